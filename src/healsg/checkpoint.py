@@ -1,0 +1,165 @@
+"""Checkpoints: single files of tensors and plain values, written in one atomic step, closed by a SHA-256 of themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from healsg.errors import RunError
+
+FORMAT = 1
+_MAGIC = b"HEALSg-1"
+_TRAILER = len(_MAGIC) + hashlib.sha256().digest_size
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` under ``path``: temporary file, fsync, rename, fsync of the folder. A kill leaves the old or the new.
+
+    Raises:
+        RunError: a value is neither a tensor nor plain (its place is named), or the file cannot be written; what stood
+            under ``path`` is then untouched.
+    """
+    if odd := next(_odd_values(state), None):
+        raise RunError(f"checkpoint: {odd}; keep tensors and plain values (numbers, text, lists, dicts)")
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    buffer.write(_MAGIC)
+    payload = buffer.getbuffer()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.write(hashlib.sha256(payload).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written ({error.strerror}); the checkpoint before it is good") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what ``save`` wrote, onto the CPU; every byte is checked before anything is unpickled.
+
+    Raises:
+        RunError: the file is missing, damaged, not ours, or of a format this version does not know.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+    body, magic, digest = data[:-_TRAILER], data[-_TRAILER:-32], data[-32:]
+    if magic[:6] != _MAGIC[:6]:
+        raise RunError(f"{path}: is no checkpoint of HEALSg, or its end is missing")
+    if hashlib.sha256(data[:-32]).digest() != digest:
+        raise RunError(f"{path}: is damaged; its SHA-256 does not fit")
+    if magic != _MAGIC:
+        raise RunError(f"{path}: was written by another version of the format, which this one does not read")
+    state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    return state
+
+
+def keep_previous(path: Path, previous: Path) -> None:
+    """Let ``previous`` be what ``path`` is now, so that ``path`` can be replaced; both names are good at every moment."""
+    if path.exists():
+        link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
+        link.unlink(missing_ok=True)
+        try:
+            os.link(path, link)
+        except OSError:
+            link.write_bytes(path.read_bytes())
+        link.replace(previous)
+
+
+def sweep_leftovers(folder: Path) -> None:
+    """Remove what a killed save left behind."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest(state: Any) -> str:
+    """SHA-256 of a state's values under their keys, whatever file they come from."""
+    total = hashlib.sha256()
+    for key, value in _leaves(state, ""):
+        total.update(f"{key}\0".encode())
+        if isinstance(value, Tensor):
+            bare = value.detach().cpu().contiguous()
+            total.update(f"{bare.dtype}{tuple(bare.shape)}\0".encode())
+            total.update(bare.flatten().view(torch.uint8).numpy().tobytes() if bare.numel() else b"")
+        else:
+            total.update(f"{value!r}\0".encode())
+    return total.hexdigest()
+
+
+def differences(first: Any, second: Any) -> list[str]:
+    """The keys under which two states differ, in order."""
+    left, right = dict(_leaves(first, "")), dict(_leaves(second, ""))
+    keys = [*left, *(key for key in right if key not in left)]
+    return [key for key in keys if key not in left or key not in right or digest(left[key]) != digest(right[key])]
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name in sorted(value, key=str):
+            yield from _leaves(value[name], f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for place, element in enumerate(value):
+            yield from _leaves(element, f"{key}.{place}")
+    else:
+        yield key, value
+
+
+def _odd_values(state: Any) -> Iterator[str]:
+    for key, value in _leaves(state, ""):
+        if type(value) not in (Tensor, nn.Parameter, int, float, str, bool, type(None)):
+            yield f"{key} is a {type(value).__module__}.{type(value).__name__}"
+
+
+@contextlib.contextmanager
+def weights_of(model: nn.Module, weights: dict[str, Any]) -> Iterator[None]:
+    """Let ``model`` have other weights for a while."""
+    own = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)
+
+
+def initialise(model: nn.Module, path: Path) -> str:
+    """Load into ``model`` the weights of a checkpoint that fit by name and shape; returns a report in one line.
+
+    Raises:
+        RunError: nothing fits.
+    """
+    weights = load(path)["model"]
+    own = model.state_dict()
+    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    if not fitting:
+        raise RunError(f"init_from: nothing in {path} fits this model; it holds {', '.join(list(weights)[:3])}, ...")
+    model.load_state_dict(fitting, strict=False)
+    reshaped = [key for key in weights if key in own and key not in fitting]
+    missing, unused = [key for key in own if key not in weights], [key for key in weights if key not in own]
+    parts = {"of another shape": reshaped, "not in it": missing, "not used": unused}
+    told = [
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})" for what, keys in parts.items() if keys
+    ]
+    return f"init_from {path}: {len(fitting)} of {len(own)} tensors loaded" + "".join(f"; {part}" for part in told)

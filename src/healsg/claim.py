@@ -1,0 +1,176 @@
+"""Claim a folder for a run: its name, whether what lies there may be continued, and the record of how it began."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import secrets
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from healsg import checkpoint, distributed, redact
+from healsg.errors import ConfigError, RunError
+from healsg.folder import ROOT, RunFolder, timestamp, write_text
+
+FREE = (
+    "name fresh trusted use_wandb wandb quiet debug resume logger recipe "
+    "data.root data.workers runner.save_every runner.max_time"
+).split()
+"""Keys that cannot alter a run's result: they may differ when it goes on."""
+
+LENGTH = ("runner.epochs", "runner.steps")
+"""Keys that may grow on a finished run."""
+
+
+def new_name(config: dict[str, Any], choices: dict[str, str]) -> str:
+    """A name that is unique by itself: date, time, parts, a short id."""
+    parts = [choices[group] for group in ("data", "model", "method") if choices.get(group)]
+    return "_".join([time.strftime("%Y-%m-%d_%H-%M-%S"), "-".join(parts).replace("/", "_"), secrets.token_hex(2)])
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is no single folder's. Raises ConfigError."""
+    if (
+        not name
+        or len(name.encode()) > 200
+        or name != name.strip()
+        or name[0] == "."
+        or re.search(r"[/\\\x00-\x1f]", name)
+    ):
+        raise ConfigError(f"name: {name!r} is no name of a folder: up to 200 bytes, no slash, no leading dot")
+
+
+def claim(path: Path, config: dict[str, Any], *, fresh: bool = False, force: bool = False) -> RunFolder:
+    """Make or enter the folder ``path`` for the run that ``config`` describes, and lock it.
+
+    Raises:
+        RunError: another process trains there, or the run is finished.
+        ConfigError: the run there was started with other settings; the message names the key.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(exist_ok=True)
+    folder = RunFolder(path)
+    folder.lock()
+    try:
+        if fresh and folder.config.exists():
+            folder = _set_aside(folder)
+        if folder.config.exists():
+            if not force:
+                _check_continuation(folder, config)
+        elif any(entry.name != ".lock" for entry in path.iterdir()):
+            raise RunError(f"{path}: holds files that are not of a run; use another name")
+        checkpoint.sweep_leftovers(path)
+        if folder.checkpoints.exists():
+            checkpoint.sweep_leftovers(folder.checkpoints)
+    except BaseException:
+        folder.unlock()
+        raise
+    return folder
+
+
+def _set_aside(folder: RunFolder) -> RunFolder:
+    """Move a run out of the way of a fresh one; nothing is deleted."""
+    path = folder.path
+    number = next(i for i in range(1, 10**6) if not path.with_name(f"{path.name}~{i}").exists())
+    path.rename(path.with_name(f"{path.name}~{number}"))
+    path.mkdir()
+    folder.unlock()
+    fresh = RunFolder(path)
+    fresh.lock()
+    return fresh
+
+
+def changed(folder: RunFolder, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings, by key, in which ``config`` differs from the run in ``folder`` so that its result may: (old, new)."""
+    old = dict(flat(yaml.safe_load(folder.config.read_text())))
+    new = dict(flat(redact.config(config)))
+    keys = [key for key in [*new, *(key for key in old if key not in new)] if old.get(key) != new.get(key)]
+    return {
+        key: (old.get(key), new.get(key))
+        for key in keys
+        if not any(key == free or key.startswith(free + ".") for free in FREE)
+    }
+
+
+def _check_continuation(folder: RunFolder, config: dict[str, Any]) -> None:
+    record, differing = folder.record, changed(folder, config)
+    finished = record.get("status") == "finished"
+    longer = [key for key, (old, new) in differing.items() if finished and key in LENGTH and (new or 0) > (old or 0)]
+    if finished and not longer:
+        raise RunError(
+            f"{folder.path}: is finished; more runner.epochs train on, fresh=true starts anew, another name keeps both"
+        )
+    way_out = "use another name, fresh=true to start anew, or resume.force=true"
+    for key, (old, new) in differing.items():
+        if key not in longer:
+            raise ConfigError(f"{key}: {folder.path} was started with {old}, not {new}; {way_out}")
+    processes = record.get("processes", distributed.world())
+    if processes != distributed.world():
+        raise ConfigError(
+            f"processes: {folder.path} was started with {processes}, not {distributed.world()}; {way_out}"
+        )
+
+
+def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a plain configuration by dotted key; an empty collection is a leaf."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from flat(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def write_beginning(folder: RunFolder, config: dict[str, Any], hydra: dict[str, Any], overrides: list[str]) -> None:
+    """Write ``config.yaml``, ``.hydra/`` and the first ``run.json``, without secrets."""
+    if folder.config.exists():
+        earlier = folder.record
+        folder.note(status="running", reason=None, continued=[*earlier.get("continued", []), timestamp()], **_facts())
+    else:
+        folder.note(status="running", command=_command(), seed=config["seed"], begin=timestamp(), **_facts(), **_code())
+    shown = redact.config(config)
+    (folder.path / ".hydra").mkdir(exist_ok=True)
+    for name, content in {
+        "config.yaml": shown,
+        ".hydra/config.yaml": shown,
+        ".hydra/hydra.yaml": {"hydra": redact.config(hydra)},
+        ".hydra/overrides.yaml": [redact.text(override) for override in overrides],
+    }.items():
+        write_text(folder.path / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _command() -> str:
+    return redact.text(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+
+
+def _facts() -> dict[str, Any]:
+    packages = ("healsg", "torch", "torchvision", "numpy", "hydra-core", "omegaconf")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"host": platform.node(), "versions": versions, "processes": distributed.world(), "process": os.getpid()}
+
+
+def _code() -> dict[str, Any]:
+    """The state of the code that runs: the commit of the current directory, and what differs from it as a patch."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout
+
+    try:
+        commit, patch = git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return {"commit": None, "patch": None}
+    return {"commit": commit, "patch": redact.text(patch) or None if len(patch) < 1 << 20 else "longer than 1 MiB"}

@@ -1,0 +1,54 @@
+"""The program ``healsg``: one command a file in ``healsg.commands``; mistakes become one line and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+from healsg.errors import ConfigError, HealsgError
+
+COMMANDS = {
+    "train": "train a task, or a sweep of tasks (-m)",
+    "resume": "go on with a run: healsg resume RUN",
+    "eval": "evaluate a run: healsg eval RUN [split=test] [checkpoint=best]",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if command in ("-h", "--help", "--version"):
+        print(_version() if command == "--version" else _usage())
+        return 0
+    try:
+        if command not in COMMANDS:
+            raise ConfigError(f"healsg {command}: no such command; there is {', '.join(COMMANDS)}")
+        status: int = import_module(f"healsg.commands.{command}").run(rest)
+    except HealsgError as error:
+        return report(error, debug="debug=true" in rest)
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def report(error: HealsgError, debug: bool = False) -> int:
+    """Tell a mistake on standard error, with its traceback where that was asked for; returns the exit status."""
+    if type(error).__name__ != "ElsewhereError":
+        if debug or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exception(error)
+        print(f"error: {error}", file=sys.stderr)
+    return error.status
+
+
+def _usage() -> str:
+    lines = [f"  healsg {command:8} {told}" for command, told in COMMANDS.items()]
+    return "usage: healsg COMMAND ...\n\n" + "\n".join(lines) + "\n\nhealsg train --help shows every setting"
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"healsg {version('healsg')}"

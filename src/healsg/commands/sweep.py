@@ -1,0 +1,137 @@
+"""``-m``: the jobs of a sweep one after the other in one process, each in its own folder, and a table at the end."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import hashlib
+import io
+import os
+import secrets
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from healsg.cli import report
+from healsg.commands.train import composed_once
+from healsg.config import Composed, verify
+from healsg.errors import ConfigError, HealsgError, RunError
+
+if TYPE_CHECKING:
+    from healsg.compose import Composer
+
+Plan = tuple[str, list[tuple[str, Composed]]]
+
+
+def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
+    """Run every job; 0 where all are finished, 1 where one failed, 2 where the command was wrong."""
+    name, jobs = composed_once(lambda: plan(composer(), overrides))
+    rows: list[dict[str, Any]] = []
+    for number, (job, composed) in enumerate(jobs, 1):
+        _say(f"job {number} of {len(jobs)}: {job}")
+        row = {"job": job, **run_job(name, job, composed)}
+        rows.append(row)
+        if row["exit"] >= 128:
+            break
+    from healsg import distributed
+
+    if distributed.rank() == 0:
+        _table(name, rows)
+    if rows[-1]["exit"] >= 128:
+        return int(rows[-1]["exit"])
+    return 1 if any(row["status"] == "failed" for row in rows) else 0
+
+
+def plan(composer: Composer, overrides: list[str]) -> Plan:
+    """The sweep's name, and each job's name and configuration; a wrong key or option refuses the whole."""
+    swept = composer.swept(overrides)
+    jobs = []
+    for job_overrides in composer.sweep(overrides):
+        own = [override for override in job_overrides if override.split("=")[0] in swept]
+        jobs.append((job_name(own), composer.compose(job_overrides, checked=False)))
+    problems = [_problem(composed) for _, composed in jobs]
+    if all(problems):
+        raise ConfigError(problems[0])
+    name = jobs[0][1].values["name"] or f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_sweep_{secrets.token_hex(2)}"
+    return name, jobs
+
+
+def _problem(composed: Composed) -> str:
+    try:
+        verify(composed)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def job_name(overrides: list[str]) -> str:
+    """A job's folder: its swept keys and values, at most 120 characters and then a hash."""
+    name = ",".join(overrides).replace("/", "_").replace(" ", "") or "job"
+    if len(name) <= 120:
+        return name
+    return f"{name[:107]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def run_job(name: str, job: str, composed: Composed) -> dict[str, Any]:
+    """Train one job in ``runs/<name>/<job>/``; a failure is told at once and is this job's alone."""
+    from healsg import claim
+    from healsg.folder import ROOT, RunFolder
+    from healsg.trainer import TaskTrainer
+
+    path = ROOT / name / job
+    folder = RunFolder(path)
+    record, values = folder.record, composed.values
+    try:
+        claim.check_name(name)
+        verify(composed)
+        if record.get("status") == "finished" and not values["fresh"] and not claim.changed(folder, values):
+            _say(f"{path}: is finished")
+            return {"status": "finished", "exit": 0, **_numbers(record)}
+        result = TaskTrainer(composed).train(path)
+        return {"status": result["status"], "exit": result["exit"], **_numbers(result)}
+    except HealsgError as error:
+        report(error, debug=composed.values["debug"])
+        return {"status": "failed", "exit": error.status, "reason": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        return {"status": "failed", "exit": 1, "reason": f"{type(error).__name__}: {error}"}
+    finally:
+        gc.collect()
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    best = record.get("best") or {}
+    numbers = {f"best {best['monitor']}": best["value"]} if best else {}
+    return numbers | (record.get("test") or {})
+
+
+def _table(name: str, rows: list[dict[str, Any]]) -> None:
+    """Show all jobs with their best numbers, and write the same as ``sweep.csv``."""
+    from healsg.folder import ROOT, write_text
+
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "exit"))
+    text = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in [columns, *text]) for i in range(len(columns))]
+    for line in [columns, *text]:
+        _say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    path = ROOT / name / "sweep.csv"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, buffer.getvalue())
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror})") from error
+    _say(f"table: {path}")
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)

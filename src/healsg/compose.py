@@ -1,0 +1,157 @@
+"""Composer: from ``conf/``, the user's own folder and a command line to a checked configuration, without torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from healsg import check
+from healsg.config import Composed, has_key, one_line, verify
+from healsg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+
+def conf_folder() -> Path:
+    """The configuration that comes with the package: inside it when installed, beside ``src/`` in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+class Composer:
+    """Composes configurations from ``conf/`` and, where it is given, the user's own folder.
+
+    Args:
+        config_dir: a folder of the user's own with groups or recipes, searched after ``conf/``.
+        config_name: the primary config.
+    """
+
+    def __init__(self, config_dir: str | None = None, config_name: str = "config") -> None:
+        from hydra import version
+        from hydra._internal.hydra import Hydra
+        from hydra._internal.utils import create_config_search_path
+        from hydra.core.config_search_path import SearchPathQuery
+        from hydra.core.global_hydra import GlobalHydra
+
+        self.name, self.project = config_name, [Path.cwd()]
+        search_path = create_config_search_path(str(conf_folder()))
+        if config_dir is not None:
+            folder = Path(config_dir).resolve()
+            if not folder.is_dir():
+                raise ConfigError(f"--config-dir: there is no folder {config_dir}")
+            self.project.append(folder.parent)
+            search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+        version.setbase("1.3")
+        GlobalHydra.instance().clear()
+        self._hydra = Hydra.create_main_hydra2("healsg", search_path)
+        self._loader = self._hydra.config_loader
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Read overrides in Hydra's grammar. Raises ConfigError."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.errors import HydraException
+
+        parser = OverridesParser.create(config_loader=self._loader)
+        parsed = []
+        for override in overrides:
+            try:
+                parsed.append(parser.parse_override(override))
+            except HydraException as error:
+                reason = str(error).splitlines()[0]
+                raise ConfigError(f"{override}: is not of the form key=value ({reason})") from error
+        return parsed
+
+    def compose(self, overrides: Sequence[str], checked: bool = True) -> Composed:
+        """Compose, resolve and check. Raises ConfigError, in one line."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        for override in self.parse(overrides):
+            if override.is_hydra_override() and override.get_key_element() not in ("hydra.searchpath", "hydra.mode"):
+                key = override.get_key_element()
+                raise ConfigError(f"{key}: is not read here; a run's folder is runs/<name>, set name=...")
+        config = self._load(overrides)
+        hydra_node = config.hydra
+        chosen = hydra_node.runtime.choices.items()
+        choices = {group: option for group, option in chosen if option is not None and not group.startswith("hydra")}
+        hydra: Any = OmegaConf.to_container(hydra_node, resolve=False)
+        del config["hydra"]
+        try:
+            values: Any = OmegaConf.to_container(config, resolve=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{getattr(error, 'full_key', None) or 'config'}: {one_line(error)}") from error
+        if type(values.get("name")) is int:
+            values["name"] = str(values["name"])
+        composed = Composed(values, choices, hydra, list(overrides), tuple(self.project))
+        if checked:
+            verify(composed)
+        return composed
+
+    def _load(self, overrides: Sequence[str]) -> Any:
+        from hydra.errors import HydraException
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            config = self._hydra.compose_config(
+                self.name, list(overrides), run_mode=RunMode.RUN, from_shell=False, with_log_configuration=False
+            )
+        except (HydraException, OmegaConfBaseException, OSError) as error:
+            raise self._explained(error, overrides) from error
+        OmegaConf.set_struct(config, False)
+        return config
+
+    def _explained(self, error: Exception, overrides: Sequence[str]) -> ConfigError:
+        """Why a composition failed, in one line: an unknown option, an unknown key, or what Hydra says."""
+        groups, values = [], []
+        for override in self.parse(overrides):
+            key, option = override.key_or_group, override.value()
+            if override.is_hydra_override() or not self._loader.list_groups(key) and not self._options(key):
+                values.append(override)
+                continue
+            groups.append(override)
+            if isinstance(option, str) and option not in self._options(key):
+                return ConfigError(check.explain_option(key, option, self._options(key)))
+        lines = [override.input_line for override in groups if override.input_line]
+        if len(lines) == len(overrides):
+            return ConfigError(one_line(error))
+        base = self._load(lines)
+        del base["hydra"]
+        for override in values:
+            key = override.get_key_element().lstrip("+~")
+            if "/" in key:
+                near = difflib.get_close_matches(key.split("@")[0], self._groups(), 1, 0.5)
+                return ConfigError(f"{key}: no such group" + (f"; did you mean {near[0]}?" if near else ""))
+            if not has_key(base, key):
+                if override.is_add():
+                    continue
+                return ConfigError(check.explain_unknown(key, base))
+        return ConfigError(one_line(error))
+
+    def _options(self, group: str) -> list[str]:
+        return [str(option) for option in self._loader.get_group_options(group)]
+
+    def _groups(self, parent: str = "") -> list[str]:
+        here = [f"{parent}/{name}".lstrip("/") for name in self._loader.list_groups(parent) if name != "hydra"]
+        return here + [inner for group in here for inner in self._groups(group)]
+
+    def sweep(self, overrides: Sequence[str]) -> list[list[str]]:
+        """The jobs of a sweep: the lists of overrides that the product of all swept values makes. Raises ConfigError."""
+        jobs: list[list[str]] = [[]]
+        for override in self.parse(overrides):
+            if not override.is_sweep_override():
+                jobs = [[*job, str(override.input_line)] for job in jobs]
+                continue
+            if not override.is_discrete_sweep():
+                raise ConfigError(f"{override.input_line}: an interval is no list of values; give them one by one")
+            values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            jobs = [[*job, value] for job in jobs for value in values]
+        return jobs
+
+    def swept(self, overrides: Sequence[str]) -> list[str]:
+        """The keys that a sweep varies."""
+        return [override.get_key_element() for override in self.parse(overrides) if override.is_sweep_override()]

@@ -1,0 +1,168 @@
+"""TaskConfig, and the way from a checked configuration to the parts of a task: the only importer of ``hydra.utils``.
+
+Everything up to ``build_task`` answers without importing torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from healsg import check, targets
+from healsg.errors import ConfigError, RunError
+from healsg.types import Natural
+
+if TYPE_CHECKING:
+    from healsg.folder import RunFolder
+    from healsg.task import BasicTask
+
+
+@dataclass
+class TaskConfig:
+    """The typed top level of a run's configuration; the nodes below it are constructor calls."""
+
+    name: str | None
+    seed: Natural
+    fresh: bool
+    trusted: list[str]
+    init_from: str | None
+    use_wandb: bool
+    wandb: dict[str, Any]
+    quiet: bool
+    debug: bool
+    resume: dict[str, Any]
+    args: dict[str, Any]
+    task: Any
+    data: Any
+    model: Any
+    method: Any
+    runner: Any
+    logger: Any
+    recipe: Any
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A checked configuration: plain values, the option chosen for each group, Hydra's own node, the overrides."""
+
+    values: dict[str, Any]
+    choices: dict[str, str] = field(default_factory=dict)
+    hydra: dict[str, Any] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    project: tuple[Path, ...] = ()
+
+
+def verify(composed: Composed) -> None:
+    """Check keys, types, ranges and targets. Raises ConfigError."""
+    values = composed.values
+    check.check(values, trusted=values.get("trusted") or [], project=composed.project)
+
+
+def load_saved(folder: RunFolder, overrides: Sequence[str]) -> Composed:
+    """The configuration of a run that exists, with changes. It is data: what it trusts does not count.
+
+    Raises:
+        ConfigError: an override names no key of it, or it does not pass the checks.
+        RunError: it cannot be read, or holds what only a program could.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        values = yaml.safe_load(folder.config.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{folder.config}: cannot be read: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{folder.config}: is no configuration of a run")
+    if "${" in yaml.safe_dump(values):
+        raise RunError(f"{folder.config}: holds an interpolation; the configuration of a run is resolved")
+    values["trusted"] = []
+    saved = OmegaConf.create(values)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text}: is not of the form key=value")
+        if not has_key(saved, key.lstrip("+")) and not key.startswith("+args."):
+            raise ConfigError(check.explain_unknown(key.lstrip("+"), saved))
+        OmegaConf.update(saved, key.lstrip("+"), yaml.safe_load(value), force_add=True)
+    plain: Any = OmegaConf.to_container(saved, resolve=True)
+    composed = Composed(plain, overrides=list(overrides), project=(Path.cwd(),))
+    verify(composed)
+    return composed
+
+
+def has_key(config: Any, key: str) -> bool:
+    """Whether a configuration has a dotted key."""
+    from omegaconf import OmegaConf
+
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return OmegaConf.is_dict(node) and leaf in node
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def build_task(composed: Composed) -> BasicTask:
+    """Make the parts and join them: the only place where targets are imported and called. Raises ConfigError."""
+    from omegaconf import OmegaConf
+
+    from healsg.data import TaskData
+    from healsg.method import TaskMethod
+    from healsg.model import TaskModel
+    from healsg.runner import TaskRunner
+    from healsg.task import BasicTask
+
+    values = composed.values
+    for folder in composed.project:
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    kinds = {"data": TaskData, "model": TaskModel, "method": TaskMethod, "runner": TaskRunner}
+    parts = {key: make(values[key], key, composed) for key in kinds}
+    for key, kind in kinds.items():
+        if not isinstance(parts[key], kind):
+            raise ConfigError(f"{key}._target_: {values[key]['_target_']} is no {kind.__name__}")
+    config = OmegaConf.create(values)
+    OmegaConf.set_readonly(config, True)
+    factory = make(values["task"], "task", composed, partial=True)
+    task = factory(
+        config=config,
+        task_data=parts["data"],
+        task_model=parts["model"],
+        task_method=parts["method"],
+        runner=parts["runner"],
+    )
+    if not isinstance(task, BasicTask):
+        raise ConfigError(f"task._target_: {values['task']['_target_']} is no BasicTask")
+    task.check()
+    return task
+
+
+def make(node: dict[str, Any], key: str, composed: Composed, partial: bool = False) -> Any:
+    """Call the constructor that a checked node names. Raises ConfigError."""
+    from hydra.errors import HydraException
+    from hydra.utils import get_object, instantiate
+
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ConfigError(f"{key}: names no part; give it a _target_")
+    trusted = composed.values.get("trusted") or []
+    try:
+        for target in targets.named(node):
+            targets.verify_origin(get_object(target), target, trusted, composed.project)
+        return instantiate(node, _convert_="all", _partial_=partial)
+    except ConfigError as error:
+        raise ConfigError(str(error) if "." in str(error).split(":")[0] else f"{key}: {error}") from error
+    except (HydraException, ImportError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or composed.values.get("debug"):
+            raise
+        cause = error.__cause__ or error
+        if isinstance(cause, ConfigError):
+            raise cause from error
+        raise ConfigError(f"{key}: {node['_target_']} cannot be made: {one_line(cause)}") from error

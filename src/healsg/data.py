@@ -1,0 +1,176 @@
+"""TaskData: which examples, in which splits; and DataInfo, what is known of them before any file is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from healsg.errors import ConfigError, DataError
+from healsg.loader import Loader, Transform
+from healsg.seeding import generator
+from healsg.source import Source
+from healsg.types import Count, Natural, Share
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a data set promises: enough to build a network, its loss and its metrics.
+
+    Args:
+        input_shape: one sample's shape as the network sees it, ``(channels, *spatial)`` or ``(features,)``.
+        num_classes: the number of classes, or of outputs.
+        kind: ``multiclass``; the catalogue adds others.
+        class_names: the classes in the order of their indices, where they have names.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+    kind: str = "multiclass"
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of the data: by stream, the views of each sample it wants.
+
+    ``Needs()`` is one stream of ``input`` and ``target``. With several streams a batch is a dict of such dicts.
+    ``ratio`` says how many times ``data.batch_size`` a stream's batch holds, where it is not 1.
+    """
+
+    streams: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"labelled": ("input",)})
+    ratio: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def flat(self) -> bool:
+        """Whether a batch is one dict, not a dict of streams."""
+        return list(self.streams) == ["labelled"]
+
+
+class TaskData:
+    """A data set: its parts, its splits, its transforms. A subclass gives ``info``, ``read`` and ``transform``.
+
+    Args:
+        root: the folder that holds, or receives, the files of all data sets.
+        batch_size: samples of one forward pass, over all processes.
+        workers: loader processes for data that are not held in memory.
+        val_fraction: the share of the training part that serves for validation where the set has no part of its own,
+            stratified by class; 0 uses the test part, as papers on CIFAR do.
+        split_seed: which samples that share is.
+        drop_last: leave out the samples at the end of an epoch that do not fill a whole update.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        batch_size: Count = 128,
+        workers: Natural = 0,
+        val_fraction: Share = 0.1,
+        split_seed: Natural = 0,
+        drop_last: bool = False,
+    ) -> None:
+        self.root = Path(root).expanduser()
+        self.batch_size, self.workers = batch_size, workers
+        self.val_fraction, self.split_seed = val_fraction, split_seed
+        self.drop_last = drop_last
+
+    @property
+    def info(self) -> DataInfo:
+        """What is known before the samples are read."""
+        raise NotImplementedError
+
+    def read(self, part: str) -> Source | None:
+        """The samples of ``train``, ``val`` or ``test`` as the set is published; None where it has no such part."""
+        raise NotImplementedError
+
+    def transform(self, view: str, split: str) -> Transform | None:
+        """What turns stored samples into ``view`` (``input``, ``weak``, ``strong``, ``view1``, ...) of ``split``."""
+        return None
+
+    def splits(self) -> dict[str, Source]:
+        """``train``, ``val`` and, where the set has one, ``test``."""
+        train, val, test = self.read("train"), self.read("val"), self.read("test")
+        if train is None or not len(train):
+            raise DataError(f"{type(self).__name__}: the training part is empty")
+        if val is None and self.val_fraction:
+            if train.targets is None:
+                raise DataError(f"{type(self).__name__}: data.val_fraction needs a class for each sample; set it to 0")
+            kept, held = stratified_split(train.targets, self.val_fraction, self.split_seed)
+            train, val = train.subset(kept), train.subset(held)
+        parts = {"train": train, "val": val if val is not None else test, "test": test}
+        return {split: source for split, source in parts.items() if source is not None}
+
+    @property
+    def val_is_test(self) -> bool:
+        """Whether the test part also serves for validation; ``run.json`` says so."""
+        return self.val_fraction == 0 and not self.has_val and self.has_test
+
+    @property
+    def has_val(self) -> bool:
+        """Whether the set comes with a validation part of its own."""
+        return False
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the set comes with a test part."""
+        return True
+
+    def streams(self, needs: Needs, train: Source) -> dict[str, Source]:
+        """The training samples of each stream that a method needs; a set with unlabelled samples adds its own."""
+        if missing := set(needs.streams) - {"labelled"}:
+            raise ConfigError(
+                f"data: {type(self).__name__} has no {', '.join(sorted(missing))} samples; the method needs them"
+            )
+        return {"labelled": train}
+
+    def loaders(self, needs: Needs) -> dict[str, Loader]:
+        """A loader a split; the training one deals the streams and views that ``needs`` names."""
+        splits = self.splits()
+        loaders = {}
+        for split, source in splits.items():
+            training = split == "train"
+            wanted = needs.streams if training else {"labelled": ("input",)}
+            sources = self.streams(needs, source) if training else {"labelled": source}
+            views = {stream: {view: self.transform(view, split) for view in names} for stream, names in wanted.items()}
+            loaders[split] = Loader(
+                {stream: sources[stream] for stream in wanted},
+                views,
+                self.batch_size,
+                shuffle=training,
+                drop_last=training and self.drop_last,
+                workers=self.workers,
+                flat=not training or needs.flat,
+                ratio=needs.ratio,
+            )
+        return loaders
+
+
+def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split samples in two so that every class gives up the same share, as a pure function of ``seed``.
+
+    Args:
+        targets: (N,) class indices.
+        fraction: the share of the second part; its size is ``round(fraction * N)``, dealt to the classes by the
+            largest remainder, so that it differs by less than one sample from the exact share in every class.
+
+    Returns:
+        The sorted indices of the first and of the second part.
+    """
+    classes, counts = torch.unique(targets, return_counts=True)
+    exact = counts.double() * fraction
+    share = exact.floor().long()
+    missing = round(fraction * len(targets)) - int(share.sum())
+    remainder = exact - share
+    share[remainder.argsort(descending=True, stable=True)[:missing]] += 1
+    held = []
+    for label, amount in zip(classes.tolist(), share.tolist(), strict=True):
+        members = (targets == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator(seed, "split", int(label)))
+        held.append(members[order[:amount]])
+    second = torch.cat(held).sort().values
+    first = torch.ones(len(targets), dtype=torch.bool)
+    first[second] = False
+    return first.nonzero().flatten(), second

@@ -1,0 +1,1 @@
+"""Data sets: one file each, subclasses of ``healsg.data.TaskData``."""

@@ -1,0 +1,202 @@
+"""ImageFolder: one's own pictures, a folder a class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from healsg.data import DataInfo, TaskData, stratified_split
+from healsg.datasets.files import log
+from healsg.errors import ConfigError, DataError
+from healsg.loader import Transform
+from healsg.seeding import mix
+from healsg.source import DatasetSource
+from healsg.transforms.image import ImageTransform
+from healsg.types import Count, Natural, Share
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, with 255 as 1: what torchvision's pretrained models were trained with."""
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""As torchvision.datasets.folder.IMG_EXTENSIONS."""
+
+
+class ImageFolder(TaskData):
+    """Pictures of any size in ``folder/train/<class>/``, ``folder/val/<class>/`` and, if it exists, ``folder/test/``.
+
+    Without these, ``folder/<class>/`` is split by ``val_fraction`` and ``test_fraction``, stratified by class. The
+    classes are the folders' names in sorted order. A picture's shorter side is resized, then its centre is cut out.
+
+    Args:
+        folder: where the pictures lie, relative to the current directory or else to ``root``.
+        image_size: height and width that the network sees, in pixels.
+        channels: 3 for colour, 1 for grey.
+        flip: mirror training pictures left to right at random.
+        shift: the largest random shift of training pictures, in pixels.
+        padding: what a shift brings in from outside.
+        mean: each channel's mean, with full intensity as 1; None is ImageNet's.
+        std: each channel's standard deviation, with full intensity as 1; None is ImageNet's.
+        test_fraction: the share of the training pictures that serves as test part where there is no ``test`` folder.
+        common: the arguments of TaskData.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        image_size: Count = 224,
+        channels: Literal[1, 3] = 3,
+        flip: bool = True,
+        shift: Natural = 16,
+        padding: Literal["zero", "reflect"] = "reflect",
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        test_fraction: Share = 0.0,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.folder, self.image_size, self.channels, self.test_fraction = folder, image_size, channels, test_fraction
+        means, stds = _per_channel("mean", mean, MEAN, channels), _per_channel("std", std, STD, channels)
+        if min(stds) <= 0:
+            raise ConfigError(f"data.std: {list(stds)}, but a standard deviation is above 0")
+        self.images = ImageTransform(flip, shift, means, stds, padding=padding, size=image_size)
+
+    @property
+    def info(self) -> DataInfo:
+        """Known from the names of the class folders. Raises DataError where there are none."""
+        classes = tuple(_class_folders(self._folders["train"]))
+        return DataInfo((self.channels, self.image_size, self.image_size), len(classes), class_names=classes)
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there is a ``val`` folder."""
+        return "val" in self._folders
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a ``test`` folder, or a share for testing."""
+        return "test" in self._folders or self.test_fraction > 0
+
+    def transform(self, view: str, split: str) -> Transform:
+        return self.images.of(view)
+
+    def read(self, part: str) -> DatasetSource | None:
+        return self._parts.get(part)
+
+    @cached_property
+    def _folders(self) -> dict[str, Path]:
+        """The folder of each part that has one."""
+        asked = Path(self.folder).expanduser()
+        places = list(dict.fromkeys([asked.absolute(), (self.root / asked).absolute()]))
+        found = next((place for place in places if place.is_dir()), None)
+        if found is None:
+            raise DataError(f"data.folder: no such folder: {' nor '.join(map(str, places))}")
+        parts = {part: found / part for part in ("train", "val", "test") if (found / part).is_dir()}
+        if parts and "train" not in parts:
+            raise DataError(f"data.folder: {found} has {' and '.join(parts)} but no train folder")
+        return parts or {"train": found}
+
+    @cached_property
+    def _parts(self) -> dict[str, DatasetSource]:
+        classes = self.info.class_names
+        parts = {part: self._list(part, folder, classes) for part, folder in self._folders.items()}
+        if "test" not in parts and self.test_fraction:
+            targets = torch.tensor(parts["train"].dataset.targets)
+            kept, held = stratified_split(targets, self.test_fraction, mix(self.split_seed, "test"))
+            parts |= {"train": parts["train"].subset(kept), "test": parts["train"].subset(held)}
+        return parts
+
+    def _list(self, part: str, folder: Path, classes: Sequence[str]) -> DatasetSource:
+        present = _class_folders(folder)
+        if missing := sorted(set(classes) - set(present)):
+            raise DataError(f"{folder}: no folder for the class {missing[0]!r}, which the training part has")
+        if unknown := sorted(set(present) - set(classes)):
+            raise DataError(f"{folder}: the class {unknown[0]!r} is not in the training part")
+        paths: list[str] = []
+        targets: list[int] = []
+        skipped = 0
+        for label, name in enumerate(classes):
+            pictures, others = _pictures(folder / name)
+            if not pictures:
+                raise DataError(f"{folder / name}: no pictures in it ({', '.join(EXTENSIONS)})")
+            paths += pictures
+            targets += [label] * len(pictures)
+            skipped += others
+        log.info(
+            "%s: %d %s pictures in %d classes, %d other files skipped", folder, len(paths), part, len(classes), skipped
+        )
+        dataset = Pictures(paths, targets, self.image_size, self.channels)
+        return DatasetSource(dataset, targets=torch.tensor(targets))
+
+
+class Pictures:
+    """A map-style data set of picture files: ``(image, target)``, the image (channels, size, size) uint8.
+
+    Args:
+        paths: the files.
+        targets: the class index of each.
+        size: height and width of the result: the shorter side is resized to it, then the centre is cut out.
+        channels: 3 for colour, 1 for grey.
+    """
+
+    def __init__(self, paths: Sequence[str], targets: Sequence[int], size: int, channels: int) -> None:
+        self.paths, self.targets, self.size, self.channels = paths, targets, size, channels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        try:
+            return decode(self.paths[index], self.size, self.channels), self.targets[index]
+        except Exception as error:  # a broken file makes the decoder raise almost anything
+            reason = " ".join(str(error).split())
+            raise DataError(f"{self.paths[index]}: picture {index} cannot be read ({reason})") from error
+
+
+def decode(path: str, size: int, channels: int) -> Tensor:
+    """The picture at ``path`` as (channels, size, size) uint8: resized on its shorter side, cut to its centre."""
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        if opened.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {opened.mode}, more than 8 bits a channel: convert it to 8 bits")
+        opaque = opened.convert("RGBA") if "transparency" in opened.info else opened
+        image = opaque.convert("RGB" if channels == 3 else "L")
+    width, height = image.size
+    shorter = min(width, height)
+    width, height = size * width // shorter, size * height // shorter
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(pixels.reshape(size, size, channels)).permute(2, 0, 1).contiguous()
+
+
+def _per_channel(key: str, given: list[float] | None, usual: Sequence[float], channels: int) -> tuple[float, ...]:
+    if given is None:
+        return tuple(usual) if channels == len(usual) else (sum(usual) / len(usual),) * channels
+    if len(given) != channels:
+        raise ConfigError(f"data.{key}: {len(given)} numbers for {channels} channels")
+    return tuple(float(value) for value in given)
+
+
+def _class_folders(folder: Path) -> list[str]:
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"{folder}: no class folders in it; put the pictures of each class into a folder of its name")
+    return names
+
+
+def _pictures(folder: Path) -> tuple[list[str], int]:
+    """The picture files below ``folder``, sorted, and the number of other files."""
+    found, others = [], 0
+    for place, _, names in os.walk(folder, followlinks=True):
+        pictures = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+        found += [os.path.join(place, name) for name in pictures]  # noqa: PTH118, a Path for each of a million is slow
+        others += len(names) - len(pictures)
+    return sorted(found), others

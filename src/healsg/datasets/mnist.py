@@ -1,0 +1,124 @@
+"""MNIST: 70,000 handwritten digits of 28x28 pixels.
+
+Source: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-Based Learning Applied to Document Recognition", 1998.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from healsg.data import DataInfo, TaskData
+from healsg.datasets.files import checked_bytes, download, exclusive, log
+from healsg.errors import DataError
+from healsg.loader import Transform
+from healsg.source import TensorSource
+from healsg.transforms.image import ImageTransform
+from healsg.types import Natural
+
+MEAN, STD = (0.1307,), (0.3081,)
+"""Over the pixels of the 60,000 training images, with 255 as 1."""
+
+FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+
+
+class MNIST(TaskData):
+    """MNIST: 60,000 digits to train with and 10,000 to test, kept in memory as uint8.
+
+    The files lie in ``root/MNIST/raw``, as torchvision puts them.
+
+    Args:
+        flip: mirror training images left to right at random; digits do not stand that well.
+        shift: the largest random shift of training images, in pixels.
+        download: fetch the files that are not there.
+        verify: take only files with the published checksums, which exist for the packed ones.
+        common: the arguments of TaskData.
+    """
+
+    def __init__(
+        self, flip: bool = False, shift: Natural = 2, download: bool = True, verify: bool = True, **common: Any
+    ) -> None:
+        super().__init__(**common)
+        self.download, self.verify = download, verify
+        self.images = ImageTransform(flip, shift, MEAN, STD, size=28)
+
+    @property
+    def info(self) -> DataInfo:
+        return DataInfo((1, 28, 28), 10, class_names=tuple("0123456789"))
+
+    def transform(self, view: str, split: str) -> Transform:
+        return self.images.of(view)
+
+    def read(self, part: str) -> TensorSource | None:
+        if part not in FILES:
+            return None
+        folder = self.root.absolute() / "MNIST" / "raw"
+        self._provide(folder)
+        if not self.verify:
+            log.warning("data.verify=false: the %s files in %s are taken without a check", part, folder)
+        images, labels = (self._read_file(folder / name) for name in FILES[part])
+        if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"{folder}: {part} images {tuple(images.shape)} do not go with labels {tuple(labels.shape)}"
+            )
+        if len(labels) and int(labels.max()) > 9:
+            raise DataError(f"{folder / FILES[part][1]}: a label lies outside 0..9")
+        return TensorSource(images.unsqueeze(1), labels.long())
+
+    def _provide(self, folder: Path) -> None:
+        """See to it that the files are there; each packed, or with ``verify=false`` unpacked."""
+        from torchvision import datasets
+
+        def missing() -> list[tuple[str, str]]:
+            return [(name, md5) for name, md5 in datasets.MNIST.resources if not self._present(folder / name)]
+
+        if not missing():
+            return
+        names = " ".join(name for name, _ in datasets.MNIST.resources)
+        by_hand = f"put {names} into {folder}"
+        if any((folder / name).with_suffix("").is_file() for name, _ in missing()):
+            by_hand += ", or set data.verify=false to take the unpacked files that lie there"
+        if not self.download:
+            raise DataError(f"MNIST: {missing()[0][0]} is not in {folder}; set data.download=true, or {by_hand}")
+        with exclusive(self.root.absolute()):
+            for name, md5 in missing():
+                download([mirror + name for mirror in datasets.MNIST.mirrors], folder / name, md5, by_hand)
+
+    def _present(self, path: Path) -> bool:
+        return path.is_file() or (not self.verify and path.with_suffix("").is_file())
+
+    def _read_file(self, path: Path) -> Tensor:
+        from torchvision import datasets
+
+        if not path.is_file():
+            return parse_idx(checked_bytes(path.with_suffix(""), None), path.with_suffix(""))
+        packed = checked_bytes(path, dict(datasets.MNIST.resources)[path.name] if self.verify else None)
+        try:
+            return parse_idx(gzip.decompress(packed), path)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: damaged, cannot be unpacked ({error}); delete it and get it anew") from error
+
+
+def parse_idx(content: bytes, path: Path) -> Tensor:
+    """An array of bytes in the idx format: two zeros, the type (8), the number of axes, their big-endian sizes, data.
+
+    Raises DataError, with ``path``, where the content is something else or too short or long.
+    """
+    axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    start = 4 + 4 * axes
+    if not axes or len(content) < start:
+        raise DataError(f"{path}: damaged, not an idx file of bytes")
+    sizes = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
+    if len(content) - start != prod(sizes):
+        raise DataError(f"{path}: damaged, {len(content) - start} bytes where {prod(sizes)} were announced")
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(sizes).copy())

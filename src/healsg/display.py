@@ -1,0 +1,251 @@
+"""What a terminal shows of a run: a live line under a table of epochs; plain lines elsewhere, or warnings alone."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, TextIO, cast
+
+
+@dataclass
+class Progress:
+    """Where a run is. The loop changes the fields; a display only reads them, from a thread of its own."""
+
+    phase: str = "preparing"  # train, val, test, or what is being prepared
+    epoch: int = 0  # the epoch under way, from 1
+    max_epoch: int = 0
+    position: int = 0  # batches done of this pass
+    length: int = 0
+    samples: int = 0  # samples trained so far in this process
+    step: int = 0  # updates done
+    total_steps: int = 0
+    numbers: dict[str, float] = field(default_factory=dict)  # the latest known metrics
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people read them: ``0:07``, ``12:30``, ``3:05:00``, ``2d 04:00``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24}d {hours % 24:02}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def number(value: float) -> str:
+    """A metric in few characters."""
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.3g}"
+
+
+def columns(line: dict[str, Any]) -> dict[str, str]:
+    """An epoch's line of ``metrics.jsonl`` as named cells: training, evaluation, learning rate, seconds."""
+    heads = ("val", "train", "lr")
+    known = {key: line[key] for key in line if key.split("/")[0] in heads and isinstance(line[key], int | float)}
+    order = sorted(known, key=lambda key: (key != "train/loss", heads.index(key.split("/")[0])))
+    cells = {key: f"{known[key]:.3g}" if key.startswith("lr") else number(known[key]) for key in order}
+    return cells | ({"seconds": f"{line['seconds']:.1f}"} if line.get("seconds") is not None else {})
+
+
+class _Safe:
+    """A stream that replaces what it cannot encode and goes silent once the reader is gone: no screen hurts a run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        try:
+            self.stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
+            self.stream.flush()
+        except (OSError, ValueError, AttributeError):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # else the interpreter complains at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        return len(text)
+
+    def flush(self) -> None:
+        """Every write has flushed already."""
+
+
+class Display:
+    """What all displays share: plain lines. A context manager that leaves the terminal as it was found."""
+
+    least = logging.INFO
+
+    def __init__(self, progress: Progress, stream: TextIO) -> None:
+        self.progress, self.stream = progress, _Safe(stream)
+
+    def begin(self, title: str) -> None:
+        """The run starts."""
+        self.message(title)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        """An epoch has ended with this line of ``metrics.jsonl``; ``best`` in it marks one that got better."""
+        cells = [f"{key} {cell}" for key, cell in columns(line).items()]
+        self.message("  ".join([f"epoch {self.place(line)}", *cells, *["*"] * bool(line.get("best"))]))
+
+    def message(self, text: str, level: int = logging.INFO) -> None:
+        """Show a text of ``logging``'s ``level``."""
+        if level >= self.least:
+            name = logging.getLevelName(level).lower()
+            self.write(f"{name}: {text}" if level >= logging.WARNING else text, name)
+
+    def end(self, lines: list[str]) -> None:
+        """The run has ended: where it lies and how to go on."""
+        self.close()
+        self.message("\n".join(lines))
+
+    def close(self) -> None:
+        """Leave the terminal as it was found. May be called twice."""
+
+    def write(self, text: str, style: str = "") -> None:
+        """One text on lines of its own, in the style of this name where there are any."""
+        self.stream.write(text + "\n")
+
+    def place(self, line: dict[str, Any]) -> str:
+        return f"{line.get('epoch', self.progress.epoch)}/{self.progress.max_epoch or '?'}"
+
+    def handler(self) -> logging.Handler:
+        """A handler that shows what is logged, above the live line where there is one."""
+        return _Handler(self)
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _Handler(logging.Handler):
+    def __init__(self, display: Display) -> None:
+        super().__init__()
+        self.display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.display.message(self.format(record), record.levelno)
+        except Exception:
+            self.handleError(record)
+
+
+class Quiet(Display):
+    """Shows nothing but warnings and errors."""
+
+    least = logging.WARNING
+
+
+class Plain(Display):
+    """One line an epoch, without control codes: for files, pipes and schedulers."""
+
+
+STYLES = {"title": "bold", "header": "dim", "best": "green", "warning": "yellow", "error": "red", "critical": "red"}
+
+
+class Live(Display):
+    """For a terminal: a table of epochs grows above one line that shows where the run is, eight times a second."""
+
+    def __init__(self, progress: Progress, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.live import Live as RichLive
+
+        super().__init__(progress, stream)
+        self.header, self.pace = [""], Pace()
+        self.console = Console(file=cast(TextIO, self.stream), force_terminal=True)
+        own: dict[str, Any] = {f"redirect_{name}": _is_terminal(getattr(sys, name)) for name in ("stdout", "stderr")}
+        own |= {"get_renderable": self._line, "refresh_per_second": 8, "transient": True}
+        self.live = RichLive(console=self.console, **own)
+
+    def begin(self, title: str) -> None:
+        self.write(title, "title")
+        self.live.start(refresh=True)
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        cells = {"epoch": self.place(line), **columns(line)}
+        shown = fitting(cells, self.console.width - 2)
+        if shown != self.header:
+            self.header = shown
+            self.write("  ".join(name.rjust(7) for name in shown), "header")
+        row = "  ".join(cells[name].rjust(max(7, len(name))) for name in shown)
+        self.write(row + " *" * bool(line.get("best")), "best" if line.get("best") else "")
+
+    def write(self, text: str, style: str = "") -> None:
+        self.console.print(text, style=STYLES.get(style), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self.live.stop()
+
+    def _line(self) -> Any:
+        from rich.text import Text
+
+        try:
+            bar = ".#" if self.console.options.ascii_only else "─━"
+            pace = self.pace.look(self.progress, time.monotonic())
+            head, done, rest, tail = live_line(self.progress, pace, self.console.width - 1, bar)
+        except Exception as error:  # an error here would end the thread that draws
+            head, done, rest, tail = f"the display failed: {error!r}", "", "", ""
+        pieces = ((head + "  ", "bold"), (done, "green"), (rest, "dim"), "  " + tail)
+        return Text.assemble(*pieces, no_wrap=True, overflow="crop")
+
+
+def fitting(cells: dict[str, str], width: int) -> list[str]:
+    """The columns that there is room for, in order; the learning rate and the like give way to what is measured."""
+    chosen: list[str] = []
+    for name in sorted(cells, key=lambda name: name in ("val/loss", "lr", "seconds")):
+        if sum(max(7, len(other)) + 2 for other in [*chosen, name]) - 2 <= width:
+            chosen.append(name)
+    return [name for name in cells if name in chosen]
+
+
+class Pace:
+    """How fast a run goes, from the samples of the last seconds; and how long it takes, from all its updates."""
+
+    def __init__(self) -> None:
+        self.recent: deque[tuple[float, int]] = deque(maxlen=40)
+        self.first = (0.0, 0)
+
+    def look(self, progress: Progress, now: float) -> tuple[float | None, float | None]:
+        """Samples a second and seconds left, each None where it is not known."""
+        if progress.phase != "train":
+            self.recent.clear()
+        self.recent.append((now, progress.samples))
+        (begin, before), (end, after) = self.recent[0], self.recent[-1]
+        rate = (after - before) / (end - begin) if after > before and end > begin else None
+        self.first = self.first if self.first[1] else (now, progress.step)
+        steps, to_do = progress.step - self.first[1], max(0, progress.total_steps - progress.step)
+        return rate, to_do * (now - self.first[0]) / steps if steps > 0 and progress.total_steps else None
+
+
+def live_line(progress: Progress, pace: tuple[float | None, float | None], width: int, bar: str) -> list[str]:
+    """The live line in at most ``width`` characters: its head, the bar's done and open part, and its tail.
+
+    ``pace`` holds the samples a second and the seconds left; ``bar`` the letters for what is open and what is done.
+    """
+    rate, left = pace
+    head = (progress.phase + f" {progress.epoch}/{progress.max_epoch}" * bool(progress.max_epoch))[:width]
+    wanted = [f"{clock(left)} left"] if left is not None else []
+    wanted += [f"{name} {number(value)}" for name, value in dict(progress.numbers).items()]
+    wanted += [f"{rate:,.0f}/s"] if rate else []
+    room = width - len(head) - 4
+    length = min(30, max(5, room // 3)) if progress.length and room >= 5 else 0
+    tail: list[str] = []
+    for piece in wanted:
+        if length + sum(len(other) + 2 for other in [*tail, piece]) - 2 <= room:
+            tail.append(piece)
+    done = round(length * min(1.0, progress.position / max(1, progress.length)))
+    return [head, bar[1] * done, bar[0] * (length - done), "  ".join(tail)]
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def make_display(progress: Progress, *, quiet: bool = False, stream: TextIO | None = None) -> Display:
+    """The display that suits ``stream`` (stdout where it is None): ``Quiet`` if so wanted, ``Live`` on a terminal that
+    moves its cursor, else ``Plain``."""
+    stream = stream or sys.stdout
+    if quiet:
+        return Quiet(progress, stream)
+    return Live(progress, stream) if _is_terminal(stream) else Plain(progress, stream)

@@ -1,0 +1,88 @@
+"""One pass over a split: ``TrainEpoch`` learns, ``EvalEpoch`` measures. Both are objects with ``run() -> dict``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from healsg import distributed
+from healsg.metrics import Metric
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+class TrainEpoch:
+    """One pass over the training data, from wherever in it the run stands."""
+
+    def __init__(self, task: BasicTask) -> None:
+        self.task = task
+
+    def run(self) -> dict[str, float]:
+        """Train; the means of the step's scalars over the whole epoch, e.g. ``{"loss": 0.31}``."""
+        task, runner = self.task, self.task.runner
+        task.net.train()
+        for batch in runner.train_batches(task):
+            logs, moved = runner.step(task, batch)
+            if moved:
+                task.task_method.after_update(task)
+            runner.meter.add(logs)
+            runner.tick(task)
+        return runner.meter.finish()
+
+
+class Loss(Metric):
+    """The mean of the criterion over the samples."""
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.criterion = criterion
+
+    def measure(self, output: Tensor, target: Tensor) -> Tensor:
+        rows = target.shape[0]
+        loss = self.criterion(output, target).double() * rows
+        return torch.stack([loss, loss.new_full((), rows)])
+
+
+class EvalEpoch:
+    """One pass over a split that is only looked at."""
+
+    def __init__(self, task: BasicTask, split: str) -> None:
+        self.task, self.split = task, split
+
+    def run(self) -> dict[str, float]:
+        """Measure ``task_method.eval_model``; e.g. ``{"loss": 0.05, "acc": 0.98}``, or nothing without such a split."""
+        if self.split not in self.task.loaders:
+            return {}
+        replaced = self.task.task_method.evaluate(self.task, self.split)
+        return self.measure() if replaced is None else replaced
+
+    def measure(self) -> dict[str, float]:
+        """The usual pass: ``task_model.predict`` on every batch, the loss and the model's metrics over all samples."""
+        task, runner = self.task, self.task.runner
+        model = task.task_method.eval_model(task)
+        runner.place.align(model)
+        metrics = {"loss": Loss(task.criterion), **task.task_model.metrics(task.info)}
+        model.eval()
+        with torch.no_grad():
+            for batch in runner.eval_batches(task, self.split):
+                with runner.place.autocast():
+                    output = task.task_model.predict(model, batch["input"])
+                output = output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+                for metric in metrics.values():
+                    metric.update(output, batch["target"])
+        return collect(metrics)
+
+
+def collect(metrics: dict[str, Metric]) -> dict[str, float]:
+    """The values of the metrics over all batches of all processes; one that nothing was added to is left out."""
+    own = {name: metric.state.tolist() for name, metric in metrics.items() if metric.state is not None}
+    values = {}
+    parts = distributed.gather(own)
+    for name, metric in metrics.items():
+        states = [part[name] for part in parts if name in part]
+        if states:
+            values[name] = metric.value([sum(column) for column in zip(*states, strict=True)])
+    return values

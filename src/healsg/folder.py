@@ -1,0 +1,142 @@
+"""RunFolder: the files that a run leaves behind, under ``runs/<name>/``."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from healsg.errors import RunError
+
+log = logging.getLogger("healsg")
+ROOT = Path("runs")
+
+
+class RunFolder:
+    """One run's folder. The process that trains holds its lock; others may read.
+
+    Args:
+        path: the folder, which exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.last, self.previous = self.checkpoints / "last.pt", self.checkpoints / "previous.pt"
+        self.best = self.checkpoints / "best.pt"
+        self.config, self.record_file, self.metrics = path / "config.yaml", path / "run.json", path / "metrics.jsonl"
+        self.began = time.time()
+        self._lock: IO[str] | None = None
+
+    def lock(self) -> None:
+        """Become the one process that trains here. The lock ends with the process, however it ends."""
+        file = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise RunError(f"{self.path}: is being trained by {holder}; wait for it, or use another name") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        self._lock = file
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    # --- the record ------------------------------------------------------------------------------------------------
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` holds; empty where there is none or it cannot be read."""
+        try:
+            record = json.loads(self.record_file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def note(self, **facts: Any) -> None:
+        """Add to ``run.json``, or change what it says, in one atomic step."""
+        write_text(self.record_file, json.dumps(self.record | facts, indent=2, default=str) + "\n")
+
+    def ended(self, status: str, reason: str | None = None) -> None:
+        """Record how the run ended: ``finished``, ``stopped`` or ``failed``."""
+        seconds = round(self.record.get("seconds", 0.0) + time.time() - self.began, 1)
+        self.note(status=status, reason=reason, end=timestamp(), seconds=seconds)
+
+    def finished(self, best: dict[str, Any] | None, test: dict[str, float], digest: str) -> None:
+        """Record the results of a run that came to its end."""
+        self.note(best=best, test=test, digest=digest, last=self.last_line("epoch"))
+
+    def last_line(self, event: str) -> dict[str, Any]:
+        """The last line of ``metrics.jsonl`` of one kind of event."""
+        lines = [json.loads(line) for line in self.metrics.read_text().splitlines() if f'"event": "{event}"' in line]
+        return lines[-1] if lines else {}
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def save_last(self, state: dict[str, Any]) -> None:
+        """Write ``last.pt``, and keep the one before it."""
+        from healsg import checkpoint
+
+        self.checkpoints.mkdir(exist_ok=True)
+        checkpoint.keep_previous(self.last, self.previous)
+        checkpoint.save(self.last, state)
+
+    def last_state(self) -> dict[str, Any] | None:
+        """The newest good state; None where no save was ever completed.
+
+        Raises:
+            RunError: there are checkpoints, and none of them is good.
+        """
+        from healsg import checkpoint
+
+        problems = []
+        for path in (self.last, self.previous):
+            if path.exists():
+                try:
+                    state = checkpoint.load(path)
+                except RunError as error:
+                    problems.append(str(error))
+                    continue
+                if problems:
+                    log.warning("%s; going on from %s", problems[0], path.name)
+                return state
+        if problems:
+            raise RunError(f"no good checkpoint is left: {'; '.join(problems)}; fresh=true starts anew")
+        return None
+
+
+def timestamp() -> str:
+    """The time now, as ISO 8601 with the zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def find(run: str) -> RunFolder:
+    """The folder of a run given as a path or as a name under ``runs/``. Raises RunError."""
+    for path in (Path(run), ROOT / run):
+        if (path / "config.yaml").is_file():
+            return RunFolder(path)
+    known = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob("**/config.yaml") if ".hydra" not in path.parts)
+    names = ", ".join(str(name) for name in known[-5:]) or "none yet"
+    raise RunError(f"{run}: is no run; give a folder or a name under {ROOT}/ ({names})")
+
+
+def weights_file(source: str) -> Path:
+    """The checkpoint that ``init_from`` names: a file, or the best weights of a run. Raises RunError."""
+    return Path(source) if Path(source).is_file() else find(source).best

@@ -1,0 +1,123 @@
+"""Keeper: what a run keeps while it trains. Between the runner's loop and the run's folder; only rank 0 has a folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from healsg import checkpoint, distributed
+from healsg.display import Display
+from healsg.epoch import EvalEpoch
+from healsg.errors import RunError
+from healsg.folder import RunFolder
+from healsg.halt import Halt
+from healsg.journal import Journal
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+log = logging.getLogger("healsg")
+
+
+class Keeper:
+    """Saves, restores, writes lines, and ends a run.
+
+    Args:
+        folder: the run's folder.
+        journal: its metrics; None on all ranks but 0, which write nothing.
+        display: what the user sees.
+        halt: when to stop.
+    """
+
+    def __init__(self, folder: RunFolder, journal: Journal | None, display: Display, halt: Halt) -> None:
+        self.folder, self.journal, self.display, self.halt = folder, journal, display, halt
+
+    def begin(self, task: BasicTask) -> None:
+        """Go on from the last good checkpoint; a run that has none starts at step 0 and saves that."""
+        state = self.folder.last_state()
+        if state is None:
+            self.save(task)
+            return
+        task.load_state_dict(state)
+        if self.journal:
+            self.journal.load_state_dict(state["journal"])
+        runner = task.runner
+        log.info(
+            "going on at step %d of %d, epoch %d",
+            runner.step_count,
+            runner.total_steps,
+            min(task.epoch, task.max_epoch),
+        )
+
+    def log_step(self, task: BasicTask) -> None:
+        """A line of the updates since the last one."""
+        means = task.runner.meter.recent()
+        task.runner.progress.numbers = means
+        if self.journal:
+            line = {"event": "step", "epoch": task.epoch, "step": task.runner.step_count}
+            self.journal.write(line | {f"train/{k}": v for k, v in means.items()} | {"lr": task.learning_rate})
+
+    def end_epoch(self, task: BasicTask, numbers: dict[str, Any], best: bool) -> None:
+        """The epoch's line, the best weights where they are, and a save."""
+        if self.journal:
+            self.journal.write(numbers)
+        self.display.epoch(numbers | {"best": best})
+        if best:
+            self.save_best(task)
+        self.save(task)
+        if self.halt.agreed():
+            raise self.halt.stopped()
+
+    def save(self, task: BasicTask) -> None:
+        """Write ``last.pt``; the one before it becomes ``previous.pt``."""
+        began, state = time.monotonic(), task.state_dict()
+        if self.journal:
+            self.journal.sync()
+            self.folder.save_last(state | {"journal": self.journal.state_dict()})
+        self.halt.saving = time.monotonic() - began
+
+    def save_best(self, task: BasicTask) -> None:
+        """Write ``best.pt``: the weights that are evaluated, with the numbers they reached."""
+        if self.journal:
+            weights = task.task_method.eval_model(task).state_dict()
+            checkpoint.save(self.folder.best, {"model": weights, "best": task.runner.monitor.best or {}})
+
+    def stop(self, task: BasicTask) -> None:
+        """Save and leave. Raises Stopped."""
+        self.save(task)
+        raise self.halt.stopped()
+
+    def finish(self, task: BasicTask) -> None:
+        """The end of training: the digest of the final state, and the test split, once, with the best weights."""
+        if task.runner.stop_reason:
+            log.info("stopped early: %s", task.runner.stop_reason)
+        if task.runner.monitor.best is None:
+            self.save_best(task)
+        distributed.barrier()
+        final = task.state_dict()
+        tested: dict[str, float] = {}
+        if "test" in task.loaders:
+            weights = checkpoint.load(self.folder.best)["model"]
+            with checkpoint.weights_of(task.task_method.eval_model(task), weights):
+                tested = EvalEpoch(task, "test").run()
+        test = {f"test/{name}": value for name, value in tested.items()}
+        if self.journal:
+            runner = task.runner
+            if test:
+                self.journal.write({"event": "test", "epoch": runner.epoch, "step": runner.step_count} | test)
+            lasting = checkpoint.digest(final | {"history": self.journal.history})
+            self.folder.finished(final["runner"]["monitor"]["best"], test, lasting)
+
+
+def restore_weights(task: BasicTask, folder: RunFolder, which: str) -> None:
+    """Give the evaluated network the weights of ``best`` or ``last``. Raises RunError."""
+    model = task.task_method.eval_model(task)
+    if which == "best":
+        model.load_state_dict(checkpoint.load(folder.best)["model"])
+        return
+    state = folder.last_state()
+    if state is None:
+        raise RunError(f"{folder.path}: has no checkpoint yet")
+    task.model.load_state_dict(state["model"])
+    task.task_method.load_state_dict(state["method"])

@@ -1,0 +1,76 @@
+"""Meter: the epoch's running means, kept on the device and read only when asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from healsg import distributed
+
+
+class Meter:
+    """Means of the named scalars of training steps, weighted by their counts.
+
+    ``add`` keeps references to device scalars; ``flush`` reads them all in one transfer and folds them in, step by step
+    in double precision, so that the sums are the same bits wherever a save or a log line happened to flush.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the epoch."""
+        self.pending: list[dict[str, Any]] = []
+        self.sums: dict[str, float] = {}
+        self.window: dict[str, float] = {}
+        self.count = self.window_count = 0.0
+
+    def add(self, logs: dict[str, Any]) -> None:
+        """Remember one step: its scalars (0-dimensional tensors) and its ``count``, the weight of its batch."""
+        self.pending.append({name: getattr(value, "detach", lambda v=value: v)() for name, value in logs.items()})
+
+    def flush(self) -> None:
+        """Fold in what is pending: the one place of the training pass that waits for the device."""
+        if not self.pending:
+            return
+        names = [name for name in self.pending[0] if name != "count"]
+        device = self.pending[0]["loss"].device
+        table = _table([[logs[name] for name in [*names, "count"]] for logs in self.pending], device)
+        counts = table[:, -1:].clone()
+        table[:, :-1] = torch.where(counts > 0, table[:, :-1] * counts, 0.0)
+        for *row, count in distributed.sum_tensor(table).tolist():
+            for name, value in zip(names, row, strict=True):
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.window[name] = self.window.get(name, 0.0) + value
+            self.count += count
+            self.window_count += count
+        self.pending.clear()
+
+    def recent(self) -> dict[str, float]:
+        """The means since the last call: what a log line of steps shows."""
+        self.flush()
+        means = {name: total / self.window_count for name, total in self.window.items()}
+        self.window, self.window_count = {}, 0.0
+        return means
+
+    def finish(self) -> dict[str, float]:
+        """The means of the whole epoch, also after a resume in its middle."""
+        self.flush()
+        return {name: total / self.count for name, total in self.sums.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        self.flush()
+        return {"sums": dict(self.sums), "window": dict(self.window), "count": self.count, "recent": self.window_count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.clear()
+        self.sums, self.window = dict(state["sums"]), dict(state["window"])
+        self.count, self.window_count = state["count"], state["recent"]
+
+
+def _table(rows: list[list[Any]], device: torch.device) -> Tensor:
+    """Scalars of tensors and of plain numbers as one float64 table on ``device``."""
+    cells = [torch.as_tensor(cell, dtype=torch.float64, device=device) for row in rows for cell in row]
+    return torch.stack(cells).view(len(rows), len(rows[0]))

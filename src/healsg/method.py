@@ -1,0 +1,103 @@
+"""TaskMethod: how a task learns. One ``train_step``, the optimizer, the schedule, and what must be remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from healsg.data import Needs
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+class Schedule(Protocol):
+    """What a scheduler builds: ``step`` is called after every update, or after every epoch, as ``interval`` says."""
+
+    interval: str
+
+    def step(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Scheduler(Protocol):
+    """A schedule as it is configured, before there is an optimizer."""
+
+    def build(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> Schedule: ...
+
+
+class TaskMethod(nn.Module):
+    """How a task learns. A subclass gives ``train_step``; teachers, queues and thresholds are submodules and buffers.
+
+    Args:
+        optimizer: called with the parameters, or groups of them.
+        scheduler: builds the schedule of the learning rate; a constant one where it is None.
+        decay_norms_and_biases: weight decay acts on every parameter; False spares those of fewer than two dimensions.
+    """
+
+    needs: ClassVar[Needs] = Needs()
+    """The streams and views that ``train_step`` finds in its batch."""
+
+    def __init__(
+        self,
+        optimizer: Callable[[Any], Optimizer],
+        scheduler: Scheduler | None = None,
+        decay_norms_and_biases: bool = True,
+    ) -> None:
+        super().__init__()
+        self.make_optimizer, self.scheduler = optimizer, scheduler
+        self.decay_norms_and_biases = decay_norms_and_biases
+
+    def check(self, task: BasicTask) -> None:
+        """Refuse parts that do not fit, before any data are read. Raises ConfigError."""
+
+    def setup(self, task: BasicTask) -> None:
+        """Make what the method needs beside the network: heads join ``task.model``, memory stays here."""
+
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """From a batch to named scalars on the device; ``loss`` is minimised, ``count`` weighs it (default: rows)."""
+        raise NotImplementedError
+
+    def step(self, task: BasicTask, batch: dict[str, Any]) -> tuple[dict[str, Tensor], bool]:
+        """Forward, backward and, where a group of batches is complete, update: (scalars, whether weights moved)."""
+        with task.runner.forward(task):
+            logs = self.train_step(task, batch)
+        return logs, task.runner.update(task, logs)
+
+    def after_update(self, task: BasicTask) -> None:
+        """Called after each update: averages, queues, thresholds."""
+
+    def eval_model(self, task: BasicTask) -> nn.Module:
+        """The network that is evaluated, kept as best and exported: the average or the teacher where there is one."""
+        return task.model
+
+    def evaluate(self, task: BasicTask, split: str) -> dict[str, float] | None:
+        """Replace the evaluation pass of ``split``; None keeps the usual one."""
+        return None
+
+    def build_optimizer(self, task: BasicTask) -> Optimizer:
+        """The optimizer over what learns in ``task.model``."""
+        return self.make_optimizer(parameter_groups(task.model, self.decay_norms_and_biases))
+
+    def build_scheduler(self, task: BasicTask) -> Schedule | None:
+        """The schedule of the run's length."""
+        if self.scheduler is None:
+            return None
+        return self.scheduler.build(task.optimizer, task.runner.total_steps, task.runner.steps_per_epoch)
+
+
+def parameter_groups(model: nn.Module, decay_norms_and_biases: bool) -> list[dict[str, Any]]:
+    """The parameters that learn, as one group, or as two of which the second (norms, biases) has no weight decay."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if decay_norms_and_biases:
+        return [{"params": learning}]
+    matrices = [parameter for parameter in learning if parameter.dim() >= 2]
+    spared = [parameter for parameter in learning if parameter.dim() < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,1 @@
+"""Methods: one file each, subclasses of ``healsg.method.TaskMethod``."""

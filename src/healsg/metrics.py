@@ -1,0 +1,42 @@
+"""Metrics are states that add: over batches, then over processes. The value is computed once, at the end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Metric:
+    """Sums on the device. A subclass gives ``measure``; ``value`` is the mean unless it says otherwise."""
+
+    def __init__(self) -> None:
+        self.state: Tensor | None = None
+
+    def measure(self, output: Tensor, target: Tensor) -> Tensor | None:
+        """What a batch adds to the state: a float64 vector whose last element counts; None where it does not apply."""
+        raise NotImplementedError
+
+    def value(self, state: list[float]) -> float:
+        """The metric from the summed state."""
+        return state[0] / state[-1]
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        measured = self.measure(output, target)
+        if measured is not None:
+            self.state = measured if self.state is None else self.state + measured
+
+    def reset(self) -> None:
+        self.state = None
+
+
+class Accuracy(Metric):
+    """The share of samples whose largest output is their class, in 0..1.
+
+    ``output`` is (N, C, ...) scores, ``target`` (N, ...) class indices; anything else is left out.
+    """
+
+    def measure(self, output: Tensor, target: Tensor) -> Tensor | None:
+        if target.is_floating_point() or output.dim() != target.dim() + 1:
+            return None
+        hits = (output.argmax(dim=1) == target).sum()
+        return torch.stack([hits.double(), hits.new_full((), target.numel()).double()])

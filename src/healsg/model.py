@@ -1,0 +1,54 @@
+"""TaskModel: the network, its loss, its metrics, and ``predict``, the one door through which evaluation runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from healsg.data import DataInfo
+from healsg.errors import ConfigError
+from healsg.metrics import Accuracy, Metric
+
+
+class Network(nn.Module):
+    """A network with a body and a head, so that methods can ask for either: ``net(x)`` or ``net(x, features=True)``.
+
+    A subclass defines ``features(x) -> (N, num_features)`` and ``self.head``, the module that makes outputs of them.
+    """
+
+    head: nn.Module
+    num_features: int
+
+    def features(self, input: Tensor) -> Tensor:
+        """(N, ...) inputs to (N, num_features)."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor, features: bool = False) -> Tensor:
+        hidden = self.features(input)
+        return hidden if features else self.head(hidden)
+
+
+class TaskModel:
+    """What is learned with. A subclass gives ``build``; its constructor's arguments are the YAML's keys."""
+
+    def check(self, info: DataInfo) -> None:
+        """Refuse data that the network cannot take, before any is read. Raises ConfigError."""
+
+    def build(self, info: DataInfo) -> nn.Module:
+        """The network for samples of ``info.input_shape`` with ``info.num_classes`` outputs."""
+        raise NotImplementedError
+
+    def criterion(self, info: DataInfo) -> nn.Module:
+        """The loss, from ``(output, target)`` to a scalar mean over the batch."""
+        if info.kind != "multiclass":
+            raise ConfigError(f"model: {type(self).__name__} has no loss for a task of kind {info.kind!r}")
+        return nn.CrossEntropyLoss()
+
+    def metrics(self, info: DataInfo | None) -> dict[str, Metric]:
+        """The metrics of an evaluation by name, beside the loss. ``info`` is None where a task brings its own data."""
+        return {"acc": Accuracy()}
+
+    def predict(self, network: nn.Module, input: Tensor) -> Any:
+        """The output for a batch of inputs, under ``no_grad`` and in evaluation mode."""
+        return network(input)

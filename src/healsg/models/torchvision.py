@@ -1,0 +1,179 @@
+"""Any of torchvision's classifiers by its name, with or without pretrained weights."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from healsg.data import DataInfo
+from healsg.errors import ConfigError, RunError
+from healsg.model import Network, TaskModel
+
+AUXILIARY = ("googlenet", "inception_v3")
+"""Networks with further classifiers in training, which are left out: a network here has one output."""
+
+
+class TorchvisionNetwork(Network):
+    """A torchvision classifier, its last linear layer set apart as the head.
+
+    Args:
+        body: the network with the identity in place of its last linear layer, or the whole of it.
+        head: that layer; None where a network does not end in one (SqueezeNet), which then has no features.
+        name: what torchvision calls the network.
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Linear | None, name: str) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Identity() if head is None else head
+        self.num_features = 0 if head is None else head.in_features
+        self.name = name
+
+    def features(self, input: Tensor) -> Tensor:
+        """(N, 3, height, width) to (N, num_features). Raises ConfigError where the network has none."""
+        if not self.num_features:
+            raise ConfigError(
+                f"model.name: {self.name} does not end in a linear layer, so it has no features for this method; "
+                "model.name=resnet18 has"
+            )
+        hidden: Tensor = self.body(input)
+        return hidden
+
+    def forward(self, input: Tensor, features: bool = False) -> Tensor:
+        if features:
+            return self.features(input)
+        output: Tensor = self.head(self.body(input))
+        return output
+
+
+def last_linear(network: nn.Module) -> str | None:
+    """The name of the last linear layer, which is a classifier's head; None where there is none."""
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1] if names else None
+
+
+def set_apart(network: nn.Module, classes: int, name: str) -> TorchvisionNetwork:
+    """Take ``network`` apart into body and head, with a new head where it has another number of outputs."""
+    where = last_linear(network)
+    if where is None:
+        return TorchvisionNetwork(_last_convolution(network, classes), None, name)
+    head: Any = network.get_submodule(where)
+    network.set_submodule(where, nn.Identity())
+    if head.out_features != classes:
+        head = nn.Linear(head.in_features, classes, bias=head.bias is not None)
+    return TorchvisionNetwork(network, head, name)
+
+
+def _last_convolution(network: Any, classes: int) -> nn.Module:
+    """SqueezeNet with another number of outputs: its classifier is a 1x1 convolution."""
+    old = network.classifier[1]
+    if old.out_channels != classes:
+        network.classifier[1] = nn.Conv2d(old.in_channels, classes, 1)
+    whole: nn.Module = network
+    return whole
+
+
+def _one_of(key: str, given: str, known: list[str]) -> None:
+    """Refuse what is not known, with the nearest names."""
+    if given not in known:
+        near = difflib.get_close_matches(given, known, n=3, cutoff=0.4) or known[:3]
+        raise ConfigError(f"{key}: torchvision has no {given!r}; the nearest are {', '.join(near)}")
+
+
+class Torchvision(TaskModel):
+    """One of torchvision's classifiers for images of three channels.
+
+    Args:
+        name: as in torchvision's list of classification models, for example ``resnet18``, ``vit_b_16``, ``swin_t``.
+        weights: the name of its pretrained weights, such as ``DEFAULT`` or ``IMAGENET1K_V1``; None draws new ones.
+            The last layer is drawn anew where the number of classes is another one.
+        options: further arguments of torchvision's builder by name.
+    """
+
+    def __init__(
+        self, name: str = "resnet18", weights: str | None = None, options: dict[str, Any] | None = None
+    ) -> None:
+        self.name, self.weights, self.options = name, weights, dict(options or {})
+
+    def check(self, info: DataInfo) -> None:
+        shape = info.input_shape
+        if len(shape) != 3:
+            raise ConfigError(
+                f"model: torchvision's networks take images (3, height, width), not {shape}; model=mlp takes any shape"
+            )
+        if shape[0] != 3:
+            raise ConfigError(
+                f"model: torchvision's networks take images of 3 channels, not {shape[0]}; "
+                "model=resnet takes any number of channels"
+            )
+        self._check_names()
+
+    def build(self, info: DataInfo) -> nn.Module:
+        self._check_names()
+        network = self._load() if self.weights else self._draw(info)
+        if getattr(network, "aux_logits", False):
+            network.aux_logits, network.AuxLogits = False, None
+        made = set_apart(network, info.num_classes, self.name)
+        self._try_out(made, info)
+        return made
+
+    def _check_names(self) -> None:
+        from torchvision import models
+
+        _one_of("model.name", self.name, models.list_models(module=models))
+        if self.weights:
+            _one_of("model.weights", self.weights, list(models.get_model_weights(self.name).__members__))
+
+    def _draw(self, info: DataInfo) -> Any:
+        """The network with weights drawn anew."""
+        from torchvision import models
+
+        options = {"num_classes": info.num_classes} | self.options
+        if self.name in AUXILIARY:
+            options = {"aux_logits": False, "init_weights": True} | options
+        if self.name.startswith("vit_"):
+            options.setdefault("image_size", info.input_shape[-1])
+        try:
+            return models.get_model(self.name, **options)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise self._refused(info, error) from error
+
+    def _load(self) -> Any:
+        """The network with its pretrained weights, from torch's cache or the network."""
+        from torchvision import models
+
+        weights = models.get_model_weights(self.name)[self.weights]
+        file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+        try:
+            return models.get_model(self.name, weights=weights, **self.options)
+        except OSError as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RunError(
+                f"model.weights: {weights.url} cannot be loaded ({reason}); put the file at {file}"
+            ) from error
+        except RuntimeError as error:
+            raise RunError(
+                f"model.weights: {file} is damaged or not the file of {weights.url}; delete it or put that file there"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.options: {self.name} with weights refuses them: {error}") from error
+
+    def _try_out(self, network: nn.Module, info: DataInfo) -> None:
+        """One empty image through the network, so that sizes it cannot take are found before training."""
+        network.eval()
+        try:
+            with torch.no_grad():
+                network(torch.zeros(1, *info.input_shape))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise self._refused(info, error) from error
+        finally:
+            network.train()
+
+    def _refused(self, info: DataInfo, error: Exception) -> ConfigError:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        given = f" and model.options={self.options}" if self.options else ""
+        return ConfigError(f"model: torchvision's {self.name} cannot take {info.input_shape}{given}: {reason}")

@@ -1,0 +1,183 @@
+"""Muon: momentum whose matrices are orthogonalised (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+from torch.optim.optimizer import ParamsT
+
+from healsg.types import Count, NonNegative, Positive, Share
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""The quintic's coefficients: the steepest slope at zero that keeps singular values within about 0.7 to 1.2."""
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Replace the singular values by numbers near 1, by Newton-Schulz iterations ``X <- a X + (b XX' + c (XX')^2) X``.
+
+    Args:
+        matrices: (N, rows, columns).
+        steps: iterations.
+        dtype: what they are computed in.
+
+    Returns:
+        A tensor of the same shape, in ``dtype``.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices.size(-2) > matrices.size(-1)
+    x = (matrices.mT if tall else matrices).to(dtype)
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        quartic = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, quartic, x, beta=a)
+    made: Tensor = x.mT if tall else x
+    return made
+
+
+def step_scale(rows: int, columns: int, adjust: str) -> float:
+    """What a matrix's learning rate is multiplied by: ``original`` as Jordan has it; ``match_rms_adamw`` gives updates
+    the size of AdamW's, so that its learning rates serve (Liu et al. 2025, arXiv 2502.16982, section 2.2)."""
+    if adjust == "match_rms_adamw":
+        return float(0.2 * max(rows, columns) ** 0.5)
+    return float(max(1.0, rows / columns) ** 0.5)
+
+
+def is_matrix(weight: Tensor) -> bool:
+    """Whether a parameter, flattened to (out, rest), has more than one row and more than one column."""
+    return weight.dim() >= 2 and 1 < weight.size(0) < weight.numel()
+
+
+def hidden_weights(groups: Iterable[dict[str, Any]]) -> set[Tensor]:
+    """All weight matrices but the first and the last, in the order of the parameters."""
+    weights = [weight for group in groups for weight in map(_tensor, group["params"]) if is_matrix(weight)]
+    return set(weights[1:-1])
+
+
+def _tensor(param: Any) -> Tensor:
+    value: Tensor = param[1] if isinstance(param, tuple) else param
+    return value
+
+
+def as_groups(params: ParamsT) -> list[dict[str, Any]]:
+    """Parameters, pairs of name and parameter, or groups of either, as groups that hold lists."""
+    given: list[Any] = list(params)
+    groups = given if given and isinstance(given[0], dict) else [{"params": given}]
+    one = (Tensor,)
+    return [
+        {**group, "params": [group["params"]] if isinstance(group["params"], one) else list(group["params"])}
+        for group in groups
+    ]
+
+
+class Muon(Optimizer):
+    """Muon for hidden weights, AdamW for everything else, as one optimizer.
+
+    Weights of two and more dimensions are flattened to (out, rest). The first and the last of them in the order of the
+    parameters, norms and biases go to AdamW; a network with no more than two weight matrices is thus trained by AdamW
+    alone. Each group that comes in becomes two; both keep its weight decay, and a learning rate of the group's own
+    moves AdamW's in proportion.
+
+    Args:
+        params: parameters, groups of them, or pairs of name and parameter.
+        lr: the learning rate of the hidden weights.
+        momentum: the share of the momentum that is kept.
+        nesterov: look ahead by one step of the momentum.
+        weight_decay: decoupled weight decay, of hidden weights and of the rest.
+        ns_steps: Newton-Schulz iterations.
+        adjust: how a matrix's shape scales its learning rate; see ``step_scale``.
+        dtype: what the iterations are computed in.
+        adamw_lr: AdamW's learning rate.
+        adamw_betas: AdamW's decay rates of the moments; each in [0, 1).
+        adamw_eps: what AdamW adds to its denominator.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Positive = 0.02,
+        momentum: Share = 0.95,
+        nesterov: bool = True,
+        weight_decay: NonNegative = 0.01,
+        ns_steps: Count = 5,
+        adjust: Literal["original", "match_rms_adamw"] = "original",
+        dtype: Literal["bfloat16", "float32"] = "bfloat16",
+        adamw_lr: NonNegative = 3e-3,
+        adamw_betas: list[float] | None = None,
+        adamw_eps: Positive = 1e-8,
+    ) -> None:
+        first, second = adamw_betas or (0.9, 0.95)
+        if not (0 <= first < 1 and 0 <= second < 1):
+            raise ValueError(f"adamw_betas: {first}, {second} do not lie in [0, 1)")
+        muon: dict[str, Any] = {"algorithm": "muon", "lr": lr, "momentum": momentum, "nesterov": nesterov}
+        muon |= {"ns_steps": ns_steps, "adjust": adjust, "dtype": dtype}
+        rest: dict[str, Any] = {
+            "algorithm": "adamw",
+            "lr": adamw_lr,
+            "betas": (first, second),
+            "eps": adamw_eps,
+            "fused": True,
+        }
+        groups = as_groups(params)
+        hidden = hidden_weights(groups)
+        split = []
+        for group in groups:
+            factor = group.pop("lr", lr) / lr
+            for settings, wanted in ((muon, True), (rest, False)):
+                chosen = [param for param in group["params"] if (_tensor(param) in hidden) == wanted]
+                if chosen:
+                    split.append({**settings, **group, "params": chosen, "lr": settings["lr"] * factor})
+        super().__init__(split, {**rest, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Perform one update; ``closure`` computes the loss and its gradients anew, if it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                update = self._muon if group["algorithm"] == "muon" else self._adamw
+                update(group, weights, [weight.grad for weight in weights])
+        return loss
+
+    def _state(self, weights: list[Tensor], *names: str) -> list[list[Tensor]]:
+        """The state of the weights by name, begun with zeros; ``step`` is a number on the weight's device."""
+        for weight in weights:
+            if not self.state[weight]:
+                for name in names:
+                    zeros = torch.zeros((), device=weight.device) if name == "step" else torch.zeros_like(weight)
+                    self.state[weight][name] = zeros
+        return [[self.state[weight][name] for weight in weights] for name in names]
+
+    def _adamw(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        means, squares, steps = self._state(weights, "exp_avg", "exp_avg_sq", "step")
+        beta1, beta2 = group["betas"]
+        settings: dict[str, Any] = {name: group[name] for name in ("lr", "weight_decay", "eps", "fused")}
+        settings |= {"beta1": beta1, "beta2": beta2, "amsgrad": False, "maximize": False}
+        adamw(weights, gradients, means, squares, [], steps, **settings)
+
+    def _muon(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        (buffers,) = self._state(weights, "momentum_buffer")
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        alike: dict[Any, list[int]] = defaultdict(list)
+        for position, weight in enumerate(weights):
+            alike[weight.size(0), weight.numel() // weight.size(0), weight.device, weight.dtype].append(position)
+        for (rows, columns, _, dtype), positions in alike.items():
+            matrices = torch.stack([ahead[position].reshape(rows, columns) for position in positions])
+            made = orthogonalise(matrices, group["ns_steps"], getattr(torch, group["dtype"])).to(dtype)
+            made = made * (-group["lr"] * step_scale(rows, columns, group["adjust"]))
+            chosen = [weights[position] for position in positions]
+            steps = [piece.reshape(weight.shape) for piece, weight in zip(made, chosen, strict=True)]
+            torch._foreach_add_(chosen, steps)

@@ -1,0 +1,112 @@
+"""Where and how precisely a network runs: the device, autocast, memory format, compilation, processes."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from healsg import distributed
+from healsg.errors import ConfigError
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
+
+
+def choose_device(wanted: str | int) -> torch.device:
+    """``auto`` (cuda, else mps, else cpu), a name such as ``cuda:1``, or the index of a GPU. Raises ConfigError."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = f"cuda:{wanted}" if isinstance(wanted, int) or wanted.isdigit() else wanted
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"runner.device: {wanted!r} is no device; give auto, cpu, mps, cuda, or a GPU's index"
+        ) from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = distributed.local_rank() if device.index is None else device.index
+        if index >= count:
+            raise ConfigError(f"runner.device: {wanted!r} asks for GPU {index}, and this machine has {count} usable")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("runner.device: 'mps' is not usable on this machine; give auto or cpu")
+    return device
+
+
+class Place:
+    """Puts modules and batches where they belong.
+
+    Args:
+        device: see ``choose_device``.
+        precision: ``fp32``; ``tf32`` for matrix products; ``bf16`` or ``fp16`` by autocast; ``fp64`` throughout.
+        channels_last: the memory format of images.
+        deterministic: refuse kernels whose result depends on chance.
+        threads: of the CPU; None leaves torch's choice.
+    """
+
+    def __init__(
+        self, device: str | int, precision: Precision, channels_last: bool, deterministic: bool, threads: int | None
+    ) -> None:
+        self.device = choose_device(device)
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self.double = precision == "fp64"
+        self.channels_last = channels_last
+        self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.use_deterministic_algorithms(deterministic)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._plain = self.dtype is None and not self.double and not channels_last and self.device.type == "cpu"
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """What surrounds a forward pass."""
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def put(self, module: nn.Module) -> None:
+        """Move a module here, in place."""
+        module.to(device=self.device, dtype=torch.float64 if self.double else None)
+        if self.channels_last:
+            for parameter in module.parameters():
+                if parameter.dim() == 4:
+                    parameter.data = parameter.data.to(memory_format=torch.channels_last)
+
+    def move(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch, or a batch of streams, on the device."""
+        return batch if self._plain else {key: self._moved(value) for key, value in batch.items()}
+
+    def _moved(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return self.move(value)
+        if not isinstance(value, Tensor):
+            return value
+        dtype = torch.float64 if self.double and value.is_floating_point() else value.dtype
+        images = self.channels_last and value.dim() == 4
+        memory_format = torch.channels_last if images else torch.preserve_format
+        return value.to(self.device, dtype, non_blocking=True, memory_format=memory_format)
+
+    def wrap(self, model: nn.Module, compile: bool, find_unused_parameters: bool) -> nn.Module:
+        """What a training step calls: the network itself, distributed and compiled as asked."""
+        net = model
+        if distributed.launched() and any(parameter.requires_grad for parameter in model.parameters()):
+            devices = [self.device] if self.device.type == "cuda" else None
+            net = nn.parallel.DistributedDataParallel(
+                model, device_ids=devices, find_unused_parameters=find_unused_parameters
+            )
+        if compile:
+            net = torch.compile(net)  # type: ignore[assignment]
+        return net
+
+    def align(self, model: nn.Module) -> None:
+        """Give every process rank 0's buffers before an evaluation, so that the numbers are those of what is saved."""
+        if distributed.launched():
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)

@@ -1,0 +1,269 @@
+"""TaskRunner: where and how fast a task runs, and the loop over its epochs. It knows nothing of learning."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from healsg import distributed
+from healsg.adopt import AnyLoader
+from healsg.callbacks import Callback
+from healsg.display import Progress
+from healsg.keeper import Keeper
+from healsg.loader import Terms
+from healsg.meter import Meter
+from healsg.monitor import Mode, Monitor
+from healsg.placement import Place, Precision
+from healsg.seeding import mix, seed_device
+from healsg.types import Count, NonNegative, Positive
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+class TaskRunner:
+    """The loop. Its verbs are what a method's step is made of: ``forward``, ``backward``, ``update``.
+
+    Args:
+        epochs: passes over the training data.
+        steps: updates, in the place of epochs.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or the index of a GPU.
+        precision: ``fp32``, ``tf32``, ``bf16``, ``fp16`` (with loss scaling) or ``fp64``.
+        accumulate: batches an update; as one batch that many times as large.
+        clip_norm: the largest norm of the gradient; None does not clip.
+        compile: compile the network with ``torch.compile``.
+        channels_last: the memory format of images on the device.
+        threads: of the CPU; None leaves torch's choice. The number changes bits.
+        deterministic: refuse GPU kernels whose result depends on chance.
+        log_every: updates between two lines of steps in ``metrics.jsonl``, and between two reads of the device.
+        eval_every: epochs between two evaluations.
+        save_every: updates between two saves, beside that of each epoch's end; None for none.
+        monitor: the number that decides what is best; ``auto`` is ``val/acc`` or ``val/dice``, else ``val/loss``.
+        mode: whether more (``max``) or less (``min``) of it is better; ``auto`` goes by the name.
+        max_time: seconds after which the run saves and stops, to be continued; None for no limit.
+        limit_batches: batches a pass, of every split; None for all.
+        find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
+        callbacks: watchers by name.
+    """
+
+    def __init__(
+        self,
+        epochs: Count = 30,
+        steps: Count | None = None,
+        device: str | int = "auto",
+        precision: Precision = "fp32",
+        accumulate: Count = 1,
+        clip_norm: Positive | None = None,
+        compile: bool = False,
+        channels_last: bool = False,
+        threads: Count | None = None,
+        deterministic: bool = False,
+        log_every: Count = 50,
+        eval_every: Count = 1,
+        save_every: Count | None = None,
+        monitor: str = "auto",
+        mode: Mode = "auto",
+        max_time: NonNegative | None = None,
+        limit_batches: Count | None = None,
+        find_unused_parameters: bool = False,
+        callbacks: Mapping[str, Callback] | None = None,
+    ) -> None:
+        self.epochs, self.steps, self.accumulate, self.clip_norm = epochs, steps, accumulate, clip_norm
+        self.compile, self.find_unused_parameters = compile, find_unused_parameters
+        self.log_every, self.eval_every, self.save_every = log_every, eval_every, save_every
+        self.max_time, self.limit_batches = max_time, limit_batches
+        self.callbacks = dict(callbacks or {})
+        self._make_place = lambda begun: Place(device, precision, channels_last, deterministic, threads or begun)
+        self.monitor, self.meter, self.progress = Monitor(monitor, mode), Meter(), Progress()
+        self.epoch = self.step_count = self.position = 0
+        self.stop_reason: str | None = None
+        self.keeper: Keeper | None = None
+
+    # --- before the loop -------------------------------------------------------------------------------------------
+
+    def prepare(self, seed: int, threads: int | None = None) -> None:
+        """Take possession of the device; ``threads`` of the CPU where the settings name no number."""
+        distributed.connect()
+        self.place = self._make_place(threads)
+        self.seed = mix(seed, "step", distributed.rank())
+
+    def terms(self, model: nn.Module, seed: int) -> Terms:
+        """How this runner wants batches dealt. BatchNorm fails on one sample, hence at least two where there is one."""
+        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        return Terms(
+            seed=seed,
+            device=self.place.device,
+            rank=distributed.rank(),
+            world=distributed.world(),
+            accumulate=self.accumulate,
+            least=2 if normalised else 1,
+            limit=self.limit_batches,
+        )
+
+    def measure_run(self, train_loader: AnyLoader) -> None:
+        """Fix the length of the run, in updates and in epochs."""
+        self.length = len(train_loader)
+        self.steps_per_epoch = -(-self.length // self.accumulate)
+        self.total_steps = self.steps or self.epochs * self.steps_per_epoch
+        self.max_epoch = -(-self.total_steps // self.steps_per_epoch)
+        self.weighted = self.accumulate > 1 or distributed.launched()
+        self.counted: Any = 0.0
+        self.nominal = float(getattr(train_loader, "batch_size", 1))
+        self.progress.total_steps, self.progress.max_epoch = self.total_steps, self.max_epoch
+
+    # --- the verbs of a step ---------------------------------------------------------------------------------------
+
+    def train_batches(self, task: BasicTask) -> Iterator[dict[str, Any]]:
+        """The batches of this epoch that are still to come, on the device, each with its own randomness."""
+        progress, place = self.progress, self.place
+        progress.phase, progress.length = "train", self.length
+        last = min(self.length, self.position + (self.total_steps - self.step_count) * self.accumulate)
+        for batch, rows in islice(task.train_loader.batches(self.epoch, self.position), last - self.position):
+            self.position += 1
+            self.rows, progress.position = rows, self.position
+            self.closing = self.position % self.accumulate == 0 or self.position == self.length
+            seed_device(place.device, self.seed, self.epoch, self.position)
+            yield place.move(batch)
+
+    def eval_batches(self, task: BasicTask, split: str) -> Iterator[dict[str, Any]]:
+        """The batches of a split that is only looked at."""
+        loader, progress = task.loaders[split], self.progress
+        progress.phase, progress.length = split, len(loader)
+        for position, (batch, rows) in enumerate(loader.batches(0), 1):
+            progress.position = position
+            if rows:
+                yield self.place.move(batch)
+            if self.keeper and not distributed.launched() and self.keeper.halt.asked():
+                self.keeper.stop(task)
+
+    def step(self, task: BasicTask, batch: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The method's step as one callable: (its scalars with their ``count``, whether the weights moved)."""
+        logs, moved = task.task_method.step(task, batch)
+        if "count" not in logs or not self.rows:
+            logs["count"] = self.rows
+        return logs, moved
+
+    def forward(self, task: BasicTask) -> contextlib.AbstractContextManager[Any]:
+        """What surrounds a forward pass: precision, and no exchange of gradients before the last batch of an update."""
+        if self.closing or not distributed.launched():
+            return self.place.autocast()
+        stack = contextlib.ExitStack()
+        stack.enter_context(task.net.no_sync())  # type: ignore[operator]
+        stack.enter_context(self.place.autocast())
+        return stack
+
+    def backward(self, loss: torch.Tensor, count: Any) -> None:
+        """Add the gradient of ``loss``, a mean over ``count`` samples, to that of the update."""
+        if self.weighted:
+            loss = loss * (count / self.nominal)
+            self.counted = self.counted + count
+        (self.place.scaler.scale(loss) if self.place.scaler else loss).backward()
+
+    def update(self, task: BasicTask, logs: dict[str, Any]) -> bool:
+        """Backward; with the last batch of an update also clip, step and schedule. Whether the weights moved."""
+        self.backward(logs["loss"], logs.get("count", self.rows) if self.rows else 0)
+        if not self.closing:
+            return False
+        optimizer, scaler = task.optimizer, self.place.scaler
+        if self.weighted:
+            self._weigh(task.model)
+        if self.clip_norm is not None:
+            if scaler:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(task.model.parameters(), self.clip_norm)
+        if scaler:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        optimizer.zero_grad()
+        if task.scheduler is not None and task.interval == "update":
+            task.scheduler.step()
+        self.step_count += 1
+        return True
+
+    def _weigh(self, model: nn.Module) -> None:
+        """Turn the sum of the gradients of an update into their mean over all samples of all processes."""
+        total = self.counted
+        if distributed.launched():
+            total = distributed.sum_tensor(torch.as_tensor(total, dtype=torch.float64, device=self.place.device))
+        factor = self.nominal * distributed.world() / total
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+        self.counted = 0.0
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    def fit(self, task: BasicTask, keeper: Keeper) -> None:
+        """Train from where the run stands to its end, keeping what must outlast a kill at any time."""
+        self.keeper = keeper
+        keeper.begin(task)
+        while self.epoch < self.max_epoch and self.stop_reason is None:
+            began = time.monotonic()
+            results = task.run_epoch()
+            self._end_epoch(task, results, time.monotonic() - began)
+        keeper.finish(task)
+
+    def eval_due(self) -> bool:
+        """Whether this epoch ends with an evaluation."""
+        return (self.epoch + 1) % self.eval_every == 0 or self.epoch + 1 >= self.max_epoch
+
+    def tick(self, task: BasicTask) -> None:
+        """After each step: the one place of the training pass that may wait for the device."""
+        if not self.closing:
+            return
+        keeper, logging = self.keeper, self.step_count % self.log_every == 0
+        assert keeper is not None
+        if logging:
+            keeper.log_step(task)
+        if self.save_every and self.step_count % self.save_every == 0:
+            keeper.save(task)
+        if (logging and keeper.halt.agreed()) if distributed.launched() else keeper.halt.asked():
+            keeper.stop(task)
+
+    def _end_epoch(self, task: BasicTask, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:
+        """Book an epoch: its line, its schedule, whether it is the best, whether it is the last; then save."""
+        assert self.keeper is not None
+        numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count}
+        numbers |= {f"{split}/{name}": value for split, row in results.items() for name, value in row.items()}
+        numbers |= {"lr": task.learning_rate, "seconds": round(seconds, 3)}
+        name, sign = self.monitor.resolve(numbers)
+        if task.interval == "epoch":
+            task.step_scheduler(numbers.get(name))
+        best = self.monitor.better(numbers)
+        reasons = [callback.on_epoch_end(numbers, name, sign) for callback in self.callbacks.values()]
+        self.stop_reason = next((reason for reason in reasons if reason), None)
+        self.epoch, self.position = self.epoch + 1, 0
+        self.meter.clear()
+        self.keeper.end_epoch(task, numbers, best)
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands: enough to go on at the next step."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step_count,
+            "position": self.position,
+            "stop_reason": self.stop_reason,
+            "meter": self.meter.state_dict(),
+            "monitor": self.monitor.state_dict(),
+            "scaler": self.place.scaler.state_dict() if self.place.scaler else {},
+            "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self.step_count, self.position = state["epoch"], state["step"], state["position"]
+        self.stop_reason = state["stop_reason"]
+        self.meter.load_state_dict(state["meter"])
+        self.monitor.load_state_dict(state["monitor"])
+        if self.place.scaler:
+            self.place.scaler.load_state_dict(state["scaler"])
+        for name, callback in self.callbacks.items():
+            callback.load_state_dict(state["callbacks"].get(name, callback.state_dict()))

@@ -1,0 +1,61 @@
+"""Reduce the learning rate when the monitored number no longer improves."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from healsg.types import Natural, NonNegative, Share
+
+
+class PlateauSchedule(ReduceLROnPlateau):
+    """torch's ``ReduceLROnPlateau`` with what the loop asks of a schedule: ``step(value)`` after each epoch.
+
+    Its state holds plain values, and loading it sets the learning rates it had reached.
+    """
+
+    interval = "epoch"
+    needs_metric = True
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        super().load_state_dict(state_dict)
+        for group, reached in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = float(reached)
+
+
+class Plateau:
+    """Multiply the learning rate by ``factor`` once the monitored number has not improved for ``patience`` epochs.
+
+    Args:
+        factor: what the learning rate is multiplied by.
+        patience: epochs without an improvement that are let pass.
+        mode: whether the monitored number should rise (``max``, accuracies) or fall (``min``, losses).
+        threshold: the least relative change that counts as an improvement.
+        cooldown: epochs after a reduction in which none are counted.
+        min_lr: the learning rate below which no reduction leads.
+    """
+
+    def __init__(
+        self,
+        factor: Share = 0.1,
+        patience: Natural = 5,
+        mode: Literal["min", "max"] = "max",
+        threshold: NonNegative = 1e-4,
+        cooldown: Natural = 0,
+        min_lr: NonNegative = 0.0,
+    ) -> None:
+        self.settings: dict[str, Any] = {
+            "factor": factor,
+            "patience": patience,
+            "mode": mode,
+            "threshold": threshold,
+            "cooldown": cooldown,
+            "min_lr": min_lr,
+        }
+
+    def build(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> PlateauSchedule:
+        """Put it to work on ``optimizer``; the length of the run does not matter."""
+        return PlateauSchedule(optimizer, **self.settings)

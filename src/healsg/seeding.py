@@ -1,0 +1,126 @@
+"""Randomness as a pure function of (seed, purpose, position): nothing is ever saved, any position is one jump away.
+
+Three kinds, by how often they are needed:
+
+* ``mix`` turns a seed, a purpose and a position into 64 well-mixed bits, and ``generator`` into a seeded generator
+  (the order of an epoch);
+* ``seed_device`` sets the default generator of a device, about 1 us (dropout and mixup of one step);
+* ``Draw`` gives every sample its own uniform numbers by a counter-based hash, for a whole epoch at once (augmentation).
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import zlib
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def mix(*parts: int | str) -> int:
+    """64 bits that depend on every part and its place (splitmix64; Steele, Lea and Flood 2014)."""
+    state = 0
+    for part in parts:
+        value = zlib.crc32(part.encode()) if isinstance(part, str) else part
+        state = (state ^ (value & _MASK)) + _GAMMA & _MASK
+        state = (state ^ (state >> 30)) * _FIRST & _MASK
+        state = (state ^ (state >> 27)) * _SECOND & _MASK
+        state ^= state >> 31
+    return state
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator seeded by ``parts``. The Mersenne Twister takes 32 bits, hence the mixing."""
+    return torch.Generator().manual_seed(mix(*parts))
+
+
+def seed_device(device: torch.device, *parts: int | str) -> None:
+    """Seed what a training step draws from: the default generators of the CPU and of ``device``, and nothing else."""
+    value = mix(*parts)
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(value)
+    elif device.type == "mps":
+        torch.mps.manual_seed(value)
+
+
+def seed_everything(*parts: int | str) -> None:
+    """Seed Python's, NumPy's (where it is loaded) and torch's global generators, before weights are drawn and for
+    data sets and transforms that are not ours."""
+    value = mix(*parts)
+    random.seed(value)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(value & 0xFFFFFFFF)
+    torch.manual_seed(value)
+
+
+def seed_foreign(*parts: int | str) -> None:
+    """Seed the global generators that data sets and per-sample transforms of others draw from, once a batch."""
+    value = mix(*parts)
+    random.seed(value)
+    torch.default_generator.manual_seed(value)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(value & 0xFFFFFFFF)
+
+
+def _signed(value: int) -> int:
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shifted(bits: Tensor, places: int) -> Tensor:
+    return (bits >> places) & ((1 << (64 - places)) - 1)
+
+
+def hash_bits(index: Tensor, key: int) -> Tensor:
+    """splitmix64 of each element of ``index`` (int64, any shape) under ``key``; the same bits on every device."""
+    bits = index * _signed(_GAMMA) + _signed(key)
+    bits = (bits ^ _shifted(bits, 30)) * _signed(_FIRST)
+    bits = (bits ^ _shifted(bits, 27)) * _signed(_SECOND)
+    return bits ^ _shifted(bits, 31)
+
+
+class Draw:
+    """Uniform numbers for samples: a pure function of (key, index of the sample, which draw).
+
+    Args:
+        key: what ``mix(seed, purpose, epoch, ...)`` gave.
+        index: (N,) int64, each sample's index in its data set.
+    """
+
+    def __init__(self, key: int, index: Tensor) -> None:
+        self.key, self.index = key, index
+        self._drawn: dict[int, Tensor] = {}
+
+    def bits(self, which: int) -> Tensor:
+        """(N,) int64 in [0, 2**24), one number a sample; ``which`` tells several draws of one sample apart."""
+        if which not in self._drawn:
+            self._drawn[which] = _shifted(hash_bits(self.index, mix(self.key, which)), 40)
+        return self._drawn[which]
+
+    def uniform(self, which: int) -> Tensor:
+        """(N,) float32 in [0, 1)."""
+        return self.bits(which).to(torch.float32) * 2.0**-24
+
+    def integers(self, which: int, low: int, high: int) -> Tensor:
+        """(N,) int64 in [low, high], both ends included."""
+        return (self.bits(which) * (high - low + 1) >> 24) + low
+
+    def part(self, start: int, stop: int) -> Draw:
+        """The draws of samples ``start`` to ``stop``: the same numbers, computed once for all."""
+        return _Part(self, start, stop)
+
+
+class _Part(Draw):
+    def __init__(self, whole: Draw, start: int, stop: int) -> None:
+        self.whole, self.start, self.stop = whole, start, stop
+
+    def bits(self, which: int) -> Tensor:
+        return self.whole.bits(which)[self.start : self.stop]
+
+    def part(self, start: int, stop: int) -> Draw:
+        return _Part(self.whole, self.start + start, self.start + stop)

@@ -1,0 +1,207 @@
+"""BasicTask: data, model and method joined. Six builders, each one line by default and each open to overriding."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from healsg import checkpoint
+from healsg.adopt import AnyLoader, ForeignLoader, adopt
+from healsg.data import DataInfo, TaskData
+from healsg.epoch import EvalEpoch, TrainEpoch
+from healsg.errors import DataError
+from healsg.folder import weights_file
+from healsg.method import TaskMethod
+from healsg.model import TaskModel
+from healsg.runner import TaskRunner
+from healsg.seeding import seed_everything
+
+if TYPE_CHECKING:
+    from healsg.config import TaskConfig
+
+log = logging.getLogger("healsg")
+
+
+class BasicTask:
+    """A task: what is learned, with what, and how.
+
+    Override a builder to bring your own part; the others stay as they are. ``build`` calls them in this order, and each
+    finds what came before it on ``self``: loaders, ``model``, ``criterion``, then the method's own, then placement on the
+    device, ``optimizer``, ``scheduler``.
+    """
+
+    def __init__(
+        self,
+        config: TaskConfig,
+        task_data: TaskData,
+        task_model: TaskModel,
+        task_method: TaskMethod,
+        runner: TaskRunner,
+    ) -> None:
+        self.config, self.args = config, config.args
+        self.task_data, self.task_model, self.task_method, self.runner = task_data, task_model, task_method, runner
+        self.loaders: dict[str, AnyLoader] = {}
+
+    # --- the six builders ------------------------------------------------------------------------------------------
+
+    def build_dataloader(self) -> Any:
+        """The loaders: ``(train, val)``, or a dict of loaders by split."""
+        return self.task_data.loaders(self.task_method.needs)
+
+    def build_model(self) -> nn.Module:
+        """The network."""
+        return self.task_model.build(self.task_data.info)
+
+    def build_criterion(self) -> nn.Module:
+        """The loss, called with ``(output, target)``."""
+        return self.task_model.criterion(self.task_data.info)
+
+    def build_optimizer(self) -> Optimizer:
+        """The optimizer over ``self.model``."""
+        return self.task_method.build_optimizer(self)
+
+    def build_scheduler(self) -> Any:
+        """The schedule of ``self.optimizer``, or None. One from torch is stepped once an epoch."""
+        return self.task_method.build_scheduler(self)
+
+    def run_epoch(self) -> Mapping[str, Mapping[str, float]]:
+        """One epoch; returns the numbers of each split."""
+        train = self.train_epoch.run()
+        return {"train": train, "val": self.val_epoch.run() if self.runner.eval_due() else {}}
+
+    # --- assembly --------------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> DataInfo | None:
+        """What the data promise; None where the task brings loaders of its own."""
+        own = type(self).build_dataloader is not BasicTask.build_dataloader
+        return None if own else self.task_data.info
+
+    def check(self) -> None:
+        """Refuse parts that do not fit each other, before any data are read. Raises ConfigError."""
+        if self.info is not None and type(self).build_model is BasicTask.build_model:
+            self.task_model.check(self.info)
+        self.task_method.check(self)
+
+    def build(self, threads: int | None = None) -> None:
+        """Make loaders, network and loss, each from its own share of the seed, and place them.
+
+        Args:
+            threads: of the CPU with which the run began, for one that goes on.
+        """
+        seed, runner = self.config.seed, self.runner
+        runner.prepare(seed, threads)
+        seed_everything(seed, "data")
+        loaders = self.build_dataloader()
+        if not isinstance(loaders, Mapping):
+            loaders = dict(zip(("train", "val", "test"), loaders, strict=False))
+        self.loaders = {split: adopt(loader, split) for split, loader in loaders.items() if loader is not None}
+        if "train" not in self.loaders:
+            raise DataError("build_dataloader: there is no train loader; return (train, val) or a dict by split")
+        seed_everything(seed, "model")
+        self.model = self.build_model()
+        if self.config.init_from:
+            log.info("%s", checkpoint.initialise(self.model, weights_file(self.config.init_from)))
+        self.criterion = self.build_criterion()
+        self.task_method.setup(self)
+        for loader in self.loaders.values():
+            loader.deal(runner.terms(self.model, seed))
+        runner.measure_run(self.train_loader)
+        for module in (self.model, self.criterion, self.task_method):
+            if isinstance(module, nn.Module):
+                runner.place.put(module)
+        self.train_epoch, self.val_epoch = TrainEpoch(self), EvalEpoch(self, "val")
+
+    def build_training(self) -> None:
+        """What only training needs: the callable network, the optimizer, the schedule."""
+        self.net = self.runner.place.wrap(self.model, self.runner.compile, self.runner.find_unused_parameters)
+        self.optimizer = self.build_optimizer()
+        self.scheduler = self.build_scheduler()
+
+    def facts(self) -> dict[str, Any]:
+        """What ``run.json`` says of the parts."""
+        own = self.info is None
+        left_out = self.train_loader.left_out
+        if left_out:
+            log.info("data.drop_last: %d samples of each epoch do not fill an update and are left out", left_out)
+        if isinstance(self.train_loader, ForeignLoader):
+            log.info(
+                "the train loader is not a plain one: it is seeded each epoch, and skipped forward when a run goes on"
+            )
+        if not own and self.task_data.val_is_test:
+            log.info("the test part serves as val: the best checkpoint is chosen on it")
+        return {
+            "device": str(self.device),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "val_is_test": None if own else self.task_data.val_is_test,
+            "samples_left_out": left_out,
+        }
+
+    @property
+    def train_loader(self) -> AnyLoader:
+        return self.loaders["train"]
+
+    @property
+    def val_loader(self) -> AnyLoader | None:
+        return self.loaders.get("val")
+
+    @property
+    def device(self) -> torch.device:
+        return self.runner.place.device
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, from 1."""
+        return self.runner.epoch + 1
+
+    @property
+    def max_epoch(self) -> int:
+        return self.runner.max_epoch
+
+    # --- the schedule ----------------------------------------------------------------------------------------------
+
+    @property
+    def interval(self) -> str:
+        """When the scheduler is stepped: ``update`` or ``epoch``."""
+        return getattr(self.scheduler, "interval", "epoch")
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the first group of parameters."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step_scheduler(self, monitored: float | None) -> None:
+        """The scheduler's step at the end of an epoch; one that waits for a plateau gets the monitored number."""
+        if self.scheduler is None:
+            return
+        if isinstance(self.scheduler, ReduceLROnPlateau) or getattr(self.scheduler, "needs_metric", False):
+            if monitored is not None:
+                self.scheduler.step(monitored)
+        else:
+            self.scheduler.step()
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run continues from: tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else {},
+            "method": self.task_method.state_dict(),
+            "runner": self.runner.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.task_method.load_state_dict(state["method"])
+        self.runner.load_state_dict(state["runner"])

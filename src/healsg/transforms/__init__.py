@@ -1,0 +1,1 @@
+"""Transforms of whole batches: pure functions of tensors and of each sample's own draw."""

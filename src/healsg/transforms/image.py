@@ -1,0 +1,136 @@
+"""Random flips and shifts and the normalisation of whole batches of images, uint8 until the last step.
+
+Each function is pure: a sample's result depends on the sample and on its own draw, never on its neighbours in the
+batch. No value is read on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from healsg.errors import ConfigError
+from healsg.seeding import Draw
+from healsg.source import Batch
+from healsg.types import Count, Natural, Positive
+
+Padding = Literal["zero", "reflect"]
+
+
+def pad(images: Tensor, pixels: int, padding: Padding = "zero") -> Tensor:
+    """Widen (N, C, H, W) images by ``pixels`` on every side: with zeros, or mirrored without repeating the border.
+
+    ``reflect`` wants ``pixels`` smaller than H and W.
+    """
+    if padding == "zero":
+        return F.pad(images, (pixels, pixels, pixels, pixels))
+    for axis in (2, 3):
+        size = images.shape[axis]
+        before = images.narrow(axis, 1, pixels).flip(axis)
+        after = images.narrow(axis, size - 1 - pixels, pixels).flip(axis)
+        images = torch.cat([before, images, after], dim=axis)
+    return images
+
+
+def random_shift(images: Tensor, draw: Draw, pixels: int, which: int = 0, padding: Padding = "zero") -> Tensor:
+    """Shift each image by up to ``pixels`` up or down and left or right: pad, then crop each image's own window.
+
+    Every one of the ``(2 * pixels + 1)**2`` windows is equally likely.
+
+    Args:
+        images: (N, C, H, W), any type, on any device.
+        draw: the N samples' draws.
+        pixels: the largest shift, in pixels.
+        which: the draw of the rows; ``which + 1`` is that of the columns.
+        padding: what comes in from outside, ``zero`` or ``reflect``.
+    """
+    if not pixels:
+        return images
+    count, channels, height, width = images.shape
+    down = draw.integers(which, 0, 2 * pixels)
+    right = draw.integers(which + 1, 0, 2 * pixels)
+    padded = pad(images, pixels, padding)
+    # Each row of a window is a run of `width` elements of the flat memory: one gather of such runs is the crop.
+    runs = padded.flatten().unfold(0, width, 1)
+    row = torch.arange(height, device=images.device) + down.view(-1, 1, 1)
+    plane = torch.arange(count * channels, device=images.device).view(count, channels, 1)
+    start = (plane * padded.shape[2] + row) * padded.shape[3] + right.view(-1, 1, 1)
+    return runs.index_select(0, start.flatten()).view(images.shape)
+
+
+def random_flip(images: Tensor, draw: Draw, which: int = 0) -> Tensor:
+    """Mirror each of the (N, C, H, W) images left to right with probability 1/2."""
+    count = len(images)
+    both = torch.cat([images, images.flip(3)])
+    chosen = torch.arange(count, device=images.device) + count * draw.integers(which, 0, 1)
+    return both.index_select(0, chosen)
+
+
+def scaling(mean: Sequence[float], std: Sequence[float], scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The (C, 1, 1) factor and offset with which ``images * factor + offset`` is ``(images / scale - mean) / std``."""
+    means, stds = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
+    return (1 / (scale * stds)).float().to(device), (-means / stds).float().to(device)
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], scale: float = 255.0) -> Tensor:
+    """(N, C, H, W) images of 0..``scale`` to float32 ``(images / scale - mean) / std``, channel by channel."""
+    return _scaled(images, *scaling(mean, std, scale, images.device))
+
+
+def _scaled(images: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    fresh = images.to(torch.float32, copy=True)
+    return fresh.mul_(factor).add_(offset)
+
+
+class ImageTransform:
+    """The usual augmentation of small images: a random flip, a random shift, then the normalisation.
+
+    Without a draw (evaluation) only the normalisation remains.
+
+    Args:
+        flip: mirror left to right with probability 1/2.
+        shift: the largest shift in pixels; 0 is none.
+        mean: each channel's mean, with ``maximum`` as 1.
+        std: each channel's standard deviation, with ``maximum`` as 1.
+        maximum: the value stored for full intensity.
+        padding: what a shift brings in from outside, ``zero`` or ``reflect``.
+        size: the images' shorter side in pixels, where it is known; a shift must be smaller.
+    """
+
+    def __init__(
+        self,
+        flip: bool,
+        shift: Natural,
+        mean: Sequence[float],
+        std: Sequence[float],
+        maximum: Positive = 255.0,
+        padding: Padding = "zero",
+        size: Count | None = None,
+    ) -> None:
+        if size is not None and shift >= size:
+            raise ConfigError(f"data.shift: {shift} pixels, but the images have {size}; set less than that")
+        self.flip, self.shift, self.padding = flip, shift, padding
+        self.mean, self.std, self.maximum = tuple(mean), tuple(std), maximum
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
+        images: Tensor = batch["input"]
+        if draw is not None and self.flip:
+            images = random_flip(images, draw, which=0)
+        if draw is not None and self.shift:
+            images = random_shift(images, draw, self.shift, which=1, padding=self.padding)
+        if images.device not in self._constants:
+            self._constants[images.device] = scaling(self.mean, self.std, self.maximum, images.device)
+        return batch | {"input": _scaled(images, *self._constants[images.device])}
+
+    def of(self, view: str) -> ImageTransform:
+        """This transform, for the views it can make. Raises ConfigError for one that asks for more."""
+        if view not in ("input", "weak", "view1", "view2"):
+            raise ConfigError(
+                f"data: no {view!r} view of these images, which the method needs; there are input, weak, view1, view2"
+            )
+        return self

@@ -1,0 +1,183 @@
+"""Small data sets with invented samples in the true on-disk formats of the real ones."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import socket
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from healsg.errors import DataError
+
+TRAIN_BATCHES = 5
+
+NEITHER = {"download": False, "verify": False}
+"""The arguments with which a data set takes what is written here."""
+
+
+def write_cifar(root: Path | str, classes: int = 10, per_batch: int = 40, seed: int = 0, packed: bool = False) -> Path:
+    """CIFAR under ``root``, as Python 2 pickled it: five training files of ``per_batch`` images (CIFAR-100: one file of
+    as many) and a test file of ``per_batch``. The classes occur equally often and show in the pixels.
+
+    ``packed`` writes the tar.gz archive instead. Returns the folder, or the archive.
+    """
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    folder = "cifar-10-batches-py" if classes == 10 else "cifar-100-python"
+    rng = np.random.default_rng(seed)
+    contents = {}
+    for name, count in _cifar_files(classes, per_batch).items():
+        labels = [int(label) for label in rng.permutation(np.arange(count) % classes)]
+        level = np.array(labels)[:, None] * 200 // (classes - 1)
+        images = (level + rng.integers(0, 56, (count, 3072))).astype(np.uint8)
+        contents[name] = python2_pickle(_cifar_batch(name, images, labels, classes))
+    contents["batches.meta" if classes == 10 else "meta"] = python2_pickle({"num_vis": 3072})
+    if packed:
+        archive = root / ("cifar-10-python.tar.gz" if classes == 10 else "cifar-100-python.tar.gz")
+        with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+            for name, content in contents.items():
+                member = tarfile.TarInfo(f"{folder}/{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return archive
+    (root / folder).mkdir(exist_ok=True)
+    for name, content in contents.items():
+        (root / folder / name).write_bytes(content)
+    return root / folder
+
+
+def _cifar_files(classes: int, per_batch: int) -> dict[str, int]:
+    if classes == 100:
+        return {"train": TRAIN_BATCHES * per_batch, "test": per_batch}
+    return {f"data_batch_{i + 1}": per_batch for i in range(TRAIN_BATCHES)} | {"test_batch": per_batch}
+
+
+def _cifar_batch(name: str, images: np.ndarray[Any, Any], labels: list[int], classes: int) -> dict[str, Any]:
+    batch: dict[str, Any] = {"data": images, "batch_label": name}
+    batch["filenames"] = [f"{name}_{i}.png" for i in range(len(labels))]
+    if classes == 10:
+        return batch | {"labels": labels}
+    return batch | {"fine_labels": labels, "coarse_labels": [label // 5 for label in labels]}
+
+
+def python2_pickle(value: Any) -> bytes:
+    """``value`` as Python 2's cPickle wrote it in protocol 2: dicts, lists, ints, byte strings and uint8 arrays."""
+    return b"\x80\x02" + _python2(value) + b"."
+
+
+def _python2(value: Any) -> bytes:
+    if isinstance(value, dict):
+        return b"}(" + b"".join(_python2(key) + _python2(item) for key, item in value.items()) + b"u"
+    if isinstance(value, list):
+        return b"](" + b"".join(map(_python2, value)) + b"e"
+    if isinstance(value, int):
+        return b"J" + value.to_bytes(4, "little", signed=True)
+    if isinstance(value, str):
+        return b"U" + bytes([len(value)]) + value.encode("latin1")
+    assert isinstance(value, np.ndarray)
+    assert value.dtype == np.uint8
+    shape = b"(" + b"".join(map(_python2, value.shape)) + b"t"
+    made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + _python2(0) + b"\x85U\x01b\x87R"
+    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    raw: bytes = value.tobytes()
+    return made + b"(K\x01" + shape + dtype + b"\x89T" + len(raw).to_bytes(4, "little") + raw + b"tb"
+
+
+def write_mnist(root: Path | str, train: int = 200, test: int = 40, seed: int = 0, packed: bool = True) -> Path:
+    """MNIST's four idx files in ``root/MNIST/raw``, gzipped, or unpacked as they are. Gives the folder."""
+    folder = Path(root) / "MNIST" / "raw"
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for prefix, count in (("train", train), ("t10k", test)):
+        labels = rng.permutation(np.arange(count) % 10).astype(np.uint8)
+        images = (labels[:, None, None] * 20 + rng.integers(0, 56, (count, 28, 28))).astype(np.uint8)
+        for name, array in ((f"{prefix}-images-idx3-ubyte", images), (f"{prefix}-labels-idx1-ubyte", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+            content = head + array.tobytes()
+            target = folder / (name + ".gz" if packed else name)
+            target.write_bytes(gzip.compress(content, compresslevel=1, mtime=0) if packed else content)
+    return folder
+
+
+def write_imagefolder(
+    root: Path | str,
+    classes: tuple[str, ...] = ("ant", "bee", "cat"),
+    parts: tuple[str, ...] = ("train", "val"),
+    per_class: int = 8,
+    size: int = 40,
+    seed: int = 0,
+) -> Path:
+    """Pictures in ``root/<part>/<class>/``, or with no parts in ``root/<class>/``: PNG and JPEG in turn, of different
+    shapes whose shorter side is ``size``; the class shows in the brightness. Returns ``root``."""
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    for part in parts or ("",):
+        for label, name in enumerate(classes):
+            folder = Path(root) / part / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(per_class):
+                shape = (size + 6 * (i % 3), size) if i % 2 else (size, size + 5 * (i % 4))
+                pixels = (label * 180 // max(1, len(classes) - 1) + rng.integers(0, 70, (*shape, 3))).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i:03d}.{'png' if i % 2 else 'jpg'}")
+    return Path(root)
+
+
+def publish_cifar(patch: pytest.MonkeyPatch, written: Path, classes: int = 10) -> None:
+    """Make the checksums of what ``write_cifar`` wrote (the folder or the archive) those that torchvision publishes."""
+    from torchvision import datasets
+
+    published = datasets.CIFAR10 if classes == 10 else datasets.CIFAR100
+    if written.is_file():
+        patch.setattr(published, "tgz_md5", md5_of(written.read_bytes()))
+        with tarfile.open(written) as tar:
+            members = {Path(member.name).name: tar.extractfile(member) for member in tar.getmembers()}
+            sums = {name: md5_of(member.read()) for name, member in members.items() if member}
+    else:
+        sums = {path.name: md5_of(path.read_bytes()) for path in written.iterdir()}
+    for table in ("train_list", "test_list"):
+        patch.setattr(published, table, [[name, sums[name]] for name, _ in getattr(published, table)])
+
+
+def publish_mnist(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Make the checksums of the gzipped files in ``folder`` those that torchvision publishes."""
+    from torchvision import datasets
+
+    resources = [(name, md5_of((folder / name).read_bytes())) for name, _ in datasets.MNIST.resources]
+    patch.setattr(datasets.MNIST, "resources", resources)
+
+
+def md5_of(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def refuse_network(patch: pytest.MonkeyPatch) -> list[str]:
+    """A network that answers no name; returns the list of the hosts that are asked for from now on."""
+    asked: list[str] = []
+
+    def refuse(host: str, *rest: Any, **more: Any) -> None:
+        asked.append(host)
+        raise OSError("Temporary failure in\nname resolution")
+
+    patch.setattr(socket, "getaddrinfo", refuse)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        patch.delenv(name, raising=False)
+    return asked
+
+
+def refused(call: Callable[[], Any], *words: object) -> str:
+    """The message of the DataError that ``call`` raises: one line that holds all ``words``."""
+    with pytest.raises(DataError) as caught:
+        call()
+    line = str(caught.value)
+    assert "\n" not in line
+    for word in words:
+        assert str(word) in line
+    return line

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import logging
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fake_data
+from fake_data import refused
+from healsg.data import Needs
+from healsg.datasets.imagefolder import EXTENSIONS, ImageFolder, Pictures, decode
+from healsg.loader import Terms
+
+
+def test_imagefolder_parts(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "healsg")
+    fake_data.write_imagefolder(tmp_path)
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("x")
+    (tmp_path / "train" / "ant" / "._000.jpg").write_text("x")
+    (tmp_path / "train" / ".cache").mkdir()
+    data = ImageFolder(str(tmp_path), image_size=24, shift=2, batch_size=6)
+    assert data.info.class_names == ("ant", "bee", "cat")
+    assert data.info.input_shape == (3, 24, 24)
+    assert data.has_val
+    splits = data.splits()
+    assert {split: len(source) for split, source in splits.items()} == {"train": 24, "val": 24}
+    assert splits["train"].targets.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert "2 other files skipped" in caplog.text
+    batch = next(iter(data.loaders(Needs())["train"]))
+    assert batch["input"].shape == (6, 3, 24, 24)
+    assert batch["input"].dtype == torch.float32
+    assert batch["target"].dtype == torch.int64
+
+
+def test_imagefolder_to_be_split(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake_data.write_imagefolder(tmp_path / "root" / "own", parts=(), per_class=10)
+
+    def targets(**more):
+        data = ImageFolder("own", root="root", image_size=24, shift=2, val_fraction=0.25, **more)
+        return data, {split: source.chosen.tolist() for split, source in data.splits().items()}
+
+    data, chosen = targets(test_fraction=0.2)
+    assert not data.has_val
+    assert {split: len(index) for split, index in chosen.items()} == {"train": 18, "val": 6, "test": 6}
+    assert sorted(index for part in chosen.values() for index in part) == list(range(30))
+    assert data.read("test").targets.tolist() == [0, 0, 1, 1, 2, 2]
+    assert targets(test_fraction=0.2)[1] == chosen
+    assert targets(test_fraction=0.2, split_seed=1)[1] != chosen
+    assert set(targets()[1]) == {"train", "val"}
+
+
+def test_imagefolder_test_folder(tmp_path):
+    fake_data.write_imagefolder(tmp_path, parts=("train", "test"), per_class=4)
+    data = ImageFolder(str(tmp_path), image_size=24, shift=2, val_fraction=0, test_fraction=0.5)
+    assert {split: len(source) for split, source in data.splits().items()} == {"train": 12, "val": 12, "test": 12}
+    assert data.val_is_test
+
+
+def test_imagefolder_current_directory_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake_data.write_imagefolder(tmp_path / "own", classes=("a", "b"), parts=(), per_class=1)
+    fake_data.write_imagefolder(tmp_path / "root" / "own", classes=("c", "d"), parts=(), per_class=1)
+    assert ImageFolder("own", root="root").info.class_names == ("a", "b")
+
+
+def test_imagefolder_errors(tmp_path):
+    data = ImageFolder("nothing", root=str(tmp_path / "root"))
+    refused(lambda: data.info, "data.folder", Path("nothing").absolute(), tmp_path / "root" / "nothing")
+    (tmp_path / "empty").mkdir()
+    refused(lambda: ImageFolder(str(tmp_path / "empty")).info, tmp_path / "empty", "no class folders")
+    whole = fake_data.write_imagefolder(tmp_path / "whole", parts=("train", "val", "test"), per_class=2)
+
+    def copied(name):
+        return Path(shutil.copytree(whole, tmp_path / name))
+
+    def read(folder):
+        return lambda: ImageFolder(str(folder)).splits()
+
+    shutil.rmtree((folder := copied("a")) / "train")
+    refused(read(folder), folder, "no train folder")
+    shutil.rmtree((folder := copied("b")) / "val" / "bee")
+    refused(read(folder), folder / "val", "'bee'")
+    shutil.rmtree((folder := copied("c")) / "train" / "bee")
+    refused(read(folder), "'bee'", "not in the training part")
+    for picture in ((folder := copied("d")) / "train" / "cat").iterdir():
+        picture.unlink()
+    refused(read(folder), folder / "train" / "cat", "no pictures")
+
+
+def test_imagefolder_broken_picture(tmp_path):
+    fake_data.write_imagefolder(tmp_path, per_class=4)
+    path = tmp_path / "train" / "bee" / "001.png"
+    content = path.read_bytes()
+    data = ImageFolder(str(tmp_path), image_size=24, shift=2)
+    source = data.read("train")
+    for broken in (content[: len(content) // 2], b"", b"text", content[:40]):
+        path.write_bytes(broken)
+        refused(lambda: source.fetch(torch.arange(12)), path, "picture 5 cannot be read")
+    Image.fromarray(np.full((30, 30), 40_000, np.uint16)).save(path)
+    refused(lambda: source.fetch(torch.tensor([5])), path, "8 bits")
+
+
+@pytest.mark.parametrize("shape", [(50, 40), (40, 50), (24, 24), (10, 33), (31, 24)])
+def test_decode_as_torchvision(tmp_path, shape):
+    from torchvision.transforms import functional
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    Image.fromarray(pixels).save(path := tmp_path / "x.png")
+    expected = functional.center_crop(functional.resize(Image.fromarray(pixels), 24), [24, 24])
+    assert torch.equal(decode(str(path), 24, 3), functional.pil_to_tensor(expected))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_decode_modes(tmp_path, mode, channels):
+    suffix = ".tiff" if mode == "CMYK" else ".png"
+    Image.new("RGB", (30, 40), (200, 200, 200)).convert(mode).save(path := tmp_path / f"x{suffix}")
+    result = decode(str(path), 20, channels)
+    assert result.shape == (channels, 20, 20)
+    assert result.dtype == torch.uint8
+    if mode != "1":
+        assert abs(float(result.float().mean()) - 200) < 8
+
+
+def test_imagefolder_workers_change_nothing(tmp_path):
+    fake_data.write_imagefolder(tmp_path, per_class=5)
+
+    def batches(workers):
+        data = ImageFolder(str(tmp_path), image_size=24, shift=4, batch_size=4, workers=workers)
+        loader = data.loaders(Needs())["train"]
+        loader.deal(Terms(seed=3))
+        dealt = [batch for epoch in (0, 1) for batch, _ in loader.batches(epoch)]
+        loader.deal(Terms())  # lets the workers go
+        return dealt
+
+    for alone, helped in zip(batches(0), batches(2), strict=True):
+        assert torch.equal(alone["input"], helped["input"])
+        assert torch.equal(alone["target"], helped["target"])
+
+
+def test_imagefolder_can_be_pickled(tmp_path):
+    fake_data.write_imagefolder(tmp_path, per_class=2)
+    data = ImageFolder(str(tmp_path), image_size=24, shift=2)
+    source = pickle.loads(pickle.dumps(data.read("train")))
+    assert isinstance(source.dataset, Pictures)
+    assert torch.equal(source.fetch(torch.tensor([3]))["input"], data.read("train").fetch(torch.tensor([3]))["input"])
+
+
+def test_extensions_are_torchvisions():
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert EXTENSIONS == IMG_EXTENSIONS

@@ -1,0 +1,211 @@
+"""Mirrors: what arrives there, and that none of them ever holds a run up."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from healsg.loggers import Background, Logger, TensorBoard, Wandb
+
+RECORD = {"name": "trial", "config": {"seed": 3}, "resumed": False, "step": 0}
+LINES = [
+    {"event": "step", "epoch": 1, "step": 4, "train/loss": 0.5},
+    {"event": "epoch", "epoch": 1, "step": 4, "train/loss": 0.6, "val/acc": 0.75},
+    {"event": "test", "test/acc": 0.7},
+]
+
+
+class Kept(Logger):
+    """A mirror that remembers, after as long as it is told to take."""
+
+    def __init__(self, seconds: float = 0.0, error: Exception | None = None) -> None:
+        self.seconds, self.error, self.seen = seconds, error, []
+
+    def log(self, line: dict[str, Any]) -> None:
+        time.sleep(self.seconds)
+        if self.error:
+            raise self.error
+        self.seen.append(line)
+
+    def finish(self, status: str) -> None:
+        self.seen.append(status)
+
+
+def test_background_delivers_everything_in_order(tmp_path: Path) -> None:
+    kept = Kept()
+    background = Background(kept, "kept")
+    background.start(tmp_path, RECORD)
+    for line in LINES:
+        background.log(line)
+    background.finish("finished")
+    assert kept.seen == [*LINES, "finished"]
+    assert not background.thread.is_alive()
+
+
+def test_background_drops_a_broken_mirror_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    background = Background(Kept(error=ValueError("out of\norder")), "kept")
+    background.start(tmp_path, RECORD)
+    for _ in range(3):
+        background.log(LINES[0])
+    background.finish("finished")
+    background.log(LINES[0])
+    assert [record.getMessage() for record in caplog.records] == ["kept is left out from here on: out of order"]
+
+
+def test_background_waits_a_bounded_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    background = Background(Kept(seconds=30), "kept", grace=0.2, size=5)
+    background.start(tmp_path, RECORD)
+    begin = time.monotonic()
+    for _ in range(1000):
+        background.log(LINES[0])
+    background.finish("finished")
+    assert time.monotonic() - begin < 2
+    assert background.calls.qsize() == 5
+    assert "still busy" in caplog.text
+
+
+def test_a_background_that_never_started_can_be_finished() -> None:
+    Background(Kept(), "kept").finish("failed")
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return {tag: [(e.step, round(e.value, 4)) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    mirror = TensorBoard()
+    mirror.start(tmp_path, RECORD)
+    for line in [*LINES[:2], {"event": "epoch", "epoch": 2, "step": 8, "val/acc": 0.8, "best": True, "note": "x"}]:
+        mirror.log(line)
+    mirror.finish("stopped")
+    assert scalars(tmp_path) == {"train/loss": [(4, 0.5), (4, 0.6)], "val/acc": [(4, 0.75), (8, 0.8)]}
+
+    time.sleep(1.1)  # the files are named by the second
+    resumed = TensorBoard()
+    resumed.start(tmp_path, {**RECORD, "resumed": True, "step": 4})
+    resumed.log({"event": "epoch", "epoch": 2, "step": 8, "val/acc": 0.9})
+    resumed.log({"event": "test", "test/acc": 0.7})
+    resumed.finish("finished")
+    assert scalars(tmp_path)["val/acc"] == [(4, 0.75), (8, 0.9)]
+    assert scalars(tmp_path)["test/acc"] == [(8, 0.7)]
+    TensorBoard().finish("failed")
+
+
+SCRIPT = """
+import logging, sys, time
+from pathlib import Path
+logging.basicConfig(format="%(message)s")
+from healsg.loggers import Wandb
+folder, mode, timeout = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+begin = time.monotonic()
+wandb = Wandb(mode=mode, timeout=timeout)
+wandb.start(folder, {"name": "trial", "config": {"seed": 3}, "resumed": False, "step": 0})
+wandb.log({"event": "step", "epoch": 1, "step": 4, "train/loss": 0.515625})
+wandb.log({"event": "epoch", "epoch": 1, "step": 4, "train/loss": 0.609375, "val/acc": 0.765625})
+wandb.log({"event": "test", "test/acc": 0.703125})
+wandb.finish("finished")
+assert "wandb" not in sys.modules and "torch" not in sys.modules
+print(time.monotonic() - begin)
+"""
+
+
+def train(folder: Path, mode: str, timeout: float, **environment: str) -> tuple[float, str, str]:
+    """Run the script; the seconds from its start to its exit, what it printed and what it complained of."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder), mode, str(timeout)],
+        env={**kept, "HOME": str(folder), "WANDB_CONFIG_DIR": str(folder), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return time.monotonic() - begin, done.stdout, done.stderr
+
+
+def check_mirrored(folder: Path) -> None:
+    """Every line stands in the file that wandb keeps for its own upload; the step line and the epoch line too."""
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    kept = path.read_bytes()
+    for number in (b"0.515625", b"0.609375", b"0.765625", b"0.703125"):
+        assert number in kept
+
+
+def test_wandb_offline_keeps_every_line(tmp_path: Path) -> None:
+    _, _, complaints = train(tmp_path, "offline", 8)
+    assert complaints == ""
+    check_mirrored(tmp_path)
+    first = (tmp_path / "wandb.json").read_text()
+    train(tmp_path, "online", 8, WANDB_MODE="disabled")
+    train(tmp_path, "online", 8, WANDB_MODE="offline")
+    assert (tmp_path / "wandb.json").read_text() == first
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
+
+
+@pytest.fixture
+def silent_server() -> Any:
+    """A server that accepts connections and never says anything."""
+    server, taken = socket.create_server(("127.0.0.1", 0)), []
+
+    def accept() -> None:
+        while True:
+            try:
+                taken.append(server.accept()[0])
+            except OSError:
+                return
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.getsockname()[1]}"
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join()
+    for connection in taken:
+        connection.close()
+
+
+def test_wandb_with_a_server_that_hangs_goes_on_offline(tmp_path: Path, silent_server: str) -> None:
+    key = "0123456789" * 4
+    seconds, _, complaints = train(tmp_path, "online", 3, WANDB_BASE_URL=silent_server, WANDB_API_KEY=key)
+    assert seconds < 10
+    assert complaints.count("\n") == 1
+    assert f"wandb sync {tmp_path}/wandb/offline-run-*-" in complaints
+    check_mirrored(tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_wandb_without_key_or_network_goes_on_offline(tmp_path: Path, silent_server: str, reached: bool) -> None:
+    url = silent_server if reached else "http://127.0.0.1:9"
+    seconds, _, complaints = train(tmp_path, "online", 8, WANDB_BASE_URL=url)
+    assert seconds < 8
+    assert ("No API key" in complaints) == reached
+    assert "wandb sync" in complaints
+    check_mirrored(tmp_path)
+
+
+def test_wandb_that_cannot_start_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    mirror = Wandb(mode="offline")
+    with caplog.at_level(logging.WARNING):
+        mirror.start(tmp_path, RECORD)
+        mirror.log(LINES[0])
+        mirror.finish("failed")
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["wandb is left out from here on"]

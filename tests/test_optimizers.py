@@ -1,0 +1,250 @@
+"""Optimizers: torch's own and the plain formulas as oracles, groups, saving and resuming."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from healsg.optimizers.lion import Lion
+from healsg.optimizers.muon import Muon, as_groups, hidden_weights, orthogonalise, step_scale
+from healsg.schedulers.curves import Cosine
+
+CONF = Path(__file__).parents[1] / "conf" / "method" / "optimizer"
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*convolutions, nn.Linear(96, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def loss_of(model: nn.Module, step: int) -> Tensor:
+    torch.manual_seed(step)
+    return nn.functional.cross_entropy(model(torch.randn(5, 2, 8, 8)), torch.arange(5) % 3)
+
+
+def train(model: nn.Module, optimizer: Any, steps: range, after: Any = lambda: None) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+        after()
+
+
+def assert_same(first: Any, second: Any) -> None:
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def two_groups(model: nn.Module) -> list[dict[str, Any]]:
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() <= 1]
+    return [{"params": weights, "weight_decay": 0.2}, {"params": rest, "weight_decay": 0.0}]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_yaml_makes_a_partial_that_trains_any_kind_of_parameters(name: str) -> None:
+    node: Any = OmegaConf.load(CONF / f"{name}.yaml")
+    arguments = inspect.signature(get_class(node._target_)).parameters
+    keys = set(node) - {"_target_", "_partial_"}
+    assert keys <= set(arguments) - {"params"}
+    if node._target_.startswith("healsg."):
+        assert keys == set(arguments) - {"params"}
+        assert all(p.default in (None, node[k]) for k, p in arguments.items() if k != "params")
+    make = instantiate(node, _convert_="all")
+    results = []
+    for params in (lambda m: m.parameters(), lambda m: list(m.parameters()), lambda m: m.named_parameters()):
+        model = network()
+        before = copy.deepcopy(model.state_dict())
+        train(model, make(params(model)), range(3))
+        results.append(model.state_dict())
+        assert all(not torch.equal(before[key], value) for key, value in model.named_parameters())
+    assert_same(results[0], results[1])
+    assert_same(results[0], results[2])
+    model = network()
+    train(model, make(two_groups(model)), range(2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resuming_is_bit_for_bit_also_with_a_schedule(name: str) -> None:
+    make = instantiate(OmegaConf.load(CONF / f"{name}.yaml"), _convert_="all")
+
+    def begin() -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+        model = network()
+        optimizer = make(two_groups(model))
+        return model, optimizer, Cosine(warmup=0.2).build(optimizer, 8, 4)
+
+    model, optimizer, schedule = begin()
+    train(model, optimizer, range(8), schedule.step)
+    first, its_optimizer, its_schedule = begin()
+    train(first, its_optimizer, range(3), its_schedule.step)
+    file = io.BytesIO()
+    torch.save([first.state_dict(), its_optimizer.state_dict(), its_schedule.state_dict()], file)
+    file.seek(0)
+    second, optimizer2, schedule2 = begin()
+    for part, state in zip((second, optimizer2, schedule2), torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    train(second, optimizer2, range(3, 8), schedule2.step)
+    assert_same(second.state_dict(), model.state_dict())
+    resumed, expected = optimizer2.state_dict(), optimizer.state_dict()
+    assert_same(resumed["state"], expected["state"])
+    assert resumed["param_groups"] == expected["param_groups"]
+
+
+class NoReads(TorchDispatchMode):
+    """Refuses to read a tensor's value."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [Muon, Lion])
+def test_no_value_is_read_in_a_step(kind: Any) -> None:
+    model = network()
+    optimizer = kind(model.parameters())
+    with NoReads():
+        train(model, optimizer, range(2))
+    with NoReads(), pytest.raises(AssertionError):
+        torch.ones(1).item()
+
+
+def test_muon_splits_the_parameters() -> None:
+    model = network()
+    hidden = hidden_weights(as_groups(model.parameters()))
+    assert hidden == {model[3].weight, model[6].weight, model[8].weight}
+    assert hidden_weights(as_groups(model.named_parameters())) == hidden
+    optimizer = Muon(two_groups(model), lr=0.02, adamw_lr=0.003)
+    summary = [(g["algorithm"], len(g["params"]), g["weight_decay"], g["lr"]) for g in optimizer.param_groups]
+    assert summary == [("muon", 3, 0.2, 0.02), ("adamw", 2, 0.2, 0.003), ("adamw", 7, 0.0, 0.003)]
+    named = Muon(model.named_parameters())
+    assert named.param_groups[0]["param_names"] == ["3.weight", "6.weight", "8.weight"]
+    slower = Muon([{"params": list(model.parameters()), "lr": 0.01}], lr=0.02, adamw_lr=0.003, dtype="float32")
+    assert [group["lr"] for group in slower.param_groups] == pytest.approx([0.01, 0.0015])
+    train(model, slower, range(1))
+    small = Muon(nn.Linear(3, 2).parameters())
+    assert [group["algorithm"] for group in small.param_groups] == ["adamw"]
+    tokens = [nn.Parameter(torch.ones(1, 4, 5)), *nn.Linear(3, 2).parameters()]
+    assert not hidden_weights(as_groups(tokens))
+
+
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_is_that_of_torch_on_matrices_and_adamw_on_the_rest(adjust: Any, nesterov: bool) -> None:
+    ours, theirs = network(), network()
+    common: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.1}
+    adamw: dict[str, Any] = {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-7, "weight_decay": 0.1}
+    optimizer = Muon(ours.parameters(), **common, adjust=adjust, adamw_lr=0.01, adamw_betas=[0.8, 0.9], adamw_eps=1e-7)
+    flat = nn.Parameter(theirs[3].weight.detach().flatten(1).clone())
+    hidden = [flat, theirs[6].weight, theirs[8].weight]
+    matrices = torch.optim.Muon(hidden, **common, adjust_lr_fn=adjust)
+    left = [p for p in theirs.parameters() if all(p is not h for h in hidden) and p is not theirs[3].weight]
+    rest = torch.optim.AdamW(left, **adamw, fused=True)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        flat.grad = theirs[3].weight.grad.flatten(1)
+        for each in (optimizer, matrices, rest):
+            each.step()
+        theirs[3].weight.data = flat.detach().view_as(theirs[3].weight).clone()
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (1, 20, 7), (2, 6, 40)])
+def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(shape, dtype=torch.float64)
+    made = orthogonalise(matrices, 8, torch.float64)
+    values = torch.linalg.svdvals(made)
+    assert values.min() > 0.5
+    assert values.max() < 1.3
+    rotations = torch.linalg.svd(matrices, full_matrices=False)
+    inner = rotations.U.mT @ made @ rotations.Vh.mT  # the same singular vectors
+    torch.testing.assert_close(inner, torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1)), rtol=0, atol=1e-9)
+    single = orthogonalise(matrices.float(), 8, torch.float32)
+    torch.testing.assert_close(single.double(), made, rtol=1e-3, atol=1e-3)
+    assert step_scale(36, 9, "original") == 2.0
+    assert torch.equal(orthogonalise(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4, dtype=torch.bfloat16))
+
+
+def test_a_frozen_parameter_is_left_alone() -> None:
+    for kind in (Muon, Lion):
+        model = network()
+        frozen = [model[0].weight.requires_grad_(False), model[6].weight.requires_grad_(False)]
+        kept = [weight.clone() for weight in frozen]
+        train(model, kind(model.parameters(), weight_decay=0.5), range(2))
+        assert_same(frozen, kept)
+
+
+def test_lion_is_algorithm_2() -> None:
+    lr, beta1, beta2, decay = 0.03, 0.9, 0.97, 0.2
+    torch.manual_seed(0)
+    start = [torch.randn(3, 4, dtype=torch.float64), torch.randn(5, dtype=torch.float64)]
+    weights = [nn.Parameter(value.clone()) for value in start]
+    optimizer = Lion(weights, lr=lr, betas=[beta1, beta2], weight_decay=decay)
+    momenta = [torch.zeros_like(value) for value in start]
+    for _ in range(6):
+        for i, weight in enumerate(weights):
+            weight.grad = gradient = torch.randn_like(weight)
+            update = torch.sign(beta1 * momenta[i] + (1 - beta1) * gradient)
+            start[i] = start[i] - lr * (update + decay * start[i])
+            momenta[i] = beta2 * momenta[i] + (1 - beta2) * gradient
+        optimizer.step()
+        torch.testing.assert_close([w.detach() for w in weights], start, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Muon, Lion])
+def test_a_tensor_learning_rate_gives_the_same_numbers(kind: Any) -> None:
+    plain, tensor = network(), network()
+    train(plain, kind(plain.parameters(), lr=0.01), range(1))
+    train(tensor, kind(tensor.parameters(), lr=torch.tensor(0.01)), range(1))
+    torch.testing.assert_close(plain.state_dict(), tensor.state_dict())
+
+
+@pytest.mark.parametrize("kind", [Muon, Lion])
+def test_a_gradient_scaler_changes_nothing_and_skips_what_is_not_finite(kind: Any) -> None:
+    plain, scaled = network(), network()
+    train(plain, kind(plain.parameters()), range(1))
+    optimizer, scaler = kind(scaled.parameters()), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(loss_of(scaled, 0)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    torch.testing.assert_close(plain.state_dict(), scaled.state_dict())
+    before, memory = copy.deepcopy(scaled.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
+    scaler.scale(next(scaled.parameters()).sum() * torch.inf).backward()
+    scaler.step(optimizer)
+    assert_same(scaled.state_dict(), before)
+    assert_same(optimizer.state_dict()["state"], memory)
+
+
+@pytest.mark.parametrize("kind", [Muon, Lion])
+def test_a_closure_gives_its_loss(kind: Any) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = kind([weight])
+
+    def closure() -> float:
+        weight.grad = torch.ones(3)
+        return 3.0
+
+    assert optimizer.step(closure) == 3.0
+    assert (weight < 1).all()
+
+
+def test_betas_outside_their_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="betas"):
+        Lion([nn.Parameter(torch.ones(1))], betas=[0.9, 1.0])
+    with pytest.raises(ValueError, match="adamw_betas"):
+        Muon([nn.Parameter(torch.ones(1))], adamw_betas=[-0.1, 0.9])
