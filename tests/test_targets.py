@@ -50,13 +50,12 @@ HOSTILE = [
     *("torch.nn.parallel.DataParallel", "torch.nn.modules.linear.Tensor", "torch.nn.Module.load_state_dict"),
     *("torchvision.models.resnet.partial", "torchvision.models.get_weight", "torchvision.models.Weights"),
     *("torchvision.models._api.get_model", "torchvision.models.resnet._resnet", "torchvision.models.list_models"),
+    "torchvision.models.feature_extraction.create_feature_extractor",
     *("torchvision.models.detection.faster_rcnn.misc_nn_ops", "torchvision.models.resnet.ResNet.load_state_dict"),
     *("torchvision.transforms.transforms.numbers.Number", "torchvision.transforms.transforms.Sequence"),
     *("torchvision.io.read_image", "torchvision.datasets.CIFAR10", "torchvision.ops.Conv2dNormActivation"),
-    # functions and modules where a class belongs
     *("torch.nn.functional.relu", "torch.nn.init.normal_", "torch.optim.lr_scheduler", "torch.optim.swa_utils"),
     *("torchvision.transforms.functional.crop", "torchvision.models.detection", "healsg.data.stratified_split"),
-    # this package beside its parts
     *("healsg.config.hydra.utils.instantiate", "healsg.seeding.Draw", "healsg.errors.ConfigError", "healsg.data.Path"),
     *("healsg.targets.resolve", "healsg.data.Loader", "healsg.data.torch.load", "healsg.data.DataError", "healsg"),
     # what is spelled to be read in another way

@@ -219,17 +219,15 @@ class Pace:
 
 
 def live_line(progress: Progress, pace: tuple[float | None, float | None], width: int, bar: str) -> list[str]:
-    """The live line in at most ``width`` characters: its head, the bar's done and open part, and its tail.
-
-    ``pace`` holds the samples a second and the seconds left; ``bar`` the letters for what is open and what is done.
-    """
+    """The live line in ``width`` characters: its head, the bar's done and open part, its tail. ``pace`` holds samples a
+    second and seconds left, ``bar`` the letters for what is open and what is done."""
     rate, left = pace
     head = (progress.phase + f" {progress.epoch}/{progress.max_epoch}" * bool(progress.max_epoch))[:width]
     wanted = [f"{clock(left)} left"] if left is not None else []
     wanted += [f"{name} {number(value)}" for name, value in dict(progress.numbers).items()]
     wanted += [f"{rate:,.0f}/s"] if rate else []
     room = width - len(head) - 4
-    length = min(30, max(5, room // 3)) if progress.length and room >= 5 else 0
+    length = min(30, max(5, room // 3)) * (progress.length > 0 and room >= 5)
     tail: list[str] = []
     for piece in wanted:
         if length + sum(len(other) + 2 for other in [*tail, piece]) - 2 <= room:

@@ -23,7 +23,7 @@ from healsg.errors import ConfigError
 _OWN = "datasets models methods transforms optimizers schedulers losses loggers callbacks task runner data model method"
 PARTS = (*(f"healsg.{name}." for name in _OWN.split()), "torch.nn.", "torch.optim.", "torchvision.transforms.")
 _RESERVED = sys.stdlib_module_names | {"healsg", "torch", "torchvision"}
-_DOORS = ("torch.nn.utils.", "torch.nn.parallel.")
+_DOORS = ("torch.nn.utils.", "torch.nn.parallel.", "torchvision.models.feature_extraction.")
 _PLACES = (
     "parts come from healsg, torch.nn, torch.optim, torchvision.models, torchvision.transforms, "
     "modules in the current directory, or packages named in trusted=[...]"
@@ -74,8 +74,7 @@ def find_module(name: str, folders: Iterable[str | Path], installed: bool = Fals
     if not spec:
         return None
     file = Path(spec.origin) if isinstance(spec.loader, SourceFileLoader) and spec.origin else None
-    inside = spec.submodule_search_locations if file or spec.origin is None else ()
-    return Module(name, file, tuple(inside or ()))
+    return Module(name, file, tuple(((file or not spec.origin) and spec.submodule_search_locations) or ()))
 
 
 def split(path: str, search: Sequence[Path] = ()) -> tuple[Module | None, list[str]]:
@@ -116,8 +115,9 @@ def within(module: Module, rest: Sequence[str], search: Sequence[Path] = (), dep
     names = names_of(module)
     if not rest[1:] and ("__getattr__" in names.bound or any(_star(star, search) is None for star in names.stars)):
         return unknown
-    files = [file.stem for folder in module.folders for file in Path(folder).glob("*") if file.suffix in ("", ".py")]
-    raise ConfigError(f"{module.name} has no {rest[0]}{did_you_mean(rest[0], [*names.bound, *files])}")
+    near = [file.stem for folder in module.folders for file in Path(folder).glob("*") if file.suffix in ("", ".py")]
+    near = near if rest[1:] else [*names.bound, *near]
+    raise ConfigError(f"{module.name} has no {rest[0]}{did_you_mean(rest[0], near)}")
 
 
 def names_of(module: Module) -> _Names:
@@ -226,7 +226,7 @@ def _family(path: str, trusted: Sequence[str], project: Sequence[Path]) -> str |
     if any(path == name or path.startswith(f"{name}.") for name in trusted):
         return "trusted"
     if path.startswith("torchvision.models."):
-        return None if "._" in path else "builder"
+        return None if "._" in path or path.startswith(_DOORS) else "builder"
     if path.startswith(PARTS):
         return None if path.startswith(_DOORS) or path.rpartition(".")[2].startswith("_") else "part"
     top = path.split(".")[0]

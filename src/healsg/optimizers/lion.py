@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from healsg.errors import ConfigError
 from healsg.types import NonNegative
 
 
@@ -31,6 +32,13 @@ def lion_update(
     torch._foreach_lerp_(momenta, gradients, 1 - betas[1])
 
 
+def decay_rates(key: str, given: Sequence[float]) -> tuple[float, float]:
+    """Two decay rates in [0, 1). Raises ConfigError, which names ``key``, for anything else."""
+    if len(given) != 2 or not all(0 <= rate < 1 for rate in given):
+        raise ConfigError(f"{key}: {list(given)} are not two numbers of at least 0 and less than 1")
+    return given[0], given[1]
+
+
 class Lion(Optimizer):
     """Lion with decoupled weight decay (arXiv 2302.06675, Algorithm 2).
 
@@ -44,16 +52,14 @@ class Lion(Optimizer):
         weight_decay: decoupled weight decay.
 
     Raises:
-        ValueError: one of ``betas`` is not in [0, 1).
+        ConfigError: ``betas`` are not two numbers in [0, 1).
     """
 
     def __init__(
         self, params: ParamsT, lr: NonNegative = 3e-4, betas: list[float] | None = None, weight_decay: NonNegative = 0.1
     ) -> None:
-        first, second = betas or (0.9, 0.99)
-        if not (0 <= first < 1 and 0 <= second < 1):
-            raise ValueError(f"betas: {first}, {second} do not lie in [0, 1)")
-        super().__init__(params, {"lr": lr, "betas": (first, second), "weight_decay": weight_decay})
+        pair = decay_rates("method.optimizer.betas", (0.9, 0.99) if betas is None else betas)
+        super().__init__(params, {"lr": lr, "betas": pair, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
+from healsg.optimizers.lion import decay_rates
 from healsg.types import Count, NonNegative, Positive, Share
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -96,6 +97,9 @@ class Muon(Optimizer):
         adamw_lr: AdamW's learning rate.
         adamw_betas: AdamW's decay rates of the moments; each in [0, 1).
         adamw_eps: what AdamW adds to its denominator.
+
+    Raises:
+        ConfigError: ``adamw_betas`` are not two numbers in [0, 1).
     """
 
     def __init__(
@@ -112,15 +116,13 @@ class Muon(Optimizer):
         adamw_betas: list[float] | None = None,
         adamw_eps: Positive = 1e-8,
     ) -> None:
-        first, second = adamw_betas or (0.9, 0.95)
-        if not (0 <= first < 1 and 0 <= second < 1):
-            raise ValueError(f"adamw_betas: {first}, {second} do not lie in [0, 1)")
+        betas = decay_rates("method.optimizer.adamw_betas", (0.9, 0.95) if adamw_betas is None else adamw_betas)
         muon: dict[str, Any] = {"algorithm": "muon", "lr": lr, "momentum": momentum, "nesterov": nesterov}
         muon |= {"ns_steps": ns_steps, "adjust": adjust, "dtype": dtype}
         rest: dict[str, Any] = {
             "algorithm": "adamw",
             "lr": adamw_lr,
-            "betas": (first, second),
+            "betas": betas,
             "eps": adamw_eps,
             "fused": True,
         }

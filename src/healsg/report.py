@@ -1,0 +1,250 @@
+"""The report of a run: one HTML file with its result, its curves and its configuration, that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+Points = list[tuple[float, float]]
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 260, 58, 40, 12
+MOST_POINTS, MOST_ROWS, MOST_PLOTS, MOST_CURVES = 1000, 200, 24, 6
+
+STYLE = """
+:root { color-scheme: light dark; --back: #fff; --text: #1f2328; --faint: #59636e; --line: #d1d9e0; --card: #f6f8fa;
+  --c0: #0969da; --c1: #bc4c00; --c2: #1a7f37; --c3: #8250df; --c4: #bf3989; --c5: #57606a; }
+@media (prefers-color-scheme: dark) { :root { --back: #0d1117; --text: #e6edf3; --faint: #9198a1; --line: #3d444d;
+  --card: #151b23; --c0: #58a6ff; --c1: #f0883e; --c2: #3fb950; --c3: #bc8cff; --c4: #f778ba; --c5: #9198a1; } }
+body { margin: 0 auto; padding: 1rem; max-width: 1000px; font: 15px/1.5 system-ui, sans-serif; background: var(--back);
+  color: var(--text); }
+h1 { font-size: 1.5rem; margin: .5rem 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; border-bottom: 1px solid var(--line); }
+figure { margin: 0; padding: .75rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
+figcaption { font-weight: 600; overflow-wrap: anywhere; }
+.plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); }
+.key { font-weight: 400; font-size: .85rem; color: var(--faint); margin-right: .8rem; white-space: nowrap; }
+.key::before { content: "\\2501"; color: var(--c); margin-right: .35em; }
+svg { width: 100%; height: auto; display: block; }
+svg text { fill: var(--faint); font-size: 12px; }
+svg path { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
+svg path.thin { stroke-width: 1; opacity: .35; }
+svg circle { fill: var(--c); }
+svg line { stroke: var(--line); }
+.scroll { overflow: auto; max-height: 32rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+td, th { padding: .2rem .8rem .2rem 0; text-align: right; white-space: nowrap; }
+thead th { position: sticky; top: 0; background: var(--back); }
+.facts th { text-align: left; color: var(--faint); font-weight: 400; vertical-align: top; }
+.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+tr.best { font-weight: 600; color: var(--c2); }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .75rem; overflow: auto;
+  font-size: .85rem; }
+"""
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` of the run in ``folder`` from ``metrics.jsonl``, ``run.json`` and ``config.yaml``.
+
+    What is missing or damaged of these is left out. Returns its path; raises OSError where it cannot be written.
+    """
+    lines = list(read_lines(folder / "metrics.jsonl"))
+    epochs = [line for line in lines if line.get("event") == "epoch" and _is_number(line.get("epoch"))]
+    record = next(iter(read_lines(folder / "run.json", whole=True)), {})
+    name = str(record.get("name") or folder.resolve().name)
+    config = _text(folder / "config.yaml")
+    best = record.get("best")
+    sections = [
+        f"<h1>{escape(name)}</h1>{_facts(record)}",
+        f'<h2>Curves</h2><div class="plots">{"".join(_plots(lines, epochs))}</div>' if lines else "",
+        f"<h2>Epochs</h2>{_table(epochs, best.get('epoch') if isinstance(best, dict) else None)}" if epochs else "",
+        f"<h2>Configuration</h2><pre>{escape(config)}</pre>" if config else "",
+    ]
+    page = (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(name)}</title><style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
+    )
+    path, draft = folder / "report.html", folder / f".report.{os.getpid()}.html"
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def read_lines(path: Path, whole: bool = False) -> Iterable[dict[str, Any]]:
+    """The JSON objects of a file, one a line or one in all; damaged ones are skipped."""
+    text = _text(path)
+    for part in [text] if whole else text.split("\n"):
+        try:
+            value = json.loads(part)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _show(value: Any) -> str:
+    """A value of ``run.json`` as escaped text; what is long, as a patch, is left out."""
+    if isinstance(value, dict):
+        return ", ".join(f"{escape(str(key))} {shown}" for key, part in value.items() if (shown := _show(part)))
+    if isinstance(value, list):
+        return " ".join(_show(part) for part in value)
+    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    return escape(text) if len(text) <= 1000 else ""
+
+
+def _facts(record: dict[str, Any]) -> str:
+    """The result and the circumstances, as a table of names and values."""
+    order = ["status", "reason", "best", "test", "duration", "begin", "end", "command", "seed", "parameters", "device"]
+    shown = {"duration": _duration(record.get("begin"), record.get("end")), **record}
+    if _is_number(record.get("parameters")):
+        shown["parameters"] = f"{record['parameters']:,}"
+    names = [name for name in order if name in shown] + [name for name in shown if name not in order]
+    rows = [(name, _show(shown[name])) for name in names if name != "name"]
+    cells = "".join(f"<tr><th>{escape(name)}</th><td>{text}</td></tr>" for name, text in rows if text)
+    return f'<table class="facts">{cells}</table>'
+
+
+def _duration(begin: Any, end: Any) -> str:
+    """``1:02:03`` between two times, in ISO 8601 or in seconds."""
+    try:
+        first, last = (t if _is_number(t) else datetime.fromisoformat(t).timestamp() for t in (begin, end))
+    except (TypeError, ValueError):
+        return ""
+    minutes, seconds = divmod(round(last - first), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _table(epochs: list[dict[str, Any]], best: Any) -> str:
+    """The last epochs, the latest first; the best is marked."""
+    rows = epochs[-MOST_ROWS:][::-1]
+    names = list(dict.fromkeys(key for row in rows for key in row if key not in ("event", "epoch", "step", "best")))
+    head = "".join(f"<th>{escape(name)}</th>" for name in ["epoch", *names])
+    body = ""
+    for row in rows:
+        cells = "".join(f"<td>{_show(row.get(name))}</td>" for name in ["epoch", *names])
+        body += f"<tr{' class=best' if row['epoch'] == best else ''}>{cells}</tr>"
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _plots(lines: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> Iterable[str]:
+    """A figure for each family of metrics: ``train/loss`` and ``val/loss`` together, the learning rates together."""
+    clock = _clock(epochs)
+    families: dict[str, dict[str, dict[str, Points]]] = {}
+    for line in lines:
+        kind = line.get("event")
+        where: Any = line.get(str(kind))
+        if kind not in ("epoch", "step") or not _is_number(where):
+            continue
+        x = float(where) if kind == "epoch" else clock(where)
+        for key, value in line.items():
+            if _is_number(value) and key not in ("epoch", "step", "seconds"):
+                head, _, rest = key.partition("/")
+                family = families.setdefault(rest if head in ("train", "val") and rest else head, {})
+                family.setdefault(key, {"epoch": [], "step": []})[kind].append((x, value))
+    for title in sorted(families, key=lambda title: title == "lr")[:MOST_PLOTS]:
+        curves = families[title]
+        yield _figure(title, dict(list(curves.items())[:MOST_CURVES]), "epoch" if epochs else "step")
+
+
+def _clock(epochs: list[dict[str, Any]]) -> Callable[[float], float]:
+    """From a step to its place among the epochs, between two of them in proportion; the step itself without epochs."""
+    known = [(0.0, 0.0)] + [(float(e["step"]), float(e["epoch"])) for e in epochs if _is_number(e.get("step"))]
+    steps = [step for step, _ in known]
+
+    def place(step: float) -> float:
+        if len(known) == 1:
+            return step
+        after = min(max(1, bisect_right(steps, step)), len(known) - 1)
+        (s0, e0), (s1, e1) = known[after - 1], known[after]
+        return e0 + (e1 - e0) * (step - s0) / ((s1 - s0) or 1)
+
+    return place
+
+
+def thin(points: Points, most: int = MOST_POINTS) -> Points:
+    """At most ``most`` points that keep the curve's shape: the least and the greatest of each piece."""
+    if len(points) <= most:
+        return points
+    size = -(-len(points) // (most // 2))
+    pieces = [points[i : i + size] for i in range(0, len(points), size)]
+    ends = [(min(piece, key=lambda p: p[1]), max(piece, key=lambda p: p[1])) for piece in pieces]
+    return [point for pair in ends for point in sorted(set(pair))]
+
+
+def ticks(low: float, high: float, least: float = 0.0) -> list[float]:
+    """About five round numbers in [low, high], no closer than ``least``."""
+    rough = max((high - low) / 5, 1e-300)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = max(least, next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999))
+    first = math.ceil(low / step - 1e-9)
+    return [
+        round((first + k) * step, 12) if step > 1e-9 else (first + k) * step
+        for k in range(12)
+        if (first + k) * step <= high + step * 1e-9
+    ]
+
+
+def _range(values: list[float]) -> tuple[float, float]:
+    """The ends of an axis; a constant gets room on both sides."""
+    low, high = min(values), max(values)
+    room = (abs(low) * 0.1 or 1.0) if high - low <= 1e-9 * max(abs(low), abs(high)) else 0.0
+    return low - room, high + room
+
+
+def _figure(title: str, curves: dict[str, dict[str, Points]], unit: str) -> str:
+    """One plot with its axes, its key and its title."""
+    finite = {
+        name: {kind: thin([p for p in points if abs(p[1]) < 1e100]) for kind, points in kinds.items()}
+        for name, kinds in curves.items()
+    }
+    everything = [p for kinds in finite.values() for points in kinds.values() for p in points]
+    odd = sum(not abs(p[1]) < 1e100 for kinds in curves.values() for points in kinds.values() for p in points)
+    keys = "".join(f'<span class="key" style="--c:var(--c{i})">{escape(name)}</span>' for i, name in enumerate(curves))
+    keys += f"<small>{odd} values are not finite</small>" * bool(odd)
+    drawing = _drawing(finite, everything, unit) if everything else ""
+    return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}<div>{keys}</div></figure>"
+
+
+def _drawing(curves: dict[str, dict[str, Points]], everything: Points, unit: str) -> str:
+    (left, right), (low, high) = (_range([p[i] for p in everything]) for i in (0, 1))
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        x = LEFT + (point[0] - left) / (right - left) * (WIDTH - LEFT - 12)
+        return x, HEIGHT - BOTTOM - (point[1] - low) / (high - low) * (HEIGHT - BOTTOM - TOP)
+
+    parts = [f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{unit}</text>']
+    for value in ticks(low, high):
+        y = at((left, value))[1]
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for value in ticks(left, right, 1.0):
+        parts.append(f'<text x="{at((value, low))[0]:.1f}" y="{HEIGHT - 22}" text-anchor="middle">{value:g}</text>')
+    for i, (name, kinds) in enumerate(curves.items()):
+        parts.append(f'<g style="--c:var(--c{i})">')
+        for kind, points in kinds.items():
+            path = "L".join("{:.1f} {:.1f}".format(*at(p)) for p in points)
+            parts.append(f'<path class="{"thin" if kind == "step" else ""}" d="M{path}"/>' if len(points) > 1 else "")
+        for p in kinds["epoch"] * (len(kinds["epoch"]) <= 40):
+            x, y = at(p)
+            hint = f"{escape(name)} {p[1]:.5g}, epoch {p[0]:g}"
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"><title>{hint}</title></circle>')
+        parts.append("</g>")
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
