@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from healsg.loggers import Background, Logger, TensorBoard, Wandb
+from healsg.loggers.tensorboard import TensorBoard
+from healsg.loggers.wandb import Wandb
+from healsg.mirror import Background, Mirror
 
 RECORD = {"name": "trial", "config": {"seed": 3}, "resumed": False, "step": 0}
 LINES = [
@@ -24,7 +26,7 @@ LINES = [
 ]
 
 
-class Kept(Logger):
+class Kept(Mirror):
     """A mirror that remembers, after as long as it is told to take."""
 
     def __init__(self, seconds: float = 0.0, error: Exception | None = None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import Program, command
 
-MY_TASK = '''
+MY_TASK = """
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -53,7 +53,7 @@ class MyTask(BasicTask):
 
     def run_epoch(self):
         return {"train": self.train_epoch.run(), "val": self.val_epoch.run()}
-'''
+"""
 
 
 def test_design_example_trains_as_it_stands(tmp_path: Path, program: Program) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from healsg.report import thin, ticks, write_report
+from healsg.loggers.report import thin, ticks, write_report
 
 
 def epoch(number: int, **metrics: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ _HOMES = {
     "TensorSource": "source",
 }
 
-__all__ = list(_HOMES)  # noqa: PLE0604 - the names are text
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> object:

@@ -6,8 +6,15 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
-from torch.utils.data import default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from healsg.errors import DataError
 from healsg.loader import Loader, Terms
@@ -65,8 +72,8 @@ AnyLoader = Loader | ForeignLoader
 def adopt(loader: Any, name: str) -> AnyLoader:
     """Make a loader of ours of what ``build_dataloader`` returned for the split ``name``.
 
-    A plain map-style ``DataLoader`` is dealt anew; its data set, batch size, collate function, ``drop_last`` and workers
-    are kept, a random or sequential sampler becomes ours.
+    A plain map-style ``DataLoader`` is dealt anew; its data set, batch size, collate function, ``drop_last`` and
+    workers are kept, a random or sequential sampler becomes ours.
     """
     if isinstance(loader, (Loader, ForeignLoader)):
         return loader

@@ -1,4 +1,4 @@
-"""Checkpoints: single files of tensors and plain values, written in one atomic step, closed by a SHA-256 of themselves."""
+"""Checkpoints: single files of tensors and plain values, written in one atomic step, closed by their own SHA-256."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TRAILER = len(_MAGIC) + hashlib.sha256().digest_size
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` under ``path``: temporary file, fsync, rename, fsync of the folder. A kill leaves the old or the new.
+    """Write ``state`` under ``path``: temporary file, fsync, rename, fsync of the folder; a kill leaves old or new.
 
     Raises:
         RunError: a value is neither a tensor nor plain (its place is named), or the file cannot be written; what stood
@@ -69,7 +69,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def keep_previous(path: Path, previous: Path) -> None:
-    """Let ``previous`` be what ``path`` is now, so that ``path`` can be replaced; both names are good at every moment."""
+    """Let ``previous`` be what ``path`` is, so that ``path`` can be replaced; both are good at every moment."""
     if path.exists():
         link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
         link.unlink(missing_ok=True)

@@ -19,12 +19,12 @@ import yaml
 
 from healsg import checkpoint, distributed, redact
 from healsg.errors import ConfigError, RunError
-from healsg.folder import ROOT, RunFolder, timestamp, write_text
+from healsg.folder import RunFolder, timestamp, write_text
 
 FREE = (
-    "name fresh trusted use_wandb wandb quiet debug resume logger recipe "
-    "data.root data.workers runner.save_every runner.max_time"
-).split()
+    *("name", "fresh", "trusted", "use_wandb", "wandb", "quiet", "debug", "resume", "logger", "recipe"),
+    *("data.root", "data.workers", "runner.save_every", "runner.max_time"),
+)
 """Keys that cannot alter a run's result: they may differ when it goes on."""
 
 LENGTH = ("runner.epochs", "runner.steps")
@@ -90,7 +90,7 @@ def _set_aside(folder: RunFolder) -> RunFolder:
 
 
 def changed(folder: RunFolder, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings, by key, in which ``config`` differs from the run in ``folder`` so that its result may: (old, new)."""
+    """The settings, by key, in which ``config`` differs from the run in ``folder`` and that count: (old, new)."""
     old = dict(flat(yaml.safe_load(folder.config.read_text())))
     new = dict(flat(redact.config(config)))
     keys = [key for key in [*new, *(key for key in old if key not in new)] if old.get(key) != new.get(key)]

@@ -110,7 +110,7 @@ class Composer:
         groups, values = [], []
         for override in self.parse(overrides):
             key, option = override.key_or_group, override.value()
-            if override.is_hydra_override() or not self._loader.list_groups(key) and not self._options(key):
+            if override.is_hydra_override() or (not self._loader.list_groups(key) and not self._options(key)):
                 values.append(override)
                 continue
             groups.append(override)
@@ -140,7 +140,7 @@ class Composer:
         return here + [inner for group in here for inner in self._groups(group)]
 
     def sweep(self, overrides: Sequence[str]) -> list[list[str]]:
-        """The jobs of a sweep: the lists of overrides that the product of all swept values makes. Raises ConfigError."""
+        """The jobs of a sweep: the product of all swept values, each as a list of overrides. Raises ConfigError."""
         jobs: list[list[str]] = [[]]
         for override in self.parse(overrides):
             if not override.is_sweep_override():

@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them: who am I, say to all, add over all. With one process all of it is free."""
+"""Several processes, as torchrun starts them: who am I, tell all, add over all. With one process all of it is free."""
 
 from __future__ import annotations
 

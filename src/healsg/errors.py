@@ -23,7 +23,7 @@ class RunError(HealsgError):
     """A run cannot be started, continued or read."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - no error
     """Raised at a step boundary, after saving, when a signal or ``runner.max_time`` asks a run to stop."""
 
     def __init__(self, reason: str, status: int) -> None:

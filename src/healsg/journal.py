@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from healsg.errors import RunError
-from healsg.loggers import Logger
+from healsg.mirror import Mirror
 
 log = logging.getLogger("healsg")
 
@@ -21,10 +21,10 @@ class Journal:
 
     Args:
         path: the file.
-        mirrors: loggers by name; one that raises is dropped with a line and never hurts the run.
+        mirrors: by name; one that raises is dropped with a line and never hurts the run.
     """
 
-    def __init__(self, path: Path, mirrors: dict[str, Logger] | None = None) -> None:
+    def __init__(self, path: Path, mirrors: dict[str, Mirror] | None = None) -> None:
         self.path, self.mirrors = path, dict(mirrors or {})
         self.offset, self.history = 0, hashlib.sha256().hexdigest()
         self._file = path.open("ab")
@@ -63,7 +63,7 @@ class Journal:
         try:
             getattr(self.mirrors[name], verb)(*values)
         except Exception as error:
-            log.warning("logger %s broke and is left out from here on: %s: %s", name, type(error).__name__, error)
+            log.warning("logger %s is left out from here on: %s: %s", name, type(error).__name__, error)
             del self.mirrors[name]
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""Keeper: what a run keeps while it trains. Between the runner's loop and the run's folder; only rank 0 has a folder."""
+"""Keeper: what a run keeps while it trains, between the runner's loop and the run's folder; only rank 0 writes."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from healsg import checkpoint, distributed
-from healsg.display import Display
 from healsg.epoch import EvalEpoch
 from healsg.errors import RunError
 from healsg.folder import RunFolder
@@ -26,12 +26,14 @@ class Keeper:
     Args:
         folder: the run's folder.
         journal: its metrics; None on all ranks but 0, which write nothing.
-        display: what the user sees.
         halt: when to stop.
+        show: shown the line of each epoch, with ``best`` in it.
     """
 
-    def __init__(self, folder: RunFolder, journal: Journal | None, display: Display, halt: Halt) -> None:
-        self.folder, self.journal, self.display, self.halt = folder, journal, display, halt
+    def __init__(
+        self, folder: RunFolder, journal: Journal | None, halt: Halt, show: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.folder, self.journal, self.halt, self.show = folder, journal, halt, show
 
     def begin(self, task: BasicTask) -> None:
         """Go on from the last good checkpoint; a run that has none starts at step 0 and saves that."""
@@ -62,7 +64,7 @@ class Keeper:
         """The epoch's line, the best weights where they are, and a save."""
         if self.journal:
             self.journal.write(numbers)
-        self.display.epoch(numbers | {"best": best})
+        self.show(numbers | {"best": best})
         if best:
             self.save_best(task)
         self.save(task)

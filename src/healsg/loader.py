@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -117,7 +117,7 @@ class Loader:
             return (self.batch(epoch, position) for position in positions)
         if self._workers is None:
             self._workers = DataLoader(
-                _Dealer(self),
+                cast(Any, _Dealer(self)),
                 batch_size=None,
                 sampler=_Positions(),
                 num_workers=self.workers,
@@ -213,7 +213,7 @@ def _or_raise(dealt: tuple[Batch, int] | DataError) -> tuple[Batch, int]:
 
 
 class _Dealer:
-    """The data set that loader workers see: a key is a place in the run, its value the whole batch, or our own error."""
+    """The data set that workers see: a key is a place in the run, its value the whole batch, or our own error."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = copy.copy(loader)

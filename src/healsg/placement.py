@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -110,3 +111,10 @@ class Place:
         if distributed.launched():
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+
+
+@contextlib.contextmanager
+def both(outer: contextlib.AbstractContextManager[Any], inner: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+    """Two surroundings as one."""
+    with outer, inner:
+        yield

@@ -14,12 +14,12 @@ from torch import nn
 from healsg import distributed
 from healsg.adopt import AnyLoader
 from healsg.callbacks import Callback
-from healsg.display import Progress
 from healsg.keeper import Keeper
 from healsg.loader import Terms
 from healsg.meter import Meter
+from healsg.mirror import Progress
 from healsg.monitor import Mode, Monitor
-from healsg.placement import Place, Precision
+from healsg.placement import Place, Precision, both
 from healsg.seeding import mix, seed_device
 from healsg.types import Count, NonNegative, Positive
 
@@ -79,32 +79,23 @@ class TaskRunner:
         self.log_every, self.eval_every, self.save_every = log_every, eval_every, save_every
         self.max_time, self.limit_batches = max_time, limit_batches
         self.callbacks = dict(callbacks or {})
-        self._make_place = lambda begun: Place(device, precision, channels_last, deterministic, threads or begun)
+        self._place, self.threads = (device, precision, channels_last, deterministic), threads
         self.monitor, self.meter, self.progress = Monitor(monitor, mode), Meter(), Progress()
         self.epoch = self.step_count = self.position = 0
         self.stop_reason: str | None = None
         self.keeper: Keeper | None = None
 
-    # --- before the loop -------------------------------------------------------------------------------------------
-
     def prepare(self, seed: int, threads: int | None = None) -> None:
         """Take possession of the device; ``threads`` of the CPU where the settings name no number."""
         distributed.connect()
-        self.place = self._make_place(threads)
+        self.place = Place(*self._place, self.threads or threads)
         self.seed = mix(seed, "step", distributed.rank())
 
     def terms(self, model: nn.Module, seed: int) -> Terms:
         """How this runner wants batches dealt. BatchNorm fails on one sample, hence at least two where there is one."""
-        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-        return Terms(
-            seed=seed,
-            device=self.place.device,
-            rank=distributed.rank(),
-            world=distributed.world(),
-            accumulate=self.accumulate,
-            least=2 if normalised else 1,
-            limit=self.limit_batches,
-        )
+        least = 1 + any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        rank, world = distributed.rank(), distributed.world()
+        return Terms(seed, self.place.device, rank, world, self.accumulate, least, self.limit_batches)
 
     def measure_run(self, train_loader: AnyLoader) -> None:
         """Fix the length of the run, in updates and in epochs."""
@@ -117,16 +108,15 @@ class TaskRunner:
         self.nominal = float(getattr(train_loader, "batch_size", 1))
         self.progress.total_steps, self.progress.max_epoch = self.total_steps, self.max_epoch
 
-    # --- the verbs of a step ---------------------------------------------------------------------------------------
-
     def train_batches(self, task: BasicTask) -> Iterator[dict[str, Any]]:
         """The batches of this epoch that are still to come, on the device, each with its own randomness."""
         progress, place = self.progress, self.place
-        progress.phase, progress.length = "train", self.length
+        progress.phase, progress.length, progress.epoch = "train", self.length, task.epoch
         last = min(self.length, self.position + (self.total_steps - self.step_count) * self.accumulate)
         for batch, rows in islice(task.train_loader.batches(self.epoch, self.position), last - self.position):
             self.position += 1
             self.rows, progress.position = rows, self.position
+            progress.samples += rows
             self.closing = self.position % self.accumulate == 0 or self.position == self.length
             seed_device(place.device, self.seed, self.epoch, self.position)
             yield place.move(batch)
@@ -145,25 +135,20 @@ class TaskRunner:
     def step(self, task: BasicTask, batch: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """The method's step as one callable: (its scalars with their ``count``, whether the weights moved)."""
         logs, moved = task.task_method.step(task, batch)
-        if "count" not in logs or not self.rows:
-            logs["count"] = self.rows
-        return logs, moved
+        return {"count": self.rows, **logs} if self.rows else {**logs, "count": 0}, moved
 
     def forward(self, task: BasicTask) -> contextlib.AbstractContextManager[Any]:
         """What surrounds a forward pass: precision, and no exchange of gradients before the last batch of an update."""
         if self.closing or not distributed.launched():
             return self.place.autocast()
-        stack = contextlib.ExitStack()
-        stack.enter_context(task.net.no_sync())  # type: ignore[operator]
-        stack.enter_context(self.place.autocast())
-        return stack
+        return both(task.net.no_sync(), self.place.autocast())  # type: ignore[operator]
 
     def backward(self, loss: torch.Tensor, count: Any) -> None:
         """Add the gradient of ``loss``, a mean over ``count`` samples, to that of the update."""
         if self.weighted:
             loss = loss * (count / self.nominal)
             self.counted = self.counted + count
-        (self.place.scaler.scale(loss) if self.place.scaler else loss).backward()
+        torch.autograd.backward(self.place.scaler.scale(loss) if self.place.scaler else loss)
 
     def update(self, task: BasicTask, logs: dict[str, Any]) -> bool:
         """Backward; with the last batch of an update also clip, step and schedule. Whether the weights moved."""
@@ -186,6 +171,7 @@ class TaskRunner:
         if task.scheduler is not None and task.interval == "update":
             task.scheduler.step()
         self.step_count += 1
+        self.progress.step = self.step_count
         return True
 
     def _weigh(self, model: nn.Module) -> None:
@@ -197,8 +183,6 @@ class TaskRunner:
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, factor)
         self.counted = 0.0
-
-    # --- the loop --------------------------------------------------------------------------------------------------
 
     def fit(self, task: BasicTask, keeper: Keeper) -> None:
         """Train from where the run stands to its end, keeping what must outlast a kill at any time."""
@@ -235,15 +219,13 @@ class TaskRunner:
         numbers |= {"lr": task.learning_rate, "seconds": round(seconds, 3)}
         name, sign = self.monitor.resolve(numbers)
         if task.interval == "epoch":
-            task.step_scheduler(numbers.get(name))
+            task.step_scheduler(numbers.get(name), sign)
         best = self.monitor.better(numbers)
         reasons = [callback.on_epoch_end(numbers, name, sign) for callback in self.callbacks.values()]
         self.stop_reason = next((reason for reason in reasons if reason), None)
         self.epoch, self.position = self.epoch + 1, 0
         self.meter.clear()
         self.keeper.end_epoch(task, numbers, best)
-
-    # --- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands: enough to go on at the next step."""

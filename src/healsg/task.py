@@ -32,8 +32,8 @@ class BasicTask:
     """A task: what is learned, with what, and how.
 
     Override a builder to bring your own part; the others stay as they are. ``build`` calls them in this order, and each
-    finds what came before it on ``self``: loaders, ``model``, ``criterion``, then the method's own, then placement on the
-    device, ``optimizer``, ``scheduler``.
+    finds what came before it on ``self``: loaders, ``model``, ``criterion``, then the method's own, then placement on
+    the device, ``optimizer``, ``scheduler``.
     """
 
     def __init__(
@@ -176,15 +176,18 @@ class BasicTask:
         """That of the first group of parameters."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step_scheduler(self, monitored: float | None) -> None:
-        """The scheduler's step at the end of an epoch; one that waits for a plateau gets the monitored number."""
-        if self.scheduler is None:
-            return
-        if isinstance(self.scheduler, ReduceLROnPlateau) or getattr(self.scheduler, "needs_metric", False):
-            if monitored is not None:
-                self.scheduler.step(monitored)
-        else:
-            self.scheduler.step()
+    def step_scheduler(self, monitored: float | None, sign: int) -> None:
+        """The scheduler's step at the end of an epoch; one that waits for a plateau gets the monitored number.
+
+        Args:
+            monitored: that number, None in an epoch without an evaluation.
+            sign: +1 where more of it is better, -1 where less is.
+        """
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            if self.scheduler is not None:
+                self.scheduler.step()
+        elif monitored is not None:
+            self.scheduler.step(*([monitored, sign] if getattr(self.scheduler, "needs_metric", False) else [monitored]))
 
     # --- state -----------------------------------------------------------------------------------------------------
 

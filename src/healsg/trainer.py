@@ -6,6 +6,7 @@ import contextlib
 import logging
 import traceback
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,13 @@ import torch
 from healsg import claim, distributed, redact
 from healsg.compose import Composer
 from healsg.config import Composed, build_task, load_saved, make
-from healsg.display import Display, make_display
 from healsg.epoch import EvalEpoch
 from healsg.errors import ConfigError, HealsgError, RunError, Stopped
 from healsg.folder import ROOT, RunFolder, find
 from healsg.halt import Halt
 from healsg.journal import Journal
 from healsg.keeper import Keeper, restore_weights
-from healsg.loggers import Logger, Wandb
-from healsg.report import write_report
+from healsg.mirror import Mirror
 from healsg.task import BasicTask
 
 log = logging.getLogger("healsg")
@@ -64,8 +63,8 @@ class TaskTrainer:
         """Train, or go on with, the run in ``path`` (default: ``runs/<name>``).
 
         Returns:
-            ``name``, ``folder``, ``status`` (``finished`` or ``stopped``), ``best``, ``test``, ``digest``, and ``exit``,
-            the exit status.
+            ``name``, ``folder``, ``status`` (``finished`` or ``stopped``), ``best``, ``test``, ``digest``, and
+            ``exit``, the exit status.
 
         Raises:
             HealsgError: something the user can mend. Whatever else is raised in the run is raised here.
@@ -76,7 +75,7 @@ class TaskTrainer:
         try:
             with contextlib.ExitStack() as stack:
                 quiet = self.config["quiet"] or distributed.rank() > 0
-                display = stack.enter_context(make_display(task.runner.progress, quiet=quiet))
+                display = stack.enter_context(_leaf("screen.make_display")(task.runner.progress, quiet=quiet))
                 stack.enter_context(_logging(folder, display))
                 return self._guarded(task, folder, display)
         finally:
@@ -123,7 +122,7 @@ class TaskTrainer:
         where = Path(distributed.share(claimed))
         return self.folder if self.folder is not None and distributed.rank() == 0 else RunFolder(where)
 
-    def _guarded(self, task: BasicTask, folder: RunFolder, display: Display) -> dict[str, Any]:
+    def _guarded(self, task: BasicTask, folder: RunFolder, display: Any) -> dict[str, Any]:
         """Run, and record how it ended, whatever happens."""
         status, reason, code, failure = "finished", None, 0, None
         journal = self._journal(folder)
@@ -136,10 +135,8 @@ class TaskTrainer:
             if not isinstance(error, HealsgError):
                 log.debug("%s", redact.text(traceback.format_exc()))
         if journal:
-            journal.close(status)
             folder.ended(status, reason)
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                write_report(folder.path)
+            journal.close(status)
         if failure is not None:
             raise failure
         record = folder.record if journal else {}
@@ -147,7 +144,7 @@ class TaskTrainer:
         results = {key: record.get(key) for key in ("best", "test", "digest")}
         return {"name": folder.path.name, "folder": str(folder.path), "status": status, "exit": code, **results}
 
-    def _run(self, task: BasicTask, folder: RunFolder, journal: Journal | None, display: Display) -> None:
+    def _run(self, task: BasicTask, folder: RunFolder, journal: Journal | None, display: Any) -> None:
         runner, record = task.runner, folder.record
         display.begin(folder.path.name)
         runner.progress.phase = "reading data"
@@ -157,25 +154,30 @@ class TaskTrainer:
             facts = task.facts()
             folder.note(**facts, threads=torch.get_num_threads(), description=self.description)
             told = {"name": folder.path.name, "config": redact.config(self.config), "resumed": folder.last.exists()}
-            journal.start(told)
+            journal.start(told | {"step": (folder.last_line("epoch") or {}).get("step", 0)})
         with Halt(runner.max_time) as halt:
-            runner.fit(task, Keeper(folder, journal, display, halt))
+            runner.fit(task, Keeper(folder, journal, halt, display.epoch))
 
     def _journal(self, folder: RunFolder) -> Journal | None:
         if distributed.rank() > 0:
             return None
         nodes = self.config["logger"] or {}
-        mirrors: dict[str, Logger] = {
+        mirrors: dict[str, Mirror] = {
             name: make(node, f"logger.{name}", self.composed) for name, node in nodes.items() if node is not None
         }
         if self.config["use_wandb"]:
-            settings = self.config["wandb"]
-            mirrors["wandb"] = Wandb(**settings | {"name": settings["name"] or folder.path.name})
-        return Journal(folder.metrics, mirrors)
+            mirrors["wandb"] = _leaf("wandb.Wandb")(**self.config["wandb"])
+        return Journal(folder.metrics, mirrors | {"report": _leaf("report.Report")()})
+
+
+def _leaf(path: str) -> Any:
+    """A class or function of ``healsg.loggers`` by its address, as a ``_target_`` would name it."""
+    module, _, name = path.partition(".")
+    return getattr(import_module(f"healsg.loggers.{module}"), name)
 
 
 @contextlib.contextmanager
-def _logging(folder: RunFolder, display: Display) -> Iterator[None]:
+def _logging(folder: RunFolder, display: Any) -> Iterator[None]:
     """Let what is logged reach the screen and, on rank 0, ``train.log``."""
     handlers: list[logging.Handler] = [display.handler()]
     handlers[0].setLevel(logging.INFO if distributed.rank() == 0 else logging.ERROR)

@@ -1,6 +1,6 @@
 """Types that a constructor's arguments are declared with: ordinary types with the range of values that make sense.
 
-The checks read them from the source, before anything is imported, so that ``lr: Positive`` is all that an author writes.
+The checks read them from the source, before anything is imported, so ``lr: Positive`` is all an author writes.
 """
 
 from __future__ import annotations

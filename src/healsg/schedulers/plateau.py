@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from torch.optim import Optimizer
@@ -18,6 +19,14 @@ class PlateauSchedule(ReduceLROnPlateau):
 
     interval = "epoch"
     needs_metric = True
+    follow = False
+
+    def step(self, metrics: Any, sign: int = 0) -> None:  # type: ignore[override]
+        """Take in an epoch's number; ``sign`` is the monitor's, +1 where more is better, for ``mode: auto``."""
+        if self.follow and sign and self.last_epoch == 0:
+            self.mode = "max" if sign > 0 else "min"
+            self.best = -math.inf * sign
+        super().step(metrics)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved state."""
@@ -32,7 +41,7 @@ class Plateau:
     Args:
         factor: what the learning rate is multiplied by.
         patience: epochs without an improvement that are let pass.
-        mode: whether the monitored number should rise (``max``, accuracies) or fall (``min``, losses).
+        mode: whether the monitored number should rise (``max``) or fall (``min``); ``auto`` goes with the monitor.
         threshold: the least relative change that counts as an improvement.
         cooldown: epochs after a reduction in which none are counted.
         min_lr: the learning rate below which no reduction leads.
@@ -42,15 +51,16 @@ class Plateau:
         self,
         factor: Share = 0.1,
         patience: Natural = 5,
-        mode: Literal["min", "max"] = "max",
+        mode: Literal["auto", "min", "max"] = "auto",
         threshold: NonNegative = 1e-4,
         cooldown: Natural = 0,
         min_lr: NonNegative = 0.0,
     ) -> None:
+        self.follow = mode == "auto"
         self.settings: dict[str, Any] = {
             "factor": factor,
             "patience": patience,
-            "mode": mode,
+            "mode": "min" if mode == "auto" else mode,
             "threshold": threshold,
             "cooldown": cooldown,
             "min_lr": min_lr,
@@ -58,4 +68,6 @@ class Plateau:
 
     def build(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> PlateauSchedule:
         """Put it to work on ``optimizer``; the length of the run does not matter."""
-        return PlateauSchedule(optimizer, **self.settings)
+        schedule = PlateauSchedule(optimizer, **self.settings)
+        schedule.follow = self.follow
+        return schedule

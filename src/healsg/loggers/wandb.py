@@ -1,117 +1,27 @@
-"""Loggers: mirrors of a run's metrics. The local files are the truth; a mirror that breaks never hurts a run."""
+"""Curves at Weights & Biases, whose client runs in a process of its own."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import queue
 import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 import uuid
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from healsg.errors import ConfigError
+from healsg.mirror import Background, Mirror
 from healsg.types import Positive
 
 log = logging.getLogger("healsg")
 
 
-class Logger:
-    """A mirror of a run's metrics. What it raises never hurts the run: the journal drops it with one line."""
-
-    def start(self, folder: Path, record: dict[str, Any]) -> None:
-        """Begin with the run in ``folder``; ``record`` holds its ``name``, ``config``, ``resumed`` and ``step``."""
-
-    def log(self, line: dict[str, Any]) -> None:
-        """Take one line of ``metrics.jsonl``."""
-
-    def finish(self, status: str) -> None:
-        """The run has ended as ``finished``, ``stopped`` or ``failed``."""
-
-
-class Background(Logger):
-    """Runs ``mirror`` in a thread of its own, so that however slow or broken it is the run waits a bounded time.
-
-    ``start`` waits at most ``patience`` seconds and ``finish`` ``grace``; when ``size`` lines wait, more are dropped.
-    """
-
-    def __init__(self, mirror: Logger, name: str, patience: float = 9.0, grace: float = 5.0, size: int = 9999) -> None:
-        self.mirror, self.name, self.patience, self.grace = mirror, name, patience, grace
-        self.calls: queue.Queue[tuple[Any, ...]] = queue.Queue(size)
-        self.started = threading.Event()
-        self.thread = threading.Thread(target=self._work, name=f"healsg-{name}", daemon=True)
-
-    def start(self, folder: Path, record: dict[str, Any]) -> None:
-        self.calls.put((self.mirror.start, folder, record))
-        self.thread.start()
-        self.started.wait(self.patience)
-
-    def log(self, line: dict[str, Any]) -> None:
-        if self.thread.is_alive() and not self.calls.full():
-            self.calls.put_nowait((self.mirror.log, dict(line)))
-
-    def finish(self, status: str) -> None:
-        end = time.monotonic() + self.grace
-        if self.thread.is_alive():
-            with contextlib.suppress(queue.Full):
-                self.calls.put((self.mirror.finish, status), timeout=self.grace)
-            self.thread.join(max(0.0, end - time.monotonic()))
-        if self.thread.is_alive():
-            log.warning("%s is still busy; what it lacks is in metrics.jsonl", self.name)
-
-    def _work(self) -> None:
-        call: Any = None
-        while call != self.mirror.finish:
-            call, *arguments = self.calls.get()
-            try:
-                call(*arguments)
-            except (Exception, SystemExit) as error:
-                log.warning("%s is left out from here on: %s", self.name, " ".join(str(error).split()) or repr(error))
-                break
-            finally:
-                self.started.set()
-
-
-class TensorBoard(Logger):
-    """Curves for TensorBoard over the updates, in the run's folder ``tensorboard``; refused where not installed.
-
-    Args:
-        flush_seconds: how often what is new is written to the file.
-    """
-
-    def __init__(self, flush_seconds: Positive = 10.0) -> None:
-        self.flush_seconds, self.step = flush_seconds, 0
-        self.writer: Any = None
-
-    def start(self, folder: Path, record: dict[str, Any]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError("logger.tensorboard: not installed; pip install healsg[tensorboard]") from error
-        self.step = int(record.get("step") or 0)
-        purge = self.step + 1 if record.get("resumed") else None
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge, flush_secs=self.flush_seconds)
-
-    def log(self, line: dict[str, Any]) -> None:
-        self.step = int(line.get("step", self.step))
-        for key, value in line.items():
-            if isinstance(value, int | float) and key not in ("step", "epoch", "best"):
-                self.writer.add_scalar(key, value, self.step)
-
-    def finish(self, status: str) -> None:
-        if self.writer is not None:
-            self.writer.close()
-
-
-class Wandb(Logger):
+class Wandb(Mirror):
     """Curves at Weights & Biases, or in the run's folder ``wandb`` where there is no key or no network.
 
     The client runs in a process of its own: it may hang, crash or print without the run noticing. The key is its own
@@ -134,7 +44,7 @@ class Wandb(Logger):
         timeout: Positive = 8.0,
     ) -> None:
         self.project, self.group, self.name, self.mode, self.timeout = project, group, name, mode, timeout
-        self.background = Logger()
+        self.background = Mirror()
 
     def start(self, folder: Path, record: dict[str, Any]) -> None:
         mode = os.environ.get("WANDB_MODE", "online") if self.mode == "online" else self.mode
@@ -150,7 +60,7 @@ class Wandb(Logger):
         self.background.finish(status)
 
 
-class _Client(Logger):
+class _Client(Mirror):
     """The near end of the process in which wandb runs; its calls may take long."""
 
     def __init__(self, names: dict[str, Any], online: bool, timeout: float) -> None:
@@ -193,8 +103,10 @@ class _Client(Logger):
 
     def _open(self, init: dict[str, Any], seconds: float) -> tuple[str, str]:
         """Start the process; its answer is the run's address there, or the trouble it had."""
-        program = "import sys; sys.path.append(sys.argv.pop()); from healsg.loggers import serve_wandb; serve_wandb()"
-        command = [sys.executable, "-P", "-c", program, str(Path(__file__).parents[1])]
+        program = (
+            "import sys; sys.path.append(sys.argv.pop()); from healsg.loggers.wandb import serve_wandb; serve_wandb()"
+        )
+        command = [sys.executable, "-P", "-c", program, str(Path(__file__).parents[2])]
         own: dict[str, Any] = {"env": {**os.environ, "WANDB_SERVICE": "", "WANDB_ERROR_REPORTING": "false"}}
         own |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, text=True, start_new_session=True, **own)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from healsg.display import Display, Live, Pace, Plain, Progress, Quiet, clock, columns, fitting, live_line, make_display
+from healsg.loggers.screen import Display, Live, Pace, Plain, Quiet, clock, columns, fitting, live_line, make_display
+from healsg.mirror import Progress
 
 LINE = {
     "event": "epoch",
@@ -190,7 +191,8 @@ def test_letters_that_the_stream_cannot_show_are_replaced() -> None:
 def test_a_reader_that_goes_away_hurts_nobody(tmp_path: Path) -> None:
     script = """
 import sys
-from healsg.display import Progress, make_display
+from healsg.loggers.screen import make_display
+from healsg.mirror import Progress
 with make_display(Progress()) as display:
     for _ in range(2000):
         display.message("x" * 100)

@@ -12,6 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from healsg.mirror import Mirror
+
 Points = list[tuple[float, float]]
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 260, 58, 40, 12
@@ -47,6 +49,16 @@ tr.best { font-weight: 600; color: var(--c2); }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .75rem; overflow: auto;
   font-size: .85rem; }
 """
+
+
+class Report(Mirror):
+    """Writes ``report.html`` when a run has ended, however it ended."""
+
+    def start(self, folder: Path, record: dict[str, Any]) -> None:
+        self.folder = folder
+
+    def finish(self, status: str) -> None:
+        write_report(self.folder)
 
 
 def write_report(folder: Path) -> Path:

@@ -1,0 +1,1 @@
+"""Mirrors of a run: the screen, the report, TensorBoard, Weights & Biases."""

@@ -1,0 +1,41 @@
+"""Curves for TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from healsg.errors import ConfigError
+from healsg.mirror import Mirror
+from healsg.types import Positive
+
+
+class TensorBoard(Mirror):
+    """Curves for TensorBoard over the updates, in the run's folder ``tensorboard``; refused where not installed.
+
+    Args:
+        flush_seconds: how often what is new is written to the file.
+    """
+
+    def __init__(self, flush_seconds: Positive = 10.0) -> None:
+        self.flush_seconds, self.step = flush_seconds, 0
+        self.writer: Any = None
+
+    def start(self, folder: Path, record: dict[str, Any]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError("logger.tensorboard: not installed; pip install healsg[tensorboard]") from error
+        self.step = int(record.get("step") or 0)
+        purge = self.step + 1 if record.get("resumed") else None
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge, flush_secs=self.flush_seconds)
+
+    def log(self, line: dict[str, Any]) -> None:
+        self.step = int(line.get("step", self.step))
+        for key, value in line.items():
+            if isinstance(value, int | float) and key not in ("step", "epoch", "best"):
+                self.writer.add_scalar(key, value, self.step)
+
+    def finish(self, status: str) -> None:
+        if self.writer is not None:
+            self.writer.close()
