@@ -114,7 +114,9 @@ class Place:
 
 
 @contextlib.contextmanager
-def both(outer: contextlib.AbstractContextManager[Any], inner: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+def both(
+    outer: contextlib.AbstractContextManager[Any], inner: contextlib.AbstractContextManager[Any]
+) -> Iterator[None]:
     """Two surroundings as one."""
     with outer, inner:
         yield
