@@ -177,17 +177,17 @@ def test_what_cannot_alter_the_result_may_change(tmp_path: Path) -> None:
 
 
 def test_two_processes_on_one_folder(tmp_path: Path, program: Program) -> None:
-    options = [*SHORT, "runner.epochs=300", "name=run"]
+    options = [*SHORT, "runner.epochs=5000", "name=run"]
     first = subprocess.Popen(command(*options), stdout=subprocess.PIPE, cwd=tmp_path, text=True)
     assert first.stdout is not None
     for text in first.stdout:
         if text.startswith("epoch 1/"):
             break
     second = program(command(*options))
-    assert second.returncode == 1
-    assert "is being trained by process" in second.stderr
     first.kill()
     first.communicate()
+    assert second.returncode == 1
+    assert "is being trained by process" in second.stderr
     assert program(command(*options, "runner.max_time=0.1")).returncode == 0
 
 

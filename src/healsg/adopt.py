@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -18,12 +19,16 @@ from torch.utils.data import (
 
 from healsg.errors import DataError
 from healsg.loader import Loader, Terms
-from healsg.seeding import seed_everything
+from healsg.seeding import seed_everything, seed_foreign
 from healsg.source import Batch, DatasetSource, Source, TensorSource, as_batch
 
 
 class ForeignLoader:
-    """Any other iterable of batches: seeded by (seed, epoch), skipped forward on resume, each rank taking its rows."""
+    """Any other iterable of batches: seeded by (seed, epoch), skipped forward on resume, each rank taking its rows.
+
+    What it draws in this process while it makes a batch is seeded by the batch's position too, since the steps between
+    two batches draw from the same generators.
+    """
 
     in_memory = False
     left_out = 0
@@ -57,13 +62,34 @@ class ForeignLoader:
         sampler = getattr(self.loader, "sampler", None)
         if sampler is not None and hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
-        for value in islice(iter(self.loader), start, len(self)):
-            yield self._share(as_batch(value))
+        values, length = iter(self.loader), len(self)
+        for position in range(length):
+            seed_foreign(self.terms.seed, "batch", self.name, epoch, position)
+            try:
+                value = next(values)
+            except StopIteration:
+                if self.name != "train":
+                    return
+                raise DataError(
+                    f"the train loader ended after {position} of {length} batches; set runner.limit_batches={position}"
+                ) from None
+            if position >= start:
+                yield self._share(as_batch(value))
 
     def _share(self, batch: Batch) -> tuple[Batch, int]:
+        if all(isinstance(value, Mapping) for value in batch.values()):
+            parts = {stream: self._share(dict(value)) for stream, value in batch.items()}
+            return {stream: part for stream, (part, _) in parts.items()}, next(iter(parts.values()))[1]
         size = len(next(iter(batch.values())))
         low, high, rows = self.terms.share(0, size)
-        return (batch if self.terms.world == 1 else {key: value[low:high] for key, value in batch.items()}), rows
+        if self.terms.world == 1:
+            return batch, rows
+        return {key: value[low:high] if _rows(value) == size else value for key, value in batch.items()}, rows
+
+
+def _rows(value: Any) -> int | None:
+    """How many rows a tensor or list holds; None for what holds none."""
+    return value.shape[0] if isinstance(value, Tensor) and value.dim() else len(value) if type(value) is list else None
 
 
 AnyLoader = Loader | ForeignLoader
@@ -73,14 +99,20 @@ def adopt(loader: Any, name: str) -> AnyLoader:
     """Make a loader of ours of what ``build_dataloader`` returned for the split ``name``.
 
     A plain map-style ``DataLoader`` is dealt anew; its data set, batch size, collate function, ``drop_last`` and
-    workers are kept, a random or sequential sampler becomes ours.
+    workers are kept, a random or sequential sampler becomes ours. So does a distributed one, whose batches are of one
+    process. Raises DataError for a data set without a length.
     """
     if isinstance(loader, (Loader, ForeignLoader)):
         return loader
+    if not hasattr(loader, "__iter__"):
+        raise DataError(f"build_dataloader: {type(loader).__name__} for {name} is no loader; wrap it in a DataLoader")
     if not _is_plain(loader):
         return ForeignLoader(loader, name)
     source: Source
-    dataset, collate = loader.dataset, loader.collate_fn
+    dataset, collate, sampler = loader.dataset, loader.collate_fn, loader.sampler
+    if not hasattr(dataset, "__len__"):
+        raise DataError(f"the {name} loader: its data set, {type(dataset).__name__}, has no length; give it a __len__")
+    spread = isinstance(sampler, DistributedSampler)
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and collate is default_collate:
         source = TensorSource(*dataset.tensors)
     else:
@@ -88,8 +120,8 @@ def adopt(loader: Any, name: str) -> AnyLoader:
     return Loader(
         {"labelled": source},
         {"labelled": {"input": None}},
-        loader.batch_size,
-        shuffle=isinstance(loader.sampler, RandomSampler),
+        loader.batch_size * (sampler.num_replicas if spread else 1),
+        shuffle=sampler.shuffle if spread else isinstance(sampler, RandomSampler),
         drop_last=loader.drop_last,
         workers=loader.num_workers,
         worker_init_fn=loader.worker_init_fn,
@@ -99,8 +131,10 @@ def adopt(loader: Any, name: str) -> AnyLoader:
 def _is_plain(loader: Any) -> bool:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        return False
     sampler = loader.sampler
-    whole = type(sampler) is SequentialSampler or (
+    whole = type(sampler) in (SequentialSampler, DistributedSampler) or (
         type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
     )
     return whole and type(loader.batch_sampler) is BatchSampler

@@ -80,12 +80,6 @@ def keep_previous(path: Path, previous: Path) -> None:
         link.replace(previous)
 
 
-def sweep_leftovers(folder: Path) -> None:
-    """Remove what a killed save left behind."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
-
-
 def sync_folder(folder: Path) -> None:
     """Make a rename in ``folder`` outlast a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

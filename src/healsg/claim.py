@@ -17,9 +17,10 @@ from typing import Any
 
 import yaml
 
-from healsg import checkpoint, distributed, redact
+from healsg import distributed, redact
+from healsg.config import Composed
 from healsg.errors import ConfigError, RunError
-from healsg.folder import RunFolder, timestamp, write_text
+from healsg.folder import ROOT, RunFolder, timestamp, write_text
 
 FREE = (
     *("name", "fresh", "trusted", "use_wandb", "wandb", "quiet", "debug", "resume", "logger", "recipe"),
@@ -31,7 +32,7 @@ LENGTH = ("runner.epochs", "runner.steps")
 """Keys that may grow on a finished run."""
 
 
-def new_name(config: dict[str, Any], choices: dict[str, str]) -> str:
+def new_name(choices: dict[str, str]) -> str:
     """A name that is unique by itself: date, time, parts, a short id."""
     parts = [choices[group] for group in ("data", "model", "method") if choices.get(group)]
     return "_".join([time.strftime("%Y-%m-%d_%H-%M-%S"), "-".join(parts).replace("/", "_"), secrets.token_hex(2)])
@@ -49,31 +50,57 @@ def check_name(name: str) -> None:
         raise ConfigError(f"name: {name!r} is no name of a folder: up to 200 bytes, no slash, no leading dot")
 
 
-def claim(path: Path, config: dict[str, Any], *, fresh: bool = False, force: bool = False) -> RunFolder:
-    """Make or enter the folder ``path`` for the run that ``config`` describes, and lock it.
+def enter(composed: Composed, path: Path | None = None) -> RunFolder:
+    """Lock the folder of the run that was composed, making it where there is none; nothing is written there yet.
+
+    Args:
+        composed: the run's configuration.
+        path: the folder; ``runs/<name>`` where it is None.
 
     Raises:
         RunError: another process trains there, or the run is finished.
         ConfigError: the run there was started with other settings; the message names the key.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(exist_ok=True)
+    values = composed.values
+    name = values["name"] or new_name(composed.choices)
+    check_name(name)
+    path = path or ROOT / name
+    path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)
     folder.lock()
     try:
-        if fresh and folder.config.exists():
-            folder = _set_aside(folder)
         if folder.config.exists():
-            if not force:
-                _check_continuation(folder, config)
+            if not values["fresh"] and not values["resume"]["force"]:
+                _check_continuation(folder, values)
         elif any(entry.name != ".lock" for entry in path.iterdir()):
             raise RunError(f"{path}: holds files that are not of a run; use another name")
-        checkpoint.sweep_leftovers(path)
-        if folder.checkpoints.exists():
-            checkpoint.sweep_leftovers(folder.checkpoints)
+        folder.sweep()
     except BaseException:
         folder.unlock()
         raise
+    return folder
+
+
+def begin(folder: RunFolder, composed: Composed) -> RunFolder:
+    """Write ``config.yaml``, ``.hydra/`` and ``run.json``, without secrets; ``fresh`` sets an old run aside."""
+    config = composed.values
+    if config["fresh"] and folder.config.exists():
+        folder = _set_aside(folder)
+    if folder.config.exists():
+        earlier = folder.record.get("continued", [])
+        folder.note(status="running", reason=None, continued=[*earlier, timestamp()], **_facts())
+    else:
+        beginning = {"command": _command(), "seed": config["seed"], "begin": timestamp()}
+        folder.note(status="running", **beginning, **_facts(), **_code())
+    shown = redact.config(config)
+    (folder.path / ".hydra").mkdir(exist_ok=True)
+    for name, content in {
+        "config.yaml": shown,
+        ".hydra/config.yaml": shown,
+        ".hydra/hydra.yaml": {"hydra": redact.config(composed.hydra)},
+        ".hydra/overrides.yaml": [redact.text(override) for override in composed.overrides],
+    }.items():
+        write_text(folder.path / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return folder
 
 
@@ -127,24 +154,6 @@ def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(inner, f"{key}.{name}" if key else str(name))
     else:
         yield key, value
-
-
-def write_beginning(folder: RunFolder, config: dict[str, Any], hydra: dict[str, Any], overrides: list[str]) -> None:
-    """Write ``config.yaml``, ``.hydra/`` and the first ``run.json``, without secrets."""
-    if folder.config.exists():
-        earlier = folder.record
-        folder.note(status="running", reason=None, continued=[*earlier.get("continued", []), timestamp()], **_facts())
-    else:
-        folder.note(status="running", command=_command(), seed=config["seed"], begin=timestamp(), **_facts(), **_code())
-    shown = redact.config(config)
-    (folder.path / ".hydra").mkdir(exist_ok=True)
-    for name, content in {
-        "config.yaml": shown,
-        ".hydra/config.yaml": shown,
-        ".hydra/hydra.yaml": {"hydra": redact.config(hydra)},
-        ".hydra/overrides.yaml": [redact.text(override) for override in overrides],
-    }.items():
-        write_text(folder.path / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def _command() -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from healsg.errors import HealsgError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -37,12 +36,21 @@ def world() -> int:
 
 def connect() -> None:
     """Join the others: gloo for tensors on the CPU, nccl for those on a GPU."""
-    if launched() and not dist.is_initialized():
+    if not launched():
+        return
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def disconnect() -> None:
     """Leave the group, so that the interpreter ends without a complaint."""
+    if not launched():
+        return
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -59,6 +67,8 @@ def share(make: Callable[[], T]) -> T:
     """Let rank 0 make a plain value and give it, or the error that came instead, to all."""
     if not launched():
         return make()
+    import torch.distributed as dist
+
     box: list[Any] = [None, None]
     failure: BaseException | None = None
     if rank() == 0:
@@ -79,6 +89,8 @@ def share(make: Callable[[], T]) -> T:
 def sum_tensor(value: Tensor) -> Tensor:
     """The sum of each process's ``value``; every process must call it."""
     if launched():
+        import torch.distributed as dist
+
         dist.all_reduce(value)
     return value
 
@@ -87,6 +99,8 @@ def gather(value: T) -> list[T]:
     """Each process's small plain value, by rank."""
     if not launched():
         return [value]
+    import torch.distributed as dist
+
     box: list[Any] = [None] * world()
     dist.all_gather_object(box, value)
     return box
@@ -95,4 +109,6 @@ def gather(value: T) -> list[T]:
 def barrier() -> None:
     """Wait for the others."""
     if launched():
+        import torch.distributed as dist
+
         dist.barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -51,6 +52,20 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def sweep(self) -> None:
+        """Remove what a killed save left behind."""
+        for leftover in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
+            leftover.unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """Leave a folder in which no run has begun, and take it away."""
+        self.unlock()
+        if not self.config.exists():
+            (self.path / ".lock").unlink(missing_ok=True)
+            for empty in (self.path, *self.path.parents[:2]):
+                with contextlib.suppress(OSError):
+                    empty.rmdir()
 
     # --- the record ------------------------------------------------------------------------------------------------
 

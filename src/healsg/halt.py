@@ -13,6 +13,8 @@ from healsg import distributed
 from healsg.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_ECHO = 1.0
+"""Seconds in which a signal that comes again is the same one: a terminal or scheduler and torchrun both send it."""
 
 
 class Halt:
@@ -25,6 +27,7 @@ class Halt:
     def __init__(self, max_time: float | None = None) -> None:
         self.deadline = None if max_time is None else time.monotonic() + max_time
         self.received: int | None = None
+        self.received_at = 0.0
         self.saving = 0.0
         """The seconds that the last save took: kept in hand before the limit."""
         self._before: dict[int, Any] = {}
@@ -41,10 +44,11 @@ class Halt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received, self.received_at = number, time.monotonic()
+        elif not distributed.launched() or time.monotonic() > self.received_at + _ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.received = number
 
     def asked(self) -> bool:
         """Whether this process was asked to stop."""

@@ -34,10 +34,12 @@ class Keeper:
         self, folder: RunFolder, journal: Journal | None, halt: Halt, show: Callable[[dict[str, Any]], None]
     ) -> None:
         self.folder, self.journal, self.halt, self.show = folder, journal, halt, show
+        self.testing = False
 
     def begin(self, task: BasicTask) -> None:
         """Go on from the last good checkpoint; a run that has none starts at step 0 and saves that."""
         state = self.folder.last_state()
+        distributed.barrier()
         if state is None:
             self.save(task)
             return
@@ -86,8 +88,9 @@ class Keeper:
             checkpoint.save(self.folder.best, {"model": weights, "best": task.runner.monitor.best or {}})
 
     def stop(self, task: BasicTask) -> None:
-        """Save and leave. Raises Stopped."""
-        self.save(task)
+        """Save and leave; at the test all is saved, and the weights are the best ones. Raises Stopped."""
+        if not self.testing:
+            self.save(task)
         raise self.halt.stopped()
 
     def finish(self, task: BasicTask) -> None:
@@ -95,10 +98,13 @@ class Keeper:
         if task.runner.stop_reason:
             log.info("stopped early: %s", task.runner.stop_reason)
         if task.runner.monitor.best is None:
+            if task.runner.monitor.name != "auto":
+                log.warning("runner.monitor: %s was never a number; best.pt is the end", task.runner.monitor.name)
             self.save_best(task)
         distributed.barrier()
         final = task.state_dict()
         tested: dict[str, float] = {}
+        self.testing = True
         if "test" in task.loaders:
             weights = checkpoint.load(self.folder.best)["model"]
             with checkpoint.weights_of(task.task_method.eval_model(task), weights):

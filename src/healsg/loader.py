@@ -166,13 +166,13 @@ class Loader:
                 wanted = len(self) * size
                 spans = [(i * size, (i + 1) * size) for i in range(len(self))]
             passes = -(-wanted // len(source))
-            orders = [self._order(len(source), seed, stream, epoch, turn) for turn in range(passes)]
-            order = torch.cat(orders) if passes > 1 else orders[0]
+            turns = [self._order(len(source), seed, stream, epoch, turn) + turn * len(source) for turn in range(passes)]
+            places = torch.cat(turns)  # a sample that comes again in this epoch has another place, hence other draws
             if isinstance(source, TensorSource):
-                order = order.to(source.input.device)
-            self.orders[stream] = order
+                places = places.to(source.input.device)
+            self.orders[stream] = places % len(source)
             self.pieces[stream] = [self.terms.share(*span) for span in spans]
-            self.draws[stream] = {view: Draw(mix(seed, stream, view, epoch), order) for view in self.views[stream]}
+            self.draws[stream] = {view: Draw(mix(seed, stream, view, epoch), places) for view in self.views[stream]}
         self._epoch = epoch
 
     def _order(self, size: int, *key: int | str) -> Tensor:
@@ -186,7 +186,7 @@ class Loader:
     def _bounds(self) -> list[tuple[int, int]]:
         for stream, source in self.sources.items():
             if not len(source):
-                raise DataError(f"data: the {stream} samples of a split are none; nothing can be dealt")
+                raise DataError(f"data: a split has no {stream} samples; nothing can be dealt")
         samples, size = self._longest(), self.sizes[self.longest]
         if self.drop_last:
             update = size * self.terms.accumulate
@@ -197,7 +197,7 @@ class Loader:
                 )
             samples -= samples % update
         bounds = [(start, min(start + size, samples)) for start in range(0, samples, size)]
-        if len(bounds) > 1 and self.shuffle and bounds[-1][1] - bounds[-1][0] < self.terms.least:
+        if len(bounds) > 1 and self.shuffle and bounds[-1][1] - bounds[-1][0] < self.terms.least <= size:
             bounds[-2:] = [(bounds[-2][0], bounds[-1][1])]
         return bounds[: self.terms.limit]
 

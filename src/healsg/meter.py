@@ -18,14 +18,15 @@ class Meter:
     """
 
     def __init__(self) -> None:
+        self.pending: list[dict[str, Any]] = []
+        self.window: dict[str, float] = {}
+        self.window_count = 0.0
         self.clear()
 
     def clear(self) -> None:
-        """Forget the epoch."""
-        self.pending: list[dict[str, Any]] = []
+        """Forget the epoch; what the next line of steps shows goes on."""
         self.sums: dict[str, float] = {}
-        self.window: dict[str, float] = {}
-        self.count = self.window_count = 0.0
+        self.count = 0.0
 
     def add(self, logs: dict[str, Any]) -> None:
         """Remember one step: its scalars (0-dimensional tensors) and its ``count``, the weight of its batch."""
@@ -65,7 +66,7 @@ class Meter:
         return {"sums": dict(self.sums), "window": dict(self.window), "count": self.count, "recent": self.window_count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.clear()
+        self.pending.clear()
         self.sums, self.window = dict(state["sums"]), dict(state["window"])
         self.count, self.window_count = state["count"], state["recent"]
 

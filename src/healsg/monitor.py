@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from healsg.errors import ConfigError
+from healsg.method import TaskMethod
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
 
 Mode = Literal["auto", "max", "min"]
 
@@ -21,6 +25,18 @@ class Monitor:
         self.name, self.mode = name, mode
         self.best: dict[str, Any] | None = None
 
+    def check(self, task: BasicTask) -> None:
+        """Refuse, before the first epoch, a name that no epoch will measure. Raises ConfigError."""
+        from healsg.task import BasicTask
+
+        own = type(task).run_epoch is not BasicTask.run_epoch
+        if own or type(task.task_method).evaluate is not TaskMethod.evaluate or self.name in ("auto", "lr"):
+            return
+        metrics = ("loss", *task.task_model.metrics(task.info)) if "val" in task.loaders else ()
+        measured = ["train/loss", *(f"val/{metric}" for metric in metrics)]
+        if self.name not in measured and not self.name.startswith("train/"):
+            raise ConfigError(f"runner.monitor: {self.name} is not measured; there is {', '.join(measured)}")
+
     def resolve(self, numbers: dict[str, Any]) -> tuple[str, int]:
         """The watched name, and +1 where more is better, -1 where less is. Raises ConfigError for a wrong name."""
         name = self.name
@@ -33,13 +49,15 @@ class Monitor:
         return name, -1 if less else 1
 
     def better(self, numbers: dict[str, Any]) -> bool:
-        """Take in an epoch's numbers; whether they are the best so far."""
+        """Take in an epoch's numbers; whether they are the best so far. Between equals the lower ``val/loss`` is."""
         name, sign = self.resolve(numbers)
         value = numbers.get(name)
         if value is None or value != value:
             return False
-        if self.best is not None and sign * value <= sign * self.best["value"]:
-            return False
+        if self.best is not None:
+            before = self.best["value"], self.best["metrics"].get("val/loss", 0.0)
+            if (sign * value, -numbers.get("val/loss", 0.0)) <= (sign * before[0], -before[1]):
+                return False
         self.best = {"monitor": name, "value": value, "epoch": numbers["epoch"], "step": numbers["step"]}
         self.best |= {"metrics": {key: number for key, number in numbers.items() if "/" in key}}
         return True

@@ -106,6 +106,20 @@ class Place:
             net = torch.compile(net)  # type: ignore[assignment]
         return net
 
+    def weigh(self, model: nn.Module, counted: Any, nominal: float) -> float:
+        """Turn gradients, sums of means that were weighted by ``count / nominal``, into the mean over all samples; 0.
+
+        Args:
+            counted: the samples of this process in the update.
+            nominal: what the weights were divided by.
+        """
+        total = counted
+        if distributed.launched():
+            total = distributed.sum_tensor(torch.as_tensor(counted, dtype=torch.float64, device=self.device))
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, nominal * distributed.world() / total)
+        return 0.0
+
     def align(self, model: nn.Module) -> None:
         """Give every process rank 0's buffers before an evaluation, so that the numbers are those of what is saved."""
         if distributed.launched():

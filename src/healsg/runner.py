@@ -146,6 +146,8 @@ class TaskRunner:
     def backward(self, loss: torch.Tensor, count: Any) -> None:
         """Add the gradient of ``loss``, a mean over ``count`` samples, to that of the update."""
         if self.weighted:
+            if isinstance(count, torch.Tensor):
+                count = count.to(torch.promote_types(loss.dtype, torch.float32))
             loss = loss * (count / self.nominal)
             self.counted = self.counted + count
         torch.autograd.backward(self.place.scaler.scale(loss) if self.place.scaler else loss)
@@ -157,7 +159,7 @@ class TaskRunner:
             return False
         optimizer, scaler = task.optimizer, self.place.scaler
         if self.weighted:
-            self._weigh(task.model)
+            self.counted = self.place.weigh(task.model, self.counted, self.nominal)
         if self.clip_norm is not None:
             if scaler:
                 scaler.unscale_(optimizer)
@@ -174,19 +176,10 @@ class TaskRunner:
         self.progress.step = self.step_count
         return True
 
-    def _weigh(self, model: nn.Module) -> None:
-        """Turn the sum of the gradients of an update into their mean over all samples of all processes."""
-        total = self.counted
-        if distributed.launched():
-            total = distributed.sum_tensor(torch.as_tensor(total, dtype=torch.float64, device=self.place.device))
-        factor = self.nominal * distributed.world() / total
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, factor)
-        self.counted = 0.0
-
     def fit(self, task: BasicTask, keeper: Keeper) -> None:
         """Train from where the run stands to its end, keeping what must outlast a kill at any time."""
         self.keeper = keeper
+        self.monitor.check(task)
         keeper.begin(task)
         while self.epoch < self.max_epoch and self.stop_reason is None:
             began = time.monotonic()
@@ -233,6 +226,7 @@ class TaskRunner:
             "epoch": self.epoch,
             "step": self.step_count,
             "position": self.position,
+            "total_steps": self.total_steps,
             "stop_reason": self.stop_reason,
             "meter": self.meter.state_dict(),
             "monitor": self.monitor.state_dict(),
@@ -243,6 +237,10 @@ class TaskRunner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.step_count, self.position = state["epoch"], state["step"], state["position"]
         self.stop_reason = state["stop_reason"]
+        if state["total_steps"] != self.total_steps:  # a longer run goes on where this one ended, also inside an epoch
+            begun = self.step_count - -(-self.position // self.accumulate)
+            self.max_epoch = self.progress.max_epoch = self.epoch - (begun - self.total_steps) // self.steps_per_epoch
+            self.stop_reason = None
         self.meter.load_state_dict(state["meter"])
         self.monitor.load_state_dict(state["monitor"])
         if self.place.scaler:

@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
     from healsg import distributed
     from healsg.trainer import TaskTrainer
 
-    metrics = TaskTrainer(composed).evaluate(own["split"], own["checkpoint"], folder.path)
+    metrics = TaskTrainer(composed).evaluate(own["split"], own["checkpoint"], folder)
     if distributed.rank() == 0:
         text = json.dumps({**own, "metrics": metrics})
         write_text(folder.path / f"eval-{own['split']}-{own['checkpoint']}.json", text + "\n")

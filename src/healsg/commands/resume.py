@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from healsg.commands.train import composed_once
+from healsg.commands.train import claimed_early, composed_once
 from healsg.config import load_saved
 from healsg.errors import ConfigError
 from healsg.folder import find
@@ -14,6 +14,9 @@ def run(arguments: list[str]) -> int:
         raise ConfigError("healsg resume RUN [key=value ...]: name a run, as a folder or a name under runs/")
     folder = composed_once(lambda: find(arguments[0]))
     composed = composed_once(lambda: load_saved(folder, arguments[1:]))
+    claimed = claimed_early(composed, folder.path)
     from healsg.trainer import TaskTrainer
 
-    return int(TaskTrainer(composed).train(folder.path)["exit"])
+    trainer = TaskTrainer(composed)
+    trainer.folder = folder
+    return int(trainer.train(claimed)["exit"])

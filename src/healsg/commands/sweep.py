@@ -88,7 +88,9 @@ def run_job(name: str, job: str, composed: Composed) -> dict[str, Any]:
         if record.get("status") == "finished" and not values["fresh"] and not claim.changed(folder, values):
             _say(f"{path}: is finished")
             return {"status": "finished", "exit": 0, **_numbers(record)}
-        result = TaskTrainer(composed).train(path)
+        trainer = TaskTrainer(composed)
+        trainer.folder = folder
+        result = trainer.train()
         return {"status": result["status"], "exit": result["exit"], **_numbers(result)}
     except HealsgError as error:
         report(error, debug=composed.values["debug"])

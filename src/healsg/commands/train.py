@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
+from healsg import claim, distributed
 from healsg.compose import Composer, conf_folder
 from healsg.config import Composed
+from healsg.folder import RunFolder
 
 T = TypeVar("T")
 
@@ -31,22 +33,19 @@ def run(arguments: list[str]) -> int:
 
         return run_sweep(composer, overrides)
     composed = composed_once(lambda: composer().compose(overrides))
-    return train(composed)
-
-
-def train(composed: Composed) -> int:
-    """Train what was composed; returns the exit status."""
+    folder = claimed_early(composed)
     from healsg.trainer import TaskTrainer
 
-    return int(TaskTrainer(composed).train()["exit"])
+    return int(TaskTrainer(composed).train(folder)["exit"])
+
+
+def claimed_early(composed: Composed, path: Path | None = None) -> RunFolder | None:
+    """The run's folder, claimed before torch is imported, so that a refusal comes at once; None under a launcher."""
+    return None if distributed.launched() else claim.enter(composed, path)
 
 
 def composed_once(make: Callable[[], T]) -> T:
     """Let rank 0 alone compose; with one process, torch is not imported for it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return make()
-    from healsg import distributed
-
     distributed.connect()
     return distributed.share(make)
 

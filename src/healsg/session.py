@@ -1,0 +1,123 @@
+"""Session: what surrounds a run: the screen, the log, the journal and its mirrors; and how it ended, in any case."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import traceback
+from importlib import import_module
+from types import TracebackType
+from typing import Any
+
+from healsg import distributed, redact
+from healsg.config import Composed, make
+from healsg.errors import HealsgError, Stopped
+from healsg.folder import RunFolder
+from healsg.journal import Journal
+from healsg.mirror import Mirror, Progress
+
+log = logging.getLogger("healsg")
+
+
+class Session:
+    """A context manager around a run in its folder. It takes in a stop, which is no failure, and lets errors pass.
+
+    Args:
+        composed: the run's configuration.
+        folder: its folder, locked; unlocked at the end.
+        progress: what the loop tells the screen.
+    """
+
+    def __init__(self, composed: Composed, folder: RunFolder, progress: Progress) -> None:
+        self.composed, self.folder, self.progress = composed, folder, progress
+        self.journal: Journal | None = None
+        self.result: dict[str, Any] = {}
+
+    def __enter__(self) -> Session:
+        values, folder, leading = self.composed.values, self.folder, distributed.rank() == 0
+        self._stack = contextlib.ExitStack()
+        self._stack.callback(folder.unlock)
+        quiet = values["quiet"] or not leading
+        self.screen = self._stack.enter_context(_leaf("screen.make_display")(self.progress, quiet=quiet))
+        self._stack.enter_context(_logging(folder, self.screen.handler(), leading))
+        if leading:
+            self.journal = Journal(folder.metrics, self._mirrors())
+        self.screen.begin(folder.path.name)
+        return self
+
+    def _mirrors(self) -> dict[str, Mirror]:
+        values = self.composed.values
+        nodes = {name: node for name, node in (values["logger"] or {}).items() if node is not None}
+        mirrors: dict[str, Mirror] = {name: make(node, f"logger.{name}", self.composed) for name, node in nodes.items()}
+        if values["use_wandb"]:
+            mirrors["wandb"] = _leaf("wandb.Wandb")(**values["wandb"])
+        return mirrors | {"report": _leaf("report.Report")()}
+
+    def begin(self, facts: dict[str, Any]) -> None:
+        """The task is built: record what it is, and open the mirrors."""
+        if self.journal:
+            self.folder.note(**facts)
+            config = redact.config(self.composed.values)
+            resumed, step = self.folder.last.exists(), self.folder.last_line("epoch").get("step", 0)
+            self.journal.start({"name": self.folder.path.name, "config": config, "resumed": resumed, "step": step})
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        stopped = isinstance(error, (Stopped, KeyboardInterrupt))
+        status = "finished" if error is None else "stopped" if stopped else "failed"
+        reason = None if error is None else redact.text(str(error) or "stopped by SIGINT")
+        if status == "failed" and not isinstance(error, HealsgError):
+            reason = f"{type(error).__name__}: {reason}"
+            log.debug("%s", redact.text("".join(traceback.format_exception(error))))
+        with self._stack:
+            if self.journal:
+                with contextlib.suppress(OSError):
+                    self.folder.ended(status, reason)
+                self.journal.close(status)
+            if status != "failed":
+                self._tell(status, reason, getattr(error, "status", 130) if stopped else 0)
+        return stopped
+
+    def _tell(self, status: str, reason: str | None, code: int) -> None:
+        """The results; where the run lies and how to go on."""
+        path, record = self.folder.path, self.folder.record if self.journal else {}
+        results = {key: record.get(key) for key in ("best", "test", "digest")}
+        self.result = {"name": path.name, "folder": str(path), "status": status, "exit": code, **results}
+        numbers = dict(record.get("test") or {})
+        if best := record.get("best"):
+            numbers = {f"best {best['monitor']}": best["value"], **numbers}
+        told = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        finished = status == "finished"
+        go_on = f"healsg eval {path} split=val" if finished else f"healsg resume {path}"
+        self.screen.end([*[told] * (finished and bool(told)), f"{reason or status}: {path}", f"go on with: {go_on}"])
+
+
+def _leaf(path: str) -> Any:
+    """A class or function of ``healsg.loggers`` by its address, as a ``_target_`` would name it."""
+    module, _, name = path.partition(".")
+    return getattr(import_module(f"healsg.loggers.{module}"), name)
+
+
+@contextlib.contextmanager
+def _logging(folder: RunFolder, screen: logging.Handler, leading: bool) -> Any:
+    """Let what is logged reach the screen and, on rank 0, ``train.log``."""
+    handlers = [screen]
+    screen.setLevel(logging.INFO if leading else logging.ERROR)
+    if leading:
+        file = logging.FileHandler(folder.path / "train.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.append(file)
+    level, propagate = log.level, log.propagate
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+        log.setLevel(level)
+        log.propagate = propagate
