@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from healsg.errors import HealsgError
@@ -14,24 +15,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@cache
+def world() -> int:
+    """The number of processes that a launcher started, from the environment alone; it never changes."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@cache
 def launched() -> bool:
-    """Whether a launcher started this process as one of several. Reads the environment alone."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether this process is one of several."""
+    return world() > 1
 
 
+@cache
 def rank() -> int:
     """This process's number, from 0."""
     return int(os.environ.get("RANK", "0")) if launched() else 0
 
 
+@cache
 def local_rank() -> int:
     """This process's number on its machine: which of its devices it uses."""
     return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
-
-
-def world() -> int:
-    """The number of processes."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def connect() -> None:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("healsg")
 
 
+REST = 1.0
+"""Seconds between two saves at the ends of epochs: what a kill may cost beside the step it hits."""
+
+
 class Keeper:
     """Saves, restores, writes lines, and ends a run.
 
@@ -34,6 +38,8 @@ class Keeper:
         self, folder: RunFolder, journal: Journal | None, halt: Halt, show: Callable[[dict[str, Any]], None]
     ) -> None:
         self.folder, self.journal, self.halt, self.show = folder, journal, halt, show
+        self.saved_at = -REST
+        self.unsaved_best: dict[str, Any] | None = None
         self.testing = False
 
     def begin(self, task: BasicTask) -> None:
@@ -63,29 +69,41 @@ class Keeper:
             self.journal.write(line | {f"train/{k}": v for k, v in means.items()} | {"lr": task.learning_rate})
 
     def end_epoch(self, task: BasicTask, numbers: dict[str, Any], best: bool) -> None:
-        """The epoch's line, the best weights where they are, and a save."""
+        """The epoch's line, the best weights where they are, and a save, unless the last one was a moment ago."""
         if self.journal:
             self.journal.write(numbers)
         self.show(numbers | {"best": best})
+        ended = task.runner.epoch >= task.runner.max_epoch or task.runner.stop_reason is not None
+        due = any(distributed.gather(ended or time.monotonic() - self.saved_at >= REST))
         if best:
-            self.save_best(task)
-        self.save(task)
+            self._hold_best(task, copy=not due)
+        if due:
+            self.save(task)
         if self.halt.agreed():
-            raise self.halt.stopped()
+            self.stop(task)
 
     def save(self, task: BasicTask) -> None:
-        """Write ``last.pt``; the one before it becomes ``previous.pt``."""
+        """Write ``best.pt`` where there is a new one, then ``last.pt``; the one before it becomes ``previous.pt``."""
         began, state = time.monotonic(), task.state_dict()
         if self.journal:
             self.journal.sync()
+            self._save_best()
             self.folder.save_last(state | {"journal": self.journal.state_dict()})
-        self.halt.saving = time.monotonic() - began
+        self.saved_at = time.monotonic()
+        self.halt.saving = self.saved_at - began
 
-    def save_best(self, task: BasicTask) -> None:
-        """Write ``best.pt``: the weights that are evaluated, with the numbers they reached."""
-        if self.journal:
-            weights = task.task_method.eval_model(task).state_dict()
-            checkpoint.save(self.folder.best, {"model": weights, "best": task.runner.monitor.best or {}})
+    def _hold_best(self, task: BasicTask, copy: bool) -> None:
+        """Keep the weights that are evaluated, with the numbers they reached, until the next save."""
+        weights = task.task_method.eval_model(task).state_dict()
+        if copy:
+            weights = {key: value.clone() for key, value in weights.items()}
+        self.unsaved_best = {"model": weights, "best": task.runner.monitor.best or {}}
+
+    def _save_best(self) -> None:
+        if self.journal and self.unsaved_best is not None:
+            self.folder.checkpoints.mkdir(exist_ok=True)
+            checkpoint.save(self.folder.best, self.unsaved_best)
+        self.unsaved_best = None
 
     def stop(self, task: BasicTask) -> None:
         """Save and leave; at the test all is saved, and the weights are the best ones. Raises Stopped."""
@@ -100,7 +118,8 @@ class Keeper:
         if task.runner.monitor.best is None:
             if task.runner.monitor.name != "auto":
                 log.warning("runner.monitor: %s was never a number; best.pt is the end", task.runner.monitor.name)
-            self.save_best(task)
+            self._hold_best(task, copy=False)
+            self._save_best()
         distributed.barrier()
         final = task.state_dict()
         tested: dict[str, float] = {}
