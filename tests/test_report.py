@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from healsg.loggers.report import thin, ticks, write_report
+from healsg.loggers.plots import thin, ticks
+from healsg.loggers.report import write_report
 
 
 def epoch(number: int, **metrics: Any) -> dict[str, Any]:

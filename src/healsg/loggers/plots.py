@@ -1,0 +1,82 @@
+"""Plots as inline SVG, for the report."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+Points = list[tuple[float, float]]
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 260, 58, 40, 12
+MOST_POINTS = 1000
+
+
+def thin(points: Points, most: int = MOST_POINTS) -> Points:
+    """At most ``most`` points that keep the curve's shape: the least and the greatest of each piece."""
+    if len(points) <= most:
+        return points
+    size = -(-len(points) // (most // 2))
+    pieces = [points[i : i + size] for i in range(0, len(points), size)]
+    ends = [(min(piece, key=lambda p: p[1]), max(piece, key=lambda p: p[1])) for piece in pieces]
+    return [point for pair in ends for point in sorted(set(pair))]
+
+
+def ticks(low: float, high: float, least: float = 0.0) -> list[float]:
+    """About five round numbers in [low, high], no closer than ``least``."""
+    rough = max((high - low) / 5, 1e-300)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = max(least, next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999))
+    first = math.ceil(low / step - 1e-9)
+    return [
+        round((first + k) * step, 12) if step > 1e-9 else (first + k) * step
+        for k in range(12)
+        if (first + k) * step <= high + step * 1e-9
+    ]
+
+
+def _range(values: list[float]) -> tuple[float, float]:
+    """The ends of an axis; a constant gets room on both sides."""
+    low, high = min(values), max(values)
+    room = (abs(low) * 0.1 or 1.0) if high - low <= 1e-9 * max(abs(low), abs(high)) else 0.0
+    return low - room, high + room
+
+
+def figure(title: str, curves: dict[str, dict[str, Points]], unit: str) -> str:
+    """One plot with its axes, its key and its title."""
+    finite = {
+        name: {kind: thin([p for p in points if abs(p[1]) < 1e100]) for kind, points in kinds.items()}
+        for name, kinds in curves.items()
+    }
+    everything = [p for kinds in finite.values() for points in kinds.values() for p in points]
+    odd = sum(not abs(p[1]) < 1e100 for kinds in curves.values() for points in kinds.values() for p in points)
+    keys = "".join(f'<span class="key" style="--c:var(--c{i})">{escape(name)}</span>' for i, name in enumerate(curves))
+    keys += f"<small>{odd} values are not finite</small>" * bool(odd)
+    drawing = _drawing(finite, everything, unit) if everything else ""
+    return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}<div>{keys}</div></figure>"
+
+
+def _drawing(curves: dict[str, dict[str, Points]], everything: Points, unit: str) -> str:
+    (left, right), (low, high) = (_range([p[i] for p in everything]) for i in (0, 1))
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        x = LEFT + (point[0] - left) / (right - left) * (WIDTH - LEFT - 12)
+        return x, HEIGHT - BOTTOM - (point[1] - low) / (high - low) * (HEIGHT - BOTTOM - TOP)
+
+    parts = [f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{unit}</text>']
+    for value in ticks(low, high):
+        y = at((left, value))[1]
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for value in ticks(left, right, 1.0):
+        parts.append(f'<text x="{at((value, low))[0]:.1f}" y="{HEIGHT - 22}" text-anchor="middle">{value:g}</text>')
+    for i, (name, kinds) in enumerate(curves.items()):
+        parts.append(f'<g style="--c:var(--c{i})">')
+        for kind, points in kinds.items():
+            path = "L".join("{:.1f} {:.1f}".format(*at(p)) for p in points)
+            parts.append(f'<path class="{"thin" if kind == "step" else ""}" d="M{path}"/>' if len(points) > 1 else "")
+        for p in kinds["epoch"] * (len(kinds["epoch"]) <= 40):
+            x, y = at(p)
+            hint = f"{escape(name)} {p[1]:.5g}, epoch {p[0]:g}"
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"><title>{hint}</title></circle>')
+        parts.append("</g>")
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
