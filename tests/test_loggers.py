@@ -111,7 +111,7 @@ SCRIPT = """
 import logging, sys, time
 from pathlib import Path
 logging.basicConfig(format="%(message)s")
-from healsg.loggers import Wandb
+from healsg.loggers.wandb import Wandb
 folder, mode, timeout = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 begin = time.monotonic()
 wandb = Wandb(mode=mode, timeout=timeout)

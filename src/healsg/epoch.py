@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from healsg import distributed
-from healsg.metrics import Metric
+from healsg.metrics import Metric, precise
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -42,7 +42,7 @@ class Loss(Metric):
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
         rows = target.shape[0]
-        loss = self.criterion(output, target).double() * rows
+        loss = precise(self.criterion(output, target)) * rows
         return torch.stack([loss, loss.new_full((), rows)])
 
 

@@ -27,10 +27,11 @@ class Journal:
     def __init__(self, path: Path, mirrors: dict[str, Mirror] | None = None) -> None:
         self.path, self.mirrors = path, dict(mirrors or {})
         self.offset, self.history = 0, hashlib.sha256().hexdigest()
-        self._file = path.open("ab")
+        self._file, self.started = path.open("ab"), False
 
     def start(self, record: dict[str, Any]) -> None:
         """Open the mirrors."""
+        self.started = True
         for name in list(self.mirrors):
             self._tell(name, "start", self.path.parent, record)
 
@@ -46,7 +47,7 @@ class Journal:
         self.offset += len(text)
         lasting = json.dumps({key: value for key, value in line.items() if key != "seconds"})
         self.history = hashlib.sha256((self.history + lasting).encode()).hexdigest()
-        for name in list(self.mirrors):
+        for name in list(self.mirrors) if self.started else []:
             self._tell(name, "log", line)
 
     def sync(self) -> None:
@@ -54,8 +55,8 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def close(self, status: str) -> None:
-        """Close the file and the mirrors."""
-        for name in list(self.mirrors):
+        """Close the file, and the mirrors that were opened."""
+        for name in list(self.mirrors) if self.started else []:
             self._tell(name, "finish", status)
         self._file.close()
 

@@ -127,7 +127,7 @@ class Loader:
                 worker_init_fn=self.worker_init_fn,
             )
         self._workers.sampler.positions = [(epoch, position) for position in positions]  # type: ignore[attr-defined]
-        return (_or_raise(dealt) for dealt in self._workers)
+        return _prepared(self._workers)
 
     def batch(self, epoch: int, position: int) -> tuple[Batch, int]:
         """The batch at ``position`` of ``epoch``, wherever and whenever it is asked for."""
@@ -206,10 +206,19 @@ def _unchanged(value: Any) -> Any:
     return value
 
 
-def _or_raise(dealt: tuple[Batch, int] | DataError) -> tuple[Batch, int]:
-    if isinstance(dealt, DataError):
-        raise dealt
-    return dealt
+def _prepared(workers: DataLoader[Any]) -> Iterator[tuple[Batch, int]]:
+    try:
+        for dealt in workers:
+            if isinstance(dealt, DataError):
+                raise dealt
+            yield dealt
+    except (OSError, EOFError, RuntimeError) as error:
+        lost = isinstance(error, (OSError, EOFError)) or "DataLoader worker (pid" in str(error)
+        if not lost or str(error).startswith("Caught "):
+            raise
+        raise DataError(
+            "a loader worker was killed or ended by itself; fewer data.workers need less memory, 0 shows where it ends"
+        ) from error
 
 
 class _Dealer:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from healsg import distributed
+from healsg.metrics import precise
 
 
 class Meter:
@@ -52,14 +53,14 @@ class Meter:
     def recent(self) -> dict[str, float]:
         """The means since the last call: what a log line of steps shows."""
         self.flush()
-        means = {name: total / self.window_count for name, total in self.window.items()}
+        means = {name: total / self.window_count for name, total in self.window.items() if self.window_count}
         self.window, self.window_count = {}, 0.0
         return means
 
     def finish(self) -> dict[str, float]:
         """The means of the whole epoch, also after a resume in its middle."""
         self.flush()
-        return {name: total / self.count for name, total in self.sums.items()}
+        return {name: total / self.count for name, total in self.sums.items() if self.count}
 
     def state_dict(self) -> dict[str, Any]:
         self.flush()
@@ -72,6 +73,6 @@ class Meter:
 
 
 def _table(rows: list[list[Any]], device: torch.device) -> Tensor:
-    """Scalars of tensors and of plain numbers as one float64 table on ``device``."""
-    cells = [torch.as_tensor(cell, dtype=torch.float64, device=device) for row in rows for cell in row]
+    """Scalars of tensors and of plain numbers as one table on ``device``, in its widest type."""
+    cells = [precise(torch.as_tensor(cell, device=device)) for row in rows for cell in row]
     return torch.stack(cells).view(len(rows), len(rows[0]))

@@ -13,7 +13,7 @@ class Metric:
         self.state: Tensor | None = None
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor | None:
-        """What a batch adds to the state: a float64 vector whose last element counts; None where it does not apply."""
+        """What a batch adds to the state: a vector whose last element counts; None where it does not apply."""
         raise NotImplementedError
 
     def value(self, state: list[float]) -> float:
@@ -38,5 +38,10 @@ class Accuracy(Metric):
     def measure(self, output: Tensor, target: Tensor) -> Tensor | None:
         if target.is_floating_point() or output.dim() != target.dim() + 1:
             return None
-        hits = (output.argmax(dim=1) == target).sum()
-        return torch.stack([hits.double(), hits.new_full((), target.numel()).double()])
+        hits = precise((output.argmax(dim=1) == target).sum())
+        return torch.stack([hits, hits.new_full((), target.numel())])
+
+
+def precise(value: Tensor) -> Tensor:
+    """``value`` in the widest floating-point type of its device: float64, but on mps float32."""
+    return value.to(torch.float32 if value.device.type == "mps" else torch.float64)

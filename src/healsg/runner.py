@@ -19,7 +19,7 @@ from healsg.loader import Terms
 from healsg.meter import Meter
 from healsg.mirror import Progress
 from healsg.monitor import Mode, Monitor
-from healsg.placement import Place, Precision, both
+from healsg.placement import Place, Precision, both, clear_gradients
 from healsg.seeding import mix, seed_device
 from healsg.types import Count, NonNegative, Positive
 
@@ -159,7 +159,8 @@ class TaskRunner:
             return False
         optimizer, scaler = task.optimizer, self.place.scaler
         if self.weighted:
-            self.counted = self.place.weigh(task.model, self.counted, self.nominal)
+            self.place.weigh(task.model, self.counted, self.nominal)
+            self.counted = 0.0
         if self.clip_norm is not None:
             if scaler:
                 scaler.unscale_(optimizer)
@@ -169,7 +170,7 @@ class TaskRunner:
             scaler.update()
         else:
             optimizer.step()
-        optimizer.zero_grad()
+        clear_gradients(optimizer)
         if task.scheduler is not None and task.interval == "update":
             task.scheduler.step()
         self.step_count += 1

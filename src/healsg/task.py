@@ -120,6 +120,8 @@ class BasicTask:
 
     def build_training(self) -> None:
         """What only training needs: the callable network, the optimizer, the schedule."""
+        if self.runner.compile:
+            log.info("compiling the network: the first steps take a while")
         self.net = self.runner.place.wrap(self.model, self.runner.compile, self.runner.find_unused_parameters)
         self.optimizer = self.build_optimizer()
         self.scheduler = self.build_scheduler()

@@ -32,7 +32,7 @@ def columns(line: dict[str, Any]) -> dict[str, str]:
     heads = ("val", "train", "lr")
     known = {key: line[key] for key in line if key.split("/")[0] in heads and isinstance(line[key], int | float)}
     order = sorted(known, key=lambda key: (key != "train/loss", heads.index(key.split("/")[0])))
-    cells = {key: f"{known[key]:.3g}" if key.startswith("lr") else number(known[key]) for key in order}
+    cells = {key: f"{known[key]:.2g}" if key.startswith("lr") else number(known[key]) for key in order}
     return cells | ({"seconds": f"{line['seconds']:.1f}"} if line.get("seconds") is not None else {})
 
 

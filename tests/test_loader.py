@@ -1,0 +1,240 @@
+"""A batch is a pure function of (seed, epoch, position): any start, any number of workers, any number of processes."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    Dataset,
+    TensorDataset,
+)
+
+from healsg.errors import DataError
+from healsg.loader import Loader, Terms, Transform
+from healsg.seeding import Draw
+from healsg.source import Batch, DatasetSource, Source, TensorSource
+
+
+class Noisy(Dataset[tuple[Tensor, int]]):
+    """Samples whose transform draws from all three global generators, as torchvision's and others do."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        noise = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+        return torch.tensor([float(index), *noise], dtype=torch.float64), index
+
+
+def jitter(batch: Batch, draw: Draw | None) -> Batch:
+    """A transform of whole batches: adds each sample's own number."""
+    if draw is None:
+        return batch
+    return batch | {"input": batch["input"] + draw.uniform(0).unsqueeze(1)}
+
+
+def numbered(size: int) -> TensorSource:
+    return TensorSource(torch.arange(size, dtype=torch.float32).view(-1, 1), torch.arange(size))
+
+
+def plain(source: Source, batch_size: int, transform: Transform | None = None, **options: Any) -> Loader:
+    options = {"shuffle": True, **options}
+    return Loader({"labelled": source}, {"labelled": {"input": transform}}, batch_size, **options)
+
+
+def dealt(loader: Any, epoch: int = 0, start: int = 0) -> list[tuple[Batch, int]]:
+    return list(loader.batches(epoch, start))
+
+
+def same(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)
+
+
+def indices(batches: list[tuple[Batch, int]]) -> list[int]:
+    return [int(i) for batch, rows in batches for i in batch["index"][:rows]]
+
+
+# --- purity ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [numbered(29), DatasetSource(Noisy(29))], ids=["tensors", "data set"])
+def test_any_start_gives_the_same_rest(source: Source) -> None:
+    loader = plain(source, 4, jitter)
+    loader.deal(Terms(seed=3))
+    for epoch in (0, 5):
+        whole = dealt(loader, epoch)
+        random.seed(99)
+        torch.manual_seed(99)
+        for start in range(len(loader) + 1):
+            assert same(dealt(loader, epoch, start), whole[start:])
+            assert same(dealt(plain_again(source), epoch, start), whole[start:])
+    first, second, other = dealt(loader, 0), dealt(loader, 1), plain(source, 4, jitter)
+    other.deal(Terms(seed=4))
+    assert indices(first) != indices(second)
+    assert indices(first) != indices(dealt(other, 0))
+    assert sorted(indices(first)) == sorted(indices(second)) == list(range(29))
+
+
+def plain_again(source: Source) -> Loader:
+    loader = plain(source, 4, jitter)
+    loader.deal(Terms(seed=3))
+    return loader
+
+
+def test_the_number_of_workers_changes_nothing() -> None:
+    runs = []
+    for workers in (0, 1, 2):
+        loader = plain(DatasetSource(Noisy(21)), 4, workers=workers)
+        loader.deal(Terms(seed=1))
+        epochs = [dealt(loader, epoch) for epoch in (0, 1)]
+        cut = loader.batches(2)
+        next(cut)  # an epoch that is left early, with batches still on their way
+        runs.append((epochs, dealt(loader, 0, 2), dealt(loader, 2)))
+    assert same(runs[0], runs[1])
+    assert same(runs[0], runs[2])
+    assert same(runs[0][1], runs[0][0][0][2:])
+    noise = torch.cat([batch["input"][:, 1:] for batch, _ in runs[0][0][0]])
+    assert len(noise.unique()) == noise.numel(), "no sample draws what another drew"
+
+
+def test_both_sources_give_the_same_batches() -> None:
+    tensors = numbered(23)
+    dataset = TensorDataset(tensors.input, tensors.target)
+    first, second = plain(tensors, 4, jitter), plain(DatasetSource(dataset), 4, jitter)
+    assert same(dealt(first, 2), dealt(second, 2))
+    evaluated = plain(tensors, 4, jitter, shuffle=False)
+    assert same(torch.cat([batch["input"] for batch in evaluated]), tensors.input), "no draw, no order"
+
+
+def test_a_subset_is_numbered_anew() -> None:
+    source = DatasetSource(Noisy(10), targets=torch.arange(10)).subset(torch.tensor([7, 2, 4]))
+    source = source.subset(torch.tensor([2, 0]))
+    assert source.fetch(torch.tensor([0, 1]))["target"].tolist() == [4, 7]
+    assert source.targets is not None
+    assert source.targets.tolist() == [4, 7]
+
+
+# --- every sample once, over all processes ---------------------------------------------------------------------------
+
+
+def test_every_sample_once_over_all_processes() -> None:
+    """Many sizes, batches, worlds: the ranks' rows are the global batch, and each has what BatchNorm wants."""
+    chance = random.Random(0)
+    for _ in range(400):
+        size, batch = chance.randint(2, 40), chance.randint(1, 17)
+        world, accumulate, least = chance.randint(1, 4), chance.randint(1, 3), chance.randint(1, 2)
+        drop = chance.random() < 0.3 and size >= batch * accumulate
+        case = f"{size=} {batch=} {world=} {accumulate=} {least=} {drop=}"
+        terms = [Terms(rank=rank, world=world, accumulate=accumulate, least=least) for rank in range(world)]
+        loaders = [plain(numbered(size), batch, drop_last=drop) for _ in terms]
+        for loader, own in zip(loaders, terms, strict=True):
+            loader.deal(own)
+        whole = plain(numbered(size), batch, drop_last=drop)
+        whole.deal(Terms(accumulate=accumulate, least=least))
+        ranks = [dealt(loader, 1) for loader in loaders]
+        everything = dealt(whole, 1)
+        assert {len(rank) for rank in ranks} == {len(whole)}, case
+        for position, (together, counted) in enumerate(everything):
+            pieces = [rank[position] for rank in ranks]
+            union = [int(i) for piece, rows in pieces for i in piece["index"][:rows]]
+            assert union == together["index"].tolist(), case
+            assert counted == len(union)
+            assert pieces[0][1] > 0, case
+            enough = min(least, counted)
+            assert all(len(piece["index"]) >= enough for piece, _ in pieces), case
+            assert all(rows in (0, len(piece["index"])) for piece, rows in pieces), case
+        seen = Counter(indices(everything))
+        assert set(seen.values()) == {1}, case
+        kept = size - size % (batch * accumulate) if drop else size
+        assert len(seen) == kept == whole.samples, case
+        assert whole.left_out == size - kept
+        if drop:
+            assert len(whole) % accumulate == 0
+
+
+def test_a_tail_of_one_joins_the_batch_before_it() -> None:
+    def sizes(samples: int, batch_size: int, least: int, shuffle: bool = True) -> list[int]:
+        loader = plain(numbered(samples), batch_size, shuffle=shuffle)
+        loader.deal(Terms(least=least))
+        return [rows for _, rows in dealt(loader)]
+
+    assert sizes(9, 4, least=2) == [4, 5]
+    assert sizes(9, 4, least=1) == [4, 4, 1]
+    assert sizes(10, 4, least=2) == [4, 4, 2]
+    assert sizes(9, 4, least=2, shuffle=False) == [4, 4, 1], "an evaluation needs no second sample"
+    assert sizes(3, 1, least=2) == [1, 1, 1], "who asks for batches of one gets them"
+    assert sizes(1, 4, least=2) == [1]
+
+
+def test_drop_last_drops_incomplete_updates_and_says_how_many() -> None:
+    loader = plain(numbered(50), 8, drop_last=True)
+    assert (len(loader), loader.samples, loader.left_out) == (6, 48, 2)
+    loader.deal(Terms(accumulate=4))
+    assert (len(loader), loader.samples, loader.left_out) == (4, 32, 18)
+    with pytest.raises(DataError, match=r"^data.drop_last: 50 samples do not fill one update of 56; set data"):
+        loader.deal(Terms(accumulate=7))
+    loader.deal(Terms(limit=3))
+    assert len(loader) == 3
+
+
+def test_an_empty_split_is_one_line() -> None:
+    with pytest.raises(DataError, match="no labelled samples") as caught:
+        plain(numbered(0), 4)
+    assert "\n" not in str(caught.value)
+
+
+# --- several streams -------------------------------------------------------------------------------------------------
+
+
+def streams(labelled: Source, unlabelled: Source, terms: Terms) -> Loader:
+    views = {"labelled": {"input": jitter}, "unlabelled": {"weak": jitter, "strong": jitter}}
+    loader = Loader(
+        {"labelled": labelled, "unlabelled": unlabelled}, views, 4, shuffle=True, flat=False, ratio={"unlabelled": 3}
+    )
+    loader.deal(terms)
+    return loader
+
+
+def test_several_streams() -> None:
+    loader = streams(numbered(10), numbered(100), Terms())
+    assert (len(loader), loader.samples) == (9, 100), "the longest stream, at three times the batch, makes the epoch"
+    batches = dealt(loader)
+    assert [len(batch["labelled"]["input"]) for batch, _ in batches] == [4] * 9
+    assert [len(batch["unlabelled"]["weak"]) for batch, _ in batches] == [12] * 8 + [4]
+    assert set(batches[0][0]["unlabelled"]) == {"weak", "strong", "target", "index"}
+    seen = Counter(int(i) for batch, _ in batches for i in batch["unlabelled"]["index"])
+    assert set(seen.values()) == {1}
+    turns = torch.cat([batch["labelled"]["index"] for batch, _ in batches])
+    assert all(sorted(turns[start : start + 10].tolist()) == list(range(10)) for start in (0, 10, 20))
+    assert turns[:10].tolist() != turns[10:20].tolist(), "each turn has its own order"
+    for batch, _ in batches:
+        stored = batch["unlabelled"]["index"].float().unsqueeze(1)
+        weak, strong = batch["unlabelled"]["weak"] - stored, batch["unlabelled"]["strong"] - stored
+        assert not (weak == strong).any(), "each view has draws of its own"
+    values = torch.cat([batch["labelled"]["input"] for batch, _ in batches])
+    assert len(values.unique()) == 36, "a sample that comes again in an epoch is drawn anew"
+    assert same(dealt(loader, 0, 5), batches[5:])
+
+
+def test_several_streams_over_processes() -> None:
+    whole = dealt(streams(numbered(10), DatasetSource(Noisy(31)), Terms()))
+    ranks = [dealt(streams(numbered(10), DatasetSource(Noisy(31)), Terms(rank=rank, world=2))) for rank in (0, 1)]
+    for together, first, second in zip(whole, *ranks, strict=True):
+        index = [part["labelled"]["index"].tolist() for part, _ in (first, second)]
+        assert index[0] + index[1] == together[0]["labelled"]["index"].tolist()
+        assert first[1] + second[1] == together[1]

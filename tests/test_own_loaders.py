@@ -1,0 +1,140 @@
+"""Runs whose loaders are the user's own, and loader processes that fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, SubsetRandomSampler, default_collate
+
+from conftest import Program
+from healsg import BasicTask, TaskTrainer
+from healsg.checkpoint import load
+from healsg.errors import DataError
+from healsg.source import DatasetSource
+from test_adopt import Stream
+from test_loader import Noisy, dealt, plain
+
+
+class Broken(Noisy):
+    """A data set whose sample 5 is damaged: it raises ``error``, or ends its process where there is none."""
+
+    def __init__(self, size: int, error: Exception | None) -> None:
+        super().__init__(size)
+        self.error = error
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index == 5:
+            if self.error is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            else:
+                raise self.error
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_raises_is_one_clear_line() -> None:
+    for error in (DataError("sample 5: is damaged"), ValueError("sample 5 is odd")):
+        loader = plain(DatasetSource(Broken(8, error)), 2, workers=2, shuffle=False)
+        with pytest.raises(type(error)) as caught:
+            dealt(loader)
+        assert str(caught.value).strip().splitlines()[-1].endswith(str(error))
+        if isinstance(error, DataError):
+            assert str(caught.value) == str(error)
+
+
+KILLED = """
+from test_own_loaders import Broken, DatasetSource, dealt, plain
+dealt(plain(DatasetSource(Broken(8, None)), 2, workers=1, shuffle=False))
+"""
+
+
+def test_a_killed_worker_is_an_error_soon(program: Program) -> None:
+    """In a process of its own: torch tells of the death by a signal, which may interrupt anything."""
+    done = program(
+        [sys.executable, "-c", KILLED], env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}, timeout=90
+    )
+    assert done.returncode == 1
+    assert "worker" in done.stderr
+    assert "killed" in done.stderr
+
+
+RUN = ["runner.epochs=2", "runner.precision=fp64", "runner.log_every=1", "quiet=true"]
+
+
+class OwnLoaders(BasicTask):
+    """A task whose loaders come from ``kind``; its samples are those of ``Noisy``, with a class each."""
+
+    kind: Any = None
+
+    def build_dataloader(self) -> Any:
+        def labelled(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+            inputs, targets = default_collate(samples)
+            return inputs, targets % 2
+
+        return {"train": type(self).kind(labelled), "val": DataLoader(Noisy(7), batch_size=4, collate_fn=labelled)}
+
+    def build_model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def train(kind: Any, *options: str, name: str = "run") -> dict[str, Any]:
+    """A run with the loaders that ``kind`` makes."""
+    trainer = TaskTrainer.compose(*RUN, *options, f"name={name}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("healsg.trainer.build_task", lambda composed: own_task(composed, kind))
+        return trainer.train()
+
+
+def own_task(composed: Any, kind: Any) -> BasicTask:
+    from healsg.config import build_task
+
+    task = build_task(composed)
+    task.__class__ = type("Mine", (OwnLoaders,), {"kind": staticmethod(kind)})
+    return task
+
+
+def sampled(collate: Any) -> Any:
+    return DataLoader(Noisy(13), batch_size=4, sampler=SubsetRandomSampler(range(13)), collate_fn=collate)
+
+
+def shuffled(collate: Any) -> Any:
+    return DataLoader(Noisy(13), batch_size=4, shuffle=True, collate_fn=collate, num_workers=1)
+
+
+def endless(collate: Any) -> Any:
+    return DataLoader(Stream(), batch_size=4, collate_fn=collate)
+
+
+@pytest.mark.parametrize("kind", [sampled, shuffled])
+def test_a_run_with_own_loaders_goes_on_where_it_stopped(kind: Any) -> None:
+    size = ["runner.accumulate=2", "runner.save_every=1"]
+    if kind is sampled:
+        size += ["runner.limit_batches=3"]  # its tail of one sample would not do for BatchNorm
+    whole = train(kind, *size, name="whole")
+    train(kind, *size, "runner.max_time=0", name="cut")
+    state = load(Path("runs/cut/checkpoints/last.pt"))["runner"]
+    assert (state["step"], state["position"]) == (1, 2)
+    assert train(kind, *size, "runner.max_time=null", name="cut")["digest"] == whole["digest"]
+
+
+def test_loaders_that_cannot_train_are_one_line() -> None:
+    for kind, said in (
+        (lambda collate: None, "build_dataloader: there is no train loader; return"),
+        (endless, "the train loader has no length: set runner.limit_batches"),
+        (lambda collate: DataLoader(Noisy(0), collate_fn=collate), "data: a split has no labelled samples"),
+        (lambda collate: Noisy(4), "Noisy for train is no loader"),
+        (
+            lambda collate: DataLoader(Noisy(5), batch_size=8, drop_last=True, collate_fn=collate),
+            "5 samples do not fill",
+        ),
+    ):
+        with pytest.raises(DataError, match=said) as caught:
+            train(kind, "fresh=true")
+        assert "\n" not in str(caught.value)
+    small = train(lambda collate: DataLoader(Noisy(5), batch_size=8, collate_fn=collate), "fresh=true")
+    assert small["status"] == "finished", "fewer samples than a batch are one batch"
