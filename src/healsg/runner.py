@@ -54,7 +54,7 @@ class TaskRunner:
 
     def __init__(
         self,
-        epochs: Count = 30,
+        epochs: Count = 60,
         steps: Count | None = None,
         device: str | int = "auto",
         precision: Precision = "fp32",

@@ -1,0 +1,224 @@
+"""The documents: their commands compose, their examples run, their links lead somewhere, both languages agree."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import REPOSITORY, Program, healsg
+from healsg.compose import Composer
+from healsg.config import Composed, build_task, load_saved
+from healsg.folder import RunFolder
+
+DOCUMENTS = ["README.md", "README.zh.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/extending.md", "docs/runs.md"]
+WITH_COMMANDS = ["README.md", "docs/extending.md", "docs/runs.md"]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`((?:python train\.py|healsg train|uv run train\.py) ?[^`]*)`")
+SETTINGS = ("split=", "checkpoint=")
+
+
+def text_of(document: str) -> str:
+    return (REPOSITORY / document).read_text()
+
+
+def blocks(document: str) -> list[tuple[str, str]]:
+    """The code blocks of a document: (language, content)."""
+    return BLOCK.findall(text_of(document))
+
+
+def commands(document: str) -> list[list[str]]:
+    """Every command of a document, as words."""
+    lines = [line for language, block in blocks(document) if language == "bash" for line in block.splitlines()]
+    lines = [part for line in lines for part in line.split(" && ")]
+    found = [shlex.split(line, comments=True) for line in [*lines, *INLINE.findall(text_of(document))]]
+    return [words for words in found if words]
+
+
+def arguments(words: list[str]) -> list[str] | None:
+    """What a command hands to ``train``; None where it is another command."""
+    if words[:2] == ["healsg", "train"]:
+        return words[2:]
+    if words[0] in ("python", "torchrun", "uv") and "train.py" in words:
+        return words[words.index("train.py") + 1 :]
+    return None
+
+
+def write_examples(document: str, folder: Path) -> list[str]:
+    """Write every code block that begins with the name of its file; returns the names."""
+    names = []
+    for _, block in blocks(document):
+        if match := re.match(r"# (\S+\.(?:py|yaml))\n", block):
+            path = folder / match[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block)
+            names.append(match[1])
+    return names
+
+
+def composed(words: list[str]) -> list[Composed]:
+    """Each job of a command line of ``train``, checked."""
+    words, directory = list(words), None
+    if "--config-dir" in words:
+        place = words.index("--config-dir")
+        directory = words[place + 1]
+        del words[place : place + 2]
+    flags = [word for word in words if word.startswith("-")]
+    assert set(flags) <= {"-m", "--help"}
+    overrides = [word for word in words if not word.startswith("-")]
+    composer = Composer(directory)
+    jobs = composer.sweep(overrides)
+    assert (len(jobs) > 1) == ("-m" in flags)
+    return [composer.compose(job) for job in jobs]
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the documents' own modules and YAML files, and a package that is installed elsewhere."""
+    for document in WITH_COMMANDS:
+        write_examples(document, tmp_path)
+    package = tmp_path.with_name(f"{tmp_path.name}-installed") / "my_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "parts.py").write_text((tmp_path / "my_parts.py").read_text())
+    monkeypatch.setattr(sys, "path", [str(package.parent), *sys.path])
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("document", [*WITH_COMMANDS, "README.zh.md"])
+def test_train_commands_make_their_parts(document: str, examples: Path) -> None:
+    lines = [words for command in commands(document) if (words := arguments(command)) is not None]
+    assert len(lines) >= 4
+    for words in lines:
+        for job in composed(words):
+            build_task(job)
+
+
+@pytest.mark.parametrize("document", WITH_COMMANDS)
+def test_commands_on_runs_name_a_run_of_the_document(document: str, tmp_path: Path) -> None:
+    """Each ``resume`` and ``eval`` reads the configuration of a run that the same document starts."""
+    for command in commands(document):
+        words = arguments(command)
+        if words is not None and "-m" not in words and any(word.startswith("name=") for word in words):
+            (values,) = (job.values for job in composed(words))
+            folder = tmp_path / "runs" / str(values["name"])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.yaml").write_text(yaml.safe_dump(values))
+        elif command[0] == "healsg" and command[1] in ("resume", "eval"):
+            overrides = [word for word in command[3:] if not word.startswith(SETTINGS)]
+            assert load_saved(RunFolder(tmp_path / "runs" / command[2]), overrides).values["name"] == command[2]
+
+
+def test_every_command_is_one_that_is_known() -> None:
+    known = ("python", "healsg", "torchrun", "uv", "pip", "pytest", "ruff", "mypy", "wandb", "tensorboard")
+    for document in DOCUMENTS:
+        for command in commands(document):
+            assert command[0] in known
+            if command[0] == "healsg":
+                assert command[1] in ("train", "resume", "eval")
+
+
+def test_a_wrong_command_would_be_noticed(examples: Path) -> None:
+    from healsg.errors import ConfigError
+
+    for words in (["data=digitz"], ["method.optimizer.learning_rate=1"], ["task._target_=my_task.YourTask"]):
+        with pytest.raises(ConfigError):
+            composed(words)
+
+
+def test_example_of_extending_trains(tmp_path: Path, program: Program) -> None:
+    names = write_examples("docs/extending.md", tmp_path)
+    yamls = ["my_conf/data/rings.yaml", "my_conf/model/two_layers.yaml", "my_conf/method/mean_teacher.yaml"]
+    assert names == ["my_task.py", "my_parts.py", *yamls]
+    lines = [
+        command for command in commands("docs/extending.md") if "runner.epochs=2" in command and "-m" not in command
+    ]
+    assert len(lines) == 2
+    for number, line in enumerate(lines):
+        done = program(healsg(*line[1:], f"name=run{number}"))
+        assert done.returncode == 0, done.stderr
+        assert "epoch 2/2" in done.stdout
+        assert (tmp_path / f"runs/run{number}/checkpoints/best.pt").is_file()
+
+
+def test_examples_of_readme_run(tmp_path: Path, program: Program) -> None:
+    assert write_examples("README.md", tmp_path) == ["my_network.py"]
+    (line,) = (command for command in commands("README.md") if "task._target_=my_network.MyTask" in command)
+    done = program(healsg(*line[1:], "runner.epochs=1"))
+    assert done.returncode == 0, done.stderr
+    (door,) = (block for language, block in blocks("README.md") if language == "python" and "TaskTrainer" in block)
+    names: dict[str, Any] = {}
+    exec(compile(door, "README.md", "exec"), names)
+    assert names["result"]["status"] == "finished"
+
+
+def test_both_languages_hold_the_same_blocks_and_tables() -> None:
+    assert blocks("README.md") == blocks("README.zh.md")
+    cell = re.compile(r"^\| (.+?) \| (.+?) \|", re.MULTILINE)
+    rows = [
+        [row for row in cell.findall(text_of(name)) if row[0].startswith("`")] for name in ("README.md", "README.zh.md")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_table_of_parts_is_complete() -> None:
+    conf = REPOSITORY / "conf"
+    files = [path.relative_to(conf) for path in conf.rglob("*.yaml") if path.parent != conf]
+    rows = re.findall(r"^\| `([\w/]+)` \| (.+?) \|", text_of("README.md"), re.MULTILINE)
+    told = {(group, option) for group, options in rows for option in re.findall(r"`(\w+)`", options)}
+    assert told == {(str(path.parent), path.stem) for path in files}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_files_exist(document: str) -> None:
+    text = BLOCK.sub("", text_of(document))
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    named = re.findall(r"`((?:conf|docs|src|tests|benchmarks|\.ci)/[\w./]*|train\.py|constraints\.txt)`", text)
+    places = [(REPOSITORY / document).parent / link for link in links] + [REPOSITORY / name for name in named]
+    for place in places:
+        assert place.exists(), place
+    assert document not in ("README.md", "README.zh.md") or len(links) >= 6
+
+
+def test_the_first_and_second_command() -> None:
+    bash = [block for language, block in blocks("README.md") if language == "bash"]
+    assert bash[:2] == ["pip install -e . && python train.py\n", 'pip install -e ".[dev]" && pytest\n']
+    script = REPOSITORY / ".ci/run"
+    assert bash[1].strip() in script.read_text().splitlines()
+    assert script.stat().st_mode & 0o111
+
+
+def test_constraints_are_exact() -> None:
+    lines = text_of("constraints.txt").splitlines()
+    assert len(lines) == len(set(lines)) > 20
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9-]+==\d[\w.]*", line), line
+    names = {line.split("==")[0] for line in lines}
+    direct = re.findall(r'^    "([\w-]+)', text_of("pyproject.toml").split("dependencies = [")[1], re.MULTILINE)
+    assert {"torch", "hydra-core", "pytest"} <= names
+    assert {name.lower() for name in direct} <= names
+
+
+PRIVATE = re.compile(
+    r"(?<![\w.~:/-])/(?:home|root|work|tmp|usr|opt|mnt|Users|private|var|etc)\b"
+    r"|\b[A-Z]:\\|(?:index|find)-(?:url|links)|/simple\b|\bpypi\b|artifactory",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "constraints.txt", ".ci/run", "LICENSE"])
+def test_no_private_places(document: str) -> None:
+    assert not PRIVATE.search(text_of(document).removeprefix("#!/usr/bin/env bash\n"))
+
+
+@pytest.mark.parametrize("line", ["see /home/me/x", "pip --index-url x", "https://pypi.org/simple/x", "(/tmp/a)"])
+def test_private_places_would_be_noticed(line: str) -> None:
+    assert PRIVATE.search(line)
