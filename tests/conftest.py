@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["WANDB_MODE"] = "disabled"
 
 REPOSITORY = Path(__file__).parents[1]
 Program = Callable[..., "subprocess.CompletedProcess[str]"]

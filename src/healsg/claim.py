@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from healsg import distributed, redact
+from healsg.check import show
 from healsg.config import Composed
 from healsg.errors import ConfigError, RunError
 from healsg.folder import ROOT, RunFolder, timestamp, write_text
@@ -70,7 +71,8 @@ def enter(composed: Composed, path: Path | None = None) -> RunFolder:
     folder.lock()
     try:
         if folder.config.exists():
-            if not values["fresh"] and not values["resume"]["force"]:
+            begun = folder.checkpoints.exists() or (folder.metrics.exists() and folder.metrics.stat().st_size > 0)
+            if begun and not values["fresh"] and not values["resume"]["force"]:
                 _check_continuation(folder, values)
         elif any(entry.name != ".lock" for entry in path.iterdir()):
             raise RunError(f"{path}: holds files that are not of a run; use another name")
@@ -92,13 +94,16 @@ def begin(folder: RunFolder, composed: Composed) -> RunFolder:
     else:
         beginning = {"command": _command(), "seed": config["seed"], "begin": timestamp()}
         folder.note(status="running", **beginning, **_facts(), **_code())
-    shown = redact.config(config)
+    shown, hydra = redact.config(config), redact.config(composed.hydra)
+    overrides = [redact.override(override) for override in composed.overrides]
+    if overrides != composed.overrides and "job" in hydra:
+        hydra["job"]["override_dirname"] = redact.HIDDEN
     (folder.path / ".hydra").mkdir(exist_ok=True)
     for name, content in {
         "config.yaml": shown,
         ".hydra/config.yaml": shown,
-        ".hydra/hydra.yaml": {"hydra": redact.config(composed.hydra)},
-        ".hydra/overrides.yaml": [redact.text(override) for override in composed.overrides],
+        ".hydra/hydra.yaml": {"hydra": hydra},
+        ".hydra/overrides.yaml": overrides,
     }.items():
         write_text(folder.path / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return folder
@@ -131,15 +136,14 @@ def changed(folder: RunFolder, config: dict[str, Any]) -> dict[str, tuple[Any, A
 def _check_continuation(folder: RunFolder, config: dict[str, Any]) -> None:
     record, differing = folder.record, changed(folder, config)
     finished = record.get("status") == "finished"
-    longer = [key for key, (old, new) in differing.items() if finished and key in LENGTH and (new or 0) > (old or 0)]
-    if finished and not longer:
+    way_out = "use another name, fresh=true to start anew, or resume.force=true"
+    for key, (old, new) in differing.items():
+        if not (finished and key in LENGTH):
+            raise ConfigError(f"{key}: {folder.path} was started with {show(old)}, not {show(new)}; {way_out}")
+    if finished and not any((new or 0) > (old or 0) for old, new in differing.values()):
         raise RunError(
             f"{folder.path}: is finished; more runner.epochs train on, fresh=true starts anew, another name keeps both"
         )
-    way_out = "use another name, fresh=true to start anew, or resume.force=true"
-    for key, (old, new) in differing.items():
-        if key not in longer:
-            raise ConfigError(f"{key}: {folder.path} was started with {old}, not {new}; {way_out}")
     processes = record.get("processes", distributed.world())
     if processes != distributed.world():
         raise ConfigError(
@@ -157,7 +161,7 @@ def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _command() -> str:
-    return redact.text(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    return shlex.join([Path(sys.argv[0]).name, *map(redact.override, sys.argv[1:])])
 
 
 def _facts() -> dict[str, Any]:
@@ -182,4 +186,4 @@ def _code() -> dict[str, Any]:
         commit, patch = git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return {"commit": None, "patch": None}
-    return {"commit": commit, "patch": redact.text(patch) or None if len(patch) < 1 << 20 else "longer than 1 MiB"}
+    return {"commit": commit, "patch": redact.code(patch) or None if len(patch) < 1 << 20 else "longer than 1 MiB"}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from healsg.errors import ConfigError, HealsgError
+from healsg import redact
+from healsg.errors import ConfigError, HealsgError, RunError
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 COMMANDS = {
     "train": "train a task, or a sweep of tasks (-m)",
@@ -27,11 +31,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             raise ConfigError(f"healsg {command}: no such command; there is {', '.join(COMMANDS)}")
         status: int = import_module(f"healsg.commands.{command}").run(rest)
-    except HealsgError as error:
-        return report(error, debug="debug=true" in rest)
+    except (HealsgError, OSError) as error:
+        if mistake := as_mistake(error):
+            return report(mistake, debug="debug=true" in rest)
+        raise
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def as_mistake(error: Exception) -> HealsgError | None:
+    """What can be told in one line: our own errors, and a disk that is full or closed to writing; else None."""
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        made = RunError(f"{error.filename or 'a file'}: cannot be written ({error.strerror})")
+        made.__cause__ = error
+        return made
+    return error if isinstance(error, HealsgError) else None
 
 
 def report(error: HealsgError, debug: bool = False) -> int:
@@ -39,7 +54,7 @@ def report(error: HealsgError, debug: bool = False) -> int:
     if type(error).__name__ != "ElsewhereError":
         if debug or os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exception(error)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact.text(str(error))}", file=sys.stderr)
     return error.status
 
 

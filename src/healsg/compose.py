@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from healsg import check
-from healsg.config import Composed, has_key, one_line, verify
+from healsg.config import Composed, TaskConfig, check_init_from, has_key, one_line, parse, verify
 from healsg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,25 +51,15 @@ class Composer:
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Read overrides in Hydra's grammar. Raises ConfigError."""
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-        from hydra.errors import HydraException
-
-        parser = OverridesParser.create(config_loader=self._loader)
-        parsed = []
-        for override in overrides:
-            try:
-                parsed.append(parser.parse_override(override))
-            except HydraException as error:
-                reason = str(error).splitlines()[0]
-                raise ConfigError(f"{override}: is not of the form key=value ({reason})") from error
-        return parsed
+        return parse(overrides, self._loader)
 
     def compose(self, overrides: Sequence[str], checked: bool = True) -> Composed:
         """Compose, resolve and check. Raises ConfigError, in one line."""
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
-        for override in self.parse(overrides):
+        parsed = self.parse(overrides)
+        for override in parsed:
             if override.is_hydra_override() and override.get_key_element() not in ("hydra.searchpath", "hydra.mode"):
                 key = override.get_key_element()
                 raise ConfigError(f"{key}: is not read here; a run's folder is runs/<name>, set name=...")
@@ -86,8 +76,13 @@ class Composer:
         if type(values.get("name")) is int:
             values["name"] = str(values["name"])
         composed = Composed(values, choices, hydra, list(overrides), tuple(self.project))
+        for override in parsed:
+            key = override.get_key_element()
+            if override.is_add() and key.lstrip("+").split(".")[0] not in TaskConfig.__annotations__:
+                raise ConfigError(check.explain_addition(key, config))
         if checked:
             verify(composed)
+            check_init_from(composed)
         return composed
 
     def _load(self, overrides: Sequence[str]) -> Any:
@@ -95,15 +90,30 @@ class Composer:
         from hydra.types import RunMode
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
 
         try:
             config = self._hydra.compose_config(
-                self.name, list(overrides), run_mode=RunMode.RUN, from_shell=False, with_log_configuration=False
+                self.name,
+                self.without_null(overrides),
+                run_mode=RunMode.RUN,
+                from_shell=False,
+                with_log_configuration=False,
             )
+        except YAMLError as error:
+            raise ConfigError(f"a configuration file cannot be read: {one_line(error)}") from error
         except (HydraException, OmegaConfBaseException, OSError) as error:
             raise self._explained(error, overrides) from error
         OmegaConf.set_struct(config, False)
         return config
+
+    def without_null(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides as Hydra takes them: ``group=null``, which it refuses, is its ``~group``."""
+        given = []
+        for override in self.parse(overrides):
+            none = override.value() is None and not override.is_delete() and self._options(override.key_or_group)
+            given.append(f"~{override.key_or_group}" if none else str(override.input_line))
+        return given
 
     def _explained(self, error: Exception, overrides: Sequence[str]) -> ConfigError:
         """Why a composition failed, in one line: an unknown option, an unknown key, or what Hydra says."""
@@ -140,7 +150,11 @@ class Composer:
         return here + [inner for group in here for inner in self._groups(group)]
 
     def sweep(self, overrides: Sequence[str]) -> list[list[str]]:
-        """The jobs of a sweep: the product of all swept values, each as a list of overrides. Raises ConfigError."""
+        """The jobs of a sweep: the product of all swept values, each as a list of overrides.
+
+        A job's overrides stand in the order of those given, and differ from them where they are swept. Raises
+        ConfigError.
+        """
         jobs: list[list[str]] = [[]]
         for override in self.parse(overrides):
             if not override.is_sweep_override():
@@ -151,7 +165,3 @@ class Composer:
             values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
             jobs = [[*job, value] for job in jobs for value in values]
         return jobs
-
-    def swept(self, overrides: Sequence[str]) -> list[str]:
-        """The keys that a sweep varies."""
-        return [override.get_key_element() for override in self.parse(overrides) if override.is_sweep_override()]

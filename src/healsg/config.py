@@ -19,6 +19,8 @@ from healsg.errors import ConfigError, RunError
 from healsg.types import Natural
 
 if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
     from healsg.folder import RunFolder
     from healsg.task import BasicTask
 
@@ -64,6 +66,34 @@ def verify(composed: Composed) -> None:
     check.check(values, trusted=values.get("trusted") or [], project=composed.project)
 
 
+def check_init_from(composed: Composed) -> None:
+    """Refuse a source of weights that does not exist, before anything is started. Raises ConfigError."""
+    from healsg.folder import weights_file
+
+    if source := composed.values.get("init_from"):
+        try:
+            weights_file(source)
+        except RunError as error:
+            raise ConfigError(f"init_from: {error}") from error
+
+
+def parse(overrides: Sequence[str], loader: Any = None) -> list[Override]:
+    """Read overrides in Hydra's grammar. Raises ConfigError."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create(config_loader=loader)
+    parsed = []
+    for override in overrides:
+        try:
+            parsed.append(parser.parse_override(override))
+            parsed[-1].config_loader = loader
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{override}: is not of the form key=value ({reason})") from error
+    return parsed
+
+
 def load_saved(folder: RunFolder, overrides: Sequence[str]) -> Composed:
     """The configuration of a run that exists, with changes. It is data: what it trusts does not count.
 
@@ -72,6 +102,7 @@ def load_saved(folder: RunFolder, overrides: Sequence[str]) -> Composed:
         RunError: it cannot be read, or holds what only a program could.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     try:
         values = yaml.safe_load(folder.config.read_text())
@@ -83,17 +114,31 @@ def load_saved(folder: RunFolder, overrides: Sequence[str]) -> Composed:
         raise RunError(f"{folder.config}: holds an interpolation; the configuration of a run is resolved")
     values["trusted"] = []
     saved = OmegaConf.create(values)
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"{text}: is not of the form key=value")
-        if not has_key(saved, key.lstrip("+")) and not key.startswith("+args."):
-            raise ConfigError(check.explain_unknown(key.lstrip("+"), saved))
-        OmegaConf.update(saved, key.lstrip("+"), yaml.safe_load(value), force_add=True)
-    plain: Any = OmegaConf.to_container(saved, resolve=True)
+    for override in parse(overrides):
+        _change(saved, override)
+    try:
+        plain: Any = OmegaConf.to_container(saved, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{getattr(error, 'full_key', None) or 'config'}: {one_line(error)}") from error
     composed = Composed(plain, overrides=list(overrides), project=(Path.cwd(),))
     verify(composed)
     return composed
+
+
+def _change(saved: Any, override: Override) -> None:
+    """Apply one override to the configuration of a run that exists. Raises ConfigError."""
+    from omegaconf import OmegaConf
+
+    key, text, value = override.key_or_group, override.input_line, override.value()
+    if override.is_sweep_override():
+        raise ConfigError(f"{text}: several values; a run that exists takes one, and a list is {key}=[a,b]")
+    if override.is_delete() or "/" in key:
+        raise ConfigError(f"{text}: a run that exists keeps its parts; change their settings one by one")
+    if not override.is_add() and not has_key(saved, key):
+        raise ConfigError(check.explain_unknown(key, saved))
+    if OmegaConf.is_dict(OmegaConf.select(saved, key)) and isinstance(value, str):
+        raise ConfigError(f"{text}: a run that exists keeps its {key}; change its settings one by one: {key}.KEY=VALUE")
+    OmegaConf.update(saved, key, value, force_add=True)
 
 
 def has_key(config: Any, key: str) -> bool:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,10 +44,11 @@ class RunFolder:
             holder = file.read().strip() or "another process"
             file.close()
             raise RunError(f"{self.path}: is being trained by {holder}; wait for it, or use another name") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
         self._lock = file
+        with naming(self.path / ".lock"):
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
 
     def unlock(self) -> None:
         if self._lock is not None:
@@ -103,7 +105,8 @@ class RunFolder:
         from healsg import checkpoint
 
         self.checkpoints.mkdir(exist_ok=True)
-        checkpoint.keep_previous(self.last, self.previous)
+        with naming(self.previous):
+            checkpoint.keep_previous(self.last, self.previous)
         checkpoint.save(self.last, state)
 
     def last_state(self) -> dict[str, Any] | None:
@@ -135,11 +138,25 @@ def timestamp() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError tell which file it is about; a full disk's own does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new one, never a part."""
+    """Write a small file so that a reader sees the old or the new one, never a part. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with naming(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def find(run: str) -> RunFolder:

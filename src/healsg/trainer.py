@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import read_write
 
 from healsg import claim, distributed
 from healsg.compose import Composer
@@ -66,6 +67,10 @@ class TaskTrainer:
         """
         task, self.folder = self._begin(folder)
         runner = task.runner
+        if self.folder.last.exists() or self.folder.previous.exists():
+            config: Any = task.config
+            with read_write(config):  # the weights come from the run itself, also where their source is gone
+                config.init_from = None
         with Session(self.composed, self.folder, runner.progress) as session:
             task.build(threads=self.folder.record.get("threads"))
             task.build_training()

@@ -13,10 +13,11 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from healsg.cli import report
+from healsg import claim, redact
+from healsg.cli import as_mistake, report
 from healsg.commands.train import composed_once
-from healsg.config import Composed, verify
-from healsg.errors import ConfigError, HealsgError, RunError
+from healsg.config import Composed, check_init_from, one_line, verify
+from healsg.errors import ConfigError
 
 if TYPE_CHECKING:
     from healsg.compose import Composer
@@ -45,21 +46,24 @@ def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
 
 def plan(composer: Composer, overrides: list[str]) -> Plan:
     """The sweep's name, and each job's name and configuration; a wrong key or option refuses the whole."""
-    swept = composer.swept(overrides)
     jobs = []
     for job_overrides in composer.sweep(overrides):
-        own = [override for override in job_overrides if override.split("=")[0] in swept]
+        own = [override for override, given in zip(job_overrides, overrides, strict=True) if override != given]
+        if any(override.startswith("name=") for override in own):
+            raise ConfigError("name: is that of the whole sweep; its jobs are named by themselves")
         jobs.append((job_name(own), composer.compose(job_overrides, checked=False)))
     problems = [_problem(composed) for _, composed in jobs]
     if all(problems):
         raise ConfigError(problems[0])
     name = jobs[0][1].values["name"] or f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_sweep_{secrets.token_hex(2)}"
+    claim.check_name(name)
     return name, jobs
 
 
 def _problem(composed: Composed) -> str:
     try:
         verify(composed)
+        check_init_from(composed)
     except ConfigError as error:
         return str(error)
     return ""
@@ -68,14 +72,14 @@ def _problem(composed: Composed) -> str:
 def job_name(overrides: list[str]) -> str:
     """A job's folder: its swept keys and values, at most 120 characters and then a hash."""
     name = ",".join(overrides).replace("/", "_").replace(" ", "") or "job"
-    if len(name) <= 120:
+    if len(name) <= 120 and len(name.encode()) <= 240:
         return name
-    return f"{name[:107]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    head = name[:107].encode()[:227].decode(errors="ignore")
+    return f"{head}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def run_job(name: str, job: str, composed: Composed) -> dict[str, Any]:
     """Train one job in ``runs/<name>/<job>/``; a failure is told at once and is this job's alone."""
-    from healsg import claim
     from healsg.folder import ROOT, RunFolder
     from healsg.trainer import TaskTrainer
 
@@ -83,8 +87,8 @@ def run_job(name: str, job: str, composed: Composed) -> dict[str, Any]:
     folder = RunFolder(path)
     record, values = folder.record, composed.values
     try:
-        claim.check_name(name)
         verify(composed)
+        check_init_from(composed)
         if record.get("status") == "finished" and not values["fresh"] and not claim.changed(folder, values):
             _say(f"{path}: is finished")
             return {"status": "finished", "exit": 0, **_numbers(record)}
@@ -92,12 +96,13 @@ def run_job(name: str, job: str, composed: Composed) -> dict[str, Any]:
         trainer.folder = folder
         result = trainer.train()
         return {"status": result["status"], "exit": result["exit"], **_numbers(result)}
-    except HealsgError as error:
-        report(error, debug=composed.values["debug"])
-        return {"status": "failed", "exit": error.status, "reason": str(error)}
     except Exception as error:
+        if mistake := as_mistake(error):
+            report(mistake, debug=composed.values["debug"])
+            return {"status": "failed", "exit": mistake.status, "reason": redact.text(one_line(mistake))}
         traceback.print_exc()
-        return {"status": "failed", "exit": 1, "reason": f"{type(error).__name__}: {error}"}
+        reason = redact.text(f"{type(error).__name__}: {one_line(error)}")
+        return {"status": "failed", "exit": 1, "reason": reason}
     finally:
         gc.collect()
 
@@ -122,11 +127,8 @@ def _table(name: str, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     path = ROOT / name / "sweep.csv"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, buffer.getvalue())
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror})") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, buffer.getvalue())
     _say(f"table: {path}")
 
 

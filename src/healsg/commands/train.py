@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
+from argparse import ArgumentError, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +11,7 @@ from typing import TypeVar
 from healsg import claim, distributed
 from healsg.compose import Composer, conf_folder
 from healsg.config import Composed
+from healsg.errors import ConfigError
 from healsg.folder import RunFolder
 
 T = TypeVar("T")
@@ -18,9 +19,7 @@ T = TypeVar("T")
 
 def run(arguments: list[str]) -> int:
     """Compose and train; Hydra itself answers --help, --cfg, --info and shell completion."""
-    from hydra._internal.utils import get_args_parser
-
-    args = get_args_parser().parse_intermixed_args(arguments)
+    args = _parse(arguments)
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return _ask_hydra(arguments, args)
 
@@ -39,6 +38,27 @@ def run(arguments: list[str]) -> int:
     return int(TaskTrainer(composed).train(folder)["exit"])
 
 
+def _parse(arguments: list[str]) -> Namespace:
+    """Hydra's options. Raises ConfigError for what is none of them, and for those that mean nothing here."""
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        args, unknown = parser.parse_known_intermixed_args(arguments)
+    except ArgumentError as error:
+        raise ConfigError(f"{error}; --help shows what there is") from error
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: there is no such option; --help shows what there is")
+    if sum(map(bool, (args.multirun, args.cfg, args.info, args.shell_completion))) > 1:
+        raise ConfigError("only one of --multirun, --cfg, --info and --shell-completion can be given")
+    if args.config_path:
+        raise ConfigError("--config-path: the frame's own conf/ stays; add a folder of your own with --config-dir")
+    if args.experimental_rerun:
+        raise ConfigError("--experimental-rerun: is not read here; go on with a run by: healsg resume RUN")
+    return args
+
+
 def claimed_early(composed: Composed, path: Path | None = None) -> RunFolder | None:
     """The run's folder, claimed before torch is imported, so that a refusal comes at once; None under a launcher."""
     return None if distributed.launched() else claim.enter(composed, path)
@@ -52,9 +72,14 @@ def composed_once(make: Callable[[], T]) -> T:
 
 def _ask_hydra(arguments: list[str], args: Namespace) -> int:
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
 
-    if args.cfg:
-        Composer(args.config_dir, args.config_name or "config").compose(args.overrides, checked=False)
+    if args.cfg or args.info or args.help:
+        composer = Composer(args.config_dir, args.config_name or "config")
+        composer.compose(args.overrides, checked=False)
+        understood = dict(zip(args.overrides, composer.without_null(args.overrides), strict=True))
+        arguments = [understood.get(argument, argument) for argument in arguments]
+        GlobalHydra.instance().clear()
 
     @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
     def train(config: object) -> None:

@@ -1,0 +1,150 @@
+"""Every option of every group composes, passes the checks, builds and trains; its YAML says what its class takes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import fake_data
+from healsg import TaskTrainer
+from healsg.check import check
+from healsg.compose import Composer, conf_folder
+from healsg.schema import constructor
+
+CONF = conf_folder()
+TINY = ["runner=debug", "runner.steps=2", "data.batch_size=16", "quiet=true"]
+FOUND = ["data.root=files", "data.download=false", "data.verify=false"]
+SMALL: dict[str, list[str]] = {
+    "data=cifar": FOUND,
+    "data=mnist": FOUND,
+    "data=imagefolder": ["data.folder=files/pictures", "data.image_size=32", "data.workers=0"],
+    "model=torchvision": ["data=cifar", *FOUND, "model.name=mobilenet_v3_small"],
+    "model=resnet": ["model.width=4"],
+}
+"""What makes an option small enough for a test, and lets it find its files."""
+
+OTHER_DEFAULTS = {
+    "data=digits": {"batch_size"},
+    "data=imagefolder": {"workers", "folder"},
+}
+"""Where a YAML's value is meant to differ from the constructor's default, or the constructor has none."""
+
+
+def options(group: str) -> list[str]:
+    """The options of a group: its files."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+GROUPS = sorted({str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"."})
+CHOICES = [f"{group}={option}" for group in GROUPS for option in options(group)]
+NODES = [path for path in sorted(CONF.rglob("*.yaml")) if "_target_" in path.read_text()]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Invented samples of all data sets, written once."""
+    root = tmp_path_factory.mktemp("all") / "files"
+    fake_data.write_cifar(root)
+    fake_data.write_mnist(root)
+    fake_data.write_imagefolder(root / "pictures", per_class=12)
+    return root
+
+
+def train(*overrides: str) -> dict[str, Any]:
+    return TaskTrainer.compose(*TINY, *overrides).train()
+
+
+def test_the_groups_are_those_of_the_design() -> None:
+    assert {"data", "model", "method", "method/optimizer", "method/scheduler", "runner", "logger", "task"} <= set(
+        GROUPS
+    )
+    assert set(GROUPS) <= {group.strip("/") for group in Composer()._groups()}
+    assert len(CHOICES) >= 25
+
+
+def small(choice: str) -> list[str]:
+    """The choice, with what makes it and all that it chooses in its turn small."""
+    chosen = Composer().compose([choice], checked=False).choices if choice.startswith("recipe=") else {}
+    parts = [choice, *(f"{group}={option}" for group, option in chosen.items() if group in ("data", "model"))]
+    return [choice, *(setting for part in parts for setting in SMALL.get(part, []))]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_option_trains(choice: str, files: Path) -> None:
+    Path("files").symlink_to(files)
+    group = choice.split("=")[0]
+    mlp = ["model=mlp", "model.width=8"] * (group not in ("model", "recipe"))
+    result = train(*mlp, *small(choice))
+    assert result["status"] == "finished"
+    lines = (Path(result["folder"]) / "metrics.jsonl").read_text().splitlines()
+    assert '"step": 2,' in lines[-1]
+    assert result["digest"]
+
+
+@pytest.mark.parametrize("optimizer", options("method/optimizer"))
+@pytest.mark.parametrize("method", options("method"))
+def test_every_method_with_every_optimizer_and_schedule(method: str, optimizer: str) -> None:
+    content = yaml.safe_load((CONF / "method" / f"{method}.yaml").read_text())
+    parts = ["model=mlp", "model.width=8", f"method={method}"]
+    if not isinstance(content.get("optimizer"), dict):  # settings of one part do not fit another
+        parts.append(f"method/optimizer={optimizer}")
+    settled = isinstance(content.get("scheduler"), dict)
+    for scheduler in [[]] if settled else [[f"method/scheduler={name}"] for name in options("method/scheduler")]:
+        assert train(*parts, *scheduler)["status"] == "finished"
+
+
+def nodes_of(path: Path) -> list[dict[str, Any]]:
+    """The constructor calls that a YAML writes down itself."""
+    content = yaml.safe_load(path.read_text())
+    inner = [value for value in content.values() if isinstance(value, dict)]
+    return [node for node in (content, *inner) if "_target_" in node]
+
+
+@pytest.mark.parametrize("path", NODES, ids=[str(path.relative_to(CONF)) for path in NODES])
+def test_every_argument_stands_in_the_yaml(path: Path) -> None:
+    choice = f"{path.parent.relative_to(CONF)}={path.stem}"
+    defaults = yaml.safe_load(path.read_text()).get("defaults", [])
+    elsewhere = {name for entry in defaults if isinstance(entry, dict) for name in entry}
+    for node in nodes_of(path):
+        made = constructor(node["_target_"])
+        assert made is not None
+        if choice == "task=default" or not node["_target_"].startswith("healsg."):
+            assert set(node) - {"_target_", "_partial_"} <= set(made.parameters)
+            continue
+        first = {"params"} if node.get("_partial_") else set()
+        written = set(node) - {"_target_", "_partial_", "defaults"}
+        assert written == set(made.parameters) - first - (elsewhere - written)
+        for name, parameter in made.parameters.items():
+            if name in node and name not in OTHER_DEFAULTS.get(choice, set()):
+                default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+                collection = default is None and isinstance(node[name], (dict, list))
+                assert collection or node[name] == default, (
+                    f"{choice}: {name} is {node[name]}, the constructor says {default}"
+                )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(CONF.rglob("*.yaml")) if "recipe" not in path.parts],
+    ids=lambda path: str(path.relative_to(CONF)),
+)
+def test_every_setting_has_a_comment(path: Path) -> None:
+    text = path.read_text().partition("\nhydra:\n")[0]
+    nested = {line.split(":")[0] for line in text.splitlines() if re.match(r"\w+:$", line)}
+    groups = {str(group.relative_to(CONF)).split("/")[0] for group in CONF.iterdir() if group.is_dir()}
+    for line in text.splitlines():
+        setting = re.match(r"\s*(\w+):\s*(\S.*)$", line)
+        if setting and setting[1] not in nested | groups | {"_target_", "_partial_"}:
+            assert re.search(r"\s# ?\S", setting[2]), f"{path}: {line}"
+
+
+def test_the_whole_is_checked_with_what_it_composes() -> None:
+    for choice in CHOICES:
+        composed = Composer().compose(small(choice))
+        check(composed.values)
+        group, _, option = choice.partition("=")
+        assert composed.choices[group] == option

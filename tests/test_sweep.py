@@ -1,0 +1,186 @@
+"""``-m``: the product of all values, each job in a folder of its own, mistakes in time, nothing left behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from conftest import Program, command
+from healsg.cli import main
+from healsg.commands.sweep import job_name
+from healsg.compose import Composer
+from healsg.errors import ConfigError
+
+TINY = ["model=mlp", "model.width=8", "runner=debug", "quiet=true", "name=sweep"]
+SWEEP = Path("runs/sweep")
+
+
+def jobs() -> dict[str, str]:
+    """The status of each job by its folder."""
+    records = {path.parent.name: json.loads(path.read_text()) for path in SWEEP.glob("*/run.json")}
+    return {name: str(record["status"]) for name, record in records.items()}
+
+
+def table() -> list[dict[str, str]]:
+    with (SWEEP / "sweep.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_product_of_all_values(program: Program) -> None:
+    done = program(command(*TINY, "-m", "method=sgd,adamw", "seed=0,1"))
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = ["method=sgd,seed=0", "method=sgd,seed=1", "method=adamw,seed=0", "method=adamw,seed=1"]
+    assert jobs() == dict.fromkeys(expected, "finished")
+    rows = table()
+    assert [row["job"] for row in rows] == expected
+    assert {row["status"] for row in rows} == {"finished"}
+    shown = [line for line in done.stdout.splitlines() if line.startswith("method=")]
+    for line, row in zip(shown, rows, strict=True):
+        assert line.split() == [row["job"], row["status"], *(f"{float(row[key]):.4f}" for key in list(row)[2:])]
+        record = json.loads((SWEEP / row["job"] / "run.json").read_text())
+        assert float(row["test/acc"]) == record["test"]["test/acc"]
+        assert float(row["best val/acc"]) == record["best"]["value"]
+
+
+def test_ways_to_name_values() -> None:
+    composer = Composer()
+    assert composer.sweep(["seed=range(0,3)"]) == [["seed=0"], ["seed=1"], ["seed=2"]]
+    assert composer.sweep(["seed=choice(4,7)", "model=mlp"]) == [["seed=4", "model=mlp"], ["seed=7", "model=mlp"]]
+    assert len(composer.sweep(["method/optimizer=glob(*)"])) >= 6
+    assert composer.sweep(["data.root='a,b'"]) == [["data.root='a,b'"]]
+    with pytest.raises(ConfigError, match="an interval is no list of values"):
+        composer.sweep(["runner.clip_norm=interval(0,1)"])
+
+
+def test_a_group_below_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *TINY, "-m", "method/optimizer=sgd,adamw"]) == 0
+    assert jobs() == {"method_optimizer=sgd": "finished", "method_optimizer=adamw": "finished"}
+    config = (SWEEP / "method_optimizer=sgd" / "config.yaml").read_text()
+    assert "torch.optim.SGD" in config
+
+
+def test_names_of_jobs() -> None:
+    assert job_name([]) == "job"
+    assert job_name(["data.root=a/b", "seed=0"]) == "data.root=a_b,seed=0"
+    assert job_name(["model.sizes=[1, 2]"]) == "model.sizes=[1,2]"
+    assert job_name(["a=" + "b" * 118]) == "a=" + "b" * 118
+    long = [job_name(["a=" + "b" * 119 + end]) for end in ("", "c")]
+    assert [len(name) for name in long] == [120, 120]
+    assert long[0] != long[1]
+    assert len(job_name(["a=" + "梯" * 119]).encode()) <= 255
+
+
+def test_one_bad_value_is_its_jobs_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *TINY[:1], *TINY[2:], "-m", "model.width=4,0,8"]) == 1
+    assert jobs() == {"model.width=4": "finished", "model.width=8": "finished"}
+    assert [row["status"] for row in table()] == ["finished", "failed", "finished"]
+    assert table()[1]["reason"] == "model.width: 0 is out of range: >= 1"
+    shown = capsys.readouterr()
+    assert shown.err == "error: model.width: 0 is out of range: >= 1\n"
+    assert "model.width=0  failed" in shown.out
+
+
+def test_a_failing_job_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *TINY, "-m", "runner.device=nowhere,cpu"]) == 1
+    assert [row["status"] for row in table()] == ["failed", "finished"]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+WRONG = [
+    (["modle.width=4,8"], "modle.width: no such key; did you mean model.width?"),
+    (["model=mlp,cn"], "model=cn: no such option"),
+    (["model.width=0,-1"], "model.width: 0 is out of range"),
+    (["seed=0,1", "runner.epochs=x"], "runner.epochs: 'x' is not a whole number"),
+    (["seed=interval(0,1)"], "an interval is no list of values"),
+    (["seed=0,1", "name=a/b"], "is no name of a folder"),
+    (["name=a,b"], "name: is that of the whole sweep"),
+    (["seed=0,1", "hydra.sweep.dir=x"], "hydra.sweep.dir: is not read here"),
+]
+
+
+@pytest.mark.parametrize(("given", "told"), WRONG, ids=[" ".join(given) for given, _ in WRONG])
+def test_a_wrong_command_starts_nothing(given: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *TINY[:1], *TINY[2:], "-m", *given]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert told in shown.err
+    assert not Path("runs").exists()
+
+
+def test_the_same_command_finishes_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["train", *TINY, "runner.max_time=0", "-m", "seed=0,1,2"]
+    assert main(line) == 0
+    assert set(jobs().values()) == {"stopped"}
+    line[line.index("runner.max_time=0")] = "runner.max_time=null"
+    assert main([*line[:-1], "seed=1"]) == 0
+    assert main([*line[:-1], "seed=1,2"]) == 0
+    assert jobs() == {"seed=0": "stopped", "seed=1": "finished", "seed=2": "finished", "job": "finished"}
+    before = (SWEEP / "seed=1" / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    assert main(line) == 0
+    assert f"{SWEEP}/seed=1: is finished" in capsys.readouterr().out
+    assert set(jobs().values()) == {"finished"}
+    assert (SWEEP / "seed=1" / "metrics.jsonl").read_bytes() == before
+    assert [row["job"] for row in table()] == ["seed=0", "seed=1", "seed=2"]
+    assert main([*line, "data.batch_size=32"]) == 1
+    assert "data.batch_size: runs/sweep/seed=0 was started with 64, not 32" in table()[0]["reason"]
+    assert (SWEEP / "seed=1" / "metrics.jsonl").read_bytes() == before
+
+
+def started(tmp_path: Path, *given: str) -> subprocess.Popen[str]:
+    """A sweep that has finished its first job and is in the middle of its second."""
+    line = command("model=mlp", "model.width=8", "name=sweep", "runner.epochs=150", "-m", "seed=0,1,2", *given)
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, cwd=tmp_path, text=True)
+    assert process.stdout is not None
+    for text in process.stdout:
+        if text.startswith("epoch 3/") and (SWEEP / "seed=1").exists():
+            break
+    return process
+
+
+def test_control_c_ends_the_sweep(tmp_path: Path) -> None:
+    process = started(tmp_path)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert jobs() == {"seed=0": "finished", "seed=1": "stopped"}
+    assert [row["status"] for row in table()] == ["finished", "stopped"]
+    assert "table: runs/sweep/sweep.csv" in rest
+
+
+def test_a_killed_sweep_goes_on(tmp_path: Path, program: Program) -> None:
+    process = started(tmp_path)
+    process.kill()
+    process.communicate()
+    assert jobs() == {"seed=0": "finished", "seed=1": "running"}
+    assert process.args[-1] == "seed=0,1,2"  # type: ignore[index]
+    done = program(process.args)
+    assert done.returncode == 0, done.stderr
+    assert "runs/sweep/seed=0: is finished" in done.stdout
+    assert "going on at step" in done.stdout
+    assert jobs() == dict.fromkeys(["seed=0", "seed=1", "seed=2"], "finished")
+
+
+def resident() -> float:
+    """MB of memory that this process has in use."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_many_jobs_leave_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["train", "model=mlp", "runner.epochs=1", "runner.limit_batches=2", "quiet=true"]
+    line += ["runner/callbacks=early_stopping"]
+    assert main([*line, "name=warm", "-m", "seed=range(0,4)"]) == 0
+    before = resident(), threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+    assert main([*line, "name=many", "-m", "seed=range(0,30)"]) == 0
+    after = resident(), threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+    assert after[0] < before[0] * 1.1 + 5
+    assert after[1:] == before[1:]
