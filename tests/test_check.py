@@ -206,6 +206,9 @@ def test_interpolations_are_resolved(project: Path) -> None:
 
 
 def test_the_current_folder_is_the_users_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = project / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     with pytest.raises(ConfigError, match="is not a part"):
         check(CONFIG, schema_target="my_parts.Top")
     check(CONFIG, schema_target="my_parts.Top", project=project)

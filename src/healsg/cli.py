@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from healsg import redact
+from healsg import distributed, redact
 from healsg.errors import ConfigError, HealsgError, RunError
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -31,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             raise ConfigError(f"healsg {command}: no such command; there is {', '.join(COMMANDS)}")
         status: int = import_module(f"healsg.commands.{command}").run(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except (HealsgError, OSError) as error:
         if mistake := as_mistake(error):
             return report(mistake, debug="debug=true" in rest)
@@ -50,8 +55,13 @@ def as_mistake(error: Exception) -> HealsgError | None:
 
 
 def report(error: HealsgError, debug: bool = False) -> int:
-    """Tell a mistake on standard error, with its traceback where that was asked for; returns the exit status."""
-    if type(error).__name__ != "ElsewhereError":
+    """Tell a mistake on standard error, with its traceback where that was asked for; returns the exit status.
+
+    A launcher ends all processes when rank 0 ends, so that the others are heard only where the mistake is theirs alone.
+    """
+    if distributed.rank() > 0:
+        time.sleep(1.0)
+    if not isinstance(error, distributed.ElsewhereError):
         if debug or os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exception(error)
         print(f"error: {redact.text(str(error))}", file=sys.stderr)

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
     from healsg.folder import RunFolder
+    from healsg.mirror import Mirror
     from healsg.task import BasicTask
 
 
@@ -211,3 +213,19 @@ def make(node: dict[str, Any], key: str, composed: Composed, partial: bool = Fal
         if isinstance(cause, ConfigError):
             raise cause from error
         raise ConfigError(f"{key}: {node['_target_']} cannot be made: {one_line(cause)}") from error
+
+
+def build_mirrors(composed: Composed) -> dict[str, Mirror]:
+    """The mirrors of a run: the loggers that were chosen, Weights & Biases, the report. Raises ConfigError."""
+    values = composed.values
+    nodes = {name: node for name, node in (values["logger"] or {}).items() if node is not None}
+    mirrors: dict[str, Mirror] = {name: make(node, f"logger.{name}", composed) for name, node in nodes.items()}
+    if values["use_wandb"]:
+        mirrors["wandb"] = leaf("wandb.Wandb")(**values["wandb"])
+    return mirrors | {"report": leaf("report.Report")()}
+
+
+def leaf(path: str) -> Any:
+    """A class or function of ``healsg.loggers`` by its address, as a ``_target_`` would name it."""
+    module, _, name = path.partition(".")
+    return getattr(import_module(f"healsg.loggers.{module}"), name)

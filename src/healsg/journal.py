@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -58,7 +59,8 @@ class Journal:
         """Close the file, and the mirrors that were opened."""
         for name in list(self.mirrors) if self.started else []:
             self._tell(name, "finish", status)
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _tell(self, name: str, verb: str, *values: Any) -> None:
         try:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import traceback
-from importlib import import_module
 from types import TracebackType
 from typing import Any
 
 from healsg import distributed, redact
-from healsg.config import Composed, make
+from healsg.config import Composed, leaf
 from healsg.errors import HealsgError, Stopped
 from healsg.folder import RunFolder
 from healsg.journal import Journal
@@ -26,32 +25,28 @@ class Session:
         composed: the run's configuration.
         folder: its folder, locked; unlocked at the end.
         progress: what the loop tells the screen.
+        mirrors: what else is shown the metrics, by name.
     """
 
-    def __init__(self, composed: Composed, folder: RunFolder, progress: Progress) -> None:
-        self.composed, self.folder, self.progress = composed, folder, progress
+    def __init__(
+        self, composed: Composed, folder: RunFolder, progress: Progress, mirrors: dict[str, Mirror] | None = None
+    ) -> None:
+        self.composed, self.folder, self.progress, self.mirrors = composed, folder, progress, mirrors or {}
         self.journal: Journal | None = None
         self.result: dict[str, Any] = {}
 
     def __enter__(self) -> Session:
         values, folder, leading = self.composed.values, self.folder, distributed.rank() == 0
-        self._stack = contextlib.ExitStack()
-        self._stack.callback(folder.unlock)
-        quiet = values["quiet"] or not leading
-        self.screen = self._stack.enter_context(_leaf("screen.make_display")(self.progress, quiet=quiet))
-        self._stack.enter_context(_logging(folder, self.screen.handler(), leading))
-        if leading:
-            self.journal = Journal(folder.metrics, self._mirrors())
-        self.screen.begin(folder.path.name)
+        with contextlib.ExitStack() as stack:
+            stack.callback(folder.unlock)
+            quiet = values["quiet"] or not leading
+            self.screen = stack.enter_context(leaf("screen.make_display")(self.progress, quiet=quiet))
+            stack.enter_context(_logging(folder, self.screen.handler(), leading))
+            if leading:
+                self.journal = Journal(folder.metrics, self.mirrors)
+            self.screen.begin(folder.path.name)
+            self._stack = stack.pop_all()
         return self
-
-    def _mirrors(self) -> dict[str, Mirror]:
-        values = self.composed.values
-        nodes = {name: node for name, node in (values["logger"] or {}).items() if node is not None}
-        mirrors: dict[str, Mirror] = {name: make(node, f"logger.{name}", self.composed) for name, node in nodes.items()}
-        if values["use_wandb"]:
-            mirrors["wandb"] = _leaf("wandb.Wandb")(**values["wandb"])
-        return mirrors | {"report": _leaf("report.Report")()}
 
     def begin(self, facts: dict[str, Any]) -> None:
         """The task is built: record what it is, and open the mirrors."""
@@ -93,10 +88,15 @@ class Session:
         self.screen.end([*[told] * (finished and bool(told)), f"{reason or status}: {path}", f"go on with: {go_on}"])
 
 
-def _leaf(path: str) -> Any:
-    """A class or function of ``healsg.loggers`` by its address, as a ``_target_`` would name it."""
-    module, _, name = path.partition(".")
-    return getattr(import_module(f"healsg.loggers.{module}"), name)
+class _LogFile(logging.FileHandler):
+    """``train.log``; a full disk is told by what must be written, not by the log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 @contextlib.contextmanager
@@ -105,7 +105,7 @@ def _logging(folder: RunFolder, screen: logging.Handler, leading: bool) -> Any:
     handlers = [screen]
     screen.setLevel(logging.INFO if leading else logging.ERROR)
     if leading:
-        file = logging.FileHandler(folder.path / "train.log", encoding="utf-8")
+        file = _LogFile(folder.path / "train.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(file)
     level, propagate = log.level, log.propagate

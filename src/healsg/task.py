@@ -89,11 +89,12 @@ class BasicTask:
             self.task_model.check(self.info)
         self.task_method.check(self)
 
-    def build(self, threads: int | None = None) -> None:
+    def build(self, threads: int | None = None, fresh_weights: bool = True) -> None:
         """Make loaders, network and loss, each from its own share of the seed, and place them.
 
         Args:
             threads: of the CPU with which the run began, for one that goes on.
+            fresh_weights: whether the weights begin here, and ``init_from`` counts; False where a checkpoint follows.
         """
         seed, runner = self.config.seed, self.runner
         runner.prepare(seed, threads)
@@ -106,7 +107,7 @@ class BasicTask:
             raise DataError("build_dataloader: there is no train loader; return (train, val) or a dict by split")
         seed_everything(seed, "model")
         self.model = self.build_model()
-        if self.config.init_from:
+        if self.config.init_from and fresh_weights:
             log.info("%s", checkpoint.initialise(self.model, weights_file(self.config.init_from)))
         self.criterion = self.build_criterion()
         self.task_method.setup(self)

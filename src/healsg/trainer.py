@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import read_write
 
 from healsg import claim, distributed
 from healsg.compose import Composer
-from healsg.config import Composed, build_task, load_saved
+from healsg.config import Composed, build_mirrors, build_task, load_saved
 from healsg.epoch import EvalEpoch
 from healsg.errors import ConfigError, RunError
 from healsg.folder import RunFolder, find
@@ -67,12 +66,9 @@ class TaskTrainer:
         """
         task, self.folder = self._begin(folder)
         runner = task.runner
-        if self.folder.last.exists() or self.folder.previous.exists():
-            config: Any = task.config
-            with read_write(config):  # the weights come from the run itself, also where their source is gone
-                config.init_from = None
-        with Session(self.composed, self.folder, runner.progress) as session:
-            task.build(threads=self.folder.record.get("threads"))
+        going_on = self.folder.last.exists() or self.folder.previous.exists()
+        with Session(self.composed, self.folder, runner.progress, self.mirrors) as session:
+            task.build(threads=self.folder.record.get("threads"), fresh_weights=not going_on)
             task.build_training()
             facts = task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
             session.begin(facts)
@@ -89,6 +85,7 @@ class TaskTrainer:
             distributed.share(lambda: claimed.append(claim.enter(self.composed, path)))
         try:
             task = self.task = build_task(self.composed)
+            self.mirrors = build_mirrors(self.composed)
             where = distributed.share(lambda: self._write(claimed))
         except BaseException:
             if claimed:
@@ -111,9 +108,8 @@ class TaskTrainer:
         folder = folder or self.folder
         if folder is None:
             raise RunError("evaluate: this task has no run yet; train it, or use TaskTrainer.load(run)")
-        self.composed.values["init_from"] = None
         task = build_task(self.composed)
-        task.build()
+        task.build(fresh_weights=False)
         if split not in task.loaders:
             raise ConfigError(f"split: {split} is not one of {', '.join(task.loaders)}")
         try:

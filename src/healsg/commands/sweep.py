@@ -85,10 +85,11 @@ def run_job(name: str, job: str, composed: Composed) -> dict[str, Any]:
 
     path = ROOT / name / job
     folder = RunFolder(path)
-    record, values = folder.record, composed.values
+    values = composed.values
     try:
         verify(composed)
         check_init_from(composed)
+        record = composed_once(lambda: folder.record)
         if record.get("status") == "finished" and not values["fresh"] and not claim.changed(folder, values):
             _say(f"{path}: is finished")
             return {"status": "finished", "exit": 0, **_numbers(record)}
