@@ -65,7 +65,7 @@ def accuracy(model: nn.Module, loader: DataLoader) -> float:
 
 
 def main() -> None:
-    kind, epochs = (sys.argv[1:] + ["cnn", "30"][len(sys.argv) - 1 :])[:2]
+    kind, epochs = (sys.argv[1:] + ["cnn", "60"][len(sys.argv) - 1 :])[:2]
     torch.manual_seed(0)
     train, val, test = digits()
     train_loader, val_loader = DataLoader(train, batch_size=64, shuffle=True), DataLoader(val, batch_size=64)

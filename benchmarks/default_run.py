@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 HERE = Path(__file__).parent
 OURS = """
 import json, sys, time
@@ -55,12 +57,10 @@ def main() -> None:
                 results.setdefault(f"{kind} ratio {name}", []).append(ours[name] / bare[name])
             loops = [row["end"] - row["first"] for row in (ours, bare)]
             results.setdefault(f"{kind} ratio of the training alone", []).append(loops[0] / loops[1])
-    import torch
-
     for name, values in results.items():
         print(f"{name:32} median {statistics.median(values):6.2f}  range {min(values):.2f} to {max(values):.2f}")
-    record = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
-    record |= {"python": platform.python_version(), "rounds": rounds, "unit": "CPU seconds, one thread"}
+    record = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "rounds": rounds}
+    record |= {"python": platform.python_version(), "unit": "CPU seconds, one thread"}
     (HERE / "results" / "default_run.json").write_text(json.dumps({**record, "results": results}, indent=1) + "\n")
 
 
