@@ -11,9 +11,9 @@ import yaml
 
 import fake_data
 from healsg import TaskTrainer
-from healsg.check import check
+from healsg.checks.check import check
+from healsg.checks.schema import constructor
 from healsg.compose import Composer, conf_folder
-from healsg.schema import constructor
 
 CONF = conf_folder()
 TINY = ["runner=debug", "runner.steps=2", "data.batch_size=16", "quiet=true"]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from healsg.checks.schema import ANY, NONE, PART, Constructor, Kind, constructor
 from healsg.errors import ConfigError
-from healsg.schema import ANY, NONE, PART, Constructor, Kind, constructor
 from healsg.types import Range
 
 SOURCE = """
@@ -201,7 +201,7 @@ def test_what_python_itself_says() -> None:
 
 def test_nothing_is_imported() -> None:
     program = (
-        "import sys; from healsg.schema import constructor; "
+        "import sys; from healsg.checks.schema import constructor; "
         "print(constructor('torch.nn.Linear').defined_in, constructor('torchvision.models.resnet18').defined_in, "
         "'torch' in sys.modules, 'torchvision' in sys.modules)"
     )

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from healsg.checks.targets import allowed, named, resolve, verify_origin
 from healsg.errors import ConfigError
-from healsg.targets import allowed, named, resolve, verify_origin
 
 GOOD = [
     "healsg.data.TaskData",
@@ -57,7 +57,13 @@ HOSTILE = [
     *("torch.nn.functional.relu", "torch.nn.init.normal_", "torch.optim.lr_scheduler", "torch.optim.swa_utils"),
     *("torchvision.transforms.functional.crop", "torchvision.models.detection", "healsg.data.stratified_split"),
     *("healsg.config.hydra.utils.instantiate", "healsg.seeding.Draw", "healsg.errors.ConfigError", "healsg.data.Path"),
-    *("healsg.targets.resolve", "healsg.data.Loader", "healsg.data.torch.load", "healsg.data.DataError", "healsg"),
+    *(
+        "healsg.checks.targets.resolve",
+        "healsg.data.Loader",
+        "healsg.data.torch.load",
+        "healsg.data.DataError",
+        "healsg",
+    ),
     # what is spelled to be read in another way
     *(
         "",
@@ -125,12 +131,12 @@ def test_nothing_is_imported() -> None:
     program = textwrap.dedent(
         """
         import sys, time
-        import healsg.check, healsg.errors, healsg.targets
+        import healsg.checks.check, healsg.errors, healsg.checks.targets
         seconds = time.process_time()
         before = set(sys.modules)
         for target in sys.argv[1:]:
             try:
-                healsg.targets.allowed(target)
+                healsg.checks.targets.allowed(target)
             except healsg.errors.ConfigError:
                 pass
         new = {name.split(".")[0] for name in set(sys.modules) - before}

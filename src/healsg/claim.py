@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from healsg import distributed, redact
-from healsg.check import show
+from healsg.checks.check import show
 from healsg.config import Composed
 from healsg.errors import ConfigError, RunError
 from healsg.folder import ROOT, RunFolder, timestamp, write_text

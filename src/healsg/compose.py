@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from healsg import check
+from healsg.checks import check
 from healsg.config import Composed, TaskConfig, check_init_from, has_key, one_line, parse, verify
 from healsg.errors import ConfigError
 

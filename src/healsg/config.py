@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from healsg import check, targets
+from healsg.checks import check, targets
 from healsg.errors import ConfigError, RunError
 from healsg.types import Natural
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from healsg import targets
+from healsg.checks import targets
+from healsg.checks.schema import ANY, NONE, Kind, Parameter, constructor, ranged
 from healsg.errors import ConfigError
-from healsg.schema import ANY, NONE, Kind, Parameter, constructor, ranged
 from healsg.types import Range
 
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "none": "null"}

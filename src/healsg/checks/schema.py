@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from healsg import types
+from healsg.checks.targets import Definition, Module, names_of, resolve, within
 from healsg.errors import ConfigError
-from healsg.targets import Definition, Module, names_of, resolve, within
 
 _LISTS = {"list", "List", "Sequence", "Iterable", "Collection", "set", "frozenset"}
 _DICTS = {"dict", "Dict", "Mapping", "MutableMapping"}

@@ -1,0 +1,1 @@
+"""The checks of a configuration, from source alone: what constructors take, which targets may be called."""
