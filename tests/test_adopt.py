@@ -23,7 +23,8 @@ from torch.utils.data import (
 
 from healsg.adopt import ForeignLoader, adopt
 from healsg.errors import DataError
-from healsg.loader import Loader, Terms
+from healsg.loader import Loader
+from healsg.terms import Terms
 from test_loader import Noisy, dealt, indices, same
 
 

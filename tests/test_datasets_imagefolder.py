@@ -14,7 +14,7 @@ import fake_data
 from fake_data import refused
 from healsg.data import Needs
 from healsg.datasets.imagefolder import EXTENSIONS, ImageFolder, Pictures, decode
-from healsg.loader import Terms
+from healsg.terms import Terms
 
 
 def test_imagefolder_parts(tmp_path, caplog):

@@ -14,8 +14,9 @@ import yaml
 
 from conftest import REPOSITORY, Program, healsg
 from healsg.compose import Composer
-from healsg.config import Composed, build_task, load_saved
+from healsg.config import Composed, build_task
 from healsg.folder import RunFolder
+from healsg.saved import load_saved
 
 DOCUMENTS = ["README.md", "README.zh.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/extending.md", "docs/runs.md"]
 WITH_COMMANDS = ["README.md", "docs/extending.md", "docs/runs.md"]

@@ -16,9 +16,10 @@ from torch.utils.data import (
 )
 
 from healsg.errors import DataError
-from healsg.loader import Loader, Terms, Transform
+from healsg.loader import Loader, Transform
 from healsg.seeding import Draw
 from healsg.source import Batch, DatasetSource, Source, TensorSource
+from healsg.terms import Terms
 
 
 class Noisy(Dataset[tuple[Tensor, int]]):

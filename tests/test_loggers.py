@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from healsg.loggers.background import Background
 from healsg.loggers.tensorboard import TensorBoard
 from healsg.loggers.wandb import Wandb
-from healsg.mirror import Background, Mirror
+from healsg.mirror import Mirror
 
 RECORD = {"name": "trial", "config": {"seed": 3}, "resumed": False, "step": 0}
 LINES = [

@@ -18,9 +18,10 @@ from torch.utils.data import (
 )
 
 from healsg.errors import DataError
-from healsg.loader import Loader, Terms
+from healsg.loader import Loader
 from healsg.seeding import seed_everything, seed_foreign
 from healsg.source import Batch, DatasetSource, Source, TensorSource, as_batch
+from healsg.terms import Terms
 
 
 class ForeignLoader:
@@ -112,6 +113,8 @@ def adopt(loader: Any, name: str) -> AnyLoader:
     dataset, collate, sampler = loader.dataset, loader.collate_fn, loader.sampler
     if not hasattr(dataset, "__len__"):
         raise DataError(f"the {name} loader: its data set, {type(dataset).__name__}, has no length; give it a __len__")
+    if not len(dataset):
+        raise DataError(f"the {name} loader has no samples")
     spread = isinstance(sampler, DistributedSampler)
     if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and collate is default_collate:
         source = TensorSource(*dataset.tensors)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,10 @@ def load(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}: is damaged; its SHA-256 does not fit")
     if magic != _MAGIC:
         raise RunError(f"{path}: was written by another version of the format, which this one does not read")
-    state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise RunError(f"{path}: holds something that is neither a tensor nor a plain value") from error
     return state
 
 
@@ -101,13 +105,6 @@ def digest(state: Any) -> str:
         else:
             total.update(f"{value!r}\0".encode())
     return total.hexdigest()
-
-
-def differences(first: Any, second: Any) -> list[str]:
-    """The keys under which two states differ, in order."""
-    left, right = dict(_leaves(first, "")), dict(_leaves(second, ""))
-    keys = [*left, *(key for key in right if key not in left)]
-    return [key for key in keys if key not in left or key not in right or digest(left[key]) != digest(right[key])]
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

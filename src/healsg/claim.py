@@ -10,7 +10,6 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import yaml
 
 from healsg import distributed, redact
 from healsg.checks.check import show
-from healsg.config import Composed
+from healsg.config import Composed, flat
 from healsg.errors import ConfigError, RunError
 from healsg.folder import ROOT, RunFolder, timestamp, write_text
 
@@ -28,6 +27,9 @@ FREE = (
     *("data.root", "data.workers", "runner.save_every", "runner.max_time"),
 )
 """Keys that cannot alter a run's result: they may differ when it goes on."""
+
+BEGINNING = (".lock", "run.json", ".hydra")
+"""What a run that was killed as it began may leave without a ``config.yaml``."""
 
 LENGTH = ("runner.epochs", "runner.steps")
 """Keys that may grow on a finished run."""
@@ -74,7 +76,7 @@ def enter(composed: Composed, path: Path | None = None) -> RunFolder:
             begun = folder.checkpoints.exists() or (folder.metrics.exists() and folder.metrics.stat().st_size > 0)
             if begun and not values["fresh"] and not values["resume"]["force"]:
                 _check_continuation(folder, values)
-        elif any(entry.name != ".lock" for entry in path.iterdir()):
+        elif any(entry.name not in BEGINNING and not entry.name.endswith(".tmp") for entry in path.iterdir()):
             raise RunError(f"{path}: holds files that are not of a run; use another name")
         folder.sweep()
     except BaseException:
@@ -88,9 +90,12 @@ def begin(folder: RunFolder, composed: Composed) -> RunFolder:
     config = composed.values
     if config["fresh"] and folder.config.exists():
         folder = _set_aside(folder)
-    if folder.config.exists():
-        earlier = folder.record.get("continued", [])
-        folder.note(status="running", reason=None, continued=[*earlier, timestamp()], **_facts())
+    if record := folder.record:
+        ended = {key: record.get(key) for key in ("end", "best", "test", "digest")}
+        earlier = [*record.get("earlier", []), *([ended] if ended["digest"] else [])]
+        open_again = {"best": None, "test": None, "digest": None, "last": None, "earlier": earlier}
+        times = [*record.get("continued", []), timestamp()]
+        folder.note(status="running", reason=None, continued=times, **open_again, **_facts())
     else:
         beginning = {"command": _command(), "seed": config["seed"], "begin": timestamp()}
         folder.note(status="running", **beginning, **_facts(), **_code())
@@ -138,9 +143,10 @@ def _check_continuation(folder: RunFolder, config: dict[str, Any]) -> None:
     finished = record.get("status") == "finished"
     way_out = "use another name, fresh=true to start anew, or resume.force=true"
     for key, (old, new) in differing.items():
-        if not (finished and key in LENGTH):
+        longer = key in LENGTH and type(old) is int and type(new) is int and new > old
+        if not (longer and (finished or record.get("earlier"))):
             raise ConfigError(f"{key}: {folder.path} was started with {show(old)}, not {show(new)}; {way_out}")
-    if finished and not any((new or 0) > (old or 0) for old, new in differing.values()):
+    if finished and not differing:
         raise RunError(
             f"{folder.path}: is finished; more runner.epochs train on, fresh=true starts anew, another name keeps both"
         )
@@ -149,15 +155,6 @@ def _check_continuation(folder: RunFolder, config: dict[str, Any]) -> None:
         raise ConfigError(
             f"processes: {folder.path} was started with {processes}, not {distributed.world()}; {way_out}"
         )
-
-
-def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a plain configuration by dotted key; an empty collection is a leaf."""
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from flat(inner, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value
 
 
 def _command() -> str:

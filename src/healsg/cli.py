@@ -25,6 +25,9 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if command in ("-sc", "--shell-completion"):  # Hydra's completion asks the program, of what follows its name
+        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(" train ", " ", 1)
+        command, rest = "train", [command, *rest]
     if command in ("-h", "--help", "--version"):
         print(_version() if command == "--version" else _usage())
         return 0
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except (HealsgError, OSError) as error:
+    except Exception as error:
         if mistake := as_mistake(error):
             return report(mistake, debug="debug=true" in rest)
         raise
@@ -46,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def as_mistake(error: Exception) -> HealsgError | None:
-    """What can be told in one line: our own errors, and a disk that is full or closed to writing; else None."""
+    """What can be told in one line: our own errors, a key that a task asks for, a full or closed disk; else None."""
+    if type(error).__module__ == "omegaconf.errors" and (key := getattr(error, "full_key", None)):
+        return RunError(f"{key}: the task reads it, and it is not set; give it: +{key}=...")
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         made = RunError(f"{error.filename or 'a file'}: cannot be written ({error.strerror})")
         made.__cause__ = error

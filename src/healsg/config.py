@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from healsg.checks import check, targets
 from healsg.errors import ConfigError, RunError
@@ -22,7 +20,6 @@ from healsg.types import Natural
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-    from healsg.folder import RunFolder
     from healsg.mirror import Mirror
     from healsg.task import BasicTask
 
@@ -64,7 +61,14 @@ class Composed:
 
 def verify(composed: Composed) -> None:
     """Check keys, types, ranges and targets. Raises ConfigError."""
-    values = composed.values
+    values = dict(composed.values)
+    if odd := next((key for key, value in flat(values) if isinstance(value, str) and "${" in value), None):
+        raise ConfigError(f"{odd}: holds ${{, which is no text of a configuration but asks for another value")
+    resume = values.get("resume", {"force": False})
+    if not isinstance(resume, dict) or list(resume) != ["force"] or type(resume["force"]) is not bool:
+        raise ConfigError("resume: has one key, resume.force, which is true or false")
+    if isinstance(wandb := values.get("wandb"), dict):
+        values["wandb"] = {"_target_": "healsg.loggers.wandb.Wandb", **wandb}
     check.check(values, trusted=values.get("trusted") or [], project=composed.project)
 
 
@@ -96,51 +100,13 @@ def parse(overrides: Sequence[str], loader: Any = None) -> list[Override]:
     return parsed
 
 
-def load_saved(folder: RunFolder, overrides: Sequence[str]) -> Composed:
-    """The configuration of a run that exists, with changes. It is data: what it trusts does not count.
-
-    Raises:
-        ConfigError: an override names no key of it, or it does not pass the checks.
-        RunError: it cannot be read, or holds what only a program could.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        values = yaml.safe_load(folder.config.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{folder.config}: cannot be read: {one_line(error)}") from error
-    if not isinstance(values, dict):
-        raise RunError(f"{folder.config}: is no configuration of a run")
-    if "${" in yaml.safe_dump(values):
-        raise RunError(f"{folder.config}: holds an interpolation; the configuration of a run is resolved")
-    values["trusted"] = []
-    saved = OmegaConf.create(values)
-    for override in parse(overrides):
-        _change(saved, override)
-    try:
-        plain: Any = OmegaConf.to_container(saved, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{getattr(error, 'full_key', None) or 'config'}: {one_line(error)}") from error
-    composed = Composed(plain, overrides=list(overrides), project=(Path.cwd(),))
-    verify(composed)
-    return composed
-
-
-def _change(saved: Any, override: Override) -> None:
-    """Apply one override to the configuration of a run that exists. Raises ConfigError."""
-    from omegaconf import OmegaConf
-
-    key, text, value = override.key_or_group, override.input_line, override.value()
-    if override.is_sweep_override():
-        raise ConfigError(f"{text}: several values; a run that exists takes one, and a list is {key}=[a,b]")
-    if override.is_delete() or "/" in key:
-        raise ConfigError(f"{text}: a run that exists keeps its parts; change their settings one by one")
-    if not override.is_add() and not has_key(saved, key):
-        raise ConfigError(check.explain_unknown(key, saved))
-    if OmegaConf.is_dict(OmegaConf.select(saved, key)) and isinstance(value, str):
-        raise ConfigError(f"{text}: a run that exists keeps its {key}; change its settings one by one: {key}.KEY=VALUE")
-    OmegaConf.update(saved, key, value, force_add=True)
+def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a plain configuration by dotted key; an empty collection is a leaf."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from flat(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
 
 
 def has_key(config: Any, key: str) -> bool:
@@ -161,6 +127,7 @@ def build_task(composed: Composed) -> BasicTask:
     """Make the parts and join them: the only place where targets are imported and called. Raises ConfigError."""
     from omegaconf import OmegaConf
 
+    from healsg.callbacks import Callback
     from healsg.data import TaskData
     from healsg.method import TaskMethod
     from healsg.model import TaskModel
@@ -176,9 +143,14 @@ def build_task(composed: Composed) -> BasicTask:
     for key, kind in kinds.items():
         if not isinstance(parts[key], kind):
             raise ConfigError(f"{key}._target_: {values[key]['_target_']} is no {kind.__name__}")
+    for name, callback in parts["runner"].callbacks.items():
+        if not isinstance(callback, Callback):
+            raise ConfigError(f"runner.callbacks.{name}._target_: {type(callback).__name__} is no Callback")
     config = OmegaConf.create(values)
     OmegaConf.set_readonly(config, True)
     factory = make(values["task"], "task", composed, partial=True)
+    if not (isinstance(factory.func, type) and issubclass(factory.func, BasicTask)):
+        raise ConfigError(f"task._target_: {values['task']['_target_']} is no BasicTask")
     task = factory(
         config=config,
         task_data=parts["data"],
@@ -186,8 +158,7 @@ def build_task(composed: Composed) -> BasicTask:
         task_method=parts["method"],
         runner=parts["runner"],
     )
-    if not isinstance(task, BasicTask):
-        raise ConfigError(f"task._target_: {values['task']['_target_']} is no BasicTask")
+    assert isinstance(task, BasicTask)
     task.check()
     return task
 
@@ -219,7 +190,12 @@ def build_mirrors(composed: Composed) -> dict[str, Mirror]:
     """The mirrors of a run: the loggers that were chosen, Weights & Biases, the report. Raises ConfigError."""
     values = composed.values
     nodes = {name: node for name, node in (values["logger"] or {}).items() if node is not None}
+    from healsg.mirror import Mirror
+
     mirrors: dict[str, Mirror] = {name: make(node, f"logger.{name}", composed) for name, node in nodes.items()}
+    for name, mirror in mirrors.items():
+        if not isinstance(mirror, Mirror):
+            raise ConfigError(f"logger.{name}._target_: {type(mirror).__name__} is no Mirror")
     if values["use_wandb"]:
         mirrors["wandb"] = leaf("wandb.Wandb")(**values["wandb"])
     return mirrors | {"report": leaf("report.Report")()}

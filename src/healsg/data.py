@@ -101,6 +101,9 @@ class TaskData:
             kept, held = stratified_split(train.targets, self.val_fraction, self.split_seed)
             train, val = train.subset(kept), train.subset(held)
         parts = {"train": train, "val": val if val is not None else test, "test": test}
+        for split, source in parts.items():
+            if source is not None and not len(source):
+                raise DataError(f"data: the {split} part has no samples; data.val_fraction is {self.val_fraction}")
         return {split: source for split, source in parts.items() if source is not None}
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +29,8 @@ class TrainEpoch:
         for batch in runner.train_batches(task):
             logs, moved = runner.step(task, batch)
             if moved:
-                task.task_method.after_update(task)
+                with torch.no_grad():
+                    task.task_method.after_update(task)
             runner.meter.add(logs)
             runner.tick(task)
         return runner.meter.finish()
@@ -65,8 +68,7 @@ class EvalEpoch:
         model = task.task_method.eval_model(task)
         runner.place.align(model)
         metrics = {"loss": Loss(task.criterion), **task.task_model.metrics(task.info)}
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in runner.eval_batches(task, self.split):
                 with runner.place.autocast():
                     output = task.task_model.predict(model, batch["input"])
@@ -74,6 +76,18 @@ class EvalEpoch:
                 for metric in metrics.values():
                     metric.update(output, batch["target"])
         return collect(metrics)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Let a network be in evaluation mode for a while; each of its modules gets back the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def collect(metrics: dict[str, Metric]) -> dict[str, float]:

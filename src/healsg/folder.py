@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -44,6 +45,10 @@ class RunFolder:
             holder = file.read().strip() or "another process"
             file.close()
             raise RunError(f"{self.path}: is being trained by {holder}; wait for it, or use another name") from None
+        if not _is_still(file, self.path / ".lock"):
+            file.close()  # whoever held it has taken the file away in between
+            self.path.mkdir(parents=True, exist_ok=True)
+            return self.lock()
         self._lock = file
         with naming(self.path / ".lock"):
             file.truncate(0)
@@ -62,9 +67,10 @@ class RunFolder:
 
     def abandon(self) -> None:
         """Leave a folder in which no run has begun, and take it away."""
-        self.unlock()
         if not self.config.exists():
             (self.path / ".lock").unlink(missing_ok=True)
+        self.unlock()
+        if not self.config.exists():
             for empty in (self.path, *self.path.parents[:2]):
                 with contextlib.suppress(OSError):
                     empty.rmdir()
@@ -82,7 +88,7 @@ class RunFolder:
 
     def note(self, **facts: Any) -> None:
         """Add to ``run.json``, or change what it says, in one atomic step."""
-        write_text(self.record_file, json.dumps(self.record | facts, indent=2, default=str) + "\n")
+        write_text(self.record_file, json.dumps(finite(self.record | facts), indent=2, default=str) + "\n")
 
     def ended(self, status: str, reason: str | None = None) -> None:
         """Record how the run ended: ``finished``, ``stopped`` or ``failed``."""
@@ -133,6 +139,23 @@ class RunFolder:
         return None
 
 
+def _is_still(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one that lies at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def finite(value: Any) -> Any:
+    """A plain value as JSON can hold it: numbers that are not finite become None."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def timestamp() -> str:
     """The time now, as ISO 8601 with the zone."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -157,6 +180,11 @@ def write_text(path: Path, text: str) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def is_run(run: str) -> bool:
+    """Whether ``run`` is the folder of a run, or a name under ``runs/``."""
+    return any((path / "config.yaml").is_file() for path in (Path(run), ROOT / run))
 
 
 def find(run: str) -> RunFolder:

@@ -6,12 +6,12 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 from pathlib import Path
 from typing import Any
 
 from healsg.errors import RunError
+from healsg.folder import finite
 from healsg.mirror import Mirror
 
 log = logging.getLogger("healsg")
@@ -38,7 +38,7 @@ class Journal:
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one event. The history, a chained hash of all lines, leaves times out."""
-        line = {key: _finite(value) for key, value in line.items()}
+        line = finite(line)
         text = json.dumps(line).encode() + b"\n"
         try:
             self._file.write(text)
@@ -50,6 +50,10 @@ class Journal:
         self.history = hashlib.sha256((self.history + lasting).encode()).hexdigest()
         for name in list(self.mirrors) if self.started else []:
             self._tell(name, "log", line)
+
+    def clear(self) -> None:
+        """Begin again with no line."""
+        self.load_state_dict({"offset": 0, "history": self.history})
 
     def sync(self) -> None:
         """Bring all lines to the disk, before a checkpoint that counts on them."""
@@ -81,7 +85,3 @@ class Journal:
             )
         self.offset, self.history = state["offset"], state["history"]
         os.truncate(self.path, self.offset)
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -47,9 +47,16 @@ class Keeper:
         state = self.folder.last_state()
         distributed.barrier()
         if state is None:
+            if self.journal and self.journal.path.stat().st_size:
+                log.info("no save of this run was ever completed: it starts at step 0")
+                self.journal.clear()
             self.save(task)
             return
-        task.load_state_dict(state)
+        try:
+            task.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, RunError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"{self.folder.last}: does not fit this task: {reason}") from error
         if self.journal:
             self.journal.load_state_dict(state["journal"])
         runner = task.runner
@@ -73,6 +80,7 @@ class Keeper:
         if self.journal:
             self.journal.write(numbers)
         self.show(numbers | {"best": best})
+        log.debug("%s%s", "  ".join(f"{key} {value}" for key, value in numbers.items()), "  best" * best)
         ended = task.runner.epoch >= task.runner.max_epoch or task.runner.stop_reason is not None
         due = any(distributed.gather(ended or time.monotonic() - self.saved_at >= REST))
         if best:

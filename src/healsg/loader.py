@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -14,35 +13,10 @@ from torch.utils.data import DataLoader
 from healsg.errors import DataError
 from healsg.seeding import Draw, generator, mix, seed_foreign
 from healsg.source import Batch, Source, TensorSource
+from healsg.terms import Terms
 
 Transform = Callable[[Batch, Draw | None], Batch]
 """From a batch as stored to a batch as the network sees it; without a draw nothing random happens."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """How the runner wants batches dealt: to whom, in which groups, how small they may become."""
-
-    seed: int = 0
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    rank: int = 0
-    world: int = 1
-    accumulate: int = 1
-    least: int = 1
-    limit: int | None = None
-
-    def share(self, start: int, stop: int) -> tuple[int, int, int]:
-        """This rank's piece of the samples ``start`` to ``stop``, and how many of them count.
-
-        A rank for which no ``least`` samples remain repeats the first ones with a count of 0, so that it takes part in
-        every exchange.
-        """
-        size = stop - start
-        takers = max(1, min(self.world, size // self.least))
-        if self.rank >= takers:
-            return start, min(start + self.least, stop), 0
-        low, high = (start + (size * i + takers - 1) // takers for i in (self.rank, self.rank + 1))
-        return low, high, high - low
 
 
 class Loader:
@@ -92,6 +66,14 @@ class Loader:
                 for stream, source in self.sources.items()
             }
         self.bounds = self._bounds()
+
+    def still(self) -> Loader:
+        """The same samples for looking at: each once, in their order, with nothing random."""
+        stream, views = next(iter(self.views.items()))
+        wanted = {"input": views.get("input", next(iter(views.values())))}
+        loader = Loader({stream: self.sources[stream]}, {stream: wanted}, self.batch_size, shuffle=False)
+        loader.deal(self.terms)
+        return loader
 
     def __len__(self) -> int:
         """Batches an epoch."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from healsg import distributed
+from healsg.errors import RunError
 from healsg.metrics import precise
 
 
@@ -31,13 +32,19 @@ class Meter:
 
     def add(self, logs: dict[str, Any]) -> None:
         """Remember one step: its scalars (0-dimensional tensors) and its ``count``, the weight of its batch."""
-        self.pending.append({name: getattr(value, "detach", lambda v=value: v)() for name, value in logs.items()})
+        self.pending.append(
+            {name: value.detach() if isinstance(value, Tensor) else value for name, value in logs.items()}
+        )
 
     def flush(self) -> None:
         """Fold in what is pending: the one place of the training pass that waits for the device."""
         if not self.pending:
             return
         names = [name for name in self.pending[0] if name != "count"]
+        if odd := next((logs for logs in self.pending if logs.keys() != self.pending[0].keys()), None):
+            raise RunError(
+                f"train_step returns {', '.join(odd)}, and before {', '.join(self.pending[0])}; keep one set"
+            )
         device = self.pending[0]["loss"].device
         table = _table([[logs[name] for name in [*names, "count"]] for logs in self.pending], device)
         counts = table[:, -1:].clone()

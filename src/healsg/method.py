@@ -71,7 +71,7 @@ class TaskMethod(nn.Module):
         return logs, task.runner.update(task, logs)
 
     def after_update(self, task: BasicTask) -> None:
-        """Called after each update: averages, queues, thresholds."""
+        """Called after each update, under ``no_grad``: averages, queues, thresholds."""
 
     def eval_model(self, task: BasicTask) -> nn.Module:
         """The network that is evaluated, kept as best and exported: the average or the teacher where there is one."""

@@ -25,9 +25,6 @@ class Metric:
         if measured is not None:
             self.state = measured if self.state is None else self.state + measured
 
-    def reset(self) -> None:
-        self.state = None
-
 
 class Accuracy(Metric):
     """The share of samples whose largest output is their class, in 0..1.

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import queue
-import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-log = logging.getLogger("healsg")
 
 
 @dataclass
@@ -40,46 +33,3 @@ class Mirror:
 
     def finish(self, status: str) -> None:
         """The run ended: ``finished``, ``stopped`` or ``failed``."""
-
-
-class Background(Mirror):
-    """Runs ``mirror`` in a thread of its own, so that however slow or broken it is the run waits a bounded time.
-
-    ``start`` waits at most ``patience`` seconds and ``finish`` ``grace``; when ``size`` lines wait, more are dropped.
-    """
-
-    def __init__(self, mirror: Mirror, name: str, patience: float = 9.0, grace: float = 5.0, size: int = 9999) -> None:
-        self.mirror, self.name, self.patience, self.grace = mirror, name, patience, grace
-        self.calls: queue.Queue[tuple[Any, ...]] = queue.Queue(size)
-        self.started = threading.Event()
-        self.thread = threading.Thread(target=self._work, name=f"healsg-{name}", daemon=True)
-
-    def start(self, folder: Path, record: dict[str, Any]) -> None:
-        self.calls.put((self.mirror.start, folder, record))
-        self.thread.start()
-        self.started.wait(self.patience)
-
-    def log(self, line: dict[str, Any]) -> None:
-        if self.thread.is_alive() and not self.calls.full():
-            self.calls.put_nowait((self.mirror.log, dict(line)))
-
-    def finish(self, status: str) -> None:
-        end = time.monotonic() + self.grace
-        if self.thread.is_alive():
-            with contextlib.suppress(queue.Full):
-                self.calls.put((self.mirror.finish, status), timeout=self.grace)
-            self.thread.join(max(0.0, end - time.monotonic()))
-        if self.thread.is_alive():
-            log.warning("%s is still busy; what it lacks is in metrics.jsonl", self.name)
-
-    def _work(self) -> None:
-        call: Any = None
-        while call != self.mirror.finish:
-            call, *arguments = self.calls.get()
-            try:
-                call(*arguments)
-            except (Exception, SystemExit) as error:
-                log.warning("%s is left out from here on: %s", self.name, " ".join(str(error).split()) or repr(error))
-                break
-            finally:
-                self.started.set()

@@ -26,13 +26,15 @@ class Monitor:
         self.best: dict[str, Any] | None = None
 
     def check(self, task: BasicTask) -> None:
-        """Refuse, before the first epoch, a name that no epoch will measure. Raises ConfigError."""
+        """Refuse a name that no epoch will measure, before data are read where that can be told. Raises ConfigError."""
         from healsg.task import BasicTask
 
         own = type(task).run_epoch is not BasicTask.run_epoch
         if own or type(task.task_method).evaluate is not TaskMethod.evaluate or self.name in ("auto", "lr"):
             return
-        metrics = ("loss", *task.task_model.metrics(task.info)) if "val" in task.loaders else ()
+        if not task.loaders and task.info is None:
+            return  # known only once the task has made its loaders
+        metrics = ("loss", *task.task_model.metrics(task.info)) if "val" in (task.loaders or ["val"]) else ()
         measured = ["train/loss", *(f"val/{metric}" for metric in metrics)]
         if self.name not in measured and not self.name.startswith("train/"):
             raise ConfigError(f"runner.monitor: {self.name} is not measured; there is {', '.join(measured)}")

@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 from healsg import distributed
 from healsg.errors import ConfigError
 
+THREADS = torch.get_num_threads()
+"""Torch's own choice of CPU threads: what a run that names none gets, whatever the one before it had."""
+
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
 
 
@@ -63,8 +66,7 @@ class Place:
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.benchmark = not deterministic
         torch.use_deterministic_algorithms(deterministic)
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads or THREADS)
         self._plain = self.dtype is None and not self.double and not channels_last and self.device.type == "cpu"
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -114,9 +116,10 @@ class Place:
             counted: the samples of this process in the update.
             nominal: what the weights were divided by.
         """
-        total = counted
+        total = torch.as_tensor(counted, dtype=torch.float64) if isinstance(counted, (int, float)) else counted
         if distributed.launched():
-            total = distributed.sum_tensor(torch.as_tensor(counted, dtype=torch.float64, device=self.device))
+            total = distributed.sum_tensor(total.to(torch.float64).to(self.device))
+        total = total.clamp(min=1e-9)  # an update in which nothing counted moves nothing
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, nominal * distributed.world() / total)
 

@@ -53,4 +53,4 @@ def config(value: Any, key: str = "") -> Any:
     secret = _SECRET.search(key)
     if isinstance(value, str):
         return HIDDEN if value and secret else override(value)
-    return HIDDEN if type(value) is int and secret and secret[0].lower() != "token" else value
+    return HIDDEN if type(value) is int and secret and "pass" in secret[0].lower() else value

@@ -14,13 +14,14 @@ from torch import nn
 from healsg import distributed
 from healsg.adopt import AnyLoader
 from healsg.callbacks import Callback
+from healsg.errors import RunError
 from healsg.keeper import Keeper
-from healsg.loader import Terms
 from healsg.meter import Meter
 from healsg.mirror import Progress
 from healsg.monitor import Mode, Monitor
 from healsg.placement import Place, Precision, both, clear_gradients
 from healsg.seeding import mix, seed_device
+from healsg.terms import Terms
 from healsg.types import Count, NonNegative, Positive
 
 if TYPE_CHECKING:
@@ -75,10 +76,9 @@ class TaskRunner:
         callbacks: Mapping[str, Callback] | None = None,
     ) -> None:
         self.epochs, self.steps, self.accumulate, self.clip_norm = epochs, steps, accumulate, clip_norm
-        self.compile, self.find_unused_parameters = compile, find_unused_parameters
+        self.compile, self.find_unused_parameters, self.max_time = compile, find_unused_parameters, max_time
         self.log_every, self.eval_every, self.save_every = log_every, eval_every, save_every
-        self.max_time, self.limit_batches = max_time, limit_batches
-        self.callbacks = dict(callbacks or {})
+        self.limit_batches, self.callbacks = limit_batches, dict(callbacks or {})
         self._place, self.threads = (device, precision, channels_last, deterministic), threads
         self.monitor, self.meter, self.progress = Monitor(monitor, mode), Meter(), Progress()
         self.epoch = self.step_count = self.position = 0
@@ -129,13 +129,12 @@ class TaskRunner:
             progress.position = position
             if rows:
                 yield self.place.move(batch)
-            if self.keeper and not distributed.launched() and self.keeper.halt.asked():
+            if self.keeper and not distributed.launched() and self.keeper.halt.received:
                 self.keeper.stop(task)
 
     def step(self, task: BasicTask, batch: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """The method's step as one callable: (its scalars with their ``count``, whether the weights moved)."""
-        logs, moved = task.task_method.step(task, batch)
-        return {"count": self.rows, **logs} if self.rows else {**logs, "count": 0}, moved
+        return task.task_method.step(task, batch)
 
     def forward(self, task: BasicTask) -> contextlib.AbstractContextManager[Any]:
         """What surrounds a forward pass: precision, and no exchange of gradients before the last batch of an update."""
@@ -154,7 +153,8 @@ class TaskRunner:
 
     def update(self, task: BasicTask, logs: dict[str, Any]) -> bool:
         """Backward; with the last batch of an update also clip, step and schedule. Whether the weights moved."""
-        self.backward(logs["loss"], logs.get("count", self.rows) if self.rows else 0)
+        logs["count"] = logs.get("count", self.rows) if self.rows else 0
+        self.backward(logs["loss"], logs["count"])
         if not self.closing:
             return False
         optimizer, scaler = task.optimizer, self.place.scaler
@@ -173,15 +173,13 @@ class TaskRunner:
         clear_gradients(optimizer)
         if task.scheduler is not None and task.interval == "update":
             task.scheduler.step()
-        self.step_count += 1
-        self.progress.step = self.step_count
+        self.step_count = self.progress.step = self.step_count + 1
         return True
 
     def fit(self, task: BasicTask, keeper: Keeper) -> None:
         """Train from where the run stands to its end, keeping what must outlast a kill at any time."""
         self.keeper = keeper
         self.monitor.check(task)
-        keeper.begin(task)
         while self.epoch < self.max_epoch and self.stop_reason is None:
             began = time.monotonic()
             results = task.run_epoch()
@@ -209,7 +207,7 @@ class TaskRunner:
         """Book an epoch: its line, its schedule, whether it is the best, whether it is the last; then save."""
         assert self.keeper is not None
         numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count}
-        numbers |= {f"{split}/{name}": value for split, row in results.items() for name, value in row.items()}
+        numbers |= {f"{split}/{key}": value for split, row in results.items() for key, value in row.items()}
         numbers |= {"lr": task.learning_rate, "seconds": round(seconds, 3)}
         name, sign = self.monitor.resolve(numbers)
         if task.interval == "epoch":
@@ -238,9 +236,11 @@ class TaskRunner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.step_count, self.position = state["epoch"], state["step"], state["position"]
         self.stop_reason = state["stop_reason"]
-        if state["total_steps"] != self.total_steps:  # a longer run goes on where this one ended, also inside an epoch
-            begun = self.step_count - -(-self.position // self.accumulate)
-            self.max_epoch = self.progress.max_epoch = self.epoch - (begun - self.total_steps) // self.steps_per_epoch
+        if self.position > self.length:
+            raise RunError(f"batch {self.position} of an epoch is where the run stands, and it has {self.length} now")
+        begun = self.step_count - -(-self.position // self.accumulate)  # an epoch may have ended before its last batch
+        self.max_epoch = self.progress.max_epoch = self.epoch - (begun - self.total_steps) // self.steps_per_epoch
+        if state["total_steps"] != self.total_steps:
             self.stop_reason = None
         self.meter.load_state_dict(state["meter"])
         self.monitor.load_state_dict(state["monitor"])

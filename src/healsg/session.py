@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import traceback
 from types import TracebackType
 from typing import Any
@@ -48,13 +49,13 @@ class Session:
             self._stack = stack.pop_all()
         return self
 
-    def begin(self, facts: dict[str, Any]) -> None:
-        """The task is built: record what it is, and open the mirrors."""
+    def begin(self, facts: dict[str, Any], step: int) -> None:
+        """The task is built and stands at ``step``: record what it is, and open the mirrors."""
         if self.journal:
             self.folder.note(**facts)
             config = redact.config(self.composed.values)
-            resumed, step = self.folder.last.exists(), self.folder.last_line("epoch").get("step", 0)
-            self.journal.start({"name": self.folder.path.name, "config": config, "resumed": resumed, "step": step})
+            told = {"name": self.folder.path.name, "config": config, "resumed": step > 0, "step": step}
+            self.journal.start(told)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -84,8 +85,11 @@ class Session:
             numbers = {f"best {best['monitor']}": best["value"], **numbers}
         told = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
         finished = status == "finished"
-        go_on = f"healsg eval {path} split=val" if finished else f"healsg resume {path}"
-        self.screen.end([*[told] * (finished and bool(told)), f"{reason or status}: {path}", f"go on with: {go_on}"])
+        run = shlex.quote(str(path))
+        go_on = f"healsg eval {run} split=val" if finished else f"healsg resume {run}"
+        lines = [*[told] * (finished and bool(told)), f"{reason or status}: {path}", f"go on with: {go_on}"]
+        self.screen.end(lines)
+        log.debug("\n".join(lines))
 
 
 class _LogFile(logging.FileHandler):

@@ -15,7 +15,7 @@ from healsg import checkpoint
 from healsg.adopt import AnyLoader, ForeignLoader, adopt
 from healsg.data import DataInfo, TaskData
 from healsg.epoch import EvalEpoch, TrainEpoch
-from healsg.errors import DataError
+from healsg.errors import ConfigError, DataError
 from healsg.folder import weights_file
 from healsg.method import TaskMethod
 from healsg.model import TaskModel
@@ -88,6 +88,7 @@ class BasicTask:
         if self.info is not None and type(self).build_model is BasicTask.build_model:
             self.task_model.check(self.info)
         self.task_method.check(self)
+        self.runner.monitor.check(self)
 
     def build(self, threads: int | None = None, fresh_weights: bool = True) -> None:
         """Make loaders, network and loss, each from its own share of the seed, and place them.
@@ -100,6 +101,10 @@ class BasicTask:
         runner.prepare(seed, threads)
         seed_everything(seed, "data")
         loaders = self.build_dataloader()
+        if not isinstance(loaders, (Mapping, tuple, list)):
+            raise DataError(
+                f"build_dataloader: gave one {type(loaders).__name__}; return (train, val) or a dict by split"
+            )
         if not isinstance(loaders, Mapping):
             loaders = dict(zip(("train", "val", "test"), loaders, strict=False))
         self.loaders = {split: adopt(loader, split) for split, loader in loaders.items() if loader is not None}
@@ -107,6 +112,8 @@ class BasicTask:
             raise DataError("build_dataloader: there is no train loader; return (train, val) or a dict by split")
         seed_everything(seed, "model")
         self.model = self.build_model()
+        if not isinstance(self.model, nn.Module):
+            raise ConfigError(f"build_model: gave {type(self.model).__name__}; return a torch.nn.Module")
         if self.config.init_from and fresh_weights:
             log.info("%s", checkpoint.initialise(self.model, weights_file(self.config.init_from)))
         self.criterion = self.build_criterion()

@@ -9,12 +9,14 @@ import torch
 
 from healsg import claim, distributed
 from healsg.compose import Composer
-from healsg.config import Composed, build_mirrors, build_task, load_saved
+from healsg.config import Composed, build_mirrors, build_task
 from healsg.epoch import EvalEpoch
 from healsg.errors import ConfigError, RunError
 from healsg.folder import RunFolder, find
 from healsg.halt import Halt
 from healsg.keeper import Keeper, restore_weights
+from healsg.loader import Loader
+from healsg.saved import load_saved
 from healsg.session import Session
 from healsg.task import BasicTask
 
@@ -71,9 +73,11 @@ class TaskTrainer:
             task.build(threads=self.folder.record.get("threads"), fresh_weights=not going_on)
             task.build_training()
             facts = task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
-            session.begin(facts)
             with Halt(runner.max_time) as halt:
-                runner.fit(task, Keeper(self.folder, session.journal, halt, session.screen.epoch))
+                keeper = Keeper(self.folder, session.journal, halt, session.screen.epoch)
+                keeper.begin(task)
+                session.begin(facts, runner.step_count)
+                runner.fit(task, keeper)
         return session.result
 
     def _begin(self, folder: RunFolder | None) -> tuple[BasicTask, RunFolder]:
@@ -117,4 +121,6 @@ class TaskTrainer:
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise RunError(f"{folder.path}: its weights do not fit this model: {reason}") from error
+        loader = task.loaders[split]
+        task.loaders[split] = loader.still() if isinstance(loader, Loader) else loader
         return EvalEpoch(task, split).run()

@@ -231,7 +231,7 @@ def _family(path: str, trusted: Sequence[str], project: Sequence[Path]) -> str |
         return None if path.startswith(_DOORS) or path.rpartition(".")[2].startswith("_") else "part"
     top = path.split(".")[0]
     own = None if top in _RESERVED else find_module(top, project)
-    return "project" if own and (own.file or (own.folders and not _installed(top, project))) else None
+    return "project" if own and own.file else None
 
 
 def _installed(top: str, project: Sequence[Path]) -> str | None:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 
 from healsg.commands.train import composed_once
-from healsg.config import load_saved
 from healsg.errors import ConfigError
-from healsg.folder import find, write_text
+from healsg.folder import find, finite, is_run, write_text
+from healsg.saved import load_saved
+
+USAGE = "healsg eval RUN [split=test] [checkpoint=best] [key=value ...]"
 
 
 def run(arguments: list[str]) -> int:
     """``RUN [split=test] [checkpoint=best|last] [overrides]``; prints and writes ``eval-<split>-<checkpoint>.json``."""
-    if not arguments or "=" in arguments[0]:
-        raise ConfigError("healsg eval RUN [split=test] [checkpoint=best] [key=value ...]: name a run")
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"usage: {USAGE}")
+        return 0
+    if not arguments or ("=" in arguments[0] and not is_run(arguments[0])):
+        raise ConfigError(f"{USAGE}: name a run, as a folder or a name under runs/")
     own = {"split": "test", "checkpoint": "best"}
     overrides = []
     for argument in arguments[1:]:
         key, _, value = argument.partition("=")
         if key in own:
             own[key] = value
+        elif near := difflib.get_close_matches(key, own, 1, 0.75):
+            raise ConfigError(f"{key}: no such key; did you mean {near[0]}?")
         else:
             overrides.append(argument)
     if own["checkpoint"] not in ("best", "last"):
@@ -31,7 +39,7 @@ def run(arguments: list[str]) -> int:
 
     metrics = TaskTrainer(composed).evaluate(own["split"], own["checkpoint"], folder)
     if distributed.rank() == 0:
-        text = json.dumps({**own, "metrics": metrics})
+        text = json.dumps(finite({**own, "metrics": metrics}))
         write_text(folder.path / f"eval-{own['split']}-{own['checkpoint']}.json", text + "\n")
         print(text)
     return 0

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from healsg.commands.train import claimed_early, composed_once
-from healsg.config import load_saved
 from healsg.errors import ConfigError
-from healsg.folder import find
+from healsg.folder import find, is_run
+from healsg.saved import load_saved
 
 
 def run(arguments: list[str]) -> int:
     """``RUN [overrides]``; what cannot alter the result may change, and the number of epochs of a finished run."""
-    if not arguments or "=" in arguments[0]:
+    if arguments[:1] in (["-h"], ["--help"]):
+        print("usage: healsg resume RUN [key=value ...]")
+        return 0
+    if not arguments or ("=" in arguments[0] and not is_run(arguments[0])):
         raise ConfigError("healsg resume RUN [key=value ...]: name a run, as a folder or a name under runs/")
     folder = composed_once(lambda: find(arguments[0]))
     composed = composed_once(lambda: load_saved(folder, arguments[1:]))

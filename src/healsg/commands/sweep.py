@@ -18,6 +18,7 @@ from healsg.cli import as_mistake, report
 from healsg.commands.train import composed_once
 from healsg.config import Composed, check_init_from, one_line, verify
 from healsg.errors import ConfigError
+from healsg.folder import ROOT, RunFolder, write_text
 
 if TYPE_CHECKING:
     from healsg.compose import Composer
@@ -57,6 +58,8 @@ def plan(composer: Composer, overrides: list[str]) -> Plan:
         raise ConfigError(problems[0])
     name = jobs[0][1].values["name"] or f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_sweep_{secrets.token_hex(2)}"
     claim.check_name(name)
+    if (ROOT / name / "config.yaml").exists():
+        raise ConfigError(f"name: {ROOT / name} is one run; give the sweep another name")
     return name, jobs
 
 
@@ -71,7 +74,10 @@ def _problem(composed: Composed) -> str:
 
 def job_name(overrides: list[str]) -> str:
     """A job's folder: its swept keys and values, at most 120 characters and then a hash."""
-    name = ",".join(overrides).replace("/", "_").replace(" ", "") or "job"
+    shown = [redact.override(override) for override in overrides]
+    whole, name = ",".join(overrides), ",".join(shown).replace("/", "_").replace(" ", "") or "job"
+    if shown != overrides:
+        return f"{name[:60]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
     if len(name) <= 120 and len(name.encode()) <= 240:
         return name
     head = name[:107].encode()[:227].decode(errors="ignore")
@@ -80,7 +86,6 @@ def job_name(overrides: list[str]) -> str:
 
 def run_job(name: str, job: str, composed: Composed) -> dict[str, Any]:
     """Train one job in ``runs/<name>/<job>/``; a failure is told at once and is this job's alone."""
-    from healsg.folder import ROOT, RunFolder
     from healsg.trainer import TaskTrainer
 
     path = ROOT / name / job
@@ -116,8 +121,6 @@ def _numbers(record: dict[str, Any]) -> dict[str, float]:
 
 def _table(name: str, rows: list[dict[str, Any]]) -> None:
     """Show all jobs with their best numbers, and write the same as ``sweep.csv``."""
-    from healsg.folder import ROOT, write_text
-
     columns = list(dict.fromkeys(key for row in rows for key in row if key != "exit"))
     text = [[_cell(row.get(column, "")) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in [columns, *text]) for i in range(len(columns))]

@@ -85,14 +85,15 @@ class MNIST(TaskData):
         if not missing():
             return
         names = " ".join(name for name, _ in datasets.MNIST.resources)
-        by_hand = f"put {names} into {folder}"
+        mirrors = sorted(datasets.MNIST.mirrors, key=lambda address: not address.startswith("https:"))
+        by_hand = f"put {names} (from {mirrors[0]}) into {folder}"
         if any((folder / name).with_suffix("").is_file() for name, _ in missing()):
             by_hand += ", or set data.verify=false to take the unpacked files that lie there"
         if not self.download:
             raise DataError(f"MNIST: {missing()[0][0]} is not in {folder}; set data.download=true, or {by_hand}")
         with exclusive(self.root.absolute()):
             for name, md5 in missing():
-                download([mirror + name for mirror in datasets.MNIST.mirrors], folder / name, md5, by_hand)
+                download([mirror + name for mirror in mirrors], folder / name, md5, by_hand)
 
     def _present(self, path: Path) -> bool:
         return path.is_file() or (not self.verify and path.with_suffix("").is_file())

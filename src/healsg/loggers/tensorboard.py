@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ class TensorBoard(Mirror):
     """
 
     def __init__(self, flush_seconds: Positive = 10.0) -> None:
+        if find_spec("tensorboard") is None:
+            raise ConfigError("logger.tensorboard: not installed; pip install healsg[tensorboard]")
         self.flush_seconds, self.step = flush_seconds, 0
         self.writer: Any = None
 
     def start(self, folder: Path, record: dict[str, Any]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError("logger.tensorboard: not installed; pip install healsg[tensorboard]") from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self.step = int(record.get("step") or 0)
         purge = self.step + 1 if record.get("resumed") else None
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge, flush_secs=self.flush_seconds)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from healsg.mirror import Background, Mirror
+from healsg.loggers.background import Background
+from healsg.mirror import Mirror
 from healsg.types import Positive
 
 log = logging.getLogger("healsg")

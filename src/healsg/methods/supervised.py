@@ -53,7 +53,8 @@ class Supervised(TaskMethod):
 def smooth(target: Tensor, output: Tensor, share: float) -> Tensor:
     """Class probabilities of ``output``'s shape (N, C, ...) from indices (N, ...): ``share`` spread evenly over all."""
     even = share / output.shape[1]
-    return torch.full_like(output, even).scatter_(1, target.unsqueeze(1), 1.0 - share + even)
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    return torch.full_like(output, even, dtype=dtype).scatter_(1, target.unsqueeze(1), 1.0 - share + even)
 
 
 def takes_probabilities(criterion: nn.Module) -> bool:
