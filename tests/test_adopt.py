@@ -130,7 +130,7 @@ def test_loaders_without_length_or_samples_are_one_line() -> None:
     assert [rows for _, rows in dealt(evaluated)] == [4, 4, 2]
     with pytest.raises(DataError, match="the val loader is empty"):
         len(adopt([], "val"))
-    with pytest.raises(DataError, match="no labelled samples"):
+    with pytest.raises(DataError, match="the train loader has no samples"):
         adopt(DataLoader(Noisy(0)), "train")
     with pytest.raises(DataError, match=r"^build_dataloader: Noisy for train is no loader; wrap it in a DataLoader$"):
         adopt(Noisy(3), "train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +273,24 @@ def record_of(folder: RunFolder) -> Any:
         raise AssertionError(f"{text} is no JSON")
 
     return json.loads(folder.record_file.read_text(), parse_constant=refuse)
+
+
+def test_a_loader_worker_does_not_hold_the_lock(tmp_path: Path) -> None:
+    import multiprocessing
+
+    path = tmp_path / "run"
+    path.mkdir()
+    first, second = RunFolder(path), RunFolder(path)
+    first.lock()
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+    worker.start()
+    try:
+        time.sleep(1.0)
+        assert first._lock is not None
+        first._lock.close()  # what the death of this process would do
+        second.lock()
+        second.unlock()
+    finally:
+        worker.kill()
+        worker.join()
+        worker.close()

@@ -126,7 +126,7 @@ def test_loaders_that_cannot_train_are_one_line() -> None:
     for kind, said in (
         (lambda collate: None, "build_dataloader: there is no train loader; return"),
         (endless, "the train loader has no length: set runner.limit_batches"),
-        (lambda collate: DataLoader(Noisy(0), collate_fn=collate), "data: a split has no labelled samples"),
+        (lambda collate: DataLoader(Noisy(0), collate_fn=collate), "the train loader has no samples"),
         (lambda collate: Noisy(4), "Noisy for train is no loader"),
         (
             lambda collate: DataLoader(Noisy(5), batch_size=8, drop_last=True, collate_fn=collate),

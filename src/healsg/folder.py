@@ -17,6 +17,16 @@ from healsg.errors import RunError
 
 log = logging.getLogger("healsg")
 ROOT = Path("runs")
+_held: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """In a forked child, such as a loader worker: a lock is its parent's alone, and must end with it."""
+    for file in _held:
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 class RunFolder:
@@ -50,6 +60,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             return self.lock()
         self._lock = file
+        _held.add(file)
         with naming(self.path / ".lock"):
             file.truncate(0)
             file.write(f"process {os.getpid()}")
@@ -57,6 +68,8 @@ class RunFolder:
 
     def unlock(self) -> None:
         if self._lock is not None:
+            _held.discard(self._lock)
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
             self._lock = None
 
