@@ -12,6 +12,7 @@ import torch
 
 from conftest import Program, command, healsg
 from healsg import TaskTrainer, claim
+from healsg.cli import main
 from healsg.errors import ConfigError, RunError
 from healsg.folder import RunFolder
 from healsg.methods.supervised import Supervised, smooth
@@ -294,3 +295,15 @@ def test_a_loader_worker_does_not_hold_the_lock(tmp_path: Path) -> None:
         worker.kill()
         worker.join()
         worker.close()
+
+
+def test_a_job_of_a_sweep_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "-m", *SHORT, "runner=debug", "seed=0,1", "name=sweep"]) == 0
+    capsys.readouterr()
+    for name in ("runs/sweep/seed=0", "sweep/seed=1"):
+        assert main(["eval", name, "split=val"]) == 0
+        assert json.loads(capsys.readouterr().out)["split"] == "val"
+    assert main(["resume", "sweep/seed=0"]) == 1
+    assert "is finished" in capsys.readouterr().err
+    assert main(["eval", "sweep/seed=0", "spilt=val"]) == 2
+    assert "did you mean split?" in capsys.readouterr().err
