@@ -33,6 +33,14 @@ def lines(name: str) -> list[dict[str, object]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
+def started_until(line: str, options: list[str], folder: Path) -> subprocess.Popen[str]:
+    """A run that has just printed a line that begins so."""
+    started = subprocess.Popen(command(*options), stdout=subprocess.PIPE, cwd=folder, text=True)
+    assert started.stdout is not None
+    next(text for text in started.stdout if text.startswith(line))
+    return started
+
+
 class Cut(BaseException):
     """Stands for a kill at a step boundary."""
 
@@ -125,11 +133,7 @@ def test_sigkill_at_random_times(tmp_path: Path, program: Program) -> None:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_signals_save_and_stop(number: signal.Signals, status: int, tmp_path: Path, program: Program) -> None:
     options = [*SHORT, "runner.epochs=400", "name=run"]
-    started = subprocess.Popen(command(*options), stdout=subprocess.PIPE, cwd=tmp_path, text=True)
-    assert started.stdout is not None
-    for text in started.stdout:
-        if text.startswith("epoch 2/"):
-            break
+    started = started_until("epoch 2/", options, tmp_path)
     started.send_signal(number)
     rest = started.communicate(timeout=60)[0]
     assert started.returncode == status
@@ -179,11 +183,7 @@ def test_what_cannot_alter_the_result_may_change(tmp_path: Path) -> None:
 
 def test_two_processes_on_one_folder(tmp_path: Path, program: Program) -> None:
     options = [*SHORT, "runner.epochs=5000", "name=run"]
-    first = subprocess.Popen(command(*options), stdout=subprocess.PIPE, cwd=tmp_path, text=True)
-    assert first.stdout is not None
-    for text in first.stdout:
-        if text.startswith("epoch 1/"):
-            break
+    first = started_until("epoch 1/", options, tmp_path)
     second = program(command(*options))
     first.kill()
     first.communicate()

@@ -50,16 +50,6 @@ def connect() -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
-def disconnect() -> None:
-    """Leave the group, so that the interpreter ends without a complaint."""
-    if not launched():
-        return
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 class ElsewhereError(HealsgError):
     """Rank 0 met an error and has reported it; the other processes end with its status, in silence."""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from healsg import checkpoint, distributed
+from healsg.config import one_line
 from healsg.epoch import EvalEpoch
 from healsg.errors import RunError
 from healsg.folder import RunFolder
@@ -55,8 +56,7 @@ class Keeper:
         try:
             task.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, RunError) as error:
-            reason = " ".join(str(error).split())
-            raise RunError(f"{self.folder.last}: does not fit this task: {reason}") from error
+            raise RunError(f"{self.folder.last}: does not fit this task: {one_line(error)}") from error
         if self.journal:
             self.journal.load_state_dict(state["journal"])
         runner = task.runner

@@ -116,10 +116,10 @@ class Place:
             counted: the samples of this process in the update.
             nominal: what the weights were divided by.
         """
-        total = torch.as_tensor(counted, dtype=torch.float64) if isinstance(counted, (int, float)) else counted
+        total, least = counted, 1e-9  # an update in which nothing counted moves nothing
         if distributed.launched():
-            total = distributed.sum_tensor(total.to(torch.float64).to(self.device))
-        total = total.clamp(min=1e-9)  # an update in which nothing counted moves nothing
+            total = distributed.sum_tensor(torch.as_tensor(counted, dtype=torch.float64, device=self.device))
+        total = total.clamp(min=least) if isinstance(total, Tensor) else max(total, least)
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, nominal * distributed.world() / total)
 

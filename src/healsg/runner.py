@@ -235,13 +235,11 @@ class TaskRunner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.step_count, self.position = state["epoch"], state["step"], state["position"]
-        self.stop_reason = state["stop_reason"]
+        self.stop_reason = state["stop_reason"] if state["total_steps"] == self.total_steps else None
         if self.position > self.length:
             raise RunError(f"batch {self.position} of an epoch is where the run stands, and it has {self.length} now")
         begun = self.step_count - -(-self.position // self.accumulate)  # an epoch may have ended before its last batch
         self.max_epoch = self.progress.max_epoch = self.epoch - (begun - self.total_steps) // self.steps_per_epoch
-        if state["total_steps"] != self.total_steps:
-            self.stop_reason = None
         self.meter.load_state_dict(state["meter"])
         self.monitor.load_state_dict(state["monitor"])
         if self.place.scaler:

@@ -47,8 +47,8 @@ def load_saved(folder: RunFolder, overrides: Sequence[str]) -> Composed:
         raise ConfigError(f"{getattr(error, 'full_key', None) or 'config'}: {one_line(error)}") from error
     if hidden := next((key for key, value in flat(plain) if value == redact.HIDDEN), None):
         raise ConfigError(f"{hidden}: is hidden in {folder.config}; give it again: {hidden}=...")
-    file: Path | None = None
     for target in targets.named(plain):
+        file: Path | None = None
         with contextlib.suppress(ConfigError):  # what cannot be resolved is refused below
             file = targets.resolve(str(target), [Path.cwd()]).module.file
         if file and any(file.resolve().is_relative_to(place.resolve()) for place in (folder.path, ROOT)):
