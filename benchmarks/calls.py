@@ -72,7 +72,7 @@ def ours(**changes: object) -> float:
     from healsg.runner import TaskRunner
 
     options = ["model=mlp", f"runner.epochs={EPOCHS + 2}", "quiet=true", *(f"{k}={v}" for k, v in changes.items())]
-    trainer, end_epoch, seen = TaskTrainer.compose(*options), TaskRunner._end_epoch, {"calls": 0, "steps": 0}
+    trainer, end_epoch, seen = TaskTrainer.compose(*options), TaskRunner.end_epoch, {"calls": 0, "steps": 0}
 
     def profile(frame: object, event: str, argument: object) -> None:
         seen["calls"] += event in ("call", "c_call")
@@ -86,11 +86,11 @@ def ours(**changes: object) -> float:
             sys.setprofile(None)
             seen["steps"] = self.step_count - seen["begin"]
 
-    TaskRunner._end_epoch = watched
+    TaskRunner.end_epoch = watched
     try:
         trainer.train()
     finally:
-        TaskRunner._end_epoch = end_epoch
+        TaskRunner.end_epoch = end_epoch
     return seen["calls"] / seen["steps"]
 
 

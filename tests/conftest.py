@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,3 +43,41 @@ def program(tmp_path: Path) -> Program:
         return subprocess.run(line, check=False, **settings)  # type: ignore[call-overload,no-any-return]
 
     return run
+
+
+def fork(act: Callable[[], object]) -> int:
+    """A process of its own that does ``act`` and ends, 0 where nothing was raised: its id.
+
+    It is a copy of this one, so that it starts without the seconds that importing torch takes.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that threads of this process do not go along
+        child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        act()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def killed(act: Callable[[], object], after: float) -> bool:
+    """Do ``act`` in a process of its own, SIGKILL it after so many seconds: whether it was killed before its end.
+
+    Raises AssertionError where it ended by itself with an error.
+    """
+    child, deadline = fork(act), time.monotonic() + after
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert status == 0
+            return False
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])

@@ -119,7 +119,7 @@ def calls_per_step(epochs: int = 12) -> tuple[float, float]:
     """Python and C calls a step of a default run but for its model: (the training pass alone, all between two epochs'
     ends: evaluation, lines, the order of the next epoch). Saves go by the clock and are left out."""
     calls = {"pass": 0, "all": 0, "steps": 0}
-    end_epoch, run = TaskRunner._end_epoch, TrainEpoch.run
+    end_epoch, run = TaskRunner.end_epoch, TrainEpoch.run
 
     def profile(frame: Any, event: str, argument: Any) -> None:
         calls["all"] += event in ("call", "c_call")
@@ -140,7 +140,7 @@ def calls_per_step(epochs: int = 12) -> tuple[float, float]:
         return means
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TaskRunner, "_end_epoch", ended)
+        patch.setattr(TaskRunner, "end_epoch", ended)
         patch.setattr(TrainEpoch, "run", passed)
         patch.setattr("healsg.keeper.REST", float("inf"))
         train("data=digits", "data.batch_size=64", f"runner.epochs={epochs}")

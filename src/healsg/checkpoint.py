@@ -9,7 +9,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,24 +28,53 @@ def save(path: Path, state: dict[str, Any]) -> None:
         RunError: a value is neither a tensor nor plain (its place is named), or the file cannot be written; what stood
             under ``path`` is then untouched.
     """
-    if odd := next(_odd_values(state), None):
-        raise RunError(f"checkpoint: {odd}; keep tensors and plain values (numbers, text, lists, dicts)")
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, buffer)
-    buffer.write(_MAGIC)
-    payload = buffer.getbuffer()
+    for key, value in _leaves(state, ""):
+        if name := odd(value):
+            raise RunError(f"checkpoint: {key} is {name}; keep tensors and plain values (numbers, text, lists, dicts)")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(payload)
-            file.write(hashlib.sha256(payload).digest())
-            file.flush()
+            hashed = _Hashed(file)
+            torch.save({"format": FORMAT, **state}, cast("BinaryIO", hashed))
+            hashed.write(_MAGIC)
+            hashed.finish()
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written ({error.strerror}); the checkpoint before it is good") from error
+
+
+class _Hashed:
+    """A file that knows the SHA-256 of what was written. A failure waits for the end: torch's writer bears none."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash = file, hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def write(self, content: bytes | memoryview) -> int:
+        if self.failure is None:
+            try:
+                self._put(content)
+            except OSError as error:
+                self.failure = error
+        return len(content)
+
+    def _put(self, content: bytes | memoryview) -> None:
+        self.file.write(content)
+        self.hash.update(content)
+
+    def flush(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        """Close what was written with its SHA-256. Raises OSError, also for an earlier failure."""
+        if self.failure is not None:
+            raise self.failure
+        self._put(self.hash.digest())
+        self.file.flush()
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -107,21 +136,32 @@ def digest(state: Any) -> str:
     return total.hexdigest()
 
 
+def odd(value: Any) -> str:
+    """What a value is, where it is neither plain nor a plain tensor; else nothing."""
+    if type(value) in (Tensor, nn.Parameter):
+        return "" if value.layout == torch.strided and not value.is_meta else f"a tensor of layout {value.layout}"
+    plain = type(value) in (int, float, str, bool, type(None))
+    return "" if plain else f"a {type(value).__module__}.{type(value).__name__}"
+
+
+def not_finite(state: dict[str, Any]) -> Iterator[str]:
+    """The keys of the tensors of network and optimizer that hold a value which is no number, or infinite."""
+    for key, value in _leaves({part: state[part] for part in ("model", "optimizer") if part in state}, ""):
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            yield key
+
+
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for name in sorted(value, key=str):
+            if type(name) not in (str, int):
+                yield f"a key of {key}", name
             yield from _leaves(value[name], f"{key}.{name}" if key else str(name))
     elif isinstance(value, (list, tuple)):
         for place, element in enumerate(value):
             yield from _leaves(element, f"{key}.{place}")
     else:
         yield key, value
-
-
-def _odd_values(state: Any) -> Iterator[str]:
-    for key, value in _leaves(state, ""):
-        if type(value) not in (Tensor, nn.Parameter, int, float, str, bool, type(None)):
-            yield f"{key} is a {type(value).__module__}.{type(value).__name__}"
 
 
 @contextlib.contextmanager

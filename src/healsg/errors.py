@@ -23,6 +23,14 @@ class RunError(HealsgError):
     """A run cannot be started, continued or read."""
 
 
+class NotFiniteError(RunError):
+    """A number of the training became NaN or infinite; ``batches`` counts back from the last batch to where."""
+
+    def __init__(self, what: str, batches: int = 0) -> None:
+        super().__init__(f"{what} is not finite")
+        self.what, self.batches = what, batches
+
+
 class Stopped(Exception):  # noqa: N818 - no error
     """Raised at a step boundary, after saving, when a signal or ``runner.max_time`` asks a run to stop."""
 

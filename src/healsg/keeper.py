@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from healsg import checkpoint, distributed
 from healsg.config import one_line
 from healsg.epoch import EvalEpoch
-from healsg.errors import RunError
-from healsg.folder import RunFolder
+from healsg.errors import NotFiniteError, RunError
+from healsg.folder import RunFolder, naming
 from healsg.halt import Halt
 from healsg.journal import Journal
+from healsg.writer import Writer
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -39,20 +40,31 @@ class Keeper:
         self, folder: RunFolder, journal: Journal | None, halt: Halt, show: Callable[[dict[str, Any]], None]
     ) -> None:
         self.folder, self.journal, self.halt, self.show = folder, journal, halt, show
+        self.writer = Writer(self._write)
         self.saved_at = -REST
         self.unsaved_best: dict[str, Any] | None = None
+        self.exempt: set[str] = set()
         self.testing = False
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.writer.close()
 
     def begin(self, task: BasicTask) -> None:
         """Go on from the last good checkpoint; a run that has none starts at step 0 and saves that."""
         state = self.folder.last_state()
         distributed.barrier()
         if state is None:
-            if self.journal and self.journal.path.stat().st_size:
+            if self.journal and self.folder.record.get("continued"):
                 log.info("no save of this run was ever completed: it starts at step 0")
                 self.journal.clear()
+            self._bear(task.state_dict())
             self.save(task)
+            self.writer.wait()
             return
+        self._bear(state)
         try:
             task.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, RunError) as error:
@@ -67,8 +79,13 @@ class Keeper:
             min(task.epoch, task.max_epoch),
         )
 
+    def _bear(self, state: dict[str, Any]) -> None:
+        """Take what is not finite as the run begins, such as a mask, for meant."""
+        self.exempt = set(checkpoint.not_finite(state))
+
     def log_step(self, task: BasicTask) -> None:
         """A line of the updates since the last one."""
+        self.writer.check()
         means = task.runner.meter.recent()
         task.runner.progress.numbers = means
         if self.journal:
@@ -91,14 +108,32 @@ class Keeper:
             self.stop(task)
 
     def save(self, task: BasicTask) -> None:
-        """Write ``best.pt`` where there is a new one, then ``last.pt``; the one before it becomes ``previous.pt``."""
-        began, state = time.monotonic(), task.state_dict()
+        """Begin to write ``best.pt`` where there is a new one, then ``last.pt``; the one before it is kept too.
+
+        What came of it is told by the next call. Raises RunError for the save before this one.
+        """
+        state = task.state_dict()
         if self.journal:
-            self.journal.sync()
-            self._save_best()
-            self.folder.save_last(state | {"journal": self.journal.state_dict()})
+            best = {"best": self.unsaved_best} if self.unsaved_best else {}
+            self.writer.save({"last": state | {"journal": self.journal.state_dict()}, **best})
+        self.unsaved_best = None
         self.saved_at = time.monotonic()
-        self.halt.saving = self.saved_at - began
+        self.halt.saving = self.writer.seconds
+
+    def _write(self, states: dict[str, Any]) -> None:
+        """What the writing thread does: the lines that a checkpoint counts on reach the disk before it."""
+        for state in states.values():
+            if wrong := next((key for key in checkpoint.not_finite(state) if key not in self.exempt), None):
+                raise NotFiniteError(wrong)
+        assert self.journal is not None
+        self.journal.sync()
+        self.folder.checkpoints.mkdir(exist_ok=True)
+        if "best" in states:
+            checkpoint.save(self.folder.best, states["best"])
+        if "last" in states:
+            with naming(self.folder.previous):
+                checkpoint.keep_previous(self.folder.last, self.folder.previous)
+            checkpoint.save(self.folder.last, states["last"])
 
     def _hold_best(self, task: BasicTask, copy: bool) -> None:
         """Keep the weights that are evaluated, with the numbers they reached, until the next save."""
@@ -107,16 +142,11 @@ class Keeper:
             weights = {key: value.clone() for key, value in weights.items()}
         self.unsaved_best = {"model": weights, "best": task.runner.monitor.best or {}}
 
-    def _save_best(self) -> None:
-        if self.journal and self.unsaved_best is not None:
-            self.folder.checkpoints.mkdir(exist_ok=True)
-            checkpoint.save(self.folder.best, self.unsaved_best)
-        self.unsaved_best = None
-
     def stop(self, task: BasicTask) -> None:
         """Save and leave; at the test all is saved, and the weights are the best ones. Raises Stopped."""
         if not self.testing:
             self.save(task)
+            self.writer.wait()
         raise self.halt.stopped()
 
     def finish(self, task: BasicTask) -> None:
@@ -127,7 +157,9 @@ class Keeper:
             if task.runner.monitor.name != "auto":
                 log.warning("runner.monitor: %s was never a number; best.pt is the end", task.runner.monitor.name)
             self._hold_best(task, copy=False)
-            self._save_best()
+            if self.journal:
+                self.writer.save({"best": self.unsaved_best})
+        self.writer.wait()
         distributed.barrier()
         final = task.state_dict()
         tested: dict[str, float] = {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from healsg import distributed
-from healsg.errors import RunError
+from healsg.errors import NotFiniteError, RunError
 from healsg.metrics import precise
 
 
@@ -49,13 +50,17 @@ class Meter:
         table = _table([[logs[name] for name in [*names, "count"]] for logs in self.pending], device)
         counts = table[:, -1:].clone()
         table[:, :-1] = torch.where(counts > 0, table[:, :-1] * counts, 0.0)
-        for *row, count in distributed.sum_tensor(table).tolist():
+        loss = names.index("loss")
+        rows = distributed.sum_tensor(table).tolist()
+        self.pending.clear()
+        for place, (*row, count) in enumerate(rows, 1):
+            if not math.isfinite(row[loss]):
+                raise NotFiniteError(f"train/loss ({row[loss] / count})", len(rows) - place)
             for name, value in zip(names, row, strict=True):
                 self.sums[name] = self.sums.get(name, 0.0) + value
                 self.window[name] = self.window.get(name, 0.0) + value
             self.count += count
             self.window_count += count
-        self.pending.clear()
 
     def recent(self) -> dict[str, float]:
         """The means since the last call: what a log line of steps shows."""

@@ -44,6 +44,9 @@ class TaskMethod(nn.Module):
     needs: ClassVar[Needs] = Needs()
     """The streams and views that ``train_step`` finds in its batch."""
 
+    mean_over_samples: ClassVar[bool] = False
+    """Whether the loss of a batch is the mean of its samples' own, so that a batch can be taken in pieces."""
+
     def __init__(
         self,
         optimizer: Callable[[Any], Optimizer],

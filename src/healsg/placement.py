@@ -46,10 +46,10 @@ class Place:
 
     Args:
         device: see ``choose_device``.
-        precision: ``fp32``; ``tf32`` for matrix products; ``bf16`` or ``fp16`` by autocast; ``fp64`` throughout.
+        precision: ``fp32``; ``tf32`` for products; ``bf16`` or ``fp16`` (with loss scaling) by autocast; ``fp64``.
         channels_last: the memory format of images.
         deterministic: refuse kernels whose result depends on chance.
-        threads: of the CPU; None leaves torch's choice.
+        threads: of the CPU; None leaves torch's choice. The number changes bits.
     """
 
     def __init__(
@@ -108,6 +108,16 @@ class Place:
         if compile:
             net = torch.compile(net)  # type: ignore[assignment]
         return net
+
+    def spare(self, optimizer: Optimizer) -> None:
+        """Keep torch's fused SGD from the loss scaler: an update that the scaler skips leaves its momentum undefined.
+
+        Seen with torch 2.11 to 2.15: the momentum buffer of a skipped first update is memory that nobody wrote.
+        """
+        if self.scaler and isinstance(optimizer, torch.optim.SGD):
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+            for group in optimizer.param_groups:
+                group["fused"] = False
 
     def weigh(self, model: nn.Module, counted: Any, nominal: float) -> None:
         """Turn gradients, sums of means that were weighted by ``count / nominal``, into the mean over all samples.

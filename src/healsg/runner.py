@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from healsg import distributed
+from healsg import distributed, faults, memory
 from healsg.adopt import AnyLoader
 from healsg.callbacks import Callback
 from healsg.errors import RunError
@@ -34,19 +34,13 @@ class TaskRunner:
     Args:
         epochs: passes over the training data.
         steps: updates, in the place of epochs.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or the index of a GPU.
-        precision: ``fp32``, ``tf32``, ``bf16``, ``fp16`` (with loss scaling) or ``fp64``.
+        device, precision, channels_last, threads, deterministic: see ``Place``.
         accumulate: batches an update; as one batch that many times as large.
-        clip_norm: the largest norm of the gradient; None does not clip.
-        compile: compile the network with ``torch.compile``.
-        channels_last: the memory format of images on the device.
-        threads: of the CPU; None leaves torch's choice. The number changes bits.
-        deterministic: refuse GPU kernels whose result depends on chance.
-        log_every: updates between two lines of steps in ``metrics.jsonl``, and between two reads of the device.
-        eval_every: epochs between two evaluations.
-        save_every: updates between two saves, beside that of each epoch's end; None for none.
-        monitor: the number that decides what is best; ``auto`` is ``val/acc`` or ``val/dice``, else ``val/loss``.
-        mode: whether more (``max``) or less (``min``) of it is better; ``auto`` goes by the name.
+        auto_accumulate: where memory runs out, take batches in halves, quarters, ... and add their gradients up.
+        clip_norm, compile: the largest norm of the gradient; whether ``torch.compile`` compiles the network.
+        log_every: updates between two step lines in ``metrics.jsonl``, and between two reads of the device.
+        eval_every, save_every: epochs between two evaluations; updates between two saves, beside each epoch's end.
+        monitor, mode: what decides the best; see ``Monitor``.
         max_time: seconds after which the run saves and stops, to be continued; None for no limit.
         limit_batches: batches a pass, of every split; None for all.
         find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
@@ -60,6 +54,7 @@ class TaskRunner:
         device: str | int = "auto",
         precision: Precision = "fp32",
         accumulate: Count = 1,
+        auto_accumulate: bool = False,
         clip_norm: Positive | None = None,
         compile: bool = False,
         channels_last: bool = False,
@@ -76,6 +71,7 @@ class TaskRunner:
         callbacks: Mapping[str, Callback] | None = None,
     ) -> None:
         self.epochs, self.steps, self.accumulate, self.clip_norm = epochs, steps, accumulate, clip_norm
+        self.auto_accumulate, self.pieces, self.precision = auto_accumulate, 1, precision
         self.compile, self.find_unused_parameters, self.max_time = compile, find_unused_parameters, max_time
         self.log_every, self.eval_every, self.save_every = log_every, eval_every, save_every
         self.limit_batches, self.callbacks = limit_batches, dict(callbacks or {})
@@ -83,7 +79,7 @@ class TaskRunner:
         self.monitor, self.meter, self.progress = Monitor(monitor, mode), Meter(), Progress()
         self.epoch = self.step_count = self.position = 0
         self.stop_reason: str | None = None
-        self.keeper: Keeper | None = None
+        self.keeper: Keeper  # from fit on
 
     def prepare(self, seed: int, threads: int | None = None) -> None:
         """Take possession of the device; ``threads`` of the CPU where the settings name no number."""
@@ -93,9 +89,9 @@ class TaskRunner:
 
     def terms(self, model: nn.Module, seed: int) -> Terms:
         """How this runner wants batches dealt. BatchNorm fails on one sample, hence at least two where there is one."""
-        least = 1 + any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-        rank, world = distributed.rank(), distributed.world()
-        return Terms(seed, self.place.device, rank, world, self.accumulate, least, self.limit_batches)
+        self.least = 1 + any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        ranks = distributed.rank(), distributed.world()
+        return Terms(seed, self.place.device, *ranks, self.accumulate, self.least, self.limit_batches)
 
     def measure_run(self, train_loader: AnyLoader) -> None:
         """Fix the length of the run, in updates and in epochs."""
@@ -123,18 +119,23 @@ class TaskRunner:
 
     def eval_batches(self, task: BasicTask, split: str) -> Iterator[dict[str, Any]]:
         """The batches of a split that is only looked at."""
-        loader, progress = task.loaders[split], self.progress
+        loader, progress, keeper = task.loaders[split], self.progress, getattr(self, "keeper", None)
         progress.phase, progress.length = split, len(loader)
         for position, (batch, rows) in enumerate(loader.batches(0), 1):
             progress.position = position
             if rows:
                 yield self.place.move(batch)
-            if self.keeper and not distributed.launched() and self.keeper.halt.received:
-                self.keeper.stop(task)
+            if keeper and not distributed.launched() and keeper.halt.received:
+                keeper.stop(task)
 
     def step(self, task: BasicTask, batch: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """The method's step as one callable: (its scalars with their ``count``, whether the weights moved)."""
-        return task.task_method.step(task, batch)
+        try:
+            return memory.step_in_pieces(task, batch) if self.pieces > 1 else task.task_method.step(task, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.halve(task, error):
+                raise
+        return self.step(task, batch)
 
     def forward(self, task: BasicTask) -> contextlib.AbstractContextManager[Any]:
         """What surrounds a forward pass: precision, and no exchange of gradients before the last batch of an update."""
@@ -180,11 +181,12 @@ class TaskRunner:
         """Train from where the run stands to its end, keeping what must outlast a kill at any time."""
         self.keeper = keeper
         self.monitor.check(task)
-        while self.epoch < self.max_epoch and self.stop_reason is None:
-            began = time.monotonic()
-            results = task.run_epoch()
-            self._end_epoch(task, results, time.monotonic() - began)
-        keeper.finish(task)
+        with faults.explained(task, keeper):
+            while self.epoch < self.max_epoch and self.stop_reason is None:
+                began = time.monotonic()
+                results = task.run_epoch()
+                self.end_epoch(task, results, time.monotonic() - began)
+            keeper.finish(task)
 
     def eval_due(self) -> bool:
         """Whether this epoch ends with an evaluation."""
@@ -195,7 +197,6 @@ class TaskRunner:
         if not self.closing:
             return
         keeper, logging = self.keeper, self.step_count % self.log_every == 0
-        assert keeper is not None
         if logging:
             keeper.log_step(task)
         if self.save_every and self.step_count % self.save_every == 0:
@@ -203,11 +204,10 @@ class TaskRunner:
         if (logging and keeper.halt.agreed()) if distributed.launched() else keeper.halt.asked():
             keeper.stop(task)
 
-    def _end_epoch(self, task: BasicTask, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:
+    def end_epoch(self, task: BasicTask, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:
         """Book an epoch: its line, its schedule, whether it is the best, whether it is the last; then save."""
-        assert self.keeper is not None
-        numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count}
-        numbers |= {f"{split}/{key}": value for split, row in results.items() for key, value in row.items()}
+        measured = {f"{split}/{key}": value for split, row in results.items() for key, value in row.items()}
+        numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count, **measured}
         numbers |= {"lr": task.learning_rate, "seconds": round(seconds, 3)}
         name, sign = self.monitor.resolve(numbers)
         if task.interval == "epoch":
@@ -225,6 +225,7 @@ class TaskRunner:
             "epoch": self.epoch,
             "step": self.step_count,
             "position": self.position,
+            "pieces": self.pieces,
             "total_steps": self.total_steps,
             "stop_reason": self.stop_reason,
             "meter": self.meter.state_dict(),
@@ -235,6 +236,7 @@ class TaskRunner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.step_count, self.position = state["epoch"], state["step"], state["position"]
+        self.pieces = state["pieces"]
         self.stop_reason = state["stop_reason"] if state["total_steps"] == self.total_steps else None
         if self.position > self.length:
             raise RunError(f"batch {self.position} of an epoch is where the run stands, and it has {self.length} now")

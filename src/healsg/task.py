@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from healsg import checkpoint
+from healsg import checkpoint, memory
 from healsg.adopt import AnyLoader, ForeignLoader, adopt
 from healsg.data import DataInfo, TaskData
 from healsg.epoch import EvalEpoch, TrainEpoch
@@ -89,6 +89,7 @@ class BasicTask:
             self.task_model.check(self.info)
         self.task_method.check(self)
         self.runner.monitor.check(self)
+        memory.check(self)
 
     def build(self, threads: int | None = None, fresh_weights: bool = True) -> None:
         """Make loaders, network and loss, each from its own share of the seed, and place them.
@@ -132,6 +133,7 @@ class BasicTask:
             log.info("compiling the network: the first steps take a while")
         self.net = self.runner.place.wrap(self.model, self.runner.compile, self.runner.find_unused_parameters)
         self.optimizer = self.build_optimizer()
+        self.runner.place.spare(self.optimizer)
         self.scheduler = self.build_scheduler()
 
     def facts(self) -> dict[str, Any]:

@@ -34,6 +34,9 @@ class TaskTrainer:
         description: a sentence of the user's own, kept in ``run.json``.
     """
 
+    keeper_type: type[Keeper] = Keeper
+    """What keeps a run; ``healsg verify`` puts in its place one that also watches every step."""
+
     def __init__(self, composed: Composed, description: str = "") -> None:
         self.composed, self.config, self.description = composed, composed.values, description
         self.name: str | None = composed.values["name"]
@@ -73,8 +76,8 @@ class TaskTrainer:
             task.build(threads=self.folder.record.get("threads"), fresh_weights=not going_on)
             task.build_training()
             facts = task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
-            with Halt(runner.max_time) as halt:
-                keeper = Keeper(self.folder, session.journal, halt, session.screen.epoch)
+            show = session.screen.epoch
+            with Halt(runner.max_time) as halt, self.keeper_type(self.folder, session.journal, halt, show) as keeper:
                 keeper.begin(task)
                 session.begin(facts, runner.step_count)
                 runner.fit(task, keeper)

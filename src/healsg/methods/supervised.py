@@ -26,6 +26,8 @@ class Supervised(TaskMethod):
             2016, arXiv 1512.00567, section 7). The criterion must take class probabilities.
     """
 
+    mean_over_samples = True
+
     def __init__(
         self,
         optimizer: Callable[[Any], Optimizer],

@@ -1,0 +1,46 @@
+"""Faults: what goes wrong in the loop, told in one line with what would help."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from healsg import distributed, memory
+from healsg.errors import NotFiniteError, RunError
+from healsg.replay import first_not_finite
+
+if TYPE_CHECKING:
+    from healsg.keeper import Keeper
+    from healsg.task import BasicTask
+
+
+@contextlib.contextmanager
+def explained(task: BasicTask, keeper: Keeper) -> Iterator[None]:
+    """Surrounds the loop. Raises RunError for numbers that are not finite and for memory that ran out."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise _not_finite(task, keeper, error) from error
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_exhausted(error):
+            raise
+        raise memory.explain(task) from error
+
+
+def _not_finite(task: BasicTask, keeper: Keeper, error: NotFiniteError) -> RunError:
+    """Name the step and the tensor, as exactly as can be."""
+    runner = task.runner
+    position = runner.position - error.batches
+    step = runner.step_count - -(-runner.position // runner.accumulate) + -(-position // runner.accumulate)
+    keeper.writer.close()
+    state = None if distributed.launched() else keeper.folder.last_state()
+    since = f"the checkpoint of step {state['runner']['step']} is good" if state else "the last checkpoint is good"
+    told = f"step {step}: {error}"
+    if state:
+        first = first_not_finite(task, state, step, keeper.halt)
+        told = told if first is None else f"{first}; {told}" if not first.startswith(f"step {step}:") else first
+    return RunError(
+        f"{told}; {since}: a smaller method.optimizer.lr, runner.clip_norm or runner.precision=fp32 may help, "
+        "and go on from there with resume.force=true"
+    )

@@ -1,0 +1,117 @@
+"""Memory: what is told when a device has none left, and a training step in pieces that need less of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from healsg import distributed
+from healsg.errors import ConfigError, RunError
+from healsg.method import TaskMethod
+from healsg.placement import clear_gradients
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+log = logging.getLogger("healsg")
+
+
+def check(task: BasicTask) -> None:
+    """Refuse ``runner.auto_accumulate`` where a batch cannot be taken in pieces. Raises ConfigError."""
+    method, runner = task.task_method, task.runner
+    if not runner.auto_accumulate:
+        return
+    if distributed.launched():
+        raise ConfigError("runner.auto_accumulate: works in one process; set data.batch_size and runner.accumulate")
+    if runner.accumulate > 1:
+        raise ConfigError("runner.auto_accumulate: takes batches apart by itself; leave runner.accumulate at 1")
+    if not method.mean_over_samples or type(method).step is not TaskMethod.step:
+        raise ConfigError(
+            f"runner.auto_accumulate: the loss of {type(method).__name__} is no mean over samples, so that "
+            "half a batch is another loss; set it to false"
+        )
+
+
+def explain(task: BasicTask) -> RunError:
+    """What to say of a device that has no memory left: what was asked of it, and what needs less."""
+    runner, device = task.runner, task.device
+    batch, in_use = getattr(task.train_loader, "batch_size", None), ""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        in_use = f" ({(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB in use)"
+    ways = ["runner.auto_accumulate=true"] * (not runner.auto_accumulate)
+    if batch and batch > 1:
+        ways.insert(0, f"data.batch_size={batch // 2} runner.accumulate={2 * runner.accumulate} (the same update)")
+    ways += ["runner.precision=bf16"] * (runner.place.dtype is None)
+    return RunError(
+        f"{device}: out of memory{in_use} at step {runner.step_count + 1} in the {runner.progress.phase} pass, with "
+        f"{batch or runner.rows} samples a batch in {runner.precision}; try {', or '.join(ways)}, or a smaller model; "
+        "the last checkpoint is good"
+    )
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of a GPU or of the machine."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def halve(task: BasicTask, error: BaseException) -> bool:
+    """After a step that failed: whether memory ran out and the step may be tried again, in twice as many pieces.
+
+    Raises RunError where one sample alone is too much.
+    """
+    runner = task.runner
+    if not (runner.auto_accumulate and is_exhausted(error)):
+        return False
+    runner.pieces *= 2
+    if runner.rows // runner.pieces < runner.least:
+        raise explain(task) from error
+    clear_gradients(task.optimizer)
+    runner.counted = 0.0
+    log.warning("out of memory: from step %d on, batches go in %d pieces", runner.step_count + 1, runner.pieces)
+    return True
+
+
+def step_in_pieces(task: BasicTask, batch: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """One update from ``runner.pieces`` parts of a batch, weighed by their rows."""
+    runner, rows, weighted = task.runner, task.runner.rows, task.runner.weighted
+    totals, count = dict[str, Any](), cast(Any, 0)
+    if task.device.type == "cuda":
+        torch.cuda.empty_cache()  # what was freed may lie in the wrong places
+    runner.weighted, runner.closing = True, False
+    try:
+        parts = list(_parts(batch, rows, min(runner.pieces, rows // runner.least)))
+        for place, (part, runner.rows) in enumerate(parts, 1):
+            runner.closing = place == len(parts)
+            logs, moved = task.task_method.step(task, part)
+            share = logs.pop("count")
+            count = count + share
+            for name, value in logs.items():
+                value = value.detach() if isinstance(value, Tensor) else value
+                totals[name] = totals.get(name, 0.0) + value * share
+    finally:
+        runner.rows, runner.weighted, runner.closing = rows, weighted, True
+    return {name: total / count for name, total in totals.items()} | {"count": count}, moved
+
+
+def _parts(batch: dict[str, Any], rows: int, pieces: int) -> Iterator[tuple[dict[str, Any], int]]:
+    edges = [rows * place // pieces for place in range(pieces + 1)]
+    for low, high in zip(edges, edges[1:], strict=False):
+        yield _cut(batch, low, high, rows), high - low
+
+
+def _cut(batch: dict[str, Any], low: int, high: int, rows: int) -> dict[str, Any]:
+    """Rows ``low`` to ``high`` of ``rows``; a stream with more samples gives up its share."""
+    cut = dict[str, Any]()
+    for name, value in batch.items():
+        if isinstance(value, dict):
+            cut[name] = _cut(value, low, high, rows)
+        elif isinstance(value, list) or (isinstance(value, Tensor) and value.dim()):
+            cut[name] = value[len(value) * low // rows : len(value) * high // rows]
+        else:
+            cut[name] = value
+    return cut
