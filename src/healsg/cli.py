@@ -19,6 +19,8 @@ COMMANDS = {
     "train": "train a task, or a sweep of tasks (-m)",
     "resume": "go on with a run: healsg resume RUN",
     "eval": "evaluate a run: healsg eval RUN [split=test] [checkpoint=best]",
+    "verify": "prove that a task resumes exactly: it is trained whole, twice, and killed at random",
+    "compare": "where two runs first differ: healsg compare RUN RUN",
 }
 
 

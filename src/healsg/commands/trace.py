@@ -1,0 +1,143 @@
+"""The traced run: a run that writes after every update what each of its tensors was, and that can kill itself.
+
+``healsg verify`` and ``healsg compare ... replay=true`` start it as a process of its own, with its plan on standard
+input. A line of ``trace.jsonl`` holds ``step`` and, in the order of ``names``, each tensor's ``hash`` and ``size`` (its
+norm; a plain number is its own); ``names`` stand where they change, and ``begin`` is the step from which a process went
+on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import yaml
+from torch import Tensor
+
+from healsg.cli import as_mistake, report
+from healsg.commands.compare import TRACE
+from healsg.config import Composed
+from healsg.errors import Stopped
+from healsg.folder import RunFolder
+from healsg.keeper import Keeper
+from healsg.trainer import TaskTrainer
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+SECTIONS = ("model", "optimizer", "scheduler", "method", "runner")
+"""The order in which a state is looked through, so that the first difference is told where it shows first."""
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The tensors and plain values of a state by dotted name, in its own order; a list of plain values is one leaf."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)) and any(isinstance(inner, (dict, list, tuple, Tensor)) for inner in value):
+        for place, inner in enumerate(value):
+            yield from leaves(inner, f"{key}.{place}")
+    else:
+        yield key, value
+
+
+def in_order(state: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of a task's state by name: network, optimizer, schedule, method, runner, and what a task adds."""
+    known = {name: state[name] for name in SECTIONS if name in state}
+    return dict(leaves(known | {name: value for name, value in state.items() if name not in known}))
+
+
+def fingerprint(value: Any) -> tuple[str, float | None]:
+    """Twelve digits of the SHA-256 of a tensor or plain value, and its size: a tensor's norm, a number's own value."""
+    if not isinstance(value, Tensor):
+        number = value if isinstance(value, (int, float)) else None
+        return hashlib.sha256(repr(value).encode()).hexdigest()[:12], number
+    bare = value.detach().cpu().contiguous()
+    total = hashlib.sha256(f"{bare.dtype}{tuple(bare.shape)}".encode())
+    if bare.numel():
+        total.update(bare.flatten().view(torch.uint8).numpy().data)
+    norm = torch.linalg.vector_norm(bare if bare.is_complex() else bare.double())
+    return total.hexdigest()[:12], float(f"{norm.item():.6g}")
+
+
+class Tracer(Keeper):
+    """A keeper that also writes the trace, and follows a plan, in which each step may be None.
+
+    The plan: after the update ``save`` it saves, and with ``settle`` waits until the save is on the disk; after
+    ``kill`` the process ends by SIGKILL, ``share`` of a step's time later; after ``until`` it stops. It ends too when
+    ``parent``, the process that started it, is gone.
+    """
+
+    plan: ClassVar[dict[str, Any]] = {}
+
+    def begin(self, task: BasicTask) -> None:
+        super().begin(task)
+        runner, self.names = task.runner, list[str]()
+        self._write_trace({"begin": runner.step_count})
+        tick, self.turned = runner.tick, time.monotonic()
+
+        def watched(task: BasicTask) -> None:
+            tick(task)
+            if runner.closing and runner.keeper is self:
+                self._watch(task)
+
+        runner.tick = watched  # type: ignore[method-assign]
+
+    def _watch(self, task: BasicTask) -> None:
+        took, plan, step = time.monotonic() - self.turned, self.plan, task.runner.step_count
+        if os.getppid() != plan["parent"]:
+            raise Stopped("the process that started this run is gone", 1)
+        state = in_order(task.state_dict())
+        names, marks = list(state), [fingerprint(value) for value in state.values()]
+        fresh = {} if names == self.names else {"names": names}
+        self.names = names
+        self._write_trace(
+            {"step": step, **fresh, "hash": [mark for mark, _ in marks], "size": [size for _, size in marks]}
+        )
+        if step == plan["save"]:
+            self.save(task)
+            if plan["settle"]:
+                self.writer.wait()
+        if step == plan["kill"]:
+            self._kill(plan["share"] * took)
+        if step == plan["until"]:
+            raise Stopped("traced as far as was asked", 0)
+        self.turned = time.monotonic()
+
+    def _write_trace(self, row: dict[str, Any]) -> None:
+        """A line of its own, also where a kill has left a part of one."""
+        with (self.folder.path / TRACE).open("a", encoding="utf-8") as file:
+            file.write(f"\n{json.dumps(row, separators=(',', ':'))}\n")
+
+    @staticmethod
+    def _kill(delay: float) -> None:
+        if delay <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
+
+
+def main() -> int:
+    """Train what the plan on standard input says, traced; returns the exit status of ``healsg train``."""
+    plan = yaml.safe_load(sys.stdin.buffer)
+    sys.argv, Tracer.plan, TaskTrainer.keeper_type = plan["command"], plan, Tracer
+    made = plan["composed"]
+    composed = Composed(**made | {"project": tuple(map(Path, made["project"]))})
+    try:
+        trainer = TaskTrainer(composed)
+        trainer.folder = RunFolder(Path(plan["folder"]))
+        return int(trainer.train()["exit"])
+    except Exception as error:
+        if mistake := as_mistake(error):
+            return report(mistake, debug=composed.values["debug"])
+        raise

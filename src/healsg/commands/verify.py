@@ -1,0 +1,248 @@
+"""``healsg verify``: prove on one's own task that a run which is killed ends where the undisturbed one ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from healsg import claim, distributed
+from healsg.commands.compare import TRACE, entries, first_line, first_tensor
+from healsg.commands.train import _parse
+from healsg.compose import Composer
+from healsg.config import Composed
+from healsg.errors import ConfigError, HealsgError, RunError
+from healsg.folder import ROOT, RunFolder
+
+USAGE = """\
+usage: healsg verify [what healsg train takes] [runs=2] [kills=3] [verify_seed=0] [keep=false]
+
+Trains the task undisturbed, once more in a fresh process, and then runs=2 times with kills=3 SIGKILLs each, at random
+steps and random times inside a step (drawn from verify_seed), each started again until it ends. All must have the same
+digest and the same lines in metrics.jsonl; where they have not, the first step and tensor are named. A run without
+runner.save_every is saved shortly before each kill. Loggers and runner.max_time are left out. The folders,
+runs/verify-*, are removed where all agree, unless keep=true."""
+
+CAUSES = {
+    "again": "the task itself is not reproducible; likely causes: a random generator of its own that the seed does not "
+    "reach, threads, the time, the order of a set or of files, GPU kernels (runner.deterministic=true)",
+    "killed": "the task does not resume exactly; likely cause: something that it remembers is in no state_dict: make "
+    "it a buffer or submodule of the method, or give state_dict and load_state_dict",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``healsg verify`` takes beside the settings of the run."""
+
+    runs: int = 2
+    kills: int = 3
+    verify_seed: int = 0
+    keep: bool = False
+
+
+class BrokenError(HealsgError):
+    """A process that was started ended as it should not have: with a mistake, a failure, or a signal."""
+
+    def __init__(self, line: str, code: int) -> None:
+        super().__init__(line)
+        self.status = 128 - code if code < 0 else code
+
+
+@dataclass
+class Trial:
+    """One run of a verification, and what its trace says of it."""
+
+    folder: RunFolder
+    steps: int = 0
+    kills: list[int] = field(default_factory=list)
+    begins: list[int] = field(default_factory=list)
+
+    def read(self) -> None:
+        """Take from the trace how many steps there were, after which the run was killed, and from where it went on."""
+        path, last = self.folder.path / TRACE, 0
+        for _, row in entries(path) if path.exists() else ():
+            if "begin" in row and last:
+                self.kills.append(last)
+                self.begins.append(row["begin"])
+            last = row.get("step", last)
+            self.steps = max(self.steps, last)
+
+
+def run(arguments: list[str]) -> int:
+    """Verify exact resume; 0 where all runs agree, 1 where not, 2 where the command is wrong."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
+    if distributed.launched():
+        raise ConfigError("healsg verify: trains in one process; call it without a launcher")
+    options, rest = _options(arguments)
+    args = _parse(rest)
+    if args.multirun or args.cfg or args.info or args.shell_completion or args.hydra_help:
+        raise ConfigError(
+            "healsg verify: takes the settings of one run, and of the options --config-dir, --config-name"
+        )
+    composed = Composer(args.config_dir, args.config_name or "config").compose(args.overrides)
+    base = f"verify-{composed.values['name'] or claim.new_name(composed.choices)}"
+    claim.check_name(f"{base}-killed{options.runs}")
+    names = ["whole", "again", *(f"killed{number}" for number in range(1, options.runs + 1))]
+    trials = {name: Trial(RunFolder(ROOT / f"{base}-{name}")) for name in names}
+    if there := next((trial.folder.path for trial in trials.values() if trial.folder.path.exists()), None):
+        raise RunError(f"{there}: is there from before; remove it, or take another name")
+    remove = True
+    try:
+        verdict = _verify(composed, trials, options)
+        _table(trials)
+        print("\n".join(verdict or [_exact(trials, options)]))
+        remove = not verdict and not options.keep
+        print(f"the runs {'are removed; keep=true keeps them' if remove else f'are kept: {ROOT / base}-*'}")
+        return int(bool(verdict))
+    except BrokenError as error:
+        remove = error.status == ConfigError.status and not options.keep
+        raise
+    except KeyboardInterrupt:
+        remove = not options.keep
+        print("stopped by SIGINT: nothing is verified", file=sys.stderr)
+        return 130
+    finally:
+        for trial in trials.values() if remove else ():
+            shutil.rmtree(trial.folder.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            ROOT.rmdir()
+
+
+def _options(arguments: list[str]) -> tuple[Options, list[str]]:
+    """What is ours, and what ``healsg train`` would take. Raises ConfigError."""
+    own: dict[str, Any] = {}
+    rest = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "keep" and value in ("true", "false"):
+            own[key] = value == "true"
+        elif key in ("runs", "kills", "verify_seed") and value.isdecimal() and (int(value) or key == "verify_seed"):
+            own[key] = int(value)
+        elif key in Options.__dataclass_fields__:
+            raise ConfigError(
+                f"{argument}: {key} is {'true or false' if key == 'keep' else 'a whole number, from 1 on'}"
+            )
+        else:
+            rest.append(argument)
+    return Options(**own), rest
+
+
+def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> list[str]:
+    """Train all; what to say where they differ, nothing where they agree. Raises BrokenError."""
+    whole, chance = trials["whole"], random.Random(options.verify_seed)
+    own_saves = composed.values["runner"]["save_every"] is not None
+    for number, (name, trial) in enumerate(trials.items()):
+        print(f"{name}: {trial.folder.path}", flush=True)
+        plans = moments(chance, whole.steps, options.kills, own_saves, number % 2) if number > 1 else []
+        killed = 0
+        try:
+            while not launch(composed, trial.folder.path, **(plans[killed] if killed < len(plans) else {})):
+                killed += 1
+        except BrokenError as error:
+            trial.read()
+            if not killed:
+                raise
+            return [f"{name} cannot go on after a kill at step {trial.steps}: {error}", CAUSES["killed"]]
+        trial.read()
+        if number and (told := _difference(whole.folder, trial.folder)):
+            causes = CAUSES["killed" if plans else "again"]
+            return [told, causes, f"see: healsg compare {whole.folder.path} {trial.folder.path}"]
+    return []
+
+
+def moments(chance: random.Random, steps: int, kills: int, own_saves: bool, waits: int = 0) -> list[dict[str, Any]]:
+    """When to kill: one random step in each of ``kills`` equal parts of the run, and a random time inside the next.
+
+    A run that saves nothing by itself is saved up to two steps before; every other of those saves is waited for, so
+    that some kills hit a save and others surely leave one.
+    """
+    kills, plans = min(kills, steps), []
+    for number in range(kills):
+        step = chance.randint(number * steps // kills + 1, (number + 1) * steps // kills)
+        save = None if own_saves else max(1, step - chance.randrange(3))
+        share = chance.random() if step < steps else 0.0
+        plans.append({"kill": step, "save": save, "settle": (number + waits) % 2 == 0, "share": share})
+    return plans
+
+
+def launch(composed: Composed, folder: Path, **plan: Any) -> bool:
+    """Train, traced, in a fresh process; whether the run came to its end, and not to the kill that was planned.
+
+    Args:
+        composed: the run's configuration.
+        folder: where the run lies, or will.
+        plan: what ``Tracer`` follows: ``save``, ``settle``, ``kill``, ``share``, ``until``.
+
+    Raises:
+        BrokenError: it ended otherwise; the last line that it told is the message, those before it are shown.
+    """
+    values = composed.values | {"name": folder.name, "fresh": False, "quiet": True, "resume": {"force": False}}
+    values |= {"use_wandb": False, "logger": None, "runner": composed.values["runner"] | {"max_time": None}}
+    made = {**vars(composed), "values": values, "project": [str(path) for path in composed.project]}
+    whole = dict.fromkeys(("save", "settle", "kill", "share", "until")) | plan
+    whole |= {"composed": made, "folder": str(folder), "command": sys.argv, "parent": os.getpid()}
+    program = "import sys; sys.path.append(sys.argv[1]); from healsg.commands.trace import main; sys.exit(main())"
+    line = [sys.executable, "-P", "-c", program, str(Path(__file__).parents[2])]
+    with tempfile.TemporaryFile() as told:
+        child = subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=told, start_new_session=True
+        )
+        try:
+            child.communicate(yaml.safe_dump(whole).encode())
+        finally:  # the child, and what it has started: loader workers
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        told.seek(0)
+        lines = told.read().decode(errors="replace").strip().splitlines()
+    code = child.returncode
+    finished = RunFolder(folder).record.get("status") == "finished"
+    if code == 0 or (code == -signal.SIGKILL and (finished or plan.get("kill"))):
+        return code == 0 or finished
+    print(*lines[:-1], sep="\n", end="\n" * (len(lines) > 1), file=sys.stderr)
+    ended = f"{folder}: ended by {signal.Signals(-code).name}" if code < 0 else f"{folder}: ended with status {code}"
+    raise BrokenError(lines[-1].removeprefix("error: ") if lines and code > 0 else ended, code)
+
+
+def _difference(whole: RunFolder, other: RunFolder) -> str:
+    """Where a run differs first from the undisturbed one; empty where it does not."""
+    if found := first_tensor(whole.path / TRACE, other.path / TRACE):
+        return f"runs differ first {found}\n{found.detail}"
+    if line := first_line(whole, other)[0]:
+        return f"runs differ first in metrics.jsonl, {line}; after every step all tensors agree"
+    if whole.record.get("digest") != other.record.get("digest"):
+        return "runs differ in their digests alone; after every step all tensors agree, and so do all lines"
+    return ""
+
+
+def _exact(trials: dict[str, Trial], options: Options) -> str:
+    begins = sorted({step for trial in trials.values() for step in trial.begins})
+    kills = sum(len(trial.kills) for trial in trials.values())
+    told = f"exact: {len(trials)} runs agree; {kills} kills (verify_seed={options.verify_seed}), gone on from "
+    if not any(begins):
+        return told + "step 0 alone: nothing was saved before the kills; a smaller runner.save_every tests more"
+    return told + f"{len(begins)} different steps: {', '.join(map(str, begins))}"
+
+
+def _table(trials: dict[str, Trial]) -> None:
+    rows = [("run", "steps", "killed after step", "went on from step", "digest")]
+    for name, trial in trials.items():
+        digest = str(trial.folder.record.get("digest") or "-")[:12]
+        kills, begins = (" ".join(map(str, steps)) or "-" for steps in (trial.kills, trial.begins))
+        rows.append((name, str(trial.steps or "-"), kills, begins, digest))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

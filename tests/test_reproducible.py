@@ -1,0 +1,275 @@
+"""The same command gives the same run; another seed changes all that is random, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import fake_data
+from conftest import REPOSITORY
+from healsg import BasicTask, TaskTrainer
+from healsg.commands import resume
+from healsg.config import build_task, flat
+from healsg.folder import RunFolder
+from healsg.loader import Loader
+
+METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
+NO_DOWNLOAD = ["data.download=false", "data.verify=false"]
+
+SETS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "digits": (lambda root: None, ["data.batch_size=256"]),
+    "cifar": (fake_data.write_cifar, [*NO_DOWNLOAD, "data.batch_size=32"]),
+    "mnist": (fake_data.write_mnist, [*NO_DOWNLOAD, "data.batch_size=32", "data.flip=true"]),
+    "imagefolder": (
+        lambda root: fake_data.write_imagefolder(root / "pictures"),
+        ["data.folder=pictures", "data.image_size=16", "data.shift=2", "data.batch_size=8"],
+    ),
+}
+"""By data set what writes one, of invented samples, under ``data/``, and its settings."""
+
+SMALL = ["model=mlp", "model.width=16", "model.dropout=0.2", "quiet=true"]
+
+
+def options(data: str = "digits", method: str = "adamw") -> list[str]:
+    """The settings of a small run, its data written."""
+    write, settings = SETS[data]
+    write(Path("data"))
+    return [f"data={data}", f"method={method}", *SMALL, *settings]
+
+
+def digest(*settings: str, **names: str) -> str:
+    result = TaskTrainer.compose(*settings, *(f"{key}={value}" for key, value in names.items())).train()
+    assert result["status"] == "finished"
+    return str(result["digest"])
+
+
+def test_every_data_set_can_be_written() -> None:
+    """A new data set needs a line in ``SETS``, or nothing here looks at it."""
+    assert set(SETS) == {path.stem for path in (REPOSITORY / "conf/data").glob("*.yaml")}
+
+
+# --- the same command ----------------------------------------------------------------------------------------------
+
+EVERY_METHOD = """
+import json, sys
+from healsg import TaskTrainer
+methods, settings = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+digests = {}
+for method in methods:
+    trainer = TaskTrainer.compose(f"method={method}", f"name={sys.argv[3]}-{method}", *settings)
+    digests[method] = trainer.train()["digest"]
+print(json.dumps(digests))
+"""
+
+
+def fresh_process(name: str, settings: list[str], methods: list[str] = METHODS, **variables: str) -> dict[str, str]:
+    """Train each of ``methods`` in one new process; their digests."""
+    line = [sys.executable, "-c", EVERY_METHOD, json.dumps(methods), json.dumps(settings), name]
+    environment = {"OMP_NUM_THREADS": "1"} | variables
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | environment, check=False)
+    assert done.returncode == 0, done.stderr
+    digests: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return digests
+
+
+def same_in_fresh_processes(settings: list[str], times: int) -> None:
+    """Also with another order of sets, which each process draws for itself."""
+    runs = [fresh_process(f"run{time}", settings, PYTHONHASHSEED=str(time + 1)) for time in range(times)]
+    assert all(run == runs[0] for run in runs)
+    assert len(set(runs[0].values())) > 1, "other methods, other digests"
+
+
+def test_every_method_twice_in_fresh_processes() -> None:
+    same_in_fresh_processes(["data.batch_size=256", "runner.epochs=2", *SMALL], 2)
+
+
+@pytest.mark.soak
+def test_every_method_ten_times_in_fresh_processes() -> None:
+    same_in_fresh_processes(["model=cnn", "runner.epochs=3", "method.label_smoothing=0.1", "quiet=true"], 10)
+
+
+def test_threads_are_recorded_and_kept() -> None:
+    """A run begun on one thread goes on with one where there would be two; its bits are those of one."""
+    settings = ["model=cnn", "data.batch_size=512", "runner.steps=6", "quiet=true"]
+    program = (
+        "import sys; from healsg import TaskTrainer\n"
+        "for line in sys.argv[1:]: TaskTrainer.compose(*line.split()).train()"
+    )
+    jobs = {
+        "1": [["name=whole"], ["name=cut", "runner.max_time=0"]],
+        "2": [["name=two"], ["name=cut"]],
+    }
+    for threads, runs in jobs.items():
+        lines = [" ".join([*settings, *run]) for run in runs]
+        subprocess.run(
+            [sys.executable, "-c", program, *lines], env=os.environ | {"OMP_NUM_THREADS": threads}, check=True
+        )
+    records = {name: RunFolder(Path("runs") / name).record for name in ("whole", "cut", "two")}
+    assert {name: record["threads"] for name, record in records.items()} == {"whole": 1, "cut": 1, "two": 2}
+    assert len(records["cut"]["continued"]) == 1
+    assert records["cut"]["digest"] == records["whole"]["digest"]
+
+
+def test_a_run_goes_on_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [*options("mnist"), "runner.epochs=2"]
+    whole = digest(*settings, name="whole")
+    stopped = TaskTrainer.compose(*settings, "name=cut", "runner.max_time=0").train()
+    assert stopped["status"] == "stopped"
+    (tmp_path / "there").mkdir()
+    shutil.move("data", "there/store")
+    shutil.move("runs/cut", "there/moved")
+    monkeypatch.chdir("there")
+    assert resume.run(["moved", "runner.max_time=null", "data.root=store"]) == 0
+    assert RunFolder(Path("moved")).record["digest"] == whole
+    assert digest(*settings, "data.root=store", name="anew") == whole
+
+
+@pytest.mark.parametrize("data", sorted(SETS))
+def test_workers_and_prefetch_change_nothing(data: str) -> None:
+    settings = [*options(data), "runner.epochs=2"]
+    plain = digest(*settings, "data.workers=0", name="plain")
+    assert digest(*settings, "data.workers=2", "data.prefetch=1", name="workers") == plain
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("data", sorted(SETS))
+def test_any_number_of_workers_every_data_set_and_method(data: str, method: str) -> None:
+    settings = [*options(data, method), "runner.epochs=2"]
+    seen = {
+        digest(*settings, f"data.workers={workers}", f"data.prefetch={prefetch}", name=f"run{workers}-{prefetch}")
+        for workers in (0, 1, 2, 4)
+        for prefetch in (1, 2, 4)
+    }
+    assert len(seen) == 1
+
+
+# --- another seed --------------------------------------------------------------------------------------------------
+
+
+def built(seed: int, settings: list[str]) -> BasicTask:
+    """A task as it stands before its first step."""
+    task = build_task(TaskTrainer.compose(*settings, f"seed={seed}").composed)
+    task.build()
+    task.build_training()
+    return task
+
+
+def epoch_of(task: BasicTask, split: str, epoch: int = 0) -> dict[str, torch.Tensor]:
+    """All that a split deals in an epoch, in its order."""
+    loader = task.loaders[split]
+    assert isinstance(loader, Loader)
+    batches = [batch for batch, _ in loader.batches(epoch)]
+    return {key: torch.cat([batch[key] for batch in batches]) for key in ("input", "target", "index")}
+
+
+@pytest.fixture(params=sorted(SETS))
+def pair(request: pytest.FixtureRequest) -> tuple[BasicTask, BasicTask]:
+    """The same task with two seeds, on every data set."""
+    settings = [*options(request.param), "data.workers=0"]
+    return built(0, settings), built(1, settings)
+
+
+def test_another_seed_deals_another_order_and_other_views(pair: tuple[BasicTask, BasicTask]) -> None:
+    one, other = (epoch_of(task, "train") for task in pair)
+    count = len(one["index"])
+    assert not torch.equal(one["index"], other["index"])
+    assert (one["index"] == other["index"]).float().mean() < 0.2
+    assert sorted(one["index"].tolist()) == sorted(other["index"].tolist()) == list(range(count))
+    places = [dealt["index"].argsort() for dealt in (one, other)]
+    assert torch.equal(one["target"][places[0]], other["target"][places[1]])
+    alike = (one["input"][places[0]] == other["input"][places[1]]).flatten(1).all(1).float().mean()
+    assert alike < 0.5, "the same samples are shifted and flipped otherwise"
+
+
+def test_another_seed_splits_and_validates_the_same(pair: tuple[BasicTask, BasicTask]) -> None:
+    assert list(pair[0].loaders) == list(pair[1].loaders)
+    for split in [name for name in pair[0].loaders if name != "train"]:
+        one, other = (epoch_of(task, split) for task in pair)
+        assert all(torch.equal(one[key], other[key]) for key in one), split
+    loaders = [task.loaders["train"] for task in pair]
+    stored = [loader.sources["labelled"] for loader in loaders if isinstance(loader, Loader)]
+    kept = [source.fetch(torch.arange(len(source))) for source in stored]
+    assert torch.equal(kept[0]["target"], kept[1]["target"])
+    assert torch.equal(kept[0]["input"], kept[1]["input"]), "the training part is the same samples"
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "resnet"])
+def test_another_seed_begins_with_other_weights(model: str) -> None:
+    one, other = (built(seed, ["data=digits", f"model={model}"]).model for seed in (0, 1))
+    drawn = 0
+    for first, second in zip(one.modules(), other.modules(), strict=True):
+        if isinstance(first, (torch.nn.Conv2d, torch.nn.Linear)):
+            assert isinstance(second, type(first))
+            assert (first.weight != second.weight).float().mean() > 0.99
+            drawn += 1
+    assert drawn >= 2
+    for (name, first), second in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        if torch.equal(first, second):
+            assert len(first.unique()) == 1, f"{name} is drawn, and the same with both seeds"
+
+
+def test_another_seed_drops_other_units() -> None:
+    one, other = (built(seed, options()) for seed in (0, 1))
+    other.model.load_state_dict(one.model.state_dict())
+    batch = torch.randn(64, *one.task_data.info.input_shape, generator=torch.Generator().manual_seed(0))
+
+    def outputs(task: BasicTask) -> torch.Tensor:
+        next(task.runner.train_batches(task))  # which seeds what the step draws from
+        task.runner.position = 0
+        with torch.no_grad():
+            return task.net.train()(batch)
+
+    dropped = [outputs(task) for task in (one, other, one)]
+    assert torch.equal(dropped[0], dropped[2])
+    assert (dropped[0] != dropped[1]).any(1).float().mean() > 0.9
+    with torch.no_grad():
+        assert torch.equal(one.net.eval()(batch), other.net.eval()(batch))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_seed_keeps_length_and_schedule(method: str) -> None:
+    rates = []
+    for seed in (0, 1):
+        task = built(seed, [*options(method=method), "runner.epochs=3"])
+        runner = task.runner
+        passed = [(runner.total_steps, runner.max_epoch, runner.steps_per_epoch, task.interval)]
+        for step in range(1, runner.total_steps + 1):
+            task.optimizer.step()
+            if task.scheduler is not None and (task.interval == "update" or step % runner.steps_per_epoch == 0):
+                task.scheduler.step()
+            passed += [tuple(group["lr"] for group in task.optimizer.param_groups)]
+        rates.append(passed)
+    assert rates[0] == rates[1]
+    assert len(set(rates[0][1:])) > 1, "the schedule moves"
+
+
+def test_another_seed_is_one_key_of_the_record() -> None:
+    settings = [*options(), "runner.epochs=1"]
+    for seed in (0, 1):
+        digest(*settings, f"seed={seed}", name=f"seed{seed}")
+    folders = [RunFolder(Path(f"runs/seed{seed}")) for seed in (0, 1)]
+    configs = [dict(flat(yaml.safe_load(folder.config.read_text()))) for folder in folders]
+    assert {key for key in configs[0] if configs[0][key] != configs[1][key]} == {"name", "seed"}
+    ours = {"seed", "command", "begin", "end", "process", "seconds"}
+    of_chance = {"best", "last", "test", "digest"}
+    records = [folder.record for folder in folders]
+    assert records[0].keys() == records[1].keys()
+    assert {key for key in records[0] if records[0][key] != records[1][key]} - ours == of_chance
+    lines = [[json.loads(line) for line in folder.metrics.read_text().splitlines()] for folder in folders]
+    for one, other in zip(*lines, strict=True):
+        assert {key: one[key] for key in ("event", "epoch", "step")} == {
+            k: other[k] for k in ("event", "epoch", "step")
+        }
+        assert one.get("lr") == other.get("lr")
+        assert one.get("train/loss") is None or one["train/loss"] != other["train/loss"]
