@@ -24,12 +24,19 @@ SMALL: dict[str, list[str]] = {
     "data=imagefolder": ["data.folder=files/pictures", "data.image_size=32", "data.workers=0"],
     "model=torchvision": ["data=cifar", *FOUND, "model.name=mobilenet_v3_small"],
     "model=resnet": ["model.width=4"],
+    "model=resnet8x4": ["model.width_factor=1", "model.stem_width=4"],
+    "model=resnet32x4": ["model.depth=8", "model.width_factor=1", "model.stem_width=4"],
+    "model=wide_resnet": ["model.depth=10", "model.widen_factor=1"],
+    "model=vit": ["model.depth=1", "model.width=12"],
+    "model=airbench": ["data=cifar", *FOUND, "model.width=4"],
+    "model=timm": ["model.name=test_resnet"],
 }
 """What makes an option small enough for a test, and lets it find its files."""
 
 OTHER_DEFAULTS = {
     "data=digits": {"batch_size"},
     "data=imagefolder": {"workers", "folder"},
+    "model=resnet32x4": {"depth"},
 }
 """Where a YAML's value is meant to differ from the constructor's default, or the constructor has none."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,6 +39,9 @@ class TaskModel:
     def build(self, info: DataInfo) -> nn.Module:
         """The network for samples of ``info.input_shape`` with ``info.num_classes`` outputs."""
         raise NotImplementedError
+
+    def adapt(self, network: nn.Module, inputs: Iterable[Tensor]) -> None:
+        """Set what the network takes from the training samples: ``inputs`` as evaluation sees them, batch by batch."""
 
     def criterion(self, info: DataInfo) -> nn.Module:
         """The loss, from ``(output, target)`` to a scalar mean over the batch."""

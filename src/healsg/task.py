@@ -17,6 +17,7 @@ from healsg.data import DataInfo, TaskData
 from healsg.epoch import EvalEpoch, TrainEpoch
 from healsg.errors import ConfigError, DataError
 from healsg.folder import weights_file
+from healsg.loader import Loader
 from healsg.method import TaskMethod
 from healsg.model import TaskModel
 from healsg.runner import TaskRunner
@@ -56,7 +57,10 @@ class BasicTask:
 
     def build_model(self) -> nn.Module:
         """The network."""
-        return self.task_model.build(self.task_data.info)
+        network, train = self.task_model.build(self.task_data.info), self.train_loader
+        samples = train.still() if isinstance(train, Loader) else train
+        self.task_model.adapt(network, (batch["input"] for batch in samples))
+        return network
 
     def build_criterion(self) -> nn.Module:
         """The loss, called with ``(output, target)``."""

@@ -1,0 +1,165 @@
+"""The network of airbench94, which learns CIFAR-10 in seconds (Jordan 2024, arXiv 2404.00498, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from healsg.data import DataInfo
+from healsg.model import Network, TaskModel
+from healsg.models.wide_resnet import check_images
+from healsg.types import Count, Fraction, Positive
+
+KERNEL = 2
+"""The side of the patches that the first layer whitens, in pixels."""
+
+IMAGES = 5000
+"""Training images whose patches it is computed from: the first ones, as published."""
+
+SMALLEST = 9
+"""The side of the smallest image, in pixels: after the first layer it is halved three times."""
+
+
+def patch_moments(batches: Iterable[Tensor], most: int = IMAGES) -> Tensor:
+    """The second moments, (D, D) float64, of all 2x2 patches of the first ``most`` images; D is 4 * channels.
+
+    Args:
+        batches: of images (N, channels, height, width); no more are asked for than are needed.
+    """
+    moments, images, patches = torch.zeros(()), 0, 0
+    for batch in batches:
+        rows = F.unfold(batch[: most - images].cpu().double(), KERNEL).transpose(0, 1).flatten(1)
+        moments, patches = moments + rows @ rows.mT, patches + rows.shape[1]
+        images += len(batch)
+        if images >= most:
+            break
+    return moments / patches
+
+
+def whitening(moments: Tensor, epsilon: float) -> Tensor:
+    """Filters (2 D, D) that turn patches of these second moments into numbers of unit power, and their negatives.
+
+    Each is an eigenvector over the root of its eigenvalue plus ``epsilon``, the largest eigenvalue first. An
+    eigenvector's sign is free: its largest number is made positive.
+    """
+    values, vectors = torch.linalg.eigh(moments)
+    rows = vectors.mT.flip(0)
+    rows = rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
+    rows = rows / (values.flip(0).clamp(min=0)[:, None] + epsilon).sqrt()
+    return torch.cat([rows, -rows])
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer without bias whose output is divided by ``temperature``."""
+
+    def __init__(self, before: int, after: int, temperature: float) -> None:
+        super().__init__(before, after, bias=False)
+        self.temperature = temperature
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) / self.temperature
+
+
+def convolution(before: int, after: int) -> nn.Conv2d:
+    """A 3x3 convolution without bias whose first filters pass their input on, as many as there are inputs."""
+    layer = nn.Conv2d(before, after, 3, padding=1, bias=False)
+    nn.init.dirac_(layer.weight.data[:before])
+    return layer
+
+
+def norm(width: int, momentum: float) -> nn.BatchNorm2d:
+    """BatchNorm with a bias that learns and a weight that stays 1."""
+    layer = nn.BatchNorm2d(width, eps=1e-12, momentum=momentum)
+    layer.weight.requires_grad_(False)
+    return layer
+
+
+def block(before: int, after: int, momentum: float) -> nn.Sequential:
+    """Two convolutions with norm and GELU, the images halved after the first."""
+    return nn.Sequential(
+        convolution(before, after),
+        nn.MaxPool2d(2),
+        norm(after, momentum),
+        nn.GELU(),
+        convolution(after, after),
+        norm(after, momentum),
+        nn.GELU(),
+    )
+
+
+class AirbenchNetwork(Network):
+    """A 2x2 convolution, GELU, three blocks (``stages``), global max-pooling, a linear head of scaled outputs.
+
+    Args:
+        channels: channels of the images.
+        classes: the number of outputs.
+        width: channels of the first block; the second and third have four times as many.
+        momentum: the share of a batch in BatchNorm's running statistics.
+        temperature: what the outputs are divided by.
+    """
+
+    def __init__(self, channels: int, classes: int, width: int, momentum: float, temperature: float) -> None:
+        super().__init__()
+        first = 2 * channels * KERNEL**2
+        self.first = nn.Conv2d(channels, first, KERNEL)
+        nn.init.zeros_(self.first.bias)  # type: ignore[arg-type]
+        widths = (first, width, 4 * width, 4 * width)
+        self.stages = nn.Sequential(*[block(*pair, momentum) for pair in pairwise(widths)])
+        self.num_features, self.head = 4 * width, ScaledLinear(4 * width, classes, temperature)
+
+    def features(self, input: Tensor) -> Tensor:
+        """(N, channels, height, width) to (N, num_features)."""
+        hidden: Tensor = self.stages(F.gelu(self.first(input)))
+        return hidden.amax((2, 3))
+
+    @torch.no_grad()
+    def whiten(self, batches: Iterable[Tensor], epsilon: float) -> None:
+        """Set the first layer from the patches of images, (N, channels, height, width) a batch, and freeze it.
+
+        Its bias goes on learning. No generator's state is changed by the reading of them.
+        """
+        weight = self.first.weight.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):  # data sets that are read sample by sample are seeded as they are
+            weight.copy_(whitening(patch_moments(batches), epsilon).view_as(weight))
+
+
+class Airbench(TaskModel):
+    """airbench94's network for images of 9x9 pixels and more; the published sizes are the defaults.
+
+    ``adapt`` whitens the first layer before training: a pure function of the training images as evaluation sees them,
+    the same in every process. Published is a bias of it that learns for three epochs; here it learns throughout.
+
+    Args:
+        width: channels of the first block; the second and third have four times as many.
+        whitening: set the first layer from the patches of the training images and freeze it; False lets it learn.
+        epsilon: what is added to the power of a patch's component before that is made one.
+        temperature: what the outputs are divided by.
+        batchnorm_momentum: the share of a batch in BatchNorm's running statistics.
+    """
+
+    def __init__(
+        self,
+        width: Count = 64,
+        whitening: bool = True,
+        epsilon: Positive = 5e-4,
+        temperature: Positive = 9.0,
+        batchnorm_momentum: Fraction = 0.4,
+    ) -> None:
+        self.width, self.whitening, self.epsilon = width, whitening, epsilon
+        self.temperature, self.batchnorm_momentum = temperature, batchnorm_momentum
+
+    def check(self, info: DataInfo) -> None:
+        check_images("Airbench", info, SMALLEST)
+
+    def build(self, info: DataInfo) -> nn.Module:
+        sizes = (info.input_shape[0], info.num_classes, self.width)
+        return AirbenchNetwork(*sizes, self.batchnorm_momentum, self.temperature)
+
+    def adapt(self, network: nn.Module, inputs: Iterable[Tensor]) -> None:
+        """Whiten the first layer, where that is asked for. ``inputs``: the training samples, batch by batch."""
+        if self.whitening and isinstance(network, AirbenchNetwork):
+            network.whiten(inputs, self.epsilon)
