@@ -5,15 +5,22 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import socket
+import struct
 import tarfile
+import urllib.request
+import zlib
 from collections.abc import Callable
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.response import addinfourl
 
 import numpy as np
 import pytest
 
+from healsg.datasets import cifar, files, mnist
 from healsg.errors import DataError
 
 TRAIN_BATCHES = 5
@@ -136,7 +143,9 @@ def publish_cifar(patch: pytest.MonkeyPatch, written: Path, classes: int = 10) -
 
     published = datasets.CIFAR10 if classes == 10 else datasets.CIFAR100
     if written.is_file():
-        patch.setattr(published, "tgz_md5", md5_of(written.read_bytes()))
+        content = written.read_bytes()
+        patch.setattr(published, "tgz_md5", md5_of(content))
+        patch.setitem(cifar.ARCHIVES, classes, (len(content), hashlib.sha256(content).hexdigest()))
         with tarfile.open(written) as tar:
             members = {Path(member.name).name: tar.extractfile(member) for member in tar.getmembers()}
             sums = {name: md5_of(member.read()) for name, member in members.items() if member}
@@ -150,12 +159,43 @@ def publish_mnist(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """Make the checksums of the gzipped files in ``folder`` those that torchvision publishes."""
     from torchvision import datasets
 
-    resources = [(name, md5_of((folder / name).read_bytes())) for name, _ in datasets.MNIST.resources]
-    patch.setattr(datasets.MNIST, "resources", resources)
+    contents = {name: (folder / name).read_bytes() for name, _ in datasets.MNIST.resources}
+    patch.setattr(datasets.MNIST, "resources", [(name, md5_of(content)) for name, content in contents.items()])
+    for name, content in contents.items():
+        patch.setitem(mnist.PACKED, name, (len(content), hashlib.sha256(content).hexdigest()))
 
 
 def md5_of(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def serve_https(patch: pytest.MonkeyPatch, answer: Callable[[urllib.request.Request], Answer]) -> list[str]:
+    """Downloads are answered by ``answer``: status, headers and content. Returns the addresses that are asked for."""
+    asked: list[str] = []
+    make = files.opener
+
+    class Server(urllib.request.HTTPSHandler):
+        def https_open(self, req: urllib.request.Request) -> Any:
+            asked.append(req.full_url)
+            status, headers, content = answer(req)
+            told = Message()
+            for key, value in headers.items():
+                told[key] = value
+            response = addinfourl(io.BytesIO(content), told, req.full_url, status)
+            response.msg = str(status)  # type: ignore[attr-defined]
+            return response
+
+    def opener() -> urllib.request.OpenerDirector:
+        made = make()
+        made.handle_open["https"] = [Server()]
+        made.handle_open["https"][0].add_parent(made)
+        return made
+
+    patch.setattr(files, "opener", opener)
+    return asked
 
 
 def refuse_network(patch: pytest.MonkeyPatch) -> list[str]:
@@ -181,3 +221,73 @@ def refused(call: Callable[[], Any], *words: object) -> str:
     for word in words:
         assert str(word) in line
     return line
+
+
+def odd_pictures(folder: Path) -> dict[str, bool]:
+    """Picture files in ``folder`` that are broken or odd in one way each: by name, whether it can be read."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (40, 50, 3)).astype(np.uint8))
+    jpeg, png, webp, tiff = (_encoded(picture, kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF"))
+    tables, scan, data = jpeg.index(b"\xff\xc4"), jpeg.index(b"\xff\xda"), png.index(b"IDAT")
+    exif = b"\xff\xe1\x00\x20Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 16
+    sixteen = Image.fromarray(np.full((30, 30), 40_000, np.uint16))
+    broken = {
+        "empty.jpg": b"",
+        "text.jpg": b"this is no picture\n" * 20,
+        "cut.jpg": jpeg[: len(jpeg) // 2],
+        "cut.png": png[: len(png) // 2],
+        "cut.webp": webp[: len(webp) // 2],
+        "cut.tiff": tiff[: len(tiff) // 2],
+        "head.jpg": jpeg[:30],
+        "header_sum.png": png[:29] + bytes(4) + png[33:],
+        "garbage.png": png[: data + 4] + rng.bytes(len(png) - data - 4),
+        "no_tables.jpg": jpeg[: tables + 4] + b"\xff" * (scan - tables - 4) + jpeg[scan:],
+        "no_scan.jpg": jpeg[:scan] + b"\xff\xd9",
+        "bomb.png": _png_of(60_000, 60_000),
+        "strip.png": _png_of(1, 50_000_000),
+        "no_width.png": _png_of(0, 40),
+        "sixteen.png": _encoded(sixteen, "PNG"),
+        "float.tiff": _encoded(Image.fromarray(rng.random((30, 30), np.float32)), "TIFF"),
+        "program.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n",
+    }
+    fine = {
+        "truly_png.jpg": png,
+        "grey.png": _encoded(picture.convert("L"), "PNG"),
+        "cmyk.jpg": _encoded(picture.convert("CMYK"), "JPEG"),
+        "palette.png": _encoded(picture.convert("P"), "PNG", transparency=b"\0\x80\xff"),
+        "animated.jpg": _encoded(picture, "GIF", save_all=True, append_images=[picture.rotate(90)]),
+        "exif.jpg": jpeg[:2] + exif + jpeg[2:],
+        "data_sum.png": png[: png.index(b"IEND") - 8] + bytes(4) + png[png.index(b"IEND") - 4 :],
+    }
+    for name, content in (broken | fine).items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "dangling.jpg").symlink_to("nowhere.jpg")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "pipe_link.jpg").symlink_to("pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str((folder / "socket.jpg").relative_to(Path.cwd())))
+    (folder / "folder.jpg").mkdir()
+    special = ("pipe.jpg", "dangling.jpg", "loop.jpg", "pipe_link.jpg", "socket.jpg")
+    return dict.fromkeys((*broken, *special), False) | dict.fromkeys(fine, True)
+
+
+def _encoded(picture: Any, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _png_of(width: int, height: int) -> bytes:
+    """A PNG whose header announces that many pixels, with next to no data."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(1000))),
+        (b"IEND", b""),
+    ]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -6,13 +6,12 @@ import socket
 import tarfile
 import time
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 
 import fake_data
-from fake_data import NEITHER, refuse_network, refused
+from fake_data import NEITHER, refuse_network, refused, serve_https
 from healsg.datasets.cifar import NAMES, Cifar
 
 
@@ -64,20 +63,13 @@ def test_cifar_download(tmp_path, monkeypatch, caplog):
 
     archive = fake_data.write_cifar(tmp_path / "server", per_batch=10, packed=True)
     fake_data.publish_cifar(monkeypatch, archive)
-    asked = []
-
-    def serve(url, root, filename, md5):
-        asked.append(url)
-        assert md5 == datasets.CIFAR10.tgz_md5
-        assert any("downloading" in record.message and url in record.message for record in caplog.records)
-        shutil.copy(archive, Path(root) / filename)
-
-    monkeypatch.setattr(datasets.utils, "download_url", serve)
+    asked = serve_https(monkeypatch, lambda request: (200, {}, archive.read_bytes()))
     caplog.set_level(logging.INFO, "healsg")
     data = Cifar(root=str(tmp_path / "new"))
     assert len(data.read("train")) == 50
     assert len(data.read("test")) == 10
     assert asked == [datasets.CIFAR10.url]
+    assert any("downloading" in record.message and asked[0] in record.message for record in caplog.records)
 
 
 def test_cifar_missing(tmp_path, offline):

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 import fake_data
-from fake_data import NEITHER, refuse_network, refused
-from healsg.datasets.mnist import MNIST, parse_idx
+from fake_data import NEITHER, refuse_network, refused, serve_https
+from healsg.datasets.mnist import MIRRORS, MNIST, parse_idx
 
 
 @pytest.fixture
@@ -48,19 +47,18 @@ def test_mnist_wrong_checksum_and_missing(tmp_path, offline):
 
 
 def test_mnist_download(tmp_path, monkeypatch):
-    from torchvision import datasets
-
     folder = fake_data.write_mnist(tmp_path / "server")
     fake_data.publish_mnist(monkeypatch, folder)
 
-    def serve(url, root, filename, md5):
-        if url.startswith(datasets.MNIST.mirrors[0]):
-            raise RuntimeError("gone")
-        shutil.copy(folder / url.rsplit("/", 1)[1], Path(root) / filename)
+    def answer(request):
+        if request.full_url.startswith(MIRRORS[0]):
+            return 503, {}, b"gone"
+        return 200, {}, (folder / request.full_url.rsplit("/", 1)[1]).read_bytes()
 
-    monkeypatch.setattr(datasets.utils, "download_url", serve)
+    asked = serve_https(monkeypatch, answer)
     assert len(MNIST(root=str(tmp_path / "new")).read("train")) == 200
     assert len(list((tmp_path / "new" / "MNIST" / "raw").iterdir())) == 4
+    assert len(asked) == 12, "each file twice from the first mirror, then from the second"
 
 
 def test_mnist_damaged(tmp_path):

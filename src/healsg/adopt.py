@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils.data import (
 from healsg.errors import DataError
 from healsg.loader import Loader
 from healsg.seeding import seed_everything, seed_foreign
-from healsg.source import Batch, DatasetSource, Source, TensorSource, as_batch
+from healsg.source import Batch, DatasetSource, Reading, Source, TensorSource, as_batch, line
 from healsg.terms import Terms
 
 
@@ -28,14 +29,16 @@ class ForeignLoader:
     """Any other iterable of batches: seeded by (seed, epoch), skipped forward on resume, each rank taking its rows.
 
     What it draws in this process while it makes a batch is seeded by the batch's position too, since the steps between
-    two batches draw from the same generators.
+    two batches draw from the same generators. What goes wrong in it is a DataError that names the batch.
     """
 
     in_memory = False
     left_out = 0
 
-    def __init__(self, loader: Any, name: str) -> None:
-        self.loader, self.name = loader, name
+    def __init__(self, loader: Any, name: str, reading: Reading | None = None) -> None:
+        self.loader, self.name, self.timeout, self.look = loader, name, (reading or Reading()).timeout, 0.0
+        if isinstance(loader, DataLoader) and loader.num_workers and not loader.timeout + loader.persistent_workers:
+            loader.timeout = self.look = min(self.timeout or 5.0, 5.0)  # torch misses a dead worker when it looks
         self.deal(Terms())
 
     def deal(self, terms: Terms) -> None:
@@ -63,19 +66,39 @@ class ForeignLoader:
         sampler = getattr(self.loader, "sampler", None)
         if sampler is not None and hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
-        values, length = iter(self.loader), len(self)
+        values, length = self._begin(), len(self)
         for position in range(length):
             seed_foreign(self.terms.seed, "batch", self.name, epoch, position)
             try:
-                value = next(values)
+                value = self._next(values)
             except StopIteration:
                 if self.name != "train":
                     return
                 raise DataError(
                     f"the train loader ended after {position} of {length} batches; set runner.limit_batches={position}"
                 ) from None
+            except Exception as error:
+                raise DataError(f"the {self.name} loader failed at batch {position}: {_cause(error)}") from error
             if position >= start:
                 yield self._share(as_batch(value))
+
+    def _next(self, values: Iterator[Any]) -> Any:
+        waited = 0.0
+        while True:
+            try:
+                return next(values)
+            except RuntimeError as error:
+                waited += self.look
+                if not self.look or "timed out after" not in str(error):
+                    raise
+                if 0 < self.timeout <= waited:
+                    raise TimeoutError(f"none for {self.timeout:g} seconds (data.timeout)") from error
+
+    def _begin(self) -> Iterator[Any]:
+        try:
+            return iter(self.loader)
+        except Exception as error:
+            raise DataError(f"the {self.name} loader cannot begin: {_cause(error)}") from error
 
     def _share(self, batch: Batch) -> tuple[Batch, int]:
         if all(isinstance(value, Mapping) for value in batch.values()):
@@ -88,6 +111,14 @@ class ForeignLoader:
         return {key: value[low:high] if _rows(value) == size else value for key, value in batch.items()}, rows
 
 
+def _cause(error: Exception) -> str:
+    """What went wrong, on one line, also where a worker sent its whole traceback or was lost as it sent a batch."""
+    lines = str(error).strip().splitlines()
+    if lines and lines[0].startswith("Caught "):
+        return lines[-1]
+    return f"{'a loader worker was lost: ' * isinstance(error, (EOFError, ConnectionError))}{line(error)}"
+
+
 def _rows(value: Any) -> int | None:
     """How many rows a tensor or list holds; None for what holds none."""
     return value.shape[0] if isinstance(value, Tensor) and value.dim() else len(value) if type(value) is list else None
@@ -96,19 +127,20 @@ def _rows(value: Any) -> int | None:
 AnyLoader = Loader | ForeignLoader
 
 
-def adopt(loader: Any, name: str) -> AnyLoader:
+def adopt(loader: Any, name: str, reading: Reading | None = None) -> AnyLoader:
     """Make a loader of ours of what ``build_dataloader`` returned for the split ``name``.
 
     A plain map-style ``DataLoader`` is dealt anew; its data set, batch size, collate function, ``drop_last`` and
     workers are kept, a random or sequential sampler becomes ours. So does a distributed one, whose batches are of one
-    process. Raises DataError for a data set without a length.
+    process. ``reading`` is what the task's settings say of broken samples and of workers; the loader's own timeout and
+    prefetch factor come first. Raises DataError for a data set without a length.
     """
     if isinstance(loader, (Loader, ForeignLoader)):
         return loader
     if not hasattr(loader, "__iter__"):
         raise DataError(f"build_dataloader: {type(loader).__name__} for {name} is no loader; wrap it in a DataLoader")
     if not _is_plain(loader):
-        return ForeignLoader(loader, name)
+        return ForeignLoader(loader, name, reading)
     source: Source
     dataset, collate, sampler = loader.dataset, loader.collate_fn, loader.sampler
     if not hasattr(dataset, "__len__"):
@@ -120,7 +152,9 @@ def adopt(loader: Any, name: str) -> AnyLoader:
         source = TensorSource(*dataset.tensors)
     else:
         source = DatasetSource(dataset, collate)
-    return Loader(
+    reading = copy.copy(reading or Reading())
+    reading.timeout, reading.prefetch = loader.timeout or reading.timeout, loader.prefetch_factor or reading.prefetch
+    made = Loader(
         {"labelled": source},
         {"labelled": {"input": None}},
         loader.batch_size * (sampler.num_replicas if spread else 1),
@@ -128,7 +162,10 @@ def adopt(loader: Any, name: str) -> AnyLoader:
         drop_last=loader.drop_last,
         workers=loader.num_workers,
         worker_init_fn=loader.worker_init_fn,
+        reading=reading,
     )
+    made.training = name == "train"
+    return made
 
 
 def _is_plain(loader: Any) -> bool:

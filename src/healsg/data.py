@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from torch import Tensor
 from healsg.errors import ConfigError, DataError
 from healsg.loader import Loader, Transform
 from healsg.seeding import generator
-from healsg.source import Source
-from healsg.types import Count, Natural, Share
+from healsg.source import Reading, Source
+from healsg.types import Count, Natural, NonNegative, Share
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class TaskData:
             stratified by class; 0 uses the test part, as papers on CIFAR do.
         split_seed: which samples that share is.
         drop_last: leave out the samples at the end of an epoch that do not fill a whole update.
+        on_error: stop at a sample that cannot be read, or leave it out of its batch. A training batch of which too
+            little is left gives way to the first of the epoch that can be read.
+        max_errors: different samples that may be left out before the run stops.
+        timeout: seconds without a batch from a loader process after which the run stops; 0 waits for ever.
+        prefetch: batches that each loader process keeps ready, at most 64.
     """
 
     def __init__(
@@ -71,11 +77,15 @@ class TaskData:
         val_fraction: Share = 0.1,
         split_seed: Natural = 0,
         drop_last: bool = False,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_errors: Natural = 100,
+        timeout: NonNegative = 600.0,
+        prefetch: Count = 2,
     ) -> None:
         self.root = Path(root).expanduser()
         self.batch_size, self.workers = batch_size, workers
         self.val_fraction, self.split_seed = val_fraction, split_seed
-        self.drop_last = drop_last
+        self.drop_last, self.reading = drop_last, Reading(on_error, max_errors, timeout, prefetch)
 
     @property
     def info(self) -> DataInfo:
@@ -147,6 +157,7 @@ class TaskData:
                 workers=self.workers,
                 flat=not training or needs.flat,
                 ratio=needs.ratio,
+                reading=self.reading,
             )
         return loaders
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from healsg import distributed, memory
-from healsg.errors import NotFiniteError, RunError
+from healsg.errors import DataError, NotFiniteError, RunError
 from healsg.replay import first_not_finite
+from healsg.source import line
 
 if TYPE_CHECKING:
     from healsg.keeper import Keeper
@@ -17,15 +18,18 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def explained(task: BasicTask, keeper: Keeper) -> Iterator[None]:
-    """Surrounds the loop. Raises RunError for numbers that are not finite and for memory that ran out."""
+    """Surrounds the loop. Raises RunError for numbers that are not finite and for memory that ran out, DataError for a
+    worker of torch's DataLoader that was lost: that exception comes at whatever place this process is."""
     try:
         yield
     except NotFiniteError as error:
         raise _not_finite(task, keeper, error) from error
     except (RuntimeError, MemoryError) as error:
-        if not memory.is_exhausted(error):
-            raise
-        raise memory.explain(task) from error
+        if memory.is_exhausted(error):
+            raise memory.explain(task) from error
+        if str(error).startswith("DataLoader worker (pid"):
+            raise DataError(f"a loader worker was lost: {line(error)}") from error
+        raise
 
 
 def _not_finite(task: BasicTask, keeper: Keeper, error: NotFiniteError) -> RunError:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from healsg.errors import DataError
 from healsg.seeding import Draw, generator, mix, seed_foreign
-from healsg.source import Batch, Source, TensorSource
+from healsg.source import Batch, DatasetSource, Reading, Source, TensorSource
 from healsg.terms import Terms
+from healsg.workers import Workers
 
 Transform = Callable[[Batch, Draw | None], Batch]
 """From a batch as stored to a batch as the network sees it; without a draw nothing random happens."""
@@ -32,6 +33,7 @@ class Loader:
         flat: a batch is the one stream's dict, not a dict of streams.
         ratio: how many times ``batch_size`` a stream's batch holds; 1 where it is not named.
         worker_init_fn: called in each worker as it starts.
+        reading: how samples are read that are no tensors.
     """
 
     def __init__(
@@ -46,32 +48,31 @@ class Loader:
         flat: bool = True,
         ratio: Mapping[str, int] | None = None,
         worker_init_fn: Callable[[int], None] | None = None,
+        reading: Reading | None = None,
     ) -> None:
         self.sources, self.views = dict(sources), views
         self.batch_size, self.shuffle, self.drop_last, self.flat = batch_size, shuffle, drop_last, flat
         self.sizes = {stream: batch_size * (ratio or {}).get(stream, 1) for stream in sources}
         self.in_memory = all(isinstance(source, TensorSource) for source in sources.values())
         self.workers = 0 if self.in_memory else workers
-        self.worker_init_fn = worker_init_fn
-        self._workers: DataLoader[Any] | None
+        self.worker_init_fn, self.reading, self.training = worker_init_fn, reading or Reading(), shuffle
+        self._workers: Workers | None
         self._epoch: int
         self.deal(Terms())
 
     def deal(self, terms: Terms) -> None:
         """Take the runner's terms. Raises DataError where not one batch comes of them."""
         self.terms, self._epoch, self._workers = terms, -1, None
-        if self.in_memory and terms.device.type != "cpu":
-            self.sources = {
-                stream: source.to(terms.device) if isinstance(source, TensorSource) else source
-                for stream, source in self.sources.items()
-            }
+        for stream, source in self.sources.items():
+            if self.in_memory and isinstance(source, TensorSource):
+                self.sources[stream] = source.to(terms.device)
         self.bounds = self._bounds()
 
     def still(self) -> Loader:
         """The same samples for looking at: each once, in their order, with nothing random."""
         stream, views = next(iter(self.views.items()))
-        wanted = {"input": views.get("input", next(iter(views.values())))}
-        loader = Loader({stream: self.sources[stream]}, {stream: wanted}, self.batch_size, shuffle=False)
+        source, wanted = self.sources[stream], {"input": views.get("input", next(iter(views.values())))}
+        loader = Loader({stream: source}, {stream: wanted}, self.batch_size, shuffle=False, reading=self.reading)
         loader.deal(self.terms)
         return loader
 
@@ -94,47 +95,70 @@ class Loader:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
         """The batches of ``epoch`` from position ``start``, each with the rows of this rank that count."""
-        positions = range(start, len(self))
+        places = [(epoch, position) for position in range(start, len(self))]
         if not self.workers:
-            return (self.batch(epoch, position) for position in positions)
-        if self._workers is None:
-            self._workers = DataLoader(
-                cast(Any, _Dealer(self)),
-                batch_size=None,
-                sampler=_Positions(),
-                num_workers=self.workers,
-                collate_fn=_unchanged,
-                persistent_workers=True,
-                pin_memory=self.terms.device.type == "cuda",
-                worker_init_fn=self.worker_init_fn,
-            )
-        self._workers.sampler.positions = [(epoch, position) for position in positions]  # type: ignore[attr-defined]
-        return _prepared(self._workers)
+            return (self.batch(*place) for place in places)
+        if self._workers is None or not self._workers.end.still_active():
+            bare = copy.copy(self)
+            bare._workers = None
+            sources = list(self.sources.values())
+            self._workers = Workers(bare._prepare, self.workers, self.reading, sources, self.worker_init_fn)
+        return map(self._taken, self._workers.deal(places))
 
     def batch(self, epoch: int, position: int) -> tuple[Batch, int]:
         """The batch at ``position`` of ``epoch``, wherever and whenever it is asked for."""
+        return self._taken(self._prepare(epoch, position))
+
+    def _prepare(self, epoch: int, position: int) -> tuple[Batch, int, list[Any]]:
+        """A batch, its rows that count, and what was left out of it: stream, index in its data set, message."""
         if self._epoch != epoch:
             self._begin(epoch)
         if not self.in_memory:
             seed_foreign(self.terms.seed, "samples", epoch, position, self.terms.rank)
-        dealt, counted = {}, -1
+        dealt, counted, kept, missed = {}, -1, None, list[Any]()
         for stream in self.sources:
-            start, stop, rows = self.pieces[stream][position]
+            if self.in_memory:
+                start, stop, rows = self.pieces[stream][position]
+                raw = self.sources[stream].fetch(self.orders[stream][start:stop])
+            else:
+                raw, kept, start, stop, rows = self._read(stream, position, missed)
             counted = rows if counted < 0 else counted
-            raw = self.sources[stream].fetch(self.orders[stream][start:stop])
-            dealt[stream] = self._views(stream, raw, start, stop)
-        return (next(iter(dealt.values())) if self.flat else dealt), counted
+            dealt[stream] = self._views(stream, raw, start, stop, kept) if kept is None or len(kept) else raw
+        return (next(iter(dealt.values())) if self.flat else dealt), counted, missed
 
-    def _views(self, stream: str, raw: Batch, start: int, stop: int) -> Batch:
+    def _read(self, stream: str, position: int, missed: list[Any]) -> tuple[Batch, Tensor | None, int, int, int]:
+        """A piece of the epoch's order, or the first of which enough can be read; the places left in it; its bounds."""
+        source, number, reading = self.sources[stream], list(self.sources).index(stream), self.reading
+        for place in chain([position], range(min(len(self), reading.max_errors))):
+            start, stop, rows = self.pieces[stream][place]
+            index, reading.at[0], reading.broken = self.orders[stream][start:stop], number, {}
+            raw = source.fetch(index, reading) if isinstance(source, DatasetSource) else source.fetch(index)
+            if not reading.broken:
+                return raw, None, start, stop, rows
+            missed += [(stream, *sample) for sample in reading.broken.values()]
+            kept = torch.tensor([start + i for i in range(len(index)) if i not in reading.broken])
+            if not self.training or len(kept) >= min(self.terms.least, stop - start):
+                return raw, kept, start, stop, rows and len(kept)
+        raise DataError(f"data.on_error: no batch of which enough can be read; {missed[-1][2]}")
+
+    def _views(self, stream: str, raw: Batch, start: int, stop: int, kept: Tensor | None) -> Batch:
         views = self.views[stream]
         made = {}
         for view, transform in views.items():
-            draw = self.draws[stream][view].part(start, stop) if self.shuffle else None
-            made[view] = transform(raw, draw) if transform else raw
+            draw = self.draws[stream][view]
+            draw = draw.part(start, stop) if kept is None else Draw(draw.key, draw.index[kept])
+            made[view] = transform(raw, draw if self.shuffle else None) if transform else raw
         if list(views) == ["input"]:
             return made["input"]
         batch = {key: value for key, value in raw.items() if key != "input"}
         return batch | {view: result["input"] for view, result in made.items()}
+
+    def _taken(self, prepared: tuple[Batch, int, list[tuple[str, int, str]]]) -> tuple[Batch, int]:
+        """What was prepared, here or by a worker; what was left out of it is told."""
+        batch, rows, missed = prepared
+        for stream, index, said in missed:
+            self.reading.tell((id(self.sources[stream].dataset), index), said)  # type: ignore[attr-defined]
+        return _pinned(batch) if self.workers and self.terms.device.type == "cuda" else batch, rows
 
     def _begin(self, epoch: int) -> None:
         """Lay out an epoch: each stream's order, this rank's pieces of it, and its samples' own draws."""
@@ -184,47 +208,8 @@ class Loader:
         return bounds[: self.terms.limit]
 
 
-def _unchanged(value: Any) -> Any:
-    return value
-
-
-def _prepared(workers: DataLoader[Any]) -> Iterator[tuple[Batch, int]]:
-    try:
-        for dealt in workers:
-            if isinstance(dealt, DataError):
-                raise dealt
-            yield dealt
-    except (OSError, EOFError, RuntimeError) as error:
-        lost = isinstance(error, (OSError, EOFError)) or "DataLoader worker (pid" in str(error)
-        if not lost or str(error).startswith("Caught "):
-            raise
-        raise DataError(
-            "a loader worker was killed or ended by itself; fewer data.workers need less memory, 0 shows where it ends"
-        ) from error
-
-
-class _Dealer:
-    """The data set that workers see: a key is a place in the run, its value the whole batch, or our own error."""
-
-    def __init__(self, loader: Loader) -> None:
-        self.loader = copy.copy(loader)
-        self.loader._workers = None
-
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Batch, int] | DataError:
-        try:
-            return self.loader.batch(*place)
-        except DataError as error:
-            return error
-
-
-class _Positions:
-    """The sampler of the workers' DataLoader: the places still to come in this epoch."""
-
-    def __init__(self) -> None:
-        self.positions: list[tuple[int, int]] = []
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(self.positions)
-
-    def __len__(self) -> int:
-        return len(self.positions)
+def _pinned(value: Any) -> Any:
+    """A batch in memory from which a GPU can fetch by itself."""
+    if isinstance(value, dict):
+        return {key: _pinned(part) for key, part in value.items()}
+    return value.pin_memory() if isinstance(value, Tensor) else value

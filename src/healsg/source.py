@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import Subset, default_collate
 
-from healsg.errors import DataError
+from healsg.errors import DataError, HealsgError
+
+log = logging.getLogger("healsg")
 
 Batch = dict[str, Any]
+Collate = Callable[[list[Any]], Any]
+
+
+@dataclass
+class Reading:
+    """How a task's samples are read, as the arguments of ``TaskData`` say, and how far that is.
+
+    ``told``: the samples left out; ``broken``: by place in the last batch, their indices and messages; ``at``: the
+    number of the stream, the index in its data set, how many more are read together with that.
+    """
+
+    on_error: Literal["raise", "skip"] = "raise"
+    max_errors: int = 100
+    timeout: float = 600.0
+    prefetch: int = 2
+    told: set[Any] = field(default_factory=set)
+    broken: dict[int, tuple[int, str]] = field(default_factory=dict)
+    at: Any = field(default_factory=lambda: [0, -1, 0])
+
+    def tell(self, sample: Any, said: str) -> None:
+        """Say once that a sample is left out. Raises DataError where there are too many."""
+        if sample not in self.told:
+            self.told.add(sample)
+            if len(self.told) > self.max_errors:
+                raise DataError(f"data.max_errors: more than {self.max_errors} samples cannot be read; {said}")
+            log.warning("left out: %s", said)
 
 
 class Source(Protocol):
@@ -24,20 +56,13 @@ class Source(Protocol):
 
     def fetch(self, index: Tensor) -> Batch:
         """The batch of the samples at ``index`` ((N,) int64): ``input``, ``target`` and ``index``."""
-        ...
 
     def subset(self, index: Tensor) -> Source:
         """The samples at ``index`` alone, renumbered from 0."""
-        ...
 
 
 class TensorSource:
-    """Samples held as tensors, batched by one gather; images as uint8.
-
-    Args:
-        input: (N, ...) samples.
-        target: (N,) class indices, or (N, ...) targets.
-    """
+    """Samples held as tensors, batched by one gather: ``input`` (N, ...), images as uint8; ``target`` (N, ...)."""
 
     def __init__(self, input: Tensor, target: Tensor) -> None:
         if len(input) != len(target):
@@ -74,11 +99,7 @@ class DatasetSource:
     """
 
     def __init__(
-        self,
-        dataset: Any,
-        collate: Callable[[list[Any]], Any] | None = None,
-        targets: Tensor | None = None,
-        chosen: Tensor | None = None,
+        self, dataset: Any, collate: Collate | None = None, targets: Tensor | None = None, chosen: Tensor | None = None
     ) -> None:
         self.dataset, self.collate = dataset, collate or default_collate
         self._targets, self.chosen = targets, chosen
@@ -90,13 +111,51 @@ class DatasetSource:
     def __len__(self) -> int:
         return len(self.dataset) if self.chosen is None else len(self.chosen)
 
-    def fetch(self, index: Tensor) -> Batch:
-        wanted = (index if self.chosen is None else self.chosen[index]).tolist()
-        many = getattr(self.dataset, "__getitems__", None)
-        samples = many(wanted) if many else [self.dataset[i] for i in wanted]
-        batch = as_batch(self.collate(samples))
+    def fetch(self, index: Tensor, reading: Reading | None = None) -> Batch:
+        """See ``Source``. Raises DataError that names the sample, or leaves it out as ``reading`` says."""
+        reading = reading or Reading()
+        samples = self._read(wanted := (index if self.chosen is None else self.chosen[index]).tolist(), reading)
+        if reading.broken:
+            index = index[[place for place in range(len(wanted)) if place not in reading.broken]]
+        if not len(samples):
+            return {"index": index}
+        try:
+            batch = as_batch(self.collate(samples))  # type: ignore[arg-type]
+        except Exception as error:
+            raise DataError(f"{self.name(wanted[0])} cannot be joined with its batch: {line(error)}") from error
         batch.setdefault("index", index)
         return batch
+
+    def _read(self, wanted: list[int], reading: Reading) -> Sequence[Any]:
+        dataset, at = self.dataset, reading.at
+        passed_on = type(dataset) is Subset and not hasattr(dataset.dataset, "__getitems__")
+        many = None if passed_on else getattr(dataset, "__getitems__", None)
+        reading.broken, at[2] = {}, 0
+        if many:
+            at[1], at[2] = wanted[0], len(wanted) - 1
+            with contextlib.suppress(Exception):  # one by one, the culprit shows
+                return many(wanted)  # type: ignore[no-any-return]
+        samples = []
+        for place, i in enumerate(wanted):
+            at[1] = i
+            try:
+                samples.append(many([i])[0] if many else dataset[i])
+            except Exception as error:
+                said = f"{self.name(i)}: {line(error)}"
+                if reading.on_error == "raise":
+                    raise DataError(said) from error
+                reading.broken[place] = i, said
+        return samples
+
+    def name(self, index: int) -> str:
+        """How a message calls a sample: its index in the data set and, where that knows one, its file."""
+        dataset, path = self.dataset, None
+        with contextlib.suppress(Exception):  # other people's attributes may be anything
+            while isinstance(dataset, Subset):
+                index, dataset = dataset.indices[index], dataset.dataset
+            path = dataset.paths[index] if hasattr(dataset, "paths") else dataset.samples[index][0]
+        where = f" ({os.fspath(path)})" if isinstance(path, (str, os.PathLike)) else ""
+        return line(f"sample {index} of {type(dataset).__name__}{where}")
 
     def subset(self, index: Tensor) -> DatasetSource:
         chosen = index if self.chosen is None else self.chosen[index]
@@ -113,3 +172,10 @@ def as_batch(value: Any) -> Batch:
     raise DataError(
         f"a loader yields {type(value).__name__}; give (input, target), (input, target, extra) or a dict of those names"
     )
+
+
+def line(said: BaseException | str) -> str:
+    """An error, or what is said of one, on one line that can be printed."""
+    bare = isinstance(said, (str, HealsgError))
+    text = f"{said}" if bare else f"{type(said).__name__}: {said}".removesuffix(": ")
+    return " ".join(text.encode(errors="backslashreplace").decode().split())

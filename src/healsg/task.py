@@ -112,7 +112,11 @@ class BasicTask:
             )
         if not isinstance(loaders, Mapping):
             loaders = dict(zip(("train", "val", "test"), loaders, strict=False))
-        self.loaders = {split: adopt(loader, split) for split, loader in loaders.items() if loader is not None}
+        self.loaders = {
+            split: adopt(loader, split, self.task_data.reading)
+            for split, loader in loaders.items()
+            if loader is not None
+        }
         if "train" not in self.loaders:
             raise DataError("build_dataloader: there is no train loader; return (train, val) or a dict by split")
         seed_everything(seed, "model")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from healsg.data import DataInfo, TaskData
-from healsg.datasets.files import checked_bytes, download, exclusive, load_arrays, log, unpack
+from healsg.datasets.files import Sums, checked_bytes, download, exclusive, load_arrays, log, unpack
 from healsg.errors import ConfigError, DataError
 from healsg.loader import Transform
 from healsg.source import TensorSource
@@ -24,6 +24,12 @@ STATISTICS = {
     100: ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 """Each channel's mean and standard deviation over the pixels of the 50,000 training images, with 255 as 1."""
+
+ARCHIVES = {
+    10: (170_498_071, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
+    100: (169_001_437, "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"),
+}
+"""Each archive's size in bytes and SHA-256; its MD5, and those of the files in it, are torchvision's."""
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
@@ -86,7 +92,7 @@ class Cifar(TaskData):
         files = published.train_list if part == "train" else published.test_list
         if not self.verify:
             log.warning("data.verify=false: the %s files in %s are taken without a check", part, folder)
-        batches = [_read_batch(folder / name, md5 if self.verify else None, self.classes) for name, md5 in files]
+        batches = [_read_batch(folder / name, Sums(md5 if self.verify else ""), self.classes) for name, md5 in files]
         inputs = np.concatenate([images for images, _ in batches]).reshape(-1, 3, 32, 32)
         targets = [label for _, labels in batches for label in labels]
         return TensorSource(torch.from_numpy(inputs), torch.tensor(targets))
@@ -94,7 +100,8 @@ class Cifar(TaskData):
     def _provide(self, published: Any, folder: Path) -> None:
         """See to it that the files are there: unpacked already, from the archive, or from the network."""
         names = [name for name, _ in published.train_list + published.test_list]
-        archive = folder.parent / published.filename
+        archive, (size, sha256) = folder.parent / published.filename, ARCHIVES[self.classes]
+        sums = Sums(published.tgz_md5, sha256, size)
         by_hand = f"put {archive.name} (from {PAGE}) or its unpacked folder {folder.name} into {archive.parent}"
         if not _missing(folder, names):
             return
@@ -103,20 +110,18 @@ class Cifar(TaskData):
         with exclusive(archive.parent):
             missing = _missing(folder, names)  # another process may have put them there
             if missing and not archive.is_file():
-                download([published.url], archive, published.tgz_md5, by_hand)
-            elif missing and self.verify:
-                checked_bytes(archive, published.tgz_md5)
+                download([published.url], archive, sums, by_hand)
             if missing:
-                unpack(archive, folder, missing)
+                unpack(checked_bytes(archive, sums if self.verify else Sums()), archive, folder, missing)
 
 
 def _missing(folder: Path, names: list[str]) -> list[str]:
     return [name for name in names if not (folder / name).is_file()]
 
 
-def _read_batch(path: Path, md5: str | None, classes: int) -> tuple[np.ndarray[Any, Any], list[int]]:
+def _read_batch(path: Path, sums: Sums, classes: int) -> tuple[np.ndarray[Any, Any], list[int]]:
     """One file's images, (N, 3072) uint8, and their classes."""
-    batch = load_arrays(checked_bytes(path, md5), path)
+    batch = load_arrays(checked_bytes(path, sums), path)
     batch = batch if isinstance(batch, dict) else {}
     images, labels = batch.get("data"), batch.get("labels" if classes == 10 else "fine_labels")
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """As torchvision.datasets.folder.IMG_EXTENSIONS."""
+
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+"""What a file's content may be, whatever its name says. Pillow has readers of others that start programs."""
+
+PIXELS = 1 << 27
+"""The most that a picture, or what its shorter side is resized to, may have: more is refused, not read."""
 
 
 class ImageFolder(TaskData):
@@ -152,24 +159,27 @@ class Pictures:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        try:
-            return decode(self.paths[index], self.size, self.channels), self.targets[index]
-        except Exception as error:  # a broken file makes the decoder raise almost anything
-            reason = " ".join(str(error).split())
-            raise DataError(f"{self.paths[index]}: picture {index} cannot be read ({reason})") from error
+        return decode(self.paths[index], self.size, self.channels), self.targets[index]
 
 
 def decode(path: str, size: int, channels: int) -> Tensor:
-    """The picture at ``path`` as (channels, size, size) uint8: resized on its shorter side, cut to its centre."""
+    """The picture at ``path`` as (channels, size, size) uint8: resized on its shorter side, cut to its centre.
+
+    A broken file makes the decoder raise almost anything. What is no file is not opened, since a pipe would wait.
+    """
     from PIL import Image
 
-    with Image.open(path) as opened:
+    if not S_ISREG(os.stat(path).st_mode):  # noqa: PTH116, a Path for each picture is slow
+        raise ValueError("not a file")
+    with Image.open(path, formats=FORMATS) as opened:
+        width, height = opened.size
+        shorter = min(width, height)
+        if not shorter or max(width * height, size * width // shorter * (size * height // shorter)) > PIXELS:
+            raise ValueError(f"{width} x {height} pixels, which cannot be resized to a shorter side of {size}")
         if opened.mode.startswith(("I", "F")):
             raise ValueError(f"mode {opened.mode}, more than 8 bits a channel: convert it to 8 bits")
         opaque = opened.convert("RGBA") if "transparency" in opened.info else opened
         image = opaque.convert("RGB" if channels == 3 else "L")
-    width, height = image.size
-    shorter = min(width, height)
     width, height = size * width // shorter, size * height // shorter
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
@@ -186,17 +196,33 @@ def _per_channel(key: str, given: list[float] | None, usual: Sequence[float], ch
 
 
 def _class_folders(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise _unlisted(error) from error
     if not names:
         raise DataError(f"{folder}: no class folders in it; put the pictures of each class into a folder of its name")
     return names
 
 
 def _pictures(folder: Path) -> tuple[list[str], int]:
-    """The picture files below ``folder``, sorted, and the number of other files."""
-    found, others = [], 0
-    for place, _, names in os.walk(folder, followlinks=True):
+    """The picture files below ``folder``, sorted, and the number of other files. A folder in itself counts once."""
+    found, others, seen = [], 0, set()
+
+    def fail(error: OSError) -> None:
+        raise _unlisted(error) from error
+
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        status = os.stat(place)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it would be followed for ever
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         pictures = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
         found += [os.path.join(place, name) for name in pictures]  # noqa: PTH118, a Path for each of a million is slow
         others += len(names) - len(pictures)
     return sorted(found), others
+
+
+def _unlisted(error: OSError) -> DataError:
+    return DataError(f"{error.filename}: cannot be listed ({error.strerror})")

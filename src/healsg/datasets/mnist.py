@@ -5,8 +5,6 @@ Source: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-Based Learning 
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from healsg.data import DataInfo, TaskData
-from healsg.datasets.files import checked_bytes, download, exclusive, log
+from healsg.datasets.files import Sums, checked_bytes, download, exclusive, log, unzip
 from healsg.errors import DataError
 from healsg.loader import Transform
 from healsg.source import TensorSource
@@ -25,6 +23,16 @@ from healsg.types import Natural
 
 MEAN, STD = (0.1307,), (0.3081,)
 """Over the pixels of the 60,000 training images, with 255 as 1."""
+
+PACKED = {
+    "train-images-idx3-ubyte.gz": (9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+    "train-labels-idx1-ubyte.gz": (28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+    "t10k-images-idx3-ubyte.gz": (1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+    "t10k-labels-idx1-ubyte.gz": (4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+}
+"""Each file's size in bytes and SHA-256; its MD5 is torchvision's."""
+
+MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
 
 FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
@@ -77,37 +85,36 @@ class MNIST(TaskData):
 
     def _provide(self, folder: Path) -> None:
         """See to it that the files are there; each packed, or with ``verify=false`` unpacked."""
-        from torchvision import datasets
 
-        def missing() -> list[tuple[str, str]]:
-            return [(name, md5) for name, md5 in datasets.MNIST.resources if not self._present(folder / name)]
+        def missing() -> list[str]:
+            return [name for name in PACKED if not self._present(folder / name)]
 
         if not missing():
             return
-        names = " ".join(name for name, _ in datasets.MNIST.resources)
-        mirrors = sorted(datasets.MNIST.mirrors, key=lambda address: not address.startswith("https:"))
-        by_hand = f"put {names} (from {mirrors[0]}) into {folder}"
-        if any((folder / name).with_suffix("").is_file() for name, _ in missing()):
+        by_hand = f"put {' '.join(PACKED)} (from {MIRRORS[0]}) into {folder}"
+        if any((folder / name).with_suffix("").is_file() for name in missing()):
             by_hand += ", or set data.verify=false to take the unpacked files that lie there"
         if not self.download:
-            raise DataError(f"MNIST: {missing()[0][0]} is not in {folder}; set data.download=true, or {by_hand}")
+            raise DataError(f"MNIST: {missing()[0]} is not in {folder}; set data.download=true, or {by_hand}")
         with exclusive(self.root.absolute()):
-            for name, md5 in missing():
-                download([mirror + name for mirror in mirrors], folder / name, md5, by_hand)
+            for name in missing():
+                download([mirror + name for mirror in MIRRORS], folder / name, _sums(name), by_hand)
 
     def _present(self, path: Path) -> bool:
         return path.is_file() or (not self.verify and path.with_suffix("").is_file())
 
     def _read_file(self, path: Path) -> Tensor:
-        from torchvision import datasets
-
         if not path.is_file():
-            return parse_idx(checked_bytes(path.with_suffix(""), None), path.with_suffix(""))
-        packed = checked_bytes(path, dict(datasets.MNIST.resources)[path.name] if self.verify else None)
-        try:
-            return parse_idx(gzip.decompress(packed), path)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path}: damaged, cannot be unpacked ({error}); delete it and get it anew") from error
+            return parse_idx(checked_bytes(path.with_suffix(""), Sums()), path.with_suffix(""))
+        return parse_idx(unzip(checked_bytes(path, _sums(path.name) if self.verify else Sums()), path), path)
+
+
+def _sums(name: str) -> Sums:
+    """What is published of a packed file."""
+    from torchvision import datasets
+
+    size, sha256 = PACKED[name]
+    return Sums(dict(datasets.MNIST.resources)[name], sha256, size)
 
 
 def parse_idx(content: bytes, path: Path) -> Tensor:

@@ -1,0 +1,610 @@
+"""What goes wrong while samples are read: broken files, raising data sets, and workers that are killed, hang or end."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, get_worker_info
+
+import fake_data
+from conftest import fork
+from fake_data import refused
+from healsg import TaskTrainer, faults
+from healsg.adopt import ForeignLoader, adopt
+from healsg.data import Needs
+from healsg.datasets.imagefolder import ImageFolder, decode
+from healsg.errors import DataError
+from healsg.loader import Loader
+from healsg.runner import TaskRunner
+from healsg.source import DatasetSource, Reading
+from healsg.terms import Terms
+from test_loader import Noisy, dealt, indices, jitter, numbered, same
+from test_own_loaders import train
+
+Faults = dict[int, Callable[[], Any]]
+
+
+class Faulty(Dataset[tuple[Tensor, int]]):
+    """Samples that are their index; what ``faults`` names by index is called first."""
+
+    def __init__(self, size: int, faults: Faults, paths: bool = False) -> None:
+        self.size, self.faults = size, faults
+        if paths:
+            self.samples = [(f"/data/{index}.jpg", 0) for index in range(size)]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index in self.faults:
+            self.faults[index]()
+        return torch.tensor([float(index)]), index
+
+
+class Whole(Faulty):
+    """The same, read many at a time."""
+
+    def __getitems__(self, index: list[int]) -> list[tuple[Tensor, int]]:
+        return [self[i] for i in index]
+
+
+def fail() -> None:
+    raise ValueError("odd\nlines")
+
+
+def broken(*index: int) -> Faults:
+    return dict.fromkeys(index, fail)
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang() -> None:
+    time.sleep(1000)
+
+
+def loader_of(dataset: Any, batch_size: int = 4, workers: int = 0, shuffle: bool = True, **reading: Any) -> Loader:
+    views = {"labelled": {"input": jitter}}
+    settings = Reading(**{"on_error": "skip", **reading})
+    source = DatasetSource(dataset)
+    return Loader({"labelled": source}, views, batch_size, shuffle=shuffle, workers=workers, reading=settings)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was said to be left out, since the last call."""
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("left out: ")]
+    caplog.clear()
+    return lines
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
+
+
+def no_workers_left() -> bool:
+    """Whether the processes end that were started here; a loader that is let go ends its own."""
+    limit = time.monotonic() + 5
+    if multiprocessing.active_children():
+        gc.collect()
+    while multiprocessing.active_children() and time.monotonic() < limit:
+        time.sleep(0.05)
+    return not multiprocessing.active_children()
+
+
+def alone(call: Callable[[], bool], seconds: float) -> bool:
+    """Whether ``call``, in a process of its own, says yes within so many seconds."""
+    before = set(multiprocessing.active_children())
+
+    def act() -> None:
+        try:
+            signal.alarm(int(seconds))
+            assert call()
+        finally:
+            for process in set(multiprocessing.active_children()) - before:
+                process.kill()
+
+    return os.waitstatus_to_exitcode(os.waitpid(fork(act), 0)[1]) == 0
+
+
+# --- a sample that cannot be read ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_message_names_sample_and_file(workers: int) -> None:
+    def line(dataset: Any) -> str:
+        loader = loader_of(dataset, workers=workers, on_error="raise")
+        with pytest.raises(DataError) as caught:
+            dealt(loader)
+        assert "fail" in str(caught.value.__cause__) if workers else type(caught.value.__cause__) is ValueError
+        return str(caught.value)
+
+    assert line(Faulty(9, broken(7))) == "sample 7 of Faulty: ValueError: odd lines"
+    assert line(Whole(9, broken(7))) == "sample 7 of Whole: ValueError: odd lines"
+    assert line(Faulty(9, broken(7), paths=True)) == "sample 7 of Faulty (/data/7.jpg): ValueError: odd lines"
+    chosen = Subset(Subset(Faulty(9, broken(7), paths=True), [8, 7, 1]), [1, 2])
+    assert line(chosen) == "sample 7 of Faulty (/data/7.jpg): ValueError: odd lines"
+    assert no_workers_left()
+
+
+def test_samples_that_do_not_fit_together() -> None:
+    class Uneven(Faulty):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            return torch.zeros(index + 1), index
+
+    with pytest.raises(
+        DataError, match=r"^sample 0 of Uneven cannot be joined with its batch: RuntimeError: stack exp"
+    ):
+        dealt(loader_of(Uneven(4, {}), shuffle=False))
+
+
+@pytest.mark.parametrize("kind", [Faulty, Whole])
+def test_a_sample_left_out_changes_no_other(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+    whole, runs = dealt(loader_of(kind(22, {}))), []
+    for workers in (0, 1, 2):
+        loader = loader_of(kind(22, broken(5, 11)), workers=workers)
+        runs.append(dealt(loader))
+        assert sorted(told(caplog)) == [
+            f"left out: sample {i} of {kind.__name__}: ValueError: odd lines" for i in (11, 5)
+        ]
+        dealt(loader, 1)
+        assert not told(caplog), "each is told once"
+    assert same(runs[0], runs[1])
+    assert same(runs[0], runs[2])
+    for (batch, rows), (full, _) in zip(runs[0], whole, strict=True):
+        good = [place for place, i in enumerate(full["index"].tolist()) if i not in (5, 11)]
+        assert same(batch, {key: value[good] for key, value in full.items()})
+        assert rows == len(good)
+
+
+def test_streams_and_processes_leave_out_their_own() -> None:
+    def streams(labelled: Any, unlabelled: Any, **terms: Any) -> list[Any]:
+        views = {"labelled": {"input": jitter}, "unlabelled": {"weak": jitter, "strong": jitter}}
+        sources = {"labelled": labelled, "unlabelled": unlabelled}
+        loader = Loader(sources, views, 4, shuffle=True, flat=False, reading=Reading("skip"))
+        loader.deal(Terms(**terms))
+        return dealt(loader)
+
+    whole = streams(numbered(8), DatasetSource(Faulty(20, {})))
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        full = streams(numbered(8), DatasetSource(Faulty(20, {})), rank=rank, world=world)
+        less = streams(numbered(8), DatasetSource(Faulty(20, broken(3))), rank=rank, world=world)
+        for (batch, rows), (other, all_rows) in zip(less, full, strict=True):
+            assert same(batch["labelled"], other["labelled"])
+            assert rows == all_rows, "the rows of the first stream count"
+            good = other["unlabelled"]["index"] != 3
+            assert same(batch["unlabelled"], {key: value[good] for key, value in other["unlabelled"].items()})
+    less = streams(DatasetSource(Faulty(8, broken(2))), DatasetSource(Faulty(20, {})))
+    for (batch, rows), (other, _) in zip(less, whole, strict=True):
+        assert rows == len(batch["labelled"]["input"]) == int((other["labelled"]["index"] != 2).sum())
+        assert same(batch["unlabelled"], other["unlabelled"])
+
+
+def test_a_training_batch_of_which_too_little_is_left_gives_way() -> None:
+    loader = loader_of(Faulty(9, broken(1, 4)), batch_size=3)
+    for least, seed in ((1, 0), (2, 0), (3, 0), (2, 1), (3, 2)):
+        loader.deal(Terms(seed=seed, least=least))
+        whole = loader_of(Faulty(9, {}), batch_size=3)
+        whole.deal(Terms(seed=seed, least=least))
+        full = [[i for i in batch["index"].tolist() if i not in (1, 4)] for batch, _ in dealt(whole)]
+        enough = [piece for piece in full if len(piece) >= least]
+        got = [batch["index"].tolist() for batch, rows in dealt(loader) if rows == len(batch["index"])]
+        assert got == [piece if len(piece) >= least else enough[0] for piece in full]
+    alone = loader_of(Faulty(6, broken(4)), batch_size=1)
+    assert [rows for _, rows in dealt(alone)] == [1] * 6, "also a batch of one"
+    with pytest.raises(
+        DataError, match=r"^data.on_error: no batch of which enough can be read; sample \d of Faulty: Val"
+    ):
+        dealt(loader_of(Faulty(5, broken(*range(5)))))
+
+
+def test_an_evaluation_passes_over_a_batch_of_which_nothing_is_left() -> None:
+    runner = TaskRunner()
+    runner.prepare(0)
+    for workers in (0, 1):
+        loader = loader_of(Faulty(9, broken(6, 7, 8)), batch_size=3, workers=workers, shuffle=False)
+        assert [rows for _, rows in dealt(loader)] == [3, 3, 0]
+        task = type("Task", (), {"loaders": {"val": loader}})
+        seen = [batch["index"].tolist() for batch in runner.eval_batches(task, "val")]  # type: ignore[arg-type]
+        assert seen == [[0, 1, 2], [3, 4, 5]]
+        assert [batch["index"].tolist() for batch, rows in dealt(loader.still()) if rows] == seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_are_an_error(workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(dealt(loader_of(Faulty(12, broken(1, 2, 3)), workers=workers, max_errors=3))) == 3
+    assert len(told(caplog)) == 3
+    with pytest.raises(
+        DataError, match=r"^data.max_errors: more than 2 samples cannot be read; sample \d of Faulty: Val"
+    ):
+        dealt(loader_of(Faulty(12, broken(1, 2, 3)), workers=workers, max_errors=2))
+    assert len(told(caplog)) == 2
+    assert no_workers_left()
+
+
+def test_splits_count_together(tmp_path: Path) -> None:
+    fake_data.write_imagefolder(tmp_path, per_class=4)
+    for part in ("train", "val"):
+        (tmp_path / part / "ant" / "000.jpg").write_bytes(b"")
+    for limit, enough in ((2, True), (1, False)):
+        loaders = ImageFolder(
+            str(tmp_path), image_size=24, shift=2, batch_size=6, on_error="skip", max_errors=limit
+        ).loaders(Needs())
+        assert sum(rows for _, rows in dealt(loaders["train"])) == 11
+        if enough:
+            assert sum(rows for _, rows in dealt(loaders["val"])) == 11
+        else:
+            with pytest.raises(DataError, match=r"^data.max_errors: more than 1 samples .*/val/ant/000.jpg\)"):
+                dealt(loaders["val"])
+
+
+# --- broken pictures -------------------------------------------------------------------------------------------------
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+LATER = {"deleted.png": delete, "emptied.png": empty, "a_folder.png": folder, "a_pipe.png": pipe}
+"""What becomes of a file after the folder was listed."""
+
+
+def odd_folder(root: Path) -> dict[str, bool]:
+    """A folder of pictures, many of them odd: by path, which can be read."""
+    fake_data.write_imagefolder(root, parts=("train",), per_class=4)
+    kinds = fake_data.odd_pictures(root / "train" / "bee")
+    for name in LATER:
+        shutil.copy(root / "train" / "bee" / "001.png", root / "train" / "bee" / name)
+    (root / "train" / "cat" / "loop").symlink_to(".")
+    return {str(root / "train" / "bee" / name): kinds.get(name, False) for name in (*kinds, *LATER)}
+
+
+def spoil(root: Path) -> None:
+    for name, change in LATER.items():
+        change(root / "train" / "bee" / name)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_odd_pictures(caplog: pytest.LogCaptureFixture) -> None:
+    root = Path.cwd()
+    kinds = odd_folder(root)
+    assert len(kinds) >= 30
+
+    def data(**more: Any) -> ImageFolder:
+        return ImageFolder(str(root), image_size=24, shift=2, batch_size=5, val_fraction=0, test_fraction=0.2, **more)
+
+    source = data().read("train").dataset  # type: ignore[union-attr]
+    assert sorted(kinds) == [path for path in source.paths if path in kinds]
+    assert sum("/cat/" in path for path in source.paths) == 4, "a link to a folder above it is not followed for ever"
+    skipping = {workers: data(workers=workers, on_error="skip") for workers in (0, 2)}
+    loaders = {workers: each.loaders(Needs())["train"] for workers, each in skipping.items()}
+    spoil(root)
+    for path, good in kinds.items():
+        index, one = source.paths.index(path), DatasetSource(source)
+        with within(5):
+            if good:
+                assert one.fetch(torch.tensor([index]))["input"].shape == (1, 3, 24, 24)
+                continue
+            with pytest.raises(DataError) as caught:
+                one.fetch(torch.tensor([index]))
+        assert str(caught.value).startswith(f"sample {index} of Pictures ({path}): ")
+        assert "\n" not in str(caught.value)
+        assert "program" not in path or "cannot identify" in str(caught.value), "no other program was asked"
+    with within(20):
+        runs = {workers: [dealt(loader, epoch) for epoch in (0, 1)] for workers, loader in loaders.items()}
+    assert same(runs[0], runs[2])
+    lines = told(caplog)
+    bad = {path for path, good in kinds.items() if not good}
+    for path in bad:
+        assert len([line for line in lines if f"({path})" in line]) in (0, 2), (
+            "once by each loader, or in the test part"
+        )
+    assert len(lines) > len(bad), "the training part has most of them"
+
+
+def test_what_is_too_large_takes_no_memory() -> None:
+    kinds = fake_data.odd_pictures(Path.cwd())
+    assert {"bomb.png", "strip.png"} <= set(kinds)
+    assert alone(lambda: grown_by_what_is_too_large() < 50_000, 20)
+
+
+def grown_by_what_is_too_large() -> int:
+    """The memory that refusing it takes, in KiB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name in ("bomb.png", "strip.png"):
+        with pytest.raises((Image.DecompressionBombError, ValueError)):
+            decode(name, 224, 3)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+
+PICTURES = ["data=imagefolder", "data.folder=pictures", "data.image_size=16", "data.shift=2", "data.batch_size=6"]
+RUN = [*PICTURES, "model=cnn", "runner.epochs=1", "quiet=true"]
+
+
+def digest(*options: str) -> str:
+    result = TaskTrainer.compose(*RUN, *options).train()
+    assert result["status"] == "finished"
+    return str(result["digest"])
+
+
+def runs_are_the_same(settings: list[tuple[int, int]]) -> None:
+    """Of pictures with broken ones among them, and of a data set that draws from the global generators."""
+    fake_data.write_imagefolder("pictures", per_class=6)
+    whole = digest("data.workers=0", "name=whole")
+    for path in ("pictures/train/bee/001.png", "pictures/val/cat/000.jpg"):
+        Path(path).write_bytes(b"")
+    pictures, own = set(), set()
+    for workers, prefetch in settings:
+        name = f"name={workers}-{prefetch}"
+        pictures.add(digest("data.on_error=skip", f"data.workers={workers}", f"data.prefetch={prefetch}", name))
+
+        def noisy(collate: Any, workers: int = workers, prefetch: int = prefetch) -> DataLoader[Any]:
+            options = {"num_workers": workers, "prefetch_factor": prefetch if workers else None}
+            return DataLoader(Noisy(13), batch_size=4, shuffle=True, collate_fn=collate, **options)  # type: ignore[arg-type]
+
+        own.add(train(noisy, name=f"own-{workers}-{prefetch}")["digest"])
+    assert len(pictures) == len(own) == 1
+    assert whole not in pictures
+    with pytest.raises(DataError, match=r"^sample \d+ of Pictures \(.*/(bee/001.png|cat/000.jpg)\): Unidentified"):
+        digest("data.workers=1", "name=raise")
+    assert no_workers_left()
+
+
+def test_workers_and_prefetch_change_no_run() -> None:
+    runs_are_the_same([(0, 2), (1, 4), (2, 1)])
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+def test_workers_and_prefetch_change_no_run_at_length() -> None:
+    runs_are_the_same([(workers, prefetch) for workers in (0, 1, 2, 4) for prefetch in (1, 2, 4, 100)])
+
+
+# --- workers that are killed, hang or end ----------------------------------------------------------------------------
+
+
+def lost(dataset: Any, seconds: float = 6, **more: Any) -> str:
+    """The one line that a pass ends with; nothing of it is left."""
+    loader = loader_of(dataset, **{"batch_size": 2, "workers": 2, "shuffle": False, "timeout": 1.0, **more})
+    with within(seconds), pytest.raises(DataError) as caught:
+        dealt(loader)
+    assert no_workers_left()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_lost_worker_is_one_line_with_the_sample() -> None:
+    at = r"; it was last at sample 5 of Faulty (/data/5.jpg)"
+    killed = "loader worker 0 was killed by signal 9 (Killed); fewer workers need less memory"
+    assert lost(Faulty(40, {5: kill}, paths=True)) == killed + at
+    assert lost(Faulty(40, {5: hang}, paths=True)) == "loader worker 0 gave no batch for 1 seconds (data.timeout)" + at
+    ended = "loader worker 0 ended by itself with status 3; it was last at sample 5 of Faulty"
+    assert lost(Faulty(40, {5: lambda: os._exit(3)})) == ended
+    assert lost(Whole(40, {5: kill})).endswith("; it was last at sample 4 of Whole and 1 more")
+    assert lost(Faulty(40, {5: kill}, paths=True), on_error="raise") == killed + at, "no setting leaves that out"
+
+
+def test_a_pipe_that_nobody_writes_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jpg")
+    opened = Faulty(40, {5: lambda: (tmp_path / "x.jpg").read_bytes()}, paths=True)
+    assert lost(opened).endswith("(data.timeout); it was last at sample 5 of Faulty (/data/5.jpg)")
+
+
+def test_slow_is_not_hung() -> None:
+    slow = Faulty(8, dict.fromkeys(range(0, 8, 2), lambda: time.sleep(0.3)))
+    loader = loader_of(slow, batch_size=2, workers=1, shuffle=False, timeout=0.5)
+    for count, (batch, _) in enumerate(loader.batches(0)):
+        assert batch["index"].tolist() == [2 * count, 2 * count + 1]
+        if not count:
+            time.sleep(1.2)  # a consumer may take as long as it likes
+    loader = loader_of(slow, batch_size=2, workers=1, timeout=0)
+    assert len(dealt(loader)) == 4
+
+
+def test_what_a_worker_cannot_do_is_one_line() -> None:
+    def started(worker: int) -> None:
+        raise OSError("no licence")
+
+    unsendable = [(torch.zeros(1), number, lambda: 0) for number in range(4)]
+    for options, said in (
+        ({"dataset": Noisy(4), "worker_init_fn": started}, "^OSError: no licence$"),
+        ({"dataset": unsendable, "collate_fn": lambda samples: samples[0]}, "^.*[Pp]ickl.*lambda.*$"),
+    ):
+        loader = adopt(DataLoader(batch_size=2, num_workers=1, **options), "train")  # type: ignore[arg-type]
+        with within(5), pytest.raises(RuntimeError, match=said) as caught:
+            dealt(loader)
+        assert "Traceback" in str(caught.value.__cause__)
+    assert no_workers_left()
+
+
+def workers_of(loader: Loader) -> list[int]:
+    assert loader._workers is not None
+    return [process.pid for process, _ in loader._workers.hands]
+
+
+def test_signals_to_all_processes_stop_no_worker() -> None:
+    loader = loader_of(Faulty(64, {}), workers=2)
+    whole = dealt(loader_of(Faulty(64, {})))
+    got = []
+    for batch in loader.batches(0):
+        got.append(batch)
+        for pid in workers_of(loader):
+            os.kill(pid, random.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]))
+    assert same(got, whole)
+
+
+def test_torchs_word_for_the_worker_is_there() -> None:
+    class Asking(Faulty):
+        def __getitem__(self, index: int) -> tuple[Tensor, int]:
+            info = get_worker_info()
+            assert info is not None
+            assert type(info.dataset) is Asking
+            return torch.tensor([info.id, info.num_workers]), index
+
+    loader = loader_of(Asking(8, {}), batch_size=2, workers=2, shuffle=False, on_error="raise")
+    assert [batch["input"].tolist()[0] for batch, _ in dealt(loader)] == [[0, 2], [1, 2], [0, 2], [1, 2]]
+
+
+def kill_one(chance: random.Random) -> bool:
+    """Kill a worker at a random time of a pass. Whether that was in time to be an error; it must be one line soon."""
+    slow = Faulty(60, dict.fromkeys(range(60), lambda: time.sleep(0.0005)))
+    loader = loader_of(slow, batch_size=2, workers=2)
+    passes, said = loader.batches(0), ""
+    next(passes)
+    victim, at, began = chance.choice(workers_of(loader)), chance.uniform(0, 0.04), time.monotonic()
+    killer = threading.Timer(at, os.kill, (victim, signal.SIGKILL))
+    killer.start()
+    try:
+        for _ in passes:
+            pass
+    except DataError as error:
+        said = str(error)
+    killer.join()
+    assert time.monotonic() - began < 5
+    assert re.fullmatch(
+        r"(loader worker \d was killed by signal 9 [^;]*;[^;]*(; it was last at sample \d+ of Faulty)?)?", said
+    )
+    return bool(said)
+
+
+def test_workers_killed_at_random_times() -> None:
+    chance = random.Random(0)
+    assert sum(kill_one(chance) for _ in range(10)) >= 3
+
+
+@pytest.mark.soak
+def test_workers_killed_at_random_times_at_length() -> None:
+    chance = random.Random(1)
+    assert sum(kill_one(chance) for _ in range(500)) >= 150
+
+
+def test_a_worker_killed_between_passes_is_missed_at_the_next() -> None:
+    loader = loader_of(Faulty(8, {}), workers=2)
+    dealt(loader)
+    os.kill(workers_of(loader)[1], signal.SIGKILL)
+    sum(i * i for i in range(10**6))  # nothing is raised at a place of its own choosing
+    with within(5), pytest.raises(DataError, match=r"^loader worker 1 was killed by signal 9"):
+        dealt(loader, 1)
+    assert len(dealt(loader, 1)) == 2, "another pass begins with other workers"
+
+
+def test_one_pass_at_a_time() -> None:
+    loader = loader_of(Faulty(40, {}), workers=1)
+    first = loader.batches(0)
+    next(first)
+    assert indices(dealt(loader, 1)) == indices(dealt(loader_of(Faulty(40, {})), 1))
+    with pytest.raises(DataError, match="deals one pass at a time"):
+        next(first)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("fault", [{}, {5: hang}], ids=["idle", "hung"])
+def test_workers_end_with_a_parent_that_is_killed(fault: Faults) -> None:
+    reading, writing = os.pipe()
+
+    def act() -> None:
+        loader = loader_of(Faulty(8, fault), batch_size=2, workers=2, shuffle=False)
+        next(loader.batches(0))
+        os.write(writing, " ".join(map(str, workers_of(loader))).encode())
+        hang()
+
+    child = fork(act)
+    pids = [int(pid) for pid in os.read(reading, 100).split()]
+    assert len(pids) == 2
+    assert all(map(alive, pids))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    limit = time.monotonic() + 6
+    while any(map(alive, pids)) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not any(map(alive, pids))
+
+
+# --- loaders that are kept as they are -------------------------------------------------------------------------------
+
+
+def foreign(dataset: Any, workers: int, **reading: Any) -> ForeignLoader:
+    loader = DataLoader(dataset, batch_size=2, sampler=SubsetRandomSampler(range(8)), num_workers=workers)
+    made = adopt(loader, "train", Reading(**reading))
+    assert isinstance(made, ForeignLoader)
+    return made
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_of_ones_own_that_fails_is_one_line(workers: int) -> None:
+    said = r"^the train loader failed at batch \d: (ValueError: odd )?lines$"
+    with pytest.raises(DataError, match=said) as caught:
+        dealt(foreign(Faulty(8, broken(3)), workers))
+    assert "\n" not in str(caught.value)
+    assert type(caught.value.__cause__) is ValueError
+
+
+def killed_at_work() -> None:
+    dealt(foreign(Faulty(8, {3: kill}), 1))
+
+
+def killed_at_rest() -> None:
+    passes, before = foreign(Faulty(8, {}), 1).batches(0), set(multiprocessing.active_children())
+    next(passes)
+    for worker in set(multiprocessing.active_children()) - before:
+        os.kill(worker.pid or 0, signal.SIGKILL)
+    task: Any = None
+    with faults.explained(task, task):  # which surrounds the loop
+        sum(i * i for i in range(10**7))  # torch raises wherever this process is
+
+
+def hung() -> None:
+    dealt(foreign(Faulty(8, {3: hang}), 1, timeout=1.0))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (killed_at_work, "worker"),
+        (killed_at_rest, "a loader worker was lost"),
+        (hung, "none for 1 seconds (data.timeout)"),
+    ],
+)
+def test_a_loader_of_ones_own_whose_worker_is_lost(call: Callable[[], None], said: str) -> None:
+    """In a process of its own, since torch's alarm goes off anywhere."""
+    assert alone(lambda: said in refused(call), 10)
