@@ -30,6 +30,8 @@ LINES = [
 class Kept(Mirror):
     """A mirror that remembers, after as long as it is told to take."""
 
+    grace = 5.0
+
     def __init__(self, seconds: float = 0.0, error: Exception | None = None) -> None:
         self.seconds, self.error, self.seen = seconds, error, []
 
@@ -61,11 +63,14 @@ def test_background_drops_a_broken_mirror_with_one_line(tmp_path: Path, caplog: 
         background.log(LINES[0])
     background.finish("finished")
     background.log(LINES[0])
-    assert [record.getMessage() for record in caplog.records] == ["kept is left out from here on: out of order"]
+    told = ["logger kept is left out from here on: ValueError: out of order"]
+    assert [record.getMessage() for record in caplog.records] == told
 
 
 def test_background_waits_a_bounded_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    background = Background(Kept(seconds=30), "kept", grace=0.2, size=5)
+    kept = Kept(seconds=30)
+    kept.grace = 0.2
+    background = Background(kept, "kept", size=5)
     background.start(tmp_path, RECORD)
     begin = time.monotonic()
     for _ in range(1000):
@@ -112,10 +117,11 @@ SCRIPT = """
 import logging, sys, time
 from pathlib import Path
 logging.basicConfig(format="%(message)s")
+from healsg.loggers.background import Background
 from healsg.loggers.wandb import Wandb
 folder, mode, timeout = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 begin = time.monotonic()
-wandb = Wandb(mode=mode, timeout=timeout)
+wandb = Background(Wandb(mode=mode, timeout=timeout), "wandb")
 wandb.start(folder, {"name": "trial", "config": {"seed": 3}, "resumed": False, "step": 0})
 wandb.log({"event": "step", "epoch": 1, "step": 4, "train/loss": 0.515625})
 wandb.log({"event": "epoch", "epoch": 1, "step": 4, "train/loss": 0.609375, "val/acc": 0.765625})
@@ -206,9 +212,9 @@ def test_wandb_that_cannot_start_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-    mirror = Wandb(mode="offline")
+    mirror = Background(Wandb(mode="offline"), "wandb")
     with caplog.at_level(logging.WARNING):
         mirror.start(tmp_path, RECORD)
         mirror.log(LINES[0])
         mirror.finish("failed")
-    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["wandb is left out from here on"]
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["logger wandb is left out from here on"]

@@ -251,7 +251,8 @@ def test_another_seed_keeps_length_and_schedule(method: str) -> None:
             passed += [tuple(group["lr"] for group in task.optimizer.param_groups)]
         rates.append(passed)
     assert rates[0] == rates[1]
-    assert len(set(rates[0][1:])) > 1, "the schedule moves"
+    still = type(task.task_method.scheduler).__name__ == "Constant"
+    assert (len(set(rates[0][1:])) == 1) == still, "the schedule moves"
 
 
 def test_another_seed_is_one_key_of_the_record() -> None:

@@ -216,12 +216,13 @@ def kill_and_resume(method: str, number: int, kills: int) -> int:
     chance = random.Random(f"{method} {number}")
     options = [*SHORT, f"method={method}", "runner.save_every=3", "runner.epochs=30", "quiet=true", *MORE]
     if not Path("runs/whole").exists():
-        began = time.monotonic()
-        train(*options, "name=whole")
+        for name in ("warm", "whole"):
+            began = time.monotonic()
+            train(*options, f"name={name}")
         record_seconds.append(time.monotonic() - began)
     name, hit = f"killed{number}", 0
     for _ in range(kills):
-        hit += killed(lambda: train(*options, f"name={name}"), chance.uniform(0.0, 1.1 * record_seconds[-1]))
+        hit += killed(lambda: train(*options, f"name={name}"), chance.uniform(0.0, 0.8 * record_seconds[-1]))
         if Path(f"runs/{name}/run.json").exists() and record(name).get("status") == "finished":
             break
     else:

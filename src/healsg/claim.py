@@ -24,7 +24,15 @@ from healsg.folder import ROOT, RunFolder, timestamp, write_text
 
 FREE = (
     *("name", "fresh", "trusted", "use_wandb", "wandb", "quiet", "debug", "resume", "logger", "recipe"),
-    *("data.root", "data.workers", "runner.save_every", "runner.max_time"),
+    *(
+        "data.root",
+        "data.workers",
+        "data.timeout",
+        "data.prefetch",
+        "data.max_errors",
+        "runner.save_every",
+        "runner.max_time",
+    ),
 )
 """Keys that cannot alter a run's result: they may differ when it goes on."""
 
@@ -67,9 +75,7 @@ def enter(composed: Composed, path: Path | None = None) -> RunFolder:
     values = composed.values
     name = values["name"] or new_name(composed.choices)
     check_name(name)
-    path = path or ROOT / name
-    path.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder(path)
+    folder = RunFolder(path := path or ROOT / name)
     folder.lock()
     try:
         if folder.config.exists():
@@ -119,10 +125,9 @@ def _set_aside(folder: RunFolder) -> RunFolder:
     path = folder.path
     number = next(i for i in range(1, 10**6) if not path.with_name(f"{path.name}~{i}").exists())
     path.rename(path.with_name(f"{path.name}~{number}"))
-    path.mkdir()
-    folder.unlock()
     fresh = RunFolder(path)
     fresh.lock()
+    folder.unlock()
     return fresh
 
 

@@ -6,7 +6,6 @@ import errno
 import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -44,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if mistake := as_mistake(error):
             return report(mistake, debug="debug=true" in rest)
-        raise
+        print(redact.trace(error), end="", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return status
@@ -70,7 +70,7 @@ def report(error: HealsgError, debug: bool = False) -> int:
         time.sleep(1.0)
     if not isinstance(error, distributed.ElsewhereError):
         if debug or os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exception(error)
+            print(redact.trace(error), end="", file=sys.stderr)
         print(f"error: {redact.text(str(error))}", file=sys.stderr)
     return error.status
 

@@ -46,18 +46,29 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def lock(self) -> None:
-        """Become the one process that trains here. The lock ends with the process, however it ends."""
-        file = (self.path / ".lock").open("a+")
+        """Become the one process that trains here, in a folder that is made where there is none.
+
+        The lock ends with the process, however it ends. Raises RunError where another process has it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise RunError(f"{error.filename}: is no folder; use another name, or take it away") from None
+        try:
+            file = (self.path / ".lock").open("a+")
+        except FileNotFoundError:  # whoever held it has taken the folder away in between
+            return self.lock()
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            told = f"is being trained by {file.read().strip() or 'another process'}; wait for it, or use another name"
+            if not isinstance(error, BlockingIOError):
+                told = f"cannot be locked on this file system ({error.strerror}); start in a folder on another one"
             file.close()
-            raise RunError(f"{self.path}: is being trained by {holder}; wait for it, or use another name") from None
+            raise RunError(f"{self.path}: {told}") from None
         if not _is_still(file, self.path / ".lock"):
             file.close()  # whoever held it has taken the file away in between
-            self.path.mkdir(parents=True, exist_ok=True)
             return self.lock()
         self._lock = file
         _held.add(file)
@@ -80,7 +91,7 @@ class RunFolder:
 
     def abandon(self) -> None:
         """Leave a folder in which no run has begun, and take it away."""
-        if not self.config.exists():
+        if self._lock and _is_still(self._lock, self.path / ".lock") and not self.config.exists():
             (self.path / ".lock").unlink(missing_ok=True)
         self.unlock()
         if not self.config.exists():
@@ -118,15 +129,6 @@ class RunFolder:
         return lines[-1] if lines else {}
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
-
-    def save_last(self, state: dict[str, Any]) -> None:
-        """Write ``last.pt``, and keep the one before it."""
-        from healsg import checkpoint
-
-        self.checkpoints.mkdir(exist_ok=True)
-        with naming(self.previous):
-            checkpoint.keep_previous(self.last, self.previous)
-        checkpoint.save(self.last, state)
 
     def last_state(self) -> dict[str, Any] | None:
         """The newest good state; None where no save was ever completed.

@@ -15,19 +15,25 @@ from healsg.errors import Stopped
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _ECHO = 1.0
 """Seconds in which a signal that comes again is the same one: a terminal or scheduler and torchrun both send it."""
+_LEAVING = 4.0
+"""Seconds kept in hand before ``max_time`` for what follows the last save: the record, the report, the exit."""
 
 
 class Halt:
     """Surrounds a run. The first signal asks for a save and a stop at the next step; a second one ends at once.
 
+    One may lie within another, as that of a run in that of its command: a signal that came before the inner one was
+    entered counts for it, one that came to the inner counts for the outer, and the time runs since the outer began.
+
     Args:
-        max_time: seconds after which the run saves and stops; None for no limit.
+        max_time: seconds after which the run has saved and stopped; None for no limit.
     """
 
     def __init__(self, max_time: float | None = None) -> None:
-        self.deadline = None if max_time is None else time.monotonic() + max_time
+        self.max_time, self.began = max_time, time.monotonic()
         self.received: int | None = None
         self.received_at = 0.0
+        self.asked_at: float | None = None
         self.saving = 0.0
         """The seconds that the last save took: kept in hand before the limit."""
         self._before: dict[int, Any] = {}
@@ -35,13 +41,17 @@ class Halt:
     def __enter__(self) -> Halt:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        if outer := _owner(self._before.get(signal.SIGINT)):
+            self.began, self.received, self.received_at = outer.began, outer.received, outer.received_at
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if (outer := _owner(self._before.get(signal.SIGINT))) and self.received is not None:
+            outer.received, outer.received_at = self.received, self.received_at
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
@@ -51,10 +61,22 @@ class Halt:
             os.kill(os.getpid(), number)
 
     def asked(self) -> bool:
-        """Whether this process was asked to stop."""
-        if self.received is not None:
-            return True
-        return self.deadline is not None and time.monotonic() + 2 * self.saving >= self.deadline
+        """Whether this process was asked to stop; the loop calls it at each step boundary.
+
+        The limit is kept if the next step, or the evaluation, takes no longer than what lay before this call did.
+        """
+        if self.received is not None or self.max_time is None:
+            return self.received is not None
+        now, before = time.monotonic(), self.asked_at
+        self.asked_at = now
+        ahead = 2 * self.saving + (now - (before or now)) + _LEAVING
+        return now + ahead >= self.began + self.max_time
+
+    def asked_within(self) -> bool:
+        """The same within an evaluation, where a stop gains nothing unless steps were taken since the process began."""
+        if self.received is not None or self.max_time is None or self.asked_at is None:
+            return self.received is not None
+        return time.monotonic() + 2 * self.saving + _LEAVING >= self.began + self.max_time
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop; every process must call it."""
@@ -66,3 +88,25 @@ class Halt:
         if numbers:
             return Stopped(f"stopped by {signal.Signals(numbers[0]).name}", 128 + numbers[0])
         return Stopped("stopped by runner.max_time", 0)
+
+
+def _owner(handler: Any) -> Halt | None:
+    """The Halt whose handler of signals this is."""
+    owner = getattr(handler, "__self__", None)
+    return owner if isinstance(owner, Halt) else None
+
+
+def _spare() -> None:
+    """In a forked child, such as a loader worker: a SIGTERM that a scheduler sends to all is for the run to answer."""
+    if _owner(signal.getsignal(signal.SIGTERM)):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)
+
+
+os.register_at_fork(after_in_child=_spare)

@@ -69,8 +69,9 @@ class Journal:
     def _tell(self, name: str, verb: str, *values: Any) -> None:
         try:
             getattr(self.mirrors[name], verb)(*values)
-        except Exception as error:
-            log.warning("logger %s is left out from here on: %s: %s", name, type(error).__name__, error)
+        except (Exception, SystemExit) as error:
+            told = " ".join(str(error).split())
+            log.warning("logger %s is left out from here on: %s: %s", name, type(error).__name__, told)
             del self.mirrors[name]
 
     def state_dict(self) -> dict[str, Any]:

@@ -96,6 +96,8 @@ class Loader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
         """The batches of ``epoch`` from position ``start``, each with the rows of this rank that count."""
         places = [(epoch, position) for position in range(start, len(self))]
+        if self.in_memory:
+            return (self._prepare(*place)[:2] for place in places)
         if not self.workers:
             return (self.batch(*place) for place in places)
         if self._workers is None or not self._workers.end.still_active():
@@ -115,7 +117,8 @@ class Loader:
             self._begin(epoch)
         if not self.in_memory:
             seed_foreign(self.terms.seed, "samples", epoch, position, self.terms.rank)
-        dealt, counted, kept, missed = {}, -1, None, list[Any]()
+        dealt, counted, kept = {}, -1, None
+        missed: list[Any] = []
         for stream in self.sources:
             if self.in_memory:
                 start, stop, rows = self.pieces[stream][position]
@@ -124,7 +127,7 @@ class Loader:
                 raw, kept, start, stop, rows = self._read(stream, position, missed)
             counted = rows if counted < 0 else counted
             dealt[stream] = self._views(stream, raw, start, stop, kept) if kept is None or len(kept) else raw
-        return (next(iter(dealt.values())) if self.flat else dealt), counted, missed
+        return (dealt[stream] if self.flat else dealt), counted, missed
 
     def _read(self, stream: str, position: int, missed: list[Any]) -> tuple[Batch, Tensor | None, int, int, int]:
         """A piece of the epoch's order, or the first of which enough can be read; the places left in it; its bounds."""

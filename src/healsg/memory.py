@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -100,7 +101,7 @@ def step_in_pieces(task: BasicTask, batch: dict[str, Any]) -> tuple[dict[str, An
 
 def _parts(batch: dict[str, Any], rows: int, pieces: int) -> Iterator[tuple[dict[str, Any], int]]:
     edges = [rows * place // pieces for place in range(pieces + 1)]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         yield _cut(batch, low, high, rows), high - low
 
 

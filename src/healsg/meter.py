@@ -50,17 +50,18 @@ class Meter:
         table = _table([[logs[name] for name in [*names, "count"]] for logs in self.pending], device)
         counts = table[:, -1:].clone()
         table[:, :-1] = torch.where(counts > 0, table[:, :-1] * counts, 0.0)
-        loss = names.index("loss")
         rows = distributed.sum_tensor(table).tolist()
         self.pending.clear()
-        for place, (*row, count) in enumerate(rows, 1):
-            if not math.isfinite(row[loss]):
-                raise NotFiniteError(f"train/loss ({row[loss] / count})", len(rows) - place)
+        for *row, count in rows:
             for name, value in zip(names, row, strict=True):
                 self.sums[name] = self.sums.get(name, 0.0) + value
                 self.window[name] = self.window.get(name, 0.0) + value
             self.count += count
             self.window_count += count
+        if not math.isfinite(self.sums["loss"]):
+            losses = [row[names.index("loss")] for row in rows]
+            place = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
+            raise NotFiniteError(f"train/loss ({losses[place] / rows[place][-1]})", len(rows) - 1 - place)
 
     def recent(self) -> dict[str, float]:
         """The means since the last call: what a log line of steps shows."""

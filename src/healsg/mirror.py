@@ -23,7 +23,11 @@ class Progress:
 
 
 class Mirror:
-    """A place that is shown every line of ``metrics.jsonl``. What it raises drops it, with one line of warning."""
+    """A place that is shown every line of ``metrics.jsonl``, in a thread of its own.
+
+    What it raises drops it, with one line of warning. ``patience`` and ``grace`` are the seconds that a run waits for
+    it to start and to finish, 1 and 5 where it names none.
+    """
 
     def start(self, folder: Path, record: dict[str, Any]) -> None:
         """The run begins or goes on; ``record`` holds its ``name``, ``config``, ``resumed`` and ``step``."""

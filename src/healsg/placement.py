@@ -65,7 +65,8 @@ class Place:
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.benchmark = not deterministic
-        torch.use_deterministic_algorithms(deterministic)
+        if deterministic != torch.are_deterministic_algorithms_enabled():  # which else imports torch's compiler
+            torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads or THREADS)
         self._plain = self.dtype is None and not self.double and not channels_last and self.device.type == "cpu"
 
@@ -115,7 +116,7 @@ class Place:
         Seen with torch 2.11 to 2.15: the momentum buffer of a skipped first update is memory that nobody wrote.
         """
         if self.scaler and isinstance(optimizer, torch.optim.SGD):
-            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+            optimizer._step_supports_amp_scaling = False
             for group in optimizer.param_groups:
                 group["fused"] = False
 

@@ -32,12 +32,10 @@ class _Watcher:
     def __init__(self, halt: Halt) -> None:
         self.halt, self.signals, self.deadline = self, halt, time.monotonic() + LIMIT
 
-    @property
-    def received(self) -> int | None:
-        return self.signals.received
-
     def asked(self) -> bool:
-        return self.received is not None or time.monotonic() > self.deadline
+        return self.signals.received is not None or time.monotonic() > self.deadline
+
+    asked_within = asked
 
     def stop(self, task: BasicTask) -> None:
         raise _Found

@@ -41,7 +41,7 @@ class TaskRunner:
         log_every: updates between two step lines in ``metrics.jsonl``, and between two reads of the device.
         eval_every, save_every: epochs between two evaluations; updates between two saves, beside each epoch's end.
         monitor, mode: what decides the best; see ``Monitor``.
-        max_time: seconds after which the run saves and stops, to be continued; None for no limit.
+        max_time: seconds from the command's start by which the run has saved and stopped; None for no limit.
         limit_batches: batches a pass, of every split; None for all.
         find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
         callbacks: watchers by name.
@@ -125,7 +125,7 @@ class TaskRunner:
             progress.position = position
             if rows:
                 yield self.place.move(batch)
-            if keeper and not distributed.launched() and keeper.halt.received:
+            if keeper and not distributed.launched() and keeper.halt.asked_within():
                 keeper.stop(task)
 
     def step(self, task: BasicTask, batch: dict[str, Any]) -> tuple[dict[str, Any], bool]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
-import traceback
 from types import TracebackType
 from typing import Any
 
@@ -44,7 +43,8 @@ class Session:
             self.screen = stack.enter_context(leaf("screen.make_display")(self.progress, quiet=quiet))
             stack.enter_context(_logging(folder, self.screen.handler(), leading))
             if leading:
-                self.journal = Journal(folder.metrics, self.mirrors)
+                aside = leaf("background.Background")
+                self.journal = Journal(folder.metrics, {name: aside(own, name) for name, own in self.mirrors.items()})
             self.screen.begin(folder.path.name)
             self._stack = stack.pop_all()
         return self
@@ -52,7 +52,7 @@ class Session:
     def begin(self, facts: dict[str, Any], step: int) -> None:
         """The task is built and stands at ``step``: record what it is, and open the mirrors."""
         if self.journal:
-            self.folder.note(**facts)
+            self.folder.note(**redact.config(facts))
             config = redact.config(self.composed.values)
             told = {"name": self.folder.path.name, "config": config, "resumed": step > 0, "step": step}
             self.journal.start(told)
@@ -63,14 +63,16 @@ class Session:
         stopped = isinstance(error, (Stopped, KeyboardInterrupt))
         status = "finished" if error is None else "stopped" if stopped else "failed"
         reason = None if error is None else redact.text(str(error) or "stopped by SIGINT")
-        if status == "failed" and not isinstance(error, HealsgError):
+        if error is not None and status == "failed" and not isinstance(error, HealsgError):
             reason = f"{type(error).__name__}: {reason}"
-            log.debug("%s", redact.text("".join(traceback.format_exception(error))))
+            log.debug("%s", redact.trace(error))
         with self._stack:
             if self.journal:
                 with contextlib.suppress(OSError):
-                    self.folder.ended(status, reason)
+                    self.folder.ended("running", reason)  # until all is written: a kill in between is gone on from
                 self.journal.close(status)
+                with contextlib.suppress(OSError):
+                    self.folder.note(status=status)
             if status != "failed":
                 self._tell(status, reason, getattr(error, "status", 130) if stopped else 0)
         return stopped
@@ -103,14 +105,22 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
+class _Line(logging.Formatter):
+    """A line of the log without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact.text(super().format(record))
+
+
 @contextlib.contextmanager
 def _logging(folder: RunFolder, screen: logging.Handler, leading: bool) -> Any:
     """Let what is logged reach the screen and, on rank 0, ``train.log``."""
     handlers = [screen]
+    screen.setFormatter(_Line())
     screen.setLevel(logging.INFO if leading else logging.ERROR)
     if leading:
         file = _LogFile(folder.path / "train.log", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        file.setFormatter(_Line("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(file)
     level, propagate = log.level, log.propagate
     log.setLevel(logging.DEBUG)

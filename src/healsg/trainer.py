@@ -72,12 +72,12 @@ class TaskTrainer:
         task, self.folder = self._begin(folder)
         runner = task.runner
         going_on = self.folder.last.exists() or self.folder.previous.exists()
-        with Session(self.composed, self.folder, runner.progress, self.mirrors) as session:
+        session = Session(self.composed, self.folder, runner.progress, self.mirrors)
+        with Halt(runner.max_time) as halt, session:
             task.build(threads=self.folder.record.get("threads"), fresh_weights=not going_on)
             task.build_training()
             facts = task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
-            show = session.screen.epoch
-            with Halt(runner.max_time) as halt, self.keeper_type(self.folder, session.journal, halt, show) as keeper:
+            with self.keeper_type(self.folder, session.journal, halt, session.screen.epoch) as keeper:
                 keeper.begin(task)
                 session.begin(facts, runner.step_count)
                 runner.fit(task, keeper)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from healsg.commands.train import claimed_early, composed_once
 from healsg.errors import ConfigError
 from healsg.folder import find, is_run
+from healsg.halt import Halt
 from healsg.saved import load_saved
 
 
@@ -15,11 +16,16 @@ def run(arguments: list[str]) -> int:
         return 0
     if not arguments or ("=" in arguments[0] and not is_run(arguments[0])):
         raise ConfigError("healsg resume RUN [key=value ...]: name a run, as a folder or a name under runs/")
+    halt = Halt()
     folder = composed_once(lambda: find(arguments[0]))
     composed = composed_once(lambda: load_saved(folder, arguments[1:]))
-    claimed = claimed_early(composed, folder.path)
-    from healsg.trainer import TaskTrainer
+    with halt:
+        claimed = claimed_early(composed, folder.path)
+        from healsg.trainer import TaskTrainer
 
-    trainer = TaskTrainer(composed)
-    trainer.folder = folder
-    return int(trainer.train(claimed)["exit"])
+        if claimed and halt.received:
+            claimed.abandon()
+            return 128 + halt.received
+        trainer = TaskTrainer(composed)
+        trainer.folder = folder
+        return int(trainer.train(claimed)["exit"])

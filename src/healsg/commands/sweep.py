@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gc
 import hashlib
 import io
 import os
 import secrets
+import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from healsg import claim, redact
+from healsg import claim, distributed, redact
 from healsg.cli import as_mistake, report
 from healsg.commands.train import composed_once
 from healsg.config import Composed, check_init_from, one_line, verify
 from healsg.errors import ConfigError
 from healsg.folder import ROOT, RunFolder, write_text
+from healsg.halt import Halt
 
 if TYPE_CHECKING:
     from healsg.compose import Composer
@@ -29,19 +31,20 @@ Plan = tuple[str, list[tuple[str, Composed]]]
 def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
     """Run every job; 0 where all are finished, 1 where one failed, 2 where the command was wrong."""
     name, jobs = composed_once(lambda: plan(composer(), overrides))
-    rows: list[dict[str, Any]] = []
-    for number, (job, composed) in enumerate(jobs, 1):
-        _say(f"job {number} of {len(jobs)}: {job}")
-        row = {"job": job, **run_job(name, job, composed)}
-        rows.append(row)
-        if row["exit"] >= 128:
-            break
-    from healsg import distributed
-
-    if distributed.rank() == 0:
-        _table(name, rows)
-    if rows[-1]["exit"] >= 128:
-        return int(rows[-1]["exit"])
+    folder, rows = RunFolder(ROOT / name), list[dict[str, Any]]()
+    composed_once(folder.lock)
+    with Halt() as halt, contextlib.ExitStack() as stack:
+        stack.callback(folder.abandon)
+        for number, (job, composed) in enumerate(jobs, 1):
+            if halt.agreed():
+                break
+            halt.began = time.monotonic()
+            _say(f"job {number} of {len(jobs)}: {job}")
+            rows.append({"job": job, **run_job(name, job, composed)})
+        if rows and distributed.rank() == 0:
+            _table(name, rows)
+        if len(rows) < len(jobs) or rows[-1]["exit"] >= 128:
+            return halt.stopped().status
     return 1 if any(row["status"] == "failed" for row in rows) else 0
 
 
@@ -102,11 +105,11 @@ def run_job(name: str, job: str, composed: Composed) -> dict[str, Any]:
         trainer.folder = folder
         result = trainer.train()
         return {"status": result["status"], "exit": result["exit"], **_numbers(result)}
-    except Exception as error:
-        if mistake := as_mistake(error):
+    except (Exception, SystemExit) as error:
+        if isinstance(error, Exception) and (mistake := as_mistake(error)):
             report(mistake, debug=composed.values["debug"])
             return {"status": "failed", "exit": mistake.status, "reason": redact.text(one_line(mistake))}
-        traceback.print_exc()
+        print(redact.trace(error), end="", file=sys.stderr)
         reason = redact.text(f"{type(error).__name__}: {one_line(error)}")
         return {"status": "failed", "exit": 1, "reason": reason}
     finally:
@@ -131,7 +134,6 @@ def _table(name: str, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     path = ROOT / name / "sweep.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, buffer.getvalue())
     _say(f"table: {path}")
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import io
+import signal
 import sys
 from argparse import ArgumentError, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from healsg import claim, distributed
+from healsg import claim, distributed, redact
 from healsg.compose import Composer, conf_folder
 from healsg.config import Composed
 from healsg.errors import ConfigError
 from healsg.folder import RunFolder
+from healsg.halt import Halt
 
 T = TypeVar("T")
 
@@ -23,6 +28,8 @@ def run(arguments: list[str]) -> int:
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return _ask_hydra(arguments, args)
 
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C when all is done
+
     def composer() -> Composer:
         return Composer(args.config_dir, args.config_name or "config")
 
@@ -31,11 +38,16 @@ def run(arguments: list[str]) -> int:
         from healsg.commands.sweep import run_sweep
 
         return run_sweep(composer, overrides)
+    halt = Halt()  # from here on the time counts
     composed = composed_once(lambda: composer().compose(overrides))
-    folder = claimed_early(composed)
-    from healsg.trainer import TaskTrainer
+    with halt:
+        folder = claimed_early(composed)
+        from healsg.trainer import TaskTrainer
 
-    return int(TaskTrainer(composed).train(folder)["exit"])
+        if folder and halt.received:
+            folder.abandon()
+            return 128 + halt.received
+        return int(TaskTrainer(composed).train(folder)["exit"])
 
 
 def _parse(arguments: list[str]) -> Namespace:
@@ -76,7 +88,7 @@ def _ask_hydra(arguments: list[str], args: Namespace) -> int:
 
     if args.cfg or args.info or args.help:
         composer = Composer(args.config_dir, args.config_name or "config")
-        composer.compose(args.overrides, checked=False)
+        redact.config(composer.compose(args.overrides, checked=False).values)  # so that it knows the secrets
         understood = dict(zip(args.overrides, composer.without_null(args.overrides), strict=True))
         arguments = [understood.get(argument, argument) for argument in arguments]
         GlobalHydra.instance().clear()
@@ -85,9 +97,12 @@ def _ask_hydra(arguments: list[str], args: Namespace) -> int:
     def train(config: object) -> None:
         raise AssertionError("Hydra was asked to show, not to run")
 
+    shown = io.StringIO()
     program, sys.argv = sys.argv, [sys.argv[0], *arguments]
     try:
-        train()
+        with contextlib.redirect_stdout(sys.stdout if args.shell_completion else shown):
+            train()
     finally:
         sys.argv = program
+        print(redact.text(redact.code(shown.getvalue())), end="")
     return 0

@@ -18,41 +18,45 @@ log = logging.getLogger("healsg")
 class Background(Mirror):
     """Runs ``mirror`` in a thread of its own, so that however slow or broken it is the run waits a bounded time.
 
-    ``start`` waits at most ``patience`` seconds and ``finish`` ``grace``; when ``size`` lines wait, more are dropped.
+    ``start`` waits at most the seconds that the mirror names as its ``patience``, and ``finish`` those of its
+    ``grace``; when ``size`` lines wait, more are dropped. What it raises drops it, with one line of warning.
     """
 
-    def __init__(self, mirror: Mirror, name: str, patience: float = 9.0, grace: float = 5.0, size: int = 9999) -> None:
-        self.mirror, self.name, self.patience, self.grace = mirror, name, patience, grace
+    def __init__(self, mirror: Mirror, name: str, size: int = 9999) -> None:
+        self.mirror, self.name = mirror, name
+        self.patience: float = getattr(mirror, "patience", 1.0)
+        self.grace: float = getattr(mirror, "grace", 5.0)
         self.calls: queue.Queue[tuple[Any, ...]] = queue.Queue(size)
         self.started = threading.Event()
         self.thread = threading.Thread(target=self._work, name=f"healsg-{name}", daemon=True)
 
     def start(self, folder: Path, record: dict[str, Any]) -> None:
-        self.calls.put((self.mirror.start, folder, record))
+        self.calls.put(("start", folder, record))
         self.thread.start()
         self.started.wait(self.patience)
 
     def log(self, line: dict[str, Any]) -> None:
         if self.thread.is_alive() and not self.calls.full():
-            self.calls.put_nowait((self.mirror.log, dict(line)))
+            self.calls.put_nowait(("log", dict(line)))
 
     def finish(self, status: str) -> None:
         end = time.monotonic() + self.grace
         if self.thread.is_alive():
             with contextlib.suppress(queue.Full):
-                self.calls.put((self.mirror.finish, status), timeout=self.grace)
+                self.calls.put(("finish", status), timeout=self.grace)
             self.thread.join(max(0.0, end - time.monotonic()))
         if self.thread.is_alive():
             log.warning("%s is still busy; what it lacks is in metrics.jsonl", self.name)
 
     def _work(self) -> None:
-        call: Any = None
-        while call != self.mirror.finish:
-            call, *arguments = self.calls.get()
+        verb = ""
+        while verb != "finish":
+            verb, *arguments = self.calls.get()
             try:
-                call(*arguments)
+                getattr(self.mirror, verb)(*arguments)
             except (Exception, SystemExit) as error:
-                log.warning("%s is left out from here on: %s", self.name, " ".join(str(error).split()) or repr(error))
+                told = " ".join(str(error).split()) or repr(error)
+                log.warning("logger %s is left out from here on: %s: %s", self.name, type(error).__name__, told)
                 break
             finally:
                 self.started.set()

@@ -51,21 +51,25 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px
 class Report(Mirror):
     """Writes ``report.html`` when a run has ended, however it ended."""
 
+    grace = 20.0
+
     def start(self, folder: Path, record: dict[str, Any]) -> None:
         self.folder = folder
 
     def finish(self, status: str) -> None:
-        write_report(self.folder)
+        write_report(self.folder, status)
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, status: str | None = None) -> Path:
     """Write ``report.html`` of the run in ``folder`` from ``metrics.jsonl``, ``run.json`` and ``config.yaml``.
 
-    What is missing or damaged of these is left out. Returns its path; raises OSError where it cannot be written.
+    ``status`` is how the run ended, where ``run.json`` does not say so yet. What is missing or damaged of these is left
+    out. Returns its path; raises OSError where it cannot be written.
     """
     lines = list(read_lines(folder / "metrics.jsonl"))
     epochs = [line for line in lines if line.get("event") == "epoch" and _is_number(line.get("epoch"))]
     record = next(iter(read_lines(folder / "run.json", whole=True)), {})
+    record = record | ({"status": status} if status else {})
     name = str(record.get("name") or folder.resolve().name)
     config = _text(folder / "config.yaml")
     best = record.get("best")

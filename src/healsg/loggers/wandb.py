@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from healsg.loggers.background import Background
+from healsg import redact
+from healsg.folder import write_text
 from healsg.mirror import Mirror
 from healsg.types import Positive
 
@@ -45,49 +47,31 @@ class Wandb(Mirror):
         timeout: Positive = 8.0,
     ) -> None:
         self.project, self.group, self.name, self.mode, self.timeout = project, group, name, mode, timeout
-        self.background = Mirror()
+        self.patience = timeout + 1
+        self.process: subprocess.Popen[str] | None = None
 
     def start(self, folder: Path, record: dict[str, Any]) -> None:
         mode = os.environ.get("WANDB_MODE", "online") if self.mode == "online" else self.mode
-        if mode != "disabled":
-            names = {"project": self.project, "group": self.group, "name": self.name or record.get("name")}
-            self.background = Background(_Client(names, mode == "online", self.timeout), "wandb", self.timeout + 1)
-            self.background.start(folder, record)
-
-    def log(self, line: dict[str, Any]) -> None:
-        self.background.log(line)
-
-    def finish(self, status: str) -> None:
-        self.background.finish(status)
-
-
-class _Client(Mirror):
-    """The near end of the process in which wandb runs; its calls may take long."""
-
-    def __init__(self, names: dict[str, Any], online: bool, timeout: float) -> None:
-        self.names, self.online, self.timeout = names, online, timeout
-
-    def start(self, folder: Path, record: dict[str, Any]) -> None:
+        if mode == "disabled":
+            return
         path = folder / "wandb.json"
         key = json.loads(path.read_text())["id"] if path.exists() else uuid.uuid4().hex[:8]
-        path.write_text(json.dumps({"id": key}) + "\n")
-        init = {
-            **self.names,
-            "id": key,
-            "resume": "allow",
-            "dir": str(folder.resolve()),
-            "config": record.get("config"),
-        }
+        write_text(path, json.dumps({"id": key}) + "\n")
+        names = {"project": self.project, "group": self.group, "name": self.name or record.get("name")}
+        init = {name: value and redact.text(value) for name, value in names.items()}
+        init |= {"id": key, "resume": "allow", "dir": str(folder.resolve()), "config": record.get("config")}
         upload = f"wandb sync {folder / 'wandb'}"
-        if self.online:
+        if mode == "online":
             self.upload = f"{upload}/run-*-{key}"
             url, trouble = self._open({**init, "mode": "online"}, self.timeout)
             if not trouble:
                 return log.info("wandb: %s", url)
-            log.warning("wandb goes on offline (%s); to upload later: %s/offline-run-*-%s", trouble, upload, key)
         self.upload = f"{upload}/offline-run-*-{key}"
-        if trouble := self._open({**init, "mode": "offline"}, 60.0)[1]:
-            raise RuntimeError(trouble)
+        if failure := self._open({**init, "mode": "offline"}, 60.0)[1]:
+            self.process = None
+            raise RuntimeError(failure)
+        if mode == "online":
+            log.warning("wandb goes on offline (%s); to upload later: %s", trouble, self.upload)
 
     def log(self, line: dict[str, Any]) -> None:
         self._send({key: value for key, value in line.items() if isinstance(value, int | float)})
@@ -95,12 +79,20 @@ class _Client(Mirror):
     def finish(self, status: str) -> None:
         self._send({"finish": status})
         try:
-            self.process.communicate(timeout=4.0)
+            if self.process:
+                self.process.communicate(timeout=4.0)
+                self._check()
         except subprocess.TimeoutExpired:
             log.warning("wandb is still uploading; if curves are missing there: %s", self.upload)
 
+    def _check(self) -> None:
+        if self.process and self.process.poll():
+            raise RuntimeError(f"its process ended with status {self.process.returncode}")
+
     def _send(self, message: dict[str, Any]) -> None:
-        print(json.dumps(message, default=str), file=self.process.stdin, flush=True)
+        self._check()
+        if self.process:
+            print(json.dumps(message, default=str), file=self.process.stdin, flush=True)
 
     def _open(self, init: dict[str, Any], seconds: float) -> tuple[str, str]:
         """Start the process; its answer is the run's address there, or the trouble it had."""
@@ -114,8 +106,10 @@ class _Client(Mirror):
         killer = threading.Timer(seconds, self.process.kill)
         killer.daemon = True
         killer.start()
-        self._send({"init": init, "timeout": seconds, "pid": os.getpid()})
-        answer = self.process.stdout.readline() if self.process.stdout else ""
+        answer = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._send({"init": init, "timeout": seconds, "pid": os.getpid()})
+            answer = self.process.stdout.readline() if self.process.stdout else ""
         killer.cancel()
         url, trouble = json.loads(answer) if answer else ("", f"no answer within {seconds:g} s")
         if trouble:
@@ -125,15 +119,17 @@ class _Client(Mirror):
 
 def serve_wandb() -> None:
     """The far end: open the run, log what stdin says until told to finish or until the run's process has gone."""
-    answers = os.fdopen(os.dup(1), "w")
+    orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")  # which wandb's own processes do not inherit
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    order = json.loads(sys.stdin.readline())
+    order = json.loads(orders.readline())
     try:
         import wandb
 
         if order["init"]["mode"] == "online":
             _connect(wandb.setup().settings.base_url)
         wanted = {"console": "off", "silent": True, "init_timeout": order["timeout"], "x_stats_pid": order["pid"]}
+        wanted |= {"disable_git": True, "disable_code": True}  # a remote's address and a patch may hold secrets
         settings = {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}
         run = wandb.init(**order["init"], settings=wandb.Settings(**settings))
         run.define_metric("*", step_metric="step")
@@ -144,7 +140,7 @@ def serve_wandb() -> None:
     if answer[1]:
         os._exit(1)
     message: dict[str, Any] = {}
-    for text in sys.stdin:
+    for text in orders:
         message = json.loads(text)
         if "finish" in message:
             break

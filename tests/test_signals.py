@@ -1,0 +1,351 @@
+"""Signals and time: whenever a run is told to stop it saves, ends with 128 + n, and goes on to the same end."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import REPOSITORY, command
+from healsg.halt import Halt
+
+OPTIONS = ["model=mlp", "model.width=8", "data.batch_size=128", "runner.epochs=4", "runner.log_every=5"]
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+ENDS = ("stopped", "finished", None)
+MARK = Path("now")
+
+
+# --- runs in other processes, which other tests use too --------------------------------------------------------------
+
+
+def forked(arguments: Sequence[str], prepare: Callable[[], None] | None = None, output: str = "output") -> int:
+    """Start ``healsg`` in a child that has its imports already; what it prints is added to a file. The child's id."""
+    for module in ("healsg.trainer", "healsg.datasets.digits", "torch._inductor", "hydra.main", "sklearn.datasets"):
+        import_module(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        file = os.open(output, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        for number in (1, 2):
+            os.dup2(file, number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        sys.argv = ["train.py", *arguments[1:]]
+        from healsg.cli import main
+
+        if prepare:
+            prepare()
+        status = main(arguments)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def ended(child: int, seconds: float = 120.0) -> int:
+    """The exit status of a child, as a shell tells it."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            return 128 - code if code < 0 else code
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise AssertionError(f"still there after {seconds} s")
+
+
+def record(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return value
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``, without times."""
+    rows = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def ending(folder: Path) -> tuple[Any, ...]:
+    """What two runs that went the same way have in common."""
+    return record(folder)["status"], record(folder)["digest"], lines(folder)
+
+
+@functools.cache
+def undisturbed(*options: str) -> tuple[Any, ...]:
+    """How a run ends that nobody disturbs."""
+    assert ended(forked(["train", *options, "name=undisturbed", "fresh=true"])) == 0, Path("output").read_text()
+    return ending(Path("runs/undisturbed"))
+
+
+PHASES = {
+    "data": ("healsg.task", "BasicTask", "build"),
+    "first save": ("healsg.checkpoint", "", "save"),
+    "step": ("healsg.runner", "TaskRunner", "tick"),
+    "evaluation": ("healsg.epoch", "EvalEpoch", "run"),
+    "test": ("healsg.keeper", "Keeper", "finish"),
+    "last save": ("healsg.checkpoint", "", "save"),
+    "closing": ("healsg.session", "Session", "__exit__"),
+}
+
+
+def slow(phase: str, seconds: float = 0.4) -> None:
+    """In this process, from here on: that phase of a run leaves a mark and takes long, before and after its work."""
+    module, owner, name = PHASES[phase]
+    place = getattr(import_module(module), owner) if owner else import_module(module)
+    whole, last = getattr(place, name), phase == "last save"
+
+    @functools.wraps(whole)
+    def slowed(*arguments: Any, **named: Any) -> Any:
+        if MARK.exists() or (last and not _at_the_end(arguments[1])):
+            return whole(*arguments, **named)
+        MARK.touch()
+        time.sleep(seconds)
+        result = whole(*arguments, **named)
+        time.sleep(seconds)
+        return result
+
+    setattr(place, name, slowed)
+
+
+def _at_the_end(state: dict[str, Any]) -> bool:
+    return "runner" in state and state["runner"]["step"] >= state["runner"]["total_steps"]
+
+
+def wait_for(ready: Callable[[], bool], seconds: float = 30.0) -> None:
+    limit = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+def check_stopped(status: int, number: signal.Signals, folder: Path, told: str) -> None:
+    """It ended as a signal asks for, or was done already; in silence, or with a line.
+
+    A signal that comes after the record was closed finds the process on its way out, which it may end at once.
+    """
+    assert "Traceback" not in told, told
+    assert "KeyboardInterrupt" not in told, told
+    state = record(folder)["status"] if (folder / "run.json").exists() else None
+    assert (status, state) in {(128 + number, end) for end in ENDS} | {(0, "finished")}, told
+
+
+# --- quick -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_handler_only_sets_a_flag() -> None:
+    """The first signal: two assignments and a look at the clock. The second one ends the process."""
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(Halt._handle))).body
+    assert isinstance(function, ast.FunctionDef)
+    (choice,) = function.body
+    assert isinstance(choice, ast.If)
+    assert ast.unparse(choice.test) == "self.received is None"
+    assert [ast.unparse(line) for line in choice.body] == [
+        "self.received, self.received_at = (number, time.monotonic())"
+    ]
+    calls = [ast.unparse(node.func) for line in choice.orelse for node in ast.walk(line) if isinstance(node, ast.Call)]
+    assert sorted(calls) == ["distributed.launched", "os.getpid", "os.kill", "signal.signal", "time.monotonic"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    [("data", signal.SIGINT), ("evaluation", signal.SIGUSR1), ("test", signal.SIGTERM), ("last save", signal.SIGINT)],
+)
+def test_a_signal_in_each_phase(phase: str, number: signal.Signals) -> None:
+    folder, line = Path("runs/told"), ["train", *OPTIONS, "name=told"]
+    child = forked(line, lambda: slow(phase, 0.1))
+    wait_for(MARK.exists)
+    os.kill(child, number)
+    check_stopped(ended(child), number, folder, Path("output").read_text())
+    if record(folder)["status"] == "stopped":
+        assert "stopped by " + number.name in record(folder)["reason"]
+        assert ended(forked(line)) == 0
+    assert ending(folder) == undisturbed(*OPTIONS)
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGKILL])
+def test_a_second_signal_ends_a_save_at_once(second: signal.Signals) -> None:
+    folder, line = Path("runs/told"), ["train", *OPTIONS, "name=told"]
+
+    def stuck() -> None:
+        slow("step", 0.0)
+        sync = os.fsync
+
+        def long(file: int) -> None:
+            if MARK.exists():
+                Path("saving").touch()
+                time.sleep(60)
+            sync(file)
+
+        os.fsync = long
+
+    child = forked(line, stuck)
+    wait_for(MARK.exists)
+    os.kill(child, signal.SIGINT)
+    wait_for(Path("saving").exists)
+    os.kill(child, second)
+    began = time.monotonic()
+    assert ended(child) == 128 + second
+    assert time.monotonic() - began < 5
+    assert "Traceback" not in Path("output").read_text()
+    assert ended(forked(line)) == 0
+    assert "going on at step" in Path("output").read_text()
+    assert "previous.pt" not in Path("output").read_text(), "the last save is whole"
+    assert ending(folder) == undisturbed(*OPTIONS)
+
+
+def test_a_signal_before_anything_began(tmp_path: Path) -> None:
+    """While torch is imported: nothing is left but what the same command can begin with."""
+    process = started(tmp_path, "name=told")
+    wait_for(lambda: (tmp_path / "runs/told/.lock").exists())
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=60)[0]
+    assert (process.returncode, told) == (143, "")
+    assert not Path("runs").exists()
+
+
+def test_a_loader_worker_leaves_signals_to_its_run() -> None:
+    """A scheduler sends SIGTERM to all processes; a pool's own end still ends its workers."""
+    with Halt(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        child = os.fork()
+        if not child:
+            time.sleep(30)
+            os._exit(0)
+        subprocess.run([sys.executable, "-c", f"import os; os.kill({child}, 15); os.kill({child}, 15)"], check=True)
+        time.sleep(0.2)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        os.kill(child, signal.SIGTERM)
+        assert ended(child, 5) == 143
+
+
+def test_a_halt_within_a_halt() -> None:
+    with Halt() as outer:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with Halt(max_time=1e6) as inner:
+            assert inner.asked()
+            assert inner.began == outer.began
+            assert str(inner.stopped()) == "stopped by SIGUSR1"
+    with Halt() as outer:
+        with Halt() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert (outer.received, inner.received) == (None, signal.SIGTERM)
+        assert outer.asked()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_the_limit_keeps_time_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For two saves, a step as long as the last one, and the exit; an evaluation alone does not stop a run."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Halt() as command_halt:
+        now[0] = 110.0
+        with Halt(max_time=60) as halt:
+            halt.saving = 5.0
+            assert not halt.asked_within()
+            for now[0], asked in [(120.0, False), (130.0, False), (136.0, False), (137.0, False), (146.0, True)]:
+                assert halt.asked() == asked, now[0]
+            now[0] = 145.9
+            assert not halt.asked_within()
+            now[0] = 146.0
+            assert halt.asked_within()
+        assert not command_halt.asked()
+
+
+# --- long counts: real processes -------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+import healsg.cli
+if {phase!r}:
+    from test_signals import slow
+    slow({phase!r})
+print("up", flush=True)
+sys.exit(healsg.cli.main(["train", *sys.argv[1:]]))
+"""
+
+
+def started(folder: Path, *more: str, phase: str = "") -> subprocess.Popen[str]:
+    """A real process, from the moment at which its own code runs."""
+    program = PROGRAM.format(tests=str(REPOSITORY / "tests"), phase=phase)
+    line = [sys.executable, "-c", program, *OPTIONS, *more]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+@pytest.mark.soak
+def test_signals_at_random_points(tmp_path: Path) -> None:
+    """50 in all: 29 at random times from the program's first line on, three in each of seven phases."""
+    chance, began = random.Random(12), time.monotonic()
+    assert "finished" in started(tmp_path, "name=warm").communicate()[0]
+    seconds = time.monotonic() - began
+    expected, seen = ending(tmp_path / "runs/warm"), dict.fromkeys(["began nothing", "stopped", "finished"], 0)
+    points = [("", chance.uniform(0, seconds)) for _ in range(29)]
+    points += [(phase, chance.uniform(0, 0.8)) for phase in PHASES for _ in SIGNALS]
+    for count, (phase, moment) in enumerate(points):
+        number, folder = SIGNALS[count % 3], tmp_path / f"runs/told{count}"
+        MARK.unlink(missing_ok=True)
+        process = started(tmp_path, f"name=told{count}", phase=phase)
+        if phase:
+            wait_for(lambda process=process: MARK.exists() or process.poll() is not None)
+        time.sleep(moment)
+        process.send_signal(number)
+        told = process.communicate(timeout=120)[0]
+        status = 128 - process.returncode if process.returncode < 0 else process.returncode
+        check_stopped(status, number, folder, told)
+        state = record(folder)["status"] if (folder / "run.json").exists() else "began nothing"
+        seen[state] += 1
+        if state != "finished":
+            again = started(tmp_path, f"name=told{count}")
+            assert (again.communicate(timeout=120)[0], again.returncode)[1] == 0
+        assert ending(folder) == expected, (phase, moment, number)
+    print(f"{len(points)} signals: {seen}")
+    assert all(seen.values())
+
+
+@pytest.mark.soak
+def test_max_time_is_kept_and_a_chain_ends_the_same(tmp_path: Path) -> None:
+    """Measured from the start of the process to its end, start-up and all."""
+    options, quiet = ["runner.epochs=600", "quiet=true", "name=chain"], {"cwd": tmp_path, "check": False}
+    whole = subprocess.run(command(*OPTIONS, *options[:2], "name=whole"), **quiet)  # type: ignore[call-overload]
+    assert whole.returncode == 0
+    spent = []
+    for _ in range(40):
+        began = time.monotonic()
+        done = subprocess.run(command(*OPTIONS, *options, "runner.max_time=12"), **quiet)  # type: ignore[call-overload]
+        spent.append(time.monotonic() - began)
+        assert done.returncode == 0
+        if record(tmp_path / "runs/chain")["status"] == "finished":
+            break
+        assert record(tmp_path / "runs/chain")["reason"] == "stopped by runner.max_time"
+    print("seconds:", " ".join(f"{seconds:.2f}" for seconds in spent))
+    assert len(spent) > 2
+    assert max(spent) < 12
+    assert ending(tmp_path / "runs/chain") == ending(tmp_path / "runs/whole")
