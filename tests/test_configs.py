@@ -92,21 +92,35 @@ def test_every_option_trains(choice: str, files: Path) -> None:
     assert result["digest"]
 
 
-@pytest.mark.parametrize("optimizer", options("method/optimizer"))
+OPTIMIZERS, SCHEDULERS = options("method/optimizer"), options("method/scheduler")
+
+
+@pytest.mark.parametrize("place", range(max(len(OPTIMIZERS), len(SCHEDULERS))))
 @pytest.mark.parametrize("method", options("method"))
-def test_every_method_with_every_optimizer_and_schedule(method: str, optimizer: str) -> None:
+def test_every_method_with_every_optimizer_and_every_schedule(method: str, place: int) -> None:
+    """Each method meets each of both, and over the methods each optimizer meets each schedule."""
     content = yaml.safe_load((CONF / "method" / f"{method}.yaml").read_text())
+    turn = place + options("method").index(method)
     parts = ["model=mlp", "model.width=8", f"method={method}"]
     if not isinstance(content.get("optimizer"), dict):  # settings of one part do not fit another
-        parts.append(f"method/optimizer={optimizer}")
-    settled = isinstance(content.get("scheduler"), dict)
-    for scheduler in [[]] if settled else [[f"method/scheduler={name}"] for name in options("method/scheduler")]:
-        assert train(*parts, *scheduler)["status"] == "finished"
+        parts.append(f"method/optimizer={OPTIMIZERS[place % len(OPTIMIZERS)]}")
+    if not isinstance(content.get("scheduler"), dict):
+        parts.append(f"method/scheduler={SCHEDULERS[turn % len(SCHEDULERS)]}")
+    assert train(*parts)["status"] == "finished"
+
+
+def whole(path: Path) -> dict[str, Any]:
+    """A YAML together with those of its own group that it builds upon."""
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    own = content.get("defaults", [])
+    below = [whole(path.with_name(f"{entry}.yaml")) for entry in own if isinstance(entry, str) and entry != "_self_"]
+    merged = {name: value for part in (*below, content) for name, value in part.items()}
+    return merged | {"defaults": [entry for part in (*below, content) for entry in part.get("defaults", [])]}
 
 
 def nodes_of(path: Path) -> list[dict[str, Any]]:
-    """The constructor calls that a YAML writes down itself."""
-    content = yaml.safe_load(path.read_text())
+    """The constructor calls that a YAML writes down."""
+    content = whole(path)
     inner = [value for value in content.values() if isinstance(value, dict)]
     return [node for node in (content, *inner) if "_target_" in node]
 
@@ -114,13 +128,12 @@ def nodes_of(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("path", NODES, ids=[str(path.relative_to(CONF)) for path in NODES])
 def test_every_argument_stands_in_the_yaml(path: Path) -> None:
     choice = f"{path.parent.relative_to(CONF)}={path.stem}"
-    defaults = yaml.safe_load(path.read_text()).get("defaults", [])
-    elsewhere = {name for entry in defaults if isinstance(entry, dict) for name in entry}
+    elsewhere = {name for entry in whole(path)["defaults"] if isinstance(entry, dict) for name in entry}
     for node in nodes_of(path):
         made = constructor(node["_target_"])
         assert made is not None
         if choice == "task=default" or not node["_target_"].startswith("healsg."):
-            assert set(node) - {"_target_", "_partial_"} <= set(made.parameters)
+            assert set(node) - {"_target_", "_partial_", "defaults"} <= set(made.parameters)
             continue
         first = {"params"} if node.get("_partial_") else set()
         written = set(node) - {"_target_", "_partial_", "defaults"}

@@ -1,17 +1,22 @@
-"""Supervised learning: the loss of the model on labelled samples."""
+"""Supervised learning: the loss of the model on labelled samples, and what stacks on it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from healsg import distributed
 from healsg.errors import ConfigError
+from healsg.losses.classification import smooth
 from healsg.method import Scheduler, TaskMethod
-from healsg.types import Share
+from healsg.methods import depth, mixing
+from healsg.methods.averaging import Average, BatchNorm, ema_share, frozen
+from healsg.methods.mixing import Mixing
+from healsg.types import Fraction, Natural, NonNegative, Share
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -20,13 +25,30 @@ if TYPE_CHECKING:
 class Supervised(TaskMethod):
     """Minimise ``task.criterion`` on labelled samples, with any optimizer and any schedule.
 
+    A method of a paper that has another loss on the same samples is a subclass with a ``loss`` of its own; all that
+    stacks here stacks on it. What is 0 or None is off and costs nothing.
+
     Args:
         optimizer, scheduler, decay_norms_and_biases: see ``TaskMethod``.
         label_smoothing: the share of the target's probability that is spread evenly over all classes (Szegedy et al.
-            2016, arXiv 1512.00567, section 7). The criterion must take class probabilities.
+            2016, arXiv 1512.00567, section 7). The loss must take class probabilities, as for mixup and cutmix.
+        mixup, cutmix: alpha of the Beta distribution of the shares in which two samples are mixed (see ``mixing``);
+            with both, each batch takes one of them at even odds.
+        random_erasing: the probability that a rectangle of an image is filled with noise (see ``mixing``).
+        ema: the decay of an exponential moving average of the weights, which is evaluated (see ``ema_share``).
+            BatchNorm's statistics are those of the network that learns.
+        swa: the share of the updates after which the weights at the ends of epochs are averaged, which is evaluated
+            (Izmailov et al. 2018, arXiv 1803.05407). BatchNorm's statistics are measured anew on the training batches.
+        layer_decay: what the learning rate of a layer is multiplied by to give that of the one before it.
+        freeze: what does not learn, ``body`` or patterns of names (see ``depth.freeze``). Its BatchNorm is held still.
+        unfreeze_every: epochs after which one more layer learns, from the last one on (Howard and Ruder 2018, arXiv
+            1801.06146, section 3.3).
     """
 
     mean_over_samples = True
+
+    replaces_criterion: ClassVar[bool] = False
+    """Whether ``loss`` leaves ``task.criterion`` aside; it then gets class probabilities in any case."""
 
     def __init__(
         self,
@@ -34,29 +56,157 @@ class Supervised(TaskMethod):
         scheduler: Scheduler | None = None,
         decay_norms_and_biases: bool = True,
         label_smoothing: Share = 0.0,
+        mixup: NonNegative = 0.0,
+        cutmix: NonNegative = 0.0,
+        random_erasing: Fraction = 0.0,
+        ema: Share = 0.0,
+        swa: Share = 0.0,
+        layer_decay: Share = 0.0,
+        freeze: str | None = None,
+        unfreeze_every: Natural = 0,
     ) -> None:
         super().__init__(optimizer, scheduler, decay_norms_and_biases)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.mixup, self.cutmix = label_smoothing, mixup, cutmix
+        self.random_erasing, self.ema, self.swa = random_erasing, ema, swa
+        self.layer_decay, self.freeze, self.unfreeze_every = layer_decay, freeze, unfreeze_every
+        self.average: Average | None = None
+        self.still: list[nn.Module] = []
+        self.waiting: list[list[nn.Parameter]] = []
+        self.stage, self.plain = -1, False
+
+    # --- what a subclass may bring ----------------------------------------------------------------------------------
+
+    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch: ``target`` is as it came or, where something softens it, class probabilities."""
+        value: Tensor = task.criterion(output, target)
+        return value
+
+    def learner(self, task: BasicTask) -> nn.Module:
+        """The network that learns, where ``task.model`` holds more than that."""
+        return task.model
+
+    def weights(self, task: BasicTask) -> list[Tensor]:
+        """What the evaluated network's parameters follow, in their order."""
+        return self.trained(task, list(self.learner(task).parameters()))
+
+    def trained(self, task: BasicTask, parameters: list[nn.Parameter]) -> list[Tensor]:
+        """What was learned of these parameters: they themselves, or the optimizer's own averages of them."""
+        if self.optimizer_averages:
+            averaged: list[Tensor] = task.optimizer.averaged(parameters)  # type: ignore[attr-defined]
+            return averaged
+        return [*parameters]
+
+    # --- the method -------------------------------------------------------------------------------------------------
+
+    @property
+    def optimizer_averages(self) -> bool:
+        """Whether the optimizer has weights of its own to be evaluated, as schedule-free ones have."""
+        return hasattr(getattr(self.make_optimizer, "func", None), "averaged")
+
+    def check(self, task: BasicTask) -> None:
+        averages = {"method.ema": self.ema, "method.swa": self.swa, "method/optimizer": self.optimizer_averages}
+        if len(given := [key for key, value in averages.items() if value]) > 1:
+            raise ConfigError(f"{given[0]}: {given[1]} averages the weights already; leave one out")
+        if self.unfreeze_every and distributed.launched():
+            raise ConfigError(
+                "method.unfreeze_every: works in one process; in several, method.freeze holds parts fixed"
+            )
+        shape = task.info.input_shape if task.info else (1, 1, 1)
+        if self.cutmix and len(shape) < 3:
+            raise ConfigError(f"method.cutmix: needs images or volumes, and a sample here is {shape}; set it to 0")
+        if self.random_erasing and len(shape) != 3:
+            raise ConfigError(f"method.random_erasing: needs images, and a sample here is {shape}; set it to 0")
+        if self.label_smoothing and task.info and task.info.kind != "multiclass":
+            raise ConfigError(f"method.label_smoothing: needs one class a sample, and this task is {task.info.kind}")
 
     def setup(self, task: BasicTask) -> None:
-        if self.label_smoothing and not takes_probabilities(task.criterion):
+        softened = {"label_smoothing": self.label_smoothing, "mixup": self.mixup, "cutmix": self.cutmix}
+        key = next((key for key, value in softened.items() if value), None)
+        if self.replaces_criterion and not is_plain(task.criterion):
+            told = f"has a loss of its own for one class a sample, and the model brings {task.criterion}"
+            raise ConfigError(f"method: {type(self).__name__} {told}; method=supervised uses that")
+        if key and not takes_probabilities(task.criterion):
             raise ConfigError(
-                f"method.label_smoothing: {type(task.criterion).__name__} takes no class probabilities; set it to 0"
+                f"method.{key}: {type(task.criterion).__name__} takes no class probabilities; set it to 0"
             )
+        if self.freeze:
+            depth.freeze(task.model, self.freeze)
+        self.still = still(task.model)
+        if self.average is None and (self.ema or self.swa or self.optimizer_averages):
+            self.average = Average(self.learner(task))
+        if self.unfreeze_every:
+            chosen = ([part for part in layer if part.requires_grad] for layer in depth.layers(self.learner(task)))
+            self.waiting = [layer for layer in chosen if layer]
+        altered = self.random_erasing or self.freeze or self.unfreeze_every or self.still
+        self.plain = not (key or altered or type(self).loss is not Supervised.loss)
 
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
-        output = task.net(batch["input"])
-        target = batch["target"]
-        if self.label_smoothing:
-            target = smooth(target, output, self.label_smoothing)
-        return {"loss": task.criterion(output, target)}
+        if self.plain:
+            return {"loss": task.criterion(task.net(batch["input"]), batch["target"])}
+        input, mixed = self.prepare(task, batch)
+        output = task.net(input)
+        return {"loss": self.loss(task, batch, output, self.soften(batch["target"], output, mixed))}
+
+    def prepare(self, task: BasicTask, batch: dict[str, Any]) -> tuple[Tensor, Mixing | None]:
+        """What the network sees of a batch, and how it was mixed."""
+        if self.unfreeze_every and self.stage != (stage := task.runner.epoch // self.unfreeze_every):
+            self.unfreeze(task, stage)
+        for module in self.still:
+            module.eval()
+        input: Tensor = batch["input"]
+        if self.random_erasing:
+            input = mixing.random_erasing(input, self.random_erasing)
+        return mixing.mix(input, self.mixup, self.cutmix) if self.mixup or self.cutmix else (input, None)
+
+    def soften(self, target: Tensor, output: Tensor, mixed: Mixing | None) -> Tensor:
+        """Class probabilities (N, C, ...) where labels are smoothed or samples mixed, else ``target`` as it is."""
+        if mixed is None and not self.label_smoothing and not self.replaces_criterion:
+            return target
+        soft = smooth(target, output, self.label_smoothing)
+        return soft if mixed is None else mixed.of(soft)
+
+    def unfreeze(self, task: BasicTask, stage: int) -> None:
+        """Let the last ``stage + 1`` layers learn, and those alone."""
+        for height, layer in enumerate(reversed(self.waiting)):
+            for parameter in layer:
+                parameter.requires_grad_(height <= stage)
+        held, self.still, self.stage = self.still, still(task.model), stage
+        for module in held:
+            module.train()
+
+    def after_update(self, task: BasicTask) -> None:
+        if self.average is None:
+            return
+        runner, average = task.runner, self.average
+        ended = runner.position == runner.length or runner.step_count == runner.total_steps
+        begun = runner.step_count >= self.swa * runner.total_steps
+        if self.swa and not ended:
+            return
+        share = average.next_share(begun) if self.swa else ema_share(self.ema, runner.step_count) if self.ema else 1.0
+        average.follow(self.weights(task), self.learner(task).buffers(), share)
+        if ended and begun and not self.ema:
+            average.measure_statistics(task)
+
+    def eval_model(self, task: BasicTask) -> nn.Module:
+        return self.learner(task) if self.average is None else self.average.network
+
+    def build_optimizer(self, task: BasicTask) -> Optimizer:
+        if not self.layer_decay:
+            return super().build_optimizer(task)
+        groups = depth.scaled_groups(task.model, self.layer_decay, self.decay_norms_and_biases)
+        return depth.scale_rates(self.make_optimizer(groups))
 
 
-def smooth(target: Tensor, output: Tensor, share: float) -> Tensor:
-    """Class probabilities of ``output``'s shape (N, C, ...) from indices (N, ...): ``share`` spread evenly over all."""
-    even = share / output.shape[1]
-    dtype = torch.promote_types(output.dtype, torch.float32)
-    return torch.full_like(output, even, dtype=dtype).scatter_(1, target.unsqueeze(1), 1.0 - share + even)
+def still(model: nn.Module) -> list[nn.Module]:
+    """The BatchNorms of a network that do not learn: their statistics are held still as well."""
+    return [module for module in model.modules() if isinstance(module, BatchNorm) and frozen(module)]
+
+
+def is_plain(criterion: nn.Module) -> bool:
+    """Whether a criterion is the mean cross entropy of one class a sample, with nothing else asked of it."""
+    if type(criterion) is not nn.CrossEntropyLoss or criterion.weight is not None:
+        return False
+    return (criterion.ignore_index, criterion.reduction, criterion.label_smoothing) == (-100, "mean", 0.0)
 
 
 def takes_probabilities(criterion: nn.Module) -> bool:

@@ -1,0 +1,124 @@
+"""Attacks on images within a maximum norm, and accuracy under them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from healsg.epoch import EvalEpoch, collect, evaluating
+from healsg.errors import ConfigError
+from healsg.metrics import Accuracy
+from healsg.placement import both
+from healsg.seeding import seed_device
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+EVAL_SIZE = 0.25
+"""Of a step of the attack in evaluation, as a share of the radius: 2/255 of the usual 8/255."""
+
+
+def ascend(
+    loss: Callable[[Tensor], Tensor],
+    input: Tensor,
+    begin: Tensor,
+    radius: Tensor,
+    bounds: tuple[Tensor, Tensor],
+    steps: int,
+    size: float,
+) -> Tensor:
+    """Projected gradient ascent on the signs of the gradient (Madry et al. 2018, arXiv 1706.06083, section 2.1).
+
+    Args:
+        loss: of inputs, a scalar.
+        input: (N, C, ...), what is attacked.
+        begin: where the ascent begins, of the same shape.
+        radius: (C, 1, ...), the largest change of a value.
+        bounds: (C, 1, ...), the smallest and the largest value that there is.
+        steps: how often the gradient is followed.
+        size: of a step, as a share of ``radius``.
+    """
+
+    def within(attacked: Tensor) -> Tensor:
+        return attacked.clamp(input - radius, input + radius).clamp(*bounds)
+
+    attacked = within(begin).detach()
+    for _ in range(steps):
+        attacked.requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(loss(attacked), attacked)
+        attacked = within(attacked.detach() + size * radius * slope.sign())
+    return attacked
+
+
+class Attack(nn.Module):
+    """An attack whose radius is told in the units of the raw image, where 0 is black and 1 full intensity.
+
+    Args:
+        eps: the radius.
+        steps, size: see ``ascend``.
+        random_start: begin at a uniformly random place within the radius.
+    """
+
+    unit: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, eps: float, steps: int, size: float, random_start: bool) -> None:
+        super().__init__()
+        self.eps, self.steps, self.size, self.random_start = eps, steps, size, random_start
+
+    def setup(self, task: BasicTask) -> None:
+        """Learn how the data are normalised, ``(image - mean) / std``: so much is 1 there, and so far they reach.
+
+        Raises ConfigError where the data do not tell.
+        """
+        method = type(task.task_method).__name__
+        transform: Any = task.task_data.transform("input", "val") if task.info else None
+        mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
+        if task.info is None or mean is None or std is None:
+            data = type(task.task_data).__name__ if task.info else "a task with loaders of its own"
+            raise ConfigError(
+                f"method: {method} needs to know how images are normalised, and {data} tells no mean and std"
+            )
+        if task.info.kind != "multiclass":
+            raise ConfigError(f"method: {method} needs one class a sample, and this task is {task.info.kind}")
+        shape = (-1, *[1] * (len(task.info.input_shape) - 1))
+        means, stds = (torch.tensor(values, dtype=torch.float64).view(shape) for values in (mean, std))
+        for name, value in {"unit": 1 / stds, "low": -means / stds, "high": (1 - means) / stds}.items():
+            self.register_buffer(name, value.float(), persistent=False)
+
+    def forward(self, loss: Callable[[Tensor], Tensor], input: Tensor, begin: Tensor | None = None) -> Tensor:
+        """The attacked inputs, of the same shape; ``begin`` may say where the ascent begins."""
+        radius = self.eps * self.unit
+        if begin is None:
+            begin = input + radius * (2 * torch.rand_like(input) - 1) if self.random_start else input
+        return ascend(loss, input, begin, radius, (self.low, self.high), self.steps, self.size)
+
+    def seen(self, task: BasicTask, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """What surrounds an attack on ``model``: evaluation mode, and the run's precision, but for fp16, in which the
+        gradient of an image is too small without a scale."""
+        place = task.runner.place
+        whole = torch.autocast(task.device.type, enabled=False)
+        return both(evaluating(model), whole if place.scaler else place.autocast())
+
+    def measure(self, task: BasicTask, split: str) -> dict[str, float]:
+        """The usual numbers of a split, and with ``robust_acc`` the accuracy under this attack."""
+        numbers, metric = EvalEpoch(task, split).measure(), Accuracy()
+        if not self.steps:
+            return numbers
+        model, predict = task.task_method.eval_model(task), task.task_model.predict
+        seed_device(task.device, task.runner.seed, f"attack {split}")
+        with self.seen(task, model):
+            for batch in task.runner.eval_batches(task, split):
+                target = batch["target"]
+                attacked = self(lambda x, y=target: F.cross_entropy(predict(model, x), y), batch["input"])
+                with torch.no_grad():
+                    metric.update(predict(model, attacked).float(), target)
+        return numbers | collect({"robust_acc": metric})

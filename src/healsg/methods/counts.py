@@ -1,0 +1,37 @@
+"""What methods for unequal classes and noisy labels ask of the training samples as a whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from healsg.errors import ConfigError
+from healsg.loader import Loader
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+def labelled_targets(task: BasicTask) -> Tensor:
+    """(N,) classes of the training samples, int64 on the CPU, by their index.
+
+    Raises ConfigError where they are not known without reading samples, or a sample has not one class.
+    """
+    loader, method = task.train_loader, type(task.task_method).__name__
+    source = loader.sources.get("labelled") if isinstance(loader, Loader) else None
+    targets = None if source is None else source.targets
+    if targets is None:
+        raise ConfigError(
+            f"method: {method} needs the classes of all training samples; the task's own loader tells none"
+        )
+    if targets.is_floating_point() or targets.dim() != 1:
+        raise ConfigError(f"method: {method} needs one class a sample, and the targets are {tuple(targets.shape)}")
+    return targets.cpu().long()
+
+
+def class_counts(task: BasicTask) -> Tensor:
+    """(C,) how many training samples each class has, int64. Raises ConfigError, as ``labelled_targets``."""
+    classes = task.info.num_classes if task.info else 0
+    return torch.bincount(labelled_targets(task), minlength=classes)

@@ -1,0 +1,125 @@
+"""A network as layers from the input to the head: freezing, gradual unfreezing, learning rates by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from itertools import accumulate
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from healsg.errors import ConfigError
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""What networks are chains of layers in."""
+
+
+def layers(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of ``model`` by layer, the input's first, in the order in which its modules were made.
+
+    A layer is what a container (``Sequential``, ``ModuleList``, ``ModuleDict``) holds: a residual block, a block of a
+    transformer, a convolution; or else a part of the network. What has vectors alone (a norm) belongs to the layer
+    before it, and so do parameters that stand between layers (class tokens, positions).
+    """
+    found: list[list[nn.Parameter]] = [[]]
+    seen: set[nn.Parameter] = set()
+    opened = False
+    for parameters, whole in _pieces(model, None):
+        fresh = [parameter for parameter in parameters if parameter not in seen]
+        seen.update(fresh)
+        opens = whole and any(parameter.dim() >= 2 for parameter in fresh)
+        if opens and opened:
+            found.append([])
+        opened = opened or opens
+        found[-1] += fresh
+    return found
+
+
+def _pieces(module: nn.Module, parent: nn.Module | None) -> Iterator[tuple[list[nn.Parameter], bool]]:
+    """The parameters of a module in order, with whether they are those of a whole layer."""
+    most = parent is not None and not isinstance(parent, CONTAINERS) and 2 * _size(module) > _size(parent)
+    if parent is None or isinstance(module, CONTAINERS) or _holds_chain(module) or (most and any(module.children())):
+        yield list(module.parameters(recurse=False)), False
+        for child in module.children():
+            yield from _pieces(child, module)
+    else:
+        yield list(module.parameters()), True
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _holds_chain(module: nn.Module) -> bool:
+    """Whether somewhere in a module a container holds two blocks, each a module of several."""
+    chains = [inner.children() for inner in module.modules() if isinstance(inner, CONTAINERS)]
+    return any(sum(map(_is_block, elements)) >= 2 for elements in chains)
+
+
+def _is_block(module: nn.Module) -> bool:
+    return not isinstance(module, CONTAINERS) and any(True for _ in module.children()) and _size(module) > 0
+
+
+def freeze(model: nn.Module, patterns: str) -> None:
+    """Let parameters no longer learn.
+
+    Args:
+        model: the network.
+        patterns: ``body`` (all but ``model.head``), or names of modules and parameters as in ``state_dict``, with
+            ``*`` and ``?`` as on a command line, several of them joined by ``|``: ``stem|stages.0|*.bias``.
+
+    Raises:
+        ConfigError: a pattern fits nothing, or nothing is left that learns.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in patterns.split("|"):
+        if pattern == "body":
+            names = [name for name in parameters if not name.startswith("head.")]
+            names = names if len(names) < len(parameters) else []
+        else:
+            names = [name for name in parameters if any(fnmatchcase(part, pattern) for part in _parts(name))]
+        if not names:
+            known = ", ".join(dict.fromkeys(name.split(".")[0] for name in parameters))
+            raise ConfigError(f"method.freeze: {pattern!r} fits nothing in this network, whose parts are {known}")
+        for name in names:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ConfigError(f"method.freeze: {patterns!r} leaves nothing that learns")
+
+
+def head_of(model: nn.Module, method: str) -> nn.Linear:
+    """``model.head``. Raises ConfigError, which names the method, where it is no linear layer."""
+    head = getattr(model, "head", None)
+    if not isinstance(head, nn.Linear):
+        raise ConfigError(f"method: {method} needs a network that ends in a linear layer `head`; model=cnn has one")
+    return head
+
+
+def _parts(name: str) -> list[str]:
+    """``a.b.c`` as ``a``, ``a.b``, ``a.b.c``."""
+    return list(accumulate(name.split("."), "{}.{}".format))
+
+
+def scaled_groups(model: nn.Module, decay: float, decay_norms_and_biases: bool) -> list[dict[str, Any]]:
+    """Groups of parameters by layer, each with ``lr_scale``: 1 for the last layer, ``decay`` times that of the one
+    after it for each other (Clark et al. 2020, arXiv 2003.10555; Bao et al. 2022, arXiv 2106.08254).
+
+    The last layer comes first, so that its learning rate is the one that is shown.
+    """
+    groups = []
+    for height, layer in enumerate(reversed(layers(model))):
+        learning = [parameter for parameter in layer if parameter.requires_grad]
+        spared = [] if decay_norms_and_biases else [parameter for parameter in learning if parameter.dim() < 2]
+        chosen = learning if decay_norms_and_biases else [parameter for parameter in learning if parameter.dim() >= 2]
+        groups += [{"params": chosen, "lr_scale": decay**height}]
+        groups += [{"params": spared, "lr_scale": decay**height, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def scale_rates(optimizer: Optimizer) -> Optimizer:
+    """Multiply each group's learning rate by its ``lr_scale``, before a schedule takes it for the initial one."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * group["lr_scale"]
+    return optimizer

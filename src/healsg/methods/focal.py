@@ -1,0 +1,32 @@
+"""Focal loss: what is learned already counts less (Lin et al. 2017, arXiv 1708.02002), over softmax."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from healsg.losses.classification import focal
+from healsg.methods.supervised import Supervised
+from healsg.types import NonNegative
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+class Focal(Supervised):
+    """The focal loss of the classes' softmax.
+
+    Args:
+        gamma: how much less a sample counts of which the network is sure; 0 is the cross entropy, the paper uses 2.
+        common: the arguments of Supervised.
+    """
+
+    replaces_criterion = True
+
+    def __init__(self, gamma: NonNegative = 2.0, **common: Any) -> None:
+        super().__init__(**common)
+        self.gamma = gamma
+
+    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor:
+        return focal(output, target, self.gamma).mean()

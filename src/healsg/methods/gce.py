@@ -1,0 +1,32 @@
+"""Generalised cross entropy: learning with noisy labels (Zhang and Sabuncu 2018, arXiv 1805.07836)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from torch import Tensor
+
+from healsg.losses.classification import generalised_cross_entropy
+from healsg.methods.supervised import Supervised
+from healsg.types import Range
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+class GeneralisedCrossEntropy(Supervised):
+    """The loss L_q, between the cross entropy and the mean absolute error; the truncated one of the paper is not here.
+
+    Args:
+        q: 1 is the mean absolute error, which wrong labels sway least and which learns slowest; the paper uses 0.7.
+        common: the arguments of Supervised.
+    """
+
+    replaces_criterion = True
+
+    def __init__(self, q: Annotated[float, Range(low=0, high=1, open_low=True)] = 0.7, **common: Any) -> None:
+        super().__init__(**common)
+        self.q = q
+
+    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor:
+        return generalised_cross_entropy(output, target, self.q).mean()

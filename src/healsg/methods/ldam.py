@@ -1,0 +1,75 @@
+"""Label-distribution-aware margins with deferred re-weighting (Cao et al. 2019, arXiv 1906.07413)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from healsg.losses.classification import class_balanced_weights, cross_entropy, margins
+from healsg.methods.counts import class_counts
+from healsg.methods.depth import head_of
+from healsg.methods.supervised import Supervised
+from healsg.types import Fraction, Positive, Share
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+class CosineLinear(nn.Linear):
+    """``scale`` times the cosine between the input and each row of the weights; no bias."""
+
+    scale = 1.0
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(input, dim=-1), F.normalize(self.weight, dim=-1))
+
+
+class LDAM(Supervised):
+    """Margins that grow as classes get rarer, on cosines; late in the run, classes are also weighted.
+
+    The weighted loss of an update is divided by the sum of its weights. With smoothed or mixed labels each class has
+    its margin in proportion to its probability.
+
+    Args:
+        largest: the margin of the rarest class, as a cosine.
+        scale: what cosines are multiplied by.
+        beta: of the weights (see ``ClassBalanced``).
+        defer: the share of the run after which classes are weighted; 1 never does.
+        common: the arguments of Supervised.
+    """
+
+    replaces_criterion = True
+    margins: Tensor
+    class_weights: Tensor
+
+    def __init__(
+        self,
+        largest: Positive = 0.5,
+        scale: Positive = 30.0,
+        beta: Share = 0.9999,
+        defer: Fraction = 0.8,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.largest, self.scale, self.beta, self.defer = largest, scale, beta, defer
+
+    def setup(self, task: BasicTask) -> None:
+        counts, head = class_counts(task), head_of(task.model, "LDAM")
+        cosine = CosineLinear(head.in_features, head.out_features, bias=False)
+        cosine.weight, cosine.scale = head.weight, self.scale
+        task.model.head = cosine
+        self.register_buffer("margins", margins(counts, self.largest).float())
+        self.register_buffer("class_weights", class_balanced_weights(counts, self.beta).float())
+        super().setup(task)
+
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+        input, mixed = self.prepare(task, batch)
+        output = task.net(input)
+        target = self.soften(batch["target"], output, mixed)
+        losses = cross_entropy(output - self.scale * self.margins * target, target)
+        late = task.runner.step_count >= self.defer * task.runner.total_steps
+        weights = (target * self.class_weights).sum(dim=1) if late else torch.ones_like(losses)
+        return {"loss": (weights * losses).sum() / weights.sum(), "count": weights.sum()}

@@ -1,0 +1,60 @@
+"""Adversarial training (Madry et al. 2018, arXiv 1706.06083)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from healsg.methods.attack import EVAL_SIZE, Attack
+from healsg.methods.supervised import Supervised
+from healsg.types import Count, Natural, Positive
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+class PGD(Supervised):
+    """Learn from attacked images in the place of those that are given.
+
+    The attack sees the network as it is in evaluation (running statistics, no dropout), the step as in training.
+
+    Args:
+        eps: the largest change of a pixel, where 0 is black and 1 full intensity.
+        steps: of the attack in training.
+        step_size: of that attack, as a share of ``eps``.
+        random_start: begin the attack in training at a random place within ``eps``.
+        eval_steps: of the attack that gives ``robust_acc`` in evaluation, from a random start; 0 leaves it out.
+        common: the arguments of Supervised.
+    """
+
+    def __init__(
+        self,
+        eps: Positive = 0.031372549,
+        steps: Count = 10,
+        step_size: Positive = 0.25,
+        random_start: bool = True,
+        eval_steps: Natural = 20,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.attack = Attack(eps, steps, step_size, random_start)
+        self.eval_attack = Attack(eps, eval_steps, EVAL_SIZE, True)
+
+    def setup(self, task: BasicTask) -> None:
+        super().setup(task)
+        self.attack.setup(task)
+        self.eval_attack.setup(task)
+
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+        input, mixed = self.prepare(task, batch)
+
+        def loss(output: Tensor) -> Tensor:
+            return self.loss(task, batch, output, self.soften(batch["target"], output, mixed))
+
+        with self.attack.seen(task, task.model):
+            attacked = self.attack(lambda images: loss(task.model(images)), input)
+        return {"loss": loss(task.net(attacked))}
+
+    def evaluate(self, task: BasicTask, split: str) -> dict[str, float]:
+        return self.eval_attack.measure(task, split)

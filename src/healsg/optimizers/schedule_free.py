@@ -1,0 +1,102 @@
+"""Schedule-free AdamW: a mean of the iterates in the place of a schedule (Defazio et al. 2024, arXiv 2405.15682)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from healsg.errors import ConfigError
+from healsg.optimizers.lion import decay_rates
+from healsg.types import NonNegative
+
+
+class ScheduleFreeAdamW(Optimizer):
+    """AdamW on the iterates z, whose weighted mean x is what is evaluated; gradients are taken at y between them.
+
+    The parameters themselves are y = (1 - beta) z + beta x. ``averaged`` gives x, which a method has to evaluate:
+    ``Supervised`` and its subclasses do. The mean weighs an update by the square of the largest learning rate so far,
+    so that a warm-up counts little; a schedule should be constant but for that.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: the learning rate; larger than AdamW's with a schedule.
+        betas: how near y is to x, above 0; the decay rate of the second moment.
+        eps: added to the denominator.
+        weight_decay: decoupled weight decay, at y.
+
+    Raises:
+        ConfigError: ``betas`` are not two numbers in [0, 1), or the first is 0.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: NonNegative = 5e-3,
+        betas: list[float] | None = None,
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 0.01,
+    ) -> None:
+        pair = decay_rates("method.optimizer.betas", (0.9, 0.999) if betas is None else betas)
+        if not pair[0]:
+            raise ConfigError("method.optimizer.betas: the first is 0, and the weights would not tell their average")
+        settings = {"lr": lr, "betas": pair, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**settings, "largest_lr": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Perform one update; ``closure`` computes the loss and its gradients anew, if it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            group["largest_lr"] = max(float(group["lr"]), group["largest_lr"])
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._update(group, weights)
+        return loss
+
+    def _update(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+        """One update of all weights of a group. Each counts from its own first one."""
+        (near, decay), lr, counts = group["betas"], float(group["lr"]), group["largest_lr"] ** 2
+        for weight in weights:
+            state = self.state[weight]
+            if not state:
+                state |= {"z": weight.clone(), "second_moment": torch.zeros_like(weight), "updates": 0, "counted": 0.0}
+            state["updates"] += 1
+            state["counted"] += counts
+        states = [self.state[weight] for weight in weights]
+        iterates, moments = [state["z"] for state in states], [state["second_moment"] for state in states]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        torch._foreach_mul_(moments, decay)
+        torch._foreach_addcmul_(moments, gradients, gradients, 1 - decay)
+        scales = list(torch._foreach_div(moments, [1 - decay ** state["updates"] for state in states]))
+        torch._foreach_sqrt_(scales)
+        torch._foreach_add_(scales, group["eps"])
+        steps = list(torch._foreach_div(gradients, scales))
+        if group["weight_decay"]:
+            torch._foreach_add_(steps, weights, alpha=group["weight_decay"])
+        means = averages(weights, iterates, near)
+        torch._foreach_add_(iterates, steps, alpha=-lr)
+        torch._foreach_lerp_(means, iterates, [counts / state["counted"] if counts else 0.0 for state in states])
+        torch._foreach_copy_(weights, torch._foreach_lerp(iterates, means, near))
+
+    @torch.no_grad()
+    def averaged(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """x of each of ``parameters``: what is to be evaluated; themselves where they have not moved."""
+        near = {weight: group["betas"][0] for group in self.param_groups for weight in group["params"]}
+        found = []
+        for parameter in parameters:
+            state = self.state.get(parameter)
+            found.append(averages([parameter], [state["z"]], near[parameter])[0] if state else parameter)
+        return found
+
+
+def averages(weights: list[Tensor], iterates: list[Tensor], near: float) -> list[Tensor]:
+    """x of y = (1 - near) z + near x: ``z + (y - z) / near``."""
+    return list(torch._foreach_lerp(iterates, weights, 1.0 / near))

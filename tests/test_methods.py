@@ -1,0 +1,564 @@
+"""The methods at work: what stacks, what is evaluated, exact resume, no value read, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conftest import REPOSITORY
+from healsg import BasicTask, TaskTrainer
+from healsg.checkpoint import load
+from healsg.epoch import evaluating
+from healsg.errors import ConfigError
+from healsg.keeper import Keeper
+from healsg.methods.averaging import Average
+from healsg.methods.elr import EarlyLearning
+from healsg.methods.supervised import Supervised, is_plain
+from healsg.runner import TaskRunner
+from test_cost import watch
+
+METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
+SMALL = ["model=mlp", "model.width=16", "data.batch_size=256", "quiet=true", "runner.epochs=3"]
+IMAGES = ["model=cnn", "model.width=4", *SMALL[2:]]
+"""1,167 samples to train with: 5 updates an epoch. The convolutions have BatchNorm."""
+
+
+def trained(*options: str, name: str = "run") -> BasicTask:
+    trainer = TaskTrainer.compose(*options, f"name={name}")
+    assert trainer.train()["status"] == "finished"
+    assert trainer.task is not None
+    return trainer.task
+
+
+def record(name: str) -> dict[str, Any]:
+    return json.loads((Path("runs") / name / "run.json").read_text())
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (Path("runs") / name / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def after_each_update(monkeypatch: pytest.MonkeyPatch, act: Callable[[BasicTask], None]) -> None:
+    whole = Supervised.after_update
+
+    def after_update(self: Supervised, task: BasicTask) -> None:
+        whole(self, task)
+        act(task)
+
+    monkeypatch.setattr(Supervised, "after_update", after_update)
+
+
+def distance(first: nn.Module, second: nn.Module) -> float:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return max(float((one.double() - other.double()).abs().max()) for one, other in pairs)
+
+
+# --- every method, and all that stacks -------------------------------------------------------------------------------
+
+STACKS = {
+    "mixed": ["method.mixup=0.4", "method.cutmix=1", "method.random_erasing=0.5", "method.label_smoothing=0.1"],
+    "ema": ["method.ema=0.9", "method.layer_decay=0.7", "method.freeze=body.0"],
+    "swa": ["method.swa=0.4", "method.unfreeze_every=1", "method.mixup=0.2"],
+    "free": ["method/optimizer=schedule_free", "method/scheduler=constant"],
+}
+
+
+class Cut(BaseException):
+    """Stands for a kill at a step boundary."""
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_what_stacks_resumes_exactly(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed within an epoch, at its last step before the evaluation, and after an average has begun."""
+    options = [*IMAGES, *STACKS[stack], "runner.accumulate=2", "runner.save_every=1"]
+    trained(*options, name="whole")
+    save = Keeper.save
+    for step in (2, 3, 7):
+
+        def cut(self: Keeper, task: BasicTask, last: int = step) -> None:
+            save(self, task)
+            if task.runner.step_count >= last:
+                raise Cut
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Keeper, "save", cut)
+            with pytest.raises(Cut):
+                TaskTrainer.compose(*options, "name=cut", "fresh=true").train()
+        trained(*options, name="cut")
+        assert record("cut")["digest"] == record("whole")["digest"], f"killed after step {step}"
+        assert lines("cut") == lines("whole")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_of_a_method_reads_no_value(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watch(monkeypatch)
+    few = ["runner.limit_batches=2", "runner.epochs=2", "data.batch_size=32", "runner.log_every=1000"]
+    trained(*IMAGES, f"method={method}", *few, "runner.clip_norm=1", "method.label_smoothing=0.1")
+    assert not seen, dict(seen)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_what_stacks_reads_no_value(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watch(monkeypatch)
+    trained(*IMAGES, *STACKS[stack], "runner.limit_batches=2", "data.batch_size=32", "runner.log_every=1000")
+    assert not seen, dict(seen)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("method", ["sam", "trades", "elr", "lora"])
+def test_methods_in_half_precision(method: str, precision: str) -> None:
+    task = trained(*SMALL, f"method={method}", f"runner.precision={precision}", "runner.limit_batches=2")
+    assert {value.dtype for value in task.model.state_dict().values()} == {torch.float32}
+    found = [row["train/loss"] for row in lines("run") if row["event"] == "epoch"]
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["method=sgd", "method.mixup=0.4", "method.ema=0.9"],
+        ["method=gce", "method/optimizer=adamw"],
+        ["method=coteaching"],
+        ["method=linear_probe", "method.optimizer.lr=0.03"],
+        ["method=sam"],
+        ["method=ldam_drw"],
+        ["method=elr"],
+        ["method=schedule_free"],
+    ],
+    ids=" ".join,
+)
+def test_methods_learn(options: list[str]) -> None:
+    trained(*SMALL, "model.width=64", "data.batch_size=64", "runner.epochs=12", *options)
+    assert record("run")["test"]["test/acc"] > 0.75
+
+
+# --- what the arguments do -------------------------------------------------------------------------------------------
+
+
+def test_the_moving_average_is_evaluated_kept_and_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computed beside the run: ``d = min(decay, (1 + t) / (10 + t))``; BatchNorm's statistics are the network's own."""
+    wanted: dict[str, Tensor] = {}
+
+    def follow(task: BasicTask) -> None:
+        t = task.runner.step_count
+        decay = min(0.6, (1 + t) / (10 + t))
+        for name, value in task.model.state_dict().items():
+            if name in dict(task.model.named_parameters()):
+                before = wanted.setdefault(name, begun[name])
+                wanted[name] = decay * before + (1 - decay) * value
+            else:
+                wanted[name] = value.clone()
+
+    begun: dict[str, Tensor] = {}
+    setup = Supervised.setup
+    monkeypatch.setattr(
+        Supervised,
+        "setup",
+        lambda self, task: (begun.update(copy.deepcopy(task.model.double().state_dict())), setup(self, task))[1],
+    )
+    after_each_update(monkeypatch, follow)
+    task = trained(*IMAGES, "method.ema=0.6", "runner.precision=fp64", "runner.eval_every=3")
+    best = load(Path("runs/run/checkpoints/best.pt"))["model"]
+    assert best.keys() == task.model.state_dict().keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(best[name].to(value.dtype), value, rtol=1e-10, atol=1e-10)
+    assert distance(task.model, task.task_method.eval_model(task)) > 1e-4
+    evaluated = TaskTrainer.load("run").evaluate("test", "last")
+    assert evaluated == pytest.approx({key.split("/")[1]: value for key, value in record("run")["test"].items()})
+
+
+def test_the_plain_average_and_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of the weights at the ends of epochs 3 to 5, and BatchNorm's as torch measures them."""
+    ends: list[dict[str, Tensor]] = []
+
+    def note(task: BasicTask) -> None:
+        if task.runner.position == task.runner.length:
+            ends.append(copy.deepcopy(dict(task.model.named_parameters())))
+
+    after_each_update(monkeypatch, note)
+    task = trained(*IMAGES, "method.swa=0.5", "runner.epochs=5", "runner.precision=fp64", "data.batch_size=292")
+    average = task.task_method.eval_model(task)
+    for name, value in average.named_parameters():
+        torch.testing.assert_close(value, sum(end[name] for end in ends[2:]) / 3, rtol=1e-12, atol=1e-12)  # type: ignore[arg-type]
+    wanted = copy.deepcopy(average)
+    batches = [batch["input"].double() for batch, _ in task.train_loader.batches(0)]
+    torch.optim.swa_utils.update_bn(batches, wanted)
+    assert distance(average, wanted) == 0
+    assert not average.training or all(
+        module.momentum == 0.1 for module in average.modules() if hasattr(module, "momentum")
+    )
+    assert distance(average, task.model) > 1e-3
+
+
+def test_frozen_parts_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, BatchNorm's statistics, and what the schedule-free average makes of them."""
+    begun: dict[str, Tensor] = {}
+    setup = Supervised.setup
+    monkeypatch.setattr(
+        Supervised,
+        "setup",
+        lambda self, task: (begun.update(copy.deepcopy(task.model.state_dict())), setup(self, task))[1],
+    )
+    for options in (["method.freeze=body.0|body.1"], ["method.freeze=body.0|body.1", "method/optimizer=schedule_free"]):
+        task = trained(*IMAGES, *options, "fresh=true")
+        for model in (task.model, task.task_method.eval_model(task)):
+            for name, value in model.state_dict().items():
+                still = name.startswith(("body.0.", "body.1."))
+                assert torch.equal(value, begun[name]) == still, name
+
+
+def test_gradual_unfreezing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more layer learns with every second epoch, from the head on; the frozen pattern never does."""
+    moved: dict[int, set[str]] = {}
+    before: dict[str, Tensor] = {}
+
+    def note(task: BasicTask) -> None:
+        now = copy.deepcopy(task.model.state_dict())
+        names = {
+            name.rsplit(".", 1)[0] for name, value in now.items() if before and not torch.equal(value, before[name])
+        }
+        moved.setdefault(task.runner.epoch, set()).update(names)
+        before.update(now)
+
+    after_each_update(monkeypatch, note)
+    trained(*IMAGES, "method.unfreeze_every=2", "method.freeze=body.0.0", "runner.epochs=9", "runner.steps=45")
+    layers = [{"head"}, {"body.5.0", "body.5.1"}, {"body.3.0", "body.3.1"}, {"body.1.0", "body.1.1"}, {"body.0.1"}]
+    for epoch, names in moved.items():
+        assert names == set().union(*layers[: 1 + epoch // 2]), f"epoch {epoch}"
+
+
+def test_learning_rates_by_depth() -> None:
+    task = trained(*IMAGES, "method=finetune", "method.layer_decay=0.5", "runner.steps=3")
+    names = {parameter: name for name, parameter in task.model.named_parameters()}
+    rates = {names[each]: group["initial_lr"] for group in task.optimizer.param_groups for each in group["params"]}
+    decays = {names[each]: group["weight_decay"] for group in task.optimizer.param_groups for each in group["params"]}
+    for height, part in enumerate(["head", "body.5", "body.3", "body.1", "body.0"]):
+        found = {rate for name, rate in rates.items() if name.startswith(f"{part}.")}
+        assert found == {1e-3 * 0.5**height}
+    assert {name for name, decay in decays.items() if not decay} == {
+        name for name, each in task.model.named_parameters() if each.dim() < 2
+    }
+    assert task.learning_rate == task.optimizer.param_groups[0]["lr"]
+
+
+# --- the methods -----------------------------------------------------------------------------------------------------
+
+
+def test_sam_is_its_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a plain loop in float64, with accumulation: each batch has an ascent of its own."""
+    batches: list[dict[str, Any]] = []
+    rates: list[float] = []
+    whole = TaskRunner.step
+
+    def step(self: TaskRunner, task: BasicTask, batch: dict[str, Any]) -> Any:
+        batches.append(batch)
+        rates.append(task.optimizer.param_groups[0]["lr"])
+        return whole(self, task, batch)
+
+    monkeypatch.setattr(TaskRunner, "step", step)
+    begun: list[nn.Module] = []
+    setup = Supervised.setup
+    monkeypatch.setattr(
+        Supervised, "setup", lambda self, task: (begun.append(copy.deepcopy(task.model)), setup(self, task))[1]
+    )
+    options = ["method=sam", "method/optimizer=sgd", "method.rho=0.1", "runner.precision=fp64", "runner.clip_norm=0.5"]
+    task = trained(*IMAGES, *options, "runner.accumulate=2", "data.batch_size=292", "runner.steps=4")
+    model = begun[0].double().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    for place, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
+        pair = batches[place - place % 2 : place - place % 2 + 2]
+        share = len(batch["target"]) / sum(len(each["target"]) for each in pair)
+        optimizer.param_groups[0]["lr"] = rate
+        given = model(batch["input"])
+        slopes = torch.autograd.grad(F.cross_entropy(given, batch["target"]), list(model.parameters()))
+        norm = torch.sqrt(sum((slope**2).sum() for slope in slopes))  # type: ignore[arg-type]
+        climbed = copy.deepcopy(model)
+        with torch.no_grad():
+            for weight, slope in zip(climbed.parameters(), slopes, strict=True):
+                weight.add_(slope * 0.1 / norm)
+        loss = F.cross_entropy(climbed(batch["input"]), batch["target"]) * share
+        for weight, slope in zip(
+            model.parameters(), torch.autograd.grad(loss, list(climbed.parameters())), strict=True
+        ):
+            weight.grad = slope if weight.grad is None else weight.grad + slope
+        if place % 2:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert distance(model, task.model) < 1e-11
+
+
+def test_both_passes_of_sam_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same mixing and the same dropout: without an ascent worth the name, the same loss."""
+    found: list[float] = []
+    whole = Supervised.train_step
+
+    def train_step(self: Supervised, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+        logs = whole(self, task, batch)
+        found.append(float(logs["loss"].detach()))
+        return logs
+
+    monkeypatch.setattr(Supervised, "train_step", train_step)
+    options = ["method=sam", "method.rho=1e-12", "method.mixup=1", "method.cutmix=1", "model.dropout=0.5"]
+    trained(*SMALL, *options, "runner.precision=fp64")
+    np.testing.assert_allclose(found[::2], found[1::2], rtol=1e-9)
+    assert len({round(value, 6) for value in found}) == len(found) // 2
+
+
+def test_elr_remembers_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory and the loss in NumPy, from the network's outputs of two epochs."""
+    memory, wanted, found = np.zeros((1167, 10)), list[float](), list[float]()
+    whole = EarlyLearning.loss
+
+    def loss(self: EarlyLearning, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor:
+        value = whole(self, task, batch, output, target)
+        scores, rows = output.detach().numpy(), batch["index"].numpy()
+        p = np.exp(scores - scores.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        entropy = -np.log(p[np.arange(len(p)), target.numpy()]).mean()
+        p = np.clip(p, 1e-4, 1 - 1e-4)
+        memory[rows] = 0.7 * memory[rows] + 0.3 * p / p.sum(axis=1, keepdims=True)
+        wanted.append(entropy + 3 * np.log(1 - (memory[rows] * p).sum(axis=1)).mean())
+        found.append(float(value.detach()))
+        return value
+
+    monkeypatch.setattr(EarlyLearning, "loss", loss)
+    task = trained(*SMALL, "method=elr", "runner.precision=fp64", "runner.epochs=2")
+    np.testing.assert_allclose(found, wanted, rtol=1e-10)
+    np.testing.assert_allclose(load(Path("runs/run/checkpoints/last.pt"))["method"]["remembered"], memory, rtol=1e-10)
+    assert len(task.train_loader) * 2 == len(found)
+
+
+def test_ldam_weighs_an_update_as_a_whole() -> None:
+    """Two accumulated batches are one twice as large, before and after classes are weighted."""
+    for name, size in (("one", 584), ("two", 292)):
+        options = [f"data.batch_size={size}", f"runner.accumulate={584 // size}", "runner.precision=fp64"]
+        trained(*SMALL, "method=ldam_drw", "method.defer=0.5", "data.shift=0", *options, name=name)
+    states = [load(Path(f"runs/{name}/checkpoints/last.pt"))["model"] for name in ("one", "two")]
+    assert max(float((states[0][key] - states[1][key]).abs().max()) for key in states[0]) < 1e-12
+    found = [[row["train/loss"] for row in lines(name) if row["event"] == "epoch"] for name in ("one", "two")]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
+
+
+def test_co_teaching_keeps_fewer_and_gives_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+
+    def noting(first: Tensor, second: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        kept.append(number)
+        return torch.arange(number), torch.arange(number)
+
+    monkeypatch.setattr("healsg.methods.coteaching.exchange", noting)
+    options = ["method=coteaching", "method.noise=0.4", "method.ramp=0.5", "data.drop_last=true", "runner.epochs=5"]
+    task = trained(*SMALL, *options)
+    assert kept == [int(256 * (1 - 0.4 * min(1, step / 10))) for step in range(20)]
+    first, second = (task.model.get_submodule(name) for name in ("first", "second"))
+    assert distance(first, second) > 0.01
+    assert set(load(Path("runs/run/checkpoints/best.pt"))["model"]) == set(first.state_dict())
+    moving = {each for group in task.optimizer.param_groups for each in group["params"]}
+    assert moving == set(task.model.parameters())
+
+
+def test_logit_adjustment_in_and_after_training() -> None:
+    """On equal classes but for rounding the offsets are nearly the same, so that a rare class is made by hand."""
+    for when in ("training", "after"):
+        task = trained(*SMALL, "method=logit_adjustment", f"method.when={when}", "method.tau=1.5", name=when)
+        targets = task.train_loader.sources["labelled"].targets  # type: ignore[union-attr]
+        assert targets is not None
+        counts = torch.bincount(targets, minlength=10).double()
+        offset = 1.5 * (counts / counts.sum()).log()
+        method: Any = task.task_method
+        torch.testing.assert_close(method.offset.double(), offset, rtol=1e-6, atol=1e-6)
+        input, target = torch.randn(4, 1, 8, 8), torch.tensor([0, 3, 3, 9])
+        with evaluating(task.model), torch.no_grad():
+            evaluated = task.model(input)
+        with torch.no_grad():
+            plain = task.model.train()(input)
+            loss = method.loss(task, {}, plain, target)
+        if when == "after":
+            torch.testing.assert_close(evaluated, plain - offset.float())
+            torch.testing.assert_close(loss, F.cross_entropy(plain, target))
+        else:
+            torch.testing.assert_close(evaluated, plain)
+            torch.testing.assert_close(loss, F.cross_entropy(plain + offset.float(), target))
+    keys = [set(load(Path(f"runs/{name}/checkpoints/best.pt"))["model"]) for name in ("training", "after")]
+    assert keys[1] - keys[0] == {"head.offset"}
+
+
+def test_a_linear_probe_learns_its_head_alone() -> None:
+    """On the features of a run; its BatchNorm and dropout are as in evaluation, and its head is drawn anew."""
+    trained(*IMAGES, "runner.epochs=8", name="source")
+    given = load(Path("runs/source/checkpoints/best.pt"))["model"]
+    options = ["method=linear_probe", "init_from=source", "model.dropout=0.5", "method.optimizer.lr=0.1"]
+    task = trained(*IMAGES, *options, "runner.epochs=20")
+    for name, value in task.model.state_dict().items():
+        assert torch.equal(value, given[name]) == (not name.startswith("head.")), name
+    assert not any(module.training for name, module in task.model.named_modules() if name.startswith("body"))
+    assert record("run")["test"]["test/acc"] > record("source")["test"]["test/acc"] - 0.1
+    assert sum(each.numel() for group in task.optimizer.param_groups for each in group["params"]) == 90
+
+
+def test_lora_gives_the_plain_network_merged() -> None:
+    """What is kept has the keys of the network that was given, and the outputs of the adapted one."""
+    trained(*IMAGES, "runner.steps=3", name="source")
+    options = ["method=lora", "method.rank=2", "init_from=source", "runner.precision=fp64"]
+    task = trained(*IMAGES, *options)
+    best = load(Path("runs/run/checkpoints/best.pt"))["model"]
+    given = load(Path("runs/source/checkpoints/best.pt"))["model"]
+    assert best.keys() == given.keys()
+    learning = {name for name, each in task.model.named_parameters() if each.requires_grad}
+    assert {name.rsplit(".", 1)[-1] for name in learning} == {"up", "down", "weight", "bias"}
+    assert {name for name in learning if name.endswith(("weight", "bias"))} == {"head.weight", "head.bias"}
+    assert any(not torch.equal(best[name].float(), given[name]) for name in given if name.startswith("body"))
+    assert all(torch.equal(best[name].float(), given[name]) for name in given if "running" in name)
+    merged, input = task.task_method.eval_model(task), torch.randn(5, 1, 8, 8, dtype=torch.float64)
+    with evaluating(task.model), evaluating(merged), torch.no_grad():
+        assert float((task.model(input) - merged(input)).abs().max()) < 1e-12
+    assert trained(*IMAGES, "init_from=run", "runner.steps=1", name="after")
+
+
+@pytest.mark.parametrize("method", ["pgd", "trades"])
+def test_attacks_stay_in_their_bounds(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In units of the image: at most ``eps`` away, within 0 and 1; and what was attacked is what was learned from."""
+    from healsg.methods import attack
+
+    seen: list[tuple[Tensor, Tensor]] = []
+    ascend = attack.ascend
+
+    def noting(loss: Any, input: Tensor, *rest: Any) -> Tensor:
+        seen.append((input, ascend(loss, input, *rest)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(attack, "ascend", noting)
+    options = [f"method={method}", "method.eps=0.15", "method.steps=3", "method.eval_steps=4"]
+    task = trained(*IMAGES, *options, "runner.limit_batches=2")
+    transform: Any = task.task_data.transform("input", "val")
+    for input, attacked in seen:
+        raw, changed = (image * transform.std[0] + transform.mean[0] for image in (input, attacked))
+        difference = (raw - changed).abs().max()
+        assert 0.1 < difference < 0.15 + 1e-5
+        assert raw.min() >= -1e-6
+        assert changed.min() >= -1e-6
+        assert max(raw.max(), changed.max()) <= 1 + 1e-5
+    test = record("run")["test"]
+    assert test["test/robust_acc"] <= test["test/acc"]
+    assert all("val/robust_acc" in row for row in lines("run") if row["event"] == "epoch")
+    evaluated = TaskTrainer.load("run").evaluate("test")
+    assert evaluated["robust_acc"] == test["test/robust_acc"], "the attack of an evaluation has a seed of its own"
+
+
+def test_attacks_lower_and_training_under_them_raises_accuracy() -> None:
+    options = [*SMALL, "model.width=64", "data.batch_size=64", "runner.epochs=10", "method.eps=0.1"]
+    for name, more in {"plain": ["method.steps=1", "method.step_size=1e-6"], "robust": ["method.steps=4"]}.items():
+        trained(*options, "method=pgd", "method.random_start=false", "runner.eval_every=10", *more, name=name)
+    plain, robust = record("plain")["test"], record("robust")["test"]
+    assert plain["test/robust_acc"] < plain["test/acc"] - 0.2
+    assert robust["test/robust_acc"] > plain["test/robust_acc"] + 0.1
+
+
+def test_schedule_free_evaluates_its_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of an epoch, with BatchNorm's statistics measured anew."""
+    task = trained(*IMAGES, "method=schedule_free", "runner.precision=fp64", "data.batch_size=292")
+    network = task.task_method.eval_model(task)
+    averaged = task.optimizer.averaged(list(task.model.parameters()))  # type: ignore[attr-defined]
+    assert all(map(torch.equal, network.parameters(), averaged))
+    assert not any(map(torch.equal, network.parameters(), task.model.parameters()))
+    wanted = copy.deepcopy(network)
+    torch.optim.swa_utils.update_bn([batch["input"].double() for batch, _ in task.train_loader.batches(0)], wanted)
+    assert distance(network, wanted) == 0
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "method.ema=0.9 method.swa=0.5": r"method\.ema: method\.swa averages the weights already; leave one out",
+    "method=schedule_free method.swa=0.5": r"method\.swa: method/optimizer averages the weights already",
+    "method.freeze=bdy": r"method\.freeze: 'bdy' fits nothing in this network, whose parts are body, head",
+    "method=elr method.mixup=0.2": "method: elr remembers each sample's own prediction",
+    "method=linear_probe method.freeze=head": r"method\.freeze: 'head' is not one of body",
+    "method=coteaching method.layer_decay=0.5": r"method\.layer_decay: co-teaching trains two networks",
+    "method=gce method.q=1.5": r"method\.q: 1\.5 is out of range",
+    "method=sam runner.auto_accumulate=true": "the loss of SAM is no mean over samples",
+}
+
+
+@pytest.mark.parametrize("options", REFUSED)
+def test_what_does_not_fit_is_one_line(options: str) -> None:
+    with pytest.raises(ConfigError, match=REFUSED[options]) as caught:
+        TaskTrainer.compose(*SMALL, *options.split(), "name=run").train()
+    assert "\n" not in str(caught.value)
+
+
+OWN = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from healsg import BasicTask
+
+
+class Columns(BasicTask):
+    def build_dataloader(self):
+        generator = torch.Generator().manual_seed(0)
+        input = torch.randn(64, 8, generator=generator)
+        loader = DataLoader(TensorDataset(input, (input[:, 0] > 0).long()), batch_size=16)
+        return loader, loader
+
+    def build_model(self):
+        return torch.nn.Linear(8, 2)
+
+
+class Margin(Columns):
+    def build_criterion(self):
+        return torch.nn.MultiMarginLoss()
+
+
+class Foreign(Columns):
+    def build_dataloader(self):
+        return [(torch.randn(4, 8), torch.zeros(4).long())] * 3, None
+"""
+
+OWN_REFUSED = {
+    "Columns method.cutmix=1": r"method\.cutmix: needs images or volumes, and a batch here is \(16, 8\)",
+    "Columns method.random_erasing=0.5": r"method\.random_erasing: needs images, and a batch here is \(16, 8\)",
+    "Columns method=linear_probe": "method: a linear probe needs a network that ends in a linear layer `head`",
+    "Columns method=ldam_drw": "method: LDAM needs a network that ends in a linear layer",
+    "Columns method=pgd": "method: PGD needs to know how images are normalised",
+    "Margin method.mixup=0.2": r"method\.mixup: MultiMarginLoss takes no class probabilities; set it to 0",
+    "Margin method=gce": "method: GeneralisedCrossEntropy has a loss of its own for one class a sample",
+    "Foreign method=class_balanced": "method: ClassBalanced needs the classes of all training samples",
+}
+
+
+def test_what_does_not_fit_a_task_of_ones_own_is_one_line() -> None:
+    Path("own_columns.py").write_text(OWN)
+    for options, told in OWN_REFUSED.items():
+        name, *rest = options.split()
+        with pytest.raises(ConfigError, match=told) as caught:
+            TaskTrainer.compose(
+                f"task._target_=own_columns.{name}", *SMALL[3:], *rest, "name=run", "fresh=true"
+            ).train()
+        assert "\n" not in str(caught.value), options
+
+
+def test_what_a_plain_criterion_is() -> None:
+    assert is_plain(nn.CrossEntropyLoss())
+    others = [nn.CrossEntropyLoss(torch.ones(3)), nn.CrossEntropyLoss(label_smoothing=0.1), nn.NLLLoss()]
+    assert not any(map(is_plain, [*others, nn.CrossEntropyLoss(ignore_index=0)]))
+
+
+def test_what_is_off_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default run calls neither ``prepare`` nor ``soften``, and keeps no second network."""
+    monkeypatch.delattr(Supervised, "prepare")
+    monkeypatch.delattr(Supervised, "soften")
+    task = trained(*SMALL)
+    assert not task.task_method.state_dict()
+    assert not any(isinstance(module, Average) for module in task.task_method.modules())
