@@ -48,7 +48,7 @@ def refused(done: subprocess.CompletedProcess[str], *words: str, status: int = 2
 # --- questions that need no torch ----------------------------------------------------------------------------------
 
 QUESTIONS = [
-    (["--help"], "model: cnn, mlp"),
+    (["--help"], "model: airbench, cnn, mlp"),
     (["--help", "model=mlp"], "width: 128"),
     (["--hydra-help"], "--multirun"),
     (["--cfg", "job"], "_target_: healsg.models.cnn.CNN"),

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from conftest import REPOSITORY, Program, healsg
+from healsg.cli import COMMANDS
 from healsg.compose import Composer
 from healsg.config import Composed, build_task
 from healsg.folder import RunFolder
@@ -124,7 +125,7 @@ def test_every_command_is_one_that_is_known() -> None:
         for command in commands(document):
             assert command[0] in known
             if command[0] == "healsg":
-                assert command[1] in ("train", "resume", "eval")
+                assert command[1] in COMMANDS
 
 
 def test_a_wrong_command_would_be_noticed(examples: Path) -> None:

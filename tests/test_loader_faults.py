@@ -580,7 +580,9 @@ def test_a_loader_of_ones_own_that_fails_is_one_line(workers: int) -> None:
 
 
 def killed_at_work() -> None:
-    dealt(foreign(Faulty(8, {3: kill}), 1))
+    task: Any = None
+    with faults.explained(task, task):  # which surrounds the loop: torch raises wherever this process is
+        dealt(foreign(Faulty(8, {3: kill}), 1))
 
 
 def killed_at_rest() -> None:
@@ -589,8 +591,8 @@ def killed_at_rest() -> None:
     for worker in set(multiprocessing.active_children()) - before:
         os.kill(worker.pid or 0, signal.SIGKILL)
     task: Any = None
-    with faults.explained(task, task):  # which surrounds the loop
-        sum(i * i for i in range(10**7))  # torch raises wherever this process is
+    with faults.explained(task, task):
+        sum(i * i for i in range(10**7))
 
 
 def hung() -> None:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import os
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -96,8 +95,11 @@ def load(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}: was written by another version of the format, which this one does not read")
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError) as error:
-        raise RunError(f"{path}: holds something that is neither a tensor nor a plain value") from error
+        weights = state["model"].values()
+    except Exception as error:  # what was made to look like a checkpoint raises almost anything
+        raise RunError(f"{path}: holds something that is neither a tensor nor a plain value, or no weights") from error
+    if not all(isinstance(value, Tensor) for value in weights):
+        raise RunError(f"{path}: its weights are no tensors")
     return state
 
 

@@ -21,6 +21,7 @@ from healsg.checks.check import show
 from healsg.config import Composed, flat
 from healsg.errors import ConfigError, RunError
 from healsg.folder import ROOT, RunFolder, timestamp, write_text
+from healsg.saved import read_saved
 
 FREE = (
     *("name", "fresh", "trusted", "use_wandb", "wandb", "quiet", "debug", "resume", "logger", "recipe"),
@@ -133,7 +134,7 @@ def _set_aside(folder: RunFolder) -> RunFolder:
 
 def changed(folder: RunFolder, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The settings, by key, in which ``config`` differs from the run in ``folder`` and that count: (old, new)."""
-    old = dict(flat(yaml.safe_load(folder.config.read_text())))
+    old = dict(flat(read_saved(folder.config)))
     new = dict(flat(redact.config(config)))
     keys = [key for key in [*new, *(key for key in old if key not in new)] if old.get(key) != new.get(key)]
     return {

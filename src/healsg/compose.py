@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from healsg.errors import ConfigError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+
+MOST = 10_000
+"""Jobs of a sweep."""
 
 
 def conf_folder() -> Path:
@@ -71,7 +75,7 @@ class Composer:
         del config["hydra"]
         try:
             values: Any = OmegaConf.to_container(config, resolve=True)
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, RecursionError) as error:
             raise ConfigError(f"{getattr(error, 'full_key', None) or 'config'}: {one_line(error)}") from error
         if type(values.get("name")) is int:
             values["name"] = str(values["name"])
@@ -86,10 +90,8 @@ class Composer:
         return composed
 
     def _load(self, overrides: Sequence[str]) -> Any:
-        from hydra.errors import HydraException
         from hydra.types import RunMode
         from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
 
         try:
@@ -102,7 +104,7 @@ class Composer:
             )
         except YAMLError as error:
             raise ConfigError(f"a configuration file cannot be read: {one_line(error)}") from error
-        except (HydraException, OmegaConfBaseException, OSError) as error:
+        except Exception as error:  # Hydra raises anything for a line that is odd enough
             raise self._explained(error, overrides) from error
         OmegaConf.set_struct(config, False)
         return config
@@ -120,7 +122,7 @@ class Composer:
         groups, values = [], []
         for override in self.parse(overrides):
             key, option = override.key_or_group, override.value()
-            if override.is_hydra_override() or (not self._loader.list_groups(key) and not self._options(key)):
+            if override.is_hydra_override() or not (self._options(key) or key in self._groups()):
                 values.append(override)
                 continue
             groups.append(override)
@@ -143,7 +145,10 @@ class Composer:
         return ConfigError(one_line(error))
 
     def _options(self, group: str) -> list[str]:
-        return [str(option) for option in self._loader.get_group_options(group)]
+        try:
+            return [str(option) for option in self._loader.get_group_options(group)]
+        except OSError:  # a name that no file can have
+            return []
 
     def _groups(self, parent: str = "") -> list[str]:
         here = [f"{parent}/{name}".lstrip("/") for name in self._loader.list_groups(parent) if name != "hydra"]
@@ -160,8 +165,25 @@ class Composer:
             if not override.is_sweep_override():
                 jobs = [[*job, str(override.input_line)] for job in jobs]
                 continue
-            if not override.is_discrete_sweep():
-                raise ConfigError(f"{override.input_line}: an interval is no list of values; give them one by one")
-            values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            values = [f"{override.get_key_element()}={value}" for value in _swept(override)]
+            if not 0 < len(jobs) * len(values) <= MOST:
+                raise ConfigError(f"{override.input_line}: makes no jobs, or more than {MOST:,}; give fewer values")
             jobs = [[*job, value] for job in jobs for value in values]
         return jobs
+
+
+def _swept(override: Override) -> list[str]:
+    """The values of a swept override as text, at most one more than a sweep may have. Raises ConfigError."""
+    from hydra.core.override_parser.types import RangeSweep
+    from hydra.errors import HydraException
+
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: an interval is no list of values; give them one by one")
+    try:
+        if isinstance(given := override.value(), RangeSweep):
+            size: Any = (given.stop or 0) - (given.start or 0)
+            if not size / given.step <= MOST:
+                return [""] * (MOST + 1)
+        return list(islice(override.sweep_string_iterator(), MOST + 1))
+    except (HydraException, ArithmeticError, ValueError) as error:
+        raise ConfigError(f"{override.input_line}: is no list of values ({one_line(error)})") from error

@@ -5,8 +5,10 @@ Everything up to ``build_task`` answers without importing torch.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
     from healsg.mirror import Mirror
     from healsg.task import BasicTask
+
+
+LONGEST = 4096
+"""Characters of an override: Hydra's grammar takes time that grows with their square."""
 
 
 @dataclass
@@ -62,14 +68,16 @@ class Composed:
 def verify(composed: Composed) -> None:
     """Check keys, types, ranges and targets. Raises ConfigError."""
     values = dict(composed.values)
-    if odd := next((key for key, value in flat(values) if isinstance(value, str) and "${" in value), None):
+    if odd := next((key for key, value in check.entries(values) if isinstance(value, str) and "${" in value), None):
         raise ConfigError(f"{odd}: holds ${{, which is no text of a configuration but asks for another value")
     resume = values.get("resume", {"force": False})
     if not isinstance(resume, dict) or list(resume) != ["force"] or type(resume["force"]) is not bool:
         raise ConfigError("resume: has one key, resume.force, which is true or false")
     if isinstance(wandb := values.get("wandb"), dict):
         values["wandb"] = {"_target_": "healsg.loggers.wandb.Wandb", **wandb}
-    check.check(values, trusted=values.get("trusted") or [], project=composed.project)
+    if not isinstance(trusted := values.get("trusted") or [], list):
+        raise ConfigError(f"trusted: {check.show(trusted)} is not a list of packages; write trusted=[my_package]")
+    check.check(values, trusted=trusted, project=composed.project)
 
 
 def check_init_from(composed: Composed) -> None:
@@ -79,8 +87,8 @@ def check_init_from(composed: Composed) -> None:
     if source := composed.values.get("init_from"):
         try:
             weights_file(source)
-        except RunError as error:
-            raise ConfigError(f"init_from: {error}") from error
+        except (RunError, OSError) as error:
+            raise ConfigError(f"init_from: {one_line(error)}") from error
 
 
 def parse(overrides: Sequence[str], loader: Any = None) -> list[Override]:
@@ -91,11 +99,17 @@ def parse(overrides: Sequence[str], loader: Any = None) -> list[Override]:
     parser = OverridesParser.create(config_loader=loader)
     parsed = []
     for override in overrides:
+        if len(override) > LONGEST:
+            raise ConfigError(
+                f"{override[:40]!r}...: has more than {LONGEST} characters; a file in --config-dir takes any"
+            )
+        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in override):
+            raise ConfigError(f"{override!r}: holds a character that is no text, such as a line break")
         try:
             parsed.append(parser.parse_override(override))
             parsed[-1].config_loader = loader
-        except HydraException as error:
-            reason = str(error).splitlines()[0]
+        except (HydraException, RecursionError) as error:
+            reason = (str(error).splitlines() or ["?"])[0]
             raise ConfigError(f"{override}: is not of the form key=value ({reason})") from error
     return parsed
 
@@ -135,22 +149,17 @@ def build_task(composed: Composed) -> BasicTask:
     from healsg.task import BasicTask
 
     values = composed.values
-    for folder in composed.project:
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
+    tops = {target.split(".")[0] for target in targets.named(values)}
+    if any(found and found.file for found in (targets.find_module(top, composed.project) for top in tops)):
+        sys.path += [str(folder) for folder in composed.project if str(folder) not in sys.path]
     kinds = {"data": TaskData, "model": TaskModel, "method": TaskMethod, "runner": TaskRunner}
-    parts = {key: make(values[key], key, composed) for key in kinds}
-    for key, kind in kinds.items():
-        if not isinstance(parts[key], kind):
-            raise ConfigError(f"{key}._target_: {values[key]['_target_']} is no {kind.__name__}")
+    parts: dict[str, Any] = {key: make(values[key], key, composed, kind) for key, kind in kinds.items()}
     for name, callback in parts["runner"].callbacks.items():
         if not isinstance(callback, Callback):
             raise ConfigError(f"runner.callbacks.{name}._target_: {type(callback).__name__} is no Callback")
     config = OmegaConf.create(values)
     OmegaConf.set_readonly(config, True)
-    factory = make(values["task"], "task", composed, partial=True)
-    if not (isinstance(factory.func, type) and issubclass(factory.func, BasicTask)):
-        raise ConfigError(f"task._target_: {values['task']['_target_']} is no BasicTask")
+    factory = make(values["task"], "task", composed, BasicTask, partial=True)
     task = factory(
         config=config,
         task_data=parts["data"],
@@ -163,8 +172,8 @@ def build_task(composed: Composed) -> BasicTask:
     return task
 
 
-def make(node: dict[str, Any], key: str, composed: Composed, partial: bool = False) -> Any:
-    """Call the constructor that a checked node names. Raises ConfigError."""
+def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial: bool = False) -> Any:
+    """Call the constructor that a checked node names, if it makes what belongs there. Raises ConfigError."""
     from hydra.errors import HydraException
     from hydra.utils import get_object, instantiate
 
@@ -174,7 +183,12 @@ def make(node: dict[str, Any], key: str, composed: Composed, partial: bool = Fal
     try:
         for target in targets.named(node):
             targets.verify_origin(get_object(target), target, trusted, composed.project)
-        return instantiate(node, _convert_="all", _partial_=partial)
+        part = get_object(node["_target_"])
+        if issubclass(part, kind) if inspect.isclass(part) else not partial:
+            made = instantiate(node, _convert_="all", _partial_=partial)
+            if partial or isinstance(made, kind):
+                return made
+        raise ConfigError(f"{key}._target_: {node['_target_']} is no {kind.__name__}")
     except ConfigError as error:
         raise ConfigError(str(error) if "." in str(error).split(":")[0] else f"{key}: {error}") from error
     except (HydraException, ImportError) as error:
@@ -192,10 +206,7 @@ def build_mirrors(composed: Composed) -> dict[str, Mirror]:
     nodes = {name: node for name, node in (values["logger"] or {}).items() if node is not None}
     from healsg.mirror import Mirror
 
-    mirrors: dict[str, Mirror] = {name: make(node, f"logger.{name}", composed) for name, node in nodes.items()}
-    for name, mirror in mirrors.items():
-        if not isinstance(mirror, Mirror):
-            raise ConfigError(f"logger.{name}._target_: {type(mirror).__name__} is no Mirror")
+    mirrors: dict[str, Mirror] = {name: make(node, f"logger.{name}", composed, Mirror) for name, node in nodes.items()}
     if values["use_wandb"]:
         mirrors["wandb"] = leaf("wandb.Wandb")(**values["wandb"])
     return mirrors | {"report": leaf("report.Report")()}

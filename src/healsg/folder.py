@@ -52,10 +52,9 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a+")
         except (FileExistsError, NotADirectoryError) as error:
             raise RunError(f"{error.filename}: is no folder; use another name, or take it away") from None
-        try:
-            file = (self.path / ".lock").open("a+")
         except FileNotFoundError:  # whoever held it has taken the folder away in between
             return self.lock()
         try:
@@ -199,13 +198,20 @@ def write_text(path: Path, text: str) -> None:
 
 def is_run(run: str) -> bool:
     """Whether ``run`` is the folder of a run, or a name under ``runs/``."""
-    return any((path / "config.yaml").is_file() for path in (Path(run), ROOT / run))
+    return any(_is_run(path) for path in (Path(run), ROOT / run))
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "config.yaml").is_file()
+    except OSError:  # no name of a file
+        return False
 
 
 def find(run: str) -> RunFolder:
     """The folder of a run given as a path or as a name under ``runs/``. Raises RunError."""
     for path in (Path(run), ROOT / run):
-        if (path / "config.yaml").is_file():
+        if _is_run(path):
             return RunFolder(path)
     known = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob("**/config.yaml") if ".hydra" not in path.parts)
     names = ", ".join(str(name) for name in known[-5:]) or "none yet"

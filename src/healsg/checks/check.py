@@ -17,6 +17,9 @@ _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false",
 _WORDS |= {"dict": "a mapping", "list": "a list", "part": "a part", "any": "a value"}
 _HYDRA = {"_partial_": Kind("bool"), "_recursive_": Kind("bool")}
 _HYDRA["_convert_"] = Kind("literal", values=("none", "partial", "object", "all"))
+DEEPEST = 32
+"""Levels of a configuration, one inside the other."""
+
 _ASSEMBLED = ("task",)
 """Nodes whose missing arguments assembly gives."""
 
@@ -48,15 +51,17 @@ def check(
     """
     folders = [Path.cwd(), *([project] if project else [])] if isinstance(project, Path | None) else list(project)
     plain = _plain(config, resolve=True)
-    entries = list(_entries(plain))
-    nodes = [(key, value) for key, value in entries if isinstance(value, dict) and "_target_" in value]
+    places = list(entries(plain))
+    nodes = [(key, value) for key, value in places if isinstance(value, dict) and "_target_" in value]
     for key, node in nodes:
         try:
             targets.allowed(node["_target_"], trusted, folders)
         except ConfigError as error:
             raise ConfigError(f"{_join(key, '_target_')}: {error}") from None
-    if missing := next((key for key, value in entries if value == "???"), None):
+    if missing := next((key for key, value in places if value == "???"), None):
         raise ConfigError(f"{missing}: is missing; set {missing}=...")
+    if large := next((key for key, value in places if huge(value)), None):
+        raise ConfigError(f"{large}: is too large a number; whole numbers have 64 bits")
     top = constructor(schema_target)
     assert top is not None
     for key, value in plain.items():
@@ -171,6 +176,11 @@ def _is_of(value: Any, kind: Kind) -> bool:
     return kind.name == "any" or (value is None if kind.name == "none" else type(value).__name__ == kind.name)
 
 
+def huge(value: Any) -> bool:
+    """Whether a value is a whole number that 64 bits cannot hold."""
+    return isinstance(value, int) and value.bit_length() > 63
+
+
 def show(value: Any) -> str:
     """A value as a config writes it."""
     return str(value).lower().replace("none", "null") if value is None or isinstance(value, bool) else repr(value)
@@ -199,11 +209,13 @@ def _children(value: Any, key: str) -> list[tuple[str, Any]]:
     return [(f"{key}[{i}]", inner) for i, inner in enumerate(value)] if isinstance(value, (list, tuple)) else []
 
 
-def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a configuration, with its dotted key, the whole first."""
+def entries(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every value of a configuration, with its dotted key, the whole first. Raises ConfigError where it is too deep."""
+    if depth > DEEPEST:
+        raise ConfigError(f"{key[:60]}...: lies more than {DEEPEST} levels deep")
     yield key, value
     for place, inner in _children(value, key):
-        yield from _entries(inner, place)
+        yield from entries(inner, place, depth + 1)
 
 
 def explain_unknown(key: str, config: Any) -> str:
@@ -211,7 +223,7 @@ def explain_unknown(key: str, config: Any) -> str:
     plain = _plain(config, resolve=False)
     key = key.lstrip("+~").split("=")[0]
     leaf, parent = key.rpartition(".")[2], key.rpartition(".")[0]
-    keys = [place for place, _ in _entries(plain) if place and "[" not in place and f"{place}.".find(f"{key}.") != 0]
+    keys = [place for place, _ in entries(plain) if place and "[" not in place and f"{place}.".find(f"{key}.") != 0]
     near = [place for place in keys if place.rpartition(".")[2] == leaf]
     near = near or difflib.get_close_matches(key, keys, 1, 0.7)
     near = near or [place for place in keys if targets.did_you_mean(leaf, [place.rpartition(".")[2]])]

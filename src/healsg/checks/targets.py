@@ -23,7 +23,7 @@ from healsg.errors import ConfigError
 _OWN = "datasets models methods transforms optimizers schedulers losses loggers callbacks task runner data model method"
 PARTS = (*(f"healsg.{name}." for name in _OWN.split()), "torch.nn.", "torch.optim.", "torchvision.transforms.")
 _RESERVED = sys.stdlib_module_names | {"healsg", "torch", "torchvision"}
-_DOORS = ("torch.nn.utils.", "torch.nn.parallel.", "torchvision.models.feature_extraction.")
+_DOORS = tuple(f"torch.nn.{name}." for name in ("utils", "parallel", "cpp", "attention", "modules._functions"))
 _PLACES = (
     "parts come from healsg, torch.nn, torch.optim, torchvision.models, torchvision.transforms, "
     "modules in the current directory, or packages named in trusted=[...]"
@@ -226,7 +226,7 @@ def _family(path: str, trusted: Sequence[str], project: Sequence[Path]) -> str |
     if any(path == name or path.startswith(f"{name}.") for name in trusted):
         return "trusted"
     if path.startswith("torchvision.models."):
-        return None if "._" in path or path.startswith(_DOORS) else "builder"
+        return None if "._" in path or ".feature_extraction." in path else "builder"
     if path.startswith(PARTS):
         return None if path.startswith(_DOORS) or path.rpartition(".")[2].startswith("_") else "part"
     top = path.split(".")[0]
