@@ -209,3 +209,33 @@ def test_nothing_that_the_allow_list_lets_through_runs_what_it_is_given(capsys: 
     assert len(found) > 800
     told = {kind.__name__ for kind in unread}  # made in C, or naming another module as theirs
     assert told <= {"Adafactor", "Muon", "Tensor", "TensorBase"}, told
+
+
+@pytest.mark.parametrize("node", ["model=torchvision", "builder"])
+def test_a_cached_file_of_weights_runs_nothing(node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision reads its cache with weights_only=False, and checks no hash of what lies there."""
+    import torch
+
+    from healsg import TaskTrainer
+    from healsg.config import make
+    from healsg.errors import HealsgError
+
+    class Evil:
+        def __reduce__(self) -> object:
+            return Path.touch, (Path("canary"),)
+
+    cache = Path("cache/hub/checkpoints")
+    cache.mkdir(parents=True)
+    torch.save({"conv1.weight": Evil()}, cache / "resnet18-f37072fd.pth")
+    monkeypatch.setenv("TORCH_HOME", str(Path("cache").resolve()))
+    torch.load(cache / "resnet18-f37072fd.pth", weights_only=False)
+    assert Path("canary").exists(), "the file is hostile"
+    Path("canary").unlink()
+    composed = Composer().compose(["model=torchvision", "model.name=resnet18", "model.weights=DEFAULT", "quiet=true"])
+    target = {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"}
+    begin = (
+        TaskTrainer(composed).train if node != "builder" else lambda: make(target, "model", composed, torch.nn.Module)
+    )
+    with pytest.raises(HealsgError):
+        begin()
+    assert not Path("canary").exists()

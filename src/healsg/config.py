@@ -5,6 +5,7 @@ Everything up to ``build_task`` answers without importing torch.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import sys
@@ -185,7 +186,9 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
             targets.verify_origin(get_object(target), target, trusted, composed.project)
         part = get_object(node["_target_"])
         if issubclass(part, kind) if inspect.isclass(part) else not partial:
-            made = instantiate(node, _convert_="all", _partial_=partial)
+            zoo = any(str(target).startswith("torchvision.models.") for target in targets.named(node))
+            with weights_only() if zoo else contextlib.nullcontext():
+                made = instantiate(node, _convert_="all", _partial_=partial)
             if partial or isinstance(made, kind):
                 return made
         raise ConfigError(f"{key}._target_: {node['_target_']} is no {kind.__name__}")
@@ -198,6 +201,20 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
         if isinstance(cause, ConfigError):
             raise cause from error
         raise ConfigError(f"{key}: {node['_target_']} cannot be made: {one_line(cause)}") from error
+
+
+@contextlib.contextmanager
+def weights_only() -> Iterator[None]:
+    """Let torch.load read tensors and plain values alone, also where a library asks for more, as torchvision does."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def build_mirrors(composed: Composed) -> dict[str, Mirror]:

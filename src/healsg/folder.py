@@ -105,7 +105,7 @@ class RunFolder:
         """What ``run.json`` holds; empty where there is none or it cannot be read."""
         try:
             record = json.loads(self.record_file.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return record if isinstance(record, dict) else {}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from healsg.config import weights_only
 from healsg.data import DataInfo
 from healsg.errors import ConfigError, RunError
 from healsg.model import Network, TaskModel
@@ -149,13 +151,14 @@ class Torchvision(TaskModel):
         weights = models.get_model_weights(self.name)[self.weights]
         file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
         try:
-            return models.get_model(self.name, weights=weights, **self.options)
+            with weights_only():
+                return models.get_model(self.name, weights=weights, **self.options)
         except OSError as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunError(
                 f"model.weights: {weights.url} cannot be loaded ({reason}); put the file at {file}"
             ) from error
-        except RuntimeError as error:
+        except (RuntimeError, pickle.UnpicklingError) as error:
             raise RunError(
                 f"model.weights: {file} is damaged or not the file of {weights.url}; delete it or put that file there"
             ) from error
