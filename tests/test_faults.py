@@ -292,3 +292,47 @@ def test_kept_memory_is_used_again() -> None:
         writer.save(weights)
     writer.wait()
     assert len(set(seen)) == 1
+
+
+def test_a_failure_of_the_search_does_not_hide_what_it_was_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("healsg.faults.first_not_finite", broken)
+    with pytest.raises(RunError, match=r"step 8: train/loss \(nan\) is not finite; the checkpoint of step \d+ is good"):
+        mine("NotANumber").train()
+
+
+def test_half_an_update_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that runs out in the optimizer: its state may be half a step ahead."""
+
+    def step(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(RunError, match="out of memory at step 1"):
+        TaskTrainer.compose(*SHORT, "method=adamw", "runner.auto_accumulate=true").train()
+
+
+def test_a_thread_that_cannot_start_leaves_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    import _thread
+
+    def refused(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    writer = Writer(lambda state: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", refused)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            writer.save({"a": torch.zeros(2)})
+    writer.close()
+    writer.save({"a": torch.zeros(2)})
+    writer.wait()
+
+
+def test_versions_of_modules_are_kept() -> None:
+    """What torch keeps beside a module's state: modules that changed their form once look at it."""
+    TaskTrainer.compose(*SHORT, "model=resnet", "model.width=4", "runner.steps=2", "name=run").train()
+    for name in ("last", "best"):
+        weights = checkpoint.load(Path(f"runs/run/checkpoints/{name}.pt"))["model"]
+        assert {"version": 2} in weights._metadata.values(), name

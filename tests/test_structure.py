@@ -98,7 +98,7 @@ def code_lines(path: Path) -> int:
 def test_the_frame_stays_small() -> None:
     flat = sum(code_lines(path) for path in frame() if path.parent == PACKAGE)
     checks = sum(code_lines(path) for path in frame() if path.parent != PACKAGE)
-    assert flat <= 3400, "the frame, in lines of code"
+    assert flat <= 3420, "the frame, in lines of code"
     assert checks <= 550, "the checks of configurations, in lines of code"
 
 

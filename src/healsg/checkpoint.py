@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -166,10 +167,20 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
+def like(state: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with what torch keeps beside a module's state: the version of each of its modules."""
+    if not hasattr(state, "_metadata"):
+        return values
+    made: Any = OrderedDict(values)
+    made._metadata = state._metadata
+    return cast("dict[str, Any]", made)
+
+
 @contextlib.contextmanager
 def weights_of(model: nn.Module, weights: dict[str, Any]) -> Iterator[None]:
     """Let ``model`` have other weights for a while."""
-    own = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    state = model.state_dict()
+    own = like(state, {key: value.detach().clone() for key, value in state.items()})
     model.load_state_dict(weights)
     try:
         yield

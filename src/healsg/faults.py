@@ -38,12 +38,14 @@ def _not_finite(task: BasicTask, keeper: Keeper, error: NotFiniteError) -> RunEr
     position = runner.position - error.batches
     step = runner.step_count - -(-runner.position // runner.accumulate) + -(-position // runner.accumulate)
     keeper.writer.close()
-    state = None if distributed.launched() else keeper.folder.last_state()
+    state, first = None, None
+    with contextlib.suppress(Exception):  # the search is not to hide what it was for
+        state = None if distributed.launched() else keeper.folder.last_state()
+        first = first_not_finite(task, state, step, keeper.halt) if state else None
     since = f"the checkpoint of step {state['runner']['step']} is good" if state else "the last checkpoint is good"
     told = f"step {step}: {error}"
-    if state:
-        first = first_not_finite(task, state, step, keeper.halt)
-        told = told if first is None else f"{first}; {told}" if not first.startswith(f"step {step}:") else first
+    if first:
+        told = first if first.startswith(f"step {step}:") else f"{first}; {told}"
     return RunError(
         f"{told}; {since}: a smaller method.optimizer.lr, runner.clip_norm or runner.precision=fp32 may help, "
         "and go on from there with resume.force=true"

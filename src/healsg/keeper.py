@@ -54,7 +54,8 @@ class Keeper:
 
     def begin(self, task: BasicTask) -> None:
         """Go on from the last good checkpoint; a run that has none starts at step 0 and saves that."""
-        state = self.folder.last_state()
+        began, state = time.monotonic(), self.folder.last_state()
+        self.halt.saving = 2 * (time.monotonic() - began)  # a guess, until there is a save
         distributed.barrier()
         if state is None:
             if self.journal and self.folder.record.get("continued"):
@@ -63,6 +64,7 @@ class Keeper:
             self._bear(task.state_dict())
             self.save(task)
             self.writer.wait()
+            self.halt.saving = self.writer.seconds
             return
         self._bear(state)
         try:
@@ -86,6 +88,7 @@ class Keeper:
     def log_step(self, task: BasicTask) -> None:
         """A line of the updates since the last one."""
         self.writer.check()
+        self.halt.saving = max(self.halt.saving, self.writer.seconds)
         means = task.runner.meter.recent()
         task.runner.progress.numbers = means
         if self.journal:
@@ -118,7 +121,7 @@ class Keeper:
             self.writer.save({"last": state | {"journal": self.journal.state_dict()}, **best})
         self.unsaved_best = None
         self.saved_at = time.monotonic()
-        self.halt.saving = self.writer.seconds
+        self.halt.saving = max(self.halt.saving, self.writer.seconds)
 
     def _write(self, states: dict[str, Any]) -> None:
         """What the writing thread does: the lines that a checkpoint counts on reach the disk before it."""
@@ -139,7 +142,7 @@ class Keeper:
         """Keep the weights that are evaluated, with the numbers they reached, until the next save."""
         weights = task.task_method.eval_model(task).state_dict()
         if copy:
-            weights = {key: value.clone() for key, value in weights.items()}
+            weights = checkpoint.like(weights, {key: value.clone() for key, value in weights.items()})
         self.unsaved_best = {"model": weights, "best": task.runner.monitor.best or {}}
 
     def stop(self, task: BasicTask) -> None:

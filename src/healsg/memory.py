@@ -66,7 +66,7 @@ def halve(task: BasicTask, error: BaseException) -> bool:
     Raises RunError where one sample alone is too much.
     """
     runner = task.runner
-    if not (runner.auto_accumulate and is_exhausted(error)):
+    if not (runner.auto_accumulate and is_exhausted(error)) or runner.updating:  # half an update is not repeated
         return False
     runner.pieces *= 2
     if runner.rows // runner.pieces < runner.least:

@@ -96,7 +96,7 @@ class Place:
         dtype = torch.float64 if self.double and value.is_floating_point() else value.dtype
         images = self.channels_last and value.dim() == 4
         memory_format = torch.channels_last if images else torch.preserve_format
-        return value.to(self.device, dtype, non_blocking=True, memory_format=memory_format)
+        return value.to(self.device, dtype, non_blocking=self.device.type == "cuda", memory_format=memory_format)
 
     def wrap(self, model: nn.Module, compile: bool, find_unused_parameters: bool) -> nn.Module:
         """What a training step calls: the network itself, distributed and compiled as asked."""

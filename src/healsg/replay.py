@@ -83,7 +83,7 @@ def first_not_finite(task: BasicTask, state: dict[str, Any], last: int, halt: Ha
                 gradients.append(name)
 
     hook = task.optimizer.register_step_pre_hook(before_update)
-    runner.step, runner.keeper = watched, _Watcher(halt)  # type: ignore[assignment,method-assign]
+    runner.callbacks, runner.step, runner.keeper = {}, watched, _Watcher(halt)  # type: ignore[assignment,method-assign]
     try:
         while runner.step_count < last and runner.epoch < runner.max_epoch:
             runner.end_epoch(task, task.run_epoch(), 0.0)

@@ -71,7 +71,7 @@ class TaskRunner:
         callbacks: Mapping[str, Callback] | None = None,
     ) -> None:
         self.epochs, self.steps, self.accumulate, self.clip_norm = epochs, steps, accumulate, clip_norm
-        self.auto_accumulate, self.pieces, self.precision = auto_accumulate, 1, precision
+        self.auto_accumulate, self.pieces, self.updating, self.precision = auto_accumulate, 1, False, precision
         self.compile, self.find_unused_parameters, self.max_time = compile, find_unused_parameters, max_time
         self.log_every, self.eval_every, self.save_every = log_every, eval_every, save_every
         self.limit_batches, self.callbacks = limit_batches, dict(callbacks or {})
@@ -158,7 +158,7 @@ class TaskRunner:
         self.backward(logs["loss"], logs["count"])
         if not self.closing:
             return False
-        optimizer, scaler = task.optimizer, self.place.scaler
+        optimizer, scaler, self.updating = task.optimizer, self.place.scaler, True
         if self.weighted:
             self.place.weigh(task.model, self.counted, self.nominal)
             self.counted = 0.0
@@ -172,6 +172,7 @@ class TaskRunner:
         else:
             optimizer.step()
         clear_gradients(optimizer)
+        self.updating = False
         if task.scheduler is not None and task.interval == "update":
             task.scheduler.step()
         self.step_count = self.progress.step = self.step_count + 1
@@ -184,8 +185,7 @@ class TaskRunner:
         with faults.explained(task, keeper):
             while self.epoch < self.max_epoch and self.stop_reason is None:
                 began = time.monotonic()
-                results = task.run_epoch()
-                self.end_epoch(task, results, time.monotonic() - began)
+                self.end_epoch(task, task.run_epoch(), time.monotonic() - began)
             keeper.finish(task)
 
     def eval_due(self) -> bool:

@@ -10,10 +10,10 @@ import contextlib
 import os
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import parent_process
+from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -139,6 +139,6 @@ def _work(
 
 
 def _outlive() -> None:
-    while (parent := parent_process()) and os.getppid() == parent.pid:
-        time.sleep(1)
+    if parent := parent_process():
+        wait([parent.sentinel])
     os._exit(1)

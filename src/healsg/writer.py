@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from healsg import checkpoint
+
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 
 
@@ -35,12 +37,16 @@ class Writer:
         self.wait()
         began, pairs = time.monotonic(), list[tuple[Tensor, Tensor]]()
         copied = self._copied(state, pairs, {})
+        device = next((own.device for _, own in pairs if own.is_cuda), None)
         if pairs:
             with torch.no_grad():
-                torch._foreach_copy_([host for host, _ in pairs], [own for _, own in pairs], non_blocking=True)
-        arrived = next((torch.cuda.current_stream(own.device).record_event() for _, own in pairs if own.is_cuda), None)
-        self._resting.acquire()
-        _thread.start_new_thread(self._run, (copied, arrived, began))  # which threading would wait for to begin
+                hosts, owns = [host for host, _ in pairs], [own for _, own in pairs]
+                torch._foreach_copy_(hosts, owns, non_blocking=device is not None)
+        arrived = torch.cuda.current_stream(device).record_event() if device else None
+        resting = _thread.allocate_lock()
+        resting.acquire()
+        _thread.start_new_thread(self._run, (copied, arrived, device, began, resting))  # threading would wait for it
+        self._resting = resting
 
     def check(self) -> None:
         """Raise what the thread raised, without waiting for it."""
@@ -59,16 +65,19 @@ class Writer:
         with self._resting:
             pass
 
-    def _run(self, copied: dict[str, Any], arrived: torch.cuda.Event | None, began: float) -> None:
+    def _run(
+        self, copied: Any, arrived: torch.cuda.Event | None, device: torch.device | None, began: float, resting: Any
+    ) -> None:
         try:
             if arrived is not None:
+                torch.cuda.set_device(device)  # a thread begins with the first
                 arrived.synchronize()
             self._write(copied)
         except BaseException as error:
             self._failure = error
         finally:
             self.seconds = time.monotonic() - began
-            self._resting.release()
+            resting.release()
 
     def _copied(self, value: Any, pairs: list[tuple[Tensor, Tensor]], seen: dict[int, tuple[Tensor, Tensor]]) -> Any:
         """``value`` with containers of its own, and with kept memory in the place of tensors.
@@ -91,10 +100,10 @@ class Writer:
             pairs.append(pair)
             return pair[0]
         if isinstance(value, dict):
-            return {
-                key: inner if type(inner) in _PLAIN else self._copied(inner, pairs, seen)
-                for key, inner in value.items()
-            }
+            return checkpoint.like(
+                value,
+                {k: inner if type(inner) in _PLAIN else self._copied(inner, pairs, seen) for k, inner in value.items()},
+            )
         if isinstance(value, (list, tuple)):
             copied = [inner if type(inner) in _PLAIN else self._copied(inner, pairs, seen) for inner in value]
             return copied if isinstance(value, list) else tuple(copied)
