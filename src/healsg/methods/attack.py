@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from healsg.epoch import EvalEpoch, collect, evaluating
 from healsg.errors import ConfigError
+from healsg.methods.supervised import Supervised
 from healsg.metrics import Accuracy
 from healsg.placement import both
 from healsg.seeding import seed_device
@@ -122,3 +123,18 @@ class Attack(nn.Module):
                 with torch.no_grad():
                     metric.update(predict(model, attacked).float(), target)
         return numbers | collect({"robust_acc": metric})
+
+
+class Robust(Supervised):
+    """Learns from attacked images, and measures accuracy under a stronger attack too. A subclass makes both attacks."""
+
+    attack: Attack
+    eval_attack: Attack
+
+    def setup(self, task: BasicTask) -> None:
+        super().setup(task)
+        self.attack.setup(task)
+        self.eval_attack.setup(task)
+
+    def evaluate(self, task: BasicTask, split: str) -> dict[str, float]:
+        return self.eval_attack.measure(task, split)

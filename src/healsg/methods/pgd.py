@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from healsg.methods.attack import EVAL_SIZE, Attack
-from healsg.methods.supervised import Supervised
+from healsg.methods.attack import EVAL_SIZE, Attack, Robust
 from healsg.types import Count, Natural, Positive
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
 
 
-class PGD(Supervised):
+class PGD(Robust):
     """Learn from attacked images in the place of those that are given.
 
     The attack sees the network as it is in evaluation (running statistics, no dropout), the step as in training.
@@ -41,11 +40,6 @@ class PGD(Supervised):
         self.attack = Attack(eps, steps, step_size, random_start)
         self.eval_attack = Attack(eps, eval_steps, EVAL_SIZE, True)
 
-    def setup(self, task: BasicTask) -> None:
-        super().setup(task)
-        self.attack.setup(task)
-        self.eval_attack.setup(task)
-
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
         input, mixed = self.prepare(task, batch)
 
@@ -55,6 +49,3 @@ class PGD(Supervised):
         with self.attack.seen(task, task.model):
             attacked = self.attack(lambda images: loss(task.model(images)), input)
         return {"loss": loss(task.net(attacked))}
-
-    def evaluate(self, task: BasicTask, split: str) -> dict[str, float]:
-        return self.eval_attack.measure(task, split)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from healsg.losses.classification import divergence
-from healsg.methods.attack import EVAL_SIZE, Attack
-from healsg.methods.supervised import Supervised
+from healsg.methods.attack import EVAL_SIZE, Attack, Robust
 from healsg.types import Count, Natural, NonNegative, Positive
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ SPREAD = 0.001
 """The deviation of the noise from which the attack begins: at the image itself the divergence has no slope."""
 
 
-class TRADES(Supervised):
+class TRADES(Robust):
     """The loss on images as they are, and ``beta`` times the divergence of what attacked ones give from that.
 
     The attack raises that divergence and sees the network as it is in evaluation; in the step, images as they are and
@@ -45,11 +44,6 @@ class TRADES(Supervised):
         self.attack = Attack(eps, steps, step_size, False)
         self.eval_attack = Attack(eps, eval_steps, EVAL_SIZE, True)
 
-    def setup(self, task: BasicTask) -> None:
-        super().setup(task)
-        self.attack.setup(task)
-        self.eval_attack.setup(task)
-
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
         input, mixed = self.prepare(task, batch)
         begin = input + SPREAD * self.attack.unit * torch.randn_like(input)
@@ -59,6 +53,3 @@ class TRADES(Supervised):
         output, shaken = task.net(torch.cat([input, attacked])).chunk(2)
         loss = self.loss(task, batch, output, self.soften(batch["target"], output, mixed))
         return {"loss": loss + self.beta * divergence(output, shaken).mean()}
-
-    def evaluate(self, task: BasicTask, split: str) -> dict[str, float]:
-        return self.eval_attack.measure(task, split)
