@@ -14,6 +14,7 @@ from healsg.errors import NotFiniteError, RunError
 from healsg.folder import RunFolder, naming
 from healsg.halt import Halt
 from healsg.journal import Journal
+from healsg.method import TaskMethod
 from healsg.writer import Writer
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("healsg")
 
-
+_WORTH = 1 << 17
+"""Bytes of weights from which on the writing thread copies them."""
 REST = 1.0
 """Seconds between two saves at the ends of epochs: what a kill may cost beside the step it hits."""
 
@@ -54,6 +56,7 @@ class Keeper:
 
     def begin(self, task: BasicTask) -> None:
         """Go on from the last good checkpoint; a run that has none starts at step 0 and saves that."""
+        self._plan(task)
         began, state = time.monotonic(), self.folder.last_state()
         self.halt.saving = 2 * (time.monotonic() - began)  # a guess, until there is a save
         distributed.barrier()
@@ -115,13 +118,36 @@ class Keeper:
 
         What came of it is told by the next call. Raises RunError for the save before this one.
         """
-        state = task.state_dict()
+        late = self.late
+        last = {name: give() for name, give in task.parts().items() if name not in late} if late else task.state_dict()
         if self.journal:
-            best = {"best": self.unsaved_best} if self.unsaved_best else {}
-            self.writer.save({"last": state | {"journal": self.journal.state_dict()}, **best})
+            files = {"last": last | {"journal": self.journal.state_dict()}}
+            rest = {("last", name): give for name, give in late.items()}
+            if self.unsaved_best:
+                files["best"] = self.unsaved_best
+                rest |= {} if "model" in self.unsaved_best else {("best", "model"): late["model"]}
+            modules = self.modules if late else []
+            weights = [value for module in modules for value in module._parameters.values() if value is not None]
+            changing = [value for module in modules for value in module._buffers.values() if value is not None]
+            self.writer.save(files, rest, weights, changing)
+            task.runner.before_update = self.writer.landed if late else None
         self.unsaved_best = None
         self.saved_at = time.monotonic()
         self.halt.saving = max(self.halt.saving, self.writer.seconds)
+
+    def _plan(self, task: BasicTask) -> None:
+        """Find the parts of the state that stay as they are until the next update, to be copied meanwhile.
+
+        On a GPU copies wait for nothing in any case, and a small state is copied sooner than it is handed over.
+        """
+        from healsg.task import BasicTask
+
+        method, usual = task.task_method, type(task).state_dict is BasicTask.state_dict
+        alone = method.leaves_weights and type(method).step is TaskMethod.step
+        size = sum(value.nbytes for value in task.model.parameters())
+        self.modules, self.late = list(task.model.modules()), dict[str, Callable[[], dict[str, Any]]]()
+        if alone and usual and task.device.type == "cpu" and size >= _WORTH:
+            self.late = {name: give for name, give in task.parts().items() if name in ("model", "optimizer")}
 
     def _write(self, states: dict[str, Any]) -> None:
         """What the writing thread does: the lines that a checkpoint counts on reach the disk before it."""
@@ -140,10 +166,14 @@ class Keeper:
 
     def _hold_best(self, task: BasicTask, copy: bool) -> None:
         """Keep the weights that are evaluated, with the numbers they reached, until the next save."""
-        weights = task.task_method.eval_model(task).state_dict()
+        model = task.task_method.eval_model(task)
+        self.unsaved_best = {"best": task.runner.monitor.best or {}}
+        if not copy and model is task.model and self.late:
+            return  # the save that follows has them
+        weights = model.state_dict()
         if copy:
             weights = checkpoint.like(weights, {key: value.clone() for key, value in weights.items()})
-        self.unsaved_best = {"model": weights, "best": task.runner.monitor.best or {}}
+        self.unsaved_best["model"] = weights
 
     def stop(self, task: BasicTask) -> None:
         """Save and leave; at the test all is saved, and the weights are the best ones. Raises Stopped."""
@@ -159,7 +189,7 @@ class Keeper:
         if task.runner.monitor.best is None:
             if task.runner.monitor.name != "auto":
                 log.warning("runner.monitor: %s was never a number; best.pt is the end", task.runner.monitor.name)
-            self._hold_best(task, copy=False)
+            self._hold_best(task, copy=True)
             if self.journal:
                 self.writer.save({"best": self.unsaved_best})
         self.writer.wait()

@@ -41,11 +41,14 @@ class TaskMethod(nn.Module):
         decay_norms_and_biases: weight decay acts on every parameter; False spares those of fewer than two dimensions.
     """
 
-    needs: ClassVar[Needs] = Needs()
+    needs: Needs = Needs()
     """The streams and views that ``train_step`` finds in its batch."""
 
     mean_over_samples: ClassVar[bool] = False
     """Whether the loss of a batch is the mean of its samples' own, so that a batch can be taken in pieces."""
+
+    leaves_weights: ClassVar[bool] = False
+    """Whether ``train_step`` leaves weights alone, which move in ``runner.update``: saving then goes on beside it."""
 
     def __init__(
         self,

@@ -27,6 +27,8 @@ _SHAPE = re.compile(
     r"|AKIA[0-9A-Z]{16}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)|(?<=[Bb]earer )[\w.~+/=-]{8,}"
 )
 """Tokens that services issue, known by their beginnings."""
+_PLACES = {"PWD", "OLDPWD"}
+"""Variables whose names look like secrets, and which hold folders."""
 _met: set[str] = set()
 
 
@@ -38,7 +40,7 @@ def values() -> set[str]:
 @lru_cache(1)
 def _around(variables: int, *arguments: str) -> set[str]:
     """The secrets of the environment and of the command line, looked for again where either has changed its length."""
-    known = {value for name, value in os.environ.items() if _SECRET.search(name)}
+    known = {value for name, value in os.environ.items() if name not in _PLACES and _SECRET.search(name)}
     for argument in arguments:
         if (begin := _OVERRIDE.match(argument)) and _SECRET.search(begin[0]):
             known.add(argument[begin.end() :].strip("'\""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,7 @@ class TaskRunner:
     """The loop. Its verbs are what a method's step is made of: ``forward``, ``backward``, ``update``.
 
     Args:
-        epochs: passes over the training data.
-        steps: updates, in the place of epochs.
+        epochs, steps: passes over the training data, or updates in their place.
         device, precision, channels_last, threads, deterministic: see ``Place``.
         accumulate: batches an update; as one batch that many times as large.
         auto_accumulate: where memory runs out, take batches in halves, quarters, ... and add their gradients up.
@@ -41,8 +40,7 @@ class TaskRunner:
         log_every: updates between two step lines in ``metrics.jsonl``, and between two reads of the device.
         eval_every, save_every: epochs between two evaluations; updates between two saves, beside each epoch's end.
         monitor, mode: what decides the best; see ``Monitor``.
-        max_time: seconds from the command's start by which the run has saved and stopped; None for no limit.
-        limit_batches: batches a pass, of every split; None for all.
+        max_time, limit_batches: seconds from the command's start by which the run has stopped; batches a pass.
         find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
         callbacks: watchers by name.
     """
@@ -79,6 +77,7 @@ class TaskRunner:
         self.monitor, self.meter, self.progress = Monitor(monitor, mode), Meter(), Progress()
         self.epoch = self.step_count = self.position = 0
         self.stop_reason: str | None = None
+        self.before_update: Callable[[], None] | None = None
         self.keeper: Keeper  # from fit on
 
     def prepare(self, seed: int, threads: int | None = None) -> None:
@@ -166,6 +165,7 @@ class TaskRunner:
             if scaler:
                 scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(task.model.parameters(), self.clip_norm)
+        self.before_update = self.before_update and self.before_update()  # a save copies what is about to move
         if scaler:
             scaler.step(optimizer)
             scaler.update()

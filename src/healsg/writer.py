@@ -1,16 +1,21 @@
-"""Writer: checkpoints written by a thread, from a copy of the state: the copy is all that the loop waits for."""
+"""Writer: checkpoints written by a thread, from a copy of the state.
+
+What may change with the next forward pass is copied at once. What stays as it is until the next update is copied by
+the thread, while that forward pass and its backward pass go on.
+"""
 
 from __future__ import annotations
 
 import _thread
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from healsg import checkpoint
+from healsg.errors import RunError
 
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 
@@ -29,24 +34,42 @@ class Writer:
         """What the last save took from beginning to end."""
         self._write = write
         self._resting = _thread.allocate_lock()  # held while a save is under way
+        self._landing = _thread.allocate_lock()  # held while its thread copies
         self._failure: BaseException | None = None
         self._host: list[Tensor] = []
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Begin to write ``state``, tensors and plain values in dicts and lists; it may change once this returns."""
+    def save(
+        self,
+        state: dict[str, Any],
+        late: Mapping[tuple[str, str], Callable[[], Any]] | None = None,
+        weights: Iterable[Tensor] = (),
+        changing: Iterable[Tensor] = (),
+    ) -> None:
+        """Begin to write ``state``, tensors and plain values in dicts and lists; it may change once this returns.
+
+        Args:
+            late: by its place in ``state``, what gives the rest of it; that may change once ``landed`` returns.
+            weights: those of it in which the thread looks for a change that came too early.
+            changing: the tensors of that rest which may change at once all the same.
+        """
         self.wait()
-        began, pairs = time.monotonic(), list[tuple[Tensor, Tensor]]()
-        copied = self._copied(state, pairs, {})
+        began, pairs, seen = time.monotonic(), list[tuple[Tensor, Tensor]](), dict[int, tuple[Tensor, Tensor]]()
+        copied = self._copied([state, *changing], pairs, seen)[0]
         device = next((own.device for _, own in pairs if own.is_cuda), None)
-        if pairs:
-            with torch.no_grad():
-                hosts, owns = [host for host, _ in pairs], [own for _, own in pairs]
-                torch._foreach_copy_(hosts, owns, non_blocking=device is not None)
+        _copy(pairs, device)
         arrived = torch.cuda.current_stream(device).record_event() if device else None
-        resting = _thread.allocate_lock()
+        resting, landing = _thread.allocate_lock(), _thread.allocate_lock()
         resting.acquire()
-        _thread.start_new_thread(self._run, (copied, arrived, device, began, resting))  # threading would wait for it
-        self._resting = resting
+        landing.acquire()
+        versions = [(value, value._version) for value in weights]
+        rest = late or {}, versions, pairs, seen, landing
+        _thread.start_new_thread(self._run, (copied, arrived, device, began, resting, rest))  # threading would wait
+        self._resting, self._landing = resting, landing
+
+    def landed(self) -> None:
+        """Wait until all of the state is copied."""
+        with self._landing:
+            pass
 
     def check(self) -> None:
         """Raise what the thread raised, without waiting for it."""
@@ -66,9 +89,16 @@ class Writer:
             pass
 
     def _run(
-        self, copied: Any, arrived: torch.cuda.Event | None, device: torch.device | None, began: float, resting: Any
+        self,
+        copied: Any,
+        arrived: torch.cuda.Event | None,
+        device: torch.device | None,
+        began: float,
+        resting: Any,
+        rest: Any,
     ) -> None:
         try:
+            self._land(copied, *rest)
             if arrived is not None:
                 torch.cuda.set_device(device)  # a thread begins with the first
                 arrived.synchronize()
@@ -78,6 +108,29 @@ class Writer:
         finally:
             self.seconds = time.monotonic() - began
             resting.release()
+
+    def _land(
+        self,
+        copied: dict[str, dict[str, Any]],
+        late: Mapping[tuple[str, str], Callable[[], Any]],
+        versions: list[tuple[Tensor, int]],
+        pairs: list[tuple[Tensor, Tensor]],
+        seen: dict[int, tuple[Tensor, Tensor]],
+        landing: Any,
+    ) -> None:
+        """Copy what was left to the thread. Raises RunError where it was not left alone meanwhile."""
+        try:
+            before = len(pairs)
+            for (file, part), give in late.items():
+                copied[file][part] = self._copied(give(), pairs, seen)
+            _copy(pairs[before:], None)
+            if any(value._version != version for value, version in versions):
+                raise RunError(
+                    "a checkpoint was being copied when train_step changed weights; set the method's class attribute "
+                    "leaves_weights = False"
+                )
+        finally:
+            landing.release()
 
     def _copied(self, value: Any, pairs: list[tuple[Tensor, Tensor]], seen: dict[int, tuple[Tensor, Tensor]]) -> Any:
         """``value`` with containers of its own, and with kept memory in the place of tensors.
@@ -116,3 +169,10 @@ class Writer:
             kept = torch.empty_like(like, device="cpu", requires_grad=False, pin_memory=like.is_cuda)
             self._host[place:] = [kept, *self._host[place + 1 :]]
         return kept
+
+
+def _copy(pairs: list[tuple[Tensor, Tensor]], device: torch.device | None) -> None:
+    """Fill each kept memory; from a GPU, ``device``, without waiting for it."""
+    if pairs:
+        with torch.no_grad():
+            torch._foreach_copy_([host for host, _ in pairs], [own for _, own in pairs], non_blocking=bool(device))

@@ -45,10 +45,13 @@ class Supervised(TaskMethod):
             1801.06146, section 3.3).
     """
 
-    mean_over_samples = True
+    mean_over_samples = leaves_weights = True
 
     replaces_criterion: ClassVar[bool] = False
     """Whether ``loss`` leaves ``task.criterion`` aside; it then gets class probabilities in any case."""
+
+    counts_classes: ClassVar[bool] = False
+    """Whether the method makes no sense but for one class a sample, whatever its loss."""
 
     def __init__(
         self,
@@ -116,8 +119,10 @@ class Supervised(TaskMethod):
             raise ConfigError(f"method.cutmix: needs images or volumes, and a sample here is {shape}; set it to 0")
         if self.random_erasing and len(shape) != 3:
             raise ConfigError(f"method.random_erasing: needs images, and a sample here is {shape}; set it to 0")
-        if self.label_smoothing and task.info and task.info.kind != "multiclass":
-            raise ConfigError(f"method.label_smoothing: needs one class a sample, and this task is {task.info.kind}")
+        one_class = self.replaces_criterion or self.counts_classes
+        if task.info and task.info.kind != "multiclass" and (one_class or self.label_smoothing):
+            key = f"method: {type(self).__name__}" if one_class else "method.label_smoothing:"
+            raise ConfigError(f"{key} needs one class a sample, and this task is {task.info.kind}")
 
     def setup(self, task: BasicTask) -> None:
         softened = {"label_smoothing": self.label_smoothing, "mixup": self.mixup, "cutmix": self.cutmix}
