@@ -22,7 +22,18 @@ from healsg.runner import TaskRunner
 
 PACKAGE = REPOSITORY / "src/healsg"
 FILES = sorted(PACKAGE.rglob("*.py"))
-LEAVES = {"datasets", "models", "methods", "transforms", "losses", "optimizers", "schedulers", "loggers", "commands"}
+LEAVES = {
+    "datasets",
+    "models",
+    "methods",
+    "metrics",
+    "transforms",
+    "losses",
+    "optimizers",
+    "schedulers",
+    "loggers",
+    "commands",
+}
 
 FORBIDDEN = {
     *("eval", "exec", "__import__", "builtins.*", "os.system", "os.popen", "os.exec*", "os.spawn*", "pty.*"),
@@ -52,6 +63,9 @@ FORBIDDEN = {
 
 RESTRICTED = {("datasets/files.py", "pickle.Unpickler")}
 """The base class of the unpickler that knows arrays alone."""
+
+USUAL = {("model.py", "healsg.losses.usual"), ("model.py", "healsg.metrics.usual")}
+"""Where the frame names leaves: the loss and the metrics of each kind of task where nothing is chosen."""
 
 
 def frame() -> list[Path]:
@@ -98,7 +112,7 @@ def code_lines(path: Path) -> int:
 def test_the_frame_stays_small() -> None:
     flat = sum(code_lines(path) for path in frame() if path.parent == PACKAGE)
     checks = sum(code_lines(path) for path in frame() if path.parent != PACKAGE)
-    assert flat <= 3420, "the frame, in lines of code"
+    assert flat <= 3600, "the frame, in lines of code"
     assert checks <= 550, "the checks of configurations, in lines of code"
 
 
@@ -106,7 +120,8 @@ def test_the_frame_imports_no_leaf() -> None:
     for path in frame():
         for name in imports(ast.parse(path.read_text())):
             parts = name.split(".")
-            assert not (parts[0] == "healsg" and len(parts) > 1 and parts[1] in LEAVES and path.name != "cli.py"), name
+            leaf = parts[0] == "healsg" and len(parts) > 1 and parts[1] in LEAVES and path.name != "cli.py"
+            assert not leaf or (path.name, ".".join(parts[:3])) in USUAL, name
 
 
 def whole_names(tree: ast.AST) -> list[tuple[ast.AST, str]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from healsg.data import Needs as Needs
     from healsg.data import TaskData as TaskData
     from healsg.method import TaskMethod as TaskMethod
-    from healsg.metrics import Metric as Metric
+    from healsg.metric import Metric as Metric
     from healsg.mirror import Mirror as Mirror
     from healsg.model import Network as Network
     from healsg.model import TaskModel as TaskModel
@@ -30,7 +30,7 @@ _HOMES = {
     "Callback": "callbacks",
     "DataInfo": "data",
     "DatasetSource": "source",
-    "Metric": "metrics",
+    "Metric": "metric",
     "Mirror": "mirror",
     "Needs": "data",
     "Network": "model",

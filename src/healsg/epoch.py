@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from healsg import distributed
-from healsg.metrics import Metric, precise
+from healsg.metric import Metric, precise
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -67,7 +67,8 @@ class EvalEpoch:
         task, runner = self.task, self.task.runner
         model = task.task_method.eval_model(task)
         runner.place.align(model)
-        metrics = {"loss": Loss(task.criterion), **task.task_model.metrics(task.info)}
+        chosen = {"loss": Loss(task.criterion), **task.task_model.metrics(task.info)}
+        metrics = {name: one for name, one in chosen.items() if self.split in (one.splits or [self.split])}
         with evaluating(model), torch.no_grad():
             for batch in runner.eval_batches(task, self.split):
                 with runner.place.autocast():
@@ -92,11 +93,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def collect(metrics: dict[str, Metric]) -> dict[str, float]:
     """The values of the metrics over all batches of all processes; one that nothing was added to is left out."""
-    own = {name: metric.state.tolist() for name, metric in metrics.items() if metric.state is not None}
+    own = {name: metric.packed() for name, metric in metrics.items() if metric.state is not None}
     values = {}
     parts = distributed.gather(own)
     for name, metric in metrics.items():
         states = [part[name] for part in parts if name in part]
         if states:
-            values[name] = metric.value([sum(column) for column in zip(*states, strict=True)])
+            values[name] = metric.of(states)
     return values

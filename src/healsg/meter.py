@@ -10,7 +10,7 @@ from torch import Tensor
 
 from healsg import distributed
 from healsg.errors import NotFiniteError, RunError
-from healsg.metrics import precise
+from healsg.metric import precise
 
 
 class Meter:
@@ -46,11 +46,8 @@ class Meter:
             raise RunError(
                 f"train_step returns {', '.join(odd)}, and before {', '.join(self.pending[0])}; keep one set"
             )
-        device = self.pending[0]["loss"].device
-        table = _table([[logs[name] for name in [*names, "count"]] for logs in self.pending], device)
-        counts = table[:, -1:].clone()
-        table[:, :-1] = torch.where(counts > 0, table[:, :-1] * counts, 0.0)
-        rows = distributed.sum_tensor(table).tolist()
+        read = _read if self.pending[0]["loss"].is_cpu and not distributed.launched() else _read_together
+        rows = read([[logs[name] for name in [*names, "count"]] for logs in self.pending])
         self.pending.clear()
         for *row, count in rows:
             for name, value in zip(names, row, strict=True):
@@ -85,7 +82,17 @@ class Meter:
         self.count, self.window_count = state["count"], state["recent"]
 
 
-def _table(rows: list[list[Any]], device: torch.device) -> Tensor:
-    """Scalars of tensors and of plain numbers as one table on ``device``, in its widest type."""
+def _read(rows: list[list[Any]]) -> list[list[float]]:
+    """Rows of scalars, each with its count at the end, as numbers times their count."""
+    numbers = ((map(float, values), float(count)) for *values, count in rows)
+    return [[*(value * count if count > 0 else 0.0 for value in values), count] for values, count in numbers]
+
+
+def _read_together(rows: list[list[Any]]) -> list[list[float]]:
+    """The same of scalars on a device, in one transfer and its widest type, summed over processes."""
+    device = next(cell.device for cell in rows[0] if isinstance(cell, Tensor))
     cells = [precise(torch.as_tensor(cell, device=device)) for row in rows for cell in row]
-    return torch.stack(cells).view(len(rows), len(rows[0]))
+    table = torch.stack(cells).view(len(rows), len(rows[0]))
+    counts = table[:, -1:].clone()
+    table[:, :-1] = torch.where(counts > 0, table[:, :-1] * counts, 0.0)
+    return distributed.sum_tensor(table).tolist()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from healsg.data import DataInfo
 from healsg.errors import ConfigError
-from healsg.metrics import Accuracy, Metric
+from healsg.metric import Metric
 
 
 class Network(nn.Module):
@@ -31,10 +31,21 @@ class Network(nn.Module):
 
 
 class TaskModel:
-    """What is learned with. A subclass gives ``build``; its constructor's arguments are the YAML's keys."""
+    """What is learned with. A subclass gives ``build``; its constructor's arguments are the YAML's keys.
+
+    Args:
+        metrics: what is measured by name, beside the loss and the usual ones of the kind of task.
+    """
+
+    chosen: Mapping[str, Metric] | None = None
+
+    def __init__(self, metrics: Mapping[str, Metric] | None = None) -> None:
+        self.chosen = metrics
 
     def check(self, info: DataInfo) -> None:
-        """Refuse data that the network cannot take, before any is read. Raises ConfigError."""
+        """Refuse data that the network, the loss or a metric cannot take, before any is read. Raises ConfigError."""
+        self.criterion(info)
+        self.metrics(info)
 
     def build(self, info: DataInfo) -> nn.Module:
         """The network for samples of ``info.input_shape`` with ``info.num_classes`` outputs."""
@@ -45,13 +56,21 @@ class TaskModel:
 
     def criterion(self, info: DataInfo) -> nn.Module:
         """The loss, from ``(output, target)`` to a scalar mean over the batch."""
-        if info.kind != "multiclass":
+        from healsg.losses.usual import usual
+
+        loss = usual(info.kind)
+        if loss is None:
             raise ConfigError(f"model: {type(self).__name__} has no loss for a task of kind {info.kind!r}")
-        return nn.CrossEntropyLoss()
+        return loss
 
     def metrics(self, info: DataInfo | None) -> dict[str, Metric]:
-        """The metrics of an evaluation by name, beside the loss. ``info`` is None where a task brings its own data."""
-        return {"acc": Accuracy()}
+        """The metrics of an evaluation by name, beside the loss. ``info`` is None where a task brings its own data.
+
+        Raises ConfigError for one that is not for this kind of task.
+        """
+        from healsg.metrics.usual import with_chosen
+
+        return with_chosen(info, self.chosen or {})
 
     def predict(self, network: nn.Module, input: Tensor) -> Any:
         """The output for a batch of inputs, under ``no_grad`` and in evaluation mode."""

@@ -47,7 +47,7 @@ class Monitor:
         elif name not in numbers and any(key.startswith(name.split("/")[0] + "/") for key in numbers):
             measured = ", ".join(key for key in numbers if "/" in key)
             raise ConfigError(f"runner.monitor: {name} is not measured; there is {measured}")
-        less = name.endswith("loss") if self.mode == "auto" else self.mode == "min"
+        less = name.endswith(("loss", "mae", "rmse", "ece")) if self.mode == "auto" else self.mode == "min"
         return name, -1 if less else 1
 
     def better(self, numbers: dict[str, Any]) -> bool:

@@ -85,7 +85,7 @@ class Session:
         numbers = dict(record.get("test") or {})
         if best := record.get("best"):
             numbers = {f"best {best['monitor']}": best["value"], **numbers}
-        told = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        told = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if isinstance(value, float))
         finished = status == "finished"
         run = shlex.quote(str(path))
         go_on = f"healsg eval {run} split=val" if finished else f"healsg resume {run}"

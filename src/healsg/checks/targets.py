@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from healsg.errors import ConfigError
 
-_OWN = "datasets models methods transforms optimizers schedulers losses loggers callbacks task runner data model method"
+_OWN = "datasets models methods metrics transforms optimizers schedulers losses loggers callbacks "
+_OWN += "task runner data model method"
 PARTS = (*(f"healsg.{name}." for name in _OWN.split()), "torch.nn.", "torch.optim.", "torchvision.transforms.")
 _RESERVED = sys.stdlib_module_names | {"healsg", "torch", "torchvision"}
 _DOORS = tuple(f"torch.nn.{name}." for name in ("utils", "parallel", "cpp", "attention", "modules._functions"))
@@ -170,8 +171,7 @@ def _read(module: Module, stamp: int) -> _Names:
     return _Names(bound, tuple(stars), public)
 
 
-def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of a module, with those that stand under ``if``, ``try`` and ``with``."""
+def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:  # with those under if, try and with
     for node in body:
         yield node
         for field in ("body", "orelse", "finalbody") if isinstance(node, (ast.If, ast.Try, ast.With)) else ():

@@ -119,7 +119,8 @@ def run_job(name: str, job: str, composed: Composed) -> dict[str, Any]:
 def _numbers(record: dict[str, Any]) -> dict[str, float]:
     best = record.get("best") or {}
     numbers = {f"best {best['monitor']}": best["value"]} if best else {}
-    return numbers | (record.get("test") or {})
+    tested = record.get("test") or {}
+    return numbers | {name: value for name, value in tested.items() if isinstance(value, float)}
 
 
 def _table(name: str, rows: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from healsg.loggers.plots import Points, figure
 from healsg.mirror import Mirror
 
-MOST_ROWS, MOST_PLOTS, MOST_CURVES = 200, 24, 6
+MOST_ROWS, MOST_PLOTS, MOST_CURVES, MOST_CLASSES = 200, 24, 6, 100
 
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1f2328; --faint: #59636e; --line: #d1d9e0; --card: #f6f8fa;
@@ -42,6 +42,7 @@ td, th { padding: .2rem .8rem .2rem 0; text-align: right; white-space: nowrap; }
 thead th { position: sticky; top: 0; background: var(--back); }
 .facts th { text-align: left; color: var(--faint); font-weight: 400; vertical-align: top; }
 .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.matrix td, .matrix th { padding: .1rem .5rem; }
 tr.best { font-weight: 600; color: var(--c2); }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .75rem; overflow: auto;
   font-size: .85rem; }
@@ -77,6 +78,7 @@ def write_report(folder: Path, status: str | None = None) -> Path:
         f"<h1>{escape(name)}</h1>{_facts(record)}",
         f'<h2>Curves</h2><div class="plots">{"".join(_plots(lines, epochs))}</div>' if lines else "",
         f"<h2>Epochs</h2>{_table(epochs, best.get('epoch') if isinstance(best, dict) else None)}" if epochs else "",
+        *_matrices(record.get("test")),
         f"<h2>Configuration</h2><pre>{escape(config)}</pre>" if config else "",
     ]
     page = (
@@ -116,11 +118,35 @@ def _is_number(value: Any) -> bool:
 def _show(value: Any) -> str:
     """A value of ``run.json`` as escaped text; what is long, as a patch, is left out."""
     if isinstance(value, dict):
+        value = {key: part for key, part in value.items() if not _is_matrix(part)}
         return ", ".join(f"{escape(str(key))} {shown}" for key, part in value.items() if (shown := _show(part)))
     if isinstance(value, list):
         return " ".join(_show(part) for part in value)
     text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
     return escape(text) if len(text) <= 1000 else ""
+
+
+def _is_matrix(value: Any) -> bool:
+    """Whether a value is a square matrix of numbers, such as a confusion matrix."""
+    rows = value if isinstance(value, list) and value else [None]
+    return all(isinstance(row, list) and len(row) == len(rows) and all(map(_is_number, row)) for row in rows)
+
+
+def _matrices(test: Any) -> Iterable[str]:
+    """A table of each matrix that the test part gave: true classes down, predicted ones across, shares as shades."""
+    for name, rows in test.items() if isinstance(test, dict) else ():
+        if not _is_matrix(rows) or len(rows) > MOST_CLASSES:
+            continue
+        head = "".join(f"<th>{label}</th>" for label in range(len(rows)))
+        body = ""
+        for label, row in enumerate(rows):
+            shares = [100 * count / (sum(row) or 1) for count in row]
+            cells = zip(row, shares, strict=True)
+            shades = "color-mix(in srgb, var(--c0) {:.0f}%, transparent)"
+            text = "".join(f'<td style="background: {shades.format(share)}">{_show(n)}</td>' for n, share in cells)
+            body += f"<tr><th>{label}</th>{text}</tr>"
+        table = f"<table><thead><tr><th>true / predicted</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+        yield f'<h2>{escape(str(name))}</h2><div class="scroll matrix">{table}</div>'
 
 
 def _facts(record: dict[str, Any]) -> str:

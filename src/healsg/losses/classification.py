@@ -15,10 +15,10 @@ def smooth(target: Tensor, output: Tensor, share: float = 0.0) -> Tensor:
     """Class probabilities of ``output``'s shape (N, C, ...) from indices (N, ...): ``share`` spread evenly over all
     classes, the rest on the target's own (Szegedy et al. 2016, arXiv 1512.00567, section 7).
 
-    Targets that are no indices but numbers are taken as they are.
+    Targets that are no indices, but numbers or as many as the outputs, are taken as they are.
     """
     dtype = torch.promote_types(output.dtype, torch.float32)
-    if target.is_floating_point():
+    if target.is_floating_point() or target.shape == output.shape:
         return target.to(dtype)
     even = share / output.shape[1]
     return torch.full_like(output, even, dtype=dtype).scatter_(1, target.unsqueeze(1), 1.0 - share + even)

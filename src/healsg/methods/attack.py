@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from healsg.epoch import EvalEpoch, collect, evaluating
 from healsg.errors import ConfigError
 from healsg.methods.supervised import Supervised
-from healsg.metrics import Accuracy
+from healsg.metric import Accuracy
 from healsg.placement import both
 from healsg.seeding import seed_device
 
@@ -128,6 +128,7 @@ class Attack(nn.Module):
 class Robust(Supervised):
     """Learns from attacked images, and measures accuracy under a stronger attack too. A subclass makes both attacks."""
 
+    counts_classes = True
     attack: Attack
     eval_attack: Attack
 

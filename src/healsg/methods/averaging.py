@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from healsg.epoch import evaluating
-from healsg.metrics import precise
+from healsg.metric import precise
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask

@@ -29,6 +29,7 @@ class EarlyLearning(Supervised):
         common: the arguments of Supervised.
     """
 
+    counts_classes = True
     mean_over_samples = False  # what is remembered moves with the forward pass, so that no batch is tried twice
     remembered: Tensor
 

@@ -36,6 +36,7 @@ class LogitAdjustment(Supervised):
         common: the arguments of Supervised.
     """
 
+    counts_classes = True
     offset: Tensor
 
     def __init__(self, tau: NonNegative = 1.0, when: Literal["training", "after"] = "training", **common: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from healsg.errors import ConfigError
-from healsg.metrics import precise
+from healsg.metric import precise
 
 ATTEMPTS = 10
 """Rectangles that are drawn for a sample, of which the first that fits is taken."""

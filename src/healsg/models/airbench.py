@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -100,9 +101,12 @@ class AirbenchNetwork(Network):
         width: channels of the first block; the second and third have four times as many.
         momentum: the share of a batch in BatchNorm's running statistics.
         temperature: what the outputs are divided by.
+        deviation: of the head's weights at the start; None leaves them as torch draws them.
     """
 
-    def __init__(self, channels: int, classes: int, width: int, momentum: float, temperature: float) -> None:
+    def __init__(
+        self, channels: int, classes: int, width: int, momentum: float, temperature: float, deviation: float | None
+    ) -> None:
         super().__init__()
         first = 2 * channels * KERNEL**2
         self.first = nn.Conv2d(channels, first, KERNEL)
@@ -110,6 +114,9 @@ class AirbenchNetwork(Network):
         widths = (first, width, 4 * width, 4 * width)
         self.stages = nn.Sequential(*[block(*pair, momentum) for pair in pairwise(widths)])
         self.num_features, self.head = 4 * width, ScaledLinear(4 * width, classes, temperature)
+        if deviation is not None:
+            with torch.no_grad():
+                self.head.weight.mul_(deviation / self.head.weight.std())
 
     def features(self, input: Tensor) -> Tensor:
         """(N, channels, height, width) to (N, num_features)."""
@@ -127,6 +134,19 @@ class AirbenchNetwork(Network):
             weight.copy_(whitening(patch_moments(batches), epsilon).view_as(weight))
 
 
+def seen(network: nn.Module, input: Tensor, views: int) -> Tensor:
+    """The outputs for images (N, channels, height, width), averaged over 1, 2 or 6 views; see ``Airbench``."""
+    if views == 1:
+        return network(input)  # type: ignore[no-any-return]
+    mirrored: Tensor = (network(input) + network(input.flip(3))) / 2
+    if views == 2:
+        return mirrored
+    padded = F.pad(input, (1, 1, 1, 1), "reflect")
+    height, width = input.shape[2:]
+    shifted = [seen(network, padded[:, :, at : at + height, at : at + width], 2) for at in (0, 2)]
+    return (mirrored + (shifted[0] + shifted[1]) / 2) / 2
+
+
 class Airbench(TaskModel):
     """airbench94's network for images of 9x9 pixels and more; the published sizes are the defaults.
 
@@ -139,6 +159,10 @@ class Airbench(TaskModel):
         epsilon: what is added to the power of a patch's component before that is made one.
         temperature: what the outputs are divided by.
         batchnorm_momentum: the share of a batch in BatchNorm's running statistics.
+        head_deviation: the standard deviation of the head's weights at the start; None leaves them as torch draws them.
+        views: of an image that an evaluation averages: 1, 2 with the mirrored one, 6 with both shifted by a pixel
+            up-left and down-right, which count as much as the two that are not.
+        common: the arguments of TaskModel.
     """
 
     def __init__(
@@ -148,16 +172,26 @@ class Airbench(TaskModel):
         epsilon: Positive = 5e-4,
         temperature: Positive = 9.0,
         batchnorm_momentum: Fraction = 0.4,
+        head_deviation: Positive | None = None,
+        views: Literal[1, 2, 6] = 1,
+        **common: Any,
     ) -> None:
+        super().__init__(**common)
         self.width, self.whitening, self.epsilon = width, whitening, epsilon
         self.temperature, self.batchnorm_momentum = temperature, batchnorm_momentum
+        self.head_deviation, self.views = head_deviation, views
 
     def check(self, info: DataInfo) -> None:
+        super().check(info)
         check_images("Airbench", info, SMALLEST)
 
     def build(self, info: DataInfo) -> nn.Module:
         sizes = (info.input_shape[0], info.num_classes, self.width)
-        return AirbenchNetwork(*sizes, self.batchnorm_momentum, self.temperature)
+        return AirbenchNetwork(*sizes, self.batchnorm_momentum, self.temperature, self.head_deviation)
+
+    def predict(self, network: nn.Module, input: Tensor) -> Tensor:
+        """The outputs (N, classes), their mean over the views."""
+        return seen(network, input, self.views)
 
     def adapt(self, network: nn.Module, inputs: Iterable[Tensor]) -> None:
         """Whiten the first layer, where that is asked for. ``inputs``: the training samples, batch by batch."""

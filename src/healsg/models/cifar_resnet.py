@@ -3,6 +3,8 @@ papers on distillation have them: resnet8x4 and resnet32x4 (Tian et al. 2020, ar
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from healsg.data import DataInfo
@@ -54,14 +56,17 @@ class CifarResNet(TaskModel):
         depth: the number of layers, 6 n + 2 (8 has one block in each of the three stages).
         width_factor: channels of the stages in multiples of 16, 32 and 64.
         stem_width: channels of the first convolution: 32 in the networks of four times the width, 16 in the paper's.
+        common: the arguments of TaskModel.
     """
 
-    def __init__(self, depth: Count = 8, width_factor: Count = 4, stem_width: Count = 32) -> None:
+    def __init__(self, depth: Count = 8, width_factor: Count = 4, stem_width: Count = 32, **common: Any) -> None:
+        super().__init__(**common)
         if depth < 8 or (depth - 2) % 6:
             raise ConfigError(f"model.depth: {depth} is not 6 n + 2 (8, 14, 20, 32, 44, 56, 110, ...)")
         self.depth, self.width_factor, self.stem_width = depth, width_factor, stem_width
 
     def check(self, info: DataInfo) -> None:
+        super().check(info)
         check_images("CifarResNet", info, SMALLEST)
 
     def build(self, info: DataInfo) -> nn.Module:

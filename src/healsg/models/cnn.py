@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from healsg.data import DataInfo
@@ -56,12 +58,15 @@ class CNN(TaskModel):
     Args:
         width: channels of the first two convolutions; the last two have twice as many.
         dropout: the probability with which a feature is dropped in training, before the head.
+        common: the arguments of TaskModel.
     """
 
-    def __init__(self, width: Count = 24, dropout: Share = 0.0) -> None:
+    def __init__(self, width: Count = 24, dropout: Share = 0.0, **common: Any) -> None:
+        super().__init__(**common)
         self.width, self.dropout = width, dropout
 
     def check(self, info: DataInfo) -> None:
+        super().check(info)
         shape = info.input_shape
         if len(shape) != 3:
             raise ConfigError(

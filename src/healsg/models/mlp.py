@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -48,9 +49,11 @@ class MLP(TaskModel):
         width: units of a hidden layer.
         depth: the number of hidden layers; 0 is a linear classifier.
         dropout: the probability with which a hidden unit is dropped in training.
+        common: the arguments of TaskModel.
     """
 
-    def __init__(self, width: Count = 128, depth: Natural = 1, dropout: Share = 0.0) -> None:
+    def __init__(self, width: Count = 128, depth: Natural = 1, dropout: Share = 0.0, **common: Any) -> None:
+        super().__init__(**common)
         self.width, self.depth, self.dropout = width, depth, dropout
 
     def build(self, info: DataInfo) -> nn.Module:

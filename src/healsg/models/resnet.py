@@ -165,6 +165,7 @@ class ResNet(TaskModel):
         dim: spatial dimensions; those of the data where it is None.
         zero_init_residual: start each block as the identity.
         preactivation: norm and ReLU before each convolution instead of after it (He et al. 2016).
+        common: the arguments of TaskModel.
     """
 
     def __init__(
@@ -175,11 +176,14 @@ class ResNet(TaskModel):
         dim: Literal[2, 3] | None = None,
         zero_init_residual: bool = True,
         preactivation: bool = False,
+        **common: Any,
     ) -> None:
+        super().__init__(**common)
         self.depth, self.width, self.stem, self.dim = depth, width, stem, dim
         self.zero_init_residual, self.preactivation = zero_init_residual, preactivation
 
     def check(self, info: DataInfo) -> None:
+        super().check(info)
         shape = info.input_shape
         given = len(shape) - 1
         if given not in CONVOLUTION:

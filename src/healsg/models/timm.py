@@ -71,6 +71,7 @@ class Timm(TaskModel):
             where the number of classes is another one, the first is adapted to the number of channels.
         weights: a file with weights (safetensors, or torch's of tensors only) in the place of the published ones.
         options: further arguments of timm's builder by name, such as ``drop_path_rate``.
+        common: the arguments of TaskModel.
     """
 
     def __init__(
@@ -79,10 +80,13 @@ class Timm(TaskModel):
         pretrained: bool = False,
         weights: str | None = None,
         options: dict[str, Any] | None = None,
+        **common: Any,
     ) -> None:
+        super().__init__(**common)
         self.name, self.pretrained, self.weights, self.options = name, pretrained, weights, dict(options or {})
 
     def check(self, info: DataInfo) -> None:
+        super().check(info)
         shape = info.input_shape
         if len(shape) != 3:
             raise ConfigError(

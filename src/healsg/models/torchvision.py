@@ -94,14 +94,21 @@ class Torchvision(TaskModel):
         weights: the name of its pretrained weights, such as ``DEFAULT`` or ``IMAGENET1K_V1``; None draws new ones.
             The last layer is drawn anew where the number of classes is another one.
         options: further arguments of torchvision's builder by name.
+        common: the arguments of TaskModel.
     """
 
     def __init__(
-        self, name: str = "resnet18", weights: str | None = None, options: dict[str, Any] | None = None
+        self,
+        name: str = "resnet18",
+        weights: str | None = None,
+        options: dict[str, Any] | None = None,
+        **common: Any,
     ) -> None:
+        super().__init__(**common)
         self.name, self.weights, self.options = name, weights, dict(options or {})
 
     def check(self, info: DataInfo) -> None:
+        super().check(info)
         shape = info.input_shape
         if len(shape) != 3:
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -148,6 +148,7 @@ class ViT(TaskModel):
             rises evenly from 0 in the first.
         pooling: what the features are after the last norm: the class ``token``, or the ``mean`` over the patches (Beyer
             et al. 2022, arXiv 2205.01580), without a class token.
+        common: the arguments of TaskModel.
     """
 
     def __init__(
@@ -160,7 +161,9 @@ class ViT(TaskModel):
         dropout: Share = 0.0,
         stochastic_depth: Share = 0.0,
         pooling: Literal["token", "mean"] = "token",
+        **common: Any,
     ) -> None:
+        super().__init__(**common)
         if width % heads:
             raise ConfigError(f"model.heads: {heads} heads do not divide model.width={width}")
         self.patch, self.depth, self.width, self.heads = patch, depth, width, heads
@@ -168,6 +171,7 @@ class ViT(TaskModel):
         self.pooling = pooling
 
     def check(self, info: DataInfo) -> None:
+        super().check(info)
         shape = info.input_shape
         if len(shape) != 3:
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,6 +112,7 @@ class WideResNet(TaskModel):
         batchnorm_momentum: the share of a batch in BatchNorm's running statistics.
         shortcut: what the convolution sees that stands in for an identity where the shape changes: the normed and
             ``activated`` input (the paper), or the ``raw`` one in the second and third group (FixMatch's network).
+        common: the arguments of TaskModel.
     """
 
     def __init__(
@@ -122,13 +123,16 @@ class WideResNet(TaskModel):
         negative_slope: NonNegative = 0.0,
         batchnorm_momentum: Fraction = 0.1,
         shortcut: Literal["activated", "raw"] = "activated",
+        **common: Any,
     ) -> None:
+        super().__init__(**common)
         if depth < 10 or (depth - 4) % 6:
             raise ConfigError(f"model.depth: {depth} is not 6 n + 4 (10, 16, 22, 28, 34, 40, ...)")
         self.depth, self.widen_factor, self.dropout = depth, widen_factor, dropout
         self.negative_slope, self.batchnorm_momentum, self.shortcut = negative_slope, batchnorm_momentum, shortcut
 
     def check(self, info: DataInfo) -> None:
+        super().check(info)
         check_images("WideResNet", info, SMALLEST)
 
     def build(self, info: DataInfo) -> nn.Module:

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
 
 class Metric:
-    """Sums on the device. A subclass gives ``measure``; ``value`` is the mean unless it says otherwise."""
+    """Sums on the device. A subclass gives ``measure``; ``value`` is the mean unless it says otherwise.
+
+    One whose state does not add, since it needs every sample's scores, is a ``healsg.metrics.gathered.Gathered``.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """The kinds of task that it is for (``DataInfo.kind``), of which others are refused; empty for all."""
+
+    splits: ClassVar[tuple[str, ...]] = ()
+    """The splits on which it is measured; empty for all."""
 
     def __init__(self) -> None:
-        self.state: Tensor | None = None
+        self.state: Any = None
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor | None:
         """What a batch adds to the state: a vector whose last element counts; None where it does not apply."""
         raise NotImplementedError
 
-    def value(self, state: list[float]) -> float:
-        """The metric from the summed state."""
+    def value(self, state: Any) -> Any:
+        """The metric from the summed state, a list of numbers: a number, or a list of them for the report."""
         return state[0] / state[-1]
 
     def update(self, output: Tensor, target: Tensor) -> None:
         measured = self.measure(output, target)
         if measured is not None:
             self.state = measured if self.state is None else self.state + measured
+
+    def packed(self) -> Any:
+        """The state as plain values, for the other processes."""
+        return self.state.tolist()
+
+    def of(self, states: Sequence[Any]) -> Any:
+        """The value from each process's packed state."""
+        return self.value([sum(column) for column in zip(*states, strict=True)])
 
 
 class Accuracy(Metric):

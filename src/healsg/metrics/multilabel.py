@@ -1,0 +1,20 @@
+"""Metrics of several labels a sample: ``output`` (N, C) scores, ``target`` (N, C) of 0 and 1, of any type."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from healsg.metric import Metric, precise
+
+
+class LabelAccuracy(Metric):
+    """The share of the labels, over all samples, that are told rightly: a score above 0 says yes; in 0..1."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("multilabel",)
+
+    def measure(self, output: Tensor, target: Tensor) -> Tensor:
+        hits = precise(((output > 0) == (target > 0.5)).sum())
+        return torch.stack([hits, hits.new_full((), target.numel())])

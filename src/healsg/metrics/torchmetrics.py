@@ -1,0 +1,57 @@
+"""Any of torchmetrics' metrics of classes, labels or numbers by its name (pip install "healsg[torchmetrics]")."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor
+
+from healsg.errors import ConfigError
+from healsg.losses.usual import fitted
+from healsg.metric import precise
+from healsg.metrics.gathered import Gathered
+from healsg.source import line
+
+
+class TorchMetric(Gathered):
+    """A metric of ``torchmetrics.classification`` (those for several classes or labels) or ``torchmetrics.regression``,
+    computed on all samples at once, and so exact over batches and processes.
+
+    Args:
+        name: its class there, such as ``MulticlassCohenKappa``, ``MultilabelJaccardIndex`` or ``SpearmanCorrCoef``.
+        options: its arguments by name, such as ``num_classes``.
+    """
+
+    def __init__(self, name: str = "MulticlassCohenKappa", options: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        if find_spec("torchmetrics") is None:
+            raise ConfigError("model.metrics: torchmetrics is not installed; pip install 'healsg[torchmetrics]'")
+        from torchmetrics import classification, regression
+
+        known = dict.fromkeys(regression.__all__, regression)
+        known |= {one: classification for one in classification.__all__ if one.startswith(("Multiclass", "Multilabel"))}
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)[:3]
+            raise ConfigError(f"model.metrics: torchmetrics has no {name!r}; the nearest are {', '.join(near)}")
+        by_name = {"Multiclass": "multiclass", "Multilabel": "multilabel"}
+        self.kinds = (by_name.get(name[:10], "regression"),)  # type: ignore[misc]
+        try:
+            self.metric = getattr(known[name], name)(**(options or {}))
+        except Exception as error:
+            raise ConfigError(
+                f"model.metrics: torchmetrics' {name} refuses {dict(options or {})}: {line(error)}"
+            ) from None
+
+    def rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        if self.kinds == ("regression",):
+            return fitted(precise(output), target)
+        return precise(output), target.long()
+
+    def value(self, state: tuple[Tensor, Tensor]) -> Any:
+        self.metric.reset()
+        self.metric.update(*state)
+        value: Tensor = self.metric.compute()
+        return value.tolist()

@@ -1,0 +1,41 @@
+"""What is measured of each kind of task: the usual metrics, and those that are chosen."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from healsg.data import DataInfo
+from healsg.errors import ConfigError
+from healsg.metric import Accuracy, Metric
+
+
+def usual(kind: str) -> dict[str, Metric]:
+    """The metrics of a task of this kind by name, beside the loss, where nothing is chosen."""
+    if kind == "multiclass":
+        return {"acc": Accuracy()}
+    if kind == "multilabel":
+        from healsg.metrics.multilabel import LabelAccuracy
+        from healsg.metrics.ranking import AUROC
+
+        return {"acc": LabelAccuracy(), "auroc": AUROC()}
+    if kind == "regression":
+        from healsg.metrics.regression import R2, MeanAbsoluteError, RootMeanSquaredError
+
+        return {"mae": MeanAbsoluteError(), "rmse": RootMeanSquaredError(), "r2": R2()}
+    return {}
+
+
+def with_chosen(info: DataInfo | None, chosen: Mapping[str, Metric]) -> dict[str, Metric]:
+    """New metrics for one evaluation: the usual ones and those ``chosen``, which go before one of the same name.
+
+    ``info`` is None where it is not known. Raises ConfigError for what is no metric or is for another kind of task.
+    """
+    kind = info.kind if info else "multiclass"
+    for name, metric in chosen.items():
+        if not isinstance(metric, Metric):
+            raise ConfigError(f"model.metrics.{name}: {type(metric).__name__} is no Metric")
+        if info and metric.kinds and kind not in metric.kinds:
+            wanted = " or ".join(metric.kinds)
+            raise ConfigError(f"model.metrics.{name}: is for a {wanted} task, and this one is {kind}")
+    return {**usual(kind), **{name: copy.deepcopy(metric) for name, metric in chosen.items()}}
