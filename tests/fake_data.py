@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import os
 import socket
 import struct
 import tarfile
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Callable
 from email.message import Message
@@ -20,7 +22,7 @@ from urllib.response import addinfourl
 import numpy as np
 import pytest
 
-from healsg.datasets import cifar, files, mnist
+from healsg.datasets import cifar, eurosat, files, food101, imagenette, mnist, pets
 from healsg.errors import DataError
 
 TRAIN_BATCHES = 5
@@ -97,18 +99,20 @@ def _python2(value: Any) -> bytes:
     return made + b"(K\x01" + shape + dtype + b"\x89T" + len(raw).to_bytes(4, "little") + raw + b"tb"
 
 
-def write_mnist(root: Path | str, train: int = 200, test: int = 40, seed: int = 0, packed: bool = True) -> Path:
-    """MNIST's four idx files in ``root/MNIST/raw``, gzipped, or unpacked as they are. Gives the folder."""
-    folder = Path(root) / "MNIST" / "raw"
+def write_mnist(
+    root: Path | str, train: int = 200, test: int = 40, seed: int = 0, packed: bool = True, name: str = "MNIST"
+) -> Path:
+    """Four idx files in ``root/<name>/raw``, gzipped, or unpacked as they are. Gives the folder."""
+    folder = Path(root) / name / "raw"
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for prefix, count in (("train", train), ("t10k", test)):
         labels = rng.permutation(np.arange(count) % 10).astype(np.uint8)
         images = (labels[:, None, None] * 20 + rng.integers(0, 56, (count, 28, 28))).astype(np.uint8)
-        for name, array in ((f"{prefix}-images-idx3-ubyte", images), (f"{prefix}-labels-idx1-ubyte", labels)):
+        for file, array in ((f"{prefix}-images-idx3-ubyte", images), (f"{prefix}-labels-idx1-ubyte", labels)):
             head = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
             content = head + array.tobytes()
-            target = folder / (name + ".gz" if packed else name)
+            target = folder / (file + ".gz" if packed else file)
             target.write_bytes(gzip.compress(content, compresslevel=1, mtime=0) if packed else content)
     return folder
 
@@ -135,6 +139,160 @@ def write_imagefolder(
                 pixels = (label * 180 // max(1, len(classes) - 1) + rng.integers(0, 70, (*shape, 3))).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:03d}.{'png' if i % 2 else 'jpg'}")
     return Path(root)
+
+
+def write_svhn(root: Path | str, train: int = 120, test: int = 40, seed: int = 0) -> Path:
+    """SVHN's two MATLAB files in ``root``: images (32, 32, 3, N), labels (N, 1) with 10 for the digit 0."""
+    from scipy.io import savemat
+
+    Path(root).mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for part, count in (("train", train), ("test", test)):
+        labels = (rng.permutation(np.arange(count) % 10) + 1).astype(np.uint8)
+        images = (labels * 18 + rng.integers(0, 70, (32, 32, 3, count))).astype(np.uint8)
+        savemat(Path(root) / f"{part}_32x32.mat", {"X": images, "y": labels[:, None]}, do_compression=True)
+    return Path(root)
+
+
+def write_stl10(
+    root: Path | str, train: int = 60, test: int = 40, unlabelled: int = 80, seed: int = 0, packed: bool = False
+) -> Path:
+    """STL-10's binary files: images as bytes by channel, column, row; labels as bytes 1..10. The folder or archive."""
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    contents = {"class_names.txt": b"airplane\nbird\n", "fold_indices.txt": b"0 1 2\n"}
+    for part, count in (("train", train), ("test", test), ("unlabeled", unlabelled)):
+        labels = (rng.permutation(np.arange(count) % 10) + 1).astype(np.uint8)
+        images = (labels[:, None, None, None] * 18 + rng.integers(0, 70, (count, 3, 96, 96))).astype(np.uint8)
+        contents[f"{part}_X.bin"] = images.tobytes()
+        if part != "unlabeled":
+            contents[f"{part}_y.bin"] = labels.tobytes()
+    if packed:
+        return tarred(root / "stl10_binary.tar.gz", {f"stl10_binary/{name}": data for name, data in contents.items()})
+    return written(root / "stl10_binary", contents)
+
+
+def write_flowers102(root: Path | str, classes: int = 12, seed: int = 0) -> Path:
+    """Oxford Flowers in ``root/flowers-102``: pictures by number, their labels, and the numbers of each part.
+
+    The training part has 4 of each class, the validation part 1, the test part 2.
+    """
+    from scipy.io import savemat
+
+    folder = Path(root) / "flowers-102"
+    labels = np.random.default_rng(seed).permutation(np.arange(7 * classes) % classes) + 1
+    written(folder / "jpg", {f"image_{i + 1:05d}.jpg": jpeg(20 * int(label), i) for i, label in enumerate(labels)})
+    order = np.argsort(labels, kind="stable").reshape(classes, 7) + 1
+    parts = {"trnid": order[:, :4], "valid": order[:, 4:5], "tstid": order[:, 5:]}
+    savemat(folder / "setid.mat", {name: ids.reshape(1, -1).astype(np.uint16) for name, ids in parts.items()})
+    savemat(folder / "imagelabels.mat", {"labels": labels.reshape(1, -1).astype(np.uint8)})
+    return folder
+
+
+CATS = """Abyssinian Bengal Birman Bombay British_Shorthair Egyptian_Mau Maine_Coon Persian Ragdoll Russian_Blue
+    Siamese Sphynx"""
+"""The breeds whose files' names begin with a capital letter."""
+
+
+def write_pets(root: Path | str, packed: bool = False) -> Path:
+    """Oxford-IIIT Pet in ``root/oxford-iiit-pet``: pictures by breed and number, and a list of each part.
+
+    The training part has 4 of each breed, the test part 2. ``packed`` writes the two archives instead.
+    """
+    folder = Path(root) / "oxford-iiit-pet"
+    names = [name.replace(" ", "_") for name in pets.NAMES]
+    breeds = [name if name in CATS.split() else name.lower() for name in names]
+    contents, lists = {}, {"trainval": "", "test": ""}
+    for label, breed in enumerate(breeds):
+        for i in range(6):
+            contents[f"{breed}_{i + 1}.jpg"] = jpeg(6 * label, i)
+            lists["trainval" if i < 4 else "test"] += f"{breed}_{i + 1} {label + 1} {1 + breed[0].islower()} 1\n"
+    texts = {f"{part}.txt": text.encode() for part, text in lists.items()} | {"README": b"none"}
+    for inner, files_of in (("images", contents), ("annotations", texts)):
+        if packed:
+            tarred(folder / f"{inner}.tar.gz", {f"./{inner}/{name}": data for name, data in files_of.items()})
+        else:
+            written(folder / inner, files_of)
+    return folder
+
+
+def write_food101(root: Path | str, classes: int = 8) -> Path:
+    """Food-101 in ``root/food-101``: pictures by dish, and a list of each part, of 4 and 2 of each of some dishes."""
+    folder = Path(root) / "food-101"
+    lists: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
+    for label, dish in enumerate(food101.NAMES.split()[:classes]):
+        numbers = [f"{dish}/{1_000_000 - 997 * i - label}" for i in range(6)]
+        written(folder / "images", {f"{number}.jpg": jpeg(20 * label, i) for i, number in enumerate(numbers)})
+        lists["train"][dish], lists["test"][dish] = numbers[:4], numbers[4:]
+    written(folder / "meta", {f"{part}.json": json.dumps(lists[part]).encode() for part in lists})
+    return folder
+
+
+def write_eurosat(root: Path | str, per_class: int = 10, packed: bool = False) -> Path:
+    """EuroSAT's folders of JPEG pictures of 64 x 64 pixels in ``root/eurosat/2750``; or the zip archive."""
+    place, contents = Path(root) / "eurosat", {}
+    for label, name in enumerate(eurosat.NAMES):
+        for i in range(per_class):
+            contents[f"2750/{name}/{name}_{i + 1}.jpg"] = jpeg(20 * label, i, (64, 64))
+    if not packed:
+        return written(place, contents) / "2750"
+    place.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(place / "EuroSAT.zip", "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+    return place / "EuroSAT.zip"
+
+
+def write_imagenette(root: Path | str, per_class: int = 4, packed: bool = False) -> Path:
+    """Imagenette of 160 pixels: ``root/imagenette2-160/{train,val}/<WordNet number>``, or its archive."""
+    contents = {}
+    for label, number in enumerate(imagenette.NAMES):
+        for part, count in (("train", per_class), ("val", 2)):
+            for i in range(count):
+                contents[f"imagenette2-160/{part}/{number}/{number}_{i}.JPEG"] = jpeg(20 * label, i)
+    if packed:
+        return tarred(Path(root) / "imagenette2-160.tgz", contents)
+    return written(Path(root), contents) / "imagenette2-160"
+
+
+def write_imagenet(root: Path | str, classes: int = 5, per_class: int = 4) -> Path:
+    """ImageNet's folders, of a few classes: ``root/imagenet/{train,val}/<WordNet number>``."""
+    folder = Path(root) / "imagenet"
+    for label in range(classes):
+        number = f"n{1_440_764 + 7 * label:08d}"
+        for part, count in (("train", per_class), ("val", 2)):
+            pictures = {f"{number}_{i}.JPEG": jpeg(40 * label, i) for i in range(count)}
+            written(folder / part / number, pictures)
+    return folder
+
+
+def jpeg(level: int, seed: int, shape: tuple[int, int] = (20, 26)) -> bytes:
+    """A small JPEG picture of a brightness near ``level``."""
+    from PIL import Image
+
+    pixels = (level + np.random.default_rng(seed).integers(0, 40, (*shape, 3))).clip(0, 255).astype(np.uint8)
+    return _encoded(Image.fromarray(pixels), "JPEG")
+
+
+def written(folder: Path, contents: dict[str, bytes]) -> Path:
+    """Write files by their names below ``folder``, which is returned."""
+    for name, data in contents.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    return folder
+
+
+def tarred(archive: Path, contents: dict[str, bytes]) -> Path:
+    """Write a tar.gz archive of files by their names."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        for name, data in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return archive
 
 
 def publish_cifar(patch: pytest.MonkeyPatch, written: Path, classes: int = 10) -> None:

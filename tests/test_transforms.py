@@ -140,7 +140,3 @@ def test_no_value_is_read_on_the_host():
 def test_refusals():
     with pytest.raises(ConfigError, match=r"data\.shift: 8 pixels"):
         ImageTransform(True, 8, MEAN, STD, size=8)
-    transform = ImageTransform(True, 2, MEAN, STD)
-    assert transform.of("view1") is transform
-    with pytest.raises(ConfigError, match="no 'strong' view"):
-        transform.of("strong")

@@ -31,6 +31,8 @@ FREE = (
         "data.timeout",
         "data.prefetch",
         "data.max_errors",
+        "data.in_memory",
+        "data.cache",
         "runner.save_every",
         "runner.max_time",
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -96,25 +96,39 @@ class TaskData:
         """The samples of ``train``, ``val`` or ``test`` as the set is published; None where it has no such part."""
         raise NotImplementedError
 
+    def stored(self, part: str) -> Source | None:
+        """What ``read`` gives, wherever it is to be kept."""
+        return self.read(part)
+
     def transform(self, view: str, split: str) -> Transform | None:
         """What turns stored samples into ``view`` (``input``, ``weak``, ``strong``, ``view1``, ...) of ``split``."""
         return None
 
     def splits(self) -> dict[str, Source]:
         """``train``, ``val`` and, where the set has one, ``test``."""
-        train, val, test = self.read("train"), self.read("val"), self.read("test")
+        train, val, test = self.stored("train"), self.stored("val"), self.stored("test")
         if train is None or not len(train):
             raise DataError(f"{type(self).__name__}: the training part is empty")
-        if val is None and self.val_fraction:
-            if train.targets is None:
-                raise DataError(f"{type(self).__name__}: data.val_fraction needs a class for each sample; set it to 0")
-            kept, held = stratified_split(train.targets, self.val_fraction, self.split_seed)
-            train, val = train.subset(kept), train.subset(held)
+        if val is None:
+            train, val = self.hold_out(train)
         parts = {"train": train, "val": val if val is not None else test, "test": test}
         for split, source in parts.items():
             if source is not None and not len(source):
                 raise DataError(f"data: the {split} part has no samples; data.val_fraction is {self.val_fraction}")
         return {split: source for split, source in parts.items() if source is not None}
+
+    def hold_out(self, train: Source) -> tuple[Source, Source | None]:
+        """The training samples, and those of them that serve for validation, where the set has no part of its own."""
+        if not self.val_fraction:
+            return train, None
+        if train.targets is None:
+            raise DataError(f"{type(self).__name__}: data.val_fraction needs a class for each sample; set it to 0")
+        kept, held = stratified_split(train.targets, self.val_fraction, self.split_seed)
+        return train.subset(kept), train.subset(held)
+
+    def facts(self) -> dict[str, Any]:
+        """What ``run.json`` says of the samples, once they are split."""
+        return {}
 
     @property
     def val_is_test(self) -> bool:
@@ -140,9 +154,13 @@ class TaskData:
         return {"labelled": train}
 
     def loaders(self, needs: Needs) -> dict[str, Loader]:
-        """A loader a split; the training one deals the streams and views that ``needs`` names."""
-        splits = self.splits()
-        loaders = {}
+        """A loader a split; the training one deals the streams and views that ``needs`` names.
+
+        Where these lack ``labelled``, the split ``bank`` is the labelled training samples to look at, once each.
+        """
+        splits, loaders = self.splits(), {}
+        if "labelled" not in needs.streams:
+            splits["bank"] = splits["train"]
         for split, source in splits.items():
             training = split == "train"
             wanted = needs.streams if training else {"labelled": ("input",)}

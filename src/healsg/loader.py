@@ -64,7 +64,7 @@ class Loader:
         """Take the runner's terms. Raises DataError where not one batch comes of them."""
         self.terms, self._epoch, self._workers = terms, -1, None
         for stream, source in self.sources.items():
-            if self.in_memory and isinstance(source, TensorSource):
+            if self.in_memory and isinstance(source, TensorSource) and source.fits(terms.device):
                 self.sources[stream] = source.to(terms.device)
         self.bounds = self._bounds()
 
@@ -149,7 +149,7 @@ class Loader:
         made = {}
         for view, transform in views.items():
             draw = self.draws[stream][view]
-            draw = draw.part(start, stop) if kept is None else Draw(draw.key, draw.index[kept])
+            draw = draw.part(start, stop) if kept is None else draw.of(kept)
             made[view] = transform(raw, draw if self.shuffle else None) if transform else raw
         if list(views) == ["input"]:
             return made["input"]
@@ -181,7 +181,10 @@ class Loader:
                 places = places.to(source.input.device)
             self.orders[stream] = places % len(source)
             self.pieces[stream] = [self.terms.share(*span) for span in spans]
-            self.draws[stream] = {view: Draw(mix(seed, stream, view, epoch), places) for view in self.views[stream]}
+            self.draws[stream] = {
+                view: Draw(mix(seed, stream, view, epoch), places, mix(seed, stream, view), epoch)
+                for view in self.views[stream]
+            }
         self._epoch = epoch
 
     def _order(self, size: int, *key: int | str) -> Tensor:

@@ -90,10 +90,12 @@ class Draw:
     Args:
         key: what ``mix(seed, purpose, epoch, ...)`` gave.
         index: (N,) int64, each sample's index in its data set.
+        lasting: what ``mix(seed, purpose)`` gave, for what a sample keeps from epoch to epoch.
+        epoch: that number, from 0.
     """
 
-    def __init__(self, key: int, index: Tensor) -> None:
-        self.key, self.index = key, index
+    def __init__(self, key: int, index: Tensor, lasting: int = 0, epoch: int = 0) -> None:
+        self.key, self.index, self.lasting, self.epoch = key, index, lasting, epoch
         self._drawn: dict[int, Tensor] = {}
 
     def bits(self, which: int) -> Tensor:
@@ -110,6 +112,14 @@ class Draw:
         """(N,) int64 in [low, high], both ends included."""
         return (self.bits(which) * (high - low + 1) >> 24) + low
 
+    def alternating(self, which: int) -> Tensor:
+        """(N,) int64, 0 or 1 by the sample in the first epoch, and then the other one with each epoch."""
+        return (hash_bits(self.index, mix(self.lasting, which)) + self.epoch) & 1
+
+    def of(self, chosen: Tensor) -> Draw:
+        """The draws of some of the samples."""
+        return Draw(self.key, self.index[chosen], self.lasting, self.epoch)
+
     def part(self, start: int, stop: int) -> Draw:
         """The draws of samples ``start`` to ``stop``: the same numbers, computed once for all."""
         return _Part(self, start, stop)
@@ -121,6 +131,9 @@ class _Part(Draw):
 
     def bits(self, which: int) -> Tensor:
         return self.whole.bits(which)[self.start : self.stop]
+
+    def alternating(self, which: int) -> Tensor:
+        return self.whole.alternating(which)[self.start : self.stop]
 
     def part(self, start: int, stop: int) -> Draw:
         return _Part(self.whole, self.start + start, self.start + stop)

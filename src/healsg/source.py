@@ -82,6 +82,11 @@ class TensorSource:
     def subset(self, index: Tensor) -> TensorSource:
         return TensorSource(self.input[index], self.target[index])
 
+    def fits(self, device: torch.device) -> bool:
+        """Whether the samples take at most half of what is free on ``device``."""
+        wanted = self.input.nbytes + self.target.nbytes
+        return device.type != "cuda" or wanted <= torch.cuda.mem_get_info(device)[0] // 2
+
     def to(self, device: torch.device) -> TensorSource:
         """The same samples on ``device``."""
         return TensorSource(self.input.to(device), self.target.to(device))

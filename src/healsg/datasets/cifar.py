@@ -11,12 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from healsg.data import DataInfo, TaskData
+from healsg.data import DataInfo
+from healsg.datasets.classification import Classification
 from healsg.datasets.files import Sums, checked_bytes, download, exclusive, load_arrays, log, unpack
 from healsg.errors import ConfigError, DataError
 from healsg.loader import Transform
 from healsg.source import TensorSource
-from healsg.transforms.image import ImageTransform
+from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Natural
 
 STATISTICS = {
@@ -45,22 +46,24 @@ NAMES = {
 }
 
 
-class Cifar(TaskData):
+class Cifar(Classification):
     """CIFAR-10 or CIFAR-100: 50,000 images to train with and 10,000 to test, kept in memory as uint8.
 
     Args:
         classes: 10 or 100.
+        augment: of training images, by name; see ``ImageViews``.
         flip: mirror training images left to right at random.
-        shift: the largest random shift of training images, in pixels.
-        padding: what a shift brings in from outside.
+        shift: the largest random shift of ``augment=standard``, in pixels.
+        padding: what comes in from outside.
         download: fetch the archive where neither it nor its files lie under ``root``.
         verify: take only files with the published checksums.
-        common: the arguments of TaskData.
+        common: the arguments of Classification.
     """
 
     def __init__(
         self,
         classes: Literal[10, 100] = 10,
+        augment: Augment = "standard",
         flip: bool = True,
         shift: Natural = 4,
         padding: Literal["zero", "reflect"] = "zero",
@@ -72,14 +75,14 @@ class Cifar(TaskData):
         if classes not in STATISTICS:
             raise ConfigError(f"data.classes: {classes}, but CIFAR has 10 or 100")
         self.classes, self.download, self.verify = classes, download, verify
-        self.images = ImageTransform(flip, shift, *STATISTICS[classes], padding=padding, size=32)
+        self.images = ImageViews(augment, flip, shift, *STATISTICS[classes], padding=padding, size=32)
 
     @property
     def info(self) -> DataInfo:
         return DataInfo((3, 32, 32), self.classes, class_names=tuple(NAMES[self.classes].split()))
 
     def transform(self, view: str, split: str) -> Transform:
-        return self.images.of(view)
+        return self.images.of(view, split)
 
     def read(self, part: str) -> TensorSource | None:
         if part not in ("train", "test"):

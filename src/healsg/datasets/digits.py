@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from healsg.data import DataInfo, TaskData, stratified_split
+from healsg.data import DataInfo, stratified_split
+from healsg.datasets.classification import Classification
 from healsg.loader import Transform
 from healsg.source import TensorSource
-from healsg.transforms.image import ImageTransform
+from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Natural
 
 MEAN, STD = (0.3053,), (0.3760,)
@@ -23,18 +24,19 @@ MEAN, STD = (0.3053,), (0.3760,)
 TEST_SAMPLES, SAMPLES, TEST_SEED = 500, 1797, 1797
 
 
-class Digits(TaskData):
+class Digits(Classification):
     """Real 8x8 digits in ten classes: 1,297 to train with and 500 to test, a fixed stratified split.
 
     Args:
+        augment: of training images, by name; see ``ImageViews``.
         flip: mirror training images left to right at random; digits do not stand that well.
-        shift: the largest random shift of training images, in pixels.
-        common: the arguments of TaskData.
+        shift: the largest random shift of ``augment=standard``, in pixels.
+        common: the arguments of Classification.
     """
 
-    def __init__(self, flip: bool = False, shift: Natural = 1, **common: Any) -> None:
+    def __init__(self, augment: Augment = "standard", flip: bool = False, shift: Natural = 1, **common: Any) -> None:
         super().__init__(**common)
-        self.images = ImageTransform(flip, shift, MEAN, STD, maximum=16.0, size=8)
+        self.images = ImageViews(augment, flip, shift, MEAN, STD, maximum=16.0, size=8)
 
     @property
     def info(self) -> DataInfo:
@@ -44,7 +46,7 @@ class Digits(TaskData):
         return self._parts.get(part)
 
     def transform(self, view: str, split: str) -> Transform:
-        return self.images.of(view)
+        return self.images.of(view, split)
 
     @cached_property
     def _parts(self) -> dict[str, TensorSource]:

@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from healsg.data import DataInfo, TaskData, stratified_split
+from healsg.data import DataInfo, stratified_split
+from healsg.datasets.classification import Classification
 from healsg.datasets.files import log
+from healsg.datasets.groups import path_groups
+from healsg.datasets.splits import side_of
 from healsg.errors import ConfigError, DataError
 from healsg.loader import Transform
 from healsg.seeding import mix
 from healsg.source import DatasetSource
-from healsg.transforms.image import ImageTransform
+from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Count, Natural, Share
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,7 +38,7 @@ PIXELS = 1 << 27
 """The most that a picture, or what its shorter side is resized to, may have: more is refused, not read."""
 
 
-class ImageFolder(TaskData):
+class ImageFolder(Classification):
     """Pictures of any size in ``folder/train/<class>/``, ``folder/val/<class>/`` and, if it exists, ``folder/test/``.
 
     Without these, ``folder/<class>/`` is split by ``val_fraction`` and ``test_fraction``, stratified by class. The
@@ -45,13 +48,14 @@ class ImageFolder(TaskData):
         folder: where the pictures lie, relative to the current directory or else to ``root``.
         image_size: height and width that the network sees, in pixels.
         channels: 3 for colour, 1 for grey.
+        augment: of training pictures, by name; see ``ImageViews``.
         flip: mirror training pictures left to right at random.
-        shift: the largest random shift of training pictures, in pixels.
-        padding: what a shift brings in from outside.
+        shift: the largest random shift of ``augment=standard``, in pixels.
+        padding: what comes in from outside.
         mean: each channel's mean, with full intensity as 1; None is ImageNet's.
         std: each channel's standard deviation, with full intensity as 1; None is ImageNet's.
         test_fraction: the share of the training pictures that serves as test part where there is no ``test`` folder.
-        common: the arguments of TaskData.
+        common: the arguments of Classification.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class ImageFolder(TaskData):
         folder: str,
         image_size: Count = 224,
         channels: Literal[1, 3] = 3,
+        augment: Augment = "standard",
         flip: bool = True,
         shift: Natural = 16,
         padding: Literal["zero", "reflect"] = "reflect",
@@ -68,11 +73,12 @@ class ImageFolder(TaskData):
         **common: Any,
     ) -> None:
         super().__init__(**common)
+        self._group_names: dict[str, int] = {}
         self.folder, self.image_size, self.channels, self.test_fraction = folder, image_size, channels, test_fraction
         means, stds = _per_channel("mean", mean, MEAN, channels), _per_channel("std", std, STD, channels)
         if min(stds) <= 0:
             raise ConfigError(f"data.std: {list(stds)}, but a standard deviation is above 0")
-        self.images = ImageTransform(flip, shift, means, stds, padding=padding, size=image_size)
+        self.images = ImageViews(augment, flip, shift, means, stds, padding=padding, size=image_size)
 
     @property
     def info(self) -> DataInfo:
@@ -91,7 +97,7 @@ class ImageFolder(TaskData):
         return "test" in self._folders or self.test_fraction > 0
 
     def transform(self, view: str, split: str) -> Transform:
-        return self.images.of(view)
+        return self.images.of(view, split)
 
     def read(self, part: str) -> DatasetSource | None:
         return self._parts.get(part)
@@ -114,10 +120,25 @@ class ImageFolder(TaskData):
         classes = self.info.class_names
         parts = {part: self._list(part, folder, classes) for part, folder in self._folders.items()}
         if "test" not in parts and self.test_fraction:
-            targets = torch.tensor(parts["train"].dataset.targets)
-            kept, held = stratified_split(targets, self.test_fraction, mix(self.split_seed, "test"))
+            dataset, seed = parts["train"].dataset, mix(self.split_seed, "test")
+            targets = torch.tensor(dataset.targets)
+            kept, held = stratified_split(targets, self.test_fraction, seed)
+            if self.group:
+                shares = [1 - self.test_fraction, self.test_fraction]
+                side = side_of(targets, self._numbers(dataset.paths, self.group), shares, seed)
+                kept, held = ((side == part).nonzero().flatten() for part in (0, 1))
             parts |= {"train": parts["train"].subset(kept), "test": parts["train"].subset(held)}
         return parts
+
+    def groups(self, name: str, part: str = "train") -> Tensor | None:
+        """By ``folder`` or ``prefix``; see ``path_groups``."""
+        if (source := self._parts.get(part)) is None:
+            return None
+        numbers = self._numbers(source.dataset.paths, name)
+        return numbers if source.chosen is None else numbers[source.chosen]
+
+    def _numbers(self, paths: Sequence[str], name: str) -> Tensor:
+        return path_groups(paths, name, self.info.class_names, self._group_names)
 
     def _list(self, part: str, folder: Path, classes: Sequence[str]) -> DatasetSource:
         present = _class_folders(folder)

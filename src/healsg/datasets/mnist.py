@@ -5,20 +5,23 @@ Source: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-Based Learning 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from healsg.data import DataInfo, TaskData
+from healsg.data import DataInfo
+from healsg.datasets.classification import Classification
 from healsg.datasets.files import Sums, checked_bytes, download, exclusive, log, unzip
 from healsg.errors import DataError
 from healsg.loader import Transform
 from healsg.source import TensorSource
-from healsg.transforms.image import ImageTransform
+from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Natural
 
 MEAN, STD = (0.1307,), (0.3081,)
@@ -40,37 +43,69 @@ FILES = {
 }
 
 
-class MNIST(TaskData):
+@dataclass(frozen=True)
+class Published:
+    """A set in MNIST's format: torchvision's name of it and of its folder, its files, their addresses, its statistics.
+
+    ``packed`` holds each file's size in bytes and SHA-256; the MD5 are torchvision's. ``mean`` and ``std`` are those of
+    the pixels of the training images, with 255 as 1.
+    """
+
+    name: str
+    packed: Mapping[str, tuple[int, str]]
+    mirrors: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+
+    def sums(self, name: str) -> Sums:
+        """What is published of a packed file."""
+        from torchvision import datasets
+
+        size, sha256 = self.packed[name]
+        return Sums(dict(getattr(datasets, self.name).resources)[name], sha256, size)
+
+
+class MNIST(Classification):
     """MNIST: 60,000 digits to train with and 10,000 to test, kept in memory as uint8.
 
     The files lie in ``root/MNIST/raw``, as torchvision puts them.
 
     Args:
+        augment: of training images, by name; see ``ImageViews``.
         flip: mirror training images left to right at random; digits do not stand that well.
-        shift: the largest random shift of training images, in pixels.
+        shift: the largest random shift of ``augment=standard``, in pixels.
         download: fetch the files that are not there.
         verify: take only files with the published checksums, which exist for the packed ones.
-        common: the arguments of TaskData.
+        common: the arguments of Classification.
     """
 
+    published: ClassVar[Published] = Published("MNIST", PACKED, MIRRORS, MEAN, STD, tuple("0123456789"))
+
     def __init__(
-        self, flip: bool = False, shift: Natural = 2, download: bool = True, verify: bool = True, **common: Any
+        self,
+        augment: Augment = "standard",
+        flip: bool = False,
+        shift: Natural = 2,
+        download: bool = True,
+        verify: bool = True,
+        **common: Any,
     ) -> None:
         super().__init__(**common)
         self.download, self.verify = download, verify
-        self.images = ImageTransform(flip, shift, MEAN, STD, size=28)
+        self.images = ImageViews(augment, flip, shift, self.published.mean, self.published.std, size=28)
 
     @property
     def info(self) -> DataInfo:
-        return DataInfo((1, 28, 28), 10, class_names=tuple("0123456789"))
+        return DataInfo((1, 28, 28), 10, class_names=self.published.class_names)
 
     def transform(self, view: str, split: str) -> Transform:
-        return self.images.of(view)
+        return self.images.of(view, split)
 
     def read(self, part: str) -> TensorSource | None:
         if part not in FILES:
             return None
-        folder = self.root.absolute() / "MNIST" / "raw"
+        folder = self.root.absolute() / self.published.name / "raw"
         self._provide(folder)
         if not self.verify:
             log.warning("data.verify=false: the %s files in %s are taken without a check", part, folder)
@@ -85,20 +120,22 @@ class MNIST(TaskData):
 
     def _provide(self, folder: Path) -> None:
         """See to it that the files are there; each packed, or with ``verify=false`` unpacked."""
+        packed, mirrors = self.published.packed, self.published.mirrors
 
         def missing() -> list[str]:
-            return [name for name in PACKED if not self._present(folder / name)]
+            return [name for name in packed if not self._present(folder / name)]
 
         if not missing():
             return
-        by_hand = f"put {' '.join(PACKED)} (from {MIRRORS[0]}) into {folder}"
+        by_hand = f"put {' '.join(packed)} (from {mirrors[0]}) into {folder}"
         if any((folder / name).with_suffix("").is_file() for name in missing()):
             by_hand += ", or set data.verify=false to take the unpacked files that lie there"
         if not self.download:
-            raise DataError(f"MNIST: {missing()[0]} is not in {folder}; set data.download=true, or {by_hand}")
+            name = self.published.name
+            raise DataError(f"{name}: {missing()[0]} is not in {folder}; set data.download=true, or {by_hand}")
         with exclusive(self.root.absolute()):
             for name in missing():
-                download([mirror + name for mirror in MIRRORS], folder / name, _sums(name), by_hand)
+                download([mirror + name for mirror in mirrors], folder / name, self.published.sums(name), by_hand)
 
     def _present(self, path: Path) -> bool:
         return path.is_file() or (not self.verify and path.with_suffix("").is_file())
@@ -106,15 +143,8 @@ class MNIST(TaskData):
     def _read_file(self, path: Path) -> Tensor:
         if not path.is_file():
             return parse_idx(checked_bytes(path.with_suffix(""), Sums()), path.with_suffix(""))
-        return parse_idx(unzip(checked_bytes(path, _sums(path.name) if self.verify else Sums()), path), path)
-
-
-def _sums(name: str) -> Sums:
-    """What is published of a packed file."""
-    from torchvision import datasets
-
-    size, sha256 = PACKED[name]
-    return Sums(dict(datasets.MNIST.resources)[name], sha256, size)
+        sums = self.published.sums(path.name) if self.verify else Sums()
+        return parse_idx(unzip(checked_bytes(path, sums), path), path)
 
 
 def parse_idx(content: bytes, path: Path) -> Tensor:

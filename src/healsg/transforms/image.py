@@ -62,11 +62,16 @@ def random_shift(images: Tensor, draw: Draw, pixels: int, which: int = 0, paddin
     return runs.index_select(0, start.flatten()).view(images.shape)
 
 
-def random_flip(images: Tensor, draw: Draw, which: int = 0) -> Tensor:
-    """Mirror each of the (N, C, H, W) images left to right with probability 1/2."""
+def random_flip(images: Tensor, draw: Draw, which: int = 0, alternate: bool = False) -> Tensor:
+    """Mirror each of the (N, C, H, W) images left to right with probability 1/2.
+
+    ``alternate``: by chance in the first epoch alone, and then each image the other way with every epoch, so that two
+    epochs show both sides of all (the alternating flip of Jordan 2024, arXiv 2404.00498).
+    """
     count = len(images)
     both = torch.cat([images, images.flip(3)])
-    chosen = torch.arange(count, device=images.device) + count * draw.integers(which, 0, 1)
+    side = draw.alternating(which) if alternate else draw.integers(which, 0, 1)
+    chosen = torch.arange(count, device=images.device) + count * side
     return both.index_select(0, chosen)
 
 
@@ -99,6 +104,7 @@ class ImageTransform:
         maximum: the value stored for full intensity.
         padding: what a shift brings in from outside, ``zero`` or ``reflect``.
         size: the images' shorter side in pixels, where it is known; a shift must be smaller.
+        alternate: flip each image every other epoch; see ``random_flip``.
     """
 
     def __init__(
@@ -110,27 +116,20 @@ class ImageTransform:
         maximum: Positive = 255.0,
         padding: Padding = "zero",
         size: Count | None = None,
+        alternate: bool = False,
     ) -> None:
         if size is not None and shift >= size:
             raise ConfigError(f"data.shift: {shift} pixels, but the images have {size}; set less than that")
-        self.flip, self.shift, self.padding = flip, shift, padding
+        self.flip, self.shift, self.padding, self.alternate = flip, shift, padding, alternate
         self.mean, self.std, self.maximum = tuple(mean), tuple(std), maximum
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
         images: Tensor = batch["input"]
         if draw is not None and self.flip:
-            images = random_flip(images, draw, which=0)
+            images = random_flip(images, draw, which=0, alternate=self.alternate)
         if draw is not None and self.shift:
             images = random_shift(images, draw, self.shift, which=1, padding=self.padding)
         if images.device not in self._constants:
             self._constants[images.device] = scaling(self.mean, self.std, self.maximum, images.device)
         return batch | {"input": _scaled(images, *self._constants[images.device])}
-
-    def of(self, view: str) -> ImageTransform:
-        """This transform, for the views it can make. Raises ConfigError for one that asks for more."""
-        if view not in ("input", "weak", "view1", "view2"):
-            raise ConfigError(
-                f"data: no {view!r} view of these images, which the method needs; there are input, weak, view1, view2"
-            )
-        return self

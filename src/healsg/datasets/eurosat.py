@@ -1,0 +1,108 @@
+"""EuroSAT: 27,000 pictures of land of 64x64 pixels, taken by the satellites Sentinel-2, in ten classes.
+
+Source: P. Helber, B. Bischke, A. Dengel and D. Borth, "EuroSAT: A Novel Dataset and Deep Learning Benchmark for Land
+Use and Land Cover Classification", arXiv 1709.00029, 2019.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+
+from healsg.data import DataInfo, stratified_split
+from healsg.datasets.archives import Archive, provide
+from healsg.datasets.classification import Classification
+from healsg.datasets.files import log
+from healsg.datasets.imagefolder import decode
+from healsg.datasets.pictures import of_folders
+from healsg.errors import DataError
+from healsg.loader import Transform
+from healsg.source import TensorSource, line
+from healsg.transforms.views import Augment, ImageViews
+from healsg.types import Natural, Share
+
+MEAN, STD = (0.3444, 0.3803, 0.4078), (0.2027, 0.1366, 0.1153)
+"""Each channel's over the pixels of all pictures, with 255 as 1."""
+
+ARCHIVE = Archive(
+    "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
+    94_280_567,
+    "8ebea626349354c5328b142b96d0430e647051f26efc2dc974c843f25ecf70bd",
+    "2750",
+    (".jpg",),
+)
+"""The address is torchvision's; size and SHA-256 are those of tensorflow/datasets, url_checksums/eurosat.txt."""
+
+NAMES = (
+    *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"),
+    *("Pasture", "PermanentCrop", "Residential", "River", "SeaLake"),
+)
+
+TEST_SEED = 27_000
+
+
+class EuroSAT(Classification):
+    """EuroSAT in colour, kept in memory as uint8. The set has no parts of its own: a stratified share is for testing.
+
+    The files lie in ``root/eurosat/2750``, as torchvision puts them.
+
+    Args:
+        test_fraction: the share of the pictures that is the test part, always the same ones.
+        augment: of training images, by name; see ``ImageViews``.
+        flip: mirror training images left to right at random.
+        shift: the largest random shift of ``augment=standard``, in pixels.
+        padding: what comes in from outside.
+        download: fetch the archive where neither it nor its folder lies under ``root``.
+        verify: take only an archive with the published checksum. What is unpacked already is taken as it is.
+        common: the arguments of Classification.
+    """
+
+    def __init__(
+        self,
+        test_fraction: Share = 0.2,
+        augment: Augment = "standard",
+        flip: bool = True,
+        shift: Natural = 4,
+        padding: Literal["zero", "reflect"] = "reflect",
+        download: bool = True,
+        verify: bool = True,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.test_fraction, self.download, self.verify = test_fraction, download, verify
+        self.images = ImageViews(augment, flip, shift, MEAN, STD, padding=padding, size=64)
+
+    @property
+    def info(self) -> DataInfo:
+        return DataInfo((3, 64, 64), len(NAMES), class_names=NAMES)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether a share is for testing."""
+        return self.test_fraction > 0
+
+    def transform(self, view: str, split: str) -> Transform:
+        return self.images.of(view, split)
+
+    def read(self, part: str) -> TensorSource | None:
+        return self._parts.get(part)
+
+    @cached_property
+    def _parts(self) -> dict[str, TensorSource]:
+        place = self.root.absolute() / "eurosat"
+        provide([ARCHIVE], place, self.download, self.verify)
+        paths, targets = of_folders(place / ARCHIVE.folder, ".jpg", NAMES)
+        log.info("%s: reading %d pictures", place, len(paths))
+        inputs = torch.empty(len(paths), 3, 64, 64, dtype=torch.uint8)
+        for row, path in enumerate(paths):
+            try:
+                inputs[row] = decode(path, 64, 3)
+            except Exception as error:  # a broken picture raises almost anything
+                raise DataError(f"{path}: cannot be read ({line(error)}); get the set anew") from error
+        whole = TensorSource(inputs, torch.tensor(targets))
+        if not self.test_fraction:
+            return {"train": whole}
+        train, test = stratified_split(whole.target, self.test_fraction, TEST_SEED)
+        return {"train": whole.subset(train), "test": whole.subset(test)}

@@ -1,0 +1,45 @@
+"""Which group a sample belongs to, such as a patient or a scene, told by what it is called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from healsg.errors import ConfigError, DataError
+
+
+def numbers(names: Sequence[str], known: dict[str, int]) -> Tensor:
+    """(N,) int64, one number a name. ``known`` has those given out already and learns the new ones."""
+    return torch.tensor([known.setdefault(name, len(known)) for name in names], dtype=torch.int64)
+
+
+def path_groups(paths: Sequence[str], name: str, classes: Collection[str], known: dict[str, int]) -> Tensor:
+    """The groups of files that lie in a folder a class.
+
+    Args:
+        paths: the N files.
+        name: ``folder``: the files in folders of one name inside the classes' belong together; ``prefix``: those whose
+            names begin alike, up to the first ``_`` or ``-``.
+        classes: the names of the classes' folders.
+        known: as of ``numbers``.
+
+    Returns:
+        (N,) int64.
+
+    Raises:
+        ConfigError: for another ``name``.
+        DataError: where a file lies in no folder inside its class.
+    """
+    places = [Path(path) for path in paths]
+    if name == "prefix":
+        return numbers([re.split("[_-]", path.stem)[0] for path in places], known)
+    if name != "folder":
+        raise ConfigError(f"data.group: {name!r} is not one of folder, prefix")
+    folders = set(classes)
+    if bare := next((path for path in places if path.parent.name in folders), None):
+        raise DataError(f"data.group: {bare} lies in no folder inside its class; data.group=prefix takes file names")
+    return numbers([path.parent.name for path in places], known)

@@ -1,0 +1,159 @@
+"""Data sets of the Hugging Face hub by name, and parquet files in their form."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from healsg.datasets.imagefolder import FORMATS, PIXELS
+from healsg.datasets.tables import Columns, Tables
+from healsg.errors import ConfigError, DataError
+from healsg.source import line
+
+
+class HuggingFace(Tables):
+    """A data set of columns: of numbers, or of pictures as the hub stores them, ``{bytes, path}``.
+
+    ``name`` is a parquet file, or a folder with ``train*.parquet``, ``test*.parquet`` and so on anywhere below it, or
+    else the name of a set on the hub. A set that would run a script of its own is not loaded.
+
+    Args:
+        name: of the set, or the file or folder, relative to the current directory or else to ``root``.
+        config: the set's own subset, where it has several.
+        revision: the set's version, a commit or a branch.
+        train, val, test: the set's own names of the parts; None where there is none.
+        common: the arguments of Tables.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        revision: str | None = None,
+        train: str = "train",
+        val: str | None = None,
+        test: str | None = "test",
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.name, self.config, self.revision = name, config, revision
+        self.parts = {"train": train, "val": val, "test": test}
+        asked = Path(name).expanduser()
+        self.place = next((place for place in (asked, self.root / asked) if place.exists()), None)
+        if self.place is None and (name.count("/") > 1 or name.endswith(".parquet") or asked.is_absolute()):
+            raise DataError(
+                f"data.name: no such file or folder: {asked.absolute()} nor {(self.root / asked).absolute()}"
+            )
+        for needed in ["pyarrow", *(["datasets"] if self.place is None else [])]:
+            if find_spec(needed) is None:
+                raise ConfigError(f"data: {needed} is not installed; pip install 'healsg[hf]'")
+
+    def table(self, part: str) -> Columns | None:
+        own = self.parts[part]
+        if own is None:
+            return None
+        found = self._downloaded(own) if self.place is None else self._read_files(self.place, own)
+        if found is None and part == "train":
+            raise DataError(f"data.train: {self.place or self.name} has no part {own!r}")
+        return None if found is None else {name: self._column(found, name) for name in found.column_names}
+
+    def _read_files(self, place: Path, own: str) -> Any:
+        """The parquet files of a part as one Arrow table; None where there are none."""
+        from pyarrow import ArrowException, concat_tables, parquet
+
+        files = [place] if place.is_file() else sorted(place.rglob(f"{own}*.parquet"))
+        if place.is_file() and own != self.parts["train"]:
+            return None
+        try:
+            tables = []
+            for file in files:
+                with parquet.ParquetFile(file) as opened:
+                    tables.append(opened.read())
+            return concat_tables(tables) if files else None
+        except (OSError, ValueError, ArrowException) as error:
+            raise DataError(f"{place}: its {own} part cannot be read as parquet ({line(error)})") from error
+
+    def _downloaded(self, own: str) -> Any:
+        """A part of a set of the hub as one Arrow table, from its cache or the network; None where it has none."""
+        import datasets
+
+        cache = str(self.root.absolute() / "huggingface")
+        try:
+            sets = datasets.load_dataset(self.name, self.config, revision=self.revision, cache_dir=cache)
+        except Exception as error:  # whatever a network, a cache or a set's own files can do
+            raise DataError(f"data.name: {self.name} cannot be loaded from the hub ({line(error)})") from error
+        return sets[own].with_format("arrow")[:] if own in sets else None
+
+    def _column(self, table: Any, name: str) -> Sequence[Any]:
+        """A column as plain values: pictures as they are stored, labels by the names that the set gives them."""
+        column = table.column(name)
+        if name == self.image:
+            return column  # type: ignore[no-any-return]
+        names = label_names(table.schema.metadata).get(name)
+        if names and self.kind == "multiclass" and name == self.target[0]:
+            return [
+                names[value] if value is not None and 0 <= value < len(names) else value for value in column.to_pylist()
+            ]
+        values: list[Any] = column.to_pylist()
+        return values
+
+    def pictures(self, values: Sequence[Any], targets: Tensor) -> Any:
+        return StoredPictures(values, targets, self.image_size, self.channels)
+
+
+def label_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """By column the names of its classes, as the hub's files tell them beside the columns."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: list(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+class StoredPictures:
+    """A map-style data set of pictures in memory: ``(image, target)``, the image (channels, size, size) uint8.
+
+    Args:
+        values: Arrow's ``{bytes, path}`` or bytes.
+        targets: of each.
+        size, channels: as ``healsg.datasets.imagefolder.Pictures`` has them.
+    """
+
+    def __init__(self, values: Sequence[Any], targets: Tensor, size: int, channels: int) -> None:
+        self.values, self.targets, self.size, self.channels = values, targets, size, channels
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        stored = self.values[index].as_py()
+        content = stored["bytes"] if isinstance(stored, dict) else stored
+        return decode_bytes(content, self.size, self.channels), self.targets[index]
+
+
+def decode_bytes(content: bytes, size: int, channels: int) -> Tensor:
+    """A picture's file as (channels, size, size) uint8: resized on its shorter side, cut to its centre."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+        width, height = opened.size
+        shorter = min(width, height)
+        if not shorter or max(width * height, size * width // shorter * (size * height // shorter)) > PIXELS:
+            raise ValueError(f"{width} x {height} pixels, which cannot be resized to a shorter side of {size}")
+        if opened.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {opened.mode}, more than 8 bits a channel: convert it to 8 bits")
+        opaque = opened.convert("RGBA") if "transparency" in opened.info else opened
+        image = opaque.convert("RGB" if channels == 3 else "L")
+    width, height = size * width // shorter, size * height // shorter
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(pixels.reshape(size, size, channels)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,182 @@
+"""MedMNIST: 12 sets of medical images and 6 of volumes, small, with published parts.
+
+Source: J. Yang, R. Shi, D. Wei, Z. Liu, L. Zhao, B. Ke, H. Pfister and B. Ni, "MedMNIST v2 - A large-scale lightweight
+benchmark for 2D and 3D biomedical image classification", Scientific Data 10, 2023, arXiv 2110.14795.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+
+from healsg.data import DataInfo
+from healsg.datasets.archives import checked_file, problem
+from healsg.datasets.classification import Classification
+from healsg.datasets.files import MOST, Sums, exclusive, fetch, log
+from healsg.datasets.medmnist_info import ADDRESS, SETS, SIZES
+from healsg.errors import ConfigError, DataError
+from healsg.loader import Transform
+from healsg.source import TensorSource, line
+from healsg.transforms.image import Padding
+from healsg.transforms.views import Augment, ImageViews
+from healsg.transforms.volume import VolumeTransform
+from healsg.types import Natural
+
+HALF = 0.5
+"""The mean and the standard deviation of every channel that the authors' experiments take, with 255 as 1."""
+
+PARTS = ("train", "val", "test")
+
+Name = Literal[
+    "pathmnist",
+    "chestmnist",
+    "dermamnist",
+    "octmnist",
+    "pneumoniamnist",
+    "retinamnist",
+    "breastmnist",
+    "bloodmnist",
+    "tissuemnist",
+    "organamnist",
+    "organcmnist",
+    "organsmnist",
+    "organmnist3d",
+    "nodulemnist3d",
+    "adrenalmnist3d",
+    "fracturemnist3d",
+    "vesselmnist3d",
+    "synapsemnist3d",
+]
+
+
+class MedMNIST(Classification):
+    """One of the 18 sets, kept in memory as uint8. chestmnist has 14 labels a sample; the others have one class each,
+    binary ones two, and retinamnist's five are grades.
+
+    The file lies in ``root/medmnist``, under the name that the package medmnist gives it.
+
+    Args:
+        name: the set.
+        size: the side of the images, in pixels; volumes are there in 28 and 64.
+        augment: of training images, by name; see ``ImageViews``. Volumes know ``none`` and ``standard``.
+        flip: mirror training images left to right at random, volumes along each axis.
+        shift: the largest random shift of ``augment=standard``, in pixels.
+        padding: what comes in from outside.
+        download: fetch the file where it is not there.
+        verify: take only a file with the published MD5.
+        common: the arguments of Classification.
+    """
+
+    def __init__(
+        self,
+        name: Name = "pathmnist",
+        size: Literal[28, 64, 128, 224] = 28,
+        augment: Augment = "standard",
+        flip: bool = False,
+        shift: Natural = 2,
+        padding: Literal["zero", "reflect"] = "zero",
+        download: bool = True,
+        verify: bool = True,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        if name not in SETS:
+            raise ConfigError(f"data.name: {name!r} is not one of {', '.join(SETS)}")
+        self.name, self.size, self.published = name, size, SETS[name]
+        self.download, self.verify, self.is_volume = download, verify, name.endswith("3d")
+        if size not in self.published.md5:
+            sizes = " and ".join(map(str, self.published.md5))
+            raise ConfigError(f"data.size: {size}, but {name} is published in {sizes}")
+        self.images = self._views(augment, flip, shift, padding)
+
+    def _views(self, augment: Augment, flip: bool, shift: int, padding: Padding) -> ImageViews | VolumeTransform:
+        mean, usual = (HALF,) * self.published.channels, augment == "standard"
+        if not self.is_volume:
+            return ImageViews(augment, flip, shift, mean, mean, size=self.size, padding=padding)
+        if augment not in ("none", "standard"):
+            raise ConfigError(f"data.augment: {augment} is for images, and {self.name} is volumes; standard works")
+        return VolumeTransform(flip and usual, shift * usual, mean, mean, padding, self.size)
+
+    @property
+    def info(self) -> DataInfo:
+        shape = (self.published.channels, *[self.size] * (3 if self.is_volume else 2))
+        labels = self.published.labels
+        return DataInfo(shape, len(labels), self.published.kind, class_names=labels)
+
+    @property
+    def has_val(self) -> bool:
+        return True
+
+    def transform(self, view: str, split: str) -> Transform:
+        return self.images.of(view, split)
+
+    def read(self, part: str) -> TensorSource | None:
+        return self._parts.get(part)
+
+    @cached_property
+    def _parts(self) -> dict[str, TensorSource]:
+        sums = Sums(md5=self.published.md5[self.size])
+        place = self.root.absolute() / "medmnist"
+        file = self.name + (f"_{self.size}" if self.size != SIZES[0] else "") + ".npz"
+        path = place / file
+        if not path.is_file():
+            by_hand = f"put {file} (from {ADDRESS}{file}) into {place}"
+            if not self.download:
+                raise DataError(f"MedMNIST: {file} is not in {place}; set data.download=true, or {by_hand}")
+            with exclusive(place):
+                if not path.is_file():  # another process may have put it there
+                    self._get(path, sums, by_hand)
+        if not self.verify:
+            log.warning("data.verify=false: %s is taken without a check", path)
+        with checked_file(path, sums if self.verify else Sums()) as opened:
+            return {part: self._read(opened, path, part) for part in PARTS}
+
+    def _get(self, path: Path, sums: Sums, by_hand: str) -> None:
+        """Fetch the file, of which the size is not published: no more than its images have bytes."""
+        side, part = self.size ** (3 if self.is_volume else 2), path.with_name(path.name + ".part")
+        most = max(MOST, sum(self.published.samples) * (side * self.published.channels + 1024))
+        url, reason = f"{ADDRESS}{path.name}?download=1", ""
+        for _ in range(2):
+            log.info("downloading %s to %s", url, path)
+            try:
+                fetch(url, part, most)
+                with part.open("rb") as file:
+                    reason = problem(file, sums)
+            except Exception as error:  # whatever a network can do
+                reason = line(error)
+                continue
+            if not reason:
+                part.replace(path)
+                return
+        part.unlink(missing_ok=True)
+        raise DataError(f"{path.name} is not in {path.parent} and its download failed ({reason}); {by_hand}")
+
+    def _read(self, file: IO[bytes], path: Path, part: str) -> TensorSource:
+        """The samples of a part, all from the one file that was checked."""
+        info = self.info
+        try:
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
+        except (KeyError, ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{path}: damaged, its {part} part cannot be read ({line(error)})") from error
+        channels, *sides = info.input_shape
+        wanted = (*sides, channels) if channels > 1 else tuple(sides)
+        columns = info.num_classes if info.kind == "multilabel" else 1
+        if images.dtype != np.uint8 or images.shape[1:] != wanted:
+            raise DataError(f"{path}: its {part} images are {images.dtype} {images.shape}, not uint8 (N, {wanted})")
+        if labels.dtype.kind not in "iu" or labels.shape != (len(images), columns):
+            raise DataError(f"{path}: its {part} labels {labels.shape} do not go with {len(images)} images")
+        top = info.num_classes - 1 if info.kind == "multiclass" else 1
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= top:
+            raise DataError(f"{path}: a {part} label lies outside 0..{top}")
+        inputs = torch.from_numpy(np.ascontiguousarray(images))
+        inputs = inputs.movedim(-1, 1).contiguous() if channels > 1 else inputs.unsqueeze(1)
+        targets = torch.from_numpy(labels.astype(np.int64))
+        return TensorSource(inputs, targets.float() if info.kind == "multilabel" else targets[:, 0])

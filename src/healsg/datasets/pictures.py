@@ -1,0 +1,133 @@
+"""Published sets of pictures that lie in files of their own, each with a label: what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from healsg.data import DataInfo
+from healsg.datasets.archives import Archive, provide
+from healsg.datasets.classification import Classification
+from healsg.datasets.files import log
+from healsg.datasets.imagefolder import MEAN, STD, Pictures
+from healsg.errors import DataError
+from healsg.loader import Transform
+from healsg.source import DatasetSource, line
+from healsg.transforms.views import Augment, ImageViews
+from healsg.types import Count, Natural
+
+Listed = tuple[list[str], list[int]]
+"""The files of a part, and the class index of each."""
+
+
+class PictureFiles(Classification):
+    """Pictures of any size in files: the shorter side is resized, then the centre is cut out; ImageNet's mean and
+    standard deviation. A set says where it lies, what its parts are called, and lists the files of one.
+
+    Args:
+        image_size: height and width that the network sees, in pixels.
+        augment: of training pictures, by name; see ``ImageViews``.
+        flip: mirror training pictures left to right at random.
+        shift: the largest random shift of ``augment=standard``, in pixels.
+        padding: what comes in from outside.
+        download: fetch the archives where neither they nor what is in them lie under ``root``.
+        verify: take only archives with the published checksums. What is unpacked already is taken as it is.
+        workers: loader processes that decode the pictures.
+        common: the arguments of Classification.
+    """
+
+    place: ClassVar[str] = ""
+    """The folder of the set, below ``root``."""
+
+    archives: ClassVar[Sequence[Archive]] = ()
+    """What is unpacked there."""
+
+    parts: ClassVar[Mapping[str, str]] = {}
+    """The set's own name of each part that it has."""
+
+    def __init__(
+        self,
+        image_size: Count = 224,
+        augment: Augment = "standard",
+        flip: bool = True,
+        shift: Natural = 16,
+        padding: Literal["zero", "reflect"] = "reflect",
+        download: bool = True,
+        verify: bool = True,
+        workers: Natural = 2,
+        **common: Any,
+    ) -> None:
+        super().__init__(workers=workers, **common)
+        self.image_size, self.download, self.verify = image_size, download, verify
+        self.images = ImageViews(augment, flip, shift, MEAN, STD, padding=padding, size=image_size)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes in the order of their indices."""
+        raise NotImplementedError
+
+    def listed(self, part: str, folder: Path) -> Listed:
+        """The files of a part, by the set's own name of it, where the set lies in ``folder``."""
+        raise NotImplementedError
+
+    @property
+    def info(self) -> DataInfo:
+        names = self.class_names
+        return DataInfo((3, self.image_size, self.image_size), len(names), class_names=names)
+
+    @property
+    def has_val(self) -> bool:
+        return "val" in self.parts
+
+    @property
+    def has_test(self) -> bool:
+        return "test" in self.parts
+
+    def transform(self, view: str, split: str) -> Transform:
+        return self.images.of(view, split)
+
+    def read(self, part: str) -> DatasetSource | None:
+        if part not in self.parts:
+            return None
+        folder = self.root.absolute() / self.place
+        self.provide(folder)
+        paths, targets = self.listed(self.parts[part], folder)
+        log.info("%s: %d %s pictures", folder, len(paths), part)
+        classes = self.info.num_classes
+        if wrong := [path for path, target in zip(paths, targets, strict=True) if not 0 <= target < classes]:
+            raise DataError(f"{folder}: the label of {wrong[0]} lies outside the set's {classes} classes")
+        return DatasetSource(Pictures(paths, targets, self.image_size, 3), targets=torch.tensor(targets))
+
+    def provide(self, folder: Path) -> None:
+        """See to it that the files are in ``folder``."""
+        provide(self.archives, folder, self.download, self.verify)
+
+
+def parsed(path: Path, parse: Callable[[str], Listed]) -> Listed:
+    """What ``parse`` makes of a text file. Raises DataError that names it where it cannot be read or is damaged."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({line(error)}); get the set anew") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(f"{path}: damaged, not a list of pictures ({line(error)}); get the set anew") from error
+
+
+def of_folders(folder: Path, suffix: str, classes: Sequence[str]) -> Listed:
+    """The files with an ending of ``folder/<class>/``, by class and name, as torchvision lists them.
+
+    Raises DataError that names the folder where it is missing, a class in it is, or one has no files.
+    """
+    from torchvision.datasets.folder import make_dataset
+
+    try:
+        for name in classes:
+            if not (folder / name).is_dir():
+                raise DataError(f"{folder / name}: no such folder, and the set has one of that name")
+        samples = make_dataset(str(folder), {name: label for label, name in enumerate(classes)}, extensions=suffix)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({line(error)})") from error
+    return [path for path, _ in samples], [label for _, label in samples]

@@ -1,0 +1,82 @@
+"""Sources whose labels are left out or replaced, and sources end to end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
+
+from healsg.errors import DataError
+from healsg.source import Batch, DatasetSource, Reading, Source, TensorSource
+
+
+class UnlabelledTensors(TensorSource):
+    """Tensors in memory whose batches hold no ``target``."""
+
+    def fetch(self, index: Tensor) -> Batch:
+        return {"input": self.input[index], "index": index}
+
+    def to(self, device: torch.device) -> UnlabelledTensors:
+        return UnlabelledTensors(self.input.to(device), self.target.to(device))
+
+
+class UnlabelledDataset(DatasetSource):
+    """A map-style data set whose batches hold no ``target``."""
+
+    def fetch(self, index: Tensor, reading: Reading | None = None) -> Batch:
+        batch = super().fetch(index, reading)
+        return {key: value for key, value in batch.items() if key not in ("target", "extra")}
+
+
+class RelabelledDataset(DatasetSource):
+    """A map-style data set whose targets are those that ``targets`` tells, not its own."""
+
+    def fetch(self, index: Tensor, reading: Reading | None = None) -> Batch:
+        batch = super().fetch(index, reading)
+        if "target" in batch and self.targets is not None:
+            batch["target"] = self.targets[batch["index"]]
+        return batch
+
+    def subset(self, index: Tensor) -> RelabelledDataset:
+        return relabelled_dataset(super().subset(index))
+
+
+def relabelled_dataset(source: DatasetSource, targets: Tensor | None = None) -> RelabelledDataset:
+    """The samples of ``source`` with its ``targets``, or others."""
+    known = source.targets if targets is None else targets
+    return RelabelledDataset(source.dataset, source.collate, known, source.chosen)
+
+
+def relabelled(source: Source, targets: Tensor) -> Source:
+    """The same samples with other targets."""
+    if isinstance(source, TensorSource):
+        return TensorSource(source.input, targets)
+    if isinstance(source, DatasetSource):
+        return relabelled_dataset(source, targets)
+    raise _unknown(source)
+
+
+def unlabelled(source: Source, more: Source | None = None) -> Source:
+    """The samples of ``source``, then those of ``more``, without their targets.
+
+    Raises DataError where one part is held in memory and the other is read sample by sample.
+    """
+    if isinstance(source, TensorSource) and (more is None or isinstance(more, TensorSource)):
+        inputs = source.input if more is None else torch.cat([source.input, more.input])
+        return UnlabelledTensors(inputs, inputs.new_empty(len(inputs), 0))
+    if isinstance(source, DatasetSource) and (more is None or isinstance(more, DatasetSource)):
+        if more is None:
+            return UnlabelledDataset(source.dataset, source.collate, None, source.chosen)
+        return UnlabelledDataset(ConcatDataset([_chosen(source), _chosen(more)]), source.collate)
+    raise _unknown(source if more is None else more)
+
+
+def _chosen(source: DatasetSource) -> Subset[object]:
+    index = range(len(source)) if source.chosen is None else source.chosen.tolist()
+    return Subset(source.dataset, index)
+
+
+def _unknown(source: Source) -> DataError:
+    return DataError(
+        f"data: {type(source).__name__} cannot be relabelled or joined; give a TensorSource or a DatasetSource"
+    )

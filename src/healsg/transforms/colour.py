@@ -1,0 +1,101 @@
+"""Brightness, contrast, saturation, hue, grey, blur, noise and cutout of whole batches, each image by its own numbers.
+
+Images are (N, C, H, W) floating point in 0..1; amounts are (N,). Every function is pure: no image sees its neighbours.
+"""
+
+from __future__ import annotations
+
+from math import pi
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GREY = (0.299, 0.587, 0.114)
+"""The weights of red, green and blue in brightness as it is seen (ITU-R BT.601)."""
+
+
+def _each(amount: Tensor) -> Tensor:
+    return amount.view(-1, 1, 1, 1)
+
+
+def grey(images: Tensor) -> Tensor:
+    """(N, 1, H, W): brightness as it is seen of 3 channels, the mean of any other number."""
+    if images.shape[1] == 3:
+        red, green, blue = images.unbind(1)
+        return (red * GREY[0] + green * GREY[1] + blue * GREY[2]).unsqueeze(1)
+    return images if images.shape[1] == 1 else images.mean(dim=1, keepdim=True)
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Times ``factor``."""
+    return (images * _each(factor)).clamp_(0, 1)
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """The distance from the image's mean brightness times ``factor``."""
+    mean = grey(images).double().mean(dim=(1, 2, 3), keepdim=True).float()  # rounded alike whatever the batch's size
+    return (mean + (images - mean) * _each(factor)).clamp_(0, 1)
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """The distance from grey times ``factor``: 0 is grey, 1 changes nothing. Images of one channel stay."""
+    if images.shape[1] != 3:
+        return images
+    bare = grey(images)
+    return (bare + (images - bare) * _each(factor)).clamp_(0, 1)
+
+
+def hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Turn the colours about the axis of greys by ``turn`` of a full circle. Images of other than 3 channels stay."""
+    if images.shape[1] != 3:
+        return images
+    angle = turn.double() * (2 * pi)
+    cos, sin = _each(angle.cos().float()).squeeze(1), _each((angle.sin() / 3**0.5).float()).squeeze(1)
+    red, green, blue = images.unbind(1)
+    even = (red + green + blue) * ((1 - cos) / 3)
+    turned = [
+        red * cos + even + (blue - green) * sin,
+        green * cos + even + (red - blue) * sin,
+        blue * cos + even + (green - red) * sin,
+    ]
+    return torch.stack(turned, dim=1).clamp_(0, 1)
+
+
+def add_noise(images: Tensor, noise: Tensor, deviation: float | Tensor) -> Tensor:
+    """Images plus ``noise`` ((N, C * H * W), of variance 1) times ``deviation``."""
+    return (images + noise.view(images.shape) * deviation).clamp_(0, 1)
+
+
+def blur(images: Tensor, deviation: Tensor, radius: int) -> Tensor:
+    """Gaussian blur with each image's own standard deviation in pixels, cut off at ``radius`` pixels."""
+    place = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float64)
+    weight = (-(place**2) / (2 * deviation.double().view(-1, 1) ** 2)).exp()
+    weight = (weight / weight.sum(dim=1, keepdim=True)).float()
+    for axis in (3, 2):
+        size = images.shape[axis]
+        sides = (radius, radius, 0, 0) if axis == 3 else (0, 0, radius, radius)
+        wide = F.pad(images, sides, mode="reflect")
+        images = wide.narrow(axis, 0, size) * _each(weight[:, 0])
+        for tap in range(1, 2 * radius + 1):
+            images = images + wide.narrow(axis, tap, size) * _each(weight[:, tap])
+    return images
+
+
+def cutout(images: Tensor, across: Tensor, down: Tensor, size: Tensor | float, fill: float | Tensor = 0.0) -> Tensor:
+    """Cover a square of each image (DeVries and Taylor 2017, arXiv 1708.04552).
+
+    Args:
+        images: (N, C, H, W).
+        across: (N,) where its centre lies, as a share of the width.
+        down: (N,) likewise of the height. Near a border a part of the square lies outside.
+        size: of its sides, in pixels.
+        fill: what it holds.
+    """
+    height, width = images.shape[2:]
+    half = size / 2
+    column = torch.arange(width, device=images.device) + 0.5 - across.view(-1, 1) * width
+    row = torch.arange(height, device=images.device) + 0.5 - down.view(-1, 1) * height
+    half = half.view(-1, 1) if isinstance(half, Tensor) else half
+    covered = (row.abs() < half).unsqueeze(2) & (column.abs() < half).unsqueeze(1)
+    return torch.where(covered.unsqueeze(1), fill, images)

@@ -1,0 +1,198 @@
+"""The views of an image by name: what ``data.augment`` and the methods' ``weak``, ``strong`` and ``view1`` are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from healsg.errors import ConfigError
+from healsg.loader import Transform
+from healsg.seeding import Draw
+from healsg.source import Batch
+from healsg.transforms import affine, colour
+from healsg.transforms.foreign import Policy, apply_policy
+from healsg.transforms.image import ImageTransform, Padding, random_flip, random_shift
+from healsg.transforms.numbers import bell, between, uniform
+from healsg.types import Count, Natural, Positive
+
+Augment = Literal["none", "light", "standard", "alternating", "strong", "randaugment", "trivialaugment", "autoaugment"]
+
+SMALL = 28
+"""Pixels of the shorter side from which a crop or a change of colour leaves enough to see."""
+
+BLURRED = 64
+"""Pixels of the shorter side from which the self-supervised view is blurred, as SimCLR does on ImageNet, not CIFAR."""
+
+
+class ImageViews:
+    """What a set of images offers as views, each a transform of whole batches.
+
+    ============ ==============================================================================================
+    ``input``    as ``augment`` says on training samples; plain elsewhere
+    ``weak``     ``light``
+    ``strong``   ``strong``
+    ``view1/2``  two draws of the self-supervised augmentation; the strong one on images below 28 pixels
+    ============ ==============================================================================================
+
+    ``none`` is plain; ``standard`` a flip and a shift by whole pixels, as the set has them; ``alternating`` the same
+    with a flip every other epoch (see ``random_flip``); ``light`` is ``standard`` from 28 pixels on, below that a
+    rotation by 5 degrees and a shift by 0.7 pixels; ``strong`` turns, shifts, enlarges, shears and changes contrast and
+    colours, with noise on small images and cutout on others; the rest are torchvision's policies after ``standard``,
+    sample by sample.
+
+    Args:
+        augment: the name of the augmentation of ``input``.
+        flip: mirror left to right with probability 1/2, in every view.
+        shift: the largest shift of ``standard``, in pixels.
+        mean: each channel's mean, with ``maximum`` as 1.
+        std: each channel's standard deviation, likewise.
+        maximum: the value stored for full intensity.
+        padding: what comes in from outside, ``zero`` or ``reflect``.
+        size: the images' shorter side in pixels.
+    """
+
+    def __init__(
+        self,
+        augment: Augment,
+        flip: bool,
+        shift: Natural,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        size: Count,
+        maximum: Positive = 255.0,
+        padding: Padding = "zero",
+    ) -> None:
+        self.standard = ImageTransform(flip, shift, mean, std, maximum, padding, size)
+        self.plain = ImageTransform(False, 0, mean, std, maximum, padding, size)
+        light = SmallLight if size < SMALL else None
+        made: dict[str, Transform] = {
+            "none": self.plain,
+            "light": light(self.standard) if light else self.standard,
+            "standard": self.standard,
+            "strong": (SmallStrong if size < SMALL else Strong)(self.standard),
+        }
+        if augment == "alternating":
+            made[augment] = ImageTransform(flip, shift, mean, std, maximum, padding, size, alternate=True)
+        if augment in ("randaugment", "trivialaugment", "autoaugment"):
+            made[augment] = PolicyTransform(augment, self.standard)
+        if augment not in made:
+            raise ConfigError(f"data.augment: {augment!r} is not one of {', '.join(get_args(Augment))}")
+        twin = made["strong"] if size < SMALL else SelfSupervised(self.standard)
+        self.views = {"weak": made["light"], "strong": made["strong"], "view1": twin, "view2": twin}
+        self.views["input"] = made[augment]
+
+    def of(self, view: str, split: str = "train") -> Transform:
+        """The transform that makes ``view`` in ``split``. Raises ConfigError for a view that there is not."""
+        if view not in self.views:
+            raise ConfigError(
+                f"data: no {view!r} view of these images, which the method needs; there are {', '.join(self.views)}"
+            )
+        return self.views[view] if split == "train" else self.plain
+
+
+class FloatTransform:
+    """Images as floating point in 0..1, changed by ``change`` where there is a draw, then normalised.
+
+    Args:
+        standard: the set's usual transform: its flip, padding and normalisation.
+    """
+
+    def __init__(self, standard: ImageTransform) -> None:
+        self.usual, self.mean, self.std = standard, standard.mean, standard.std
+        self.flip, self.padding = standard.flip, standard.padding
+        self.unit = ImageTransform(False, 0, standard.mean, standard.std, maximum=1.0)
+
+    def change(self, images: Tensor, draw: Draw) -> Tensor:
+        """(N, C, H, W) float32 in 0..1 to the same."""
+        raise NotImplementedError
+
+    def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
+        if draw is None:
+            return self.usual(batch, None)
+        images = batch["input"].to(torch.float32) * (1 / self.usual.maximum)
+        return self.unit(batch | {"input": self.change(images, draw)}, None)
+
+
+class SmallLight(FloatTransform):
+    """A rotation by up to 5 degrees and a shift by up to 0.7 pixels: for digits of 8x8 pixels."""
+
+    def change(self, images: Tensor, draw: Draw) -> Tensor:
+        return affine.random_affine(images, draw, rotation=5, shift=0.7, flip=self.flip, padding=self.padding)
+
+
+class SmallStrong(FloatTransform):
+    """A rotation by up to 25 degrees, a shift by up to a pixel, scale and shear 0.2, contrast, noise of 0 to 0.1."""
+
+    def change(self, images: Tensor, draw: Draw) -> Tensor:
+        moved = affine.random_affine(
+            images, draw, rotation=25, shift=1, scale=0.2, shear=0.2, flip=self.flip, padding=self.padding
+        )
+        u = uniform(draw, 2, which=2)
+        moved = colour.contrast(moved, between(u[:, 0], 0.6, 1.4))
+        noise = bell(draw, moved[0].numel(), which=4)
+        return colour.add_noise(moved, noise, between(u[:, 1], 0.0, 0.1).view(-1, 1, 1, 1))
+
+
+class Strong(FloatTransform):
+    """All that is done to whole batches: turned, shifted by up to an eighth, enlarged, sheared; brightness, contrast,
+    saturation and hue; a square of half the size covered with the mean, as FixMatch's strong view has one."""
+
+    def change(self, images: Tensor, draw: Draw) -> Tensor:
+        shift = min(images.shape[2:]) / 8
+        moved = affine.random_affine(
+            images, draw, rotation=25, shift=shift, scale=0.2, shear=0.2, flip=self.flip, padding=self.padding
+        )
+        u = uniform(draw, 6, which=2)
+        moved = colour.brightness(moved, between(u[:, 0], 0.6, 1.4))
+        moved = colour.contrast(moved, between(u[:, 1], 0.6, 1.4))
+        moved = colour.saturation(moved, between(u[:, 2], 0.4, 1.6))
+        moved = colour.hue(moved, between(u[:, 3], -0.1, 0.1))
+        mean = [torch.full((1, 1), value, device=moved.device) for value in self.mean]
+        return colour.cutout(moved, u[:, 4], u[:, 5], min(images.shape[2:]) / 2, torch.stack(mean))
+
+
+class SelfSupervised(FloatTransform):
+    """The augmentation of SimCLR (Chen et al. 2020, arXiv 2002.05709, appendix A), its strength 0.5 as on CIFAR-10.
+
+    A window of 8 to 100 % of the area, a flip where the set flips, with probability 0.8 other brightness, contrast,
+    saturation (each by up to 0.4) and hue (0.1), with 0.2 grey; from 64 pixels on with 0.5 blurred by 0.1 to 2 pixels.
+    """
+
+    def change(self, images: Tensor, draw: Draw) -> Tensor:
+        images = affine.random_resized_crop(images, draw, flip=self.flip)
+        u = uniform(draw, 8, which=2)
+        jitter = u[:, 4] < 0.8
+        factor = torch.where(jitter.unsqueeze(1), between(u[:, :3], 0.6, 1.4), 1.0)
+        images = colour.brightness(images, factor[:, 0])
+        images = colour.contrast(images, factor[:, 1])
+        images = colour.saturation(images, torch.where(u[:, 5] < 0.2, 0.0, factor[:, 2]))
+        images = colour.hue(images, torch.where(jitter, between(u[:, 3], -0.1, 0.1), 0.0))
+        size = min(images.shape[2:])
+        if size < BLURRED:
+            return images
+        deviation = torch.where(u[:, 6] < 0.5, between(u[:, 7], 0.1, 2.0), 0.01)
+        return colour.blur(images, deviation, radius=max(1, min(size // 20, 6)))
+
+
+class PolicyTransform:
+    """The set's flip and shift, then a policy of torchvision's, sample by sample, then the normalisation."""
+
+    def __init__(self, policy: Policy, standard: ImageTransform) -> None:
+        self.policy: Policy = policy
+        self.usual, self.mean, self.std = standard, standard.mean, standard.std
+        self.whole = ImageTransform(False, 0, standard.mean, standard.std)
+
+    def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
+        if draw is None:
+            return self.usual(batch, None)
+        usual, images = self.usual, batch["input"]
+        if usual.flip:
+            images = random_flip(images, draw, which=0, alternate=usual.alternate)
+        images = random_shift(images, draw, usual.shift, which=1, padding=usual.padding)
+        if usual.maximum != 255:
+            images = (images * (255 / usual.maximum)).round().to(torch.uint8)
+        return self.whole(batch | {"input": apply_policy(self.policy, images, draw, which=3)}, None)
