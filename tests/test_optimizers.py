@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from healsg.errors import ConfigError
 from healsg.optimizers.lion import Lion
 from healsg.optimizers.muon import Muon, as_groups, hidden_weights, orthogonalise, step_scale
+from healsg.optimizers.muon_sgd import MuonSGD
 from healsg.schedulers.curves import Cosine
 
 CONF = Path(__file__).parents[1] / "conf" / "method" / "optimizer"
@@ -110,7 +111,7 @@ class NoReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", [Muon, Lion])
+@pytest.mark.parametrize("kind", [Muon, Lion, MuonSGD])
 def test_no_value_is_read_in_a_step(kind: Any) -> None:
     model = network()
     optimizer = kind(model.parameters())
@@ -206,7 +207,7 @@ def test_lion_is_algorithm_2() -> None:
         torch.testing.assert_close([w.detach() for w in weights], start, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [Muon, Lion])
+@pytest.mark.parametrize("kind", [Muon, Lion, MuonSGD])
 def test_a_tensor_learning_rate_gives_the_same_numbers(kind: Any) -> None:
     plain, tensor = network(), network()
     train(plain, kind(plain.parameters(), lr=0.01), range(1))
@@ -214,7 +215,7 @@ def test_a_tensor_learning_rate_gives_the_same_numbers(kind: Any) -> None:
     torch.testing.assert_close(plain.state_dict(), tensor.state_dict())
 
 
-@pytest.mark.parametrize("kind", [Muon, Lion])
+@pytest.mark.parametrize("kind", [Muon, Lion, MuonSGD])
 def test_a_gradient_scaler_changes_nothing_and_skips_what_is_not_finite(kind: Any) -> None:
     plain, scaled = network(), network()
     train(plain, kind(plain.parameters()), range(1))
@@ -230,7 +231,7 @@ def test_a_gradient_scaler_changes_nothing_and_skips_what_is_not_finite(kind: An
     assert_same(optimizer.state_dict()["state"], memory)
 
 
-@pytest.mark.parametrize("kind", [Muon, Lion])
+@pytest.mark.parametrize("kind", [Muon, Lion, MuonSGD])
 def test_a_closure_gives_its_loss(kind: Any) -> None:
     weight = nn.Parameter(torch.ones(3))
     optimizer = kind([weight])
@@ -248,3 +249,31 @@ def test_betas_outside_their_range_are_refused() -> None:
         Lion([nn.Parameter(torch.ones(1))], betas=[0.9, 1.0])
     with pytest.raises(ConfigError, match=r"^method.optimizer.adamw_betas: "):
         Muon([nn.Parameter(torch.ones(1))], adamw_betas=[0.9])
+
+
+def test_muon_sgd_is_the_published_update() -> None:
+    """Two updates of a convolution, a bias and a head, with the loss summed and the outputs divided, as published."""
+    batch, scale = 2000, 256
+    torch.manual_seed(0)
+    convolution = torch.randn(8, 3, 2, 2, dtype=torch.float64)
+    bias, head = torch.randn(8, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
+    head = head / head.std()
+    ours = [nn.Parameter(convolution.clone()), nn.Parameter(bias.clone()), nn.Parameter(head / scale)]
+    optimizer = MuonSGD(ours)
+    weight, buffers = convolution.clone(), [torch.zeros_like(value) for value in (convolution, bias, head)]
+    for step in range(2):
+        gradients = [torch.randn_like(value) * 1e-3 for value in (convolution, bias, head)]  # of the summed loss
+        for parameter, gradient, divided in zip(ours, gradients, (1, 1, 1 / scale), strict=True):
+            parameter.grad = gradient / batch / divided
+        optimizer.step()
+        buffers[0] = 0.6 * buffers[0] + gradients[0] / batch
+        ahead = (gradients[0] / batch + 0.6 * buffers[0]).reshape(1, 8, -1)
+        weight = weight * (8**0.5 / weight.norm()) - 0.24 * orthogonalise(ahead, 3)[0].double().view_as(weight)
+        for place, rate in ((1, 0.053), (2, 0.67)):
+            value = (bias, head)[place - 1]
+            gradient = gradients[place] + 2e-6 * batch / rate * value
+            buffers[place] = gradient.clone() if step == 0 else 0.85 * buffers[place] + gradient
+            value -= rate * (gradient + 0.85 * buffers[place])
+        torch.testing.assert_close(ours[0].detach(), weight)
+        torch.testing.assert_close(ours[1].detach(), bias, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(ours[2].detach(), head / scale, rtol=2e-2, atol=1e-5)

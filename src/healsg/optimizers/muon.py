@@ -57,11 +57,11 @@ def is_matrix(weight: Tensor) -> bool:
 
 def hidden_weights(groups: Iterable[dict[str, Any]]) -> set[Tensor]:
     """All weight matrices but the first and the last, in the order of the parameters."""
-    weights = [weight for group in groups for weight in map(_tensor, group["params"]) if is_matrix(weight)]
+    weights = [weight for group in groups for weight in map(tensor_of, group["params"]) if is_matrix(weight)]
     return set(weights[1:-1])
 
 
-def _tensor(param: Any) -> Tensor:
+def tensor_of(param: Any) -> Tensor:
     value: Tensor = param[1] if isinstance(param, tuple) else param
     return value
 
@@ -132,7 +132,7 @@ class Muon(Optimizer):
         for group in groups:
             factor = group.pop("lr", lr) / lr
             for settings, wanted in ((muon, True), (rest, False)):
-                chosen = [param for param in group["params"] if (_tensor(param) in hidden) == wanted]
+                chosen = [param for param in group["params"] if (tensor_of(param) in hidden) == wanted]
                 if chosen:
                     split.append({**settings, **group, "params": chosen, "lr": settings["lr"] * factor})
         super().__init__(split, {**rest, "weight_decay": weight_decay})

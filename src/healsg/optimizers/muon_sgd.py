@@ -1,0 +1,92 @@
+"""Muon for convolutions, SGD for the rest, as airbench94 has it (K. Jordan, cifar10-airbench, airbench94_muon.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+from torch.optim.sgd import sgd
+
+from healsg.optimizers.muon import as_groups, orthogonalise, tensor_of
+from healsg.types import Count, NonNegative, Positive, Share
+
+
+class MuonSGD(Optimizer):
+    """Muon on weights of more than two dimensions, each of which keeps the norm of an orthogonal one; SGD with
+    Nesterov momentum on biases, and with another learning rate on matrices, such as the head's.
+
+    The published learning rates of SGD, 0.053 and 0.67, are those of a loss that sums over a batch of 2,000 and of
+    a head with weights of deviation 1 whose outputs are divided by 256. For the mean, and where the weights are divided
+    and not the outputs, the head's is 0.67 * 2000 / 256**2. A head of small weights passes small gradients to what lies
+    before it: the biases' is 0.053 * 2000 / 256 over the deviation of the last matrix.
+
+    Args:
+        params: parameters, or groups of them; what a group says of its weight decay or learning rate is left out.
+        lr: Muon's learning rate.
+        momentum: Muon's share of the momentum that is kept.
+        ns_steps: Newton-Schulz iterations.
+        bias_lr: the learning rate of biases before a head whose weights have the deviation 1.
+        head_lr: the learning rate of matrices.
+        sgd_momentum: SGD's share of the momentum that is kept.
+        weight_decay: the share by which SGD shrinks its weights in a step at the full learning rate.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: Positive = 0.24,
+        momentum: Share = 0.6,
+        ns_steps: Count = 3,
+        bias_lr: Positive = 0.414,
+        head_lr: Positive = 0.0204,
+        sgd_momentum: Share = 0.85,
+        weight_decay: NonNegative = 0.004,
+    ) -> None:
+        weights = [tensor_of(weight) for group in as_groups(params) for weight in group["params"]]
+        heads = [weight for weight in weights if weight.dim() == 2]
+        rate = bias_lr / max(float(heads[-1].detach().std()), 1e-6) if heads else bias_lr
+        muon = {"algorithm": "muon", "lr": lr, "momentum": momentum, "ns_steps": ns_steps}
+        groups: list[dict[str, Any]] = [{"params": [weight for weight in weights if weight.dim() > 2], **muon}]
+        for lr, chosen in ((rate, [weight for weight in weights if weight.dim() < 2]), (head_lr, heads)):
+            settings = {"algorithm": "sgd", "lr": lr, "momentum": sgd_momentum, "weight_decay": weight_decay / lr}
+            groups.append({"params": chosen, **settings})
+        super().__init__([group for group in groups if group["params"]], {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Perform one update; ``closure`` computes the loss and its gradients anew, if it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+            buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
+            if weights:
+                update = _muon if group["algorithm"] == "muon" else _sgd
+                update(group, weights, [weight.grad for weight in weights], buffers)
+        return loss
+
+
+def _muon(group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], buffers: list[Tensor]) -> None:
+    torch._foreach_mul_(buffers, group["momentum"])
+    torch._foreach_add_(buffers, gradients)
+    ahead = torch._foreach_add(gradients, buffers, alpha=group["momentum"])
+    norms = torch._foreach_norm(weights)
+    torch._foreach_div_(weights, norms)
+    torch._foreach_mul_(weights, [weight.size(0) ** 0.5 for weight in weights])
+    for weight, direction in zip(weights, ahead, strict=True):
+        step = orthogonalise(direction.reshape(1, len(direction), -1), group["ns_steps"])
+        weight.add_(step.reshape(weight.shape).to(weight.dtype), alpha=-group["lr"])
+
+
+def _sgd(group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], buffers: list[Tensor]) -> None:
+    settings: dict[str, Any] = {name: group[name] for name in ("lr", "momentum", "weight_decay")}
+    sgd(weights, gradients, [*buffers], **settings, dampening=0.0, nesterov=True, maximize=False, foreach=True)
