@@ -81,3 +81,53 @@ def killed(act: Callable[[], object], after: float) -> bool:
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+BESIDE: dict[str, list[str]] = {
+    "kd": [],
+    "dkd": [],
+    "fitnet": [],
+    "attention_transfer": ["model=cnn", "model.width=4"],
+    "crd": ["method.negatives=8", "method.dim=4"],
+}
+"""By method that needs a teacher, what else it needs in a small test."""
+
+
+HEADS = ["method.hidden=16", "method.size=8"]
+WITHOUT_LABELS: dict[str, list[str]] = {
+    "simclr": HEADS,
+    "moco": [*HEADS, "method.queue=600"],
+    "byol": HEADS,
+    "simsiam": [*HEADS, "method.bottleneck=4"],
+    "vicreg": HEADS,
+    "barlow_twins": HEADS,
+    "dino": ["method.hidden=16", "method.bottleneck=8", "method.prototypes=24"],
+    "mae": [
+        *("model=vit", "model.patch=4", "model.width=12", "model.heads=2", "model.depth=1"),
+        *("method.width=8", "method.depth=1", "method.heads=2"),
+    ],
+}
+"""By method that learns without labels, what makes it small, and the model that it wants."""
+
+
+def taken(method: str, *settings: str) -> list[str]:
+    """Those of the settings that a method has: where there are no labels, none of them is smoothed."""
+    without = ["method.label_smoothing"] if method in WITHOUT_LABELS else []
+    return [setting for setting in settings if setting.split("=")[0] not in without]
+
+
+def beside(method: str, *data: str) -> list[str]:
+    """The settings that a method cannot do without. Its teacher is a run of two steps beside the test's own.
+
+    Args:
+        data: settings that say on which data, where it is not the digits.
+    """
+    if method not in BESIDE:
+        return WITHOUT_LABELS.get(method, [])
+    from healsg import TaskTrainer
+
+    network = [setting for setting in BESIDE[method] if setting.startswith("model")] or ["model=mlp", "model.width=8"]
+    name = f"teacher-{network[0].removeprefix('model=')}"
+    if not Path("runs", name).exists():
+        TaskTrainer.compose(*network, "runner=debug", "quiet=true", *data, f"name={name}").train()
+    return [f"method.teacher=runs/{name}", *BESIDE[method]]

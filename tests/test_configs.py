@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 import fake_data
+import fake_tables
+from conftest import beside
 from healsg import TaskTrainer
 from healsg.checks.check import check
 from healsg.checks.schema import constructor
@@ -18,10 +20,20 @@ from healsg.compose import Composer, conf_folder
 CONF = conf_folder()
 TINY = ["runner=debug", "runner.steps=2", "data.batch_size=16", "quiet=true"]
 FOUND = ["data.root=files", "data.download=false", "data.verify=false"]
+PICTURES = ["data.image_size=32", "data.workers=0"]
 SMALL: dict[str, list[str]] = {
     "data=cifar": FOUND,
     "data=mnist": FOUND,
-    "data=imagefolder": ["data.folder=files/pictures", "data.image_size=32", "data.workers=0"],
+    "data=imagefolder": ["data.folder=files/pictures", *PICTURES],
+    **{f"data={name}": FOUND for name in ("fashionmnist", "kmnist", "svhn", "stl10", "eurosat")},
+    **{f"data={name}": [*FOUND, *PICTURES] for name in ("flowers102", "pets", "food101", "imagenette")},
+    "data=imagenet": ["data.root=files", "data.classes=5", *PICTURES],
+    "data=medmnist": FOUND,
+    "data=csv": ["data.file=files/table.csv", "data.columns=[a,b,c,d]"],
+    "data=hf": ["data.name=files/parquet", "data.image=image", "data.image_size=16", "data.shift=2"],
+    "data=synthetic": ["data.train=64", "data.test=32"],
+    "model/metrics=multilabel": ["data=synthetic", "data.kind=multilabel"],
+    "model/metrics=regression": ["data=synthetic", "data.kind=regression"],
     "model=torchvision": ["data=cifar", *FOUND, "model.name=mobilenet_v3_small"],
     "model=resnet": ["model.width=4"],
     "model=resnet8x4": ["model.width_factor=1", "model.stem_width=4"],
@@ -36,6 +48,8 @@ SMALL: dict[str, list[str]] = {
 OTHER_DEFAULTS = {
     "data=digits": {"batch_size"},
     "data=imagefolder": {"workers", "folder"},
+    "data=csv": {"file"},
+    "data=hf": {"name"},
     "model=resnet32x4": {"depth"},
 }
 """Where a YAML's value is meant to differ from the constructor's default, or the constructor has none."""
@@ -46,7 +60,10 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-GROUPS = sorted({str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"."})
+BASES = {"data/common", "method/recipe", "recipe"}
+"""Folders of files that others build upon, which are no options by themselves, and the recipes: test_reproduce.py."""
+
+GROUPS = sorted({str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {".", *BASES})
 CHOICES = [f"{group}={option}" for group in GROUPS for option in options(group)]
 NODES = [path for path in sorted(CONF.rglob("*.yaml")) if "_target_" in path.read_text()]
 
@@ -58,6 +75,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake_data.write_cifar(root)
     fake_data.write_mnist(root)
     fake_data.write_imagefolder(root / "pictures", per_class=12)
+    for name in ("FashionMNIST", "KMNIST"):
+        fake_data.write_mnist(root, name=name)
+    for write in (fake_data.write_svhn, fake_data.write_stl10, fake_data.write_eurosat, fake_data.write_flowers102):
+        write(root)
+    for write in (fake_data.write_pets, fake_data.write_food101, fake_data.write_imagenette, fake_data.write_imagenet):
+        write(root)
+    fake_tables.write_medmnist(root)
+    fake_tables.write_csv(root / "table.csv", fake_tables.rows())
+    fake_tables.write_pictures_parquet(root / "parquet")
     return root
 
 
@@ -74,17 +100,15 @@ def test_the_groups_are_those_of_the_design() -> None:
 
 
 def small(choice: str) -> list[str]:
-    """The choice, with what makes it and all that it chooses in its turn small."""
-    chosen = Composer().compose([choice], checked=False).choices if choice.startswith("recipe=") else {}
-    parts = [choice, *(f"{group}={option}" for group, option in chosen.items() if group in ("data", "model"))]
-    return [choice, *(setting for part in parts for setting in SMALL.get(part, []))]
+    """The choice, with what makes it small."""
+    return [choice, *SMALL.get(choice, []), *beside(choice.removeprefix("method="))]
 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_option_trains(choice: str, files: Path) -> None:
     Path("files").symlink_to(files)
     group = choice.split("=")[0]
-    mlp = ["model=mlp", "model.width=8"] * (group not in ("model", "recipe"))
+    mlp = ["model=mlp", "model.width=8"] * (group != "model")
     result = train(*mlp, *small(choice))
     assert result["status"] == "finished"
     lines = (Path(result["folder"]) / "metrics.jsonl").read_text().splitlines()
@@ -101,7 +125,7 @@ def test_every_method_with_every_optimizer_and_every_schedule(method: str, place
     """Each method meets each of both, and over the methods each optimizer meets each schedule."""
     content = yaml.safe_load((CONF / "method" / f"{method}.yaml").read_text())
     turn = place + options("method").index(method)
-    parts = ["model=mlp", "model.width=8", f"method={method}"]
+    parts = ["model=mlp", "model.width=8", f"method={method}", *beside(method)]
     if not isinstance(content.get("optimizer"), dict):  # settings of one part do not fit another
         parts.append(f"method/optimizer={OPTIMIZERS[place % len(OPTIMIZERS)]}")
     if not isinstance(content.get("scheduler"), dict):
@@ -110,10 +134,11 @@ def test_every_method_with_every_optimizer_and_every_schedule(method: str, place
 
 
 def whole(path: Path) -> dict[str, Any]:
-    """A YAML together with those of its own group that it builds upon."""
+    """A YAML together with those of its own group, or of a folder in it, that it builds upon."""
     content: dict[str, Any] = yaml.safe_load(path.read_text())
     own = content.get("defaults", [])
-    below = [whole(path.with_name(f"{entry}.yaml")) for entry in own if isinstance(entry, str) and entry != "_self_"]
+    names = [entry.removesuffix("@_here_") for entry in own if isinstance(entry, str) and entry != "_self_"]
+    below = [whole(path.parent / f"{name}.yaml") for name in names]
     merged = {name: value for part in (*below, content) for name, value in part.items()}
     return merged | {"defaults": [entry for part in (*below, content) for entry in part.get("defaults", [])]}
 

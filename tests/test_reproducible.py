@@ -16,7 +16,8 @@ import torch
 import yaml
 
 import fake_data
-from conftest import REPOSITORY
+import fake_tables
+from conftest import REPOSITORY, beside, taken
 from healsg import BasicTask, TaskTrainer
 from healsg.commands import resume
 from healsg.config import build_task, flat
@@ -25,6 +26,8 @@ from healsg.loader import Loader
 
 METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
 NO_DOWNLOAD = ["data.download=false", "data.verify=false"]
+SMALL_SET = [*NO_DOWNLOAD, "data.batch_size=32"]
+SMALL_PICTURES = ["data.image_size=16", "data.shift=2", "data.batch_size=16"]
 
 SETS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "digits": (lambda root: None, ["data.batch_size=256"]),
@@ -33,6 +36,32 @@ SETS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "imagefolder": (
         lambda root: fake_data.write_imagefolder(root / "pictures"),
         ["data.folder=pictures", "data.image_size=16", "data.shift=2", "data.batch_size=8"],
+    ),
+    "fashionmnist": (lambda root: fake_data.write_mnist(root, name="FashionMNIST"), SMALL_SET),
+    "kmnist": (lambda root: fake_data.write_mnist(root, name="KMNIST"), SMALL_SET),
+    "svhn": (fake_data.write_svhn, SMALL_SET),
+    "stl10": (fake_data.write_stl10, SMALL_SET),
+    "eurosat": (fake_data.write_eurosat, SMALL_SET),
+    "flowers102": (fake_data.write_flowers102, [*NO_DOWNLOAD, *SMALL_PICTURES]),
+    "pets": (fake_data.write_pets, [*NO_DOWNLOAD, *SMALL_PICTURES, "data.val_fraction=0.3"]),
+    "food101": (fake_data.write_food101, [*NO_DOWNLOAD, *SMALL_PICTURES]),
+    "imagenette": (fake_data.write_imagenette, [*NO_DOWNLOAD, *SMALL_PICTURES]),
+    "imagenet": (fake_data.write_imagenet, ["data.classes=5", *SMALL_PICTURES]),
+    "medmnist": (
+        lambda root: fake_tables.write_medmnist(root, "breastmnist"),
+        ["data.name=breastmnist", "data.flip=true", *SMALL_SET],
+    ),
+    "csv": (
+        lambda root: fake_tables.write_csv(root / "table.csv", fake_tables.rows()),
+        ["data.file=table.csv", "data.columns=[a,b,c]", "data.noise=0.1", "data.batch_size=32"],
+    ),
+    "hf": (
+        lambda root: fake_tables.write_pictures_parquet(root / "parquet"),
+        ["data.name=parquet", "data.image=image", *SMALL_PICTURES],
+    ),
+    "synthetic": (
+        lambda root: None,
+        ["data.shape=[1,8,8]", "data.train=150", "data.test=40", "data.shift=2", "data.batch_size=32"],
     ),
 }
 """By data set what writes one, of invented samples, under ``data/``, and its settings."""
@@ -44,7 +73,8 @@ def options(data: str = "digits", method: str = "adamw") -> list[str]:
     """The settings of a small run, its data written."""
     write, settings = SETS[data]
     write(Path("data"))
-    return [f"data={data}", f"method={method}", *SMALL, *settings]
+    settings = [f"data={data}", *settings]
+    return [f"method={method}", *SMALL, *settings, *beside(method, *settings)]
 
 
 def digest(*settings: str, **names: str) -> str:
@@ -66,7 +96,7 @@ from healsg import TaskTrainer
 methods, settings = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 digests = {}
 for method in methods:
-    trainer = TaskTrainer.compose(f"method={method}", f"name={sys.argv[3]}-{method}", *settings)
+    trainer = TaskTrainer.compose(f"method={method}", f"name={sys.argv[3]}-{method}", *settings[method])
     digests[method] = trainer.train()["digest"]
 print(json.dumps(digests))
 """
@@ -74,7 +104,8 @@ print(json.dumps(digests))
 
 def fresh_process(name: str, settings: list[str], methods: list[str] = METHODS, **variables: str) -> dict[str, str]:
     """Train each of ``methods`` in one new process; their digests."""
-    line = [sys.executable, "-c", EVERY_METHOD, json.dumps(methods), json.dumps(settings), name]
+    each = {method: [*taken(method, *settings), *beside(method)] for method in methods}
+    line = [sys.executable, "-c", EVERY_METHOD, json.dumps(methods), json.dumps(each), name]
     environment = {"OMP_NUM_THREADS": "1"} | variables
     done = subprocess.run(line, capture_output=True, text=True, env=os.environ | environment, check=False)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import random
 import shutil
@@ -15,9 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import REPOSITORY, Program, command, healsg, killed
+from conftest import REPOSITORY, Program, beside, command, healsg, killed, taken
 from healsg import TaskTrainer, checkpoint
 from healsg.checkpoint import load
+from healsg.compose import Composer
+from healsg.config import Composed
 from healsg.errors import ConfigError, RunError
 from healsg.keeper import Keeper
 from healsg.methods.supervised import Supervised
@@ -49,8 +52,17 @@ MORE = ["runner.accumulate=2", "model.dropout=0.2", "method.label_smoothing=0.1"
 """What a resume must bring back beside a method's own: stacked on every one."""
 
 
+@functools.cache
+def composed(*options: str) -> Composed:
+    return Composer().compose(options)
+
+
 def train(*options: str) -> dict[str, Any]:
-    return TaskTrainer.compose(*options).train()
+    """Train as ``TaskTrainer.compose`` would; what differs in the name alone is composed once."""
+    own = [option for option in options if not option.startswith("name=")]
+    made = copy.deepcopy(composed(*own))
+    made.values["name"] = next((option[5:] for option in options if option.startswith("name=")), None)
+    return TaskTrainer(made).train()
 
 
 def copies_of_every_step(monkeypatch: pytest.MonkeyPatch, *options: str) -> list[int]:
@@ -72,8 +84,15 @@ def copies_of_every_step(monkeypatch: pytest.MonkeyPatch, *options: str) -> list
 
 
 def every_step(method: str, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
-    options = [*SHORT, "runner.epochs=6", f"method={method}", "runner.save_every=1", "quiet=true", *MORE]
-    options += ["data.batch_size=128", "runner.log_every=4"]
+    options = [
+        *SHORT,
+        "runner.epochs=6",
+        f"method={method}",
+        "runner.save_every=1",
+        "quiet=true",
+        *taken(method, *MORE),
+    ]
+    options += ["data.batch_size=128", "runner.log_every=4", *beside(method)]
     steps = copies_of_every_step(monkeypatch, *options)
     assert steps == list(range(31))
     for step in {*steps[::every], 30}:
@@ -214,7 +233,8 @@ def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch, from_step: i
 def kill_and_resume(method: str, number: int, kills: int) -> int:
     """A run that is killed up to ``kills`` times at random and then ends; returns how often it was killed."""
     chance = random.Random(f"{method} {number}")
-    options = [*SHORT, f"method={method}", "runner.save_every=3", "runner.epochs=30", "quiet=true", *MORE]
+    options = [*SHORT, f"method={method}", "runner.save_every=3", "runner.epochs=30", "quiet=true"]
+    options += [*taken(method, *MORE), *beside(method)]
     if not Path("runs/whole").exists():
         for name in ("warm", "whole"):
             began = time.monotonic()

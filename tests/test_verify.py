@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, beside
 from healsg import TaskTrainer
 from healsg.commands import compare, trace, verify
 from healsg.commands.compare import first_tensor
@@ -200,6 +200,7 @@ def test_a_task_that_cannot_go_on_is_found(
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_resumes_exactly(method: str, capfd: pytest.CaptureFixture[str]) -> None:
     options = ["model=cnn", "runner.epochs=3", "data.batch_size=256", f"method={method}", "runs=2", "kills=3"]
+    options += beside(method)
     assert verify.run([*options, f"verify_seed={METHODS.index(method)}"]) == 0
     told = capfd.readouterr().out
     assert "exact: 4 runs agree; 6 kills" in told

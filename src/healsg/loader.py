@@ -16,6 +16,9 @@ from healsg.source import Batch, DatasetSource, Reading, Source, TensorSource
 from healsg.terms import Terms
 from healsg.workers import Workers
 
+TOGETHER = 1 << 20
+"""Bytes, as float32, of the inputs of small batches that are prepared at once."""
+
 Transform = Callable[[Batch, Draw | None], Batch]
 """From a batch as stored to a batch as the network sees it; without a draw nothing random happens."""
 
@@ -96,6 +99,8 @@ class Loader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
         """The batches of ``epoch`` from position ``start``, each with the rows of this rank that count."""
         places = [(epoch, position) for position in range(start, len(self))]
+        if self.in_memory and len(self.sources) == self.terms.world == 1:
+            return self._sliced(epoch, start)
         if self.in_memory:
             return (self._prepare(*place)[:2] for place in places)
         if not self.workers:
@@ -128,6 +133,23 @@ class Loader:
             counted = rows if counted < 0 else counted
             dealt[stream] = self._views(stream, raw, start, stop, kept) if kept is None or len(kept) else raw
         return (dealt[stream] if self.flat else dealt), counted, missed
+
+    def _sliced(self, epoch: int, start: int) -> Iterator[tuple[Batch, int]]:
+        """Batches of tensors, as many prepared at once as lie within ``TOGETHER``: to each sample its neighbours are
+        nothing, so that the numbers are the same."""
+        if self._epoch != epoch:
+            self._begin(epoch)
+        ((stream, source),) = self.sources.items()
+        each = 4 * source.input[0].numel() * self.sizes[stream]  # type: ignore[attr-defined]
+        count = max(1, TOGETHER // max(1, each))
+        for first in range(start, len(self), count):
+            pieces = self.pieces[stream][first : first + count]
+            low, high = pieces[0][0], pieces[-1][1]
+            whole = self._views(stream, source.fetch(self.orders[stream][low:high]), low, high, None)
+            rows = [stop - begin for begin, stop, _ in pieces]
+            for size, *values in zip(rows, *(value.split(rows) for value in whole.values()), strict=True):
+                batch = dict(zip(whole, values, strict=True))
+                yield (batch if self.flat else {stream: batch}), size
 
     def _read(self, stream: str, position: int, missed: list[Any]) -> tuple[Batch, Tensor | None, int, int, int]:
         """A piece of the epoch's order, or the first of which enough can be read; the places left in it; its bounds."""

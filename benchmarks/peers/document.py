@@ -1,0 +1,127 @@
+"""``docs/speed.md`` and its picture, made of what was measured."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+from xml.sax.saxutils import escape
+
+from benchmarks.peers.report import NAMES, disagreeing, figures, markdown, peers_table, ratios, speed
+
+HEAD = """# Speed
+
+What HEALSg costs beside loops written by hand and beside other frameworks. `python -m benchmarks.peers --docs` measures
+all of it and writes this page; the numbers of every round lie in `benchmarks/results/peers.json`.
+
+Every peer trains the same: the same samples in the same order, the same crops and flips, the same weights to begin
+with, the same optimizer, so that the sums of all parameters agree to three decimals at the end{agreed}. Metrics and an
+evaluation each epoch are switched on for all; HEALSg also saves, logs and can be resumed, as a user has it. Each peer
+runs in a process of its own on one thread, in interleaved rounds; time is CPU time of the whole process, from the
+second epoch to the beginning of the last; ratios are taken within a round. Medians, with the range over the rounds.
+"""
+WORKS = """
+* W1: an MLP 64-128-10 on scikit-learn's digits, batch 64, AdamW.
+* W2: a small CNN (16 and 32 channels) on digits, batch 128, AdamW.
+* W3: a residual network of 8 layers on images of CIFAR's shape with random crop and flip, batch 128, SGD. Of the
+  frameworks only two are measured here: the network takes nearly all of the time.
+"""
+WINS = """
+## Which wins come from what
+
+Two things are at work, and they should not be taken for each other.
+
+* **The in-memory path.** Samples that fit are held as tensors; a batch is one gather, and crop, flip and normalise act
+  on whole batches. A `DataLoader` fetches sample by sample. Anybody can have this without a framework: it is what the
+  tight loop does.{memory}
+* **The loop.** What is called besides forward, backward and update. It shows where both read their samples in the same
+  way.{loop}
+
+So where HEALSg lies under the bare loop, the in-memory path puts it there; the loop itself can at best come near one
+that is written by hand. Data that do not fit in memory, or a loader of one's own, get the second figure, not the first.
+The other frameworks are measured over the same `DataLoader` as the bare loop; what they cost above it is their loop.
+"""
+
+
+def document(kept: dict[str, Any]) -> str:
+    """The page."""
+    works, odd = kept["workloads"], disagreeing(kept)
+    told = "; ".join(f"{name}: not for {', '.join(peers)}" for name, peers in odd.items())
+    parts = [HEAD.format(agreed=f" ({told})" if told else "")]
+    if "W1" in works:
+        parts += ["![W1: CPU time a step](speed.svg)\n", markdown(peers_table(kept)) + "\n", WORKS.lstrip()]
+    failed = [f"* {NAMES.get(peer, peer)} did not run: {why}" for peer, why in kept["failed"].items()]
+    parts += ["\n".join(failed) + "\n"] if failed else []
+    if "W1" in works:
+        parts.append(WINS.lstrip().format(memory=memory(works), loop=loop(works)))
+    rows = [["", "figure", "median", "range", "bar", ""], *(figure.row() for figure in figures(kept))]
+    parts += ["## Figures and bars\n", markdown(rows) + "\n", NOTES, conditions(works)]
+    return "\n".join(parts)
+
+
+NOTES = """W4 compares with a script that imports the same (torch, scikit-learn, Hydra, Rich) and takes one step. W5:
+three epochs of digits, and 20,000 images in CIFAR's files of which three batches are trained. W6 reckons the 32
+processes from four of them. W7 is `python benchmarks/saving.py`. W8: an exponent of 1 is linear, 0 flat.
+"""
+
+
+def memory(works: dict[str, Any]) -> str:
+    rows = works["W1"]["rows"]
+    if not {"bare", "tight", "healsg", "healsg_loader"} <= set(rows):
+        return ""
+    tight, own = (median(ratios(rows, *pair, "step")) for pair in (("tight", "bare"), ("healsg", "healsg_loader")))
+    line = (
+        f" On W1 it takes the hand-written loop to {tight:.2f} of the bare one, and HEALSg to {own:.2f} of what it is"
+    )
+    line += " over a `DataLoader`."
+    if path := works.get("W3", {}).get("data_path"):
+        line += (
+            f" On W3 an image costs {median(path['healsg']):.0f} us, {median(path['bare']):.0f} us sample by sample."
+        )
+    return line
+
+
+def loop(works: dict[str, Any]) -> str:
+    rows = works["W1"]["rows"]
+    if not {"bare", "tight", "healsg", "healsg_loader"} <= set(rows):
+        return ""
+    pairs = (("healsg_loader", "bare"), ("healsg", "tight"))
+    over, beside = (median(ratios(rows, *pair, "step")) for pair in pairs)
+    return f" On W1: {over:.2f} x the bare loop over a `DataLoader`, {beside:.2f} x the tight loop in memory."
+
+
+def conditions(works: dict[str, Any]) -> str:
+    """With what, where and how often it was measured."""
+    lines = []
+    for name, work in works.items():
+        machine = work["machine"]
+        where = f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, no GPU"
+        versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v != "not installed")
+        load = machine["load at the start"][0]
+        line = f"{work['rounds']} rounds at commit {work['commit']}, load {load} at the start; {where}; {versions}."
+        lines.append((name, line))
+    grouped: dict[str, list[str]] = {}
+    for name, line in lines:
+        grouped.setdefault(line, []).append(name)
+    return "## Measured with\n\n" + "\n".join(f"* {', '.join(names)}: {line}" for line, names in grouped.items()) + "\n"
+
+
+def picture(kept: dict[str, Any]) -> str:
+    """A bar a peer: CPU time a step of W1, with the bare loop as 1, as SVG."""
+    rows = kept["workloads"]["W1"]["rows"]
+    peers = sorted((peer for peer in rows), key=lambda peer: speed({"W1": rows}, peer))
+    values = [median(ratios(rows, peer, "bare", "step")) for peer in peers]
+    left, height, width, scale = 230, 24, 760, 440 / max(values)
+    bottom = 50 + height * len(peers)
+    shapes = ['<text x="10" y="24" font-size="15">W1: CPU time a training step, bare loop = 1</text>']
+    for place, (peer, value) in enumerate(zip(peers, values, strict=True)):
+        top, name = 42 + height * place, escape(NAMES[peer].replace("*", "").replace("`", ""))
+        colour = "#c2410c" if peer.startswith("healsg") else "#64748b"
+        shapes.append(f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{name}</text>')
+        shapes.append(f'<rect x="{left}" y="{top}" width="{scale * value:.1f}" height="17" fill="{colour}"/>')
+        shapes.append(f'<text x="{left + scale * value + 6:.1f}" y="{top + 13}">{value:.2f}</text>')
+    one = left + scale
+    shapes.append(f'<path d="M{one:.1f} 36V{bottom - 8}" stroke="#0f172a" stroke-dasharray="3 3"/>')
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom}" font-family="sans-serif"'
+    head += ' font-size="13">'
+    ground = f'<rect width="{width}" height="{bottom}" fill="#ffffff"/>'
+    return "\n".join([head, ground, *shapes, "</svg>"]) + "\n"

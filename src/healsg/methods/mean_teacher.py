@@ -1,0 +1,62 @@
+"""Mean Teacher: agree with the average of one's own weights (Tarvainen and Valpola 2017, arXiv 1703.01780)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from healsg.errors import ConfigError
+from healsg.losses.semi import sigmoid_ramp, squared_distance
+from healsg.methods.consistency import SemiSupervised, probabilities
+from healsg.types import Count, Fraction, NonNegative
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+class MeanTeacher(SemiSupervised):
+    """Predict of an unlabelled sample what the average of the network's weights predicts of another view of it.
+
+    The network sees the sample as ``data.augment`` makes it, the teacher its weak view; the teacher is as in
+    evaluation, and is what is evaluated. Its decay is ``ema``.
+
+    Args:
+        unlabelled_ratio: as for SemiSupervised; 62 labelled samples of 256 in the authors' code.
+        unlabelled_weight: what the weight of the squared distance, a mean over classes, grows to.
+        ramp: the share of the run over which that weight grows; 40,000 of 150,000 updates in the paper.
+        common: the arguments of SemiSupervised and Supervised.
+    """
+
+    views = ("input", "weak")
+
+    def __init__(
+        self,
+        unlabelled_ratio: Count = 3,
+        unlabelled_weight: NonNegative = 100.0,
+        ramp: Fraction = 0.25,
+        **common: Any,
+    ) -> None:
+        super().__init__(unlabelled_ratio=unlabelled_ratio, unlabelled_weight=unlabelled_weight, **common)
+        self.ramp = ramp
+
+    def check(self, task: BasicTask) -> None:
+        super().check(task)
+        if not self.ema and not self.optimizer_averages:
+            raise ConfigError("method.ema: is the decay of the teacher, usually 0.99 to 0.999; it cannot be 0")
+
+    def setup(self, task: BasicTask) -> None:
+        super().setup(task)
+        assert self.average is not None
+        self.average.network.eval()
+
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+        labelled, student = self.outputs(task, batch, self.views[:1])
+        with torch.no_grad():
+            wanted = probabilities(self.eval_model(task)(batch["unlabelled"]["weak"]))
+        distance = squared_distance(student, wanted).mean()
+        grown = sigmoid_ramp(task.runner.step_count / task.runner.total_steps, self.ramp)
+        supervised = self.supervised(task, batch["labelled"], labelled)
+        loss = supervised + grown * self.unlabelled_weight * distance
+        return {"loss": loss, "supervised": supervised, "unlabelled": distance}

@@ -1,0 +1,130 @@
+"""The peers benchmark: what it computes without measuring anything, and that its page says what was measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import REPOSITORY
+
+if str(REPOSITORY) not in sys.path:
+    sys.path.append(str(REPOSITORY))
+
+from benchmarks.peers import document, measure, report, tight
+from benchmarks.peers.prepare import crops
+from benchmarks.peers.work import Clock, Given, Images, Work, parameter_sum
+
+RESULTS = REPOSITORY / "benchmarks" / "results" / "peers.json"
+
+
+def images(rows: int = 12, epochs: int = 3) -> Work:
+    """Work on random images, with random crops."""
+    generator = torch.Generator().manual_seed(0)
+
+    def integers(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(high, shape, generator=generator)
+
+    stored = integers(256, rows, 3, 32, 32).to(torch.uint8), integers(10, rows)
+    orders = torch.stack([torch.randperm(rows, generator=generator) for _ in range(epochs)])
+    draws = torch.stack([integers(high, epochs, rows) for high in (2, 9, 9)], dim=2)
+    scaling = torch.full((3, 1, 1), 1 / 64), torch.full((3, 1, 1), -2.0)
+    return Work("W3", epochs, 5, stored, stored, orders, draws, [], *scaling, [])
+
+
+def test_batches_gathered_by_hand_are_those_of_the_loader() -> None:
+    work = images()
+    clock = Clock(work)
+    loader, still = work.loaders(clock)
+    for epoch in range(work.epochs):
+        dealt, gathered = list(loader), list(tight.batches(work, epoch))
+        assert [len(target) for _, target in dealt] == [5, 5, 2]
+        for (input, target), (wanted, classes) in zip(dealt, gathered, strict=True):
+            assert torch.equal(input, wanted)
+            assert torch.equal(target, classes)
+    assert len(clock.times) == work.epochs
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(still, tight.still(work), strict=True))
+
+
+def test_crops_are_found_by_looking() -> None:
+    work = images()
+    assert work.draws is not None
+    samples = Images(work, training=True)
+    for epoch, wanted in enumerate(work.draws):
+        dealt = torch.stack([samples[epoch * 12 + i][0] for i in range(12)])
+        assert torch.equal(crops(work.train[0], ((dealt + 2) * 64).round().to(torch.uint8)), wanted)
+    with pytest.raises(SystemExit, match="no window"):
+        crops(work.train[0], work.train[0] // 2)
+
+
+def test_the_clock_measures_the_epochs_between_the_first_and_the_last() -> None:
+    work = images(epochs=4)
+    clock = Clock(work)
+    order = Given(work, clock)
+    assert [sorted(index % 12 for index in order) for _ in range(4)] == [list(range(12))] * 4
+    clock.times = [0.0, 1.0, 4.0, 7.0]
+    assert clock.value() == (7 - 1) / (3 * 2)
+    clock.epochs = 5
+    with pytest.raises(RuntimeError, match="4 epochs began, not 5"):
+        clock.value()
+
+
+def test_calls_are_counted_between_those_epochs_alone() -> None:
+    work = images(epochs=3)
+    clock = Clock(work, counting=True)
+    for epoch in range(3):
+        clock.mark()
+        for _ in range(9):
+            abs(epoch)
+    assert clock.value() == pytest.approx((9 + 3) / 3, abs=2), "nine calls, and those of the marks themselves"
+    assert sys.getprofile() is None
+
+
+def test_the_networks_take_the_weights_of_ours() -> None:
+    from healsg.models.cifar_resnet import CifarResidualNetwork
+
+    network = CifarResidualNetwork(3, 10, 8, 1, 16).eval()
+    work = images()
+    work.weights = list(network.state_dict().values())
+    theirs, input = work.network().eval(), torch.randn(2, 3, 32, 32)
+    assert torch.equal(theirs(input), network(input))
+    assert parameter_sum(theirs) == parameter_sum(network)
+
+
+def test_a_peer_that_trains_something_else_is_told() -> None:
+    rows = {"bare": {"sum": [1.0, 1.0]}, "same": {"sum": [1.0004, 1.0]}, "other": {"sum": [1.0, 1.001]}}
+    assert measure.different(rows) == ["other"]
+
+
+def test_growth() -> None:
+    sizes = [2.0, 20.0, 200.0]
+    assert report.exponent([5 + size for size in sizes]) == pytest.approx(1)
+    assert report.exponent([5 + size**2 for size in sizes]) == pytest.approx(2)
+    assert report.exponent([5.0, 5.0, 5.0]) == 0
+
+
+def test_saving_is_read() -> None:
+    text = "MLP 64-128-10, AdamW             blocked          0.34 (0.22 to 2.61)\n"
+    text += "MLP 64-128-10, AdamW             torch.save       1.08 (0.98 to 1.39)  ratio 0.31\n"
+    found = report.of_saving({"rows": measure.parsed(text)})
+    assert [(figure.value, figure.verdict) for figure in found] == [(pytest.approx(0.34 / 1.08), "missed")]
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads(RESULTS.read_text())
+    return stored
+
+
+def test_the_page_says_what_was_measured(kept: dict[str, Any]) -> None:
+    """After a measurement: python -m benchmarks.peers --rounds 0 --docs"""
+    assert (REPOSITORY / "docs" / "speed.md").read_text() == document.document(kept)
+    assert (REPOSITORY / "docs" / "speed.svg").read_text() == document.picture(kept)
+
+
+def test_all_peers_trained_the_same(kept: dict[str, Any]) -> None:
+    assert report.disagreeing(kept) == {}
+    assert {"bare", "tight", "healsg", "healsg_loader"} <= set(kept["workloads"]["W1"]["rows"])
