@@ -1,0 +1,31 @@
+"""Losses that let two views of a sample agree, without other samples to be told apart from. Pure functions; each gives
+the samples' own losses, whose mean is what is minimised."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cosine_distance(prediction: Tensor, wanted: Tensor) -> Tensor:
+    """(N,) ``1 - cos``, without a gradient into ``wanted``; both are (N, D).
+
+    The loss of SimSiam is this less 1 (Chen and He 2021, arXiv 2011.10566, equation 1), that of BYOL twice this (Grill
+    et al. 2020, arXiv 2006.07733, equation 2).
+    """
+    return 1.0 - F.cosine_similarity(prediction, wanted.detach(), dim=1)
+
+
+def self_distillation(
+    student: Tensor, teacher: Tensor, center: Tensor, student_temperature: float, teacher_temperature: float
+) -> Tensor:
+    """(N,) cross entropy of DINO, ``- sum_k P_t log P_s`` (Caron et al. 2021, arXiv 2104.14294, equation 2, with the
+    teacher's output centred as in Algorithm 1), without a gradient into the teacher.
+
+    Args:
+        student, teacher: (N, K) scores of two different views of the same samples.
+        center: (K,), what is taken off the teacher's scores.
+        student_temperature, teacher_temperature: what the scores are divided by.
+    """
+    wanted = ((teacher.detach() - center) / teacher_temperature).softmax(dim=1)
+    return -(wanted * (student / student_temperature).log_softmax(dim=1)).sum(dim=1)

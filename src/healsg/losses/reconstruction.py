@@ -1,0 +1,35 @@
+"""Reconstruction of images from some of their patches. Pure functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """(N, C, H, W) images to (N, patches, C * patch * patch), row by row; ``patch`` divides both sides."""
+    rows, channels, height, width = images.shape
+    split = images.reshape(rows, channels, height // patch, patch, width // patch, patch)
+    return split.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def normalised(patches: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Each patch less its mean, over its deviation (He et al. 2022, arXiv 2111.06377, section 3)."""
+    centred = patches - patches.mean(dim=2, keepdim=True)
+    return centred / (patches.var(dim=2, keepdim=True) + epsilon).sqrt()
+
+
+def masked_error(made: Tensor, wanted: Tensor, hidden: Tensor) -> Tensor:
+    """(N,) mean squared error over the patches that were hidden (arXiv 2111.06377, section 3).
+
+    Args:
+        made, wanted: (N, patches, values).
+        hidden: (N, patches), 1 where a patch was hidden, else 0; every sample hides as many.
+    """
+    return ((made - wanted).square().mean(dim=2) * hidden).sum(dim=1) / hidden.sum(dim=1)
+
+
+def random_order(rows: int, patches: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(rows, patches) a random order of the patches for each sample, and the place of each patch in it."""
+    order = torch.rand(rows, patches, device=device).argsort(dim=1)
+    return order, order.argsort(dim=1)

@@ -1,0 +1,111 @@
+"""MAE: reconstruct images from a quarter of their patches (He et al. 2022, arXiv 2111.06377)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from healsg.data import Needs
+from healsg.errors import ConfigError
+from healsg.losses.reconstruction import masked_error, normalised, patchify, random_order
+from healsg.methods.selfsupervised import SelfSupervised, wide
+from healsg.models.vit import EPSILON, TransformerLayer, VisionTransformer, ViT
+from healsg.types import Count, Share
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+class MaskedAutoencoder(nn.Module):
+    """A vision transformer on some of an image's patches, and a small one that makes all of them of what it tells.
+
+    Args:
+        encoder: the network that is wanted in the end; its head falls away.
+        mask: the share of the patches that are hidden from it.
+        width, depth, heads: of the decoder.
+    """
+
+    def __init__(self, encoder: VisionTransformer, mask: float, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        encoder.head = nn.Identity()
+        self.encoder, self.patch = encoder, encoder.patches.kernel_size[0]
+        count = encoder.position.shape[1] - (encoder.token is not None)
+        self.visible = min(count - 1, max(1, round(count * (1.0 - mask))))
+        self.embedding = nn.Linear(encoder.num_features, width)
+        self.token = nn.Parameter(torch.empty(1, 1, width))
+        self.position = nn.Parameter(torch.empty(1, count, width))
+        self.layers = nn.Sequential(*[TransformerLayer(width, heads, 4 * width, 0.0, 0.0) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width, EPSILON)
+        self.values = nn.Linear(width, encoder.patches.in_channels * self.patch**2)
+        for weight in (self.token, self.position):
+            nn.init.trunc_normal_(weight, std=0.02)
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) to (N, patches, values), what is made of each patch, and (N, patches), 1 for the hidden ones."""
+        tokens = self.encoder.tokens(input)
+        order, place = random_order(len(tokens), tokens.shape[1], tokens.device)
+        shown = order[:, : self.visible, None].expand(-1, -1, tokens.shape[2])
+        told = self.embedding(self.encoder.encode(tokens.gather(1, shown)))
+        first, told = told[:, : -self.visible], told[:, -self.visible :]  # the class token, where there is one
+        blanks = self.token.to(told.dtype).expand(len(told), place.shape[1] - self.visible, -1)
+        patches = torch.cat([told, blanks], dim=1).gather(1, place[:, :, None].expand(-1, -1, told.shape[2]))
+        hidden = self.layers(torch.cat([first, patches + self.position], dim=1))
+        return self.values(self.norm(hidden[:, first.shape[1] :])), (place >= self.visible).to(input.dtype)
+
+
+class MAE(SelfSupervised):
+    """Reconstruct the hidden patches of weakly augmented images, with ``model=vit``; the encoder is evaluated and kept.
+
+    The decoder's positions are learned; the paper's are sines.
+
+    Args:
+        mask: the share of the patches that are hidden.
+        normalise: each patch is wanted less its mean, over its deviation.
+        width, depth, heads: of the decoder; 512, 8 and 16 in the paper.
+        common: the arguments of SelfSupervised.
+    """
+
+    needs = Needs(streams={"unlabelled": ("weak",)})
+    mean_over_samples = True
+
+    def __init__(
+        self,
+        mask: Share = 0.75,
+        normalise: bool = True,
+        width: Count = 64,
+        depth: Count = 2,
+        heads: Count = 4,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        if width % heads:
+            raise ConfigError(f"method.heads: {heads} heads do not divide method.width={width}")
+        self.mask, self.normalise = mask, normalise
+        self.width, self.depth, self.heads = width, depth, heads
+
+    def check(self, task: BasicTask) -> None:
+        super().check(task)
+        if not isinstance(task.task_model, ViT):
+            raise ConfigError(
+                f"method: mae hides patches from a transformer, not {type(task.task_model).__name__}; model=vit"
+            )
+
+    def setup(self, task: BasicTask) -> None:
+        network = task.model
+        if not isinstance(network, VisionTransformer) or network.position.shape[1] - (network.token is not None) < 2:
+            raise ConfigError("method: mae hides some of a VisionTransformer's patches, two or more; set model.patch")
+        task.model = MaskedAutoencoder(network, self.mask, self.width, self.depth, self.heads)
+        self.average_too(task)
+
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+        input = batch["unlabelled"]["weak"]
+        made, hidden = task.net(input)
+        patches = patchify(wide(input), task.model.patch)  # type: ignore[arg-type]
+        wanted = normalised(patches) if self.normalise else patches
+        return {"loss": masked_error(wide(made), wanted, wide(hidden)).mean()}
+
+    def eval_model(self, task: BasicTask) -> nn.Module:
+        encoder: nn.Module = super().eval_model(task).encoder  # type: ignore[assignment]
+        return encoder

@@ -1,0 +1,74 @@
+"""MoCo v2: contrast with a queue of keys from a momentum encoder (arXiv 1911.05722, 2003.04297)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from healsg.losses.contrastive import queue_contrast
+from healsg.methods.gathered import gather
+from healsg.methods.selfsupervised import SelfSupervised, perceptron, wide
+from healsg.types import Count, Positive, Share
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+class MoCo(SelfSupervised):
+    """A query of the first view finds the key of the second among those of earlier batches (He et al. 2020; its
+    projector and temperature as in Chen et al. 2020).
+
+    The queue is the same in all processes. Keys are not shuffled between them for BatchNorm, as the paper does.
+
+    Args:
+        temperature: what similarities are divided by.
+        momentum: how much of the momentum encoder an update keeps.
+        queue: keys that are kept; 65,536 in the paper.
+        hidden, size: units of the projector's hidden layer, and of its output; 2,048 and 128 in the paper.
+        common: the arguments of SelfSupervised.
+    """
+
+    keys: Tensor
+    place: Tensor
+
+    def __init__(
+        self,
+        temperature: Positive = 0.2,
+        momentum: Share = 0.99,
+        queue: Count = 4096,
+        hidden: Count = 512,
+        size: Count = 128,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.temperature, self.momentum, self.queue = temperature, momentum, queue
+        self.hidden, self.size = hidden, size
+
+    def head(self, features: int) -> nn.Module:
+        return perceptron(features, self.hidden, self.size, norm=False)
+
+    def setup(self, task: BasicTask) -> None:
+        super().setup(task)
+        self.register_buffer("keys", F.normalize(torch.randn(self.queue, self.size), dim=1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+        assert self.target is not None
+        views = batch["unlabelled"]
+        with torch.no_grad():
+            key = wide(self.target(views["view2"]))
+        query = wide(task.net(views["view1"]))
+        with torch.autocast(task.device.type, enabled=False):
+            losses = queue_contrast(query, key, self.keys.clone(), self.temperature)
+            self.enqueue(F.normalize(gather(key, task.runner.rows), dim=1))
+        return {"loss": losses.mean()}
+
+    def enqueue(self, keys: Tensor) -> None:
+        """Let (N, size) keys take the places of the oldest ones."""
+        keys = keys[-self.queue :].to(self.keys.dtype)
+        places = (self.place + torch.arange(len(keys), device=keys.device)) % self.queue
+        self.keys.index_copy_(0, places, keys)
+        self.place.copy_((self.place + len(keys)) % self.queue)
