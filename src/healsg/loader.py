@@ -121,7 +121,7 @@ class Loader:
         if self._epoch != epoch:
             self._begin(epoch)
         if not self.in_memory:
-            seed_foreign(self.terms.seed, "samples", epoch, position, self.terms.rank)
+            seed_foreign(position, self.terms.rank, state=self.foreign)
         dealt, counted, kept = {}, -1, None
         missed: list[Any] = []
         for stream in self.sources:
@@ -189,6 +189,7 @@ class Loader:
         """Lay out an epoch: each stream's order, this rank's pieces of it, and its samples' own draws."""
         seed = self.terms.seed
         self.orders, self.draws, self.pieces = {}, {}, {}
+        self.foreign = mix(seed, "samples", epoch)
         for stream, source in self.sources.items():
             size = self.sizes[stream]
             if stream == self.longest:

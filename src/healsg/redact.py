@@ -57,7 +57,8 @@ def _known(line: str) -> str:
 
 def text(line: str) -> str:
     """A line without known secrets, passwords in addresses, and what is assigned to a key that looks like one."""
-    return _INSIDE.sub(rf"\g<1>{HIDDEN}", _ASSIGNED.sub(rf"\g<1>{HIDDEN}", _known(line)))
+    line = _known(line)
+    return _INSIDE.sub(rf"\g<1>{HIDDEN}", _ASSIGNED.sub(rf"\g<1>{HIDDEN}", line) if "=" in line else line)
 
 
 def trace(error: BaseException) -> str:

@@ -105,7 +105,7 @@ class TaskRunner:
 
     def train_batches(self, task: BasicTask) -> Iterator[dict[str, Any]]:
         """The batches of this epoch that are still to come, on the device, each with its own randomness."""
-        progress, place = self.progress, self.place
+        progress, place, epoch = self.progress, self.place, mix(self.seed, self.epoch)
         progress.phase, progress.length, progress.epoch = "train", self.length, task.epoch
         last = min(self.length, self.position + (self.total_steps - self.step_count) * self.accumulate)
         for batch, rows in islice(task.train_loader.batches(self.epoch, self.position), last - self.position):
@@ -113,7 +113,7 @@ class TaskRunner:
             self.rows, progress.position = rows, self.position
             progress.samples += rows
             self.closing = self.position % self.accumulate == 0 or self.position == self.length
-            seed_device(place.device, self.seed, self.epoch, self.position)
+            seed_device(place.device, self.position, state=epoch)
             yield place.move(batch)
 
     def eval_batches(self, task: BasicTask, split: str) -> Iterator[dict[str, Any]]:

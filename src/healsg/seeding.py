@@ -21,9 +21,11 @@ _MASK = (1 << 64) - 1
 _GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def mix(*parts: int | str) -> int:
-    """64 bits that depend on every part and its place (splitmix64; Steele, Lea and Flood 2014)."""
-    state = 0
+def mix(*parts: int | str, state: int = 0) -> int:
+    """64 bits that depend on every part and its place (splitmix64; Steele, Lea and Flood 2014).
+
+    ``state``: what the parts before these gave, so that ``mix(a, b, c)`` is ``mix(c, state=mix(a, b))``.
+    """
     for part in parts:
         value = zlib.crc32(part.encode()) if isinstance(part, str) else part
         state = (state ^ (value & _MASK)) + _GAMMA & _MASK
@@ -38,9 +40,9 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(mix(*parts))
 
 
-def seed_device(device: torch.device, *parts: int | str) -> None:
+def seed_device(device: torch.device, *parts: int | str, state: int = 0) -> None:
     """Seed what a training step draws from: the default generators of the CPU and of ``device``, and nothing else."""
-    value = mix(*parts)
+    value = mix(*parts, state=state)
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(value)
@@ -58,9 +60,9 @@ def seed_everything(*parts: int | str) -> None:
     torch.manual_seed(value)
 
 
-def seed_foreign(*parts: int | str) -> None:
+def seed_foreign(*parts: int | str, state: int = 0) -> None:
     """Seed the global generators that data sets and per-sample transforms of others draw from, once a batch."""
-    value = mix(*parts)
+    value = mix(*parts, state=state)
     random.seed(value)
     torch.default_generator.manual_seed(value)
     if numpy := sys.modules.get("numpy"):

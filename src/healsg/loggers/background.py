@@ -27,6 +27,7 @@ class Background(Mirror):
         self.patience: float = getattr(mirror, "patience", 1.0)
         self.grace: float = getattr(mirror, "grace", 5.0)
         self.calls: queue.Queue[tuple[Any, ...]] = queue.Queue(size)
+        self.listens = type(mirror).log is not Mirror.log  # to wake a thread for nothing costs a millisecond
         self.started = threading.Event()
         self.thread = threading.Thread(target=self._work, name=f"healsg-{name}", daemon=True)
 
@@ -36,7 +37,7 @@ class Background(Mirror):
         self.started.wait(self.patience)
 
     def log(self, line: dict[str, Any]) -> None:
-        if self.thread.is_alive() and not self.calls.full():
+        if self.listens and self.thread.is_alive() and not self.calls.full():
             self.calls.put_nowait(("log", dict(line)))
 
     def finish(self, status: str) -> None:
