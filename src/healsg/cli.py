@@ -19,6 +19,7 @@ COMMANDS = {
     "resume": "go on with a run: healsg resume RUN",
     "eval": "evaluate a run: healsg eval RUN [split=test] [checkpoint=best]",
     "verify": "prove that a task resumes exactly: it is trained whole, twice, and killed at random",
+    "reproduce": "run a recipe for its published number: healsg reproduce RECIPE",
     "compare": "where two runs first differ: healsg compare RUN RUN",
 }
 
@@ -76,7 +77,7 @@ def report(error: HealsgError, debug: bool = False) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  healsg {command:8} {told}" for command, told in COMMANDS.items()]
+    lines = [f"  healsg {command:9} {told}" for command, told in COMMANDS.items()]
     return "usage: healsg COMMAND ...\n\n" + "\n".join(lines) + "\n\nhealsg train --help shows every setting"
 
 

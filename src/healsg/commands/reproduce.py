@@ -1,0 +1,181 @@
+"""``healsg reproduce``: run a recipe for the number that was published, and say passed or missed."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import re
+from argparse import Namespace
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from healsg import claim
+from healsg.commands import train
+from healsg.commands.published import Target, chain, read_target, recipes, verdict
+from healsg.commands.train import composed_once
+from healsg.compose import Composer
+from healsg.config import Composed, flat, verify
+from healsg.errors import ConfigError, RunError
+from healsg.folder import ROOT, RunFolder
+
+USAGE = """\
+usage: healsg reproduce [RECIPE [seeds=1] [what healsg train takes]]
+
+Runs conf/recipe/RECIPE.yaml and says whether the published number was reached: the mean over the seeds may lie below it
+by the recipe's tolerance. What must run before, such as a teacher, does. The runs are runs/reproduce-RECIPE-SEED, so
+that the same command goes on with what was stopped; what is finished is not run again. A setting that may alter the
+result makes it another setting than the published one, which the verdict then says. Without a name: the recipes, their
+targets, and whether this project ever ran them. Exit status: 0 passed, 1 missed or failed."""
+
+HARMLESS = (
+    *(key for key in claim.FREE if key != "recipe"),
+    *("seed", "data.download", "model.metrics"),
+    *("runner.device", "runner.threads", "runner.compile", "runner.channels_last", "runner.deterministic"),
+    *("runner.log_every", "runner.auto_accumulate", "runner.find_unused_parameters"),
+)
+"""Settings with which a run still is that of the publication, though not bit for bit."""
+
+
+def run(arguments: list[str]) -> int:
+    """``[RECIPE] [seeds=1] [overrides]``; 0 where the number was reached, 1 where not."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
+    args, name, seeds = _options(arguments)
+    found = recipes(args.config_dir)
+    if name is None:
+        _list(found)
+        return 0
+    options = [f"--config-dir={args.config_dir}"] * bool(args.config_dir)
+    plans = composed_once(lambda: chain(name, found))
+    composer = cache(lambda: Composer(args.config_dir))
+    given = [_passed(target, plans[-1], args.overrides) for target in plans]
+    changed = composed_once(lambda: [_changed(composer(), *each) for each in zip(plans, given, strict=True)])
+    _announce(plans)
+    values = []
+    for seed in seeds:
+        for target, overrides in zip(plans, given, strict=True):
+            if code := _train(composer, options, target.run(seed), _overrides(target, seed, overrides)):
+                return code
+        values.append(_measured(plans[-1], seed))
+    passed, line = verdict(plans[-1], values, list(dict.fromkeys(key for keys in changed for key in keys)))
+    _say(line)
+    return int(not passed)
+
+
+def _options(arguments: list[str]) -> tuple[Namespace, str | None, range]:
+    """Hydra's options with the overrides, the recipe's name, the seeds. Raises ConfigError."""
+    own, rest = {"seeds": 1, "seed": 0}, []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in own:
+            rest.append(argument)
+        elif not value.isdecimal() or (key == "seeds" and not int(value)):
+            raise ConfigError(f"{argument}: {key} is a whole number, from {int(key == 'seeds')} on")
+        else:
+            own[key] = int(value)
+    args = train._parse(rest)
+    if args.multirun or args.cfg or args.info or args.shell_completion or args.hydra_help or args.config_name:
+        raise ConfigError("healsg reproduce: takes the settings of one run, and of the options --config-dir alone")
+    names = [text for text in args.overrides if "=" not in text and not text.startswith("~")]
+    if len(names) > 1 or (args.overrides and args.overrides[:1] != names):
+        raise ConfigError(f"healsg reproduce RECIPE [seeds=1] [key=value ...]: {' '.join(args.overrides)} is not of it")
+    args.overrides = args.overrides[1:]
+    if taken := next((text for text in args.overrides if text.split("=")[0] in ("name", "recipe")), None):
+        raise ConfigError(f"{taken}: reproduce names its runs by itself, runs/reproduce-RECIPE-SEED")
+    return args, names[0] if names else None, range(own["seed"], own["seed"] + own["seeds"])
+
+
+def _passed(target: Target, last: Target, given: list[str]) -> list[str]:
+    """The overrides that a recipe gets: of one that runs before, all that are not about the method or the network."""
+    about = ("method", "model", "init_from")
+    return [text for text in given if target is last or re.split(r"[./=]", text.lstrip("+~"))[0] not in about]
+
+
+def _overrides(target: Target, seed: int, given: list[str]) -> list[str]:
+    """What ``healsg train`` gets."""
+    before = [f"{target.gives}=reproduce-{target.first}-{seed}"] * bool(target.first)
+    return [f"recipe={target.name}", *given, *before, f"name={target.run(seed)}", f"seed={seed}"]
+
+
+def _changed(composer: Composer, target: Target, given: list[str]) -> list[str]:
+    """The settings, as groups or keys, that make it another setting than the published one. Raises ConfigError."""
+
+    def composed(given: list[str]) -> Composed:
+        made = composer.compose(_overrides(target, 0, given), checked=False)
+        verify(made)
+        return made
+
+    plain = composed([])
+    if not given:
+        return []
+    asked = composed(given)
+    groups = [group for group, option in sorted(asked.choices.items()) if plain.choices.get(group, option) != option]
+    groups = [group for group in groups if group.split("/")[0] not in groups or "/" not in group]
+    spared = (*HARMLESS, *(group.replace("/", ".") for group in groups))
+    old, new = dict(flat(plain.values)), dict(flat(asked.values))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    keys = [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in spared)]
+    return [*(f"{group}={asked.choices[group]}" for group in groups if group not in HARMLESS), *keys]
+
+
+def _train(composer: Callable[[], Composer], options: list[str], name: str, overrides: list[str]) -> int:
+    """Train a run, or go on with it, through the door of ``healsg train``; 0 where it is finished."""
+    folder = RunFolder(ROOT / name)
+    record = composed_once(lambda: folder.record)
+    if record.get("status") == "finished":
+        values = composed_once(lambda: composer().compose(overrides)).values
+        if not values["fresh"]:
+            if key := next(iter(composed_once(lambda: claim.changed(folder, values))), None):
+                raise RunError(f"{folder.path}: is finished with another {key}; fresh=true starts anew")
+            _say(f"{folder.path}: is finished")
+            return 0
+    code = train.run([*options, *overrides])
+    gc.collect()
+    if not code and composed_once(lambda: folder.record).get("status") != "finished":
+        _say(f"{folder.path}: is not finished; the same command goes on")
+        return 1
+    return code
+
+
+def _measured(target: Target, seed: int) -> float:
+    """The number that a finished run reached: of its test, or the best of its evaluations. Raises RunError."""
+    folder = RunFolder(ROOT / target.run(seed))
+    record = composed_once(lambda: folder.record)
+    best = record.get("best") or {}
+    numbers = {best.get("monitor", ""): best.get("value")} | (record.get("test") or {})
+    value = numbers.get(target.metric)
+    if not isinstance(value, float | int) or not math.isfinite(value):
+        raise RunError(f"{folder.path}: has no number {target.metric}; there are {', '.join(filter(None, numbers))}")
+    return float(value)
+
+
+def _announce(plans: list[Target]) -> None:
+    target = plans[-1]
+    told = {"paper": target.paper, "table": target.table, "data": target.data, "budget": target.budget}
+    told |= {"target": f"{target.goal}; passes from {target.published - target.tolerance:.4f} on"}
+    told |= {"first": ", ".join(other.name for other in plans[:-1])} if target.first else {}
+    _say(f"{target.name} ({'never run by this project' if target.measured is None else f'measured {target.record}'})")
+    for key, value in told.items():
+        _say(f"  {key:<8}{value}")
+
+
+def _list(found: dict[str, Path]) -> None:
+    """All recipes: name, target, what was measured, where the number stands."""
+    rows = []
+    for name, path in found.items():
+        try:
+            target = read_target(path)
+            rows.append([name, target.goal, target.record, target.table])
+        except ConfigError as error:
+            rows.append([name, "", "", str(error)])
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        _say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
