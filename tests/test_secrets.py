@@ -166,13 +166,14 @@ def test_what_is_learnt_of_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 IMAGES = """
 import torch
-from healsg import DataInfo, DatasetSource, TaskData
+from healsg import DataInfo, DatasetSource
+from healsg.datasets.classification import Classification
 
 class Slow(torch.utils.data.Dataset):
     def __len__(self): return 64
     def __getitem__(self, index): return {"input": torch.rand(1, 8, 8), "target": torch.tensor(index % 10)}
 
-class Read(TaskData):
+class Read(Classification):
     @property
     def info(self): return DataInfo(input_shape=(1, 8, 8), num_classes=10)
     def read(self, part): return None if part == "val" else DatasetSource(Slow())
@@ -231,7 +232,7 @@ def test_a_run_listens_nowhere(kind: str) -> None:
     file system, which are closed to other users."""
     Path("reading.py").write_text(IMAGES)
     more = {"default": [], "workers": ["data=digits", "data._target_=reading.Read", "~data.shift", "~data.flip"]}
-    more["workers"] += ["~data.root", "data.workers=2", "data.batch_size=8", "data.val_fraction=0"]
+    more["workers"] += ["~data.augment", "~data.root", "data.workers=2", "data.batch_size=8", "data.val_fraction=0"]
     with FakeWandb() as server:
 
         def prepare() -> None:

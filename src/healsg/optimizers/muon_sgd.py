@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,8 @@ class MuonSGD(Optimizer):
     The published learning rates of SGD, 0.053 and 0.67, are those of a loss that sums over a batch of 2,000 and of
     a head with weights of deviation 1 whose outputs are divided by 256. For the mean, and where the weights are divided
     and not the outputs, the head's is 0.67 * 2000 / 256**2. A head of small weights passes small gradients to what lies
-    before it: the biases' is 0.053 * 2000 / 256 over the deviation of the last matrix.
+    before it: the biases' is 0.053 * 2000 / 256 over the deviation of the last matrix, to the nearest power of two, so
+    that it is the same for every seed.
 
     Args:
         params: parameters, or groups of them; what a group says of its weight decay or learning rate is left out.
@@ -48,7 +50,8 @@ class MuonSGD(Optimizer):
     ) -> None:
         weights = [tensor_of(weight) for group in as_groups(params) for weight in group["params"]]
         heads = [weight for weight in weights if weight.dim() == 2]
-        rate = bias_lr / max(float(heads[-1].detach().std()), 1e-6) if heads else bias_lr
+        deviation = float(heads[-1].detach().std()) if heads else 1.0
+        rate = bias_lr / 2 ** round(math.log2(max(deviation, 2**-20)))
         muon = {"algorithm": "muon", "lr": lr, "momentum": momentum, "ns_steps": ns_steps}
         groups: list[dict[str, Any]] = [{"params": [weight for weight in weights if weight.dim() > 2], **muon}]
         for lr, chosen in ((rate, [weight for weight in weights if weight.dim() < 2]), (head_lr, heads)):
