@@ -1,0 +1,58 @@
+"""What only a GPU shows; skipped where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from healsg import BasicTask, TaskTrainer
+from healsg.runner import TaskRunner
+
+if not torch.cuda.is_available():
+    pytest.skip("there is no GPU", allow_module_level=True)
+
+SHORT = ["runner.epochs=2", "quiet=true", "runner.device=cuda"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("method", ["adamw", "sgd", "muon", "fixmatch", "simclr"])
+def test_a_step_does_not_wait_for_the_device(method: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch, forward, backward and update; only ``tick`` may wait, every ``log_every`` updates."""
+    step = TaskRunner.step
+
+    def watched(self: TaskRunner, task: BasicTask, batch: dict[str, Any]) -> Any:
+        torch.cuda.set_sync_debug_mode("error" if self.step_count > 1 else "default")  # the first ones claim memory
+        try:
+            return step(self, task, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(TaskRunner, "step", watched)
+    run = TaskTrainer.compose(*SHORT, f"method={method}", f"runner.precision={precision}")
+    assert run.train()["status"] == "finished"
+
+
+def test_the_samples_lie_on_the_device() -> None:
+    trainer = TaskTrainer.compose(*SHORT)
+    trainer.train()
+    assert trainer.task is not None
+    batch = next(iter(trainer.task.train_loader))
+    assert {value.device.type for value in batch.values()} == {"cuda"}
+
+
+def test_a_deterministic_run_goes_on_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = TaskTrainer.compose(*SHORT, "runner.deterministic=true", "name=whole").train()
+    tick = TaskRunner.tick
+
+    def stopping(self: TaskRunner, task: BasicTask) -> None:
+        tick(self, task)
+        if self.step_count == 7:
+            self.keeper.stop(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskRunner, "tick", stopping)
+        assert TaskTrainer.compose(*SHORT, "runner.deterministic=true", "name=cut").train()["status"] == "stopped"
+    again = TaskTrainer.compose(*SHORT, "runner.deterministic=true", "name=cut").train()
+    assert again["digest"] == whole["digest"]
