@@ -72,7 +72,7 @@ def test_questions(arguments: list[str], told: str, program: Program, without_to
 
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("mod", "model="), ("model=re", "model=resnet"), ("runner.prec", "runner.precision="), ("data.s", "data.shift=")],
+    [("rec", "recipe="), ("model=re", "model=resnet"), ("runner.prec", "runner.precision="), ("data.s", "data.shift=")],
 )
 def test_bash_asks_for_a_completion(typed: str, offered: str, program: Program, without_torch: dict[str, str]) -> None:
     line = f"train.py {typed}"

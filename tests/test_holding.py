@@ -13,9 +13,9 @@ import torch
 import fake_data
 from healsg import TaskTrainer
 from healsg.datasets import holding
-from healsg.datasets.imagefolder import ImageFolder, decode
+from healsg.datasets.imagefolder import ImageFolder, Pictures, decode
 from healsg.errors import ConfigError, DataError, HealsgError
-from healsg.source import TensorSource
+from healsg.source import DatasetSource, Reading, TensorSource
 
 PICTURES = ["data=imagefolder", "data.folder=own", "data.image_size=16", "data.shift=2", "model=cnn", "model.width=4"]
 
@@ -129,3 +129,37 @@ def test_samples_stay_on_the_host_where_the_device_has_no_room(monkeypatch: pyte
     assert not source.fits(torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2000, 10_000))
     assert source.fits(torch.device("cuda"))
+
+
+def test_other_labels_are_another_cache(pictures: Path) -> None:
+    """The same pictures with other labels, as a table of one's own may have them."""
+    paths = sorted(map(str, pictures.rglob("*.jpg")))
+    held = []
+    for labels in ([0] * len(paths), [1] * len(paths)):
+        source = DatasetSource(Pictures(paths, labels, 8, 3), targets=torch.tensor(labels))
+        cached = holding.hold(source, "train", 0, Reading(), pictures.parent / "cache")
+        held.append(cached.fetch(torch.arange(len(paths)))["target"].tolist())
+    assert held == [[0] * len(paths), [1] * len(paths)]
+
+
+def test_what_a_killed_process_left_is_swept(pictures: Path) -> None:
+    cache = pictures.parent / "cache"
+    data(pictures, cache=True).splits()
+    (made,) = cache.iterdir()
+    left = cache / f".{made.name}.999999999.tmp"
+    made.rename(left)
+    data(pictures, cache=True).splits()
+    assert [path.name for path in cache.iterdir()] == [made.name]
+    (made / "input").write_bytes(b"cut short")
+    with pytest.raises(DataError, match=r"data.cache: .*input is not whole; remove its folder"):
+        data(pictures, cache=True).splits()
+
+
+def test_other_samples_do_not_go_on_in_silence(pictures: Path) -> None:
+    options = [*PICTURES, "runner.epochs=2", "data.batch_size=8", "quiet=true", "name=run"]
+    assert TaskTrainer.compose(*options, "runner.max_time=0").train()["status"] == "stopped"
+    for picture in sorted(pictures.rglob("*.jpg"))[:6]:
+        picture.unlink()
+    with pytest.raises(ConfigError, match=r"data: the samples are not those with which the run began"):
+        TaskTrainer.compose(*options).train()
+    assert TaskTrainer.compose(*options, "resume.force=true").train()["status"] == "finished"

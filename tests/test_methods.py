@@ -18,7 +18,7 @@ from conftest import REPOSITORY, beside, taken
 from healsg import BasicTask, TaskTrainer
 from healsg.checkpoint import load
 from healsg.epoch import evaluating
-from healsg.errors import ConfigError
+from healsg.errors import ConfigError, HealsgError
 from healsg.keeper import Keeper
 from healsg.methods.averaging import Average
 from healsg.methods.elr import EarlyLearning
@@ -564,3 +564,25 @@ def test_what_is_off_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     task = trained(*SMALL)
     assert not task.task_method.state_dict()
     assert not any(isinstance(module, Average) for module in task.task_method.modules())
+
+
+MISFITS = {
+    "method=byol method.momentum=0": r"method\.momentum: 0.* is out of range",
+    "method=gce data=synthetic data.kind=regression": r"method: GeneralisedCrossEntropy needs one class a sample",
+    "method=pgd data=synthetic data.kind=multilabel": r"method: PGD needs one class a sample",
+    "data=synthetic data.classes=4 model/metrics=kappa": r"model\.metrics\.kappa\.options\.num_classes: 10, and",
+    "data.imbalance=100000": r"data\.imbalance: 100000 cannot be had of classes of \d+ to \d+ samples; set less",
+    "data=synthetic data.shape=[2,16,16] data.augment=randaugment": r"data\.augment: randaugment takes images of",
+    "data.label_noise=none.csv": r"data\.label_noise: no such file: none\.csv nor data/none\.csv",
+}
+
+
+@pytest.mark.parametrize("options", MISFITS)
+def test_parts_that_do_not_fit_are_one_line(options: str) -> None:
+    with pytest.raises(HealsgError, match=MISFITS[options]):
+        TaskTrainer.compose("quiet=true", "runner.steps=2", *options.split()).train()
+
+
+def test_layers_thaw_under_fused_sgd() -> None:
+    options = ["method=sgd", "model=cnn", "model.width=4", "method.unfreeze_every=1", "runner.epochs=3", "quiet=true"]
+    assert TaskTrainer.compose(*options, "runner.limit_batches=2").train()["status"] == "finished"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from conftest import REPOSITORY
+from conftest import REPOSITORY, beside
 from healsg import BasicTask, TaskTrainer, checkpoint
 from healsg.errors import RunError
 from healsg.keeper import Keeper
 from healsg.method import TaskMethod
+from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
 from healsg.writer import Writer
 
@@ -21,18 +23,26 @@ SHORT = ["data=digits", "model=cnn", "quiet=true", "runner.limit_batches=4", "ru
 METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
 
 
-def test_the_thread_copies_what_stays_until_the_next_update() -> None:
-    gate, written = threading.Event(), dict[str, Any]()
+def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let the writing thread copy only once the event is set."""
+    gate, land = threading.Event(), Writer._land
+
+    def waiting(self: Writer, *arguments: Any) -> None:
+        gate.wait(10)
+        land(self, *arguments)
+
+    monkeypatch.setattr(Writer, "_land", waiting)
+    return gate
+
+
+def test_the_thread_copies_what_stays_until_the_next_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, written = held_back(monkeypatch), dict[str, Any]()
 
     def write(state: dict[str, Any]) -> None:
-        written.update({name: value.clone() for name, value in state["last"]["model"].items()})
-
-    def give() -> dict[str, torch.Tensor]:
-        gate.wait(10)
-        return {"weight": weight, "buffer": buffer}
+        written.update({name: state[name].clone() for name in ("weight", "buffer")})
 
     weight, buffer, writer = torch.ones(3), torch.ones(2), Writer(write)
-    writer.save({"last": {}}, {("last", "model"): give}, [weight], [buffer])
+    writer.save({"weight": weight, "buffer": buffer, "rate": 0.1}, [weight])
     buffer.fill_(5)  # as a forward pass does
     gate.set()
     writer.landed()
@@ -42,41 +52,100 @@ def test_the_thread_copies_what_stays_until_the_next_update() -> None:
     assert written["buffer"].tolist() == [1, 1]
 
 
-def test_weights_that_change_too_early_are_no_checkpoint() -> None:
-    gate, writer, weight = threading.Event(), Writer(lambda state: None), torch.ones(3)
-
-    def give() -> dict[str, torch.Tensor]:
-        gate.wait(10)
-        return {"weight": weight}
-
-    writer.save({"last": {}}, {("last", "model"): give}, [weight])
+def test_weights_that_change_too_early_are_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, written, weight = held_back(monkeypatch), list[Any](), torch.ones(3)
+    writer = Writer(written.append)
+    writer.save({"weight": weight}, [weight])
     weight.fill_(7)
     gate.set()
     with pytest.raises(RunError, match=r"train_step changed weights; set .* leaves_weights = False"):
         writer.wait()
+    assert not written
 
 
-def test_a_thread_that_fails_lets_the_update_go_on() -> None:
-    def give() -> dict[str, Any]:
+def test_a_thread_that_fails_lets_the_update_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
         raise ZeroDivisionError
 
-    writer = Writer(lambda state: None)
-    writer.save({"last": {}}, {("last", "model"): give})
-    writer.landed()
+    writer, weight = Writer(lambda state: None), torch.ones(3)
+    with monkeypatch.context() as patch:
+        patch.setattr("healsg.writer._copy", lambda pairs, device: broken() if pairs else None)
+        writer.save({"weight": weight}, [weight])
+        writer.landed()
     with pytest.raises(ZeroDivisionError):
         writer.wait()
 
 
-def test_every_save_is_that_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large weights go through the thread: each file is compared with a copy made at the save."""
+class Reassigning(torch.nn.Module):
+    """A network that gives its buffer another tensor in each forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * input.flatten(1).mean(0)
+        output: torch.Tensor = self.body(input)
+        return output
+
+
+class Stepped(BasicTask):
+    """torch's StepLR, as the design's example has it, and a network of one's own."""
+
+    def build_model(self) -> torch.nn.Module:
+        return Reassigning()
+
+    def build_scheduler(self) -> Any:
+        return torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=1, gamma=0.5)
+
+
+class Swapping(Supervised):
+    """Evaluates with other weights, which are swapped in and out."""
+
+    def evaluate(self, task: BasicTask, split: str) -> dict[str, float]:
+        for parameter in task.model.parameters():
+            parameter.data = parameter.data + 1.0
+        try:
+            return {"acc": 0.5}
+        finally:
+            for parameter in task.model.parameters():
+                parameter.data = parameter.data - 1.0
+
+
+class Slowing(Supervised):
+    """Sets the learning rate in its step."""
+
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        task.optimizer.param_groups[0]["lr"] *= 0.9
+        return super().train_step(task, batch)
+
+
+OWN = {
+    "usual": ["model=resnet", "model.width=8", "method=sgd"],
+    "momentum": ["model=cnn", "method=adamw", "method.ema=0.9", "runner.accumulate=2"],
+    "stepped": ["task._target_=test_saving.Stepped", "trusted=[test_saving]", "runner.eval_every=2"],
+    "swapping": ["method._target_=test_saving.Swapping", "trusted=[test_saving]", "model=cnn"],
+    "slowing": ["method._target_=test_saving.Slowing", "trusted=[test_saving]", "model=cnn"],
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_every_save_is_that_of_its_step(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late the thread comes, each file is what the state was at its save."""
     monkeypatch.setattr("healsg.keeper._WORTH", 0)
-    save, saved = Keeper.save, dict[int, str]()
-    late = list[int]()
+    save, saved, land = Keeper.save, dict[int, str](), Writer._land
+    late = list[bool]()
+
+    def slow(self: Writer, *arguments: Any) -> None:
+        time.sleep(0.02)
+        land(self, *arguments)
 
     def watched(self: Keeper, task: BasicTask) -> None:
         saved[task.runner.step_count] = checkpoint.digest(task.state_dict())
         save(self, task)
-        late.append(len(self.late))
+        late.append(task.runner.before_update is not None)
 
     def write(path: Path, state: dict[str, Any]) -> None:
         if path.name == "last.pt":
@@ -85,12 +154,13 @@ def test_every_save_is_that_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None
         store(path, state)
 
     store, found = checkpoint.save, dict[int, str]()
+    monkeypatch.setattr(Writer, "_land", slow)
     monkeypatch.setattr(Keeper, "save", watched)
     monkeypatch.setattr(checkpoint, "save", write)
-    TaskTrainer.compose(*SHORT, "model=resnet", "model.width=8", "method=sgd", "runner.save_every=1").train()
+    TaskTrainer.compose(*SHORT, *OWN[case], "runner.save_every=1").train()
     assert found == saved
-    assert len(saved) == 9
-    assert set(late) == {2}
+    assert len(saved) == (5 if case == "momentum" else 9)
+    assert set(late) == {case in ("usual", "momentum")}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -107,7 +177,9 @@ def test_a_method_that_leaves_weights_alone_does(method: str, monkeypatch: pytes
         looked.append(all(torch.equal(*pair) for pair in zip(before, now, strict=True)))
         return update(self, task, logs)
 
-    trainer = TaskTrainer.compose(*SHORT, f"method={method}", "model.width=4", "runner.epochs=1")
+    small = beside(method)
+    small = small if any(option.startswith("model=") for option in small) else ["model.width=4", *small]
+    trainer = TaskTrainer.compose(*SHORT, f"method={method}", *small, "runner.epochs=1")
     monkeypatch.setattr(TaskRunner, "step", stepping)
     monkeypatch.setattr(TaskRunner, "update", updating)
     assert trainer.train()["status"] == "finished"

@@ -24,7 +24,7 @@ from healsg.folder import ROOT, RunFolder, timestamp, write_text
 from healsg.saved import read_saved
 
 FREE = (
-    *("name", "fresh", "trusted", "use_wandb", "wandb", "quiet", "debug", "resume", "logger", "recipe"),
+    *("name", "fresh", "trusted", "use_wandb", "wandb", "quiet", "debug", "resume", "logger", "recipe", "sweep"),
     *(
         "data.root",
         "data.workers",

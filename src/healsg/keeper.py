@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from healsg import checkpoint, distributed
 from healsg.config import one_line
@@ -22,8 +25,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("healsg")
 
-_WORTH = 1 << 17
+_WORTH = 1 << 18
 """Bytes of weights from which on the writing thread copies them."""
+_KNOWN = {"healsg", "torch", "torchvision", "timm"}
+"""Packages whose modules change no parameter in a forward pass."""
 REST = 1.0
 """Seconds between two saves at the ends of epochs: what a kill may cost beside the step it hits."""
 
@@ -118,36 +123,32 @@ class Keeper:
 
         What came of it is told by the next call. Raises RunError for the save before this one.
         """
-        late = self.late
-        last = {name: give() for name, give in task.parts().items() if name not in late} if late else task.state_dict()
+        last = task.state_dict()
         if self.journal:
             files = {"last": last | {"journal": self.journal.state_dict()}}
-            rest = {("last", name): give for name, give in late.items()}
             if self.unsaved_best:
-                files["best"] = self.unsaved_best
-                rest |= {} if "model" in self.unsaved_best else {("best", "model"): late["model"]}
-            modules = self.modules if late else []
-            weights = [value for module in modules for value in module._parameters.values() if value is not None]
-            changing = [value for module in modules for value in module._buffers.values() if value is not None]
-            self.writer.save(files, rest, weights, changing)
+                files["best"] = {"model": last["model"]} | self.unsaved_best
+            late = _left_alone(task) if self.late else []
+            self.writer.save(files, late)
             task.runner.before_update = self.writer.landed if late else None
         self.unsaved_best = None
         self.saved_at = time.monotonic()
         self.halt.saving = max(self.halt.saving, self.writer.seconds)
 
     def _plan(self, task: BasicTask) -> None:
-        """Find the parts of the state that stay as they are until the next update, to be copied meanwhile.
+        """Find out whether weights and the optimizer's memory stay as they are until the next update, and are worth it.
 
-        On a GPU copies wait for nothing in any case, and a small state is copied sooner than it is handed over.
+        On a GPU copies wait for nothing in any case. Of other people's classes it is not known what they do.
         """
         from healsg.task import BasicTask
 
-        method, usual = task.task_method, type(task).state_dict is BasicTask.state_dict
-        alone = method.leaves_weights and type(method).step is TaskMethod.step
-        size = sum(value.nbytes for value in task.model.parameters())
-        self.modules, self.late = list(task.model.modules()), dict[str, Callable[[], dict[str, Any]]]()
-        if alone and usual and task.device.type == "cpu" and size >= _WORTH:
-            self.late = {name: give for name, give in task.parts().items() if name in ("model", "optimizer")}
+        kind, method = type(task), type(task.task_method)
+        own = "leaves_weights" in vars(method) or method.__module__.startswith("healsg.")
+        alone = own and method.leaves_weights and method.step is TaskMethod.step
+        usual = kind.state_dict is BasicTask.state_dict and kind.run_epoch is BasicTask.run_epoch
+        known = {type(module).__module__.partition(".")[0] for module in task.model.modules()} <= _KNOWN
+        large = sum(value.nbytes for value in task.model.parameters()) >= _WORTH
+        self.late = alone and usual and known and large and task.device.type == "cpu"
 
     def _write(self, states: dict[str, Any]) -> None:
         """What the writing thread does: the lines that a checkpoint counts on reach the disk before it."""
@@ -168,11 +169,11 @@ class Keeper:
         """Keep the weights that are evaluated, with the numbers they reached, until the next save."""
         model = task.task_method.eval_model(task)
         self.unsaved_best = {"best": task.runner.monitor.best or {}}
-        if not copy and model is task.model and self.late:
+        if not copy and model is task.model:
             return  # the save that follows has them
         weights = model.state_dict()
         if copy:
-            weights = checkpoint.like(weights, {key: value.clone() for key, value in weights.items()})
+            weights = checkpoint.like(weights, {key: _cloned(value) for key, value in weights.items()})
         self.unsaved_best["model"] = weights
 
     def stop(self, task: BasicTask) -> None:
@@ -208,6 +209,17 @@ class Keeper:
                 self.journal.write({"event": "test", "epoch": runner.epoch, "step": runner.step_count} | test)
             lasting = checkpoint.digest(final | {"history": self.journal.history})
             self.folder.finished(final["runner"]["monitor"]["best"], test, lasting)
+
+
+def _left_alone(task: BasicTask) -> list[Tensor]:
+    """The parameters and the tensors of the optimizer's memory, but for what is a buffer too."""
+    buffers = {buffer.data_ptr() for buffer in task.model.buffers()}
+    memory = [value for row in task.optimizer.state.values() for value in row.values() if isinstance(value, Tensor)]
+    return [value for value in (*task.model.parameters(), *memory) if value.data_ptr() not in buffers]
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def restore_weights(task: BasicTask, folder: RunFolder, which: str) -> None:

@@ -99,7 +99,7 @@ class Loader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
         """The batches of ``epoch`` from position ``start``, each with the rows of this rank that count."""
         places = [(epoch, position) for position in range(start, len(self))]
-        if self.in_memory and len(self.sources) == self.terms.world == 1:
+        if self.in_memory and len(self.sources) == self.terms.world == 1 and self._by_sample():
             return self._sliced(epoch, start)
         if self.in_memory:
             return (self._prepare(*place)[:2] for place in places)
@@ -133,6 +133,11 @@ class Loader:
             counted = rows if counted < 0 else counted
             dealt[stream] = self._views(stream, raw, start, stop, kept) if kept is None or len(kept) else raw
         return (dealt[stream] if self.flat else dealt), counted, missed
+
+    def _by_sample(self) -> bool:
+        """Whether a sample's neighbours in its batch are nothing to it: as our transforms are."""
+        made = [transform for views in self.views.values() for transform in views.values() if transform]
+        return all(type(transform).__module__.startswith("healsg.transforms.") for transform in made)
 
     def _sliced(self, epoch: int, start: int) -> Iterator[tuple[Batch, int]]:
         """Batches of tensors, as many prepared at once as lie within ``TOGETHER``: to each sample its neighbours are

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from healsg import distributed
 from healsg.errors import NotFiniteError, RunError
-from healsg.metric import precise
 
 
 class Meter:
@@ -91,7 +90,8 @@ def _read(rows: list[list[Any]]) -> list[list[float]]:
 def _read_together(rows: list[list[Any]]) -> list[list[float]]:
     """The same of scalars on a device, in one transfer and its widest type, summed over processes."""
     device = next(cell.device for cell in rows[0] if isinstance(cell, Tensor))
-    cells = [precise(torch.as_tensor(cell, device=device)) for row in rows for cell in row]
+    widest = torch.float32 if device.type == "mps" else torch.float64
+    cells = [torch.as_tensor(cell, dtype=widest, device=device) for row in rows for cell in row]
     table = torch.stack(cells).view(len(rows), len(rows[0]))
     counts = table[:, -1:].clone()
     table[:, :-1] = torch.where(counts > 0, table[:, :-1] * counts, 0.0)

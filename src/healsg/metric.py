@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from healsg.data import DataInfo
 
 
 class Metric:
@@ -23,6 +26,9 @@ class Metric:
 
     def __init__(self) -> None:
         self.state: Any = None
+
+    def check(self, info: DataInfo) -> None:
+        """Refuse a task that it is not for. Raises ConfigError, before whose text stands the metric's key."""
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor | None:
         """What a batch adds to the state: a vector whose last element counts; None where it does not apply."""

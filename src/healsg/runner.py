@@ -110,11 +110,11 @@ class TaskRunner:
         last = min(self.length, self.position + (self.total_steps - self.step_count) * self.accumulate)
         for batch, rows in islice(task.train_loader.batches(self.epoch, self.position), last - self.position):
             self.position += 1
-            self.rows, progress.position = rows, self.position
-            progress.samples += rows
+            self.rows, progress.position, progress.samples = rows, self.position, progress.samples + rows
             self.closing = self.position % self.accumulate == 0 or self.position == self.length
             seed_device(place.device, self.position, state=epoch)
             yield place.move(batch)
+        self.before_update = self.before_update and self.before_update()  # what follows may change anything
 
     def eval_batches(self, task: BasicTask, split: str) -> Iterator[dict[str, Any]]:
         """The batches of a split that is only looked at."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -212,19 +212,15 @@ class BasicTask:
 
     # --- state -----------------------------------------------------------------------------------------------------
 
-    def parts(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        """What gives each part of the state."""
-        return {
-            "model": self.model.state_dict,
-            "optimizer": self.optimizer.state_dict,
-            "scheduler": dict if self.scheduler is None else self.scheduler.state_dict,
-            "method": self.task_method.state_dict,
-            "runner": self.runner.state_dict,
-        }
-
     def state_dict(self) -> dict[str, Any]:
         """All that a run continues from: tensors and plain values."""
-        return {name: give() for name, give in self.parts().items()}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else {},
+            "method": self.task_method.state_dict(),
+            "runner": self.runner.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

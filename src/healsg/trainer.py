@@ -76,12 +76,23 @@ class TaskTrainer:
         with Halt(runner.max_time) as halt, session:
             task.build(threads=self.folder.record.get("threads"), fresh_weights=not going_on)
             task.build_training()
-            facts = task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
+            self._same_samples(facts := task.facts(), going_on)
+            facts |= {"threads": torch.get_num_threads(), "description": self.description}
             with self.keeper_type(self.folder, session.journal, halt, session.screen.epoch) as keeper:
                 keeper.begin(task)
                 session.begin(facts, runner.step_count)
                 runner.fit(task, keeper)
         return session.result
+
+    def _same_samples(self, facts: dict[str, Any], going_on: bool) -> None:
+        """Refuse other samples than those with which a run began, where its data tell which. Raises ConfigError."""
+        assert self.folder is not None
+        was, now = self.folder.record.get("samples"), facts.get("samples")
+        if going_on and was and now and was != now and not self.config["resume"]["force"]:
+            raise ConfigError(
+                f"data: the samples are not those with which the run began ({was.get('labelled')} with labels, "
+                f"{now.get('labelled')} now, or others of as many); resume.force=true goes on with these"
+            )
 
     def _begin(self, folder: RunFolder | None) -> tuple[BasicTask, RunFolder]:
         """Claim the folder, make the parts, and only then write; rank 0 does so for all."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import _thread
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -38,31 +38,23 @@ class Writer:
         self._failure: BaseException | None = None
         self._host: list[Tensor] = []
 
-    def save(
-        self,
-        state: dict[str, Any],
-        late: Mapping[tuple[str, str], Callable[[], Any]] | None = None,
-        weights: Iterable[Tensor] = (),
-        changing: Iterable[Tensor] = (),
-    ) -> None:
+    def save(self, state: dict[str, Any], late: Iterable[Tensor] = ()) -> None:
         """Begin to write ``state``, tensors and plain values in dicts and lists; it may change once this returns.
 
         Args:
-            late: by its place in ``state``, what gives the rest of it; that may change once ``landed`` returns.
-            weights: those of it in which the thread looks for a change that came too early.
-            changing: the tensors of that rest which may change at once all the same.
+            late: those of its tensors that the thread copies; they may change once ``landed`` returns.
         """
         self.wait()
-        began, pairs, seen = time.monotonic(), list[tuple[Tensor, Tensor]](), dict[int, tuple[Tensor, Tensor]]()
-        copied = self._copied([state, *changing], pairs, seen)[0]
+        began, pairs = time.monotonic(), list[tuple[Tensor, Tensor]]()
+        copied = self._copied(state, pairs, {})
+        left = {value.data_ptr(): (value, value._version) for value in late}
         device = next((own.device for _, own in pairs if own.is_cuda), None)
-        _copy(pairs, device)
+        _copy([pair for pair in pairs if pair[1].data_ptr() not in left], device)
         arrived = torch.cuda.current_stream(device).record_event() if device else None
         resting, landing = _thread.allocate_lock(), _thread.allocate_lock()
         resting.acquire()
         landing.acquire()
-        versions = [(value, value._version) for value in weights]
-        rest = late or {}, versions, pairs, seen, landing
+        rest = [pair for pair in pairs if pair[1].data_ptr() in left], list(left.values()), landing
         _thread.start_new_thread(self._run, (copied, arrived, device, began, resting, rest))  # threading would wait
         self._resting, self._landing = resting, landing
 
@@ -98,7 +90,7 @@ class Writer:
         rest: Any,
     ) -> None:
         try:
-            self._land(copied, *rest)
+            self._land(*rest)
             if arrived is not None:
                 torch.cuda.set_device(device)  # a thread begins with the first
                 arrived.synchronize()
@@ -109,21 +101,10 @@ class Writer:
             self.seconds = time.monotonic() - began
             resting.release()
 
-    def _land(
-        self,
-        copied: dict[str, dict[str, Any]],
-        late: Mapping[tuple[str, str], Callable[[], Any]],
-        versions: list[tuple[Tensor, int]],
-        pairs: list[tuple[Tensor, Tensor]],
-        seen: dict[int, tuple[Tensor, Tensor]],
-        landing: Any,
-    ) -> None:
+    def _land(self, pairs: list[tuple[Tensor, Tensor]], versions: list[tuple[Tensor, int]], landing: Any) -> None:
         """Copy what was left to the thread. Raises RunError where it was not left alone meanwhile."""
         try:
-            before = len(pairs)
-            for (file, part), give in late.items():
-                copied[file][part] = self._copied(give(), pairs, seen)
-            _copy(pairs[before:], None)
+            _copy(pairs, None)
             if any(value._version != version for value, version in versions):
                 raise RunError(
                     "a checkpoint was being copied when train_step changed weights; set the method's class attribute "

@@ -11,11 +11,13 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from healsg import claim, distributed, redact
 from healsg.cli import as_mistake, report
+from healsg.commands.fitting import refuse
+from healsg.commands.jobs import compose_jobs
 from healsg.commands.train import composed_once
 from healsg.config import Composed, check_init_from, one_line, verify
 from healsg.errors import ConfigError
@@ -25,45 +27,72 @@ from healsg.halt import Halt
 if TYPE_CHECKING:
     from healsg.compose import Composer
 
-Plan = tuple[str, list[tuple[str, Composed]]]
+Jobs = list[tuple[str, Composed]]
+"""The jobs by name."""
+
+Plan = tuple[str, Jobs, set[str]]
+"""The sweep's name, its jobs, and the names of those whose configurations are known to be right."""
+
+Row = dict[str, Any]
+"""What the table says of a job: ``job``, ``status``, ``exit``, its numbers or the ``reason`` why it has none."""
+
+WHOLE = {"name": "are named by themselves", "sweep": "are trained in one way"}
 
 
 def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
     """Run every job; 0 where all are finished, 1 where one failed, 2 where the command was wrong."""
-    name, jobs = composed_once(lambda: plan(composer(), overrides))
-    folder, rows = RunFolder(ROOT / name), list[dict[str, Any]]()
+    name, jobs, sound = composed_once(lambda: plan(composer(), overrides))
+    folder, rows = RunFolder(ROOT / name), list[Row]()
     composed_once(folder.lock)
     with Halt() as halt, contextlib.ExitStack() as stack:
         stack.callback(folder.abandon)
-        for number, (job, composed) in enumerate(jobs, 1):
-            if halt.agreed():
-                break
-            halt.began = time.monotonic()
-            _say(f"job {number} of {len(jobs)}: {job}")
-            rows.append({"job": job, **run_job(name, job, composed)})
+        stack.callback(gc.unfreeze)
+        if jobs[0][1].values["sweep"] == "vectorised":
+            from healsg.commands.stacked import run_stacked
+
+            rows += run_stacked(name, jobs, sound, halt)
+        else:
+            rows += _one_by_one(name, jobs, sound, halt)
         if rows and distributed.rank() == 0:
             _table(name, rows)
-        if len(rows) < len(jobs) or rows[-1]["exit"] >= 128:
+        if len(rows) < len(jobs) or any(row["exit"] >= 128 for row in rows):
             return halt.stopped().status
     return 1 if any(row["status"] == "failed" for row in rows) else 0
 
 
+def _one_by_one(name: str, jobs: Jobs, sound: set[str], halt: Halt) -> Iterator[Row]:
+    kept: dict[str, Any] = {"sound": sound}
+    for number, (job, composed) in enumerate(jobs, 1):
+        if halt.agreed():
+            break
+        halt.began = time.monotonic()
+        say(f"job {number} of {len(jobs)}: {job}")
+        row = {"job": job, **run_job(name, job, composed, kept)}
+        if "torch" in sys.modules and not gc.get_freeze_count():
+            gc.freeze()  # what has been imported is not to be looked through after each job
+        yield row
+
+
 def plan(composer: Composer, overrides: list[str]) -> Plan:
-    """The sweep's name, and each job's name and configuration; a wrong key or option refuses the whole."""
-    jobs = []
-    for job_overrides in composer.sweep(overrides):
-        own = [override for override, given in zip(job_overrides, overrides, strict=True) if override != given]
-        if any(override.startswith("name=") for override in own):
-            raise ConfigError("name: is that of the whole sweep; its jobs are named by themselves")
-        jobs.append((job_name(own), composer.compose(job_overrides, checked=False)))
+    """What is to be done, see ``Plan``; a wrong key or option refuses the whole."""
+    names, lines = [], composer.sweep(overrides)
+    for line in lines:
+        own = [override for override, given in zip(line, overrides, strict=True) if override != given]
+        for key in ("name", "sweep"):
+            if any(override.startswith(f"{key}=") for override in own):
+                raise ConfigError(f"{key}: is that of the whole sweep; its jobs {WHOLE[key]}")
+        names.append(job_name(own))
+    jobs = list(zip(names, compose_jobs(composer, lines, overrides), strict=True))
     problems = [_problem(composed) for _, composed in jobs]
     if all(problems):
         raise ConfigError(problems[0])
     name = jobs[0][1].values["name"] or f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_sweep_{secrets.token_hex(2)}"
     claim.check_name(name)
+    if jobs[0][1].values["sweep"] == "vectorised":
+        refuse(jobs)
     if (ROOT / name / "config.yaml").exists():
         raise ConfigError(f"name: {ROOT / name} is one run; give the sweep another name")
-    return name, jobs
+    return name, jobs, {job for (job, _), problem in zip(jobs, problems, strict=True) if not problem}
 
 
 def _problem(composed: Composed) -> str:
@@ -87,33 +116,51 @@ def job_name(overrides: list[str]) -> str:
     return f"{head}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
-def run_job(name: str, job: str, composed: Composed) -> dict[str, Any]:
-    """Train one job in ``runs/<name>/<job>/``; a failure is told at once and is this job's alone."""
-    from healsg.trainer import TaskTrainer
+def run_job(name: str, job: str, composed: Composed, kept: dict[str, Any] | None = None) -> Row:
+    """Train one job in ``runs/<name>/<job>/``; a failure is told at once and is this job's alone.
 
-    path = ROOT / name / job
-    folder = RunFolder(path)
-    values = composed.values
+    ``kept`` is what one job leaves to the next, the data it has read, and as ``sound`` the names of the jobs whose
+    configurations are known to be right.
+    """
+    folder = RunFolder(ROOT / name / job)
     try:
-        verify(composed)
-        check_init_from(composed)
-        record = composed_once(lambda: folder.record)
-        if record.get("status") == "finished" and not values["fresh"] and not claim.changed(folder, values):
-            _say(f"{path}: is finished")
-            return {"status": "finished", "exit": 0, **_numbers(record)}
-        trainer = TaskTrainer(composed)
-        trainer.folder = folder
-        result = trainer.train()
-        return {"status": result["status"], "exit": result["exit"], **_numbers(result)}
+        if row := finished(folder, composed, job in (kept or {}).get("sound", ())):
+            return row
+        from healsg.commands.sharing import JobTrainer
+
+        trainer = JobTrainer(composed)
+        trainer.folder, trainer.kept = folder, kept
+        return ended(trainer.train())
     except (Exception, SystemExit) as error:
-        if isinstance(error, Exception) and (mistake := as_mistake(error)):
-            report(mistake, debug=composed.values["debug"])
-            return {"status": "failed", "exit": mistake.status, "reason": redact.text(one_line(mistake))}
-        print(redact.trace(error), end="", file=sys.stderr)
-        reason = redact.text(f"{type(error).__name__}: {one_line(error)}")
-        return {"status": "failed", "exit": 1, "reason": reason}
+        return failed(error, composed)
     finally:
         gc.collect()
+
+
+def finished(folder: RunFolder, composed: Composed, sound: bool) -> Row | None:
+    """The row of a job that is finished already. Raises ConfigError for a configuration that is wrong."""
+    if not sound:
+        verify(composed)
+    check_init_from(composed)
+    record = composed_once(lambda: folder.record)
+    if record.get("status") != "finished" or composed.values["fresh"] or claim.changed(folder, composed.values):
+        return None
+    say(f"{folder.path}: is finished")
+    return {"status": "finished", "exit": 0, **_numbers(record)}
+
+
+def ended(result: dict[str, Any]) -> Row:
+    """The row of a job that has been trained."""
+    return {"status": result["status"], "exit": result["exit"], **_numbers(result)}
+
+
+def failed(error: BaseException, composed: Composed) -> Row:
+    """Tell why a job failed; its row."""
+    if isinstance(error, Exception) and (mistake := as_mistake(error)):
+        report(mistake, debug=composed.values["debug"])
+        return {"status": "failed", "exit": mistake.status, "reason": redact.text(one_line(mistake))}
+    print(redact.trace(error), end="", file=sys.stderr)
+    return {"status": "failed", "exit": 1, "reason": redact.text(f"{type(error).__name__}: {one_line(error)}")}
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:
@@ -129,20 +176,20 @@ def _table(name: str, rows: list[dict[str, Any]]) -> None:
     text = [[_cell(row.get(column, "")) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in [columns, *text]) for i in range(len(columns))]
     for line in [columns, *text]:
-        _say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     path = ROOT / name / "sweep.csv"
     write_text(path, buffer.getvalue())
-    _say(f"table: {path}")
+    say(f"table: {path}")
 
 
 def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(line, flush=True)

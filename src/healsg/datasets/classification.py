@@ -150,7 +150,13 @@ class Classification(TaskData):
     def _thin(self, train: Source) -> Source:
         if self.imbalance:
             targets = self._classes(train, "imbalance")
-            amounts = splits.long_tail(self._counts(targets), self.imbalance)
+            counts = self._counts(targets)
+            amounts = splits.long_tail(counts, self.imbalance)
+            if int(counts.min()) == 0 or int(amounts.max()) < 0.5 * self.imbalance * int(amounts.min()):
+                told = (
+                    f"{self.imbalance:g} cannot be had of classes of {int(counts.min())} to {int(counts.max())} samples"
+                )
+                raise ConfigError(f"data.imbalance: {told}; set less")
             chosen = splits.choose(targets, amounts, self.split_seed, "imbalance")
             self._seen(chosen)
             train = train.subset(chosen)

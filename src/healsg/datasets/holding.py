@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path 
         _write(place, first, source, lambda tensors: _fill(tensors, source, workers, reading))
     distributed.barrier()
     tensors = {key: _mapped(place / key, first[key], len(source), shared=False) for key in sizes}
-    return DatasetSource(Mapped(**tensors), _as_it_is, tensors["target"].clone())
+    targets = tensors["target"].clone() if source.targets is None else source.targets
+    return DatasetSource(Mapped(**tensors), _as_it_is, targets)
 
 
 class Mapped:
@@ -109,6 +111,9 @@ def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Rea
 
 def _write(place: Path, first: Batch, source: Source, fill: Callable[[dict[str, Tensor]], None]) -> None:
     """Make the folder of a cache in one atomic step. Raises DataError where the disk has no room."""
+    for left in place.parent.glob(f".{place.name}.*.tmp"):  # by a process that was killed
+        if not Path("/proc", left.name.split(".")[-2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
     making = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         making.mkdir(parents=True, exist_ok=True)
@@ -121,7 +126,8 @@ def _write(place: Path, first: Batch, source: Source, fill: Callable[[dict[str, 
         del tensors
         making.replace(place)
     except OSError as error:
-        raise DataError(f"data.cache: {place} cannot be written ({error.strerror})") from error
+        if not place.is_dir():  # which another run has made meanwhile
+            raise DataError(f"data.cache: {place} cannot be written ({error.strerror})") from error
     finally:
         for key in ("input", "target") if making.is_dir() else ():
             (making / key).unlink(missing_ok=True)
@@ -131,6 +137,8 @@ def _write(place: Path, first: Batch, source: Source, fill: Callable[[dict[str, 
 
 def _mapped(path: Path, like: Tensor, count: int, shared: bool) -> Tensor:
     """The (count, ...) tensor that lies in a file. Not ``shared``, nothing that is written to it reaches the file."""
+    if path.stat().st_size < count * like.nbytes:
+        raise DataError(f"data.cache: {path} is not whole; remove its folder")
     flat = torch.from_file(str(path), shared=shared, size=count * like.numel(), dtype=like.dtype)
     return flat.view(count, *like.shape[1:])
 
@@ -143,9 +151,11 @@ def _name(source: Source, first: Batch) -> str:
         raise ConfigError(f"data.cache: the files of {type(dataset).__name__} are not known; set data.in_memory=true")
     plain = {key: value for key, value in vars(dataset).items() if isinstance(value, (int, float, str, tuple))}
     chosen = source.chosen.tolist() if source.chosen is not None else None
+    targets = source.targets.tolist() if source.targets is not None else getattr(dataset, "targets", None)
     known: list[Any] = [
         type(dataset).__qualname__,
         plain,
+        targets.tolist() if isinstance(targets, Tensor) else targets,
         chosen,
         str(first["input"].dtype),
         list(first["input"].shape),

@@ -30,6 +30,8 @@ def read_matrix(name: str, classes: int, root: Path) -> Tensor:
     """
     places = [Path(name).expanduser(), root / name]
     path = next((place for place in places if place.is_file()), None)
+    if path is None and Path(name).suffix in (".csv", ".json", ".npy"):
+        raise DataError(f"data.label_noise: no such file: {' nor '.join(map(str, places))}")
     if path is None or path.suffix not in (".csv", ".json", ".npy") or path.stat().st_size > LARGEST:
         raise DataError(f"data.label_noise: {name} is no share, and no .csv, .json or .npy file")
     try:

@@ -72,6 +72,8 @@ class Tables(Classification):
             raise ConfigError(f"data.target: {self.target} for a {kind} task; a class a sample is one column")
         if image and columns:
             raise ConfigError("data.columns: data.image names the input already; leave one out")
+        if columns is not None and (not columns or len(set(columns)) < len(columns) or set(columns) & set(self.target)):
+            raise ConfigError(f"data.columns: {columns}; name at least one, each once, and none that data.target names")
         mean, std = (MEAN, STD) if channels == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))
         size = image_size if image else shift + 1
         self.images = ImageViews(augment, flip, shift, mean, std, padding=padding, size=size)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from healsg.losses.agreement import cosine_distance
 from healsg.losses.redundancy import spread
 from healsg.methods.selfsupervised import Pair, Predicted, SelfSupervised, perceptron
-from healsg.types import Count, Share
+from healsg.types import Count, Kept
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -27,7 +27,7 @@ class BYOL(SelfSupervised):
     mean_over_samples = True
     momentum_rises = True
 
-    def __init__(self, momentum: Share = 0.99, hidden: Count = 512, size: Count = 128, **common: Any) -> None:
+    def __init__(self, momentum: Kept = 0.99, hidden: Count = 512, size: Count = 128, **common: Any) -> None:
         super().__init__(**common)
         self.momentum, self.hidden, self.size = momentum, hidden, size
 

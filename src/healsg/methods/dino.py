@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from healsg import distributed
 from healsg.losses.agreement import self_distillation
 from healsg.methods.selfsupervised import Pair, SelfSupervised
-from healsg.types import Count, Positive, Share
+from healsg.types import Count, Kept, Positive, Share
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -51,7 +51,7 @@ class DINO(SelfSupervised):
         self,
         student_temperature: Positive = 0.1,
         teacher_temperature: Positive = 0.04,
-        momentum: Share = 0.99,
+        momentum: Kept = 0.99,
         center_momentum: Share = 0.9,
         hidden: Count = 512,
         bottleneck: Count = 128,

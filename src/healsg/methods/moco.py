@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from healsg.losses.contrastive import queue_contrast
 from healsg.methods.gathered import gather
 from healsg.methods.selfsupervised import SelfSupervised, perceptron, wide
-from healsg.types import Count, Positive, Share
+from healsg.types import Count, Kept, Positive
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -37,7 +37,7 @@ class MoCo(SelfSupervised):
     def __init__(
         self,
         temperature: Positive = 0.2,
-        momentum: Share = 0.99,
+        momentum: Kept = 0.99,
         queue: Count = 4096,
         hidden: Count = 512,
         size: Count = 128,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from healsg.saved import load_saved
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
+
+log = logging.getLogger("healsg")
 
 _pupil: ContextVar[bool] = ContextVar("pupil", default=True)
 """Whether a method's own teacher is asked for: not where only the network is wanted, which may teach in its turn."""
@@ -183,6 +186,10 @@ class Distilled(Supervised):
         if task.info and taught:
             refuse_other("classes", self.run, taught.num_classes, task.info.num_classes)
             refuse_other("input shape", self.run, taught.input_shape, task.info.input_shape)
+            if taught.class_names and task.info.class_names:
+                refuse_other("class names", self.run, taught.class_names[:9], task.info.class_names[:9])
+        if folder.record.get("status") != "finished":
+            log.warning("method.teacher: %s is not finished; the best weights that it has teach", folder.path)
 
     def setup(self, task: BasicTask) -> None:
         super().setup(task)

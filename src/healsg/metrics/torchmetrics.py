@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from healsg.data import DataInfo
 from healsg.errors import ConfigError
 from healsg.losses.usual import fitted
 from healsg.metric import precise
@@ -38,12 +39,19 @@ class TorchMetric(Gathered):
             raise ConfigError(f"model.metrics: torchmetrics has no {name!r}; the nearest are {', '.join(near)}")
         by_name = {"Multiclass": "multiclass", "Multilabel": "multilabel"}
         self.kinds = (by_name.get(name[:10], "regression"),)  # type: ignore[misc]
+        self.options = dict(options or {})
         try:
             self.metric = getattr(known[name], name)(**(options or {}))
         except Exception as error:
             raise ConfigError(
                 f"model.metrics: torchmetrics' {name} refuses {dict(options or {})}: {line(error)}"
             ) from None
+
+    def check(self, info: DataInfo) -> None:
+        """Refuse another number of classes or labels than the task has. Raises ConfigError."""
+        for key in ("num_classes", "num_labels"):
+            if (told := self.options.get(key, info.num_classes)) != info.num_classes:
+                raise ConfigError(f"options.{key}: {told}, and this task has {info.num_classes}")
 
     def rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         if self.kinds == ("regression",):

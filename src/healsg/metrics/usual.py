@@ -38,4 +38,9 @@ def with_chosen(info: DataInfo | None, chosen: Mapping[str, Metric]) -> dict[str
         if info and metric.kinds and kind not in metric.kinds:
             wanted = " or ".join(metric.kinds)
             raise ConfigError(f"model.metrics.{name}: is for a {wanted} task, and this one is {kind}")
+        if info:
+            try:
+                metric.check(info)
+            except ConfigError as error:
+                raise ConfigError(f"model.metrics.{name}.{error}") from None
     return {**usual(kind), **{name: copy.deepcopy(metric) for name, metric in chosen.items()}}

@@ -78,6 +78,10 @@ class ImageViews:
         if augment == "alternating":
             made[augment] = ImageTransform(flip, shift, mean, std, maximum, padding, size, alternate=True)
         if augment in ("randaugment", "trivialaugment", "autoaugment"):
+            if len(mean) not in (1, 3):
+                raise ConfigError(
+                    f"data.augment: {augment} takes images of 1 or 3 channels, and these have {len(mean)}"
+                )
             made[augment] = PolicyTransform(augment, self.standard)
         if augment not in made:
             raise ConfigError(f"data.augment: {augment!r} is not one of {', '.join(get_args(Augment))}")
