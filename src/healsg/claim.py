@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import platform
 import re
@@ -170,14 +172,16 @@ def _command() -> str:
 
 
 def _facts() -> dict[str, Any]:
-    packages = ("healsg", "torch", "torchvision", "numpy", "hydra-core", "omegaconf")
+    return {"host": platform.node(), "versions": _versions(), "processes": distributed.world(), "process": os.getpid()}
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
+    for package in ("healsg", "torch", "torchvision", "numpy", "hydra-core", "omegaconf"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {"host": platform.node(), "versions": versions, "processes": distributed.world(), "process": os.getpid()}
+    return versions
 
 
 def _code() -> dict[str, Any]:

@@ -39,6 +39,8 @@ class Standardise:
             raise ConfigError(
                 f"data: no {view!r} view of numbers, which the method needs; there are input, weak, view1, view2"
             )
+        if view in ("view1", "view2") and split == "train" and not self.noise:
+            raise ConfigError("data.noise: 0 makes both views of a sample the same; set it above 0")
         return self
 
 
