@@ -21,14 +21,14 @@ from torch import Tensor
 
 from healsg import checkpoint
 from healsg.cli import main
-from healsg.commands import dealing, stack, trial
-from healsg.commands.fitting import refuse
-from healsg.commands.jobs import compose_jobs
 from healsg.commands.sweep import plan
 from healsg.compose import Composer
 from healsg.config import Composed, build_task
 from healsg.datasets.digits import Digits
 from healsg.errors import ConfigError
+from healsg.sweeps import dealing, stack, trial
+from healsg.sweeps.fitting import refuse
+from healsg.sweeps.jobs import compose_jobs
 from test_signals import ended, forked
 from test_sweep_kills import killed_until_finished
 

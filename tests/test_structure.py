@@ -33,6 +33,7 @@ LEAVES = {
     "schedulers",
     "loggers",
     "commands",
+    "sweeps",
 }
 
 FORBIDDEN = {

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from healsg import claim, distributed, redact
 from healsg.cli import as_mistake, report
-from healsg.commands.fitting import refuse
-from healsg.commands.jobs import compose_jobs
 from healsg.commands.train import composed_once
 from healsg.config import Composed, check_init_from, one_line, verify
 from healsg.errors import ConfigError
 from healsg.folder import ROOT, RunFolder, write_text
 from healsg.halt import Halt
+from healsg.sweeps.fitting import refuse
+from healsg.sweeps.jobs import compose_jobs
 
 if TYPE_CHECKING:
     from healsg.compose import Composer
@@ -48,7 +48,7 @@ def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
         stack.callback(folder.abandon)
         stack.callback(gc.unfreeze)
         if jobs[0][1].values["sweep"] == "vectorised":
-            from healsg.commands.stacked import run_stacked
+            from healsg.sweeps.stacked import run_stacked
 
             rows += run_stacked(name, jobs, sound, halt)
         else:
@@ -126,7 +126,7 @@ def run_job(name: str, job: str, composed: Composed, kept: dict[str, Any] | None
     try:
         if row := finished(folder, composed, job in (kept or {}).get("sound", ())):
             return row
-        from healsg.commands.sharing import JobTrainer
+        from healsg.sweeps.sharing import JobTrainer
 
         trainer = JobTrainer(composed)
         trainer.folder, trainer.kept = folder, kept

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from healsg import faults
-from healsg.commands.sharing import JobTrainer
 from healsg.commands.sweep import Row, ended, failed
 from healsg.config import Composed
 from healsg.errors import Stopped
@@ -21,6 +20,7 @@ from healsg.folder import RunFolder
 from healsg.halt import Halt
 from healsg.keeper import REST, Keeper
 from healsg.session import Session
+from healsg.sweeps.sharing import JobTrainer
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask

@@ -12,16 +12,16 @@ from itertools import groupby
 from typing import Any
 
 from healsg import faults
-from healsg.commands.dealing import Dealer
-from healsg.commands.fitting import INSTEAD
-from healsg.commands.member import Member, Together
-from healsg.commands.stack import Stack
 from healsg.commands.sweep import Jobs, Row, failed, finished, run_job, say
-from healsg.commands.trial import try_out
 from healsg.config import one_line
 from healsg.errors import ConfigError, RunError
 from healsg.folder import ROOT, RunFolder
 from healsg.halt import Halt
+from healsg.sweeps.dealing import Dealer
+from healsg.sweeps.fitting import INSTEAD
+from healsg.sweeps.member import Member, Together
+from healsg.sweeps.stack import Stack
+from healsg.sweeps.trial import try_out
 
 log = logging.getLogger("healsg")
 MOST = 64

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from healsg.commands.rules import rule_of
+from healsg.sweeps.rules import rule_of
 from healsg.task import BasicTask
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from healsg.commands.fitting import INSTEAD
-from healsg.commands.sharing import lend
-from healsg.commands.stack import Stack
 from healsg.config import Composed, build_task, one_line
 from healsg.errors import ConfigError
+from healsg.sweeps.fitting import INSTEAD
+from healsg.sweeps.sharing import lend
+from healsg.sweeps.stack import Stack
 from healsg.task import BasicTask
 
 SECONDS, STEPS = 1.0, 7
