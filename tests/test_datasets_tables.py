@@ -285,7 +285,16 @@ def test_no_group_lies_on_two_sides(arguments: dict[str, Any]) -> None:
         ),
         ({"target": ["old", "ill"]}, r"data.target: \['old', 'ill'\] for a multiclass task; a class a sample is one"),
         ({"target": ["risk", "ill"], "kind": "multilabel"}, "data.target: risk or ill has a value that is neither"),
-        ({"target": "d", "kind": "regression"}, "data.target: a value of d is missing in the train part"),
+        (
+            {"target": "d", "columns": ["a"], "kind": "regression"},
+            "data.target: a value of d is missing in the train part",
+        ),
+        (
+            {"target": "d", "kind": "regression"},
+            "data.columns: .*; name at least one, each once, and none that data.target",
+        ),
+        ({"columns": []}, "data.columns: .*; name at least one"),
+        ({"target": "risk"}, "data.target: .* different numbers in .* rows are no classes; data.kind=regression"),
         ({"group": "patent"}, "data.group: there is no column 'patent'; there is a, b"),
         ({"split": "old"}, "data.split: row 1 says '.', not train, val or test"),
         ({"split": "parts"}, "has no column 'parts'"),

@@ -304,7 +304,7 @@ def test_matrix_files(tmp_path):
     wrong |= {
         "text.csv": "cannot be read",
         "objects.npy": "cannot be read",
-        "none.csv": "no share",
+        "none.csv": "no such file",
         "m.csv": "3 classes",
     }
     for name, said in wrong.items():

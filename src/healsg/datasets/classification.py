@@ -127,6 +127,8 @@ class Classification(TaskData):
         if self.group:
             held = self._held_groups(layers, self.group)
         elif self.fold:
+            if self.fold[1] > len(layers):
+                raise ConfigError(f"data.fold: {self.fold[1]} folds of {len(layers)} samples; take fewer")
             held = splits.fold_of(layers, self.fold[1], self.split_seed) == self.fold[0] - 1
         else:
             held = torch.zeros(len(layers), dtype=torch.bool)

@@ -48,7 +48,19 @@ def classes_of(values: Sequence[Any]) -> tuple[str, ...]:
     if not found:
         raise DataError("data.target: no row has a label")
     whole = all(text.removeprefix("-").isdecimal() for text in found)
+    if not whole and len(found) > len(values) / 2 and all(_is_number(text) for text in found):
+        raise DataError(
+            f"data.target: {len(found)} different numbers in {len(values)} rows are no classes; data.kind=regression?"
+        )
     return tuple(sorted(found, key=(lambda text: (int(text), text)) if whole else None))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def indices(name: str, values: Sequence[Any], classes: Sequence[str]) -> Tensor:
