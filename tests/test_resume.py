@@ -233,7 +233,7 @@ def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch, from_step: i
 def kill_and_resume(method: str, number: int, kills: int) -> int:
     """A run that is killed up to ``kills`` times at random and then ends; returns how often it was killed."""
     chance = random.Random(f"{method} {number}")
-    options = [*SHORT, f"method={method}", "runner.save_every=3", "runner.epochs=30", "quiet=true"]
+    options = [*SHORT, f"method={method}", "runner.save_every=3", "runner.epochs=10", "quiet=true"]
     options += [*taken(method, *MORE), *beside(method)]
     if not Path("runs/whole").exists():
         for name in ("warm", "whole"):
@@ -260,7 +260,7 @@ record_seconds: list[float] = []
 
 @pytest.mark.parametrize("method", METHODS)
 def test_sigkill_at_random_times(method: str) -> None:
-    assert sum(kill_and_resume(method, number, 3) for number in range(2)) > 0
+    assert sum(kill_and_resume(method, number, 3) for number in range(5)) > 0
 
 
 @pytest.mark.soak
