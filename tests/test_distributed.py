@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import REPOSITORY, Program, command
+from conftest import REPOSITORY, Program, beside, command
 from healsg import distributed
 from healsg.checkpoint import load
 from healsg.halt import Halt
@@ -224,3 +224,41 @@ def test_a_signal_that_two_send_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
         halt.received_at -= 5
         halt._handle(signal.SIGUSR1, None)
     assert len(killed) == 2
+
+
+EVERY_METHOD = """
+import json, sys
+from pathlib import Path
+import torch
+from healsg import TaskTrainer, distributed
+
+given = json.loads(Path("methods.json").read_text())
+for method, options in given.items():
+    trainer = TaskTrainer.compose(f"method={method}", *options, f"name={method}")
+    assert trainer.train()["status"] == "finished", method
+    own = torch.cat([value.detach().double().flatten() for value in trainer.task.model.parameters()])
+    sums = distributed.gather((float(own.sum()), float(own.abs().sum())))
+    assert sums[0] == sums[1], (method, sums)
+if distributed.rank() == 0:
+    print("the same weights in both processes:", len(given))
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_method_in_two_processes(precision: str, tmp_path: Path) -> None:
+    """Each takes four updates of two batches, and both processes end with the same weights."""
+    given = {}
+    for method in sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml")):
+        small = beside(method)
+        if not any(option.startswith("model=") for option in small):
+            small = ["model=cnn", "model.width=4", *small]
+        usual = ["data.batch_size=64", "runner.steps=4", "runner.accumulate=2", "quiet=true"]
+        given[method] = [*small, *usual, f"runner.precision={precision}"]
+    Path("methods.json").write_text(json.dumps(given))
+    Path("every_method.py").write_text(EVERY_METHOD)
+    launcher = torchrun()[:-1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, "every_method.py"], capture_output=True, text=True, env=environment, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"the same weights in both processes: {len(given)}" in done.stdout

@@ -116,12 +116,25 @@ def test_what_stacks_reads_no_value(stack: str, monkeypatch: pytest.MonkeyPatch)
     assert not seen, dict(seen)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("method", ["sam", "trades", "elr", "lora"])
-def test_methods_in_half_precision(method: str, precision: str) -> None:
-    task = trained(*SMALL, f"method={method}", f"runner.precision={precision}", "runner.limit_batches=2")
-    assert {value.dtype for value in task.model.state_dict().values()} == {torch.float32}
-    found = [row["train/loss"] for row in lines("run") if row["event"] == "epoch"]
+@pytest.mark.parametrize("place", range(len(METHODS)))
+def test_methods_in_half_precision(place: int) -> None:
+    """Each method in one of them, and in the other with accumulation; the next method the other way round."""
+    for turn, precision in enumerate(("bf16", "fp16")):
+        more = ["runner.accumulate=2"] * ((place + turn) % 2)
+        half(METHODS[place], precision, *more)
+
+
+def half(method: str, precision: str, *more: str) -> None:
+    small = beside(method)
+    network = [] if any(option.startswith("model=") for option in small) else ["model=mlp", "model.width=16"]
+    options = [f"method={method}", *small, *network, f"runner.precision={precision}", f"name={precision}", *more]
+    options += ["runner.limit_batches=2", "runner.epochs=2", "quiet=true", "data.batch_size=256"]
+    trainer = TaskTrainer.compose(*options)
+    assert trainer.train()["status"] == "finished"
+    task = trainer.task
+    assert task is not None
+    assert {value.dtype for value in task.model.parameters()} == {torch.float32}
+    found = [row["train/loss"] for row in lines(precision) if row["event"] == "epoch"]
     assert np.isfinite(found).all()
 
 
