@@ -119,7 +119,14 @@ def test_every_option_trains(choice: str, files: Path) -> None:
 OPTIMIZERS, SCHEDULERS = options("method/optimizer"), options("method/scheduler")
 
 
-@pytest.mark.parametrize("place", range(max(len(OPTIMIZERS), len(SCHEDULERS))))
+PLACES = range(max(len(OPTIMIZERS), len(SCHEDULERS)))
+QUICK = 2
+"""Pairs that the quick part tries with each method; the rest is for ``-m soak``."""
+
+
+@pytest.mark.parametrize(
+    "place", [place if place < QUICK else pytest.param(place, marks=pytest.mark.soak) for place in PLACES]
+)
 @pytest.mark.parametrize("method", options("method"))
 def test_every_method_with_every_optimizer_and_every_schedule(method: str, place: int) -> None:
     """Each method meets each of both, and over the methods each optimizer meets each schedule."""

@@ -118,10 +118,15 @@ def test_what_stacks_reads_no_value(stack: str, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("place", range(len(METHODS)))
 def test_methods_in_half_precision(place: int) -> None:
-    """Each method in one of them, and in the other with accumulation; the next method the other way round."""
-    for turn, precision in enumerate(("bf16", "fp16")):
-        more = ["runner.accumulate=2"] * ((place + turn) % 2)
-        half(METHODS[place], precision, *more)
+    """Each method in one of them, the next one in the other."""
+    half(METHODS[place], ("bf16", "fp16")[place % 2])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_in_both_half_precisions_with_accumulation(method: str) -> None:
+    for precision in ("bf16", "fp16"):
+        half(method, precision, "runner.accumulate=2")
 
 
 def half(method: str, precision: str, *more: str) -> None:

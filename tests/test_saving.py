@@ -179,7 +179,7 @@ def test_a_method_that_leaves_weights_alone_does(method: str, monkeypatch: pytes
 
     small = beside(method)
     small = small if any(option.startswith("model=") for option in small) else ["model.width=4", *small]
-    trainer = TaskTrainer.compose(*SHORT, f"method={method}", *small, "runner.epochs=1")
+    trainer = TaskTrainer.compose(*SHORT, f"method={method}", *small, "runner.epochs=1", "runner.limit_batches=1")
     monkeypatch.setattr(TaskRunner, "step", stepping)
     monkeypatch.setattr(TaskRunner, "update", updating)
     assert trainer.train()["status"] == "finished"
