@@ -51,8 +51,8 @@ def measure(options: list[str]) -> dict[str, list[float]]:
             timed("with fsync", lambda: durable(task.state_dict()))
             return
         timed("blocked", lambda: whole(self, task))
-        landed = task.runner.before_update
-        task.runner.before_update = landed and (lambda: timed("blocked", landed, add=True))
+        landed, waited = self.writer.landed, list[bool]()
+        task.runner.landed = lambda: None if waited else waited.append(timed("blocked", landed, add=True))
 
     Keeper.save = save  # type: ignore[method-assign]
     try:

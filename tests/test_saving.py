@@ -145,7 +145,7 @@ def test_every_save_is_that_of_its_step(case: str, monkeypatch: pytest.MonkeyPat
     def watched(self: Keeper, task: BasicTask) -> None:
         saved[task.runner.step_count] = checkpoint.digest(task.state_dict())
         save(self, task)
-        late.append(task.runner.before_update is not None)
+        late.append(self.writer._landing.locked())
 
     def write(path: Path, state: dict[str, Any]) -> None:
         if path.name == "last.pt":

@@ -128,9 +128,8 @@ class Keeper:
             files = {"last": last | {"journal": self.journal.state_dict()}}
             if self.unsaved_best:
                 files["best"] = {"model": last["model"]} | self.unsaved_best
-            late = _left_alone(task) if self.late else []
-            self.writer.save(files, late)
-            task.runner.before_update = self.writer.landed if late else None
+            self.writer.save(files, _left_alone(task) if self.late else [])
+            task.runner.landed = self.writer.landed
         self.unsaved_best = None
         self.saved_at = time.monotonic()
         self.halt.saving = max(self.halt.saving, self.writer.seconds)

@@ -77,7 +77,7 @@ class TaskRunner:
         self.monitor, self.meter, self.progress = Monitor(monitor, mode), Meter(), Progress()
         self.epoch = self.step_count = self.position = 0
         self.stop_reason: str | None = None
-        self.before_update: Callable[[], None] | None = None
+        self.landed: Callable[[], object] = lambda: None  # waits for what a save still copies
         self.keeper: Keeper  # from fit on
 
     def prepare(self, seed: int, threads: int | None = None) -> None:
@@ -114,7 +114,7 @@ class TaskRunner:
             self.closing = self.position % self.accumulate == 0 or self.position == self.length
             seed_device(place.device, self.position, state=epoch)
             yield place.move(batch)
-        self.before_update = self.before_update and self.before_update()  # what follows may change anything
+        self.landed()  # what follows may change anything
 
     def eval_batches(self, task: BasicTask, split: str) -> Iterator[dict[str, Any]]:
         """The batches of a split that is only looked at."""
@@ -165,7 +165,7 @@ class TaskRunner:
             if scaler:
                 scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(task.model.parameters(), self.clip_norm)
-        self.before_update = self.before_update and self.before_update()  # a save copies what is about to move
+        self.landed()  # a save copies what is about to move
         if scaler:
             scaler.step(optimizer)
             scaler.update()

@@ -71,28 +71,31 @@ class TaskTrainer:
         """
         task, self.folder = self._begin(folder)
         runner = task.runner
-        going_on = self.folder.last.exists() or self.folder.previous.exists()
         session = Session(self.composed, self.folder, runner.progress, self.mirrors)
         with Halt(runner.max_time) as halt, session:
-            task.build(threads=self.folder.record.get("threads"), fresh_weights=not going_on)
-            task.build_training()
-            self._same_samples(facts := task.facts(), going_on)
-            facts |= {"threads": torch.get_num_threads(), "description": self.description}
+            facts = self.build(task, self.folder)
             with self.keeper_type(self.folder, session.journal, halt, session.screen.epoch) as keeper:
                 keeper.begin(task)
                 session.begin(facts, runner.step_count)
                 runner.fit(task, keeper)
         return session.result
 
-    def _same_samples(self, facts: dict[str, Any], going_on: bool) -> None:
-        """Refuse other samples than those with which a run began, where its data tell which. Raises ConfigError."""
-        assert self.folder is not None
-        was, now = self.folder.record.get("samples"), facts.get("samples")
+    def build(self, task: BasicTask, folder: RunFolder) -> dict[str, Any]:
+        """Build a task for the run in ``folder``, and give what ``run.json`` says of it.
+
+        Raises ConfigError where a run that goes on would not have the samples with which it began.
+        """
+        going_on = folder.last.exists() or folder.previous.exists()
+        task.build(threads=folder.record.get("threads"), fresh_weights=not going_on)
+        task.build_training()
+        facts = task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
+        was, now = folder.record.get("samples"), facts.get("samples")
         if going_on and was and now and was != now and not self.config["resume"]["force"]:
             raise ConfigError(
                 f"data: the samples are not those with which the run began ({was.get('labelled')} with labels, "
                 f"{now.get('labelled')} now, or others of as many); resume.force=true goes on with these"
             )
+        return facts
 
     def _begin(self, folder: RunFolder | None) -> tuple[BasicTask, RunFolder]:
         """Claim the folder, make the parts, and only then write; rank 0 does so for all."""

@@ -53,8 +53,9 @@ class Writer:
         arrived = torch.cuda.current_stream(device).record_event() if device else None
         resting, landing = _thread.allocate_lock(), _thread.allocate_lock()
         resting.acquire()
-        landing.acquire()
         rest = [pair for pair in pairs if pair[1].data_ptr() in left], list(left.values()), landing
+        if rest[0]:
+            landing.acquire()
         _thread.start_new_thread(self._run, (copied, arrived, device, began, resting, rest))  # threading would wait
         self._resting, self._landing = resting, landing
 
@@ -90,7 +91,8 @@ class Writer:
         rest: Any,
     ) -> None:
         try:
-            self._land(*rest)
+            if rest[0]:
+                self._land(*rest)
             if arrived is not None:
                 torch.cuda.set_device(device)  # a thread begins with the first
                 arrived.synchronize()

@@ -95,14 +95,12 @@ class Member:
         for handler in log.handlers:
             if handler not in handlers:
                 handler.addFilter(lambda _: Member.speaking is self)
-        self.alone(lambda: self._build(session, together))
+        self.alone(lambda: self._build(trainer, session, together))
 
-    def _build(self, session: Session, together: Together) -> None:
+    def _build(self, trainer: JobTrainer, session: Session, together: Together) -> None:
         """As ``TaskTrainer.train`` does it, and the beginning of ``TaskRunner.fit``."""
         task, runner, folder = self.task, self.task.runner, self.folder
-        task.build(folder.record.get("threads"), not (folder.last.exists() or folder.previous.exists()))
-        task.build_training()
-        facts = task.facts() | {"threads": torch.get_num_threads(), "description": ""}
+        facts = trainer.build(task, folder)
         keeper = Keeper(folder, session.journal, cast(Halt, together), session.screen.epoch)
         self.keeper = runner.keeper = self.around.enter_context(keeper)
         keeper.begin(task)

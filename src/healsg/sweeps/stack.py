@@ -76,8 +76,7 @@ class Stack:
             if self.clip_norm is not None:
                 clip(gradients, self.clip_norm)
             for task in self.tasks:
-                waiting = task.runner.before_update
-                task.runner.before_update = waiting and waiting()  # a save copies what is about to move
+                task.runner.landed()  # a save copies what is about to move
             self.rule.update(learning, gradients)
         return losses.detach()
 
