@@ -27,9 +27,9 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Let the writing thread copy only once the event is set."""
     gate, land = threading.Event(), Writer._land
 
-    def waiting(self: Writer, *arguments: Any) -> None:
+    def waiting(self: Writer, *arguments: Any) -> Any:
         gate.wait(10)
-        land(self, *arguments)
+        return land(self, *arguments)
 
     monkeypatch.setattr(Writer, "_land", waiting)
     return gate
@@ -69,7 +69,7 @@ def test_a_thread_that_fails_lets_the_update_go_on(monkeypatch: pytest.MonkeyPat
 
     writer, weight = Writer(lambda state: None), torch.ones(3)
     with monkeypatch.context() as patch:
-        patch.setattr("healsg.writer._copy", lambda pairs, device: broken() if pairs else None)
+        patch.setattr("healsg.writer._Copy.rest", broken)
         writer.save({"weight": weight}, [weight])
         writer.landed()
     with pytest.raises(ZeroDivisionError):
@@ -134,13 +134,12 @@ OWN = {
 @pytest.mark.parametrize("case", OWN)
 def test_every_save_is_that_of_its_step(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However late the thread comes, each file is what the state was at its save."""
-    monkeypatch.setattr("healsg.keeper._WORTH", 0)
     save, saved, land = Keeper.save, dict[int, str](), Writer._land
     late = list[bool]()
 
-    def slow(self: Writer, *arguments: Any) -> None:
+    def slow(self: Writer, *arguments: Any) -> Any:
         time.sleep(0.02)
-        land(self, *arguments)
+        return land(self, *arguments)
 
     def watched(self: Keeper, task: BasicTask) -> None:
         saved[task.runner.step_count] = checkpoint.digest(task.state_dict())

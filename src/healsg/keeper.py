@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("healsg")
 
-_WORTH = 1 << 18
-"""Bytes of weights from which on the writing thread copies them."""
 _KNOWN = {"healsg", "torch", "torchvision", "timm"}
 """Packages whose modules change no parameter in a forward pass."""
 REST = 1.0
@@ -128,14 +126,15 @@ class Keeper:
             files = {"last": last | {"journal": self.journal.state_dict()}}
             if self.unsaved_best:
                 files["best"] = {"model": last["model"]} | self.unsaved_best
-            self.writer.save(files, _left_alone(task) if self.late else [])
+            weights = [value for key, value in last["model"].items() if key in self.left_alone]
+            self.writer.save(files, [*weights, last["optimizer"]] if weights else [])
             task.runner.landed = self.writer.landed
         self.unsaved_best = None
         self.saved_at = time.monotonic()
         self.halt.saving = max(self.halt.saving, self.writer.seconds)
 
     def _plan(self, task: BasicTask) -> None:
-        """Find out whether weights and the optimizer's memory stay as they are until the next update, and are worth it.
+        """Find out which weights stay as they are until the next update; with them the optimizer's memory does.
 
         On a GPU copies wait for nothing in any case. Of other people's classes it is not known what they do.
         """
@@ -146,8 +145,9 @@ class Keeper:
         alone = own and method.leaves_weights and method.step is TaskMethod.step
         usual = kind.state_dict is BasicTask.state_dict and kind.run_epoch is BasicTask.run_epoch
         known = {type(module).__module__.partition(".")[0] for module in task.model.modules()} <= _KNOWN
-        large = sum(value.nbytes for value in task.model.parameters()) >= _WORTH
-        self.late = alone and usual and known and large and task.device.type == "cpu"
+        buffers = {value.data_ptr() for value in task.model.buffers()}
+        names = {name for name, value in task.model.named_parameters() if value.data_ptr() not in buffers}
+        self.left_alone = names if alone and usual and known and task.device.type == "cpu" else set()
 
     def _write(self, states: dict[str, Any]) -> None:
         """What the writing thread does: the lines that a checkpoint counts on reach the disk before it."""
@@ -208,13 +208,6 @@ class Keeper:
                 self.journal.write({"event": "test", "epoch": runner.epoch, "step": runner.step_count} | test)
             lasting = checkpoint.digest(final | {"history": self.journal.history})
             self.folder.finished(final["runner"]["monitor"]["best"], test, lasting)
-
-
-def _left_alone(task: BasicTask) -> list[Tensor]:
-    """The parameters and the tensors of the optimizer's memory, but for what is a buffer too."""
-    buffers = {buffer.data_ptr() for buffer in task.model.buffers()}
-    memory = [value for row in task.optimizer.state.values() for value in row.values() if isinstance(value, Tensor)]
-    return [value for value in (*task.model.parameters(), *memory) if value.data_ptr() not in buffers]
 
 
 def _cloned(value: Any) -> Any:
