@@ -69,7 +69,7 @@ def test_a_thread_that_fails_lets_the_update_go_on(monkeypatch: pytest.MonkeyPat
 
     writer, weight = Writer(lambda state: None), torch.ones(3)
     with monkeypatch.context() as patch:
-        patch.setattr("healsg.writer._Copy.rest", broken)
+        patch.setattr("healsg.writer._Save.take_rest", broken)
         writer.save({"weight": weight}, [weight])
         writer.landed()
     with pytest.raises(ZeroDivisionError):

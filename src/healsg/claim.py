@@ -20,7 +20,7 @@ import yaml
 
 from healsg import distributed, redact
 from healsg.checks.check import show
-from healsg.config import Composed, flat
+from healsg.config import Composed, flat, is_below
 from healsg.errors import ConfigError, RunError
 from healsg.folder import ROOT, RunFolder, timestamp, write_text
 from healsg.saved import read_saved
@@ -141,11 +141,7 @@ def changed(folder: RunFolder, config: dict[str, Any]) -> dict[str, tuple[Any, A
     old = dict(flat(read_saved(folder.config)))
     new = dict(flat(redact.config(config)))
     keys = [key for key in [*new, *(key for key in old if key not in new)] if old.get(key) != new.get(key)]
-    return {
-        key: (old.get(key), new.get(key))
-        for key in keys
-        if not any(key == free or key.startswith(free + ".") for free in FREE)
-    }
+    return {key: (old.get(key), new.get(key)) for key in keys if not is_below(key, FREE)}
 
 
 def _check_continuation(folder: RunFolder, config: dict[str, Any]) -> None:

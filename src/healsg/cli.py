@@ -76,6 +76,12 @@ def report(error: HealsgError, debug: bool = False) -> int:
     return error.status
 
 
+def say(line: str) -> None:
+    """Print a line, of several processes once."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
+
+
 def _usage() -> str:
     lines = [f"  healsg {command:9} {told}" for command, told in COMMANDS.items()]
     return "usage: healsg COMMAND ...\n\n" + "\n".join(lines) + "\n\nhealsg train --help shows every setting"

@@ -94,13 +94,12 @@ class TaskRunner:
 
     def measure_run(self, train_loader: AnyLoader) -> None:
         """Fix the length of the run, in updates and in epochs."""
-        self.length = len(train_loader)
+        self.length, self.nominal = len(train_loader), float(getattr(train_loader, "batch_size", 1))
         self.steps_per_epoch = -(-self.length // self.accumulate)
         self.total_steps = self.steps or self.epochs * self.steps_per_epoch
         self.max_epoch = -(-self.total_steps // self.steps_per_epoch)
         self.weighted = self.accumulate > 1 or distributed.launched()
         self.counted: Any = 0.0
-        self.nominal = float(getattr(train_loader, "batch_size", 1))
         self.progress.total_steps, self.progress.max_epoch = self.total_steps, self.max_epoch
 
     def train_batches(self, task: BasicTask) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ import _thread
 import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,17 +47,14 @@ class Writer:
             late: those of its tensors and containers that the thread copies; they may change once ``landed`` returns.
         """
         self.wait()
-        began, copy = time.monotonic(), _Copy(self._host, late)
-        state = copy.of(state)
-        arrived, resting, landing = copy.fill(), _thread.allocate_lock(), _thread.allocate_lock()
+        save = _Save(self._host, late)
+        save.take(state)
         if self._saves is None:
-            self._saves = SimpleQueue()
-            _thread.start_new_thread(self._run, (self._saves,))  # threading would wait for it to begin
-        resting.acquire()
-        if late:
-            landing.acquire()
-        self._resting, self._landing = resting, landing
-        self._saves.put(_Save(began, copy, state, arrived, resting, landing))
+            saves = SimpleQueue[_Save | None]()
+            _thread.start_new_thread(self._run, (saves,))  # threading would wait for it to begin
+            self._saves = saves
+        self._resting, self._landing = save.resting, save.landing
+        self._saves.put(save)
 
     def landed(self) -> None:
         """Wait until all of the state is copied."""
@@ -92,44 +89,65 @@ class Writer:
 
     def _finish(self, save: _Save) -> None:
         try:
-            state = self._land(save)
+            self._land(save)
             if save.arrived is not None:
                 torch.cuda.set_device(save.arrived.device)  # a thread begins with the first
                 save.arrived.synchronize()
-            self._write(state)
+            self._write(save.state)
         except BaseException as error:
             self._failure = error
         finally:
             self.seconds = time.monotonic() - save.began
             save.resting.release()
 
-    def _land(self, save: _Save) -> dict[str, Any]:
+    def _land(self, save: _Save) -> None:
         """Copy what was left to the thread. Raises RunError where it was not left alone meanwhile."""
-        if not save.copy.late:
-            return save.state
-        try:
-            return save.copy.rest(save.state)
-        finally:
-            save.landing.release()
+        if save.landing.locked():
+            try:
+                save.take_rest()
+            finally:
+                save.landing.release()
 
 
-class _Copy:
-    """A state's way into kept memory.
+class _Save:
+    """A state on its way into kept memory.
 
     Args:
         kept: the memory, by place; made anew where a tensor does not fit.
-        late: the tensors and containers that ``of`` passes over and ``rest`` copies.
+        late: the tensors and containers that ``take`` passes over and ``take_rest`` copies.
     """
 
     def __init__(self, kept: list[Tensor], late: Sequence[Any]) -> None:
-        self.kept, self.late = kept, {id(value): value for value in late}
+        self.began, self.kept, self.late = time.monotonic(), kept, {id(value): value for value in late}
         self.versions = [(value, value._version) for value in late if isinstance(value, Tensor)]
         self.pairs: list[tuple[Tensor, Tensor]] = []
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
-        self.filled = 0
+        self.resting, self.landing = _thread.allocate_lock(), _thread.allocate_lock()
+        self.resting.acquire()
+        if late:
+            self.landing.acquire()
 
-    def of(self, value: Any) -> Any:
-        """``value`` with containers of its own, and with kept memory in the place of tensors, which ``fill`` fills.
+    def take(self, state: dict[str, Any]) -> None:
+        """Copy all but what is late. From a GPU it waits for nothing: ``arrived`` tells when all is there."""
+        self.state: dict[str, Any] = self._copied(state)
+        device = next((own.device for _, own in self.pairs if own.is_cuda), None)
+        _fill(self.pairs, device)
+        self.arrived = torch.cuda.current_stream(device).record_event() if device else None
+
+    def take_rest(self) -> None:
+        """Copy what is late. Raises RunError where it has changed meanwhile."""
+        self.late, taken = {}, len(self.pairs)
+        self.seen |= {host.data_ptr(): (host, host) for host, _ in self.pairs}
+        self.state = self._copied(self.state)
+        _fill(self.pairs[taken:])
+        if any(own._version != version for own, version in self.versions):
+            raise RunError(
+                "a checkpoint was being copied when train_step changed weights; set the method's class attribute "
+                "leaves_weights = False"
+            )
+
+    def _copied(self, value: Any) -> Any:
+        """``value`` with containers of its own, and with kept memory in the place of tensors, yet to be filled.
 
         A tensor that comes twice, as the weights of the best epoch do, is copied once. What a checkpoint cannot hold
         stays, to be refused by name.
@@ -139,36 +157,14 @@ class _Copy:
             return value if value.is_meta or value.layout != torch.strided else self._memory(value)
         if isinstance(value, dict):
             copied = {
-                key: inner if type(inner) in _PLAIN or id(inner) in late else self.of(inner)
+                key: inner if type(inner) in _PLAIN or id(inner) in late else self._copied(inner)
                 for key, inner in value.items()
             }
             return checkpoint.like(value, copied)
         if isinstance(value, (list, tuple)):
-            inside = [inner if type(inner) in _PLAIN or id(inner) in late else self.of(inner) for inner in value]
+            inside = [inner if type(inner) in _PLAIN or id(inner) in late else self._copied(inner) for inner in value]
             return inside if isinstance(value, list) else tuple(inside)
         return value
-
-    def fill(self) -> torch.cuda.Event | None:
-        """Copy what ``of`` came by. From a GPU it waits for nothing; the event tells when all has arrived."""
-        pairs, self.filled = self.pairs[self.filled :], len(self.pairs)
-        device = next((own.device for _, own in pairs if own.is_cuda), None)
-        if pairs:
-            with torch.no_grad():
-                torch._foreach_copy_([host for host, _ in pairs], [own for _, own in pairs], non_blocking=bool(device))
-        return torch.cuda.current_stream(device).record_event() if device else None
-
-    def rest(self, state: dict[str, Any]) -> dict[str, Any]:
-        """What ``of`` gave, with copies of what it passed over. Raises RunError where that has changed meanwhile."""
-        self.late = {}
-        self.seen |= {host.data_ptr(): (host, host) for host, _ in self.pairs}
-        whole: dict[str, Any] = self.of(state)
-        self.fill()
-        if any(own._version != version for own, version in self.versions):
-            raise RunError(
-                "a checkpoint was being copied when train_step changed weights; set the method's class attribute "
-                "leaves_weights = False"
-            )
-        return whole
 
     def _memory(self, own: Tensor) -> Tensor:
         """The kept memory of a tensor: the next, or the one that it has already."""
@@ -185,15 +181,11 @@ class _Copy:
         return host
 
 
-class _Save(NamedTuple):
-    """What the thread is given: when the save began, the copy, what it holds, when all has arrived, and its locks."""
-
-    began: float
-    copy: _Copy
-    state: dict[str, Any]
-    arrived: torch.cuda.Event | None
-    resting: Any
-    landing: Any
+def _fill(pairs: list[tuple[Tensor, Tensor]], device: torch.device | None = None) -> None:
+    """Copy the second of each pair into the first; from a GPU, ``device``, without waiting for it."""
+    if pairs:
+        with torch.no_grad():
+            torch._foreach_copy_([host for host, _ in pairs], [own for _, own in pairs], non_blocking=bool(device))
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

@@ -132,10 +132,9 @@ def _lookup(module: Module, name: str, search: Sequence[Path], depth: int) -> tu
         return module, names.bound.get(name)
     for source in filter(None, (_star(star, search) for star in names.stars)):
         public = names_of(source).public
-        if name in public if public else not name.startswith("_"):
-            home, bound = _lookup(source, name, search, depth - 1)
-            if bound is not None:
-                return home, bound
+        visible = name in public if public else not name.startswith("_")
+        if visible and (found := _lookup(source, name, search, depth - 1))[1] is not None:
+            return found
     return module, None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import re
 from argparse import Namespace
 from collections.abc import Callable
@@ -12,11 +11,12 @@ from functools import cache
 from pathlib import Path
 
 from healsg import claim
+from healsg.cli import say
 from healsg.commands import train
 from healsg.commands.published import Target, chain, read_target, recipes, verdict
 from healsg.commands.train import composed_once
 from healsg.compose import Composer
-from healsg.config import Composed, flat, verify
+from healsg.config import Composed, flat, is_below, verify
 from healsg.errors import ConfigError, RunError
 from healsg.folder import ROOT, RunFolder
 
@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
                 return code
         values.append(_measured(plans[-1], seed))
     passed, line = verdict(plans[-1], values, list(dict.fromkeys(key for keys in changed for key in keys)))
-    _say(line)
+    say(line)
     return int(not passed)
 
 
@@ -117,7 +117,7 @@ def _changed(composer: Composer, target: Target, given: list[str]) -> list[str]:
     spared = (*HARMLESS, *(group.replace("/", ".") for group in groups))
     old, new = dict(flat(plain.values)), dict(flat(asked.values))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    keys = [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in spared)]
+    keys = [key for key in keys if not is_below(key, spared)]
     return [*(f"{group}={asked.choices[group]}" for group in groups if group not in HARMLESS), *keys]
 
 
@@ -130,12 +130,12 @@ def _train(composer: Callable[[], Composer], options: list[str], name: str, over
         if not values["fresh"]:
             if key := next(iter(composed_once(lambda: claim.changed(folder, values))), None):
                 raise RunError(f"{folder.path}: is finished with another {key}; fresh=true starts anew")
-            _say(f"{folder.path}: is finished")
+            say(f"{folder.path}: is finished")
             return 0
     code = train.run([*options, *overrides])
     gc.collect()
     if not code and composed_once(lambda: folder.record).get("status") != "finished":
-        _say(f"{folder.path}: is not finished; the same command goes on")
+        say(f"{folder.path}: is not finished; the same command goes on")
         return 1
     return code
 
@@ -157,9 +157,9 @@ def _announce(plans: list[Target]) -> None:
     told = {"paper": target.paper, "table": target.table, "data": target.data, "budget": target.budget}
     told |= {"target": f"{target.goal}; passes from {target.published - target.tolerance:.4f} on"}
     told |= {"first": ", ".join(other.name for other in plans[:-1])} if target.first else {}
-    _say(f"{target.name} ({'never run by this project' if target.measured is None else f'measured {target.record}'})")
+    say(f"{target.name} ({'never run by this project' if target.measured is None else f'measured {target.record}'})")
     for key, value in told.items():
-        _say(f"  {key:<8}{value}")
+        say(f"  {key:<8}{value}")
 
 
 def _list(found: dict[str, Path]) -> None:
@@ -173,9 +173,4 @@ def _list(found: dict[str, Path]) -> None:
             rows.append([name, "", "", str(error)])
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
-        _say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
-
-
-def _say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)
+        say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))

@@ -7,7 +7,6 @@ import csv
 import gc
 import hashlib
 import io
-import os
 import secrets
 import sys
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from healsg import claim, distributed, redact
-from healsg.cli import as_mistake, report
+from healsg.cli import as_mistake, report, say
 from healsg.commands.train import composed_once
 from healsg.config import Composed, check_init_from, one_line, verify
 from healsg.errors import ConfigError
@@ -188,8 +187,3 @@ def _table(name: str, rows: list[dict[str, Any]]) -> None:
 
 def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 from healsg import distributed
 from healsg.checks.check import show
 from healsg.claim import FREE
-from healsg.config import Composed, flat
+from healsg.config import Composed, flat, is_below
 from healsg.errors import ConfigError
 
 NUMBERS = (
@@ -70,7 +70,7 @@ def _reasons(jobs: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _may_differ(key: str, values: list[Any]) -> bool:
-    if key.startswith("method.scheduler") or any(key == free or key.startswith(f"{free}.") for free in FREE):
+    if is_below(key, ("method.scheduler", *FREE)):
         return True
     return key in NUMBERS and all(map(_is_number, values))
 

@@ -12,7 +12,8 @@ from itertools import groupby
 from typing import Any
 
 from healsg import faults
-from healsg.commands.sweep import Jobs, Row, failed, finished, run_job, say
+from healsg.cli import say
+from healsg.commands.sweep import Jobs, Row, failed, finished, run_job
 from healsg.config import one_line
 from healsg.errors import ConfigError, RunError
 from healsg.folder import ROOT, RunFolder
