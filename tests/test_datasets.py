@@ -7,10 +7,10 @@ import fake_data
 from fake_data import NEITHER
 from healsg.data import Needs
 from healsg.datasets.cifar import Cifar
-from healsg.datasets.digits import Digits
+from healsg.datasets.digits import Digits, read_table
 from healsg.datasets.imagefolder import ImageFolder
 from healsg.datasets.mnist import MNIST
-from healsg.errors import ConfigError
+from healsg.errors import ConfigError, DataError
 
 
 def test_info_needs_no_file(tmp_path):
@@ -34,6 +34,18 @@ def test_constructors_refuse():
         ImageFolder("x", mean=[0.1, 0.2])
     with pytest.raises(ConfigError, match=r"data\.std"):
         ImageFolder("x", std=[0.1, 0.2, 0.0])
+
+
+def test_digits_are_those_of_scikit_learn(monkeypatch):
+    from sklearn.datasets import load_digits
+
+    pixels, classes = load_digits(return_X_y=True)
+    table = read_table()
+    assert torch.equal(table[:, :-1], torch.from_numpy(pixels).to(torch.uint8))
+    assert torch.equal(table[:, -1].long(), torch.from_numpy(classes).long())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"digits\.csv\.gz cannot be read .*; pip install scikit-learn"):
+        read_table()
 
 
 def test_digits():

@@ -1,12 +1,14 @@
 """A whole bare script, for start-up and memory: python -m benchmarks.peers.bare_start ROLE digits|cifar OUT [ROOT]
 
-ROLE ``same`` imports what a HEALSg run imports beside torch and scikit-learn (Hydra, OmegaConf, Rich), ``plain`` does
-not. OUT gets the CPU seconds to the end of the first step, and there it ends; with ``-`` for OUT it goes on: three
-epochs of digits, or three batches of each split of CIFAR's files under ROOT, with evaluation and ``torch.save``.
+ROLE ``same`` imports what a HEALSg run imports beside torch (Hydra, OmegaConf, Rich) and reads scikit-learn's file of
+digits as that does; ``plain`` imports none of these and calls scikit-learn's ``load_digits``. OUT gets the CPU seconds
+to the end of the first step, and there it ends; with ``-`` for OUT it goes on: three epochs of digits, or three batches
+of each split of CIFAR's files under ROOT, with evaluation and ``torch.save``.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import sys
@@ -31,9 +33,14 @@ MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.4914, 0.4822, 
 
 
 def digits() -> tuple[Any, Any, Any]:
-    from sklearn.datasets import load_digits
+    if ROLE == "same":
+        home = importlib.util.find_spec("sklearn").submodule_search_locations[0]  # type: ignore[union-attr,index]
+        table = np.loadtxt(Path(home) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+        images, labels = table[:, :-1], table[:, -1].astype(int)
+    else:
+        from sklearn.datasets import load_digits
 
-    images, labels = load_digits(return_X_y=True)
+        images, labels = load_digits(return_X_y=True)
     whole = Pairs(torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(labels))
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
     train, val, test = (Pairs(*whole[part]) for part in (order[:1167], order[1167:1297], order[1297:]))

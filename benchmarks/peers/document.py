@@ -58,9 +58,10 @@ def document(kept: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-NOTES = """W4 compares with a script that imports the same (torch, scikit-learn, Hydra, Rich) and takes one step. W5:
-three epochs of digits, and 20,000 images in CIFAR's files of which three batches are trained. W6 reckons the 32
-processes from four of them. W7 is `python benchmarks/saving.py`. W8: an exponent of 1 is linear, 0 flat.
+NOTES = """W4 compares with a script that imports the same (torch, Hydra, Rich; digits are read without scikit-learn's
+import) and takes one step, and with one as it is usually written. W5: three epochs of digits, and 20,000 images in
+CIFAR's files of which three batches are trained. W6 reckons the 32 processes from four of them. W7 is `python
+benchmarks/saving.py`. W8: an exponent of 1 is linear, 0 flat.
 """
 
 

@@ -139,9 +139,9 @@ def startup(bench: Bench) -> dict[str, Any]:
         say(f"round {number + 1}: start-up")
         bench.healsg("data=digits", "model=mlp", *first, f"+args.out={out}")
         add(rows, "healsg", seconds=float(out.read_text()))
-        for role in ("same", "plain"):
+        for role, name in (("same", "bare"), ("plain", "bare as usual")):
             bench.module("bare_start", role, "digits", str(out))
-            add(rows, {"same": "bare", "plain": "bare without Hydra and Rich"}[role], seconds=float(out.read_text()))
+            add(rows, name, seconds=float(out.read_text()))
     return {"rows": rows}
 
 

@@ -6,13 +6,17 @@ Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", 
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from healsg.data import DataInfo, stratified_split
 from healsg.datasets.classification import Classification
+from healsg.errors import DataError
 from healsg.loader import Transform
 from healsg.source import TensorSource
 from healsg.transforms.views import Augment, ImageViews
@@ -50,10 +54,22 @@ class Digits(Classification):
 
     @cached_property
     def _parts(self) -> dict[str, TensorSource]:
-        from sklearn.datasets import load_digits
-
-        images, labels = load_digits(return_X_y=True)
-        inputs = torch.from_numpy(images).to(torch.uint8).view(-1, 1, 8, 8)
-        whole = TensorSource(inputs, torch.from_numpy(labels).long())
+        table = read_table()
+        whole = TensorSource(table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].long())
         train, test = stratified_split(whole.target, TEST_SAMPLES / SAMPLES, TEST_SEED)
         return {"train": whole.subset(train), "test": whole.subset(test)}
+
+
+def read_table() -> Tensor:
+    """(1797, 65) uint8: each digit's pixels, 0 to 16, and its class, out of scikit-learn's file.
+
+    As ``sklearn.datasets.load_digits`` gives it, without the second that its import takes. Raises DataError.
+    """
+    import numpy
+
+    found = importlib.util.find_spec("sklearn")
+    file = Path((found and found.origin) or "sklearn/__init__.py").with_name("datasets") / "data" / "digits.csv.gz"
+    try:
+        return torch.from_numpy(numpy.loadtxt(file, dtype=numpy.uint8, delimiter=","))
+    except (OSError, ValueError) as error:
+        raise DataError(f"data=digits: {file} cannot be read ({error}); pip install scikit-learn") from error
