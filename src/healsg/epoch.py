@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from healsg import distributed
-from healsg.metric import Metric, precise
+from healsg.metric import Metric, counted, precise
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -45,8 +45,7 @@ class Loss(Metric):
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
         rows = target.shape[0]
-        loss = precise(self.criterion(output, target)) * rows
-        return torch.stack([loss, loss.new_full((), rows)])
+        return counted(precise(self.criterion(output, target)) * rows, rows)
 
 
 class EvalEpoch:

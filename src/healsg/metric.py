@@ -61,8 +61,12 @@ class Accuracy(Metric):
     def measure(self, output: Tensor, target: Tensor) -> Tensor | None:
         if target.is_floating_point() or output.dim() != target.dim() + 1:
             return None
-        hits = precise((output.argmax(dim=1) == target).sum())
-        return torch.stack([hits, hits.new_full((), target.numel())])
+        return counted((output.argmax(dim=1) == target).sum(), target.numel())
+
+
+def counted(total: Tensor, count: int) -> Tensor:
+    """What a batch adds to the state of a mean: (2,) of ``total`` and ``count``, in the widest type."""
+    return precise(torch.stack([total, total.new_full((), count)]))
 
 
 def precise(value: Tensor) -> Tensor:

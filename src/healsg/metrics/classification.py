@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from healsg.metric import Metric, precise
+from healsg.metric import Metric, counted, precise
 from healsg.types import Count
 
 
 def members(index: Tensor, classes: int) -> Tensor:
-    """(N, C) of 0 and 1, in the widest type: to which class each of the (N,) indices belongs."""
-    return precise(index.unsqueeze(1) == torch.arange(classes, device=index.device))
+    """(N, C) of 0 and 1, in the widest type: to which class each of the (N,) or (N, ...) indices belongs."""
+    return precise(index.flatten().unsqueeze(1) == torch.arange(classes, device=index.device))
 
 
 def mean(values: list[float]) -> float:
@@ -34,7 +34,7 @@ class Confusion(Metric):
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
         classes = output.shape[1]
-        true, taken = members(target.flatten(), classes), members(output.argmax(dim=1).flatten(), classes)
+        true, taken = members(target, classes), members(output.argmax(dim=1), classes)
         return (true.mT @ taken).flatten()
 
     def value(self, state: list[float]) -> list[list[int]]:
@@ -48,7 +48,7 @@ class BalancedAccuracy(Metric):
     kinds: ClassVar[tuple[str, ...]] = ("multiclass",)
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
-        true, taken = (members(index.flatten(), output.shape[1]) for index in (target, output.argmax(dim=1)))
+        true, taken = (members(index, output.shape[1]) for index in (target, output.argmax(dim=1)))
         return torch.cat([(true * taken).sum(dim=0), true.sum(dim=0)])
 
     def value(self, state: list[float]) -> float:
@@ -70,7 +70,7 @@ class F1(Metric):
         if labels:
             true, taken = precise(target > 0.5), precise(output > 0)
         else:
-            true, taken = (members(index.flatten(), output.shape[1]) for index in (target, output.argmax(dim=1)))
+            true, taken = (members(index, output.shape[1]) for index in (target, output.argmax(dim=1)))
             taken = taken * true.sum(dim=1, keepdim=True)
         sums = [(true * taken).sum(dim=0), (true + taken).sum(dim=0)]
         return torch.cat([*sums, sums[0].new_full((1,), float(labels) * len(target))])
@@ -92,8 +92,7 @@ class TopK(Metric):
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
         largest = output.topk(min(self.k, output.shape[1]), dim=1).indices
-        hits = precise((largest == target.unsqueeze(1)).sum())
-        return torch.stack([hits, hits.new_full((), target.numel())])
+        return counted((largest == target.unsqueeze(1)).sum(), target.numel())
 
 
 class CalibrationError(Metric):
@@ -109,7 +108,7 @@ class CalibrationError(Metric):
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
         confidence, taken = precise(output).softmax(dim=1).max(dim=1)
         known = precise((target >= 0) & (target < output.shape[1])).flatten()
-        where = ((confidence * self.bins).ceil().long() - 1).clamp(0, self.bins - 1).flatten()
+        where = ((confidence * self.bins).ceil().long() - 1).clamp(0, self.bins - 1)
         within = members(where, self.bins) * known.unsqueeze(1)
         hits = precise(taken == target).flatten()
         return torch.cat([within.mT @ (hits - confidence.flatten()), known.sum().view(1)])

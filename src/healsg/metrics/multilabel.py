@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from healsg.metric import Metric, precise
+from healsg.metric import Metric, counted
 
 
 class LabelAccuracy(Metric):
@@ -16,5 +15,4 @@ class LabelAccuracy(Metric):
     kinds: ClassVar[tuple[str, ...]] = ("multilabel",)
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
-        hits = precise(((output > 0) == (target > 0.5)).sum())
-        return torch.stack([hits, hits.new_full((), target.numel())])
+        return counted(((output > 0) == (target > 0.5)).sum(), target.numel())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from healsg.metric import precise
+from healsg.metrics.classification import mean
 from healsg.metrics.gathered import Gathered
 
 
@@ -51,5 +52,4 @@ class AUROC(Gathered):
         scores, target = state
         positive = target if target.dim() == 2 else target.unsqueeze(1) == torch.arange(scores.shape[1])
         areas = [area(scores[:, label].contiguous(), positive[:, label]) for label in range(scores.shape[1])]
-        known = [one for one in areas if not math.isnan(one)]
-        return math.fsum(known) / len(known) if known else math.nan
+        return mean([one for one in areas if not math.isnan(one)])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from healsg.losses.usual import fitted
-from healsg.metric import Metric, precise
+from healsg.metric import Metric, counted, precise
+from healsg.metrics.classification import mean
 
 
 def residuals(output: Tensor, target: Tensor) -> Tensor:
@@ -24,8 +25,7 @@ class MeanAbsoluteError(Metric):
     kinds: ClassVar[tuple[str, ...]] = ("regression",)
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
-        total = residuals(output, target).abs().sum()
-        return torch.stack([total, total.new_full((), target.numel())])
+        return counted(residuals(output, target).abs().sum(), target.numel())
 
 
 class RootMeanSquaredError(Metric):
@@ -34,8 +34,7 @@ class RootMeanSquaredError(Metric):
     kinds: ClassVar[tuple[str, ...]] = ("regression",)
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
-        total = residuals(output, target).square().sum()
-        return torch.stack([total, total.new_full((), target.numel())])
+        return counted(residuals(output, target).square().sum(), target.numel())
 
     def value(self, state: list[float]) -> float:
         return math.sqrt(state[0] / state[-1])
@@ -57,5 +56,4 @@ class R2(Metric):
         count, size = state[-1], len(state) // 3
         columns = zip(state[:size], state[size : 2 * size], state[2 * size : -1], strict=True)
         spreads = [(wrong, squares - total * total / count) for wrong, total, squares in columns]
-        scores = [1 - wrong / spread for wrong, spread in spreads if spread > 0]
-        return math.fsum(scores) / len(scores) if scores else math.nan
+        return mean([1 - wrong / spread for wrong, spread in spreads if spread > 0])

@@ -37,15 +37,12 @@ class TorchMetric(Gathered):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)[:3]
             raise ConfigError(f"model.metrics: torchmetrics has no {name!r}; the nearest are {', '.join(near)}")
-        by_name = {"Multiclass": "multiclass", "Multilabel": "multilabel"}
-        self.kinds = (by_name.get(name[:10], "regression"),)  # type: ignore[misc]
+        self.kinds = (name[:10].lower() if known[name] is classification else "regression",)  # type: ignore[misc]
         self.options = dict(options or {})
         try:
-            self.metric = getattr(known[name], name)(**(options or {}))
+            self.metric = getattr(known[name], name)(**self.options)
         except Exception as error:
-            raise ConfigError(
-                f"model.metrics: torchmetrics' {name} refuses {dict(options or {})}: {line(error)}"
-            ) from None
+            raise ConfigError(f"model.metrics: torchmetrics' {name} refuses {self.options}: {line(error)}") from None
 
     def check(self, info: DataInfo) -> None:
         """Refuse another number of classes or labels than the task has. Raises ConfigError."""
