@@ -120,7 +120,7 @@ CHAINS = """
     healsg.data.torch.load healsg.task.BasicTask.build healsg.runner.TaskRunner.fit
     healsg.loggers.wandb.subprocess.Popen healsg.loggers.wandb.serve_wandb healsg.loggers.wandb._Client
     healsg.loggers.report.write_report healsg.claim.subprocess.run healsg.datasets.files.load_arrays
-    healsg.datasets.files.unpack healsg.datasets.files.tarfile.open healsg.redact.config
+    healsg.datasets.archives.unpack healsg.datasets.archives.tarfile.open healsg.redact.config
     healsg.datasets.files._ArrayUnpickler healsg.models.torchvision.models.get_model
     healsg.models.torchvision.set_apart healsg.checks.targets.importlib.util.spec_from_file_location
     healsg.folder.write_text healsg.trainer.TaskTrainer.train

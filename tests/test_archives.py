@@ -22,9 +22,10 @@ import pytest
 
 from conftest import fork
 from fake_data import NEITHER, publish_cifar, refuse_network, refused, serve_https, write_cifar, write_mnist
-from healsg.datasets import cifar, files, mnist
+from healsg.datasets import archives, cifar, files, mnist
+from healsg.datasets.archives import unpack
 from healsg.datasets.cifar import Cifar
-from healsg.datasets.files import Sums, download, fetch, unpack
+from healsg.datasets.files import Sums, download, fetch
 from healsg.datasets.mnist import MNIST
 from healsg.errors import DataError
 
@@ -106,7 +107,7 @@ def sparse() -> bytes:
 
 
 SMALL = 1 << 20
-"""What ``files.MOST`` is here, so that a bomb is quick."""
+"""What ``archives.MOST`` is here, so that a bomb is quick."""
 
 BOMB = bytes(8 * SMALL)
 
@@ -172,7 +173,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], bool]] = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_archives(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MOST", SMALL)
+    monkeypatch.setattr(archives, "MOST", SMALL)
     make, fine = HOSTILE[kind]
     content = make()
     Path("root").mkdir()
@@ -214,7 +215,7 @@ def memory_taken(act: Callable[[], Any]) -> int:
 
 
 def test_no_archive_fills_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MOST", SMALL)
+    monkeypatch.setattr(archives, "MOST", SMALL)
     contents = {kind: make() for kind, (make, _) in HOSTILE.items()}
     zeros = gzip.compress(bytes(64 * SMALL), 1)
 
@@ -222,7 +223,7 @@ def test_no_archive_fills_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         for content in contents.values():
             with contextlib.suppress(DataError):
                 unpack(content, Path("x"), Path("set"), WANTED)
-        refused(lambda: files.unzip(zeros, Path("y.gz")), "y.gz: damaged", "more than 1048576 bytes")
+        refused(lambda: archives.unzip(zeros, Path("y.gz")), "y.gz: damaged", "more than 1048576 bytes")
 
     assert memory_taken(all_of_them) < 40
 
@@ -245,7 +246,7 @@ def test_real_bombs() -> None:
 
     def all_of_them() -> None:
         refused(lambda: unpack(bomb, Path("x"), Path("set"), WANTED), "it holds more than")
-        refused(lambda: files.unzip(zeros, Path("y.gz")), "it holds more than")
+        refused(lambda: archives.unzip(zeros, Path("y.gz")), "it holds more than")
 
     assert memory_taken(all_of_them) < 800
 
@@ -326,6 +327,19 @@ def test_a_cut_download_is_thrown_away_where_it_leads_to_something_else(monkeypa
     shorter = Server(CONTENT[:4000])
     refused(lambda: get(monkeypatch, shorter), "download failed")
     assert shorter.wishes == ["bytes=5000-", None], "no such range"
+
+
+def test_a_download_whose_size_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was cut is gone on with at once; none is kept for the next run, which could not tell how far it is."""
+    sums = Sums(sha256=SUMS.sha256)
+    server = Server(cuts=(100_000,))
+    assert get(monkeypatch, server, sums) == CONTENT
+    assert server.wishes == [None, "bytes=100000-"]
+    Path("root/set.tar.gz").unlink()
+    refused(lambda: get(monkeypatch, Server(cuts=(70_000, 70_000)), sums), "its SHA-256 is not")
+    assert not list(Path("root").iterdir())
+    Path("root/set.tar.gz.part").write_bytes(CONTENT + b"of a run that was killed")
+    assert get(monkeypatch, Server(), sums) == CONTENT
 
 
 @pytest.mark.parametrize(

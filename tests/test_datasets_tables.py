@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fake_tables
 from healsg.data import Needs
-from healsg.datasets import medmnist
+from healsg.datasets import files, medmnist
 from healsg.datasets.classification import Classification
 from healsg.datasets.columns import classes_of, number
 from healsg.datasets.csv import Csv
@@ -113,7 +113,7 @@ def test_medmnist_takes_only_the_published_file(monkeypatch: pytest.MonkeyPatch)
         asked.append((url, size))
         target.write_bytes(content if len(asked) > 1 else b"something else")
 
-    monkeypatch.setattr(medmnist, "fetch", fetch)
+    monkeypatch.setattr(files, "fetch", fetch)
     assert len(part(MedMNIST("breastmnist"), "test")) == 20
     assert asked == [("https://zenodo.org/records/10519652/files/breastmnist.npz?download=1", medmnist.MOST)] * 2
     assert [file.name for file in Path("data/medmnist").glob("*.npz*")] == ["breastmnist.npz"]

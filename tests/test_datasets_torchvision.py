@@ -22,10 +22,10 @@ from conftest import REPOSITORY
 from fake_data import NEITHER, refuse_network, refused, serve_https, tarred
 from healsg.data import Needs
 from healsg.datasets import archives, eurosat, fashionmnist, flowers102, food101, imagenette, pets, stl10, svhn
-from healsg.datasets.archives import Archive, get, unpack_folder
+from healsg.datasets.archives import Archive, unpack_folder
 from healsg.datasets.eurosat import EuroSAT
 from healsg.datasets.fashionmnist import KMNIST, FashionMNIST
-from healsg.datasets.files import MOST, Sums
+from healsg.datasets.files import MOST, Sums, download
 from healsg.datasets.flowers102 import Flowers102
 from healsg.datasets.food101 import Food101
 from healsg.datasets.imagefolder import decode
@@ -458,7 +458,7 @@ def test_a_download_that_fails_says_what_to_put_where(offline: list[str]) -> Non
 def test_a_cut_download_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     serve_https(monkeypatch, lambda request: (200, {}, b"0123456789"))
     sums = Sums(sha256="0" * 64, size=MOST + 1)
-    refused(lambda: get("https://x.org/a.tgz", Path("a.tgz"), sums, True, "by hand"), "it has 10 bytes", "by hand")
+    refused(lambda: download(["https://x.org/a.tgz"], Path("a.tgz"), sums, "by hand"), "it has 10 bytes", "by hand")
     assert Path("a.tgz.part").read_bytes() == b"0123456789"
     assert not Path("a.tgz").exists()
 

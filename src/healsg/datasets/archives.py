@@ -1,23 +1,22 @@
-"""Archives of published data sets that are too large to be held in memory: downloaded, checked and unpacked in pieces.
+"""Archives of published data sets: unpacked in memory, or in pieces where they are too large for that.
 
-What is unpacked lies in a folder that appears under its name only when it is whole.
+What is unpacked in pieces lies in a folder that appears under its name only when it is whole.
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
+import io
 import shutil
 import tarfile
-import urllib.error
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from healsg.datasets.files import CHUNK, MOST, Sums, exclusive, fetch, log
+from healsg.datasets.files import CHUNK, MOST, Sums, checked_file, exclusive, log, obtain
 from healsg.errors import DataError
 from healsg.source import line
 
@@ -54,72 +53,77 @@ def provide(archives: Sequence[Archive], place: Path, download: bool, verify: bo
 
     Raises DataError of one line, which says what can be put there by hand.
     """
-    if all((place / archive.folder).is_dir() for archive in archives):
-        return
-    with exclusive(place):
-        for archive in archives:
-            folder, path = place / archive.folder, place / archive.name
-            if folder.is_dir():  # also where another process has just put it there
-                continue
-            by_hand = f"put {path.name} (from {archive.url}) or its unpacked folder {folder.name} into {place}"
-            if not path.is_file():
-                get(archive.url, path, Sums(sha256=archive.sha256, size=archive.size), download, by_hand)
-            sums = Sums(sha256=archive.sha256, size=archive.size) if verify else Sums()
-            unpack_folder(path, sums, folder, archive.suffixes)
-
-
-def get(url: str, target: Path, sums: Sums, download: bool, by_hand: str) -> None:
-    """Fetch ``target``, whatever its size, as ``files.download`` does; where that is not wanted, raise DataError."""
-    if not download:
-        raise DataError(f"{target}: not there; set data.download=true, or {by_hand}")
-    part, reason = target.with_name(target.name + ".part"), ""
-    for _ in range(2):
-        log.info("downloading %s to %s", url, target)
-        try:
-            fetch(url, part, sums.size or MOST)
-            with part.open("rb") as file:
-                reason = problem(file, sums)
-            if sums.size and part.stat().st_size < sums.size:  # the next call goes on from there
-                continue
-        except Exception as error:  # whatever a network can do
-            reason = line(error)
-            if isinstance(error, urllib.error.HTTPError):  # no such range, say
-                part.unlink(missing_ok=True)
+    for archive in archives:
+        folder, path = place / archive.folder, place / archive.name
+        if folder.is_dir():
             continue
-        if not reason:
-            part.replace(target)
-            return
-        part.unlink()
-    raise DataError(f"{target.name} is not in {target.parent} and its download failed ({reason}); {by_hand}")
+        sums = Sums(sha256=archive.sha256, size=archive.size)
+        by_hand = f"put {path.name} (from {archive.url}) or its unpacked folder {folder.name} into {place}"
+        obtain([archive.url], path, sums, by_hand, download)
+        with exclusive(place):
+            if not folder.is_dir():  # another process may have put it there
+                unpack_folder(path, sums if verify else Sums(), folder, archive.suffixes)
 
 
-def problem(file: IO[bytes], sums: Sums) -> str:
-    """In what an open file is not the published one; nothing where it is. The file then stands at its begin."""
-    size = file.seek(0, 2)
-    if sums.size is not None and size != sums.size:
-        return f"it has {size} bytes, not {sums.size}"
-    for name, wanted in (("MD5", sums.md5), ("SHA-256", sums.sha256)):
-        file.seek(0)
-        made = hashlib.md5(usedforsecurity=False) if name == "MD5" else hashlib.sha256()
-        while wanted and (chunk := file.read(CHUNK)):
-            made.update(chunk)
-        if wanted and made.hexdigest() != wanted:
-            return f"its {name} is not {wanted}"
-    file.seek(0)
-    return ""
-
-
-@contextmanager
-def checked_file(path: Path, sums: Sums) -> Iterator[IO[bytes]]:
-    """``path``, open, which must be the published file. Raises DataError that names the file and the setting."""
+def unzip(packed: bytes, path: Path) -> bytes:
+    """What the gzip file ``path``, with the content ``packed``, holds. Raises DataError where it is damaged."""
+    content = bytearray()
     try:
-        file = path.open("rb")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({line(error)})") from error
-    with file:
-        if wrong := problem(file, sums):
-            raise DataError(f"{path}: not the published file, {wrong}; get it anew, or take it with data.verify=false")
-        yield file
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
+            while chunk := stream.read(CHUNK):
+                content += chunk
+                if len(content) > MOST:
+                    raise ValueError(f"it holds more than {MOST} bytes")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{path}: damaged, cannot be unpacked ({line(error)}); delete it and get it anew") from error
+    return bytes(content)
+
+
+def unpack(packed: bytes, archive: Path, folder: Path, wanted: Collection[str]) -> None:
+    """Put the files ``wanted`` of a tar.gz archive's folder ``folder.name`` into ``folder``, and nothing else.
+
+    Raises DataError where the archive, with the content ``packed``, is damaged or lacks one of them.
+    """
+    names = {f"{folder.name}/{name}": name for name in wanted}
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
+            for member, size in tar_files(stream):
+                if name := names.pop(member.removeprefix("./"), None):
+                    if len(content := stream.read(size)) < size:
+                        raise EOFError
+                    folder.mkdir(parents=True, exist_ok=True)
+                    part = folder / f"{name}.part"
+                    part.write_bytes(content)
+                    part.replace(folder / name)
+                if not names:
+                    return
+    except (gzip.BadGzipFile, EOFError, ValueError, zlib.error) as error:
+        raise DataError(f"{archive}: the archive is damaged ({line(error)}); delete it and get it anew") from error
+    raise DataError(f"{archive}: the archive holds no {next(iter(names))}; delete it and get it anew")
+
+
+def tar_files(stream: gzip.GzipFile) -> Iterator[tuple[str, int]]:
+    """Name and size of each plain file of a tar archive; ``stream`` then stands at its content.
+
+    Nothing else in it is looked at: links, devices and folders, and what other entries say of a file's name or size.
+    Raises ValueError where it is no archive or holds too much, EOFError where it is cut.
+    """
+    start = 0
+    while True:
+        header = stream.read(512)
+        if len(header) < 512:
+            raise EOFError
+        if not header.strip(b"\0"):
+            return
+        size, checksum = (int(header[at].strip(b"\0 ") or b"0", 8) for at in (slice(124, 136), slice(148, 156)))
+        if size < 0 or checksum != sum(header[:148] + b" " * 8 + header[156:]):
+            raise ValueError("it is no tar archive")
+        if start + size > MOST:
+            raise ValueError(f"it holds more than {MOST} bytes")
+        if header[156:157] in (b"0", b"\0"):
+            yield header[:100].split(b"\0")[0].decode("latin1"), size
+        start += 512 + -(-size // 512) * 512
+        stream.seek(start)
 
 
 def unpack_folder(path: Path, sums: Sums, folder: Path, suffixes: Collection[str]) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from healsg.data import DataInfo
+from healsg.datasets.archives import unpack
 from healsg.datasets.classification import Classification
-from healsg.datasets.files import Sums, checked_bytes, download, exclusive, load_arrays, log, unpack
+from healsg.datasets.files import Sums, checked_bytes, download, exclusive, load_arrays, log
 from healsg.errors import ConfigError, DataError
 from healsg.loader import Transform
 from healsg.source import TensorSource

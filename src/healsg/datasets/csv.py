@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from healsg.datasets.files import locate
 from healsg.datasets.imagefolder import Pictures
 from healsg.datasets.tables import Columns, Tables
 from healsg.errors import ConfigError, DataError
@@ -55,12 +56,8 @@ class Csv(Tables):
         file = self.files[part] if not self.split else self.files["train"]
         if file is None:
             return None
-        asked = Path(file).expanduser()
-        places = list(dict.fromkeys([asked.absolute(), (self.root / asked).absolute()]))
-        path = next((place for place in places if place.is_file()), None)
-        if path is None:
-            key = "file" if self.split or part == "train" else f"{part}_file"
-            raise DataError(f"data.{key}: no such file: {' nor '.join(map(str, places))}")
+        key = "file" if self.split or part == "train" else f"{part}_file"
+        path = locate(key, file, self.root, "file").absolute()
         table = read_csv(path, self.delimiter)
         if self.split:
             table = self._rows_of(part, table, path)

@@ -1,8 +1,7 @@
-"""Files of published data sets: download, checksum, unpacking, and a reader of pickles that cannot run code."""
+"""Files of data sets: where they lie, download, checksum, and a reader of pickles that cannot run code."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import logging
@@ -10,12 +9,11 @@ import os
 import pickle
 import urllib.error
 import urllib.request
-import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -41,15 +39,39 @@ class Sums:
     sha256: str = ""
     size: int | None = None
 
-    def problem(self, content: bytes) -> str:
-        """In what ``content`` is not the published file; nothing where it is."""
-        if self.size is not None and len(content) != self.size:
-            return f"it has {len(content)} bytes, not {self.size}"
-        if self.md5 and hashlib.md5(content, usedforsecurity=False).hexdigest() != self.md5:
-            return f"its MD5 is not {self.md5}"
-        if self.sha256 and hashlib.sha256(content).hexdigest() != self.sha256:
-            return f"its SHA-256 is not {self.sha256}"
+    def problem(self, file: IO[bytes]) -> str:
+        """In what an open file is not the published one; nothing where it is. The file then stands at its begin."""
+        size = file.seek(0, 2)
+        if self.size is not None and size != self.size:
+            return f"it has {size} bytes, not {self.size}"
+        md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+        for name, made, wanted in (("MD5", md5, self.md5), ("SHA-256", sha256, self.sha256)):
+            file.seek(0)
+            while wanted and (chunk := file.read(CHUNK)):
+                made.update(chunk)
+            if wanted and made.hexdigest() != wanted:
+                return f"its {name} is not {wanted}"
+        file.seek(0)
         return ""
+
+    def require(self, file: IO[bytes], path: Path) -> None:
+        """Raise DataError that names ``path`` and the setting where the open file is not the published one."""
+        if wrong := self.problem(file):
+            raise DataError(f"{path}: not the published file, {wrong}; get it anew, or take it with data.verify=false")
+
+
+def locate(key: str, name: str, root: Path, kind: Literal["file", "folder", "file or folder"]) -> Path:
+    """Where ``name`` lies: relative to the current directory or else to ``root``.
+
+    Raises DataError that names the setting ``data.<key>`` and both places where there is no such file or folder.
+    """
+    asked = Path(name).expanduser()
+    places = (asked, root / asked)
+    lies = {"file": Path.is_file, "folder": Path.is_dir}.get(kind, Path.exists)
+    if found := next(filter(lies, places), None):
+        return found
+    said = " nor ".join(dict.fromkeys(str(place.absolute()) for place in places))
+    raise DataError(f"data.{key}: no such {kind}: {said}")
 
 
 def checked_bytes(path: Path, sums: Sums) -> bytes:
@@ -65,9 +87,20 @@ def checked_bytes(path: Path, sums: Sums) -> bytes:
             content = file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({line(error)})") from error
-    if problem := sums.problem(content):
-        raise DataError(f"{path}: not the published file, {problem}; get it anew, or take it with data.verify=false")
+    sums.require(io.BytesIO(content), path)
     return content
+
+
+@contextmanager
+def checked_file(path: Path, sums: Sums) -> Iterator[IO[bytes]]:
+    """``path``, open, which must be the published file. Raises DataError as ``checked_bytes`` does."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({line(error)})") from error
+    with file:
+        sums.require(file, path)
+        yield file
 
 
 @contextmanager
@@ -84,19 +117,32 @@ def exclusive(folder: Path) -> Iterator[None]:
         raise DataError(f"{folder}: files cannot be put there ({line(error)}); check data.root") from error
 
 
-def download(urls: Sequence[str], target: Path, sums: Sums, by_hand: str) -> None:
+def obtain(urls: Sequence[str], target: Path, sums: Sums, by_hand: str, allowed: bool, most: int = MOST) -> None:
+    """See to it that ``target`` is there, by a ``download`` where that is allowed; else raise DataError."""
+    if target.is_file():
+        return
+    if not allowed:
+        raise DataError(f"{target}: not there; set data.download=true, or {by_hand}")
+    with exclusive(target.parent):
+        if not target.is_file():  # another process may have put it there
+            download(urls, target, sums, by_hand, most)
+
+
+def download(urls: Sequence[str], target: Path, sums: Sums, by_hand: str, most: int = MOST) -> None:
     """Fetch ``target`` from the first of ``urls`` that gives the published file; all must be https.
 
-    The file appears under its name only when it is whole. One that was cut is gone on with, at once or by the next
-    call, and thrown away where that leads to another content. Raises DataError of one line that ends with ``by_hand``.
+    The file appears under its name only when it is whole. One that was cut is gone on with, at once or, where the size
+    is published, by the next call, and thrown away where that leads to another content. Where no size is published it
+    has at most ``most`` bytes. Raises DataError of one line that ends with ``by_hand``.
     """
-    part, reason = target.with_name(target.name + ".part"), "no address"
+    part, reason, size = target.with_name(target.name + ".part"), "no address", sums.size or most
     target.parent.mkdir(parents=True, exist_ok=True)
     for url in [url for url in urls for _ in range(2)]:
         log.info("downloading %s to %s", url, target)
         try:
-            fetch(url, part, sums.size or MOST)
-            reason = sums.problem(part.read_bytes())
+            fetch(url, part, size)
+            with part.open("rb") as file:
+                reason = sums.problem(file)
         except Exception as error:  # whatever a network can do
             reason = line(error)
             if isinstance(error, urllib.error.HTTPError):  # no such range, say
@@ -105,7 +151,10 @@ def download(urls: Sequence[str], target: Path, sums: Sums, by_hand: str) -> Non
         if not reason:
             part.replace(target)
             return
-        part.unlink()
+        if part.stat().st_size >= size:  # a shorter one may have been cut
+            part.unlink()
+    if sums.size is None:
+        part.unlink(missing_ok=True)
     raise DataError(f"{target.name} is not in {target.parent} and its download failed ({reason}); {by_hand}")
 
 
@@ -146,67 +195,6 @@ def _secure(url: str) -> str:
 
 def _refuse(reason: str) -> Any:
     raise DataError(reason)
-
-
-def unzip(packed: bytes, path: Path) -> bytes:
-    """What the gzip file ``path``, with the content ``packed``, holds. Raises DataError where it is damaged."""
-    content = bytearray()
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
-            while chunk := stream.read(CHUNK):
-                content += chunk
-                if len(content) > MOST:
-                    raise ValueError(f"it holds more than {MOST} bytes")
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: damaged, cannot be unpacked ({line(error)}); delete it and get it anew") from error
-    return bytes(content)
-
-
-def unpack(packed: bytes, archive: Path, folder: Path, wanted: Collection[str]) -> None:
-    """Put the files ``wanted`` of a tar.gz archive's folder ``folder.name`` into ``folder``, and nothing else.
-
-    Raises DataError where the archive, with the content ``packed``, is damaged or lacks one of them.
-    """
-    names = {f"{folder.name}/{name}": name for name in wanted}
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
-            for member, size in tar_files(stream):
-                if name := names.pop(member.removeprefix("./"), None):
-                    if len(content := stream.read(size)) < size:
-                        raise EOFError
-                    folder.mkdir(parents=True, exist_ok=True)
-                    part = folder / f"{name}.part"
-                    part.write_bytes(content)
-                    part.replace(folder / name)
-                if not names:
-                    return
-    except (gzip.BadGzipFile, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{archive}: the archive is damaged ({line(error)}); delete it and get it anew") from error
-    raise DataError(f"{archive}: the archive holds no {next(iter(names))}; delete it and get it anew")
-
-
-def tar_files(stream: gzip.GzipFile) -> Iterator[tuple[str, int]]:
-    """Name and size of each plain file of a tar archive; ``stream`` then stands at its content.
-
-    Nothing else in it is looked at: links, devices and folders, and what other entries say of a file's name or size.
-    Raises ValueError where it is no archive or holds too much, EOFError where it is cut.
-    """
-    start = 0
-    while True:
-        header = stream.read(512)
-        if len(header) < 512:
-            raise EOFError
-        if not header.strip(b"\0"):
-            return
-        size, checksum = (int(header[at].strip(b"\0 ") or b"0", 8) for at in (slice(124, 136), slice(148, 156)))
-        if size < 0 or checksum != sum(header[:148] + b" " * 8 + header[156:]):
-            raise ValueError("it is no tar archive")
-        if start + size > MOST:
-            raise ValueError(f"it holds more than {MOST} bytes")
-        if header[156:157] in (b"0", b"\0"):
-            yield header[:100].split(b"\0")[0].decode("latin1"), size
-        start += 512 + -(-size // 512) * 512
-        stream.seek(start)
 
 
 def load_arrays(content: bytes, path: Path) -> Any:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from healsg.datasets.archives import Archive
-from healsg.datasets.files import Sums, download, exclusive
+from healsg.datasets.files import Sums, obtain
 from healsg.datasets.matlab import labels_of, read_mat
 from healsg.datasets.pictures import Listed, PictureFiles
-from healsg.errors import DataError
 
 PAGE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 
@@ -52,13 +51,9 @@ class Flowers102(PictureFiles):
 
     def provide(self, folder: Path) -> None:
         super().provide(folder)
-        for name in [name for name in LABELS if not (folder / name).is_file()]:
+        for name in LABELS:
             by_hand = f"put {name} (from {PAGE}) into {folder}"
-            if not self.download:
-                raise DataError(f"{folder / name}: not there; set data.download=true, or {by_hand}")
-            with exclusive(folder):
-                if not (folder / name).is_file():  # another process may have put it there
-                    download([PAGE + name], folder / name, _sums(name), by_hand)
+            obtain([PAGE + name], folder / name, _sums(name), by_hand, self.download)
 
     def listed(self, part: str, folder: Path) -> Listed:
         names = [folder / name for name in LABELS]

@@ -9,11 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from healsg.datasets.imagefolder import FORMATS, PIXELS
+from healsg.datasets.files import locate
+from healsg.datasets.imagefolder import decode
 from healsg.datasets.tables import Columns, Tables
 from healsg.errors import ConfigError, DataError
 from healsg.source import line
@@ -46,12 +45,12 @@ class HuggingFace(Tables):
         super().__init__(**common)
         self.name, self.config, self.revision = name, config, revision
         self.parts = {"train": train, "val": val, "test": test}
-        asked = Path(name).expanduser()
-        self.place = next((place for place in (asked, self.root / asked) if place.exists()), None)
-        if self.place is None and (name.count("/") > 1 or name.endswith(".parquet") or asked.is_absolute()):
-            raise DataError(
-                f"data.name: no such file or folder: {asked.absolute()} nor {(self.root / asked).absolute()}"
-            )
+        self.place: Path | None = None
+        try:
+            self.place = locate("name", name, self.root, "file or folder")
+        except DataError:
+            if name.count("/") > 1 or name.endswith(".parquet") or Path(name).expanduser().is_absolute():
+                raise
         for needed in ["pyarrow", *(["datasets"] if self.place is None else [])]:
             if find_spec(needed) is None:
                 raise ConfigError(f"data: {needed} is not installed; pip install 'healsg[hf]'")
@@ -136,24 +135,4 @@ class StoredPictures:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         stored = self.values[index].as_py()
         content = stored["bytes"] if isinstance(stored, dict) else stored
-        return decode_bytes(content, self.size, self.channels), self.targets[index]
-
-
-def decode_bytes(content: bytes, size: int, channels: int) -> Tensor:
-    """A picture's file as (channels, size, size) uint8: resized on its shorter side, cut to its centre."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-        width, height = opened.size
-        shorter = min(width, height)
-        if not shorter or max(width * height, size * width // shorter * (size * height // shorter)) > PIXELS:
-            raise ValueError(f"{width} x {height} pixels, which cannot be resized to a shorter side of {size}")
-        if opened.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {opened.mode}, more than 8 bits a channel: convert it to 8 bits")
-        opaque = opened.convert("RGBA") if "transparency" in opened.info else opened
-        image = opaque.convert("RGB" if channels == 3 else "L")
-    width, height = size * width // shorter, size * height // shorter
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    pixels = np.array(image.crop((left, top, left + size, top + size)))
-    return torch.from_numpy(pixels.reshape(size, size, channels)).permute(2, 0, 1).contiguous()
+        return decode(io.BytesIO(content), self.size, self.channels), self.targets[index]

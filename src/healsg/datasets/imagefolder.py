@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Literal
@@ -13,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from healsg.data import DataInfo, stratified_split
+from healsg.data import DataInfo
 from healsg.datasets.classification import Classification
-from healsg.datasets.files import log
+from healsg.datasets.files import locate, log
 from healsg.datasets.groups import path_groups
-from healsg.datasets.splits import side_of
+from healsg.datasets.splits import split_off
 from healsg.errors import ConfigError, DataError
 from healsg.loader import Transform
-from healsg.seeding import mix
 from healsg.source import DatasetSource
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Count, Natural, Share
@@ -105,11 +105,7 @@ class ImageFolder(Classification):
     @cached_property
     def _folders(self) -> dict[str, Path]:
         """The folder of each part that has one."""
-        asked = Path(self.folder).expanduser()
-        places = list(dict.fromkeys([asked.absolute(), (self.root / asked).absolute()]))
-        found = next((place for place in places if place.is_dir()), None)
-        if found is None:
-            raise DataError(f"data.folder: no such folder: {' nor '.join(map(str, places))}")
+        found = locate("folder", self.folder, self.root, "folder").absolute()
         parts = {part: found / part for part in ("train", "val", "test") if (found / part).is_dir()}
         if parts and "train" not in parts:
             raise DataError(f"data.folder: {found} has {' and '.join(parts)} but no train folder")
@@ -120,14 +116,10 @@ class ImageFolder(Classification):
         classes = self.info.class_names
         parts = {part: self._list(part, folder, classes) for part, folder in self._folders.items()}
         if "test" not in parts and self.test_fraction:
-            dataset, seed = parts["train"].dataset, mix(self.split_seed, "test")
-            targets = torch.tensor(dataset.targets)
-            kept, held = stratified_split(targets, self.test_fraction, seed)
-            if self.group:
-                shares = [1 - self.test_fraction, self.test_fraction]
-                side = side_of(targets, self._numbers(dataset.paths, self.group), shares, seed)
-                kept, held = ((side == part).nonzero().flatten() for part in (0, 1))
-            parts |= {"train": parts["train"].subset(kept), "test": parts["train"].subset(held)}
+            dataset = parts["train"].dataset
+            groups = self._numbers(dataset.paths, self.group) if self.group else None
+            kept, tested = split_off(torch.tensor(dataset.targets), self.test_fraction, self.split_seed, groups)
+            parts |= {"train": parts["train"].subset(kept), "test": parts["train"].subset(tested)}
         return parts
 
     def groups(self, name: str, part: str = "train") -> Tensor | None:
@@ -183,16 +175,16 @@ class Pictures:
         return decode(self.paths[index], self.size, self.channels), self.targets[index]
 
 
-def decode(path: str, size: int, channels: int) -> Tensor:
-    """The picture at ``path`` as (channels, size, size) uint8: resized on its shorter side, cut to its centre.
+def decode(picture: str | BytesIO, size: int, channels: int) -> Tensor:
+    """A picture, by path or in memory, as (channels, size, size) uint8: resized on its shorter side, cut to its centre.
 
     A broken file makes the decoder raise almost anything. What is no file is not opened, since a pipe would wait.
     """
     from PIL import Image
 
-    if not S_ISREG(os.stat(path).st_mode):  # noqa: PTH116, a Path for each picture is slow
+    if not isinstance(picture, BytesIO) and not S_ISREG(os.stat(picture).st_mode):  # noqa: PTH116, a Path is slow
         raise ValueError("not a file")
-    with Image.open(path, formats=FORMATS) as opened:
+    with Image.open(picture, formats=FORMATS) as opened:
         width, height = opened.size
         shorter = min(width, height)
         if not shorter or max(width * height, size * width // shorter * (size * height // shorter)) > PIXELS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -16,16 +17,13 @@ import numpy as np
 import torch
 
 from healsg.data import DataInfo
-from healsg.datasets.archives import checked_file, problem
 from healsg.datasets.classification import Classification
-from healsg.datasets.files import MOST, Sums, exclusive, fetch, log
+from healsg.datasets.files import MOST, Sums, checked_file, log, obtain
 from healsg.datasets.medmnist_info import ADDRESS, SETS, SIZES
 from healsg.errors import ConfigError, DataError
 from healsg.loader import Transform
 from healsg.source import TensorSource, line
-from healsg.transforms.image import Padding
-from healsg.transforms.views import Augment, ImageViews
-from healsg.transforms.volume import VolumeTransform
+from healsg.transforms.views import Augment, image_views
 from healsg.types import Natural
 
 HALF = 0.5
@@ -93,15 +91,8 @@ class MedMNIST(Classification):
         if size not in self.published.md5:
             sizes = " and ".join(map(str, self.published.md5))
             raise ConfigError(f"data.size: {size}, but {name} is published in {sizes}")
-        self.images = self._views(augment, flip, shift, padding)
-
-    def _views(self, augment: Augment, flip: bool, shift: int, padding: Padding) -> ImageViews | VolumeTransform:
-        mean, usual = (HALF,) * self.published.channels, augment == "standard"
-        if not self.is_volume:
-            return ImageViews(augment, flip, shift, mean, mean, size=self.size, padding=padding)
-        if augment not in ("none", "standard"):
-            raise ConfigError(f"data.augment: {augment} is for images, and {self.name} is volumes; standard works")
-        return VolumeTransform(flip and usual, shift * usual, mean, mean, padding, self.size)
+        shape = self.info.input_shape
+        self.images = image_views(augment, flip, shift, HALF, HALF, shape, padding, f"{name} is")
 
     @property
     def info(self) -> DataInfo:
@@ -125,37 +116,16 @@ class MedMNIST(Classification):
         place = self.root.absolute() / "medmnist"
         file = self.name + (f"_{self.size}" if self.size != SIZES[0] else "") + ".npz"
         path = place / file
-        if not path.is_file():
-            by_hand = f"put {file} (from {ADDRESS}{file}) into {place}"
-            if not self.download:
-                raise DataError(f"MedMNIST: {file} is not in {place}; set data.download=true, or {by_hand}")
-            with exclusive(place):
-                if not path.is_file():  # another process may have put it there
-                    self._get(path, sums, by_hand)
+        by_hand = f"put {file} (from {ADDRESS}{file}) into {place}"
+        if not self.download and not path.is_file():
+            raise DataError(f"MedMNIST: {file} is not in {place}; set data.download=true, or {by_hand}")
+        # its size is not published: no more than its images have
+        most = max(MOST, sum(self.published.samples) * (prod(self.info.input_shape) + 1024))
+        obtain([f"{ADDRESS}{file}?download=1"], path, sums, by_hand, self.download, most)
         if not self.verify:
             log.warning("data.verify=false: %s is taken without a check", path)
         with checked_file(path, sums if self.verify else Sums()) as opened:
             return {part: self._read(opened, path, part) for part in PARTS}
-
-    def _get(self, path: Path, sums: Sums, by_hand: str) -> None:
-        """Fetch the file, of which the size is not published: no more than its images have bytes."""
-        side, part = self.size ** (3 if self.is_volume else 2), path.with_name(path.name + ".part")
-        most = max(MOST, sum(self.published.samples) * (side * self.published.channels + 1024))
-        url, reason = f"{ADDRESS}{path.name}?download=1", ""
-        for _ in range(2):
-            log.info("downloading %s to %s", url, path)
-            try:
-                fetch(url, part, most)
-                with part.open("rb") as file:
-                    reason = problem(file, sums)
-            except Exception as error:  # whatever a network can do
-                reason = line(error)
-                continue
-            if not reason:
-                part.replace(path)
-                return
-        part.unlink(missing_ok=True)
-        raise DataError(f"{path.name} is not in {path.parent} and its download failed ({reason}); {by_hand}")
 
     def _read(self, file: IO[bytes], path: Path, part: str) -> TensorSource:
         """The samples of a part, all from the one file that was checked."""

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from healsg.data import DataInfo
+from healsg.datasets.archives import unzip
 from healsg.datasets.classification import Classification
-from healsg.datasets.files import Sums, checked_bytes, download, exclusive, log, unzip
+from healsg.datasets.files import Sums, checked_bytes, download, exclusive, log
 from healsg.errors import DataError
 from healsg.loader import Transform
 from healsg.source import TensorSource

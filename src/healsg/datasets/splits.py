@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from healsg.seeding import generator
+from healsg.data import stratified_split
+from healsg.seeding import generator, mix
 
 
 def allot(counts: Tensor, total: int, at_least: int = 0) -> Tensor:
@@ -87,6 +88,15 @@ def side_of(targets: Tensor, groups: Tensor, shares: list[float], seed: int) -> 
         side[one] = cost.argmin()
         filled[side[one]] += table[one]
     return side[group]
+
+
+def split_off(layers: Tensor, share: float, seed: int, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The samples that stay for training and the ``share`` that becomes the test part, of ``groups`` whole ones."""
+    seed = mix(seed, "test")
+    if groups is None:
+        return stratified_split(layers, share, seed)
+    tested = side_of(layers, groups, [1 - share, share], seed) == 1
+    return (~tested).nonzero().flatten(), tested.nonzero().flatten()
 
 
 def long_tail(counts: Tensor, imbalance: float) -> Tensor:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from healsg.data import DataInfo
-from healsg.datasets.archives import Archive, checked_file, provide
+from healsg.datasets.archives import Archive, provide
 from healsg.datasets.classification import Classification
-from healsg.datasets.files import Sums, log
+from healsg.datasets.files import Sums, checked_file, log
 from healsg.errors import DataError
 from healsg.loader import Transform
 from healsg.source import TensorSource

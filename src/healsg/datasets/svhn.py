@@ -13,7 +13,7 @@ import torch
 
 from healsg.data import DataInfo
 from healsg.datasets.classification import Classification
-from healsg.datasets.files import Sums, download, exclusive, log
+from healsg.datasets.files import Sums, log, obtain
 from healsg.datasets.matlab import labels_of, read_mat
 from healsg.errors import DataError
 from healsg.loader import Transform
@@ -75,13 +75,8 @@ class SVHN(Classification):
             return None
         path, (size, sha256) = self.root.absolute() / f"{part}_32x32.mat", FILES[part]
         sums = Sums(sha256=sha256, size=size)
-        if not path.is_file():
-            by_hand = f"put {path.name} (from {PAGE}) into {path.parent}"
-            if not self.download:
-                raise DataError(f"{path}: not there; set data.download=true, or {by_hand}")
-            with exclusive(path.parent):
-                if not path.is_file():  # another process may have put it there
-                    download([PAGE + path.name], path, sums, by_hand)
+        by_hand = f"put {path.name} (from {PAGE}) into {path.parent}"
+        obtain([PAGE + path.name], path, sums, by_hand, self.download)
         if not self.verify:
             log.warning("data.verify=false: %s is taken without a check", path)
         images, labels = read_mat(path, sums if self.verify else Sums(), ("X", "y"))

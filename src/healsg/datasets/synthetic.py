@@ -16,8 +16,7 @@ from healsg.loader import Transform
 from healsg.seeding import generator
 from healsg.source import TensorSource
 from healsg.transforms.standard import Standardise
-from healsg.transforms.views import Augment, ImageViews
-from healsg.transforms.volume import VolumeTransform
+from healsg.transforms.views import Augment, image_views
 from healsg.types import Count, Natural, NonNegative, Positive
 
 LEVEL, STEP = 128.0, 32.0
@@ -72,18 +71,12 @@ class Synthetic(Classification):
         if images and len(self.shape) not in (3, 4):
             raise ConfigError(f"data.shape: {list(self.shape)} is no image; set data.images=false")
         self.classes, self.kind, self.images, self.separation, self.seed = classes, kind, images, separation, seed
-        self.sizes, self.seen = {"train": train, "val": val, "test": test}, self._views(augment, flip, shift, noise)
-
-    def _views(self, augment: Augment, flip: bool, shift: int, noise: float) -> Any:
-        if not self.images:
-            return Standardise(torch.zeros(()), torch.ones(()), noise)
-        mean, std, size = (LEVEL / 255,) * self.shape[0], (STEP / 255,) * self.shape[0], min(self.shape[1:])
-        if len(self.shape) == 3:
-            return ImageViews(augment, flip, shift, mean, std, size=size)
-        if augment not in ("none", "standard"):
-            raise ConfigError(f"data.augment: {augment} is for images, and these are volumes; standard works")
-        usual = augment == "standard"
-        return VolumeTransform(flip and usual, shift * usual, mean, std, size=size)
+        self.sizes = {"train": train, "val": val, "test": test}
+        self.seen = (
+            image_views(augment, flip, shift, LEVEL / 255, STEP / 255, self.shape, "zero", "these are")
+            if images
+            else Standardise(torch.zeros(()), torch.ones(()), noise)
+        )
 
     @property
     def info(self) -> DataInfo:
@@ -98,8 +91,7 @@ class Synthetic(Classification):
         return self.sizes["test"] > 0
 
     def transform(self, view: str, split: str) -> Transform:
-        made: Transform = self.seen.of(view, split)
-        return made
+        return self.seen.of(view, split)
 
     def read(self, part: str) -> TensorSource | None:
         size = self.sizes.get(part, 0)

@@ -9,14 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from healsg.data import DataInfo, stratified_split
+from healsg.data import DataInfo
 from healsg.datasets import splits
 from healsg.datasets.classification import Classification
 from healsg.datasets.columns import classes_of, indices, numbers
 from healsg.datasets.imagefolder import MEAN, STD
 from healsg.errors import ConfigError, DataError
 from healsg.loader import Transform
-from healsg.seeding import mix
 from healsg.source import DatasetSource, Source, TensorSource
 from healsg.transforms.standard import Standardise, statistics
 from healsg.transforms.views import Augment, ImageViews
@@ -114,13 +113,9 @@ class Tables(Classification):
         parts = {part: (table, torch.arange(len(table[self.target[0]]))) for part, table in self._tables.items()}
         if "test" not in parts and self.test_fraction:
             table, rows = parts["train"]
-            layers, seed = splits.strata(self._targets("train", rows)), mix(self.split_seed, "test")
-            if self.group:
-                shares = [1 - self.test_fraction, self.test_fraction]
-                held = splits.side_of(layers, self._group_numbers(table, self.group), shares, seed) == 1
-                kept, tested = (~held).nonzero().flatten(), held.nonzero().flatten()
-            else:
-                kept, tested = stratified_split(layers, self.test_fraction, seed)
+            layers = splits.strata(self._targets("train", rows))
+            groups = self._group_numbers(table, self.group) if self.group else None
+            kept, tested = splits.split_off(layers, self.test_fraction, self.split_seed, groups)
             parts |= {"train": (table, kept), "test": (table, tested)}
         return parts
 

@@ -6,8 +6,8 @@ batch. No value is read on the host.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Collection, Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,20 +75,30 @@ def random_flip(images: Tensor, draw: Draw, which: int = 0, alternate: bool = Fa
     return both.index_select(0, chosen)
 
 
-def scaling(mean: Sequence[float], std: Sequence[float], scale: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The (C, 1, 1) factor and offset with which ``images * factor + offset`` is ``(images / scale - mean) / std``."""
-    means, stds = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
-    return (1 / (scale * stds)).float().to(device), (-means / stds).float().to(device)
+def scaling(images: Tensor, mean: Sequence[float], std: Sequence[float], scale: float) -> tuple[Tensor, Tensor]:
+    """The factor and offset with which ``images * factor + offset`` is ``(images / scale - mean) / std``.
+
+    They lie on the device of ``images``: (C, 1, 1), or (C, 1, 1, 1) for volumes.
+    """
+    shape = (-1, *[1] * (images.dim() - 2))
+    means, stds = (torch.tensor(values, dtype=torch.float64).view(shape) for values in (mean, std))
+    return (1 / (scale * stds)).float().to(images.device), (-means / stds).float().to(images.device)
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], scale: float = 255.0) -> Tensor:
     """(N, C, H, W) images of 0..``scale`` to float32 ``(images / scale - mean) / std``, channel by channel."""
-    return _scaled(images, *scaling(mean, std, scale, images.device))
+    return _scaled(images, *scaling(images, mean, std, scale))
 
 
 def _scaled(images: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     fresh = images.to(torch.float32, copy=True)
     return fresh.mul_(factor).add_(offset)
+
+
+def check_view(view: str, what: str, known: Collection[str] = ("input", "weak", "view1", "view2")) -> None:
+    """Refuse a view of ``what`` that is not one of those ``known``. Raises ConfigError."""
+    if view not in known:
+        raise ConfigError(f"data: no {view!r} view of {what}, which the method needs; there are {', '.join(known)}")
 
 
 class ImageTransform:
@@ -101,11 +111,13 @@ class ImageTransform:
         shift: the largest shift in pixels; 0 is none.
         mean: each channel's mean, with ``maximum`` as 1.
         std: each channel's standard deviation, with ``maximum`` as 1.
-        maximum: the value stored for full intensity.
         padding: what a shift brings in from outside, ``zero`` or ``reflect``.
         size: the images' shorter side in pixels, where it is known; a shift must be smaller.
+        maximum: the value stored for full intensity.
         alternate: flip each image every other epoch; see ``random_flip``.
     """
+
+    words: ClassVar[tuple[str, str]] = ("pixels", "images")
 
     def __init__(
         self,
@@ -113,23 +125,28 @@ class ImageTransform:
         shift: Natural,
         mean: Sequence[float],
         std: Sequence[float],
-        maximum: Positive = 255.0,
         padding: Padding = "zero",
         size: Count | None = None,
+        maximum: Positive = 255.0,
         alternate: bool = False,
     ) -> None:
         if size is not None and shift >= size:
-            raise ConfigError(f"data.shift: {shift} pixels, but the images have {size}; set less than that")
+            pixels, images = self.words
+            raise ConfigError(f"data.shift: {shift} {pixels}, but the {images} have {size}; set less than that")
         self.flip, self.shift, self.padding, self.alternate = flip, shift, padding, alternate
         self.mean, self.std, self.maximum = tuple(mean), tuple(std), maximum
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
         images: Tensor = batch["input"]
-        if draw is not None and self.flip:
-            images = random_flip(images, draw, which=0, alternate=self.alternate)
-        if draw is not None and self.shift:
-            images = random_shift(images, draw, self.shift, which=1, padding=self.padding)
+        if draw is not None:
+            images = self.move(images, draw)
         if images.device not in self._constants:
-            self._constants[images.device] = scaling(self.mean, self.std, self.maximum, images.device)
+            self._constants[images.device] = scaling(images, self.mean, self.std, self.maximum)
         return batch | {"input": _scaled(images, *self._constants[images.device])}
+
+    def move(self, images: Tensor, draw: Draw) -> Tensor:
+        """Flip and shift each image."""
+        if self.flip:
+            images = random_flip(images, draw, which=0, alternate=self.alternate)
+        return random_shift(images, draw, self.shift, which=1, padding=self.padding)

@@ -8,6 +8,7 @@ from torch import Tensor
 from healsg.errors import ConfigError
 from healsg.seeding import Draw
 from healsg.source import Batch
+from healsg.transforms.image import check_view
 from healsg.transforms.numbers import bell
 from healsg.types import NonNegative
 
@@ -35,10 +36,7 @@ class Standardise:
 
     def of(self, view: str, split: str = "train") -> Standardise:
         """This transform, for the views it can make. Raises ConfigError for one that asks for more."""
-        if view not in ("input", "weak", "view1", "view2"):
-            raise ConfigError(
-                f"data: no {view!r} view of numbers, which the method needs; there are input, weak, view1, view2"
-            )
+        check_view(view, "numbers")
         if view in ("view1", "view2") and split == "train" and not self.noise:
             raise ConfigError("data.noise: 0 makes both views of a sample the same; set it above 0")
         return self

@@ -14,8 +14,9 @@ from healsg.seeding import Draw
 from healsg.source import Batch
 from healsg.transforms import affine, colour
 from healsg.transforms.foreign import Policy, apply_policy
-from healsg.transforms.image import ImageTransform, Padding, random_flip, random_shift
+from healsg.transforms.image import ImageTransform, Padding, check_view
 from healsg.transforms.numbers import bell, between, uniform
+from healsg.transforms.volume import VolumeTransform
 from healsg.types import Count, Natural, Positive
 
 Augment = Literal["none", "light", "standard", "alternating", "strong", "randaugment", "trivialaugment", "autoaugment"]
@@ -66,17 +67,16 @@ class ImageViews:
         maximum: Positive = 255.0,
         padding: Padding = "zero",
     ) -> None:
-        self.standard = ImageTransform(flip, shift, mean, std, maximum, padding, size)
-        self.plain = ImageTransform(False, 0, mean, std, maximum, padding, size)
-        light = SmallLight if size < SMALL else None
+        self.standard = ImageTransform(flip, shift, mean, std, padding, size, maximum)
+        self.plain = ImageTransform(False, 0, mean, std, padding, size, maximum)
         made: dict[str, Transform] = {
             "none": self.plain,
-            "light": light(self.standard) if light else self.standard,
+            "light": SmallLight(self.standard) if size < SMALL else self.standard,
             "standard": self.standard,
             "strong": (SmallStrong if size < SMALL else Strong)(self.standard),
         }
         if augment == "alternating":
-            made[augment] = ImageTransform(flip, shift, mean, std, maximum, padding, size, alternate=True)
+            made[augment] = ImageTransform(flip, shift, mean, std, padding, size, maximum, alternate=True)
         if augment in ("randaugment", "trivialaugment", "autoaugment"):
             if len(mean) not in (1, 3):
                 raise ConfigError(
@@ -91,11 +91,23 @@ class ImageViews:
 
     def of(self, view: str, split: str = "train") -> Transform:
         """The transform that makes ``view`` in ``split``. Raises ConfigError for a view that there is not."""
-        if view not in self.views:
-            raise ConfigError(
-                f"data: no {view!r} view of these images, which the method needs; there are {', '.join(self.views)}"
-            )
+        check_view(view, "these images", self.views)
         return self.views[view] if split == "train" else self.plain
+
+
+def image_views(
+    augment: Augment, flip: bool, shift: int, mean: float, std: float, shape: Sequence[int], padding: Padding, what: str
+) -> ImageViews | VolumeTransform:
+    """The views of samples of ``shape``: images, or volumes, which know ``none`` and ``standard`` alone.
+
+    Raises ConfigError for another ``augment`` of volumes; ``what`` begins its clause "these are volumes".
+    """
+    means, stds, size, usual = (mean,) * shape[0], (std,) * shape[0], min(shape[1:]), augment == "standard"
+    if len(shape) == 3:
+        return ImageViews(augment, flip, shift, means, stds, size=size, padding=padding)
+    if augment not in ("none", "standard"):
+        raise ConfigError(f"data.augment: {augment} is for images, and {what} volumes; standard works")
+    return VolumeTransform(flip and usual, shift * usual, means, stds, padding, size)
 
 
 class FloatTransform:
@@ -193,10 +205,7 @@ class PolicyTransform:
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
         if draw is None:
             return self.usual(batch, None)
-        usual, images = self.usual, batch["input"]
-        if usual.flip:
-            images = random_flip(images, draw, which=0, alternate=usual.alternate)
-        images = random_shift(images, draw, usual.shift, which=1, padding=usual.padding)
-        if usual.maximum != 255:
-            images = (images * (255 / usual.maximum)).round().to(torch.uint8)
+        images = self.usual.move(batch["input"], draw)
+        if self.usual.maximum != 255:
+            images = (images * (255 / self.usual.maximum)).round().to(torch.uint8)
         return self.whole(batch | {"input": apply_policy(self.policy, images, draw, which=3)}, None)
