@@ -42,7 +42,7 @@ def test_the_thread_copies_what_stays_until_the_next_update(monkeypatch: pytest.
         written.update({name: state[name].clone() for name in ("weight", "buffer")})
 
     weight, buffer, writer = torch.ones(3), torch.ones(2), Writer(write)
-    writer.save({"weight": weight, "buffer": buffer, "rate": 0.1}, [weight])
+    writer.save({"buffer": buffer, "rate": 0.1}, lambda state: state | {"weight": weight}, [weight])
     buffer.fill_(5)  # as a forward pass does
     gate.set()
     writer.landed()
@@ -55,7 +55,7 @@ def test_the_thread_copies_what_stays_until_the_next_update(monkeypatch: pytest.
 def test_weights_that_change_too_early_are_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, written, weight = held_back(monkeypatch), list[Any](), torch.ones(3)
     writer = Writer(written.append)
-    writer.save({"weight": weight}, [weight])
+    writer.save({}, lambda state: {"weight": weight}, [weight])
     weight.fill_(7)
     gate.set()
     with pytest.raises(RunError, match=r"train_step changed weights; set .* leaves_weights = False"):
@@ -70,7 +70,7 @@ def test_a_thread_that_fails_lets_the_update_go_on(monkeypatch: pytest.MonkeyPat
     writer, weight = Writer(lambda state: None), torch.ones(3)
     with monkeypatch.context() as patch:
         patch.setattr("healsg.writer._Save.take_rest", broken)
-        writer.save({"weight": weight}, [weight])
+        writer.save({}, lambda state: {"weight": weight}, [weight])
         writer.landed()
     with pytest.raises(ZeroDivisionError):
         writer.wait()

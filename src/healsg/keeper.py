@@ -6,9 +6,10 @@ import copy
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from healsg import checkpoint, distributed
 from healsg.config import one_line
@@ -121,20 +122,23 @@ class Keeper:
 
         What came of it is told by the next call. Raises RunError for the save before this one.
         """
-        last = task.state_dict()
+        last = task.state_between_updates() if self.late else task.state_dict()
         if self.journal:
             files = {"last": last | {"journal": self.journal.state_dict()}}
             if self.unsaved_best:
-                files["best"] = {"model": last["model"]} | self.unsaved_best
-            weights = [value for key, value in last["model"].items() if key in self.left_alone]
-            self.writer.save(files, [*weights, last["optimizer"]] if weights else [])
+                files["best"] = self.unsaved_best
+            if self.late:
+                files["buffers"] = {name: held[key] for name, held, key in self.buffers}
+                self.writer.save(files, partial(_with_weights, task), self.weights)
+            else:
+                self.writer.save(_with_best(files, last["model"]))
             task.runner.landed = self.writer.landed
         self.unsaved_best = None
         self.saved_at = time.monotonic()
         self.halt.saving = max(self.halt.saving, self.writer.seconds)
 
     def _plan(self, task: BasicTask) -> None:
-        """Find out which weights stay as they are until the next update; with them the optimizer's memory does.
+        """Find out whether weights and the optimizer's memory stay as they are until the next update.
 
         On a GPU copies wait for nothing in any case. Of other people's classes it is not known what they do.
         """
@@ -144,10 +148,16 @@ class Keeper:
         own = "leaves_weights" in vars(method) or method.__module__.startswith("healsg.")
         alone = own and method.leaves_weights and method.step is TaskMethod.step
         usual = kind.state_dict is BasicTask.state_dict and kind.run_epoch is BasicTask.run_epoch
-        known = {type(module).__module__.partition(".")[0] for module in task.model.modules()} <= _KNOWN
-        buffers = {value.data_ptr() for value in task.model.buffers()}
-        names = {name for name, value in task.model.named_parameters() if value.data_ptr() not in buffers}
-        self.left_alone = names if alone and usual and known and task.device.type == "cpu" else set()
+        kinds = {type(module) for module in task.model.modules()}
+        known = {one.__module__.partition(".")[0] for one in kinds} <= _KNOWN
+        plain = all(one.get_extra_state is nn.Module.get_extra_state for one in kinds)
+        self.late = alone and usual and known and plain and task.device.type == "cpu"
+        self.weights = list(task.model.parameters())
+        self.buffers = [
+            (f"{name}.{key}".removeprefix("."), module._buffers, key)
+            for name, module in task.model.named_modules(remove_duplicate=False)
+            for key in module._buffers.keys() - module._non_persistent_buffers_set
+        ]
 
     def _write(self, states: dict[str, Any]) -> None:
         """What the writing thread does: the lines that a checkpoint counts on reach the disk before it."""
@@ -208,6 +218,19 @@ class Keeper:
                 self.journal.write({"event": "test", "epoch": runner.epoch, "step": runner.step_count} | test)
             lasting = checkpoint.digest(final | {"history": self.journal.history})
             self.folder.finished(final["runner"]["monitor"]["best"], test, lasting)
+
+
+def _with_weights(task: BasicTask, files: dict[str, Any]) -> dict[str, Any]:
+    """What the writing thread adds to a save between two updates."""
+    weights = task.model.state_dict()
+    weights.update(files.pop("buffers"))
+    files["last"] |= {"model": weights, "optimizer": task.optimizer.state_dict()}
+    return _with_best(files, weights)
+
+
+def _with_best(files: dict[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
+    """The last weights are the best ones where there are no others."""
+    return files | {"best": {"model": weights} | files["best"]} if "best" in files else files
 
 
 def _cloned(value: Any) -> Any:

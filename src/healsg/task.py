@@ -217,6 +217,12 @@ class BasicTask:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            **self.state_between_updates(),
+        }
+
+    def state_between_updates(self) -> dict[str, Any]:
+        """What of it, beside the network's buffers, may change before the next update."""
+        return {
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else {},
             "method": self.task_method.state_dict(),
             "runner": self.runner.state_dict(),

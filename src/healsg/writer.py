@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from healsg import checkpoint
 from healsg.errors import RunError
 
+Whole = Callable[[dict[str, Any]], dict[str, Any]]
+
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 
 
@@ -40,14 +42,16 @@ class Writer:
         self._host: list[Tensor] = []
         self._saves: SimpleQueue[_Save | None] | None = None  # what the thread takes from, from the first save on
 
-    def save(self, state: dict[str, Any], late: Sequence[Any] = ()) -> None:
+    def save(self, state: dict[str, Any], whole: Whole | None = None, watched: Sequence[Tensor] = ()) -> None:
         """Begin to write ``state``, tensors and plain values in dicts and lists; it may change once this returns.
 
         Args:
-            late: those of its tensors and containers that the thread copies; they may change once ``landed`` returns.
+            whole: called by the thread, makes of the copy of ``state`` what is written; what it adds is copied then and
+                may change once ``landed`` returns.
+            watched: of what it adds, tensors that tell whether they have changed too early.
         """
         self.wait()
-        save = _Save(self._host, late)
+        save = _Save(self._host, whole, watched)
         save.take(state)
         if self._saves is None:
             saves = SimpleQueue[_Save | None]()
@@ -102,43 +106,43 @@ class Writer:
 
     def _land(self, save: _Save) -> None:
         """Copy what was left to the thread. Raises RunError where it was not left alone meanwhile."""
-        if save.landing.locked():
+        if save.whole:
             try:
                 save.take_rest()
             finally:
                 save.landing.release()
+                time.sleep(1e-4)  # a loop that waits for this goes first
 
 
 class _Save:
     """A state on its way into kept memory.
 
-    Args:
-        kept: the memory, by place; made anew where a tensor does not fit.
-        late: the tensors and containers that ``take`` passes over and ``take_rest`` copies.
+    ``kept`` is the memory, by place; made anew where a tensor does not fit. The others are those of ``Writer.save``.
     """
 
-    def __init__(self, kept: list[Tensor], late: Sequence[Any]) -> None:
-        self.began, self.kept, self.late = time.monotonic(), kept, {id(value): value for value in late}
-        self.versions = [(value, value._version) for value in late if isinstance(value, Tensor)]
+    def __init__(self, kept: list[Tensor], whole: Whole | None, watched: Sequence[Tensor]) -> None:
+        self.began, self.kept, self.whole = time.monotonic(), kept, whole
+        self.versions = [(value, value._version) for value in watched]
         self.pairs: list[tuple[Tensor, Tensor]] = []
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
         self.resting, self.landing = _thread.allocate_lock(), _thread.allocate_lock()
         self.resting.acquire()
-        if late:
+        if whole:
             self.landing.acquire()
 
     def take(self, state: dict[str, Any]) -> None:
-        """Copy all but what is late. From a GPU it waits for nothing: ``arrived`` tells when all is there."""
+        """Copy a state. From a GPU it waits for nothing: ``arrived`` tells when all is there."""
         self.state: dict[str, Any] = self._copied(state)
         device = next((own.device for _, own in self.pairs if own.is_cuda), None)
         _fill(self.pairs, device)
         self.arrived = torch.cuda.current_stream(device).record_event() if device else None
 
     def take_rest(self) -> None:
-        """Copy what is late. Raises RunError where it has changed meanwhile."""
-        self.late, taken = {}, len(self.pairs)
+        """Copy what makes it whole. Raises RunError where that has changed meanwhile."""
+        assert self.whole is not None
+        taken = len(self.pairs)
         self.seen |= {host.data_ptr(): (host, host) for host, _ in self.pairs}
-        self.state = self._copied(self.state)
+        self.state = self._copied(self.whole(self.state))
         _fill(self.pairs[taken:])
         if any(own._version != version for own, version in self.versions):
             raise RunError(
@@ -152,17 +156,14 @@ class _Save:
         A tensor that comes twice, as the weights of the best epoch do, is copied once. What a checkpoint cannot hold
         stays, to be refused by name.
         """
-        kind, late = type(value), self.late
+        kind = type(value)
         if kind is Tensor or kind is nn.Parameter:
             return value if value.is_meta or value.layout != torch.strided else self._memory(value)
         if isinstance(value, dict):
-            copied = {
-                key: inner if type(inner) in _PLAIN or id(inner) in late else self._copied(inner)
-                for key, inner in value.items()
-            }
+            copied = {key: inner if type(inner) in _PLAIN else self._copied(inner) for key, inner in value.items()}
             return checkpoint.like(value, copied)
         if isinstance(value, (list, tuple)):
-            inside = [inner if type(inner) in _PLAIN or id(inner) in late else self._copied(inner) for inner in value]
+            inside = [inner if type(inner) in _PLAIN else self._copied(inner) for inner in value]
             return inside if isinstance(value, list) else tuple(inside)
         return value
 
