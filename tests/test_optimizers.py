@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from healsg.errors import ConfigError
+from healsg.optimizers.groups import as_groups
 from healsg.optimizers.lion import Lion
-from healsg.optimizers.muon import Muon, as_groups, hidden_weights, orthogonalise, step_scale
+from healsg.optimizers.muon import Muon, hidden_weights, orthogonalise, step_scale
 from healsg.optimizers.muon_sgd import MuonSGD
 from healsg.schedulers.curves import Cosine
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import fork
+from conftest import WITHOUT_LABELS, fork
 from healsg import BasicTask, TaskTrainer, distributed
 from healsg.checkpoint import load
 from healsg.epoch import evaluating
@@ -29,19 +29,9 @@ from healsg.methods.selfsupervised import SelfSupervised, perceptron, rising
 from healsg.models.vit import VisionTransformer
 
 ROWS, WIDTH = 6, 5
-VIT = ["model=vit", "model.patch=2", "model.width=12", "model.heads=2", "model.depth=1"]
 SMALL = ["data=digits", "model=mlp", "model.width=16", "data.batch_size=256", "quiet=true", "runner.epochs=2"]
-HEADS = ["method.hidden=16", "method.size=8"]
-OPTIONS: dict[str, list[str]] = {
-    "simclr": HEADS,
-    "moco": [*HEADS, "method.queue=600"],
-    "byol": HEADS,
-    "simsiam": [*HEADS, "method.bottleneck=4"],
-    "vicreg": HEADS,
-    "barlow_twins": HEADS,
-    "dino": ["method.hidden=16", "method.bottleneck=8", "method.prototypes=24"],
-    "mae": [*VIT, "method.width=8", "method.depth=1", "method.heads=2"],
-}
+OPTIONS = {**WITHOUT_LABELS, "mae": [*WITHOUT_LABELS["mae"], "model.patch=2"]}
+VIT = [option for option in OPTIONS["mae"] if option.startswith("model")]
 Array = np.ndarray[Any, Any]
 
 

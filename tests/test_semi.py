@@ -387,6 +387,12 @@ def test_data_that_do_not_fit_are_refused(data: type[TaskData], kind: str, told:
         made(FixMatch).check(task)
 
 
+def test_no_samples_are_mixed_where_a_task_has_loaders_of_its_own() -> None:
+    task: Any = SimpleNamespace(task_data=Digits(), info=None)
+    with pytest.raises(ConfigError, match=r"method\.mixup: FixMatch learns from unlabelled samples"):
+        made(FixMatch, mixup=0.2).check(task)
+
+
 def test_a_loader_without_unlabelled_samples_is_refused() -> None:
     task: Any = Case(made(FixMatch)).task
     del task.train_loader.sources["unlabelled"]

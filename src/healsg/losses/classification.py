@@ -24,9 +24,14 @@ def smooth(target: Tensor, output: Tensor, share: float = 0.0) -> Tensor:
     return torch.full_like(output, even, dtype=dtype).scatter_(1, target.unsqueeze(1), 1.0 - share + even)
 
 
+def wide(output: Tensor) -> Tensor:
+    """A network's output in at least float32, in which losses are computed."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))
+
+
 def log_softmax(output: Tensor) -> Tensor:
     """The logarithm of the classes' probabilities, in at least float32."""
-    return output.to(torch.promote_types(output.dtype, torch.float32)).log_softmax(dim=1)
+    return wide(output).log_softmax(dim=1)
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:

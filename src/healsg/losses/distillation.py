@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from healsg.losses.classification import divergence, log_softmax
+from healsg.losses.classification import divergence, log_softmax, wide
 
 POOLS = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 """By the number of axes of a map."""
@@ -18,7 +18,7 @@ POOLS = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_p
 
 def soft_targets(output: Tensor, taught: Tensor, temperature: float) -> Tensor:
     """``T^2 KL(p(taught / T) || p(output / T))`` (Hinton et al. 2015, arXiv 1503.02531, section 2)."""
-    return temperature**2 * divergence(precise(taught) / temperature, precise(output) / temperature)
+    return temperature**2 * divergence(wide(taught) / temperature, wide(output) / temperature)
 
 
 def decoupled(output: Tensor, taught: Tensor, target: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
@@ -31,7 +31,7 @@ def decoupled(output: Tensor, taught: Tensor, target: Tensor, temperature: float
         temperature: T, what scores are divided by.
         alpha, beta: the two parts' weights.
     """
-    student, teacher = log_softmax(precise(output) / temperature), log_softmax(precise(taught) / temperature)
+    student, teacher = log_softmax(wide(output) / temperature), log_softmax(wide(taught) / temperature)
     others = torch.arange(output.shape[1] - 1, device=output.device).expand(len(output), -1)
     others = others + (others >= target.unsqueeze(1))
     binary, rest = [], []
@@ -45,14 +45,14 @@ def decoupled(output: Tensor, taught: Tensor, target: Tensor, temperature: float
 def hint(output: Tensor, taught: Tensor) -> Tensor:
     """Half the squared distance of two maps (N, C, ...) of the same channels, as a mean over their values (Romero et
     al. 2015, arXiv 1412.6550, equation 3, whose sum it is but for the number of values)."""
-    student, teacher = same_size(precise(output), precise(taught))
+    student, teacher = same_size(wide(output), wide(taught))
     return 0.5 * (student - teacher).square().flatten(1).mean(dim=1)
 
 
 def attention(output: Tensor, taught: Tensor) -> Tensor:
     """The mean squared distance of where two maps (N, C, ...) look: the channels' mean square, scaled to length 1
     (Zagoruyko and Komodakis 2017, arXiv 1612.03928, section 3.1, with p = 2, as their code has it)."""
-    looks = [values.square().mean(dim=1).flatten(1) for values in same_size(precise(output), precise(taught))]
+    looks = [values.square().mean(dim=1).flatten(1) for values in same_size(wide(output), wide(taught))]
     student, teacher = (F.normalize(look, dim=1) for look in looks)
     return (student - teacher).square().mean(dim=1)
 
@@ -80,8 +80,3 @@ def same_size(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         for values in (first, second)
     ]
     return made[0], made[1]
-
-
-def precise(value: Tensor) -> Tensor:
-    """``value`` in at least float32."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from healsg.losses.classification import wide
 
 
 def usual(kind: str) -> nn.Module | None:
@@ -15,8 +16,8 @@ def usual(kind: str) -> nn.Module | None:
 
 def fitted(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs in the shape of their targets, so that (N, 1) is (N,); and both in one type, at least float32."""
-    dtype = torch.promote_types(output.dtype, torch.float32)
-    return output.to(dtype).reshape(target.shape), target.to(dtype)
+    output = wide(output)
+    return output.reshape(target.shape), target.to(output.dtype)
 
 
 class LabelsLoss(nn.BCEWithLogitsLoss):

@@ -88,8 +88,6 @@ class Attack(nn.Module):
             raise ConfigError(
                 f"method: {method} needs to know how images are normalised, and {data} tells no mean and std"
             )
-        if task.info.kind != "multiclass":
-            raise ConfigError(f"method: {method} needs one class a sample, and this task is {task.info.kind}")
         shape = (-1, *[1] * (len(task.info.input_shape) - 1))
         means, stds = (torch.tensor(values, dtype=torch.float64).view(shape) for values in (mean, std))
         for name, value in {"unit": 1 / stds, "low": -means / stds, "high": (1 - means) / stds}.items():

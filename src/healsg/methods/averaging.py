@@ -13,10 +13,16 @@ from healsg.epoch import evaluating
 from healsg.metric import precise
 
 if TYPE_CHECKING:
+    from healsg.method import TaskMethod
     from healsg.task import BasicTask
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 """In one, two and three dimensions, and over several processes."""
+
+
+def optimizer_averages(method: TaskMethod) -> bool:
+    """Whether a method's optimizer has weights of its own to be evaluated, as schedule-free ones have."""
+    return hasattr(getattr(method.make_optimizer, "func", None), "averaged")
 
 
 def ema_share(decay: float, updates: int) -> float:

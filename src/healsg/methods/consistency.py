@@ -12,6 +12,7 @@ from healsg.data import Needs, TaskData
 from healsg.errors import ConfigError
 from healsg.loader import Loader
 from healsg.losses.classification import log_softmax
+from healsg.methods.averaging import optimizer_averages
 from healsg.methods.supervised import Supervised
 from healsg.metric import precise
 from healsg.source import Source
@@ -35,6 +36,7 @@ class SemiSupervised(Supervised):
         common: the arguments of Supervised.
     """
 
+    counts_classes = True
     mean_over_samples = False
 
     views: ClassVar[tuple[str, ...]] = ("weak", "strong")
@@ -52,15 +54,11 @@ class SemiSupervised(Supervised):
         self.unlabelled_weight = unlabelled_weight
 
     def check(self, task: BasicTask) -> None:
-        self.ema = 0.0 if self.optimizer_averages else self.ema
+        self.ema = 0.0 if optimizer_averages(self) else self.ema
         super().check(task)
         name, data = type(self).__name__, type(task.task_data)
-        if task.info is None:
-            return
-        if data.streams is TaskData.streams:
+        if task.info and data.streams is TaskData.streams:
             raise ConfigError(f"data: {data.__name__} gives no unlabelled samples, which {name} needs; data=cifar does")
-        if task.info.kind != "multiclass":
-            raise ConfigError(f"method: {name} needs one class a sample, and this task is {task.info.kind}")
         if key := next((key for key in ("mixup", "cutmix") if getattr(self, key)), None):
             raise ConfigError(f"method.{key}: {name} learns from unlabelled samples, which have no target; set it to 0")
 

@@ -1,4 +1,4 @@
-"""What methods for unequal classes and noisy labels ask of the training samples as a whole."""
+"""What methods ask of the training samples as a whole, and remember of each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from healsg import distributed
 from healsg.errors import ConfigError
 from healsg.loader import Loader
 
@@ -35,3 +36,23 @@ def class_counts(task: BasicTask) -> Tensor:
     """(C,) how many training samples each class has, int64. Raises ConfigError, as ``labelled_targets``."""
     classes = task.info.num_classes if task.info else 0
     return torch.bincount(labelled_targets(task), minlength=classes)
+
+
+def remember(memory: Tensor, places: Tensor, values: Tensor, counts: bool) -> None:
+    """Put what is remembered now in its places; on several processes in those of all, from those that count.
+
+    Wants ``no_grad``. All processes exchange the whole memory.
+
+    Args:
+        memory: (..., samples, D), the same on all processes.
+        places: (N,) indices of samples.
+        values: (..., N, D).
+        counts: whether this process has samples of its own.
+    """
+    if not distributed.launched():
+        memory.index_copy_(-2, places, values)
+        return
+    change = torch.zeros_like(memory)
+    if counts:
+        change.index_copy_(-2, places, values - memory.index_select(-2, places))
+    memory += distributed.sum_tensor(change)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from healsg import distributed
 from healsg.errors import ConfigError
 from healsg.losses.distillation import noise_contrastive
-from healsg.methods.counts import class_counts, labelled_targets
+from healsg.methods.counts import class_counts, labelled_targets, remember
 from healsg.methods.teacher import Answer, Distilled, Student
 from healsg.methods.within import Probe
 from healsg.types import Count, NonNegative, Positive, Share
@@ -98,21 +98,10 @@ class CRD(Distilled):
             estimate = distributed.sum_tensor(estimate) / distributed.world()
             self.constants.copy_(torch.where(self.constants > 0, self.constants, estimate))
         losses = [noise_contrastive(*pair, memory.shape[1]) for pair in zip(scores, self.constants, strict=True)]
-        self.remember(index, embedded.detach(), counts=task.runner.rows > 0)
+        with torch.no_grad():
+            after = F.normalize(torch.lerp(embedded, memory[:, index], self.momentum), dim=2)
+            remember(memory, index, after, counts=task.runner.rows > 0)
         return self.weight * (losses[0] + losses[1]).mean()
-
-    @torch.no_grad()
-    def remember(self, index: Tensor, embedded: Tensor, counts: bool) -> None:
-        """Move what is remembered of these samples towards their embeddings; on several processes for all."""
-        before = self.memory[:, index]
-        after = F.normalize(torch.lerp(embedded, before, self.momentum), dim=2)
-        if not distributed.launched():
-            self.memory.index_copy_(1, index, after)
-            return
-        change = torch.zeros_like(self.memory)
-        if counts:
-            change.index_copy_(1, index, after - before)
-        self.memory += distributed.sum_tensor(change)
 
 
 def others(random: Tensor, target: Tensor, order: Tensor, counts: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from healsg import distributed
 from healsg.errors import ConfigError
 from healsg.losses.classification import early_learning, log_softmax
-from healsg.methods.counts import class_counts, labelled_targets
+from healsg.methods.counts import class_counts, labelled_targets, remember
 from healsg.methods.supervised import Supervised
 from healsg.types import NonNegative, Share
 
@@ -51,17 +50,6 @@ class EarlyLearning(Supervised):
         with torch.no_grad():
             predicted = log_softmax(output.detach()).exp().clamp(1e-4, 1.0 - 1e-4)
             predicted = (predicted / predicted.sum(dim=1, keepdim=True)).to(self.remembered.dtype)
-            before = self.remembered[places]
-            remembered = torch.lerp(predicted, before, self.beta)
-            self.remember(places, remembered, before, counts=task.runner.rows > 0)
+            remembered = torch.lerp(predicted, self.remembered[places], self.beta)
+            remember(self.remembered, places, remembered, counts=task.runner.rows > 0)
         return super().loss(task, batch, output, target) + self.weight * early_learning(output, remembered).mean()
-
-    def remember(self, places: Tensor, remembered: Tensor, before: Tensor, counts: bool) -> None:
-        """Put what is remembered now in its places; on several processes in those of all, from those that count."""
-        if not distributed.launched():
-            self.remembered.index_copy_(0, places, remembered)
-            return
-        change = torch.zeros_like(self.remembered)
-        if counts:
-            change.index_copy_(0, places, remembered - before)
-        self.remembered += distributed.sum_tensor(change)

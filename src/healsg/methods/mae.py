@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from healsg.data import Needs
 from healsg.errors import ConfigError
+from healsg.losses.classification import wide
 from healsg.losses.reconstruction import masked_error, normalised, patchify, random_order
-from healsg.methods.selfsupervised import SelfSupervised, wide
+from healsg.methods.selfsupervised import SelfSupervised
 from healsg.models.vit import EPSILON, TransformerLayer, VisionTransformer, ViT
 from healsg.types import Count, Share
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from healsg.errors import ConfigError
 from healsg.losses.semi import sigmoid_ramp, squared_distance
+from healsg.methods.averaging import optimizer_averages
 from healsg.methods.consistency import SemiSupervised, probabilities
 from healsg.types import Count, Fraction, NonNegative
 
@@ -43,7 +44,7 @@ class MeanTeacher(SemiSupervised):
 
     def check(self, task: BasicTask) -> None:
         super().check(task)
-        if not self.ema and not self.optimizer_averages:
+        if not self.ema and not optimizer_averages(self):
             raise ConfigError("method.ema: is the decay of the teacher, usually 0.99 to 0.999; it cannot be 0")
 
     def setup(self, task: BasicTask) -> None:

@@ -21,14 +21,16 @@ AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)
 
 
 class Mixing(NamedTuple):
-    """How samples were mixed: each with its ``partner`` ((N,) places in the batch), keeping ``share`` (a scalar)."""
+    """How samples were mixed: each with its ``partner`` ((N,) places in the batch), keeping ``share`` (one for all, or
+    (N,))."""
 
     partner: Tensor
     share: Tensor
 
     def of(self, values: Tensor) -> Tensor:
         """``share * values + (1 - share) * values[partner]``, for inputs or class probabilities (N, ...)."""
-        return torch.lerp(values[self.partner], values, self.share.to(values.dtype))
+        shares = self.share.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
+        return torch.lerp(values[self.partner], values, shares)
 
 
 def beta(alpha: float, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from healsg.losses.classification import cross_entropy, smooth
 from healsg.losses.semi import linear_ramp, sharpen, squared_distance
 from healsg.methods.consistency import SemiSupervised, probabilities
+from healsg.methods.mixing import Mixing
 from healsg.metric import precise
 from healsg.types import Count, Fraction, NonNegative, Positive
 
@@ -54,8 +55,8 @@ class MixMatch(SemiSupervised):
             guess = sharpen((probabilities(first) + probabilities(second)) / 2, self.temperature)
             target = smooth(labelled["target"], guess[:1].expand(len(parts[0]), -1), self.label_smoothing)
         inputs, targets = torch.cat(parts), torch.cat([target, guess, guess])
-        partner, share = partners(len(inputs), self.alpha, inputs)
-        output, wanted = task.net(mix(inputs, partner, share)), mix(targets, partner, share)
+        mixing = Mixing(*partners(len(inputs), self.alpha, inputs))
+        output, wanted = task.net(mixing.of(inputs)), mixing.of(targets)
         rows = len(target)
         supervised = cross_entropy(output[:rows], wanted[:rows]).mean()
         distance = squared_distance(output[rows:], wanted[rows:]).mean()
@@ -70,9 +71,3 @@ def partners(count: int, alpha: float, like: Tensor) -> tuple[Tensor, Tensor]:
     even = precise(like.new_full((count, 2), alpha))
     share = torch.distributions.Dirichlet(even, validate_args=False).sample()
     return torch.randperm(count, device=like.device), share.amax(dim=1)
-
-
-def mix(values: Tensor, partner: Tensor, share: Tensor) -> Tensor:
-    """``share * values + (1 - share) * values[partner]`` with a share for each sample, for (N, ...)."""
-    shares = share.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
-    return torch.lerp(values[partner], values, shares)

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from healsg.losses.classification import wide
 from healsg.losses.contrastive import queue_contrast
 from healsg.methods.gathered import gather
-from healsg.methods.selfsupervised import SelfSupervised, perceptron, wide
+from healsg.methods.selfsupervised import SelfSupervised, perceptron
 from healsg.types import Count, Kept, Positive
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from healsg.epoch import collect, evaluating
+from healsg.losses.classification import wide
 from healsg.methods.gathered import gather
 from healsg.metric import Accuracy
 
@@ -57,4 +58,4 @@ def directions(task: BasicTask, model: Any, batch: dict[str, Any]) -> Tensor:
     """(N, D) features of a batch, scaled to length 1."""
     with task.runner.place.autocast():
         features: Tensor = model(batch["input"], features=True)
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)).flatten(1), dim=1)
+    return F.normalize(wide(features).flatten(1), dim=1)

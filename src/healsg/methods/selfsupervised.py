@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 
 from healsg.data import Needs
 from healsg.errors import ConfigError
+from healsg.losses.classification import wide
 from healsg.method import Scheduler, TaskMethod
 from healsg.methods import neighbours as knn
-from healsg.methods.averaging import Average
+from healsg.methods.averaging import Average, optimizer_averages
 from healsg.methods.depth import head_of
 from healsg.types import Count, Positive
 
@@ -90,7 +91,7 @@ class SelfSupervised(TaskMethod):
 
     def average_too(self, task: BasicTask) -> None:
         """Keep the optimizer's own averages of the weights, where it has them."""
-        if hasattr(getattr(self.make_optimizer, "func", None), "averaged"):
+        if optimizer_averages(self):
             self.average = Average(task.model)
 
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -116,11 +117,6 @@ class SelfSupervised(TaskMethod):
 
     def evaluate(self, task: BasicTask, split: str) -> dict[str, float]:
         return knn.measure(task, split, self.neighbours, self.neighbour_temperature)
-
-
-def wide(output: Tensor) -> Tensor:
-    """A network's output in at least float32, in which losses are computed."""
-    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def pairs(output: Tensor | Sequence[Tensor]) -> list[Pair]:

@@ -14,7 +14,7 @@ from healsg.errors import ConfigError
 from healsg.losses.classification import smooth
 from healsg.method import Scheduler, TaskMethod
 from healsg.methods import depth, mixing
-from healsg.methods.averaging import Average, BatchNorm, ema_share, frozen
+from healsg.methods.averaging import Average, BatchNorm, ema_share, frozen, optimizer_averages
 from healsg.methods.mixing import Mixing
 from healsg.types import Fraction, Natural, NonNegative, Share
 
@@ -94,20 +94,15 @@ class Supervised(TaskMethod):
 
     def trained(self, task: BasicTask, parameters: list[nn.Parameter]) -> list[Tensor]:
         """What was learned of these parameters: they themselves, or the optimizer's own averages of them."""
-        if self.optimizer_averages:
+        if optimizer_averages(self):
             averaged: list[Tensor] = task.optimizer.averaged(parameters)  # type: ignore[attr-defined]
             return averaged
         return [*parameters]
 
     # --- the method -------------------------------------------------------------------------------------------------
 
-    @property
-    def optimizer_averages(self) -> bool:
-        """Whether the optimizer has weights of its own to be evaluated, as schedule-free ones have."""
-        return hasattr(getattr(self.make_optimizer, "func", None), "averaged")
-
     def check(self, task: BasicTask) -> None:
-        averages = {"method.ema": self.ema, "method.swa": self.swa, "method/optimizer": self.optimizer_averages}
+        averages = {"method.ema": self.ema, "method.swa": self.swa, "method/optimizer": optimizer_averages(self)}
         if len(given := [key for key, value in averages.items() if value]) > 1:
             raise ConfigError(f"{given[0]}: {given[1]} averages the weights already; leave one out")
         if self.unfreeze_every and distributed.launched():
@@ -137,7 +132,7 @@ class Supervised(TaskMethod):
         if self.freeze:
             depth.freeze(task.model, self.freeze)
         self.still = still(task.model)
-        if self.average is None and (self.ema or self.swa or self.optimizer_averages):
+        if self.average is None and (self.ema or self.swa or optimizer_averages(self)):
             self.average = Average(self.learner(task))
         if self.unfreeze_every:
             chosen = ([part for part in layer if part.requires_grad] for layer in depth.layers(self.learner(task)))

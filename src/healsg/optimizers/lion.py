@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from healsg.errors import ConfigError
+from healsg.optimizers.groups import GroupOptimizer, decay_rates
 from healsg.types import NonNegative
 
 
@@ -32,14 +30,7 @@ def lion_update(
     torch._foreach_lerp_(momenta, gradients, 1 - betas[1])
 
 
-def decay_rates(key: str, given: Sequence[float]) -> tuple[float, float]:
-    """Two decay rates in [0, 1). Raises ConfigError, which names ``key``, for anything else."""
-    if len(given) != 2 or not all(0 <= rate < 1 for rate in given):
-        raise ConfigError(f"{key}: {list(given)} are not two numbers of at least 0 and less than 1")
-    return given[0], given[1]
-
-
-class Lion(Optimizer):
+class Lion(GroupOptimizer):
     """Lion with decoupled weight decay (arXiv 2302.06675, Algorithm 2).
 
     Every element moves by ``lr`` in each update, so ``lr`` is 3 to 10 times smaller than AdamW's and ``weight_decay``
@@ -61,20 +52,6 @@ class Lion(Optimizer):
         pair = decay_rates("method.optimizer.betas", (0.9, 0.99) if betas is None else betas)
         super().__init__(params, {"lr": lr, "betas": pair, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Perform one update; ``closure`` computes the loss and its gradients anew, if it is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
-                for weight in weights:
-                    if not self.state[weight]:
-                        self.state[weight]["momentum"] = torch.zeros_like(weight)
-                momenta = [self.state[weight]["momentum"] for weight in weights]
-                gradients = [weight.grad for weight in weights]
-                lion_update(weights, gradients, momenta, group["lr"], group["betas"], group["weight_decay"])
-        return loss
+    def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        (momenta,) = self.state_of(weights, "momentum")
+        lion_update(weights, gradients, momenta, group["lr"], group["betas"], group["weight_decay"])

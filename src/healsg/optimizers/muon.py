@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
-from healsg.optimizers.lion import decay_rates
+from healsg.optimizers.groups import GroupOptimizer, as_groups, decay_rates, tensor_of
 from healsg.types import Count, NonNegative, Positive, Share
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -61,23 +60,7 @@ def hidden_weights(groups: Iterable[dict[str, Any]]) -> set[Tensor]:
     return set(weights[1:-1])
 
 
-def tensor_of(param: Any) -> Tensor:
-    value: Tensor = param[1] if isinstance(param, tuple) else param
-    return value
-
-
-def as_groups(params: ParamsT) -> list[dict[str, Any]]:
-    """Parameters, pairs of name and parameter, or groups of either, as groups that hold lists."""
-    given: list[Any] = list(params)
-    groups = given if given and isinstance(given[0], dict) else [{"params": given}]
-    one = (Tensor,)
-    return [
-        {**group, "params": [group["params"]] if isinstance(group["params"], one) else list(group["params"])}
-        for group in groups
-    ]
-
-
-class Muon(Optimizer):
+class Muon(GroupOptimizer):
     """Muon for hidden weights, AdamW for everything else, as one optimizer.
 
     Weights of two and more dimensions are flattened to (out, rest). The first and the last of them in the order of the
@@ -137,38 +120,19 @@ class Muon(Optimizer):
                     split.append({**settings, **group, "params": chosen, "lr": settings["lr"] * factor})
         super().__init__(split, {**rest, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Perform one update; ``closure`` computes the loss and its gradients anew, if it is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
-                update = self._muon if group["algorithm"] == "muon" else self._adamw
-                update(group, weights, [weight.grad for weight in weights])
-        return loss
-
-    def _state(self, weights: list[Tensor], *names: str) -> list[list[Tensor]]:
-        """The state of the weights by name, begun with zeros; ``step`` is a number on the weight's device."""
-        for weight in weights:
-            if not self.state[weight]:
-                for name in names:
-                    zeros = torch.zeros((), device=weight.device) if name == "step" else torch.zeros_like(weight)
-                    self.state[weight][name] = zeros
-        return [[self.state[weight][name] for weight in weights] for name in names]
+    def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        move = self._muon if group["algorithm"] == "muon" else self._adamw
+        move(group, weights, gradients)
 
     def _adamw(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
-        means, squares, steps = self._state(weights, "exp_avg", "exp_avg_sq", "step")
+        means, squares, steps = self.state_of(weights, "exp_avg", "exp_avg_sq", "step")
         beta1, beta2 = group["betas"]
         settings: dict[str, Any] = {name: group[name] for name in ("lr", "weight_decay", "eps", "fused")}
         settings |= {"beta1": beta1, "beta2": beta2, "amsgrad": False, "maximize": False}
         adamw(weights, gradients, means, squares, [], steps, **settings)
 
     def _muon(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
-        (buffers,) = self._state(weights, "momentum_buffer")
+        (buffers,) = self.state_of(weights, "momentum_buffer")
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
         if group["weight_decay"]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
-from healsg.optimizers.muon import as_groups, orthogonalise, tensor_of
+from healsg.optimizers.groups import GroupOptimizer, as_groups, tensor_of
+from healsg.optimizers.muon import orthogonalise
 from healsg.types import Count, NonNegative, Positive, Share
 
 
-class MuonSGD(Optimizer):
+class MuonSGD(GroupOptimizer):
     """Muon on weights of more than two dimensions, each of which keeps the norm of an orthogonal one; SGD with
     Nesterov momentum on biases, and with another learning rate on matrices, such as the head's.
 
@@ -59,23 +58,9 @@ class MuonSGD(Optimizer):
             groups.append({"params": chosen, **settings})
         super().__init__([group for group in groups if group["params"]], {})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Perform one update; ``closure`` computes the loss and its gradients anew, if it is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            for weight in weights:
-                if not self.state[weight]:
-                    self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-            buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
-            if weights:
-                update = _muon if group["algorithm"] == "muon" else _sgd
-                update(group, weights, [weight.grad for weight in weights], buffers)
-        return loss
+    def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        move = _muon if group["algorithm"] == "muon" else _sgd
+        move(group, weights, gradients, *self.state_of(weights, "momentum_buffer"))
 
 
 def _muon(group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], buffers: list[Tensor]) -> None:

@@ -7,15 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from healsg.errors import ConfigError
-from healsg.optimizers.lion import decay_rates
+from healsg.optimizers.groups import GroupOptimizer, decay_rates
 from healsg.types import NonNegative
 
 
-class ScheduleFreeAdamW(Optimizer):
+class ScheduleFreeAdamW(GroupOptimizer):
     """AdamW on the iterates z, whose weighted mean x is what is evaluated; gradients are taken at y between them.
 
     The parameters themselves are y = (1 - beta) z + beta x. ``averaged`` gives x, which a method has to evaluate:
@@ -47,21 +46,13 @@ class ScheduleFreeAdamW(Optimizer):
         settings = {"lr": lr, "betas": pair, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**settings, "largest_lr": 0.0})
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Perform one update; ``closure`` computes the loss and its gradients anew, if it is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             group["largest_lr"] = max(float(group["lr"]), group["largest_lr"])
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
-                self._update(group, weights)
-        return loss
+        return super().step(closure)
 
-    def _update(self, group: dict[str, Any], weights: list[Tensor]) -> None:
+    def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         """One update of all weights of a group. Each counts from its own first one."""
         (near, decay), lr, counts = group["betas"], float(group["lr"]), group["largest_lr"] ** 2
         for weight in weights:
@@ -72,7 +63,6 @@ class ScheduleFreeAdamW(Optimizer):
             state["counted"] += counts
         states = [self.state[weight] for weight in weights]
         iterates, moments = [state["z"] for state in states], [state["second_moment"] for state in states]
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
         torch._foreach_mul_(moments, decay)
         torch._foreach_addcmul_(moments, gradients, gradients, 1 - decay)
         scales = list(torch._foreach_div(moments, [1 - decay ** state["updates"] for state in states]))

@@ -1,0 +1,66 @@
+"""What the optimizers here share: their arguments, and the step over groups of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from healsg.errors import ConfigError
+
+
+class GroupOptimizer(Optimizer):
+    """An optimizer that moves all weights of a group at once: a subclass gives ``update``."""
+
+    def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        """Move those weights of a group that have gradients, one or more, in place."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Perform one update; ``closure`` computes the loss and its gradients anew, if it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self.update(group, weights, [weight.grad for weight in weights])
+        return loss
+
+    def state_of(self, weights: list[Tensor], *names: str) -> list[list[Tensor]]:
+        """The state of the weights by name, begun with zeros; ``step`` is a number on the weight's device."""
+        for weight in weights:
+            if not self.state[weight]:
+                for name in names:
+                    zeros = torch.zeros((), device=weight.device) if name == "step" else torch.zeros_like(weight)
+                    self.state[weight][name] = zeros
+        return [[self.state[weight][name] for weight in weights] for name in names]
+
+
+def decay_rates(key: str, given: Sequence[float]) -> tuple[float, float]:
+    """Two decay rates in [0, 1). Raises ConfigError, which names ``key``, for anything else."""
+    if len(given) != 2 or not all(0 <= rate < 1 for rate in given):
+        raise ConfigError(f"{key}: {list(given)} are not two numbers of at least 0 and less than 1")
+    return given[0], given[1]
+
+
+def as_groups(params: ParamsT) -> list[dict[str, Any]]:
+    """Parameters, pairs of name and parameter, or groups of either, as groups that hold lists."""
+    given: list[Any] = list(params)
+    groups = given if given and isinstance(given[0], dict) else [{"params": given}]
+    return [
+        {**group, "params": [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])}
+        for group in groups
+    ]
+
+
+def tensor_of(param: Any) -> Tensor:
+    """The parameter of what may be a pair of name and parameter."""
+    value: Tensor = param[1] if isinstance(param, tuple) else param
+    return value
