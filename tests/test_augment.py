@@ -13,9 +13,10 @@ from torchvision.transforms import functional as reference
 from healsg.errors import ConfigError
 from healsg.seeding import Draw
 from healsg.transforms import affine, colour, foreign
-from healsg.transforms.image import ImageTransform, normalise, random_shift
+from healsg.transforms.image import ImageTransform, random_shift
 from healsg.transforms.numbers import bell, uniform
 from healsg.transforms.views import ImageViews
+from test_transforms import normalise
 
 POLICIES = ["randaugment", "trivialaugment", "autoaugment"]
 OWN = ["none", "light", "standard", "strong", "view1"]

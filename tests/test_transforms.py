@@ -5,7 +5,7 @@ import torch
 
 from healsg.errors import ConfigError
 from healsg.seeding import Draw
-from healsg.transforms.image import ImageTransform, normalise, pad, random_flip, random_shift
+from healsg.transforms.image import ImageTransform, pad, random_flip, random_shift
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -76,13 +76,18 @@ def test_shifts_and_flips_are_uniform():
     assert abs(flips - count / 2) < 3.3 * (count / 4) ** 0.5
 
 
+def normalise(images, mean, std, maximum):
+    """The formula, as it is usually written."""
+    means, stds = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return (images.float() / maximum - means) / stds
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_normalise(dtype):
     stored = images(5, dtype=dtype)
     kept = stored.clone()
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
-    result = normalise(stored, MEAN, STD, 255.0)
-    torch.testing.assert_close(result, (stored.float() / 255 - mean) / std)
+    result = ImageTransform(False, 0, MEAN, STD)({"input": stored}, None)["input"]
+    torch.testing.assert_close(result, normalise(stored, MEAN, STD, 255.0))
     assert result.dtype == torch.float32
     assert torch.equal(stored, kept)
 

@@ -85,16 +85,6 @@ def scaling(images: Tensor, mean: Sequence[float], std: Sequence[float], scale: 
     return (1 / (scale * stds)).float().to(images.device), (-means / stds).float().to(images.device)
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], scale: float = 255.0) -> Tensor:
-    """(N, C, H, W) images of 0..``scale`` to float32 ``(images / scale - mean) / std``, channel by channel."""
-    return _scaled(images, *scaling(images, mean, std, scale))
-
-
-def _scaled(images: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-    fresh = images.to(torch.float32, copy=True)
-    return fresh.mul_(factor).add_(offset)
-
-
 def check_view(view: str, what: str, known: Collection[str] = ("input", "weak", "view1", "view2")) -> None:
     """Refuse a view of ``what`` that is not one of those ``known``. Raises ConfigError."""
     if view not in known:
@@ -143,7 +133,8 @@ class ImageTransform:
             images = self.move(images, draw)
         if images.device not in self._constants:
             self._constants[images.device] = scaling(images, self.mean, self.std, self.maximum)
-        return batch | {"input": _scaled(images, *self._constants[images.device])}
+        factor, offset = self._constants[images.device]
+        return batch | {"input": images.to(torch.float32, copy=True).mul_(factor).add_(offset)}
 
     def move(self, images: Tensor, draw: Draw) -> Tensor:
         """Flip and shift each image."""
