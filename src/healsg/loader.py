@@ -98,9 +98,9 @@ class Loader:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
         """The batches of ``epoch`` from position ``start``, each with the rows of this rank that count."""
-        places = [(epoch, position) for position in range(start, len(self))]
         if self.in_memory and len(self.sources) == self.terms.world == 1 and self._by_sample():
             return self._sliced(epoch, start)
+        places = [(epoch, position) for position in range(start, len(self))]
         if self.in_memory:
             return (self._prepare(*place)[:2] for place in places)
         if not self.workers:
