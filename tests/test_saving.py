@@ -12,6 +12,7 @@ import torch
 
 from conftest import REPOSITORY, beside
 from healsg import BasicTask, TaskTrainer, checkpoint
+from healsg.cli import main
 from healsg.errors import RunError
 from healsg.keeper import Keeper
 from healsg.method import TaskMethod
@@ -101,6 +102,40 @@ class Stepped(BasicTask):
         return torch.optim.lr_scheduler.StepLR(self.optimizer, step_size=1, gamma=0.5)
 
 
+class WithoutBuffers(BasicTask):
+    """A norm that has places for buffers, and none in them."""
+
+    def build_model(self) -> torch.nn.Module:
+        norm = torch.nn.InstanceNorm2d(4, affine=True)
+        return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), norm, torch.nn.Flatten(), torch.nn.Linear(144, 10))
+
+
+class Clamping(BasicTask):
+    """A hook changes weights in each forward pass."""
+
+    def build_model(self) -> torch.nn.Module:
+        def clamp(module: torch.nn.Module, inputs: Any) -> None:
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.clamp_(-0.1, 0.1)
+
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        network.register_forward_pre_hook(clamp)
+        return network
+
+
+class OwnUpdate(TaskRunner):
+    """A runner whose update is its own, and knows nothing of saving."""
+
+    def update(self, task: BasicTask, logs: dict[str, Any]) -> bool:
+        logs["count"] = self.rows
+        self.backward(logs["loss"], self.rows)
+        task.optimizer.step()
+        task.optimizer.zero_grad()
+        self.step_count += 1
+        return True
+
+
 class Swapping(Supervised):
     """Evaluates with other weights, which are swapped in and out."""
 
@@ -126,40 +161,61 @@ OWN = {
     "usual": ["model=resnet", "model.width=8", "method=sgd"],
     "momentum": ["model=cnn", "method=adamw", "method.ema=0.9", "runner.accumulate=2"],
     "stepped": ["task._target_=test_saving.Stepped", "trusted=[test_saving]", "runner.eval_every=2"],
+    "without buffers": ["task._target_=test_saving.WithoutBuffers", "trusted=[test_saving]", "method=sgd"],
+    "clamping": ["task._target_=test_saving.Clamping", "trusted=[test_saving]"],
+    "runner": ["runner._target_=test_saving.OwnUpdate", "trusted=[test_saving]", "method/scheduler=constant"],
     "swapping": ["method._target_=test_saving.Swapping", "trusted=[test_saving]", "model=cnn"],
     "slowing": ["method._target_=test_saving.Slowing", "trusted=[test_saving]", "model=cnn"],
 }
 
 
-@pytest.mark.parametrize("case", OWN)
-def test_every_save_is_that_of_its_step(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However late the thread comes, each file is what the state was at its save."""
-    save, saved, land = Keeper.save, dict[int, str](), Writer._land
-    late = list[bool]()
+def compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[dict[tuple[str, int], str], dict[tuple[str, int], str], set[bool]]:
+    """By run and step the digests of the state at each save, and of what a thread that comes late wrote then; and
+    whether something was left to it."""
+    save, land, store = Keeper.save, Writer._land, checkpoint.save
+    saved, found, late = dict[tuple[str, int], str](), dict[tuple[str, int], str](), set[bool]()
 
     def slow(self: Writer, *arguments: Any) -> Any:
         time.sleep(0.02)
         return land(self, *arguments)
 
     def watched(self: Keeper, task: BasicTask) -> None:
-        saved[task.runner.step_count] = checkpoint.digest(task.state_dict())
+        saved[self.folder.path.name, task.runner.step_count] = checkpoint.digest(task.state_dict())
         save(self, task)
-        late.append(self.writer._landing.locked())
+        late.add(self.writer._landing.locked())
 
     def write(path: Path, state: dict[str, Any]) -> None:
         if path.name == "last.pt":
             kept = {name: part for name, part in state.items() if name != "journal"}
-            found[state["runner"]["step"]] = checkpoint.digest(kept)
+            found[path.parents[1].name, state["runner"]["step"]] = checkpoint.digest(kept)
         store(path, state)
 
-    store, found = checkpoint.save, dict[int, str]()
     monkeypatch.setattr(Writer, "_land", slow)
     monkeypatch.setattr(Keeper, "save", watched)
     monkeypatch.setattr(checkpoint, "save", write)
+    return saved, found, late
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_every_save_is_that_of_its_step(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late the thread comes, each file is what the state was at its save."""
+    saved, found, late = compared(monkeypatch)
     TaskTrainer.compose(*SHORT, *OWN[case], "runner.save_every=1").train()
     assert found == saved
     assert len(saved) == (5 if case == "momentum" else 9)
-    assert set(late) == {case in ("usual", "momentum")}
+    assert late == {case in ("usual", "momentum", "without buffers")}
+
+
+def test_every_save_of_a_stack_is_that_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at an epoch's last step, after which the schedule moves, and where a job ends before the others."""
+    saved, found, late = compared(monkeypatch)
+    given = [*SHORT, "model=mlp", "method.scheduler.interval=epoch", "runner.save_every=2", "seed=0,1,2"]
+    assert main(["train", "-m", "sweep=vectorised", *given]) == 0
+    assert found == saved
+    assert len(saved) == 3 * 5
+    assert late == {True}
 
 
 @pytest.mark.parametrize("method", METHODS)

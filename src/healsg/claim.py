@@ -27,17 +27,8 @@ from healsg.saved import read_saved
 
 FREE = (
     *("name", "fresh", "trusted", "use_wandb", "wandb", "quiet", "debug", "resume", "logger", "recipe", "sweep"),
-    *(
-        "data.root",
-        "data.workers",
-        "data.timeout",
-        "data.prefetch",
-        "data.max_errors",
-        "data.in_memory",
-        "data.cache",
-        "runner.save_every",
-        "runner.max_time",
-    ),
+    *("data.root", "data.workers", "data.timeout", "data.prefetch", "data.max_errors", "data.in_memory", "data.cache"),
+    *("runner.save_every", "runner.max_time"),
 )
 """Keys that cannot alter a run's result: they may differ when it goes on."""
 
@@ -56,13 +47,8 @@ def new_name(choices: dict[str, str]) -> str:
 
 def check_name(name: str) -> None:
     """Refuse a name that is no single folder's. Raises ConfigError."""
-    if (
-        not name
-        or len(name.encode()) > 200
-        or name != name.strip()
-        or name[0] == "."
-        or re.search(r"[/\\\x00-\x1f]", name)
-    ):
+    odd = not name or len(name.encode()) > 200 or name != name.strip() or name[0] == "."
+    if odd or re.search(r"[/\\\x00-\x1f]", name):
         raise ConfigError(f"name: {name!r} is no name of a folder: up to 200 bytes, no slash, no leading dot")
 
 

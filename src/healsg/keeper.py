@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from healsg import checkpoint, distributed
 from healsg.config import one_line
@@ -19,15 +19,13 @@ from healsg.folder import RunFolder, naming
 from healsg.halt import Halt
 from healsg.journal import Journal
 from healsg.method import TaskMethod
-from healsg.writer import Writer
+from healsg.writer import Writer, steady
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
 
 log = logging.getLogger("healsg")
 
-_KNOWN = {"healsg", "torch", "torchvision", "timm"}
-"""Packages whose modules change no parameter in a forward pass."""
 REST = 1.0
 """Seconds between two saves at the ends of epochs: what a kill may cost beside the step it hits."""
 
@@ -132,7 +130,6 @@ class Keeper:
                 self.writer.save(files, partial(_with_weights, task), self.weights)
             else:
                 self.writer.save(_with_best(files, last["model"]))
-            task.runner.landed = self.writer.landed
         self.unsaved_best = None
         self.saved_at = time.monotonic()
         self.halt.saving = max(self.halt.saving, self.writer.seconds)
@@ -148,16 +145,16 @@ class Keeper:
         own = "leaves_weights" in vars(method) or method.__module__.startswith("healsg.")
         alone = own and method.leaves_weights and method.step is TaskMethod.step
         usual = kind.state_dict is BasicTask.state_dict and kind.run_epoch is BasicTask.run_epoch
-        kinds = {type(module) for module in task.model.modules()}
-        known = {one.__module__.partition(".")[0] for one in kinds} <= _KNOWN
-        plain = all(one.get_extra_state is nn.Module.get_extra_state for one in kinds)
-        self.late = alone and usual and known and plain and task.device.type == "cpu"
+        usual = usual and type(task.runner).__module__.startswith("healsg.")
+        self.late = alone and usual and task.device.type == "cpu" and all(map(steady, task.model.modules()))
         self.weights = list(task.model.parameters())
         self.buffers = [
             (f"{name}.{key}".removeprefix("."), module._buffers, key)
             for name, module in task.model.named_modules(remove_duplicate=False)
+            if self.late
             for key in module._buffers.keys() - module._non_persistent_buffers_set
         ]
+        task.runner.landed = self.writer.landed
 
     def _write(self, states: dict[str, Any]) -> None:
         """What the writing thread does: the lines that a checkpoint counts on reach the disk before it."""
@@ -222,8 +219,9 @@ class Keeper:
 
 def _with_weights(task: BasicTask, files: dict[str, Any]) -> dict[str, Any]:
     """What the writing thread adds to a save between two updates."""
-    weights = task.model.state_dict()
-    weights.update(files.pop("buffers"))
+    own = task.model.state_dict()
+    whole = own | files.pop("buffers")  # of which some may be None: a buffer that is not there
+    weights = checkpoint.like(own, {name: value for name, value in whole.items() if value is not None})
     files["last"] |= {"model": weights, "optimizer": task.optimizer.state_dict()}
     return _with_best(files, weights)
 

@@ -105,14 +105,10 @@ def _parts(batch: dict[str, Any], rows: int, pieces: int) -> Iterator[tuple[dict
         yield _cut(batch, low, high, rows), high - low
 
 
-def _cut(batch: dict[str, Any], low: int, high: int, rows: int) -> dict[str, Any]:
+def _cut(value: Any, low: int, high: int, rows: int) -> Any:
     """Rows ``low`` to ``high`` of ``rows``; a stream with more samples gives up its share."""
-    cut = dict[str, Any]()
-    for name, value in batch.items():
-        if isinstance(value, dict):
-            cut[name] = _cut(value, low, high, rows)
-        elif isinstance(value, list) or (isinstance(value, Tensor) and value.dim()):
-            cut[name] = value[len(value) * low // rows : len(value) * high // rows]
-        else:
-            cut[name] = value
-    return cut
+    if isinstance(value, dict):
+        return {name: _cut(inner, low, high, rows) for name, inner in value.items()}
+    if isinstance(value, list) or (isinstance(value, Tensor) and value.dim()):
+        return value[len(value) * low // rows : len(value) * high // rows]
+    return value

@@ -19,8 +19,11 @@ from healsg import checkpoint
 from healsg.errors import RunError
 
 Whole = Callable[[dict[str, Any]], dict[str, Any]]
+"""From the copy of a state to what is written."""
 
 _PLAIN = frozenset({int, float, str, bool, type(None)})
+_KNOWN = frozenset({"healsg", "torch", "torchvision", "timm"})
+"""Packages whose modules change no parameter in a forward pass, but for what ``steady`` looks at."""
 
 
 class Writer:
@@ -57,8 +60,8 @@ class Writer:
             saves = SimpleQueue[_Save | None]()
             _thread.start_new_thread(self._run, (saves,))  # threading would wait for it to begin
             self._saves = saves
-        self._resting, self._landing = save.resting, save.landing
         self._saves.put(save)
+        self._resting, self._landing = save.resting, save.landing  # only now: nobody else would let go of them
 
     def landed(self) -> None:
         """Wait until all of the state is copied."""
@@ -85,6 +88,7 @@ class Writer:
         if self._saves is not None:
             self._saves.put(None)
             self._saves = None
+        self._host.clear()
 
     def _run(self, saves: SimpleQueue[_Save | None]) -> None:
         while (save := saves.get()) is not None:
@@ -105,7 +109,7 @@ class Writer:
             save.resting.release()
 
     def _land(self, save: _Save) -> None:
-        """Copy what was left to the thread. Raises RunError where it was not left alone meanwhile."""
+        """Let ``take_rest`` be, then let the loop go on."""
         if save.whole:
             try:
                 save.take_rest()
@@ -134,7 +138,7 @@ class _Save:
         """Copy a state. From a GPU it waits for nothing: ``arrived`` tells when all is there."""
         self.state: dict[str, Any] = self._copied(state)
         device = next((own.device for _, own in self.pairs if own.is_cuda), None)
-        _fill(self.pairs, device)
+        _fill(self.pairs, waits=device is None)
         self.arrived = torch.cuda.current_stream(device).record_event() if device else None
 
     def take_rest(self) -> None:
@@ -176,17 +180,26 @@ class _Save:
         host = self.kept[place] if place < len(self.kept) else None
         if host is None or host.shape != own.shape or host.dtype != own.dtype:
             host = torch.empty_like(own, device="cpu", requires_grad=False, pin_memory=own.is_cuda)
-            self.kept[place:] = [host, *self.kept[place + 1 :]]
+            self.kept[place : place + 1] = [host]
         self.seen[own.data_ptr()] = host, own
         self.pairs.append((host, own))
         return host
 
 
-def _fill(pairs: list[tuple[Tensor, Tensor]], device: torch.device | None = None) -> None:
-    """Copy the second of each pair into the first; from a GPU, ``device``, without waiting for it."""
+def _fill(pairs: list[tuple[Tensor, Tensor]], waits: bool = True) -> None:
+    """Copy the second of each pair into the first."""
     if pairs:
         with torch.no_grad():
-            torch._foreach_copy_([host for host, _ in pairs], [own for _, own in pairs], non_blocking=bool(device))
+            torch._foreach_copy_([host for host, _ in pairs], [own for _, own in pairs], non_blocking=not waits)
+
+
+def steady(module: nn.Module) -> bool:
+    """Whether a module surely changes no parameter in a forward pass, and has the usual ``state_dict``."""
+    kind, buffers = type(module), module._buffers
+    known = all(base.__module__.partition(".")[0] in _KNOWN for base in kind.__mro__[: kind.__mro__.index(nn.Module)])
+    plain = kind.get_extra_state is nn.Module.get_extra_state and isinstance(buffers, dict)  # TorchScript has another
+    hooks = module._forward_pre_hooks, module._forward_hooks, module._state_dict_pre_hooks, module._state_dict_hooks
+    return known and plain and not any(hooks) and getattr(module, "max_norm", None) is None  # that of an embedding
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

@@ -151,6 +151,7 @@ class Member:
     def end_epoch(self, seconds: float, due: bool) -> None:
         """The epoch's evaluation and line; ``due`` says whether a save follows."""
         task, runner = self.task, self.task.runner
+        runner.landed()  # what follows may change anything
         train = runner.meter.finish()
         results = {"train": train, "val": task.val_epoch.run() if runner.eval_due() else {}}
         runner.keeper.saved_at = -math.inf if due else math.inf

@@ -28,6 +28,8 @@ class Stack:
 
     def __init__(self, tasks: Sequence[BasicTask]) -> None:
         self.tasks, first = list(tasks), tasks[0]
+        for task in tasks:
+            task.runner.landed()  # a save copies what is about to be a view
         models = [task.model for task in tasks]
         self.network = copy.deepcopy(first.model).to("meta").train()
         self.criterion, self.place = first.criterion, first.runner.place
