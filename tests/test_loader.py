@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    Dataset,
-    TensorDataset,
-)
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from healsg.adopt import adopt
 from healsg.errors import DataError
 from healsg.loader import Loader, Transform
 from healsg.seeding import Draw
@@ -177,9 +175,25 @@ def test_a_tail_of_one_joins_the_batch_before_it() -> None:
     assert sizes(9, 4, least=2) == [4, 5]
     assert sizes(9, 4, least=1) == [4, 4, 1]
     assert sizes(10, 4, least=2) == [4, 4, 2]
-    assert sizes(9, 4, least=2, shuffle=False) == [4, 4, 1], "an evaluation needs no second sample"
     assert sizes(3, 1, least=2) == [1, 1, 1], "who asks for batches of one gets them"
     assert sizes(1, 4, least=2) == [1]
+    loader = plain(numbered(9), 4, shuffle=False)
+    loader.deal(Terms(least=2))
+    assert [loader.batch(0, place)[1] for place in range(3)] == [4, 4, 1], "an evaluation needs no second sample"
+
+
+def test_small_samples_that_are_looked_at_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = plain(numbered(75), 4, shuffle=False)
+    loader.deal(Terms())
+    assert [rows for _, rows in dealt(loader)] == [32, 32, 11], "eight batches as one"
+    assert torch.cat([batch["index"] for batch, _ in dealt(loader)]).tolist() == list(range(75))
+    assert [rows for _, rows in loader.batches(0, 17)] == [7]
+    monkeypatch.setattr("healsg.loader.TOGETHER", 3 * 4 * 4 * loader.sources["labelled"].input[0].numel())
+    assert [rows for _, rows in dealt(loader)][:2] == [12, 12], "within so many bytes"
+    own = adopt(DataLoader(TensorDataset(torch.rand(9, 2), torch.arange(9)), 4), "val")
+    assert [rows for _, rows in own.batches(0)] == [4, 4, 1], "a loader of one's own keeps its batch size"
+    train = adopt(DataLoader(TensorDataset(torch.rand(9, 2), torch.arange(9)), 4), "train")
+    assert [rows for _, rows in train.batches(0)] == [4, 4, 1], "nothing that is learned from is joined"
 
 
 def test_drop_last_drops_incomplete_updates_and_says_how_many() -> None:

@@ -164,7 +164,7 @@ def adopt(loader: Any, name: str, reading: Reading | None = None) -> AnyLoader:
         worker_init_fn=loader.worker_init_fn,
         reading=reading,
     )
-    made.training = name == "train"
+    made.training, made.joined = name == "train", False
     return made
 
 

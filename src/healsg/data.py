@@ -56,7 +56,8 @@ class TaskData:
 
     Args:
         root: the folder that holds, or receives, the files of all data sets.
-        batch_size: samples of one forward pass, over all processes.
+        batch_size: samples of one forward pass, over all processes. An evaluation of small samples that are held in
+            memory takes up to eight times as many.
         workers: loader processes for data that are not held in memory.
         val_fraction: the share of the training part that serves for validation where the set has no part of its own,
             stratified by class; 0 uses the test part, as papers on CIFAR do.

@@ -16,8 +16,8 @@ from healsg.source import Batch, DatasetSource, Reading, Source, TensorSource
 from healsg.terms import Terms
 from healsg.workers import Workers
 
-TOGETHER = 1 << 20
-"""Bytes, as float32, of the inputs of small batches that are prepared at once."""
+TOGETHER, JOINED = 1 << 20, 8
+"""Bytes, as float32, of the inputs of small batches that are prepared at once; batches that are looked at as one."""
 
 Transform = Callable[[Batch, Draw | None], Batch]
 """From a batch as stored to a batch as the network sees it; without a draw nothing random happens."""
@@ -55,10 +55,11 @@ class Loader:
     ) -> None:
         self.sources, self.views = dict(sources), views
         self.batch_size, self.shuffle, self.drop_last, self.flat = batch_size, shuffle, drop_last, flat
+        self.training, self.joined = shuffle, not shuffle
         self.sizes = {stream: batch_size * (ratio or {}).get(stream, 1) for stream in sources}
         self.in_memory = all(isinstance(source, TensorSource) for source in sources.values())
         self.workers = 0 if self.in_memory else workers
-        self.worker_init_fn, self.reading, self.training = worker_init_fn, reading or Reading(), shuffle
+        self.worker_init_fn, self.reading = worker_init_fn, reading or Reading()
         self._workers: Workers | None
         self._epoch: int
         self.deal(Terms())
@@ -141,17 +142,17 @@ class Loader:
 
     def _sliced(self, epoch: int, start: int) -> Iterator[tuple[Batch, int]]:
         """Batches of tensors, as many prepared at once as lie within ``TOGETHER``: to each sample its neighbours are
-        nothing, so that the numbers are the same."""
+        nothing, so that the numbers are the same. Those that are only looked at stay together, up to ``JOINED``."""
         if self._epoch != epoch:
             self._begin(epoch)
         ((stream, source),) = self.sources.items()
         each = 4 * source.input[0].numel() * self.sizes[stream]  # type: ignore[attr-defined]
-        count = max(1, TOGETHER // max(1, each))
+        count = max(1, min(TOGETHER // max(1, each), JOINED if self.joined else len(self)))
         for first in range(start, len(self), count):
             pieces = self.pieces[stream][first : first + count]
             low, high = pieces[0][0], pieces[-1][1]
             whole = self._views(stream, source.fetch(self.orders[stream][low:high]), low, high, None)
-            rows = [stop - begin for begin, stop, _ in pieces]
+            rows = [stop - begin for begin, stop, _ in pieces] if not self.joined else [high - low]
             for size, *values in zip(rows, *(value.split(rows) for value in whole.values()), strict=True):
                 batch = dict(zip(whole, values, strict=True))
                 yield (batch if self.flat else {stream: batch}), size
