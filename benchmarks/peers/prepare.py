@@ -68,7 +68,7 @@ def lay_out(name: str, folder: Path) -> None:
         from healsg.datasets.cifar import STATISTICS
         from healsg.transforms.image import scaling
 
-        factor, offset = scaling(*STATISTICS[10], 255.0, torch.device("cpu"))
+        factor, offset = scaling(source.input, *STATISTICS[10], 255.0)
         val = (held.input, held.target)
     for epoch in range(epochs):
         order, dealt = epoch_of(task, epoch)
