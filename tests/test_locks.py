@@ -61,7 +61,7 @@ def test_two_children_at_the_same_moment(more: list[str]) -> None:
     children = [forked(["train", *LINE, "quiet=true", *more], output=f"output{i}") for i in range(2)]
     assert sorted(ended(child) for child in children) == [0, 1]
     told = "".join(Path(f"output{i}").read_text() for i in range(2))
-    assert told.startswith("error: runs/run: is being trained by process ")
+    assert told.startswith("error: runs/run: is being trained by "), told
     assert told.count("\n") == 1
     assert ending(FOLDER) == undisturbed(*OPTIONS)
 
@@ -154,6 +154,25 @@ def test_a_file_in_the_place_of_the_folder(capsys: pytest.CaptureFixture[str]) -
     Path("runs").touch()
     assert main(["train", *LINE]) == 1
     assert capsys.readouterr().err.startswith("error: runs")
+
+
+def test_a_child_that_a_killed_run_had_just_begun_is_waited_for() -> None:
+    """It holds the lock until it is a program of its own."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    FOLDER.mkdir(parents=True)
+    with (FOLDER / ".lock").open("w") as left:
+        fcntl.flock(left, fcntl.LOCK_EX)
+        left.write(f"process {gone.pid}")
+        left.flush()
+        with pytest.raises(RunError, match=f"is being trained by process {gone.pid}"):
+            RunFolder(FOLDER).lock(patience=0.1)
+        threading.Timer(0.1, lambda: fcntl.flock(left, fcntl.LOCK_UN)).start()
+        folder = RunFolder(FOLDER)
+        folder.lock(patience=20)
+        with pytest.raises(RunError, match=f"is being trained by process {os.getpid()}"):
+            RunFolder(FOLDER).lock(patience=1e9)
+        folder.unlock()
 
 
 def test_many_threads_take_turns() -> None:

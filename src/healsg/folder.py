@@ -45,10 +45,11 @@ class RunFolder:
         self.began = time.time()
         self._lock: IO[str] | None = None
 
-    def lock(self) -> None:
+    def lock(self, patience: float = 0.5) -> None:
         """Become the one process that trains here, in a folder that is made where there is none.
 
-        The lock ends with the process, however it ends. Raises RunError where another process has it.
+        The lock ends with the process, however it ends; where a kill hit it as it began a child, such as git, with that
+        child's own beginning, for which this waits ``patience`` seconds. Raises RunError where another process has it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,12 @@ class RunFolder:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            told = f"is being trained by {file.read().strip() or 'another process'}; wait for it, or use another name"
+            holder = file.read().strip()
+            if patience > 0 and _has_ended(holder):
+                file.close()
+                time.sleep(0.05)
+                return self.lock(patience - 0.05)
+            told = f"is being trained by {holder or 'another process'}; wait for it, or use another name"
             if not isinstance(error, BlockingIOError):
                 told = f"cannot be locked on this file system ({error.strerror}); start in a folder on another one"
             file.close()
@@ -151,6 +157,15 @@ class RunFolder:
         if problems:
             raise RunError(f"no good checkpoint is left: {'; '.join(problems)}; fresh=true starts anew")
         return None
+
+
+def _has_ended(holder: str) -> bool:
+    """Whether there is no ``process NUMBER`` on this machine."""
+    try:
+        os.kill(int(holder.removeprefix("process ")), 0)
+    except (ValueError, OSError) as error:
+        return isinstance(error, ProcessLookupError)
+    return False
 
 
 def _is_still(file: IO[str], path: Path) -> bool:
