@@ -19,8 +19,9 @@ from typing import Any
 import yaml
 
 from healsg import distributed, redact
+from healsg.checks import is_below
 from healsg.checks.check import show
-from healsg.config import Composed, flat, is_below
+from healsg.config import Composed, flat
 from healsg.errors import ConfigError, RunError
 from healsg.folder import ROOT, RunFolder, timestamp, write_text
 from healsg.saved import read_saved

@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -123,11 +123,6 @@ def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(inner, f"{key}.{name}" if key else str(name))
     else:
         yield key, value
-
-
-def is_below(key: str, keys: Iterable[str]) -> bool:
-    """Whether a dotted key is one of ``keys`` or stands below one."""
-    return any(key == one or key.startswith(f"{one}.") for one in keys)
 
 
 def has_key(config: Any, key: str) -> bool:

@@ -48,8 +48,9 @@ class RunFolder:
     def lock(self, patience: float = 0.5) -> None:
         """Become the one process that trains here, in a folder that is made where there is none.
 
-        The lock ends with the process, however it ends; where a kill hit it as it began a child, such as git, with that
-        child's own beginning, for which this waits ``patience`` seconds. Raises RunError where another process has it.
+        The lock ends with the process, however it ends. Where it names no process that lives, its holder has yet to
+        say its number, or was killed as it began a child, such as git: for that this waits ``patience`` seconds.
+        Raises RunError where another process has it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ class RunFolder:
         except OSError as error:
             file.seek(0)
             holder = file.read().strip()
-            if patience > 0 and _has_ended(holder):
+            if isinstance(error, BlockingIOError) and patience > 0 and not _lives(holder):
                 file.close()
                 time.sleep(0.05)
                 return self.lock(patience - 0.05)
@@ -159,13 +160,13 @@ class RunFolder:
         return None
 
 
-def _has_ended(holder: str) -> bool:
-    """Whether there is no ``process NUMBER`` on this machine."""
+def _lives(holder: str) -> bool:
+    """Whether ``process NUMBER`` is there, on this machine."""
     try:
         os.kill(int(holder.removeprefix("process ")), 0)
     except (ValueError, OSError) as error:
-        return isinstance(error, ProcessLookupError)
-    return False
+        return isinstance(error, PermissionError)
+    return True
 
 
 def _is_still(file: IO[str], path: Path) -> bool:

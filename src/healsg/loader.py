@@ -61,7 +61,6 @@ class Loader:
         self.workers = 0 if self.in_memory else workers
         self.worker_init_fn, self.reading = worker_init_fn, reading or Reading()
         self._workers: Workers | None
-        self._epoch: int
         self.deal(Terms())
 
     def deal(self, terms: Terms) -> None:
@@ -152,7 +151,7 @@ class Loader:
             pieces = self.pieces[stream][first : first + count]
             low, high = pieces[0][0], pieces[-1][1]
             whole = self._views(stream, source.fetch(self.orders[stream][low:high]), low, high, None)
-            rows = [stop - begin for begin, stop, _ in pieces] if not self.joined else [high - low]
+            rows = [high - low] if self.joined else [stop - begin for begin, stop, _ in pieces]
             for size, *values in zip(rows, *(value.split(rows) for value in whole.values()), strict=True):
                 batch = dict(zip(whole, values, strict=True))
                 yield (batch if self.flat else {stream: batch}), size

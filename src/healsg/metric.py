@@ -66,7 +66,8 @@ class Accuracy(Metric):
 
 def counted(total: Tensor, count: int) -> Tensor:
     """What a batch adds to the state of a mean: (2,) of ``total`` and ``count``, in the widest type."""
-    return precise(torch.stack([total, total.new_full((), count)]))
+    total = precise(total)
+    return torch.stack([total, total.new_full((), count)])
 
 
 def precise(value: Tensor) -> Tensor:

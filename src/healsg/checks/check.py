@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from healsg.checks import targets
+from healsg.checks import did_you_mean, targets
 from healsg.checks.schema import ANY, NONE, Kind, Parameter, constructor, ranged
 from healsg.errors import ConfigError
 from healsg.types import Range
@@ -90,7 +90,7 @@ def _check_node(key: str, node: dict[str, Any], trusted: Sequence[str], project:
         elif name in known:
             _refuse(misfit(place, value, _foreign(known[name]) if foreign else known[name].kind))
         elif made and not made.open and name != "_target_":
-            near = targets.did_you_mean(name, known) or f"; it takes {', '.join(known) or 'nothing'}"
+            near = did_you_mean(name, known) or f"; it takes {', '.join(known) or 'nothing'}"
             raise ConfigError(f"{place}: {last} takes no {name}{near}")
         else:
             _refuse(misfit(place, value, ANY))
@@ -226,7 +226,7 @@ def explain_unknown(key: str, config: Any) -> str:
     keys = [place for place, _ in entries(plain) if place and "[" not in place and f"{place}.".find(f"{key}.") != 0]
     near = [place for place in keys if place.rpartition(".")[2] == leaf]
     near = near or difflib.get_close_matches(key, keys, 1, 0.7)
-    near = near or [place for place in keys if targets.did_you_mean(leaf, [place.rpartition(".")[2]])]
+    near = near or [place for place in keys if did_you_mean(leaf, [place.rpartition(".")[2]])]
     if near:
         best = max(near, key=lambda place: difflib.SequenceMatcher(None, key, place).ratio())
         return f"{key}: no such key; did you mean {best}?"
@@ -236,7 +236,7 @@ def explain_unknown(key: str, config: Any) -> str:
 
 def explain_option(group: str, option: str, options: Sequence[str]) -> str:
     """Why ``group=option`` cannot be chosen: there is no such file; the options that there are."""
-    near = targets.did_you_mean(option, options)
+    near = did_you_mean(option, options)
     return f"{group}={option}: no such option{near or ';'} {group} is one of {', '.join(options) or 'nothing'}"
 
 

@@ -6,7 +6,6 @@ A config may be somebody else's, so that it counts as data: what it calls is def
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
 import inspect
 import keyword
@@ -18,6 +17,7 @@ from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from healsg.checks import did_you_mean, is_below
 from healsg.errors import ConfigError
 
 _OWN = "datasets models methods metrics transforms optimizers schedulers losses loggers callbacks "
@@ -57,13 +57,6 @@ class _Names(NamedTuple):
     bound: dict[str, str | ast.AST]
     stars: tuple[str, ...]
     public: frozenset[str]
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """``; did you mean X?``, or nothing where no name is near."""
-    folded = {other.lower(): other for other in reversed([*names])}
-    near = difflib.get_close_matches(name.lower(), folded, 1, 0.6)
-    return f"; did you mean {folded[near[0]]}?" if near else ""
 
 
 def find_module(name: str, folders: Iterable[str | Path], installed: bool = False) -> Module | None:
@@ -222,7 +215,7 @@ def verify_origin(part: Any, target: str, trusted: Sequence[str] = (), project: 
 
 def _family(path: str, trusted: Sequence[str], project: Sequence[Path]) -> str | None:
     """Why a dotted path may be called: ``trusted``, ``builder``, ``part`` or ``project``; None where it may not."""
-    if any(path == name or path.startswith(f"{name}.") for name in trusted):
+    if is_below(path, trusted):
         return "trusted"
     if path.startswith("torchvision.models."):
         return None if "._" in path or ".feature_extraction." in path else "builder"

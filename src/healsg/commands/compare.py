@@ -11,6 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from healsg.checks import is_below
 from healsg.claim import FREE
 from healsg.config import flat
 from healsg.errors import ConfigError, RunError
@@ -80,11 +81,7 @@ def settings(first: RunFolder, second: RunFolder) -> list[str]:
     old, new = (dict(flat(read_saved(folder.config))) for folder in (first, second))
     differing = [key for key in {**old, **new} if key != "name" and old.get(key) != new.get(key)]
     free = " (cannot alter the result)"
-    told = [
-        f"{key}: {old.get(key)} | {new.get(key)}"
-        + free * any(key == known or key.startswith(f"{known}.") for known in FREE)
-        for key in differing
-    ]
+    told = [f"{key}: {old.get(key)} | {new.get(key)}" + free * is_below(key, FREE) for key in differing]
     return told[:SHOWN] + [f"and {len(told) - SHOWN} more"] * (len(told) > SHOWN)
 
 

@@ -11,12 +11,13 @@ from functools import cache
 from pathlib import Path
 
 from healsg import claim
+from healsg.checks import is_below
 from healsg.cli import say
 from healsg.commands import train
 from healsg.commands.published import Target, chain, read_target, recipes, verdict
 from healsg.commands.train import composed_once
 from healsg.compose import Composer
-from healsg.config import Composed, flat, is_below, verify
+from healsg.config import Composed, flat, verify
 from healsg.errors import ConfigError, RunError
 from healsg.folder import ROOT, RunFolder
 

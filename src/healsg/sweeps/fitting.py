@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from healsg import distributed
+from healsg.checks import is_below
 from healsg.checks.check import show
 from healsg.claim import FREE
-from healsg.config import Composed, flat, is_below
+from healsg.config import Composed, flat
 from healsg.errors import ConfigError
 
 NUMBERS = (
