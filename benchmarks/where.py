@@ -1,8 +1,9 @@
-"""Where a step of W1 goes, in HEALSg and in the tight loop: python -m benchmarks.where [rounds]
+"""Where a step of W1 goes, in HEALSg and in hand-written loops: python -m benchmarks.where [rounds]
 
 CPU time of the process on one thread, in microseconds per training step: the training pass itself, the evaluation of
 each epoch, and what ends an epoch (its line in ``metrics.jsonl``, in ``train.log`` and on the screen, the best weights,
-saving). The two take turns in one process; medians and ranges over the rounds, of which the first is left out.
+saving). Samples in memory stand beside the tight loop, sample by sample beside the bare loop over a ``DataLoader``. All
+take turns in one process; medians and ranges over the rounds, of which the first is left out.
 """
 
 from __future__ import annotations
@@ -21,12 +22,28 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers import healsg, prepare, tight
+from benchmarks.peers import bare, healsg, prepare, tight
 from benchmarks.peers.work import Clock, Work
 from healsg.epoch import EvalEpoch
+from healsg.optimizers.adam import AdamW
 from healsg.runner import TaskRunner
 
 PARTS = ("training pass", "evaluation", "end of the epoch")
+
+
+def tight_with_own_update(work: Work, clock: Clock) -> Any:
+    """The tight loop with HEALSg's AdamW in the place of torch's: both call the same kernel."""
+    work.optimizer = lambda network: AdamW(network.parameters())  # type: ignore[method-assign]
+    return tight.train(work, clock)
+
+
+LOOPS: dict[str, Callable[[Work, Clock], Any]] = {
+    "HEALSg, in memory": healsg.train,
+    "tight loop over tensors": tight.train,
+    "the same, HEALSg's AdamW": tight_with_own_update,
+    "HEALSg, sample by sample": healsg.train_with_loaders,
+    "bare loop, DataLoader": bare.train,
+}
 
 
 @contextlib.contextmanager
@@ -34,10 +51,10 @@ def timed(owner: Any, name: str, seconds: dict[str, float], part: str) -> Iterat
     """Add up what calls of ``owner.name`` take."""
     act = getattr(owner, name)
 
-    def watched(*arguments: Any) -> Any:
+    def watched(*arguments: Any, **named: Any) -> Any:
         began = time.process_time()
         try:
-            return act(*arguments)
+            return act(*arguments, **named)
         finally:
             seconds[part] += time.process_time() - began
 
@@ -56,6 +73,7 @@ def measure(train: Callable[[Work, Clock], Any], folder: str) -> dict[str, float
         timed(EvalEpoch, "run", seconds, "evaluation"),
         timed(TaskRunner, "end_epoch", seconds, "end of the epoch"),
         timed(tight, "evaluate", seconds, "evaluation"),
+        timed(bare, "evaluate", seconds, "evaluation"),
         contextlib.redirect_stdout(io.StringIO()),
     ):
         train(work, clock)
@@ -70,19 +88,19 @@ def measure(train: Callable[[Work, Clock], Any], folder: str) -> dict[str, float
 def main() -> None:
     torch.set_num_threads(1)
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    rows: dict[str, list[dict[str, float]]] = {"HEALSg, in memory": [], "tight loop over tensors": []}
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in LOOPS}
     with tempfile.TemporaryDirectory() as folder:
         prepare.lay_out("W1", Path(folder))
         os.chdir(folder)
         for _ in range(rounds + 1):
-            rows["HEALSg, in memory"].append(measure(healsg.train, folder))
-            rows["tight loop over tensors"].append(measure(tight.train, folder))
+            for name, train in LOOPS.items():
+                rows[name].append(measure(train, folder))
         os.chdir("/")
     print(f"torch {torch.__version__}, one thread, {rounds} rounds, microseconds a step: median (range)")
     for name, found in rows.items():
         for part in PARTS:
             values = [row.get(part, 0.0) for row in found[1:]]
-            print(f"{name:24} {part:17} {statistics.median(values):6.0f} ({min(values):.0f} to {max(values):.0f})")
+            print(f"{name:25} {part:17} {statistics.median(values):6.0f} ({min(values):.0f} to {max(values):.0f})")
 
 
 if __name__ == "__main__":

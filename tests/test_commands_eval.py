@@ -143,7 +143,7 @@ def test_resume(program: Program, here: Here) -> None:
 HOSTILE = [
     ("healsg.models.mlp.MLP", "os.system", 2, "os.system is not a part"),
     ("healsg.models.mlp.MLP", "evil.Bad", 2, "evil.Bad is not a part"),
-    ("torch.optim.AdamW", "torch.nn.utils.stateless.functional_call", 2, "is not a part"),
+    ("healsg.optimizers.adam.AdamW", "torch.nn.utils.stateless.functional_call", 2, "is not a part"),
     ("seed: 0", "seed: ${oc.env:HOME}", 1, "holds an interpolation"),
     ("seed: 0", "seed: !!python/object/apply:os.system [exit]", 1, "cannot be read"),
     ("seed: 0", "seed: zero", 2, "seed: 'zero' is not a whole number"),

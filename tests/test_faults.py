@@ -309,7 +309,7 @@ def test_half_an_update_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None
     def step(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr("healsg.optimizers.adam.AdamW.step", step)
     with pytest.raises(RunError, match="out of memory at step 1"):
         TaskTrainer.compose(*SHORT, "method=adamw", "runner.auto_accumulate=true").train()
 

@@ -120,8 +120,8 @@ def test_the_four_commands_in_processes_of_their_own(
         (place / "__init__.py").write_text(hostile_inputs.PLANTED)
     for config in runs.rglob("config.yaml"):
         text = config.read_text()
-        assert "torch.optim.AdamW" in text
-        config.write_text(text.replace("torch.optim.AdamW", target))
+        assert "healsg.optimizers.adam.AdamW" in text
+        config.write_text(text.replace("healsg.optimizers.adam.AdamW", target))
     done = program(line)
     assert done.returncode in OURS, done.stderr
     assert done.stderr.count("error: ") == 1
@@ -135,7 +135,7 @@ def test_the_four_commands_in_processes_of_their_own(
 def test_a_module_of_a_run_that_hands_on_a_part_is_refused_before_it_is_imported(runs: Path) -> None:
     (runs / "__init__.py").write_text(hostile_inputs.PLANTED)
     config = runs / "run/config.yaml"
-    config.write_text(config.read_text().replace("torch.optim.AdamW", "runs.SGD"))
+    config.write_text(config.read_text().replace("healsg.optimizers.adam.AdamW", "runs.SGD"))
     with pytest.raises(ConfigError, match="lies in a run's own folder"):
         load_saved(RunFolder(runs / "run"), [])
     assert not Path(hostile_inputs.CANARY).exists()
@@ -148,7 +148,7 @@ def test_modules_beside_the_data_are_no_project(runs: Path, monkeypatch: pytest.
     monkeypatch.chdir(runs / "run")
     assert load_saved(RunFolder(Path()), []).project == ()
     config = Path("config.yaml")
-    config.write_text(config.read_text().replace("torch.optim.AdamW", "evil_parts.SGD"))
+    config.write_text(config.read_text().replace("healsg.optimizers.adam.AdamW", "evil_parts.SGD"))
     with pytest.raises(ConfigError, match=r"evil_parts\.SGD is not a part"):
         load_saved(RunFolder(Path()), [])
 

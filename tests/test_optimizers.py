@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from healsg.errors import ConfigError
+from healsg.optimizers.adam import Adam, AdamW
 from healsg.optimizers.groups import as_groups
 from healsg.optimizers.lion import Lion
 from healsg.optimizers.muon import Muon, hidden_weights, orthogonalise, step_scale
 from healsg.optimizers.muon_sgd import MuonSGD
+from healsg.optimizers.sgd import SGD
 from healsg.schedulers.curves import Cosine
 
 CONF = Path(__file__).parents[1] / "conf" / "method" / "optimizer"
@@ -112,7 +114,93 @@ class NoReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", [Muon, Lion, MuonSGD])
+PLAIN_SGD = {"lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+AS_TORCH = [
+    (SGD, torch.optim.SGD, PLAIN_SGD),
+    (SGD, torch.optim.SGD, {**PLAIN_SGD, "weight_decay": 0.1}),
+    (SGD, torch.optim.SGD, {**PLAIN_SGD, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
+    (SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.01}),
+    (Adam, torch.optim.Adam, {"lr": 0.01}),
+    (Adam, torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True}),
+    (AdamW, torch.optim.AdamW, {"lr": 0.01, "betas": [0.8, 0.99], "eps": 1e-6, "weight_decay": 0.2}),
+    (AdamW, torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True}),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "settings"), AS_TORCH)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_bit_for_bit_as_torch(ours: Any, theirs: Any, settings: dict[str, Any], grouped: bool) -> None:
+    """Also where one type of weights is not the other's, and where torch's optimizer goes on from our state."""
+    models, optimizers = [network(), network()], []
+    for kind, model, more in ((ours, models[0], {}), (theirs, models[1], {"fused": True})):
+        model[6].double()
+        optimizers.append(kind(two_groups(model) if grouped else model.parameters(), **settings, **more))
+    schedules = [Cosine(warmup=0.2).build(optimizer, 9, 3) for optimizer in optimizers]
+    for step in range(9):
+        torch.manual_seed(step)
+        for mine, other in zip(*(model.parameters() for model in models), strict=True):
+            mine.grad = torch.randn_like(mine)
+            other.grad = mine.grad.clone()
+        for each in (*optimizers, *schedules):
+            each.step()  # type: ignore[attr-defined]
+        assert_same(models[0].state_dict(), models[1].state_dict())
+        for mine, other in zip(*(model.parameters() for model in models), strict=True):
+            its, expected = optimizers[0].state[mine], optimizers[1].state[other]
+            assert set(its) == {key for key, value in expected.items() if value is not None}
+            assert_same(its, {key: expected[key] for key in its})
+        if step == 5:
+            state = copy.deepcopy(optimizers[0].state_dict()["state"])
+            optimizers[1].load_state_dict({**optimizers[1].state_dict(), "state": state})
+
+
+def test_momentum_begins_with_a_weights_own_first_gradient() -> None:
+    """Where a part of the network learns from the second update on, as with layers that are let go one by one."""
+    ours, theirs = (torch.nn.Linear(3, 2) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "nesterov": False}
+    optimizers = [
+        SGD(ours.parameters(), weight_decay=0.0, **settings),
+        torch.optim.SGD(theirs.parameters(), **settings),
+    ]
+    for step in range(4):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            torch.manual_seed(step)
+            model.weight.grad, model.bias.grad = torch.randn(2, 3), torch.randn(2) if step else None
+            optimizer.step()
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+def test_an_update_that_the_loss_scaler_skips_leaves_everything_as_it_was(kind: Any) -> None:
+    """The first of all as well, after which training goes on as if it had not been."""
+    models = [network(), network()]
+    optimizers = [kind(model.parameters()) for model in models]
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=100)
+    before = copy.deepcopy(models[0].state_dict())
+    for parameter in models[0].parameters():
+        parameter.grad = torch.full_like(parameter, float("inf"))
+    scaler.scale(torch.ones(()))  # which begins the scaler
+    scaler.step(optimizers[0])
+    scaler.update()
+    assert_same(models[0].state_dict(), before)
+    assert scaler.get_scale() == 4.0
+    for step in range(3):
+        optimizers[0].zero_grad()
+        scaler.scale(loss_of(models[0], step)).backward()
+        scaler.step(optimizers[0])
+        scaler.update()
+    train(models[1], optimizers[1], range(3))
+    for mine, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("more", [{"dampening": 0.1}, {"momentum": 0.0}])
+def test_nesterov_that_has_no_meaning_is_refused(more: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"^method.optimizer.nesterov needs momentum above 0 and no dampening; "):
+        SGD([nn.Parameter(torch.ones(1))], **more)
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW, Muon, Lion, MuonSGD])
 def test_no_value_is_read_in_a_step(kind: Any) -> None:
     model = network()
     optimizer = kind(model.parameters())

@@ -63,7 +63,7 @@ def test_a_group_below_a_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *TINY, "-m", "method/optimizer=sgd,adamw"]) == 0
     assert jobs() == {"method_optimizer=sgd": "finished", "method_optimizer=adamw": "finished"}
     config = (SWEEP / "method_optimizer=sgd" / "config.yaml").read_text()
-    assert "torch.optim.SGD" in config
+    assert "healsg.optimizers.sgd.SGD" in config
 
 
 def test_names_of_jobs() -> None:

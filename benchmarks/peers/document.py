@@ -33,8 +33,10 @@ Two things are at work, and they should not be taken for each other.
 * **The in-memory path.** Samples that fit are held as tensors; a batch is one gather, and crop, flip and normalise act
   on whole batches. A `DataLoader` fetches sample by sample. Anybody can have this without a framework: it is what the
   tight loop does.{memory}
-* **The loop.** What is called besides forward, backward and update. It shows where both read their samples in the same
-  way.{loop}
+* **The loop.** What is called besides forward and backward. It shows where both read their samples in the same
+  way.{loop} A part of it is the update: HEALSg's SGD, Adam and AdamW call torch's fused kernels as torch's own do, bit
+  for bit, with less Python around them. `benchmarks/results/where.txt` (`python -m benchmarks.where`) has the tight
+  loop with either.
 
 So where HEALSg lies under the bare loop, the in-memory path puts it there; the loop itself can at best come near one
 that is written by hand. Data that do not fit in memory, or a loader of one's own, get the second figure, not the first.
@@ -59,9 +61,10 @@ def document(kept: dict[str, Any]) -> str:
 
 
 NOTES = """W4 compares with a script that imports the same (torch, Hydra, Rich; digits are read without scikit-learn's
-import) and takes one step, and with one as it is usually written. W5: three epochs of digits, and 20,000 images in
-CIFAR's files of which three batches are trained. W6 reckons the 32 processes from four of them. W7 is `python
-benchmarks/saving.py`. W8: an exponent of 1 is linear, 0 flat.
+import) and takes one step, and with one as it is usually written. Both use torch's AdamW, which imports torch's
+compiler; HEALSg's does not. W5: three epochs of digits, and 20,000 images in CIFAR's files of which three batches are
+trained. W6 reckons the 32 processes from four of them. W7 is `python benchmarks/saving.py`. W8: an
+exponent of 1 is linear, 0 flat.
 """
 
 

@@ -175,9 +175,9 @@ class Loader:
         views = self.views[stream]
         made = {}
         for view, transform in views.items():
-            draw = self.draws[stream][view]
-            draw = draw.part(start, stop) if kept is None else draw.of(kept)
-            made[view] = transform(raw, draw if self.shuffle else None) if transform else raw
+            draw = self.draws[stream][view] if transform and self.shuffle else None
+            part = draw and (draw.part(start, stop) if kept is None else draw.of(kept))
+            made[view] = transform(raw, part) if transform else raw
         if list(views) == ["input"]:
             return made["input"]
         batch = {key: value for key, value in raw.items() if key != "input"}

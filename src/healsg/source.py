@@ -67,11 +67,7 @@ class TensorSource:
     def __init__(self, input: Tensor, target: Tensor) -> None:
         if len(input) != len(target):
             raise DataError(f"{len(input)} inputs do not go with {len(target)} targets")
-        self.input, self.target = input, target
-
-    @property
-    def targets(self) -> Tensor:
-        return self.target
+        self.input, self.target, self.targets = input, target, target
 
     def __len__(self) -> int:
         return len(self.input)
@@ -106,12 +102,8 @@ class DatasetSource:
     def __init__(
         self, dataset: Any, collate: Collate | None = None, targets: Tensor | None = None, chosen: Tensor | None = None
     ) -> None:
-        self.dataset, self.collate = dataset, collate or default_collate
-        self._targets, self.chosen = targets, chosen
-
-    @property
-    def targets(self) -> Tensor | None:
-        return self._targets
+        self.dataset, self.collate = dataset, stacked if collate in (None, default_collate) else collate
+        self.targets, self.chosen = targets, chosen
 
     def __len__(self) -> int:
         return len(self.dataset) if self.chosen is None else len(self.chosen)
@@ -164,8 +156,19 @@ class DatasetSource:
 
     def subset(self, index: Tensor) -> DatasetSource:
         chosen = index if self.chosen is None else self.chosen[index]
-        targets = None if self._targets is None else self._targets[index]
+        targets = None if self.targets is None else self.targets[index]
         return DatasetSource(self.dataset, self.collate, targets, chosen)
+
+
+def stacked(samples: list[Any]) -> Any:
+    """What torch's ``default_collate`` makes of samples; tensors in tuples without its many questions."""
+    if type(samples[0]) is not tuple:
+        return default_collate(samples)
+    try:
+        columns = list(zip(*samples, strict=True))
+    except ValueError:
+        return default_collate(samples)  # which says that they are not of one length
+    return [torch.stack(column) if type(column[0]) is Tensor else default_collate([*column]) for column in columns]
 
 
 def as_batch(value: Any) -> Batch:

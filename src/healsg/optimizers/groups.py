@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,10 +15,23 @@ from healsg.errors import ConfigError
 
 
 class GroupOptimizer(Optimizer):
-    """An optimizer that moves all weights of a group at once: a subclass gives ``update``."""
+    """An optimizer that moves all weights of a group at once: a subclass gives ``update``.
+
+    What torch's base class hides from ``torch.compile`` is not hidden here, which would import the compiler, a second
+    of start-up: the network is what is compiled, never its update.
+    """
+
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    state_dict = inspect.unwrap(Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
+
+    def kind(self, weight: Tensor) -> Any:
+        """What the weights of one ``update`` have in common."""
+        return weight.device, weight.dtype
 
     def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
-        """Move those weights of a group that have gradients, one or more, in place."""
+        """Move those weights of a group that have gradients, one or more, in place; all are of one ``kind``."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -28,19 +42,22 @@ class GroupOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            if weights:
+            moved = [weight for weight in group["params"] if weight.grad is not None]
+            kinds = [self.kind(weight) for weight in moved]
+            for kind in dict.fromkeys(kinds):
+                weights = [weight for weight, own in zip(moved, kinds, strict=True) if own == kind]
                 self.update(group, weights, [weight.grad for weight in weights])
         return loss
 
     def state_of(self, weights: list[Tensor], *names: str) -> list[list[Tensor]]:
         """The state of the weights by name, begun with zeros; ``step`` is a number on the weight's device."""
-        for weight in weights:
-            if not self.state[weight]:
+        states = [self.state[weight] for weight in weights]
+        for weight, state in zip(weights, states, strict=True):
+            if not state:
                 for name in names:
                     zeros = torch.zeros((), device=weight.device) if name == "step" else torch.zeros_like(weight)
-                    self.state[weight][name] = zeros
-        return [[self.state[weight][name] for weight in weights] for name in names]
+                    state[name] = zeros
+        return [[state[name] for state in states] for name in names]
 
 
 def decay_rates(key: str, given: Sequence[float]) -> tuple[float, float]:

@@ -26,7 +26,8 @@ OWN = {
 }
 """Parts of which a stack writes out what they do."""
 
-OPTIMIZERS = {f"torch.optim.{name}": name for name in ("SGD", "Adam", "AdamW")}
+OPTIMIZERS = ("SGD", "Adam", "AdamW")
+_HOMES = ("torch.optim", "healsg.optimizers.sgd", "healsg.optimizers.adam")
 
 PLAIN: dict[str, tuple[Any, ...]] = {
     "runner.accumulate": (1,),
@@ -63,8 +64,9 @@ def _reasons(jobs: list[dict[str, Any]]) -> Iterator[str]:
         node = nodes[group]
         if not isinstance(node, dict) or node.get("_target_") != target:
             yield f"{group}._target_ is not {target}, whose steps a stack knows"
-    if first.get("method.optimizer._target_") not in OPTIMIZERS:
-        yield f"method.optimizer: a stack knows {', '.join(OPTIMIZERS.values())}"
+    home, _, optimizer = str(first.get("method.optimizer._target_")).rpartition(".")
+    if home not in _HOMES or optimizer not in OPTIMIZERS:
+        yield f"method.optimizer: a stack knows {', '.join(OPTIMIZERS)}"
     for key, allowed in PLAIN.items():
         if key in first and first[key] not in allowed:
             yield f"{key}={show(first[key])}: a stack takes {' or '.join(map(show, allowed))}"

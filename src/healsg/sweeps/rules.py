@@ -1,4 +1,4 @@
-"""The update rules of torch's optimizers for stacked networks, with the settings of each network's own optimizer."""
+"""The update rules of SGD, Adam and AdamW for stacked networks, with the settings of each network's own optimizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 Kept = dict[str, Tensor]
 """What is remembered of a stacked parameter, by the name that the optimizer has for it, (J, ...) each."""
@@ -85,7 +85,7 @@ def over(numbers: Tensor, like: Tensor) -> Tensor:
 
 
 class StackedSGD(Rule):
-    """``torch.optim.SGD``: weight decay in the gradient, momentum with dampening, Nesterov's look ahead."""
+    """SGD: weight decay in the gradient, momentum with dampening, Nesterov's look ahead."""
 
     def __init__(self, optimizers: Sequence[Optimizer], own: Sequence[Sequence[Tensor]]) -> None:
         if any(group["momentum"] for optimizer in optimizers for group in optimizer.param_groups):
@@ -108,7 +108,7 @@ class StackedSGD(Rule):
 
 
 class StackedAdam(Rule):
-    """``torch.optim.Adam`` and, with decoupled weight decay, ``AdamW``; without amsgrad."""
+    """Adam and, with decoupled weight decay, AdamW; without amsgrad."""
 
     kept = ("step", "exp_avg", "exp_avg_sq")
 
@@ -143,6 +143,6 @@ class StackedAdam(Rule):
 
 
 def rule_of(optimizers: Sequence[Optimizer], own: Sequence[Sequence[Tensor]]) -> Rule:
-    """The rule of these optimizers, which are SGD, Adam or AdamW; see ``Rule``."""
-    kind: Any = StackedSGD if isinstance(optimizers[0], SGD) else StackedAdam
+    """The rule of these optimizers, which are SGD, Adam or AdamW, torch's or ours; see ``Rule``."""
+    kind: Any = StackedSGD if type(optimizers[0]).__name__ == "SGD" else StackedAdam
     return cast(Rule, kind(optimizers, own))

@@ -1,0 +1,86 @@
+"""Adam (Kingma and Ba 2014, arXiv 1412.6980) and AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101), fused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from healsg.optimizers.groups import GroupOptimizer, decay_rates
+from healsg.types import NonNegative
+
+
+class Adam(GroupOptimizer):
+    """Adam by torch's fused kernel, bit for bit ``torch.optim.Adam(fused=True)``, with less Python around it.
+
+    Args:
+        params: parameters, groups of them, or pairs of name and parameter.
+        lr: the learning rate.
+        betas: the decay rates of the first and the second moment, each in [0, 1).
+        eps: added to the denominator.
+        weight_decay: L2 penalty, added to the gradient.
+        amsgrad: use the largest second moment so far (Reddi et al. 2018, arXiv 1904.09237).
+
+    Raises:
+        ConfigError: ``betas`` are not two numbers in [0, 1).
+    """
+
+    decoupled, kernel = False, staticmethod(torch._fused_adam_)
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: NonNegative = 1e-3,
+        betas: list[float] | None = None,
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        amsgrad: bool = False,
+    ) -> None:
+        pair = decay_rates("method.optimizer.betas", (0.9, 0.999) if betas is None else betas)
+        settings = {"lr": lr, "betas": pair, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+        super().__init__(params, {**settings, "decoupled_weight_decay": self.decoupled, "fused": True})
+
+    def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        names = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 + group["amsgrad"]]
+        steps, means, squares, *largest = self.state_of(weights, *names)
+        infinite = self.__dict__.get("found_inf")
+        torch._foreach_add_(steps, 1)
+        self.kernel(
+            weights,
+            gradients,
+            means,
+            squares,
+            largest[0] if largest else [],
+            steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=group["amsgrad"],
+            maximize=False,
+            grad_scale=self.__dict__.get("grad_scale"),
+            found_inf=infinite,
+        )
+        if infinite is not None:
+            torch._foreach_sub_(steps, [infinite] * len(steps))
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay, bit for bit ``torch.optim.AdamW(fused=True)``; see ``Adam``."""
+
+    decoupled, kernel = True, staticmethod(torch._fused_adamw_)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: NonNegative = 3e-3,
+        betas: list[float] | None = None,
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 0.01,
+        amsgrad: bool = False,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad)

@@ -1,0 +1,68 @@
+"""SGD with momentum (Sutskever et al. 2013, section 2), fused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from healsg.errors import ConfigError
+from healsg.optimizers.groups import GroupOptimizer
+from healsg.types import NonNegative, Share
+
+
+class SGD(GroupOptimizer):
+    """SGD by torch's fused kernel, bit for bit ``torch.optim.SGD(fused=True)``, with less Python around it.
+
+    A weight's momentum begins with its own first gradient, also where other weights of its group have had theirs.
+
+    Args:
+        params: parameters, groups of them, or pairs of name and parameter.
+        lr: the learning rate.
+        momentum: the share of the momentum that is kept.
+        dampening: how much less of the gradient enters the momentum.
+        weight_decay: L2 penalty, added to the gradient.
+        nesterov: look ahead by one step of the momentum.
+
+    Raises:
+        ConfigError: ``nesterov`` without momentum, or with dampening.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: NonNegative = 0.1,
+        momentum: Share = 0.9,
+        dampening: float = 0.0,
+        weight_decay: NonNegative = 5e-4,
+        nesterov: bool = True,
+    ) -> None:
+        if nesterov and (dampening or not momentum):
+            wanted = "needs momentum above 0 and no dampening"
+            raise ConfigError(f"method.optimizer.nesterov {wanted}; set method.optimizer.nesterov=false")
+        settings = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        super().__init__(params, {**settings, "nesterov": nesterov})
+
+    def kind(self, weight: Tensor) -> Any:
+        return weight.device, weight.dtype, weight in self.state
+
+    def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        begins = bool(group["momentum"]) and weights[0] not in self.state
+        torch._fused_sgd_(
+            weights,
+            gradients,
+            self.state_of(weights, "momentum_buffer")[0] if group["momentum"] else [],
+            lr=group["lr"],
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            weight_decay=group["weight_decay"],
+            nesterov=group["nesterov"],
+            maximize=False,
+            is_first_step=begins,
+            grad_scale=self.__dict__.get("grad_scale"),
+            found_inf=self.__dict__.get("found_inf"),
+        )
