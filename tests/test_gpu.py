@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from healsg import BasicTask, TaskTrainer
+from healsg.placement import Place
 from healsg.runner import TaskRunner
 
 if not torch.cuda.is_available():
@@ -32,6 +35,32 @@ def test_a_step_does_not_wait_for_the_device(method: str, precision: str, monkey
     monkeypatch.setattr(TaskRunner, "step", watched)
     run = TaskTrainer.compose(*SHORT, f"method={method}", f"runner.precision={precision}")
     assert run.train()["status"] == "finished"
+
+
+def test_cuda_graphs_learn_what_plain_steps_learn() -> None:
+    losses = []
+    for graph in ("false", "true"):
+        trainer = TaskTrainer.compose(
+            *SHORT, f"runner.cuda_graph={graph}", "runner.deterministic=true", f"name={graph}"
+        )
+        trainer.train()
+        lines = Path(f"runs/{graph}/metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["train/loss"] for line in lines if "train/loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_batches_arrive_whole_while_the_device_works() -> None:
+    """Copies on a stream of their own: what comes after them waits for them, and their memory is not taken early."""
+    place = Place("cuda", "fp32", False, False, None)
+    work, found, expected = torch.eye(4096, device="cuda"), [], []
+    for number in range(60):
+        images = torch.full((64, 3, 64, 64), float(number)).pin_memory()
+        batch = place.move({"weak": {"input": images}, "strong": {"input": images + 1, "names": ["a"]}})
+        for _ in range(5):
+            work = work @ work
+        found.append(batch["weak"]["input"].mean() + batch["strong"]["input"].mean())
+        expected.append(2.0 * number + 1)
+    assert torch.stack(found).tolist() == expected
 
 
 def test_the_samples_lie_on_the_device() -> None:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from healsg import BasicTask, TaskTrainer
 from healsg.checkpoint import load
+from healsg.errors import ConfigError
 from healsg.methods.supervised import Supervised
+from healsg.placement import Place
 from healsg.runner import TaskRunner
 
 
@@ -140,6 +142,17 @@ def test_channels_last_gives_the_same_numbers() -> None:
     assert torch.are_deterministic_algorithms_enabled()
     train("runner.steps=1", name="after")
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_cuda_graphs_are_torchs_own_and_need_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"^runner.cuda_graph: needs a GPU that has CUDA, and this run is on cpu$"):
+        train("runner.cuda_graph=true", "runner.device=cpu")
+    place, network, modes = Place("cpu", "fp32", False, False, None), nn.Linear(2, 2), []
+    place.device = torch.device("cuda")
+    monkeypatch.setattr(torch, "compile", lambda net, mode: modes.append(mode) or net)
+    for compile, cuda_graph in ((True, False), (False, True), (True, True), (False, False)):
+        assert place.wrap(network, compile, cuda_graph, find_unused_parameters=False) is network
+    assert modes == [None, "reduce-overhead", "reduce-overhead"]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -65,6 +65,10 @@ import) and takes one step, and with one as it is usually written. Both use torc
 compiler; HEALSg's does not. W5: three epochs of digits, and 20,000 images in CIFAR's files of which three batches are
 trained. W6 reckons the 32 processes from four of them. W7 is `python benchmarks/saving.py`. W8: an
 exponent of 1 is linear, 0 flat.
+
+Nothing on this page was run on a GPU. What is there for one (`runner=fast`, `runner.cuda_graph`, samples and
+augmentation on the device, copies beside the work, no waiting between log lines) has tests in `tests/test_gpu.py`,
+which run where there is one.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -12,6 +13,8 @@ from torch.optim import Optimizer
 
 from healsg import distributed
 from healsg.errors import ConfigError
+
+log = logging.getLogger("healsg")
 
 THREADS = torch.get_num_threads()
 """Torch's own choice of CPU threads: what a run that names none gets, whatever the one before it had."""
@@ -69,20 +72,18 @@ class Place:
             torch.use_deterministic_algorithms(deterministic)
         torch.set_num_threads(threads or THREADS)
         self._plain = self.dtype is None and not self.double and not channels_last and self.device.type == "cpu"
+        self._aside: Any = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """What surrounds a forward pass."""
-        if self.dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
 
     def put(self, module: nn.Module) -> None:
         """Move a module here, in place."""
         module.to(device=self.device, dtype=torch.float64 if self.double else None)
-        if self.channels_last:
-            for parameter in module.parameters():
-                if parameter.dim() == 4:
-                    parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        for parameter in module.parameters():
+            if self.channels_last and parameter.dim() == 4:
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
 
     def move(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch, or a batch of streams, on the device."""
@@ -93,32 +94,29 @@ class Place:
             return self.move(value)
         if not isinstance(value, Tensor):
             return value
+        if self._aside and value.is_cpu:  # while the GPU still works on the batch before
+            here = torch.cuda.current_stream(self.device)
+            with torch.cuda.stream(self._aside):
+                value = value.to(self.device, non_blocking=True)
+            here.wait_stream(self._aside)
+            value.record_stream(here)
         dtype = torch.float64 if self.double and value.is_floating_point() else value.dtype
         images = self.channels_last and value.dim() == 4
         memory_format = torch.channels_last if images else torch.preserve_format
-        return value.to(self.device, dtype, non_blocking=self.device.type == "cuda", memory_format=memory_format)
+        return value.to(self.device, dtype, memory_format=memory_format)
 
-    def wrap(self, model: nn.Module, compile: bool, find_unused_parameters: bool) -> nn.Module:
-        """What a training step calls: the network itself, distributed and compiled as asked."""
+    def wrap(self, model: nn.Module, compile: bool, cuda_graph: bool, find_unused_parameters: bool) -> nn.Module:
+        """What a training step calls: the network itself, distributed and compiled as asked. Raises ConfigError."""
+        if cuda_graph and self.device.type != "cuda":
+            raise ConfigError(f"runner.cuda_graph: needs a GPU that has CUDA, and this run is on {self.device}")
         net = model
         if distributed.launched() and any(parameter.requires_grad for parameter in model.parameters()):
             devices = [self.device] if self.device.type == "cuda" else None
-            net = nn.parallel.DistributedDataParallel(
-                model, device_ids=devices, find_unused_parameters=find_unused_parameters
-            )
-        if compile:
-            net = torch.compile(net)  # type: ignore[assignment]
+            net = nn.parallel.DistributedDataParallel(model, devices, find_unused_parameters=find_unused_parameters)
+        if compile or cuda_graph:
+            log.info("compiling the network: the first steps take a while")
+            net = torch.compile(net, mode="reduce-overhead" if cuda_graph else None)  # type: ignore[assignment]
         return net
-
-    def spare(self, optimizer: Optimizer) -> None:
-        """Keep torch's fused SGD from the loss scaler: an update that the scaler skips leaves its momentum undefined.
-
-        Seen with torch 2.11 to 2.15: the momentum buffer of a skipped first update is memory that nobody wrote.
-        """
-        if self.scaler and isinstance(optimizer, torch.optim.SGD):
-            optimizer._step_supports_amp_scaling = False
-            for group in optimizer.param_groups:
-                group["fused"] = False
 
     def weigh(self, model: nn.Module, counted: Any, nominal: float) -> None:
         """Turn gradients, sums of means that were weighted by ``count / nominal``, into the mean over all samples.

@@ -34,9 +34,9 @@ class TaskRunner:
     Args:
         epochs, steps: passes over the training data, or updates in their place.
         device, precision, channels_last, threads, deterministic: see ``Place``.
-        accumulate: batches an update; as one batch that many times as large.
+        accumulate, clip_norm: batches an update, as one batch that many times as large; the gradient's largest norm.
         auto_accumulate: where memory runs out, take batches in halves, quarters, ... and add their gradients up.
-        clip_norm, compile: the largest norm of the gradient; whether ``torch.compile`` compiles the network.
+        compile, cuda_graph: ``torch.compile`` the network; so that a GPU replays it as CUDA graphs.
         log_every: updates between two step lines in ``metrics.jsonl``, and between two reads of the device.
         eval_every, save_every: epochs between two evaluations; updates between two saves, beside each epoch's end.
         monitor, mode: what decides the best; see ``Monitor``.
@@ -55,6 +55,7 @@ class TaskRunner:
         auto_accumulate: bool = False,
         clip_norm: Positive | None = None,
         compile: bool = False,
+        cuda_graph: bool = False,
         channels_last: bool = False,
         threads: Count | None = None,
         deterministic: bool = False,
@@ -70,10 +71,10 @@ class TaskRunner:
     ) -> None:
         self.epochs, self.steps, self.accumulate, self.clip_norm = epochs, steps, accumulate, clip_norm
         self.auto_accumulate, self.pieces, self.updating, self.precision = auto_accumulate, 1, False, precision
-        self.compile, self.find_unused_parameters, self.max_time = compile, find_unused_parameters, max_time
+        self.max_time, self.limit_batches, self.callbacks = max_time, limit_batches, dict(callbacks or {})
         self.log_every, self.eval_every, self.save_every = log_every, eval_every, save_every
-        self.limit_batches, self.callbacks = limit_batches, dict(callbacks or {})
         self._place, self.threads = (device, precision, channels_last, deterministic), threads
+        self.wrapping = (compile, cuda_graph, find_unused_parameters)
         self.monitor, self.meter, self.progress = Monitor(monitor, mode), Meter(), Progress()
         self.epoch = self.step_count = self.position = 0
         self.stop_reason: str | None = None

@@ -137,11 +137,8 @@ class BasicTask:
 
     def build_training(self) -> None:
         """What only training needs: the callable network, the optimizer, the schedule."""
-        if self.runner.compile:
-            log.info("compiling the network: the first steps take a while")
-        self.net = self.runner.place.wrap(self.model, self.runner.compile, self.runner.find_unused_parameters)
+        self.net = self.runner.place.wrap(self.model, *self.runner.wrapping)
         self.optimizer = self.build_optimizer()
-        self.runner.place.spare(self.optimizer)
         self.scheduler = self.build_scheduler()
 
     def facts(self) -> dict[str, Any]:

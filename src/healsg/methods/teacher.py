@@ -40,12 +40,8 @@ def task_of(folder: RunFolder, like: BasicTask) -> BasicTask:
     runner = like.runner
     precision = "tf32" if runner.precision == "tf32" else "fp32"
     still = str(torch.are_deterministic_algorithms_enabled()).lower()
-    place = [
-        f"runner.precision={precision}",
-        f"runner.deterministic={still}",
-        "runner.device=cpu",
-        "runner.compile=false",
-    ]
+    place = [f"runner.precision={precision}", f"runner.deterministic={still}", "runner.device=cpu"]
+    place += ["runner.compile=false", "runner.cuda_graph=false"]
     token = _pupil.set(False)
     try:
         return build_task(load_saved(folder, [*place, f"runner.threads={torch.get_num_threads()}"]))

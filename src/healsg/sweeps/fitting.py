@@ -34,7 +34,9 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "runner.precision": ("fp32", "tf32", "bf16", "fp64"),
     **dict.fromkeys(("method.mixup", "method.cutmix", "method.random_erasing", "method.ema", "method.swa"), (0,)),
     **dict.fromkeys(("method.freeze", "method.unfreeze_every"), (None, 0)),
-    **dict.fromkeys(("runner.auto_accumulate", "runner.compile", "runner.channels_last"), (False,)),
+    **dict.fromkeys(
+        ("runner.auto_accumulate", "runner.compile", "runner.cuda_graph", "runner.channels_last"), (False,)
+    ),
     **dict.fromkeys([f"method.optimizer.{key}" for key in ("amsgrad", "maximize", "capturable")], (False,)),
     **dict.fromkeys([f"method.optimizer.{key}" for key in ("differentiable", "decoupled_weight_decay")], (False,)),
 }
