@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -24,6 +25,7 @@ from torch.utils.data import (
 from healsg.adopt import ForeignLoader, adopt
 from healsg.errors import DataError
 from healsg.loader import Loader
+from healsg.source import stacked
 from healsg.terms import Terms
 from test_loader import Noisy, dealt, indices, same
 
@@ -163,3 +165,45 @@ def test_foreign_batches_are_shared_by_rows() -> None:
     alone = adopt([nested], "train")
     assert dealt(alone)[0][1] == 4
     assert isinstance(adopt(Own(Noisy(4)), "train"), ForeignLoader)
+
+
+class Named(NamedTuple):
+    input: Tensor
+    target: int
+
+
+KINDS: dict[str, Any] = {
+    "tensors": (torch.ones(3), torch.tensor(2)),
+    "plain": (torch.ones(2, 3), 4, 0.5, True, "name", b"bytes"),
+    "inside": (torch.ones(2), (torch.zeros(1), 2), {"a": torch.ones(1), "b": 3}, [1, 2.0]),
+    "arrays": (numpy.ones((2, 3), dtype=numpy.float32), numpy.int64(3)),
+    "parameter": (nn.Parameter(torch.ones(2)), torch.ones(2)),
+    "named": Named(torch.ones(2), 3),
+    "list": [torch.ones(2), 3],
+    "dict": {"input": torch.ones(2), "target": 3},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_are_joined_as_torch_joins_them(kind: str) -> None:
+    ours, theirs = stacked([KINDS[kind]] * 3), default_collate([KINDS[kind]] * 3)
+    assert type(ours) is type(theirs)
+    assert repr(ours) == repr(theirs)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [(torch.ones(2), 1), (torch.ones(3), 1)],
+        [(torch.ones(2), 1), (torch.ones(2),)],
+        [(torch.ones(2), 1), (1, torch.ones(2))],
+        [(torch.ones(2), None), (torch.ones(2), None)],
+        [(torch.ones(2).to_sparse(), 1)] * 2,
+        [(torch.ones(2), 1), 7],
+    ],
+)
+def test_samples_that_torch_does_not_join_are_not_joined(samples: list[Any]) -> None:
+    with pytest.raises((TypeError, RuntimeError)):
+        default_collate(samples)
+    with pytest.raises((TypeError, RuntimeError)):
+        stacked(samples)

@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from healsg import BasicTask, TaskTrainer
+from healsg.cli import main
 from healsg.errors import ConfigError
 from healsg.optimizers.adam import Adam, AdamW
 from healsg.optimizers.groups import as_groups
@@ -235,7 +237,7 @@ def test_muon_is_that_of_torch_on_matrices_and_adamw_on_the_rest(adjust: Any, ne
     ours, theirs = network(), network()
     common: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 0.1}
     adamw: dict[str, Any] = {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-7, "weight_decay": 0.1}
-    optimizer = Muon(ours.parameters(), **common, adjust=adjust, adamw_lr=0.01, adamw_betas=[0.8, 0.9], adamw_eps=1e-7)
+    optimizer = Muon(ours.parameters(), **common, adjust=adjust, adamw_lr=0.01, adamw_betas=(0.8, 0.9), adamw_eps=1e-7)
     flat = nn.Parameter(theirs[3].weight.detach().flatten(1).clone())
     hidden = [flat, theirs[6].weight, theirs[8].weight]
     matrices = torch.optim.Muon(hidden, **common, adjust_lr_fn=adjust)
@@ -284,7 +286,7 @@ def test_lion_is_algorithm_2() -> None:
     torch.manual_seed(0)
     start = [torch.randn(3, 4, dtype=torch.float64), torch.randn(5, dtype=torch.float64)]
     weights = [nn.Parameter(value.clone()) for value in start]
-    optimizer = Lion(weights, lr=lr, betas=[beta1, beta2], weight_decay=decay)
+    optimizer = Lion(weights, lr=lr, betas=(beta1, beta2), weight_decay=decay)
     momenta = [torch.zeros_like(value) for value in start]
     for _ in range(6):
         for i, weight in enumerate(weights):
@@ -333,11 +335,68 @@ def test_a_closure_gives_its_loss(kind: Any) -> None:
     assert (weight < 1).all()
 
 
-def test_betas_outside_their_range_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^method.optimizer.betas: "):
-        Lion([nn.Parameter(torch.ones(1))], betas=[0.9, 1.0])
-    with pytest.raises(ConfigError, match=r"^method.optimizer.adamw_betas: "):
-        Muon([nn.Parameter(torch.ones(1))], adamw_betas=[0.9])
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("lion", ["betas=[0.9,1]"], r"method.optimizer.betas\[1\]: 1 is out of range"),
+        ("adamw", ["betas=[0.9]"], "method.optimizer.betas: .* has 1 elements, not 2"),
+        ("adam", ["betas=null"], "method.optimizer.betas: null is not a list"),
+        ("muon", ["adamw_betas=[-1,0.9]"], r"method.optimizer.adamw_betas\[0\]: -1 is out of range"),
+        ("schedule_free", ["betas=[0,0.9]"], r"method.optimizer.betas\[0\]: 0 is out of range"),
+        ("sgd", ["momentum=1"], "method.optimizer.momentum: 1 is out of range"),
+        ("sgd", ["dampening=-1", "nesterov=false"], "method.optimizer.dampening: -1 is out of range"),
+        ("adamw", ["lr=nan"], "method.optimizer.lr: nan is not a number"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(name: str, settings: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        TaskTrainer.compose(f"method/optimizer={name}", *(f"method.optimizer.{setting}" for setting in settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["_target_=torch.optim.SGD", "momentum=0"], "Nesterov momentum requires a momentum and zero dampening"),
+        (["momentum=0"], "needs momentum above 0 and no dampening; set method.optimizer.nesterov=false"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(
+    settings: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["train", "method=sgd", *(f"method.optimizer.{setting}" for setting in settings)]
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: method.optimizer")
+    assert said.endswith(f"{told}\n")
+    assert said.count("\n") == 1
+    assert not list(Path("runs").glob("*/checkpoints/*"))
+
+
+class FusedSGD(BasicTask):
+    """Torch's own fused SGD, with a loss of which fp16's scale makes infinite gradients at first."""
+
+    def build_criterion(self) -> Any:
+        return lambda output, target: 1e3 * nn.functional.cross_entropy(output, target)
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.model.parameters(), lr=1e-5, momentum=0.9, fused=True)
+
+
+def test_torchs_fused_sgd_is_kept_from_the_loss_scaler() -> None:
+    """Which would leave the momentum of a skipped first update as memory that nobody wrote."""
+    parts = ["runner.precision=fp16", "runner.epochs=1", f"task._target_={__name__}.FusedSGD", f"trusted=[{__name__}]"]
+    trainer = TaskTrainer.compose("model=mlp", "quiet=true", *parts)
+    assert trainer.train()["status"] == "finished"
+    assert trainer.task is not None
+    assert trainer.task.runner.place.scaler is not None
+    assert trainer.task.runner.place.scaler.get_scale() < 2**16, "no update was skipped"
+    assert all(group["fused"] is False for group in trainer.task.optimizer.param_groups)
+
+
+def test_torchs_fused_sgd_takes_layers_that_are_let_go_one_by_one() -> None:
+    fused = ["method.optimizer._target_=torch.optim.SGD", "+method.optimizer.fused=true"]
+    line = ["model=mlp", "quiet=true", "runner.epochs=3", "method=sgd", "method.unfreeze_every=1", *fused]
+    assert TaskTrainer.compose(*line).train()["status"] == "finished"
 
 
 def test_muon_sgd_is_the_published_update() -> None:

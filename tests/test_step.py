@@ -147,6 +147,9 @@ def test_channels_last_gives_the_same_numbers() -> None:
 def test_cuda_graphs_are_torchs_own_and_need_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"^runner.cuda_graph: needs a GPU that has CUDA, and this run is on cpu$"):
         train("runner.cuda_graph=true", "runner.device=cpu")
+    for more in ("runner.accumulate=2", "runner.auto_accumulate=true"):
+        with pytest.raises(ConfigError, match=r"^runner.cuda_graph: .*; do not accumulate$"):
+            train("runner.cuda_graph=true", more)
     place, network, modes = Place("cpu", "fp32", False, False, None), nn.Linear(2, 2), []
     place.device = torch.device("cuda")
     monkeypatch.setattr(torch, "compile", lambda net, mode: modes.append(mode) or net)

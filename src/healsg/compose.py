@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from healsg.checks import check
+from healsg.checks import check, did_you_mean
 from healsg.config import Composed, TaskConfig, check_init_from, has_key, one_line, parse, verify
 from healsg.errors import ConfigError
 
@@ -96,11 +95,7 @@ class Composer:
 
         try:
             config = self._hydra.compose_config(
-                self.name,
-                self.without_null(overrides),
-                run_mode=RunMode.RUN,
-                from_shell=False,
-                with_log_configuration=False,
+                self.name, self.without_null(overrides), RunMode.RUN, with_log_configuration=False, from_shell=False
             )
         except YAMLError as error:
             raise ConfigError(f"a configuration file cannot be read: {one_line(error)}") from error
@@ -136,8 +131,7 @@ class Composer:
         for override in values:
             key = override.get_key_element().lstrip("+~")
             if "/" in key:
-                near = difflib.get_close_matches(key.split("@")[0], self._groups(), 1, 0.5)
-                return ConfigError(f"{key}: no such group" + (f"; did you mean {near[0]}?" if near else ""))
+                return ConfigError(f"{key}: no such group{did_you_mean(key.split('@')[0], self._groups())}")
             if not has_key(base, key):
                 if override.is_add():
                     continue

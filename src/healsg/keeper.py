@@ -79,12 +79,8 @@ class Keeper:
         if self.journal:
             self.journal.load_state_dict(state["journal"])
         runner = task.runner
-        log.info(
-            "going on at step %d of %d, epoch %d",
-            runner.step_count,
-            runner.total_steps,
-            min(task.epoch, task.max_epoch),
-        )
+        epoch = min(task.epoch, task.max_epoch)
+        log.info("going on at step %d of %d, epoch %d", runner.step_count, runner.total_steps, epoch)
 
     def _bear(self, state: dict[str, Any]) -> None:
         """Take what is not finite as the run begins, such as a mask, for meant."""

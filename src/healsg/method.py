@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from healsg.data import Needs
+from healsg.errors import ConfigError
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -89,7 +90,14 @@ class TaskMethod(nn.Module):
 
     def build_optimizer(self, task: BasicTask) -> Optimizer:
         """The optimizer over what learns in ``task.model``."""
-        return self.make_optimizer(parameter_groups(task.model, self.decay_norms_and_biases))
+        return self.optimizer_over(parameter_groups(task.model, self.decay_norms_and_biases))
+
+    def optimizer_over(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer over groups of parameters. Raises ConfigError where it does not take its settings."""
+        try:
+            return self.make_optimizer(groups)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"method.optimizer: {' '.join(str(error).split())}") from error
 
     def build_scheduler(self, task: BasicTask) -> Schedule | None:
         """The schedule of the run's length."""

@@ -118,6 +118,16 @@ class Place:
             net = torch.compile(net, mode="reduce-overhead" if cuda_graph else None)  # type: ignore[assignment]
         return net
 
+    def spare(self, optimizer: Optimizer) -> None:
+        """Keep torch's fused SGD from the loss scaler: an update that the scaler skips leaves its momentum undefined.
+
+        Seen with torch 2.11 to 2.15: the momentum buffer of a skipped first update is memory that nobody wrote.
+        """
+        if self.scaler and isinstance(optimizer, torch.optim.SGD):
+            optimizer._step_supports_amp_scaling = False
+            for group in optimizer.param_groups:
+                group["fused"] = False
+
     def weigh(self, model: nn.Module, counted: Any, nominal: float) -> None:
         """Turn gradients, sums of means that were weighted by ``count / nominal``, into the mean over all samples.
 

@@ -74,7 +74,7 @@ class TaskRunner:
         self.max_time, self.limit_batches, self.callbacks = max_time, limit_batches, dict(callbacks or {})
         self.log_every, self.eval_every, self.save_every = log_every, eval_every, save_every
         self._place, self.threads = (device, precision, channels_last, deterministic), threads
-        self.wrapping = (compile, cuda_graph, find_unused_parameters)
+        self.cuda_graph, self.wrapping = cuda_graph, (compile, cuda_graph, find_unused_parameters)
         self.monitor, self.meter, self.progress = Monitor(monitor, mode), Meter(), Progress()
         self.epoch = self.step_count = self.position = 0
         self.stop_reason: str | None = None

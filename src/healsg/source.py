@@ -160,6 +160,10 @@ class DatasetSource:
         return DatasetSource(self.dataset, self.collate, targets, chosen)
 
 
+def _is_dense(value: Any) -> bool:
+    return type(value) is Tensor and value.layout == torch.strided and not value.is_nested
+
+
 def stacked(samples: list[Any]) -> Any:
     """What torch's ``default_collate`` makes of samples; tensors in tuples without its many questions."""
     if type(samples[0]) is not tuple:
@@ -168,7 +172,7 @@ def stacked(samples: list[Any]) -> Any:
         columns = list(zip(*samples, strict=True))
     except ValueError:
         return default_collate(samples)  # which says that they are not of one length
-    return [torch.stack(column) if type(column[0]) is Tensor else default_collate([*column]) for column in columns]
+    return [torch.stack(row) if _is_dense(row[0]) else default_collate(row) for row in columns]  # type: ignore[arg-type]
 
 
 def as_batch(value: Any) -> Batch:

@@ -139,6 +139,7 @@ class BasicTask:
         """What only training needs: the callable network, the optimizer, the schedule."""
         self.net = self.runner.place.wrap(self.model, *self.runner.wrapping)
         self.optimizer = self.build_optimizer()
+        self.runner.place.spare(self.optimizer)
         self.scheduler = self.build_scheduler()
 
     def facts(self) -> dict[str, Any]:

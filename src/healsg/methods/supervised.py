@@ -192,9 +192,14 @@ class Supervised(TaskMethod):
 
     def build_optimizer(self, task: BasicTask) -> Optimizer:
         if not self.layer_decay:
-            return super().build_optimizer(task)
-        groups = depth.scaled_groups(task.model, self.layer_decay, self.decay_norms_and_biases)
-        return depth.scale_rates(self.make_optimizer(groups))
+            optimizer = super().build_optimizer(task)
+        else:
+            groups = depth.scaled_groups(task.model, self.layer_decay, self.decay_norms_and_biases)
+            optimizer = depth.scale_rates(self.optimizer_over(groups))
+        if self.unfreeze_every and isinstance(optimizer, torch.optim.SGD):
+            for group in optimizer.param_groups:  # torch's fused SGD takes a momentum of all parameters or of none
+                group["fused"] = False
+        return optimizer
 
 
 def still(model: nn.Module) -> list[nn.Module]:

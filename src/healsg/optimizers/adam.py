@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from healsg.optimizers.groups import GroupOptimizer, decay_rates
-from healsg.types import NonNegative
+from healsg.optimizers.groups import GroupOptimizer
+from healsg.types import NonNegative, Share
 
 
 class Adam(GroupOptimizer):
@@ -22,9 +22,6 @@ class Adam(GroupOptimizer):
         eps: added to the denominator.
         weight_decay: L2 penalty, added to the gradient.
         amsgrad: use the largest second moment so far (Reddi et al. 2018, arXiv 1904.09237).
-
-    Raises:
-        ConfigError: ``betas`` are not two numbers in [0, 1).
     """
 
     decoupled, kernel = False, staticmethod(torch._fused_adam_)
@@ -34,13 +31,12 @@ class Adam(GroupOptimizer):
         self,
         params: ParamsT,
         lr: NonNegative = 1e-3,
-        betas: list[float] | None = None,
+        betas: tuple[Share, Share] = (0.9, 0.999),
         eps: NonNegative = 1e-8,
         weight_decay: NonNegative = 0.0,
         amsgrad: bool = False,
     ) -> None:
-        pair = decay_rates("method.optimizer.betas", (0.9, 0.999) if betas is None else betas)
-        settings = {"lr": lr, "betas": pair, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+        settings = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
         super().__init__(params, {**settings, "decoupled_weight_decay": self.decoupled, "fused": True})
 
     def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
@@ -78,7 +74,7 @@ class AdamW(Adam):
         self,
         params: ParamsT,
         lr: NonNegative = 3e-3,
-        betas: list[float] | None = None,
+        betas: tuple[Share, Share] = (0.9, 0.999),
         eps: NonNegative = 1e-8,
         weight_decay: NonNegative = 0.01,
         amsgrad: bool = False,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
-
-from healsg.errors import ConfigError
 
 
 class GroupOptimizer(Optimizer):
@@ -58,13 +56,6 @@ class GroupOptimizer(Optimizer):
                     zeros = torch.zeros((), device=weight.device) if name == "step" else torch.zeros_like(weight)
                     state[name] = zeros
         return [[state[name] for state in states] for name in names]
-
-
-def decay_rates(key: str, given: Sequence[float]) -> tuple[float, float]:
-    """Two decay rates in [0, 1). Raises ConfigError, which names ``key``, for anything else."""
-    if len(given) != 2 or not all(0 <= rate < 1 for rate in given):
-        raise ConfigError(f"{key}: {list(given)} are not two numbers of at least 0 and less than 1")
-    return given[0], given[1]
 
 
 def as_groups(params: ParamsT) -> list[dict[str, Any]]:

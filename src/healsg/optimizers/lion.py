@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from healsg.optimizers.groups import GroupOptimizer, decay_rates
-from healsg.types import NonNegative
+from healsg.optimizers.groups import GroupOptimizer
+from healsg.types import NonNegative, Share
 
 
 def lion_update(
@@ -41,16 +41,16 @@ class Lion(GroupOptimizer):
         lr: the learning rate.
         betas: how much of the momentum goes into the update, and how much of it is kept; each in [0, 1).
         weight_decay: decoupled weight decay.
-
-    Raises:
-        ConfigError: ``betas`` are not two numbers in [0, 1).
     """
 
     def __init__(
-        self, params: ParamsT, lr: NonNegative = 3e-4, betas: list[float] | None = None, weight_decay: NonNegative = 0.1
+        self,
+        params: ParamsT,
+        lr: NonNegative = 3e-4,
+        betas: tuple[Share, Share] = (0.9, 0.99),
+        weight_decay: NonNegative = 0.1,
     ) -> None:
-        pair = decay_rates("method.optimizer.betas", (0.9, 0.99) if betas is None else betas)
-        super().__init__(params, {"lr": lr, "betas": pair, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
 
     def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         (momenta,) = self.state_of(weights, "momentum")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
-from healsg.optimizers.groups import GroupOptimizer, as_groups, decay_rates, tensor_of
+from healsg.optimizers.groups import GroupOptimizer, as_groups, tensor_of
 from healsg.types import Count, NonNegative, Positive, Share
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -80,9 +80,6 @@ class Muon(GroupOptimizer):
         adamw_lr: AdamW's learning rate.
         adamw_betas: AdamW's decay rates of the moments; each in [0, 1).
         adamw_eps: what AdamW adds to its denominator.
-
-    Raises:
-        ConfigError: ``adamw_betas`` are not two numbers in [0, 1).
     """
 
     def __init__(
@@ -96,16 +93,15 @@ class Muon(GroupOptimizer):
         adjust: Literal["original", "match_rms_adamw"] = "original",
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
         adamw_lr: NonNegative = 3e-3,
-        adamw_betas: list[float] | None = None,
+        adamw_betas: tuple[Share, Share] = (0.9, 0.95),
         adamw_eps: Positive = 1e-8,
     ) -> None:
-        betas = decay_rates("method.optimizer.adamw_betas", (0.9, 0.95) if adamw_betas is None else adamw_betas)
         muon: dict[str, Any] = {"algorithm": "muon", "lr": lr, "momentum": momentum, "nesterov": nesterov}
         muon |= {"ns_steps": ns_steps, "adjust": adjust, "dtype": dtype}
         rest: dict[str, Any] = {
             "algorithm": "adamw",
             "lr": adamw_lr,
-            "betas": betas,
+            "betas": tuple(adamw_betas),
             "eps": adamw_eps,
             "fused": True,
         }

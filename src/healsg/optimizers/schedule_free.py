@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from healsg.errors import ConfigError
-from healsg.optimizers.groups import GroupOptimizer, decay_rates
-from healsg.types import NonNegative
+from healsg.optimizers.groups import GroupOptimizer
+from healsg.types import Kept, NonNegative, Share
 
 
 class ScheduleFreeAdamW(GroupOptimizer):
@@ -24,26 +23,20 @@ class ScheduleFreeAdamW(GroupOptimizer):
     Args:
         params: parameters, or groups of them.
         lr: the learning rate; larger than AdamW's with a schedule.
-        betas: how near y is to x, above 0; the decay rate of the second moment.
+        betas: how near y is to x, above 0, so that the weights tell their average; the second moment's decay rate.
         eps: added to the denominator.
         weight_decay: decoupled weight decay, at y.
-
-    Raises:
-        ConfigError: ``betas`` are not two numbers in [0, 1), or the first is 0.
     """
 
     def __init__(
         self,
         params: ParamsT,
         lr: NonNegative = 5e-3,
-        betas: list[float] | None = None,
+        betas: tuple[Kept, Share] = (0.9, 0.999),
         eps: NonNegative = 1e-8,
         weight_decay: NonNegative = 0.01,
     ) -> None:
-        pair = decay_rates("method.optimizer.betas", (0.9, 0.999) if betas is None else betas)
-        if not pair[0]:
-            raise ConfigError("method.optimizer.betas: the first is 0, and the weights would not tell their average")
-        settings = {"lr": lr, "betas": pair, "eps": eps, "weight_decay": weight_decay}
+        settings = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**settings, "largest_lr": 0.0})
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:

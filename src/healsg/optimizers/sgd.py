@@ -10,13 +10,14 @@ from torch.optim.optimizer import ParamsT
 
 from healsg.errors import ConfigError
 from healsg.optimizers.groups import GroupOptimizer
-from healsg.types import NonNegative, Share
+from healsg.types import Fraction, NonNegative, Share
 
 
 class SGD(GroupOptimizer):
     """SGD by torch's fused kernel, bit for bit ``torch.optim.SGD(fused=True)``, with less Python around it.
 
-    A weight's momentum begins with its own first gradient, also where other weights of its group have had theirs.
+    A weight's momentum begins with its own first gradient, also where other weights of its group have had theirs; with
+    ``1 - dampening`` of it where fp16's loss scaler left the first update out.
 
     Args:
         params: parameters, groups of them, or pairs of name and parameter.
@@ -37,7 +38,7 @@ class SGD(GroupOptimizer):
         params: ParamsT,
         lr: NonNegative = 0.1,
         momentum: Share = 0.9,
-        dampening: float = 0.0,
+        dampening: Fraction = 0.0,
         weight_decay: NonNegative = 5e-4,
         nesterov: bool = True,
     ) -> None:
