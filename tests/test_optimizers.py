@@ -198,7 +198,7 @@ def test_an_update_that_the_loss_scaler_skips_leaves_everything_as_it_was(kind: 
 
 @pytest.mark.parametrize("more", [{"dampening": 0.1}, {"momentum": 0.0}])
 def test_nesterov_that_has_no_meaning_is_refused(more: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=r"^method.optimizer.nesterov needs momentum above 0 and no dampening; "):
+    with pytest.raises(ConfigError, match=r"^method.optimizer.nesterov: needs momentum above 0 and no dampening; "):
         SGD([nn.Parameter(torch.ones(1))], **more)
 
 
@@ -357,7 +357,7 @@ def test_settings_outside_their_range_are_refused(name: str, settings: list[str]
     ("settings", "told"),
     [
         (["_target_=torch.optim.SGD", "momentum=0"], "Nesterov momentum requires a momentum and zero dampening"),
-        (["momentum=0"], "needs momentum above 0 and no dampening; set method.optimizer.nesterov=false"),
+        (["momentum=0"], "needs momentum above 0 and no dampening; set it to false"),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_line(

@@ -43,8 +43,7 @@ class SGD(GroupOptimizer):
         nesterov: bool = True,
     ) -> None:
         if nesterov and (dampening or not momentum):
-            wanted = "needs momentum above 0 and no dampening"
-            raise ConfigError(f"method.optimizer.nesterov {wanted}; set method.optimizer.nesterov=false")
+            raise ConfigError("method.optimizer.nesterov: needs momentum above 0 and no dampening; set it to false")
         settings = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         super().__init__(params, {**settings, "nesterov": nesterov})
 
