@@ -154,16 +154,16 @@ def build_task(composed: Composed) -> BasicTask:
     tops = {target.split(".")[0] for target in targets.named(values)}
     if any(found and found.file for found in (targets.find_module(top, composed.project) for top in tops)):
         sys.path += [str(folder) for folder in composed.project if str(folder) not in sys.path]
-    kinds = {"task_data": TaskData, "task_model": TaskModel, "task_method": TaskMethod, "runner": TaskRunner}
-    keys = {name: name.removeprefix("task_") for name in kinds}
-    parts: dict[str, Any] = {name: make(values[keys[name]], keys[name], composed, kinds[name]) for name in kinds}
-    for name, callback in parts["runner"].callbacks.items():
+    kinds = {"data": TaskData, "model": TaskModel, "method": TaskMethod, "runner": TaskRunner}
+    parts: dict[str, Any] = {key: make(values[key], key, composed, kind) for key, kind in kinds.items()}
+    runner = parts.pop("runner")
+    for name, callback in runner.callbacks.items():
         if not isinstance(callback, Callback):
             raise ConfigError(f"runner.callbacks.{name}._target_: {type(callback).__name__} is no Callback")
     config = OmegaConf.create(values)
     OmegaConf.set_readonly(config, True)
     factory = make(values["task"], "task", composed, BasicTask, partial=True)
-    task = factory(config=config, **parts)
+    task = factory(config=config, runner=runner, **{f"task_{key}": part for key, part in parts.items()})
     assert isinstance(task, BasicTask)
     task.check()
     return task
@@ -209,7 +209,8 @@ def weights_only() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(name)
-        os.environ.update({} if before is None else {name: before})
+        if before is not None:
+            os.environ[name] = before
 
 
 def build_mirrors(composed: Composed) -> dict[str, Mirror]:

@@ -24,7 +24,7 @@ log = logging.getLogger("healsg")
 def check(task: BasicTask) -> None:
     """Refuse gradients that cannot be added up over several passes. Raises ConfigError."""
     method, runner = task.task_method, task.runner
-    if runner.cuda_graph and (runner.accumulate > 1 or runner.auto_accumulate):
+    if runner.wrapping["cuda_graph"] and (runner.accumulate > 1 or runner.auto_accumulate):
         raise ConfigError("runner.cuda_graph: a graph that runs again takes the gradients' memory; do not accumulate")
     if not runner.auto_accumulate:
         return

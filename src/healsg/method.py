@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from healsg.config import one_line
 from healsg.data import Needs
 from healsg.errors import ConfigError
 
@@ -97,7 +98,7 @@ class TaskMethod(nn.Module):
         try:
             return self.make_optimizer(groups)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"method.optimizer: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"method.optimizer: {one_line(error)}") from error
 
     def build_scheduler(self, task: BasicTask) -> Schedule | None:
         """The schedule of the run's length."""

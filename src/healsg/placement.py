@@ -81,9 +81,10 @@ class Place:
     def put(self, module: nn.Module) -> None:
         """Move a module here, in place."""
         module.to(device=self.device, dtype=torch.float64 if self.double else None)
-        for parameter in module.parameters():
-            if self.channels_last and parameter.dim() == 4:
-                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        if self.channels_last:
+            for parameter in module.parameters():
+                if parameter.dim() == 4:
+                    parameter.data = parameter.data.to(memory_format=torch.channels_last)
 
     def move(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch, or a batch of streams, on the device."""

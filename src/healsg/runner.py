@@ -39,10 +39,9 @@ class TaskRunner:
         compile, cuda_graph: ``torch.compile`` the network; so that a GPU replays it as CUDA graphs.
         log_every: updates between two step lines in ``metrics.jsonl``, and between two reads of the device.
         eval_every, save_every: epochs between two evaluations; updates between two saves, beside each epoch's end.
-        monitor, mode: what decides the best; see ``Monitor``.
+        monitor, mode, callbacks: what decides the best, see ``Monitor``; watchers by name.
         max_time, limit_batches: seconds from the command's start by which the run has stopped; batches a pass.
         find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
-        callbacks: watchers by name.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class TaskRunner:
         self.max_time, self.limit_batches, self.callbacks = max_time, limit_batches, dict(callbacks or {})
         self.log_every, self.eval_every, self.save_every = log_every, eval_every, save_every
         self._place, self.threads = (device, precision, channels_last, deterministic), threads
-        self.cuda_graph, self.wrapping = cuda_graph, (compile, cuda_graph, find_unused_parameters)
+        self.wrapping = {"compile": compile, "cuda_graph": cuda_graph, "find_unused_parameters": find_unused_parameters}
         self.monitor, self.meter, self.progress = Monitor(monitor, mode), Meter(), Progress()
         self.epoch = self.step_count = self.position = 0
         self.stop_reason: str | None = None

@@ -137,7 +137,7 @@ class BasicTask:
 
     def build_training(self) -> None:
         """What only training needs: the callable network, the optimizer, the schedule."""
-        self.net = self.runner.place.wrap(self.model, *self.runner.wrapping)
+        self.net = self.runner.place.wrap(self.model, **self.runner.wrapping)
         self.optimizer = self.build_optimizer()
         self.runner.place.spare(self.optimizer)
         self.scheduler = self.build_scheduler()
@@ -212,11 +212,8 @@ class BasicTask:
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run continues from: tensors and plain values."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            **self.state_between_updates(),
-        }
+        own = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return own | self.state_between_updates()
 
     def state_between_updates(self) -> dict[str, Any]:
         """What of it, beside the network's buffers, may change before the next update."""

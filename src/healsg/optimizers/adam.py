@@ -12,6 +12,48 @@ from healsg.optimizers.groups import GroupOptimizer
 from healsg.types import NonNegative, Share
 
 
+def adam_update(
+    group: dict[str, Any],
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    state: list[list[Tensor]],
+    *,
+    decoupled: bool,
+    scale: Tensor | None = None,
+    infinite: Tensor | None = None,
+) -> None:
+    """One update by torch's fused kernel, in place on ``weights`` and ``state``.
+
+    Args:
+        group: ``lr``, ``betas``, ``eps`` and ``weight_decay``, decoupled from the gradient or added to it.
+        weights, gradients: tensors of the same shapes, of one device and type.
+        state: by weight the step, the first and the second moment and, with amsgrad, the largest second moment.
+        scale, infinite: what fp16's gradients are divided by; above 0 where the update is to be left out.
+    """
+    steps, means, squares, *largest = state
+    kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    torch._foreach_add_(steps, 1)
+    kernel(
+        weights,
+        gradients,
+        means,
+        squares,
+        largest[0] if largest else [],
+        steps,
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=bool(largest),
+        maximize=False,
+        grad_scale=scale,
+        found_inf=infinite,
+    )
+    if infinite is not None:
+        torch._foreach_sub_(steps, [infinite] * len(steps))
+
+
 class Adam(GroupOptimizer):
     """Adam by torch's fused kernel, bit for bit ``torch.optim.Adam(fused=True)``, with less Python around it.
 
@@ -24,7 +66,7 @@ class Adam(GroupOptimizer):
         amsgrad: use the largest second moment so far (Reddi et al. 2018, arXiv 1904.09237).
     """
 
-    decoupled, kernel = False, staticmethod(torch._fused_adam_)
+    decoupled = False
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -41,34 +83,21 @@ class Adam(GroupOptimizer):
 
     def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         names = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 + group["amsgrad"]]
-        steps, means, squares, *largest = self.state_of(weights, *names)
-        infinite = self.__dict__.get("found_inf")
-        torch._foreach_add_(steps, 1)
-        self.kernel(
+        adam_update(
+            group,
             weights,
             gradients,
-            means,
-            squares,
-            largest[0] if largest else [],
-            steps,
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=group["amsgrad"],
-            maximize=False,
-            grad_scale=self.__dict__.get("grad_scale"),
-            found_inf=infinite,
+            self.state_of(weights, *names),
+            decoupled=group["decoupled_weight_decay"],
+            scale=self.__dict__.get("grad_scale"),
+            infinite=self.__dict__.get("found_inf"),
         )
-        if infinite is not None:
-            torch._foreach_sub_(steps, [infinite] * len(steps))
 
 
 class AdamW(Adam):
     """Adam with decoupled weight decay, bit for bit ``torch.optim.AdamW(fused=True)``; see ``Adam``."""
 
-    decoupled, kernel = True, staticmethod(torch._fused_adamw_)
+    decoupled = True
 
     def __init__(
         self,

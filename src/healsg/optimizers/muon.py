@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
+from healsg.optimizers.adam import adam_update
 from healsg.optimizers.groups import GroupOptimizer, as_groups, tensor_of
 from healsg.types import Count, NonNegative, Positive, Share
 
@@ -121,11 +121,8 @@ class Muon(GroupOptimizer):
         move(group, weights, gradients)
 
     def _adamw(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
-        means, squares, steps = self.state_of(weights, "exp_avg", "exp_avg_sq", "step")
-        beta1, beta2 = group["betas"]
-        settings: dict[str, Any] = {name: group[name] for name in ("lr", "weight_decay", "eps", "fused")}
-        settings |= {"beta1": beta1, "beta2": beta2, "amsgrad": False, "maximize": False}
-        adamw(weights, gradients, means, squares, [], steps, **settings)
+        state = self.state_of(weights, "step", "exp_avg", "exp_avg_sq")
+        adam_update(group, weights, gradients, state, decoupled=True)
 
     def _muon(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         (buffers,) = self.state_of(weights, "momentum_buffer")

@@ -48,7 +48,7 @@ class SGD(GroupOptimizer):
         super().__init__(params, {**settings, "nesterov": nesterov})
 
     def kind(self, weight: Tensor) -> Any:
-        return weight.device, weight.dtype, weight in self.state
+        return super().kind(weight), weight in self.state
 
     def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         begins = bool(group["momentum"]) and weights[0] not in self.state
