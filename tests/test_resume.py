@@ -395,16 +395,3 @@ def test_a_run_goes_on_in_another_folder(tmp_path: Path, monkeypatch: pytest.Mon
     digest = record("whole")["digest"]
     monkeypatch.chdir(elsewhere)
     assert train(*options, "name=run", "data.root=/nowhere")["digest"] == digest
-
-
-def test_compiled_and_plain_runs_go_on_from_each_other() -> None:
-    """The keys of a checkpoint are those of the bare network."""
-    options = [*SHORT, "method=sgd", "quiet=true", "runner.epochs=2"]
-    train(*options, "name=plain", "runner.max_time=0")
-    train(*options, "name=compiled", "runner.compile=true", "runner.steps=2")
-    keys = {name: list(load(Path(f"runs/{name}/checkpoints/last.pt"))["model"]) for name in ("plain", "compiled")}
-    assert keys["plain"] == keys["compiled"]
-    assert not any("_orig_mod" in key or key.startswith("module.") for key in keys["compiled"])
-    assert train(*options, "name=plain", "runner.compile=true", "resume.force=true")["status"] == "finished"
-    forced = ["runner.compile=false", "runner.steps=8", "resume.force=true"]
-    assert train(*options, "name=compiled", *forced)["status"] == "finished"

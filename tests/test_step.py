@@ -1,4 +1,4 @@
-"""What a training step computes: accumulation, clipping, precision, memory format, compilation."""
+"""What a training step computes: accumulation, clipping, precision and memory format."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from healsg import BasicTask, TaskTrainer
 from healsg.checkpoint import load
-from healsg.errors import ConfigError
 from healsg.methods.supervised import Supervised
-from healsg.placement import Place
 from healsg.runner import TaskRunner
 
 
@@ -142,29 +140,3 @@ def test_channels_last_gives_the_same_numbers() -> None:
     assert torch.are_deterministic_algorithms_enabled()
     train("runner.steps=1", name="after")
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_cuda_graphs_are_torchs_own_and_need_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"^runner.cuda_graph: needs a GPU that has CUDA, and this run is on cpu$"):
-        train("runner.cuda_graph=true", "runner.device=cpu")
-    for more in ("runner.accumulate=2", "runner.auto_accumulate=true"):
-        with pytest.raises(ConfigError, match=r"^runner.cuda_graph: .*; do not accumulate$"):
-            train("runner.cuda_graph=true", more)
-    place, network, modes = Place("cpu", "fp32", False, False, None), nn.Linear(2, 2), []
-    place.device = torch.device("cuda")
-    monkeypatch.setattr(torch, "compile", lambda net, mode: modes.append(mode) or net)
-    for compile, cuda_graph in ((True, False), (False, True), (True, True), (False, False)):
-        assert place.wrap(network, compile, cuda_graph, find_unused_parameters=False) is network
-    assert modes == [None, "reduce-overhead", "reduce-overhead"]
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_weights_are_plain_ones() -> None:
-    train("runner.steps=8", "runner.compile=true", name="compiled")
-    train("runner.steps=8", name="plain")
-    compiled, plain = state("compiled")["model"], state("plain")["model"]
-    assert list(compiled) == list(plain)
-    assert distance(compiled, plain) < 1e-4
-    train("runner.steps=1", "init_from=compiled", "method.optimizer.lr=1e-12", name="after")
-    best = load(Path("runs/compiled/checkpoints/best.pt"))["model"]
-    assert distance(state("after")["model"], best) < 1e-9

@@ -50,9 +50,8 @@ class ForeignLoader:
             length = len(self.loader)
         except TypeError:
             if limit is None:
-                raise DataError(
-                    f"the {self.name} loader has no length: set runner.limit_batches, or give its data set a __len__"
-                ) from None
+                way = "set runner.limit_batches, or give its data set a __len__"
+                raise DataError(f"the {self.name} loader has no length: {way}") from None
             return limit
         if not length:
             raise DataError(f"the {self.name} loader is empty")
@@ -74,9 +73,8 @@ class ForeignLoader:
             except StopIteration:
                 if self.name != "train":
                     return
-                raise DataError(
-                    f"the train loader ended after {position} of {length} batches; set runner.limit_batches={position}"
-                ) from None
+                way = f"set runner.limit_batches={position}"
+                raise DataError(f"the train loader ended after {position} of {length} batches; {way}") from None
             except Exception as error:
                 raise DataError(f"the {self.name} loader failed at batch {position}: {_cause(error)}") from error
             if position >= start:

@@ -145,9 +145,8 @@ def _check_continuation(folder: RunFolder, config: dict[str, Any]) -> None:
         )
     processes = record.get("processes", distributed.world())
     if processes != distributed.world():
-        raise ConfigError(
-            f"processes: {folder.path} was started with {processes}, not {distributed.world()}; {way_out}"
-        )
+        now = distributed.world()
+        raise ConfigError(f"processes: {folder.path} was started with {processes}, not {now}; {way_out}")
 
 
 def _command() -> str:

@@ -102,9 +102,7 @@ def parse(overrides: Sequence[str], loader: Any = None) -> list[Override]:
     parsed = []
     for override in overrides:
         if len(override) > LONGEST:
-            raise ConfigError(
-                f"{override[:40]!r}...: has more than {LONGEST} characters; a file in --config-dir takes any"
-            )
+            raise ConfigError(f"{override[:40]!r}...: has more than {LONGEST} characters; use a file in --config-dir")
         if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in override):
             raise ConfigError(f"{override!r}: holds a character that is no text, such as a line break")
         try:

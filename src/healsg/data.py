@@ -149,9 +149,8 @@ class TaskData:
     def streams(self, needs: Needs, train: Source) -> dict[str, Source]:
         """The training samples of each stream that a method needs; a set with unlabelled samples adds its own."""
         if missing := set(needs.streams) - {"labelled"}:
-            raise ConfigError(
-                f"data: {type(self).__name__} has no {', '.join(sorted(missing))} samples; the method needs them"
-            )
+            names = ", ".join(sorted(missing))
+            raise ConfigError(f"data: {type(self).__name__} has no {names} samples; the method needs them")
         return {"labelled": train}
 
     def loaders(self, needs: Needs) -> dict[str, Loader]:

@@ -80,11 +80,16 @@ class EvalEpoch:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Let a network be in evaluation mode for a while; each of its modules gets back the mode that it had."""
+    """Let a network be in evaluation mode, and no block of it compiled, for a while; its modules get back their modes.
+
+    Compiled code is the training step's: evaluation would compile it again, and round otherwise than ``healsg eval``.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    compiled = any(module._compiled_call_impl for module, _ in modes)
     model.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+            yield
     finally:
         for module, training in modes:
             module.training = training

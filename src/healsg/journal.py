@@ -81,8 +81,7 @@ class Journal:
         """Cut the file back to where it was at a save. Raises RunError if it has become shorter."""
         size = self.path.stat().st_size
         if size < state["offset"]:
-            raise RunError(
-                f"{self.path}: lines are missing that its checkpoint counts on ({size} of {state['offset']} bytes)"
-            )
+            wanted = state["offset"]
+            raise RunError(f"{self.path}: lines are missing that its checkpoint counts on ({size} of {wanted} bytes)")
         self.offset, self.history = state["offset"], state["history"]
         os.truncate(self.path, self.offset)

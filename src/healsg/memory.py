@@ -24,8 +24,11 @@ log = logging.getLogger("healsg")
 def check(task: BasicTask) -> None:
     """Refuse gradients that cannot be added up over several passes. Raises ConfigError."""
     method, runner = task.task_method, task.runner
-    if runner.wrapping["cuda_graph"] and (runner.accumulate > 1 or runner.auto_accumulate):
+    compile, cuda_graph, _ = runner.wrapping
+    if cuda_graph and (runner.accumulate > 1 or runner.auto_accumulate):
         raise ConfigError("runner.cuda_graph: a graph that runs again takes the gradients' memory; do not accumulate")
+    if cuda_graph and compile == "regional":
+        raise ConfigError("runner.cuda_graph: takes the network as a whole; set runner.compile=true")
     if not runner.auto_accumulate:
         return
     if distributed.launched():
@@ -33,10 +36,8 @@ def check(task: BasicTask) -> None:
     if runner.accumulate > 1:
         raise ConfigError("runner.auto_accumulate: takes batches apart by itself; leave runner.accumulate at 1")
     if not method.mean_over_samples or type(method).step is not TaskMethod.step:
-        raise ConfigError(
-            f"runner.auto_accumulate: the loss of {type(method).__name__} is no mean over samples, so that "
-            "half a batch is another loss; set it to false"
-        )
+        name = type(method).__name__
+        raise ConfigError(f"runner.auto_accumulate: the loss of {name} is no mean over samples; set it to false")
 
 
 def explain(task: BasicTask) -> RunError:

@@ -32,9 +32,7 @@ class Meter:
 
     def add(self, logs: dict[str, Any]) -> None:
         """Remember one step: its scalars (0-dimensional tensors) and its ``count``, the weight of its batch."""
-        self.pending.append(
-            {name: value.detach() if isinstance(value, Tensor) else value for name, value in logs.items()}
-        )
+        self.pending.append({k: v.detach() if isinstance(v, Tensor) else v for k, v in logs.items()})
 
     def flush(self) -> None:
         """Fold in what is pending: the one place of the training pass that waits for the device."""
@@ -42,9 +40,8 @@ class Meter:
             return
         names = [name for name in self.pending[0] if name != "count"]
         if odd := next((logs for logs in self.pending if logs.keys() != self.pending[0].keys()), None):
-            raise RunError(
-                f"train_step returns {', '.join(odd)}, and before {', '.join(self.pending[0])}; keep one set"
-            )
+            before = ", ".join(self.pending[0])
+            raise RunError(f"train_step returns {', '.join(odd)}, and before {before}; keep one set")
         read = _read if self.pending[0]["loss"].is_cpu and not distributed.launched() else _read_together
         rows = read([[logs[name] for name in [*names, "count"]] for logs in self.pending])
         self.pending.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ THREADS = torch.get_num_threads()
 """Torch's own choice of CPU threads: what a run that names none gets, whatever the one before it had."""
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
+Compile = bool | Literal["regional"]
+ROWS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def choose_device(wanted: str | int) -> torch.device:
@@ -30,9 +33,7 @@ def choose_device(wanted: str | int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(
-            f"runner.device: {wanted!r} is no device; give auto, cpu, mps, cuda, or a GPU's index"
-        ) from None
+        raise ConfigError(f"runner.device: {wanted!r} is no device; give auto, cpu, cuda, mps, or an index") from None
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = distributed.local_rank() if device.index is None else device.index
@@ -106,7 +107,7 @@ class Place:
         memory_format = torch.channels_last if images else torch.preserve_format
         return value.to(self.device, dtype, memory_format=memory_format)
 
-    def wrap(self, model: nn.Module, compile: bool, cuda_graph: bool, find_unused_parameters: bool) -> nn.Module:
+    def wrap(self, model: nn.Module, compile: Compile, cuda_graph: bool, find_unused_parameters: bool) -> nn.Module:
         """What a training step calls: the network itself, distributed and compiled as asked. Raises ConfigError."""
         if cuda_graph and self.device.type != "cuda":
             raise ConfigError(f"runner.cuda_graph: needs a GPU that has CUDA, and this run is on {self.device}")
@@ -115,8 +116,14 @@ class Place:
             devices = [self.device] if self.device.type == "cuda" else None
             net = nn.parallel.DistributedDataParallel(model, devices, find_unused_parameters=find_unused_parameters)
         if compile or cuda_graph:
-            log.info("compiling the network: the first steps take a while")
-            net = torch.compile(net, mode="reduce-overhead" if cuda_graph else None)  # type: ignore[assignment]
+            torch.compiler.reset()  # what another run of this process compiled counts against torch's limit
+            blocks = repeated(model) if compile == "regional" else []
+            log.info("compiling %s: the first steps take a while", f"{len(blocks)} blocks" if blocks else "the network")
+            if not blocks:
+                return torch.compile(net, mode="reduce-overhead" if cuda_graph else None, dynamic=False)  # type: ignore[return-value]
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+            for block in blocks:
+                block.compile(dynamic=False)
         return net
 
     def spare(self, optimizer: Optimizer) -> None:
@@ -148,6 +155,16 @@ class Place:
         if distributed.launched():
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+
+
+def repeated(model: nn.Module) -> list[nn.Module]:
+    """The innermost blocks of a class of their own that stand several in a row, as in residual networks."""
+    blocks: list[nn.Module] = []
+    for row in model.modules():
+        children = [*row.children()] if isinstance(row, ROWS) else []
+        own = Counter(type(child) for child in children if any(child.children()) and not isinstance(child, ROWS))
+        blocks += [child for child in children if own[type(child)] > 1]
+    return [block for block in blocks if not any(inner in blocks for inner in [*block.modules()][1:])]
 
 
 def clear_gradients(optimizer: Optimizer) -> None:

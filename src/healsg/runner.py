@@ -19,7 +19,7 @@ from healsg.keeper import Keeper
 from healsg.meter import Meter
 from healsg.mirror import Progress
 from healsg.monitor import Mode, Monitor
-from healsg.placement import Place, Precision, both, clear_gradients
+from healsg.placement import Compile, Place, Precision, both, clear_gradients
 from healsg.seeding import mix, seed_device
 from healsg.terms import Terms
 from healsg.types import Count, NonNegative, Positive
@@ -36,7 +36,7 @@ class TaskRunner:
         device, precision, channels_last, threads, deterministic: see ``Place``.
         accumulate, clip_norm: batches an update, as one batch that many times as large; the gradient's largest norm.
         auto_accumulate: where memory runs out, take batches in halves, quarters, ... and add their gradients up.
-        compile, cuda_graph: ``torch.compile`` the network; so that a GPU replays it as CUDA graphs.
+        compile, cuda_graph: ``torch.compile`` the network, or ``regional``; so that a GPU replays it as CUDA graphs.
         log_every: updates between two step lines in ``metrics.jsonl``, and between two reads of the device.
         eval_every, save_every: epochs between two evaluations; updates between two saves, beside each epoch's end.
         monitor, mode, callbacks: what decides the best, see ``Monitor``; watchers by name.
@@ -53,7 +53,7 @@ class TaskRunner:
         accumulate: Count = 1,
         auto_accumulate: bool = False,
         clip_norm: Positive | None = None,
-        compile: bool = False,
+        compile: Compile = False,
         cuda_graph: bool = False,
         channels_last: bool = False,
         threads: Count | None = None,
@@ -73,7 +73,7 @@ class TaskRunner:
         self.max_time, self.limit_batches, self.callbacks = max_time, limit_batches, dict(callbacks or {})
         self.log_every, self.eval_every, self.save_every = log_every, eval_every, save_every
         self._place, self.threads = (device, precision, channels_last, deterministic), threads
-        self.wrapping = {"compile": compile, "cuda_graph": cuda_graph, "find_unused_parameters": find_unused_parameters}
+        self.wrapping = compile, cuda_graph, find_unused_parameters
         self.monitor, self.meter, self.progress = Monitor(monitor, mode), Meter(), Progress()
         self.epoch = self.step_count = self.position = 0
         self.stop_reason: str | None = None

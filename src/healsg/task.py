@@ -107,16 +107,12 @@ class BasicTask:
         seed_everything(seed, "data")
         loaders = self.build_dataloader()
         if not isinstance(loaders, (Mapping, tuple, list)):
-            raise DataError(
-                f"build_dataloader: gave one {type(loaders).__name__}; return (train, val) or a dict by split"
-            )
+            kind = type(loaders).__name__
+            raise DataError(f"build_dataloader: gave one {kind}; return (train, val) or a dict by split")
         if not isinstance(loaders, Mapping):
             loaders = dict(zip(("train", "val", "test"), loaders, strict=False))
-        self.loaders = {
-            split: adopt(loader, split, self.task_data.reading)
-            for split, loader in loaders.items()
-            if loader is not None
-        }
+        given, reading = loaders.items(), self.task_data.reading
+        self.loaders = {split: adopt(loader, split, reading) for split, loader in given if loader is not None}
         if "train" not in self.loaders:
             raise DataError("build_dataloader: there is no train loader; return (train, val) or a dict by split")
         seed_everything(seed, "model")
@@ -137,7 +133,7 @@ class BasicTask:
 
     def build_training(self) -> None:
         """What only training needs: the callable network, the optimizer, the schedule."""
-        self.net = self.runner.place.wrap(self.model, **self.runner.wrapping)
+        self.net = self.runner.place.wrap(self.model, *self.runner.wrapping)
         self.optimizer = self.build_optimizer()
         self.runner.place.spare(self.optimizer)
         self.scheduler = self.build_scheduler()
@@ -149,9 +145,7 @@ class BasicTask:
         if left_out:
             log.info("data.drop_last: %d samples of each epoch do not fill an update and are left out", left_out)
         if isinstance(self.train_loader, ForeignLoader):
-            log.info(
-                "the train loader is not a plain one: it is seeded each epoch, and skipped forward when a run goes on"
-            )
+            log.info("the train loader is not a plain one: seeded each epoch, skipped forward when a run goes on")
         if not own and self.task_data.val_is_test:
             log.info("the test part serves as val: the best checkpoint is chosen on it")
         return {
