@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from healsg import TaskTrainer
 from healsg.checkpoint import load
+from healsg.epoch import evaluating
 from healsg.errors import ConfigError
 from healsg.placement import Place, repeated
 from healsg.runner import TaskRunner
@@ -137,11 +138,11 @@ def test_a_compiled_run_is_evaluated_as_its_checkpoint_is(graphs: list[list[int 
 
 def test_what_other_runs_compiled_does_not_count(graphs: list[list[int | torch.SymInt]]) -> None:
     """Torch compiles the same code eight times at most, and then no more: the ninth width of a sweep, say."""
-    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
-        for width in (4, 5, 6):
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for width in range(2, 12):
             options = ["model=mlp", f"model.width={width}", "data.drop_last=true", "runner.compile=true"]
-            assert train(*options, "runner.steps=2", name=f"w{width}")["status"] == "finished"
-    assert len(graphs) == 3
+            assert train(*options, "runner.steps=1", name=f"w{width}")["status"] == "finished"
+    assert len(graphs) == 10
 
 
 class Unit(nn.Sequential):
@@ -165,6 +166,78 @@ def test_blocks_are_the_innermost_of_a_class_of_their_own() -> None:
     assert repeated(network) == [*network[2].blocks, *network[3].blocks]  # type: ignore[union-attr]
     assert repeated(nn.Sequential(Stage(1), Branch(2))) == []
     assert repeated(nn.Sequential(nn.ReLU(), nn.ReLU())) == []
+    one, two = Branch(1), Branch(1)
+    assert repeated(nn.Sequential(nn.ModuleDict({"a": one, "b": two, "c": one}), nn.ModuleList([one, two]))) == [
+        one,
+        two,
+    ]
+    scripted = [torch.jit.script(nn.Sequential(nn.Linear(2, 2))) for _ in range(2)]
+    assert repeated(nn.ModuleList(scripted)) == [], "they cannot be compiled"
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor, self.layer = factor, nn.Linear(2, 2)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input + self.factor * torch.tanh(self.layer(input))
+
+
+def wrapped(network: nn.Module, compile: Any = "regional") -> nn.Module:
+    place = Place("cpu", "fp32", False, False, None)
+    return place.wrap(network, compile, cuda_graph=False, find_unused_parameters=False)
+
+
+def test_blocks_that_are_not_alike_are_all_compiled(graphs: list[list[int | torch.SymInt]]) -> None:
+    """Each for as many sizes of batches as torch allows one network."""
+    network = wrapped(nn.Sequential(*(Scaled(1 / place) for place in range(1, 11))))
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for rows in range(1, 9):
+            network(torch.ones(rows, 2)).sum().backward()
+    assert len(graphs) == 10 * 8
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_hook_of_one_block_is_not_taken_for_none(before: bool, graphs: list[list[int | torch.SymInt]]) -> None:
+    """Also where torch looks among the code that it has, from the second step on."""
+    network, input = nn.Sequential(*(Scaled(1.0) for _ in range(3))), torch.tensor([[0.5, -1.0]])
+    alone = network(input)
+    if before:
+        network[1].layer.register_forward_pre_hook(lambda module, given: given[0] + 1)
+    else:
+        network[1].layer.register_forward_hook(lambda module, given, output: output * 3 + 1)
+    plain, net = network(input), wrapped(network)
+    assert not torch.allclose(plain, alone)
+    assert all(torch.allclose(net(input), plain) for _ in range(3))
+    assert len(graphs) == 3
+
+
+class Itself(nn.Module):
+    """Compiles its own part, whatever the runner does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.rows = Scaled(1.0), nn.ModuleList(Scaled(1.0) for _ in range(2))
+        self.part.compile()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.part(self.rows[1](self.rows[0](input)))  # type: ignore[no-any-return]
+
+
+def test_what_a_network_compiles_itself_stays_so(graphs: list[list[int | torch.SymInt]]) -> None:
+    network = wrapped(Itself())
+    with evaluating(network):
+        network(torch.ones(4, 2))
+        assert len(graphs) == 1
+        with evaluating(network):
+            assert network.rows[0]._compiled_call_impl is None  # type: ignore[index,union-attr]
+        network(torch.ones(4, 2))
+    assert len(graphs) == 1
+    network(torch.ones(4, 2))
+    assert len(graphs) == 3, "the two blocks as one, and the part in training mode"
+    with pytest.raises(ConfigError, match=r"^runner.compile: the network is compiled already; set runner.compile=fa"):
+        wrapped(torch.compile(nn.Linear(2, 2)), True)  # type: ignore[arg-type]
 
 
 @pytest.mark.soak

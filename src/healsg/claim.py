@@ -140,12 +140,10 @@ def _check_continuation(folder: RunFolder, config: dict[str, Any]) -> None:
         if not (longer and (finished or record.get("earlier"))):
             raise ConfigError(f"{key}: {folder.path} was started with {show(old)}, not {show(new)}; {way_out}")
     if finished and not differing:
-        raise RunError(
-            f"{folder.path}: is finished; more runner.epochs train on, fresh=true starts anew, another name keeps both"
-        )
-    processes = record.get("processes", distributed.world())
-    if processes != distributed.world():
-        now = distributed.world()
+        ways = "more runner.epochs train on, fresh=true starts anew, another name keeps both"
+        raise RunError(f"{folder.path}: is finished; {ways}")
+    processes, now = record.get("processes"), distributed.world()
+    if processes not in (None, now):
         raise ConfigError(f"processes: {folder.path} was started with {processes}, not {now}; {way_out}")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from healsg import distributed
 from healsg.metric import Metric, counted, precise
+from healsg.placement import compiled
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -80,17 +81,20 @@ class EvalEpoch:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Let a network be in evaluation mode, and no block of it compiled, for a while; its modules get back their modes.
+    """Let a network be in evaluation mode, its blocks not compiled, for a while; each module gets back what it had.
 
-    Compiled code is the training step's: evaluation would compile it again, and round otherwise than ``healsg eval``.
+    Compiled blocks are the training step's: they would be compiled again, and round otherwise than ``healsg eval``.
     """
     modes = [(module, module.training) for module in model.modules()]
-    compiled = any(module._compiled_call_impl for module, _ in modes)
+    aside = {module: module._compiled_call_impl for module, _ in modes if module in compiled}
     model.eval()
     try:
-        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
-            yield
+        for module in aside:
+            module._compiled_call_impl = None
+        yield
     finally:
+        for module, call in aside.items():
+            module._compiled_call_impl = call
         for module, training in modes:
             module.training = training
 

@@ -79,9 +79,8 @@ class Journal:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Cut the file back to where it was at a save. Raises RunError if it has become shorter."""
-        size = self.path.stat().st_size
-        if size < state["offset"]:
-            wanted = state["offset"]
+        size, wanted = self.path.stat().st_size, state["offset"]
+        if size < wanted:
             raise RunError(f"{self.path}: lines are missing that its checkpoint counts on ({size} of {wanted} bytes)")
         self.offset, self.history = state["offset"], state["history"]
         os.truncate(self.path, self.offset)

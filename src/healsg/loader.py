@@ -209,10 +209,8 @@ class Loader:
                 places = places.to(source.input.device)
             self.orders[stream] = places % len(source)
             self.pieces[stream] = [self.terms.share(*span) for span in spans]
-            self.draws[stream] = {
-                view: Draw(mix(seed, stream, view, epoch), places, mix(seed, stream, view), epoch)
-                for view in self.views[stream]
-            }
+            keys = {view: mix(seed, stream, view) for view in self.views[stream]}
+            self.draws[stream] = {view: Draw(mix(epoch, state=key), places, key, epoch) for view, key in keys.items()}
         self._epoch = epoch
 
     def _order(self, size: int, *key: int | str) -> Tensor:
@@ -231,10 +229,8 @@ class Loader:
         if self.drop_last:
             update = size * self.terms.accumulate
             if samples < update:
-                raise DataError(
-                    f"data.drop_last: {samples} samples do not fill one update of {update}; "
-                    "set data.drop_last=false or a smaller data.batch_size"
-                )
+                way = "set data.drop_last=false or a smaller data.batch_size"
+                raise DataError(f"data.drop_last: {samples} samples do not fill one update of {update}; {way}")
             samples -= samples % update
         bounds = [(start, min(start + size, samples)) for start in range(0, samples, size)]
         if len(bounds) > 1 and self.shuffle and bounds[-1][1] - bounds[-1][0] < self.terms.least <= size:

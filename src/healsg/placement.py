@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -23,6 +24,8 @@ THREADS = torch.get_num_threads()
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
 Compile = bool | Literal["regional"]
 ROWS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+compiled = weakref.WeakSet[nn.Module]()
+"""The blocks that ``runner.compile=regional`` has compiled; an evaluation takes them as they are written."""
 
 
 def choose_device(wanted: str | int) -> torch.device:
@@ -117,13 +120,17 @@ class Place:
             net = nn.parallel.DistributedDataParallel(model, devices, find_unused_parameters=find_unused_parameters)
         if compile or cuda_graph:
             torch.compiler.reset()  # what another run of this process compiled counts against torch's limit
+            if isinstance(model, torch._dynamo.OptimizedModule):
+                raise ConfigError("runner.compile: the network is compiled already; set runner.compile=false")
             blocks = repeated(model) if compile == "regional" else []
+            torch._dynamo.config.recompile_limit = 8 * max(1, len(blocks))  # torch's own, for each of them
+            torch._dynamo.config.skip_nnmodule_hook_guards = False  # else a hook of one block is not seen in others
             log.info("compiling %s: the first steps take a while", f"{len(blocks)} blocks" if blocks else "the network")
             if not blocks:
                 return torch.compile(net, mode="reduce-overhead" if cuda_graph else None, dynamic=False)  # type: ignore[return-value]
-            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             for block in blocks:
                 block.compile(dynamic=False)
+            compiled.update(blocks)
         return net
 
     def spare(self, optimizer: Optimizer) -> None:
@@ -159,11 +166,11 @@ class Place:
 
 def repeated(model: nn.Module) -> list[nn.Module]:
     """The innermost blocks of a class of their own that stand several in a row, as in residual networks."""
-    blocks: list[nn.Module] = []
-    for row in model.modules():
-        children = [*row.children()] if isinstance(row, ROWS) else []
-        own = Counter(type(child) for child in children if any(child.children()) and not isinstance(child, ROWS))
-        blocks += [child for child in children if own[type(child)] > 1]
+    blocks = dict[nn.Module, None]()
+    for row in (module for module in model.modules() if isinstance(module, ROWS)):
+        own = [child for child in row.children() if any(child.children()) and not isinstance(child, ROWS)]
+        kinds = Counter(type(child) for child in own if type(child).compile is nn.Module.compile)
+        blocks |= dict.fromkeys(child for child in own if kinds[type(child)] > 1)
     return [block for block in blocks if not any(inner in blocks for inner in [*block.modules()][1:])]
 
 

@@ -181,9 +181,8 @@ def as_batch(value: Any) -> Batch:
         return dict(value)
     if isinstance(value, Sequence) and len(value) in (2, 3):
         return dict(zip(("input", "target", "extra"), value, strict=False))
-    raise DataError(
-        f"a loader yields {type(value).__name__}; give (input, target), (input, target, extra) or a dict of those names"
-    )
+    given = type(value).__name__
+    raise DataError(f"a loader yields {given}; give (input, target), (input, target, extra) or a dict of those names")
 
 
 def line(said: BaseException | str) -> str:

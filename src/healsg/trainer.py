@@ -91,10 +91,9 @@ class TaskTrainer:
         facts = task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
         was, now = folder.record.get("samples"), facts.get("samples")
         if going_on and was and now and was != now and not self.config["resume"]["force"]:
-            raise ConfigError(
-                f"data: the samples are not those with which the run began ({was.get('labelled')} with labels, "
-                f"{now.get('labelled')} now, or others of as many); resume.force=true goes on with these"
-            )
+            counts = f"{was.get('labelled')} with labels, {now.get('labelled')} now, or others of as many"
+            way = "resume.force=true goes on with these"
+            raise ConfigError(f"data: the samples are not those with which the run began ({counts}); {way}")
         return facts
 
     def _begin(self, folder: RunFolder | None) -> tuple[BasicTask, RunFolder]:

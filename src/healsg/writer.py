@@ -149,10 +149,8 @@ class _Save:
         self.state = self._copied(self.whole(self.state))
         _fill(self.pairs[taken:])
         if any(own._version != version for own, version in self.versions):
-            raise RunError(
-                "a checkpoint was being copied when train_step changed weights; set the method's class attribute "
-                "leaves_weights = False"
-            )
+            way = "set the method's class attribute leaves_weights = False"
+            raise RunError(f"a checkpoint was being copied when train_step changed weights; {way}")
 
     def _copied(self, value: Any) -> Any:
         """``value`` with containers of its own, and with kept memory in the place of tensors, yet to be filled.
