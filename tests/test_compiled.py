@@ -77,7 +77,7 @@ def test_cuda_graphs_are_torchs_own_and_need_a_gpu(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("value", ["regionl", "yes", "1", "null"])
 def test_another_word_is_refused(value: str) -> None:
-    with pytest.raises(ConfigError, match=r"^runner.compile: .* is not true or false or regional$"):
+    with pytest.raises(ConfigError, match=r"^runner.compile: .* is not true or false or the word regional$"):
         train(*MLP, f"runner.compile={value}")
 
 

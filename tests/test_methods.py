@@ -505,7 +505,7 @@ REFUSED = {
     "method=schedule_free method.swa=0.5": r"method\.swa: method/optimizer averages the weights already",
     "method.freeze=bdy": r"method\.freeze: 'bdy' fits nothing in this network, whose parts are body, head",
     "method=elr method.mixup=0.2": "method: elr remembers each sample's own prediction",
-    "method=linear_probe method.freeze=head": r"method\.freeze: 'head' is not one of body",
+    "method=linear_probe method.freeze=head": r"method\.freeze: 'head' is not the word body",
     "method=coteaching method.layer_decay=0.5": r"method\.layer_decay: co-teaching trains two networks",
     "method=gce method.q=1.5": r"method\.q: 1\.5 is out of range",
     "method=sam runner.auto_accumulate=true": "the loss of SAM is no mean over samples",

@@ -118,7 +118,7 @@ def _refuse_missing(key: str, known: dict[str, Parameter], given: dict[str, Any]
 def describe(kind: Kind) -> str:
     """What a kind takes, in words: ``a whole number (int >= 1)``."""
     if kind.name == "literal":
-        return f"{'one of ' * (len(kind.values) > 1)}{', '.join(map(str, kind.values))}"
+        return f"{'one of' if len(kind.values) > 1 else 'the word'} {', '.join(map(str, kind.values))}"
     if kind.name == "union":
         plain = [inner for inner in kind.inner if inner.name != "part"]
         return " or ".join(map(describe, plain if plain not in ([], [NONE]) else kind.inner))
