@@ -7,21 +7,15 @@ Fresh processes with an empty compile cache, one thread, interleaved rounds, two
 ``benchmarks/results/compiling.json``.
 """
 
-import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-import torch
+from default_run import report, run
 
-HERE = Path(__file__).parent
 MODELS = ("vit", "vit model.depth=24", "resnet32x4")
 STEPS = """
 import json, os, sys, time
+
+os.environ |= {"TORCHINDUCTOR_CACHE_DIR": os.path.abspath("cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 from healsg.placement import repeated
 from healsg.runner import TaskRunner
 
@@ -48,17 +42,11 @@ print(json.dumps({"first": times[1] - times[0], "later": 1000 * later[len(later)
 """
 
 
-def run(model: str, compile: str) -> dict[str, float]:
-    """One run in a folder of its own; the last line it prints."""
+def measure(model: str, compile: str) -> dict[str, float]:
+    """One run: seconds of its first step, milliseconds of a later one, blocks that repeat."""
     options = [*f"model={model}".split(), "method=sgd", "data=digits", "data.batch_size=64", "data.drop_last=true"]
     options += ["runner.epochs=2", "runner.device=cpu", f"runner.compile={compile}"]
-    with tempfile.TemporaryDirectory() as folder:
-        settings = os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        settings["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/cache"
-        line = [sys.executable, "-c", STEPS, *options]
-        done = subprocess.run(line, cwd=folder, env=settings, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return run([sys.executable, "-c", STEPS, *options])
 
 
 def main() -> None:
@@ -67,15 +55,11 @@ def main() -> None:
     for _ in range(rounds):
         for model in sys.argv[2:] or MODELS:
             for compile in ("false", "regional", "true"):
-                row = run(model, compile)
+                row = measure(model, compile)
                 name = f"{model} ({row['blocks']} blocks) compile={compile}"
                 results.setdefault(f"{name}: first step, CPU s", []).append(row["first"])
                 results.setdefault(f"{name}: later step, CPU ms", []).append(row["later"])
-    for name, values in results.items():
-        print(f"{name:60} median {statistics.median(values):7.1f}  range {min(values):.1f} to {max(values):.1f}")
-    record = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "rounds": rounds}
-    record |= {"python": platform.python_version()}
-    (HERE / "results" / "compiling.json").write_text(json.dumps({**record, "results": results}, indent=1) + "\n")
+    report("compiling.json", results, rounds)
 
 
 if __name__ == "__main__":

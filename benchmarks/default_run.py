@@ -44,6 +44,15 @@ def run(line: list[str]) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def report(file: str, results: dict[str, list[float]], rounds: int, **more: object) -> None:
+    """Print medians and ranges, and write them to ``results/`` with the machine and the versions."""
+    for name, values in results.items():
+        print(f"{name:58} median {statistics.median(values):7.2f}  range {min(values):.2f} to {max(values):.2f}")
+    record = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "rounds": rounds}
+    record |= {"python": platform.python_version(), **more, "results": results}
+    (HERE / "results" / file).write_text(json.dumps(record, indent=1) + "\n")
+
+
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     results: dict[str, list[float]] = {}
@@ -57,11 +66,7 @@ def main() -> None:
                 results.setdefault(f"{kind} ratio {name}", []).append(ours[name] / bare[name])
             loops = [row["end"] - row["first"] for row in (ours, bare)]
             results.setdefault(f"{kind} ratio of the training alone", []).append(loops[0] / loops[1])
-    for name, values in results.items():
-        print(f"{name:32} median {statistics.median(values):6.2f}  range {min(values):.2f} to {max(values):.2f}")
-    record = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "rounds": rounds}
-    record |= {"python": platform.python_version(), "unit": "CPU seconds, one thread"}
-    (HERE / "results" / "default_run.json").write_text(json.dumps({**record, "results": results}, indent=1) + "\n")
+    report("default_run.json", results, rounds, unit="CPU seconds, one thread")
 
 
 if __name__ == "__main__":

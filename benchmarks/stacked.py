@@ -8,17 +8,14 @@ within a round. Prints medians and ranges, and writes ``benchmarks/results/stack
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
+from default_run import report
 
 HERE = Path(__file__).parent
 ALONE = 4
@@ -50,11 +47,7 @@ def main() -> None:
         for name, value in (row | {"serial / vectorised": row["serial"] / row["vectorised"]}).items():
             results.setdefault(name, []).append(value)
     print(f"{jobs} jobs of {epochs} epochs, CPU seconds on one thread, {rounds} rounds")
-    for name, values in results.items():
-        print(f"{name:24} median {statistics.median(values):7.2f}  range {min(values):.2f} to {max(values):.2f}")
-    record = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__, "rounds": rounds}
-    record |= {"python": platform.python_version(), "jobs": jobs, "epochs": epochs, "unit": "CPU seconds, one thread"}
-    (HERE / "results" / "stacked.json").write_text(json.dumps({**record, "results": results}, indent=1) + "\n")
+    report("stacked.json", results, rounds, jobs=jobs, epochs=epochs, unit="CPU seconds, one thread")
 
 
 if __name__ == "__main__":

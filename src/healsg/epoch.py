@@ -85,17 +85,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Compiled blocks are the training step's: they would be compiled again, and round otherwise than ``healsg eval``.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    aside = {module: module._compiled_call_impl for module, _ in modes if module in compiled}
+    modes = {module: module.training for module in model.modules()}
+    aside = {block: block._compiled_call_impl for block in compiled if block in modes}
     model.eval()
     try:
-        for module in aside:
-            module._compiled_call_impl = None
+        for block in aside:
+            block._compiled_call_impl = None
         yield
     finally:
-        for module, call in aside.items():
-            module._compiled_call_impl = call
-        for module, training in modes:
+        for block, call in aside.items():
+            block._compiled_call_impl = call
+        for module, training in modes.items():
             module.training = training
 
 

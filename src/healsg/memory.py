@@ -36,8 +36,8 @@ def check(task: BasicTask) -> None:
     if runner.accumulate > 1:
         raise ConfigError("runner.auto_accumulate: takes batches apart by itself; leave runner.accumulate at 1")
     if not method.mean_over_samples or type(method).step is not TaskMethod.step:
-        name = type(method).__name__
-        raise ConfigError(f"runner.auto_accumulate: the loss of {name} is no mean over samples; set it to false")
+        why = f"the loss of {type(method).__name__} is no mean over samples, so that half a batch is another loss"
+        raise ConfigError(f"runner.auto_accumulate: {why}; set it to false")
 
 
 def explain(task: BasicTask) -> RunError:

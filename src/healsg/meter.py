@@ -40,7 +40,7 @@ class Meter:
             return
         names = [name for name in self.pending[0] if name != "count"]
         if odd := next((logs for logs in self.pending if logs.keys() != self.pending[0].keys()), None):
-            raise RunError(f"train_step returns {', '.join(odd)}, once {', '.join(self.pending[0])}; keep one set")
+            raise RunError(f"train_step returned {', '.join(self.pending[0])}, now {', '.join(odd)}; keep one set")
         read = _read if self.pending[0]["loss"].is_cpu and not distributed.launched() else _read_together
         rows = read([[logs[name] for name in [*names, "count"]] for logs in self.pending])
         self.pending.clear()

@@ -36,7 +36,7 @@ def choose_device(wanted: str | int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"runner.device: {wanted!r} is no device; give auto, cpu, cuda, mps, or an index") from None
+        raise ConfigError(f"runner.device: {wanted!r} is no device; give auto, cpu, mps, cuda or a GPU index") from None
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = distributed.local_rank() if device.index is None else device.index
