@@ -13,6 +13,7 @@ import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from healsg import BasicTask, TaskTrainer
@@ -320,6 +321,37 @@ def test_a_gradient_scaler_changes_nothing_and_skips_what_is_not_finite(kind: An
     scaler.step(optimizer)
     assert_same(scaled.state_dict(), before)
     assert_same(optimizer.state_dict()["state"], memory)
+
+
+@pytest.mark.parametrize("around", ["nothing", "torch's scheduler"])
+@pytest.mark.parametrize("name", NAMES)
+def test_hooks_are_called_once_and_a_profiler_sees_the_update(name: str, around: str) -> None:
+    """As ``torch.optim.Optimizer`` promises; and neither changes the update."""
+    make = instantiate(OmegaConf.load(CONF / f"{name}.yaml"), _convert_="all")
+    plain, model, called = network(), network(), list[str]()
+    train(plain, make(plain.parameters()), range(5))
+    optimizer = make(model.parameters())
+    if around != "nothing":
+        torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    kinds = {
+        "before": optimizer.register_step_pre_hook,
+        "after": optimizer.register_step_post_hook,
+        "before any": register_optimizer_step_pre_hook,
+        "after any": register_optimizer_step_post_hook,
+    }
+    for step, (where, register) in enumerate(kinds.items()):
+        handle = register(lambda *_, where=where: called.append(where))
+        try:
+            train(model, optimizer, range(step, step + 1))
+        finally:
+            handle.remove()
+    assert called == list(kinds)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train(model, optimizer, range(4, 5))
+    seen = [row.count for row in profile.key_averages() if row.key == f"Optimizer.step#{type(optimizer).__name__}.step"]
+    assert seen == [1]
+    assert called == list(kinds), "they are gone"
+    assert_same(model.state_dict(), plain.state_dict())
 
 
 @pytest.mark.parametrize("kind", [Muon, Lion, MuonSGD])

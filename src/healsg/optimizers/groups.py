@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 
 class GroupOptimizer(Optimizer):
     """An optimizer that moves all weights of a group at once: a subclass gives ``update``.
 
     What torch's base class hides from ``torch.compile`` is not hidden here, which would import the compiler, a second
-    of start-up: the network is what is compiled, never its update.
+    of start-up: the network is what is compiled, never its update. And what it puts around each update, for hooks and
+    the profiler, is there only while there are any.
     """
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
@@ -32,9 +33,18 @@ class GroupOptimizer(Optimizer):
         """Move those weights of a group that have gradients, one or more, in place; all are of one ``kind``."""
         raise NotImplementedError
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Perform one update; ``closure`` computes the loss and its gradients anew, if it is given."""
+        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        hooks = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
+        if (hooks or torch._C._autograd._profiler_enabled()) and type(self).step is GroupOptimizer.step:
+            return self._step_watched(closure)
+        return self._step(closure)  # torch itself sees to a step that a subclass has of its own
+
+    step.hooked = True  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _step(self, closure: Callable[[], float] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -46,6 +56,8 @@ class GroupOptimizer(Optimizer):
                 weights = [weight for weight, own in zip(moved, kinds, strict=True) if own == kind]
                 self.update(group, weights, [weight.grad for weight in weights])
         return loss
+
+    _step_watched = Optimizer.profile_hook_step(_step)
 
     def state_of(self, weights: list[Tensor], *names: str) -> list[list[Tensor]]:
         """The state of the weights by name, begun with zeros; ``step`` is a number on the weight's device."""
