@@ -21,14 +21,14 @@ class Meter:
 
     def __init__(self) -> None:
         self.pending: list[dict[str, Any]] = []
+        self.sums: dict[str, float] = {}
+        """Of the epoch, by name: the sum of mean times count and, under ``count``, that of the counts."""
         self.window: dict[str, float] = {}
-        self.window_count = 0.0
-        self.clear()
+        """The same since the last line of steps."""
 
     def clear(self) -> None:
         """Forget the epoch; what the next line of steps shows goes on."""
-        self.sums: dict[str, float] = {}
-        self.count = 0.0
+        self.sums = {}
 
     def add(self, logs: dict[str, Any]) -> None:
         """Remember one step: its scalars (0-dimensional tensors) and its ``count``, the weight of its batch."""
@@ -38,57 +38,58 @@ class Meter:
         """Fold in what is pending: the one place of the training pass that waits for the device."""
         if not self.pending:
             return
-        names = [name for name in self.pending[0] if name != "count"]
-        if odd := next((logs for logs in self.pending if logs.keys() != self.pending[0].keys()), None):
-            raise RunError(f"train_step returned {', '.join(self.pending[0])}, now {', '.join(odd)}; keep one set")
-        read = _read if self.pending[0]["loss"].is_cpu and not distributed.launched() else _read_together
-        rows = read([[logs[name] for name in [*names, "count"]] for logs in self.pending])
-        self.pending.clear()
-        for *row, count in rows:
-            for name, value in zip(names, row, strict=True):
+        steps, names = self.pending, self.pending[0].keys()
+        for logs in steps:
+            if logs.keys() != names:
+                raise RunError(f"train_step returned {', '.join(names)}, now {', '.join(logs)}; keep one set")
+        alone = steps[0]["loss"].is_cpu and not distributed.launched()
+        rows = [_weighted(logs) for logs in steps] if alone else _read_together(steps)
+        steps.clear()
+        for row in rows:
+            for name, value in row.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
                 self.window[name] = self.window.get(name, 0.0) + value
-            self.count += count
-            self.window_count += count
         if not math.isfinite(self.sums["loss"]):
-            losses = [row[names.index("loss")] for row in rows]
-            place = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
-            raise NotFiniteError(f"train/loss ({losses[place] / rows[place][-1]})", len(rows) - 1 - place)
+            place, row = next((i, row) for i, row in enumerate(rows) if not math.isfinite(row["loss"]))
+            raise NotFiniteError(f"train/loss ({row['loss'] / row['count']})", len(rows) - 1 - place)
 
     def recent(self) -> dict[str, float]:
         """The means since the last call: what a log line of steps shows."""
         self.flush()
-        means = {name: total / self.window_count for name, total in self.window.items() if self.window_count}
-        self.window, self.window_count = {}, 0.0
-        return means
+        window, self.window = self.window, {}
+        return _means(window)
 
     def finish(self) -> dict[str, float]:
         """The means of the whole epoch, also after a resume in its middle."""
         self.flush()
-        return {name: total / self.count for name, total in self.sums.items() if self.count}
+        return _means(self.sums)
 
     def state_dict(self) -> dict[str, Any]:
         self.flush()
-        return {"sums": dict(self.sums), "window": dict(self.window), "count": self.count, "recent": self.window_count}
+        return {"sums": dict(self.sums), "window": dict(self.window)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pending.clear()
         self.sums, self.window = dict(state["sums"]), dict(state["window"])
-        self.count, self.window_count = state["count"], state["recent"]
 
 
-def _read(rows: list[list[Any]]) -> list[list[float]]:
-    """Rows of scalars, each with its count at the end, as numbers times their count."""
-    numbers = ((map(float, values), float(count)) for *values, count in rows)
-    return [[*(value * count if count > 0 else 0.0 for value in values), count] for values, count in numbers]
+def _means(sums: dict[str, float]) -> dict[str, float]:
+    count = sums.get("count")
+    return {name: total / count for name, total in sums.items() if name != "count"} if count else {}
 
 
-def _read_together(rows: list[list[Any]]) -> list[list[float]]:
+def _weighted(logs: dict[str, Any]) -> dict[str, float]:
+    """A step's scalars as numbers times their count; the count itself once."""
+    count = float(logs["count"])
+    return {name: float(value) * count if count > 0 else 0.0 for name, value in logs.items()} | {"count": count}
+
+
+def _read_together(steps: list[dict[str, Any]]) -> list[dict[str, float]]:
     """The same of scalars on a device, in one transfer and its widest type, summed over processes."""
-    device = next(cell.device for cell in rows[0] if isinstance(cell, Tensor))
+    device, names = steps[0]["loss"].device, sorted(steps[0], key=lambda name: name == "count")  # the count comes last
     widest = torch.float32 if device.type == "mps" else torch.float64
-    cells = [torch.as_tensor(cell, dtype=widest, device=device) for row in rows for cell in row]
-    table = torch.stack(cells).view(len(rows), len(rows[0]))
-    counts = table[:, -1:].clone()
+    cells = [torch.as_tensor(logs[name], dtype=widest, device=device) for logs in steps for name in names]
+    table = torch.stack(cells).view(len(steps), len(names))
+    counts = table[:, -1:]
     table[:, :-1] = torch.where(counts > 0, table[:, :-1] * counts, 0.0)
-    return distributed.sum_tensor(table).tolist()
+    return [dict(zip(names, row, strict=True)) for row in distributed.sum_tensor(table).tolist()]

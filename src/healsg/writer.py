@@ -159,11 +159,11 @@ class _Save:
         stays, to be refused by name.
         """
         kind = type(value)
-        if kind is Tensor or kind is nn.Parameter:
-            return value if value.is_meta or value.layout != torch.strided else self._memory(value)
         if isinstance(value, dict):
             copied = {key: inner if type(inner) in _PLAIN else self._copied(inner) for key, inner in value.items()}
-            return checkpoint.like(value, copied)
+            return copied if kind is dict else checkpoint.like(value, copied)
+        if kind is Tensor or kind is nn.Parameter:
+            return value if value.is_meta or value.layout != torch.strided else self._memory(value)
         if isinstance(value, (list, tuple)):
             inside = [inner if type(inner) in _PLAIN else self._copied(inner) for inner in value]
             return inside if isinstance(value, list) else tuple(inside)
