@@ -73,7 +73,7 @@ def main() -> None:
             middle = {kind: statistics.median(values) for kind, values in rows.items()}
             for kind, values in rows.items():
                 ratio = f"  ratio {middle['blocked'] / middle[kind]:.2f}" if kind != "blocked" else ""
-                told = f"{1e3 * middle[kind]:8.2f} ({1e3 * min(values):.2f} to {1e3 * max(values):.2f})"
+                told = f"{1e3 * middle[kind]:8.3f} ({1e3 * min(values):.3f} to {1e3 * max(values):.3f})"
                 print(f"{name:32} {kind:12} {told}{ratio}", flush=True)
         os.chdir("..")
 

@@ -28,18 +28,21 @@ WORKS = """
 WINS = """
 ## Which wins come from what
 
-Two things are at work, and they should not be taken for each other.
+Three things are at work, and they should not be taken for each other.
 
 * **The in-memory path.** Samples that fit are held as tensors; a batch is one gather, and crop, flip and normalise act
   on whole batches. A `DataLoader` fetches sample by sample. Anybody can have this without a framework: it is what the
   tight loop does.{memory}
 * **The loop.** What is called besides forward and backward. It shows where both read their samples in the same
-  way.{loop} A part of it is the update: HEALSg's SGD, Adam and AdamW call torch's fused kernels as torch's own do, bit
-  for bit, with less Python around them. `benchmarks/results/where.txt` (`python -m benchmarks.where`) has the tight
-  loop with either.
+  way.{loop}
+* **The update.** HEALSg's SGD, Adam and AdamW call torch's fused kernels as torch's own do, bit for bit, with less
+  Python around them: what torch puts around an update for hooks and the profiler is there only while there are any.
+  The loops written by hand use torch's. `benchmarks/results/where.txt` (`python -m benchmarks.where`) has the tight
+  loop with either, and with HEALSg's it is the faster one again.
 
-So where HEALSg lies under the bare loop, the in-memory path puts it there; the loop itself can at best come near one
-that is written by hand. Data that do not fit in memory, or a loader of one's own, get the second figure, not the first.
+So where HEALSg lies well under the bare loop, the in-memory path puts it there, and where it lies beside or under the
+tight one, the update does; the loop itself can at best come near one that is written by hand. Data that do not fit in
+memory, or a loader of one's own, get the figure over a `DataLoader`, not the one in memory.
 The other frameworks are measured over the same `DataLoader` as the bare loop; what they cost above it is their loop.
 """
 
@@ -63,8 +66,8 @@ def document(kept: dict[str, Any]) -> str:
 NOTES = """W4 compares with a script that imports the same (torch, Hydra, Rich; digits are read without scikit-learn's
 import) and takes one step, and with one as it is usually written. Both use torch's AdamW, which imports torch's
 compiler; HEALSg's does not. W5: three epochs of digits, and 20,000 images in CIFAR's files of which three batches are
-trained. W6 reckons the 32 processes from four of them. W7 is `python benchmarks/saving.py`. W8: an
-exponent of 1 is linear, 0 flat.
+trained. W6 reckons the 32 processes from four of them. W7 is `python benchmarks/saving.py`, of each round the
+median over its saves. W8: of the rounds the least counts; an exponent of 1 is linear, 0 flat.
 
 Nothing on this page was run on a GPU. What is there for one (`runner=fast`, `runner.cuda_graph`, samples and
 augmentation on the device, copies beside the work, no waiting between log lines) has tests in `tests/test_gpu.py`,

@@ -177,23 +177,26 @@ def sweep(bench: Bench) -> dict[str, Any]:
 
 def saving(bench: Bench) -> dict[str, Any]:
     """W7: what ``benchmarks/saving.py`` prints: milliseconds that a save keeps the loop, and of ``torch.save``."""
-    say("saving")
-    place = Path(tempfile.mkdtemp(dir=bench.folder))
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH")]))
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / "saving.py")]
-    done = subprocess.run(command, cwd=place, env=settings, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"benchmarks/saving.py: {(done.stderr.splitlines() or ['failed'])[-1]}")
-    return {"rows": parsed(done.stdout)}
-
-
-def parsed(text: str) -> Rows:
-    """By workload of ``saving.py`` and by kind: median, least, most, in milliseconds."""
-    line = re.compile(r"^(.+?) +(blocked|torch\.save|with fsync) +([\d.]+) \(([\d.]+) to ([\d.]+)\)", re.MULTILINE)
     rows: Rows = {}
-    for name, kind, *numbers in line.findall(text):
-        rows.setdefault(name, {})[kind] = [float(number) for number in numbers]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "saving.py")]
+    for number in range(bench.rounds):
+        say(f"round {number + 1}: saving")
+        place = Path(tempfile.mkdtemp(dir=bench.folder))
+        done = subprocess.run(command, cwd=place, env=settings, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"benchmarks/saving.py: {(done.stderr.splitlines() or ['failed'])[-1]}")
+        for name, medians in parsed(done.stdout).items():
+            add(rows, name, **medians)
+    return {"rows": rows}
+
+
+def parsed(text: str) -> dict[str, dict[str, float]]:
+    """By workload of ``saving.py`` and by kind: the median over the saves, in milliseconds."""
+    line = re.compile(r"^(.+?) +(blocked|torch\.save|with fsync) +([\d.]+) \(", re.MULTILINE)
+    rows: dict[str, dict[str, float]] = {}
+    for name, kind, number in line.findall(text):
+        rows.setdefault(name, {})[kind] = float(number)
     if not rows:
         raise RuntimeError("benchmarks/saving.py printed no figures that could be read")
     return rows
@@ -201,10 +204,12 @@ def parsed(text: str) -> Rows:
 
 def growth(bench: Bench) -> dict[str, Any]:
     """W8: by kind and size, CPU seconds of a run and the peak of memory by its end."""
-    kinds = {}
-    for kind in ("samples", "epochs", "lines", "runs"):
-        say(f"growth: {kind}")
-        kinds[kind] = bench.asked("growth", kind)
+    kinds: dict[str, Rows] = {}
+    for number in range(bench.rounds):
+        for kind in ("samples", "epochs", "lines", "runs"):
+            say(f"round {number + 1}: growth over {kind}")
+            for size, (seconds, peak) in bench.asked("growth", kind).items():
+                add(kinds.setdefault(kind, {}), size, seconds=seconds, peak=peak)
     return {"kinds": kinds}
 
 

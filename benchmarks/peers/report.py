@@ -119,8 +119,8 @@ def of_sweep(result: dict[str, Any]) -> list[Figure]:
 def of_saving(result: dict[str, Any]) -> list[Figure]:
     found = []
     for name, kinds in result["rows"].items():
-        ratio = [value / kinds["torch.save"][0] for value in kinds["blocked"]]
-        found.append(Figure("W7", f"what a save blocks, {name}, x torch.save", *ratio, bar=0.1))
+        values = [own / theirs for own, theirs in zip(kinds["blocked"], kinds["torch.save"], strict=True)]
+        found.append(of("W7", f"what a save blocks, {name}, x torch.save", values, 0.1))
     return found
 
 
@@ -131,11 +131,14 @@ def exponent(costs: list[float]) -> float:
 
 
 def of_growth(result: dict[str, Any]) -> list[Figure]:
-    """Exponents: 1 is linear. What hardly grows at all, a fifth in time or 4 MiB over 100 times the size, is 0."""
+    """Exponents: 1 is linear. What hardly grows at all, a fifth in time or 4 MiB over 100 times the size, is 0.
+
+    Of the rounds the least counts, to which the machine's other work has added nothing.
+    """
     found = []
     for kind, rows in result["kinds"].items():
         sizes = [float(size) for size in rows]
-        seconds, peaks = ([row[column] for row in rows.values()] for column in (0, 1))
+        seconds, peaks = ([min(row[column]) for row in rows.values()] for column in ("seconds", "peak"))
         power = exponent(seconds) if seconds[2] > 1.2 * seconds[0] else 0.0
         each = 1e6 * (seconds[2] - seconds[0]) / (sizes[2] - sizes[0])
         name = f"{KINDS[kind]}, {sizes[0]:.0f} to {sizes[2]:.0f}"
