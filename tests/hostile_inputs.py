@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from healsg import checkpoint
+
 CANARY = "the_canary"
 TOUCH = f"touch {CANARY}"
 CODE = f"open('{CANARY}', 'w').close()"
@@ -494,7 +496,7 @@ def legacy(content: bytes) -> bytes:
 
 def closed(content: bytes) -> bytes:
     """Content with a trailer that is right: hostile, but whole."""
-    content += b"HEALSg-1"
+    content += checkpoint._MAGIC
     return content + hashlib.sha256(content).digest()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +354,65 @@ def test_hooks_are_called_once_and_a_profiler_sees_the_update(name: str, around:
     assert seen == [1]
     assert called == list(kinds), "they are gone"
     assert_same(model.state_dict(), plain.state_dict())
+
+
+def steps_of_ones_own(base: Any) -> list[Any]:
+    """Classes over ``base`` as users write them, once torch has put around its step what it puts there."""
+    base([nn.Parameter(torch.ones(1))])
+
+    class Passed(base):
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    class Wrapped(base):
+        @functools.wraps(base.step)
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    class Decorated(base):
+        step = torch.no_grad()(base.step)
+
+    class Named(base):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params)
+            self._step = 0
+
+    return [base, Passed, Wrapped, Decorated, Named]
+
+
+def what_hooks_are_given(kind: Any) -> list[Any]:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer, given = kind([weight]), list[Any]()
+    handle = optimizer.register_step_pre_hook(lambda _, *told: given.append((len(told[0]), *told[1])))
+    for loss in (None, 3.0):
+        weight.grad = torch.ones(3)
+        assert (optimizer.step() if loss is None else optimizer.step(closure=lambda: 3.0)) == loss
+    handle.remove()
+    optimizer.register_step_pre_hook(lambda _, arguments, named: (arguments[:1], {"closure": lambda: 7.0}))
+    return [*given, optimizer.step()]
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_hooks_are_given_and_may_replace_what_those_of_torch_are(place: int) -> None:
+    ours, theirs = (what_hooks_are_given(steps_of_ones_own(base)[place]) for base in (AdamW, torch.optim.AdamW))
+    assert ours == theirs
+    assert ours[-1] == 7.0
+    assert len(ours) >= 3
+
+
+def test_a_profiler_of_all_threads_and_the_older_one_see_the_update() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer, weight.grad = AdamW([weight]), torch.ones(3)
+    told = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, experimental_config=told) as profile:
+        thread = threading.Thread(target=optimizer.step)
+        thread.start()
+        thread.join()
+    assert [row.count for row in profile.key_averages() if row.key == "Optimizer.step#AdamW.step"] == [1]
+    with torch.autograd.profiler_legacy.profile() as older:
+        optimizer.step()
+    assert [row.count for row in older.key_averages() if row.key == "Optimizer.step#AdamW.step"] == [1]
 
 
 @pytest.mark.parametrize("kind", [Muon, Lion, MuonSGD])

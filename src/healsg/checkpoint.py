@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from healsg.errors import RunError
 
-FORMAT = 1
-_MAGIC = b"HEALSg-1"
+FORMAT = 2
+_MAGIC = b"HEALSg-2"
 _TRAILER = len(_MAGIC) + hashlib.sha256().digest_size
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class GroupOptimizer(Optimizer):
@@ -25,6 +30,22 @@ class GroupOptimizer(Optimizer):
     load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
 
+    @staticmethod
+    def profile_hook_step(func: Callable[P, R]) -> Callable[P, R]:
+        """What torch puts around the step of each class as its first optimizer is made."""
+        watched = Optimizer.profile_hook_step(func)
+
+        @functools.wraps(func)
+        def step(*args: P.args, **kwargs: P.kwargs) -> R:
+            own: Any = args[0]
+            hooks = own._optimizer_step_pre_hooks or own._optimizer_step_post_hooks
+            hooks = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
+            if hooks or profiler._is_profiler_enabled or torch._C._autograd._profiler_enabled():
+                return watched(*args, **kwargs)
+            return func(*args, **kwargs)
+
+        return step
+
     def kind(self, weight: Tensor) -> Any:
         """What the weights of one ``update`` have in common."""
         return weight.device, weight.dtype
@@ -33,18 +54,9 @@ class GroupOptimizer(Optimizer):
         """Move those weights of a group that have gradients, one or more, in place; all are of one ``kind``."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Perform one update; ``closure`` computes the loss and its gradients anew, if it is given."""
-        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
-        hooks = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
-        if (hooks or torch._C._autograd._profiler_enabled()) and type(self).step is GroupOptimizer.step:
-            return self._step_watched(closure)
-        return self._step(closure)  # torch itself sees to a step that a subclass has of its own
-
-    step.hooked = True  # type: ignore[attr-defined]
-
-    @torch.no_grad()
-    def _step(self, closure: Callable[[], float] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -56,8 +68,6 @@ class GroupOptimizer(Optimizer):
                 weights = [weight for weight, own in zip(moved, kinds, strict=True) if own == kind]
                 self.update(group, weights, [weight.grad for weight in weights])
         return loss
-
-    _step_watched = Optimizer.profile_hook_step(_step)
 
     def state_of(self, weights: list[Tensor], *names: str) -> list[list[Tensor]]:
         """The state of the weights by name, begun with zeros; ``step`` is a number on the weight's device."""
