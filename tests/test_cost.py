@@ -58,34 +58,26 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def counted(seen: Counter[str], door: str, original: Any) -> Any:
-    def read(self: Tensor, *arguments: Any) -> Any:
-        seen[door] += 1
-        return original(self, *arguments)
+def counted(seen: Counter[str], door: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """A door of Tensor's to Python that counts who goes through it, but for the thread that writes checkpoints."""
+
+    def read(*arguments: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            seen[door] += 1
+        return original(*arguments)
 
     return read
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Let what the loop calls for each step run under ``Reads``, also Tensor's own doors to Python.
-
-    What the thread that writes checkpoints looks at meanwhile does not count.
-    """
+    """Let what the loop calls for each step run under ``Reads``, also Tensor's own doors to Python."""
     seen: Counter[str] = Counter()
-
-    def noted(reads: Reads, door: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def read(*arguments: Any) -> Any:
-            if threading.current_thread() is threading.main_thread():
-                reads.seen.update([door])
-            return original(*arguments)
-
-        return read
 
     def watched(whole: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             with Reads() as reads, pytest.MonkeyPatch.context() as patch:
                 for door in ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__"):
-                    patch.setattr(Tensor, door, noted(reads, door, getattr(Tensor, door)))
+                    patch.setattr(Tensor, door, counted(reads.seen, door, getattr(Tensor, door)))
                 value = whole(*arguments)
             seen.update(reads.seen)
             return value

@@ -26,10 +26,11 @@ CIFAR_IMAGES = 20_000
 
 @dataclass
 class Spent:
-    """What a process cost: CPU seconds, the peak of its memory in MiB, and its last line of complaint if it failed."""
+    """A process: its CPU seconds, the peak of its memory in MiB, what it printed, its last complaint if it failed."""
 
     seconds: float
     peak: float
+    said: str
     failed: str = ""
 
 
@@ -62,7 +63,8 @@ class Bench:
                 process.kill()
                 raise
             process.returncode = os.waitstatus_to_exitcode(status)
-        spent = Spent(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+        said = (place / "out.txt").read_text()
+        spent = Spent(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, said)
         if process.returncode:
             lines = [line for line in re.split(r"[\r\n]", (place / "err.txt").read_text()) if line.strip()]
             spent.failed = lines[-1].strip()[:300] if lines else f"exit status {process.returncode}"
@@ -178,15 +180,10 @@ def sweep(bench: Bench) -> dict[str, Any]:
 def saving(bench: Bench) -> dict[str, Any]:
     """W7: what ``benchmarks/saving.py`` prints: milliseconds that a save keeps the loop, and of ``torch.save``."""
     rows: Rows = {}
-    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(REPOSITORY / "benchmarks" / "saving.py")]
     for number in range(bench.rounds):
         say(f"round {number + 1}: saving")
-        place = Path(tempfile.mkdtemp(dir=bench.folder))
-        done = subprocess.run(command, cwd=place, env=settings, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"benchmarks/saving.py: {(done.stderr.splitlines() or ['failed'])[-1]}")
-        for name, medians in parsed(done.stdout).items():
+        printed = bench.spawn(str(REPOSITORY / "benchmarks" / "saving.py")).said
+        for name, medians in parsed(printed).items():
             add(rows, name, **medians)
     return {"rows": rows}
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from healsg.errors import RunError
 
 FORMAT = 2
-_MAGIC = b"HEALSg-2"
+_MAGIC = f"HEALSg-{FORMAT}".encode()
 _TRAILER = len(_MAGIC) + hashlib.sha256().digest_size
 
 

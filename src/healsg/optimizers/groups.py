@@ -5,16 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import profiler
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class GroupOptimizer(Optimizer):
@@ -31,18 +28,17 @@ class GroupOptimizer(Optimizer):
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
 
     @staticmethod
-    def profile_hook_step(func: Callable[P, R]) -> Callable[P, R]:
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
         """What torch puts around the step of each class as its first optimizer is made."""
         watched = Optimizer.profile_hook_step(func)
 
         @functools.wraps(func)
-        def step(*args: P.args, **kwargs: P.kwargs) -> R:
-            own: Any = args[0]
+        def step(own: Any, *args: Any, **kwargs: Any) -> Any:
             hooks = own._optimizer_step_pre_hooks or own._optimizer_step_post_hooks
             hooks = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
             if hooks or profiler._is_profiler_enabled or torch._C._autograd._profiler_enabled():
-                return watched(*args, **kwargs)
-            return func(*args, **kwargs)
+                return watched(own, *args, **kwargs)
+            return func(own, *args, **kwargs)
 
         return step
 
