@@ -12,7 +12,6 @@ import torch
 
 from conftest import REPOSITORY, beside
 from healsg import BasicTask, TaskTrainer, checkpoint
-from healsg.cli import main
 from healsg.errors import RunError
 from healsg.keeper import Keeper
 from healsg.method import TaskMethod
@@ -206,16 +205,6 @@ def test_every_save_is_that_of_its_step(case: str, monkeypatch: pytest.MonkeyPat
     assert found == saved
     assert len(saved) == (5 if case == "momentum" else 9)
     assert late == {case in ("usual", "momentum", "without buffers")}
-
-
-def test_every_save_of_a_stack_is_that_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also at an epoch's last step, after which the schedule moves, and where a job ends before the others."""
-    saved, found, late = compared(monkeypatch)
-    given = [*SHORT, "model=mlp", "method.scheduler.interval=epoch", "runner.save_every=2", "seed=0,1,2"]
-    assert main(["train", "-m", "sweep=vectorised", *given]) == 0
-    assert found == saved
-    assert len(saved) == 3 * 5
-    assert late == {True}
 
 
 @pytest.mark.parametrize("method", METHODS)

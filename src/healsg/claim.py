@@ -27,7 +27,7 @@ from healsg.folder import ROOT, RunFolder, timestamp, write_text
 from healsg.saved import read_saved
 
 FREE = (
-    *("name", "fresh", "trusted", "use_wandb", "wandb", "quiet", "debug", "resume", "logger", "recipe", "sweep"),
+    *("name", "fresh", "trusted", "use_wandb", "wandb", "quiet", "debug", "resume", "logger", "recipe"),
     *("data.root", "data.workers", "data.timeout", "data.prefetch", "data.max_errors", "data.in_memory", "data.cache"),
     *("runner.save_every", "runner.max_time"),
 )

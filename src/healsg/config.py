@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from healsg.checks import check, targets
 from healsg.errors import ConfigError, RunError
@@ -53,7 +53,6 @@ class TaskConfig:
     runner: Any
     logger: Any
     recipe: Any
-    sweep: Literal["serial", "vectorised"] = "serial"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from healsg.config import Composed, check_init_from, one_line, verify
 from healsg.errors import ConfigError
 from healsg.folder import ROOT, RunFolder, write_text
 from healsg.halt import Halt
-from healsg.sweeps.fitting import refuse
 from healsg.sweeps.jobs import compose_jobs
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ Plan = tuple[str, Jobs, set[str]]
 Row = dict[str, Any]
 """What the table says of a job: ``job``, ``status``, ``exit``, its numbers or the ``reason`` why it has none."""
 
-WHOLE = {"name": "are named by themselves", "sweep": "are trained in one way"}
-
 
 def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
     """Run every job; 0 where all are finished, 1 where one failed, 2 where the command was wrong."""
@@ -46,12 +43,7 @@ def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
     with Halt() as halt, contextlib.ExitStack() as stack:
         stack.callback(folder.abandon)
         stack.callback(gc.unfreeze)
-        if jobs[0][1].values["sweep"] == "vectorised":
-            from healsg.sweeps.stacked import run_stacked
-
-            rows += run_stacked(name, jobs, sound, halt)
-        else:
-            rows += _one_by_one(name, jobs, sound, halt)
+        rows += _one_by_one(name, jobs, sound, halt)
         if rows and distributed.rank() == 0:
             _table(name, rows)
         if len(rows) < len(jobs) or any(row["exit"] >= 128 for row in rows):
@@ -77,9 +69,8 @@ def plan(composer: Composer, overrides: list[str]) -> Plan:
     names, lines = [], composer.sweep(overrides)
     for line in lines:
         own = [override for override, given in zip(line, overrides, strict=True) if override != given]
-        for key in ("name", "sweep"):
-            if any(override.startswith(f"{key}=") for override in own):
-                raise ConfigError(f"{key}: is that of the whole sweep; its jobs {WHOLE[key]}")
+        if any(override.startswith("name=") for override in own):
+            raise ConfigError("name: is that of the whole sweep; its jobs are named by themselves")
         names.append(job_name(own))
     jobs = list(zip(names, compose_jobs(composer, lines, overrides), strict=True))
     problems = [_problem(composed) for _, composed in jobs]
@@ -87,8 +78,6 @@ def plan(composer: Composer, overrides: list[str]) -> Plan:
         raise ConfigError(problems[0])
     name = jobs[0][1].values["name"] or f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_sweep_{secrets.token_hex(2)}"
     claim.check_name(name)
-    if jobs[0][1].values["sweep"] == "vectorised":
-        refuse(jobs)
     if (ROOT / name / "config.yaml").exists():
         raise ConfigError(f"name: {ROOT / name} is one run; give the sweep another name")
     return name, jobs, {job for (job, _), problem in zip(jobs, problems, strict=True) if not problem}

@@ -40,8 +40,6 @@ def run(arguments: list[str]) -> int:
         return run_sweep(composer, overrides)
     halt = Halt()  # from here on the time counts
     composed = composed_once(lambda: composer().compose(overrides))
-    if composed.values["sweep"] != "serial":
-        raise ConfigError("sweep: vectorised trains the jobs of a sweep; add -m")
     with halt:
         folder = claimed_early(composed)
         from healsg.trainer import TaskTrainer

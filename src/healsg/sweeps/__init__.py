@@ -1,1 +1,1 @@
-"""What a sweep of several jobs is made of: composing them, sharing data, and training them as one stack."""
+"""What a sweep of several jobs is made of: composing their configurations, and sharing data between them."""
