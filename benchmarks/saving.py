@@ -52,7 +52,7 @@ def measure(options: list[str]) -> dict[str, list[float]]:
             return
         timed("blocked", lambda: whole(self, task))
         landed, waited = self.writer.landed, list[bool]()
-        task.runner.landed = lambda: None if waited else waited.append(timed("blocked", landed, add=True))
+        self.landed = lambda: None if waited else waited.append(timed("blocked", landed, add=True))  # type: ignore[method-assign]
 
     Keeper.save = save  # type: ignore[method-assign]
     try:

@@ -67,7 +67,7 @@ def test_cuda_graphs_are_torchs_own_and_need_a_gpu(monkeypatch: pytest.MonkeyPat
             train(*MLP, "runner.cuda_graph=true", more)
     with pytest.raises(ConfigError, match=r"^runner.cuda_graph: .*; set runner.compile=true$"):
         train(*MLP, "runner.cuda_graph=true", "runner.compile=regional")
-    place, network, asked = Place("cpu", "fp32", False, False, None), nn.Linear(2, 2), []
+    place, network, asked = Place("cpu", "fp32", False, False), nn.Linear(2, 2), []
     place.device = torch.device("cuda")
     monkeypatch.setattr(torch, "compile", lambda net, **options: asked.append(options) or net)
     for compile, cuda_graph in ((True, False), (False, True), (True, True), (False, False)):
@@ -185,7 +185,7 @@ class Scaled(nn.Module):
 
 
 def wrapped(network: nn.Module, compile: Any = "regional") -> nn.Module:
-    place = Place("cpu", "fp32", False, False, None)
+    place = Place("cpu", "fp32", False, False)
     return place.wrap(network, compile, cuda_graph=False, find_unused_parameters=False)
 
 

@@ -12,6 +12,7 @@ import torch
 from healsg import BasicTask, TaskTrainer
 from healsg.placement import Place
 from healsg.runner import TaskRunner
+from healsg.step import MicroBatch, TrainBatch
 
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
@@ -25,10 +26,10 @@ def test_a_step_does_not_wait_for_the_device(method: str, precision: str, monkey
     """Batch, forward, backward and update; only ``tick`` may wait, every ``log_every`` updates."""
     step = TaskRunner.step
 
-    def watched(self: TaskRunner, task: BasicTask, batch: dict[str, Any]) -> Any:
+    def watched(self: TaskRunner, task: BasicTask, batch: TrainBatch, micro: MicroBatch) -> Any:
         torch.cuda.set_sync_debug_mode("error" if self.step_count > 1 else "default")  # the first ones claim memory
         try:
-            return step(self, task, batch)
+            return step(self, task, batch, micro)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -51,7 +52,7 @@ def test_cuda_graphs_learn_what_plain_steps_learn() -> None:
 
 def test_batches_arrive_whole_while_the_device_works() -> None:
     """Copies on a stream of their own: what comes after them waits for them, and their memory is not taken early."""
-    place = Place("cuda", "fp32", False, False, None)
+    place = Place("cuda", "fp32", False, False)
     work, found, expected = torch.eye(4096, device="cuda"), [], []
     for number in range(60):
         images = torch.full((64, 3, 64, 64), float(number)).pin_memory()

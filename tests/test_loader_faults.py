@@ -221,7 +221,6 @@ def test_a_training_batch_of_which_too_little_is_left_gives_way() -> None:
 
 def test_an_evaluation_passes_over_a_batch_of_which_nothing_is_left() -> None:
     runner = TaskRunner()
-    runner.prepare(0)
     for workers in (0, 1):
         loader = loader_of(Faulty(9, broken(6, 7, 8)), batch_size=3, workers=workers, shuffle=False)
         assert [rows for _, rows in dealt(loader)] == [3, 3, 0]

@@ -24,6 +24,7 @@ from healsg.methods.averaging import Average
 from healsg.methods.elr import EarlyLearning
 from healsg.methods.supervised import Supervised, is_plain
 from healsg.runner import TaskRunner
+from healsg.step import MicroBatch, TrainBatch
 from test_cost import watch
 
 METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
@@ -281,10 +282,10 @@ def test_sam_is_its_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
     whole = TaskRunner.step
 
-    def step(self: TaskRunner, task: BasicTask, batch: dict[str, Any]) -> Any:
+    def step(self: TaskRunner, task: BasicTask, batch: TrainBatch, micro: MicroBatch) -> Any:
         batches.append(batch)
         rates.append(task.optimizer.param_groups[0]["lr"])
-        return whole(self, task, batch)
+        return whole(self, task, batch, micro)
 
     monkeypatch.setattr(TaskRunner, "step", step)
     begun: list[nn.Module] = []

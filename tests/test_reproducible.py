@@ -192,7 +192,6 @@ def built(seed: int, settings: list[str]) -> BasicTask:
     """A task as it stands before its first step."""
     task = build_task(TaskTrainer.compose(*settings, f"seed={seed}").composed)
     task.build()
-    task.build_training()
     return task
 
 
@@ -257,7 +256,7 @@ def test_another_seed_drops_other_units() -> None:
 
     def outputs(task: BasicTask) -> torch.Tensor:
         next(task.runner.train_batches(task))  # which seeds what the step draws from
-        task.runner.position = 0
+        task.runner.at.batch = 0
         with torch.no_grad():
             return task.net.train()(batch)
 

@@ -132,7 +132,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
     def watched(self: TaskRunner, task: Any) -> None:
         tick(self, task)
-        if self.closing and self.step_count >= step:
+        if self.step_count >= step:
             self.keeper.stop(task)
 
     monkeypatch.setattr(TaskRunner, "tick", watched)

@@ -17,6 +17,7 @@ from healsg.keeper import Keeper
 from healsg.method import TaskMethod
 from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
+from healsg.step import MicroBatch, TrainBatch
 from healsg.writer import Writer
 
 SHORT = ["data=digits", "model=cnn", "quiet=true", "runner.limit_batches=4", "runner.epochs=2"]
@@ -126,13 +127,12 @@ class Clamping(BasicTask):
 class OwnUpdate(TaskRunner):
     """A runner whose update is its own, and knows nothing of saving."""
 
-    def update(self, task: BasicTask, logs: dict[str, Any]) -> bool:
-        logs["count"] = self.rows
-        self.backward(logs["loss"], self.rows)
+    def update(self, task: BasicTask, logs: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
+        scalars = self.backward(logs, micro)
         task.optimizer.step()
         task.optimizer.zero_grad()
-        self.step_count += 1
-        return True
+        self.at.step += 1
+        return scalars, True
 
 
 class Swapping(Supervised):
@@ -212,14 +212,14 @@ def test_a_method_that_leaves_weights_alone_does(method: str, monkeypatch: pytes
     update, step = TaskRunner.update, TaskRunner.step
     before, looked = list[torch.Tensor](), list[bool]()
 
-    def stepping(self: TaskRunner, task: BasicTask, batch: dict[str, Any]) -> Any:
+    def stepping(self: TaskRunner, task: BasicTask, batch: TrainBatch, micro: MicroBatch) -> Any:
         before[:] = [value.detach().clone() for value in task.model.parameters()]
-        return step(self, task, batch)
+        return step(self, task, batch, micro)
 
-    def updating(self: TaskRunner, task: BasicTask, logs: dict[str, Any]) -> bool:
+    def updating(self: TaskRunner, task: BasicTask, logs: dict[str, Any], micro: MicroBatch) -> Any:
         now = list(task.model.parameters())
         looked.append(all(torch.equal(*pair) for pair in zip(before, now, strict=True)))
-        return update(self, task, logs)
+        return update(self, task, logs, micro)
 
     small = beside(method)
     small = small if any(option.startswith("model=") for option in small) else ["model.width=4", *small]

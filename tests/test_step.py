@@ -14,6 +14,7 @@ from healsg import BasicTask, TaskTrainer
 from healsg.checkpoint import load
 from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
+from healsg.step import MicroBatch, TrainBatch
 
 
 def train(*options: str, name: str = "run") -> dict[str, Any]:
@@ -69,12 +70,12 @@ def test_clip_norm_is_torchs() -> None:
     batches: list[dict[str, Any]] = []
     rates: list[float] = []
 
-    def step(self: TaskRunner, task: BasicTask, batch: dict[str, Any]) -> Any:
+    def step(self: TaskRunner, task: BasicTask, batch: TrainBatch, micro: MicroBatch) -> Any:
         if not begun:
             begun.update({key: value.clone() for key, value in task.model.state_dict().items()})
         batches.append(batch)
         rates.append(task.optimizer.param_groups[0]["lr"])
-        return whole(self, task, batch)
+        return whole(self, task, batch, micro)
 
     whole = TaskRunner.step
     with pytest.MonkeyPatch.context() as patch:

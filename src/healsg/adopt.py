@@ -22,6 +22,7 @@ from healsg.errors import DataError
 from healsg.loader import Loader
 from healsg.seeding import seed_everything, seed_foreign
 from healsg.source import Batch, DatasetSource, Reading, Source, TensorSource, as_batch, line
+from healsg.step import Samples, TrainBatch
 from healsg.terms import Terms
 
 
@@ -98,15 +99,22 @@ class ForeignLoader:
         except Exception as error:
             raise DataError(f"the {self.name} loader cannot begin: {_cause(error)}") from error
 
-    def _share(self, batch: Batch) -> tuple[Batch, int]:
+    def counted(self, batch: Batch, rows: int, position: int) -> TrainBatch:
+        """See ``Loader.counted``; what ``batches`` gives knows its samples already."""
+        assert isinstance(batch, TrainBatch)
+        return batch
+
+    def _share(self, batch: Batch) -> tuple[TrainBatch, int]:
         if all(isinstance(value, Mapping) for value in batch.values()):
-            parts = {stream: self._share(dict(value)) for stream, value in batch.items()}
-            return {stream: part for stream, (part, _) in parts.items()}, next(iter(parts.values()))[1]
+            parts = {stream: self._share(dict(value))[0] for stream, value in batch.items()}
+            samples = next(iter(parts.values())).samples
+            return TrainBatch(parts, samples), samples.rows
         size = len(next(iter(batch.values())))
         low, high, rows = self.terms.share(0, size)
-        if self.terms.world == 1:
-            return batch, rows
-        return {key: value[low:high] if _rows(value) == size else value for key, value in batch.items()}, rows
+        samples = Samples(rows, low, size, size if self.terms.accumulate == 1 else None)
+        if self.terms.world > 1:
+            batch = {key: value[low:high] if _rows(value) == size else value for key, value in batch.items()}
+        return TrainBatch(batch, samples), rows
 
 
 def _cause(error: Exception) -> str:

@@ -27,13 +27,14 @@ class TrainEpoch:
         """Train; the means of the step's scalars over the whole epoch, e.g. ``{"loss": 0.31}``."""
         task, runner = self.task, self.task.runner
         task.net.train()
-        for batch in runner.train_batches(task):
-            logs, moved = runner.step(task, batch)
+        for batch, micro in runner.train_batches(task):
+            scalars, moved = runner.step(task, batch, micro)
             if moved:
                 with torch.no_grad():
                     task.task_method.after_update(task)
-            runner.meter.add(logs)
-            runner.tick(task)
+            runner.meter.add(scalars)
+            if micro.closes:
+                runner.tick(task)
         return runner.meter.finish()
 
 

@@ -19,6 +19,7 @@ from healsg.folder import RunFolder, naming
 from healsg.halt import Halt
 from healsg.journal import Journal
 from healsg.method import TaskMethod
+from healsg.watcher import Watcher
 from healsg.writer import Writer, steady
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ REST = 1.0
 """Seconds between two saves at the ends of epochs: what a kill may cost beside the step it hits."""
 
 
-class Keeper:
+class Keeper(Watcher):
     """Saves, restores, writes lines, and ends a run.
 
     Args:
@@ -85,6 +86,24 @@ class Keeper:
     def _bear(self, state: dict[str, Any]) -> None:
         """Take what is not finite as the run begins, such as a mask, for meant."""
         self.exempt = set(checkpoint.not_finite(state))
+
+    def landed(self) -> None:
+        self.writer.landed()
+
+    def updated(self, task: BasicTask) -> None:
+        """After each update: a line, a save and a stop where they are due; the device is waited for here alone."""
+        runner = task.runner
+        logging = runner.step_count % runner.log_every == 0
+        if logging:
+            self.log_step(task)
+        if runner.save_every and runner.step_count % runner.save_every == 0:
+            self.save(task)
+        if (logging and self.halt.agreed()) if distributed.launched() else self.halt.asked():
+            self.stop(task)
+
+    def evaluating(self, task: BasicTask) -> None:
+        if not distributed.launched() and self.halt.asked_within():
+            self.stop(task)
 
     def log_step(self, task: BasicTask) -> None:
         """A line of the updates since the last one."""
@@ -150,7 +169,6 @@ class Keeper:
             if self.late
             for key in module._buffers.keys() - module._non_persistent_buffers_set
         ]
-        task.runner.landed = self.writer.landed
 
     def _write(self, states: dict[str, Any]) -> None:
         """What the writing thread does: the lines that a checkpoint counts on reach the disk before it."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from healsg.errors import DataError
 from healsg.seeding import Draw, generator, mix, seed_foreign
 from healsg.source import Batch, DatasetSource, Reading, Source, TensorSource
+from healsg.step import Samples, TrainBatch
 from healsg.terms import Terms
 from healsg.workers import Workers
 
@@ -112,6 +113,38 @@ class Loader:
             self._workers = Workers(bare._prepare, self.workers, self.reading, sources, self.worker_init_fn)
         return map(self._taken, self._workers.deal(places))
 
+    def counted(self, batch: Batch, rows: int, position: int) -> TrainBatch:
+        """A batch that ``batches`` gave for ``position``, with ``rows``, as a training step gets it."""
+        skipping = self.reading.on_error == "skip" and not self.in_memory
+        if self.flat:
+            return TrainBatch(batch, self._samples(self.longest, position, rows, skipping))
+        parts = {}
+        for number, stream in enumerate(self.sources):
+            part = batch[stream]
+            own = rows if number == 0 else len(part["index"]) if skipping else None
+            parts[stream] = TrainBatch(part, self._samples(stream, position, own, skipping))
+        return TrainBatch(parts, next(iter(parts.values())).samples)
+
+    def _samples(self, stream: str, position: int, rows: int | None, skipping: bool) -> Samples:
+        """Which samples of a stream this process has at ``position``; where some may be skipped, ``rows`` says how many
+        it has, and the other processes' are not known."""
+        (start, stop), terms = self._span(stream, position), self.terms
+        low, _, dealt = terms.share(start, stop)
+        if skipping:
+            own = min(rows if rows is not None else dealt, dealt)
+            return Samples(own, low - start, *([own, None] if terms.world == 1 else [None, None]))
+        first = position - position % terms.accumulate
+        last = min(first + terms.accumulate, len(self)) - 1
+        update = self._span(stream, last)[1] - self._span(stream, first)[0]
+        return Samples(dealt, low - start, stop - start, update)
+
+    def _span(self, stream: str, position: int) -> tuple[int, int]:
+        """Where in an epoch's order a stream's batch lies, over all processes."""
+        if stream == self.longest:
+            return self.bounds[position]
+        size = self.sizes[stream]
+        return position * size, (position + 1) * size
+
     def batch(self, epoch: int, position: int) -> tuple[Batch, int]:
         """The batch at ``position`` of ``epoch``, wherever and whenever it is asked for."""
         return self._taken(self._prepare(epoch, position))
@@ -196,12 +229,8 @@ class Loader:
         self.orders, self.draws, self.pieces = {}, {}, {}
         self.foreign = mix(seed, "samples", epoch)
         for stream, source in self.sources.items():
-            size = self.sizes[stream]
-            if stream == self.longest:
-                wanted, spans = self.bounds[-1][1], self.bounds
-            else:
-                wanted = len(self) * size
-                spans = [(i * size, (i + 1) * size) for i in range(len(self))]
+            spans = [self._span(stream, position) for position in range(len(self))]
+            wanted = spans[-1][1]
             passes = -(-wanted // len(source))
             turns = [self._order(len(source), seed, stream, epoch, turn) + turn * len(source) for turn in range(passes)]
             places = torch.cat(turns)  # a sample that comes again in this epoch has another place, hence other draws

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +12,7 @@ from healsg import distributed
 from healsg.errors import ConfigError, RunError
 from healsg.method import TaskMethod
 from healsg.placement import clear_gradients
+from healsg.step import MicroBatch, Samples, TrainBatch, counts_of
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -53,7 +52,7 @@ def explain(task: BasicTask) -> RunError:
     ways += ["runner.precision=bf16"] * (runner.place.dtype is None)
     return RunError(
         f"{device}: out of memory{in_use} at step {runner.step_count + 1} in the {runner.progress.phase} pass, with "
-        f"{batch or runner.rows} samples a batch in {runner.precision}; try {', or '.join(ways)}, or a smaller model; "
+        f"{batch or 'all'} samples a batch in {runner.precision}; try {', or '.join(ways)}, or a smaller model; "
         "the last checkpoint is good"
     )
 
@@ -63,49 +62,43 @@ def is_exhausted(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def halve(task: BasicTask, error: BaseException) -> bool:
+def halve(task: BasicTask, micro: MicroBatch, error: BaseException) -> bool:
     """After a step that failed: whether memory ran out and the step may be tried again, in twice as many pieces.
 
     Raises RunError where one sample alone is too much.
     """
     runner = task.runner
-    if not (runner.auto_accumulate and is_exhausted(error)) or runner.updating:  # half an update is not repeated
-        return False
-    runner.pieces *= 2
-    if runner.rows // runner.pieces < runner.least:
+    if not (runner.auto_accumulate and is_exhausted(error)) or runner.accumulator.updating:
+        return False  # half an update is not repeated
+    if not runner.halve_pieces(micro):
         raise explain(task) from error
     clear_gradients(task.optimizer)
-    runner.counted = 0.0
+    runner.accumulator.clear()
+    if task.device.type == "cuda":
+        torch.cuda.empty_cache()  # what was freed may lie in the wrong places
     log.warning("out of memory: from step %d on, batches go in %d pieces", runner.step_count + 1, runner.pieces)
     return True
 
 
-def step_in_pieces(task: BasicTask, batch: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """One update from ``runner.pieces`` parts of a batch, weighed by their rows."""
-    runner, rows, weighted = task.runner, task.runner.rows, task.runner.weighted
-    totals, count = dict[str, Any](), cast(Any, 0)
-    if task.device.type == "cuda":
-        torch.cuda.empty_cache()  # what was freed may lie in the wrong places
-    runner.weighted, runner.closing = True, False
-    try:
-        parts = list(_parts(batch, rows, min(runner.pieces, rows // runner.least)))
-        for place, (part, runner.rows) in enumerate(parts, 1):
-            runner.closing = place == len(parts)
-            logs, moved = task.task_method.step(task, part)
-            share = logs.pop("count")
-            count = count + share
-            for name, value in logs.items():
-                value = value.detach() if isinstance(value, Tensor) else value
-                totals[name] = totals.get(name, 0.0) + value * share
-    finally:
-        runner.rows, runner.weighted, runner.closing = rows, weighted, True
-    return {name: total / count for name, total in totals.items()} | {"count": count}, moved
-
-
-def _parts(batch: dict[str, Any], rows: int, pieces: int) -> Iterator[tuple[dict[str, Any], int]]:
-    edges = [rows * place // pieces for place in range(pieces + 1)]
-    for low, high in pairwise(edges):
-        yield _cut(batch, low, high, rows), high - low
+def step_in_pieces(task: BasicTask, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]:
+    """One update from ``runner.pieces`` parts of a batch, each of them a micro-batch."""
+    rows = micro.rows
+    pieces = min(task.runner.pieces, rows // task.runner.plan.least)
+    totals: dict[str, Any] = {}
+    moved = False
+    for place in range(pieces):
+        low, high = rows * place // pieces, rows * (place + 1) // pieces
+        samples = Samples(high - low, micro.samples.first + low, high - low, rows)
+        part = TrainBatch(_cut(batch, low, high, rows), samples)
+        piece = MicroBatch(samples, closes=place == pieces - 1, parts=pieces)
+        scalars, moved = task.task_method.step(task, part, piece)
+        counts = counts_of(scalars)
+        for name, value in scalars.items():
+            value = value.detach() if isinstance(value, Tensor) else value
+            value = value * scalars[counts[name]] if name in counts else value
+            totals[name] = totals.get(name, 0.0) + value
+    means = {name: totals[name] / totals[count] for name, count in counts.items()}
+    return totals | means, moved
 
 
 def _cut(value: Any, low: int, high: int, rows: int) -> Any:

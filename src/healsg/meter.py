@@ -10,10 +10,11 @@ from torch import Tensor
 
 from healsg import distributed
 from healsg.errors import NotFiniteError, RunError
+from healsg.step import counts_of
 
 
 class Meter:
-    """Means of the named scalars of training steps, weighted by their counts.
+    """Means of the named scalars of training steps, weighted by their counts (``step.reported``).
 
     ``add`` keeps references to device scalars; ``flush`` reads them all in one transfer and folds them in, step by step
     in double precision, so that the sums are the same bits wherever a save or a log line happened to flush.
@@ -42,8 +43,8 @@ class Meter:
         for logs in steps:
             if logs.keys() != names:
                 raise RunError(f"train_step returned {', '.join(names)}, now {', '.join(logs)}; keep one set")
-        alone = steps[0]["loss"].is_cpu and not distributed.launched()
-        rows = [_weighted(logs) for logs in steps] if alone else _read_together(steps)
+        alone, counts = steps[0]["loss"].is_cpu and not distributed.launched(), counts_of(names)
+        rows = [_weighted(logs, counts) for logs in steps] if alone else _read_together(steps, counts)
         steps.clear()
         for row in rows:
             for name, value in row.items():
@@ -51,7 +52,8 @@ class Meter:
                 self.window[name] = self.window.get(name, 0.0) + value
         if not math.isfinite(self.sums["loss"]):
             place, row = next((i, row) for i, row in enumerate(rows) if not math.isfinite(row["loss"]))
-            raise NotFiniteError(f"train/loss ({row['loss'] / row['count']})", len(rows) - 1 - place)
+            loss = row["loss"] / row[counts["loss"]]
+            raise NotFiniteError(f"train/loss ({loss})", len(rows) - 1 - place)
 
     def recent(self) -> dict[str, float]:
         """The means since the last call: what a log line of steps shows."""
@@ -74,22 +76,24 @@ class Meter:
 
 
 def _means(sums: dict[str, float]) -> dict[str, float]:
-    count = sums.get("count")
-    return {name: total / count for name, total in sums.items() if name != "count"} if count else {}
+    return {name: sums[name] / sums[count] for name, count in counts_of(sums).items() if sums[count]}
 
 
-def _weighted(logs: dict[str, Any]) -> dict[str, float]:
-    """A step's scalars as numbers times their count; the count itself once."""
-    count = float(logs["count"])
-    return {name: float(value) * count if count > 0 else 0.0 for name, value in logs.items()} | {"count": count}
+def _weighted(logs: dict[str, Any], counts: dict[str, str]) -> dict[str, float]:
+    """A step's scalars as numbers times their counts, and the counts themselves."""
+    row = {name: float(value) for name, value in logs.items()}
+    for name, count in counts.items():
+        row[name] = row[name] * row[count] if row[count] > 0 else 0.0
+    return row
 
 
-def _read_together(steps: list[dict[str, Any]]) -> list[dict[str, float]]:
+def _read_together(steps: list[dict[str, Any]], counts: dict[str, str]) -> list[dict[str, float]]:
     """The same of scalars on a device, in one transfer and its widest type, summed over processes."""
-    device, names = steps[0]["loss"].device, sorted(steps[0], key=lambda name: name == "count")  # the count comes last
+    device, names = steps[0]["loss"].device, [*counts, *(name for name in steps[0] if name not in counts)]
     widest = torch.float32 if device.type == "mps" else torch.float64
     cells = [torch.as_tensor(logs[name], dtype=widest, device=device) for logs in steps for name in names]
     table = torch.stack(cells).view(len(steps), len(names))
-    counts = table[:, -1:]
-    table[:, :-1] = torch.where(counts > 0, table[:, :-1] * counts, 0.0)
+    for place, count in enumerate(counts.values()):
+        weights = table[:, names.index(count)]
+        table[:, place] = torch.where(weights > 0, table[:, place] * weights, 0.0)
     return [dict(zip(names, row, strict=True)) for row in distributed.sum_tensor(table).tolist()]

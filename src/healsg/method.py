@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from healsg.config import one_line
@@ -13,6 +13,7 @@ from healsg.data import Needs
 from healsg.errors import ConfigError
 
 if TYPE_CHECKING:
+    from healsg.step import MicroBatch
     from healsg.task import BasicTask
 
 
@@ -68,15 +69,28 @@ class TaskMethod(nn.Module):
     def setup(self, task: BasicTask) -> None:
         """Make what the method needs beside the network: heads join ``task.model``, memory stays here."""
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """From a batch to named scalars on the device; ``loss`` is minimised, ``count`` weighs it (default: rows)."""
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+        """From a batch to named scalars on the device, of which ``loss`` is minimised.
+
+        A scalar tensor is a mean over the samples of the batch, of its first stream where there are several. What is a
+        mean over something else says so, a loss of several terms for each of them (``step.Mean``); or ``count`` says it
+        for all scalars: a number or tensor, such as a sum of class weights.
+        """
         raise NotImplementedError
 
-    def step(self, task: BasicTask, batch: dict[str, Any]) -> tuple[dict[str, Tensor], bool]:
-        """Forward, backward and, where a group of batches is complete, update: (scalars, whether weights moved)."""
-        with task.runner.forward(task):
+    def step(self, task: BasicTask, batch: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
+        """Forward, backward and, with the last micro-batch of an update, the update itself.
+
+        Args:
+            batch: as ``train_step`` gets it.
+            micro: whether this is the last micro-batch, and how its gradient is weighed.
+
+        Returns:
+            The scalars with what they count, and whether the weights moved.
+        """
+        with task.runner.forward(task, micro):
             logs = self.train_step(task, batch)
-        return logs, task.runner.update(task, logs)
+        return task.runner.update(task, logs, micro)
 
     def after_update(self, task: BasicTask) -> None:
         """Called after each update, under ``no_grad``: averages, queues, thresholds."""

@@ -7,7 +7,7 @@ import logging
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from healsg import distributed
 from healsg.errors import ConfigError
+from healsg.step import TrainBatch
 
 log = logging.getLogger("healsg")
 
@@ -56,27 +57,35 @@ class Place:
         precision: ``fp32``; ``tf32`` for products; ``bf16`` or ``fp16`` (with loss scaling) by autocast; ``fp64``.
         channels_last: the memory format of images.
         deterministic: refuse kernels whose result depends on chance.
-        threads: of the CPU; None leaves torch's choice. The number changes bits.
     """
 
-    def __init__(
-        self, device: str | int, precision: Precision, channels_last: bool, deterministic: bool, threads: int | None
-    ) -> None:
+    def __init__(self, device: str | int, precision: Precision, channels_last: bool, deterministic: bool) -> None:
         self.device = choose_device(device)
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self.tf32 = precision == "tf32"
         self.double = precision == "fp64"
         self.channels_last = channels_last
+        self.deterministic = deterministic
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
+        self._plain = self.dtype is None and not self.double and not channels_last and self.device.type == "cpu"
+        self._aside: Any = None
+        """On a GPU that is in use, the stream on which batches are copied."""
+
+    def activate(self, threads: int | None) -> None:
+        """Set what holds for the whole process, and begin to use the device.
+
+        Args:
+            threads: of the CPU; None leaves torch's choice. The number changes bits.
+        """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.benchmark = not deterministic
-        if deterministic != torch.are_deterministic_algorithms_enabled():  # which else imports torch's compiler
-            torch.use_deterministic_algorithms(deterministic)
+            self._aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = self.tf32
+        torch.backends.cudnn.benchmark = not self.deterministic
+        if self.deterministic != torch.are_deterministic_algorithms_enabled():  # which else imports torch's compiler
+            torch.use_deterministic_algorithms(self.deterministic)
         torch.set_num_threads(threads or THREADS)
-        self._plain = self.dtype is None and not self.double and not channels_last and self.device.type == "cpu"
-        self._aside: Any = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """What surrounds a forward pass."""
@@ -90,9 +99,18 @@ class Place:
                 if parameter.dim() == 4:
                     parameter.data = parameter.data.to(memory_format=torch.channels_last)
 
+    @overload
+    def move(self, batch: TrainBatch) -> TrainBatch: ...
+
+    @overload
+    def move(self, batch: dict[str, Any]) -> dict[str, Any]: ...
+
     def move(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch, or a batch of streams, on the device."""
-        return batch if self._plain else {key: self._moved(value) for key, value in batch.items()}
+        if self._plain:
+            return batch
+        moved = {key: self._moved(value) for key, value in batch.items()}
+        return TrainBatch(moved, batch.samples) if isinstance(batch, TrainBatch) else moved
 
     def _moved(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -142,20 +160,6 @@ class Place:
             optimizer._step_supports_amp_scaling = False
             for group in optimizer.param_groups:
                 group["fused"] = False
-
-    def weigh(self, model: nn.Module, counted: Any, nominal: float) -> None:
-        """Turn gradients, sums of means that were weighted by ``count / nominal``, into the mean over all samples.
-
-        Args:
-            counted: the samples of this process in the update.
-            nominal: what the weights were divided by.
-        """
-        total, least = counted, 1e-9  # an update in which nothing counted moves nothing
-        if distributed.launched():
-            total = distributed.sum_tensor(torch.as_tensor(counted, dtype=torch.float64, device=self.device))
-        total = total.clamp(min=least) if isinstance(total, Tensor) else max(total, least)
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, nominal * distributed.world() / total)
 
     def align(self, model: nn.Module) -> None:
         """Give every process rank 0's buffers before an evaluation, so that the numbers are those of what is saved."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from healsg.errors import NotFiniteError
 from healsg.halt import Halt
+from healsg.watcher import Watcher
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -26,28 +27,19 @@ class _Found(Exception):  # noqa: N818 - what is looked for
     pass
 
 
-class _Watcher:
-    """In the place of a keeper and its halt: keeps nothing, and ends a search that takes too long."""
+class _Limited(Watcher):
+    """In the place of a run's keeper: keeps nothing, and ends a search that takes too long."""
 
     def __init__(self, halt: Halt) -> None:
-        self.halt, self.signals, self.deadline = self, halt, time.monotonic() + LIMIT
+        self.halt = halt
+        self.deadline = time.monotonic() + LIMIT
 
-    def asked(self) -> bool:
-        return self.signals.received is not None or time.monotonic() > self.deadline
+    def updated(self, task: BasicTask) -> None:
+        if self.halt.received is not None or time.monotonic() > self.deadline:
+            raise _Found
 
-    asked_within = asked
-
-    def stop(self, task: BasicTask) -> None:
-        raise _Found
-
-    def log_step(self, task: BasicTask) -> None:
-        task.runner.meter.recent()
-
-    def save(self, task: BasicTask) -> None:
-        pass
-
-    def end_epoch(self, task: BasicTask, numbers: dict[str, Any], best: bool) -> None:
-        pass
+    def evaluating(self, task: BasicTask) -> None:
+        self.updated(task)
 
 
 def first_not_finite(task: BasicTask, state: dict[str, Any], last: int, halt: Halt) -> str | None:
@@ -55,27 +47,10 @@ def first_not_finite(task: BasicTask, state: dict[str, Any], last: int, halt: Ha
 
     Returns None where the search took too long, or found nothing. The task is of no use afterwards.
     """
-    runner, step = task.runner, task.runner.step
+    runner = task.runner
     task.load_state_dict(state)
-    gradients = list[str]()
-    bad_before = {name for name, _ in _bad(task.model)}
-
-    def watched(task: BasicTask, batch: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        number = runner.step_count + 1
-        look_at_weights(number - 1)
-        for name, rows in _bad_inputs(batch):
-            raise _Found(f"step {number}: {name} of the batch is not finite (samples {rows})")
-        logs, moved = step(task, batch)
-        if not torch.isfinite(logs["loss"]):
-            raise _Found(f"step {number}: the loss is {logs['loss'].item()}, of finite inputs and weights")
-        if gradients and not runner.place.scaler:
-            raise _Found(f"step {number}: the gradient of {gradients[0]} is not finite")
-        return logs, moved
-
-    def look_at_weights(number: int) -> None:
-        for name, kind in _bad(task.model):
-            if name not in bad_before:
-                raise _Found(f"step {number}: {kind} {name} is not finite after it")
+    exempt = {name for name, _ in _bad(task.model)}
+    gradients: list[str] = []
 
     def before_update(*_: Any) -> None:
         for name, parameter in task.model.named_parameters():
@@ -83,11 +58,11 @@ def first_not_finite(task: BasicTask, state: dict[str, Any], last: int, halt: Ha
                 gradients.append(name)
 
     hook = task.optimizer.register_step_pre_hook(before_update)
-    runner.callbacks, runner.step, runner.keeper = {}, watched, _Watcher(halt)  # type: ignore[assignment,method-assign]
     try:
-        while runner.step_count < last and runner.epoch < runner.max_epoch:
-            runner.end_epoch(task, task.run_epoch(), 0.0)
-        look_at_weights(runner.step_count)
+        with runner.kept(_Limited(halt)):
+            while runner.step_count < last and runner.epoch < runner.max_epoch:
+                _epoch(task, exempt, gradients)
+            _look_at_weights(task, exempt)
     except _Found as found:
         return str(found) or None
     except NotFiniteError:
@@ -95,6 +70,42 @@ def first_not_finite(task: BasicTask, state: dict[str, Any], last: int, halt: Ha
     finally:
         hook.remove()
     return None
+
+
+def _epoch(task: BasicTask, exempt: set[str], gradients: list[str]) -> None:
+    """An epoch as it was, looking at every tensor. Raises _Found.
+
+    Args:
+        exempt: weights and buffers that were not finite from the beginning.
+        gradients: takes the names of those that are not finite at an update.
+    """
+    runner = task.runner
+    task.net.train()
+    for batch, micro in runner.train_batches(task):
+        step = runner.step_count + 1
+        _look_at_weights(task, exempt)
+        for name, rows in _bad_inputs(batch):
+            raise _Found(f"step {step}: {name} of the batch is not finite (samples {rows})")
+        scalars, moved = runner.step(task, batch, micro)
+        if not torch.isfinite(scalars["loss"]):
+            raise _Found(f"step {step}: the loss is {scalars['loss'].item()}, of finite inputs and weights")
+        if gradients and not runner.place.scaler:
+            raise _Found(f"step {step}: the gradient of {gradients[0]} is not finite")
+        if moved:
+            with torch.no_grad():
+                task.task_method.after_update(task)
+        runner.meter.add(scalars)
+        if micro.closes:
+            runner.tick(task)
+    train = runner.meter.finish()
+    runner.measured(task, {"train": train, "val": task.val_epoch.run() if runner.eval_due() else {}}, 0.0)
+    runner.next_epoch()
+
+
+def _look_at_weights(task: BasicTask, exempt: set[str]) -> None:
+    for name, kind in _bad(task.model):
+        if name not in exempt:
+            raise _Found(f"step {task.runner.step_count}: {kind} {name} is not finite after it")
 
 
 def _bad(model: nn.Module) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,19 @@ from healsg import distributed, faults, memory
 from healsg.adopt import AnyLoader
 from healsg.callbacks import Callback
 from healsg.errors import RunError
-from healsg.keeper import Keeper
 from healsg.meter import Meter
 from healsg.mirror import Progress
 from healsg.monitor import Mode, Monitor
 from healsg.placement import Compile, Place, Precision, both, clear_gradients
+from healsg.plan import Plan, Position
 from healsg.seeding import mix, seed_device
+from healsg.step import Accumulator, MicroBatch, TrainBatch, loss_of, reported, weighted_sum
 from healsg.terms import Terms
 from healsg.types import Count, NonNegative, Positive
+from healsg.watcher import Watcher
 
 if TYPE_CHECKING:
+    from healsg.keeper import Keeper
     from healsg.task import BasicTask
 
 
@@ -68,120 +71,207 @@ class TaskRunner:
         find_unused_parameters: bool = False,
         callbacks: Mapping[str, Callback] | None = None,
     ) -> None:
-        self.epochs, self.steps, self.accumulate, self.clip_norm = epochs, steps, accumulate, clip_norm
-        self.auto_accumulate, self.pieces, self.updating, self.precision = auto_accumulate, 1, False, precision
-        self.max_time, self.limit_batches, self.callbacks = max_time, limit_batches, dict(callbacks or {})
-        self.log_every, self.eval_every, self.save_every = log_every, eval_every, save_every
-        self._place, self.threads = (device, precision, channels_last, deterministic), threads
+        self.epochs = epochs
+        self.steps = steps
+        self.accumulate = accumulate
+        self.auto_accumulate = auto_accumulate
+        self.clip_norm = clip_norm
+        self.precision = precision
+        self.threads = threads
+        self.log_every = log_every
+        self.eval_every = eval_every
+        self.save_every = save_every
+        self.max_time = max_time
+        self.limit_batches = limit_batches
+        self.callbacks = dict(callbacks or {})
         self.wrapping = compile, cuda_graph, find_unused_parameters
-        self.monitor, self.meter, self.progress = Monitor(monitor, mode), Meter(), Progress()
-        self.epoch = self.step_count = self.position = 0
+        self.place = Place(device, precision, channels_last, deterministic)
+        self.monitor = Monitor(monitor, mode)
+        self.meter = Meter()
+        self.progress = Progress()
+        self.plan = Plan(accumulate=accumulate)
+        self.at = Position()
+        self.accumulator = Accumulator()
+        self.pieces = 1
+        self.rate: float | torch.Tensor | None = None
         self.stop_reason: str | None = None
-        self.landed: Callable[[], object] = lambda: None  # waits for what a save still copies
-        self.keeper: Keeper  # from fit on
+        self.keeper: Watcher = Watcher()
 
-    def prepare(self, seed: int, threads: int | None = None) -> None:
-        """Take possession of the device; ``threads`` of the CPU where the settings name no number."""
+    # --- how long the run is, and how far ----------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are complete."""
+        return self.at.epoch
+
+    @property
+    def step_count(self) -> int:
+        """Updates that were made."""
+        return self.at.step
+
+    @property
+    def position(self) -> int:
+        """Micro-batches of the current epoch that were taken."""
+        return self.at.batch
+
+    @property
+    def length(self) -> int:
+        """Micro-batches an epoch."""
+        return self.plan.length
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the run."""
+        return self.plan.total_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates an epoch."""
+        return self.plan.steps_per_epoch
+
+    @property
+    def max_epoch(self) -> int:
+        """Epochs of the run."""
+        return self.plan.max_epoch(self.at)
+
+    # --- assembly ----------------------------------------------------------------------------------------------------
+
+    def prepare(self, threads: int | None = None) -> None:
+        """Join the other processes and take possession of the device.
+
+        Args:
+            threads: of the CPU, where the settings name no number.
+        """
         distributed.connect()
-        self.place = Place(*self._place, self.threads or threads)
-        self.seed = mix(seed, "step", distributed.rank())
+        self.place.activate(self.threads or threads)
 
-    def terms(self, model: nn.Module, seed: int) -> Terms:
-        """How this runner wants batches dealt. BatchNorm fails on one sample, hence at least two where there is one."""
-        self.least = 1 + any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    def terms(self, seed: int, least: int) -> Terms:
+        """How this runner wants batches dealt."""
         ranks = distributed.rank(), distributed.world()
-        return Terms(seed, self.place.device, *ranks, self.accumulate, self.least, self.limit_batches)
+        return Terms(seed, self.place.device, *ranks, self.accumulate, least, self.limit_batches)
 
-    def measure_run(self, train_loader: AnyLoader) -> None:
+    def plan_run(self, train_loader: AnyLoader, seed: int, least: int) -> None:
         """Fix the length of the run, in updates and in epochs."""
-        self.length, self.nominal = len(train_loader), float(getattr(train_loader, "batch_size", 1))
-        self.steps_per_epoch = -(-self.length // self.accumulate)
-        self.total_steps = self.steps or self.epochs * self.steps_per_epoch
-        self.max_epoch = -(-self.total_steps // self.steps_per_epoch)
-        self.weighted = self.accumulate > 1 or distributed.launched()
-        self.counted: Any = 0.0
-        self.progress.total_steps, self.progress.max_epoch = self.total_steps, self.max_epoch
+        length = len(train_loader)
+        total_steps = self.steps or self.epochs * -(-length // self.accumulate)
+        batch_size = float(getattr(train_loader, "batch_size", 1))
+        own = mix(seed, "step", distributed.rank())
+        self.plan = Plan(length, self.accumulate, total_steps, batch_size, least, own)
+        self.accumulator = Accumulator(batch_size)
+        self.progress.total_steps, self.progress.max_epoch = total_steps, self.max_epoch
 
-    def train_batches(self, task: BasicTask) -> Iterator[dict[str, Any]]:
+    # --- the verbs of a step -----------------------------------------------------------------------------------------
+
+    def train_batches(self, task: BasicTask) -> Iterator[tuple[TrainBatch, MicroBatch]]:
         """The batches of this epoch that are still to come, on the device, each with its own randomness."""
-        progress, place, epoch = self.progress, self.place, mix(self.seed, self.epoch)
-        progress.phase, progress.length, progress.epoch = "train", self.length, task.epoch
-        last = min(self.length, self.position + (self.total_steps - self.step_count) * self.accumulate)
-        for batch, rows in islice(task.train_loader.batches(self.epoch, self.position), last - self.position):
-            self.position += 1
-            self.rows, progress.position, progress.samples = rows, self.position, progress.samples + rows
-            self.closing = self.position % self.accumulate == 0 or self.position == self.length
-            seed_device(place.device, self.position, state=epoch)
-            yield place.move(batch)
-        self.landed()  # what follows may change anything
+        plan, at, place, progress = self.plan, self.at, self.place, self.progress
+        loader, world, epoch = task.train_loader, distributed.world(), mix(plan.seed, at.epoch)
+        progress.phase, progress.length, progress.epoch = "train", plan.length, task.epoch
+        remaining = plan.last_batch(at) - at.batch
+        for dealt, rows in islice(loader.batches(at.epoch, at.batch), remaining):
+            batch = loader.counted(dealt, rows, at.batch)
+            at.batch += 1
+            progress.position, progress.samples = at.batch, progress.samples + rows
+            seed_device(place.device, at.batch, state=epoch)
+            micro = MicroBatch(batch.samples, plan.closes(at.batch), plan.accumulate, world)
+            yield place.move(batch), micro
+        self.keeper.landed()  # what follows may change anything
 
     def eval_batches(self, task: BasicTask, split: str) -> Iterator[dict[str, Any]]:
         """The batches of a split that is only looked at."""
-        loader, progress, keeper = task.loaders[split], self.progress, getattr(self, "keeper", None)
+        loader, progress = task.loaders[split], self.progress
         progress.phase, progress.length = split, len(loader)
         for position, (batch, rows) in enumerate(loader.batches(0), 1):
             progress.position = position
             if rows:
                 yield self.place.move(batch)
-            if keeper and not distributed.launched() and keeper.halt.asked_within():
-                keeper.stop(task)
+            self.keeper.evaluating(task)
 
-    def step(self, task: BasicTask, batch: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """The method's step as one callable: (its scalars with their ``count``, whether the weights moved)."""
+    def step(self, task: BasicTask, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]:
+        """The method's step as one callable: (its scalars with their counts, whether the weights moved)."""
         try:
-            return memory.step_in_pieces(task, batch) if self.pieces > 1 else task.task_method.step(task, batch)
+            if self.pieces > 1:
+                return memory.step_in_pieces(task, batch, micro)
+            return task.task_method.step(task, batch, micro)
         except (RuntimeError, MemoryError) as error:
-            if not memory.halve(task, error):
+            if not memory.halve(task, micro, error):
                 raise
-        return self.step(task, batch)
+        return self.step(task, batch, micro)
 
-    def forward(self, task: BasicTask) -> contextlib.AbstractContextManager[Any]:
+    def halve_pieces(self, micro: MicroBatch) -> bool:
+        """From now on take batches in twice as many pieces; False where this one has too few samples for that."""
+        self.pieces *= 2
+        return micro.rows // self.pieces >= self.plan.least
+
+    def forward(self, task: BasicTask, micro: MicroBatch) -> contextlib.AbstractContextManager[Any]:
         """What surrounds a forward pass: precision, and no exchange of gradients before the last batch of an update."""
-        if self.closing or not distributed.launched():
+        if micro.closes or not distributed.launched():
             return self.place.autocast()
         return both(task.net.no_sync(), self.place.autocast())  # type: ignore[operator]
 
-    def backward(self, loss: torch.Tensor, count: Any) -> None:
-        """Add the gradient of ``loss``, a mean over ``count`` samples, to that of the update."""
-        if self.weighted:
-            if isinstance(count, torch.Tensor):
-                count = count.to(torch.promote_types(loss.dtype, torch.float32))
-            loss = loss * (count / self.nominal)
-            self.counted = self.counted + count
-        torch.autograd.backward(self.place.scaler.scale(loss) if self.place.scaler else loss)
+    def backward(self, logs: dict[str, Any], micro: MicroBatch) -> dict[str, Any]:
+        """Add the gradient of ``logs["loss"]`` to that of the update; the step's scalars with what they count."""
+        if not micro.weighted:
+            scalars = reported(logs, micro)
+            total = scalars["loss"]
+        else:
+            loss = loss_of(logs["loss"], logs.get("count"))
+            weights = self.accumulator.weights(loss, micro)
+            scalars = reported(logs, micro, weights)
+            total = weighted_sum(loss, weights)
+        torch.autograd.backward(self.place.scaler.scale(total) if self.place.scaler else total)
+        return scalars
 
-    def update(self, task: BasicTask, logs: dict[str, Any]) -> bool:
-        """Backward; with the last batch of an update also clip, step and schedule. Whether the weights moved."""
-        logs["count"] = logs.get("count", self.rows) if self.rows else 0
-        self.backward(logs["loss"], logs["count"])
-        if not self.closing:
-            return False
-        optimizer, scaler, self.updating = task.optimizer, self.place.scaler, True
-        if self.weighted:
-            self.place.weigh(task.model, self.counted, self.nominal)
-            self.counted = 0.0
+    def update(self, task: BasicTask, logs: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
+        """Backward; with the last batch of an update also clip, step and schedule.
+
+        Args:
+            logs: what ``train_step`` returned.
+
+        Returns:
+            The step's scalars with what they count (``step.reported``), and whether the weights moved.
+        """
+        scalars = self.backward(logs, micro)
+        if not micro.closes:
+            return scalars, False
+        optimizer, scaler, accumulator = task.optimizer, self.place.scaler, self.accumulator
+        accumulator.updating = True
+        if micro.weighted:
+            gradients = [parameter.grad for parameter in task.model.parameters() if parameter.grad is not None]
+            accumulator.weigh(gradients, micro.processes)
         if self.clip_norm is not None:
             if scaler:
                 scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(task.model.parameters(), self.clip_norm)
-        self.landed()  # a save copies what is about to move
+        self.keeper.landed()  # a save copies what is about to move
         if scaler:
             scaler.step(optimizer)
             scaler.update()
         else:
             optimizer.step()
         clear_gradients(optimizer)
-        self.updating = False
+        accumulator.clear()
         if task.scheduler is not None and task.interval == "update":
             task.scheduler.step()
-        self.step_count = self.progress.step = self.step_count + 1
-        return True
+        self.at.step += 1
+        self.progress.step = self.at.step
+        return scalars, True
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def kept(self, keeper: Watcher) -> Iterator[None]:
+        """Let ``keeper`` be told of each update and evaluation for a while."""
+        before, self.keeper = self.keeper, keeper
+        try:
+            yield
+        finally:
+            self.keeper = before
 
     def fit(self, task: BasicTask, keeper: Keeper) -> None:
         """Train from where the run stands to its end, keeping what must outlast a kill at any time."""
-        self.keeper = keeper
         self.monitor.check(task)
-        with faults.explained(task, keeper):
+        with self.kept(keeper), faults.explained(task, keeper):
             while self.epoch < self.max_epoch and self.stop_reason is None:
                 began = time.monotonic()
                 self.end_epoch(task, task.run_epoch(), time.monotonic() - began)
@@ -192,38 +282,40 @@ class TaskRunner:
         return (self.epoch + 1) % self.eval_every == 0 or self.epoch + 1 >= self.max_epoch
 
     def tick(self, task: BasicTask) -> None:
-        """After each step: the one place of the training pass that may wait for the device."""
-        if not self.closing:
-            return
-        keeper, logging = self.keeper, self.step_count % self.log_every == 0
-        if logging:
-            keeper.log_step(task)
-        if self.save_every and self.step_count % self.save_every == 0:
-            keeper.save(task)
-        if (logging and keeper.halt.agreed()) if distributed.launched() else keeper.halt.asked():
-            keeper.stop(task)
+        """After each update: the one place of the training pass that may wait for the device."""
+        self.keeper.updated(task)
 
     def end_epoch(self, task: BasicTask, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:
         """Book an epoch: its line, its schedule, whether it is the best, whether it is the last; then save."""
-        measured = {f"{split}/{key}": value for split, row in results.items() for key, value in row.items()}
-        numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count, **measured}
-        numbers |= {"lr": task.learning_rate, "seconds": round(seconds, 3)}
+        numbers, best = self.measured(task, results, seconds)
         name, sign = self.monitor.resolve(numbers)
-        if task.interval == "epoch":
-            task.step_scheduler(numbers.get(name), sign)
-        best = self.monitor.better(numbers)
         reasons = [callback.on_epoch_end(numbers, name, sign) for callback in self.callbacks.values()]
         self.stop_reason = next((reason for reason in reasons if reason), None)
-        self.epoch, self.position = self.epoch + 1, 0
-        self.meter.clear()
+        self.next_epoch()
         self.keeper.end_epoch(task, numbers, best)
+
+    def measured(
+        self, task: BasicTask, results: Mapping[str, Mapping[str, float]], seconds: float
+    ) -> tuple[dict[str, Any], bool]:
+        """The line of an epoch, and whether it is the best so far; a schedule by epoch is stepped."""
+        rows = {f"{split}/{key}": value for split, row in results.items() for key, value in row.items()}
+        numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count, **rows}
+        numbers |= {"lr": task.learning_rate, "seconds": round(seconds, 3)}
+        if task.interval == "epoch":
+            name, sign = self.monitor.resolve(numbers)
+            task.step_scheduler(numbers.get(name), sign)
+        return numbers, self.monitor.better(numbers)
+
+    def next_epoch(self) -> None:
+        self.at.end_epoch()
+        self.meter.clear()
+
+    # --- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands: enough to go on at the next step."""
         return {
-            "epoch": self.epoch,
-            "step": self.step_count,
-            "position": self.position,
+            **self.at.state_dict(),
             "pieces": self.pieces,
             "total_steps": self.total_steps,
             "stop_reason": self.stop_reason,
@@ -234,13 +326,13 @@ class TaskRunner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.step_count, self.position = state["epoch"], state["step"], state["position"]
+        self.at.load_state_dict(state)
         self.pieces = state["pieces"]
         self.stop_reason = state["stop_reason"] if state["total_steps"] == self.total_steps else None
         if self.position > self.length:
             raise RunError(f"batch {self.position} of an epoch is where the run stands, and it has {self.length} now")
-        begun = self.step_count - -(-self.position // self.accumulate)  # an epoch may have ended before its last batch
-        self.max_epoch = self.progress.max_epoch = self.epoch - (begun - self.total_steps) // self.steps_per_epoch
+        self.progress.max_epoch = self.max_epoch
+        self.accumulator.clear()
         self.meter.load_state_dict(state["meter"])
         self.monitor.load_state_dict(state["monitor"])
         if self.place.scaler:

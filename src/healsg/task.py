@@ -95,15 +95,16 @@ class BasicTask:
         self.runner.monitor.check(self)
         memory.check(self)
 
-    def build(self, threads: int | None = None, fresh_weights: bool = True) -> None:
-        """Make loaders, network and loss, each from its own share of the seed, and place them.
+    def build(self, threads: int | None = None, fresh_weights: bool = True, training: bool = True) -> None:
+        """Run the six builders, each with its own share of the seed, and place what they make on the device.
 
         Args:
             threads: of the CPU with which the run began, for one that goes on.
             fresh_weights: whether the weights begin here, and ``init_from`` counts; False where a checkpoint follows.
+            training: whether optimizer and schedule are made too; False where the network is only looked at.
         """
         seed, runner = self.config.seed, self.runner
-        runner.prepare(seed, threads)
+        runner.prepare(threads)
         seed_everything(seed, "data")
         loaders = self.build_dataloader()
         if not isinstance(loaders, (Mapping, tuple, list)):
@@ -123,16 +124,18 @@ class BasicTask:
             log.info("%s", checkpoint.initialise(self.model, weights_file(self.config.init_from)))
         self.criterion = self.build_criterion()
         self.task_method.setup(self)
+        least = least_rows(self.model)
         for loader in self.loaders.values():
-            loader.deal(runner.terms(self.model, seed))
-        runner.measure_run(self.train_loader)
+            loader.deal(runner.terms(seed, least))
+        runner.plan_run(self.train_loader, seed, least)
         for module in (self.model, self.criterion, self.task_method):
             if isinstance(module, nn.Module):
                 runner.place.put(module)
         self.train_epoch, self.val_epoch = TrainEpoch(self), EvalEpoch(self, "val")
+        if training:
+            self._build_training()
 
-    def build_training(self) -> None:
-        """What only training needs: the callable network, the optimizer, the schedule."""
+    def _build_training(self) -> None:
         self.net = self.runner.place.wrap(self.model, *self.runner.wrapping)
         self.optimizer = self.build_optimizer()
         self.runner.place.spare(self.optimizer)
@@ -224,3 +227,8 @@ class BasicTask:
             self.scheduler.load_state_dict(state["scheduler"])
         self.task_method.load_state_dict(state["method"])
         self.runner.load_state_dict(state["runner"])
+
+
+def least_rows(model: nn.Module) -> int:
+    """Rows with which a network can be trained: BatchNorm fails on one, hence two where there is any."""
+    return 1 + any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())

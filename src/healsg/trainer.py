@@ -87,7 +87,6 @@ class TaskTrainer:
         """
         going_on = folder.last.exists() or folder.previous.exists()
         task.build(threads=folder.record.get("threads"), fresh_weights=not going_on)
-        task.build_training()
         facts = task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
         was, now = folder.record.get("samples"), facts.get("samples")
         if going_on and was and now and was != now and not self.config["resume"]["force"]:
@@ -129,7 +128,7 @@ class TaskTrainer:
         if folder is None:
             raise RunError("evaluate: this task has no run yet; train it, or use TaskTrainer.load(run)")
         task = build_task(self.composed)
-        task.build(fresh_weights=False)
+        task.build(fresh_weights=False, training=False)
         if split not in task.loaders:
             raise ConfigError(f"split: {split} is not one of {', '.join(task.loaders)}")
         try:

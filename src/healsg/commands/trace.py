@@ -81,16 +81,13 @@ class Tracer(Keeper):
 
     def begin(self, task: BasicTask) -> None:
         super().begin(task)
-        runner, self.names = task.runner, list[str]()
-        self._write_trace({"begin": runner.step_count})
-        tick, self.turned = runner.tick, time.monotonic()
+        self.names = list[str]()
+        self._write_trace({"begin": task.runner.step_count})
+        self.turned = time.monotonic()
 
-        def watched(task: BasicTask) -> None:
-            tick(task)
-            if runner.closing and runner.keeper is self:
-                self._watch(task)
-
-        runner.tick = watched  # type: ignore[method-assign]
+    def updated(self, task: BasicTask) -> None:
+        super().updated(task)
+        self._watch(task)
 
     def _watch(self, task: BasicTask) -> None:
         took, plan, step = time.monotonic() - self.turned, self.plan, task.runner.step_count

@@ -113,7 +113,7 @@ class Attack(nn.Module):
         if not self.steps:
             return numbers
         model, predict = task.task_method.eval_model(task), task.task_model.predict
-        seed_device(task.device, task.runner.seed, f"attack {split}")
+        seed_device(task.device, task.runner.plan.seed, f"attack {split}")
         with self.seen(task, model):
             for batch in task.runner.eval_batches(task, split):
                 target = batch["target"]

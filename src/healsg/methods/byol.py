@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from healsg.losses.agreement import cosine_distance
 from healsg.losses.redundancy import spread
-from healsg.methods.selfsupervised import Pair, Predicted, SelfSupervised, perceptron
+from healsg.methods.selfsupervised import Pair, Predicted, SelfSupervised, Views, perceptron
 from healsg.types import Count, Kept
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class BYOL(SelfSupervised):
         projector = perceptron(features, self.hidden, self.size)
         return Predicted(projector, perceptron(self.size, self.hidden, self.size))
 
-    def compare(self, task: BasicTask, output: list[Pair], wanted: list[Pair]) -> dict[str, Tensor]:
+    def compare(self, task: BasicTask, batch: Views, output: list[Pair], wanted: list[Pair]) -> dict[str, Tensor]:
         (predicted, other), (first, second) = output[1], wanted[0]
         loss = 2 * (cosine_distance(predicted, second) + cosine_distance(other, first)).mean()
         return {"loss": loss, "spread": spread(output[0][0].detach())}

@@ -14,6 +14,7 @@ from healsg.losses.distillation import noise_contrastive
 from healsg.methods.counts import class_counts, labelled_targets, remember
 from healsg.methods.teacher import Answer, Distilled, Student
 from healsg.methods.within import Probe
+from healsg.step import rows_of
 from healsg.types import Count, NonNegative, Positive, Share
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class CRD(Distilled):
         losses = [noise_contrastive(*pair, memory.shape[1]) for pair in zip(scores, self.constants, strict=True)]
         with torch.no_grad():
             after = F.normalize(torch.lerp(embedded, memory[:, index], self.momentum), dim=2)
-            remember(memory, index, after, counts=task.runner.rows > 0)
+            remember(memory, index, after, counts=rows_of(batch, index) > 0)
         return self.weight * (losses[0] + losses[1]).mean()
 
 

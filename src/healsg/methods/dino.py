@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from healsg import distributed
 from healsg.losses.agreement import self_distillation
-from healsg.methods.selfsupervised import Pair, SelfSupervised
+from healsg.methods.selfsupervised import Pair, SelfSupervised, Views
+from healsg.step import rows_of
 from healsg.types import Count, Kept, Positive, Share
 
 if TYPE_CHECKING:
@@ -70,12 +71,12 @@ class DINO(SelfSupervised):
         super().setup(task)
         self.register_buffer("center", torch.zeros(self.prototypes))
 
-    def compare(self, task: BasicTask, output: list[Pair], wanted: list[Pair]) -> dict[str, Tensor]:
+    def compare(self, task: BasicTask, batch: Views, output: list[Pair], wanted: list[Pair]) -> dict[str, Tensor]:
         (student, other), (first, second) = output[0], wanted[0]
         center = self.center.clone()
         losses = self_distillation(student, second, center, *self.temperatures)
         losses = losses + self_distillation(other, first, center, *self.temperatures)
-        self.move_center(torch.cat([first, second]), counts=task.runner.rows > 0)
+        self.move_center(torch.cat([first, second]), counts=rows_of(batch, first) > 0)
         return {"loss": losses.mean() / 2}
 
     @torch.no_grad()

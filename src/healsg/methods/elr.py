@@ -11,6 +11,7 @@ from healsg.errors import ConfigError
 from healsg.losses.classification import early_learning, log_softmax
 from healsg.methods.counts import class_counts, labelled_targets, remember
 from healsg.methods.supervised import Supervised
+from healsg.step import rows_of
 from healsg.types import NonNegative, Share
 
 if TYPE_CHECKING:
@@ -51,5 +52,5 @@ class EarlyLearning(Supervised):
             predicted = log_softmax(output.detach()).exp().clamp(1e-4, 1.0 - 1e-4)
             predicted = (predicted / predicted.sum(dim=1, keepdim=True)).to(self.remembered.dtype)
             remembered = torch.lerp(predicted, self.remembered[places], self.beta)
-            remember(self.remembered, places, remembered, counts=task.runner.rows > 0)
+            remember(self.remembered, places, remembered, counts=rows_of(batch, places) > 0)
         return super().loss(task, batch, output, target) + self.weight * early_learning(output, remembered).mean()

@@ -12,6 +12,7 @@ from healsg.losses.classification import wide
 from healsg.losses.contrastive import queue_contrast
 from healsg.methods.gathered import gather
 from healsg.methods.selfsupervised import SelfSupervised, perceptron
+from healsg.step import rows_of
 from healsg.types import Count, Kept, Positive
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class MoCo(SelfSupervised):
         query = wide(task.net(views["view1"]))
         with torch.autocast(task.device.type, enabled=False):
             losses = queue_contrast(query, key, self.keys.clone(), self.temperature)
-            self.enqueue(F.normalize(gather(key, task.runner.rows), dim=1))
+            self.enqueue(F.normalize(gather(key, rows_of(views, key)), dim=1))
         return {"loss": losses.mean()}
 
     def enqueue(self, keys: Tensor) -> None:

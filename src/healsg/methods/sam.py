@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from healsg.methods.averaging import BatchNorm
 from healsg.methods.supervised import Supervised
 from healsg.seeding import seed_device
+from healsg.step import Mean, MicroBatch, loss_of, reported
 from healsg.types import Positive
 
 if TYPE_CHECKING:
@@ -34,27 +35,25 @@ class SAM(Supervised):
         super().__init__(**common)
         self.rho = rho
 
-    def step(self, task: BasicTask, batch: dict[str, Any]) -> tuple[dict[str, Tensor], bool]:
+    def step(self, task: BasicTask, batch: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
         runner = task.runner
-        with runner.forward(task):
+        with runner.forward(task, micro):
             logs = self.train_step(task, batch)
         weights: list[Tensor] = [weight for weight in task.model.parameters() if weight.requires_grad]
         before = [weight.detach().clone() for weight in weights]
-        climb = ascent(self.gradient(task, logs["loss"], weights), self.rho)
+        climb = ascent(self.gradient(task, loss_of(logs["loss"]).value, weights), self.rho)
         with torch.no_grad():
             torch._foreach_add_(weights, climb)
-        seed_device(task.device, runner.seed, runner.epoch, runner.position)
-        with runner.forward(task), still_statistics(task.model):
-            loss = self.train_step(task, batch)["loss"]
-        slopes = self.gradient(task, loss, weights)
+        seed_device(task.device, runner.plan.seed, runner.epoch, runner.position)
+        with runner.forward(task, micro), still_statistics(task.model):
+            loss = loss_of(self.train_step(task, batch)["loss"])
+        slopes = self.gradient(task, loss.value, weights)
         with torch.no_grad():
             torch._foreach_copy_(weights, before)
         # What has these slopes as its gradient at the weights themselves, for the runner's own backward and update.
         line = torch.stack([(weight * slope).sum() for weight, slope in zip(weights, slopes, strict=True)]).sum()
-        logs = {name: value.detach() for name, value in logs.items()}
-        passed = logs | {"loss": line}
-        moved = runner.update(task, passed)
-        return logs | {"count": passed["count"]}, moved
+        _, moved = runner.update(task, logs | {"loss": Mean(line, loss.terms[0].over)}, micro)
+        return reported(logs, micro), moved
 
     def gradient(self, task: BasicTask, loss: Tensor, weights: list[Tensor]) -> list[Tensor]:
         """The gradient of ``loss``, zero where a weight took no part; it goes through fp16 at the scaler's scale."""

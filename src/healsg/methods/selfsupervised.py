@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Pair = tuple[Tensor, Tensor]
 """What was made of the first and of the second view of the same samples."""
+
+Views = Mapping[str, Any]
+"""The views of some samples by name; see ``step.rows_of``."""
 
 
 class SelfSupervised(TaskMethod):
@@ -68,10 +71,13 @@ class SelfSupervised(TaskMethod):
         """What turns (N, features) into what is compared."""
         raise NotImplementedError
 
-    def compare(self, task: BasicTask, output: list[Pair], wanted: list[Pair]) -> dict[str, Tensor]:
+    def compare(self, task: BasicTask, batch: Views, output: list[Pair], wanted: list[Pair]) -> dict[str, Tensor]:
         """The step's scalars from what network and momentum encoder make of both views, in at least float32.
 
-        Each head's outputs are a pair; ``wanted`` is empty where there is no momentum encoder.
+        Args:
+            batch: both views, and which samples they are of.
+            output: by head, what the network made of the first and of the second view.
+            wanted: the same of the momentum encoder; empty where there is none.
         """
         raise NotImplementedError
 
@@ -101,7 +107,7 @@ class SelfSupervised(TaskMethod):
             wanted = [] if self.target is None else pairs(self.target(input))
         output = pairs(task.net(input))
         with torch.autocast(task.device.type, enabled=False):
-            return self.compare(task, output, wanted)
+            return self.compare(task, views, output, wanted)
 
     def after_update(self, task: BasicTask) -> None:
         if self.target is not None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from healsg.losses.agreement import cosine_distance
 from healsg.losses.redundancy import spread
-from healsg.methods.selfsupervised import Pair, Predicted, SelfSupervised, perceptron
+from healsg.methods.selfsupervised import Pair, Predicted, SelfSupervised, Views, perceptron
 from healsg.types import Count
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class SimSiam(SelfSupervised):
         projector.append(nn.BatchNorm1d(self.size, affine=False))
         return Predicted(projector, perceptron(self.size, self.bottleneck, self.size))
 
-    def compare(self, task: BasicTask, output: list[Pair], wanted: list[Pair]) -> dict[str, Tensor]:
+    def compare(self, task: BasicTask, batch: Views, output: list[Pair], wanted: list[Pair]) -> dict[str, Tensor]:
         (first, second), (predicted, other) = output
         loss = (cosine_distance(predicted, second) + cosine_distance(other, first)).mean() / 2 - 1.0
         return {"loss": loss, "spread": spread(first.detach())}

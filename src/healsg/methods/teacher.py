@@ -55,7 +55,7 @@ def network_of(folder: RunFolder, like: BasicTask) -> nn.Module:
     token = _pupil.set(False)
     try:
         with torch.random.fork_rng(devices=[]):
-            task.build(fresh_weights=False)
+            task.build(fresh_weights=False, training=False)
     finally:
         _pupil.reset(token)
     restore_weights(task, folder, "best")

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from healsg.losses.redundancy import vicreg
 from healsg.methods.gathered import gather
-from healsg.methods.selfsupervised import Pair, SelfSupervised, perceptron
+from healsg.methods.selfsupervised import Pair, SelfSupervised, Views, perceptron
+from healsg.step import rows_of
 from healsg.types import Count, NonNegative
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class VICReg(SelfSupervised):
     def head(self, features: int) -> nn.Module:
         return perceptron(features, self.hidden, self.hidden, self.size)
 
-    def compare(self, task: BasicTask, output: list[Pair], wanted: list[Pair]) -> dict[str, Tensor]:
-        first, second = (gather(view, task.runner.rows) for view in output[0])
+    def compare(self, task: BasicTask, batch: Views, output: list[Pair], wanted: list[Pair]) -> dict[str, Tensor]:
+        first, second = (gather(view, rows_of(batch, view)) for view in output[0])
         invariance, variance, covariance = vicreg(first, second)
         loss = self.invariance * invariance + self.variance * variance + self.covariance * covariance
         return {"loss": loss, "invariance": invariance, "variance": variance, "covariance": covariance}
