@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
+import logging
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor, nn
 
+from healsg import archive, safefiles
 from healsg.errors import RunError
+
+log = logging.getLogger("healsg")
 
 FORMAT = 2
 _MAGIC = f"HEALSg-{FORMAT}".encode()
@@ -31,19 +35,16 @@ def save(path: Path, state: dict[str, Any]) -> None:
     for key, value in _leaves(state, ""):
         if name := odd(value):
             raise RunError(f"checkpoint: {key} is {name}; keep tensors and plain values (numbers, text, lists, dicts)")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        if aside := safefiles.set_folder_aside(path):
+            log.warning("%s: is a folder, and not a checkpoint; moved to %s", path, aside.name)
+        with safefiles.replacing(path, sync=True) as file:
             hashed = _Hashed(file)
             torch.save({"format": FORMAT, **state}, cast("BinaryIO", hashed))
             hashed.write(_MAGIC)
             hashed.finish()
-            os.fsync(file.fileno())
-        temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written ({error.strerror}); the checkpoint before it is good") from error
 
 
@@ -84,36 +85,93 @@ def load(path: Path) -> dict[str, Any]:
         RunError: the file is missing, damaged, not ours, or of a format this version does not know.
     """
     try:
-        data = path.read_bytes()
+        with safefiles.open_to_read(path) as file:
+            state = _read(file, path)
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from error
-    body, magic, digest = data[:-_TRAILER], data[-_TRAILER:-32], data[-32:]
-    if magic[:6] != _MAGIC[:6]:
-        raise RunError(f"{path}: is no checkpoint of HEALSg, or its end is missing")
-    if hashlib.sha256(data[:-32]).digest() != digest:
-        raise RunError(f"{path}: is damaged; its SHA-256 does not fit")
-    if magic != _MAGIC:
-        raise RunError(f"{path}: was written by another version of the format, which this one does not read")
-    try:
-        state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-        weights = state["model"].values()
-    except Exception as error:  # what was made to look like a checkpoint raises almost anything
-        raise RunError(f"{path}: holds something that is neither a tensor nor a plain value, or no weights") from error
+    weights = state["model"].values()
     if not all(isinstance(value, Tensor) for value in weights):
         raise RunError(f"{path}: its weights are no tensors")
     return state
 
 
+def _read(file: BinaryIO, path: Path) -> dict[str, Any]:
+    """The state in an open file. What is cheap to see is looked at first, and nothing is unpickled unchecked."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(0, size - _TRAILER))
+    trailer = file.read(_TRAILER)
+    magic, digest = trailer[:-32], trailer[-32:]
+    if magic[:6] != _MAGIC[:6]:
+        raise RunError(f"{path}: is no checkpoint of HEALSg, or its end is missing")
+    archive.require_size(file, path)
+    file.seek(0)
+    if archive.sha256(file, size - 32) != digest:
+        raise RunError(f"{path}: is damaged; its SHA-256 does not fit")
+    if magic != _MAGIC:
+        raise RunError(f"{path}: was written by another version of the format, which this one does not read")
+    body = archive.Part(file, size - _TRAILER)
+    try:
+        archive.require_stored(body, size)
+        body.seek(0)
+        state: dict[str, Any] = torch.load(cast("BinaryIO", body), map_location="cpu", weights_only=True)
+        require_plain(state, size)
+        state["model"].values()
+    except MemoryError as error:
+        raise RunError(f"{path}: does not fit into the memory that is left") from error
+    except Exception as error:  # what was made to look like a checkpoint raises almost anything
+        raise RunError(f"{path}: holds something that is neither a tensor nor a plain value, or no weights") from error
+    return state
+
+
+def require_plain(state: Any, size: int) -> None:
+    """Refuse a state that is larger than the file that it came from allows, or that ``save`` would not have written.
+
+    A pickle may name one list many times, and a tensor may show a few bytes as gigabytes: what goes over such a state,
+    or copies it, would not end. So the values are counted, up to a bound.
+
+    Args:
+        state: what was read.
+        size: the bytes of its file.
+
+    Raises:
+        ValueError: it is too large, too deep, or not plain.
+    """
+    values, tensors = max(size, 1 << 20), 16 * size + (1 << 28)
+    level: list[Any] = [state]
+    for _ in range(100):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                if any(type(key) not in (str, int) for key in value):
+                    raise ValueError("a key is not plain")
+                inner += value.values()
+            elif isinstance(value, (list, tuple)):
+                inner += value
+            elif odd(value):
+                raise ValueError("a value is not plain")
+            elif isinstance(value, Tensor):
+                tensors -= value.numel() * value.element_size()
+            if len(inner) > values or tensors < 0:
+                raise ValueError("the state is larger than its file allows")
+        values -= len(inner)
+        level = inner
+        if not level:
+            return
+    raise ValueError("the state is nested too deeply")
+
+
 def keep_previous(path: Path, previous: Path) -> None:
     """Let ``previous`` be what ``path`` is, so that ``path`` can be replaced; both are good at every moment."""
-    if path.exists():
-        link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
-        link.unlink(missing_ok=True)
+    if safefiles.kind_of(path) == safefiles.FILE:
+        safefiles.set_folder_aside(previous)
+        link = safefiles.temporary_name(previous)
         try:
             os.link(path, link)
-        except OSError:
-            link.write_bytes(path.read_bytes())
-        link.replace(previous)
+            link.replace(previous)
+        except OSError:  # a file system without hard links
+            link.unlink(missing_ok=True)
+            with safefiles.open_to_read(path) as file, safefiles.replacing(previous) as copy:
+                shutil.copyfileobj(file, copy)
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from healsg import distributed, redact
+from healsg import distributed, redact, safefiles
 from healsg.checks import is_below
 from healsg.checks.check import show
 from healsg.config import Composed, flat
@@ -68,6 +68,7 @@ def enter(composed: Composed, path: Path | None = None) -> RunFolder:
     name = values["name"] or new_name(composed.choices)
     check_name(name)
     folder = RunFolder(path := path or ROOT / name)
+    safefiles.check_run_folder(path, writing=True)
     folder.lock()
     try:
         if folder.config.exists():
@@ -90,9 +91,9 @@ def begin(folder: RunFolder, composed: Composed) -> RunFolder:
         folder = _set_aside(folder)
     if record := folder.record:
         ended = {key: record.get(key) for key in ("end", "best", "test", "digest")}
-        earlier = [*record.get("earlier", []), *([ended] if ended["digest"] else [])]
+        earlier = [*(record.get("earlier") or []), *([ended] if ended["digest"] else [])]
         open_again = {"best": None, "test": None, "digest": None, "last": None, "earlier": earlier}
-        times = [*record.get("continued", []), timestamp()]
+        times = [*(record.get("continued") or []), timestamp()]
         folder.note(status="running", reason=None, continued=times, **open_again, **_facts())
     else:
         beginning = {"command": _command(), "seed": config["seed"], "begin": timestamp()}
@@ -101,7 +102,7 @@ def begin(folder: RunFolder, composed: Composed) -> RunFolder:
     overrides = [redact.override(override) for override in composed.overrides]
     if overrides != composed.overrides and "job" in hydra:
         hydra["job"]["override_dirname"] = redact.HIDDEN
-    (folder.path / ".hydra").mkdir(exist_ok=True)
+    safefiles.make_folder(folder.path / ".hydra")
     for name, content in {
         "config.yaml": shown,
         ".hydra/config.yaml": shown,

@@ -34,10 +34,11 @@ class Composer:
 
     def __init__(self, config_dir: str | None = None, config_name: str = "config") -> None:
         from hydra import version
-        from hydra._internal.hydra import Hydra
         from hydra._internal.utils import create_config_search_path
         from hydra.core.config_search_path import SearchPathQuery
         from hydra.core.global_hydra import GlobalHydra
+
+        from healsg.hydra_loader import create_hydra
 
         self.name, self.project = config_name, [Path.cwd()]
         search_path = create_config_search_path(str(conf_folder()))
@@ -49,7 +50,7 @@ class Composer:
             search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
         version.setbase("1.3")
         GlobalHydra.instance().clear()
-        self._hydra = Hydra.create_main_hydra2("healsg", search_path)
+        self._hydra = create_hydra("healsg", search_path)
         self._loader = self._hydra.config_loader
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
@@ -99,6 +100,8 @@ class Composer:
             )
         except YAMLError as error:
             raise ConfigError(f"a configuration file cannot be read: {one_line(error)}") from error
+        except ConfigError:
+            raise
         except Exception as error:  # Hydra raises anything for a line that is odd enough
             raise self._explained(error, overrides) from error
         OmegaConf.set_struct(config, False)

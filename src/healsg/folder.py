@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from healsg import safefiles
 from healsg.errors import RunError
+from healsg.record import read_record
 
 log = logging.getLogger("healsg")
 ROOT = Path("runs")
@@ -54,7 +56,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a+")
+            file = safefiles.open_text_to_append(self.path / ".lock")
         except (FileExistsError, NotADirectoryError) as error:
             raise RunError(f"{error.filename}: is no folder; use another name, or take it away") from None
         except FileNotFoundError:  # whoever held it has taken the folder away in between
@@ -63,7 +65,7 @@ class RunFolder:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
-            holder = file.read().strip()
+            holder = file.read(100).strip()
             if isinstance(error, BlockingIOError) and patience > 0 and not _lives(holder):
                 file.close()
                 time.sleep(0.05)
@@ -93,7 +95,8 @@ class RunFolder:
     def sweep(self) -> None:
         """Remove what a killed save left behind."""
         for leftover in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
-            leftover.unlink(missing_ok=True)
+            if safefiles.kind_of(leftover) == safefiles.FILE:
+                leftover.unlink(missing_ok=True)
 
     def abandon(self) -> None:
         """Leave a folder in which no run has begun, and take it away."""
@@ -109,12 +112,11 @@ class RunFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What ``run.json`` holds; empty where there is none or it cannot be read."""
-        try:
-            record = json.loads(self.record_file.read_text())
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return record if isinstance(record, dict) else {}
+        """What ``run.json`` holds; empty where there is none or it cannot be read.
+
+        Raises RunError where a field that is read back has a value of another type.
+        """
+        return read_record(self.record_file)
 
     def note(self, **facts: Any) -> None:
         """Add to ``run.json``, or change what it says, in one atomic step."""
@@ -122,7 +124,7 @@ class RunFolder:
 
     def ended(self, status: str, reason: str | None = None) -> None:
         """Record how the run ended: ``finished``, ``stopped`` or ``failed``."""
-        seconds = round(self.record.get("seconds", 0.0) + time.time() - self.began, 1)
+        seconds = round((self.record.get("seconds") or 0.0) + time.time() - self.began, 1)
         self.note(status=status, reason=reason, end=timestamp(), seconds=seconds)
 
     def finished(self, best: dict[str, Any] | None, test: dict[str, float], digest: str) -> None:
@@ -146,7 +148,7 @@ class RunFolder:
 
         problems = []
         for path in (self.last, self.previous):
-            if path.exists():
+            if os.path.lexists(path):  # also a link that leads nowhere: it is not passed over in silence
                 try:
                     state = checkpoint.load(path)
                 except RunError as error:
@@ -172,7 +174,7 @@ def _lives(holder: str) -> bool:
 def _is_still(file: IO[str], path: Path) -> bool:
     """Whether an open file is the one that lies at ``path``."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except FileNotFoundError:
         return False
 
@@ -202,14 +204,8 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old or the new one, never a part. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with naming(path):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with naming(path), safefiles.replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def is_run(run: str) -> bool:
@@ -218,16 +214,21 @@ def is_run(run: str) -> bool:
 
 
 def _is_run(path: Path) -> bool:
+    """Whether a ``config.yaml`` lies in a folder, of whatever kind: what is no regular file is refused by name."""
     try:
-        return (path / "config.yaml").is_file()
-    except OSError:  # no name of a file
+        return bool(safefiles.kind_of(path / "config.yaml"))
+    except (OSError, ValueError):  # no name of a file
         return False
 
 
 def find(run: str) -> RunFolder:
-    """The folder of a run given as a path or as a name under ``runs/``. Raises RunError."""
+    """The folder of a run given as a path or as a name under ``runs/``, of which no known file is a link.
+
+    Raises RunError.
+    """
     for path in (Path(run), ROOT / run):
         if _is_run(path):
+            safefiles.check_run_folder(path)
             return RunFolder(path)
     known = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob("**/config.yaml") if ".hydra" not in path.parts)
     names = ", ".join(str(name) for name in known[-5:]) or "none yet"
@@ -235,5 +236,17 @@ def find(run: str) -> RunFolder:
 
 
 def weights_file(source: str) -> Path:
-    """The checkpoint that ``init_from`` names: a file, or the best weights of a run. Raises RunError."""
-    return Path(source) if Path(source).is_file() else find(source).best
+    """The checkpoint that ``init_from`` names: a file, or the best weights of a run.
+
+    A path that the user gave may lead through links, and comes back without them; what lies in a run may not.
+
+    Raises RunError.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path.resolve() if path.is_symlink() or path.parent.is_symlink() else path
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{source}: is neither a regular file nor the folder of a run")
+    best = find(source).best
+    safefiles.require(best)
+    return best

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from healsg import safefiles
 from healsg.errors import RunError
 from healsg.folder import finite
 from healsg.mirror import Mirror
@@ -28,7 +29,8 @@ class Journal:
     def __init__(self, path: Path, mirrors: dict[str, Mirror] | None = None) -> None:
         self.path, self.mirrors = path, dict(mirrors or {})
         self.offset, self.history = 0, hashlib.sha256().hexdigest()
-        self._file, self.started = path.open("ab"), False
+        self._file = safefiles.open_to_append(path)
+        self.started = False
 
     def start(self, record: dict[str, Any]) -> None:
         """Open the mirrors."""
@@ -79,8 +81,8 @@ class Journal:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Cut the file back to where it was at a save. Raises RunError if it has become shorter."""
-        size, wanted = self.path.stat().st_size, state["offset"]
+        size, wanted = os.fstat(self._file.fileno()).st_size, state["offset"]
         if size < wanted:
             raise RunError(f"{self.path}: lines are missing that its checkpoint counts on ({size} of {wanted} bytes)")
         self.offset, self.history = state["offset"], state["history"]
-        os.truncate(self.path, self.offset)
+        os.ftruncate(self._file.fileno(), self.offset)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from healsg import checkpoint, distributed
+from healsg import checkpoint, distributed, safefiles
 from healsg.config import one_line
 from healsg.epoch import EvalEpoch
 from healsg.errors import NotFiniteError, RunError
@@ -177,7 +177,7 @@ class Keeper(Watcher):
                 raise NotFiniteError(wrong)
         assert self.journal is not None
         self.journal.sync()
-        self.folder.checkpoints.mkdir(exist_ok=True)
+        safefiles.make_folder(self.folder.checkpoints)
         if "best" in states:
             checkpoint.save(self.folder.best, states["best"])
         if "last" in states:

@@ -23,7 +23,7 @@ from healsg.plan import Plan, Position
 from healsg.seeding import mix, seed_device
 from healsg.step import Accumulator, MicroBatch, TrainBatch, loss_of, reported, weighted_sum
 from healsg.terms import Terms
-from healsg.types import Count, NonNegative, Positive
+from healsg.types import Count, NonNegative, Positive, Threads
 from healsg.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class TaskRunner:
         compile: Compile = False,
         cuda_graph: bool = False,
         channels_last: bool = False,
-        threads: Count | None = None,
+        threads: Threads | None = None,
         deterministic: bool = False,
         log_every: Count = 50,
         eval_every: Count = 1,

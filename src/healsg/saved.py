@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from healsg import redact
+from healsg import redact, safefiles
 from healsg.checks import check, targets
 from healsg.config import Composed, flat, has_key, one_line, parse, verify
 from healsg.errors import ConfigError, RunError
@@ -32,10 +32,7 @@ def read_saved(path: Path) -> dict[str, Any]:
         RunError: it cannot be read, or holds what only a program could, or what would grow beyond bounds.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise RunError(f"{path}: is larger than {LARGEST} bytes; no configuration of a run is")
+        content = safefiles.read_bytes(path, LARGEST)
         depth = 0
         for event in yaml.parse(content, yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import shlex
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from healsg import distributed, redact
+from healsg import distributed, redact, safefiles
 from healsg.config import Composed, leaf
 from healsg.errors import HealsgError, Stopped
 from healsg.folder import RunFolder
@@ -96,6 +98,9 @@ class Session:
 
 class _LogFile(logging.FileHandler):
     """``train.log``; a full disk is told by what must be written, not by the log."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return safefiles.open_text_to_append(Path(self.baseFilename))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         pass

@@ -29,10 +29,14 @@ class Range:
         return " and ".join([low] * (self.low != float("-inf")) + [high] * (self.high != float("inf")))
 
 
+MOST_THREADS = 1024
+"""Threads of the CPU: as many as the largest machines have, and few enough to be started on any."""
+
 Count = Annotated[int, Range(low=1)]
 Natural = Annotated[int, Range(low=0)]
 Positive = Annotated[float, Range(low=0, open_low=True)]
 NonNegative = Annotated[float, Range(low=0)]
 Fraction = Annotated[float, Range(low=0, high=1)]
 Share = Annotated[float, Range(low=0, high=1, open_high=True)]
+Threads = Annotated[int, Range(low=1, high=MOST_THREADS)]
 Kept = Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)]

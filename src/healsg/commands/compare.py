@@ -11,6 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from healsg import safefiles
 from healsg.checks import is_below
 from healsg.claim import FREE
 from healsg.config import flat
@@ -22,6 +23,9 @@ USAGE = "healsg compare RUN RUN [replay=true [key=value ...]]"
 FACTS = ("versions", "threads", "device", "host", "processes", "commit", "patch")
 TRACE = "trace.jsonl"
 """What ``healsg.commands.trace`` writes into a run's folder."""
+
+LONGEST = 1 << 26
+"""Bytes of a line: a trace has some hundred for each tensor of the network."""
 
 SHOWN = 20
 """Differing settings that are shown one by one."""
@@ -112,12 +116,19 @@ def _rows(folder: RunFolder) -> Iterator[dict[str, Any]]:
 
 
 def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of lines, each with its offset; what a kill has left of a line is passed over."""
+    """The objects of a file of lines, each with its offset; what a kill has left of a line is passed over.
+
+    Raises RunError for a line of more than ``LONGEST`` bytes.
+    """
     offset = 0
-    with path.open("rb") as file:
-        for text in file:
-            with suppress(ValueError):
-                yield offset, json.loads(text)
+    with safefiles.open_to_read(path) as file:
+        while text := file.readline(LONGEST + 1):
+            if len(text) > LONGEST:
+                raise RunError(f"{path}: has a line of more than {LONGEST:,} bytes at byte {offset:,}")
+            with suppress(ValueError, RecursionError):
+                row = json.loads(text)
+                if isinstance(row, dict):
+                    yield offset, row
             offset += len(text)
 
 
@@ -171,7 +182,7 @@ def first_tensor(first: Path, second: Path) -> Divergence | None:
         if "step" in row:
             places[row["step"]] = offset, names
     names, last, kill, begin = [], None, None, None
-    with first.open("rb") as file:
+    with safefiles.open_to_read(first) as file:
         for _, row in entries(second):
             names = row.get("names", names)
             if "begin" in row and last is not None:
@@ -208,7 +219,7 @@ def _replay(first: RunFolder, second: RunFolder, until: int | None, overrides: l
     with tempfile.TemporaryDirectory(prefix="healsg-") as place:
         folders = []
         for number, folder in enumerate((first, second), 1):
-            if folder.record.get("processes", 1) > 1:
+            if (folder.record.get("processes") or 1) > 1:
                 raise RunError(f"{folder.path}: was trained by several processes; a replay has one")
             composed = load_saved(folder, overrides)
             runner = composed.values["runner"]

@@ -13,6 +13,7 @@ import yaml
 from healsg.compose import conf_folder
 from healsg.config import one_line
 from healsg.errors import ConfigError
+from healsg.yamlfiles import check_file
 
 SHOWN = 5
 """Changed settings that a verdict names."""
@@ -71,6 +72,7 @@ def recipes(config_dir: str | None = None) -> dict[str, Path]:
 
 def read_target(path: Path) -> Target:
     """What a recipe's file says it reproduces. Raises ConfigError: the file, the key, what would be right."""
+    check_file(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -23,6 +23,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from healsg import safefiles
 from healsg.cli import as_mistake, report
 from healsg.commands.compare import TRACE
 from healsg.config import Composed
@@ -112,8 +113,8 @@ class Tracer(Keeper):
 
     def _write_trace(self, row: dict[str, Any]) -> None:
         """A line of its own, also where a kill has left a part of one."""
-        with (self.folder.path / TRACE).open("a", encoding="utf-8") as file:
-            file.write(f"\n{json.dumps(row, separators=(',', ':'))}\n")
+        with safefiles.open_to_append(self.folder.path / TRACE) as file:
+            file.write(f"\n{json.dumps(row, separators=(',', ':'))}\n".encode())
 
     @staticmethod
     def _kill(delay: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -159,7 +160,7 @@ def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> l
         trial.read()
         if number and (told := _difference(whole.folder, trial.folder)):
             causes = CAUSES["killed" if plans else "again"]
-            return [told, causes, f"see: healsg compare {whole.folder.path} {trial.folder.path}"]
+            return [told, causes, f"see: healsg compare {shlex.join([str(whole.folder.path), str(trial.folder.path)])}"]
     return []
 
 

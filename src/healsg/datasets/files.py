@@ -18,6 +18,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from healsg.errors import DataError
+from healsg.safefiles import IrregularFileError, open_to_append
 from healsg.source import line
 
 log = logging.getLogger("healsg")
@@ -110,10 +111,10 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".download.lock").open("w") as lock:
+        with open_to_append(folder / ".download.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # released as the file closes, however the process ends
             yield
-    except OSError as error:
+    except (OSError, IrregularFileError) as error:
         raise DataError(f"{folder}: files cannot be put there ({line(error)}); check data.root") from error
 
 
@@ -169,7 +170,9 @@ def fetch(url: str, part: Path, size: int) -> None:
     with opener().open(urllib.request.Request(_secure(url), headers=headers), timeout=TIMEOUT) as answer:
         if not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0
-        with part.open("ab" if have else "wb") as file:
+        with open_to_append(part) as file:
+            if not have:
+                file.truncate(0)
             while chunk := answer.read(CHUNK):
                 have += len(chunk)
                 if have > size:

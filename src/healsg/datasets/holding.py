@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from healsg import distributed
+from healsg import distributed, safefiles
 from healsg.errors import ConfigError, DataError
 from healsg.source import Batch, DatasetSource, Reading, Source, TensorSource, line
 from healsg.workers import Workers
@@ -55,6 +56,7 @@ def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path 
         log.info("data.cache: %s, written to %s", told, place)
         _write(place, first, source, lambda tensors: _fill(tensors, source, workers, reading))
     distributed.barrier()
+    safefiles.require(place, safefiles.FOLDER)
     tensors = {key: _mapped(place / key, first[key], len(source), shared=False) for key in sizes}
     targets = tensors["target"].clone() if source.targets is None else source.targets
     return DatasetSource(Mapped(**tensors), _as_it_is, targets)
@@ -114,12 +116,13 @@ def _write(place: Path, first: Batch, source: Source, fill: Callable[[dict[str, 
     for left in place.parent.glob(f".{place.name}.*.tmp"):  # by a process that was killed
         if not Path("/proc", left.name.split(".")[-2]).exists():
             shutil.rmtree(left, ignore_errors=True)
-    making = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    making = place.with_name(f".{place.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
     try:
-        making.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        making.mkdir()  # a new folder, in which nobody has put a link
         tensors = {}
         for key in ("input", "target"):
-            with (making / key).open("wb") as file:
+            with (making / key).open("xb") as file:
                 os.posix_fallocate(file.fileno(), 0, max(1, first[key].nbytes * len(source)))
             tensors[key] = _mapped(making / key, first[key], len(source), shared=True)
         fill(tensors)
@@ -137,7 +140,7 @@ def _write(place: Path, first: Batch, source: Source, fill: Callable[[dict[str, 
 
 def _mapped(path: Path, like: Tensor, count: int, shared: bool) -> Tensor:
     """The (count, ...) tensor that lies in a file. Not ``shared``, nothing that is written to it reaches the file."""
-    if path.stat().st_size < count * like.nbytes:
+    if not safefiles.require(path) or path.stat().st_size < count * like.nbytes:
         raise DataError(f"data.cache: {path} is not whole; remove its folder")
     flat = torch.from_file(str(path), shared=shared, size=count * like.numel(), dtype=like.dtype)
     return flat.view(count, *like.shape[1:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -11,8 +10,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from healsg.errors import RunError
+from healsg.folder import write_text
 from healsg.loggers.plots import Points, figure
 from healsg.mirror import Mirror
+from healsg.safefiles import read_bytes
+
+LARGEST = 1 << 28
+"""Bytes of a file that a report reads: some million lines of metrics."""
 
 MOST_ROWS, MOST_PLOTS, MOST_CURVES, MOST_CLASSES = 200, 24, 6, 100
 
@@ -86,16 +91,15 @@ def write_report(folder: Path, status: str | None = None) -> Path:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(name)}</title><style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
     )
-    path, draft = folder / "report.html", folder / f".report.{os.getpid()}.html"
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    path = folder / "report.html"
+    write_text(path, page)
     return path
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return read_bytes(path, LARGEST).decode(encoding="utf-8", errors="replace")
+    except (OSError, RunError):
         return ""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from healsg.errors import ConfigError
 from healsg.mirror import Mirror
+from healsg.safefiles import make_folder
 from healsg.types import Positive
 
 
@@ -29,6 +30,7 @@ class TensorBoard(Mirror):
 
         self.step = int(record.get("step") or 0)
         purge = self.step + 1 if record.get("resumed") else None
+        make_folder(folder / "tensorboard")
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge, flush_secs=self.flush_seconds)
 
     def log(self, line: dict[str, Any]) -> None:

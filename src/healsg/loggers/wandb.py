@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from urllib.parse import urlsplit
 from healsg import redact
 from healsg.folder import write_text
 from healsg.mirror import Mirror
+from healsg.safefiles import make_folder, read_bytes
 from healsg.types import Positive
 
 log = logging.getLogger("healsg")
@@ -55,12 +58,13 @@ class Wandb(Mirror):
         if mode == "disabled":
             return
         path = folder / "wandb.json"
-        key = json.loads(path.read_text())["id"] if path.exists() else uuid.uuid4().hex[:8]
+        key = _known_id(path) or uuid.uuid4().hex[:8]
+        make_folder(folder / "wandb")
         write_text(path, json.dumps({"id": key}) + "\n")
         names = {"project": self.project, "group": self.group, "name": self.name or record.get("name")}
         init = {name: value and redact.text(value) for name, value in names.items()}
         init |= {"id": key, "resume": "allow", "dir": str(folder.resolve()), "config": record.get("config")}
-        upload = f"wandb sync {folder / 'wandb'}"
+        upload = f"wandb sync {shlex.quote(str(folder / 'wandb'))}"
         if mode == "online":
             self.upload = f"{upload}/run-*-{key}"
             url, trouble = self._open({**init, "mode": "online"}, self.timeout)
@@ -115,6 +119,15 @@ class Wandb(Mirror):
         if trouble:
             self.process.communicate()
         return url, trouble
+
+
+def _known_id(path: Path) -> str | None:
+    """The id in ``wandb.json``; None where there is none, or one that is odd in a command that is shown."""
+    try:
+        known = json.loads(read_bytes(path, 1 << 16))["id"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return known if isinstance(known, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", known) else None
 
 
 def serve_wandb() -> None:

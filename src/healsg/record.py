@@ -1,0 +1,94 @@
+"""What ``run.json`` may hold in the fields that are read back: the file may be damaged, edited, or another's."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from healsg import safefiles
+from healsg.errors import RunError
+from healsg.types import MOST_THREADS
+
+LARGEST = 1 << 24
+"""Bytes of a ``run.json``: a patch of at most 1 MiB and the numbers of a test fit many times."""
+
+DEEPEST = 60
+"""Levels of nesting."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_best(value: Any) -> bool:
+    fits = isinstance(value, dict) and isinstance(value.get("monitor"), str)
+    return fits and (value.get("value") is None or _is_number(value["value"]))
+
+
+def _is_list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(element, kind) for element in value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "status": (_is_text, "a text"),
+    "digest": (_is_text, "a text"),
+    "seconds": (lambda value: _is_number(value) and 0 <= value < 1e12, "a number of seconds"),
+    "threads": (lambda value: type(value) is int and 1 <= value <= MOST_THREADS, f"a number from 1 to {MOST_THREADS}"),
+    "processes": (lambda value: type(value) is int and 1 <= value <= 1 << 20, "a number of processes"),
+    "continued": (_is_list_of(str), "a list of times"),
+    "earlier": (_is_list_of(dict), "a list of results"),
+    "samples": (_is_mapping, "a mapping"),
+    "versions": (_is_mapping, "a mapping"),
+    "best": (_is_best, "a mapping with monitor, a text, and value, a number"),
+    "test": (_is_mapping, "a mapping"),
+    "last": (_is_mapping, "a mapping"),
+}
+"""By field: whether a value fits, and what would. Every field may be absent or null."""
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What ``run.json`` holds; empty where there is none or it is no JSON.
+
+    Raises:
+        RunError: a field that is read back has a value of another type, or one that makes no sense; it is named.
+    """
+    try:
+        record = json.loads(safefiles.read_bytes(path, LARGEST))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(record, dict):
+        return {}
+    way = "correct it, or remove the file: the run then goes on without what it says"
+    for key, (fits, wanted) in FIELDS.items():
+        value = record.get(key)
+        if value is not None and not fits(value):
+            shown = json.dumps(value)
+            shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+            raise RunError(f"{path}: {key}: {shown} is not {wanted}; {way}")
+    if _depth(record) > DEEPEST:
+        raise RunError(f"{path}: is nested more than {DEEPEST} levels deep; {way}")
+    return record
+
+
+def _depth(value: Any) -> int:
+    """The levels of nesting of a value that was read from JSON, counted without recursion."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        inner: list[Any] = []
+        for element in level:
+            if isinstance(element, (dict, list)):
+                inner += element.values() if isinstance(element, dict) else element
+        level = inner
+    return depth
