@@ -9,7 +9,6 @@ import platform
 import re
 import secrets
 import shlex
-import subprocess
 import sys
 import time
 from importlib import metadata
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from healsg import distributed, redact, safefiles
+from healsg import distributed, provenance, redact, safefiles
 from healsg.checks import is_below
 from healsg.checks.check import show
 from healsg.config import Composed, flat
@@ -27,7 +26,19 @@ from healsg.folder import ROOT, RunFolder, timestamp, write_text
 from healsg.saved import read_saved
 
 FREE = (
-    *("name", "fresh", "trusted", "use_wandb", "wandb", "quiet", "debug", "resume", "logger", "recipe"),
+    *(
+        "name",
+        "fresh",
+        "trusted",
+        "use_wandb",
+        "wandb",
+        "quiet",
+        "debug",
+        "resume",
+        "logger",
+        "recipe",
+        "record_patch",
+    ),
     *("data.root", "data.workers", "data.timeout", "data.prefetch", "data.max_errors", "data.in_memory", "data.cache"),
     *("runner.save_every", "runner.max_time"),
 )
@@ -97,7 +108,9 @@ def begin(folder: RunFolder, composed: Composed) -> RunFolder:
         folder.note(status="running", reason=None, continued=times, **open_again, **_facts())
     else:
         beginning = {"command": _command(), "seed": config["seed"], "begin": timestamp()}
-        folder.note(status="running", **beginning, **_facts(), **_code())
+        patch = bool(config.get("record_patch"))
+        code = provenance.code_state(folder.path, ROOT.absolute(), Path.cwd(), patch)
+        folder.note(status="running", **beginning, **_facts(), **code)
     shown, hydra = redact.config(config), redact.config(composed.hydra)
     overrides = [redact.override(override) for override in composed.overrides]
     if overrides != composed.overrides and "job" in hydra:
@@ -163,17 +176,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions
-
-
-def _code() -> dict[str, Any]:
-    """The state of the code that runs: the commit of the current directory, and what differs from it as a patch."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout
-
-    try:
-        commit, patch = git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return {"commit": None, "patch": None}
-    return {"commit": commit, "patch": redact.code(patch) or None if len(patch) < 1 << 20 else "longer than 1 MiB"}

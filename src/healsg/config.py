@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from healsg import provenance
 from healsg.checks import check, targets
 from healsg.errors import ConfigError, RunError
 from healsg.types import Natural
@@ -53,6 +54,7 @@ class TaskConfig:
     runner: Any
     logger: Any
     recipe: Any
+    record_patch: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def verify(composed: Composed) -> None:
     resume = values.get("resume", {"force": False})
     if not isinstance(resume, dict) or list(resume) != ["force"] or type(resume["force"]) is not bool:
         raise ConfigError("resume: has one key, resume.force, which is true or false")
+    provenance.check_detector(values.get("record_patch") is True)
     if isinstance(wandb := values.get("wandb"), dict):
         values["wandb"] = {"_target_": "healsg.loggers.wandb.Wandb", **wandb}
     if not isinstance(trusted := values.get("trusted") or [], list):

@@ -1,4 +1,9 @@
-"""Keep secrets out of what is written: values of keys, variables and addresses that look like them."""
+"""Keep secrets out of what is written: values of keys, variables and addresses that look like them, and known tokens.
+
+Three things find a secret: the name that it is given (``is_secret_name``), its value, once a name has told that it is
+one, and its form (``_SHAPE`` and the detector of the package detect-secrets). None of them finds a secret that has an
+ordinary name and an ordinary form; docs/reliability.md says what is covered.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +12,142 @@ import re
 import sys
 import traceback
 from functools import lru_cache
+from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
 HIDDEN = "***"
-_NAME = (
-    r"(?:api_?key|access_?key|private_?key|password|passwd|passphrase|secret|credential|authorization"
-    r"|(?<![a-z])(?:token|pwd|auth)(?![a-z]))"
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+_WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
+"""The words of a name: ``apiToken``, ``API_TOKEN``, ``APIToken`` and ``X-Api-Token`` all hold ``api`` and ``token``."""
+
+_ENDINGS = (
+    *("password", "passwords", "passwd", "passphrase", "passcode", "secret", "secrets", "credential", "credentials"),
+    *("apikey", "apikeys", "accesskey", "secretkey", "privatekey", "authkey", "apitoken", "accesstoken", "authtoken"),
+    *("authorization", "oauth", "webhook", "webhooks", "connectionstring", "dbpass", "userpass"),
 )
-_SECRET = re.compile(_NAME, re.IGNORECASE)
+"""A word that ends so makes a name a secret's, such as ``dbpassword``."""
+
+_WHOLE = ("auth", "pwd", "jwt", "bearer")
+"""A word that is one of these, anywhere in a name."""
+
+_KEYS = (
+    *("api", "access", "private", "secret", "auth", "account", "signing", "encryption", "shared", "master", "service"),
+    *("storage", "subscription", "ssh", "deploy", "license", "client", "session", "consumer", "app", "application"),
+    *("wandb", "openai", "anthropic", "azure", "aws", "gcp", "google", "hf", "github", "gitlab", "comet", "neptune"),
+)
+"""What makes a key a secret one: ``api_key``, ``accessKeys``; not ``sort_key``."""
+
+_PLAIN_TOKENS = (
+    *("cls", "class", "mask", "pad", "padding", "eos", "bos", "unk", "sep", "special", "register", "dist", "distill"),
+    *("start", "end", "stop", "first", "last", "next", "prev", "image", "patch", "text", "prompt", "query", "per"),
+    *("max", "min", "num", "n", "new", "each", "extra", "global", "summary", "latent", "audio", "video", "time"),
+)
+"""Words before ``token`` that make it a piece of a model's input: ``cls_token``, ``pad_token``."""
+
+_SECRET_TOKENS = ("access", "api", "auth", "bearer", "refresh", "session", "secret", "id", "deploy", "hf", "bot")
+"""Words before ``tokens`` that make them secrets; ``tokens`` alone are counted."""
+
+_PLAIN_PASSES = (
+    *("forward", "backward", "first", "second", "third", "last", "next", "one", "two", "single", "double", "multi"),
+    *("per", "each", "every", "extra", "all", "low", "high", "band", "n", "num", "max", "min", "train", "val", "test"),
+)
+"""Words before ``pass`` that make it a pass over data or a filter."""
+
+_PASSWORDS = ("pass", "password", "passwords", "passwd", "passphrase", "passcode", "pwd")
+"""Words of names whose values are hidden also where they are small numbers."""
+
+_PAIRS = {("connection", "string"), ("hook", "url"), ("private", "pem")}
+
+
+@lru_cache(4096)
+def is_secret_name(name: str) -> bool:
+    """Whether a key, a variable, an attribute or a header is called as secrets are; of a dotted key, any part of it."""
+    return any(_names_secret([word.lower() for word in _WORDS.findall(part)]) for part in re.split(r"[./]", name))
+
+
+def _names_secret(words: list[str]) -> bool:
+    if not words:
+        return False
+    if any(word in _WHOLE or word.endswith(_ENDINGS) for word in words):
+        return True
+    for first, second in pairwise(words):
+        if (first, second) in _PAIRS or (second in ("key", "keys") and first in _KEYS):
+            return True
+    last, before = words[-1], words[-2] if len(words) > 1 else ""
+    if last == "token":
+        return before not in _PLAIN_TOKENS
+    if last == "tokens":
+        return before in _SECRET_TOKENS
+    return last == "pass" and before not in _PLAIN_PASSES
+
+
+# --- forms -----------------------------------------------------------------------------------------------------------
+
 _ADDRESS = re.compile(r"(?<=://)[^/\s'\"]+(?=@)")
+_QUERY = re.compile(r"(?i)([?&](?:key|sig|signature|x-amz-signature|x-amz-credential|x-goog-signature)=)[^&\s'\"]{8,}")
 _VALUE = r"""(?:"[^"]*"|'[^']*'|\{[^}]*\}?|\[[^\]]*\]?|[^\s,}\])'"&]+)"""
-_ASSIGNED = re.compile(rf"({_NAME}[\w.-]*=){_VALUE}", re.IGNORECASE)
-_INSIDE = re.compile(rf"([{{,]\s*['\"]?[\w.-]*{_NAME}[\w.-]*['\"]?\s*:\s*){_VALUE}", re.IGNORECASE)
-_LITERAL = re.compile(rf"({_NAME}\w*['\"]?\s*[=:]\s*)(['\"])[^'\"\n]{{6,}}\2", re.IGNORECASE)
-_BARE = re.compile(rf"({_NAME}\w*\s*[=:]\s*)(?=\S*\d)[\w+/=-]{{12,}}$", re.IGNORECASE | re.MULTILINE)
+_NAME = r"[A-Za-z_][\w.-]*"
+_ASSIGNED = re.compile(rf"()(?<![\w.-])({_NAME})(=)({_VALUE})")
+_INSIDE = re.compile(rf"([{{,]\s*['\"]?)({_NAME})(['\"]?\s*:\s*)({_VALUE})")
+_DIGITS = r"(?=[\w+/=.~!@#$%^*-]*\d)[\w+/=.~!@#$%^*-]{8,}"
+_SPACED = re.compile(rf"()(?<![\w.-])({_NAME})(['\"]?\s*[=:]\s*['\"]?)({_DIGITS})")
+_LITERAL = re.compile(rf"()(?<![\w.-])({_NAME})(['\"]?\s*[=:]\s*(?P<mark>['\"]))([^'\"\n]{{6,}})(?=(?P=mark))")
+_BARE = re.compile(rf"(?m)()(?<![\w.-])({_NAME})(\s*[=:]\s*)((?=\S*\d)[\w+/=-]{{12,}}$)")
 _OVERRIDE = re.compile(r"[+~]*[\w./@-]+=")
 _SHAPE = re.compile(
-    r"\b(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{20,}|sk-(?=[\w-]*\d)[\w-]{20,}|xox[abprs]-[\w-]{10,}"
-    r"|AKIA[0-9A-Z]{16}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)|(?<=[Bb]earer )[\w.~+/=-]{8,}"
+    r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----(?:.*?-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|.*)"
+    r"|\b(?:gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_[A-Za-z0-9]{20,}|npm_[A-Za-z0-9]{30,}"
+    r"|(?:sk|rk|pk)_(?:live|test)_[A-Za-z0-9]{8,}|sk-(?=[\w-]*\d)[\w-]{20,}|xox[abeprs]-[\w-]{10,}|xapp-[\w-]{10,}"
+    r"|A(?:KIA|SIA)[0-9A-Z]{16}|AIza[\w-]{30,}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}|SG\.[\w-]{16,}\.[\w-]{16,}"
+    r"|pypi-[\w-]{40,}|dop_v1_[a-f0-9]{40,}|shp(?:at|ca|pa|ss)_[a-fA-F0-9]{24,}|\d{8,10}:AA[\w-]{30,}"
+    r"|AGE-SECRET-KEY-1[A-Z0-9]{40,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
+    r"|(?<=[Bb]earer )[\w.~+/=-]{8,}"
+    r"|(?<=hooks\.slack\.com/)[\w/-]+"
+    r"|(?:(?<=discord\.com/api/webhooks/)|(?<=discordapp\.com/api/webhooks/))[\w/-]+"
+    r"|(?<=\.webhook\.office\.com/)[\w/@-]+"
+    r"|(?<=[/.]webhook/)[\w/-]{16,}|(?<=[/.]webhooks/)[\w/-]{16,}",
+    re.DOTALL,
 )
-"""Tokens that services issue, known by their beginnings."""
+"""Tokens that services issue, known by their beginnings, addresses that are secrets themselves, and private keys."""
+
+_CANDIDATE = re.compile(r"(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{20,}")
+"""What a text must hold for the detector to be asked, whose import takes a sixth of a second."""
+
+_OTHERS = ("KeywordDetector", "Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector")
+"""Detectors that go by names, which are ours above, or by chance, which would hide digests and addresses."""
+
+
+def has_detector() -> bool:
+    """Whether the package detect-secrets is installed, as our own dependencies ask for."""
+    return find_spec("detect_secrets") is not None
+
+
+@lru_cache(1)
+def _detectors() -> list[Any]:
+    """What detect-secrets has for the forms of tokens. It asks no service: only ``analyze_string`` is called."""
+    if not has_detector():
+        return []
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+
+    return [made() for made in get_mapping_from_secret_type_to_class().values() if made.__name__ not in _OTHERS]
+
+
+def _detected(line: str) -> str:
+    if not _CANDIDATE.search(line):
+        return line
+    for detector in _detectors():
+        for found in list(detector.analyze_string(line)):
+            secret = found.strip() if isinstance(found, str) else ""
+            if len(secret) >= 8:
+                line = line.replace(secret, HIDDEN)
+    return line
+
+
+# --- values that are known -------------------------------------------------------------------------------------------
+
 _PLACES = {"PWD", "OLDPWD"}
 """Variables whose names look like secrets, and which hold folders."""
 _met: set[str] = set()
@@ -40,9 +161,9 @@ def values() -> set[str]:
 @lru_cache(1)
 def _around(variables: int, *arguments: str) -> set[str]:
     """The secrets of the environment and of the command line, looked for again where either has changed its length."""
-    known = {value for name, value in os.environ.items() if name not in _PLACES and _SECRET.search(name)}
+    known = {value for name, value in os.environ.items() if name not in _PLACES and is_secret_name(name)}
     for argument in arguments:
-        if (begin := _OVERRIDE.match(argument)) and _SECRET.search(begin[0]):
+        if (begin := _OVERRIDE.match(argument)) and is_secret_name(begin[0]):
             known.add(argument[begin.end() :].strip("'\""))
     for address in _ADDRESS.findall("\n".join([*arguments, *os.environ.values()])):
         known.add(address.partition(":")[2])
@@ -52,13 +173,24 @@ def _around(variables: int, *arguments: str) -> set[str]:
 def _known(line: str) -> str:
     for value in sorted(values(), key=len, reverse=True):
         line = line.replace(value, HIDDEN)
-    return _SHAPE.sub(HIDDEN, _ADDRESS.sub(HIDDEN, line))
+    return _detected(_SHAPE.sub(HIDDEN, _QUERY.sub(rf"\g<1>{HIDDEN}", _ADDRESS.sub(HIDDEN, line))))
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def _hide(pattern: re.Pattern[str], line: str) -> str:
+    """Hide what a pattern of (before, name, between, value) finds, where the name is a secret's."""
+
+    def hidden(found: re.Match[str]) -> str:
+        return f"{found[1]}{found[2]}{found[3]}{HIDDEN}" if is_secret_name(found[2]) else found[0]
+
+    return pattern.sub(hidden, line)
 
 
 def text(line: str) -> str:
     """A line without known secrets, passwords in addresses, and what is assigned to a key that looks like one."""
-    line = _known(line)
-    return _INSIDE.sub(rf"\g<1>{HIDDEN}", _ASSIGNED.sub(rf"\g<1>{HIDDEN}", line) if "=" in line else line)
+    return _hide(_SPACED, _hide(_INSIDE, _hide(_ASSIGNED, _known(line))))
 
 
 def trace(error: BaseException) -> str:
@@ -69,23 +201,31 @@ def trace(error: BaseException) -> str:
 def override(argument: str) -> str:
     """One argument of a command line; all of its value is hidden where its key looks like a secret."""
     begin = _OVERRIDE.match(argument)
-    return f"{begin[0]}{HIDDEN}" if begin and _SECRET.search(begin[0]) else text(argument)
+    return f"{begin[0]}{HIDDEN}" if begin and is_secret_name(begin[0]) else text(argument)
 
 
-def code(patch: str) -> str:
+def code(source: str) -> str:
     """Source code, of which only known secrets, passwords in addresses and literals of secrets are hidden."""
-    return _BARE.sub(rf"\g<1>{HIDDEN}", _LITERAL.sub(rf"\g<1>\g<2>{HIDDEN}\g<2>", _known(patch)))
+    return _hide(_BARE, _hide(_LITERAL, _known(source)))
 
 
 def config(value: Any, key: str = "") -> Any:
     """A plain configuration without secrets; what stands below a key that looks like one is hidden with it."""
     if isinstance(value, dict):
-        return {name: config(inner, key if _SECRET.search(key) else str(name)) for name, inner in value.items()}
+        return {name: config(inner, key if is_secret_name(key) else str(name)) for name, inner in value.items()}
     if isinstance(value, list):
         return [config(inner, key) for inner in value]
-    secret = _SECRET.search(key)
-    if isinstance(value, str):
-        if value and secret:
-            _met.add(value)
-        return HIDDEN if value and secret else override(value)
-    return HIDDEN if type(value) is int and secret and "pass" in secret[0].lower() else value
+    if not is_secret_name(key):
+        return override(value) if isinstance(value, str) else value
+    if isinstance(value, str) and value:
+        _met.add(value)
+        return HIDDEN
+    if type(value) is int and (_is_password(key) or abs(value) >= 10**5):  # a small number counts or chooses something
+        _met.add(str(value))
+        return HIDDEN
+    return value
+
+
+def _is_password(key: str) -> bool:
+    words = [word.lower() for word in _WORDS.findall(key)]
+    return any(word.endswith(_PASSWORDS) for word in words)
