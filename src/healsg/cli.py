@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 
-from healsg import distributed, redact
+from healsg import console, distributed, redact
 from healsg.errors import ConfigError, HealsgError, RunError
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -23,6 +23,9 @@ COMMANDS = {
     "compare": "where two runs first differ: healsg compare RUN RUN",
 }
 
+ANSWERS = ("eval", "compare")
+"""Commands whose work is what they print; the others have done theirs also where it cannot be shown."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
@@ -31,24 +34,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(" train ", " ", 1)
         command, rest = "train", [command, *rest]
     if command in ("-h", "--help", "--version"):
-        print(_version() if command == "--version" else _usage())
+        with console.lasting_streams():
+            print(_version() if command == "--version" else _usage())
         return 0
-    try:
-        if command not in COMMANDS:
-            raise ConfigError(f"healsg {command}: no such command; there is {', '.join(COMMANDS)}")
-        status: int = import_module(f"healsg.commands.{command}").run(rest)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
-    except Exception as error:
-        if mistake := as_mistake(error):
-            return report(mistake, debug="debug=true" in rest)
-        print(redact.trace(error), end="", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return status
+    with console.lasting_streams() as output:
+        try:
+            if command not in COMMANDS:
+                raise ConfigError(f"healsg {command}: no such command; there is {', '.join(COMMANDS)}")
+            status: int = import_module(f"healsg.commands.{command}").run(rest)
+            if command in ANSWERS:
+                output.check()
+        except Exception as error:
+            if mistake := as_mistake(error):
+                return report(mistake, debug="debug=true" in rest)
+            print(redact.trace(error), end="", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+        return status
 
 
 def as_mistake(error: Exception) -> HealsgError | None:

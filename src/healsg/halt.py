@@ -18,9 +18,15 @@ _ECHO = 1.0
 _LEAVING = 4.0
 """Seconds kept in hand before ``max_time`` for what follows the last save: the record, the report, the exit."""
 
+_entered: list[Halt] = []
+"""Those that the main thread is in, the outermost first."""
+
 
 class Halt:
     """Surrounds a run. The first signal asks for a save and a stop at the next step; a second one ends at once.
+
+    A signal that is ignored when it is entered, as a shell does with SIGINT for what runs in the background of a
+    script and nohup with SIGHUP, stays ignored.
 
     One may lie within another, as that of a run in that of its command: a signal that came before the inner one was
     entered counts for it, one that came to the inner counts for the outer, and the time runs since the outer began.
@@ -37,18 +43,24 @@ class Halt:
         self.saving = 0.0
         """The seconds that the last save took: kept in hand before the limit."""
         self._before: dict[int, Any] = {}
+        self._outer: Halt | None = None
 
     def __enter__(self) -> Halt:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
-        if outer := _owner(self._before.get(signal.SIGINT)):
+            heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in heard}
+            self._outer = _entered[-1] if _entered else None
+            _entered.append(self)
+        if outer := self._outer:
             self.began, self.received, self.received_at = outer.began, outer.received, outer.received_at
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if (outer := _owner(self._before.get(signal.SIGINT))) and self.received is not None:
+        if self in _entered:
+            _entered.remove(self)
+        if (outer := self._outer) and self.received is not None:
             outer.received, outer.received_at = self.received, self.received_at
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

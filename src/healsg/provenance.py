@@ -7,14 +7,13 @@ repository belongs to a run's folder, and elsewhere all that it could start is s
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 import subprocess
 import threading
 from pathlib import Path
 from typing import Any
 
+from healsg import patch as patches
 from healsg import redact
 from healsg.errors import ConfigError
 
@@ -35,39 +34,6 @@ OFF = (
 
 _QUIET = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--ignore-submodules=all", "-O/dev/null")
 """Of ``git diff``: no programs, nothing read from files that the repository's configuration names."""
-
-_KEY_FILES = (
-    *(
-        ".env",
-        ".env.*",
-        "*.env",
-        ".envrc",
-        ".netrc",
-        "_netrc",
-        ".pgpass",
-        ".npmrc",
-        ".pypirc",
-        ".htpasswd",
-        ".dockercfg",
-    ),
-    *("*.pem", "*.key", "*.p12", "*.pfx", "*.p8", "*.jks", "*.keystore", "*.ppk", "*.kdbx", "*.asc", "*.gpg", "*.age"),
-    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".git-credentials", ".s3cfg", ".boto", "kubeconfig"),
-    *("credentials", "credentials.*", "service-account*.json", "service_account*.json", "*.tfvars", "*.tfstate"),
-    *(f"*{word}*.{kind}" for word in ("secret", "credential", "password") for kind in ("json", "y*ml", "toml", "ini")),
-    *(f"*{word}*.{kind}" for word in ("secret", "credential", "password") for kind in ("txt", "cfg", "conf", "env")),
-)
-"""Files that hold secrets, by their names in lower case; a patch leaves them out."""
-
-_KEY_FOLDERS = {".ssh", ".aws", ".gnupg", ".docker", ".kube", ".azure"}
-
-_BLOB = re.compile(r"^[+\- ]?\s*[A-Za-z0-9+/=]{40,}\s*$")
-"""A line of base64 alone, as the body of a key is."""
-
-
-def is_key_file(path: str) -> bool:
-    """Whether a file of this name (its parts divided by ``/``) holds secrets rather than code."""
-    *folders, name = path.lower().split("/")
-    return not _KEY_FOLDERS.isdisjoint(folders) or any(fnmatch.fnmatchcase(name, known) for known in _KEY_FILES)
 
 
 def code_state(run: Path, root: Path, start: Path, patch: bool = False) -> dict[str, Any]:
@@ -183,7 +149,7 @@ def _git(top: Path, *words: str, accept: tuple[int, ...] = (0,)) -> bytes:
         killer.daemon = True
         killer.start()
         try:
-            printed = process.stdout.read(LARGEST + 1)
+            printed: bytes = process.stdout.read(LARGEST + 1)
             if len(printed) > LARGEST:
                 process.kill()
             status = process.wait()
@@ -218,7 +184,7 @@ def _filtered(top: Path, names: list[str]) -> set[str]:
 
 def _patch(top: Path, filters: list[str], changed: list[str]) -> str:
     """What differs from the commit, without secrets."""
-    left_out = [name for name in changed if is_key_file(name)]
+    left_out = [name for name in changed if patches.is_key_file(name)]
     rest = [name for name in changed if name not in set(left_out)]
     head = f"# left out, since files of such names hold secrets: {', '.join(left_out)}\n" if left_out else ""
     if not rest:
@@ -229,30 +195,4 @@ def _patch(top: Path, filters: list[str], changed: list[str]) -> str:
     printed = _git(top, *filters, "diff", *_QUIET, "HEAD", "--", *given)
     if len(printed) > LARGEST:
         return f"{head}# left out, since it is longer than 1 MiB\n"
-    return head + without_secrets(printed.decode(errors="replace"))
-
-
-def without_secrets(patch: str) -> str:
-    """A patch in which each line that seems to hold a secret is hidden as a whole."""
-    detectors = _detectors()
-    name, in_key, lines = "", False, []
-    for line in patch.split("\n"):
-        if line.startswith("diff --git "):
-            in_key = False
-        if line.startswith("+++ ") or line.startswith("--- "):
-            name = line[6:] or name
-        begins, ends = "PRIVATE KEY" in line and "-BEGIN" in line, "PRIVATE KEY" in line and "-END" in line
-        in_key = (in_key or begins) and not ends
-        hidden = in_key or ends or _BLOB.match(line) or redact.text(redact.code(line)) != line
-        if hidden or any(detector.analyze_line(name, line, 0) for detector in detectors):
-            line = f"{line[:1]}{redact.HIDDEN}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _detectors() -> list[Any]:
-    """All that detect-secrets has, also what goes by names and by how random a literal looks, but for addresses."""
-    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
-
-    made = get_mapping_from_secret_type_to_class().values()
-    return [kind() for kind in made if kind.__name__ != "IPPublicDetector"]
+    return head + patches.without_secrets(printed.decode(errors="replace"))

@@ -28,7 +28,8 @@ def run(arguments: list[str]) -> int:
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return _ask_hydra(arguments, args)
 
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C when all is done
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C when all is done
 
     def composer() -> Composer:
         return Composer(args.config_dir, args.config_name or "config")

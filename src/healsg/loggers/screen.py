@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
@@ -10,6 +9,7 @@ import time
 from collections import deque
 from typing import Any, TextIO, cast
 
+from healsg.console import LastingStream
 from healsg.mirror import Progress
 
 
@@ -36,33 +36,13 @@ def columns(line: dict[str, Any]) -> dict[str, str]:
     return cells | ({"seconds": f"{line['seconds']:.1f}"} if line.get("seconds") is not None else {})
 
 
-class _Safe:
-    """A stream that replaces what it cannot encode and goes silent once the reader is gone: no screen hurts a run."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self.encoding = getattr(stream, "encoding", None) or "utf-8"
-
-    def write(self, text: str) -> int:
-        try:
-            self.stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
-            self.stream.flush()
-        except (OSError, ValueError, AttributeError):
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # else the interpreter complains at its end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        return len(text)
-
-    def flush(self) -> None:
-        """Every write has flushed already."""
-
-
 class Display:
     """What all displays share: plain lines. A context manager that leaves the terminal as it was found."""
 
     least = logging.INFO
 
-    def __init__(self, progress: Progress, stream: TextIO) -> None:
-        self.progress, self.stream = progress, _Safe(stream)
+    def __init__(self, progress: Progress, stream: TextIO | None) -> None:
+        self.progress, self.stream = progress, LastingStream(stream)
 
     def begin(self, title: str) -> None:
         """The run starts."""
@@ -90,6 +70,7 @@ class Display:
     def write(self, text: str, style: str = "") -> None:
         """One text on lines of its own, in the style of this name where there are any."""
         self.stream.write(text + "\n")
+        self.stream.flush()
 
     def place(self, line: dict[str, Any]) -> str:
         return f"{line.get('epoch', self.progress.epoch)}/{self.progress.max_epoch or '?'}"
