@@ -294,7 +294,7 @@ def test_matrix_files(tmp_path):
     (tmp_path / "sets").mkdir()
     np.save(tmp_path / "sets/m.npy", np.array(rows))
     for name in ("m.json", "m.csv", "m.npy"):
-        assert read_matrix(name, 2, tmp_path / "sets").tolist() == rows
+        assert read_matrix(name, 2, (tmp_path, tmp_path / "sets")).tolist() == rows
     Path("ragged.json").write_text("[[1], [0.5, 0.5]]")
     Path("sums.csv").write_text("0.5,0.6\n0,1\n")
     Path("below.csv").write_text("1.5,-0.5\n0,1\n")
@@ -309,7 +309,7 @@ def test_matrix_files(tmp_path):
     }
     for name, said in wrong.items():
         with pytest.raises(DataError, match=f"data.label_noise: .*{said}") as caught:
-            read_matrix(name, 3 if name == "m.csv" else 2, tmp_path)
+            read_matrix(name, 3 if name == "m.csv" else 2, (tmp_path, tmp_path))
         assert "\n" not in str(caught.value)
     Path("five.json").write_text(json.dumps(torch.eye(5).roll(1, 1).tolist()))
     noisy = Invented(label_noise="five.json").splits()["train"].targets

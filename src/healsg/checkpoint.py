@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from healsg import archive, safefiles
 from healsg.errors import RunError
+from healsg.paths import shown
 
 log = logging.getLogger("healsg")
 
@@ -256,7 +257,9 @@ def initialise(model: nn.Module, path: Path) -> str:
     own = model.state_dict()
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     if not fitting:
-        raise RunError(f"init_from: nothing in {path} fits this model; it holds {', '.join(list(weights)[:3])}, ...")
+        raise RunError(
+            f"init_from: nothing in {shown(path)} fits this model; it holds {', '.join(list(weights)[:3])}, ..."
+        )
     model.load_state_dict(fitting, strict=False)
     reshaped = [key for key in weights if key in own and key not in fitting]
     missing, unused = [key for key in own if key not in weights], [key for key in weights if key not in own]
@@ -264,4 +267,6 @@ def initialise(model: nn.Module, path: Path) -> str:
     told = [
         f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})" for what, keys in parts.items() if keys
     ]
-    return f"init_from {path}: {len(fitting)} of {len(own)} tensors loaded" + "".join(f"; {part}" for part in told)
+    return f"init_from {shown(path)}: {len(fitting)} of {len(own)} tensors loaded" + "".join(
+        f"; {part}" for part in told
+    )

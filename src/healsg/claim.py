@@ -23,6 +23,7 @@ from healsg.checks.check import show
 from healsg.config import Composed, flat
 from healsg.errors import ConfigError, RunError
 from healsg.folder import ROOT, RunFolder, timestamp, write_text
+from healsg.paths import absolute, current_folder
 from healsg.saved import read_saved
 
 FREE = (
@@ -78,16 +79,16 @@ def enter(composed: Composed, path: Path | None = None) -> RunFolder:
     values = composed.values
     name = values["name"] or new_name(composed.choices)
     check_name(name)
-    folder = RunFolder(path := path or ROOT / name)
-    safefiles.check_run_folder(path, writing=True)
+    folder = RunFolder(path or ROOT / name)
+    safefiles.check_run_folder(folder.path, writing=True)
     folder.lock()
     try:
         if folder.config.exists():
             begun = folder.checkpoints.exists() or (folder.metrics.exists() and folder.metrics.stat().st_size > 0)
             if begun and not values["fresh"] and not values["resume"]["force"]:
                 _check_continuation(folder, values)
-        elif any(entry.name not in BEGINNING and not entry.name.endswith(".tmp") for entry in path.iterdir()):
-            raise RunError(f"{path}: holds files that are not of a run; use another name")
+        elif any(entry.name not in BEGINNING and not entry.name.endswith(".tmp") for entry in folder.path.iterdir()):
+            raise RunError(f"{folder.shown}: holds files that are not of a run; use another name")
         folder.sweep()
     except BaseException:
         folder.unlock()
@@ -109,7 +110,7 @@ def begin(folder: RunFolder, composed: Composed) -> RunFolder:
     else:
         beginning = {"command": _command(), "seed": config["seed"], "begin": timestamp()}
         patch = bool(config.get("record_patch"))
-        code = provenance.code_state(folder.path, ROOT.absolute(), Path.cwd(), patch)
+        code = provenance.code_state(folder.path, absolute(ROOT), current_folder(), patch)
         folder.note(status="running", **beginning, **_facts(), **code)
     shown, hydra = redact.config(config), redact.config(composed.hydra)
     overrides = [redact.override(override) for override in composed.overrides]
@@ -152,13 +153,13 @@ def _check_continuation(folder: RunFolder, config: dict[str, Any]) -> None:
     for key, (old, new) in differing.items():
         longer = key in LENGTH and type(old) is int and type(new) is int and new > old
         if not (longer and (finished or record.get("earlier"))):
-            raise ConfigError(f"{key}: {folder.path} was started with {show(old)}, not {show(new)}; {way_out}")
+            raise ConfigError(f"{key}: {folder.shown} was started with {show(old)}, not {show(new)}; {way_out}")
     if finished and not differing:
         ways = "more runner.epochs train on, fresh=true starts anew, another name keeps both"
-        raise RunError(f"{folder.path}: is finished; {ways}")
+        raise RunError(f"{folder.shown}: is finished; {ways}")
     processes, now = record.get("processes"), distributed.world()
     if processes not in (None, now):
-        raise ConfigError(f"processes: {folder.path} was started with {processes}, not {now}; {way_out}")
+        raise ConfigError(f"processes: {folder.shown} was started with {processes}, not {now}; {way_out}")
 
 
 def _command() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from healsg.checks import check, did_you_mean
 from healsg.config import Composed, TaskConfig, check_init_from, has_key, one_line, parse, verify
 from healsg.errors import ConfigError
+from healsg.paths import project_folders
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -40,7 +41,9 @@ class Composer:
 
         from healsg.hydra_loader import create_hydra
 
-        self.name, self.project = config_name, [Path.cwd()]
+        self.name, self.project = config_name, project_folders()
+        if not self.project:
+            raise ConfigError("the current directory has been removed; change to one that exists")
         search_path = create_config_search_path(str(conf_folder()))
         if config_dir is not None:
             folder = Path(config_dir).resolve()

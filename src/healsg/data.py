@@ -12,6 +12,7 @@ from torch import Tensor
 
 from healsg.errors import ConfigError, DataError
 from healsg.loader import Loader, Transform
+from healsg.paths import current_folder
 from healsg.seeding import generator
 from healsg.source import Reading, Source
 from healsg.types import Count, Natural, NonNegative, Share
@@ -83,7 +84,9 @@ class TaskData:
         timeout: NonNegative = 600.0,
         prefetch: Count = 2,
     ) -> None:
-        self.root = Path(root).expanduser()
+        self.start = current_folder()
+        """From where paths in the settings are meant, also where a task changes the current directory later."""
+        self.root = self.start / Path(root).expanduser()
         self.batch_size, self.workers = batch_size, workers
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.drop_last, self.reading = drop_last, Reading(on_error, max_errors, timeout, prefetch)

@@ -16,6 +16,7 @@ from typing import IO, Any
 from healsg import safefiles
 from healsg.errors import RunError
 from healsg.record import read_record
+from healsg.paths import absolute, current_folder, shown
 
 log = logging.getLogger("healsg")
 ROOT = Path("runs")
@@ -35,11 +36,13 @@ class RunFolder:
     """One run's folder. The process that trains holds its lock; others may read.
 
     Args:
-        path: the folder, which exists.
+        path: the folder. It is made absolute, since the code of a task may change the current directory.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        path = self.path = absolute(path)
+        self.shown = shown(path)
+        """Its path as messages call it."""
         self.checkpoints = path / "checkpoints"
         self.last, self.previous = self.checkpoints / "last.pt", self.checkpoints / "previous.pt"
         self.best = self.checkpoints / "best.pt"
@@ -58,7 +61,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             file = safefiles.open_text_to_append(self.path / ".lock")
         except (FileExistsError, NotADirectoryError) as error:
-            raise RunError(f"{error.filename}: is no folder; use another name, or take it away") from None
+            raise RunError(f"{shown(Path(error.filename))}: is no folder; use another name, or take it away") from None
         except FileNotFoundError:  # whoever held it has taken the folder away in between
             return self.lock()
         try:
@@ -74,7 +77,7 @@ class RunFolder:
             if not isinstance(error, BlockingIOError):
                 told = f"cannot be locked on this file system ({error.strerror}); start in a folder on another one"
             file.close()
-            raise RunError(f"{self.path}: {told}") from None
+            raise RunError(f"{self.shown}: {told}") from None
         if not _is_still(file, self.path / ".lock"):
             file.close()  # whoever held it has taken the file away in between
             return self.lock()
@@ -221,32 +224,34 @@ def _is_run(path: Path) -> bool:
         return False
 
 
-def find(run: str) -> RunFolder:
-    """The folder of a run given as a path or as a name under ``runs/``, of which no known file is a link.
+def find(run: str, start: Path | None = None) -> RunFolder:
+    """The folder of a run given as a path or as a name under ``runs/``, from ``start`` or the current directory.
 
-    Raises RunError.
+    No known file in it is a link. Raises RunError.
     """
-    for path in (Path(run), ROOT / run):
+    start = start or current_folder()
+    for path in (start / run, start / ROOT / run):
         if _is_run(path):
             safefiles.check_run_folder(path)
             return RunFolder(path)
-    known = sorted(path.parent.relative_to(ROOT) for path in ROOT.glob("**/config.yaml") if ".hydra" not in path.parts)
+    root = start / ROOT
+    known = sorted(path.parent.relative_to(root) for path in root.glob("**/config.yaml") if ".hydra" not in path.parts)
     names = ", ".join(str(name) for name in known[-5:]) or "none yet"
     raise RunError(f"{run}: is no run; give a folder or a name under {ROOT}/ ({names})")
 
 
-def weights_file(source: str) -> Path:
-    """The checkpoint that ``init_from`` names: a file, or the best weights of a run.
+def weights_file(source: str, start: Path | None = None) -> Path:
+    """The checkpoint that ``init_from`` names: a file, or the best weights of a run, from ``start`` on.
 
     A path that the user gave may lead through links, and comes back without them; what lies in a run may not.
 
     Raises RunError.
     """
-    path = Path(source)
+    path = (start or current_folder()) / source
     if path.is_file():
         return path.resolve() if path.is_symlink() or path.parent.is_symlink() else path
     if path.exists() and not path.is_dir():
         raise RunError(f"{source}: is neither a regular file nor the folder of a run")
-    best = find(source).best
+    best = find(source, start).best
     safefiles.require(best)
     return best

@@ -257,6 +257,6 @@ def restore_weights(task: BasicTask, folder: RunFolder, which: str) -> None:
         return
     state = folder.last_state()
     if state is None:
-        raise RunError(f"{folder.path}: has no checkpoint yet")
+        raise RunError(f"{folder.shown}: has no checkpoint yet")
     task.model.load_state_dict(state["model"])
     task.task_method.load_state_dict(state["method"])

@@ -15,6 +15,7 @@ from healsg.checks import check, targets
 from healsg.config import Composed, flat, has_key, one_line, parse, verify
 from healsg.errors import ConfigError, RunError
 from healsg.folder import ROOT, RunFolder
+from healsg.paths import absolute, project_folders
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -73,11 +74,12 @@ def load_saved(folder: RunFolder, overrides: Sequence[str]) -> Composed:
         raise ConfigError(f"{getattr(error, 'full_key', None) or 'config'}: {one_line(error)}") from error
     if hidden := next((key for key, value in flat(plain) if value == redact.HIDDEN), None):
         raise ConfigError(f"{hidden}: is hidden in {folder.config}; give it again: {hidden}=...")
-    places = [place.resolve() for place in (folder.path, ROOT)]
+    places = [place.resolve() for place in (folder.path, absolute(ROOT))]
     own = next((target for target in targets.named(plain) if any(_within(_files(target), places))), None)
     if own is not None:
         raise ConfigError(f"{own} is not a part: its file lies in a run's own folder")
-    project = () if any(_within([Path.cwd()], places)) else (Path.cwd(),)
+    here = project_folders()
+    project = () if any(_within(here, places)) else tuple(here)
     composed = Composed(plain, overrides=list(overrides), project=project)
     verify(composed)
     return composed
@@ -85,7 +87,7 @@ def load_saved(folder: RunFolder, overrides: Sequence[str]) -> Composed:
 
 def _files(target: Any) -> Iterator[Path]:
     """The files that a target comes from, and those that are run on the way to it; its packages' first."""
-    parts, search = str(target).split("."), [Path.cwd()]
+    parts, search = str(target).split("."), project_folders()
     with contextlib.suppress(ConfigError):  # what cannot be resolved is refused by the checks
         module = targets.find_module(parts[0], [*search, *sys.path], installed=True)
         for name in (*parts[1:], None):

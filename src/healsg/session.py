@@ -89,9 +89,13 @@ class Session:
             numbers = {f"best {best['monitor']}": best["value"], **numbers}
         told = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if isinstance(value, float))
         finished = status == "finished"
-        run = shlex.quote(str(path))
+        run = shlex.quote(str(self.folder.shown))
         go_on = f"healsg eval {run} split=val" if finished else f"healsg resume {run}"
-        lines = [*[told] * (finished and bool(told)), f"{reason or status}: {path}", f"go on with: {go_on}"]
+        lines = [
+            *[told] * (finished and bool(told)),
+            f"{reason or status}: {self.folder.shown}",
+            f"go on with: {go_on}",
+        ]
         self.screen.end(lines)
         log.debug("\n".join(lines))
 

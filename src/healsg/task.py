@@ -20,6 +20,7 @@ from healsg.folder import weights_file
 from healsg.loader import Loader
 from healsg.method import TaskMethod
 from healsg.model import TaskModel
+from healsg.paths import current_folder
 from healsg.runner import TaskRunner
 from healsg.seeding import seed_everything
 
@@ -48,6 +49,8 @@ class BasicTask:
         self.config, self.args = config, config.args
         self.task_data, self.task_model, self.task_method, self.runner = task_data, task_model, task_method, runner
         self.loaders: dict[str, AnyLoader] = {}
+        self._start = current_folder()
+        """From where ``init_from`` is looked for, also where a builder changes the current directory."""
 
     # --- the six builders ------------------------------------------------------------------------------------------
 
@@ -121,7 +124,7 @@ class BasicTask:
         if not isinstance(self.model, nn.Module):
             raise ConfigError(f"build_model: gave {type(self.model).__name__}; return a torch.nn.Module")
         if self.config.init_from and fresh_weights:
-            log.info("%s", checkpoint.initialise(self.model, weights_file(self.config.init_from)))
+            log.info("%s", checkpoint.initialise(self.model, weights_file(self.config.init_from, self._start)))
         self.criterion = self.build_criterion()
         self.task_method.setup(self)
         least = least_rows(self.model)

@@ -16,6 +16,7 @@ from healsg.folder import RunFolder, find
 from healsg.halt import Halt
 from healsg.keeper import Keeper, restore_weights
 from healsg.loader import Loader
+from healsg.paths import returning
 from healsg.saved import load_saved
 from healsg.session import Session
 from healsg.task import BasicTask
@@ -69,15 +70,16 @@ class TaskTrainer:
         Raises:
             HealsgError: something the user can mend. Whatever else is raised in the run is raised here.
         """
-        task, self.folder = self._begin(folder)
-        runner = task.runner
-        session = Session(self.composed, self.folder, runner.progress, self.mirrors)
-        with Halt(runner.max_time) as halt, session:
-            facts = self.build(task, self.folder)
-            with self.keeper_type(self.folder, session.journal, halt, session.screen.epoch) as keeper:
-                keeper.begin(task)
-                session.begin(facts, runner.step_count)
-                runner.fit(task, keeper)
+        with returning():
+            task, self.folder = self._begin(folder)
+            runner = task.runner
+            session = Session(self.composed, self.folder, runner.progress, self.mirrors)
+            with Halt(runner.max_time) as halt, session:
+                facts = self.build(task, self.folder)
+                with self.keeper_type(self.folder, session.journal, halt, session.screen.epoch) as keeper:
+                    keeper.begin(task)
+                    session.begin(facts, runner.step_count)
+                    runner.fit(task, keeper)
         return session.result
 
     def build(self, task: BasicTask, folder: RunFolder) -> dict[str, Any]:
@@ -127,6 +129,10 @@ class TaskTrainer:
         folder = folder or self.folder
         if folder is None:
             raise RunError("evaluate: this task has no run yet; train it, or use TaskTrainer.load(run)")
+        with returning():
+            return self._evaluate(folder, split, which)
+
+    def _evaluate(self, folder: RunFolder, split: str, which: str) -> dict[str, float]:
         task = build_task(self.composed)
         task.build(fresh_weights=False, training=False)
         if split not in task.loaders:
@@ -135,7 +141,7 @@ class TaskTrainer:
             restore_weights(task, folder, which)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
-            raise RunError(f"{folder.path}: its weights do not fit this model: {reason}") from error
+            raise RunError(f"{folder.shown}: its weights do not fit this model: {reason}") from error
         loader = task.loaders[split]
         task.loaders[split] = loader.still() if isinstance(loader, Loader) else loader
         return EvalEpoch(task, split).run()

@@ -136,7 +136,7 @@ def checkpoints(first: RunFolder, second: RunFolder) -> str:
     """How the last checkpoints differ; empty where they hold the same. Raises RunError where both have none."""
     states = [folder.last_state() for folder in (first, second)]
     if states[0] is None or states[1] is None:
-        lacking = [str(folder.path) for folder, state in zip((first, second), states, strict=True) if state is None]
+        lacking = [str(folder.shown) for folder, state in zip((first, second), states, strict=True) if state is None]
         if len(lacking) == 2:
             raise RunError(f"{lacking[0]}: has no checkpoint yet, and {lacking[1]} has none")
         return f"{lacking[0]} has none"
@@ -220,12 +220,12 @@ def _replay(first: RunFolder, second: RunFolder, until: int | None, overrides: l
         folders = []
         for number, folder in enumerate((first, second), 1):
             if (folder.record.get("processes") or 1) > 1:
-                raise RunError(f"{folder.path}: was trained by several processes; a replay has one")
+                raise RunError(f"{folder.shown}: was trained by several processes; a replay has one")
             composed = load_saved(folder, overrides)
             runner = composed.values["runner"]
             runner["threads"] = runner["threads"] or folder.record.get("threads")
             folders.append(Path(place) / f"replay{number}")
-            print(f"replaying {folder.path} {f'to step {until}' if until else 'to its end'}", flush=True)
+            print(f"replaying {folder.shown} {f'to step {until}' if until else 'to its end'}", flush=True)
             launch(composed, folders[-1], until=until)
         found = first_tensor(folders[0] / TRACE, folders[1] / TRACE)
     if found:

@@ -130,13 +130,13 @@ def _train(composer: Callable[[], Composer], options: list[str], name: str, over
         values = composed_once(lambda: composer().compose(overrides)).values
         if not values["fresh"]:
             if key := next(iter(composed_once(lambda: claim.changed(folder, values))), None):
-                raise RunError(f"{folder.path}: is finished with another {key}; fresh=true starts anew")
-            say(f"{folder.path}: is finished")
+                raise RunError(f"{folder.shown}: is finished with another {key}; fresh=true starts anew")
+            say(f"{folder.shown}: is finished")
             return 0
     code = train.run([*options, *overrides])
     gc.collect()
     if not code and composed_once(lambda: folder.record).get("status") != "finished":
-        say(f"{folder.path}: is not finished; the same command goes on")
+        say(f"{folder.shown}: is not finished; the same command goes on")
         return 1
     return code
 
@@ -149,7 +149,7 @@ def _measured(target: Target, seed: int) -> float:
     numbers = {best.get("monitor", ""): best.get("value")} | (record.get("test") or {})
     value = numbers.get(target.metric)
     if not isinstance(value, float | int) or not math.isfinite(value):
-        raise RunError(f"{folder.path}: has no number {target.metric}; there are {', '.join(filter(None, numbers))}")
+        raise RunError(f"{folder.shown}: has no number {target.metric}; there are {', '.join(filter(None, numbers))}")
     return float(value)
 
 

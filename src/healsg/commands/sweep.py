@@ -133,7 +133,7 @@ def finished(folder: RunFolder, composed: Composed, sound: bool) -> Row | None:
     record = composed_once(lambda: folder.record)
     if record.get("status") != "finished" or composed.values["fresh"] or claim.changed(folder, composed.values):
         return None
-    say(f"{folder.path}: is finished")
+    say(f"{folder.shown}: is finished")
     return {"status": "finished", "exit": 0, **_numbers(record)}
 
 

@@ -98,7 +98,7 @@ def run(arguments: list[str]) -> int:
     claim.check_name(f"{base}-killed{options.runs}")
     names = ["whole", "again", *(f"killed{number}" for number in range(1, options.runs + 1))]
     trials = {name: Trial(RunFolder(ROOT / f"{base}-{name}")) for name in names}
-    if there := next((trial.folder.path for trial in trials.values() if trial.folder.path.exists()), None):
+    if there := next((trial.folder.shown for trial in trials.values() if trial.folder.path.exists()), None):
         raise RunError(f"{there}: is there from before; remove it, or take another name")
     remove = True
     try:
@@ -146,7 +146,7 @@ def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> l
     whole, chance = trials["whole"], random.Random(options.verify_seed)
     own_saves = composed.values["runner"]["save_every"] is not None
     for number, (name, trial) in enumerate(trials.items()):
-        print(f"{name}: {trial.folder.path}", flush=True)
+        print(f"{name}: {trial.folder.shown}", flush=True)
         plans = moments(chance, whole.steps, options.kills, own_saves, number % 2) if number > 1 else []
         killed = 0
         try:
@@ -160,7 +160,7 @@ def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> l
         trial.read()
         if number and (told := _difference(whole.folder, trial.folder)):
             causes = CAUSES["killed" if plans else "again"]
-            return [told, causes, f"see: healsg compare {shlex.join([str(whole.folder.path), str(trial.folder.path)])}"]
+            return [told, causes, f"see: healsg compare {shlex.join([str(whole.folder.shown), str(trial.folder.shown)])}"]
     return []
 
 

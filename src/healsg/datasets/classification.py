@@ -184,7 +184,7 @@ class Classification(TaskData):
     def _noisy(self, targets: Tensor) -> Tensor:
         classes = self.info.num_classes
         if isinstance(self.label_noise, str):
-            matrix = read_matrix(self.label_noise, classes, self.root)
+            matrix = read_matrix(self.label_noise, classes, (self.start, self.root))
             return splits.confuse_labels(targets, matrix, self.split_seed)
         return splits.flip_labels(targets, self.label_noise, classes, self.split_seed)
 

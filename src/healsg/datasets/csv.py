@@ -57,7 +57,7 @@ class Csv(Tables):
         if file is None:
             return None
         key = "file" if self.split or part == "train" else f"{part}_file"
-        path = locate(key, file, self.root, "file").absolute()
+        path = locate(key, file, (self.start, self.root), "file")
         table = read_csv(path, self.delimiter)
         if self.split:
             table = self._rows_of(part, table, path)

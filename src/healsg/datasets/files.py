@@ -61,17 +61,17 @@ class Sums:
             raise DataError(f"{path}: not the published file, {wrong}; get it anew, or take it with data.verify=false")
 
 
-def locate(key: str, name: str, root: Path, kind: Literal["file", "folder", "file or folder"]) -> Path:
-    """Where ``name`` lies: relative to the current directory or else to ``root``.
+def locate(key: str, name: str, places: Sequence[Path], kind: Literal["file", "folder", "file or folder"]) -> Path:
+    """Where ``name`` lies: relative to the first of ``places`` in which there is such a file or folder.
 
-    Raises DataError that names the setting ``data.<key>`` and both places where there is no such file or folder.
+    Raises DataError that names the setting ``data.<key>`` and all places where there is none.
     """
     asked = Path(name).expanduser()
-    places = (asked, root / asked)
     lies = {"file": Path.is_file, "folder": Path.is_dir}.get(kind, Path.exists)
-    if found := next(filter(lies, places), None):
+    files = [place / asked for place in places]
+    if found := next(filter(lies, files), None):
         return found
-    said = " nor ".join(dict.fromkeys(str(place.absolute()) for place in places))
+    said = " nor ".join(dict.fromkeys(map(str, files)))
     raise DataError(f"data.{key}: no such {kind}: {said}")
 
 

@@ -47,7 +47,7 @@ class HuggingFace(Tables):
         self.parts = {"train": train, "val": val, "test": test}
         self.place: Path | None = None
         try:
-            self.place = locate("name", name, self.root, "file or folder")
+            self.place = locate("name", name, (self.start, self.root), "file or folder")
         except DataError:
             if name.count("/") > 1 or name.endswith(".parquet") or Path(name).expanduser().is_absolute():
                 raise

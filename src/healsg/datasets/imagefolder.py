@@ -105,7 +105,7 @@ class ImageFolder(Classification):
     @cached_property
     def _folders(self) -> dict[str, Path]:
         """The folder of each part that has one."""
-        found = locate("folder", self.folder, self.root, "folder").absolute()
+        found = locate("folder", self.folder, (self.start, self.root), "folder")
         parts = {part: found / part for part in ("train", "val", "test") if (found / part).is_dir()}
         if parts and "train" not in parts:
             raise DataError(f"data.folder: {found} has {' and '.join(parts)} but no train folder")

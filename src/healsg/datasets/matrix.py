@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,18 @@ LARGEST = 1 << 26
 """Bytes of a file."""
 
 
-def read_matrix(name: str, classes: int, root: Path) -> Tensor:
+def read_matrix(name: str, classes: int, folders: Sequence[Path]) -> Tensor:
     """(classes, classes) float64, each row of which adds up to 1.
 
     Args:
-        name: a .csv file without a header, a .json list of lists, or a .npy array; relative to the current folder or
-            else to ``root``.
+        name: a .csv file without a header, a .json list of lists, or a .npy array.
         classes: how many there are.
-        root: of the data sets.
+        folders: where it may lie; the first that has it counts.
 
     Raises:
         DataError: where there is no such file, or it holds no such matrix.
     """
-    places = [Path(name).expanduser(), root / name]
+    places = [folder / Path(name).expanduser() for folder in folders]
     path = next((place for place in places if place.is_file()), None)
     if path is None and Path(name).suffix in (".csv", ".json", ".npy"):
         raise DataError(f"data.label_noise: no such file: {' nor '.join(map(str, places))}")

@@ -22,6 +22,8 @@ from healsg import redact
 from healsg.folder import write_text
 from healsg.mirror import Mirror
 from healsg.safefiles import make_folder, read_bytes
+from healsg.paths import current_folder, shown
+from healsg.provenance import within_run
 from healsg.types import Positive
 
 log = logging.getLogger("healsg")
@@ -64,7 +66,7 @@ class Wandb(Mirror):
         names = {"project": self.project, "group": self.group, "name": self.name or record.get("name")}
         init = {name: value and redact.text(value) for name, value in names.items()}
         init |= {"id": key, "resume": "allow", "dir": str(folder.resolve()), "config": record.get("config")}
-        upload = f"wandb sync {shlex.quote(str(folder / 'wandb'))}"
+        upload = f"wandb sync {shlex.quote(str(shown(folder) / 'wandb'))}"
         if mode == "online":
             self.upload = f"{upload}/run-*-{key}"
             url, trouble = self._open({**init, "mode": "online"}, self.timeout)
@@ -105,7 +107,12 @@ class Wandb(Mirror):
         )
         command = [sys.executable, "-P", "-c", program, str(Path(__file__).parents[2])]
         own: dict[str, Any] = {"env": {**os.environ, "WANDB_SERVICE": "", "WANDB_ERROR_REPORTING": "false"}}
-        own |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        own |= {
+            "cwd": _trusted_folder(),
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.DEVNULL,
+        }
         self.process = subprocess.Popen(command, text=True, start_new_session=True, **own)
         killer = threading.Timer(seconds, self.process.kill)
         killer.daemon = True
@@ -128,6 +135,13 @@ def _known_id(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return known if isinstance(known, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", known) else None
+
+
+def _trusted_folder() -> Path:
+    """Where the client is started: it takes settings, such as the server to which the key is sent, from the file
+    ``wandb/settings`` of the current directory, which may be a run from somebody else."""
+    here = current_folder()
+    return here if here.is_dir() and not within_run(here) else Path("/")
 
 
 def serve_wandb() -> None:

@@ -18,6 +18,7 @@ from healsg.keeper import restore_weights
 from healsg.loader import Loader
 from healsg.methods.supervised import Supervised
 from healsg.methods.within import Probe, outputs_of, probe
+from healsg.paths import current_folder
 from healsg.saved import load_saved
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Distilled(Supervised):
 
     def __init__(self, teacher: str | None = None, **common: Any) -> None:
         super().__init__(**common)
-        self.run = teacher
+        self.run, self.start = teacher, current_folder()
         self.places: list[str] = []
 
     # --- what a subclass brings -------------------------------------------------------------------------------------
@@ -173,26 +174,26 @@ class Distilled(Supervised):
         if not self.run:
             raise ConfigError(f"method.teacher: is missing; {name} learns from a run: method.teacher=RUN")
         try:
-            folder = find(self.run)
+            folder = find(self.run, self.start)
             taught = task_of(folder, task).info
         except (RunError, ConfigError) as error:
             raise ConfigError(f"method.teacher: {one_line(error)}") from error
         if not folder.best.is_file():
-            raise ConfigError(f"method.teacher: {folder.path} has no best weights yet; train it first")
+            raise ConfigError(f"method.teacher: {folder.shown} has no best weights yet; train it first")
         if task.info and taught:
             refuse_other("classes", self.run, taught.num_classes, task.info.num_classes)
             refuse_other("input shape", self.run, taught.input_shape, task.info.input_shape)
             if taught.class_names and task.info.class_names:
                 refuse_other("class names", self.run, taught.class_names[:9], task.info.class_names[:9])
         if folder.record.get("status") != "finished":
-            log.warning("method.teacher: %s is not finished; the best weights that it has teach", folder.path)
+            log.warning("method.teacher: %s is not finished; the best weights that it has teach", folder.shown)
 
     def setup(self, task: BasicTask) -> None:
         super().setup(task)
         if not self.run or not _pupil.get():
             return
         try:
-            self.teacher = network_of(find(self.run), task)
+            self.teacher = network_of(find(self.run, self.start), task)
         except HealsgError as error:
             raise ConfigError(f"method.teacher: {one_line(error)}") from error
         loader = task.train_loader

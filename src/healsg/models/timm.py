@@ -14,6 +14,7 @@ from healsg.data import DataInfo
 from healsg.errors import ConfigError, RunError
 from healsg.model import TaskModel
 from healsg.models.torchvision import TorchvisionNetwork
+from healsg.paths import current_folder
 from healsg.source import line
 
 HEADS = ("head", "head.fc", "fc", "classifier")
@@ -84,6 +85,7 @@ class Timm(TaskModel):
     ) -> None:
         super().__init__(**common)
         self.name, self.pretrained, self.weights, self.options = name, pretrained, weights, dict(options or {})
+        self.file = current_folder() / Path(weights).expanduser() if weights else None
 
     def check(self, info: DataInfo) -> None:
         super().check(info)
@@ -94,7 +96,7 @@ class Timm(TaskModel):
             )
         if importlib.util.find_spec("timm") is None:
             raise ConfigError("model: timm is not installed; install it with: pip install 'healsg[timm]'")
-        if self.weights and not Path(self.weights).expanduser().is_file():
+        if self.file and not self.file.is_file():
             raise ConfigError(f"model.weights: there is no file {self.weights}")
         self._published()
 
@@ -149,7 +151,7 @@ class Timm(TaskModel):
         """The number of classes of the weights' file, 0 without a last layer, and what timm is told of it."""
         from timm.models import load_state_dict
 
-        path = Path(str(self.weights)).expanduser()
+        path = self.file
         try:
             state = load_state_dict(str(path), device="cpu", weights_only=True)
             sizes = {key: len(value) for key, value in state.items() if isinstance(value, Tensor) and value.dim()}
