@@ -227,7 +227,7 @@ def test_who_loses_a_fresh_start_leaves_the_winner_alone(monkeypatch: pytest.Mon
 
     def renamed(self: Path, target: Path) -> Path:
         moved = rename(self, target)
-        if self == FOLDER:
+        if self == winner.path:
             winner.lock()
         return moved
 

@@ -72,8 +72,8 @@ def load_saved(folder: RunFolder, overrides: Sequence[str]) -> Composed:
         plain: Any = OmegaConf.to_container(saved, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(f"{getattr(error, 'full_key', None) or 'config'}: {one_line(error)}") from error
-    if hidden := next((key for key, value in flat(plain) if value == redact.HIDDEN), None):
-        raise ConfigError(f"{hidden}: is hidden in {folder.config}; give it again: {hidden}=...")
+    if hidden := next((key for key, value in flat(plain) if redact.HIDDEN in str(value)), None):
+        raise ConfigError(f"{hidden}: is hidden in {folder.shown / 'config.yaml'}; give it again: {hidden}=...")
     places = [place.resolve() for place in (folder.path, absolute(ROOT))]
     own = next((target for target in targets.named(plain) if any(_within(_files(target), places))), None)
     if own is not None:
