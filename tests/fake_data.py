@@ -406,11 +406,12 @@ def odd_pictures(folder: Path) -> dict[str, bool]:
         "bomb.png": _png_of(60_000, 60_000),
         "strip.png": _png_of(1, 50_000_000),
         "no_width.png": _png_of(0, 40),
-        "sixteen.png": _encoded(sixteen, "PNG"),
+        "deep_colours.png": deep_png(np.full((30, 30, 3), 40_000)),
         "float.tiff": _encoded(Image.fromarray(rng.random((30, 30), np.float32)), "TIFF"),
         "program.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n",
     }
     fine = {
+        "sixteen.png": _encoded(sixteen, "PNG"),
         "truly_png.jpg": png,
         "grey.png": _encoded(picture.convert("L"), "PNG"),
         "cmyk.jpg": _encoded(picture.convert("CMYK"), "JPEG"),
@@ -438,6 +439,28 @@ def _encoded(picture: Any, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def deep_png(pixels: np.ndarray[Any, Any]) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow does not write: (H, W, 3) of colours, (H, W, 2) of grey and alpha."""
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    return _png([(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
+
+
+def deep_tiff(pixels: np.ndarray[Any, Any]) -> bytes:
+    """An uncompressed little-endian TIFF of (H, W, 3) colours of 16 bits a channel, which Pillow does not write."""
+    height, width, channels = pixels.shape
+    data = pixels.astype("<u2").tobytes()
+    bits = 8 + len(data)
+    fields = [
+        *[(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, bits), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8)],
+        *[(277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(data)), (284, 3, 1, 1)],
+    ]
+    table = b"".join(struct.pack("<HHII", *field) for field in fields)
+    head = struct.pack("<2sHI", b"II", 42, bits + 6)
+    return head + data + struct.pack("<3H", 16, 16, 16) + struct.pack("<H", len(fields)) + table + bytes(4)
+
+
 def _png_of(width: int, height: int) -> bytes:
     """A PNG whose header announces that many pixels, with next to no data."""
     chunks = [
@@ -445,6 +468,10 @@ def _png_of(width: int, height: int) -> bytes:
         (b"IDAT", zlib.compress(bytes(1000))),
         (b"IEND", b""),
     ]
+    return _png(chunks)
+
+
+def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
     parts = [
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     ]

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from torchvision.transforms.functional import pil_to_tensor
 
 import fake_data
 from fake_data import refused
 from healsg.data import Needs
-from healsg.datasets.imagefolder import EXTENSIONS, ImageFolder, Pictures, decode
+from healsg.datasets.decoding import COMPOSITED, DEEP, ORIENTATION, TURNED, decode
+from healsg.datasets.imagefolder import EXTENSIONS, ImageFolder, Pictures
 from healsg.terms import Terms
 
 
@@ -102,8 +104,8 @@ def test_imagefolder_broken_picture(tmp_path):
     for broken in (content[: len(content) // 2], b"", b"text", content[:40]):
         path.write_bytes(broken)
         refused(lambda: source.fetch(torch.arange(12)), path, "sample 5 of Pictures")
-    Image.fromarray(np.full((30, 30), 40_000, np.uint16)).save(path)
-    refused(lambda: source.fetch(torch.tensor([5])), path, "8 bits")
+    path.write_bytes(fake_data.deep_png(np.full((30, 30, 3), 40_000)))
+    refused(lambda: source.fetch(torch.tensor([5])), path, "16 bits a channel", "convert it to 8 bits")
 
 
 @pytest.mark.parametrize("shape", [(50, 40), (40, 50), (24, 24), (10, 33), (31, 24)])
@@ -126,6 +128,108 @@ def test_decode_modes(tmp_path, mode, channels):
     assert result.dtype == torch.uint8
     if mode != "1":
         assert abs(float(result.float().mean()) - 200) < 8
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tiff"])
+def test_pictures_are_seen_as_a_viewer_shows_them(tmp_path, orientation, suffix):
+    stored = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)).resize((30, 20))
+    exif = stored.getexif()
+    exif[ORIENTATION] = orientation
+    stored.save(path := tmp_path / f"x{suffix}", exif=exif, **({} if suffix == ".tiff" else {"quality": 95}))
+    with Image.open(path) as opened:
+        ImageOps.exif_transpose(opened).save(shown := tmp_path / "shown.png")
+    remarks = []
+    assert torch.equal(decode(str(path), 16, 3, remarks.append), decode(str(shown), 16, 3))
+    assert remarks == [TURNED] * (orientation > 1)
+    stored.save(path)
+    decode(str(path), 16, 3, remarks.append)
+    assert len(remarks) == (orientation > 1), "nothing is said of a picture without an orientation"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_pixels_are_white(tmp_path, mode, channels):
+    picture, options = Image.new("RGB", (20, 20), (40, 40, 40)), {}
+    picture = picture.quantize(2) if mode == "P" else picture.convert(mode)
+    if mode.endswith("A"):
+        clear = Image.new("L", (20, 20), 255)
+        clear.paste(0, (0, 0, 10, 20))
+        picture.putalpha(clear)
+    else:
+        colour = picture.getpixel((0, 0))
+        picture.paste(picture.getpixel((0, 0)) if mode == "P" else "white", (10, 0, 20, 20))
+        options["transparency"] = colour
+    picture.save(path := tmp_path / "x.png", **options)
+    remarks = []
+    result = decode(str(path), 20, channels, remarks.append)
+    assert remarks == [COMPOSITED]
+    assert result[:, :, :10].eq(255).all()
+    assert result[:, :, 10:].eq(40 if mode.endswith("A") else 255).all()
+    opaque = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 4), np.uint8))
+    opaque.putalpha(255)
+    opaque.save(path)
+    plain = opaque.convert("RGB").convert("RGB" if channels == 3 else "L")
+    assert torch.equal(decode(str(path), 20, channels, remarks.append), pil_to_tensor(plain))
+    assert len(remarks) == 1, "nothing is said of an alpha channel that hides nothing"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".pgm"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_grey_pictures_keep_their_bits(tmp_path, suffix, channels):
+    pixels = np.random.default_rng(0).integers(0, 65536, (20, 20)).astype(np.uint16)
+    if suffix == ".pgm":
+        (path := tmp_path / "x.pgm").write_bytes(b"P5 20 20 65535\n" + pixels.astype(">u2").tobytes())
+    else:
+        Image.fromarray(pixels).save(path := tmp_path / f"x{suffix}")
+    remarks = []
+    result = decode(str(path), 20, channels, remarks.append)
+    assert remarks == [DEEP]
+    assert (result.dtype, result.shape) == (torch.float32, (channels, 20, 20))
+    assert torch.equal((result * 257).round().int(), torch.from_numpy(pixels.astype(np.int32)).expand(channels, 20, 20))
+    smaller = decode(str(path), 10, channels)
+    assert smaller.shape == (channels, 10, 10)
+    assert abs(float(smaller.mean() - result.mean())) < 2
+
+
+def test_deep_colours_are_refused_not_cut(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (20, 20, 3))
+    (tmp_path / "x.png").write_bytes(fake_data.deep_png(pixels))
+    (tmp_path / "a.png").write_bytes(fake_data.deep_png(pixels[:, :, :2]))
+    (tmp_path / "x.ppm").write_bytes(b"P6 20 20 65535\n" + pixels.astype(">u2").tobytes())
+    (tmp_path / "x.tiff").write_bytes(fake_data.deep_tiff(pixels))
+    Image.fromarray(np.zeros((20, 20), np.int32)).save(tmp_path / "i.tiff")
+    Image.fromarray(np.zeros((20, 20), np.float32)).save(tmp_path / "f.tiff")
+    for name, bits in {"x.png": 16, "a.png": 16, "x.ppm": 16, "x.tiff": 16, "i.tiff": 32, "f.tiff": 32}.items():
+        with pytest.raises(ValueError, match=f"{bits} bits a channel"):
+            decode(str(tmp_path / name), 16, 3)
+
+
+@pytest.mark.parametrize("augment", ["standard", "strong", "light", "randaugment"])
+def test_deep_and_plain_pictures_train_together(tmp_path, augment):
+    fake_data.write_imagefolder(tmp_path, per_class=3)
+    Image.fromarray(np.full((30, 30), 257 * 100 + 128, np.uint16)).save(tmp_path / "train" / "ant" / "000.png")
+    data = ImageFolder(str(tmp_path), image_size=24, shift=2, batch_size=3, augment=augment)
+    inputs = [batch["input"] for batch, _ in data.loaders(Needs())["train"].batches(0)]
+    assert {each.dtype for each in inputs} == {torch.float32}
+    assert all(each.isfinite().all() for each in inputs)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_was_done_to_pictures_is_said_once(tmp_path, caplog, workers):
+    caplog.set_level(logging.INFO, "healsg")
+    fake_data.write_imagefolder(tmp_path, per_class=4)
+    for path in sorted((tmp_path / "train").rglob("*.jpg")):
+        picture = Image.open(path)
+        exif = picture.getexif()
+        exif[ORIENTATION] = 6
+        picture.save(path, exif=exif)
+    data = ImageFolder(str(tmp_path), image_size=24, shift=2, batch_size=2, workers=workers)
+    loader = data.loaders(Needs())["train"]
+    for epoch in (0, 1):
+        list(loader.batches(epoch))
+    loader.deal(Terms())  # lets the workers go
+    assert [record.getMessage() for record in caplog.records if "EXIF" in record.getMessage()] == [f"data: {TURNED}"]
 
 
 def test_imagefolder_workers_change_nothing(tmp_path):

@@ -23,12 +23,12 @@ from fake_data import NEITHER, refuse_network, refused, serve_https, tarred
 from healsg.data import Needs
 from healsg.datasets import archives, eurosat, fashionmnist, flowers102, food101, imagenette, pets, stl10, svhn
 from healsg.datasets.archives import Archive, unpack_folder
+from healsg.datasets.decoding import decode
 from healsg.datasets.eurosat import EuroSAT
 from healsg.datasets.fashionmnist import KMNIST, FashionMNIST
 from healsg.datasets.files import MOST, Sums, download
 from healsg.datasets.flowers102 import Flowers102
 from healsg.datasets.food101 import Food101
-from healsg.datasets.imagefolder import decode
 from healsg.datasets.imagenet import ImageNet
 from healsg.datasets.imagenette import Imagenette
 from healsg.datasets.pets import Pets

@@ -13,7 +13,8 @@ import torch
 import fake_data
 from healsg import TaskTrainer
 from healsg.datasets import holding
-from healsg.datasets.imagefolder import ImageFolder, Pictures, decode
+from healsg.datasets.decoding import decode
+from healsg.datasets.imagefolder import ImageFolder, Pictures
 from healsg.errors import ConfigError, DataError, HealsgError
 from healsg.source import DatasetSource, Reading, TensorSource
 
@@ -59,9 +60,9 @@ def data(folder: Path, **options: Any) -> ImageFolder:
 def test_a_cache_is_read_again_and_made_anew_for_other_files(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = list[str]()
 
-    def counted(path: str, size: int, channels: int) -> torch.Tensor:
+    def counted(path: str, *how: Any) -> torch.Tensor:
         decoded.append(path)
-        return decode(path, size, channels)
+        return decode(path, *how)
 
     monkeypatch.setattr("healsg.datasets.imagefolder.decode", counted)
     every = torch.arange(30)

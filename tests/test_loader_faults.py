@@ -30,7 +30,8 @@ from fake_data import refused
 from healsg import TaskTrainer, faults
 from healsg.adopt import ForeignLoader, adopt
 from healsg.data import Needs
-from healsg.datasets.imagefolder import ImageFolder, decode
+from healsg.datasets.decoding import decode
+from healsg.datasets.imagefolder import ImageFolder
 from healsg.errors import DataError
 from healsg.loader import Loader
 from healsg.runner import TaskRunner

@@ -20,6 +20,7 @@ from healsg.halt import Halt
 from healsg.journal import Journal
 from healsg.method import TaskMethod
 from healsg.watcher import Watcher
+from healsg.skipped import skipped_samples
 from healsg.writer import Writer, steady
 
 if TYPE_CHECKING:
@@ -125,10 +126,20 @@ class Keeper(Watcher):
         due = any(distributed.gather(ended or time.monotonic() - self.saved_at >= REST))
         if best:
             self._hold_best(task, copy=not due)
+        self.record_skipped(task)
         if due:
             self.save(task)
         if self.halt.agreed():
             self.stop(task)
+
+    def record_skipped(self, task: BasicTask) -> None:
+        """Let ``run.json`` tell which samples were left out so far; all processes come here together."""
+        reading = task.task_data.reading
+        if reading.on_error == "skip":
+            before = self.folder.record.get("samples_skipped")
+            told = skipped_samples(task.loaders, reading, before)
+            if self.journal and told != before:
+                self.folder.note(samples_skipped=told)
 
     def save(self, task: BasicTask) -> None:
         """Begin to write ``best.pt`` where there is a new one, then ``last.pt``; the one before it is kept too.
@@ -201,6 +212,7 @@ class Keeper(Watcher):
         if not self.testing:
             self.save(task)
             self.writer.wait()
+            self.record_skipped(task)
         raise self.halt.stopped()
 
     def finish(self, task: BasicTask) -> None:
@@ -222,6 +234,7 @@ class Keeper(Watcher):
             weights = checkpoint.load(self.folder.best)["model"]
             with checkpoint.weights_of(task.task_method.eval_model(task), weights):
                 tested = EvalEpoch(task, "test").run()
+        self.record_skipped(task)
         test = {f"test/{name}": value for name, value in tested.items()}
         if self.journal:
             runner = task.runner

@@ -149,8 +149,8 @@ class Loader:
         """The batch at ``position`` of ``epoch``, wherever and whenever it is asked for."""
         return self._taken(self._prepare(epoch, position))
 
-    def _prepare(self, epoch: int, position: int) -> tuple[Batch, int, list[Any]]:
-        """A batch, its rows that count, and what was left out of it: stream, index in its data set, message."""
+    def _prepare(self, epoch: int, position: int) -> tuple[Batch, int, list[Any], list[str]]:
+        """A batch, its rows that count, what was left out of it (stream, index in its data set, message), remarks."""
         if self._epoch != epoch:
             self._begin(epoch)
         if not self.in_memory:
@@ -165,7 +165,7 @@ class Loader:
                 raw, kept, start, stop, rows = self._read(stream, position, missed)
             counted = rows if counted < 0 else counted
             dealt[stream] = self._views(stream, raw, start, stop, kept) if kept is None or len(kept) else raw
-        return (dealt[stream] if self.flat else dealt), counted, missed
+        return (dealt[stream] if self.flat else dealt), counted, missed, self.reading.new_remarks()
 
     def _by_sample(self) -> bool:
         """Whether a sample's neighbours in its batch are nothing to it: as our transforms are."""
@@ -216,11 +216,12 @@ class Loader:
         batch = {key: value for key, value in raw.items() if key != "input"}
         return batch | {view: result["input"] for view, result in made.items()}
 
-    def _taken(self, prepared: tuple[Batch, int, list[tuple[str, int, str]]]) -> tuple[Batch, int]:
-        """What was prepared, here or by a worker; what was left out of it is told."""
-        batch, rows, missed = prepared
-        for stream, index, said in missed:
-            self.reading.tell((id(self.sources[stream].dataset), index), said)  # type: ignore[attr-defined]
+    def _taken(self, prepared: tuple[Batch, int, list[tuple[str, int, str]], list[str]]) -> tuple[Batch, int]:
+        """What was prepared, here or by a worker; what was left out of it, and what was found, is reported."""
+        batch, rows, missed, remarks = prepared
+        for stream, index, message in missed:
+            self.reading.skip((id(self.sources[stream].dataset), index), message)  # type: ignore[attr-defined]
+        self.reading.report(remarks)
         return _pinned(batch) if self.workers and self.terms.device.type == "cuda" else batch, rows
 
     def _begin(self, epoch: int) -> None:

@@ -23,27 +23,47 @@ Collate = Callable[[list[Any]], Any]
 
 @dataclass
 class Reading:
-    """How a task's samples are read, as the arguments of ``TaskData`` say, and how far that is.
+    """How a task's samples are read, as the arguments of ``TaskData`` say, and what came of it so far.
 
-    ``told``: the samples left out; ``broken``: by place in the last batch, their indices and messages; ``at``: the
-    number of the stream, the index in its data set, how many more are read together with that.
+    ``skipped``: the samples left out and why, by data set and index. ``broken``: by place in the last batch, their
+    indices and messages. ``at``: the number of the stream, the index in its data set, how many more are read together
+    with that. ``remarks``: what was found in this process that the user should know, and whether it was reported.
     """
 
     on_error: Literal["raise", "skip"] = "raise"
     max_errors: int = 100
     timeout: float = 600.0
     prefetch: int = 2
-    told: set[Any] = field(default_factory=set)
+    skipped: dict[tuple[int, int], str] = field(default_factory=dict)
     broken: dict[int, tuple[int, str]] = field(default_factory=dict)
     at: Any = field(default_factory=lambda: [0, -1, 0])
+    remarks: dict[str, bool] = field(default_factory=dict)
+    sent: set[str] = field(default_factory=set)
 
-    def tell(self, sample: Any, said: str) -> None:
+    def skip(self, sample: tuple[int, int], message: str) -> None:
         """Say once that a sample is left out. Raises DataError where there are too many."""
-        if sample not in self.told:
-            self.told.add(sample)
-            if len(self.told) > self.max_errors:
-                raise DataError(f"data.max_errors: more than {self.max_errors} samples cannot be read; {said}")
-            log.warning("left out: %s", said)
+        if sample not in self.skipped:
+            self.skipped[sample] = message
+            if len(self.skipped) > self.max_errors:
+                raise DataError(f"data.max_errors: more than {self.max_errors} samples cannot be read; {message}")
+            log.warning("left out: %s", message)
+
+    def remark(self, text: str) -> None:
+        """Keep what a data set found as it read a sample, such as an orientation, until it is reported."""
+        self.remarks.setdefault(text, False)
+
+    def new_remarks(self) -> list[str]:
+        """What was found since the last call in this process, which may be a worker."""
+        found = [text for text in self.remarks if text not in self.sent]
+        self.sent.update(found)
+        return found
+
+    def report(self, remarks: Sequence[str]) -> None:
+        """Say each remark once, in the process that has the log."""
+        for text in remarks:
+            if not self.remarks.get(text):
+                self.remarks[text] = True
+                log.info("data: %s", text)
 
 
 class Source(Protocol):

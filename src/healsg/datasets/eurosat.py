@@ -14,8 +14,8 @@ import torch
 from healsg.data import DataInfo, stratified_split
 from healsg.datasets.archives import Archive, provide
 from healsg.datasets.classification import Classification
+from healsg.datasets.decoding import decode
 from healsg.datasets.files import log
-from healsg.datasets.imagefolder import decode
 from healsg.datasets.pictures import of_folders
 from healsg.errors import DataError
 from healsg.loader import Transform

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from healsg.datasets.decoding import Remark, decode, unremarked
 from healsg.datasets.files import locate
-from healsg.datasets.imagefolder import decode
 from healsg.datasets.tables import Columns, Tables
 from healsg.errors import ConfigError, DataError
 from healsg.source import line
@@ -105,7 +105,7 @@ class HuggingFace(Tables):
         return values
 
     def pictures(self, values: Sequence[Any], targets: Tensor) -> Any:
-        return StoredPictures(values, targets, self.image_size, self.channels)
+        return StoredPictures(values, targets, self.image_size, self.channels, self.reading.remark)
 
 
 def label_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
@@ -118,16 +118,19 @@ def label_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
 
 
 class StoredPictures:
-    """A map-style data set of pictures in memory: ``(image, target)``, the image (channels, size, size) uint8.
+    """A map-style data set of pictures in memory: ``(image, target)``, the image as ``decode`` makes it.
 
     Args:
         values: Arrow's ``{bytes, path}`` or bytes.
         targets: of each.
-        size, channels: as ``healsg.datasets.imagefolder.Pictures`` has them.
+        size, channels, remark: as ``healsg.datasets.imagefolder.Pictures`` has them.
     """
 
-    def __init__(self, values: Sequence[Any], targets: Tensor, size: int, channels: int) -> None:
+    def __init__(
+        self, values: Sequence[Any], targets: Tensor, size: int, channels: int, remark: Remark = unremarked
+    ) -> None:
         self.values, self.targets, self.size, self.channels = values, targets, size, channels
+        self.remark = remark
 
     def __len__(self) -> int:
         return len(self.values)
@@ -135,4 +138,4 @@ class StoredPictures:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         stored = self.values[index].as_py()
         content = stored["bytes"] if isinstance(stored, dict) else stored
-        return decode(io.BytesIO(content), self.size, self.channels), self.targets[index]
+        return decode(io.BytesIO(content), self.size, self.channels, self.remark), self.targets[index]

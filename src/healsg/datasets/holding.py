@@ -94,14 +94,16 @@ def available() -> int | None:
 
 
 def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Reading) -> None:
-    def read(_: int, number: int) -> Batch:
-        return source.fetch(torch.arange(number * CHUNK, min((number + 1) * CHUNK, len(source))))
+    def read(_: int, number: int) -> tuple[Batch, list[str]]:
+        batch = source.fetch(torch.arange(number * CHUNK, min((number + 1) * CHUNK, len(source))))
+        return batch, reading.new_remarks()
 
     places = [(0, number) for number in range(-(-len(source) // CHUNK))]
     crew = Workers(read, workers, reading, [source]) if workers else None
-    for (_, number), batch in zip(
+    for (_, number), (batch, remarks) in zip(
         places, crew.deal(places) if crew else (read(*place) for place in places), strict=True
     ):
+        reading.report(remarks)
         for key, whole in tensors.items():
             rows = whole[number * CHUNK : (number + 1) * CHUNK]
             if (batch[key].shape, batch[key].dtype) != (rows.shape, rows.dtype):

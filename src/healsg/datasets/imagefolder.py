@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from healsg.data import DataInfo
 from healsg.datasets.classification import Classification
+from healsg.datasets.decoding import Remark, decode, unremarked
 from healsg.datasets.files import locate, log
 from healsg.datasets.groups import path_groups
 from healsg.datasets.splits import split_off
@@ -30,12 +28,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """As torchvision.datasets.folder.IMG_EXTENSIONS."""
-
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
-"""What a file's content may be, whatever its name says. Pillow has readers of others that start programs."""
-
-PIXELS = 1 << 27
-"""The most that a picture, or what its shorter side is resized to, may have: more is refused, not read."""
 
 
 class ImageFolder(Classification):
@@ -151,53 +143,32 @@ class ImageFolder(Classification):
         log.info(
             "%s: %d %s pictures in %d classes, %d other files skipped", folder, len(paths), part, len(classes), skipped
         )
-        dataset = Pictures(paths, targets, self.image_size, self.channels)
+        dataset = Pictures(paths, targets, self.image_size, self.channels, self.reading.remark)
         return DatasetSource(dataset, targets=torch.tensor(targets))
 
 
 class Pictures:
-    """A map-style data set of picture files: ``(image, target)``, the image (channels, size, size) uint8.
+    """A map-style data set of picture files: ``(image, target)``, the image as ``decode`` makes it.
 
     Args:
         paths: the files.
         targets: the class index of each.
         size: height and width of the result: the shorter side is resized to it, then the centre is cut out.
         channels: 3 for colour, 1 for grey.
+        remark: see ``decode``.
     """
 
-    def __init__(self, paths: Sequence[str], targets: Sequence[int], size: int, channels: int) -> None:
+    def __init__(
+        self, paths: Sequence[str], targets: Sequence[int], size: int, channels: int, remark: Remark = unremarked
+    ) -> None:
         self.paths, self.targets, self.size, self.channels = paths, targets, size, channels
+        self.remark = remark
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return decode(self.paths[index], self.size, self.channels), self.targets[index]
-
-
-def decode(picture: str | BytesIO, size: int, channels: int) -> Tensor:
-    """A picture, by path or in memory, as (channels, size, size) uint8: resized on its shorter side, cut to its centre.
-
-    A broken file makes the decoder raise almost anything. What is no file is not opened, since a pipe would wait.
-    """
-    from PIL import Image
-
-    if not isinstance(picture, BytesIO) and not S_ISREG(os.stat(picture).st_mode):  # noqa: PTH116, a Path is slow
-        raise ValueError("not a file")
-    with Image.open(picture, formats=FORMATS) as opened:
-        width, height = opened.size
-        shorter = min(width, height)
-        if not shorter or max(width * height, size * width // shorter * (size * height // shorter)) > PIXELS:
-            raise ValueError(f"{width} x {height} pixels, which cannot be resized to a shorter side of {size}")
-        if opened.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {opened.mode}, more than 8 bits a channel: convert it to 8 bits")
-        opaque = opened.convert("RGBA") if "transparency" in opened.info else opened
-        image = opaque.convert("RGB" if channels == 3 else "L")
-    width, height = size * width // shorter, size * height // shorter
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    pixels = np.array(image.crop((left, top, left + size, top + size)))
-    return torch.from_numpy(pixels.reshape(size, size, channels)).permute(2, 0, 1).contiguous()
+        return decode(self.paths[index], self.size, self.channels, self.remark), self.targets[index]
 
 
 def _per_channel(key: str, given: list[float] | None, usual: Sequence[float], channels: int) -> tuple[float, ...]:

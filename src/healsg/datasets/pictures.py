@@ -99,7 +99,8 @@ class PictureFiles(Classification):
         classes = self.info.num_classes
         if wrong := [path for path, target in zip(paths, targets, strict=True) if not 0 <= target < classes]:
             raise DataError(f"{folder}: the label of {wrong[0]} lies outside the set's {classes} classes")
-        return DatasetSource(Pictures(paths, targets, self.image_size, 3), targets=torch.tensor(targets))
+        dataset = Pictures(paths, targets, self.image_size, 3, self.reading.remark)
+        return DatasetSource(dataset, targets=torch.tensor(targets))
 
     def provide(self, folder: Path) -> None:
         """See to it that the files are in ``folder``."""

@@ -125,7 +125,8 @@ def _show(value: Any) -> str:
         value = {key: part for key, part in value.items() if not _is_matrix(part)}
         return ", ".join(f"{escape(str(key))} {shown}" for key, part in value.items() if (shown := _show(part)))
     if isinstance(value, list):
-        return " ".join(_show(part) for part in value)
+        sentences = all(isinstance(part, str) and " " in part for part in value)
+        return ("; " if sentences else " ").join(_show(part) for part in value)
     text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
     return escape(text) if len(text) <= 1000 else ""
 

@@ -206,6 +206,6 @@ class PolicyTransform:
         if draw is None:
             return self.usual(batch, None)
         images = self.usual.move(batch["input"], draw)
-        if self.usual.maximum != 255:
+        if self.usual.maximum != 255 or images.is_floating_point():  # the policies are for images of 8 bits
             images = (images * (255 / self.usual.maximum)).round().to(torch.uint8)
         return self.whole(batch | {"input": apply_policy(self.policy, images, draw, which=3)}, None)
