@@ -15,7 +15,8 @@ import fake_data
 from fake_data import refused
 from healsg.data import Needs
 from healsg.datasets.decoding import COMPOSITED, DEEP, ORIENTATION, TURNED, decode
-from healsg.datasets.imagefolder import EXTENSIONS, ImageFolder, Pictures
+from healsg.datasets.folders import EXTENSIONS
+from healsg.datasets.imagefolder import ImageFolder, Pictures
 from healsg.terms import Terms
 
 
@@ -87,12 +88,67 @@ def test_imagefolder_errors(tmp_path):
     shutil.rmtree((folder := copied("a")) / "train")
     refused(read(folder), folder, "no train folder")
     shutil.rmtree((folder := copied("b")) / "val" / "bee")
-    refused(read(folder), folder / "val", "'bee'")
+    assert ImageFolder(str(folder)).read("val").targets.tolist() == [0, 0, 2, 2], "one class less to look at"
+    shutil.rmtree(folder / "val" / "ant")
+    assert ImageFolder(str(folder)).read("val").targets.tolist() == [2, 2]
     shutil.rmtree((folder := copied("c")) / "train" / "bee")
     refused(read(folder), "'bee'", "not in the training part")
     for picture in ((folder := copied("d")) / "train" / "cat").iterdir():
         picture.unlink()
     refused(read(folder), folder / "train" / "cat", "no pictures")
+
+
+def test_a_folder_one_level_off_is_refused_with_the_one_that_was_meant(tmp_path):
+    def line(folder, needs=None):
+        return refused(lambda: ImageFolder(str(folder)).loaders(needs or Needs()), "data.folder", "did you mean")
+
+    photos = fake_data.write_imagefolder(tmp_path / "above" / "photos", per_class=2)
+    assert f"did you mean data.folder={photos}?" in line(tmp_path / "above")
+    views = Needs({"unlabelled": ("view1", "view2")})
+    assert f"did you mean data.folder={photos}?" in line(tmp_path / "above", views), "nor without labels"
+    fake_data.write_imagefolder(tmp_path / "above" / "more", per_class=2)
+    assert "more has a train folder and is no class" in line(tmp_path / "above")
+    assert "did you mean data.folder=" in line(photos / "train" / "ant")
+    assert f"did you mean data.folder={photos}?" in line(photos / "train" / "ant")
+    bare = fake_data.write_imagefolder(tmp_path / "outer" / "inner", parts=(), per_class=2)
+    assert f"has one class folder alone, 'inner'; did you mean data.folder={bare}?" in line(tmp_path / "outer")
+    assert f"did you mean data.folder={bare}?" in line(bare / "bee")
+    (tmp_path / "loose").mkdir()
+    shutil.copy(next((photos / "train" / "ant").iterdir()), tmp_path / "loose")
+    refused(
+        lambda: ImageFolder(str(tmp_path / "loose")).info, "pictures lie directly in it", "into a folder of its name"
+    )
+
+
+def test_one_class_is_refused_unless_nothing_is_learned_of_it(tmp_path):
+    fake_data.write_imagefolder(tmp_path / "one", classes=("cat",), parts=(), per_class=10)
+    data = ImageFolder(str(tmp_path / "one"), image_size=16, shift=2)
+    refused(lambda: data.loaders(Needs()), "one class folder alone, 'cat'", "put the pictures of each class")
+    streams = data.loaders(Needs({"unlabelled": ("view1", "view2")}))
+    assert len(streams["train"].sources["unlabelled"]) == 9, "a method without labels takes it"
+
+
+def test_parts_by_other_names_and_stray_pictures(tmp_path, caplog):
+    fake_data.write_imagefolder(tmp_path / "a", parts=("train", "valid", "test"), per_class=2)
+    fake_data.write_imagefolder(tmp_path / "b", parts=("Training", "Validation"), per_class=2)
+    assert set(ImageFolder(str(tmp_path / "a")).splits()) == {"train", "val", "test"}
+    assert set(ImageFolder(str(tmp_path / "b")).splits()) == {"train", "val"}
+    fake_data.write_imagefolder(tmp_path / "c", classes=("valid", "void"), parts=(), per_class=2)
+    assert ImageFolder(str(tmp_path / "c")).info.class_names == ("valid", "void"), "classes, without a training part"
+    shutil.copytree(tmp_path / "b" / "Validation", tmp_path / "b" / "val2")
+    (tmp_path / "b" / "val2").rename(tmp_path / "b" / "valid")
+    refused(lambda: ImageFolder(str(tmp_path / "b")).info, "Validation and valid; which is the val part?")
+    shutil.copy(next((tmp_path / "a" / "train" / "ant").iterdir()), tmp_path / "a" / "train" / "stray.jpg")
+    ImageFolder(str(tmp_path / "a")).splits()
+    assert "1 pictures lie beside the class folders and are left out" in caplog.text
+
+
+def test_classes_that_differ_only_in_writing_are_pointed_out(tmp_path, caplog):
+    fake_data.write_imagefolder(tmp_path, classes=("Cat", "cat", "dog", "1", "01"), per_class=2)
+    ImageFolder(str(tmp_path), image_size=16, shift=2).loaders(Needs())
+    told = [record.getMessage() for record in caplog.records if "differ only in how they are written" in record.msg]
+    assert ["'Cat', 'cat'" in line for line in told] == [False, True]
+    assert "'01', '1'" in told[0]
 
 
 def test_imagefolder_broken_picture(tmp_path):

@@ -287,14 +287,14 @@ def test_no_group_lies_on_two_sides(arguments: dict[str, Any]) -> None:
         ({"target": ["risk", "ill"], "kind": "multilabel"}, "data.target: risk or ill has a value that is neither"),
         (
             {"target": "d", "columns": ["a"], "kind": "regression"},
-            "data.target: a value of d is missing in the train part",
+            r"data.target: no label in row 1 of table.csv \('d' is ''\); data.missing_labels=drop leaves out the 18",
         ),
         (
             {"target": "d", "kind": "regression"},
             "data.columns: .*; name at least one, each once, and none that data.target",
         ),
         ({"columns": []}, "data.columns: .*; name at least one"),
-        ({"target": "risk"}, "data.target: .* different numbers in .* rows are no classes; data.kind=regression"),
+        ({"target": "risk"}, "data.target: 'risk' holds 120 different numbers in 120 rows; data.kind=regression pred"),
         ({"group": "patent"}, "data.group: there is no column 'patent'; there is a, b"),
         ({"split": "old"}, "data.split: row 1 says '.', not train, val or test"),
         ({"split": "parts"}, "has no column 'parts'"),
@@ -317,9 +317,10 @@ def test_wrong_tables_are_one_line(arguments: dict[str, Any], told: str) -> None
         ("a,a\n1,2\n", "its first row must name the columns"),
         ("a,label\n1,2\n3\n", "line 3 has 1 values, not 2"),
         ('a,label\n1,"2\n', "cannot be read as a table"),
-        ("a,label\n\0,1\n", "column 'a' is '.x00' in row 1, which is no number|cannot be read as a table"),
+        ("a,label\n\0,1\n2,2\n", "column 'a' is '.x00' in row 1, which is no number|cannot be read as a table"),
         ("a,label\n\n", "data.target: no row has a label"),
-        ("label\nx\n", "data.columns: no column is left for the input"),
+        ("a,label\n1,x\n2,x\n", "every label in 'label' of table.csv is 'x'; two classes are needed"),
+        ("label\nx\ny\n", "data.columns: no column is left for the input"),
         (b"a,label\n\xff,1\n", "cannot be read as a table"),
     ],
 )
@@ -337,6 +338,106 @@ def test_a_label_that_training_does_not_have() -> None:
     assert data.info.class_names == ("9", "10")
     with pytest.raises(DataError, match=r"data.target: 'label' is '11' in row 1; the classes are '9', '10'"):
         data.loaders(Needs())
+
+
+NUMBERED = {"a": [0.5, 0.25, 4.0] * 10, "b": [1.0, 3.0] * 15, "label": ["x", "y", "y"] * 10}
+
+
+@pytest.mark.parametrize("names", [[""], ["Unnamed: 0"], ["Unnamed: 0.1", "Unnamed: 0"], ["", " "]])
+def test_columns_without_a_name_are_no_input(names: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "healsg")
+    header = ",".join([*names, *NUMBERED])
+    lines = [
+        ",".join(map(str, [*[row] * len(names), *values]))
+        for row, values in enumerate(zip(*NUMBERED.values(), strict=True))
+    ]
+    Path("table.csv").write_text("\n".join([header, *lines]))
+    data = Csv("table.csv")
+    assert data.inputs == ["a", "b"]
+    plain = Csv(str(fake_tables.write_csv("plain.csv", NUMBERED)))
+    assert torch.equal(whole(data)["input"], whole(plain)["input"])
+    assert sum("no name and is no input" in record.getMessage() for record in caplog.records) == 1
+    assert Csv("table.csv", columns=["a", "Unnamed: 0"]).info.input_shape == (2,), "named, it is taken"
+
+
+def test_the_index_of_a_parquet_file_is_no_input() -> None:
+    pytest.importorskip("pyarrow")
+    fake_tables.write_parquet("one.parquet", {**NUMBERED, "__index_level_0__": list(range(30))})
+    assert HuggingFace("one.parquet").inputs == ["a", "b"]
+
+
+@pytest.mark.parametrize("missing", ["", "nan", "NA", "NaN", "<NA>", " null "])
+def test_missing_labels_are_no_class(missing: str, caplog: pytest.LogCaptureFixture) -> None:
+    labels = [missing if row == 7 else label for row, label in enumerate(NUMBERED["label"])]
+    fake_tables.write_csv("table.csv", {**NUMBERED, "label": labels})
+    with pytest.raises(
+        DataError, match=r"no label in row 8 of table.csv \('label' is .*missing_labels=drop leaves out the 1 "
+    ):
+        _ = Csv("table.csv").info
+    data = Csv("table.csv", missing_labels="drop", test_fraction=0.2)
+    assert data.info.class_names == ("x", "y")
+    parts = {split: whole(data, split) for split in ("train", "val", "test")}
+    assert sum(len(one["target"]) for one in parts.values()) == 29
+    assert "1 rows of table.csv have no label and are left out" in caplog.text
+    if missing:
+        assert Csv("table.csv", missing_labels="keep").info.class_names == tuple(sorted({"x", "y", missing.strip()}))
+
+
+def test_missing_labels_of_other_kinds_and_files() -> None:
+    with pytest.raises(DataError, match=r"no label in row 1 of table.csv \('d' is ''\); .* leaves out the 18 rows"):
+        patients(target="d", columns=["a"], kind="regression").loaders(Needs())
+    left = patients(target=["a", "d"], columns=["b"], kind="regression", missing_labels="drop", group="patient")
+    assert sum(len(whole(left, split)["target"]) for split in ("train", "val")) == 120 - 18
+    pytest.importorskip("pyarrow")
+    labels = [float("nan") if row == 4 else float(row % 3) for row in range(30)]
+    fake_tables.write_parquet("one.parquet", {"a": NUMBERED["a"], "label": labels})
+    with pytest.raises(DataError, match=r"no label in row 5 of the train part"):
+        _ = HuggingFace("one.parquet").info
+    assert HuggingFace("one.parquet", missing_labels="drop").info.class_names == ("0.0", "1.0", "2.0")
+    fake_tables.write_csv("none.csv", {"a": [1, 2, 3], "label": ["none", "mild", "none"]})
+    assert Csv("none.csv").info.class_names == ("mild", "none"), "which is a grade, not a gap"
+
+
+def test_numbers_are_asked_about() -> None:
+    grades = {"a": NUMBERED["a"], "label": [0.5, 1.0, 1.5] * 10}
+    fake_tables.write_csv("table.csv", grades)
+    with pytest.raises(DataError, match=r"'label' holds 3 different numbers in 30 rows; data.kind=regression predicts"):
+        _ = Csv("table.csv").info
+    assert Csv("table.csv", kind="multiclass").info.class_names == ("0.5", "1.0", "1.5")
+    assert Csv("table.csv", kind="regression").info.kind == "regression"
+    fake_tables.write_csv("many.csv", {"a": NUMBERED["a"], "label": list(range(30))})
+    with pytest.raises(DataError, match=r"'label' holds 30 different numbers in 30 rows"):
+        _ = Csv("many.csv").info
+    for few in ([0.0, 1.0] * 15, [3, 1] * 15):
+        fake_tables.write_csv("few.csv", {"a": NUMBERED["a"], "label": few})
+        assert Csv("few.csv").info.num_classes == 2
+
+
+def test_the_key_that_reads_a_column_is_named() -> None:
+    path = fake_tables.write_picture_csv("there")
+    with pytest.raises(
+        DataError, match=r"column 'path' is 'images/0.png' in row 1, .*; data.image=path reads pictures"
+    ):
+        Csv(str(path)).loaders(Needs())
+    with pytest.raises(DataError, match=r"column 'label' is 'mid' in row 1, .*; data.columns=\[...\] names those of"):
+        patients(columns=None, target="old", group="patient").loaders(Needs())
+    pytest.importorskip("pyarrow")
+    fake_tables.write_pictures_parquet("set")
+    with pytest.raises(DataError, match=r"data.image=image reads pictures"):
+        HuggingFace("set").loaders(Needs())
+
+
+def test_what_becomes_of_a_table_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "healsg")
+    patients(test_fraction=0.2).loaders(Needs())
+    assert "the inputs are the columns 'a', 'b', 'c', 'd'; mean 0 and deviation 1" in caplog.text
+    assert "missing numbers are set to their column's mean: 'd 18'" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    table = {"id": range(5, 35), **NUMBERED, "label": ["1", "01", "2"] * 10}
+    fake_tables.write_csv("table.csv", {name: list(values) for name, values in table.items()})
+    Csv("table.csv").loaders(Needs())
+    assert "'id' counts the rows and is an input; data.columns names those that are" in caplog.text
+    assert "the classes '01', '1' differ only in how they are written" in caplog.text
 
 
 def test_values_of_columns() -> None:

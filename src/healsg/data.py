@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,12 @@ from torch import Tensor
 from healsg.errors import ConfigError, DataError
 from healsg.loader import Loader, Transform
 from healsg.paths import current_folder
-from healsg.seeding import generator
-from healsg.source import Reading, Source
+from healsg.seeding import Draw, generator, mix
+from healsg.source import Batch, DatasetSource, Reading, Source
 from healsg.types import Count, Natural, NonNegative, Share
+
+PROBED, TRIES = 8, 3
+"""Samples of which views are compared before a run, and epochs whose draws are tried."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,8 @@ class TaskData:
             wanted = needs.streams if training else {"labelled": ("input",)}
             sources = self.streams(needs, source) if training else {"labelled": source}
             views = {stream: {view: self.transform(view, split) for view in names} for stream, names in wanted.items()}
+            for stream, transforms in views.items():
+                self._check_views(sources[stream], transforms)
             loaders[split] = Loader(
                 {stream: sources[stream] for stream in wanted},
                 views,
@@ -181,6 +187,43 @@ class TaskData:
                 reading=self.reading,
             )
         return loaders
+
+    def _check_views(self, source: Source, transforms: Mapping[str, Transform | None]) -> None:
+        """Refuse views of a sample that are one and the same, which a method would compare in vain.
+
+        The first samples are read and changed as in ``TRIES`` epochs. Raises ConfigError.
+        """
+        views = list(transforms)
+        if len(views) < 2:
+            return
+        raw: Batch = {}
+        if any(transforms.values()):
+            index = torch.arange(min(PROBED, len(source)))
+            raw = source.fetch(index, self.reading) if isinstance(source, DatasetSource) else source.fetch(index)
+            if "input" not in raw:  # none of them can be read
+                return
+        for first, second in pairwise(views):
+            if same_views(raw, (first, transforms[first]), (second, transforms[second])):
+                way = "images take theirs from healsg.transforms.views, numbers from data.noise above 0"
+                told = f"{first} and {second} of each sample are the same, and the method compares them"
+                raise ConfigError(
+                    f"data: {type(self).__name__}: {told}; let its transform change them at random ({way})"
+                )
+
+
+def same_views(raw: Batch, first: tuple[str, Transform | None], second: tuple[str, Transform | None]) -> bool:
+    """Whether two views, each a name and a transform, of the samples in ``raw`` never differ."""
+    if first[1] is None and second[1] is None:
+        return True
+    index = raw["index"]
+    for epoch in range(TRIES):
+        made = []
+        for name, transform in (first, second):
+            draw = Draw(mix(0, "views", name, epoch), index, mix(0, "views", name), epoch)
+            made.append(transform(raw, draw)["input"] if transform else raw["input"])
+        if made[0].shape != made[1].shape or not torch.equal(made[0], made[1]):
+            return False
+    return True
 
 
 def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from healsg.model import TaskModel
 from healsg.paths import current_folder
 from healsg.runner import TaskRunner
 from healsg.seeding import seed_everything
+from healsg.summary import data_lines, data_warnings
 
 if TYPE_CHECKING:
     from healsg.config import TaskConfig
@@ -147,6 +148,10 @@ class BasicTask:
     def facts(self) -> dict[str, Any]:
         """What ``run.json`` says of the parts."""
         own = self.info is None
+        for told in data_lines(self.loaders, self.info):
+            log.info("%s", told)
+        for told in data_warnings(self.loaders):
+            log.warning("%s", told)
         left_out = self.train_loader.left_out
         if left_out:
             log.info("data.drop_last: %d samples of each epoch do not fill an update and are left out", left_out)

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from healsg.data import Needs, TaskData, stratified_split
 from healsg.datasets import splits
+from healsg.datasets.files import log
 from healsg.datasets.holding import hold
+from healsg.datasets.labels import alike, shown
 from healsg.datasets.matrix import read_matrix
 from healsg.datasets.sources import relabelled, unlabelled
 from healsg.errors import ConfigError, DataError
+from healsg.loader import Loader
 from healsg.source import Source
 from healsg.types import Count, Range, Share
 
@@ -111,6 +114,18 @@ class Classification(TaskData):
             return source
         return hold(source, part, self.workers, self.reading, self.root / "cache" if self.cache else None)
 
+    def explain_single_class(self) -> str:
+        """The message where the training part has one class, and nothing to tell apart."""
+        return f"data: {type(self).__name__}: the training part has one class alone; two are needed to tell apart"
+
+    def loaders(self, needs: Needs) -> dict[str, Loader]:
+        info = self.info
+        if info.kind == "multiclass" and info.num_classes == 1 and "labelled" in needs.streams:
+            raise DataError(self.explain_single_class())
+        for names in alike(info.class_names):
+            log.warning("data: the classes %s differ only in how they are written; are they one class?", shown(names))
+        return super().loaders(needs)
+
     def splits(self) -> dict[str, Source]:
         self.check_options()
         self._digest = hashlib.sha256()
@@ -178,8 +193,20 @@ class Classification(TaskData):
             train = train.subset(chosen)
         self._facts = {"labelled": len(train), "unlabelled": len(self._pool), "split_digest": self._digest.hexdigest()}
         if train.targets is not None and train.targets.dim() == 1 and not train.targets.is_floating_point():
-            self._facts["labelled_per_class"] = self._counts(train.targets.cpu()).tolist()
+            counts = self._counts(train.targets.cpu())
+            self._facts["labelled_per_class"] = counts.tolist()
+            self._report_empty(counts)
         return train
+
+    def _report_empty(self, counts: Tensor) -> None:
+        """Say which classes have no labelled training sample, so that none of them can be learned."""
+        names = self.info.class_names
+        empty = [names[label] if names else str(label) for label in (counts == 0).nonzero().flatten().tolist()]
+        if empty:
+            log.warning(
+                "data: %d of %d classes have no training sample left: %s; a smaller data.val_fraction holds out fewer",
+                *(len(empty), len(counts), shown(empty)),
+            )
 
     def _noisy(self, targets: Tensor) -> Tensor:
         classes = self.info.num_classes
@@ -215,8 +242,13 @@ class Classification(TaskData):
             chosen = splits.balance(self._classes(train, "balanced"), self.split_seed)
             streams["labelled"] = train.subset(chosen)
         if "unlabelled" in needs.streams:
-            pool = train if self._pool is None else self._pool
-            streams["unlabelled"] = unlabelled(pool, self.stored("unlabelled"))
+            pool, more = train if self._pool is None else self._pool, self.stored("unlabelled")
+            streams["unlabelled"] = unlabelled(pool, more)
+            if more is None and "labelled" in needs.streams and len(train) == len(pool):
+                log.warning(
+                    "data: every training sample keeps its label: the method's unlabelled samples are the same ones; "
+                    "data.labels=N leaves N their labels"
+                )
         self._pool = None  # a second copy, once the samples lie on a device
         return streams
 

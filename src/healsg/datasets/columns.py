@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite, isnan
 from typing import Any
 
 import torch
@@ -10,8 +11,14 @@ from torch import Tensor
 
 from healsg.errors import DataError
 
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
-"""What stands in a table, in small letters, for a number that is not known."""
+NO_LABEL = ("", "na", "n/a", "nan", "-nan", "<na>", "#n/a", "null", "?")
+"""What stands in a table, in small letters, for a label that is not known. ``none`` may be a class."""
+
+MISSING = (*NO_LABEL, "none")
+"""The same for a number."""
+
+MANY = 20
+"""Different whole numbers up to which labels are not asked about, however few rows there are."""
 
 
 def numbers(name: str, values: Sequence[Any]) -> Tensor:
@@ -42,35 +49,56 @@ def number(value: Any) -> float:
     return made
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a column of numbers is there, not missing."""
+    return not isnan(number(value))
+
+
 def classes_of(values: Sequence[Any]) -> tuple[str, ...]:
     """The different values of a column as text: whole numbers in their order, else in that of letters."""
     found = {str(value).strip() for value in values if value is not None} - {""}
     if not found:
         raise DataError("data.target: no row has a label")
     whole = all(text.removeprefix("-").isdecimal() for text in found)
-    if not whole and len(found) > len(values) / 2 and all(_is_number(text) for text in found):
-        raise DataError(
-            f"data.target: {len(found)} different numbers in {len(values)} rows are no classes; data.kind=regression?"
-        )
     return tuple(sorted(found, key=(lambda text: (int(text), text)) if whole else None))
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
+def has_label(value: Any, words: bool = True) -> bool:
+    """Whether a value is a label, not one that is missing.
+
+    Args:
+        value: of the column.
+        words: whether ``NA``, ``nan`` and the like say that it is missing; else they are labels.
+    """
+    if value is None or (isinstance(value, float) and isnan(value)):
         return False
-    return True
+    text = str(value).strip()
+    return text.lower() not in NO_LABEL if words else bool(text)
 
 
-def indices(name: str, values: Sequence[Any], classes: Sequence[str]) -> Tensor:
-    """A column of labels as (N,) int64 indices of ``classes``.
+def ask_about_numbers(name: str, classes: Sequence[str], rows: int) -> None:
+    """Refuse classes that look like numbers to be predicted: with fractions, or nearly one a row.
+
+    Raises DataError that names the column ``name``, and how each of both is said.
+    """
+    try:
+        values = [float(text) for text in classes]
+    except ValueError:
+        return
+    fractions = any(value != round(value) for value in values if isfinite(value))
+    if fractions or len(values) > max(MANY, rows / 2):
+        ways = "data.kind=regression predicts them, data.kind=multiclass takes each for a class"
+        raise DataError(f"data.target: {name!r} holds {len(values)} different numbers in {rows} rows; {ways}")
+
+
+def indices(name: str, values: Sequence[Any], classes: Sequence[str], rows: Sequence[int] | None = None) -> Tensor:
+    """Labels of a column as (N,) int64 indices of ``classes``; ``rows`` are their rows, where these are not all.
 
     Raises DataError that names the column ``name`` and the row of a label that the training part does not have.
     """
     index = {label: place for place, label in enumerate(classes)}
     made = []
-    for row, value in enumerate(values):
+    for row, value in zip(range(len(values)) if rows is None else rows, values, strict=True):
         label = "" if value is None else str(value).strip()
         if label not in index:
             known = ", ".join(map(repr, classes[:5]))

@@ -48,6 +48,10 @@ class Csv(Tables):
         if split and (val_file or test_file):
             raise ConfigError("data.split: the parts lie in files of their own already; leave one out")
 
+    def where(self, part: str) -> str:
+        file = self.files[part] if not self.split else self.files["train"]
+        return f"{file}, {part} part" if self.split else str(file)
+
     @property
     def spent(self) -> set[str]:
         return super().spent | ({self.split} if self.split else set())
@@ -79,11 +83,14 @@ class Csv(Tables):
 
 
 def read_csv(path: Path, delimiter: str) -> dict[str, list[str]]:
-    """The columns of a file by name, as text. Raises DataError that names the file and the line."""
+    """The columns of a file by name, as text; one without a name is ``Unnamed: 0`` by its place.
+
+    Raises DataError that names the file and the line.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
-            names = next(rows, [])
+            names = [name.strip() or f"Unnamed: {place}" for place, name in enumerate(next(rows, []))]  # as pandas does
             columns: list[list[str]] = [[] for _ in names]
             for row in rows:
                 if row and len(row) != len(names):

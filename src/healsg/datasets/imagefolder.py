@@ -15,7 +15,18 @@ from healsg.data import DataInfo
 from healsg.datasets.classification import Classification
 from healsg.datasets.decoding import Remark, decode, unremarked
 from healsg.datasets.files import locate, log
+from healsg.datasets.folders import (
+    EXTENSIONS,
+    class_folders,
+    inner_folders,
+    is_picture,
+    meant,
+    parts_in,
+    pictures_in,
+    unlisted,
+)
 from healsg.datasets.groups import path_groups
+from healsg.datasets.labels import shown
 from healsg.datasets.splits import split_off
 from healsg.errors import ConfigError, DataError
 from healsg.loader import Transform
@@ -26,15 +37,13 @@ from healsg.types import Count, Natural, Share
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, with 255 as 1: what torchvision's pretrained models were trained with."""
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""As torchvision.datasets.folder.IMG_EXTENSIONS."""
-
 
 class ImageFolder(Classification):
     """Pictures of any size in ``folder/train/<class>/``, ``folder/val/<class>/`` and, if it exists, ``folder/test/``.
 
-    Without these, ``folder/<class>/`` is split by ``val_fraction`` and ``test_fraction``, stratified by class. The
-    classes are the folders' names in sorted order. A picture's shorter side is resized, then its centre is cut out.
+    These may also be called ``training``, ``valid``, ``validation`` and ``testing``. Without them, ``folder/<class>/``
+    is split by ``val_fraction`` and ``test_fraction``, stratified by class. The classes are the training folders' names
+    in sorted order; ``val`` and ``test`` need not have all of them. How a picture is read: see ``decode``.
 
     Args:
         folder: where the pictures lie, relative to the current directory or else to ``root``.
@@ -75,8 +84,22 @@ class ImageFolder(Classification):
     @property
     def info(self) -> DataInfo:
         """Known from the names of the class folders. Raises DataError where there are none."""
-        classes = tuple(_class_folders(self._folders["train"]))
+        classes = self._classes
         return DataInfo((self.channels, self.image_size, self.image_size), len(classes), class_names=classes)
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        return tuple(class_folders(self._folders["train"]))
+
+    def explain_single_class(self) -> str:
+        folder = self._folders["train"]
+        inner = meant(folder)
+        way = (
+            f"did you mean data.folder={inner}?"
+            if inner
+            else "put the pictures of each class into a folder of its name"
+        )
+        return f"data.folder: {folder} has one class folder alone, {self._classes[0]!r}; {way}"
 
     @property
     def has_val(self) -> bool:
@@ -97,8 +120,8 @@ class ImageFolder(Classification):
     @cached_property
     def _folders(self) -> dict[str, Path]:
         """The folder of each part that has one."""
-        found = locate("folder", self.folder, (self.start, self.root), "folder")
-        parts = {part: found / part for part in ("train", "val", "test") if (found / part).is_dir()}
+        found = locate("folder", self.folder, (self.start, self.root), "folder").absolute()
+        parts = parts_in(found)
         if parts and "train" not in parts:
             raise DataError(f"data.folder: {found} has {' and '.join(parts)} but no train folder")
         return parts or {"train": found}
@@ -125,21 +148,25 @@ class ImageFolder(Classification):
         return path_groups(paths, name, self.info.class_names, self._group_names)
 
     def _list(self, part: str, folder: Path, classes: Sequence[str]) -> DatasetSource:
-        present = _class_folders(folder)
-        if missing := sorted(set(classes) - set(present)):
-            raise DataError(f"{folder}: no folder for the class {missing[0]!r}, which the training part has")
+        present = inner_folders(folder)
         if unknown := sorted(set(present) - set(classes)):
             raise DataError(f"{folder}: the class {unknown[0]!r} is not in the training part")
         paths: list[str] = []
         targets: list[int] = []
-        skipped = 0
+        skipped, empty = 0, []
         for label, name in enumerate(classes):
-            pictures, others = _pictures(folder / name)
+            pictures, others = _pictures(folder / name) if name in present else ([], 0)
             if not pictures:
-                raise DataError(f"{folder / name}: no pictures in it ({', '.join(EXTENSIONS)})")
+                empty.append(name)
             paths += pictures
             targets += [label] * len(pictures)
             skipped += others
+        if empty and (part == "train" or not paths):
+            raise DataError(f"{folder / empty[0]}: no pictures in it ({', '.join(EXTENSIONS)})")
+        if empty:
+            log.warning("%s: no %s pictures of the classes %s", folder, part, shown(empty))
+        if beside := sum(1 for _ in pictures_in(folder)):
+            log.warning("%s: %d pictures lie beside the class folders and are left out", folder, beside)
         log.info(
             "%s: %d %s pictures in %d classes, %d other files skipped", folder, len(paths), part, len(classes), skipped
         )
@@ -179,22 +206,12 @@ def _per_channel(key: str, given: list[float] | None, usual: Sequence[float], ch
     return tuple(float(value) for value in given)
 
 
-def _class_folders(folder: Path) -> list[str]:
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise _unlisted(error) from error
-    if not names:
-        raise DataError(f"{folder}: no class folders in it; put the pictures of each class into a folder of its name")
-    return names
-
-
 def _pictures(folder: Path) -> tuple[list[str], int]:
     """The picture files below ``folder``, sorted, and the number of other files. A folder in itself counts once."""
     found, others, seen = [], 0, set()
 
     def fail(error: OSError) -> None:
-        raise _unlisted(error) from error
+        raise unlisted(error) from error
 
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         status = os.stat(place)  # noqa: PTH116
@@ -202,11 +219,7 @@ def _pictures(folder: Path) -> tuple[list[str], int]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        pictures = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+        pictures = [name for name in names if is_picture(name)]
         found += [os.path.join(place, name) for name in pictures]  # noqa: PTH118, a Path for each of a million is slow
         others += len(names) - len(pictures)
     return sorted(found), others
-
-
-def _unlisted(error: OSError) -> DataError:
-    return DataError(f"{error.filename}: cannot be listed ({error.strerror})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -12,8 +13,11 @@ from torch import Tensor
 from healsg.data import DataInfo
 from healsg.datasets import splits
 from healsg.datasets.classification import Classification
-from healsg.datasets.columns import classes_of, indices, numbers
+from healsg.datasets.columns import ask_about_numbers, classes_of, has_label, indices, is_number, number, numbers
+from healsg.datasets.files import log
+from healsg.datasets.folders import is_picture
 from healsg.datasets.imagefolder import MEAN, STD
+from healsg.datasets.labels import shown
 from healsg.errors import ConfigError, DataError
 from healsg.loader import Transform
 from healsg.source import DatasetSource, Source, TensorSource
@@ -24,6 +28,12 @@ from healsg.types import Count, Natural, NonNegative, Share
 Columns = Mapping[str, Sequence[Any]]
 """A table: its columns by name, all of the same length."""
 
+NAMELESS = re.compile(r"|Unnamed: \d+(\.\d+)*|Unnamed: \d+_level_\d+|__index_level_\d+__")
+"""What columns without a name are called, by pandas in a file that it read or wrote."""
+
+LEAST = 10
+"""Rows from which a column that counts them is no accident."""
+
 
 class Tables(Classification):
     """Rows of a table as samples. A subclass gives ``table`` and ``pictures``.
@@ -33,8 +43,10 @@ class Tables(Classification):
 
     Args:
         target: the column of the label, or of the number to be predicted; several columns of labels or of numbers.
-        kind: ``multiclass``; ``multilabel`` for columns of 0 and 1; ``regression`` for columns of numbers.
-        columns: those of numbers that are the input; None takes all that are nothing else.
+        kind: ``multiclass``; ``multilabel`` for columns of 0 and 1; ``regression`` for columns of numbers; None is
+            multiclass where the labels do not look like numbers to be predicted.
+        columns: those of numbers that are the input; None takes all that are nothing else and have a name, since a
+            column without one holds the rows' numbers, as ``DataFrame.to_csv`` writes them.
         image: the column of pictures that are the input; None for columns of numbers.
         image_size: height and width that the network sees, in pixels.
         channels: of pictures, 3 for colour, 1 for grey. They are normalised by ImageNet's mean and deviation.
@@ -44,13 +56,15 @@ class Tables(Classification):
         padding: what comes in from outside.
         noise: deviation of the noise that each standardised number of a training sample gets.
         test_fraction: the share of the training rows that serves as test part where there is none.
+        missing_labels: what a row without a label means (empty, ``NA``, ``nan``, ``null``, ``?``): stop, leave the row
+            out, or take such a word for a class of that name.
         common: the arguments of Classification.
     """
 
     def __init__(
         self,
         target: str | list[str] = "label",
-        kind: Literal["multiclass", "multilabel", "regression"] = "multiclass",
+        kind: Literal["multiclass", "multilabel", "regression"] | None = None,
         columns: list[str] | None = None,
         image: str | None = None,
         image_size: Count = 224,
@@ -61,14 +75,16 @@ class Tables(Classification):
         padding: Literal["zero", "reflect"] = "reflect",
         noise: NonNegative = 0.0,
         test_fraction: Share = 0.0,
+        missing_labels: Literal["raise", "drop", "keep"] = "raise",
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self.target = [target] if isinstance(target, str) else list(target)
-        self.kind, self.columns, self.image, self.test_fraction = kind, columns, image, test_fraction
+        self.kind, self.kind_given, self.missing_labels = kind or "multiclass", kind is not None, missing_labels
+        self.columns, self.image, self.test_fraction = columns, image, test_fraction
         self.image_size, self.channels, self.noise = image_size, channels, noise
-        if not self.target or (kind == "multiclass" and len(self.target) > 1):
-            raise ConfigError(f"data.target: {self.target} for a {kind} task; a class a sample is one column")
+        if not self.target or (self.kind == "multiclass" and len(self.target) > 1):
+            raise ConfigError(f"data.target: {self.target} for a {self.kind} task; a class a sample is one column")
         if image and columns:
             raise ConfigError("data.columns: data.image names the input already; leave one out")
         if columns is not None and (not columns or len(set(columns)) < len(columns) or set(columns) & set(self.target)):
@@ -87,6 +103,10 @@ class Tables(Classification):
     def pictures(self, values: Sequence[Any], targets: Tensor) -> Any:
         """A map-style data set of the pictures that a column names or holds, with their targets."""
         raise NotImplementedError
+
+    def where(self, part: str) -> str:
+        """What a message calls the table of ``part``."""
+        return f"the {part} part"
 
     @property
     def spent(self) -> set[str]:
@@ -110,29 +130,67 @@ class Tables(Classification):
     @cached_property
     def _parts(self) -> dict[str, tuple[Columns, Tensor]]:
         """By part its table, and the rows of that which are meant."""
-        parts = {part: (table, torch.arange(len(table[self.target[0]]))) for part, table in self._tables.items()}
+        parts = {part: (table, self._labelled[part]) for part, table in self._tables.items()}
         if "test" not in parts and self.test_fraction:
             table, rows = parts["train"]
             layers = splits.strata(self._targets("train", rows))
-            groups = self._group_numbers(table, self.group) if self.group else None
+            groups = self._group_numbers(table, self.group)[rows] if self.group else None
             kept, tested = splits.split_off(layers, self.test_fraction, self.split_seed, groups)
-            parts |= {"train": (table, kept), "test": (table, tested)}
+            parts |= {"train": (table, rows[kept]), "test": (table, rows[tested])}
         return parts
+
+    @cached_property
+    def _labelled(self) -> dict[str, Tensor]:
+        """By part the rows that have their targets. Raises DataError for one that has not, unless it is dropped."""
+        found = {}
+        for part, table in self._tables.items():
+            whole = torch.arange(len(table[self.target[0]]))
+            if self.kind == "multiclass":
+                words = self.missing_labels != "keep"
+                has = torch.tensor([has_label(value, words) for value in table[self.target[0]]], dtype=torch.bool)
+            else:
+                has = ~torch.stack([numbers(name, table[name]) for name in self.target], dim=1).isnan().any(dim=1)
+            found[part] = whole[has]
+            if self.missing_labels != "drop" and not bool(has.all()):
+                self._refuse_missing(part, table, has)
+        return found
+
+    def _refuse_missing(self, part: str, table: Columns, has: Tensor) -> None:
+        row = int((~has).nonzero()[0])
+        known = has_label if self.kind == "multiclass" else is_number
+        values = {name: table[name][row] for name in self.target if not known(table[name][row])}
+        shown = ", ".join(f"{name!r} is {'' if value is None else str(value)!r}" for name, value in values.items())
+        word = next((text for value in values.values() if (text := str(value).strip())), "")
+        keep = f", keep takes {word!r} for a class" if word and self.kind == "multiclass" else ""
+        count = int((~has).sum())
+        way = f"data.missing_labels=drop leaves out the {count} rows without one{keep}"
+        raise DataError(f"data.target: no label in row {row + 1} of {self.where(part)} ({shown}); {way}")
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """The classes, the labels' names, or those of the numbers."""
-        return classes_of(self._tables["train"][self.target[0]]) if self.kind == "multiclass" else tuple(self.target)
+        if self.kind != "multiclass":
+            return tuple(self.target)
+        column, rows = self._tables["train"][self.target[0]], self._labelled["train"].tolist()
+        classes = classes_of([column[row] for row in rows])
+        if not self.kind_given:
+            ask_about_numbers(self.target[0], classes, len(rows))
+        return classes
 
     @cached_property
     def inputs(self) -> list[str]:
         """The columns of numbers that are the input."""
         if self.columns is not None:
             return self.columns
-        left = [name for name in self._tables["train"] if name not in {*self.target, *self.spent}]
+        left = [name for name in self._tables["train"] if name not in {*self.target, *self.spent, *self._unnamed}]
         if not left:
             raise DataError("data.columns: no column is left for the input; name them, or data.image")
         return left
+
+    @property
+    def _unnamed(self) -> list[str]:
+        """The columns that have no name: those of the rows' numbers, which tables are written with."""
+        return [name for name in self._tables["train"] if NAMELESS.fullmatch(name)]
 
     @property
     def info(self) -> DataInfo:
@@ -140,6 +198,10 @@ class Tables(Classification):
         side = (self.channels, self.image_size, self.image_size)
         shape = side if self.image else (len(self.inputs),)
         return DataInfo(shape, len(self.classes), self.kind, class_names=self.classes)
+
+    def explain_single_class(self) -> str:
+        column = f"{self.target[0]!r} of {self.where('train')}"
+        return f"data.target: every label in {column} is {self.classes[0]!r}; two classes are needed to tell apart"
 
     @property
     def has_val(self) -> bool:
@@ -167,10 +229,9 @@ class Tables(Classification):
     def _targets(self, part: str, rows: Tensor) -> Tensor:
         table = self._tables.get(part, self._tables["train"])
         if self.kind == "multiclass":
-            return indices(self.target[0], table[self.target[0]], self.classes)[rows]
+            column, chosen = table[self.target[0]], rows.tolist()
+            return indices(self.target[0], [column[row] for row in chosen], self.classes, chosen)
         found = torch.stack([numbers(name, table[name]) for name in self.target], dim=1)[rows].float()
-        if bool(found.isnan().any()):
-            raise DataError(f"data.target: a value of {' or '.join(self.target)} is missing in the {part} part")
         if self.kind == "regression":
             return found[:, 0] if len(self.target) == 1 else found
         if not bool(((found == 0) | (found == 1)).all()):
@@ -185,10 +246,46 @@ class Tables(Classification):
         if self.image:
             column = table[self.image]
             return DatasetSource(self.pictures([column[row] for row in rows.tolist()], target), targets=target)
-        input = torch.stack([numbers(name, table[name]) for name in self.inputs], dim=1)[rows].float()
+        input = self._numbers(table)[rows].float()
         if part == "train":
             self._measure(input)
         return TensorSource(input, target)
+
+    def _numbers(self, table: Columns) -> Tensor:
+        """(N, F) float64 of the input's columns. Raises DataError that names what reads a column of another kind."""
+        columns = []
+        for name in self.inputs:
+            try:
+                columns.append(numbers(name, table[name]))
+            except DataError as error:
+                value = next((value for value in table[name] if value is not None), None)
+                picture = isinstance(value, (bytes, dict)) or (isinstance(value, str) and is_picture(value))
+                way = f"data.image={name} reads pictures" if picture else "data.columns=[...] names those of numbers"
+                raise DataError(f"{error}; {way}") from None
+        return torch.stack(columns, dim=1)
+
+    def splits(self) -> dict[str, Source]:
+        parts = super().splits()
+        for part, table in self._tables.items():
+            if dropped := len(table[self.target[0]]) - len(self._labelled[part]):
+                log.warning("data: %d rows of %s have no label and are left out", dropped, self.where(part))
+        if not self.image:
+            self._report_inputs([source for source in parts.values() if isinstance(source, TensorSource)])
+        return parts
+
+    def _report_inputs(self, sources: Sequence[TensorSource]) -> None:
+        """Say which columns are the input, what became of their numbers, and which columns are left out."""
+        log.info("data: the inputs are the columns %s; mean 0 and deviation 1 on the training rows", shown(self.inputs))
+        if self.columns is None and self._unnamed:
+            log.info("data: %s has no name and is no input; data.columns names it if it is", shown(self._unnamed))
+        missing = sum((source.input.isnan().sum(dim=0).cpu() for source in sources), torch.zeros(len(self.inputs)))
+        counts = [f"{name} {int(count)}" for name, count in zip(self.inputs, missing.tolist(), strict=True) if count]
+        if counts:
+            log.info("data: missing numbers are set to their column's mean: %s", shown(counts))
+        if self.columns is None:
+            for name in self.inputs:
+                if counts_rows(self._tables["train"][name]):
+                    log.warning("data: %r counts the rows and is an input; data.columns names those that are", name)
 
     def hold_out(self, train: Source) -> tuple[Source, Source | None]:
         kept, held = super().hold_out(train)
@@ -201,3 +298,14 @@ class Tables(Classification):
 
     def transform(self, view: str, split: str) -> Transform:
         return self.images.of(view, split) if self.image else self._scaling.of(view, split)
+
+
+def counts_rows(values: Sequence[Any]) -> bool:
+    """Whether a column is nothing but the rows' numbers, from whichever on."""
+    if len(values) < LEAST:
+        return False
+    try:
+        first = int(number(values[0]))
+        return all(number(value) == first + row for row, value in enumerate(values))
+    except (TypeError, ValueError, OverflowError):
+        return False
