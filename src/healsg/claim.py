@@ -41,7 +41,7 @@ FREE = (
         "record_patch",
     ),
     *("data.root", "data.workers", "data.timeout", "data.prefetch", "data.max_errors", "data.in_memory", "data.cache"),
-    *("runner.save_every", "runner.max_time"),
+    *("runner.save_every", "runner.max_time", "runner.timeout"),
 )
 """Keys that cannot alter a run's result: they may differ when it goes on."""
 

@@ -29,6 +29,12 @@ ANSWERS = ("eval", "compare")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    with distributed.Command() as command:
+        return command.ends(_answer(arguments))
+
+
+def _answer(arguments: Sequence[str] | None) -> int:
+    """Run one command, and report its mistake in one line; returns the exit status."""
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in ("-sc", "--shell-completion"):  # Hydra's completion asks the program, of what follows its name
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(" train ", " ", 1)
@@ -41,13 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if command not in COMMANDS:
                 raise ConfigError(f"healsg {command}: no such command; there is {', '.join(COMMANDS)}")
-            status: int = import_module(f"healsg.commands.{command}").run(rest)
+            with distributed.first_cause():
+                status: int = import_module(f"healsg.commands.{command}").run(rest)
             if command in ANSWERS:
                 output.check()
         except Exception as error:
             if mistake := as_mistake(error):
                 return report(mistake, debug="debug=true" in rest)
             print(redact.trace(error), end="", file=sys.stderr)
+            distributed.reports()  # waits until rank 0 has reported it as well
+            distributed.reported()
             return 1
         except KeyboardInterrupt:
             return 130
@@ -68,14 +77,16 @@ def as_mistake(error: Exception) -> HealsgError | None:
 def report(error: HealsgError, debug: bool = False) -> int:
     """Tell a mistake on standard error, with its traceback where that was asked for; returns the exit status.
 
-    A launcher ends all processes when rank 0 ends, so that the others are heard only where the mistake is theirs alone.
+    Of several processes one reports it. Before they have joined each other, a launcher ends all when rank 0 ends, so
+    that the others are heard only where the mistake is theirs alone.
     """
-    if distributed.rank() > 0:
+    if distributed.rank() > 0 and not distributed.connected():
         time.sleep(1.0)
-    if not isinstance(error, distributed.ElsewhereError):
+    if distributed.reports() and not isinstance(error, distributed.ElsewhereError):
         if debug or os.environ.get("HYDRA_FULL_ERROR") == "1":
             print(redact.trace(error), end="", file=sys.stderr)
-        print(f"error: {redact.text(str(error))}", file=sys.stderr)
+        print(f"error: {redact.text(str(error))}", file=sys.stderr, flush=True)
+    distributed.reported()
     return error.status
 
 

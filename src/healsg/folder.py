@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,10 @@ from healsg.paths import absolute, current_folder, shown
 
 log = logging.getLogger("healsg")
 ROOT = Path("runs")
+TOKEN = ".shared.tmp"
+"""A file that is there for a moment, as several processes begin."""
+VISIBLE = 5.0
+"""Seconds within which another node sees a new file."""
 _held: set[IO[str]] = set()
 
 
@@ -94,6 +99,26 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
             self._lock = None
+
+    def leave_token(self) -> str:
+        """Write something into the locked folder by which other nodes know that they see the same one."""
+        token = secrets.token_hex(8)
+        write_text(self.path / TOKEN, token)
+        return token
+
+    def has_token(self, token: str) -> bool:
+        """Whether this process sees that token here, which a file system over the network may show late."""
+        deadline = time.monotonic() + VISIBLE
+        while True:
+            with contextlib.suppress(OSError, ValueError):
+                if (self.path / TOKEN).read_text() == token:
+                    return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+
+    def take_token(self) -> None:
+        (self.path / TOKEN).unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """Remove what a killed save left behind."""

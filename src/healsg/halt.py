@@ -9,12 +9,15 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from healsg import distributed
+from healsg import distributed, peers
 from healsg.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _ECHO = 1.0
 """Seconds in which a signal that comes again is the same one: a terminal or scheduler and torchrun both send it."""
+_EXCHANGE = 1.0
+"""Seconds between two steps at which several processes tell each other whether they were asked to stop."""
+_MOST_STEPS = 1000
 _LEAVING = 4.0
 """Seconds kept in hand before ``max_time`` for what follows the last save: the record, the report, the exit."""
 
@@ -44,6 +47,8 @@ class Halt:
         """The seconds that the last save took: kept in hand before the limit."""
         self._before: dict[int, Any] = {}
         self._outer: Halt | None = None
+        self._exchanged: tuple[float, int] | None = None  # when, and at which step
+        self._next_step = 0
 
     def __enter__(self) -> Halt:
         if threading.current_thread() is threading.main_thread():
@@ -72,11 +77,17 @@ class Halt:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
+    def _orphaned(self) -> None:
+        """Take the end of torchrun, which nobody will restart and which may have been killed, for a hang-up."""
+        if self.received is None and peers.orphaned():
+            self.received, self.received_at = signal.SIGHUP, time.monotonic()
+
     def asked(self) -> bool:
         """Whether this process was asked to stop; the loop calls it at each step boundary.
 
         The limit is kept if the next step, or the evaluation, takes no longer than what lay before this call did.
         """
+        self._orphaned()
         if self.received is not None or self.max_time is None:
             return self.received is not None
         now, before = time.monotonic(), self.asked_at
@@ -94,8 +105,28 @@ class Halt:
         """Whether any process was asked to stop; every process must call it."""
         return any(distributed.gather(self.asked()))
 
+    def agreed_at(self, step: int) -> bool:
+        """Whether any process was asked to stop, asked about once a second; every process must call it at each step.
+
+        All processes ask at the same steps: the next one follows from the time that steps took, which all exchange.
+        """
+        if step < self._next_step:
+            return False
+        now = time.monotonic()
+        pace = _EXCHANGE  # of a step, in seconds, which is not known before the second call
+        if self._exchanged:
+            began, first = self._exchanged
+            pace = max(1e-6, now - began) / (step - first)
+        exchanged = distributed.gather((self.asked(), pace))
+        slowest = max(pace for _, pace in exchanged)
+        self._exchanged = now, step
+        self._next_step = step + max(1, min(_MOST_STEPS, int(_EXCHANGE / slowest)))
+        return any(asked for asked, _ in exchanged)
+
     def stopped(self) -> Stopped:
         """What to raise once all is saved."""
+        if peers.orphaned():
+            return Stopped("stopped, since torchrun, which started it, is gone", 128 + signal.SIGHUP)
         numbers = [number for number in distributed.gather(self.received) if number is not None]
         if numbers:
             return Stopped(f"stopped by {signal.Signals(numbers[0]).name}", 128 + numbers[0])

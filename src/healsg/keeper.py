@@ -94,12 +94,11 @@ class Keeper(Watcher):
     def updated(self, task: BasicTask) -> None:
         """After each update: a line, a save and a stop where they are due; the device is waited for here alone."""
         runner = task.runner
-        logging = runner.step_count % runner.log_every == 0
-        if logging:
+        if runner.step_count % runner.log_every == 0:
             self.log_step(task)
         if runner.save_every and runner.step_count % runner.save_every == 0:
             self.save(task)
-        if (logging and self.halt.agreed()) if distributed.launched() else self.halt.asked():
+        if self.halt.agreed_at(runner.step_count) if distributed.launched() else self.halt.asked():
             self.stop(task)
 
     def evaluating(self, task: BasicTask) -> None:

@@ -38,6 +38,9 @@ def choose_device(wanted: str | int) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"runner.device: {wanted!r} is no device; give auto, cpu, mps, cuda or a GPU index") from None
+    if device.index is not None and device.type != "cpu" and distributed.local_world() > 1:
+        way = f"give {device.type}, and choose GPUs by CUDA_VISIBLE_DEVICES"
+        raise ConfigError(f"runner.device: {wanted!r} puts all processes of this machine on one device; {way}")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = distributed.local_rank() if device.index is None else device.index

@@ -45,6 +45,7 @@ class TaskRunner:
         monitor, mode, callbacks: what decides the best, see ``Monitor``; watchers by name.
         max_time, limit_batches: seconds from the command's start by which the run has stopped; batches a pass.
         find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
+        timeout: seconds that one of several processes waits for another one before the run ends with an error.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class TaskRunner:
         max_time: NonNegative | None = None,
         limit_batches: Count | None = None,
         find_unused_parameters: bool = False,
+        timeout: Positive = 300.0,
         callbacks: Mapping[str, Callback] | None = None,
     ) -> None:
         self.epochs = epochs
@@ -85,6 +87,7 @@ class TaskRunner:
         self.limit_batches = limit_batches
         self.callbacks = dict(callbacks or {})
         self.wrapping = compile, cuda_graph, find_unused_parameters
+        self.timeout = float(timeout)
         self.place = Place(device, precision, channels_last, deterministic)
         self.monitor = Monitor(monitor, mode)
         self.meter = Meter()
@@ -142,7 +145,7 @@ class TaskRunner:
         Args:
             threads: of the CPU, where the settings name no number.
         """
-        distributed.connect()
+        distributed.connect(self.timeout)
         self.place.activate(self.threads or threads)
 
     def terms(self, seed: int, least: int) -> Terms:

@@ -79,6 +79,12 @@ class Session:
                 self._tell(status, reason, getattr(error, "status", 130) if stopped else 0)
         return stopped
 
+    def lost(self, status: str, reason: str) -> None:
+        """Record the end of a run that is left while the main thread hangs, such as in a collective."""
+        if self.journal:
+            with contextlib.suppress(OSError):
+                self.folder.ended(status, redact.text(reason))
+
     def _tell(self, status: str, reason: str | None, code: int) -> None:
         """The results; where the run lies and how to go on."""
         path, record = self.folder.path, self.folder.record if self.journal else {}

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from healsg import checkpoint, memory
+from healsg import checkpoint, distributed, memory
 from healsg.adopt import AnyLoader, ForeignLoader, adopt
 from healsg.data import DataInfo, TaskData
 from healsg.epoch import EvalEpoch, TrainEpoch
@@ -137,6 +137,7 @@ class BasicTask:
                 runner.place.put(module)
         self.train_epoch, self.val_epoch = TrainEpoch(self), EvalEpoch(self, "val")
         if training:
+            distributed.meet()  # reading data may take one process longer than the timeout of what follows
             self._build_training()
 
     def _build_training(self) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from healsg import claim, distributed
+from healsg import claim, distributed, redact
+from healsg.checks.check import show
 from healsg.compose import Composer
-from healsg.config import Composed, build_mirrors, build_task
+from healsg.config import Composed, build_mirrors, build_task, flat
 from healsg.epoch import EvalEpoch
 from healsg.errors import ConfigError, RunError
 from healsg.folder import RunFolder, find
@@ -74,7 +76,8 @@ class TaskTrainer:
             task, self.folder = self._begin(folder)
             runner = task.runner
             session = Session(self.composed, self.folder, runner.progress, self.mirrors)
-            with Halt(runner.max_time) as halt, session:
+            together = distributed.first_cause(runner.progress, session.lost)
+            with Halt(runner.max_time) as halt, session, together:
                 facts = self.build(task, self.folder)
                 with self.keeper_type(self.folder, session.journal, halt, session.screen.epoch) as keeper:
                     keeper.begin(task)
@@ -99,12 +102,14 @@ class TaskTrainer:
 
     def _begin(self, folder: RunFolder | None) -> tuple[BasicTask, RunFolder]:
         """Claim the folder, make the parts, and only then write; rank 0 does so for all."""
-        distributed.connect()
+        distributed.connect(self._timeout())
         path = self.folder.path if self.folder else None
         claimed: list[RunFolder] = [folder] if folder else []
         if not claimed:
+            _same_everywhere(self.composed)
             distributed.share(lambda: claimed.append(claim.enter(self.composed, path)))
         try:
+            _check_shared(claimed)
             task = self.task = build_task(self.composed)
             self.mirrors = build_mirrors(self.composed)
             where = distributed.share(lambda: self._write(claimed))
@@ -113,6 +118,11 @@ class TaskTrainer:
                 claimed[0].abandon()
             raise
         return task, claimed[0] if claimed else RunFolder(Path(where))
+
+    def _timeout(self) -> float | None:
+        """``runner.timeout``, which a configuration of before it does not have."""
+        timeout = self.config["runner"].get("timeout")
+        return None if timeout is None else float(timeout)
 
     def _write(self, claimed: list[RunFolder]) -> str:
         claimed[0] = claim.begin(claimed[0], self.composed)
@@ -125,7 +135,7 @@ class TaskTrainer:
             RunError: there is no run yet, or its weights do not fit.
             ConfigError: there is no such split.
         """
-        distributed.connect()
+        distributed.connect(self._timeout())
         folder = folder or self.folder
         if folder is None:
             raise RunError("evaluate: this task has no run yet; train it, or use TaskTrainer.load(run)")
@@ -145,3 +155,41 @@ class TaskTrainer:
         loader = task.loaders[split]
         task.loaders[split] = loader.still() if isinstance(loader, Loader) else loader
         return EvalEpoch(task, split).run()
+
+
+def _same_everywhere(composed: Composed) -> None:
+    """Refuse processes that were given different configurations, as by another command on another node.
+
+    Raises ConfigError, which names the key.
+    """
+    if not distributed.launched():
+        return
+    settings = distributed.gather(dict(flat(redact.config(composed.values))))
+    for rank, other in enumerate(settings):
+        for key in settings[0] | other:
+            one, two = settings[0].get(key), other.get(key)
+            if one != two:
+                told = f"{key}: is {show(one)} on rank 0 and {show(two)} on rank {rank}"
+                raise ConfigError(f"{told}; start all processes with the same settings")
+
+
+def _check_shared(claimed: list[RunFolder]) -> None:
+    """Refuse nodes that do not share the run's folder: they would find neither its checkpoints nor its best weights.
+
+    Args:
+        claimed: the folder, on rank 0 alone.
+
+    Raises:
+        RunError: what rank 0 wrote into the folder is not there on another node.
+    """
+    if not distributed.launched():
+        return
+    folder, token = distributed.share(lambda: (str(claimed[0].path), claimed[0].leave_token()))
+    seen = distributed.gather((RunFolder(Path(folder)).has_token(token), platform.node()))
+    if claimed:
+        claimed[0].take_token()
+    if lacking := next((rank for rank, (there, _) in enumerate(seen) if not there), None):
+        raise RunError(
+            f"{folder}: rank {lacking} on {seen[lacking][1]} does not see what rank 0 on {seen[0][1]} writes there; "
+            "start all nodes in the same folder of a file system that they share"
+        )

@@ -7,10 +7,13 @@ import csv
 import gc
 import hashlib
 import io
+import json
+import re
 import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from healsg import claim, distributed, redact
@@ -46,6 +49,8 @@ def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
         rows += _one_by_one(name, jobs, sound, halt)
         if rows and distributed.rank() == 0:
             _table(name, rows)
+        if any(row["status"] == "failed" for row in rows[-1:]) and len(rows) < len(jobs):
+            return 1  # the processes of a launch have parted, see _one_by_one
         if len(rows) < len(jobs) or any(row["exit"] >= 128 for row in rows):
             return halt.stopped().status
     return 1 if any(row["status"] == "failed" for row in rows) else 0
@@ -62,6 +67,10 @@ def _one_by_one(name: str, jobs: Jobs, sound: set[str], halt: Halt) -> Iterator[
         if "torch" in sys.modules and not gc.get_freeze_count():
             gc.freeze()  # what has been imported is not to be looked through after each job
         yield row
+        if row["status"] == "failed" and not distributed.recovered():
+            if number < len(jobs):
+                say("a process failed alone, which ends them all; the same command goes on with the jobs that are left")
+            break
 
 
 def plan(composer: Composer, overrides: list[str]) -> Plan:
@@ -80,7 +89,29 @@ def plan(composer: Composer, overrides: list[str]) -> Plan:
     claim.check_name(name)
     if (ROOT / name / "config.yaml").exists():
         raise ConfigError(f"name: {ROOT / name} is one run; give the sweep another name")
-    return name, jobs, {job for (job, _), problem in zip(jobs, problems, strict=True) if not problem}
+    sound = {job for (job, _), problem in zip(jobs, problems, strict=True) if not problem}
+    return name, _without_repeated(jobs), sound
+
+
+def _without_repeated(jobs: Jobs) -> Jobs:
+    """The jobs whose configurations differ, such as one of ``1e-3`` and ``0.001``: a mean would count both."""
+    different: dict[str, tuple[str, Composed]] = {}
+    for job, composed in jobs:
+        values = json.dumps(_as_number(composed.values), sort_keys=True, default=str)
+        if values in different:
+            say(f"{job}: has the values of {different[values][0]}, and is one job with it")
+        else:
+            different[values] = job, composed
+    return list(different.values())
+
+
+def _as_number(value: Any) -> Any:
+    """A plain value in which 1 and 1.0 are the same."""
+    if isinstance(value, dict):
+        return {str(key): _as_number(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_number(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _problem(composed: Composed) -> str:
@@ -152,26 +183,78 @@ def failed(error: BaseException, composed: Composed) -> Row:
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:
-    best = record.get("best") or {}
-    numbers = {f"best {best['monitor']}": best["value"]} if best else {}
-    tested = record.get("test") or {}
+    best, tested = (found if isinstance(found := record.get(key), dict) else {} for key in ("best", "test"))
+    numbers = {f"best {best['monitor']}": best["value"]} if {"monitor", "value"} <= best.keys() else {}
     return numbers | {name: value for name, value in tested.items() if isinstance(value, float)}
 
 
-def _table(name: str, rows: list[dict[str, Any]]) -> None:
-    """Show all jobs with their best numbers, and write the same as ``sweep.csv``."""
-    columns = list(dict.fromkeys(key for row in rows for key in row if key != "exit"))
+def _table(name: str, rows: list[Row]) -> None:
+    """Show the jobs of this call with their best numbers, and write those of all calls as ``sweep.csv``."""
+    columns = _columns(rows)
     text = [[_cell(row.get(column, "")) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in [columns, *text]) for i in range(len(columns))]
     for line in [columns, *text]:
         say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
     path = ROOT / name / "sweep.csv"
+    known = all_rows(ROOT / name, rows)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, _columns(known), extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(known)
     write_text(path, buffer.getvalue())
-    say(f"table: {path}")
+    more = f", with {len(known) - len(rows)} jobs of earlier calls" if len(known) > len(rows) else ""
+    say(f"table: {path}{more}")
+
+
+def _columns(rows: list[Row]) -> list[str]:
+    """The keys of all rows: the job and its status, its numbers, and at the end the reason why it has none."""
+    names = [key for row in rows for key in row if key not in ("job", "status", "exit", "reason")]
+    reason = ["reason"] * any("reason" in row for row in rows)
+    return list(dict.fromkeys(["job", "status", *names, *reason]))
+
+
+def all_rows(folder: Path, rows: list[Row]) -> list[Row]:
+    """The rows of all jobs in a sweep's folder, of this call and of earlier ones, in the order in which they began.
+
+    A job that failed before it had a folder is known from the table alone, as it was.
+
+    Args:
+        rows: of this call. Where one was refused, such as for a changed setting, what lies in its folder counts.
+    """
+    path = folder / "sweep.csv"
+    known = {row["job"]: row for row in _read_table(path)}
+    found = {job.name: RunFolder(job).record for job in sorted(folder.iterdir(), key=_began) if _is_job(job)}
+    known |= {job: _row_of(job, record) for job, record in found.items() if record}
+    for row in rows:
+        kept = known.get(row["job"], {})
+        if row["status"] == "failed" and found.get(row["job"], {}).get("status") == "finished":
+            row = {**kept, "reason": row["reason"]}
+        known[row["job"]] = row
+    return list(known.values())
+
+
+def _read_table(path: Path) -> list[Row]:
+    """The rows of ``sweep.csv``; none where there is none, or it is not one of ours."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(file)]
+    except (OSError, ValueError, csv.Error):
+        return []
+    return [row for row in rows if "job" in row and "status" in row]
+
+
+def _is_job(path: Path) -> bool:
+    """Whether a folder is that of a job, and not one that ``fresh=true`` has set aside."""
+    return path.is_dir() and not path.is_symlink() and not re.search(r"~\d+$", path.name)
+
+
+def _began(path: Path) -> tuple[str, str]:
+    return str(RunFolder(path).record.get("begin", "")), path.name
+
+
+def _row_of(job: str, record: dict[str, Any]) -> Row:
+    row = {"job": job, "status": str(record.get("status")), **_numbers(record)}
+    return row | ({"reason": str(record["reason"])} if record.get("reason") else {})
 
 
 def _cell(value: Any) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import io
+import platform
 import signal
 import sys
 from argparse import ArgumentError, Namespace
 from collections.abc import Callable
+from importlib.metadata import version as _version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from healsg import claim, distributed, redact
 from healsg.compose import Composer, conf_folder
@@ -78,9 +80,34 @@ def claimed_early(composed: Composed, path: Path | None = None) -> RunFolder | N
 
 
 def composed_once(make: Callable[[], T]) -> T:
-    """Let rank 0 alone compose; with one process, torch is not imported for it."""
-    distributed.connect()
+    """Let rank 0 alone compose; with one process, torch is not imported for it.
+
+    Raises ConfigError for processes that were started with other arguments than rank 0, as on another node.
+    """
+    if distributed.launched() and not distributed.connected():
+        distributed.connect()
+        _same_command()
     return distributed.share(make)
+
+
+def _same_command() -> None:
+    shown = [redact.override(argument) for argument in sys.argv[1:]]
+    own = {"host": platform.node(), "arguments": shown, "healsg": _version("healsg"), "torch": _version("torch")}
+    every = distributed.gather(own)
+    for rank, other in enumerate(every):
+        for key in ("arguments", "healsg", "torch"):
+            if other[key] != every[0][key]:
+                one = _only(every[0][key], other[key])
+                two = _only(other[key], every[0][key])
+                where = f"rank {rank} on {other['host']}"
+                raise ConfigError(f"{key}: {where} has {two}, rank 0 on {every[0]['host']} has {one}; start them alike")
+
+
+def _only(own: Any, other: Any) -> str:
+    """What of a list is not in another one, as text; the whole where that is nothing."""
+    if isinstance(own, str):
+        return own
+    return " ".join([word for word in own if word not in other] or own) or "none"
 
 
 def _ask_hydra(arguments: list[str], args: Namespace) -> int:

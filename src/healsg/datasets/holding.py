@@ -55,7 +55,7 @@ def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path 
     if distributed.local_rank() == 0 and not place.is_dir():
         log.info("data.cache: %s, written to %s", told, place)
         _write(place, first, source, lambda tensors: _fill(tensors, source, workers, reading))
-    distributed.barrier()
+    distributed.meet()  # a barrier would give up where writing takes longer than runner.timeout
     safefiles.require(place, safefiles.FOLDER)
     tensors = {key: _mapped(place / key, first[key], len(source), shared=False) for key in sizes}
     targets = tensors["target"].clone() if source.targets is None else source.targets

@@ -1,0 +1,370 @@
+"""What the processes of one launch know of each other: who lives, where each of them is, and which error came first.
+
+All of it goes through the launch's key-value store, beside the process group, because it is needed most when a
+collective does not come back: that raises only "connection closed" or "timed out", long after and far from the cause.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from healsg import redact
+from healsg.errors import RunError
+from healsg.mirror import Progress
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+log = logging.getLogger("healsg")
+
+BEAT = 1.0
+"""Seconds between two signs of life, and between two looks at those of the others."""
+STALE = 3.5
+"""Seconds without a sign of life after which a process is taken for gone, once a collective has failed."""
+PATIENCE = 2.0
+"""Seconds that a process whose collective failed waits for another one to record the error that was the cause."""
+JOINING = 300.0
+"""Seconds that a process may at least begin later than the first one: nodes start, and import torch, unevenly."""
+GRACE = 10.0
+"""Seconds that the main thread has to end by itself after another rank's error, or the end of the launcher."""
+
+_PARENT = os.getppid()  # read at import: torchrun may be killed before this process has joined the others
+
+Ended = Callable[[str, str], object]
+"""Called with the status and the reason of a run that a process has to leave while its main thread hangs."""
+
+
+class PeerError(RunError):
+    """Another process of the launch met an error, is gone or does not answer; the message says which, where and why."""
+
+
+def orphaned() -> bool:
+    """Whether torchrun, which started this process, is gone.
+
+    Only torchrun is watched. Other launchers, such as srun and mpirun, end their processes themselves, and a shell may
+    well end before the processes that it has put into the background.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT
+
+
+class Peers:
+    """This process's view of the others. A thread shows that this process lives, and looks after the others.
+
+    Args:
+        store: of the launch, with a prefix of its own for each process group.
+        rank, world: of this process.
+        timeout: seconds after which a process that shows no sign of life fails the run.
+        hosted: whether the store is a part of rank 0's process, and not of the launcher's.
+    """
+
+    def __init__(self, store: Store, rank: int, world: int, timeout: float, hosted: bool) -> None:
+        self.rank = rank
+        self.world = world
+        self.timeout = timeout
+        self._hosted = hosted
+        self._store = _own_connection(store)
+        self._reported = False
+        self._noticed = False
+        self._progress = Progress()
+        self._ended: Ended | None = None
+        self._meetings = 0
+        self._beats = 0
+        self._seen: dict[int, tuple[dict[str, Any], float]] = {}
+        self._beat(self._store)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="healsg-peers", daemon=True)
+
+    def gather(self) -> None:
+        """Wait until all processes have come this far, within a bounded time. Raises PeerError, which names a rank."""
+        if not self._all("gathering", max(self.timeout, JOINING)):
+            absent = [rank for rank in range(self.world) if not self._store.check([f"beat/{rank}"])]
+            names = ", ".join(map(str, absent)) or "another one"
+            raise PeerError(f"rank {names} has not joined the other processes within {max(self.timeout, JOINING):g} s")
+
+    def start(self) -> None:
+        """Begin to look after the others, which have gathered."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and wait for it: it must not outlive the store or the interpreter."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(GRACE)
+
+    def follow(self, progress: Progress, ended: Ended | None) -> None:
+        """Publish from now on where ``progress`` is; ``ended`` records a run whose main thread hangs."""
+        self._progress = progress
+        self._ended = ended
+
+    @property
+    def where(self) -> str:
+        """Where this process is."""
+        return _place(self._state())
+
+    # --- errors ----------------------------------------------------------------------------------------------------
+
+    def record(self, text: str, where: str | None) -> None:
+        """Let all know of an error of this process; ``where`` is None for what is said of another one."""
+        value = json.dumps({"rank": self.rank, "where": where, "text": text})
+        try:
+            number = self._store.add("errors", 1)
+            self._store.set(f"error/{number}", value)
+        except RuntimeError as error:  # the store went with the launcher, or with rank 0
+            log.debug("the error could not be shown to the other ranks: %s", error)
+
+    def first_error(self, store: Store | None = None) -> PeerError | None:
+        """The first error that another process has recorded. Raises RuntimeError where the store is gone."""
+        store = store or self._store
+        for number in range(1, store.add("errors", 0) + 1):
+            if not store.check([f"error/{number}"]):  # counted, and about to be written
+                continue
+            told = json.loads(store.get(f"error/{number}"))
+            if told["rank"] != self.rank:
+                where = "" if told["where"] is None else f"rank {told['rank']}, {told['where']}: "
+                return PeerError(f"{where}{told['text']}")
+        return None
+
+    def cause_of(self, error: BaseException) -> BaseException:
+        """What to raise in the place of ``error``: the error of another process where this one only follows from it.
+
+        An error of this process's own is recorded for the others, and returned.
+        """
+        self._noticed = True
+        if not is_lost(error):
+            kind = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
+            self.record(f"{kind}{_one_line(error)}", self.where)
+            return error
+        if orphaned():
+            return PeerError("torchrun, which started this process, is gone")
+        try:
+            return self._lost(error)
+        except RuntimeError as closed:
+            log.debug("the store of the launch is gone too: %s", closed)
+            return PeerError(f"rank 0 or the launcher is gone without a word; {_one_line(error)}")
+
+    def _lost(self, error: BaseException) -> PeerError:
+        """Why the connection to the others was lost: what another one has recorded, or which one is missing."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if found := self.first_error():
+                return found
+            time.sleep(0.05)
+        deadline = time.monotonic() + STALE
+        missing = self._missing(STALE)
+        while missing is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+            missing = self._missing(STALE)
+        late = "timed out" in str(error).lower()
+        if missing is None and late:
+            missing = self._last()
+        if found := self.first_error():  # another survivor was faster
+            return found
+        if missing is None:
+            return PeerError(f"the connection to another rank was lost: {_one_line(error)}")
+        text = self._silent(missing) if late else self._gone(missing)
+        self.record(text, None)
+        return PeerError(text)
+
+    def _silent(self, rank: int) -> str:
+        where = _place(self._seen[rank][0])
+        return f"rank {rank} has not answered for {self.timeout:g} s (runner.timeout), last heard of in: {where}"
+
+    def _gone(self, rank: int) -> str:
+        where = _place(self._seen[rank][0])
+        return f"rank {rank} is gone without a word (killed, or out of memory?), last heard of in: {where}"
+
+    # --- who tells the user ----------------------------------------------------------------------------------------
+
+    def reports(self) -> bool:
+        """Whether this process is the one that reports the error on the screen: rank 0, or where it is gone another.
+
+        The others wait until rank 0 has done so: a launcher ends all processes as soon as one of them has ended.
+        """
+        if self.rank == 0:
+            first, self._reported = not self._reported, True
+            return first
+        try:
+            deadline = time.monotonic() + GRACE / 2
+            while not self._reported and time.monotonic() < deadline:
+                self._reported = self._store.check(["reported"])
+                time.sleep(0.02)
+            return not self._reported and self._store.add("reporters", 1) == 1
+        except RuntimeError:
+            return not self._reported
+
+    def reported(self) -> None:
+        """Let the others end: the error has been reported."""
+        self._reported = True
+        try:
+            if self.rank == 0:
+                self._store.set("reported", "1")
+            else:
+                self._store.add("left", 1)
+            deadline = time.monotonic() + PATIENCE
+            while self._hosted and self.rank == 0 and time.monotonic() < deadline:
+                if self._store.add("left", 0) >= self.world - 1:
+                    break
+                time.sleep(0.02)
+        except RuntimeError:
+            log.debug("the store of the launch is gone")
+
+    # --- meeting without a limit of time ---------------------------------------------------------------------------
+
+    def meet(self) -> None:
+        """Wait for all others, for as long as they live; every process must call it. Raises PeerError.
+
+        A collective gives up after ``timeout``. This is for what may take one process longer than that, such as
+        reading, caching or downloading data.
+        """
+        self._meetings += 1
+        self._all("meeting", None)
+
+    def all_failed(self, seconds: float) -> bool:
+        """Whether all processes call this within some seconds of each other."""
+        self._meetings += 1
+        try:
+            return self._all("failed", seconds)
+        except RuntimeError:
+            return False
+
+    def _all(self, name: str, seconds: float | None) -> bool:
+        key, began, pause = f"{name}/{self._meetings}", time.monotonic(), 0.001
+        arrived = self._store.add(key, 1)
+        while arrived < self.world:
+            if seconds is not None and time.monotonic() > began + seconds:
+                return False
+            if seconds is None and (found := self.first_error()):
+                raise found
+            if (missing := self._missing(self.timeout)) is not None:
+                raise PeerError(self._silent(missing))
+            time.sleep(pause)
+            pause = min(0.1, 2 * pause)
+            arrived = self._store.add(key, 0)
+        return True
+
+    # --- the thread ------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Show each second that this process lives; leave it where its main thread can no longer do so by itself.
+
+        The main thread may hang in a collective, in CUDA or in a file system, where no signal and no exception reaches
+        it.
+        """
+        store = _own_connection(self._store)
+        doomed: tuple[str, str, float] | None = None  # status, reason, since when
+        while not self._stop.wait(BEAT):
+            if doomed is None:
+                doomed = self._doom(store)
+            elif time.monotonic() > doomed[2] + (3 if self._noticed and doomed[0] == "failed" else 1) * GRACE:
+                self._leave(*doomed[:2])
+            elif doomed[0] == "failed" and self.rank == 0 and time.monotonic() > doomed[2] + 2 * BEAT:
+                self._report(doomed[1])
+
+    def _doom(self, store: Store) -> tuple[str, str, float] | None:
+        """Why the run cannot go on, if so: the status and the reason, and since when."""
+        now = time.monotonic()
+        if orphaned():
+            log.warning("torchrun, which started this process, is gone: the run is saved and stopped")
+            return "stopped", "torchrun, which started this process, is gone", now
+        try:
+            self._beat(store)
+            self._look(store)
+            if found := self.first_error(store):
+                return "failed", str(found), now
+            if (missing := self._missing(self.timeout + GRACE / 2)) is not None:
+                text = self._silent(missing)
+                self.record(text, None)
+                return "failed", text, now
+        except RuntimeError as error:
+            if not self._stop.is_set():
+                return "failed", f"rank 0 or the launcher is gone without a word: {_one_line(error)}", now
+        return None
+
+    def _report(self, reason: str) -> None:
+        """Report another rank's error on the screen, where the main thread has not: it may hang in a collective."""
+        if not self._reported:
+            self._reported = True
+            text = redact.text(reason)
+            if log.handlers:
+                log.error("%s", text)
+            else:
+                print(f"error: {text}", file=sys.stderr, flush=True)
+        self.reported()
+
+    def _leave(self, status: str, reason: str) -> None:
+        """End this process from here: its main thread hangs where it cannot be reached."""
+        try:
+            if self._ended:
+                self._ended(status, reason)
+        finally:
+            if self.rank == 0 and not self._reported:
+                print(f"error: {redact.text(reason)}", file=sys.stderr, flush=True)
+            os._exit(129 if status == "stopped" else 1)
+
+    def _state(self) -> dict[str, Any]:
+        progress = self._progress
+        return {"phase": progress.phase, "epoch": progress.epoch, "step": progress.step, "batch": progress.position}
+
+    def _beat(self, store: Store) -> None:
+        self._beats += 1
+        store.set(f"beat/{self.rank}", json.dumps({"beat": self._beats, **self._state()}))
+
+    def _look(self, store: Store) -> None:
+        """Take in the others' signs of life, and when this process saw each of them change."""
+        ranks = [rank for rank in range(self.world) if rank != self.rank]
+        beats = store.multi_get([f"beat/{rank}" for rank in ranks])
+        now = time.monotonic()
+        for rank, text in zip(ranks, beats, strict=True):
+            state = json.loads(text)
+            if rank not in self._seen or self._seen[rank][0]["beat"] != state["beat"]:
+                self._seen[rank] = state, now
+
+    def _missing(self, seconds: float) -> int | None:
+        """The process that has shown no sign of life for some seconds, if there is one."""
+        now = time.monotonic()
+        return next((rank for rank, (_, since) in sorted(self._seen.items()) if now > since + seconds), None)
+
+    def _last(self) -> int | None:
+        """The process that is the furthest behind this one, if one is: its main thread hangs, and not its watch."""
+        own = self._state()
+        behind = [(_order(state), rank) for rank, (state, _) in self._seen.items() if _order(state) < _order(own)]
+        return min(behind)[1] if behind else None
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says only that another process could not be reached, or follows from such a one."""
+    from torch.distributed import DistError
+
+    text = str(error)
+    if isinstance(error, DistError) or (isinstance(error, RuntimeError) and ("gloo/" in text or "NCCL" in text)):
+        return True
+    return error.__cause__ is not None and is_lost(error.__cause__)
+
+
+def _own_connection(store: Store) -> Store:
+    """The same store through a connection of one's own: one that waits does not hold up another thread."""
+    own = store.clone()
+    own.set_timeout(timedelta(seconds=GRACE / 2))
+    return own
+
+
+def _order(state: dict[str, Any]) -> tuple[int, int, int]:
+    return state["epoch"], state["step"], state["batch"]
+
+
+def _place(state: dict[str, Any]) -> str:
+    if not state["epoch"]:
+        return str(state["phase"])
+    return f"{state['phase']}, epoch {state['epoch']}, step {state['step']}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
