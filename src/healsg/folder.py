@@ -16,8 +16,8 @@ from typing import IO, Any
 
 from healsg import safefiles
 from healsg.errors import RunError
-from healsg.record import read_record
 from healsg.paths import absolute, current_folder, shown
+from healsg.record import read_record
 
 log = logging.getLogger("healsg")
 ROOT = Path("runs")

@@ -19,8 +19,8 @@ from healsg.folder import RunFolder, naming
 from healsg.halt import Halt
 from healsg.journal import Journal
 from healsg.method import TaskMethod
-from healsg.watcher import Watcher
 from healsg.skipped import skipped_samples
+from healsg.watcher import Watcher
 from healsg.writer import Writer, steady
 
 if TYPE_CHECKING:

@@ -160,7 +160,11 @@ def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> l
         trial.read()
         if number and (told := _difference(whole.folder, trial.folder)):
             causes = CAUSES["killed" if plans else "again"]
-            return [told, causes, f"see: healsg compare {shlex.join([str(whole.folder.shown), str(trial.folder.shown)])}"]
+            return [
+                told,
+                causes,
+                f"see: healsg compare {shlex.join([str(whole.folder.shown), str(trial.folder.shown)])}",
+            ]
     return []
 
 

@@ -84,11 +84,11 @@ class ImageFolder(Classification):
     @property
     def info(self) -> DataInfo:
         """Known from the names of the class folders. Raises DataError where there are none."""
-        classes = self._classes
+        classes = self._class_names
         return DataInfo((self.channels, self.image_size, self.image_size), len(classes), class_names=classes)
 
     @cached_property
-    def _classes(self) -> tuple[str, ...]:
+    def _class_names(self) -> tuple[str, ...]:
         return tuple(class_folders(self._folders["train"]))
 
     def explain_single_class(self) -> str:
@@ -99,7 +99,7 @@ class ImageFolder(Classification):
             if inner
             else "put the pictures of each class into a folder of its name"
         )
-        return f"data.folder: {folder} has one class folder alone, {self._classes[0]!r}; {way}"
+        return f"data.folder: {folder} has one class folder alone, {self._class_names[0]!r}; {way}"
 
     @property
     def has_val(self) -> bool:

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 from healsg import redact
 from healsg.folder import write_text
 from healsg.mirror import Mirror
-from healsg.safefiles import make_folder, read_bytes
 from healsg.paths import current_folder, shown
 from healsg.provenance import within_run
+from healsg.safefiles import make_folder, read_bytes
 from healsg.types import Positive
 
 log = logging.getLogger("healsg")
