@@ -658,13 +658,13 @@ class House:
     @staticmethod
     def give(*line: str) -> tuple[int, str]:
         """Run a command here; its status and what it said on standard error."""
-        from healsg import checkpoint
+        from healsg import weights
         from healsg.cli import main, report
         from healsg.errors import HealsgError
 
         def load() -> int:
             try:
-                checkpoint.initialise(torch.nn.Linear(1, 1), Path("bare.pt"))
+                weights.initialise(torch.nn.Linear(1, 1), Path("bare.pt"))
             except HealsgError as error:
                 return report(error)
             return 0

@@ -51,6 +51,7 @@ OTHER_DEFAULTS = {
     "data=csv": {"file"},
     "data=hf": {"name"},
     "model=resnet32x4": {"depth"},
+    "method=finetune": {"optimizer", "scheduler", "decay_norms_and_biases", "layer_decay"},
 }
 """Where a YAML's value is meant to differ from the constructor's default, or the constructor has none."""
 

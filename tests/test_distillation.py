@@ -320,7 +320,7 @@ def test_what_a_probe_finds() -> None:
 REFUSED = {
     "method=kd": r"method\.teacher: is missing; KD learns from a run: method\.teacher=RUN",
     "method=kd method.teacher=nobody": r"method\.teacher: nobody: is no run; give a folder or a name under runs/",
-    "method=kd method.teacher=three": r"method\.teacher: three has 3 as its classes, and this task 10",
+    "method=kd method.teacher=three": r"method\.teacher: three was trained on 3 classes there, 10 here",
     "method=kd method.teacher=large": r"method\.teacher: large has \(1, 16, 16\) as its input shape",
     "method=kd method.teacher=begun": r"method\.teacher: runs/begun has no best weights yet; train it first",
     "method=kd method.teacher=hostile": r"method\.teacher: model\._target_: ",

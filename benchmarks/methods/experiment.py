@@ -122,12 +122,14 @@ def recalls(name: str) -> list[float]:
     from healsg.config import build_task
     from healsg.epoch import evaluating
     from healsg.folder import find
-    from healsg.keeper import restore_weights
+    from healsg.info import saved_info
+    from healsg.keeper import restore_weights, weights_state
     from healsg.trainer import TaskTrainer
 
     task = build_task(TaskTrainer.load(name).composed)
-    task.build(fresh_weights=False)
-    restore_weights(task, find(name), "best")
+    state = weights_state(find(name), "best")
+    task.build(fresh_weights=False, training=False, data_info=saved_info(state))
+    restore_weights(task, state, "best")
     model, found, wanted = task.task_method.eval_model(task), [], []
     with evaluating(model), torch.no_grad():
         for batch, _ in task.loaders["test"].batches(0):

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from healsg import archive, safefiles
 from healsg.errors import RunError
-from healsg.paths import shown
 
 log = logging.getLogger("healsg")
 
@@ -161,6 +160,14 @@ def require_plain(state: Any, size: int) -> None:
     raise ValueError("the state is nested too deeply")
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file ends as ``save`` ends one, of whatever version. Raises OSError."""
+    with safefiles.open_to_read(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TRAILER))
+        return file.read(6) == _MAGIC[:6]
+
+
 def keep_previous(path: Path, previous: Path) -> None:
     """Let ``previous`` be what ``path`` is, so that ``path`` can be replaced; both are good at every moment."""
     if safefiles.kind_of(path) == safefiles.FILE:
@@ -245,28 +252,3 @@ def weights_of(model: nn.Module, weights: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         model.load_state_dict(own)
-
-
-def initialise(model: nn.Module, path: Path) -> str:
-    """Load into ``model`` the weights of a checkpoint that fit by name and shape; returns a report in one line.
-
-    Raises:
-        RunError: nothing fits.
-    """
-    weights = load(path)["model"]
-    own = model.state_dict()
-    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
-    if not fitting:
-        raise RunError(
-            f"init_from: nothing in {shown(path)} fits this model; it holds {', '.join(list(weights)[:3])}, ..."
-        )
-    model.load_state_dict(fitting, strict=False)
-    reshaped = [key for key in weights if key in own and key not in fitting]
-    missing, unused = [key for key in own if key not in weights], [key for key in weights if key not in own]
-    parts = {"of another shape": reshaped, "not in it": missing, "not used": unused}
-    told = [
-        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})" for what, keys in parts.items() if keys
-    ]
-    return f"init_from {shown(path)}: {len(fitting)} of {len(own)} tensors loaded" + "".join(
-        f"; {part}" for part in told
-    )

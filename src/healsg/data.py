@@ -1,17 +1,19 @@
-"""TaskData: which examples, in which splits; and DataInfo, what is known of them before any file is read."""
+"""TaskData: which examples, in which splits; its ``info`` is what is known of them before any file is read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from healsg.errors import ConfigError, DataError
+from healsg.info import DataInfo as DataInfo
+from healsg.info import differing_classes
 from healsg.loader import Loader, Transform
 from healsg.paths import current_folder
 from healsg.seeding import Draw, generator, mix
@@ -20,23 +22,6 @@ from healsg.types import Count, Natural, NonNegative, Share
 
 PROBED, TRIES = 8, 3
 """Samples of which views are compared before a run, and epochs whose draws are tried."""
-
-
-@dataclass(frozen=True)
-class DataInfo:
-    """What a data set promises: enough to build a network, its loss and its metrics.
-
-    Args:
-        input_shape: one sample's shape as the network sees it, ``(channels, *spatial)`` or ``(features,)``.
-        num_classes: the number of classes, or of outputs.
-        kind: ``multiclass``; the catalogue adds others.
-        class_names: the classes in the order of their indices, where they have names.
-    """
-
-    input_shape: tuple[int, ...]
-    num_classes: int
-    kind: str = "multiclass"
-    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +39,13 @@ class Needs:
     def flat(self) -> bool:
         """Whether a batch is one dict, not a dict of streams."""
         return list(self.streams) == ["labelled"]
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A transform that tells how it makes inputs in evaluation, as plain values; see ``DataInfo.preprocessing``."""
+
+    def described(self) -> dict[str, Any]: ...
 
 
 class TaskData:
@@ -99,6 +91,28 @@ class TaskData:
     def info(self) -> DataInfo:
         """What is known before the samples are read."""
         raise NotImplementedError
+
+    def fitted(self) -> DataInfo:
+        """``info`` with the preprocessing that evaluation uses, also what was fitted on the training samples.
+
+        It is asked for once ``loaders`` has read these, and saved with the weights.
+        """
+        transform = self.transform("input", "test")
+        described: dict[str, Any] = transform.described() if isinstance(transform, Described) else {}
+        return replace(self.info, preprocessing={**self.info.preprocessing, **described})
+
+    def restored(self, saved: DataInfo) -> TaskData:
+        """This data set as weights that were trained before see it: with their classes and what was fitted for them.
+
+        Args:
+            saved: what ``fitted`` gave when the weights were trained.
+
+        Raises:
+            DataError: the classes here are others, or in an order that this data set cannot change.
+        """
+        if differing := differing_classes(saved, self.info):
+            raise DataError(f"data: the weights were trained on {differing}")
+        return self
 
     def read(self, part: str) -> Source | None:
         """The samples of ``train``, ``val`` or ``test`` as the set is published; None where it has no such part."""

@@ -51,6 +51,7 @@ class Keeper(Watcher):
         self.unsaved_best: dict[str, Any] | None = None
         self.exempt: set[str] = set()
         self.testing = False
+        self.data_info: dict[str, Any] | None = None
 
     def __enter__(self) -> Keeper:
         return self
@@ -58,11 +59,10 @@ class Keeper(Watcher):
     def __exit__(self, *exception: object) -> None:
         self.writer.close()
 
-    def begin(self, task: BasicTask) -> None:
-        """Go on from the last good checkpoint; a run that has none starts at step 0 and saves that."""
+    def begin(self, task: BasicTask, state: dict[str, Any] | None) -> None:
+        """Go on from ``state``, the last good checkpoint; a run that has none starts at step 0 and saves that."""
         self._plan(task)
-        began, state = time.monotonic(), self.folder.last_state()
-        self.halt.saving = 2 * (time.monotonic() - began)  # a guess, until there is a save
+        self.data_info = None if task.data_info is None else task.data_info.state_dict()
         distributed.barrier()
         if state is None:
             if self.journal and self.folder.record.get("continued"):
@@ -189,11 +189,11 @@ class Keeper(Watcher):
         self.journal.sync()
         safefiles.make_folder(self.folder.checkpoints)
         if "best" in states:
-            checkpoint.save(self.folder.best, states["best"])
+            checkpoint.save(self.folder.best, {**states["best"], "data_info": self.data_info})
         if "last" in states:
             with naming(self.folder.previous):
                 checkpoint.keep_previous(self.folder.last, self.folder.previous)
-            checkpoint.save(self.folder.last, states["last"])
+            checkpoint.save(self.folder.last, {**states["last"], "data_info": self.data_info})
 
     def _hold_best(self, task: BasicTask, copy: bool) -> None:
         """Keep the weights that are evaluated, with the numbers they reached, until the next save."""
@@ -261,14 +261,20 @@ def _cloned(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
-def restore_weights(task: BasicTask, folder: RunFolder, which: str) -> None:
-    """Give the evaluated network the weights of ``best`` or ``last``. Raises RunError."""
-    model = task.task_method.eval_model(task)
+def weights_state(folder: RunFolder, which: str) -> dict[str, Any]:
+    """What the checkpoint of the ``best`` or ``last`` weights of a run holds. Raises RunError."""
     if which == "best":
-        model.load_state_dict(checkpoint.load(folder.best)["model"])
-        return
+        return checkpoint.load(folder.best)
     state = folder.last_state()
     if state is None:
         raise RunError(f"{folder.shown}: has no checkpoint yet")
+    return state
+
+
+def restore_weights(task: BasicTask, state: dict[str, Any], which: str) -> None:
+    """Give the evaluated network the weights of a checkpoint, which is that of ``which``: ``best`` or ``last``."""
+    if which == "best":
+        task.task_method.eval_model(task).load_state_dict(state["model"])
+        return
     task.model.load_state_dict(state["model"])
     task.task_method.load_state_dict(state["method"])

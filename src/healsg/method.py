@@ -53,6 +53,9 @@ class TaskMethod(nn.Module):
     leaves_weights: ClassVar[bool] = False
     """Whether ``train_step`` leaves weights alone, which move in ``runner.update``: saving then goes on beside it."""
 
+    starts_from_weights: ClassVar[bool] = False
+    """Whether it is for a network that has been trained: published weights are then what a model begins with."""
+
     def __init__(
         self,
         optimizer: Callable[[Any], Optimizer],

@@ -51,6 +51,14 @@ class TaskModel:
         """The network for samples of ``info.input_shape`` with ``info.num_classes`` outputs."""
         raise NotImplementedError
 
+    def pretrained(self) -> TaskModel | None:
+        """This model with published weights: those that are configured, else the usual ones. None without any."""
+        return None
+
+    def untrained(self) -> TaskModel:
+        """This model as it builds the same network without its published weights, since others follow."""
+        return self
+
     def adapt(self, network: nn.Module, inputs: Iterable[Tensor]) -> None:
         """Set what the network takes from the training samples: ``inputs`` as evaluation sees them, batch by batch."""
 

@@ -11,12 +11,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from healsg import checkpoint, distributed, memory
+from healsg import distributed, memory, weights
 from healsg.adopt import AnyLoader, ForeignLoader, adopt
 from healsg.data import DataInfo, TaskData
 from healsg.epoch import EvalEpoch, TrainEpoch
 from healsg.errors import ConfigError, DataError
 from healsg.folder import weights_file
+from healsg.info import differing_inputs
 from healsg.loader import Loader
 from healsg.method import TaskMethod
 from healsg.model import TaskModel
@@ -52,6 +53,7 @@ class BasicTask:
         self.loaders: dict[str, AnyLoader] = {}
         self._start = current_folder()
         """From where ``init_from`` is looked for, also where a builder changes the current directory."""
+        self.data_info: DataInfo | None = None
 
     # --- the six builders ------------------------------------------------------------------------------------------
 
@@ -99,16 +101,29 @@ class BasicTask:
         self.runner.monitor.check(self)
         memory.check(self)
 
-    def build(self, threads: int | None = None, fresh_weights: bool = True, training: bool = True) -> None:
+    def build(
+        self,
+        threads: int | None = None,
+        fresh_weights: bool = True,
+        training: bool = True,
+        data_info: DataInfo | None = None,
+    ) -> None:
         """Run the six builders, each with its own share of the seed, and place what they make on the device.
 
         Args:
             threads: of the CPU with which the run began, for one that goes on.
             fresh_weights: whether the weights begin here, and ``init_from`` counts; False where a checkpoint follows.
             training: whether optimizer and schedule are made too; False where the network is only looked at.
+            data_info: what the numbers mean to the weights of that checkpoint: the data are read with its classes and
+                its fitted preprocessing.
+
+        Raises:
+            DataError: the data do not fit ``data_info``.
         """
         seed, runner = self.config.seed, self.runner
         runner.prepare(threads)
+        if data_info is not None and self.info is not None:
+            self.task_data = self.task_data.restored(data_info)
         seed_everything(seed, "data")
         loaders = self.build_dataloader()
         if not isinstance(loaders, (Mapping, tuple, list)):
@@ -120,12 +135,21 @@ class BasicTask:
         self.loaders = {split: adopt(loader, split, reading) for split, loader in given if loader is not None}
         if "train" not in self.loaders:
             raise DataError("build_dataloader: there is no train loader; return (train, val) or a dict by split")
+        self.data_info = None if self.info is None else self.task_data.fitted()
+        if self.data_info and data_info and (differing := list(differing_inputs(data_info, self.data_info))):
+            log.warning("data: the weights were trained on other inputs: %s", "; ".join(differing))
+        self.task_model = self.starting_model(fresh_weights)
         seed_everything(seed, "model")
         self.model = self.build_model()
         if not isinstance(self.model, nn.Module):
             raise ConfigError(f"build_model: gave {type(self.model).__name__}; return a torch.nn.Module")
         if self.config.init_from and fresh_weights:
-            log.info("%s", checkpoint.initialise(self.model, weights_file(self.config.init_from, self._start)))
+            report, warnings = weights.initialise(
+                self.model, weights_file(self.config.init_from, self._start), self.data_info
+            )
+            log.info("%s", report)
+            for warning in warnings:
+                log.warning("%s", warning)
         self.criterion = self.build_criterion()
         self.task_method.setup(self)
         least = least_rows(self.model)
@@ -139,6 +163,22 @@ class BasicTask:
         if training:
             distributed.meet()  # reading data may take one process longer than the timeout of what follows
             self._build_training()
+
+    def starting_model(self, fresh_weights: bool) -> TaskModel:
+        """The model with the published weights that the method wants, or without any where a checkpoint follows."""
+        model, method = self.task_model, self.task_method
+        own_network = type(self).build_model is not BasicTask.build_model
+        if method.starts_from_weights and not self.config.init_from and not own_network:
+            published = model.pretrained()
+            if published is None and fresh_weights:
+                log.warning(
+                    "method: %s is for a network that has been trained, and %s begins with random weights; "
+                    "init_from=RUN or init_from=FILE (a checkpoint, a PyTorch state dict, safetensors) gives it some",
+                    type(method).__name__,
+                    type(model).__name__,
+                )
+            model = published or model
+        return model if fresh_weights else model.untrained()
 
     def _build_training(self) -> None:
         self.net = self.runner.place.wrap(self.model, *self.runner.wrapping)

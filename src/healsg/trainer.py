@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from healsg.epoch import EvalEpoch
 from healsg.errors import ConfigError, RunError
 from healsg.folder import RunFolder, find
 from healsg.halt import Halt
-from healsg.keeper import Keeper, restore_weights
+from healsg.info import saved_info
+from healsg.keeper import Keeper, restore_weights, weights_state
 from healsg.loader import Loader
 from healsg.paths import returning
 from healsg.saved import load_saved
@@ -78,20 +80,29 @@ class TaskTrainer:
             session = Session(self.composed, self.folder, runner.progress, self.mirrors)
             together = distributed.first_cause(runner.progress, session.lost)
             with Halt(runner.max_time) as halt, session, together:
-                facts = self.build(task, self.folder)
+                began, state = time.monotonic(), self.folder.last_state()
+                halt.saving = 2 * (time.monotonic() - began)  # a guess, until there is a save
+                facts = self.build(task, self.folder, state)
                 with self.keeper_type(self.folder, session.journal, halt, session.screen.epoch) as keeper:
-                    keeper.begin(task)
+                    keeper.begin(task, state)
                     session.begin(facts, runner.step_count)
                     runner.fit(task, keeper)
         return session.result
 
-    def build(self, task: BasicTask, folder: RunFolder) -> dict[str, Any]:
+    def build(self, task: BasicTask, folder: RunFolder, state: dict[str, Any] | None) -> dict[str, Any]:
         """Build a task for the run in ``folder``, and give what ``run.json`` says of it.
 
-        Raises ConfigError where a run that goes on would not have the samples with which it began.
+        Args:
+            task: the parts, as they are configured.
+            folder: of the run.
+            state: the checkpoint from which the run goes on; None where it begins.
+
+        Raises:
+            ConfigError: a run that goes on would not have the samples with which it began.
         """
-        going_on = folder.last.exists() or folder.previous.exists()
-        task.build(threads=folder.record.get("threads"), fresh_weights=not going_on)
+        going_on = state is not None
+        info = None if state is None else saved_info(state)
+        task.build(threads=folder.record.get("threads"), fresh_weights=not going_on, data_info=info)
         facts = task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
         was, now = folder.record.get("samples"), facts.get("samples")
         if going_on and was and now and was != now and not self.config["resume"]["force"]:
@@ -144,11 +155,12 @@ class TaskTrainer:
 
     def _evaluate(self, folder: RunFolder, split: str, which: str) -> dict[str, float]:
         task = build_task(self.composed)
-        task.build(fresh_weights=False, training=False)
+        state = weights_state(folder, which)
+        task.build(fresh_weights=False, training=False, data_info=saved_info(state))
         if split not in task.loaders:
             raise ConfigError(f"split: {split} is not one of {', '.join(task.loaders)}")
         try:
-            restore_weights(task, folder, which)
+            restore_weights(task, state, which)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise RunError(f"{folder.shown}: its weights do not fit this model: {reason}") from error

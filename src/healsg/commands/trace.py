@@ -80,8 +80,8 @@ class Tracer(Keeper):
 
     plan: ClassVar[dict[str, Any]] = {}
 
-    def begin(self, task: BasicTask) -> None:
-        super().begin(task)
+    def begin(self, task: BasicTask, state: dict[str, Any] | None) -> None:
+        super().begin(task, state)
         self.names = list[str]()
         self._write_trace({"begin": task.runner.step_count})
         self.turned = time.monotonic()

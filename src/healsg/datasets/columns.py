@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from healsg.errors import DataError
+from healsg.info import listed, order_classes
 
 NO_LABEL = ("", "na", "n/a", "nan", "-nan", "<na>", "#n/a", "null", "?")
 """What stands in a table, in small letters, for a label that is not known. ``none`` may be a class."""
@@ -55,12 +56,11 @@ def is_number(value: Any) -> bool:
 
 
 def classes_of(values: Sequence[Any]) -> tuple[str, ...]:
-    """The different values of a column as text: whole numbers in their order, else in that of letters."""
+    """The different values of a column as text, ordered as ``order_classes`` does."""
     found = {str(value).strip() for value in values if value is not None} - {""}
     if not found:
         raise DataError("data.target: no row has a label")
-    whole = all(text.removeprefix("-").isdecimal() for text in found)
-    return tuple(sorted(found, key=(lambda text: (int(text), text)) if whole else None))
+    return order_classes(found)[0]
 
 
 def has_label(value: Any, words: bool = True) -> bool:
@@ -101,7 +101,7 @@ def indices(name: str, values: Sequence[Any], classes: Sequence[str], rows: Sequ
     for row, value in zip(range(len(values)) if rows is None else rows, values, strict=True):
         label = "" if value is None else str(value).strip()
         if label not in index:
-            known = ", ".join(map(repr, classes[:5]))
-            raise DataError(f"data.target: {name!r} is {label[:40]!r} in row {row + 1}; the classes are {known}, ...")
+            known = listed(classes)
+            raise DataError(f"data.target: {name!r} is {label[:40]!r} in row {row + 1}; the classes are {known}")
         made.append(index[label])
     return torch.tensor(made, dtype=torch.int64)

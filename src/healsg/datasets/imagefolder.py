@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -29,6 +30,7 @@ from healsg.datasets.groups import path_groups
 from healsg.datasets.labels import shown
 from healsg.datasets.splits import split_off
 from healsg.errors import ConfigError, DataError
+from healsg.info import ClassOrder, given_order, order_classes, refuse_unknown_classes
 from healsg.loader import Transform
 from healsg.source import DatasetSource
 from healsg.transforms.views import Augment, ImageViews
@@ -37,13 +39,17 @@ from healsg.types import Count, Natural, Share
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, with 255 as 1: what torchvision's pretrained models were trained with."""
 
+PICTURE = {"resize": "the shorter side, bilinear", "crop": "the centre"}
+"""How ``decode`` makes a picture of any size one of ``input_shape``; see ``DataInfo.preprocessing``."""
+
 
 class ImageFolder(Classification):
     """Pictures of any size in ``folder/train/<class>/``, ``folder/val/<class>/`` and, if it exists, ``folder/test/``.
 
     These may also be called ``training``, ``valid``, ``validation`` and ``testing``. Without them, ``folder/<class>/``
-    is split by ``val_fraction`` and ``test_fraction``, stratified by class. The classes are the training folders' names
-    in sorted order; ``val`` and ``test`` need not have all of them. How a picture is read: see ``decode``.
+    is split by ``val_fraction`` and ``test_fraction``, stratified by class. The classes are the names of the
+    training part's folders, ordered as numbers where they are numbers, else as text; ``val`` and ``test`` need not have
+    all of them. How a picture is read: see ``decode``.
 
     Args:
         folder: where the pictures lie, relative to the current directory or else to ``root``.
@@ -56,6 +62,7 @@ class ImageFolder(Classification):
         mean: each channel's mean, with full intensity as 1; None is ImageNet's.
         std: each channel's standard deviation, with full intensity as 1; None is ImageNet's.
         test_fraction: the share of the training pictures that serves as test part where there is no ``test`` folder.
+        classes: the folders' names in their order, such as [none, mild, moderate, severe]: all that there are.
         common: the arguments of Classification.
     """
 
@@ -71,9 +78,12 @@ class ImageFolder(Classification):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         test_fraction: Share = 0.0,
+        classes: list[str | float] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
+        self.given_classes = classes
+        self._saved: DataInfo | None = None
         self._group_names: dict[str, int] = {}
         self.folder, self.image_size, self.channels, self.test_fraction = folder, image_size, channels, test_fraction
         means, stds = _per_channel("mean", mean, MEAN, channels), _per_channel("std", std, STD, channels)
@@ -84,12 +94,30 @@ class ImageFolder(Classification):
     @property
     def info(self) -> DataInfo:
         """Known from the names of the class folders. Raises DataError where there are none."""
-        classes = self._class_names
-        return DataInfo((self.channels, self.image_size, self.image_size), len(classes), class_names=classes)
+        classes, order = self._classes_and_order
+        shape = (self.channels, self.image_size, self.image_size)
+        return DataInfo(shape, len(classes), class_names=classes, class_order=order, preprocessing=PICTURE)
 
     @cached_property
-    def _class_names(self) -> tuple[str, ...]:
-        return tuple(class_folders(self._folders["train"]))
+    def _classes_and_order(self) -> tuple[tuple[str, ...], ClassOrder]:
+        if self._saved is not None:
+            return self._saved.class_names, self._saved.class_order
+        classes, order = order_classes(class_folders(self._folders["train"]))
+        return (classes, order) if self.given_classes is None else (given_order(self.given_classes, classes), "given")
+
+    def restored(self, saved: DataInfo) -> ImageFolder:
+        """The same pictures with the classes of ``saved`` in their order; a part may have fewer. Raises DataError."""
+        made = copy.copy(self)
+        for known in ("_classes_and_order", "_parts", "stored"):  # what was found out with other classes
+            made.__dict__.pop(known, None)
+        made._saved = saved
+        if saved.kind != "multiclass" or not saved.class_names:
+            raise DataError("data: the weights were not trained on named classes, one a sample")
+        if self.given_classes is not None:
+            refuse_unknown_classes(saved.class_names, [str(name) for name in self.given_classes], "data.classes")
+        for folder in self._folders.values():
+            refuse_unknown_classes(saved.class_names, inner_folders(folder), str(folder))
+        return made
 
     def explain_single_class(self) -> str:
         folder = self._folders["train"]
@@ -99,7 +127,7 @@ class ImageFolder(Classification):
             if inner
             else "put the pictures of each class into a folder of its name"
         )
-        return f"data.folder: {folder} has one class folder alone, {self._class_names[0]!r}; {way}"
+        return f"data.folder: {folder} has one class folder alone, {self.info.class_names[0]!r}; {way}"
 
     @property
     def has_val(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from healsg.data import DataInfo
+from healsg.datasets.imagefolder import PICTURE
 from healsg.datasets.pictures import Listed, PictureFiles, of_folders
 from healsg.errors import DataError
 from healsg.source import line
@@ -36,14 +37,23 @@ class ImageNet(PictureFiles):
 
     @property
     def info(self) -> DataInfo:
-        return DataInfo((3, self.image_size, self.image_size), self.classes)
+        """With the WordNet numbers as names of the classes, where the class folders lie there already."""
+        folder, shape = self.root.absolute() / self.place / "train", (3, self.image_size, self.image_size)
+        names = tuple(class_folders(folder)) if folder.is_dir() else ()
+        names = names if len(names) == self.classes else ()  # which is refused when the pictures are listed
+        return DataInfo(shape, self.classes, class_names=names, class_order="alphabetical", preprocessing=PICTURE)
 
     def listed(self, part: str, folder: Path) -> Listed:
         try:
-            train = sorted(entry.name for entry in (folder / "train").iterdir() if entry.is_dir())
+            train = class_folders(folder / "train")
         except OSError as error:
             said = f"{folder / 'train'}: ImageNet's class folders are not there ({line(error)}); its terms forbid a "
             raise DataError(said + "download: put train/<WordNet number>/*.JPEG and val/ likewise there") from error
         if len(train) != self.classes:
             raise DataError(f"{folder / 'train'}: {len(train)} class folders, but data.classes is {self.classes}")
         return of_folders(folder / part, ".jpeg", train)
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of the class folders in the order of the classes. Raises OSError."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())

@@ -12,7 +12,7 @@ from healsg.data import DataInfo
 from healsg.datasets.archives import Archive, provide
 from healsg.datasets.classification import Classification
 from healsg.datasets.files import log
-from healsg.datasets.imagefolder import MEAN, STD, Pictures
+from healsg.datasets.imagefolder import MEAN, PICTURE, STD, Pictures
 from healsg.errors import DataError
 from healsg.loader import Transform
 from healsg.source import DatasetSource, line
@@ -76,7 +76,7 @@ class PictureFiles(Classification):
     @property
     def info(self) -> DataInfo:
         names = self.class_names
-        return DataInfo((3, self.image_size, self.image_size), len(names), class_names=names)
+        return DataInfo((3, self.image_size, self.image_size), len(names), class_names=names, preprocessing=PICTURE)
 
     @property
     def has_val(self) -> bool:

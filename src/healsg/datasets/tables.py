@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -16,9 +18,10 @@ from healsg.datasets.classification import Classification
 from healsg.datasets.columns import ask_about_numbers, classes_of, has_label, indices, is_number, number, numbers
 from healsg.datasets.files import log
 from healsg.datasets.folders import is_picture
-from healsg.datasets.imagefolder import MEAN, STD
+from healsg.datasets.imagefolder import MEAN, PICTURE, STD
 from healsg.datasets.labels import shown
 from healsg.errors import ConfigError, DataError
+from healsg.info import ClassOrder, given_order, listed, order_classes, refuse_unknown_classes
 from healsg.loader import Transform
 from healsg.source import DatasetSource, Source, TensorSource
 from healsg.transforms.standard import Standardise, statistics
@@ -35,11 +38,24 @@ LEAST = 10
 """Rows from which a column that counts them is no accident."""
 
 
+def saved_scaling(saved: DataInfo, noise: float) -> Standardise:
+    """The standardisation that was fitted when the weights of ``saved`` were trained. Raises DataError."""
+    centre, spread = (saved.preprocessing.get(key) for key in ("mean", "std"))
+    for values in (centre, spread):
+        numbers_given = values if isinstance(values, list) else []
+        whole = len(numbers_given) == len(saved.input_names)
+        if not whole or not all(type(value) is float and math.isfinite(value) for value in numbers_given):
+            raise DataError("data: the checkpoint lacks the mean and deviation of the columns that it takes")
+    return Standardise(torch.tensor(centre), torch.tensor(spread), noise)
+
+
 class Tables(Classification):
     """Rows of a table as samples. A subclass gives ``table`` and ``pictures``.
 
     Numbers are standardised by the mean and deviation of the training samples that are not held out; what is missing
-    is their mean. The classes are the different values of ``target`` in the training part, in sorted order.
+    is their mean. These are fitted when a run begins, and from then on are those of its checkpoint (see ``restored``).
+    The classes are the different values of ``target`` in the training part, as numbers where they are numbers, else in
+    the order of text.
 
     Args:
         target: the column of the label, or of the number to be predicted; several columns of labels or of numbers.
@@ -55,6 +71,7 @@ class Tables(Classification):
         shift: the largest random shift of ``augment=standard``, in pixels.
         padding: what comes in from outside.
         noise: deviation of the noise that each standardised number of a training sample gets.
+        classes: the labels in their order, such as [none, mild, moderate, severe]: all that the training part has.
         test_fraction: the share of the training rows that serves as test part where there is none.
         missing_labels: what a row without a label means (empty, ``NA``, ``nan``, ``null``, ``?``): stop, leave the row
             out, or take such a word for a class of that name.
@@ -76,6 +93,7 @@ class Tables(Classification):
         noise: NonNegative = 0.0,
         test_fraction: Share = 0.0,
         missing_labels: Literal["raise", "drop", "keep"] = "raise",
+        classes: list[str | float] | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -93,6 +111,12 @@ class Tables(Classification):
         size = image_size if image else shift + 1
         self.images = ImageViews(augment, flip, shift, mean, std, padding=padding, size=size)
         self._scaling = Standardise(torch.zeros(()), torch.ones(()), noise)
+        self.given_classes = classes
+        self._saved: DataInfo | None = None
+        if classes is not None and self.kind != "multiclass":
+            raise ConfigError(
+                f"data.classes: is for one class a sample; a {self.kind} task has the columns of data.target"
+            )
 
     # --- what a subclass gives --------------------------------------------------------------------------------------
 
@@ -166,20 +190,29 @@ class Tables(Classification):
         way = f"data.missing_labels=drop leaves out the {count} rows without one{keep}"
         raise DataError(f"data.target: no label in row {row + 1} of {self.where(part)} ({shown}); {way}")
 
-    @cached_property
+    @property
     def classes(self) -> tuple[str, ...]:
         """The classes, the labels' names, or those of the numbers."""
+        return self._classes_and_order[0]
+
+    @cached_property
+    def _classes_and_order(self) -> tuple[tuple[str, ...], ClassOrder]:
+        if self._saved is not None:
+            return self._saved.class_names, self._saved.class_order
         if self.kind != "multiclass":
-            return tuple(self.target)
-        column, rows = self._tables["train"][self.target[0]], self._labelled["train"].tolist()
-        classes = classes_of([column[row] for row in rows])
+            return tuple(self.target), "given"
+        column = self._tables["train"][self.target[0]]
+        rows = self._labelled["train"].tolist()
+        classes, order = order_classes(classes_of([column[row] for row in rows]))
         if not self.kind_given:
             ask_about_numbers(self.target[0], classes, len(rows))
-        return classes
+        return (classes, order) if self.given_classes is None else (given_order(self.given_classes, classes), "given")
 
     @cached_property
     def inputs(self) -> list[str]:
-        """The columns of numbers that are the input."""
+        """The columns of numbers that are the input, in the order in which the network sees them."""
+        if self._saved is not None:
+            return list(self._saved.input_names)
         if self.columns is not None:
             return self.columns
         left = [name for name in self._tables["train"] if name not in {*self.target, *self.spent, *self._unnamed}]
@@ -195,9 +228,45 @@ class Tables(Classification):
     @property
     def info(self) -> DataInfo:
         """Known from the tables, which are read for it."""
-        side = (self.channels, self.image_size, self.image_size)
-        shape = side if self.image else (len(self.inputs),)
-        return DataInfo(shape, len(self.classes), self.kind, class_names=self.classes)
+        classes, order = self._classes_and_order
+        if self.image:
+            side = (self.channels, self.image_size, self.image_size)
+            return DataInfo(side, len(classes), self.kind, classes, order, preprocessing=PICTURE)
+        return DataInfo((len(self.inputs),), len(classes), self.kind, classes, order, tuple(self.inputs))
+
+    def restored(self, saved: DataInfo) -> Tables:
+        """The same rows with the classes, the input columns and the statistics of ``saved``, whatever is in the tables.
+
+        Raises DataError where the tables have other classes, or lack a column.
+        """
+        made = copy.copy(self)
+        for known in ("_classes_and_order", "inputs", "_parts", "stored"):  # what was found out with other classes
+            made.__dict__.pop(known, None)
+        made._saved = saved
+        if saved.kind != self.kind:
+            raise DataError(f"data.kind: the weights were trained on a {saved.kind} task, not on {self.kind}")
+        if bool(saved.input_names) == bool(self.image):
+            there = "columns of numbers" if saved.input_names else "pictures"
+            raise DataError(f"data.image: the weights were trained on {there}")
+        if self.kind != "multiclass" and sorted(saved.class_names) != sorted(self.target):
+            raise DataError(f"data.target: {listed(self.target)}; the weights predict {listed(saved.class_names)}")
+        if self.columns is not None and sorted(self.columns) != sorted(saved.input_names):
+            raise DataError(f"data.columns: {listed(self.columns)}; the weights take {listed(saved.input_names)}")
+        if self.given_classes is not None:
+            refuse_unknown_classes(saved.class_names, [str(name) for name in self.given_classes], "data.classes")
+        for part, table in self._tables.items():
+            made._check_table(part, table, saved)
+        if saved.input_names:
+            made._scaling = saved_scaling(saved, self.noise)
+        return made
+
+    def _check_table(self, part: str, table: Columns, saved: DataInfo) -> None:
+        """Refuse a table that lacks an input column of ``saved``, or has classes that it does not. Raises DataError."""
+        if missing := [name for name in saved.input_names if name not in table]:
+            raise DataError(f"data: the {part} part has no column {listed(missing)}, which the weights take as input")
+        if self.kind == "multiclass":
+            present = classes_of(table[self.target[0]])
+            refuse_unknown_classes(saved.class_names, present, f"data.target: {self.target[0]!r} of the {part} part")
 
     def explain_single_class(self) -> str:
         column = f"{self.target[0]!r} of {self.where('train')}"
@@ -231,7 +300,7 @@ class Tables(Classification):
         if self.kind == "multiclass":
             column, chosen = table[self.target[0]], rows.tolist()
             return indices(self.target[0], [column[row] for row in chosen], self.classes, chosen)
-        found = torch.stack([numbers(name, table[name]) for name in self.target], dim=1)[rows].float()
+        found = torch.stack([numbers(name, table[name]) for name in self.classes], dim=1)[rows].float()
         if self.kind == "regression":
             return found[:, 0] if len(self.target) == 1 else found
         if not bool(((found == 0) | (found == 1)).all()):
@@ -294,7 +363,9 @@ class Tables(Classification):
         return kept, held
 
     def _measure(self, input: Tensor) -> None:
-        self._scaling = Standardise(*statistics(input), self.noise)
+        """Fit the standardisation, unless the weights come with the one that they were trained on."""
+        if self._saved is None:
+            self._scaling = Standardise(*statistics(input), self.noise)
 
     def transform(self, view: str, split: str) -> Transform:
         return self.images.of(view, split) if self.image else self._scaling.of(view, split)

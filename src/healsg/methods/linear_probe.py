@@ -19,6 +19,8 @@ class LinearProbe(Supervised):
         common: the arguments of Supervised.
     """
 
+    starts_from_weights = True
+
     def __init__(self, freeze: Literal["body"] = "body", **common: Any) -> None:
         super().__init__(freeze=freeze, **common)
 

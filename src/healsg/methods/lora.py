@@ -62,6 +62,8 @@ class LoRA(Supervised):
         common: the arguments of Supervised.
     """
 
+    starts_from_weights = True
+
     def __init__(self, rank: Count = 8, alpha: Positive = 16.0, **common: Any) -> None:
         super().__init__(**common)
         self.rank, self.alpha = rank, alpha

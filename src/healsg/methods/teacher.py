@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from healsg.config import build_task, one_line
+from healsg.data import DataInfo
 from healsg.errors import ConfigError, HealsgError, RunError
 from healsg.folder import RunFolder, find
-from healsg.keeper import restore_weights
+from healsg.info import differing_classes, saved_info
+from healsg.keeper import restore_weights, weights_state
 from healsg.loader import Loader
 from healsg.methods.supervised import Supervised
 from healsg.methods.within import Probe, outputs_of, probe
@@ -53,13 +55,14 @@ def task_of(folder: RunFolder, like: BasicTask) -> BasicTask:
 def network_of(folder: RunFolder, like: BasicTask) -> nn.Module:
     """The network of a run with its best weights, in evaluation mode, without gradients. Raises HealsgError."""
     task = task_of(folder, like)
+    state = weights_state(folder, "best")
     token = _pupil.set(False)
     try:
         with torch.random.fork_rng(devices=[]):
-            task.build(fresh_weights=False, training=False)
+            task.build(fresh_weights=False, training=False, data_info=saved_info(state))
     finally:
         _pupil.reset(token)
-    restore_weights(task, folder, "best")
+    restore_weights(task, state, "best")
     return task.task_method.eval_model(task).eval().requires_grad_(False)
 
 
@@ -181,10 +184,7 @@ class Distilled(Supervised):
         if not folder.best.is_file():
             raise ConfigError(f"method.teacher: {folder.shown} has no best weights yet; train it first")
         if task.info and taught:
-            refuse_other("classes", self.run, taught.num_classes, task.info.num_classes)
-            refuse_other("input shape", self.run, taught.input_shape, task.info.input_shape)
-            if taught.class_names and task.info.class_names:
-                refuse_other("class names", self.run, taught.class_names[:9], task.info.class_names[:9])
+            refuse_other_meaning(self.run, taught, task.info)
         if folder.record.get("status") != "finished":
             log.warning("method.teacher: %s is not finished; the best weights that it has teach", folder.shown)
 
@@ -230,6 +230,16 @@ class Distilled(Supervised):
         """What the student says."""
         result = task.net(input)
         return Answer(*result) if isinstance(task.model, Student) else Answer(result)
+
+
+def refuse_other_meaning(run: str, taught: DataInfo, own: DataInfo) -> None:
+    """Raises ConfigError where a teacher and its student have other classes, or the same in another order, or inputs
+    of another shape or other columns."""
+    if differing := differing_classes(taught, own):
+        raise ConfigError(f"method.teacher: {run} was trained on {differing}")
+    refuse_other("input shape", run, taught.input_shape, own.input_shape)
+    if taught.input_names and own.input_names:
+        refuse_other("input columns", run, taught.input_names, own.input_names)
 
 
 def refuse_other(what: str, run: str, taught: Any, own: Any) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from healsg.data import DataInfo
 from healsg.errors import ConfigError
+from healsg.info import listed
 from healsg.losses.usual import fitted
 from healsg.metric import precise
 from healsg.metrics.gathered import Gathered
@@ -39,16 +40,25 @@ class TorchMetric(Gathered):
             raise ConfigError(f"model.metrics: torchmetrics has no {name!r}; the nearest are {', '.join(near)}")
         self.kinds = (name[:10].lower() if known[name] is classification else "regression",)  # type: ignore[misc]
         self.options = dict(options or {})
+        # Cohen's kappa with weights, as of ordered classes, takes a neighbouring class for a smaller mistake.
+        self.ordered = name == "MulticlassCohenKappa" and self.options.get("weights") in ("linear", "quadratic")
         try:
             self.metric = getattr(known[name], name)(**self.options)
         except Exception as error:
             raise ConfigError(f"model.metrics: torchmetrics' {name} refuses {self.options}: {line(error)}") from None
 
     def check(self, info: DataInfo) -> None:
-        """Refuse another number of classes or labels than the task has. Raises ConfigError."""
+        """Refuse another number of classes or labels than the task has, or classes whose order means nothing where the
+        metric weighs mistakes by it. Raises ConfigError."""
         for key in ("num_classes", "num_labels"):
             if (told := self.options.get(key, info.num_classes)) != info.num_classes:
                 raise ConfigError(f"options.{key}: {told}, and this task has {info.num_classes}")
+        if self.ordered and info.class_order == "alphabetical" and info.num_classes > 2:
+            names = listed(info.class_names)
+            raise ConfigError(
+                f"options.weights: needs classes in their order, and {names} is only that of the alphabet; "
+                "data.classes=[...] gives it"
+            )
 
     def rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         if self.kinds == ("regression",):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib.util
 from pathlib import Path
@@ -68,8 +69,9 @@ class Timm(TaskModel):
     Args:
         name: as in ``timm.list_models()``, for example ``resnet18``, ``vit_tiny_patch16_224``; ``resnet18.a1_in1k``
             also names which pretrained weights are meant.
-        pretrained: begin with the published weights, from timm's cache or the network. The last layer is drawn anew
-            where the number of classes is another one, the first is adapted to the number of channels.
+        pretrained: begin with the published weights, from timm's cache or the network; a method for trained networks
+            (``finetune``, ``linear_probe``, ``lora``) does so by itself, without ``init_from``. The last layer is drawn
+            anew where the number of classes is another one, the first is adapted to the number of channels.
         weights: a file with weights (safetensors, or torch's of tensors only) in the place of the published ones.
         options: further arguments of timm's builder by name, such as ``drop_path_rate``.
         common: the arguments of TaskModel.
@@ -84,8 +86,22 @@ class Timm(TaskModel):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.name, self.pretrained, self.weights, self.options = name, pretrained, weights, dict(options or {})
+        self.name, self.use_published, self.weights, self.options = name, pretrained, weights, dict(options or {})
         self.file = current_folder() / Path(weights).expanduser() if weights else None
+
+    def pretrained(self) -> Timm | None:
+        if self.weights or self.use_published:
+            return self
+        return self._with(True, None) if self._published().has_weights else None
+
+    def untrained(self) -> Timm:
+        return self._with(False, None)
+
+    def _with(self, published: bool, weights: str | None) -> Timm:
+        made = copy.copy(self)
+        made.use_published, made.weights = published, weights
+        made.file = self.file if weights else None
+        return made
 
     def check(self, info: DataInfo) -> None:
         super().check(info)
@@ -110,10 +126,10 @@ class Timm(TaskModel):
         source: dict[str, Any] = {}
         if self.weights:
             options["num_classes"], source = self._read(published)
-        elif not self.pretrained:
+        elif not self.use_published:
             options["num_classes"] = info.num_classes
         options |= self.options
-        loading = bool(source) or self.pretrained
+        loading = bool(source) or self.use_published
         try:
             network: Any = timm.create_model(self.name, loading, pretrained_cfg_overlay=source or None, **options)
         except Exception as error:
@@ -143,7 +159,7 @@ class Timm(TaskModel):
         except RuntimeError:
             there_are = f"there are {', '.join(tags[:5])}" if tags else "there are none"
             raise ConfigError(f"model.name: timm has no weights {self.name!r}; {there_are}") from None
-        if self.pretrained and not self.weights and not published.has_weights:
+        if self.use_published and not self.weights and not published.has_weights:
             raise ConfigError(f"model.pretrained: timm has no weights for {self.name}; give a file: model.weights=FILE")
         return published
 
@@ -167,7 +183,7 @@ class Timm(TaskModel):
             return RunError(f"model.weights: {self.weights} does not fit timm's {self.name}: {reason(error)}")
         return RunError(
             f"model.pretrained: the weights of timm's {self.name} cannot be loaded ({reason(error)}); "
-            "give a file of them: model.weights=FILE"
+            "give a file of them: model.weights=FILE, init_from=RUN or init_from=FILE"
         )
 
     def _refused(self, info: DataInfo, error: Exception) -> ConfigError:

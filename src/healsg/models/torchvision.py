@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,13 @@ from healsg.config import weights_only
 from healsg.data import DataInfo
 from healsg.errors import ConfigError, RunError
 from healsg.model import Network, TaskModel
+from healsg.weights import bare_names, fitting, read_weights
 
 AUXILIARY = ("googlenet", "inception_v3")
 """Networks with further classifiers in training, which are left out: a network here has one output."""
+
+COUNTER = "num_batches_tracked"
+"""BatchNorm's counter, which weights from before PyTorch 0.4.1 lack, and which is not used with a fixed momentum."""
 
 
 class TorchvisionNetwork(Network):
@@ -91,8 +97,10 @@ class Torchvision(TaskModel):
 
     Args:
         name: as in torchvision's list of classification models, for example ``resnet18``, ``vit_b_16``, ``swin_t``.
-        weights: the name of its pretrained weights, such as ``DEFAULT`` or ``IMAGENET1K_V1``; None draws new ones.
-            The last layer is drawn anew where the number of classes is another one.
+        weights: the name of its pretrained weights, such as ``DEFAULT`` or ``IMAGENET1K_V1``, or a file of weights
+            under torchvision's names (a state dict of PyTorch, safetensors). None draws new ones; under a method for
+            trained networks (``finetune``, ``linear_probe``, ``lora``) it is ``DEFAULT``, unless ``init_from`` gives
+            some. The last layer is drawn anew where the number of classes is another one.
         options: further arguments of torchvision's builder by name.
         common: the arguments of TaskModel.
     """
@@ -106,6 +114,24 @@ class Torchvision(TaskModel):
     ) -> None:
         super().__init__(**common)
         self.name, self.weights, self.options = name, weights, dict(options or {})
+        self.empty = False
+
+    def pretrained(self) -> Torchvision | None:
+        self._check_names()
+        if self.weights:
+            return self
+        from torchvision import models
+
+        return self._with("DEFAULT") if len(models.get_model_weights(self.name)) else None
+
+    def untrained(self) -> Torchvision:
+        return self._with(self.weights, empty=True)
+
+    def _with(self, weights: str | None, empty: bool = False) -> Torchvision:
+        """The same with other weights; ``empty`` leaves them out, though the network is built as with them."""
+        made = copy.copy(self)
+        made.weights, made.empty = weights, empty
+        return made
 
     def check(self, info: DataInfo) -> None:
         super().check(info)
@@ -123,7 +149,7 @@ class Torchvision(TaskModel):
 
     def build(self, info: DataInfo) -> nn.Module:
         self._check_names()
-        network = self._load() if self.weights else self._draw(info)
+        network = self._made(info)
         if getattr(network, "aux_logits", False):
             network.aux_logits, network.AuxLogits = False, None
         made = set_apart(network, info.num_classes, self.name)
@@ -134,14 +160,58 @@ class Torchvision(TaskModel):
         from torchvision import models
 
         _one_of("model.name", self.name, models.list_models(module=models))
-        if self.weights:
-            _one_of("model.weights", self.weights, list(models.get_model_weights(self.name).__members__))
+        known = list(models.get_model_weights(self.name).__members__)
+        if self.weights and self.weights not in known and not self._file.is_file():
+            if self._file.suffix or self._file.parent != Path():
+                raise ConfigError(f"model.weights: there is no file {self.weights}")
+            _one_of("model.weights", self.weights, known)
 
-    def _draw(self, info: DataInfo) -> Any:
-        """The network with weights drawn anew."""
+    @property
+    def _file(self) -> Path:
+        """The file that ``weights`` names where it is not torchvision's name of some."""
+        return Path(self.weights or "").expanduser()
+
+    def _made(self, info: DataInfo) -> Any:
+        """The network with the weights that are wanted, as torchvision makes it."""
         from torchvision import models
 
-        options = {"num_classes": info.num_classes} | self.options
+        if not self.weights:
+            return self._draw(info)
+        published = models.get_model_weights(self.name)
+        named = published[self.weights] if self.weights in published.__members__ else None
+        if self.empty:
+            return self._draw(info, self._implied(named))
+        return self._read(info) if named is None else self._load(named)
+
+    def _implied(self, named: Any) -> dict[str, Any]:
+        """The options with which torchvision builds the network for pretrained weights."""
+        implied: dict[str, Any] = {"transform_input": True} if self.name in AUXILIARY else {}
+        if self.name.startswith("vit_"):
+            implied["image_size"] = 224 if named is None else named.meta["min_size"][0]
+        return implied
+
+    def _read(self, info: DataInfo) -> Any:
+        """The network with the weights of a file, and with as many outputs as these have, or as are wanted."""
+        tensors, _ = bare_names(read_weights(self._file).tensors)
+        where = last_linear(self._draw(info, self._implied(None))) or "classifier.1"
+        outputs = tensors.get(f"{where}.weight")
+        classes = info.num_classes if outputs is None else len(outputs)
+        network = self._draw(info, {**self._implied(None), "num_classes": classes})
+        own = network.state_dict()
+        missing = [key for key in own if key not in tensors]
+        missing = [key for key in missing if not key.startswith(f"{where}.") and not key.endswith(COUNTER)]
+        others = [key for key in tensors if own.get(key, tensors[key]).shape != tensors[key].shape]
+        if missing or others:
+            told = f"has no {missing[0]}" if missing else f"has {others[0]} in another shape"
+            raise RunError(f"model.weights: {self.weights} does not fit torchvision's {self.name}: it {told}")
+        network.load_state_dict(fitting(tensors, own), strict=False)
+        return network
+
+    def _draw(self, info: DataInfo, implied: Mapping[str, Any] | None = None) -> Any:
+        """The network with weights drawn anew, ``implied`` being what its weights ask of the builder."""
+        from torchvision import models
+
+        options = {"num_classes": info.num_classes, **(implied or {})} | self.options
         if self.name in AUXILIARY:
             options = {"aux_logits": False, "init_weights": True} | options
         if self.name.startswith("vit_"):
@@ -151,11 +221,10 @@ class Torchvision(TaskModel):
         except (TypeError, ValueError, AssertionError) as error:
             raise self._refused(info, error) from error
 
-    def _load(self) -> Any:
+    def _load(self, weights: Any) -> Any:
         """The network with its pretrained weights, from torch's cache or the network."""
         from torchvision import models
 
-        weights = models.get_model_weights(self.name)[self.weights]
         file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
         try:
             with weights_only():
@@ -163,7 +232,8 @@ class Torchvision(TaskModel):
         except OSError as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunError(
-                f"model.weights: {weights.url} cannot be loaded ({reason}); put the file at {file}"
+                f"model.weights: {weights.url} cannot be loaded ({reason}); give weights of your own "
+                f"(model.weights=FILE, init_from=RUN or init_from=FILE), or put the file at {file}"
             ) from error
         except (RuntimeError, pickle.UnpicklingError) as error:
             raise RunError(

@@ -7,7 +7,7 @@ batch. No value is read on the host.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -135,6 +135,10 @@ class ImageTransform:
             self._constants[images.device] = scaling(images, self.mean, self.std, self.maximum)
         factor, offset = self._constants[images.device]
         return batch | {"input": images.to(torch.float32, copy=True).mul_(factor).add_(offset)}
+
+    def described(self) -> dict[str, Any]:
+        """Each channel's mean and deviation and the stored value of full intensity; see ``DataInfo.preprocessing``."""
+        return {"mean": list(self.mean), "std": list(self.std), "maximum": self.maximum}
 
     def move(self, images: Tensor, draw: Draw) -> Tensor:
         """Flip and shift each image."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,11 @@ class Standardise:
         if draw is not None and self.noise:
             numbers = numbers + self.noise * bell(draw, raw[0].numel()).view_as(raw)
         return batch | {"input": numbers}
+
+    def described(self) -> dict[str, Any]:
+        """Mean and deviation of each number, as ``DataInfo.preprocessing`` has them."""
+        centre, spread = (value.flatten().tolist() for value in (self.centre, self.spread))
+        return {"mean": centre, "std": spread, "missing": "mean"}
 
     def of(self, view: str, split: str = "train") -> Standardise:
         """This transform, for the views it can make. Raises ConfigError for one that asks for more."""

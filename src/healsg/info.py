@@ -1,0 +1,199 @@
+"""DataInfo: what a data set promises, and what its numbers mean. It is saved with the weights and checked wherever
+weights are used: an output is a class only together with the names of the classes, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from healsg.errors import ConfigError, DataError, RunError
+
+ClassOrder = Literal["published", "given", "numeric", "alphabetical"]
+"""Where the order of classes comes from: the data set, ``data.classes``, their names as numbers, or as text."""
+
+SHOWN = 5
+"""How many names a message gives before it counts the rest."""
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a data set promises: enough to build a network, its loss and its metrics, and to read samples as it did.
+
+    Args:
+        input_shape: one sample's shape as the network sees it, ``(channels, *spatial)`` or ``(features,)``.
+        num_classes: the number of classes, or of outputs.
+        kind: ``multiclass``; the catalogue adds others.
+        class_names: the classes in the order of their indices, where they have names.
+        class_order: where that order comes from. ``alphabetical`` says nothing of which class is the larger one.
+        input_names: the columns that are the input, in order, where the samples come from a table.
+        preprocessing: how stored samples become inputs of ``input_shape``, as plain values: ``resize`` and ``crop`` of
+            pictures, ``mean`` and ``std`` of each channel (full intensity is 1) or column, ``missing``, what stands for
+            a value that is not known; ``target_mean`` and ``target_std``, where targets are scaled.
+    """
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+    kind: str = "multiclass"
+    class_names: tuple[str, ...] = ()
+    class_order: ClassOrder = "published"
+    input_names: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values, from which ``from_state`` makes the same again."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    @classmethod
+    def from_state(cls, state: Any) -> DataInfo:
+        """What ``state_dict`` gave, which may have been in anybody's file. Raises RunError for anything else."""
+        try:
+            info = cls(
+                input_shape=_tuple(state["input_shape"], int),
+                num_classes=state["num_classes"],
+                kind=state["kind"],
+                class_names=_tuple(state["class_names"], str),
+                class_order=state["class_order"],
+                input_names=_tuple(state["input_names"], str),
+                preprocessing=_checked(dict(state["preprocessing"])),
+            )
+        except (TypeError, KeyError, ValueError) as error:
+            raise RunError("data_info: does not describe a data set") from error
+        whole = type(info.num_classes) is int and info.num_classes > 0 and type(info.kind) is str
+        named = info.kind == "regression" or len(info.class_names) in (0, info.num_classes)
+        if not whole or not named or info.class_order not in get_args(ClassOrder):
+            raise RunError("data_info: does not describe a data set")
+        return info
+
+
+def saved_info(state: Mapping[str, Any]) -> DataInfo | None:
+    """The ``DataInfo`` that a checkpoint holds; None of a task that brings its own loaders. Raises RunError."""
+    return DataInfo.from_state(state["data_info"]) if state.get("data_info") is not None else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _checked(value: Any) -> Any:
+    """``value``, which must consist of plain values alone. Raises TypeError."""
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _checked(inner)
+    if type(value) not in (dict, list, str, int, float, bool, type(None)):
+        raise TypeError(type(value).__name__)
+    return value
+
+
+def _tuple(values: Any, kind: type) -> tuple[Any, ...]:
+    if not isinstance(values, (list, tuple)) or any(type(value) is not kind for value in values):
+        raise TypeError(f"not a list of {kind.__name__}")
+    return tuple(values)
+
+
+# --- the order of classes --------------------------------------------------------------------------------------------
+
+
+def order_classes(names: Iterable[str]) -> tuple[tuple[str, ...], ClassOrder]:
+    """Names of classes in order, and which order that is: as numbers where all are numbers (10 after 9), else as text.
+
+    Names of the same number, such as 1 and 01, stand in the order of text.
+    """
+    found = sorted(set(names))
+    keys = {name: _number(name) for name in found}
+    if found and all(key is not None for key in keys.values()):
+        return tuple(sorted(found, key=lambda name: (keys[name], name))), "numeric"
+    return tuple(found), "alphabetical"
+
+
+def _number(text: str) -> int | float | None:
+    """A finite number that a text is; None where it is none. An int stays one, so that long ones are told apart."""
+    digits = text.removeprefix("-").removeprefix("+")
+    if digits.isascii() and digits.isdecimal() and len(digits) < 1000:
+        return int(text)
+    plain = digits.replace(".", "", 1)
+    return float(text) if plain.isascii() and plain.isdecimal() and len(plain) < 300 else None
+
+
+def given_order(given: Sequence[Any], present: Iterable[str]) -> tuple[str, ...]:
+    """The order of classes that ``data.classes`` gives. Raises ConfigError where these are not exactly those present.
+
+    A number in the list is taken as its text, since the names of classes are texts.
+    """
+    names = tuple(str(name).strip() for name in given)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"data.classes: names {twice!r} twice")
+    found = set(present)
+    if left_out := sorted(found - set(names)):
+        raise ConfigError(f"data.classes: does not name {listed(left_out)}, which the training samples have")
+    if unknown := [name for name in names if name not in found]:
+        known = listed(order_classes(found)[0])
+        raise ConfigError(f"data.classes: names {listed(unknown)}, but the training samples have {known} alone")
+    return names
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message: the first five, and how many more there are."""
+    rest = len(names) - SHOWN
+    return ", ".join(map(repr, names[:SHOWN])) + (f" and {rest} more" if rest > 0 else "")
+
+
+# --- comparing ------------------------------------------------------------------------------------------------------
+
+
+def differing_classes(saved: DataInfo, own: DataInfo) -> str:
+    """In what the classes of two data sets differ, in words of ``saved`` and "here"; empty where they agree.
+
+    Sets without names agree with all that have as many classes.
+    """
+    if saved.kind != own.kind:
+        return f"a {saved.kind} task there, a {own.kind} task here"
+    if saved.num_classes != own.num_classes and not (saved.class_names and own.class_names):
+        return f"{saved.num_classes} classes there, {own.num_classes} here"
+    if not saved.class_names or not own.class_names or saved.class_names == own.class_names:
+        return ""
+    unknown = [name for name in own.class_names if name not in set(saved.class_names)]
+    absent = [name for name in saved.class_names if name not in set(own.class_names)]
+    if not unknown and not absent:
+        return f"the same classes in another order: {listed(saved.class_names)} there, {listed(own.class_names)} here"
+    parts = [f"{listed(absent)} there alone"] * bool(absent) + [f"{listed(unknown)} here alone"] * bool(unknown)
+    return "other classes: " + ", ".join(parts)
+
+
+def refuse_unknown_classes(saved: Sequence[str], present: Sequence[str], where: str) -> None:
+    """Refuse samples of classes that a network with ``saved`` classes does not know. Raises DataError.
+
+    Args:
+        saved: the classes that the weights were trained on.
+        present: those of the samples; they may be fewer.
+        where: the file or the key that a message names.
+    """
+    known = set(saved)
+    if unknown := [name for name in present if name not in known]:
+        few = "the class" if len(unknown) == 1 else "the classes"
+        raise DataError(
+            f"{where}: {few} {listed(unknown)} are not among those of the weights, which are {listed(saved)}"
+        )
+
+
+def differing_inputs(saved: DataInfo, own: DataInfo) -> Iterator[str]:
+    """In what the inputs of two data sets differ: shape, columns, and each item of the preprocessing that both have."""
+    if saved.input_shape != own.input_shape:
+        yield f"input shape {saved.input_shape} there, {own.input_shape} here"
+    if saved.input_names and own.input_names and saved.input_names != own.input_names:
+        yield f"input columns {listed(saved.input_names)} there, {listed(own.input_names)} here"
+    before, now = _plain(saved.preprocessing), _plain(own.preprocessing)
+    for key in before:
+        if key in now and before[key] != now[key]:
+            yield f"{key} {_short(before[key])} there, {_short(now[key])} here"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > SHOWN:
+        return f"[{', '.join(map(_short, value[:SHOWN]))}, ...]"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value))}]"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
