@@ -450,6 +450,16 @@ def test_values_of_columns() -> None:
     assert classes_of(["b", "10", "a", None]) == ("10", "a", "b")
 
 
+@pytest.mark.parametrize("constant", [0.1, 0.3, 47.31, 83.17, 1e7])
+def test_statistics_of_a_column_that_never_differs(constant: float) -> None:
+    """Its mean is rounded, so that its deviation comes out as 1e-17 where it is nothing."""
+    for rows in (3, 7, 301):
+        numbers = torch.full((rows, 2), constant, dtype=torch.float64)
+        numbers[1, 1] = torch.nan
+        _, spread = statistics(numbers)
+        assert spread.tolist() == [1.0, 1.0]
+
+
 def test_statistics_leave_out_what_is_missing() -> None:
     numbers = torch.tensor([[1.0, 5.0, torch.nan], [3.0, 5.0, torch.nan], [torch.nan, 5.0, torch.nan]])
     centre, spread = statistics(numbers)

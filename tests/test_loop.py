@@ -173,7 +173,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, **series: list[float]) -> None:
 
 @pytest.mark.parametrize(
     ("watched", "mode", "epoch"),
-    [("auto", "auto", 2), ("val/loss", "auto", 4), ("val/loss", "max", 1), ("val/error", "min", 3), ("lr", "auto", 1)],
+    [("auto", "auto", 2), ("val/loss", "auto", 4), ("val/loss", "max", 1), ("val/error", "min", 3), ("lr", "max", 1)],
 )
 def test_the_monitor_decides_what_is_best(watched: str, mode: str, epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, loss=[9, 8, 7, 6], acc=[0.1, 0.9, 0.2, 0.3], error=[5, 4, 1, 2])

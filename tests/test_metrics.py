@@ -15,6 +15,7 @@ import torch
 import torchmetrics.functional as theirs
 from sklearn import metrics as sk
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from healsg import TaskTrainer, distributed
 from healsg.data import DataInfo
@@ -27,7 +28,7 @@ from healsg.metrics.multilabel import LabelAccuracy
 from healsg.metrics.ranking import AUROC, area
 from healsg.metrics.regression import R2, MeanAbsoluteError, RootMeanSquaredError
 from healsg.metrics.torchmetrics import TorchMetric
-from healsg.metrics.usual import with_chosen
+from healsg.metrics.usual import omissions, with_chosen
 from healsg.models.mlp import MLP
 
 Made = Callable[[], Metric]
@@ -113,6 +114,24 @@ CASES: dict[str, tuple[Made, Pair, Callable[[Tensor, Tensor], float]]] = {
 }
 
 
+OF_CLASSES: dict[str, Made] = {
+    "acc": Accuracy,
+    "balanced": BalancedAccuracy,
+    "f1": F1,
+    "calibration": CalibrationError,
+    "confusion": lambda: Confusion(300),
+    "auroc": AUROC,
+    "top 2": lambda: TopK(2),
+}
+NAN_CASES: dict[str, tuple[Made, Pair]] = {name: (make, pair) for name, (make, pair, _) in CASES.items()}
+NAN_CASES |= {
+    "confusion": (Confusion, classes()),
+    "kappa": (lambda: TorchMetric("MulticlassCohenKappa", {"num_classes": 7}), classes()),
+    "jaccard": (lambda: TorchMetric("MultilabelJaccardIndex", {"num_labels": 5}), labels()),
+    "theirs": (lambda: TorchMetric("R2Score"), values(203)),
+}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_value_is_that_of_sklearn(name: str) -> None:
     make, (output, target), wanted = CASES[name]
@@ -166,11 +185,63 @@ def test_pixels_are_samples_and_unknown_ones_are_left_out() -> None:
     output, target = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randint(0, 3, (2, 4, 5))
     rows, flat = output.movedim(1, -1).reshape(-1, 3), target.flatten()
     known, marked = flat < 2, torch.where(target < 2, target, 255)
-    for make in (BalancedAccuracy, F1, CalibrationError, Confusion, AUROC):
+    for make in OF_CLASSES.values():
         assert np.ravel(measured(make, output, target)) == pytest.approx(np.ravel(measured(make, rows, flat)))
-    for make in (BalancedAccuracy, F1, CalibrationError, Confusion):
         left = np.ravel(measured(make, rows[known], flat[known]))
-        assert np.ravel(measured(make, output, marked)) == pytest.approx(left)
+        for mark in (255, -100):
+            told = np.ravel(measured(make, output, torch.where(marked < 255, marked, mark)))
+            assert told == pytest.approx(left), "also class 2, which then never occurs"
+        broken = torch.where((marked == 255).unsqueeze(1), torch.nan, output)
+        assert np.ravel(measured(make, broken, marked)) == pytest.approx(left), "what an ignored pixel got is no matter"
+
+
+@pytest.mark.parametrize("name", ["acc", "balanced", "f1", "calibration", "top 2", "auroc"])
+def test_without_a_known_target_there_is_no_number(name: str) -> None:
+    assert math.isnan(measured(OF_CLASSES[name], torch.randn(4, 3), torch.full((4,), 9)))
+
+
+def test_targets_in_bytes_are_compared_with_many_classes() -> None:
+    """C of 300 wraps around to 44 in uint8."""
+    torch.manual_seed(0)
+    output, target = torch.randn(50, 300, dtype=torch.float64), torch.randint(0, 256, (50,), dtype=torch.uint8)
+    for make in OF_CLASSES.values():
+        assert measured(make, output, target) == measured(make, output, target.long())
+
+
+@pytest.mark.parametrize("name", NAN_CASES)
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_scores_that_are_nan_there_is_no_number(name: str, whole: bool) -> None:
+    """AUROC gave 1.5; one score among many is enough, in any batch."""
+    make, (output, target) = NAN_CASES[name]
+    broken = output.clone()
+    broken.view(len(output), -1)[slice(None) if whole else 3, slice(None) if whole else 0] = torch.nan
+    for size in (None, 20):
+        assert math.isnan(measured(make, broken, target, size)), size
+
+
+def test_r2_keeps_its_digits_far_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(3)
+    target = 1e7 + torch.randn(301, 2, generator=random, dtype=torch.float64)
+    output = target + 0.3 * torch.randn(301, 2, generator=random, dtype=torch.float64)
+    wanted = sk.r2_score(target, output)
+    for size in (None, 50, 7, 1):
+        assert measured(R2, output, target, size) == pytest.approx(wanted, abs=1e-7), size
+    halves = []
+    for piece in (slice(None, 100), slice(100, None)):
+        metric = R2()
+        metric.update(output[piece], target[piece])
+        halves.append({"it": metric.packed()})
+    monkeypatch.setattr(distributed, "gather", lambda own: halves)
+    assert collect({"it": R2()})["it"] == pytest.approx(wanted, abs=1e-7), "over processes"
+
+
+@pytest.mark.parametrize("constant", [0.1, 0.3, 7.7, 47.31, 83.17, 1e7])
+def test_r2_of_targets_that_never_differ_is_not_defined(constant: float) -> None:
+    target = torch.full((301,), constant)
+    for size in (None, 50, 1):
+        assert math.isnan(measured(R2, target + torch.randn(301), target, size)), size
+    two = torch.stack([target, torch.arange(301.0)], dim=1)
+    assert measured(R2, two, two, 50) == 1, "the number that differs counts alone"
 
 
 def test_what_is_not_defined_is_not_a_number() -> None:
@@ -235,6 +306,114 @@ def test_a_wrong_torchmetric_is_one_line(name: str, options: dict[str, Any], tol
     with pytest.raises(ConfigError, match=told.replace("{}", ".*")) as caught:
         TorchMetric(name, options)
     assert "\n" not in str(caught.value)
+
+
+def test_torchmetrics_is_given_probabilities() -> None:
+    """Left to itself it takes outputs that all lie in 0..1 for probabilities, and says so to nobody."""
+    torch.manual_seed(0)
+    output, target = torch.rand(200, 5, dtype=torch.float64), torch.randint(0, 5, (200,))
+    several = (torch.rand(200, 5) < 0.5).long()
+    calibration = measured(lambda: TorchMetric("MulticlassCalibrationError", {"num_classes": 5}), output, target)
+    assert calibration == pytest.approx(measured(CalibrationError, output, target), abs=1e-6)
+    told = measured(lambda: TorchMetric("MultilabelAccuracy", {"num_labels": 5}), output, several)
+    assert told == pytest.approx(measured(LabelAccuracy, output, several), abs=1e-6)
+
+
+def test_torchmetrics_leaves_out_what_is_no_class() -> None:
+    output, target = classes()
+    marked = torch.where(target == 0, 255, target)
+    kappa = measured(lambda: TorchMetric("MulticlassCohenKappa", {"num_classes": 7}), output, marked)
+    known = target > 0
+    assert kappa == pytest.approx(sk.cohen_kappa_score(target[known], output[known].argmax(1)), abs=1e-5)
+
+
+# --- many classes ----------------------------------------------------------------------------------------------------
+
+
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that is made, and whether a value was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements, self.reads = 0, set[str]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2"):
+            self.reads.add(name)
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            self.elements = max(self.elements, tensor.numel() if isinstance(tensor, Tensor) else 0)
+        return made
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_a_batch_takes_no_more_memory_than_its_outputs_and_reads_no_value(name: str) -> None:
+    classes, rows = 40, 600
+    output, target, metric = torch.randn(rows, classes), torch.arange(rows) % classes, OF_CLASSES[name]()
+    with Largest() as seen:
+        metric.update(output, target)
+        metric.update(output, target)
+    assert seen.elements <= rows * classes
+    assert not seen.reads
+
+
+def test_pixels_are_put_into_bins_in_parts() -> None:
+    output, target = torch.randn(2, 3, 300, 300, dtype=torch.float64), torch.randint(0, 3, (2, 300, 300))
+    with Largest() as seen:
+        error = measured(CalibrationError, output, target)
+    assert seen.elements < 15 * target.numel()
+    flat = output.movedim(1, -1).reshape(-1, 3), target.flatten()
+    assert error == pytest.approx(calibration(*flat), abs=1e-12)
+
+
+def test_of_too_many_classes_what_nobody_reads_is_left_out() -> None:
+    chosen: dict[str, Metric] = {"auroc": AUROC(), "confusion": Confusion(), "f1": F1()}
+    few, many = DataInfo((4,), 100), DataInfo((4,), 10_000)
+    assert list(with_chosen(few, chosen)) == ["acc", "auroc", "confusion", "f1"]
+    assert omissions(few, chosen) == []
+    assert list(with_chosen(many, chosen)) == ["acc", "f1"]
+    assert omissions(many, chosen) == [
+        "model.metrics.auroc: left out, since 10000 classes are more than its max_classes=1000",
+        "model.metrics.confusion: left out, since 10000 classes are more than its max_classes=100",
+    ]
+    assert list(with_chosen(DataInfo((4,), 5000, "multilabel"), {})) == ["acc"]
+    assert list(with_chosen(many, {"auroc": AUROC(max_classes=10_000)})) == ["acc", "auroc"]
+
+
+def test_a_task_of_its_own_data_leaves_them_out_too(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing told before the first batch how many classes there are."""
+    with caplog.at_level("INFO", logger="healsg"):
+        told = {"auroc": AUROC(), "confusion": Confusion()}
+        for _ in range(2):
+            for metric in told.values():
+                metric.update(torch.randn(4, 2000), torch.arange(4))
+    assert collect(dict(told)) == {}
+    assert "max_classes=1000" in caplog.text
+
+
+def test_scores_beyond_the_memory_they_may_take_give_no_number(caplog: pytest.LogCaptureFixture) -> None:
+    metric = AUROC(max_mib=1)
+    output, target = torch.randn(1000, 50), torch.arange(1000) % 50  # 0.4 MB in float64
+    for _ in range(2):
+        metric.update(output, target)
+    assert measured(lambda: metric, output[:0], target[:0]) > 0
+    for _ in range(3):
+        metric.update(output, target)
+    assert metric.state == [], "what was kept is let go of"
+    assert math.isnan(collect({"it": metric})["it"])
+    assert caplog.text.count("max_mib=1") == 1
+
+
+def test_a_run_of_many_classes_says_what_it_leaves_out() -> None:
+    settings = ["data=synthetic", "data.classes=1500", "data.shape=[4]", "data.images=false", "data.train=3000"]
+    options = ["model=mlp", "model.width=4", "runner.limit_batches=2", "runner.epochs=1", "quiet=true"]
+    result = TaskTrainer.compose(*settings, *options, "model/metrics=classification").train()
+    folder = Path(result["folder"])
+    assert sorted(result["test"]) == [f"test/{name}" for name in ("acc", "balanced_acc", "ece", "f1", "loss")]
+    assert (folder / "train.log").read_text().count("left out, since 1500 classes") == 2
+    record = json.loads((folder / "run.json").read_text())
+    assert record["samples"]["labelled_per_class"] == {"least": 1, "most": 2}
 
 
 # --- which are measured ----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -100,13 +100,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def collect(metrics: dict[str, Metric]) -> dict[str, float]:
-    """The values of the metrics over all batches of all processes; one that nothing was added to is left out."""
+def collect(metrics: dict[str, Metric]) -> dict[str, Any]:
+    """The values of the metrics over all batches of all processes; one that nothing was added to is left out.
+
+    Several named numbers of one metric are named ``<metric>.<name>``, or ``<metric>`` where their name is empty.
+    """
     own = {name: metric.packed() for name, metric in metrics.items() if metric.state is not None}
-    values = {}
+    values: dict[str, Any] = {}
     parts = distributed.gather(own)
     for name, metric in metrics.items():
         states = [part[name] for part in parts if name in part]
         if states:
-            values[name] = metric.of(states)
+            value = metric.of(states)
+            named = value if isinstance(value, dict) else {"": value}
+            values |= {f"{name}.{part}" if part else name: number for part, number in named.items()}
     return values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import nn
@@ -55,6 +55,9 @@ class TaskMethod(nn.Module):
 
     starts_from_weights: ClassVar[bool] = False
     """Whether it is for a network that has been trained: published weights are then what a model begins with."""
+
+    higher_is_better: ClassVar[Mapping[str, bool]] = {}
+    """By name of a number that ``evaluate`` gives, beside the model's metrics, whether more of it is better."""
 
     def __init__(
         self,

@@ -1,8 +1,10 @@
-"""Metrics are states that add: over batches, then over processes. The value is computed once, at the end."""
+"""Metrics are states that are merged: over batches, then over processes. The value is computed once, at the end."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 class Metric:
     """Sums on the device. A subclass gives ``measure``; ``value`` is the mean unless it says otherwise.
 
-    One whose state does not add, since it needs every sample's scores, is a ``healsg.metrics.gathered.Gathered``.
+    A state that does not add over batches overrides ``merge`` as well. One that needs every sample's scores is a
+    ``healsg.metrics.gathered.Gathered``.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
@@ -24,50 +27,89 @@ class Metric:
     splits: ClassVar[tuple[str, ...]] = ()
     """The splits on which it is measured; empty for all."""
 
+    higher_is_better: ClassVar[bool | None] = None
+    """Whether more of it is better. None: not declared, so that ``runner.monitor`` needs ``runner.mode`` for it."""
+
     def __init__(self) -> None:
         self.state: Any = None
 
     def check(self, info: DataInfo) -> None:
         """Refuse a task that it is not for. Raises ConfigError, before whose text stands the metric's key."""
 
+    def omitted(self, info: DataInfo) -> str | None:
+        """Why this task is not measured, such as too many classes, in words for the log; None where it is."""
+        return None
+
     def measure(self, output: Tensor, target: Tensor) -> Tensor | None:
-        """What a batch adds to the state: a vector whose last element counts; None where it does not apply."""
+        """What a batch adds to the state: a vector whose last element counts; None where it does not apply.
+
+        A count of nan says that an output was no number, and so is the value then. No value may be read from the
+        device here.
+        """
         raise NotImplementedError
 
+    def merge(self, first: Tensor, second: Tensor) -> Tensor:
+        """The state of two sets of samples from the state of each: their sum."""
+        return first + second
+
     def value(self, state: Any) -> Any:
-        """The metric from the summed state, a list of numbers: a number, or a list of them for the report."""
-        return state[0] / state[-1]
+        """The metric from the merged state, a list of numbers.
+
+        It is a number, nan where it is not defined; several named numbers as a dict, each of which is written as
+        ``<metric>.<name>``, and as ``<metric>`` where the name is empty; or a list of numbers for the report.
+        """
+        return state[0] / state[-1] if state[-1] else math.nan
 
     def update(self, output: Tensor, target: Tensor) -> None:
         measured = self.measure(output, target)
         if measured is not None:
-            self.state = measured if self.state is None else self.state + measured
+            self.state = measured if self.state is None else self.merge(self.state, measured)
 
     def packed(self) -> Any:
         """The state as plain values, for the other processes."""
         return self.state.tolist()
 
     def of(self, states: Sequence[Any]) -> Any:
-        """The value from each process's packed state."""
-        return self.value([sum(column) for column in zip(*states, strict=True)])
+        """The value from each process's packed state; nan where an output was no number."""
+        merged = reduce(self.merge, (torch.tensor(state, dtype=torch.float64) for state in states)).tolist()
+        return math.nan if math.isnan(merged[-1]) else self.value(merged)
 
 
 class Accuracy(Metric):
     """The share of samples whose largest output is their class, in 0..1.
 
-    ``output`` is (N, C, ...) scores, ``target`` (N, ...) class indices; anything else is left out.
+    ``output`` is (N, C, ...) scores, ``target`` (N, ...) class indices, of which those outside 0..C-1 are left out;
+    targets of other types or shapes are not measured.
     """
+
+    higher_is_better: ClassVar[bool | None] = True
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor | None:
         if target.is_floating_point() or output.dim() != target.dim() + 1:
             return None
-        return counted((output.argmax(dim=1) == target).sum(), target.numel())
+        hits = output.argmax(dim=1) == target  # never for a target outside the classes
+        return counted(hits.sum(), count_of(output, known(output, target)))
 
 
-def counted(total: Tensor, count: int) -> Tensor:
+def known(output: Tensor, target: Tensor) -> Tensor:
+    """(N, ...) bool: which targets are one of the classes of ``output`` (N, C, ...)."""
+    target = target.long()  # a comparison with C in uint8 would wrap around
+    return (target >= 0) & (target < output.shape[1])
+
+
+def count_of(output: Tensor, samples: Tensor) -> Tensor:
+    """The number of ``samples``, (N, ...) bool, as a scalar; nan where one of these has an ``output`` that is nan.
+
+    ``output`` is (N, C, ...), or of the shape of ``samples``, where each number is a sample.
+    """
+    top = output if output.dim() == samples.dim() else output.amax(dim=1)  # nan where one of the C is
+    return torch.where((top.isnan() & samples).any(), math.nan, precise(samples.sum()))
+
+
+def counted(total: Tensor, count: Tensor | int) -> Tensor:
     """What a batch adds to the state of a mean: (2,) of ``total`` and ``count``, in the widest type."""
     total = precise(total)
-    return torch.stack([total, total.new_full((), count)])
+    return torch.stack([total, precise(count) if isinstance(count, Tensor) else total.new_full((), count)])
 
 
 def precise(value: Tensor) -> Tensor:

@@ -80,6 +80,12 @@ class TaskModel:
 
         return with_chosen(info, self.chosen or {})
 
+    def omissions(self, info: DataInfo) -> list[str]:
+        """A line for each metric that is left out of this task, such as for too many classes."""
+        from healsg.metrics.usual import omissions
+
+        return omissions(info, self.chosen or {})
+
     def predict(self, network: nn.Module, input: Tensor) -> Any:
         """The output for a batch of inputs, under ``no_grad`` and in evaluation mode."""
         return network(input)

@@ -17,7 +17,7 @@ from healsg.callbacks import Callback
 from healsg.errors import RunError
 from healsg.meter import Meter
 from healsg.mirror import Progress
-from healsg.monitor import Mode, Monitor
+from healsg.monitor import Mode, Monitor, directions
 from healsg.placement import Compile, Place, Precision, both, clear_gradients
 from healsg.plan import Plan, Position
 from healsg.seeding import mix, seed_device
@@ -291,7 +291,7 @@ class TaskRunner:
     def end_epoch(self, task: BasicTask, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:
         """Book an epoch: its line, its schedule, whether it is the best, whether it is the last; then save."""
         numbers, best = self.measured(task, results, seconds)
-        name, sign = self.monitor.resolve(numbers)
+        name, sign = self.monitor.resolve(numbers, directions(task))
         reasons = [callback.on_epoch_end(numbers, name, sign) for callback in self.callbacks.values()]
         self.stop_reason = next((reason for reason in reasons if reason), None)
         self.next_epoch()
@@ -304,10 +304,11 @@ class TaskRunner:
         rows = {f"{split}/{key}": value for split, row in results.items() for key, value in row.items()}
         numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count, **rows}
         numbers |= {"lr": task.learning_rate, "seconds": round(seconds, 3)}
+        known = directions(task)
         if task.interval == "epoch":
-            name, sign = self.monitor.resolve(numbers)
+            name, sign = self.monitor.resolve(numbers, known)
             task.step_scheduler(numbers.get(name), sign)
-        return numbers, self.monitor.better(numbers)
+        return numbers, self.monitor.better(numbers, known)
 
     def next_epoch(self) -> None:
         self.at.end_epoch()

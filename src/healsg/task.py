@@ -198,6 +198,8 @@ class BasicTask:
             log.info("data.drop_last: %d samples of each epoch do not fill an update and are left out", left_out)
         if isinstance(self.train_loader, ForeignLoader):
             log.info("the train loader is not a plain one: seeded each epoch, skipped forward when a run goes on")
+        for line in self.task_model.omissions(self.info) if self.info else ():
+            log.info("%s", line)
         if not own and self.task_data.val_is_test:
             log.info("the test part serves as val: the best checkpoint is chosen on it")
         return {

@@ -21,6 +21,9 @@ from healsg.loader import Loader
 from healsg.source import Source
 from healsg.types import Count, Range, Share
 
+LISTED_CLASSES = 100
+"""Classes up to which ``run.json`` lists their counts; of more it tells the least and the largest."""
+
 
 class Classification(TaskData):
     """Labelled samples, split and thinned in this order, by pure functions of ``split_seed``:
@@ -194,7 +197,9 @@ class Classification(TaskData):
         self._facts = {"labelled": len(train), "unlabelled": len(self._pool), "split_digest": self._digest.hexdigest()}
         if train.targets is not None and train.targets.dim() == 1 and not train.targets.is_floating_point():
             counts = self._counts(train.targets.cpu())
-            self._facts["labelled_per_class"] = counts.tolist()
+            few = len(counts) <= LISTED_CLASSES
+            summary = {"least": int(counts.min()), "most": int(counts.max())}
+            self._facts["labelled_per_class"] = counts.tolist() if few else summary
             self._report_empty(counts)
         return train
 

@@ -114,13 +114,13 @@ class Synthetic(Classification):
         source = generator(self.seed, "samples", part)
         if self.kind == "multiclass":
             target = torch.arange(size)[torch.randperm(size, generator=source)] % self.classes
-            weight = (target.unsqueeze(1) == torch.arange(self.classes)).float()
         elif self.kind == "multilabel":
             target = weight = torch.randint(0, 2, (size, self.classes), generator=source).float()
         else:
             target = weight = torch.randn(size, self.classes, generator=source)
         inputs = torch.randn(size, *self.shape, generator=source)
-        inputs += (weight @ self._means.flatten(1)).view(inputs.shape)
+        means = self._means.flatten(1)
+        inputs += (means[target] if self.kind == "multiclass" else weight @ means).view(inputs.shape)
         if self.images:
             inputs = (inputs * STEP + LEVEL).round().clamp(0, 255).to(torch.uint8)
         return inputs, target[:, 0] if self.kind == "regression" and self.classes == 1 else target

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -127,6 +127,7 @@ class Robust(Supervised):
     """Learns from attacked images, and measures accuracy under a stronger attack too. A subclass makes both attacks."""
 
     counts_classes = True
+    higher_is_better: ClassVar[Mapping[str, bool]] = {"robust_acc": True}
     attack: Attack
     eval_attack: Attack
 

@@ -45,6 +45,7 @@ class SelfSupervised(TaskMethod):
     """
 
     needs = Needs(streams={"unlabelled": ("view1", "view2")})
+    higher_is_better: ClassVar[Mapping[str, bool]] = {"acc": True}
 
     momentum_rises: ClassVar[bool] = False
     """Whether ``momentum`` rises to 1 over the run, by half a cosine."""

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from healsg import distributed
 from healsg.metric import Metric
+from healsg.types import Count
+
+log = logging.getLogger("healsg")
+
+MIB = 2**20
 
 
 class Gathered(Metric):
     """Keeps ``rows`` of every batch on the device and hands all of them, of all processes, to ``value``.
 
-    That takes memory: for exact AUROC 8 bytes a sample and class.
+    Args:
+        max_mib: the memory, in MiB over all processes, up to which they are kept; beyond it there is no value, which a
+            line in the log says.
     """
+
+    def __init__(self, max_mib: Count = 1024) -> None:
+        super().__init__()
+        self.max_mib = max_mib
+        self.kept = 0
+        """Bytes that this process keeps."""
 
     def rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, ...] | None:
         """What is kept of a batch: tensors of N rows; None where the metric does not apply."""
@@ -25,13 +41,28 @@ class Gathered(Metric):
         """The metric from the tensors of ``rows``, joined over all samples, on the CPU."""
         raise NotImplementedError
 
+    def is_full(self) -> bool:
+        """Whether more was to be kept than may be."""
+        return self.kept > self.max_mib * MIB // distributed.world()
+
     def update(self, output: Tensor, target: Tensor) -> None:
-        kept = self.rows(output, target)
-        if kept is not None:
-            self.state = [*(self.state or []), kept]
+        if self.is_full():
+            return
+        rows = self.rows(output, target)
+        if rows is None:
+            return
+        self.kept += sum(column.numel() * column.element_size() for column in rows)
+        self.state = [] if self.is_full() else [*(self.state or []), rows]
+        if self.is_full():
+            name = type(self).__name__
+            log.warning("%s: its samples' scores exceed max_mib=%d, so that it has no value", name, self.max_mib)
 
-    def packed(self) -> tuple[Tensor, ...]:
-        return tuple(torch.cat(column).cpu() for column in zip(*self.state, strict=True))
+    def packed(self) -> tuple[Tensor, ...] | None:
+        """What was kept, as tensors on the CPU; None where it was too much."""
+        return None if self.is_full() else tuple(torch.cat(column).cpu() for column in zip(*self.state, strict=True))
 
-    def of(self, states: Sequence[tuple[Tensor, ...]]) -> Any:
-        return self.value(tuple(torch.cat(column) for column in zip(*states, strict=True)))
+    def of(self, states: Sequence[tuple[Tensor, ...] | None]) -> Any:
+        kept = [state for state in states if state is not None]
+        if len(kept) < len(states):
+            return math.nan
+        return self.value(tuple(torch.cat(column) for column in zip(*kept, strict=True)))

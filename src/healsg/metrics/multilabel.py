@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from healsg.metric import Metric, counted
+from healsg.metric import Metric, count_of, counted
 
 
 class LabelAccuracy(Metric):
-    """The share of the labels, over all samples, that are told rightly: a score above 0 says yes; in 0..1."""
+    """The share of the labels, over all samples, that are told rightly: a score above 0 says yes; in 0..1.
+
+    A score that is nan makes it nan.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("multilabel",)
+    higher_is_better: ClassVar[bool | None] = True
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
-        return counted(((output > 0) == (target > 0.5)).sum(), target.numel())
+        right = (output > 0) == (target > 0.5)
+        return counted(right.sum(), count_of(output, torch.ones_like(right)))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from healsg.data import DataInfo
 from healsg.metric import precise
-from healsg.metrics.classification import mean
+from healsg.metrics.classification import mean, too_many
 from healsg.metrics.gathered import Gathered
+from healsg.types import Count
+
+log = logging.getLogger("healsg")
 
 
 def area(scores: Tensor, positive: Tensor) -> float:
@@ -18,31 +25,55 @@ def area(scores: Tensor, positive: Tensor) -> float:
     where equal scores count half (Hanley and McNeil 1982).
 
     Args:
-        scores: (N,) numbers.
+        scores: (N,) numbers, of which none is nan.
         positive: (N,) bool.
 
     Returns nan where all samples are positive or none is.
     """
-    ordered = scores.sort().values
-    below = torch.searchsorted(ordered, scores)
-    rank = (below + torch.searchsorted(ordered, scores, right=True) + 1).double() / 2
-    ours = int(positive.sum())
-    others = len(scores) - ours
+    wanted = _sorted(scores[positive])
+    ours, others = len(wanted), len(scores) - len(wanted)
     if not ours or not others:
         return math.nan
-    return (float(rank[positive].sum()) - ours * (ours + 1) / 2) / (ours * others)
+    ordered = _sorted(scores)
+    below = torch.searchsorted(ordered, wanted)
+    rank = (below + torch.searchsorted(ordered, wanted, right=True) + 1).double() / 2
+    return (float(rank.sum()) - ours * (ours + 1) / 2) / (ours * others)
+
+
+def _sorted(values: Tensor) -> Tensor:
+    """(N,) numbers in rising order, by NumPy, which sorts in half of torch's time."""
+    return torch.from_numpy(np.sort(values.numpy()))
 
 
 class AUROC(Gathered):
     """The area under the ROC curve, exact: the mean over the classes, each against the rest, or over the labels.
 
-    A class ranks samples by its probability, the softmax of ``output`` (N, C). A class or label that no sample or every
-    sample has is left out of the mean.
+    A class ranks samples by its probability, the softmax of ``output`` (N, C, ...). A class or label that no sample or
+    every sample has is left out of the mean, and so are samples whose target is outside 0..C-1. A score that is nan
+    makes it nan.
+
+    Args:
+        max_classes: of more classes or labels it is left out, with a line in the log: each takes a sort of all samples.
+        max_mib: see ``Gathered``; it keeps 8 bytes a sample and class.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("multiclass", "multilabel")
+    higher_is_better: ClassVar[bool | None] = True
 
-    def rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    def __init__(self, max_classes: Count = 1000, max_mib: Count = 1024) -> None:
+        super().__init__(max_mib)
+        self.max_classes = max_classes
+        self.reported = False
+
+    def omitted(self, info: DataInfo) -> str | None:
+        return too_many(info.num_classes, self.max_classes)
+
+    def rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, ...] | None:
+        if line := too_many(output.shape[1], self.max_classes):
+            if not self.reported:  # the data did not say how many classes there are
+                log.info("%s: %s", type(self).__name__, line)
+            self.reported = True
+            return None
         if output.shape == target.shape:
             return precise(output), target > 0.5
         scores = precise(output).softmax(dim=1).movedim(1, -1).flatten(0, -2)
@@ -50,6 +81,20 @@ class AUROC(Gathered):
 
     def value(self, state: tuple[Tensor, Tensor]) -> float:
         scores, target = state
-        positive = target if target.dim() == 2 else target.unsqueeze(1) == torch.arange(scores.shape[1])
-        areas = [area(scores[:, label].contiguous(), positive[:, label]) for label in range(scores.shape[1])]
+        if target.dim() == 1:
+            target = target.long()  # in uint8 a comparison with class 300 would wrap around
+            samples = (target >= 0) & (target < scores.shape[1])
+            if not bool(samples.all()):
+                scores, target = scores[samples], target[samples]
+        if bool(scores.isnan().any()):
+            return math.nan
+        areas = []
+        for place, column in enumerate(_columns(scores)):
+            areas.append(area(column, target[:, place] if target.dim() == 2 else target == place))
         return mean([one for one in areas if not math.isnan(one)])
+
+
+def _columns(matrix: Tensor) -> Iterator[Tensor]:
+    """The columns of a matrix, each contiguous; eight are copied at once, since they share the lines of a cache."""
+    for block in torch.split(matrix, 8, dim=1):
+        yield from block.T.contiguous()

@@ -23,6 +23,7 @@ class MeanAbsoluteError(Metric):
     """The mean of ``|output - target|`` over samples and numbers."""
 
     kinds: ClassVar[tuple[str, ...]] = ("regression",)
+    higher_is_better: ClassVar[bool | None] = False
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
         return counted(residuals(output, target).abs().sum(), target.numel())
@@ -32,28 +33,44 @@ class RootMeanSquaredError(Metric):
     """The root of the mean of ``(output - target)^2`` over samples and numbers."""
 
     kinds: ClassVar[tuple[str, ...]] = ("regression",)
+    higher_is_better: ClassVar[bool | None] = False
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
         return counted(residuals(output, target).square().sum(), target.numel())
 
     def value(self, state: list[float]) -> float:
-        return math.sqrt(state[0] / state[-1])
+        return math.sqrt(super().value(state))
 
 
 class R2(Metric):
     """The coefficient of determination, ``1 - squared errors / squared deviations from the mean``, the mean over the
-    numbers of a sample; one that never differs is left out."""
+    numbers of a sample; one that never differs is left out, and where none differs the value is nan.
+
+    The deviations are taken from each batch's own mean and merged as in Chan et al. 1983, "Algorithms for computing the
+    sample variance", equation 2.1, so that a large mean costs no digits.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("regression",)
+    higher_is_better: ClassVar[bool | None] = True
 
-    def measure(self, output: Tensor, target: Tensor) -> Tensor:
+    def measure(self, output: Tensor, target: Tensor) -> Tensor | None:
+        if not len(target):
+            return None
         wrong = residuals(output, target).reshape(len(target), -1)
         wanted = precise(target).reshape(len(target), -1)
-        sums = [wrong.square().sum(dim=0), wanted.sum(dim=0), wanted.square().sum(dim=0)]
-        return torch.cat([*sums, wrong.new_full((1,), len(target))])
+        away = wanted - wanted[0]  # exactly 0 for targets that never differ
+        centre = away.mean(dim=0)
+        parts = [wrong.square().sum(dim=0), wanted[0] + centre, (away - centre).square().sum(dim=0)]
+        return torch.cat([*parts, wrong.new_full((1,), len(target))])
+
+    def merge(self, first: Tensor, second: Tensor) -> Tensor:
+        (wrong, centre, spread), count = first[:-1].chunk(3), first[-1]
+        (more_wrong, other_centre, other_spread), more = second[:-1].chunk(3), second[-1]
+        total, gap = count + more, other_centre - centre
+        spread = spread + other_spread + gap.square() * (count * more / total)
+        return torch.cat([wrong + more_wrong, centre + gap * (more / total), spread, total.view(1)])
 
     def value(self, state: list[float]) -> float:
-        count, size = state[-1], len(state) // 3
-        columns = zip(state[:size], state[size : 2 * size], state[2 * size : -1], strict=True)
-        spreads = [(wrong, squares - total * total / count) for wrong, total, squares in columns]
-        return mean([1 - wrong / spread for wrong, spread in spreads if spread > 0])
+        size = len(state) // 3
+        columns = zip(state[:size], state[2 * size : -1], strict=True)
+        return mean([1 - wrong / spread for wrong, spread in columns if spread != 0])

@@ -29,7 +29,8 @@ def usual(kind: str) -> dict[str, Metric]:
 def with_chosen(info: DataInfo | None, chosen: Mapping[str, Metric]) -> dict[str, Metric]:
     """New metrics for one evaluation: the usual ones and those ``chosen``, which go before one of the same name.
 
-    ``info`` is None where it is not known. Raises ConfigError for what is no metric or is for another kind of task.
+    Those of ``omissions`` are not among them. ``info`` is None where it is not known. Raises ConfigError for what is no
+    metric or is for another kind of task.
     """
     kind = info.kind if info else "multiclass"
     for name, metric in chosen.items():
@@ -43,4 +44,11 @@ def with_chosen(info: DataInfo | None, chosen: Mapping[str, Metric]) -> dict[str
                 metric.check(info)
             except ConfigError as error:
                 raise ConfigError(f"model.metrics.{name}.{error}") from None
-    return {**usual(kind), **{name: copy.deepcopy(metric) for name, metric in chosen.items()}}
+    made = {**usual(kind), **{name: copy.deepcopy(metric) for name, metric in chosen.items()}}
+    return {name: metric for name, metric in made.items() if not (info and metric.omitted(info))}
+
+
+def omissions(info: DataInfo, chosen: Mapping[str, Metric]) -> list[str]:
+    """A line for each of the usual and chosen metrics that is left out of this task, such as for too many classes."""
+    made = {**usual(info.kind), **chosen}
+    return [f"model.metrics.{name}: {why}" for name, metric in made.items() if (why := metric.omitted(info))]

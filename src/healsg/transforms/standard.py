@@ -60,4 +60,7 @@ def statistics(numbers: Tensor) -> tuple[Tensor, Tensor]:
     filled = torch.nan_to_num(wide, nan=0.0)
     centre = filled.sum(dim=0) / count
     spread = ((filled - centre).square() * known).sum(dim=0).div(count).sqrt()
-    return centre.float(), torch.where(spread > 0, spread, 1.0).float()
+    low = torch.where(known, wide, torch.inf).amin(dim=0)
+    high = torch.where(known, wide, -torch.inf).amax(dim=0)
+    varies = (low < high) & (spread > 0)  # the mean of equal numbers may be rounded, and their deviation is not 0 then
+    return centre.float(), torch.where(varies, spread, 1.0).float()
