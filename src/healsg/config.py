@@ -24,6 +24,7 @@ from healsg.types import Natural
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+    from healsg.info import DataInfo
     from healsg.mirror import Mirror
     from healsg.task import BasicTask
 
@@ -139,12 +140,20 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def build_task(composed: Composed) -> BasicTask:
-    """Make the parts and join them: the only place where targets are imported and called. Raises ConfigError."""
+def build_task(composed: Composed, data_info: DataInfo | None = None) -> BasicTask:
+    """Make the parts and join them: the only place where targets are imported and called.
+
+    Args:
+        composed: the checked configuration.
+        data_info: of a checkpoint, where only the network is wanted: the data set is then not made, and has no samples.
+
+    Raises:
+        ConfigError: a part cannot be made, or the parts do not fit each other.
+    """
     from omegaconf import OmegaConf
 
     from healsg.callbacks import Callback
-    from healsg.data import TaskData
+    from healsg.data import KnownData, TaskData
     from healsg.method import TaskMethod
     from healsg.model import TaskModel
     from healsg.runner import TaskRunner
@@ -155,7 +164,8 @@ def build_task(composed: Composed) -> BasicTask:
     if any(found and found.file for found in (targets.find_module(top, composed.project) for top in tops)):
         sys.path += [str(folder) for folder in composed.project if str(folder) not in sys.path]
     kinds = {"data": TaskData, "model": TaskModel, "method": TaskMethod, "runner": TaskRunner}
-    parts: dict[str, Any] = {key: make(values[key], key, composed, kind) for key, kind in kinds.items()}
+    parts: dict[str, Any] = {} if data_info is None else {"data": KnownData(data_info)}
+    parts |= {key: make(values[key], key, composed, kind) for key, kind in kinds.items() if key not in parts}
     runner = parts.pop("runner")
     for name, callback in runner.callbacks.items():
         if not isinstance(callback, Callback):
@@ -165,7 +175,8 @@ def build_task(composed: Composed) -> BasicTask:
     factory = make(values["task"], "task", composed, BasicTask, partial=True)
     task = factory(config=config, runner=runner, **{f"task_{key}": part for key, part in parts.items()})
     assert isinstance(task, BasicTask)
-    task.check()
+    if data_info is None:
+        task.check()
     return task
 
 

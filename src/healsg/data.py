@@ -240,6 +240,25 @@ def same_views(raw: Batch, first: tuple[str, Transform | None], second: tuple[st
     return True
 
 
+class KnownData(TaskData):
+    """What a checkpoint knows of the data set that its weights were trained on, without samples.
+
+    Args:
+        info: as it was saved.
+    """
+
+    def __init__(self, info: DataInfo) -> None:
+        super().__init__()
+        self.known = info
+
+    @property
+    def info(self) -> DataInfo:
+        return self.known
+
+    def read(self, part: str) -> Source | None:
+        raise DataError(f"data: the {part} part is not read where only the network of a run is wanted")
+
+
 def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split samples in two so that every class gives up the same share, as a pure function of ``seed``.
 

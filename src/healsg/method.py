@@ -105,6 +105,13 @@ class TaskMethod(nn.Module):
         """The network that is evaluated, kept as best and exported: the average or the teacher where there is one."""
         return task.model
 
+    def evaluated(self, network: nn.Module) -> nn.Module:
+        """What has the structure of ``eval_model``, made of the network that the model builds, so that the weights of
+        ``best.pt`` fit it. It is what a run is used with later, without its data; a method that changes ``task.model``
+        in ``setup`` so that ``eval_model`` differs from the model's own network makes the same change here.
+        """
+        return network
+
     def evaluate(self, task: BasicTask, split: str) -> dict[str, float] | None:
         """Replace the evaluation pass of ``split``; None keeps the usual one."""
         return None

@@ -57,13 +57,18 @@ class LDAM(Supervised):
         self.largest, self.scale, self.beta, self.defer = largest, scale, beta, defer
 
     def setup(self, task: BasicTask) -> None:
-        counts, head = class_counts(task), head_of(task.model, "LDAM")
-        cosine = CosineLinear(head.in_features, head.out_features, bias=False)
-        cosine.weight, cosine.scale = head.weight, self.scale
-        task.model.head = cosine
+        counts = class_counts(task)
+        task.model = self.evaluated(task.model)
         self.register_buffer("margins", margins(counts, self.largest).float())
         self.register_buffer("class_weights", class_balanced_weights(counts, self.beta).float())
         super().setup(task)
+
+    def evaluated(self, network: nn.Module) -> nn.Module:
+        head = head_of(network, "LDAM")
+        cosine = CosineLinear(head.in_features, head.out_features, bias=False)
+        cosine.weight, cosine.scale = head.weight, self.scale
+        network.head = cosine
+        return network
 
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
         input, mixed = self.prepare(task, batch)

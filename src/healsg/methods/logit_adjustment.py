@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from healsg.losses.classification import priors
@@ -46,13 +47,20 @@ class LogitAdjustment(Supervised):
     def setup(self, task: BasicTask) -> None:
         offset = (self.tau * priors(class_counts(task)).log()).float()
         self.register_buffer("offset", offset)
+        task.model = self.evaluated(task.model)
         if self.when == "after":
-            head = head_of(task.model, "logit adjustment after training")
+            task.model.head.offset.copy_(offset)  # type: ignore[union-attr, operator]
+        super().setup(task)
+
+    def evaluated(self, network: nn.Module) -> nn.Module:
+        """With ``after``, a head that takes an offset off its output; the checkpoint has its values."""
+        if self.when == "after":
+            head = head_of(network, "logit adjustment after training")
             shifted = ShiftedLinear(head.in_features, head.out_features, head.bias is not None)
             shifted.weight, shifted.bias = head.weight, head.bias
-            shifted.register_buffer("offset", offset.clone())
-            task.model.head = shifted
-        super().setup(task)
+            shifted.register_buffer("offset", torch.zeros(head.out_features))
+            network.head = shifted
+        return network
 
     def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor:
         return super().loss(task, batch, output + self.offset if self.when == "training" else output, target)

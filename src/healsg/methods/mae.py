@@ -23,14 +23,13 @@ class MaskedAutoencoder(nn.Module):
     """A vision transformer on some of an image's patches, and a small one that makes all of them of what it tells.
 
     Args:
-        encoder: the network that is wanted in the end; its head falls away.
+        encoder: the network that is wanted in the end, without a head.
         mask: the share of the patches that are hidden from it.
         width, depth, heads: of the decoder.
     """
 
     def __init__(self, encoder: VisionTransformer, mask: float, width: int, depth: int, heads: int) -> None:
         super().__init__()
-        encoder.head = nn.Identity()
         self.encoder, self.patch = encoder, encoder.patches.kernel_size[0]
         count = encoder.position.shape[1] - (encoder.token is not None)
         self.visible = min(count - 1, max(1, round(count * (1.0 - mask))))
@@ -97,8 +96,13 @@ class MAE(SelfSupervised):
         network = task.model
         if not isinstance(network, VisionTransformer) or network.position.shape[1] - (network.token is not None) < 2:
             raise ConfigError("method: mae hides some of a VisionTransformer's patches, two or more; set model.patch")
+        self.evaluated(network)
         task.model = MaskedAutoencoder(network, self.mask, self.width, self.depth, self.heads)
         self.average_too(task)
+
+    def evaluated(self, network: nn.Module) -> nn.Module:
+        network.head = nn.Identity()
+        return network
 
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
         input = batch["unlabelled"]["weak"]

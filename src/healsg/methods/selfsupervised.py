@@ -90,11 +90,15 @@ class SelfSupervised(TaskMethod):
             raise ConfigError(f"method: {name} needs views of the samples; a task with loaders of its own has none")
 
     def setup(self, task: BasicTask) -> None:
-        head_of(task.model, type(self).__name__)
-        task.model.head = self.head(task.model.num_features)  # type: ignore[arg-type]
+        task.model = self.evaluated(task.model)
         if self.momentum:
             self.target = copy.deepcopy(task.model).requires_grad_(False)
         self.average_too(task)
+
+    def evaluated(self, network: nn.Module) -> nn.Module:
+        head_of(network, type(self).__name__)
+        network.head = self.head(network.num_features)  # type: ignore[arg-type]
+        return network
 
     def average_too(self, task: BasicTask) -> None:
         """Keep the optimizer's own averages of the weights, where it has them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -15,12 +16,13 @@ from healsg.config import build_task, one_line
 from healsg.data import DataInfo
 from healsg.errors import ConfigError, HealsgError, RunError
 from healsg.folder import RunFolder, find
-from healsg.info import differing_classes, saved_info
-from healsg.keeper import restore_weights, weights_state
+from healsg.info import differing_classes
+from healsg.keeper import restore_weights
 from healsg.loader import Loader
 from healsg.methods.supervised import Supervised
 from healsg.methods.within import Probe, outputs_of, probe
 from healsg.paths import current_folder
+from healsg.predictor import best_of, network_of_run
 from healsg.saved import load_saved
 
 if TYPE_CHECKING:
@@ -53,17 +55,55 @@ def task_of(folder: RunFolder, like: BasicTask) -> BasicTask:
 
 
 def network_of(folder: RunFolder, like: BasicTask) -> nn.Module:
-    """The network of a run with its best weights, in evaluation mode, without gradients. Raises HealsgError."""
+    """The network of a run with its best weights, in evaluation mode, without gradients. Raises HealsgError.
+
+    It is made of the run's own files. Only where the checkpoint does not say what its data were, as for a task with
+    loaders of its own, or where a method of one's own made another network in ``setup``, is the whole task built, with
+    its data. A teacher that was trained on inputs of another mean and deviation gets the student's brought to its own.
+    """
+    info, state = best_of(folder)
+    if info is not None:
+        with contextlib.suppress(RunError):
+            _, network = network_of_run(load_saved(folder, []), info, state)
+            if like.data_info is not None and (scale := rescaling(info, like.data_info)) is not None:
+                log.info("method.teacher: %s gets inputs with the mean and deviation of its own training", folder.shown)
+                rescale_inputs(network, *scale)
+            return network
     task = task_of(folder, like)
-    state = weights_state(folder, "best")
     token = _pupil.set(False)
     try:
         with torch.random.fork_rng(devices=[]):
-            task.build(fresh_weights=False, training=False, data_info=saved_info(state))
+            task.build(fresh_weights=False, training=False)
     finally:
         _pupil.reset(token)
     restore_weights(task, state, "best")
     return task.task_method.eval_model(task).eval().requires_grad_(False)
+
+
+def rescaling(taught: DataInfo, own: DataInfo) -> tuple[Tensor, Tensor] | None:
+    """The factor and offset that make inputs normalised as ``own`` those normalised as ``taught``.
+
+    They broadcast to a sample: (C, 1, ...) or (F,). None where both are the same, or one is not known.
+    """
+    numbers = [info.preprocessing.get(key) for info in (taught, own) for key in ("mean", "std")]
+    if any(not isinstance(one, (list, tuple)) or len(one) != own.input_shape[0] for one in numbers):
+        return None
+    mean, std, own_mean, own_std = (torch.tensor(one, dtype=torch.float64) for one in numbers)
+    if torch.equal(mean, own_mean) and torch.equal(std, own_std):
+        return None
+    shape = (-1, *[1] * (len(own.input_shape) - 1))
+    return (own_std / std).float().view(shape), ((own_mean - mean) / std).float().view(shape)
+
+
+def rescale_inputs(network: nn.Module, factor: Tensor, offset: Tensor) -> None:
+    """Let a network's inputs be multiplied by ``factor`` and ``offset`` be added, wherever the network lies."""
+    network.register_buffer("_input_factor", factor, persistent=False)
+    network.register_buffer("_input_offset", offset, persistent=False)
+    network.register_forward_pre_hook(_rescaled)
+
+
+def _rescaled(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    return (torch.addcmul(network._input_offset, inputs[0], network._input_factor), *inputs[1:])  # type: ignore[arg-type]
 
 
 @dataclass
@@ -104,8 +144,8 @@ class Student(nn.Module):
 class Distilled(Supervised):
     """Learn from labels and from the network of a run, which sees what the student sees. A subclass gives ``lesson``.
 
-    The teacher's run must lie where it was whenever this run is trained, continued or evaluated; the checkpoint holds
-    the teacher's weights, so that a run goes on with the teacher with which it began.
+    The teacher's run, without its data, must lie where it was whenever this run is trained or continued; the checkpoint
+    holds the teacher's weights, so that a run goes on with the teacher with which it began.
 
     Args:
         teacher: the run, a folder or a name under ``runs/``; its best weights teach.
@@ -178,11 +218,13 @@ class Distilled(Supervised):
             raise ConfigError(f"method.teacher: is missing; {name} learns from a run: method.teacher=RUN")
         try:
             folder = find(self.run, self.start)
-            taught = task_of(folder, task).info
+            load_saved(folder, [])
+            if not folder.best.is_file():
+                raise RunError(f"{folder.shown} has no best weights yet; train it first")
+            taught, _ = best_of(folder)
+            taught = task_of(folder, task).info if taught is None else taught
         except (RunError, ConfigError) as error:
             raise ConfigError(f"method.teacher: {one_line(error)}") from error
-        if not folder.best.is_file():
-            raise ConfigError(f"method.teacher: {folder.shown} has no best weights yet; train it first")
         if task.info and taught:
             refuse_other_meaning(self.run, taught, task.info)
         if folder.record.get("status") != "finished":
