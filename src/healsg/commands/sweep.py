@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from healsg import claim, distributed, redact
+from healsg import claim, distributed, redact, safefiles
 from healsg.cli import as_mistake, report, say
 from healsg.commands.train import composed_once
 from healsg.config import Composed, check_init_from, one_line, verify
@@ -157,7 +157,11 @@ def run_job(name: str, job: str, composed: Composed, kept: dict[str, Any] | None
 
 
 def finished(folder: RunFolder, composed: Composed, sound: bool) -> Row | None:
-    """The row of a job that is finished already. Raises ConfigError for a configuration that is wrong."""
+    """The row of a job that is finished already.
+
+    Raises ConfigError for a configuration that is wrong, RunError where the job's folder is none.
+    """
+    safefiles.require(folder.path, safefiles.FOLDER)
     if not sound:
         verify(composed)
     check_init_from(composed)

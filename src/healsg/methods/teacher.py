@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from healsg import safefiles
 from healsg.config import build_task, one_line
 from healsg.data import DataInfo
 from healsg.errors import ConfigError, HealsgError, RunError
@@ -219,7 +220,7 @@ class Distilled(Supervised):
         try:
             folder = find(self.run, self.start)
             load_saved(folder, [])
-            if not folder.best.is_file():
+            if not safefiles.require(folder.best):
                 raise RunError(f"{folder.shown} has no best weights yet; train it first")
             taught, _ = best_of(folder)
             taught = task_of(folder, task).info if taught is None else taught

@@ -1,0 +1,139 @@
+"""YAML files that stand for more than is written in them are refused, in bounded time and memory."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import REPOSITORY
+from healsg.cli import main
+from healsg.compose import Composer
+from healsg.errors import ConfigError
+from healsg.yamlfiles import DEEPEST, LARGEST, MOST, check_file, measure
+
+HEAD = "# @package _global_\nargs:\n"
+
+
+def levels(first: str, level: str, count: int = 12) -> str:
+    """Names that each refer to the one before."""
+    lines = [f"  l0: &l0 {first}", *(f"  l{n}: &l{n} {level.replace('*', f'*l{n - 1}')}" for n in range(1, count))]
+    return HEAD + "\n".join(lines) + "\n"
+
+
+BOMBS = {
+    "lists": levels("[x, x]", f"[{', '.join(['*'] * 10)}]"),
+    "mappings": levels("{a: 1}", f"{{{', '.join(f'{key}: *' for key in 'abcdefgh')}}}"),
+    "merges": levels("{a: 1}", f"{{<<: [{', '.join(['*'] * 9)}]}}"),
+    "by twos": levels("x", "[*, *]", 60),
+    "a chain": levels("x", "[*]", DEEPEST + 5),
+    "of itself": f"{HEAD}  a: &a\n    b: *a\n",
+    "of itself, deep": f"{HEAD}  a: &a [1, [2, [*a, *a]]]\n",
+    "flow levels": f"{HEAD}  a: {'[' * 3000}{']' * 3000}\n",
+    "block levels": HEAD + "".join(" " * (n + 1) + "a:\n" for n in range(DEEPEST + 5)),
+    "levels of dashes": f"{HEAD}  a:\n    {'- ' * 400}x\n",
+    "many values": f"{HEAD}  a: [{','.join('1' * MOST)}]\n",
+    "large": HEAD + f"  # {'x' * 60}\n" * (LARGEST // 60),
+}
+
+
+def bounded(folder: Path) -> Composer:
+    return Composer(str(folder))
+
+
+@pytest.fixture
+def conf() -> Path:
+    folder = Path("mine/recipe")
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """A gigabyte beside what this process has already."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_file_that_would_grow_is_refused_by_name(kind: str, conf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (conf / "bomb.yaml").write_text(BOMBS[kind])
+    assert main(["train", "--config-dir=mine", "recipe=bomb", "model=mlp"]) == 2
+    line = capsys.readouterr().err
+    assert "mine/recipe/bomb.yaml: " in line
+    assert line.count("\n") == 1
+    assert main(["train", "--config-dir=mine", "recipe=bomb", "model=mlp", "--cfg", "job"]) == 2
+    assert main(["train", "-m", "--config-dir=mine", "recipe=bomb", "model=mlp", "seed=0,1"]) == 2
+    assert main(["train", f"hydra.searchpath=[file://{Path('mine').resolve()}]", "recipe=bomb"]) == 2
+    assert not Path("runs").exists()
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("kind", ["lists", "by twos", "of itself"])
+def test_the_primary_config_and_published_recipes_are_looked_at_too(
+    kind: str, conf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine/own.yaml").write_text(f"defaults: [config, _self_]\n{BOMBS[kind].replace('args', 'recipe')}")
+    assert main(["train", "--config-dir=mine", "--config-name=own"]) == 2
+    assert "mine/own.yaml: " in capsys.readouterr().err
+    (conf / "bomb.yaml").write_text(BOMBS[kind].replace("args", "recipe"))
+    assert main(["reproduce", "bomb", "--config-dir=mine"]) == 2
+    assert "mine/recipe/bomb.yaml: " in capsys.readouterr().err
+
+
+def test_a_bomb_that_is_not_asked_for_disturbs_nobody(conf: Path) -> None:
+    (conf / "bomb.yaml").write_text(BOMBS["lists"])
+    assert bounded(Path("mine")).compose(["model=mlp"]).values["args"] == {}
+
+
+def test_ordinary_anchors_aliases_and_merges_stay(conf: Path) -> None:
+    (conf / "fine.yaml").write_text(
+        f"{HEAD}  one: &one {{x: 1, y: [1, 2]}}\n  two: *one\n  three:\n    <<: *one\n    y: 3\n  all: [*one, *one]\n"
+    )
+    args = bounded(Path("mine")).compose(["recipe=fine"]).values["args"]
+    one = {"x": 1, "y": [1, 2]}
+    assert args == {"one": one, "two": one, "three": {"x": 1, "y": 3}, "all": [one, one]}
+
+
+def test_a_fifo_is_passed_over_and_a_linked_file_is_read(conf: Path) -> None:
+    import os
+
+    os.mkfifo(conf / "pipe.yaml")
+    with pytest.raises(ConfigError, match="recipe=pipe"):
+        bounded(Path("mine")).compose(["recipe=pipe"])
+    Path("elsewhere.yaml").write_text(f"{HEAD}  a: 1\n")
+    (conf / "linked.yaml").symlink_to(Path("elsewhere.yaml").resolve())
+    assert bounded(Path("mine")).compose(["recipe=linked"]).values["args"] == {"a": 1}
+
+
+def written_out(value: object) -> tuple[int, int]:
+    """The values and levels of what was loaded, by going over all of it."""
+    if isinstance(value, dict):
+        inner = [written_out(one) for pair in value.items() for one in pair]
+    elif isinstance(value, list):
+        inner = [written_out(one) for one in value]
+    else:
+        return 1, 1
+    return 1 + sum(values for values, _ in inner), 1 + max((depth for _, depth in inner), default=0)
+
+
+def test_what_is_counted_is_what_there_is() -> None:
+    texts = [path.read_text() for path in itertools.islice(sorted((REPOSITORY / "conf").rglob("*.yaml")), 0, None, 4)]
+    texts += ["a: &a [1, 2, {b: 3}]\nc: [*a, *a]\nd: *a\n", "- &x 1\n- *x\n- [*x]\n", "x", "{}", "[]"]
+    for text in texts:
+        if (value := yaml.safe_load(text)) is not None:
+            assert measure(text.encode()) == written_out(value), text
+
+
+def test_what_is_no_yaml_is_left_to_the_reader() -> None:
+    for content in (b"a: [", b"\0", b"\xff\xff", b"", b"a: *b\n", b"\xfe\xff\x00a"):
+        Path("x.yaml").write_bytes(content + b" # & *")
+        check_file(Path("x.yaml"))
