@@ -173,10 +173,8 @@ def refuse_unknown_classes(saved: Sequence[str], present: Sequence[str], where: 
     """
     known = set(saved)
     if unknown := [name for name in present if name not in known]:
-        few = "the class" if len(unknown) == 1 else "the classes"
-        raise DataError(
-            f"{where}: {few} {listed(unknown)} are not among those of the weights, which are {listed(saved)}"
-        )
+        few = f"the class {listed(unknown)} is" if len(unknown) == 1 else f"the classes {listed(unknown)} are"
+        raise DataError(f"{where}: {few} not among those that the weights were trained on: {listed(saved)}")
 
 
 def differing_inputs(saved: DataInfo, own: DataInfo) -> Iterator[str]:
