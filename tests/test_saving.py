@@ -187,7 +187,7 @@ def compared(
 
     def write(path: Path, state: dict[str, Any]) -> None:
         if path.name == "last.pt":
-            kept = {name: part for name, part in state.items() if name != "journal"}
+            kept = {name: part for name, part in state.items() if name not in ("journal", "belongs")}
             found[path.parents[1].name, state["runner"]["step"]] = checkpoint.digest(kept)
         store(path, state)
 

@@ -168,8 +168,23 @@ def is_checkpoint(path: Path) -> bool:
         return file.read(6) == _MAGIC[:6]
 
 
+Stamp = tuple[int, int, int, int]
+
+
+def stamp(path: Path) -> Stamp | None:
+    """By which a file that was written or found good is known again; None where there is none."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def keep_previous(path: Path, previous: Path) -> None:
-    """Let ``previous`` be what ``path`` is, so that ``path`` can be replaced; both are good at every moment."""
+    """Let ``previous`` be what ``path`` is, so that ``path`` can be replaced; both are good at every moment.
+
+    Only a ``path`` that is known to be good may be given: what ``previous`` was is gone then.
+    """
     if safefiles.kind_of(path) == safefiles.FILE:
         safefiles.set_folder_aside(previous)
         link = safefiles.temporary_name(previous)
@@ -178,8 +193,8 @@ def keep_previous(path: Path, previous: Path) -> None:
             link.replace(previous)
         except OSError:  # a file system without hard links
             link.unlink(missing_ok=True)
-            with safefiles.open_to_read(path) as file, safefiles.replacing(previous) as copy:
-                shutil.copyfileobj(file, copy)
+            with safefiles.open_to_read(path) as file, safefiles.replacing(previous, sync=True) as copy:
+                shutil.copyfileobj(file, copy, 1 << 20)
 
 
 def sync_folder(folder: Path) -> None:

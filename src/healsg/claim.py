@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import os
 import platform
 import re
@@ -48,6 +50,9 @@ FREE = (
 BEGINNING = (".lock", "run.json", ".hydra")
 """What a run that was killed as it began may leave without a ``config.yaml``."""
 
+TRAINED = "trained"
+"""The key of ``run.json`` that says whether an update was ever saved."""
+
 LENGTH = ("runner.epochs", "runner.steps")
 """Keys that may grow on a finished run."""
 
@@ -56,6 +61,11 @@ def new_name(choices: dict[str, str]) -> str:
     """A name that is unique by itself: date, time, parts, a short id."""
     parts = [choices[group] for group in ("data", "model", "method") if choices.get(group)]
     return "_".join([time.strftime("%Y-%m-%d_%H-%M-%S"), "-".join(parts).replace("/", "_"), secrets.token_hex(2)])
+
+
+def new_id() -> str:
+    """What a run is told from all others by, whatever its name and folder."""
+    return secrets.token_hex(8)
 
 
 def check_name(name: str) -> None:
@@ -84,8 +94,7 @@ def enter(composed: Composed, path: Path | None = None) -> RunFolder:
     folder.lock()
     try:
         if folder.config.exists():
-            begun = folder.checkpoints.exists() or (folder.metrics.exists() and folder.metrics.stat().st_size > 0)
-            if begun and not values["fresh"] and not values["resume"]["force"]:
+            if has_trained(folder) and not values["fresh"] and not values["resume"]["force"]:
                 _check_continuation(folder, values)
         elif any(entry.name not in BEGINNING and not entry.name.endswith(".tmp") for entry in folder.path.iterdir()):
             raise RunError(f"{folder.shown}: holds files that are not of a run; use another name")
@@ -96,11 +105,24 @@ def enter(composed: Composed, path: Path | None = None) -> RunFolder:
     return folder
 
 
+def has_trained(folder: RunFolder) -> bool:
+    """Whether the run in a folder has made an update, so that there is something to go on with.
+
+    A run that has not holds its name for nobody: its checkpoint of step 0 is what any new run begins with.
+    """
+    if folder.metrics.exists() and folder.metrics.stat().st_size > 0:
+        return True
+    return bool(folder.record.get(TRAINED, folder.has_checkpoint))
+
+
 def begin(folder: RunFolder, composed: Composed) -> RunFolder:
     """Write ``config.yaml``, ``.hydra/`` and ``run.json``, without secrets; ``fresh`` sets an old run aside."""
     config = composed.values
     if config["fresh"] and folder.config.exists():
         folder = _set_aside(folder)
+    trained = has_trained(folder)
+    if not trained:
+        folder.record_file.unlink(missing_ok=True)
     if record := folder.record:
         ended = {key: record.get(key) for key in ("end", "best", "test", "digest")}
         earlier = [*(record.get("earlier") or []), *([ended] if ended["digest"] else [])]
@@ -108,10 +130,13 @@ def begin(folder: RunFolder, composed: Composed) -> RunFolder:
         times = [*(record.get("continued") or []), timestamp()]
         folder.note(status="running", reason=None, continued=times, **open_again, **_facts())
     else:
-        beginning = {"command": _command(), "seed": config["seed"], "begin": timestamp()}
+        beginning = {"command": _command(), "seed": config["seed"], "begin": timestamp(), TRAINED: trained}
+        if not trained:  # else run.json was lost, and the checkpoints say which run this is
+            beginning["id"] = new_id()
         patch = bool(config.get("record_patch"))
         code = provenance.code_state(folder.path, absolute(ROOT), current_folder(), patch)
         folder.note(status="running", **beginning, **_facts(), **code)
+    folder.note(config_digest=config_digest(config))
     shown, hydra = redact.config(config), redact.config(composed.hydra)
     overrides = [redact.override(override) for override in composed.overrides]
     if overrides != composed.overrides and "job" in hydra:
@@ -140,10 +165,24 @@ def _set_aside(folder: RunFolder) -> RunFolder:
 
 def changed(folder: RunFolder, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The settings, by key, in which ``config`` differs from the run in ``folder`` and that count: (old, new)."""
-    old = dict(flat(read_saved(folder.config)))
-    new = dict(flat(redact.config(config)))
+    old, new = counting(read_saved(folder.config)), counting(config)
     keys = [key for key in [*new, *(key for key in old if key not in new)] if old.get(key) != new.get(key)]
-    return {key: (old.get(key), new.get(key)) for key in keys if not is_below(key, FREE)}
+    return {key: (old.get(key), new.get(key)) for key in keys}
+
+
+def counting(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that can alter the result, by dotted key, without secrets."""
+    return {key: value for key, value in flat(redact.config(config)) if not is_below(key, FREE)}
+
+
+def config_digest(config: dict[str, Any]) -> str:
+    """SHA-256 of the settings that can alter the result."""
+    return hashlib.sha256(json.dumps(counting(config), sort_keys=True).encode()).hexdigest()
+
+
+def is_longer(old: Any, new: Any) -> bool:
+    """Whether a number of epochs or steps has been raised."""
+    return type(old) is int and type(new) is int and new > old
 
 
 def _check_continuation(folder: RunFolder, config: dict[str, Any]) -> None:
@@ -151,8 +190,7 @@ def _check_continuation(folder: RunFolder, config: dict[str, Any]) -> None:
     finished = record.get("status") == "finished"
     way_out = "use another name, fresh=true to start anew, or resume.force=true"
     for key, (old, new) in differing.items():
-        longer = key in LENGTH and type(old) is int and type(new) is int and new > old
-        if not (longer and (finished or record.get("earlier"))):
+        if not (key in LENGTH and is_longer(old, new) and (finished or record.get("earlier"))):
             raise ConfigError(f"{key}: {folder.shown} was started with {show(old)}, not {show(new)}; {way_out}")
     if finished and not differing:
         ways = "more runner.epochs train on, fresh=true starts anew, another name keeps both"

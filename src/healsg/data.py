@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from healsg.errors import ConfigError, DataError
+from healsg.fingerprint import Fingerprint, of_source
 from healsg.info import DataInfo as DataInfo
 from healsg.info import differing_classes
 from healsg.loader import Loader, Transform
@@ -86,6 +87,8 @@ class TaskData:
         self.batch_size, self.workers = batch_size, workers
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.drop_last, self.reading = drop_last, Reading(on_error, max_errors, timeout, prefetch)
+        self.fingerprints: dict[str, Fingerprint] = {}
+        """By part, from which files or tensors it was read; see ``healsg.fingerprint``."""
 
     @property
     def info(self) -> DataInfo:
@@ -119,8 +122,11 @@ class TaskData:
         raise NotImplementedError
 
     def stored(self, part: str) -> Source | None:
-        """What ``read`` gives, wherever it is to be kept."""
-        return self.read(part)
+        """What ``read`` gives, wherever it is to be kept; its fingerprint is that of what was read."""
+        source = self.read(part)
+        if source is not None:
+            self.fingerprints[part] = of_source(source)
+        return source
 
     def transform(self, view: str, split: str) -> Transform | None:
         """What turns stored samples into ``view`` (``input``, ``weak``, ``strong``, ``view1``, ...) of ``split``."""

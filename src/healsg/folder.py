@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -161,13 +162,25 @@ class RunFolder:
 
     def last_line(self, event: str) -> dict[str, Any]:
         """The last line of ``metrics.jsonl`` of one kind of event."""
-        lines = [json.loads(line) for line in self.metrics.read_text().splitlines() if f'"event": "{event}"' in line]
-        return lines[-1] if lines else {}
+        for text in reversed(self.metrics.read_text(errors="replace").splitlines()):
+            if f'"event": "{event}"' in text:
+                with contextlib.suppress(ValueError):
+                    return dict(json.loads(text))
+        return {}
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a file of a state to go on from, good or not."""
+        return self.last.exists() or self.previous.exists()
+
     def last_state(self) -> dict[str, Any] | None:
-        """The newest good state; None where no save was ever completed.
+        """The newest good state; None where no save was ever completed. Raises RunError, see ``last_checkpoint``."""
+        return self.last_checkpoint()[1]
+
+    def last_checkpoint(self) -> tuple[Path, dict[str, Any] | None]:
+        """The newest good state and the file that holds it; None where no save was ever completed.
 
         Raises:
             RunError: there are checkpoints, and none of them is good.
@@ -184,10 +197,10 @@ class RunFolder:
                     continue
                 if problems:
                     log.warning("%s; going on from %s", problems[0], path.name)
-                return state
+                return path, state
         if problems:
             raise RunError(f"no good checkpoint is left: {'; '.join(problems)}; fresh=true starts anew")
-        return None
+        return self.last, None
 
 
 def _lives(holder: str) -> bool:
@@ -219,6 +232,14 @@ def finite(value: Any) -> Any:
 def timestamp() -> str:
     """The time now, as ISO 8601 with the zone."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def began_at(record: dict[str, Any]) -> float:
+    """When a run began, in seconds since the epoch, by what its ``run.json`` says; infinity where it does not."""
+    try:
+        return datetime.strptime(record["begin"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    except (KeyError, TypeError, ValueError):
+        return math.inf
 
 
 @contextlib.contextmanager

@@ -7,15 +7,18 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from healsg import checkpoint, distributed, safefiles
+from healsg import binding, checkpoint, distributed, safefiles
+from healsg.binding import Binding
+from healsg.claim import TRAINED, has_trained, new_id
 from healsg.config import one_line
 from healsg.epoch import EvalEpoch
-from healsg.errors import NotFiniteError, RunError
-from healsg.folder import RunFolder, naming
+from healsg.errors import ConfigError, NotFiniteError, RunError
+from healsg.folder import RunFolder, began_at, naming
 from healsg.halt import Halt
 from healsg.journal import Journal
 from healsg.method import TaskMethod
@@ -40,12 +43,26 @@ class Keeper(Watcher):
         journal: its metrics; None on all ranks but 0, which write nothing.
         halt: when to stop.
         show: shown the line of each epoch, with ``best`` in it.
+        bound: what each checkpoint is said to belong to, and is compared with when the run goes on.
+        force: whether the run goes on in spite of what does not fit.
     """
 
     def __init__(
-        self, folder: RunFolder, journal: Journal | None, halt: Halt, show: Callable[[dict[str, Any]], None]
+        self,
+        folder: RunFolder,
+        journal: Journal | None,
+        halt: Halt,
+        show: Callable[[dict[str, Any]], None],
+        bound: Binding,
+        force: bool = False,
     ) -> None:
         self.folder, self.journal, self.halt, self.show = folder, journal, halt, show
+        self.bound, self.force = bound, force
+        self.belongs: dict[str, str] = {}
+        """What the checkpoints say they belong to, once the run has begun."""
+        self.good_last: checkpoint.Stamp | None = None
+        """The ``last.pt`` that this process has written or found good; no other may become ``previous.pt``."""
+        self.trained = self.forgot_best = False
         self.writer = Writer(self._write)
         self.saved_at = -REST
         self.unsaved_best: dict[str, Any] | None = None
@@ -59,30 +76,130 @@ class Keeper(Watcher):
     def __exit__(self, *exception: object) -> None:
         self.writer.close()
 
-    def begin(self, task: BasicTask, state: dict[str, Any] | None) -> None:
-        """Go on from ``state``, the last good checkpoint; a run that has none starts at step 0 and saves that."""
+    def begin(self, task: BasicTask, path: Path, state: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint; a run that has none starts at step 0 and saves that.
+
+        Args:
+            task: what is trained.
+            path: the file of the checkpoint.
+            state: what it holds, as ``resumable`` gave it; None where there is none.
+
+        Raises:
+            RunError, ConfigError: the checkpoint or what lies beside it is not of this run, its settings, its data.
+        """
         self._plan(task)
         self.data_info = None if task.data_info is None else task.data_info.state_dict()
+        self.trained = has_trained(self.folder)
         distributed.barrier()
         if state is None:
-            if self.journal and self.folder.record.get("continued"):
-                log.info("no save of this run was ever completed: it starts at step 0")
-                self.journal.clear()
-            self._bear(task.state_dict())
-            self.save(task)
-            self.writer.wait()
-            self.halt.saving = self.writer.seconds
-            return
+            self._begin_anew(task)
+        else:
+            self._go_on(task, path, state)
+
+    def _go_on(self, task: BasicTask, path: Path, state: dict[str, Any]) -> None:
+        """Let the task, and the lines, stand where they did when ``path`` was saved with ``state``."""
+        if path == self.folder.last:
+            self.good_last = checkpoint.stamp(path)
+        lost_best, forced = distributed.share(lambda: self._check(path, state))
+        if lost_best:
+            self.forgot_best = True
+            progress = state["runner"]
+            state = state | {"runner": progress | {"monitor": progress["monitor"] | {"best": None}}}
         self._bear(state)
         try:
             task.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, RunError) as error:
-            raise RunError(f"{self.folder.last}: does not fit this task: {one_line(error)}") from error
-        if self.journal:
-            self.journal.load_state_dict(state["journal"])
+            raise RunError(f"{path}: does not fit this task: {one_line(error)}") from error
+        distributed.share(lambda: self._take_up_lines(state))
         runner = task.runner
         epoch = min(task.epoch, task.max_epoch)
         log.info("going on at step %d of %d, epoch %d", runner.step_count, runner.total_steps, epoch)
+        if forced:
+            self.save(task)  # from here on the checkpoint is of this run, its settings and data
+
+    def _begin_anew(self, task: BasicTask) -> None:
+        """Start at step 0."""
+        if self.journal:
+            self.belongs = self.bound.state_dict(self._identify(None), self.folder.path.name)
+            if self.folder.record.get("continued"):
+                log.info("no save of this run was ever completed: it starts at step 0")
+            self.journal.clear()
+            self.folder.previous.unlink(missing_ok=True)
+        self._bear(task.state_dict())
+        self.save(task)
+        self.writer.wait()
+        self.halt.saving = self.writer.seconds
+
+    def _check(self, path: Path, state: dict[str, Any]) -> tuple[bool, bool]:
+        """Compare a checkpoint with this run, and ``best.pt`` with the checkpoint; rank 0 alone does it.
+
+        With ``force`` the run goes on in spite of what does not fit, and where ``best.pt`` is not the one that the
+        checkpoint knows of, as if there had been no best epoch yet.
+
+        Returns:
+            Whether the best is lost, and whether anything else did not fit.
+
+        Raises:
+            RunError, ConfigError: something does not fit.
+        """
+        record, held = self.folder.record, state.get(binding.KEY)
+        run = self._identify(held)
+        foreign = binding.foreign(held, run)
+        wrong = [f"{path}: {foreign}"] if foreign else []
+        own = held if isinstance(held, dict) else {}
+        settings = binding.changed_settings(own, self.bound, bool(record.get("earlier")))
+        data = binding.changed_data(own, self.bound, began_at(record))
+        wrong += settings
+        wrong += [f"data: the samples are not those with which the run began ({text})" for text in data]
+        if wrong and not self.force:
+            kind = RunError if foreign else ConfigError
+            raise kind(f"{wrong[0]}; resume.force=true goes on all the same")
+        for text in wrong[:8]:
+            log.warning("%s; going on all the same, by resume.force", text)
+        self.belongs = self.bound.state_dict(run, self.folder.path.name)
+        if problem := self._problem_of_best(*_step_and_best(path, state), run, changed=bool(wrong)):
+            if not self.force:
+                ways = "resume.force=true goes on, and takes the best of the epochs to come"
+                raise RunError(f"{problem}; {ways}")
+            log.warning("%s; the best of the epochs to come is taken", problem)
+        return bool(problem), bool(wrong)
+
+    def _take_up_lines(self, state: dict[str, Any]) -> None:
+        """Let the lines end where they did at the save. Raises RunError where they are not those of then."""
+        assert self.journal is not None  # on rank 0, which alone does it
+        self.journal.load_state_dict(state["journal"], state["runner"]["step"], self.force)
+
+    def _identify(self, held: Any) -> str:
+        """This run's own mark, which ``run.json`` keeps; where that was lost, that of its checkpoint."""
+        known = self.folder.record.get("id")
+        if not isinstance(known, str):
+            known = held["run"] if isinstance(held, dict) and isinstance(held.get("run"), str) else new_id()
+            self.folder.note(id=known)
+        return known
+
+    def _problem_of_best(self, step: int, best: dict[str, Any] | None, run: str, changed: bool) -> str:
+        """What is wrong with ``best.pt`` beside a state of ``step`` that knows of a ``best``; empty where nothing is.
+
+        After a kill between two files of one save it may be of an epoch that the run will come to again, with the same
+        numbers, unless settings or data have ``changed``.
+        """
+        if best is None:
+            return ""
+        try:
+            found = checkpoint.load(self.folder.best)
+        except RunError as error:
+            return str(error)
+        if text := binding.foreign(found.get(binding.KEY), run):
+            return f"{self.folder.best}: {text}"
+        reached = found.get("best")
+        reached = reached if isinstance(reached, dict) else {}
+        if all(reached.get(key) == best.get(key) for key in ("step", "value")):
+            return ""
+        if type(reached.get("step")) is int and reached["step"] >= step and not changed:
+            return ""
+        return (
+            f"{self.folder.best}: holds step {reached.get('step')}, and the best so far was at step {best.get('step')}"
+        )
 
     def _bear(self, state: dict[str, Any]) -> None:
         """Take what is not finite as the run begins, such as a mask, for meant."""
@@ -147,6 +264,10 @@ class Keeper(Watcher):
         """
         last = task.state_between_updates() if self.late else task.state_dict()
         if self.journal:
+            if task.runner.step_count and not self.trained:
+                self.folder.note(**{TRAINED: True})
+                self.trained = True
+            self.journal.check()
             files = {"last": last | {"journal": self.journal.state_dict()}}
             if self.unsaved_best:
                 files["best"] = self.unsaved_best
@@ -188,12 +309,16 @@ class Keeper(Watcher):
         assert self.journal is not None
         self.journal.sync()
         safefiles.make_folder(self.folder.checkpoints)
+        kept = {binding.KEY: self.belongs, "data_info": self.data_info}
         if "best" in states:
-            checkpoint.save(self.folder.best, {**states["best"], "data_info": self.data_info})
+            checkpoint.save(self.folder.best, states["best"] | kept)
         if "last" in states:
-            with naming(self.folder.previous):
-                checkpoint.keep_previous(self.folder.last, self.folder.previous)
-            checkpoint.save(self.folder.last, {**states["last"], "data_info": self.data_info})
+            last = self.folder.last
+            if self.good_last is not None and checkpoint.stamp(last) == self.good_last:
+                with naming(self.folder.previous):
+                    checkpoint.keep_previous(last, self.folder.previous)
+            checkpoint.save(last, states["last"] | kept)
+            self.good_last = checkpoint.stamp(last)
 
     def _hold_best(self, task: BasicTask, copy: bool) -> None:
         """Keep the weights that are evaluated, with the numbers they reached, until the next save."""
@@ -219,7 +344,7 @@ class Keeper(Watcher):
         if task.runner.stop_reason:
             log.info("stopped early: %s", task.runner.stop_reason)
         if task.runner.monitor.best is None:
-            if task.runner.monitor.name != "auto":
+            if task.runner.monitor.name != "auto" and not self.forgot_best:
                 log.warning("runner.monitor: %s was never a number; best.pt is the end", task.runner.monitor.name)
             self._hold_best(task, copy=True)
             if self.journal:
@@ -237,10 +362,30 @@ class Keeper(Watcher):
         test = {f"test/{name}": value for name, value in tested.items()}
         if self.journal:
             runner = task.runner
+            self.journal.check()
             if test:
                 self.journal.write({"event": "test", "epoch": runner.epoch, "step": runner.step_count} | test)
             lasting = checkpoint.digest(final | {"history": self.journal.history})
             self.folder.finished(final["runner"]["monitor"]["best"], test, lasting)
+
+
+def resumable(folder: RunFolder) -> tuple[Path, dict[str, Any] | None]:
+    """The file and the state from which a run goes on; None as the state where it begins. Raises RunError."""
+    path, state = folder.last_checkpoint()
+    if state is not None and not has_trained(folder) and not _step_and_best(path, state)[0]:
+        return path, None  # what a run that died before its first update has left
+    return path, state
+
+
+def _step_and_best(path: Path, state: dict[str, Any]) -> tuple[int, dict[str, Any] | None]:
+    """At which update a run's state was saved, and what it says of the best epoch. Raises RunError for what is none."""
+    runner = state.get("runner")
+    step = runner.get("step") if isinstance(runner, dict) else None
+    monitor = runner.get("monitor") if isinstance(runner, dict) else None
+    best = monitor.get("best") if isinstance(monitor, dict) else None
+    if type(step) is not int or not (best is None or isinstance(best, dict)):
+        raise RunError(f"{path}: holds weights, but not the state of a run")
+    return step, best
 
 
 def _with_weights(task: BasicTask, files: dict[str, Any]) -> dict[str, Any]:
@@ -264,7 +409,11 @@ def _cloned(value: Any) -> Any:
 def weights_state(folder: RunFolder, which: str) -> dict[str, Any]:
     """What the checkpoint of the ``best`` or ``last`` weights of a run holds. Raises RunError."""
     if which == "best":
-        return checkpoint.load(folder.best)
+        best = checkpoint.load(folder.best)
+        run = folder.record.get("id")
+        if isinstance(run, str) and (text := binding.foreign(best.get(binding.KEY), run)):
+            raise RunError(f"{folder.best}: {text}")
+        return best
     state = folder.last_state()
     if state is None:
         raise RunError(f"{folder.shown}: has no checkpoint yet")

@@ -56,7 +56,8 @@ class Loader:
     ) -> None:
         self.sources, self.views = dict(sources), views
         self.batch_size, self.shuffle, self.drop_last, self.flat = batch_size, shuffle, drop_last, flat
-        self.training, self.joined = shuffle, not shuffle
+        self.training = shuffle
+        self.joined = not shuffle and all(getattr(source, "joined", False) for source in sources.values())
         self.sizes = {stream: batch_size * (ratio or {}).get(stream, 1) for stream in sources}
         self.in_memory = all(isinstance(source, TensorSource) for source in sources.values())
         self.workers = 0 if self.in_memory else workers

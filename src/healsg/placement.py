@@ -181,6 +181,18 @@ def repeated(model: nn.Module) -> list[nn.Module]:
     return [block for block in blocks if not any(inner in blocks for inner in [*block.modules()][1:])]
 
 
+def lay_out_state(optimizer: Optimizer) -> None:
+    """Give the optimizer's state of each weight, such as its momentum, that weight's memory layout.
+
+    A state that was saved under another memory format keeps that one when it is loaded, and torch's fused kernels go
+    through the memory of weight, gradient and state side by side, so that they would pair the wrong elements.
+    """
+    for weight, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                state[key] = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
 def clear_gradients(optimizer: Optimizer) -> None:
     """``optimizer.zero_grad()`` without its 30 calls: gradients are None until the next backward."""
     for group in optimizer.param_groups:

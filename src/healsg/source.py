@@ -82,12 +82,20 @@ class Source(Protocol):
 
 
 class TensorSource:
-    """Samples held as tensors, batched by one gather: ``input`` (N, ...), images as uint8; ``target`` (N, ...)."""
+    """Samples held as tensors, batched by one gather: ``input`` (N, ...), images as uint8; ``target`` (N, ...).
 
-    def __init__(self, input: Tensor, target: Tensor) -> None:
+    Args:
+        input: the inputs.
+        target: the targets.
+        joined: whether small batches may be evaluated several at once. Where that is a choice of the user's, it must
+            not be: the size of a batch changes a network's numbers in the eighth digit.
+    """
+
+    def __init__(self, input: Tensor, target: Tensor, joined: bool = True) -> None:
         if len(input) != len(target):
             raise DataError(f"{len(input)} inputs do not go with {len(target)} targets")
         self.input, self.target, self.targets = input, target, target
+        self.joined = joined
 
     def __len__(self) -> int:
         return len(self.input)
@@ -96,7 +104,7 @@ class TensorSource:
         return {"input": self.input[index], "target": self.target[index], "index": index}
 
     def subset(self, index: Tensor) -> TensorSource:
-        return TensorSource(self.input[index], self.target[index])
+        return TensorSource(self.input[index], self.target[index], self.joined)
 
     def fits(self, device: torch.device) -> bool:
         """Whether the samples take at most half of what is free on ``device``."""
@@ -105,7 +113,7 @@ class TensorSource:
 
     def to(self, device: torch.device) -> TensorSource:
         """The same samples on ``device``."""
-        return TensorSource(self.input.to(device), self.target.to(device))
+        return TensorSource(self.input.to(device), self.target.to(device), self.joined)
 
 
 class DatasetSource:

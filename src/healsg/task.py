@@ -11,17 +11,19 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from healsg import distributed, memory, weights
+from healsg import distributed, fingerprint, memory, weights
 from healsg.adopt import AnyLoader, ForeignLoader, adopt
 from healsg.data import DataInfo, TaskData
 from healsg.epoch import EvalEpoch, TrainEpoch
 from healsg.errors import ConfigError, DataError
+from healsg.fingerprint import Fingerprint
 from healsg.folder import weights_file
 from healsg.info import differing_inputs
 from healsg.loader import Loader
 from healsg.method import TaskMethod
 from healsg.model import TaskModel
 from healsg.paths import current_folder
+from healsg.placement import lay_out_state
 from healsg.runner import TaskRunner
 from healsg.seeding import seed_everything
 from healsg.summary import data_lines, data_warnings
@@ -210,6 +212,11 @@ class BasicTask:
             **({} if own else self.task_data.facts()),
         }
 
+    def data_fingerprint(self) -> Fingerprint:
+        """From which files or tensors the samples come, by part, or by loader where the task brings its own."""
+        own = self.task_data.fingerprints
+        return own or {split: fingerprint.of_loader(loader) for split, loader in self.loaders.items()}
+
     @property
     def train_loader(self) -> AnyLoader:
         return self.loaders["train"]
@@ -274,6 +281,7 @@ class BasicTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        lay_out_state(self.optimizer)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.task_method.load_state_dict(state["method"])

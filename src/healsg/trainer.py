@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from healsg import claim, distributed, redact
+from healsg import binding, claim, distributed, redact
 from healsg.checks.check import show
 from healsg.compose import Composer
 from healsg.config import Composed, build_mirrors, build_task, flat
@@ -18,7 +18,7 @@ from healsg.errors import ConfigError, RunError
 from healsg.folder import RunFolder, find
 from healsg.halt import Halt
 from healsg.info import saved_info
-from healsg.keeper import Keeper, restore_weights, weights_state
+from healsg.keeper import Keeper, restore_weights, resumable, weights_state
 from healsg.loader import Loader
 from healsg.paths import returning
 from healsg.saved import load_saved
@@ -80,12 +80,15 @@ class TaskTrainer:
             session = Session(self.composed, self.folder, runner.progress, self.mirrors)
             together = distributed.first_cause(runner.progress, session.lost)
             with Halt(runner.max_time) as halt, session, together:
-                began, state = time.monotonic(), self.folder.last_state()
+                began = time.monotonic()
+                path, state = resumable(self.folder)
                 halt.saving = 2 * (time.monotonic() - began)  # a guess, until there is a save
                 facts = self.build(task, self.folder, state)
-                with self.keeper_type(self.folder, session.journal, halt, session.screen.epoch) as keeper:
-                    keeper.begin(task, state)
-                    session.begin(facts, runner.step_count)
+                bound = binding.of_task(self.config, task)
+                force = self.config["resume"]["force"]
+                with self.keeper_type(self.folder, session.journal, halt, session.screen.epoch, bound, force) as keeper:
+                    keeper.begin(task, path, state)
+                    session.begin(facts | {"data_digest": bound.data_digest}, runner.step_count)
                     runner.fit(task, keeper)
         return session.result
 
@@ -96,20 +99,10 @@ class TaskTrainer:
             task: the parts, as they are configured.
             folder: of the run.
             state: the checkpoint from which the run goes on; None where it begins.
-
-        Raises:
-            ConfigError: a run that goes on would not have the samples with which it began.
         """
-        going_on = state is not None
         info = None if state is None else saved_info(state)
-        task.build(threads=folder.record.get("threads"), fresh_weights=not going_on, data_info=info)
-        facts = task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
-        was, now = folder.record.get("samples"), facts.get("samples")
-        if going_on and was and now and was != now and not self.config["resume"]["force"]:
-            counts = f"{was.get('labelled')} with labels, {now.get('labelled')} now, or others of as many"
-            way = "resume.force=true goes on with these"
-            raise ConfigError(f"data: the samples are not those with which the run began ({counts}); {way}")
-        return facts
+        task.build(threads=folder.record.get("threads"), fresh_weights=state is None, data_info=info)
+        return task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
 
     def _begin(self, folder: RunFolder | None) -> tuple[BasicTask, RunFolder]:
         """Claim the folder, make the parts, and only then write; rank 0 does so for all."""

@@ -80,8 +80,8 @@ class Tracer(Keeper):
 
     plan: ClassVar[dict[str, Any]] = {}
 
-    def begin(self, task: BasicTask, state: dict[str, Any] | None) -> None:
-        super().begin(task, state)
+    def begin(self, task: BasicTask, path: Path, state: dict[str, Any] | None) -> None:
+        super().begin(task, path, state)
         self.names = list[str]()
         self._write_trace({"begin": task.runner.step_count})
         self.turned = time.monotonic()

@@ -112,7 +112,7 @@ class Classification(TaskData):
             raise ConfigError(f"data.{'imbalance' if self.imbalance else 'label_noise'}: there is one class only")
 
     def stored(self, part: str) -> Source | None:
-        source = self.read(part)
+        source = super().stored(part)
         if source is None or not (self.in_memory or self.cache):
             return source
         return hold(source, part, self.workers, self.reading, self.root / "cache" if self.cache else None)
@@ -134,6 +134,11 @@ class Classification(TaskData):
         self._digest = hashlib.sha256()
         parts = super().splits()
         parts["train"] = self._label(self._thin(parts["train"]))
+        for split, source in parts.items():  # also where the set comes split, so that nothing was drawn
+            self._digest.update(f"{split} {len(source)}".encode())
+            if source.targets is not None:
+                self._seen(source.targets.cpu())
+        self._facts["split_digest"] = self._digest.hexdigest()
         return parts
 
     def hold_out(self, train: Source) -> tuple[Source, Source | None]:
@@ -194,7 +199,7 @@ class Classification(TaskData):
             chosen = splits.choose(targets, amounts, self.split_seed, "labels")
             self._seen(chosen)
             train = train.subset(chosen)
-        self._facts = {"labelled": len(train), "unlabelled": len(self._pool), "split_digest": self._digest.hexdigest()}
+        self._facts = {"labelled": len(train), "unlabelled": len(self._pool)}
         if train.targets is not None and train.targets.dim() == 1 and not train.targets.is_floating_point():
             counts = self._counts(train.targets.cpu())
             few = len(counts) <= LISTED_CLASSES

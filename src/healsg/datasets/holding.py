@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,22 @@ log = logging.getLogger("healsg")
 CHUNK = 64
 """Samples that are read together."""
 
+FORMAT = 2
+"""Of a cache; others are made anew."""
+
+SUMS = "sums"
+FILES = ("input", "target", SUMS)
+"""What a cache consists of."""
+
+LOOKED_AT = 64
+"""Samples of a cache that are compared with their checksums as it is opened; the others when they are first read."""
+
 
 def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path | None) -> Source:
     """The samples of ``source`` as tensors in memory, or in a file below ``cache`` where that is given.
 
-    What each sample is, it is for good: a data set whose own reading is random is read once.
+    What each sample is, it is for good: a data set whose own reading is random is read once. The numbers of a run are
+    those without this: evaluation takes the same batches.
 
     Raises:
         ConfigError: they would not fit, or have no files by which a cache could be recognised.
@@ -50,7 +62,7 @@ def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path 
         log.info("data.in_memory: %s%s", told, f" of {_bytes(free)} free" if free is not None else "")
         tensors = {key: torch.empty((len(source), *first[key].shape[1:]), dtype=first[key].dtype) for key in sizes}
         _fill(tensors, source, workers, reading)
-        return TensorSource(tensors["input"], tensors["target"])
+        return TensorSource(tensors["input"], tensors["target"], joined=False)
     place = cache / _name(source, first)
     if distributed.local_rank() == 0 and not place.is_dir():
         log.info("data.cache: %s, written to %s", told, place)
@@ -58,21 +70,57 @@ def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path 
     distributed.meet()  # a barrier would give up where writing takes longer than runner.timeout
     safefiles.require(place, safefiles.FOLDER)
     tensors = {key: _mapped(place / key, first[key], len(source), shared=False) for key in sizes}
+    sums = _mapped(place / SUMS, torch.zeros(1, dtype=torch.int64), len(source), shared=False)
     targets = tensors["target"].clone() if source.targets is None else source.targets
-    return DatasetSource(Mapped(**tensors), _as_it_is, targets)
+    mapped = Mapped(**tensors, sums=sums, place=place)
+    mapped.check(torch.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).round().long().tolist())
+    return DatasetSource(mapped, _as_it_is, targets)
 
 
 class Mapped:
-    """Samples in files that are mapped into memory: a batch is one gather, and only its rows are read."""
+    """Samples in files that are mapped into memory: a batch is one gather, and only its rows are read.
 
-    def __init__(self, input: Tensor, target: Tensor) -> None:
-        self.input, self.target = input, target
+    Each row is compared with its checksum when it is first read by a process, so that a file which was damaged, or was
+    not yet on the disk when the power failed, is noticed before a network learns from it.
+
+    Args:
+        input: (N, ...), mapped.
+        target: (N, ...), mapped.
+        sums: (N,) int64, the checksum of each row as ``checksum`` gives it.
+        place: the folder of the files, to be named where they are damaged.
+    """
+
+    def __init__(self, input: Tensor, target: Tensor, sums: Tensor, place: Path) -> None:
+        self.input, self.target, self.sums, self.place = input, target, sums, place
+        self.checked = torch.zeros(len(sums), dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.input)
 
     def __getitems__(self, index: list[int]) -> Batch:
-        return {"input": self.input[index], "target": self.target[index]}
+        batch = {"input": self.input[index], "target": self.target[index]}
+        if not bool(self.checked[index].all()):
+            self._compare(index, batch)
+        return batch
+
+    def check(self, index: list[int]) -> None:
+        """Raise DataError where one of these rows is not what was written."""
+        for number in index:
+            self.__getitems__([number])
+
+    def _compare(self, index: list[int], batch: Batch) -> None:
+        for number, input, target in zip(index, batch["input"], batch["target"], strict=True):
+            if checksum(input, target) != int(self.sums[number]):
+                raise DataError(f"data.cache: {self.place} is damaged at sample {number}; remove this folder")
+        self.checked[index] = True
+
+
+def checksum(input: Tensor, target: Tensor) -> int:
+    """The CRC-32 of a sample's bytes."""
+    made = 0
+    for value in (input, target):
+        made = zlib.crc32(memoryview(value.contiguous().view(-1).view(torch.uint8).numpy()), made)  # type: ignore[arg-type]
+    return made
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -122,19 +170,25 @@ def _write(place: Path, first: Batch, source: Source, fill: Callable[[dict[str, 
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         making.mkdir()  # a new folder, in which nobody has put a link
-        tensors = {}
-        for key in ("input", "target"):
+        tensors, wanted = {}, {**first, SUMS: torch.zeros(1, dtype=torch.int64)}
+        for key in FILES:
             with (making / key).open("xb") as file:
-                os.posix_fallocate(file.fileno(), 0, max(1, first[key].nbytes * len(source)))
-            tensors[key] = _mapped(making / key, first[key], len(source), shared=True)
+                os.posix_fallocate(file.fileno(), 0, max(1, wanted[key].nbytes * len(source)))
+            tensors[key] = _mapped(making / key, wanted[key], len(source), shared=True)
+        sums = tensors.pop(SUMS)
         fill(tensors)
-        del tensors
+        for number, sample in enumerate(zip(tensors["input"], tensors["target"], strict=True)):
+            sums[number] = checksum(*sample)
+        del tensors, sums
+        for name in FILES:  # a cache that has its name is on the disk as a whole
+            with (making / name).open("rb") as file:
+                os.fsync(file.fileno())
         making.replace(place)
     except OSError as error:
         if not place.is_dir():  # which another run has made meanwhile
             raise DataError(f"data.cache: {place} cannot be written ({error.strerror})") from error
     finally:
-        for key in ("input", "target") if making.is_dir() else ():
+        for key in FILES if making.is_dir() else ():
             (making / key).unlink(missing_ok=True)
         if making.is_dir():
             making.rmdir()
@@ -158,6 +212,7 @@ def _name(source: Source, first: Batch) -> str:
     chosen = source.chosen.tolist() if source.chosen is not None else None
     targets = source.targets.tolist() if source.targets is not None else getattr(dataset, "targets", None)
     known: list[Any] = [
+        FORMAT,
         type(dataset).__qualname__,
         plain,
         targets.tolist() if isinstance(targets, Tensor) else targets,

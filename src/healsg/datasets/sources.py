@@ -17,7 +17,7 @@ class UnlabelledTensors(TensorSource):
         return {"input": self.input[index], "index": index}
 
     def to(self, device: torch.device) -> UnlabelledTensors:
-        return UnlabelledTensors(self.input.to(device), self.target.to(device))
+        return UnlabelledTensors(self.input.to(device), self.target.to(device), self.joined)
 
 
 class UnlabelledDataset(DatasetSource):
@@ -50,7 +50,7 @@ def relabelled_dataset(source: DatasetSource, targets: Tensor | None = None) -> 
 def relabelled(source: Source, targets: Tensor) -> Source:
     """The same samples with other targets."""
     if isinstance(source, TensorSource):
-        return TensorSource(source.input, targets)
+        return TensorSource(source.input, targets, source.joined)
     if isinstance(source, DatasetSource):
         return relabelled_dataset(source, targets)
     raise _unknown(source)
@@ -63,7 +63,7 @@ def unlabelled(source: Source, more: Source | None = None) -> Source:
     """
     if isinstance(source, TensorSource) and (more is None or isinstance(more, TensorSource)):
         inputs = source.input if more is None else torch.cat([source.input, more.input])
-        return UnlabelledTensors(inputs, inputs.new_empty(len(inputs), 0))
+        return UnlabelledTensors(inputs, inputs.new_empty(len(inputs), 0), source.joined)
     if isinstance(source, DatasetSource) and (more is None or isinstance(more, DatasetSource)):
         if more is None:
             return UnlabelledDataset(source.dataset, source.collate, None, source.chosen)

@@ -15,17 +15,26 @@ class PlateauSchedule(ReduceLROnPlateau):
     """torch's ``ReduceLROnPlateau`` with what the loop asks of a schedule: ``step(value)`` after each epoch.
 
     Its state holds plain values, and loading it sets the learning rates it had reached.
+
+    Args:
+        optimizer: whose learning rates are reduced.
+        follow: whether the monitor decides, at the first step, if the number should rise or fall.
+        settings: those of ``ReduceLROnPlateau``.
     """
 
     interval = "epoch"
     needs_metric = True
-    follow = False
+
+    def __init__(self, optimizer: Optimizer, follow: bool = False, **settings: Any) -> None:
+        super().__init__(optimizer, **settings)
+        self.follow = follow
 
     def step(self, metrics: Any, sign: int = 0) -> None:  # type: ignore[override]
         """Take in an epoch's number; ``sign`` is the monitor's, +1 where more is better, for ``mode: auto``."""
         if self.follow and sign and self.last_epoch == 0:
             self.mode = "max" if sign > 0 else "min"
-            self.best = -math.inf * sign
+            self.mode_worse = -math.inf * sign  # torch derives it from the mode, also when a state is loaded
+            self.best = self.mode_worse
         super().step(metrics)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -68,6 +77,4 @@ class Plateau:
 
     def build(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> PlateauSchedule:
         """Put it to work on ``optimizer``; the length of the run does not matter."""
-        schedule = PlateauSchedule(optimizer, **self.settings)
-        schedule.follow = self.follow
-        return schedule
+        return PlateauSchedule(optimizer, self.follow, **self.settings)
