@@ -69,6 +69,26 @@ def fork(act: Callable[[], object]) -> int:
         os._exit(code)
 
 
+def in_processes(count: int, act: Callable[[int], object]) -> None:
+    """Do ``act(rank)`` in processes that know each other, as torchrun would start them."""
+    import torch
+
+    from healsg import distributed
+
+    meeting = Path(f"meeting{len(list(Path().glob('meeting*')))}").absolute()
+
+    def one(rank: int) -> None:
+        os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)})
+        for known in (distributed.world, distributed.launched, distributed.rank, distributed.local_rank):
+            known.cache_clear()
+        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
+        act(rank)
+        torch.distributed.destroy_process_group()
+
+    children = [fork(lambda rank=rank: one(rank)) for rank in range(count)]  # type: ignore[misc]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * count
+
+
 def killed(act: Callable[[], object], after: float) -> bool:
     """Do ``act`` in a process of its own, SIGKILL it after so many seconds: whether it was killed before its end.
 

@@ -1,4 +1,4 @@
-"""Several processes, started by the real torchrun on CPUs: the same numbers, one folder, one error, nothing hangs."""
+"""Several processes on CPUs, most started by the real torchrun: the same numbers, one folder, one error, no hang."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import REPOSITORY, Program, beside, command
-from healsg import distributed
+from conftest import REPOSITORY, Program, beside, command, in_processes
+from healsg import TaskTrainer, distributed
 from healsg.checkpoint import load
 from healsg.halt import Halt
 
@@ -133,6 +133,38 @@ def test_one_and_two_processes_agree(program: Program) -> None:
         agree(Path("runs/one") / job, Path("runs/two") / job)
         assert record(Path("runs/two") / job)["status"] == "finished"
         assert record(Path("runs/two") / job)["processes"] == 2
+
+
+SEMI = {
+    "fixmatch": ["method.threshold=0.1"],
+    "uda": ["method.threshold=0.1"],
+    "flexmatch": ["method.threshold=0.12"],
+    "softmatch": ["method.momentum=0.5"],
+    "freematch": ["method.momentum=0.5"],
+    "pseudo_label": ["method.ramp_start=0", "method.ramp_end=0.1"],
+    "mean_teacher": ["method.ramp=0.1"],
+}
+"""By semi-supervised method, settings with which its unlabelled term acts from the beginning."""
+
+
+def test_each_term_is_weighed_by_its_own_samples() -> None:
+    """In one, two and three processes: 310 labelled samples in batches of 60, of which the last has unlike shares."""
+    options = ["model=mlp", "model.width=16", "data.labels=310", "data.batch_size=60", "runner.precision=fp64"]
+    options += ["method/optimizer=sgd", "method.optimizer.lr=0.05", "runner.epochs=2", "runner.log_every=4"]
+
+    def train(name: str) -> None:
+        for method, settings in SEMI.items():
+            given = [f"method={method}", *settings, "method.unlabelled_ratio=2", *options, "quiet=true"]
+            assert TaskTrainer.compose(*given, f"name={name}-{method}").train()["status"] == "finished"
+
+    train("one")
+    for count, name in ((2, "two"), (3, "three")):
+        in_processes(count, lambda rank, name=name: train(name))  # type: ignore[misc]
+        for method in SEMI:
+            agree(Path(f"runs/one-{method}"), Path(f"runs/{name}-{method}"))
+    for method in SEMI:
+        last = events(Path(f"runs/one-{method}"), "epoch")[-1]
+        assert last["train/unlabelled"] > 0, f"{method}: its term acted"
 
 
 OWN = """

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from healsg.denominator import loss_over
 from healsg.errors import ConfigError
 from healsg.losses import classification as losses
 from healsg.methods import averaging, depth, lora, mixing
@@ -24,6 +25,7 @@ from healsg.methods.ldam import CosineLinear
 from healsg.methods.logit_adjustment import ShiftedLinear
 from healsg.methods.sam import ascent
 from healsg.optimizers.schedule_free import ScheduleFreeAdamW
+from healsg.step import Accumulator, Mean, MicroBatch, Samples
 
 ROWS, CLASSES = 7, 5
 Array = np.ndarray[Any, Any]
@@ -48,6 +50,65 @@ def near(found: Tensor | list[Tensor], wanted: Any, tolerance: float = 1e-12) ->
     found = torch.stack(found) if isinstance(found, list) else found
     assert found.dtype == torch.float64
     np.testing.assert_allclose(found.detach().numpy(), np.asarray(wanted), rtol=tolerance, atol=tolerance)
+
+
+# --- what a criterion is a mean over ---------------------------------------------------------------------------------
+
+WEIGHTS = numbers(CLASSES, seed=8).abs()
+IGNORED = torch.tensor([0, 4, -100, 2, 1, -100, 0])
+PIXELS = numbers(ROWS, CLASSES, 3, seed=9)
+PLACES = torch.arange(3 * ROWS).view(ROWS, 3) % CLASSES
+DIVIDED: dict[str, tuple[nn.Module, Tensor, Tensor, float | None]] = {
+    "plain": (nn.CrossEntropyLoss(), OUTPUT, TARGET, 7),
+    "weights": (nn.CrossEntropyLoss(WEIGHTS), OUTPUT, TARGET, float(WEIGHTS[TARGET].sum())),
+    "ignored": (nn.CrossEntropyLoss(), OUTPUT, IGNORED, 5),
+    "both": (nn.CrossEntropyLoss(WEIGHTS, ignore_index=2), OUTPUT, TARGET, float(WEIGHTS[TARGET[TARGET != 2]].sum())),
+    "smoothing": (nn.CrossEntropyLoss(WEIGHTS, label_smoothing=0.2), OUTPUT, TARGET, float(WEIGHTS[TARGET].sum())),
+    "probabilities": (nn.CrossEntropyLoss(WEIGHTS), OUTPUT, SOFT, None),
+    "pixels": (nn.CrossEntropyLoss(ignore_index=1), PIXELS, PLACES, float((PLACES != 1).sum()) / 3),
+    "likelihood": (nn.NLLLoss(WEIGHTS), OUTPUT.log_softmax(dim=1), TARGET, float(WEIGHTS[TARGET].sum())),
+    "labels": (nn.BCEWithLogitsLoss(pos_weight=WEIGHTS), OUTPUT, SOFT, None),
+    "squares": (nn.MSELoss(), OUTPUT, SOFT, None),
+}
+
+
+@pytest.mark.parametrize("case", DIVIDED)
+def test_a_loss_and_what_it_is_a_mean_over(case: str) -> None:
+    """The value is the criterion's own, bit for bit; halves of the batch, weighed by their counts, give the whole."""
+    criterion, output, target, count = DIVIDED[case]
+    mean = loss_over(criterion, output, target)
+    assert isinstance(mean, Mean)
+    assert torch.equal(mean.value, criterion(output, target))
+    assert (mean.over is None) == (count is None)
+    halves = [loss_over(criterion, output[part], target[part]) for part in (slice(0, 3), slice(3, ROWS))]
+    counts = [3, 4] if count is None else [half.over for half in halves if isinstance(half, Mean)]
+    if count is not None:
+        near(torch.as_tensor(mean.over).double(), count)
+    total = sum(half.value * own for half, own in zip(halves, counts, strict=True))  # type: ignore[operator]
+    near(total / sum(counts), mean.value.item())  # type: ignore[arg-type, operator]
+
+
+def test_a_loss_of_ignored_targets_alone_is_nothing() -> None:
+    output = OUTPUT.clone().requires_grad_()
+    for weight in (None, WEIGHTS):
+        mean = loss_over(nn.CrossEntropyLoss(weight), output, torch.full((ROWS,), -100))
+        assert isinstance(mean, Mean)
+        assert (float(mean.value.detach()), float(mean.over)) == (0.0, 0.0)  # type: ignore[arg-type]
+        (gradient,) = torch.autograd.grad(mean.value, output)
+        assert not gradient.any()
+
+
+def test_losses_of_several_terms_add_up() -> None:
+    """Terms over the same samples are one; each other is weighed by its own count."""
+    samples, one, two = Samples(8, 0, 24, 48), torch.tensor(2.0), torch.tensor(3.0)
+    loss = one + 0.5 * (Mean(two, samples) + Mean(two, samples)) + 1.0
+    assert [(float(term.value), term.over) for term in loss.terms] == [(3.0, None), (3.0, samples)]
+    assert float(loss.value) == 6.0
+    micro = MicroBatch(Samples(2, 0, 4, 12), closes=False, parts=2)
+    sums = Accumulator(nominal=4.0)
+    first, second = sums.weights(loss, micro)
+    # of the update: 2 of 12 labelled samples, 8 of 48 unlabelled ones; in the end all is multiplied by 4 / 12
+    assert (first * 4 / 12, second * 4 / 12) == pytest.approx((2 / 12, 8 / 48))
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------

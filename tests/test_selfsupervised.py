@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import WITHOUT_LABELS, fork
-from healsg import BasicTask, TaskTrainer, distributed
+from conftest import WITHOUT_LABELS, in_processes
+from healsg import BasicTask, TaskTrainer
 from healsg.checkpoint import load
 from healsg.epoch import evaluating
 from healsg.errors import ConfigError
@@ -379,22 +378,6 @@ class Own(BasicTask):
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-def in_two(act: Callable[[int], object]) -> None:
-    """Do ``act(rank)`` in two processes that know each other."""
-    meeting = Path("meeting").absolute()
-
-    def one(rank: int) -> None:
-        os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"})
-        for known in (distributed.world, distributed.launched, distributed.rank, distributed.local_rank):
-            known.cache_clear()
-        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-        act(rank)
-        torch.distributed.destroy_process_group()
-
-    children = [fork(lambda rank=rank: one(rank)) for rank in range(2)]  # type: ignore[misc]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-
-
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "nt_xent": lambda first, second: contrastive.nt_xent(first, second, 0.5).mean(),
     "vicreg": lambda first, second: torch.stack(redundancy.vicreg(first, second)).sum(),
@@ -417,7 +400,7 @@ def test_gradients_over_two_processes_are_those_of_one() -> None:
                 found[f"{name} {case}"] = (value.detach(), [view.grad for view in views])
         torch.save(found, f"found{rank}.pt")
 
-    in_two(act)
+    in_processes(2, act)
     found = [torch.load(f"found{rank}.pt") for rank in range(2)]
     for name, loss in LOSSES.items():
         views = [view.clone().requires_grad_() for view in (FIRST, SECOND)]
@@ -454,7 +437,7 @@ def test_one_and_two_processes_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         trained("mae", *options, name=f"{folder}-mae")
 
     train("one")
-    in_two(lambda rank: train("two"))
+    in_processes(2, lambda rank: train("two"))
     for method in ALIKE:
         states = [load(Path(f"runs/{folder}-{method}/checkpoints/last.pt")) for folder in ("one", "two")]
         for part in ("model", "method"):

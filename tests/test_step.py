@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from healsg import BasicTask, TaskTrainer
 from healsg.checkpoint import load
+from healsg.config import build_task
+from healsg.errors import ConfigError
 from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
 from healsg.step import MicroBatch, TrainBatch
@@ -141,3 +143,169 @@ def test_channels_last_gives_the_same_numbers() -> None:
     assert torch.are_deterministic_algorithms_enabled()
     train("runner.steps=1", name="after")
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+# --- what a criterion is a mean over ---------------------------------------------------------------------------------
+
+CLASS_WEIGHTS = torch.tensor([20.0, 0.05, *[1.0] * 8])
+
+
+class Weighted(BasicTask):
+    def build_criterion(self) -> nn.Module:
+        return nn.CrossEntropyLoss(weight=CLASS_WEIGHTS)
+
+
+class WeightedAndSmoothed(BasicTask):
+    def build_criterion(self) -> nn.Module:
+        return nn.CrossEntropyLoss(weight=CLASS_WEIGHTS, label_smoothing=0.1)
+
+
+class Ignoring(BasicTask):
+    """Three of the classes are not known."""
+
+    def build_criterion(self) -> nn.Module:
+        return nn.CrossEntropyLoss(ignore_index=3)
+
+
+class Declared(nn.Module):
+    """Learns the even classes alone, and says by how many samples it divides."""
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        losses = nn.functional.cross_entropy(output, target, reduction="none") * (target % 2 == 0)
+        return losses.sum() / self.denominator(output, target)
+
+    def denominator(self, output: Tensor, target: Tensor) -> Tensor:
+        return (target % 2 == 0).sum()
+
+
+class Declaring(BasicTask):
+    def build_criterion(self) -> nn.Module:
+        return Declared()
+
+
+class Dice(nn.Module):
+    """Of the whole batch, so that it is no mean over samples."""
+
+    mean_over_samples = False
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        found = output.softmax(dim=1).gather(1, target[:, None])
+        return 1 - 2 * found.sum() / (found.sum() + len(target))
+
+
+class WithDice(BasicTask):
+    def build_criterion(self) -> nn.Module:
+        return Dice()
+
+
+def of_task(name: str) -> list[str]:
+    return [f"task._target_=test_step.{name}", "trusted=[test_step]", "data.augment=none"]
+
+
+CRITERIA = {
+    "weights": of_task("Weighted"),
+    "weights, smoothed": [*of_task("Weighted"), "method.label_smoothing=0.1"],
+    "smoothed by torch": of_task("WeightedAndSmoothed"),
+    "ignored": of_task("Ignoring"),
+    "ignored, smoothed": [*of_task("Ignoring"), "method.label_smoothing=0.1"],
+    "declared": of_task("Declaring"),
+}
+
+
+@pytest.mark.parametrize("case", CRITERIA)
+def test_a_criterion_is_weighed_by_what_it_divides_by(case: str) -> None:
+    """Four accumulated batches of 30 are one of 120, also the last update of 87 samples; and as the loss is logged."""
+    options = [*CRITERIA[case], "method=sgd", "runner.precision=fp64", "runner.epochs=2", "data.labels=327"]
+    train(*options, "data.batch_size=120", name="one")
+    train(*options, "data.batch_size=30", "runner.accumulate=4", name="four")
+    assert distance(state("one")["model"], state("four")["model"]) < 1e-12
+    for one, four in zip(events("one", "epoch"), events("four", "epoch"), strict=True):
+        assert four["train/loss"] == pytest.approx(one["train/loss"], rel=1e-12)
+        assert four["val/loss"] == pytest.approx(one["val/loss"], rel=1e-12)
+
+
+def test_an_evaluation_does_not_depend_on_the_batch() -> None:
+    losses = []
+    for size in (8, 64, 1000):
+        trainer = TaskTrainer.compose(*of_task("Weighted"), f"data.batch_size={size}", "runner.precision=fp64")
+        task = build_task(trainer.composed)
+        task.build()
+        losses.append(task.val_epoch.run()["loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-12)
+
+
+def test_smoothed_and_weighted_is_torchs() -> None:
+    options = ["method=sgd", "runner.steps=1", "runner.log_every=1", "data.batch_size=64"]
+    train(*of_task("Weighted"), *options, "method.label_smoothing=0.1", name="ours")
+    train(*of_task("WeightedAndSmoothed"), *options, name="torch")
+    ours, torchs = (events(name, "step")[0]["train/loss"] for name in ("ours", "torch"))
+    assert ours == pytest.approx(torchs, rel=1e-6)
+
+
+class Unknown(BasicTask):
+    """Points of which a whole batch of each split has no class, and half of another."""
+
+    def build_dataloader(self) -> Any:
+        draw = torch.Generator().manual_seed(0)
+        input, target = torch.randn(96, 6, generator=draw), torch.randint(0, 5, (96,), generator=draw)
+        target[:48] = -100
+        points = torch.utils.data.TensorDataset(input, target)
+        return tuple(torch.utils.data.DataLoader(points, batch_size=32) for _ in range(2))
+
+    def build_model(self) -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Linear(6, 5)
+
+    def build_criterion(self) -> nn.Module:
+        return nn.CrossEntropyLoss()
+
+
+@pytest.mark.parametrize("softened", ["label_smoothing", "mixup", None])
+def test_ignored_targets_weigh_nothing(softened: str | None) -> None:
+    """Neither in the training loss nor in the evaluation, and a batch of them alone gives no number that is none."""
+    options = [
+        *of_task("Unknown")[:2],
+        "method=sgd",
+        "runner.epochs=1",
+        "runner.log_every=1",
+        "method.optimizer.lr=1e-9",
+    ]
+    options += [f"method.{softened}=0.1"] * (softened is not None)
+    TaskTrainer.compose(*options, "quiet=true", "name=run").train()
+    task = Unknown.__new__(Unknown)
+    input, target = Unknown.build_dataloader(task)[0].dataset.tensors
+    wanted = nn.functional.cross_entropy(Unknown.build_model(task)(input), target).item()
+    (line,) = events("run", "epoch")
+    assert line["val/loss"] == pytest.approx(wanted, rel=1e-5)
+    if softened is None:
+        assert line["train/loss"] == pytest.approx(wanted, rel=1e-5)
+    assert all(torch.isfinite(value).all() for value in state("run")["model"].values())
+    steps = [row.get("train/loss") for row in events("run", "step")]
+    assert steps[0] is None, "nothing counted in the first update"
+    assert steps[2] > 0
+
+
+def test_what_is_no_mean_over_samples_is_known() -> None:
+    with pytest.raises(ConfigError, match=r"^runner.auto_accumulate: Dice is no mean over samples"):
+        train(*of_task("WithDice"), "runner.auto_accumulate=true")
+    assert train(*of_task("WithDice"), "runner.steps=4", "runner.accumulate=2")["status"] == "finished"
+    assert "Dice is no mean over samples: each accumulated batch" in Path("runs/run/train.log").read_text()
+
+
+# --- parts that are whole --------------------------------------------------------------------------------------------
+
+
+def test_a_runner_is_whole_when_it_is_made() -> None:
+    runner = TaskRunner(accumulate=3)
+    kept = runner.state_dict()
+    assert (kept["epoch"], kept["step"], kept["position"]) == (0, 0, 0)
+    TaskRunner(accumulate=3).load_state_dict(kept)
+
+
+def test_a_built_task_trains_and_evaluates_without_a_run() -> None:
+    task = build_task(TaskTrainer.compose("model=mlp", "model.width=16").composed)
+    task.build()
+    before = task.val_epoch.run()["loss"]
+    assert task.train_epoch.run()["loss"] > 0
+    assert task.val_epoch.run()["loss"] < before
+    assert task.runner.step_count == task.runner.steps_per_epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from healsg import distributed
-from healsg.metric import Metric, counted, precise
+from healsg.denominator import loss_over
+from healsg.metric import Metric, precise
 from healsg.placement import compiled
 
 if TYPE_CHECKING:
@@ -39,15 +41,21 @@ class TrainEpoch:
 
 
 class Loss(Metric):
-    """The mean of the criterion over the samples."""
+    """The mean of the criterion, over the samples or over what it divides by; see ``denominator``."""
 
     def __init__(self, criterion: nn.Module) -> None:
         super().__init__()
         self.criterion = criterion
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
-        rows = target.shape[0]
-        return counted(precise(self.criterion(output, target)) * rows, rows)
+        (mean,) = loss_over(self.criterion, output, target).terms
+        value = precise(mean.value)
+        count = value.new_full((), target.shape[0]) if mean.over is None else torch.as_tensor(mean.over).to(value)
+        return torch.stack([value * count, count])
+
+    def value(self, state: Any) -> float:
+        """Not a number where nothing counts, since every target is ignored."""
+        return float(state[0] / state[1]) if state[1] else math.nan
 
 
 class EvalEpoch:

@@ -48,6 +48,13 @@ def samples_of(batch: Mapping[str, Any]) -> Samples | None:
     return getattr(batch, "samples", None)
 
 
+def joined_samples(first: Samples, second: Samples) -> Samples:
+    """The samples of two streams taken together."""
+    batch = first.batch + second.batch if first.batch is not None and second.batch is not None else None
+    update = first.update + second.update if first.update is not None and second.update is not None else None
+    return Samples(first.rows + second.rows, 0, batch, update)
+
+
 def rows_of(batch: Mapping[str, Any], tensor: Tensor) -> int:
     """How many rows of a tensor of this batch count: all, or 0 where they are another process's."""
     samples = samples_of(batch)

@@ -16,6 +16,7 @@ from healsg.methods.averaging import optimizer_averages
 from healsg.methods.supervised import Supervised
 from healsg.metric import precise
 from healsg.source import Source
+from healsg.step import Loss, Mean, samples_of
 from healsg.types import Count, NonNegative, Share
 
 if TYPE_CHECKING:
@@ -66,14 +67,14 @@ class SemiSupervised(Supervised):
         super().setup(task)
         unlabelled(task)
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
         labelled, *outputs = self.outputs(task, batch, self.views)
         supervised = self.supervised(task, batch["labelled"], labelled)
         term, logs = self.term(task, batch["unlabelled"], *outputs)
         return {"loss": supervised + term, "supervised": supervised, **logs}
 
-    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is added to the labelled samples' loss, and what is told of it.
+    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Loss, dict[str, Any]]:
+        """What is added to the labelled samples' loss, a mean over the unlabelled ones, and what is logged of it.
 
         Args:
             batch: the unlabelled samples', with their ``index``.
@@ -86,15 +87,17 @@ class SemiSupervised(Supervised):
         parts = [self.prepare(task, batch["labelled"])[0], *(batch["unlabelled"][view] for view in views)]
         return list(task.net(torch.cat(parts)).split([len(part) for part in parts]))
 
-    def supervised(self, task: BasicTask, batch: dict[str, Any], output: Tensor) -> Tensor:
+    def supervised(self, task: BasicTask, batch: dict[str, Any], output: Tensor) -> Tensor | Loss:
         """The loss of the labelled samples."""
-        return self.loss(task, batch, output, self.soften(batch["target"], output, None))
+        return self.loss(task, batch, output, self.soften(task, batch["target"], output, None))
 
-    def selected(self, losses: Tensor, share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The term of samples' losses (N,) that count with these weights (N,), 0 to 1 or bool, over all N samples."""
+    def selected(self, batch: dict[str, Any], losses: Tensor, share: Tensor) -> tuple[Loss, dict[str, Any]]:
+        """The term of samples' losses (N,) that count with these weights (N,), 0 to 1 or bool, over all N samples of
+        ``batch``, the unlabelled one."""
         share = share.to(losses.dtype)
-        loss = (losses * share).mean()
-        return self.unlabelled_weight * loss, {"unlabelled": loss.detach(), "selected": share.mean()}
+        samples = samples_of(batch)
+        loss = Mean((losses * share).mean(), samples)
+        return self.unlabelled_weight * loss, {"unlabelled": loss.detach(), "selected": Mean(share.mean(), samples)}
 
 
 def unlabelled(task: BasicTask) -> Source | None:
@@ -121,15 +124,20 @@ def probabilities(output: Tensor) -> Tensor:
     return log_softmax(output.detach()).exp()
 
 
-def sum_over_all(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum over samples (N, ...) of all processes, in double precision, and their number, a scalar; every process
-    must call it."""
-    total = precise(values).sum(dim=0)
-    summed = distributed.sum_tensor(torch.cat([total.flatten(), total.new_full((1,), len(values))]))
+def sum_over_all(values: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """The sum over samples of all processes, in double precision, and their number, a scalar; every process must call
+    it.
+
+    Args:
+        values: (N, ...).
+        rows: how many of them count, the first ones.
+    """
+    total = precise(values[:rows]).sum(dim=0)
+    summed = distributed.sum_tensor(torch.cat([total.flatten(), total.new_full((1,), rows)]))
     return summed[:-1].view(values.shape[1:]), summed[-1]
 
 
-def mean_over_all(values: Tensor) -> Tensor:
-    """The mean over samples (N, ...) of all processes, in double precision; every process must call it."""
-    total, count = sum_over_all(values)
+def mean_over_all(values: Tensor, rows: int) -> Tensor:
+    """The mean over samples of all processes; see ``sum_over_all``."""
+    total, count = sum_over_all(values, rows)
     return total / count

@@ -63,7 +63,7 @@ class CoTeaching(Supervised):
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
         input, mixed = self.prepare(task, batch)
         first, second = task.net(input).unbind()
-        target = self.soften(batch["target"], first, mixed)
+        target = self.soften(task, batch["target"], first, mixed)
         losses = cross_entropy(first, target), cross_entropy(second, target)
         left_out = self.noise * min(1.0, task.runner.step_count / max(1.0, self.ramp * task.runner.total_steps))
         chosen = exchange(*losses, max(1, int((1.0 - left_out) * len(input))))

@@ -11,7 +11,7 @@ from healsg.errors import ConfigError
 from healsg.losses.classification import early_learning, log_softmax
 from healsg.methods.counts import class_counts, labelled_targets, remember
 from healsg.methods.supervised import Supervised
-from healsg.step import rows_of
+from healsg.step import Loss, rows_of
 from healsg.types import NonNegative, Share
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class EarlyLearning(Supervised):
         super().setup(task)
         self.register_buffer("remembered", torch.zeros(len(labelled_targets(task)), len(class_counts(task))))
 
-    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor | Loss:
         places = batch["index"]
         with torch.no_grad():
             predicted = log_softmax(output.detach()).exp().clamp(1e-4, 1.0 - 1e-4)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from healsg.losses.semi import hard_cross_entropy
 from healsg.methods.consistency import SemiSupervised, probabilities
+from healsg.step import Loss
 from healsg.types import Fraction
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class FixMatch(SemiSupervised):
         super().__init__(**common)
         self.threshold = threshold
 
-    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Loss, dict[str, Any]]:
         weak, strong = outputs
         confidence, label = probabilities(weak).max(dim=1)
-        return self.selected(hard_cross_entropy(strong, label), confidence >= self.threshold)
+        return self.selected(batch, hard_cross_entropy(strong, label), confidence >= self.threshold)

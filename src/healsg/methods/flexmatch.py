@@ -11,6 +11,7 @@ from healsg import distributed
 from healsg.errors import ConfigError
 from healsg.losses.semi import curriculum_thresholds, hard_cross_entropy
 from healsg.methods.consistency import SemiSupervised, classes, probabilities, unlabelled
+from healsg.step import Loss, rows_of
 from healsg.types import Fraction
 
 if TYPE_CHECKING:
@@ -41,12 +42,13 @@ class FlexMatch(SemiSupervised):
         self.number = classes(task)
         self.register_buffer("remembered", torch.full((len(source),), -1))
 
-    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Loss, dict[str, Any]]:
         weak, strong = outputs
         confidence, label = probabilities(weak).max(dim=1)
         thresholds = curriculum_thresholds(self.remembered, self.number, self.threshold).to(confidence.dtype)
-        term, logs = self.selected(hard_cross_entropy(strong, label), confidence > thresholds[label])
-        self.remember(batch["index"], torch.where(confidence > self.threshold, label, -1))
+        term, logs = self.selected(batch, hard_cross_entropy(strong, label), confidence > thresholds[label])
+        sure = confidence > self.threshold if rows_of(batch, label) else torch.zeros_like(label, dtype=torch.bool)
+        self.remember(batch["index"], torch.where(sure, label, -1))
         return term, {**logs, "threshold": thresholds.mean()}
 
     def remember(self, places: Tensor, label: Tensor) -> None:

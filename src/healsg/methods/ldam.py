@@ -73,7 +73,7 @@ class LDAM(Supervised):
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
         input, mixed = self.prepare(task, batch)
         output = task.net(input)
-        target = self.soften(batch["target"], output, mixed)
+        target = self.soften(task, batch["target"], output, mixed)
         losses = cross_entropy(output - self.scale * self.margins * target, target)
         late = task.runner.step_count >= self.defer * task.runner.total_steps
         weights = (target * self.class_weights).sum(dim=1) if late else torch.ones_like(losses)

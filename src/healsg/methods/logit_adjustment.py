@@ -11,6 +11,7 @@ from healsg.losses.classification import priors
 from healsg.methods.counts import class_counts
 from healsg.methods.depth import head_of
 from healsg.methods.supervised import Supervised
+from healsg.step import Loss
 from healsg.types import NonNegative
 
 if TYPE_CHECKING:
@@ -62,5 +63,5 @@ class LogitAdjustment(Supervised):
             network.head = shifted
         return network
 
-    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor | Loss:
         return super().loss(task, batch, output + self.offset if self.when == "training" else output, target)

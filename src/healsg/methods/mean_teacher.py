@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from healsg.errors import ConfigError
 from healsg.losses.semi import sigmoid_ramp, squared_distance
 from healsg.methods.averaging import optimizer_averages
 from healsg.methods.consistency import SemiSupervised, probabilities
+from healsg.step import Mean, samples_of
 from healsg.types import Count, Fraction, NonNegative
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ class MeanTeacher(SemiSupervised):
         assert self.average is not None
         self.average.network.eval()
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
         labelled, student = self.outputs(task, batch, self.views[:1])
         with torch.no_grad():
             wanted = probabilities(self.eval_model(task)(batch["unlabelled"]["weak"]))
-        distance = squared_distance(student, wanted).mean()
+        distance = Mean(squared_distance(student, wanted).mean(), samples_of(batch["unlabelled"]))
         grown = sigmoid_ramp(task.runner.step_count / task.runner.total_steps, self.ramp)
         supervised = self.supervised(task, batch["labelled"], labelled)
         loss = supervised + grown * self.unlabelled_weight * distance

@@ -12,6 +12,7 @@ from healsg.losses.semi import linear_ramp, sharpen, squared_distance
 from healsg.methods.consistency import SemiSupervised, probabilities
 from healsg.methods.mixing import Mixing
 from healsg.metric import precise
+from healsg.step import Mean, samples_of
 from healsg.types import Count, Fraction, NonNegative, Positive
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class MixMatch(SemiSupervised):
         super().__init__(unlabelled_ratio=unlabelled_ratio, unlabelled_weight=unlabelled_weight, **common)
         self.temperature, self.alpha, self.ramp = temperature, alpha, ramp
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
         labelled = batch["labelled"]
         parts = [self.prepare(task, labelled)[0], *(batch["unlabelled"][view] for view in self.views)]
         with torch.no_grad():
@@ -59,7 +60,8 @@ class MixMatch(SemiSupervised):
         output, wanted = task.net(mixing.of(inputs)), mixing.of(targets)
         rows = len(target)
         supervised = cross_entropy(output[:rows], wanted[:rows]).mean()
-        distance = squared_distance(output[rows:], wanted[rows:]).mean()
+        distances = squared_distance(output[rows:], wanted[rows:])
+        distance = Mean(distances.mean(), samples_of(batch["unlabelled"]))
         grown = linear_ramp(task.runner.step_count / task.runner.total_steps, 0.0, self.ramp)
         loss = supervised + grown * self.unlabelled_weight * distance
         return {"loss": loss, "supervised": supervised, "unlabelled": distance}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from healsg.methods.attack import EVAL_SIZE, Attack, Robust
+from healsg.step import Loss, loss_of
 from healsg.types import Count, Natural, Positive
 
 if TYPE_CHECKING:
@@ -40,12 +41,12 @@ class PGD(Robust):
         self.attack = Attack(eps, steps, step_size, random_start)
         self.eval_attack = Attack(eps, eval_steps, EVAL_SIZE, True)
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
         input, mixed = self.prepare(task, batch)
 
-        def loss(output: Tensor) -> Tensor:
-            return self.loss(task, batch, output, self.soften(batch["target"], output, mixed))
+        def loss(output: Tensor) -> Tensor | Loss:
+            return self.loss(task, batch, output, self.soften(task, batch["target"], output, mixed))
 
         with self.attack.seen(task, task.model):
-            attacked = self.attack(lambda images: loss(task.model(images)), input)
+            attacked = self.attack(lambda images: loss_of(loss(task.model(images))).value, input)
         return {"loss": loss(task.net(attacked))}

@@ -10,6 +10,7 @@ from torch import Tensor
 from healsg.errors import ConfigError
 from healsg.losses.semi import hard_cross_entropy, linear_ramp
 from healsg.methods.consistency import SemiSupervised, probabilities
+from healsg.step import Loss
 from healsg.types import Count, Fraction, NonNegative
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class PseudoLabel(SemiSupervised):
         if self.ramp_start > self.ramp_end:
             raise ConfigError(f"method.ramp_start: {self.ramp_start} lies after method.ramp_end={self.ramp_end}")
 
-    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Loss, dict[str, Any]]:
         confidence, label = probabilities(outputs[0]).max(dim=1)
         grown = linear_ramp(task.runner.step_count / task.runner.total_steps, self.ramp_start, self.ramp_end)
-        term, logs = self.selected(hard_cross_entropy(outputs[0], label), confidence >= self.threshold)
+        term, logs = self.selected(batch, hard_cross_entropy(outputs[0], label), confidence >= self.threshold)
         return grown * term, logs

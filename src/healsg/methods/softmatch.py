@@ -10,6 +10,7 @@ from torch import Tensor
 from healsg.losses.semi import align, hard_cross_entropy, truncated_gaussian
 from healsg.methods.consistency import SemiSupervised, classes, mean_over_all, probabilities, sum_over_all
 from healsg.metric import precise
+from healsg.step import Loss, rows_of
 from healsg.types import Positive, Share
 
 if TYPE_CHECKING:
@@ -47,24 +48,24 @@ class SoftMatch(SemiSupervised):
         self.register_buffer("variance", torch.ones(()))
         self.register_buffer("marginal", torch.full((number,), 1.0 / number))
 
-    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Loss, dict[str, Any]]:
         weak, strong = outputs
         predicted = probabilities(weak)
-        confidence = self.follow(predicted)
+        confidence = self.follow(predicted, rows_of(batch, predicted))
         weight = truncated_gaussian(confidence, self.mean, self.variance, self.deviations)
-        term, logs = self.selected(hard_cross_entropy(strong, predicted.argmax(dim=1)), weight)
+        term, logs = self.selected(batch, hard_cross_entropy(strong, predicted.argmax(dim=1)), weight)
         return term, {**logs, "confidence": self.mean.clone(), "variance": self.variance.clone()}
 
     @torch.no_grad()
-    def follow(self, predicted: Tensor) -> Tensor:
-        """Move the averages towards those of a batch; its confidences (N,)."""
+    def follow(self, predicted: Tensor, rows: int) -> Tensor:
+        """Move the averages towards those of a batch, whose first ``rows`` count; its confidences (N,)."""
         share = 1.0 - self.momentum
         if self.alignment:
-            self.marginal.lerp_(mean_over_all(predicted).to(self.marginal.dtype), share)
+            self.marginal.lerp_(mean_over_all(predicted, rows).to(self.marginal.dtype), share)
             predicted = align(predicted, self.marginal, torch.full_like(self.marginal, 1.0 / len(self.marginal)))
         confidence = predicted.amax(dim=1)
-        mean = mean_over_all(confidence)
-        squares, count = sum_over_all((precise(confidence) - mean).square())
+        mean = mean_over_all(confidence, rows)
+        squares, count = sum_over_all((precise(confidence) - mean).square(), rows)
         variance = squares / (count - 1.0).clamp(min=1.0)
         self.mean.lerp_(mean.to(self.mean.dtype), share)
         self.variance.lerp_(variance.to(self.variance.dtype), share)

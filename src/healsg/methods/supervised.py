@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,16 +11,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from healsg import distributed
+from healsg.denominator import counts_alike, ignored, loss_over, mean_over_samples, weighs_classes
 from healsg.errors import ConfigError
 from healsg.losses.classification import smooth
 from healsg.method import Scheduler, TaskMethod
 from healsg.methods import depth, mixing
 from healsg.methods.averaging import Average, BatchNorm, ema_share, frozen, optimizer_averages
 from healsg.methods.mixing import Mixing
+from healsg.step import Loss
 from healsg.types import Fraction, Natural, NonNegative, Share
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
+
+log = logging.getLogger("healsg")
 
 
 class Supervised(TaskMethod):
@@ -75,14 +80,23 @@ class Supervised(TaskMethod):
         self.average: Average | None = None
         self.still: list[nn.Module] = []
         self.waiting: list[list[nn.Parameter]] = []
-        self.stage, self.plain = -1, False
+        self.stage = -1
+        self.alike = True
+        """Whether each sample counts alike in the criterion, so that nothing has to be counted."""
+        self.plain = False
+        """Whether the step is the criterion on the network's output and nothing else."""
 
     # --- what a subclass may bring ----------------------------------------------------------------------------------
 
-    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor:
-        """The loss of a batch: ``target`` is as it came or, where something softens it, class probabilities."""
-        value: Tensor = task.criterion(output, target)
-        return value
+    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor | Loss:
+        """The loss of a batch: ``target`` is as it came or, where something softens it, class probabilities.
+
+        A tensor is a mean over the samples; what is a mean over something else is a ``step.Mean``.
+        """
+        if self.alike:
+            value: Tensor = task.criterion(output, target)
+            return value
+        return loss_over(task.criterion, output, target, batch["target"])
 
     def learner(self, task: BasicTask) -> nn.Module:
         """The network that learns, where ``task.model`` holds more than that."""
@@ -137,15 +151,27 @@ class Supervised(TaskMethod):
         if self.unfreeze_every:
             chosen = ([part for part in layer if part.requires_grad] for layer in depth.layers(self.learner(task)))
             self.waiting = [layer for layer in chosen if layer]
+        self.alike = self.replaces_criterion or counts_alike(task.criterion, labelled_targets(task))
+        if not (self.replaces_criterion or mean_over_samples(task.criterion)):
+            self.take_apart(task)
         altered = self.random_erasing or self.freeze or self.unfreeze_every or self.still
-        self.plain = not (key or altered or type(self).loss is not Supervised.loss)
+        self.plain = self.alike and not (key or altered or type(self).loss is not Supervised.loss)
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def take_apart(self, task: BasicTask) -> None:
+        """Say what becomes of a criterion that is no mean over samples where a batch is taken apart. Raises ConfigError
+        where that was left to the runner."""
+        name, runner = type(task.criterion).__name__, task.runner
+        if runner.auto_accumulate:
+            raise ConfigError(f"runner.auto_accumulate: {name} is no mean over samples; set it to false")
+        if runner.accumulate > 1 or distributed.launched():
+            log.info("%s is no mean over samples: each accumulated batch and process has its own", name)
+
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
         if self.plain:
             return {"loss": task.criterion(task.net(batch["input"]), batch["target"])}
         input, mixed = self.prepare(task, batch)
         output = task.net(input)
-        return {"loss": self.loss(task, batch, output, self.soften(batch["target"], output, mixed))}
+        return {"loss": self.loss(task, batch, output, self.soften(task, batch["target"], output, mixed))}
 
     def prepare(self, task: BasicTask, batch: dict[str, Any]) -> tuple[Tensor, Mixing | None]:
         """What the network sees of a batch, and how it was mixed."""
@@ -158,11 +184,16 @@ class Supervised(TaskMethod):
             input = mixing.random_erasing(input, self.random_erasing)
         return mixing.mix(input, self.mixup, self.cutmix) if self.mixup or self.cutmix else (input, None)
 
-    def soften(self, target: Tensor, output: Tensor, mixed: Mixing | None) -> Tensor:
+    def soften(self, task: BasicTask, target: Tensor, output: Tensor, mixed: Mixing | None) -> Tensor:
         """Class probabilities (N, C, ...) where labels are smoothed or samples mixed, else ``target`` as it is."""
         if mixed is None and not self.label_smoothing and not self.replaces_criterion:
             return target
-        soft = smooth(target, output, self.label_smoothing)
+        left_out = None if self.alike else ignored(task.criterion, target)
+        if left_out is None:
+            soft = smooth(target, output, self.label_smoothing)
+        else:
+            soft = smooth(target.masked_fill(left_out, 0), output, self.label_smoothing)
+            soft = soft.masked_fill(left_out.unsqueeze(1), 0.0)  # of no class, and so without a loss
         return soft if mixed is None else mixed.of(soft)
 
     def unfreeze(self, task: BasicTask, stage: int) -> None:
@@ -202,6 +233,13 @@ class Supervised(TaskMethod):
         return optimizer
 
 
+def labelled_targets(task: BasicTask) -> Tensor | None:
+    """The targets of all labelled training samples, where they are known without reading samples."""
+    sources = getattr(task.train_loader, "sources", {})
+    source = sources.get("labelled")
+    return None if source is None else source.targets
+
+
 def still(model: nn.Module) -> list[nn.Module]:
     """The BatchNorms of a network that do not learn: their statistics are held still as well."""
     return [module for module in model.modules() if isinstance(module, BatchNorm) and frozen(module)]
@@ -216,6 +254,8 @@ def is_plain(criterion: nn.Module) -> bool:
 
 def takes_probabilities(criterion: nn.Module) -> bool:
     """Whether ``criterion(output, target)`` accepts class probabilities in the place of indices."""
+    if weighs_classes(criterion):
+        return isinstance(criterion, nn.CrossEntropyLoss)
     weight = getattr(criterion, "weight", None)
     classes = len(weight) if isinstance(weight, Tensor) and weight.dim() else 2
     scores = torch.zeros(2, classes)

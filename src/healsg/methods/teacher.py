@@ -25,6 +25,7 @@ from healsg.methods.within import Probe, outputs_of, probe
 from healsg.paths import current_folder
 from healsg.predictor import best_of, network_of_run
 from healsg.saved import load_saved
+from healsg.step import Mean, Samples, joined_samples, samples_of
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -253,7 +254,7 @@ class Distilled(Supervised):
     def learner(self, task: BasicTask) -> nn.Module:
         return task.model.network if isinstance(task.model, Student) else task.model
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
         labelled = batch if self.needs.flat else batch["labelled"]
         input, mixed = self.prepare(task, labelled)
         rows = len(input)
@@ -263,11 +264,19 @@ class Distilled(Supervised):
         teacher = Answer(taught, [found[name] for name in self.places])
         student = self.answer(task, seen, teacher)
         output = student.output[:rows]
-        lesson, share = self.lesson(task, labelled, student, teacher), self.label_share(task)
+        lesson = Mean(self.lesson(task, labelled, student, teacher), self.all_samples(batch))
+        share = self.label_share(task)
         if not share:
             return {"loss": lesson, "lesson": lesson.detach()}
-        labels = self.loss(task, labelled, output, self.soften(labelled["target"], output, mixed))
+        labels = self.loss(task, labelled, output, self.soften(task, labelled["target"], output, mixed))
         return {"loss": share * labels + lesson, "lesson": lesson.detach()}
+
+    def all_samples(self, batch: dict[str, Any]) -> Samples | None:
+        """The labelled and the unlabelled samples of a batch together; None for a batch of labelled ones."""
+        if self.needs.flat:
+            return None
+        labelled, unlabelled = samples_of(batch["labelled"]), samples_of(batch["unlabelled"])
+        return joined_samples(labelled, unlabelled) if labelled and unlabelled else None
 
     def answer(self, task: BasicTask, input: Tensor, teacher: Answer) -> Answer:
         """What the student says."""

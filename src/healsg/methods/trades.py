@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from healsg.losses.classification import divergence
 from healsg.methods.attack import EVAL_SIZE, Attack, Robust
@@ -44,12 +43,12 @@ class TRADES(Robust):
         self.attack = Attack(eps, steps, step_size, False)
         self.eval_attack = Attack(eps, eval_steps, EVAL_SIZE, True)
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
         input, mixed = self.prepare(task, batch)
         begin = input + SPREAD * self.attack.unit * torch.randn_like(input)
         with self.attack.seen(task, task.model):
             given = task.model(input).detach()
             attacked = self.attack(lambda images: divergence(given, task.model(images)).mean(), input, begin)
         output, shaken = task.net(torch.cat([input, attacked])).chunk(2)
-        loss = self.loss(task, batch, output, self.soften(batch["target"], output, mixed))
+        loss = self.loss(task, batch, output, self.soften(task, batch["target"], output, mixed))
         return {"loss": loss + self.beta * divergence(output, shaken).mean()}

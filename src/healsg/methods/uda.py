@@ -9,6 +9,7 @@ from torch import Tensor
 from healsg.losses.classification import cross_entropy
 from healsg.losses.semi import sharpen, signal_threshold
 from healsg.methods.consistency import SemiSupervised, probabilities
+from healsg.step import Loss, Mean
 from healsg.types import Fraction, Positive
 
 if TYPE_CHECKING:
@@ -38,17 +39,17 @@ class UDA(SemiSupervised):
         super().__init__(**common)
         self.threshold, self.temperature, self.annealing = threshold, temperature, annealing
 
-    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor | Loss:
         losses = cross_entropy(output, target)
         if self.annealing == "none":
             return losses.mean()
         highest = signal_threshold(self.annealing, task.runner.step_count / task.runner.total_steps, output.shape[1])
         right = probabilities(output).gather(1, batch["target"][:, None]).squeeze(1)
         counts = (right <= highest).to(losses.dtype)
-        return (losses * counts).sum() / counts.sum().clamp(min=1.0)
+        return Mean((losses * counts).sum() / counts.sum().clamp(min=1.0), counts.sum())
 
-    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Loss, dict[str, Any]]:
         weak, strong = outputs
         predicted = probabilities(weak)
         losses = cross_entropy(strong, sharpen(predicted, self.temperature))
-        return self.selected(losses, predicted.amax(dim=1) > self.threshold)
+        return self.selected(batch, losses, predicted.amax(dim=1) > self.threshold)
