@@ -309,3 +309,24 @@ def test_a_built_task_trains_and_evaluates_without_a_run() -> None:
     assert task.train_epoch.run()["loss"] > 0
     assert task.val_epoch.run()["loss"] < before
     assert task.runner.step_count == task.runner.steps_per_epoch
+
+
+# --- the learning rate that is logged --------------------------------------------------------------------------------
+
+
+def test_a_line_tells_the_rate_of_its_update() -> None:
+    options = ["method=sgd", "method.optimizer.lr=0.1", "runner.log_every=1"]
+    linear = ["method/scheduler=poly", "method.scheduler.power=1", "method.scheduler.warmup=0"]
+    train(*options, *linear, "runner.steps=4", name="linear")
+    assert [row["lr"] for row in events("linear", "step")] == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    assert events("linear", "epoch")[-1]["lr"] == pytest.approx(0.025)
+    rates = {}
+    for interval in ("update", "epoch"):
+        drop = [
+            "method/scheduler=multistep",
+            f"method.scheduler.interval={interval}",
+            "method.scheduler.milestones=[0.5]",
+        ]
+        train(*options, *drop, "runner.epochs=4", name=interval)
+        rates[interval] = [row["lr"] for row in events(interval, "epoch")]
+    assert rates["update"] == rates["epoch"] == pytest.approx([0.1, 0.1, 0.01, 0.01])

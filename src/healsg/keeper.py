@@ -230,7 +230,7 @@ class Keeper(Watcher):
         task.runner.progress.numbers = means
         if self.journal:
             line = {"event": "step", "epoch": task.epoch, "step": task.runner.step_count}
-            self.journal.write(line | {f"train/{k}": v for k, v in means.items()} | {"lr": task.learning_rate})
+            self.journal.write(line | {f"train/{k}": v for k, v in means.items()} | {"lr": task.runner.last_rate(task)})
 
     def end_epoch(self, task: BasicTask, numbers: dict[str, Any], best: bool) -> None:
         """The epoch's line, the best weights where they are, and a save, unless the last one was a moment ago."""

@@ -246,6 +246,8 @@ class TaskRunner:
             if scaler:
                 scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(task.model.parameters(), self.clip_norm)
+        rate = optimizer.param_groups[0]["lr"]
+        self.rate = rate.clone() if isinstance(rate, torch.Tensor) else rate
         self.keeper.landed()  # a save copies what is about to move
         if scaler:
             scaler.step(optimizer)
@@ -303,12 +305,16 @@ class TaskRunner:
         """The line of an epoch, and whether it is the best so far; a schedule by epoch is stepped."""
         rows = {f"{split}/{key}": value for split, row in results.items() for key, value in row.items()}
         numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count, **rows}
-        numbers |= {"lr": task.learning_rate, "seconds": round(seconds, 3)}
+        numbers |= {"lr": self.last_rate(task), "seconds": round(seconds, 3)}
         known = directions(task)
         if task.interval == "epoch":
             name, sign = self.monitor.resolve(numbers, known)
             task.step_scheduler(numbers.get(name), sign)
         return numbers, self.monitor.better(numbers, known)
+
+    def last_rate(self, task: BasicTask) -> float:
+        """The learning rate with which the last update was made; of the first group of parameters."""
+        return task.learning_rate if self.rate is None else float(self.rate)
 
     def next_epoch(self) -> None:
         self.at.end_epoch()
@@ -323,6 +329,7 @@ class TaskRunner:
             "pieces": self.pieces,
             "total_steps": self.total_steps,
             "stop_reason": self.stop_reason,
+            "rate": None if self.rate is None else float(self.rate),
             "meter": self.meter.state_dict(),
             "monitor": self.monitor.state_dict(),
             "scaler": self.place.scaler.state_dict() if self.place.scaler else {},
@@ -335,6 +342,7 @@ class TaskRunner:
         self.stop_reason = state["stop_reason"] if state["total_steps"] == self.total_steps else None
         if self.position > self.length:
             raise RunError(f"batch {self.position} of an epoch is where the run stands, and it has {self.length} now")
+        self.rate = state["rate"]
         self.progress.max_epoch = self.max_epoch
         self.accumulator.clear()
         self.meter.load_state_dict(state["meter"])
