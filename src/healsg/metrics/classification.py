@@ -20,7 +20,7 @@ from healsg.types import Count
 log = logging.getLogger("healsg")
 
 MOST_ROWS = 100
-"""Classes up to which a list or a matrix of classes is something that a person reads."""
+"""Numbers in a list by class up to which it is something that a person reads."""
 
 _CHUNK = 65_536
 """Samples that are sorted into bins at once, to bound the memory of pixels."""
@@ -52,7 +52,7 @@ class Confusion(Metric):
     kinds: ClassVar[tuple[str, ...]] = ("multiclass",)
     splits: ClassVar[tuple[str, ...]] = ("test",)
 
-    def __init__(self, max_classes: Count = MOST_ROWS) -> None:
+    def __init__(self, max_classes: Count = 100) -> None:
         super().__init__()
         self.max_classes = max_classes
 
