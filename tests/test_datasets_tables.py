@@ -158,6 +158,44 @@ def test_wrong_settings_of_medmnist(arguments: dict[str, Any], told: str) -> Non
         MedMNIST(**arguments)
 
 
+@pytest.mark.parametrize("name", ["pathmnist", "breastmnist", "chestmnist", "organmnist3d"])
+def test_a_file_of_ones_own_in_that_layout(name: Any) -> None:
+    path = fake_tables.write_medmnist(Path("published"), name)
+    own, published = MedMNIST(file=str(path)), MedMNIST(name, root="published", **NEITHER)
+    assert (own.info.input_shape, own.info.kind) == (published.info.input_shape, published.info.kind)
+    assert own.info.num_classes == published.info.num_classes
+    for split in ("train", "val", "test"):
+        one, two = part(own, split), part(published, split)
+        assert torch.equal(one.input, two.input)
+        assert torch.equal(one.target, two.target)
+    assert torch.equal(whole(own)["input"], whole(published)["input"])
+
+
+def test_a_file_of_ones_own_needs_a_training_part_alone() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (30, 9, 7, 3), np.uint8)
+    np.savez("own.npz", train_images=images, train_labels=np.arange(30) % 3)
+    data = MedMNIST(file="own.npz", shift=1)
+    assert (data.info.input_shape, data.info.num_classes, data.has_val, data.has_test) == ((3, 9, 7), 3, False, False)
+    assert {split: len(source) for split, source in data.splits().items()} == {"train": 27, "val": 3}
+    for arrays, told in (
+        ({"train_images": images}, "has images without labels"),
+        ({"test_images": images, "test_labels": np.arange(30)}, "has no train_images"),
+        ({"train_images": images / 255, "train_labels": np.arange(30)}, "train_images are float64"),
+        ({"train_images": images, "train_labels": np.arange(29)}, r"train_labels \(29, 1\) do not go with 30"),
+        ({"train_images": images[0, 0], "train_labels": np.arange(7)}, "train_images .* are no"),
+        ({"train_images": images, "train_labels": np.array(["a"] * 30)}, "train_labels .* do not go"),
+        ({"train_images": images, "train_labels": np.array([object()] * 30)}, "cannot be read as an npz file"),
+    ):
+        np.savez("own.npz", **arrays)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=rf"data.file: .*own.npz.*{told}") as caught:
+            MedMNIST(file="own.npz").loaders(Needs())
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"data.file: no such file: .*none.npz"):
+        _ = MedMNIST(file="none.npz").info
+    with pytest.raises(ConfigError, match=r"data.file=own.npz reads one's own file"):
+        MedMNIST("own.npz")  # type: ignore[arg-type]
+
+
 def test_labels_of_several_classes_refuse_what_needs_one() -> None:
     fake_tables.write_medmnist(Path("data"), "chestmnist")
     with pytest.raises(ConfigError, match=r"data.labels: needs one class a sample, and these are multilabel targets"):
@@ -433,6 +471,13 @@ def test_what_becomes_of_a_table_is_said(caplog: pytest.LogCaptureFixture) -> No
     assert "the inputs are the columns 'a', 'b', 'c', 'd'; mean 0 and deviation 1" in caplog.text
     assert "missing numbers are set to their column's mean: 'd 18'" in caplog.text
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    patients(target="risk", kind="regression").loaders(Needs())
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    prices = {"a": NUMBERED["a"], "price": [2e5 + 1e4 * row for row in range(30)]}
+    fake_tables.write_csv("prices.csv", prices)
+    Csv("prices.csv", target="price", kind="regression").loaders(Needs())
+    assert "'price' has mean 3.4" in caplog.text
+    assert "is predicted as it is; bring it to about -1 to 1" in caplog.text
     table = {"id": range(5, 35), **NUMBERED, "label": ["1", "01", "2"] * 10}
     fake_tables.write_csv("table.csv", {name: list(values) for name, values in table.items()})
     Csv("table.csv").loaders(Needs())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import multiprocessing
 import os
 import random
@@ -35,10 +36,12 @@ from healsg.datasets.imagefolder import ImageFolder
 from healsg.errors import DataError
 from healsg.loader import Loader
 from healsg.runner import TaskRunner
+from healsg.skipped import skipped_samples
 from healsg.source import DatasetSource, Reading
 from healsg.terms import Terms
 from test_loader import Noisy, dealt, indices, jitter, numbered, same
 from test_own_loaders import train
+from test_selfsupervised import in_two
 
 Faults = dict[int, Callable[[], Any]]
 
@@ -335,6 +338,56 @@ def test_odd_pictures(caplog: pytest.LogCaptureFixture) -> None:
             "once by each loader, or in the test part"
         )
     assert len(lines) > len(bad), "the training part has most of them"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_records_what_it_left_out(workers: int) -> None:
+    fake_data.write_imagefolder("pictures", per_class=8)
+    broken = [f"pictures/{path}" for path in ("train/ant/001.png", "train/bee/003.png", "val/cat/000.jpg")]
+    for path in broken:
+        Path(path).write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    digest("data.on_error=skip", f"data.workers={workers}", "runner.epochs=2", "name=run")
+    told = json.loads(Path("runs/run/run.json").read_text())["samples_skipped"]
+    assert told["number"] == len(told["first"]) == 3, "each once, over epochs, splits and workers"
+    assert all(any(path in line for line in told["first"]) for path in broken)
+    report = Path("runs/run/report.html").read_text()
+    assert "samples_skipped" in report
+    assert "number 3, first sample " in report
+    for path in broken:
+        shutil.copy(Path(path).with_name("005.png"), path)
+    digest("data.on_error=skip", f"data.workers={workers}", "runner.epochs=3", "name=run")
+    assert json.loads(Path("runs/run/run.json").read_text())["samples_skipped"] == told, "also of before it went on"
+    digest("name=strict")
+    assert "samples_skipped" not in json.loads(Path("runs/strict/run.json").read_text())
+
+
+def test_processes_count_different_samples_once() -> None:
+    def one(rank: int) -> None:
+        reading = Reading("skip")
+        train, val = (loader_of(Faulty(9, broken(*index))) for index in ((1, 2 + rank), (1,)))
+        for loader in (train, val):
+            loader.reading = reading
+            dealt(loader)
+        assert len(reading.skipped) == 3
+        told = skipped_samples({"train": train, "val": val}, reading)
+        assert told["number"] == len(told["first"]) == 4, "1, 2 and 3 of the training samples, 1 of the others"
+        assert len({*told["first"]}) == 3, "of which two are called alike"
+
+    in_two(one)
+
+
+@pytest.mark.parametrize("before", [None, 7, {}, {"number": "x", "first": [1, None]}, {"number": None, "first": {}}])
+def test_what_a_record_says_of_before_may_be_anything(before: Any) -> None:
+    assert skipped_samples({}, Reading("skip"), before) == {"number": 0, "first": []}
+
+
+def test_a_record_names_the_first_and_counts_all() -> None:
+    reading = Reading("skip", max_errors=1000)
+    for index in range(150):
+        reading.skip((0, index), f"sample {index}")
+    told = skipped_samples({}, reading)
+    assert (told["number"], len(told["first"])) == (150, 100)
+    assert skipped_samples({}, Reading("skip"), told) == told
 
 
 def test_what_is_too_large_takes_no_memory() -> None:

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from conftest import WITHOUT_LABELS, in_processes
 from healsg import BasicTask, TaskTrainer
 from healsg.checkpoint import load
+from healsg.data import DataInfo, Needs, TaskData
+from healsg.datasets.classification import Classification
+from healsg.datasets.synthetic import Synthetic
 from healsg.epoch import evaluating
 from healsg.errors import ConfigError
 from healsg.losses import agreement, contrastive, reconstruction, redundancy
@@ -26,6 +29,8 @@ from healsg.methods.mae import MaskedAutoencoder
 from healsg.methods.neighbours import vote
 from healsg.methods.selfsupervised import SelfSupervised, perceptron, rising
 from healsg.models.vit import VisionTransformer
+from healsg.seeding import Draw
+from healsg.source import Batch, TensorSource
 
 ROWS, WIDTH = 6, 5
 SMALL = ["data=digits", "model=mlp", "model.width=16", "data.batch_size=256", "quiet=true", "runner.epochs=2"]
@@ -366,6 +371,80 @@ def test_refusals_are_one_line(options: list[str], told: str) -> None:
     with pytest.raises(ConfigError, match=told) as caught:
         TaskTrainer.compose(*SMALL, "trusted=[test_selfsupervised]", *options, "name=run").train()
     assert "\n" not in str(caught.value)
+
+
+class Bare(Classification):
+    """A data set of one's own: 200 samples of 6 numbers; without a transform unless one is given."""
+
+    change: Any = None
+
+    @property
+    def info(self) -> DataInfo:
+        return DataInfo(input_shape=(6,), num_classes=2, class_names=("a", "b"))
+
+    def read(self, part: str) -> TensorSource | None:
+        if part in ("val", "unlabelled"):
+            return None
+        draw = torch.Generator().manual_seed(len(part))
+        target = torch.randint(0, 2, (200,), generator=draw)
+        return TensorSource(torch.randn(200, 6, generator=draw) + target[:, None], target)
+
+    def transform(self, view: str, split: str) -> Any:
+        return self.change
+
+
+class Still(Bare):
+    """The same with a transform that changes nothing at random."""
+
+    change = staticmethod(lambda batch, draw: batch | {"input": batch["input"] * 2})
+
+
+class Jittered(Bare):
+    """The same with one that draws anew for each view."""
+
+    @staticmethod
+    def change(batch: Batch, draw: Draw | None) -> Batch:
+        return batch if draw is None else batch | {"input": batch["input"] + draw.uniform(0).unsqueeze(1)}
+
+
+TWO = Needs({"unlabelled": ("view1", "view2")})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: Bare(),
+        lambda: Still(),
+        lambda: Synthetic([1, 4, 4, 4], augment="none", train=50),
+        lambda: Synthetic([1, 4, 4, 4], augment="standard", train=50),
+    ],
+)
+def test_views_that_are_one_and_the_same_are_refused(data: Callable[[], TaskData]) -> None:
+    with pytest.raises(ConfigError, match="view1 and view2 of each sample are the same, and the method compares them"):
+        data().loaders(TWO)
+    assert data().loaders(Needs({"unlabelled": ("view1",)})), "one view is compared with none"
+    with pytest.raises(ConfigError, match=r"data.noise: 0 makes both views of a sample the same"):
+        Synthetic([6], images=False).loaders(TWO)
+
+
+def test_two_views_differ_where_something_is_random() -> None:
+    for data in (Jittered(), Synthetic([6], images=False, noise=0.1), Synthetic([1, 4, 4, 4], shift=1), Synthetic()):
+        batch, _ = next(iter(data.loaders(TWO)["train"].batches(0)))  # type: ignore[arg-type]
+        views = batch["unlabelled"]
+        assert not torch.equal(views["view1"], views["view2"])
+
+
+def test_views_are_compared_before_a_run_and_change_no_number() -> None:
+    """The refusal comes through the command too; where there are two views, looking at them is not felt."""
+    options = ["method=simclr", *OPTIONS["simclr"], "trusted=[test_selfsupervised]", "~data.shift", "~data.flip"]
+    for kind, known in (("Bare", False), ("Jittered", True)):
+        own = [*options, "~data.augment", f"data._target_=test_selfsupervised.{kind}", f"name={kind}"]
+        trainer = TaskTrainer.compose(*SMALL, "runner.steps=3", *own)
+        if known:
+            assert trainer.train()["status"] == "finished"
+            continue
+        with pytest.raises(ConfigError, match="Bare: view1 and view2 of each sample are the same"):
+            trainer.train()
 
 
 class Own(BasicTask):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 import fake_data
+import fake_tables
 from healsg import DataInfo, TaskTrainer
 from healsg.data import Needs, stratified_split
 from healsg.datasets import splits
@@ -461,6 +463,49 @@ def test_a_run_records_its_split():
     assert told[0]["labelled"] == sum(told[0]["labelled_per_class"]) == 40
     assert len(told[0]["labelled_per_class"]) == 10
     assert told[0]["unlabelled"] > 200
+
+
+def lines_of(caplog, *, level="WARNING"):
+    found = [record.getMessage() for record in caplog.records if record.levelname == level]
+    caplog.clear()
+    return found
+
+
+def test_a_run_says_what_it_understood(caplog):
+    settings = ["model=mlp", "model.width=8", "runner=debug", "quiet=true"]
+    TaskTrainer.compose("data=digits", *settings, "name=digits").train()
+    log = Path("runs/digits/train.log").read_text()
+    assert "data: inputs of shape (1, 8, 8), 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)" in log
+    counted = re.search(r"data: train: (\d+) samples \((.*)\)", log)
+    counts = json.loads(Path("runs/digits/run.json").read_text())["samples"]["labelled_per_class"]
+    assert counted[2] == ", ".join(f"{label} {count}" for label, count in enumerate(counts))
+    assert int(counted[1]) == sum(counts)
+    assert len(re.findall(r"data: (?:train|val|test): \d+ samples", log)) == 3
+    assert " WARNING " not in log
+    TaskTrainer.compose("data=digits", "data.labels=40", "method=fixmatch", *settings, "name=few").train()
+    log = Path("runs/few/train.log").read_text()
+    assert "data: train, labelled: 40 samples (0 4, 1 4," in log
+    assert re.search(r"data: train, unlabelled: \d+ samples\n", log)
+    assert " WARNING " not in log
+
+
+def test_what_is_probably_not_meant_is_one_warning(caplog):
+    table = {"a": [float(row) for row in range(60)], "label": [max(0, row - 39) for row in range(60)]}
+    fake_tables.write_csv("table.csv", table)
+    settings = ["data=csv", "data.file=table.csv", "model=mlp", "model.width=8", "runner=debug", "quiet=true"]
+    TaskTrainer.compose(*settings, "data.columns=[a]", "name=run").train()
+    counts = json.loads(Path("runs/run/run.json").read_text())["samples"]["labelled_per_class"]
+    empty = [str(label) for label, count in enumerate(counts) if not count]
+    assert empty
+    warned = [line for line in Path("runs/run/train.log").read_text().splitlines() if " WARNING " in line]
+    assert f"{len(empty)} of 21 classes have no training sample left: {', '.join(map(repr, empty))}" in warned[0]
+    assert "data.batch_size: 128 is more than the 54 training samples" in warned[1]
+    assert len(warned) == 2
+    semi = Needs({"labelled": ("input",), "unlabelled": ("weak", "strong")})
+    Invented().loaders(semi)
+    assert ["every training sample keeps its label" in line for line in lines_of(caplog)] == [True]
+    Invented(labels=20).loaders(semi)
+    assert not lines_of(caplog)
 
 
 @pytest.mark.parametrize("method", ["elr", "coteaching", "logit_adjustment"])

@@ -18,12 +18,13 @@ import torch
 
 from healsg.data import DataInfo
 from healsg.datasets.classification import Classification
-from healsg.datasets.files import MOST, Sums, checked_file, log, obtain
+from healsg.datasets.files import MOST, Sums, checked_file, locate, log, obtain
 from healsg.datasets.medmnist_info import ADDRESS, SETS, SIZES
 from healsg.errors import ConfigError, DataError
 from healsg.loader import Transform
 from healsg.source import TensorSource, line
-from healsg.transforms.views import Augment, image_views
+from healsg.transforms.views import Augment, ImageViews, image_views
+from healsg.transforms.volume import VolumeTransform
 from healsg.types import Natural
 
 HALF = 0.5
@@ -68,6 +69,9 @@ class MedMNIST(Classification):
         padding: what comes in from outside.
         download: fetch the file where it is not there.
         verify: take only a file with the published MD5.
+        file: one's own npz file of the same layout, relative to the current directory or else to ``root``, in the place
+            of a published one; ``name`` and ``size`` are then those of the file. Its classes are the labels of its
+            training part, numbered from 0; several columns of 0 and 1 are labels.
         common: the arguments of Classification.
     """
 
@@ -81,28 +85,49 @@ class MedMNIST(Classification):
         padding: Literal["zero", "reflect"] = "zero",
         download: bool = True,
         verify: bool = True,
+        file: str | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
         if name not in SETS:
-            raise ConfigError(f"data.name: {name!r} is not one of {', '.join(SETS)}")
-        self.name, self.size, self.published = name, size, SETS[name]
+            way = f"; data.file={name} reads one's own file" if name.endswith(".npz") else ""
+            raise ConfigError(f"data.name: {name!r} is not one of {', '.join(SETS)}{way}")
+        self.name, self.size, self.published, self.file = name, size, SETS[name], file
         self.download, self.verify, self.is_volume = download, verify, name.endswith("3d")
+        self._views = (augment, flip, shift, padding)
+        if file is not None:
+            return
         if size not in self.published.md5:
             sizes = " and ".join(map(str, self.published.md5))
             raise ConfigError(f"data.size: {size}, but {name} is published in {sizes}")
-        shape = self.info.input_shape
-        self.images = image_views(augment, flip, shift, HALF, HALF, shape, padding, f"{name} is")
+        _ = self.images  # refuses what they cannot do
+
+    @cached_property
+    def images(self) -> ImageViews | VolumeTransform:
+        """The views of the images or volumes."""
+        augment, flip, shift, padding = self._views
+        what = f"{self.file or self.name} is"
+        return image_views(augment, flip, shift, HALF, HALF, self.info.input_shape, padding, what)
 
     @property
     def info(self) -> DataInfo:
+        if self.file is not None:
+            return self._own[0]
         shape = (self.published.channels, *[self.size] * (3 if self.is_volume else 2))
         labels = self.published.labels
         return DataInfo(shape, len(labels), self.published.kind, class_names=labels)
 
     @property
     def has_val(self) -> bool:
-        return True
+        return self.file is None or "val" in self._own[1]
+
+    @property
+    def has_test(self) -> bool:
+        return self.file is None or "test" in self._own[1]
+
+    @cached_property
+    def _own(self) -> tuple[DataInfo, dict[str, TensorSource]]:
+        return read_own(locate("file", str(self.file), self.root, "file"))
 
     def transform(self, view: str, split: str) -> Transform:
         return self.images.of(view, split)
@@ -112,6 +137,8 @@ class MedMNIST(Classification):
 
     @cached_property
     def _parts(self) -> dict[str, TensorSource]:
+        if self.file is not None:
+            return self._own[1]
         sums = Sums(md5=self.published.md5[self.size])
         place = self.root.absolute() / "medmnist"
         file = self.name + (f"_{self.size}" if self.size != SIZES[0] else "") + ".npz"
@@ -146,7 +173,53 @@ class MedMNIST(Classification):
         top = info.num_classes - 1 if info.kind == "multiclass" else 1
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= top:
             raise DataError(f"{path}: a {part} label lies outside 0..{top}")
-        inputs = torch.from_numpy(np.ascontiguousarray(images))
-        inputs = inputs.movedim(-1, 1).contiguous() if channels > 1 else inputs.unsqueeze(1)
-        targets = torch.from_numpy(labels.astype(np.int64))
-        return TensorSource(inputs, targets.float() if info.kind == "multilabel" else targets[:, 0])
+        return _source(images, labels, channels, info.kind)
+
+
+def _source(images: Any, labels: Any, channels: int, kind: str) -> TensorSource:
+    """Checked arrays as (N, C, ...) uint8 and their targets."""
+    inputs = torch.from_numpy(np.ascontiguousarray(images))
+    inputs = inputs.movedim(-1, 1).contiguous() if channels > 1 else inputs.unsqueeze(1)
+    targets = torch.from_numpy(labels.astype(np.int64))
+    return TensorSource(inputs, targets.float() if kind == "multilabel" else targets[:, 0])
+
+
+def read_own(path: Path) -> tuple[DataInfo, dict[str, TensorSource]]:
+    """One's own file in MedMNIST's layout: what it promises, and its parts.
+
+    ``train_images`` are uint8, (N, H, W), (N, H, W, 3) or (N, D, H, W); ``train_labels`` integers, (N,) or (N, 1) of
+    classes from 0 on, (N, K) of 0 and 1 for K labels. ``val_`` and ``test_`` arrays are optional. Raises DataError that
+    names the file and the array.
+    """
+    arrays: dict[str, Any] = {}
+    try:
+        with np.load(path, allow_pickle=False) as opened:
+            for part in PARTS:
+                if f"{part}_images" in opened.files:
+                    arrays[part] = opened[f"{part}_images"], opened[f"{part}_labels"]
+    except KeyError as error:
+        raise DataError(f"data.file: {path} has images without labels ({line(error)})") from error
+    except (ValueError, EOFError, OSError, MemoryError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"data.file: {path} cannot be read as an npz file of arrays ({line(error)})") from error
+    if "train" not in arrays:
+        raise DataError(f"data.file: {path} has no train_images; MedMNIST's files have train_images, train_labels, ...")
+    arrays = {
+        part: (images, labels[:, None] if labels.ndim == 1 else labels) for part, (images, labels) in arrays.items()
+    }
+    sides, columns = arrays["train"][0].shape[1:], arrays["train"][1].shape[-1]
+    if len(sides) not in (2, 3) or 0 in sides:
+        raise DataError(f"data.file: {path}: train_images {sides} are no (H, W), (H, W, 3) or (D, H, W)")
+    for part, (images, labels) in arrays.items():
+        if images.dtype != np.uint8 or images.shape[1:] != sides:
+            raise DataError(
+                f"data.file: {path}: {part}_images are {images.dtype} {images.shape}, not uint8 (N, {sides})"
+            )
+        if labels.dtype.kind not in "iu" or labels.shape != (len(images), columns):
+            raise DataError(f"data.file: {path}: {part}_labels {labels.shape} do not go with {len(images)} images")
+        top = 1 if columns > 1 else int(arrays["train"][1].max(initial=0))
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= top:
+            raise DataError(f"data.file: {path}: a {part} label lies outside 0..{top}, those of the training part")
+    kind, channels = ("multilabel" if columns > 1 else "multiclass"), 3 if len(sides) == 3 and sides[-1] == 3 else 1
+    shape = (channels, *(sides[:-1] if channels > 1 else sides))
+    info = DataInfo(shape, columns if columns > 1 else int(arrays["train"][1].max(initial=0)) + 1, kind)
+    return info, {part: _source(images, labels, channels, kind) for part, (images, labels) in arrays.items()}
