@@ -127,7 +127,7 @@ class MedMNIST(Classification):
 
     @cached_property
     def _own(self) -> tuple[DataInfo, dict[str, TensorSource]]:
-        return read_own(locate("file", str(self.file), self.root, "file"))
+        return read_own(locate("file", str(self.file), (self.start, self.root), "file"))
 
     def transform(self, view: str, split: str) -> Transform:
         return self.images.of(view, split)
