@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from healsg import TaskTrainer
+from healsg.data.source import TensorSource
 from healsg.datasets.cifar import STATISTICS, Cifar
-from healsg.epoch import TrainEpoch
 from healsg.models.airbench import AirbenchNetwork
 from healsg.optimizers.muon_sgd import MuonSGD
-from healsg.source import TensorSource
+from healsg.training.epoch import TrainEpoch
 
 IMAGES, BATCH, EPOCHS = 1000, 250, 4
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from healsg import TaskTrainer
-from healsg.keeper import Keeper
+from healsg.runs.checkpointer import Keeper
 
 WORKLOADS = {
     "MLP 64-128-10, AdamW": ["model=mlp", "model.width=128", "method=adamw", "runner.steps=120"],

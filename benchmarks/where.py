@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.peers import bare, healsg, prepare, tight
 from benchmarks.peers.work import Clock, Work
-from healsg.epoch import EvalEpoch
+from healsg.evaluation.evaluator import EvalEpoch
 from healsg.optimizers.adam import AdamW
 from healsg.runner import TaskRunner
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from healsg import checkpoint
+from healsg.runs import checkpoint
 
 CANARY = "the_canary"
 TOUCH = f"touch {CANARY}"
@@ -117,15 +117,15 @@ CHAINS = """
     torchvision.transforms.transforms.numbers.Number torchvision.transforms.v2.functional.to_image
     torchvision.transforms.v2.functional._utils._register_kernel_internal
     torchvision.transforms.v2._utils.Callable torchvision.transforms.v2._augment.warnings.warn
-    torchvision.torch.load torchvision._internally_replaced_utils.find_module healsg.config.build_task
-    healsg.config.make healsg.config.import_module healsg.cli.main healsg.checkpoint.load
+    torchvision.torch.load torchvision._internally_replaced_utils.find_module healsg.build.build_task
+    healsg.build.make healsg.config.schema.import_module healsg.cli.main healsg.runs.checkpoint.load
     healsg.data.torch.load healsg.task.BasicTask.build healsg.runner.TaskRunner.fit
     healsg.loggers.wandb.subprocess.Popen healsg.loggers.wandb.serve_wandb healsg.loggers.wandb._Client
-    healsg.loggers.report.write_report healsg.claim.subprocess.run healsg.datasets.files.load_arrays
-    healsg.datasets.archives.unpack healsg.datasets.archives.tarfile.open healsg.redact.config
+    healsg.loggers.report.write_report healsg.runs.claim.subprocess.run healsg.datasets.files.load_arrays
+    healsg.datasets.archives.unpack healsg.datasets.archives.tarfile.open healsg.runs.redact.config
     healsg.datasets.files._ArrayUnpickler healsg.models.torchvision.models.get_model
-    healsg.models.torchvision.set_apart healsg.checks.targets.importlib.util.spec_from_file_location
-    healsg.folder.write_text healsg.trainer.TaskTrainer.train
+    healsg.models.torchvision.set_apart healsg.config.targets.importlib.util.spec_from_file_location
+    healsg.runs.folder.write_text healsg.trainer.TaskTrainer.train
 """
 SPELLED = [
     *(
@@ -658,9 +658,9 @@ class House:
     @staticmethod
     def give(*line: str) -> tuple[int, str]:
         """Run a command here; its status and what it said on standard error."""
-        from healsg import weights
         from healsg.cli import main, report
         from healsg.errors import HealsgError
+        from healsg.runs import weights
 
         def load() -> int:
             try:

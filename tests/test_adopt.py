@@ -22,11 +22,11 @@ from torch.utils.data import (
     default_collate,
 )
 
-from healsg.adopt import ForeignLoader, adopt
+from healsg.data.foreign import ForeignLoader, adopt
+from healsg.data.loader import Loader
+from healsg.data.sharding import Terms
+from healsg.data.source import stacked
 from healsg.errors import DataError
-from healsg.loader import Loader
-from healsg.source import stacked
-from healsg.terms import Terms
 from test_loader import Noisy, dealt, indices, same
 
 

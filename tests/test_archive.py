@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from healsg import archive, checkpoint
 from healsg.errors import RunError
+from healsg.runs import archive, checkpoint
 
 PATH = Path("last.pt")
 

@@ -16,11 +16,13 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import fake_data
 from conftest import fork
-from healsg import BasicTask, TaskTrainer, checkpoint, fingerprint
+from healsg import BasicTask, TaskTrainer
 from healsg.cli import main
+from healsg.data import fingerprint
+from healsg.data.source import DatasetSource, TensorSource
 from healsg.datasets.imagefolder import ImageFolder, Pictures
 from healsg.errors import ConfigError, HealsgError, RunError
-from healsg.source import DatasetSource, TensorSource
+from healsg.runs import checkpoint
 from test_resume import SHORT, copies_of_every_step, record, train
 
 OPTIONS = [*SHORT, "method=adamw", "runner.save_every=2", "quiet=true"]

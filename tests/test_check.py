@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from healsg.checks.check import check, explain_addition, explain_option, explain_unknown
+from healsg.config.check import check, explain_addition, explain_option, explain_unknown
 from healsg.errors import ConfigError
 
 SOURCE = """

@@ -23,10 +23,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from conftest import Program, command, fork, killed
-from healsg import TaskTrainer, checkpoint
+from healsg import TaskTrainer
 from healsg.errors import RunError
-from healsg.folder import RunFolder
 from healsg.methods.supervised import Supervised
+from healsg.runs import checkpoint
+from healsg.runs.folder import RunFolder
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=3", "data.batch_size=256", "quiet=true"]
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from conftest import Program, command, healsg
-from healsg import checkpoint
 from healsg.cli import main
+from healsg.runs import checkpoint
 
 TINY = ["model=mlp", "model.width=8", "runner.epochs=2", "data.batch_size=256", "quiet=true"]
 EVIL = 'from pathlib import Path\nPath("harm").touch()\nclass Bad:\n    pass\n'

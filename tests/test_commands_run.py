@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from conftest import Program, command
-from healsg import checkpoint, redact
 from healsg.cli import main
+from healsg.runs import checkpoint, redact
 
 TINY = ["model=mlp", "model.width=8", "runner=debug", "data.batch_size=16"]
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from healsg import TaskTrainer
-from healsg.checkpoint import load
-from healsg.epoch import evaluating
 from healsg.errors import ConfigError
-from healsg.placement import Place, repeated
+from healsg.evaluation.evaluator import evaluating
 from healsg.runner import TaskRunner
+from healsg.runs.checkpoint import load
+from healsg.training.device import Place, repeated
 
 MLP = ["model=mlp", "model.width=16"]
 VIT = ["model=vit", "model.depth=4", "model.width=12", "model.heads=2"]

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from conftest import Program, command, healsg
-from healsg import TaskTrainer, claim
+from healsg import TaskTrainer
 from healsg.cli import main
 from healsg.errors import ConfigError, RunError
-from healsg.folder import RunFolder
 from healsg.methods.supervised import Supervised, smooth
-from healsg.saved import load_saved
+from healsg.runs import claim
+from healsg.runs.folder import RunFolder
+from healsg.runs.saved_config import load_saved
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=2", "data.batch_size=128", "quiet=true"]
 
@@ -97,7 +98,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("extend", [False, True])
 def test_a_kill_as_a_run_begins(writes: int, extend: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between any two files that the beginning writes; the same command goes on."""
-    from healsg import folder
+    from healsg.runs import folder
 
     whole, options = folder.write_text, [*SHORT, "name=run"]
     if extend:

@@ -25,10 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import Program
 from healsg import BasicTask, TaskTrainer
-from healsg.epoch import TrainEpoch
-from healsg.meter import Meter
 from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
+from healsg.training.epoch import TrainEpoch
+from healsg.training.meter import Meter
 
 OPTIMIZERS = sorted(path.stem for path in (Path(__file__).parents[1] / "conf/method/optimizer").glob("*.yaml"))
 
@@ -143,7 +143,7 @@ def calls_per_step(epochs: int = 12) -> tuple[float, float]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TaskRunner, "end_epoch", ended)
         patch.setattr(TrainEpoch, "run", passed)
-        patch.setattr("healsg.keeper.REST", float("inf"))
+        patch.setattr("healsg.runs.checkpointer.REST", float("inf"))
         train("data=digits", "data.batch_size=64", f"runner.epochs={epochs}")
     return calls["pass"] / calls["steps"], calls["all"] / calls["steps"]
 

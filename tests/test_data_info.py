@@ -13,17 +13,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from healsg import DataInfo, TaskTrainer, checkpoint
+from healsg import DataInfo, TaskTrainer
 from healsg.cli import main
+from healsg.data.info import order_classes
 from healsg.datasets.csv import Csv
 from healsg.datasets.imagefolder import ImageFolder
 from healsg.errors import ConfigError, DataError, HealsgError, RunError
-from healsg.folder import RunFolder
-from healsg.info import order_classes
+from healsg.evaluation.predictor import best_of, network_of_run
 from healsg.metrics.torchmetrics import TorchMetric
 from healsg.models.torchvision import Torchvision
-from healsg.predictor import best_of, network_of_run
-from healsg.weights import initialise, read_weights
+from healsg.runs import checkpoint
+from healsg.runs.folder import RunFolder
+from healsg.runs.weights import initialise, read_weights
 
 MLP = ("model=mlp", "model.width=8", "runner.epochs=2", "quiet=true")
 TABLE = ("data=csv", "data.file=train.csv", "data.test_file=test.csv", *MLP)

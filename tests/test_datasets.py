@@ -5,7 +5,7 @@ import torch
 
 import fake_data
 from fake_data import NEITHER
-from healsg.data import Needs
+from healsg.data.base import Needs
 from healsg.datasets.cifar import Cifar
 from healsg.datasets.digits import Digits, read_table
 from healsg.datasets.imagefolder import ImageFolder
@@ -97,7 +97,7 @@ def test_yaml_lists_every_argument(name):
 
     from hydra.utils import instantiate
 
-    from healsg.compose import Composer
+    from healsg.config.compose import Composer
 
     node = Composer().compose([f"data={name}", *["data.folder=x"] * (name == "imagefolder")]).values["data"]
     data = instantiate(node)

@@ -13,11 +13,11 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import fake_data
 from fake_data import refused
-from healsg.data import Needs
+from healsg.data.base import Needs
+from healsg.data.sharding import Terms
 from healsg.datasets.decoding import COMPOSITED, DEEP, ORIENTATION, TURNED, decode
 from healsg.datasets.folders import EXTENSIONS
 from healsg.datasets.imagefolder import ImageFolder, Pictures
-from healsg.terms import Terms
 
 
 def test_imagefolder_parts(tmp_path, caplog):

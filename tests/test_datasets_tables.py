@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 import fake_tables
-from healsg.data import Needs
+from healsg.data.base import Needs
+from healsg.data.loader import Loader
+from healsg.data.source import TensorSource
 from healsg.datasets import files, medmnist
 from healsg.datasets.classification import Classification
 from healsg.datasets.columns import classes_of, number
@@ -22,9 +24,7 @@ from healsg.datasets.medmnist import MedMNIST
 from healsg.datasets.medmnist_info import SETS
 from healsg.datasets.synthetic import Synthetic
 from healsg.errors import ConfigError, DataError, HealsgError
-from healsg.loader import Loader
 from healsg.seeding import Draw
-from healsg.source import TensorSource
 from healsg.transforms.standard import Standardise, statistics
 from healsg.transforms.volume import VolumeTransform
 

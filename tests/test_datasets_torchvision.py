@@ -20,7 +20,8 @@ import yaml
 import fake_data
 from conftest import REPOSITORY
 from fake_data import NEITHER, refuse_network, refused, serve_https, tarred
-from healsg.data import Needs
+from healsg.data.base import Needs
+from healsg.data.source import DatasetSource
 from healsg.datasets import archives, eurosat, fashionmnist, flowers102, food101, imagenette, pets, stl10, svhn
 from healsg.datasets.archives import Archive, unpack_folder
 from healsg.datasets.decoding import decode
@@ -35,7 +36,6 @@ from healsg.datasets.pets import Pets
 from healsg.datasets.stl10 import STL10
 from healsg.datasets.svhn import SVHN
 from healsg.errors import ConfigError
-from healsg.source import DatasetSource
 
 ROOT = Path("data")
 UNCHECKED = {"root": "data", **NEITHER}

@@ -15,12 +15,12 @@ import yaml
 from torch import Tensor, nn
 
 from healsg import BasicTask, DataInfo, TaskTrainer
-from healsg.checkpoint import load, save
 from healsg.errors import ConfigError
 from healsg.losses import distillation
 from healsg.methods.crd import others
 from healsg.methods.teacher import Distilled
 from healsg.methods.within import outputs_of, probe
+from healsg.runs.checkpoint import load, save
 
 SMALL = ["model=cnn", "model.width=3", "quiet=true", "data.batch_size=64", "runner.limit_batches=2"]
 SMALL += ["runner.epochs=2"]

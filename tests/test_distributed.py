@@ -18,8 +18,8 @@ import torch
 
 from conftest import REPOSITORY, Program, beside, command, in_processes
 from healsg import TaskTrainer, distributed
-from healsg.checkpoint import load
-from healsg.halt import Halt
+from healsg.runs.checkpoint import load
+from healsg.training.interrupt import Halt
 
 LIMIT = 150.0
 """Seconds that any launch may take."""

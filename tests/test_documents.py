@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 from conftest import REPOSITORY, Program, healsg
+from healsg.build import build_task
 from healsg.cli import COMMANDS
-from healsg.compose import Composer
-from healsg.config import Composed, build_task
-from healsg.folder import RunFolder
-from healsg.saved import load_saved
+from healsg.config.compose import Composer
+from healsg.config.schema import Composed
+from healsg.runs.folder import RunFolder
+from healsg.runs.saved_config import load_saved
 
 DOCUMENTS = [
     "README.md",

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from healsg import TaskTrainer, checkpoint
+from healsg import TaskTrainer
 from healsg.errors import ConfigError, RunError
 from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
-from healsg.writer import Writer
+from healsg.runs import checkpoint
+from healsg.runs.writer import Writer
 
 SHORT = ["model=mlp", "model.width=16", "data.batch_size=256", "runner.log_every=4", "runner.epochs=3", "quiet=true"]
 MINE = [*SHORT, "name=run", "trusted=[test_faults]", "method=sgd", "method.optimizer.lr=0.05"]
@@ -102,7 +103,7 @@ def test_not_finite_names_step_and_tensor(method: str, told: str, save_every: st
 
 
 def test_not_finite_stops_within_one_logging_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("healsg.faults.first_not_finite", lambda *_: None)  # the search would reset the step
+    monkeypatch.setattr("healsg.training.diagnose.first_not_finite", lambda *_: None)  # the search would reset the step
     trainer = mine("NotANumber", "runner.epochs=400", "runner.log_every=25")
     with pytest.raises(RunError, match=r"step 8: train/loss \(nan\) is not finite; the checkpoint of step 0"):
         trainer.train()
@@ -298,7 +299,7 @@ def test_a_failure_of_the_search_does_not_hide_what_it_was_for(monkeypatch: pyte
     def broken(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("healsg.faults.first_not_finite", broken)
+    monkeypatch.setattr("healsg.training.diagnose.first_not_finite", broken)
     with pytest.raises(RunError, match=r"step 8: train/loss \(nan\) is not finite; the checkpoint of step \d+ is good"):
         mine("NotANumber").train()
 

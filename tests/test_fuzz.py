@@ -20,14 +20,15 @@ import yaml
 from hydra.utils import get_object
 
 from conftest import REPOSITORY
-from healsg import claim
 from healsg.cli import main
-from healsg.compose import Composer
-from healsg.config import Composed, TaskConfig, flat
+from healsg.config.compose import Composer
+from healsg.config.schema import Composed, TaskConfig
+from healsg.config.values import flat
 from healsg.errors import ConfigError, RunError
-from healsg.folder import RunFolder
 from healsg.loggers.wandb import Wandb
-from healsg.saved import load_saved
+from healsg.runs import claim
+from healsg.runs.folder import RunFolder
+from healsg.runs.saved_config import load_saved
 from healsg.trainer import TaskTrainer
 
 LIMIT = 5.0

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from healsg import BasicTask, TaskTrainer
-from healsg.placement import Place
 from healsg.runner import TaskRunner
-from healsg.step import MicroBatch, TrainBatch
+from healsg.training.device import Place
+from healsg.training.step import MicroBatch, TrainBatch
 
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)

@@ -12,11 +12,11 @@ import torch
 
 import fake_data
 from healsg import TaskTrainer
-from healsg.datasets import holding
+from healsg.data import cache
+from healsg.data.source import DatasetSource, Reading, TensorSource
 from healsg.datasets.decoding import decode
 from healsg.datasets.imagefolder import ImageFolder, Pictures
 from healsg.errors import ConfigError, DataError, HealsgError
-from healsg.source import DatasetSource, Reading, TensorSource
 
 PICTURES = ["data=imagefolder", "data.folder=own", "data.image_size=16", "data.shift=2", "model=cnn", "model.width=4"]
 
@@ -82,13 +82,13 @@ def test_a_cache_is_read_again_and_made_anew_for_other_files(pictures: Path, mon
 
 
 def test_what_does_not_fit_is_refused_with_an_estimate(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holding, "available", lambda: 10_000)
+    monkeypatch.setattr(cache, "available", lambda: 10_000)
     with pytest.raises(ConfigError, match=r"data.in_memory: 30 train samples are 23.3 kB, and 10 kB are free; set"):
         data(pictures, in_memory=True).splits()
 
 
 def test_free_memory_is_told() -> None:
-    free = holding.available()
+    free = cache.available()
     assert free is None or 1 << 20 < free < 1 << 50
 
 
@@ -138,7 +138,7 @@ def test_other_labels_are_another_cache(pictures: Path) -> None:
     held = []
     for labels in ([0] * len(paths), [1] * len(paths)):
         source = DatasetSource(Pictures(paths, labels, 8, 3), targets=torch.tensor(labels))
-        cached = holding.hold(source, "train", 0, Reading(), pictures.parent / "cache")
+        cached = cache.hold(source, "train", 0, Reading(), pictures.parent / "cache")
         held.append(cached.fetch(torch.arange(len(paths)))["target"].tolist())
     assert held == [[0] * len(paths), [1] * len(paths)]
 

@@ -19,11 +19,11 @@ import yaml
 
 import hostile_inputs
 from conftest import Program, command, healsg
-from healsg.checks.targets import allowed, verify_origin
-from healsg.compose import Composer
+from healsg.config.compose import Composer
+from healsg.config.targets import allowed, verify_origin
 from healsg.errors import ConfigError, RunError
-from healsg.folder import RunFolder
-from healsg.saved import LARGEST, load_saved, read_saved
+from healsg.runs.folder import RunFolder
+from healsg.runs.saved_config import LARGEST, load_saved, read_saved
 from test_structure import code_from_data
 
 OURS = 1, 2
@@ -217,7 +217,7 @@ def test_a_cached_file_of_weights_runs_nothing(node: str, monkeypatch: pytest.Mo
     import torch
 
     from healsg import TaskTrainer
-    from healsg.config import make
+    from healsg.build import make
     from healsg.errors import HealsgError
 
     class Evil:

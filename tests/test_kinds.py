@@ -11,10 +11,10 @@ import torch
 
 import fake_tables
 from healsg import TaskTrainer
+from healsg.build import build_task
 from healsg.commands import resume
-from healsg.config import build_task
 from healsg.errors import ConfigError
-from healsg.folder import RunFolder
+from healsg.runs.folder import RunFolder
 
 BASE = ["data=synthetic", "data.train=300", "data.test=60", "data.batch_size=50", "model.width=16", "quiet=true"]
 IMAGES = ["data.shape=[1,8,8]", "model=cnn", "model.dropout=0.1", "data.shift=1"]

@@ -17,10 +17,10 @@ from healsg import TaskTrainer, safefiles
 from healsg.cli import main
 from healsg.datasets import files
 from healsg.errors import DataError, RunError
-from healsg.folder import RunFolder, weights_file
 from healsg.loggers.report import write_report
 from healsg.loggers.tensorboard import TensorBoard
 from healsg.loggers.wandb import Wandb
+from healsg.runs.folder import RunFolder, weights_file
 
 SETTINGS = ["model=mlp", "model.width=8", "runner.steps=4", "runner.save_every=1", "data.batch_size=256", "quiet=true"]
 FILES = (
@@ -347,7 +347,7 @@ def test_a_download_is_not_written_through_a_link(home: Path) -> None:
 
 
 def test_a_cache_is_read_and_written_through_no_link(home: Path) -> None:
-    from healsg.datasets.holding import _mapped, _write
+    from healsg.data.cache import _mapped, _write
 
     rows = {"input": torch.zeros(1, 4), "target": torch.zeros(1, dtype=torch.int64)}
     Path("cache").mkdir()

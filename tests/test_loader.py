@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from healsg.adopt import adopt
+from healsg.data.foreign import adopt
+from healsg.data.loader import Loader, Transform
+from healsg.data.sharding import Terms
+from healsg.data.source import Batch, DatasetSource, Source, TensorSource
 from healsg.errors import DataError
-from healsg.loader import Loader, Transform
 from healsg.seeding import Draw
-from healsg.source import Batch, DatasetSource, Source, TensorSource
-from healsg.terms import Terms
 
 
 class Noisy(Dataset[tuple[Tensor, int]]):
@@ -188,7 +188,7 @@ def test_small_samples_that_are_looked_at_go_together(monkeypatch: pytest.Monkey
     assert [rows for _, rows in dealt(loader)] == [32, 32, 11], "eight batches as one"
     assert torch.cat([batch["index"] for batch, _ in dealt(loader)]).tolist() == list(range(75))
     assert [rows for _, rows in loader.batches(0, 17)] == [7]
-    monkeypatch.setattr("healsg.loader.TOGETHER", 3 * 4 * 4 * loader.sources["labelled"].input[0].numel())
+    monkeypatch.setattr("healsg.data.loader.TOGETHER", 3 * 4 * 4 * loader.sources["labelled"].input[0].numel())
     assert [rows for _, rows in dealt(loader)][:2] == [12, 12], "within so many bytes"
     own = adopt(DataLoader(TensorDataset(torch.rand(9, 2), torch.arange(9)), 4), "val")
     assert [rows for _, rows in own.batches(0)] == [4, 4, 1], "a loader of one's own keeps its batch size"

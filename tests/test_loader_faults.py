@@ -28,17 +28,18 @@ from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, g
 import fake_data
 from conftest import fork
 from fake_data import refused
-from healsg import TaskTrainer, faults
-from healsg.adopt import ForeignLoader, adopt
-from healsg.data import Needs
+from healsg import TaskTrainer
+from healsg.data.base import Needs
+from healsg.data.foreign import ForeignLoader, adopt
+from healsg.data.loader import Loader
+from healsg.data.sharding import Terms
+from healsg.data.skipped import skipped_samples
+from healsg.data.source import DatasetSource, Reading
 from healsg.datasets.decoding import decode
 from healsg.datasets.imagefolder import ImageFolder
 from healsg.errors import DataError
-from healsg.loader import Loader
 from healsg.runner import TaskRunner
-from healsg.skipped import skipped_samples
-from healsg.source import DatasetSource, Reading
-from healsg.terms import Terms
+from healsg.training import diagnose
 from test_loader import Noisy, dealt, indices, jitter, numbered, same
 from test_own_loaders import train
 from test_selfsupervised import in_two
@@ -636,7 +637,7 @@ def test_a_loader_of_ones_own_that_fails_is_one_line(workers: int) -> None:
 
 def killed_at_work() -> None:
     task: Any = None
-    with faults.explained(task, task):  # which surrounds the loop: torch raises wherever this process is
+    with diagnose.explained(task, task):  # which surrounds the loop: torch raises wherever this process is
         dealt(foreign(Faulty(8, {3: kill}), 1))
 
 
@@ -646,7 +647,7 @@ def killed_at_rest() -> None:
     for worker in set(multiprocessing.active_children()) - before:
         os.kill(worker.pid or 0, signal.SIGKILL)
     task: Any = None
-    with faults.explained(task, task):
+    with diagnose.explained(task, task):
         sum(i * i for i in range(10**7))
 
 

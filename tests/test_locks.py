@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from conftest import command, healsg
-from healsg import claim
 from healsg.cli import main
 from healsg.errors import RunError
-from healsg.folder import RunFolder
+from healsg.runs import claim
+from healsg.runs.folder import RunFolder
 from test_signals import ended, ending, forked, record, undisturbed, wait_for
 
 OPTIONS = ["model=mlp", "model.width=8", "data.batch_size=512", "runner.epochs=2"]

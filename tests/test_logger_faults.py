@@ -143,7 +143,7 @@ def test_a_folder_in_the_place_of_the_report() -> None:
 
 
 def _occupy(path: Path) -> None:
-    from healsg.session import Session
+    from healsg.runs.session import Session
 
     begin = Session.begin
 
@@ -156,7 +156,7 @@ def _occupy(path: Path) -> None:
 
 def slowed(seconds: float) -> None:
     """Epochs take longer from here on, so that there is a middle of the run."""
-    from healsg.keeper import Keeper
+    from healsg.runs.checkpointer import Keeper
 
     end = Keeper.end_epoch
 

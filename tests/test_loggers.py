@@ -17,7 +17,7 @@ import pytest
 from healsg.loggers.background import Background
 from healsg.loggers.tensorboard import TensorBoard
 from healsg.loggers.wandb import Wandb
-from healsg.mirror import Mirror
+from healsg.runs.logger import Mirror
 
 RECORD = {"name": "trial", "config": {"seed": 3}, "resumed": False, "step": 0}
 LINES = [

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from healsg.denominator import loss_over
 from healsg.errors import ConfigError
 from healsg.losses import classification as losses
 from healsg.methods import averaging, depth, lora, mixing
@@ -25,7 +24,8 @@ from healsg.methods.ldam import CosineLinear
 from healsg.methods.logit_adjustment import ShiftedLinear
 from healsg.methods.sam import ascent
 from healsg.optimizers.schedule_free import ScheduleFreeAdamW
-from healsg.step import Accumulator, Mean, MicroBatch, Samples
+from healsg.training.denominator import loss_over
+from healsg.training.step import Accumulator, Mean, MicroBatch, Samples
 
 ROWS, CLASSES = 7, 5
 Array = np.ndarray[Any, Any]

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from conftest import REPOSITORY, beside, taken
 from healsg import BasicTask, TaskTrainer
-from healsg.checkpoint import load
-from healsg.epoch import evaluating
 from healsg.errors import ConfigError, HealsgError
-from healsg.keeper import Keeper
+from healsg.evaluation.evaluator import evaluating
 from healsg.methods.averaging import Average
 from healsg.methods.elr import EarlyLearning
 from healsg.methods.supervised import Supervised, is_plain
 from healsg.runner import TaskRunner
-from healsg.step import MicroBatch, TrainBatch
+from healsg.runs.checkpoint import load
+from healsg.runs.checkpointer import Keeper
+from healsg.training.step import MicroBatch, TrainBatch
 from test_cost import watch
 
 METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from healsg import TaskTrainer, distributed
-from healsg.data import DataInfo
-from healsg.epoch import collect
+from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
+from healsg.evaluation.evaluator import collect
 from healsg.losses.usual import LabelsLoss, RegressionLoss
 from healsg.metric import Accuracy, Metric
 from healsg.metrics.classification import F1, BalancedAccuracy, CalibrationError, Confusion, TopK

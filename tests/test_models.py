@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
 from healsg.errors import ConfigError, RunError
 from healsg.model import Network, TaskModel
 from healsg.models.cnn import CNN

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fake_data
 from healsg import TaskTrainer
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
 from healsg.datasets.cifar import STATISTICS
 from healsg.errors import ConfigError, RunError
 from healsg.model import Network, TaskModel

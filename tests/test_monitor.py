@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from healsg import BasicTask, TaskTrainer, metrics
-from healsg.epoch import collect
 from healsg.errors import ConfigError
+from healsg.evaluation.evaluator import collect
 from healsg.metric import Accuracy, Metric, counted
 from healsg.metrics.classification import Confusion
 from healsg.metrics.gathered import Gathered
 from healsg.metrics.torchmetrics import TorchMetric
 from healsg.models.mlp import MLP
-from healsg.monitor import Monitor
+from healsg.training.best import Monitor
 
 HERE = __name__
 

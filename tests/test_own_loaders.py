@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, default_collate
 
 from healsg import BasicTask, TaskTrainer
-from healsg.checkpoint import load
+from healsg.data.source import DatasetSource
 from healsg.errors import DataError
-from healsg.source import DatasetSource
+from healsg.runs.checkpoint import load
 from test_adopt import Stream
 from test_loader import Noisy, dealt, plain
 
@@ -68,7 +68,7 @@ def train(kind: Any, *options: str, name: str = "run") -> dict[str, Any]:
 
 
 def own_task(composed: Any, kind: Any) -> BasicTask:
-    from healsg.config import build_task
+    from healsg.build import build_task
 
     task = build_task(composed)
     task.__class__ = type("Mine", (OwnLoaders,), {"kind": staticmethod(kind)})

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from healsg import provenance, redact
 from healsg.errors import ConfigError
-from healsg.patch import is_key_file, without_secrets
+from healsg.runs import provenance, redact
+from healsg.runs.patch import is_key_file, without_secrets
 from healsg.trainer import TaskTrainer
 
 OWN = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]

@@ -10,9 +10,9 @@ import pytest
 
 from healsg.cli import main
 from healsg.errors import RunError
-from healsg.folder import RunFolder
 from healsg.loggers.report import write_report
-from healsg.record import DEEPEST, FIELDS, LARGEST
+from healsg.runs.folder import RunFolder
+from healsg.runs.record import DEEPEST, FIELDS, LARGEST
 
 SETTINGS = ["model=mlp", "model.width=8", "runner.steps=4", "data.batch_size=256", "quiet=true", "name=run"]
 

@@ -18,10 +18,10 @@ import fake_data
 import fake_tables
 from conftest import REPOSITORY, Program
 from healsg import TaskTrainer
+from healsg.build import build_task
 from healsg.cli import main
 from healsg.commands.published import chain, read_target, recipes, verdict
-from healsg.compose import Composer
-from healsg.config import build_task
+from healsg.config.compose import Composer
 
 NAMES = list(recipes())
 TEACHER = ["data=synthetic", "data.classes=100", "model=mlp", "model.width=8", "runner=debug", "name=teacher"]

@@ -19,10 +19,11 @@ import fake_data
 import fake_tables
 from conftest import REPOSITORY, beside, taken
 from healsg import BasicTask, TaskTrainer
+from healsg.build import build_task
 from healsg.commands import resume
-from healsg.config import build_task, flat
-from healsg.folder import RunFolder
-from healsg.loader import Loader
+from healsg.config.values import flat
+from healsg.data.loader import Loader
+from healsg.runs.folder import RunFolder
 
 METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
 NO_DOWNLOAD = ["data.download=false", "data.verify=false"]

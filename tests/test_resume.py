@@ -17,14 +17,15 @@ import pytest
 import torch
 
 from conftest import REPOSITORY, Program, beside, command, healsg, killed, taken
-from healsg import TaskTrainer, checkpoint
-from healsg.checkpoint import load
-from healsg.compose import Composer
-from healsg.config import Composed
+from healsg import TaskTrainer
+from healsg.config.compose import Composer
+from healsg.config.schema import Composed
 from healsg.errors import ConfigError, RunError
-from healsg.keeper import Keeper
 from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
+from healsg.runs import checkpoint
+from healsg.runs.checkpoint import load
+from healsg.runs.checkpointer import Keeper
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=3", "runner.log_every=5", "data.batch_size=256"]
 

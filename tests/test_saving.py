@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from conftest import REPOSITORY, beside
-from healsg import BasicTask, TaskTrainer, checkpoint
+from healsg import BasicTask, TaskTrainer
 from healsg.errors import RunError
-from healsg.keeper import Keeper
 from healsg.method import TaskMethod
 from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
-from healsg.step import MicroBatch, TrainBatch
-from healsg.writer import Writer
+from healsg.runs import checkpoint
+from healsg.runs.checkpointer import Keeper
+from healsg.runs.writer import Writer
+from healsg.training.step import MicroBatch, TrainBatch
 
 SHORT = ["data=digits", "model=cnn", "quiet=true", "runner.limit_batches=4", "runner.epochs=2"]
 METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
@@ -70,7 +71,7 @@ def test_a_thread_that_fails_lets_the_update_go_on(monkeypatch: pytest.MonkeyPat
 
     writer, weight = Writer(lambda state: None), torch.ones(3)
     with monkeypatch.context() as patch:
-        patch.setattr("healsg.writer._Save.take_rest", broken)
+        patch.setattr("healsg.runs.writer._Save.take_rest", broken)
         writer.save({}, lambda state: {"weight": weight}, [weight])
         writer.landed()
     with pytest.raises(ZeroDivisionError):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from healsg.checks.schema import ANY, NONE, PART, Constructor, Kind, constructor
+from healsg.config.signature import ANY, NONE, PART, Constructor, Kind, constructor
 from healsg.errors import ConfigError
 from healsg.types import Range
 
@@ -150,7 +150,7 @@ def test_reexports_are_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "line"),
     [
-        ("healsg.loader.Loder", "healsg.loader has no Loder; did you mean Loader?"),
+        ("healsg.data.loader.Loder", "healsg.data.loader has no Loder; did you mean Loader?"),
         ("healsg.metrix.Accuracy", "healsg has no metrix; did you mean metrics?"),
         ("torch.optim.AdamX", r"torch.optim has no AdamX; did you mean Adamax\?"),
         ("no_such_package.Thing", "there is no module no_such_package"),
@@ -173,7 +173,7 @@ def test_what_python_itself_says() -> None:
     import torch
     from torchvision.transforms.v2 import RandomCrop
 
-    from healsg.data import TaskData
+    from healsg.data.base import TaskData
 
     parts: list[tuple[str, Any]] = [
         (f"torch.optim.{n}", getattr(torch.optim, n)) for n in ("SGD", "AdamW", "Muon", "LBFGS")
@@ -201,7 +201,7 @@ def test_what_python_itself_says() -> None:
 
 def test_nothing_is_imported() -> None:
     program = (
-        "import sys; from healsg.checks.schema import constructor; "
+        "import sys; from healsg.config.signature import constructor; "
         "print(constructor('torch.nn.Linear').defined_in, constructor('torchvision.models.resnet18').defined_in, "
         "'torch' in sys.modules, 'torchvision' in sys.modules)"
     )

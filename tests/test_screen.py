@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from healsg.loggers.screen import Display, Live, Pace, Plain, Quiet, clock, columns, fitting, live_line, make_display
-from healsg.mirror import Progress
+from healsg.training.progress import Progress
 
 LINE = {
     "event": "epoch",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fake_wandb import KEY, FakeWandb
-from healsg import redact
+from healsg.runs import redact
 from test_logger_faults import slowed
 from test_signals import ended, forked, record, wait_for
 

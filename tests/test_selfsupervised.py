@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from conftest import WITHOUT_LABELS, in_processes
 from healsg import BasicTask, TaskTrainer
-from healsg.checkpoint import load
-from healsg.data import DataInfo, Needs, TaskData
+from healsg.data.base import DataInfo, Needs, TaskData
+from healsg.data.source import Batch, TensorSource
 from healsg.datasets.classification import Classification
 from healsg.datasets.synthetic import Synthetic
-from healsg.epoch import evaluating
 from healsg.errors import ConfigError
+from healsg.evaluation.evaluator import evaluating
 from healsg.losses import agreement, contrastive, reconstruction, redundancy
 from healsg.methods.dino import Prototypes
 from healsg.methods.gathered import gather
@@ -29,8 +29,8 @@ from healsg.methods.mae import MaskedAutoencoder
 from healsg.methods.neighbours import vote
 from healsg.methods.selfsupervised import SelfSupervised, perceptron, rising
 from healsg.models.vit import VisionTransformer
+from healsg.runs.checkpoint import load
 from healsg.seeding import Draw
-from healsg.source import Batch, TensorSource
 
 ROWS, WIDTH = 6, 5
 SMALL = ["data=digits", "model=mlp", "model.width=16", "data.batch_size=256", "quiet=true", "runner.epochs=2"]

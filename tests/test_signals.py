@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from conftest import REPOSITORY, command
-from healsg.halt import Halt
+from healsg.training.interrupt import Halt
 
 OPTIONS = ["model=mlp", "model.width=8", "data.batch_size=128", "runner.epochs=4", "runner.log_every=5"]
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -104,12 +104,12 @@ def undisturbed(*options: str) -> tuple[Any, ...]:
 
 PHASES = {
     "data": ("healsg.task", "BasicTask", "build"),
-    "first save": ("healsg.checkpoint", "", "save"),
+    "first save": ("healsg.runs.checkpoint", "", "save"),
     "step": ("healsg.runner", "TaskRunner", "tick"),
-    "evaluation": ("healsg.epoch", "EvalEpoch", "run"),
-    "test": ("healsg.keeper", "Keeper", "finish"),
-    "last save": ("healsg.checkpoint", "", "save"),
-    "closing": ("healsg.session", "Session", "__exit__"),
+    "evaluation": ("healsg.training.epoch", "EvalEpoch", "run"),
+    "test": ("healsg.runs.checkpointer", "Keeper", "finish"),
+    "last save": ("healsg.runs.checkpoint", "", "save"),
+    "closing": ("healsg.runs.session", "Session", "__exit__"),
 }
 
 

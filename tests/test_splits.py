@@ -16,16 +16,17 @@ from torch.utils.data import TensorDataset
 import fake_data
 import fake_tables
 from healsg import DataInfo, TaskTrainer
-from healsg.data import Needs, stratified_split
-from healsg.datasets import splits
+from healsg.data import splits
+from healsg.data.base import Needs
+from healsg.data.loader import Transform
+from healsg.data.sharding import Terms
+from healsg.data.source import DatasetSource, Source, TensorSource
+from healsg.data.splits import stratified_split
 from healsg.datasets.classification import Classification
 from healsg.datasets.digits import Digits
 from healsg.datasets.imagefolder import ImageFolder
 from healsg.datasets.matrix import read_matrix
 from healsg.errors import ConfigError, DataError, HealsgError
-from healsg.loader import Transform
-from healsg.source import DatasetSource, Source, TensorSource
-from healsg.terms import Terms
 from healsg.transforms.views import Augment, ImageViews
 
 SEMI = Needs(streams={"labelled": ("input",), "unlabelled": ("weak", "strong")}, ratio={"unlabelled": 3})

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from healsg import BasicTask, TaskTrainer
-from healsg.checkpoint import load
-from healsg.config import build_task
+from healsg.build import build_task
 from healsg.errors import ConfigError
 from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
-from healsg.step import MicroBatch, TrainBatch
+from healsg.runs.checkpoint import load
+from healsg.training.step import MicroBatch, TrainBatch
 
 
 def train(*options: str, name: str = "run") -> dict[str, Any]:

@@ -15,8 +15,8 @@ import pytest
 
 from conftest import REPOSITORY
 from healsg.cli import main
-from healsg.epoch import TrainEpoch
 from healsg.runner import TaskRunner
+from healsg.training.epoch import TrainEpoch
 
 PACKAGE = REPOSITORY / "src/healsg"
 FILES = sorted(PACKAGE.rglob("*.py"))

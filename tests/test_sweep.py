@@ -17,7 +17,7 @@ import pytest
 from conftest import Program, command
 from healsg.cli import main
 from healsg.commands.sweep import job_name
-from healsg.compose import Composer
+from healsg.config.compose import Composer
 from healsg.datasets.digits import Digits
 from healsg.errors import ConfigError
 from healsg.sweeps.jobs import compose_jobs

@@ -166,7 +166,7 @@ def test_a_kill_between_the_jobs_files() -> None:
     line = ["train", *OPTIONS, "runner=debug", "name=told", "-m", "seed=0,1"]
 
     def prepare() -> None:
-        from healsg import claim
+        from healsg.runs import claim
 
         begin = claim.begin
 

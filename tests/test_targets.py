@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from healsg.checks.targets import allowed, named, resolve, verify_origin
+from healsg.config.targets import allowed, named, resolve, verify_origin
 from healsg.errors import ConfigError
 
 GOOD = [
@@ -55,10 +55,15 @@ HOSTILE = [
     *("torchvision.transforms.transforms.numbers.Number", "torchvision.transforms.transforms.Sequence"),
     *("torchvision.io.read_image", "torchvision.datasets.CIFAR10", "torchvision.ops.Conv2dNormActivation"),
     *("torch.nn.functional.relu", "torch.nn.init.normal_", "torch.optim.lr_scheduler", "torch.optim.swa_utils"),
-    *("torchvision.transforms.functional.crop", "torchvision.models.detection", "healsg.data.stratified_split"),
-    *("healsg.config.hydra.utils.instantiate", "healsg.seeding.Draw", "healsg.errors.ConfigError", "healsg.data.Path"),
+    *("torchvision.transforms.functional.crop", "torchvision.models.detection", "healsg.data.splits.stratified_split"),
     *(
-        "healsg.checks.targets.resolve",
+        "healsg.config.schema.hydra.utils.instantiate",
+        "healsg.seeding.Draw",
+        "healsg.errors.ConfigError",
+        "healsg.data.Path",
+    ),
+    *(
+        "healsg.config.targets.resolve",
         "healsg.data.Loader",
         "healsg.data.torch.load",
         "healsg.data.DataError",
@@ -131,12 +136,12 @@ def test_nothing_is_imported() -> None:
     program = textwrap.dedent(
         """
         import sys, time
-        import healsg.checks.check, healsg.errors, healsg.checks.targets
+        import healsg.config.names.check, healsg.errors, healsg.config.names.targets
         seconds = time.process_time()
         before = set(sys.modules)
         for target in sys.argv[1:]:
             try:
-                healsg.checks.targets.allowed(target)
+                healsg.config.targets.allowed(target)
             except healsg.errors.ConfigError:
                 pass
         new = {name.split(".")[0] for name in set(sys.modules) - before}

@@ -26,7 +26,7 @@ from healsg import TaskTrainer
 from healsg.commands import compare, trace, verify
 from healsg.commands.compare import first_tensor
 from healsg.errors import ConfigError, HealsgError, RunError
-from healsg.folder import RunFolder
+from healsg.runs.folder import RunFolder
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=3", "data.batch_size=256", "quiet=true"]
 STEPS = 15

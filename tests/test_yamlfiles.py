@@ -12,9 +12,9 @@ import yaml
 
 from conftest import REPOSITORY
 from healsg.cli import main
-from healsg.compose import Composer
+from healsg.config.compose import Composer
+from healsg.config.yamlfiles import DEEPEST, LARGEST, MOST, check_file, measure
 from healsg.errors import ConfigError
-from healsg.yamlfiles import DEEPEST, LARGEST, MOST, check_file, measure
 
 HEAD = "# @package _global_\nargs:\n"
 

@@ -119,11 +119,11 @@ def recalls(name: str) -> list[float]:
     """The share of each class of the test part that the best weights of a run recognise."""
     import torch
 
-    from healsg.config import build_task
-    from healsg.epoch import evaluating
-    from healsg.folder import find
-    from healsg.info import saved_info
-    from healsg.keeper import restore_weights, weights_state
+    from healsg.build import build_task
+    from healsg.data.info import saved_info
+    from healsg.evaluation.evaluator import evaluating
+    from healsg.runs.checkpointer import restore_weights, weights_state
+    from healsg.runs.folder import find
     from healsg.trainer import TaskTrainer
 
     task = build_task(TaskTrainer.load(name).composed)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks.peers.cifar_files import write_cifar
 from benchmarks.peers.work import MARKED, SETTINGS, Work, overrides
-from healsg.compose import Composer, conf_folder
-from healsg.config import build_task
+from healsg.build import build_task
+from healsg.config.compose import Composer, conf_folder
 from healsg.task import BasicTask
 
 

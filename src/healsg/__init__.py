@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from healsg.callbacks import Callback as Callback
-    from healsg.config import TaskConfig as TaskConfig
-    from healsg.data import DataInfo as DataInfo
-    from healsg.data import Needs as Needs
-    from healsg.data import TaskData as TaskData
+    from healsg.config.schema import TaskConfig as TaskConfig
+    from healsg.data.base import DataInfo as DataInfo
+    from healsg.data.base import Needs as Needs
+    from healsg.data.base import TaskData as TaskData
+    from healsg.data.source import DatasetSource as DatasetSource
+    from healsg.data.source import TensorSource as TensorSource
     from healsg.method import TaskMethod as TaskMethod
     from healsg.metric import Metric as Metric
-    from healsg.mirror import Mirror as Mirror
     from healsg.model import Network as Network
     from healsg.model import TaskModel as TaskModel
     from healsg.runner import TaskRunner as TaskRunner
-    from healsg.source import DatasetSource as DatasetSource
-    from healsg.source import TensorSource as TensorSource
+    from healsg.runs.logger import Mirror as Mirror
     from healsg.task import BasicTask as BasicTask
     from healsg.trainer import TaskTrainer as TaskTrainer
 
@@ -29,18 +29,18 @@ _HOMES = {
     "BasicTask": "task",
     "Callback": "callbacks",
     "DataInfo": "data",
-    "DatasetSource": "source",
+    "DatasetSource": "data.source",
     "Metric": "metric",
-    "Mirror": "mirror",
+    "Mirror": "runs.logger",
     "Needs": "data",
     "Network": "model",
-    "TaskConfig": "config",
+    "TaskConfig": "config.schema",
     "TaskData": "data",
     "TaskMethod": "method",
     "TaskModel": "model",
     "TaskRunner": "runner",
     "TaskTrainer": "trainer",
-    "TensorSource": "source",
+    "TensorSource": "data.source",
 }
 
 __all__ = list(_HOMES)

@@ -9,8 +9,9 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 
-from healsg import console, distributed, redact
+from healsg import console, distributed
 from healsg.errors import ConfigError, HealsgError, RunError
+from healsg.runs import redact
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 

@@ -14,10 +14,10 @@ from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from healsg import redact
 from healsg.errors import HealsgError, Stopped
-from healsg.mirror import Progress
 from healsg.peers import Ended, PeerError, Peers, orphaned
+from healsg.runs import redact
+from healsg.training.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor

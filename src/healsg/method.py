@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from torch import nn
 from torch.optim import Optimizer
 
-from healsg.config import one_line
-from healsg.data import Needs
-from healsg.errors import ConfigError
+from healsg.data.base import Needs
+from healsg.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
-    from healsg.step import MicroBatch
     from healsg.task import BasicTask
+    from healsg.training.step import MicroBatch
 
 
 class Schedule(Protocol):

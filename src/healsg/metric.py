@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from healsg.data import DataInfo
+    from healsg.data.base import DataInfo
 
 
 class Metric:

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from healsg import redact
 from healsg.errors import RunError
-from healsg.mirror import Progress
+from healsg.runs import redact
+from healsg.training.progress import Progress
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store

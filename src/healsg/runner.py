@@ -11,23 +11,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from healsg import distributed, faults, memory
-from healsg.adopt import AnyLoader
+from healsg import distributed
 from healsg.callbacks import Callback
+from healsg.data.foreign import AnyLoader
+from healsg.data.sharding import Terms
 from healsg.errors import RunError
-from healsg.meter import Meter
-from healsg.mirror import Progress
-from healsg.monitor import Mode, Monitor, directions
-from healsg.placement import Compile, Place, Precision, both, clear_gradients
-from healsg.plan import Plan, Position
 from healsg.seeding import mix, seed_device
-from healsg.step import Accumulator, MicroBatch, TrainBatch, loss_of, reported, weighted_sum
-from healsg.terms import Terms
+from healsg.training import diagnose, memory
+from healsg.training.best import Mode, Monitor, directions
+from healsg.training.device import Compile, Place, Precision, both, clear_gradients
+from healsg.training.meter import Meter
+from healsg.training.plan import Plan, Position
+from healsg.training.progress import Progress
+from healsg.training.step import Accumulator, MicroBatch, TrainBatch, loss_of, reported, weighted_sum
+from healsg.training.watcher import Watcher
 from healsg.types import Count, NonNegative, Positive, Threads
-from healsg.watcher import Watcher
 
 if TYPE_CHECKING:
-    from healsg.keeper import Keeper
+    from healsg.runs.checkpointer import Keeper
     from healsg.task import BasicTask
 
 
@@ -276,7 +277,7 @@ class TaskRunner:
     def fit(self, task: BasicTask, keeper: Keeper) -> None:
         """Train from where the run stands to its end, keeping what must outlast a kill at any time."""
         self.monitor.check(task)
-        with self.kept(keeper), faults.explained(task, keeper):
+        with self.kept(keeper), diagnose.explained(task, keeper):
             while self.epoch < self.max_epoch and self.stop_reason is None:
                 began = time.monotonic()
                 self.end_epoch(task, task.run_epoch(), time.monotonic() - began)

@@ -11,25 +11,29 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from healsg import distributed, fingerprint, memory, weights
-from healsg.adopt import AnyLoader, ForeignLoader, adopt
-from healsg.data import DataInfo, TaskData
-from healsg.epoch import EvalEpoch, TrainEpoch
+from healsg import distributed
+from healsg.data import fingerprint
+from healsg.data.base import DataInfo, TaskData
+from healsg.data.fingerprint import Fingerprint
+from healsg.data.foreign import AnyLoader, ForeignLoader, adopt
+from healsg.data.info import differing_inputs
+from healsg.data.loader import Loader
+from healsg.data.summary import data_lines, data_warnings
 from healsg.errors import ConfigError, DataError
-from healsg.fingerprint import Fingerprint
-from healsg.folder import weights_file
-from healsg.info import differing_inputs
-from healsg.loader import Loader
+from healsg.evaluation.evaluator import EvalEpoch
 from healsg.method import TaskMethod
 from healsg.model import TaskModel
 from healsg.paths import current_folder
-from healsg.placement import lay_out_state
 from healsg.runner import TaskRunner
+from healsg.runs import weights
+from healsg.runs.folder import weights_file
 from healsg.seeding import seed_everything
-from healsg.summary import data_lines, data_warnings
+from healsg.training import memory
+from healsg.training.device import lay_out_state
+from healsg.training.epoch import TrainEpoch
 
 if TYPE_CHECKING:
-    from healsg.config import TaskConfig
+    from healsg.config.schema import TaskConfig
 
 log = logging.getLogger("healsg")
 

@@ -9,21 +9,24 @@ from typing import Any
 
 import torch
 
-from healsg import binding, claim, distributed, redact
-from healsg.checks.check import show
-from healsg.compose import Composer
-from healsg.config import Composed, build_mirrors, build_task, flat
-from healsg.epoch import EvalEpoch
+from healsg import distributed
+from healsg.build import build_mirrors, build_task
+from healsg.config.check import show
+from healsg.config.compose import Composer
+from healsg.config.schema import Composed
+from healsg.config.values import flat
+from healsg.data.info import saved_info
+from healsg.data.loader import Loader
 from healsg.errors import ConfigError, RunError
-from healsg.folder import RunFolder, find
-from healsg.halt import Halt
-from healsg.info import saved_info
-from healsg.keeper import Keeper, restore_weights, resumable, weights_state
-from healsg.loader import Loader
+from healsg.evaluation.evaluator import EvalEpoch
 from healsg.paths import returning
-from healsg.saved import load_saved
-from healsg.session import Session
+from healsg.runs import binding, claim, redact
+from healsg.runs.checkpointer import Keeper, restore_weights, resumable, weights_state
+from healsg.runs.folder import RunFolder, find
+from healsg.runs.saved_config import load_saved
+from healsg.runs.session import Session
 from healsg.task import BasicTask
+from healsg.training.interrupt import Halt
 
 
 class TaskTrainer:

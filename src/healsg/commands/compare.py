@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from healsg import safefiles
-from healsg.checks import is_below
-from healsg.claim import FREE
-from healsg.config import flat
+from healsg.config.names import is_below
+from healsg.config.values import flat
 from healsg.errors import ConfigError, RunError
-from healsg.folder import RunFolder, find, is_run
-from healsg.saved import load_saved, read_saved
+from healsg.runs.claim import FREE
+from healsg.runs.folder import RunFolder, find, is_run
+from healsg.runs.saved_config import load_saved, read_saved
 
 USAGE = "healsg compare RUN RUN [replay=true [key=value ...]]"
 FACTS = ("versions", "threads", "device", "host", "processes", "commit", "patch")

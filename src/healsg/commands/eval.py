@@ -7,8 +7,8 @@ import json
 
 from healsg.commands.train import composed_once
 from healsg.errors import ConfigError
-from healsg.folder import find, finite, is_run, write_text
-from healsg.saved import load_saved
+from healsg.runs.folder import find, finite, is_run, write_text
+from healsg.runs.saved_config import load_saved
 
 USAGE = "healsg eval RUN [split=test] [checkpoint=best] [key=value ...]"
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import yaml
 
-from healsg.compose import conf_folder
-from healsg.config import one_line
-from healsg.errors import ConfigError
-from healsg.yamlfiles import check_file
+from healsg.config.compose import conf_folder
+from healsg.config.yamlfiles import check_file
+from healsg.errors import ConfigError, one_line
 
 SHOWN = 5
 """Changed settings that a verdict names."""

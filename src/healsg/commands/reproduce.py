@@ -10,16 +10,17 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from healsg import claim
-from healsg.checks import is_below
 from healsg.cli import say
 from healsg.commands import train
 from healsg.commands.published import Target, chain, read_target, recipes, verdict
 from healsg.commands.train import composed_once
-from healsg.compose import Composer
-from healsg.config import Composed, flat, verify
+from healsg.config.compose import Composer
+from healsg.config.names import is_below
+from healsg.config.schema import Composed, verify
+from healsg.config.values import flat
 from healsg.errors import ConfigError, RunError
-from healsg.folder import ROOT, RunFolder
+from healsg.runs import claim
+from healsg.runs.folder import ROOT, RunFolder
 
 USAGE = """\
 usage: healsg reproduce [RECIPE [seeds=1] [what healsg train takes]]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from healsg.commands.train import claimed_early, composed_once
 from healsg.errors import ConfigError
-from healsg.folder import find, is_run
-from healsg.halt import Halt
-from healsg.saved import load_saved
+from healsg.runs.folder import find, is_run
+from healsg.runs.saved_config import load_saved
+from healsg.training.interrupt import Halt
 
 
 def run(arguments: list[str]) -> int:

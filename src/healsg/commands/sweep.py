@@ -16,17 +16,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from healsg import claim, distributed, redact, safefiles
+from healsg import distributed, safefiles
 from healsg.cli import as_mistake, report, say
 from healsg.commands.train import composed_once
-from healsg.config import Composed, check_init_from, one_line, verify
-from healsg.errors import ConfigError
-from healsg.folder import ROOT, RunFolder, write_text
-from healsg.halt import Halt
+from healsg.config.schema import Composed, check_init_from, verify
+from healsg.errors import ConfigError, one_line
+from healsg.runs import claim, redact
+from healsg.runs.folder import ROOT, RunFolder, write_text
 from healsg.sweeps.jobs import compose_jobs
+from healsg.training.interrupt import Halt
 
 if TYPE_CHECKING:
-    from healsg.compose import Composer
+    from healsg.config.compose import Composer
 
 Jobs = list[tuple[str, Composed]]
 """The jobs by name."""

@@ -26,10 +26,10 @@ from torch import Tensor
 from healsg import safefiles
 from healsg.cli import as_mistake, report
 from healsg.commands.compare import TRACE
-from healsg.config import Composed
+from healsg.config.schema import Composed
 from healsg.errors import Stopped
-from healsg.folder import RunFolder
-from healsg.keeper import Keeper
+from healsg.runs.checkpointer import Keeper
+from healsg.runs.folder import RunFolder
 from healsg.trainer import TaskTrainer
 
 if TYPE_CHECKING:

@@ -14,12 +14,13 @@ from importlib.metadata import version as _version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from healsg import claim, distributed, redact
-from healsg.compose import Composer, conf_folder
-from healsg.config import Composed
+from healsg import distributed
+from healsg.config.compose import Composer, conf_folder
+from healsg.config.schema import Composed
 from healsg.errors import ConfigError
-from healsg.folder import RunFolder
-from healsg.halt import Halt
+from healsg.runs import claim, redact
+from healsg.runs.folder import RunFolder
+from healsg.training.interrupt import Halt
 
 T = TypeVar("T")
 

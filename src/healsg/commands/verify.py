@@ -17,13 +17,14 @@ from typing import Any
 
 import yaml
 
-from healsg import claim, distributed
+from healsg import distributed
 from healsg.commands.compare import TRACE, entries, first_line, first_tensor
 from healsg.commands.train import _parse
-from healsg.compose import Composer
-from healsg.config import Composed
+from healsg.config.compose import Composer
+from healsg.config.schema import Composed
 from healsg.errors import ConfigError, HealsgError, RunError
-from healsg.folder import ROOT, RunFolder
+from healsg.runs import claim
+from healsg.runs.folder import ROOT, RunFolder
 
 USAGE = """\
 usage: healsg verify [what healsg train takes] [runs=2] [kills=3] [verify_seed=0] [keep=false]

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from healsg.data.source import line
 from healsg.datasets.files import CHUNK, MOST, Sums, checked_file, exclusive, log, obtain
 from healsg.errors import DataError
-from healsg.source import line
 
 MOST_UNPACKED = 1 << 34
 """Bytes that the files of an archive may have together: more is refused."""

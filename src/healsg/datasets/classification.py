@@ -9,16 +9,17 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from healsg.data import Needs, TaskData, stratified_split
-from healsg.datasets import splits
+from healsg.data import splits
+from healsg.data.base import Needs, TaskData
+from healsg.data.cache import hold
+from healsg.data.loader import Loader
+from healsg.data.source import Source
+from healsg.data.splits import stratified_split
 from healsg.datasets.files import log
-from healsg.datasets.holding import hold
 from healsg.datasets.labels import alike, shown
 from healsg.datasets.matrix import read_matrix
 from healsg.datasets.sources import relabelled, unlabelled
 from healsg.errors import ConfigError, DataError
-from healsg.loader import Loader
-from healsg.source import Source
 from healsg.types import Count, Range, Share
 
 LISTED_CLASSES = 100

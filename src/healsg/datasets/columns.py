@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from healsg.data.info import listed, order_classes
 from healsg.errors import DataError
-from healsg.info import listed, order_classes
 
 NO_LABEL = ("", "na", "n/a", "nan", "-nan", "<na>", "#n/a", "null", "?")
 """What stands in a table, in small letters, for a label that is not known. ``none`` may be a class."""

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from healsg.data.source import line
 from healsg.datasets.files import locate
 from healsg.datasets.imagefolder import Pictures
 from healsg.datasets.tables import Columns, Tables
 from healsg.errors import ConfigError, DataError
-from healsg.source import line
 
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """What the column ``split`` may hold, and the part that is meant."""

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from healsg.data import DataInfo, stratified_split
+from healsg.data.base import DataInfo
+from healsg.data.loader import Transform
+from healsg.data.source import TensorSource
+from healsg.data.splits import stratified_split
 from healsg.datasets.classification import Classification
 from healsg.errors import DataError
-from healsg.loader import Transform
-from healsg.source import TensorSource
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Natural
 

@@ -17,9 +17,9 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from healsg.data.source import line
 from healsg.errors import DataError
 from healsg.safefiles import IrregularFileError, open_to_append
-from healsg.source import line
 
 log = logging.getLogger("healsg")
 

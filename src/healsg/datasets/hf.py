@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from healsg.data.source import line
 from healsg.datasets.decoding import Remark, decode, unremarked
 from healsg.datasets.files import locate
 from healsg.datasets.tables import Columns, Tables
 from healsg.errors import ConfigError, DataError
-from healsg.source import line
 
 
 class HuggingFace(Tables):

@@ -12,7 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
+from healsg.data.info import ClassOrder, given_order, order_classes, refuse_unknown_classes
+from healsg.data.loader import Transform
+from healsg.data.source import DatasetSource
+from healsg.data.splits import split_off
 from healsg.datasets.classification import Classification
 from healsg.datasets.decoding import Remark, decode, unremarked
 from healsg.datasets.files import locate, log
@@ -28,11 +32,7 @@ from healsg.datasets.folders import (
 )
 from healsg.datasets.groups import path_groups
 from healsg.datasets.labels import shown
-from healsg.datasets.splits import split_off
 from healsg.errors import ConfigError, DataError
-from healsg.info import ClassOrder, given_order, order_classes, refuse_unknown_classes
-from healsg.loader import Transform
-from healsg.source import DatasetSource
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Count, Natural, Share
 

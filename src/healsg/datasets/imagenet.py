@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
+from healsg.data.source import line
 from healsg.datasets.imagefolder import PICTURE
 from healsg.datasets.pictures import Listed, PictureFiles, of_folders
 from healsg.errors import DataError
-from healsg.source import line
 from healsg.types import Count
 
 

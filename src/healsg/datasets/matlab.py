@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from healsg.data.source import line
 from healsg.datasets.files import Sums, checked_bytes
 from healsg.errors import ConfigError, DataError
-from healsg.source import line
 
 
 def read_mat(path: Path, sums: Sums, names: tuple[str, ...]) -> list[np.ndarray[Any, Any]]:

@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
+from healsg.data.loader import Transform
+from healsg.data.source import DatasetSource, line
 from healsg.datasets.archives import Archive, provide
 from healsg.datasets.classification import Classification
 from healsg.datasets.files import log
 from healsg.datasets.imagefolder import MEAN, PICTURE, STD, Pictures
 from healsg.errors import DataError
-from healsg.loader import Transform
-from healsg.source import DatasetSource, line
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Count, Natural
 

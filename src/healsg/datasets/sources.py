@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
+from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource
 from healsg.errors import DataError
-from healsg.source import Batch, DatasetSource, Reading, Source, TensorSource
 
 
 class UnlabelledTensors(TensorSource):

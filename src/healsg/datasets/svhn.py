@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
+from healsg.data.loader import Transform
+from healsg.data.source import TensorSource
 from healsg.datasets.classification import Classification
 from healsg.datasets.files import Sums, log, obtain
 from healsg.datasets.matlab import labels_of, read_mat
 from healsg.errors import DataError
-from healsg.loader import Transform
-from healsg.source import TensorSource
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Natural
 

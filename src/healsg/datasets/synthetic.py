@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
+from healsg.data.loader import Transform
+from healsg.data.source import TensorSource
 from healsg.datasets.classification import Classification
 from healsg.errors import ConfigError
-from healsg.loader import Transform
 from healsg.seeding import generator
-from healsg.source import TensorSource
 from healsg.transforms.standard import Standardise
 from healsg.transforms.views import Augment, image_views
 from healsg.types import Count, Natural, NonNegative, Positive

@@ -12,8 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from healsg.data import DataInfo
-from healsg.datasets import splits
+from healsg.data import splits
+from healsg.data.base import DataInfo
+from healsg.data.info import ClassOrder, given_order, listed, order_classes, refuse_unknown_classes
+from healsg.data.loader import Transform
+from healsg.data.source import DatasetSource, Source, TensorSource
 from healsg.datasets.classification import Classification
 from healsg.datasets.columns import ask_about_numbers, classes_of, has_label, indices, is_number, number, numbers
 from healsg.datasets.files import log
@@ -21,9 +24,6 @@ from healsg.datasets.folders import is_picture
 from healsg.datasets.imagefolder import MEAN, PICTURE, STD
 from healsg.datasets.labels import shown
 from healsg.errors import ConfigError, DataError
-from healsg.info import ClassOrder, given_order, listed, order_classes, refuse_unknown_classes
-from healsg.loader import Transform
-from healsg.source import DatasetSource, Source, TensorSource
 from healsg.transforms.standard import Standardise, statistics
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Count, Natural, NonNegative, Share

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from healsg.mirror import Mirror
+from healsg.runs.logger import Mirror
 
 log = logging.getLogger("healsg")
 

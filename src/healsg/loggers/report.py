@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from healsg.errors import RunError
-from healsg.folder import write_text
 from healsg.loggers.plots import Points, figure
-from healsg.mirror import Mirror
+from healsg.runs.folder import write_text
+from healsg.runs.logger import Mirror
 from healsg.safefiles import read_bytes
 
 LARGEST = 1 << 28

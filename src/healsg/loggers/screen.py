@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any, TextIO, cast
 
 from healsg.console import LastingStream
-from healsg.mirror import Progress
+from healsg.training.progress import Progress
 
 
 def clock(seconds: float) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from healsg.errors import ConfigError
-from healsg.mirror import Mirror
+from healsg.runs.logger import Mirror
 from healsg.safefiles import make_folder
 from healsg.types import Positive
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from healsg import redact
-from healsg.folder import write_text
-from healsg.mirror import Mirror
 from healsg.paths import current_folder, shown
-from healsg.provenance import within_run
+from healsg.runs import redact
+from healsg.runs.folder import write_text
+from healsg.runs.logger import Mirror
+from healsg.runs.provenance import within_run
 from healsg.safefiles import make_folder, read_bytes
 from healsg.types import Positive
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from healsg.epoch import EvalEpoch, collect, evaluating
 from healsg.errors import ConfigError
+from healsg.evaluation.evaluator import EvalEpoch, collect, evaluating
 from healsg.methods.supervised import Supervised
 from healsg.metric import Accuracy
-from healsg.placement import both
 from healsg.seeding import seed_device
+from healsg.training.device import both
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from healsg.epoch import evaluating
+from healsg.evaluation.evaluator import evaluating
 from healsg.metric import precise
 
 if TYPE_CHECKING:

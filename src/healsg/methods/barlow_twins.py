@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from healsg.losses.redundancy import barlow_twins
 from healsg.methods.gathered import gather
 from healsg.methods.selfsupervised import Pair, SelfSupervised, Views, perceptron
-from healsg.step import rows_of
+from healsg.training.step import rows_of
 from healsg.types import Count, NonNegative
 
 if TYPE_CHECKING:

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from healsg import distributed
-from healsg.data import Needs, TaskData
+from healsg.data.base import Needs, TaskData
+from healsg.data.loader import Loader
+from healsg.data.source import Source
 from healsg.errors import ConfigError
-from healsg.loader import Loader
 from healsg.losses.classification import log_softmax
 from healsg.methods.averaging import optimizer_averages
 from healsg.methods.supervised import Supervised
 from healsg.metric import precise
-from healsg.source import Source
-from healsg.step import Loss, Mean, samples_of
+from healsg.training.step import Loss, Mean, samples_of
 from healsg.types import Count, NonNegative, Share
 
 if TYPE_CHECKING:

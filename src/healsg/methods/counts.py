@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from healsg import distributed
+from healsg.data.loader import Loader
 from healsg.errors import ConfigError
-from healsg.loader import Loader
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask

@@ -14,7 +14,7 @@ from healsg.losses.distillation import noise_contrastive
 from healsg.methods.counts import class_counts, labelled_targets, remember
 from healsg.methods.teacher import Answer, Distilled, Student
 from healsg.methods.within import Probe
-from healsg.step import rows_of
+from healsg.training.step import rows_of
 from healsg.types import Count, NonNegative, Positive, Share
 
 if TYPE_CHECKING:

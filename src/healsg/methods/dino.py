@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from healsg import distributed
 from healsg.losses.agreement import self_distillation
 from healsg.methods.selfsupervised import Pair, SelfSupervised, Views
-from healsg.step import rows_of
+from healsg.training.step import rows_of
 from healsg.types import Count, Kept, Positive, Share
 
 if TYPE_CHECKING:

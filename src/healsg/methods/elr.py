@@ -11,7 +11,7 @@ from healsg.errors import ConfigError
 from healsg.losses.classification import early_learning, log_softmax
 from healsg.methods.counts import class_counts, labelled_targets, remember
 from healsg.methods.supervised import Supervised
-from healsg.step import Loss, rows_of
+from healsg.training.step import Loss, rows_of
 from healsg.types import NonNegative, Share
 
 if TYPE_CHECKING:

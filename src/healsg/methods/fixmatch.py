@@ -8,7 +8,7 @@ from torch import Tensor
 
 from healsg.losses.semi import hard_cross_entropy
 from healsg.methods.consistency import SemiSupervised, probabilities
-from healsg.step import Loss
+from healsg.training.step import Loss
 from healsg.types import Fraction
 
 if TYPE_CHECKING:

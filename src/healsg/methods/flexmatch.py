@@ -11,7 +11,7 @@ from healsg import distributed
 from healsg.errors import ConfigError
 from healsg.losses.semi import curriculum_thresholds, hard_cross_entropy
 from healsg.methods.consistency import SemiSupervised, classes, probabilities, unlabelled
-from healsg.step import Loss, rows_of
+from healsg.training.step import Loss, rows_of
 from healsg.types import Fraction
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from healsg.losses.classification import log_softmax
 from healsg.losses.semi import class_thresholds, fairness, hard_cross_entropy
 from healsg.methods.consistency import SemiSupervised, classes, mean_over_all, probabilities
 from healsg.methods.gathered import gather
-from healsg.step import Loss, Mean, rows_of, samples_of
+from healsg.training.step import Loss, Mean, rows_of, samples_of
 from healsg.types import NonNegative, Share
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from healsg.data import Needs
+from healsg.data.base import Needs
 from healsg.errors import ConfigError
 from healsg.losses.distillation import soft_targets
 from healsg.methods.teacher import Answer, Distilled

@@ -11,7 +11,7 @@ from healsg.losses.classification import priors
 from healsg.methods.counts import class_counts
 from healsg.methods.depth import head_of
 from healsg.methods.supervised import Supervised
-from healsg.step import Loss
+from healsg.training.step import Loss
 from healsg.types import NonNegative
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from healsg.data import Needs
+from healsg.data.base import Needs
 from healsg.errors import ConfigError
 from healsg.losses.classification import wide
 from healsg.losses.reconstruction import masked_error, normalised, patchify, random_order

@@ -10,7 +10,7 @@ from healsg.errors import ConfigError
 from healsg.losses.semi import sigmoid_ramp, squared_distance
 from healsg.methods.averaging import optimizer_averages
 from healsg.methods.consistency import SemiSupervised, probabilities
-from healsg.step import Mean, samples_of
+from healsg.training.step import Mean, samples_of
 from healsg.types import Count, Fraction, NonNegative
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from healsg.losses.semi import linear_ramp, sharpen, squared_distance
 from healsg.methods.consistency import SemiSupervised, probabilities
 from healsg.methods.mixing import Mixing
 from healsg.metric import precise
-from healsg.step import Mean, samples_of
+from healsg.training.step import Mean, samples_of
 from healsg.types import Count, Fraction, NonNegative, Positive
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from healsg.losses.classification import wide
 from healsg.losses.contrastive import queue_contrast
 from healsg.methods.gathered import gather
 from healsg.methods.selfsupervised import SelfSupervised, perceptron
-from healsg.step import rows_of
+from healsg.training.step import rows_of
 from healsg.types import Count, Kept, Positive
 
 if TYPE_CHECKING:

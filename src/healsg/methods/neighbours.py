@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from healsg.epoch import collect, evaluating
+from healsg.evaluation.evaluator import collect, evaluating
 from healsg.losses.classification import wide
 from healsg.methods.gathered import gather
 from healsg.metric import Accuracy

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from healsg.methods.attack import EVAL_SIZE, Attack, Robust
-from healsg.step import Loss, loss_of
+from healsg.training.step import Loss, loss_of
 from healsg.types import Count, Natural, Positive
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor
 from healsg.errors import ConfigError
 from healsg.losses.semi import hard_cross_entropy, linear_ramp
 from healsg.methods.consistency import SemiSupervised, probabilities
-from healsg.step import Loss
+from healsg.training.step import Loss
 from healsg.types import Count, Fraction, NonNegative
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from healsg.methods.averaging import BatchNorm
 from healsg.methods.supervised import Supervised
 from healsg.seeding import seed_device
-from healsg.step import Mean, MicroBatch, loss_of, reported
+from healsg.training.step import Mean, MicroBatch, loss_of, reported
 from healsg.types import Positive
 
 if TYPE_CHECKING:

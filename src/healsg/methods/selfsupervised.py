@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from healsg.data import Needs
+from healsg.data.base import Needs
 from healsg.errors import ConfigError
 from healsg.losses.classification import wide
 from healsg.method import Scheduler, TaskMethod

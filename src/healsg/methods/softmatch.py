@@ -10,7 +10,7 @@ from torch import Tensor
 from healsg.losses.semi import align, hard_cross_entropy, truncated_gaussian
 from healsg.methods.consistency import SemiSupervised, classes, mean_over_all, probabilities, sum_over_all
 from healsg.metric import precise
-from healsg.step import Loss, rows_of
+from healsg.training.step import Loss, rows_of
 from healsg.types import Positive, Share
 
 if TYPE_CHECKING:

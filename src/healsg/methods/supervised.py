@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from healsg import distributed
-from healsg.denominator import counts_alike, ignored, loss_over, mean_over_samples, weighs_classes
 from healsg.errors import ConfigError
 from healsg.losses.classification import smooth
 from healsg.method import Scheduler, TaskMethod
 from healsg.methods import depth, mixing
 from healsg.methods.averaging import Average, BatchNorm, ema_share, frozen, optimizer_averages
 from healsg.methods.mixing import Mixing
-from healsg.step import Loss
+from healsg.training.denominator import counts_alike, ignored, loss_over, mean_over_samples, weighs_classes
+from healsg.training.step import Loss
 from healsg.types import Fraction, Natural, NonNegative, Share
 
 if TYPE_CHECKING:

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from healsg import safefiles
-from healsg.config import build_task, one_line
-from healsg.data import DataInfo
-from healsg.errors import ConfigError, HealsgError, RunError
-from healsg.folder import RunFolder, find
-from healsg.info import differing_classes
-from healsg.keeper import restore_weights
-from healsg.loader import Loader
+from healsg.build import build_task
+from healsg.data.base import DataInfo
+from healsg.data.info import differing_classes
+from healsg.data.loader import Loader
+from healsg.errors import ConfigError, HealsgError, RunError, one_line
+from healsg.evaluation.predictor import best_of, network_of_run
 from healsg.methods.supervised import Supervised
 from healsg.methods.within import Probe, outputs_of, probe
 from healsg.paths import current_folder
-from healsg.predictor import best_of, network_of_run
-from healsg.saved import load_saved
-from healsg.step import Mean, Samples, joined_samples, samples_of
+from healsg.runs.checkpointer import restore_weights
+from healsg.runs.folder import RunFolder, find
+from healsg.runs.saved_config import load_saved
+from healsg.training.step import Mean, Samples, joined_samples, samples_of
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask

@@ -9,7 +9,7 @@ from torch import Tensor
 from healsg.losses.classification import cross_entropy
 from healsg.losses.semi import sharpen, signal_threshold
 from healsg.methods.consistency import SemiSupervised, probabilities
-from healsg.step import Loss, Mean
+from healsg.training.step import Loss, Mean
 from healsg.types import Fraction, Positive
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from healsg.epoch import evaluating
 from healsg.errors import ConfigError
+from healsg.evaluation.evaluator import evaluating
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
 from healsg.metric import Metric, count_of, counted, known, precise
 from healsg.types import Count
 

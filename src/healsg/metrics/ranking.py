@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
 from healsg.metric import precise
 from healsg.metrics.classification import mean, too_many
 from healsg.metrics.gathered import Gathered

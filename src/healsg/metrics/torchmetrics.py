@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
+from healsg.data.info import listed
+from healsg.data.source import line
 from healsg.errors import ConfigError
-from healsg.info import listed
 from healsg.losses.usual import fitted
 from healsg.metric import precise
 from healsg.metrics.classification import MOST_ROWS
 from healsg.metrics.gathered import Gathered
-from healsg.source import line
 from healsg.types import Count
 
 log = logging.getLogger("healsg")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
 from healsg.metric import Accuracy, Metric
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
 from healsg.model import Network, TaskModel
 from healsg.models.wide_resnet import check_images
 from healsg.types import Count, Fraction, Positive

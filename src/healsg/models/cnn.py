@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
 from healsg.model import Network, TaskModel
 from healsg.types import Count, Share

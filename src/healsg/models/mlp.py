@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
 from healsg.model import Network, TaskModel
 from healsg.types import Count, Natural, Share
 

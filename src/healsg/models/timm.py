@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
+from healsg.data.source import line
 from healsg.errors import ConfigError, RunError
 from healsg.model import TaskModel
 from healsg.models.torchvision import TorchvisionNetwork
 from healsg.paths import current_folder
-from healsg.source import line
 
 HEADS = ("head", "head.fc", "fc", "classifier")
 """What checkpoints call the last layer, where timm does not say."""

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from healsg.config import weights_only
-from healsg.data import DataInfo
+from healsg.build import weights_only
+from healsg.data.base import DataInfo
 from healsg.errors import ConfigError, RunError
 from healsg.model import Network, TaskModel
-from healsg.weights import bare_names, fitting, read_weights
+from healsg.runs.weights import bare_names, fitting, read_weights
 
 AUXILIARY = ("googlenet", "inception_v3")
 """Networks with further classifiers in training, which are left out: a network here has one output."""

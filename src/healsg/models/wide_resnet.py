@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from healsg.data import DataInfo
+from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
 from healsg.model import Network, TaskModel
 from healsg.models.resnet import convolution, initialise

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from healsg.config import Composed
+from healsg.config.schema import Composed
 
 if TYPE_CHECKING:
-    from healsg.compose import Composer
+    from healsg.config.compose import Composer
 
 Setting = tuple[list[str], Any]
 """The parts of a key, and its value."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from healsg.folder import RunFolder
-from healsg.source import Source, TensorSource
+from healsg.data.source import Source, TensorSource
+from healsg.runs.folder import RunFolder
 from healsg.task import BasicTask
 from healsg.trainer import TaskTrainer
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from healsg.data.source import Batch
 from healsg.errors import ConfigError
 from healsg.seeding import Draw
-from healsg.source import Batch
 from healsg.types import Count, Natural, Positive
 
 Padding = Literal["zero", "reflect"]

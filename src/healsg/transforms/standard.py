@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from healsg.data.source import Batch
 from healsg.errors import ConfigError
 from healsg.seeding import Draw
-from healsg.source import Batch
 from healsg.transforms.image import check_view
 from healsg.transforms.numbers import bell
 from healsg.types import NonNegative

@@ -8,10 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from healsg.data.loader import Transform
+from healsg.data.source import Batch
 from healsg.errors import ConfigError
-from healsg.loader import Transform
 from healsg.seeding import Draw
-from healsg.source import Batch
 from healsg.transforms import affine, colour
 from healsg.transforms.foreign import Policy, apply_policy
 from healsg.transforms.image import ImageTransform, Padding, check_view

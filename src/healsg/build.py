@@ -1,0 +1,122 @@
+"""From a checked configuration to the parts of a task: the only place where targets are imported and called."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from healsg.config import targets
+from healsg.config.schema import Composed
+from healsg.errors import ConfigError, one_line
+
+if TYPE_CHECKING:
+    from healsg.data.info import DataInfo
+    from healsg.runs.logger import Mirror
+    from healsg.task import BasicTask
+
+
+def build_task(composed: Composed, data_info: DataInfo | None = None) -> BasicTask:
+    """Make the parts and join them: the only place where targets are imported and called.
+
+    Args:
+        composed: the checked configuration.
+        data_info: of a checkpoint, where only the network is wanted: the data set is then not made, and has no samples.
+
+    Raises:
+        ConfigError: a part cannot be made, or the parts do not fit each other.
+    """
+    from omegaconf import OmegaConf
+
+    from healsg.callbacks import Callback
+    from healsg.data.base import KnownData, TaskData
+    from healsg.method import TaskMethod
+    from healsg.model import TaskModel
+    from healsg.runner import TaskRunner
+    from healsg.task import BasicTask
+
+    values = composed.values
+    tops = {target.split(".")[0] for target in targets.named(values)}
+    if any(found and found.file for found in (targets.find_module(top, composed.project) for top in tops)):
+        sys.path += [str(folder) for folder in composed.project if str(folder) not in sys.path]
+    kinds = {"data": TaskData, "model": TaskModel, "method": TaskMethod, "runner": TaskRunner}
+    parts: dict[str, Any] = {} if data_info is None else {"data": KnownData(data_info)}
+    parts |= {key: make(values[key], key, composed, kind) for key, kind in kinds.items() if key not in parts}
+    runner = parts.pop("runner")
+    for name, callback in runner.callbacks.items():
+        if not isinstance(callback, Callback):
+            raise ConfigError(f"runner.callbacks.{name}._target_: {type(callback).__name__} is no Callback")
+    config = OmegaConf.create(values)
+    OmegaConf.set_readonly(config, True)
+    factory = make(values["task"], "task", composed, BasicTask, partial=True)
+    task = factory(config=config, runner=runner, **{f"task_{key}": part for key, part in parts.items()})
+    assert isinstance(task, BasicTask)
+    if data_info is None:
+        task.check()
+    return task
+
+
+def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial: bool = False) -> Any:
+    """Call the constructor that a checked node names, if it makes what belongs there. Raises ConfigError."""
+    from hydra.errors import HydraException
+    from hydra.utils import get_object, instantiate
+
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ConfigError(f"{key}: names no part; give it a _target_")
+    trusted = composed.values.get("trusted") or []
+    try:
+        for target in targets.named(node):
+            targets.verify_origin(get_object(target), target, trusted, composed.project)
+        part = get_object(node["_target_"])
+        if issubclass(part, kind) if inspect.isclass(part) else not partial:
+            zoo = any(str(target).startswith("torchvision.models.") for target in targets.named(node))
+            with weights_only() if zoo else contextlib.nullcontext():
+                made = instantiate(node, _convert_="all", _partial_=partial)
+            if partial or isinstance(made, kind):
+                return made
+        raise ConfigError(f"{key}._target_: {node['_target_']} is no {kind.__name__}")
+    except ConfigError as error:
+        raise ConfigError(str(error) if "." in str(error).split(":")[0] else f"{key}: {error}") from error
+    except (HydraException, ImportError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or composed.values.get("debug"):
+            raise
+        cause = error.__cause__ or error
+        if isinstance(cause, ConfigError):
+            raise cause from error
+        raise ConfigError(f"{key}: {node['_target_']} cannot be made: {one_line(cause)}") from error
+
+
+@contextlib.contextmanager
+def weights_only() -> Iterator[None]:
+    """Let torch.load read tensors and plain values alone, also where a library asks for more, as torchvision does."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def build_mirrors(composed: Composed) -> dict[str, Mirror]:
+    """The mirrors of a run: the loggers that were chosen, Weights & Biases, the report. Raises ConfigError."""
+    values = composed.values
+    nodes = {name: node for name, node in (values["logger"] or {}).items() if node is not None}
+    from healsg.runs.logger import Mirror
+
+    mirrors: dict[str, Mirror] = {name: make(node, f"logger.{name}", composed, Mirror) for name, node in nodes.items()}
+    if values["use_wandb"]:
+        mirrors["wandb"] = leaf("wandb.Wandb")(**values["wandb"])
+    return mirrors | {"report": leaf("report.Report")()}
+
+
+def leaf(path: str) -> Any:
+    """A class or function of ``healsg.loggers`` by its address, as a ``_target_`` would name it."""
+    module, _, name = path.partition(".")
+    return getattr(import_module(f"healsg.loggers.{module}"), name)

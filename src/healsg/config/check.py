@@ -1,0 +1,248 @@
+"""The check of a composed configuration against the constructors it names, before anything is imported."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from healsg.config import targets
+from healsg.config.names import did_you_mean
+from healsg.config.signature import ANY, NONE, Kind, Parameter, constructor, ranged
+from healsg.errors import ConfigError
+from healsg.types import Range
+
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "none": "null"}
+_WORDS |= {"dict": "a mapping", "list": "a list", "part": "a part", "any": "a value"}
+_HYDRA = {"_partial_": Kind("bool"), "_recursive_": Kind("bool")}
+_HYDRA["_convert_"] = Kind("literal", values=("none", "partial", "object", "all"))
+DEEPEST = 32
+"""Levels of a configuration, one inside the other."""
+
+_ASSEMBLED = ("task",)
+"""Nodes whose missing arguments assembly gives."""
+
+_SHARE, _UNIT, _FROM_ZERO, _FROM_ONE = Range(0, 1, open_high=True), Range(0, 1), Range(low=0), Range(low=1)
+_RANGES = dict.fromkeys(("lr", "weight_decay", "eps", "lambd", "lr_decay", "momentum_decay", "max_lr"), _FROM_ZERO)
+_RANGES |= dict.fromkeys(("momentum", "betas", "rho"), _SHARE) | dict.fromkeys(("dampening", "alpha"), _UNIT)
+_RANGES |= dict.fromkeys(("initial_accumulator_value", "eta_min", "min_lr", "gamma", "patience"), _FROM_ZERO)
+_RANGES |= dict.fromkeys(("step_size", "T_max", "T_0", "max_iter", "ns_steps", "total_iters"), _FROM_ONE)
+"""Of torch.optim's and trusted packages' arguments, whose annotations tell no range."""
+
+
+def check(
+    config: Any,
+    *,
+    schema_target: str = "healsg.config.schema.TaskConfig",
+    trusted: Sequence[str] = (),
+    project: Path | Sequence[Path] | None = None,
+) -> None:
+    """Refuse a configuration with a wrong target, key, type or value. Nothing that it names is imported.
+
+    Args:
+        config: the composed configuration, a DictConfig or plain values; interpolations are resolved.
+        schema_target: the dataclass of the top level.
+        trusted: packages, modules or definitions beyond the usual ones that may be called.
+        project: the folders whose modules are the user's own; one folder joins the current one, which is the default.
+
+    Raises:
+        ConfigError: one line: the key, what is wrong, what would be right.
+    """
+    folders = [Path.cwd(), *([project] if project else [])] if isinstance(project, Path | None) else list(project)
+    plain = _plain(config, resolve=True)
+    places = list(entries(plain))
+    nodes = [(key, value) for key, value in places if isinstance(value, dict) and "_target_" in value]
+    for key, node in nodes:
+        try:
+            targets.allowed(node["_target_"], trusted, folders)
+        except ConfigError as error:
+            raise ConfigError(f"{_join(key, '_target_')}: {error}") from None
+    if missing := next((key for key, value in places if value == "???"), None):
+        raise ConfigError(f"{missing}: is missing; set {missing}=...")
+    if large := next((key for key, value in places if huge(value)), None):
+        raise ConfigError(f"{large}: is too large a number; whole numbers have 64 bits")
+    top = constructor(schema_target)
+    assert top is not None
+    for key, value in plain.items():
+        if key not in top.parameters:
+            raise ConfigError(explain_unknown(str(key), plain))
+        kind = top.parameters[key].kind
+        is_node = isinstance(value, dict) and "_target_" in value
+        _refuse(misfit(key, {} if is_node and kind.name == "dict" else value, kind))
+    _refuse_missing("", top.parameters, plain, "a run")
+    for key, node in nodes:
+        _check_node(key, node, trusted, folders)
+
+
+def _check_node(key: str, node: dict[str, Any], trusted: Sequence[str], project: Sequence[Path]) -> None:
+    target = node["_target_"]
+    made = constructor(target, project)
+    foreign = target.startswith("torch.optim.") or target.split(".")[0] in [name.split(".")[0] for name in trusted]
+    known = made.parameters if made else {}
+    last = target.rpartition(".")[2]
+    for name, value in node.items():
+        place = _join(key, name)
+        if name == "_args_":
+            raise ConfigError(f"{place}: arguments without names are refused; give them by name")
+        if name in _HYDRA:
+            _refuse(misfit(place, value, _HYDRA[name]))
+        elif name in known:
+            _refuse(misfit(place, value, _foreign(known[name]) if foreign else known[name].kind))
+        elif made and not made.open and name != "_target_":
+            near = did_you_mean(name, known) or f"; it takes {', '.join(known) or 'nothing'}"
+            raise ConfigError(f"{place}: {last} takes no {name}{near}")
+        else:
+            _refuse(misfit(place, value, ANY))
+    if node.get("_partial_") is not True and key not in _ASSEMBLED:
+        _refuse_missing(key, known, node, last)
+
+
+def _foreign(parameter: Parameter) -> Kind:
+    interval = _RANGES.get(parameter.name)
+    return ranged(Kind("float") if interval and parameter.kind == ANY else parameter.kind, interval)
+
+
+def _refuse(line: str | None) -> None:
+    if line:
+        raise ConfigError(line)
+
+
+def _refuse_missing(key: str, known: dict[str, Parameter], given: dict[str, Any], taker: str) -> None:
+    for name, parameter in known.items():
+        if not parameter.has_default and name not in given:
+            place = _join(key, name)
+            raise ConfigError(f"{place}: is missing; {taker} needs {describe(parameter.kind)}; set {place}=...")
+
+
+def describe(kind: Kind) -> str:
+    """What a kind takes, in words: ``a whole number (int >= 1)``."""
+    if kind.name == "literal":
+        return f"{'one of' if len(kind.values) > 1 else 'the word'} {', '.join(map(str, kind.values))}"
+    if kind.name == "union":
+        plain = [inner for inner in kind.inner if inner.name != "part"]
+        return " or ".join(map(describe, plain if plain not in ([], [NONE]) else kind.inner))
+    if kind.name == "tuple":
+        return f"a list of {len(kind.inner)}"
+    limits = f" ({kind.name} {kind.range})" if kind.range else f" ({kind.name})"
+    return _WORDS[kind.name] + limits * (kind.name in ("int", "float"))
+
+
+def misfit(key: str, value: Any, kind: Kind) -> str | None:
+    """Why ``value`` cannot stand at ``key``, as one line that begins with the key; None where it can."""
+    mismatch = f"{key}: {show(value)} is not {describe(kind)}"
+    if kind.name == "union":
+        lines = {inner: misfit(key, value, inner) for inner in kind.inner}
+        if None in lines.values():
+            return None
+        solid = {inner: line for inner, line in lines.items() if inner.name not in ("none", "part")} or lines
+        far = [f"{key}: {show(value)} is not {describe(inner)}" for inner in solid]
+        return next((line for line in solid.values() if line not in far), mismatch)
+    if isinstance(value, dict) and "_target_" in value:
+        return None if kind.name in ("any", "part") else f"{key}: a part stands where {describe(kind)} belongs"
+    if isinstance(value, (list, dict)):
+        return _misfit_inside(key, value, kind) if _holds(value, kind) else mismatch
+    if isinstance(value, float) and math.isnan(value):
+        return f"{key}: nan is not a number that can be used" if kind.name in ("any", "part") else mismatch
+    if kind.name == "part":
+        if not isinstance(value, str):
+            return f"{key}: {show(value)} is a plain value where a part belongs"
+        return f"{key}: {show(value)} is a name where a part belongs; did you mean {key.replace('.', '/')}={value}?"
+    if not _is_of(value, kind):
+        return mismatch
+    return f"{key}: {show(value)} is out of range: {kind.range}" if kind.range and value not in kind.range else None
+
+
+def _holds(value: list[Any] | dict[Any, Any], kind: Kind) -> bool:
+    return kind.name in (("any", "part", "dict") if isinstance(value, dict) else ("any", "part", "list", "tuple"))
+
+
+def _misfit_inside(key: str, value: list[Any] | dict[Any, Any], kind: Kind) -> str | None:
+    """The first misfit among the elements of a list or a mapping."""
+    if kind.name == "part" and isinstance(value, dict):
+        return f"{key}: has no _target_, but a part belongs here; choose one with {key.replace('.', '/')}=NAME"
+    if kind.name == "tuple" and len(value) != len(kind.inner):
+        return f"{key}: {show(value)} has {len(value)} elements, not {len(kind.inner)}"
+    kinds = kind.inner if kind.name == "tuple" else (kind.inner or (ANY,)) * len(value)
+    lines = (misfit(place, inner, one) for (place, inner), one in zip(_children(value, key), kinds, strict=True))
+    return next(filter(None, lines), None)
+
+
+def _is_of(value: Any, kind: Kind) -> bool:
+    if kind.name == "literal":
+        return any(type(value) is type(other) and value == other for other in kind.values)
+    if kind.name == "float":
+        return type(value) in (int, float)
+    return kind.name == "any" or (value is None if kind.name == "none" else type(value).__name__ == kind.name)
+
+
+def huge(value: Any) -> bool:
+    """Whether a value is a whole number that 64 bits cannot hold."""
+    return isinstance(value, int) and value.bit_length() > 63
+
+
+def show(value: Any) -> str:
+    """A value as a config writes it."""
+    return str(value).lower().replace("none", "null") if value is None or isinstance(value, bool) else repr(value)
+
+
+def _plain(config: Any, resolve: bool) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain = OmegaConf.to_container(config, resolve=resolve) if OmegaConf.is_config(config) else config
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"config: {show(plain)} is no mapping of keys to values")
+    return {str(key): value for key, value in plain.items()}
+
+
+def _join(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def _children(value: Any, key: str) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [(_join(key, name), inner) for name, inner in value.items()]
+    return [(f"{key}[{i}]", inner) for i, inner in enumerate(value)] if isinstance(value, (list, tuple)) else []
+
+
+def entries(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every value of a configuration, with its dotted key, the whole first. Raises ConfigError where it is too deep."""
+    if depth > DEEPEST:
+        raise ConfigError(f"{key[:60]}...: lies more than {DEEPEST} levels deep")
+    yield key, value
+    for place, inner in _children(value, key):
+        yield from entries(inner, place, depth + 1)
+
+
+def explain_unknown(key: str, config: Any) -> str:
+    """Why ``key`` (of an override) cannot be set in ``config``: there is none; the nearest one that there is."""
+    plain = _plain(config, resolve=False)
+    key = key.lstrip("+~").split("=")[0]
+    leaf, parent = key.rpartition(".")[2], key.rpartition(".")[0]
+    keys = [place for place, _ in entries(plain) if place and "[" not in place and f"{place}.".find(f"{key}.") != 0]
+    near = [place for place in keys if place.rpartition(".")[2] == leaf]
+    near = near or difflib.get_close_matches(key, keys, 1, 0.7)
+    near = near or [place for place in keys if did_you_mean(leaf, [place.rpartition(".")[2]])]
+    if near:
+        best = max(near, key=lambda place: difflib.SequenceMatcher(None, key, place).ratio())
+        return f"{key}: no such key; did you mean {best}?"
+    siblings = [place for place in keys if place.rpartition(".")[0] == parent] or list(plain)
+    return f"{key}: no such key; there are {', '.join(siblings)}"
+
+
+def explain_option(group: str, option: str, options: Sequence[str]) -> str:
+    """Why ``group=option`` cannot be chosen: there is no such file; the options that there are."""
+    near = did_you_mean(option, options)
+    return f"{group}={option}: no such option{near or ';'} {group} is one of {', '.join(options) or 'nothing'}"
+
+
+def explain_addition(key: str, config: Any) -> str:
+    """Why ``+key=value`` is refused: nothing reads it. The nearest key that something reads, or the free node."""
+    key = key.lstrip("+~").split("=")[0]
+    line = explain_unknown(key, config).split("; there are")[0].replace("no such key", "nothing reads it")
+    return f"{line} (settings of your own go under args: +args.{key.rpartition('.')[2]}=...)"

@@ -1,0 +1,192 @@
+"""Composer: from ``conf/``, the user's own folder and a command line to a checked configuration, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from healsg.config import check
+from healsg.config.names import did_you_mean
+from healsg.config.overrides import parse
+from healsg.config.schema import Composed, TaskConfig, check_init_from, verify
+from healsg.config.values import has_key
+from healsg.errors import ConfigError, one_line
+from healsg.paths import project_folders
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+MOST = 10_000
+"""Jobs of a sweep."""
+
+
+def conf_folder() -> Path:
+    """The configuration that comes with the package: inside it when installed, beside ``src/`` in a checkout."""
+    inside = Path(__file__).parents[1] / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[3] / "conf"
+
+
+class Composer:
+    """Composes configurations from ``conf/`` and, where it is given, the user's own folder.
+
+    Args:
+        config_dir: a folder of the user's own with groups or recipes, searched after ``conf/``.
+        config_name: the primary config.
+    """
+
+    def __init__(self, config_dir: str | None = None, config_name: str = "config") -> None:
+        from hydra import version
+        from hydra._internal.utils import create_config_search_path
+        from hydra.core.config_search_path import SearchPathQuery
+        from hydra.core.global_hydra import GlobalHydra
+
+        from healsg.config.hydra_loader import create_hydra
+
+        self.name, self.project = config_name, project_folders()
+        if not self.project:
+            raise ConfigError("the current directory has been removed; change to one that exists")
+        search_path = create_config_search_path(str(conf_folder()))
+        if config_dir is not None:
+            folder = Path(config_dir).resolve()
+            if not folder.is_dir():
+                raise ConfigError(f"--config-dir: there is no folder {config_dir}")
+            self.project.append(folder.parent)
+            search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+        version.setbase("1.3")
+        GlobalHydra.instance().clear()
+        self._hydra = create_hydra("healsg", search_path)
+        self._loader = self._hydra.config_loader
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Read overrides in Hydra's grammar. Raises ConfigError."""
+        return parse(overrides, self._loader)
+
+    def compose(self, overrides: Sequence[str], checked: bool = True) -> Composed:
+        """Compose, resolve and check. Raises ConfigError, in one line."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        parsed = self.parse(overrides)
+        for override in parsed:
+            if override.is_hydra_override() and override.get_key_element() not in ("hydra.searchpath", "hydra.mode"):
+                key = override.get_key_element()
+                raise ConfigError(f"{key}: is not read here; a run's folder is runs/<name>, set name=...")
+        config = self._load(overrides)
+        hydra_node = config.hydra
+        chosen = hydra_node.runtime.choices.items()
+        choices = {group: option for group, option in chosen if option is not None and not group.startswith("hydra")}
+        hydra: Any = OmegaConf.to_container(hydra_node, resolve=False)
+        del config["hydra"]
+        try:
+            values: Any = OmegaConf.to_container(config, resolve=True)
+        except (OmegaConfBaseException, RecursionError) as error:
+            raise ConfigError(f"{getattr(error, 'full_key', None) or 'config'}: {one_line(error)}") from error
+        if type(values.get("name")) is int:
+            values["name"] = str(values["name"])
+        composed = Composed(values, choices, hydra, list(overrides), tuple(self.project))
+        for override in parsed:
+            key = override.get_key_element()
+            if override.is_add() and key.lstrip("+").split(".")[0] not in TaskConfig.__annotations__:
+                raise ConfigError(check.explain_addition(key, config))
+        if checked:
+            verify(composed)
+            check_init_from(composed)
+        return composed
+
+    def _load(self, overrides: Sequence[str]) -> Any:
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
+        from yaml import YAMLError
+
+        try:
+            config = self._hydra.compose_config(
+                self.name, self.without_null(overrides), RunMode.RUN, with_log_configuration=False, from_shell=False
+            )
+        except YAMLError as error:
+            raise ConfigError(f"a configuration file cannot be read: {one_line(error)}") from error
+        except ConfigError:
+            raise
+        except Exception as error:  # Hydra raises anything for a line that is odd enough
+            raise self._explained(error, overrides) from error
+        OmegaConf.set_struct(config, False)
+        return config
+
+    def without_null(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides as Hydra takes them: ``group=null``, which it refuses, is its ``~group``."""
+        given = []
+        for override in self.parse(overrides):
+            none = override.value() is None and not override.is_delete() and self._options(override.key_or_group)
+            given.append(f"~{override.key_or_group}" if none else str(override.input_line))
+        return given
+
+    def _explained(self, error: Exception, overrides: Sequence[str]) -> ConfigError:
+        """Why a composition failed, in one line: an unknown option, an unknown key, or what Hydra says."""
+        groups, values = [], []
+        for override in self.parse(overrides):
+            key, option = override.key_or_group, override.value()
+            if override.is_hydra_override() or not (self._options(key) or key in self._groups()):
+                values.append(override)
+                continue
+            groups.append(override)
+            if isinstance(option, str) and option not in self._options(key):
+                return ConfigError(check.explain_option(key, option, self._options(key)))
+        lines = [override.input_line for override in groups if override.input_line]
+        if len(lines) == len(overrides):
+            return ConfigError(one_line(error))
+        base = self._load(lines)
+        del base["hydra"]
+        for override in values:
+            key = override.get_key_element().lstrip("+~")
+            if "/" in key:
+                return ConfigError(f"{key}: no such group{did_you_mean(key.split('@')[0], self._groups())}")
+            if not has_key(base, key):
+                if override.is_add():
+                    continue
+                return ConfigError(check.explain_unknown(key, base))
+        return ConfigError(one_line(error))
+
+    def _options(self, group: str) -> list[str]:
+        try:
+            return [str(option) for option in self._loader.get_group_options(group)]
+        except OSError:  # a name that no file can have
+            return []
+
+    def _groups(self, parent: str = "") -> list[str]:
+        here = [f"{parent}/{name}".lstrip("/") for name in self._loader.list_groups(parent) if name != "hydra"]
+        return here + [inner for group in here for inner in self._groups(group)]
+
+    def sweep(self, overrides: Sequence[str]) -> list[list[str]]:
+        """The jobs of a sweep: the product of all swept values, each as a list of overrides.
+
+        A job's overrides stand in the order of those given, and differ from them where they are swept. Raises
+        ConfigError.
+        """
+        jobs: list[list[str]] = [[]]
+        for override in self.parse(overrides):
+            if not override.is_sweep_override():
+                jobs = [[*job, str(override.input_line)] for job in jobs]
+                continue
+            values = [f"{override.get_key_element()}={value}" for value in _swept(override)]
+            if not 0 < len(jobs) * len(values) <= MOST:
+                raise ConfigError(f"{override.input_line}: makes no jobs, or more than {MOST:,}; give fewer values")
+            jobs = [[*job, value] for job in jobs for value in values]
+        return jobs
+
+
+def _swept(override: Override) -> list[str]:
+    """The values of a swept override as text, at most one more than a sweep may have. Raises ConfigError."""
+    from hydra.core.override_parser.types import RangeSweep
+    from hydra.errors import HydraException
+
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: an interval is no list of values; give them one by one")
+    try:
+        if isinstance(given := override.value(), RangeSweep):
+            size: Any = (given.stop or 0) - (given.start or 0)
+            if not size / given.step <= MOST:
+                return [""] * (MOST + 1)
+        return list(islice(override.sweep_string_iterator(), MOST + 1))
+    except (HydraException, ArithmeticError, ValueError) as error:
+        raise ConfigError(f"{override.input_line}: is no list of values ({one_line(error)})") from error

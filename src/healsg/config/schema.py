@@ -1,0 +1,81 @@
+"""TaskConfig, and the way from a checked configuration to the parts of a task: the only importer of ``hydra.utils``.
+
+Everything up to ``build_task`` answers without importing torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from healsg.config import check
+from healsg.errors import ConfigError, RunError, one_line
+from healsg.runs import provenance
+from healsg.types import Natural
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class TaskConfig:
+    """The typed top level of a run's configuration; the nodes below it are constructor calls."""
+
+    name: str | None
+    seed: Natural
+    fresh: bool
+    trusted: list[str]
+    init_from: str | None
+    use_wandb: bool
+    wandb: dict[str, Any]
+    quiet: bool
+    debug: bool
+    resume: dict[str, Any]
+    args: dict[str, Any]
+    task: Any
+    data: Any
+    model: Any
+    method: Any
+    runner: Any
+    logger: Any
+    recipe: Any
+    record_patch: bool = False
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A checked configuration: plain values, the option chosen for each group, Hydra's own node, the overrides."""
+
+    values: dict[str, Any]
+    choices: dict[str, str] = field(default_factory=dict)
+    hydra: dict[str, Any] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    project: tuple[Path, ...] = ()
+
+
+def verify(composed: Composed) -> None:
+    """Check keys, types, ranges and targets. Raises ConfigError."""
+    values = dict(composed.values)
+    if odd := next((key for key, value in check.entries(values) if isinstance(value, str) and "${" in value), None):
+        raise ConfigError(f"{odd}: holds ${{, which is no text of a configuration but asks for another value")
+    resume = values.get("resume", {"force": False})
+    if not isinstance(resume, dict) or list(resume) != ["force"] or type(resume["force"]) is not bool:
+        raise ConfigError("resume: has one key, resume.force, which is true or false")
+    provenance.check_detector(values.get("record_patch") is True)
+    if isinstance(wandb := values.get("wandb"), dict):
+        values["wandb"] = {"_target_": "healsg.loggers.wandb.Wandb", **wandb}
+    if not isinstance(trusted := values.get("trusted") or [], list):
+        raise ConfigError(f"trusted: {check.show(trusted)} is not a list of packages; write trusted=[my_package]")
+    check.check(values, trusted=trusted, project=composed.project)
+
+
+def check_init_from(composed: Composed) -> None:
+    """Refuse a source of weights that does not exist, before anything is started. Raises ConfigError."""
+    from healsg.runs.folder import weights_file
+
+    if source := composed.values.get("init_from"):
+        try:
+            weights_file(source)
+        except (RunError, OSError) as error:
+            raise ConfigError(f"init_from: {one_line(error)}") from error

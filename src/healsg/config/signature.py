@@ -1,0 +1,239 @@
+"""The constructor is the schema: what a class or function takes, read from its source without importing it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from healsg import types
+from healsg.config.targets import Definition, Module, names_of, resolve, within
+from healsg.errors import ConfigError
+
+_LISTS = {"list", "List", "Sequence", "Iterable", "Collection", "set", "frozenset"}
+_DICTS = {"dict", "Dict", "Mapping", "MutableMapping"}
+_VALUE_CLASSES = {"Enum", "StrEnum", "IntEnum", "Flag", "TypedDict", "NamedTuple", "str", "int", "float", "dict"}
+_ROOTS = {"object", "ABC", "Generic", "Protocol"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values an argument takes.
+
+    ``name`` is ``any``, ``part`` (an object that a node makes), ``int``, ``float``, ``bool``, ``str``, ``none``,
+    ``literal``, ``list``, ``tuple``, ``dict`` or ``union``; ``inner`` are the kinds of elements or members.
+    """
+
+    name: str = "any"
+    inner: tuple[Kind, ...] = ()
+    values: tuple[Any, ...] = ()
+    range: types.Range | None = None
+
+
+ANY, PART, NONE = Kind(), Kind("part"), Kind("none")
+
+
+def read_kind(node: ast.expr | None, module: Module, search: Sequence[Path] = (), depth: int = 8) -> Kind:
+    """The kind that an annotation in ``module`` declares; ``any`` where it says nothing that can be checked."""
+    match node:
+        case ast.Constant(value=None):
+            return NONE
+        case ast.Constant(value=str(text)):
+            try:
+                return read_kind(ast.parse(text, mode="eval").body, module, search, depth)
+            except SyntaxError:
+                return ANY
+        case ast.BinOp(op=ast.BitOr()):
+            return _union([read_kind(side, module, search, depth) for side in (node.left, node.right)])
+        case ast.Subscript():
+            return _generic(node, module, search, depth)
+        case ast.Name() | ast.Attribute():
+            return _named(ast.unparse(node), module, search, depth)
+    return ANY
+
+
+def _union(kinds: Sequence[Kind]) -> Kind:
+    flat = [inner for kind in kinds for inner in (kind.inner if kind.name == "union" else (kind,))]
+    return ANY if ANY in flat else Kind("union", tuple(dict.fromkeys(flat)))
+
+
+def _generic(node: ast.Subscript, module: Module, search: Sequence[Path], depth: int) -> Kind:
+    head = ast.unparse(node.value).rpartition(".")[2]
+    arguments = (node.slice.elts if isinstance(node.slice, ast.Tuple) else []) or [node.slice]
+    if head == "Literal":
+        try:
+            return Kind("literal", values=tuple(ast.literal_eval(argument) for argument in arguments))
+        except ValueError:
+            return ANY
+    if head in ("Callable", "type", "Type"):
+        return PART
+    inner = tuple(read_kind(argument, module, search, depth) for argument in arguments)
+    if head in ("Optional", "Union"):
+        return _union([*inner, NONE] if head == "Optional" else inner)
+    if head in ("Annotated", "Final", "InitVar"):
+        return ranged(inner[0], _read_range(arguments[1:]))
+    if head in _LISTS:
+        return Kind("list", inner[:1])
+    if head in ("tuple", "Tuple"):
+        endless = isinstance(arguments[-1], ast.Constant) and arguments[-1].value is ...
+        return Kind("list", inner[:1]) if endless else Kind("tuple", inner)
+    if head in _DICTS:
+        return Kind("dict", inner[1:2])
+    return _named(ast.unparse(node.value), module, search, depth)
+
+
+def ranged(kind: Kind, interval: types.Range | None) -> Kind:
+    """``kind`` with ``interval`` for the numbers in it that have no range yet."""
+    inner = tuple(ranged(one, interval) for one in kind.inner)
+    return replace(kind, inner=inner, range=kind.range or (interval if kind.name in ("int", "float") else None))
+
+
+def _read_range(arguments: Sequence[ast.expr]) -> types.Range | None:
+    for call in arguments:
+        if isinstance(call, ast.Call) and ast.unparse(call.func).rpartition(".")[2] == "Range":
+            with suppress(ValueError):
+                words = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+                return types.Range(*map(ast.literal_eval, call.args), **words)
+    return None
+
+
+def _named(name: str, module: Module, search: Sequence[Path], depth: int) -> Kind:
+    last = name.rpartition(".")[2]
+    if last in ("int", "float", "bool", "str"):
+        return Kind(last)
+    if last in ("Path", "PathLike"):
+        return Kind("str")
+    if last in _LISTS | _DICTS | {"tuple", "Tuple"}:
+        return Kind("dict" if last in _DICTS else "list")
+    if last == "Callable":
+        return PART
+    (first, *rest), top = name.split("."), module.name.split(".")[0]
+    bound = names_of(module).bound.get(first)
+    path = ".".join([bound, *rest]) if isinstance(bound, str) else f"{module.name}.{name}"
+    if path.startswith("healsg.types."):
+        base, interval = get_args(getattr(types, path.rpartition(".")[2], None)) or ("any", None)
+        return Kind(getattr(base, "__name__", "any"), range=interval)
+    if path == "torch.Tensor" or (path.startswith(("torch.nn.", "torch.optim.")) and last[0].isupper()):
+        return PART
+    if depth == 0 or bound is None or path.startswith("torch") or path.split(".")[0] not in ("healsg", top):
+        return ANY
+    try:
+        found = within(module, name.split("."), search)
+    except ConfigError:
+        return ANY
+    if isinstance(found.node, ast.ClassDef):
+        bases = {ast.unparse(base).rpartition(".")[2] for base in found.node.bases}
+        return ANY if bases & _VALUE_CLASSES else PART
+    return read_kind(found.node, found.module, search, depth - 1) if isinstance(found.node, ast.expr) else ANY
+
+
+class Parameter(NamedTuple):
+    """An argument. ``default`` is ``...`` where there is none, or where it is not written as a literal."""
+
+    name: str
+    kind: Kind
+    has_default: bool
+    default: Any = ...
+
+
+class Constructor(NamedTuple):
+    """What a target takes by name; ``open`` where it takes names that its source does not show."""
+
+    target: str
+    kind: Literal["class", "function"]
+    parameters: dict[str, Parameter]
+    open: bool
+    defined_in: str
+
+
+Taken = tuple[dict[str, Parameter], bool]
+"""What a constructor takes, and whether it is open."""
+
+
+def constructor(target: str, search: Sequence[Path] = ()) -> Constructor | None:
+    """What ``target``, a dotted path, takes; None where its source does not tell (C extensions, made at run time).
+
+    ``search`` are folders to look into before ``sys.path``. Raises ConfigError where there is no such module or name.
+    """
+    found = resolve(target, search)
+    if isinstance(found.node, ast.FunctionDef):
+        return Constructor(target, "function", *_signature(found.node, found.module, search), found.path)
+    taken = _of_class(found, search)
+    return Constructor(target, "class", *taken, found.path) if taken else None
+
+
+def _of_class(found: Definition, search: Sequence[Path], depth: int = 12) -> Taken | None:
+    if not isinstance(found.node, ast.ClassDef) or depth == 0:
+        return None
+    makers = {item.name: item for item in found.node.body if isinstance(item, ast.FunctionDef)}
+    own = makers.get("__init__") or makers.get("__new__")
+    call = _forwarding(own) if own else None
+    base = None if own and not call else _of_bases(found.node, found.module, search, depth - 1)
+    if own is None:
+        is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in found.node.decorator_list)
+        return (base[0] | _fields(found.node, found.module, search), base[1]) if base and is_dataclass else base
+    parameters, is_open = _signature(own, found.module, search, skip=1)
+    if call is None or base is None:
+        return parameters, is_open
+    given = {word.arg for word in call.keywords} | set(list(base[0])[: len(call.args)])
+    return {name: one for name, one in base[0].items() if name not in given} | parameters, base[1]
+
+
+def _of_bases(node: ast.ClassDef, module: Module, search: Sequence[Path], depth: int) -> Taken | None:
+    """What a class takes by inheritance, by the first base that takes anything; None where a base cannot be read."""
+    for base in node.bases:
+        path = ast.unparse(base.value if isinstance(base, ast.Subscript) else base).split(".")
+        if path[-1] not in _ROOTS:
+            try:
+                taken = _of_class(within(module, path, search), search, depth)
+            except ConfigError:
+                return None
+            if taken != ({}, False):
+                return taken
+    return {}, False
+
+
+def _forwarding(maker: ast.FunctionDef) -> ast.Call | None:
+    """The call ``super().__init__(..., **kwargs)`` that hands a constructor's own ``**kwargs`` on."""
+    for call in ast.walk(maker):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("super().__init__", "super().__new__"):
+            handed = [ast.unparse(word.value) for word in call.keywords if word.arg is None]
+            if maker.args.kwarg and maker.args.kwarg.arg in handed:
+                return call
+    return None
+
+
+def _signature(node: ast.FunctionDef, module: Module, search: Sequence[Path], skip: int = 0) -> Taken:
+    ordered = [*node.args.posonlyargs, *node.args.args]
+    defaults = [None] * (len(ordered) - len(node.args.defaults)) + node.args.defaults
+    pairs = [*zip(ordered, defaults, strict=True), *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
+    pairs = pairs[max(skip, len(node.args.posonlyargs)) :]
+    made = [_parameter(one.arg, read_kind(one.annotation, module, search), default) for one, default in pairs]
+    return {parameter.name: parameter for parameter in made}, node.args.kwarg is not None
+
+
+def _parameter(name: str, kind: Kind, default: ast.expr | None) -> Parameter:
+    value: Any = ...
+    with suppress(ValueError):
+        value = ast.literal_eval(default) if default else ...
+    return Parameter(name, _union([kind, NONE]) if value is None else kind, default is not None, value)
+
+
+def _fields(node: ast.ClassDef, module: Module, search: Sequence[Path]) -> dict[str, Parameter]:
+    """The fields of a dataclass that its constructor takes."""
+    made = {}
+    for item in node.body:
+        if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
+            continue
+        default, words = item.value, dict[str | None, ast.expr]()
+        if isinstance(default, ast.Call) and ast.unparse(default.func).rpartition(".")[2] == "field":
+            words = {word.arg: word.value for word in default.keywords}
+            default = words.get("default") or words.get("default_factory")
+        hidden = "init" in words and ast.unparse(words["init"]) == "False"
+        if not hidden and not any(word in ast.unparse(item.annotation) for word in ("ClassVar", "KW_ONLY")):
+            kind = read_kind(item.annotation, module, search)
+            made[item.target.id] = _parameter(item.target.id, kind, default)
+    return made

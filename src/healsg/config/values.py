@@ -1,0 +1,24 @@
+"""Plain values of a configuration by dotted key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a plain configuration by dotted key; an empty collection is a leaf."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from flat(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def has_key(config: Any, key: str) -> bool:
+    """Whether a configuration has a dotted key."""
+    from omegaconf import OmegaConf
+
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return OmegaConf.is_dict(node) and leaf in node

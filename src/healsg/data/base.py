@@ -1,0 +1,265 @@
+"""TaskData: which examples, in which splits; its ``info`` is what is known of them before any file is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+
+from healsg.data.fingerprint import Fingerprint, of_source
+from healsg.data.info import DataInfo as DataInfo
+from healsg.data.info import differing_classes
+from healsg.data.loader import Loader, Transform
+from healsg.data.source import Batch, DatasetSource, Reading, Source
+from healsg.data.splits import stratified_split
+from healsg.errors import ConfigError, DataError
+from healsg.paths import current_folder
+from healsg.seeding import Draw, mix
+from healsg.types import Count, Natural, NonNegative, Share
+
+PROBED, TRIES = 8, 3
+"""Samples of which views are compared before a run, and epochs whose draws are tried."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of the data: by stream, the views of each sample it wants.
+
+    ``Needs()`` is one stream of ``input`` and ``target``. With several streams a batch is a dict of such dicts.
+    ``ratio`` says how many times ``data.batch_size`` a stream's batch holds, where it is not 1.
+    """
+
+    streams: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"labelled": ("input",)})
+    ratio: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def flat(self) -> bool:
+        """Whether a batch is one dict, not a dict of streams."""
+        return list(self.streams) == ["labelled"]
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A transform that tells how it makes inputs in evaluation, as plain values; see ``DataInfo.preprocessing``."""
+
+    def described(self) -> dict[str, Any]: ...
+
+
+class TaskData:
+    """A data set: its parts, its splits, its transforms. A subclass gives ``info``, ``read`` and ``transform``.
+
+    Args:
+        root: the folder that holds, or receives, the files of all data sets.
+        batch_size: samples of one forward pass, over all processes. An evaluation of small samples that are held in
+            memory takes up to eight times as many.
+        workers: loader processes for data that are not held in memory.
+        val_fraction: the share of the training part that serves for validation where the set has no part of its own,
+            stratified by class; 0 uses the test part, as papers on CIFAR do.
+        split_seed: which samples that share is.
+        drop_last: leave out the samples at the end of an epoch that do not fill a whole update.
+        on_error: stop at a sample that cannot be read, or leave it out of its batch. A training batch of which too
+            little is left gives way to the first of the epoch that can be read.
+        max_errors: different samples that may be left out before the run stops.
+        timeout: seconds without a batch from a loader process after which the run stops; 0 waits for ever.
+        prefetch: batches that each loader process keeps ready, at most 64.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        batch_size: Count = 128,
+        workers: Natural = 0,
+        val_fraction: Share = 0.1,
+        split_seed: Natural = 0,
+        drop_last: bool = False,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_errors: Natural = 100,
+        timeout: NonNegative = 600.0,
+        prefetch: Count = 2,
+    ) -> None:
+        self.start = current_folder()
+        """From where paths in the settings are meant, also where a task changes the current directory later."""
+        self.root = self.start / Path(root).expanduser()
+        self.batch_size, self.workers = batch_size, workers
+        self.val_fraction, self.split_seed = val_fraction, split_seed
+        self.drop_last, self.reading = drop_last, Reading(on_error, max_errors, timeout, prefetch)
+        self.fingerprints: dict[str, Fingerprint] = {}
+        """By part, from which files or tensors it was read; see ``healsg.data.fingerprint``."""
+
+    @property
+    def info(self) -> DataInfo:
+        """What is known before the samples are read."""
+        raise NotImplementedError
+
+    def fitted(self) -> DataInfo:
+        """``info`` with the preprocessing that evaluation uses, also what was fitted on the training samples.
+
+        It is asked for once ``loaders`` has read these, and saved with the weights.
+        """
+        transform = self.transform("input", "test")
+        described: dict[str, Any] = transform.described() if isinstance(transform, Described) else {}
+        return replace(self.info, preprocessing={**self.info.preprocessing, **described})
+
+    def restored(self, saved: DataInfo) -> TaskData:
+        """This data set as weights that were trained before see it: with their classes and what was fitted for them.
+
+        Args:
+            saved: what ``fitted`` gave when the weights were trained.
+
+        Raises:
+            DataError: the classes here are others, or in an order that this data set cannot change.
+        """
+        if differing := differing_classes(saved, self.info):
+            raise DataError(f"data: the weights were trained on {differing}")
+        return self
+
+    def read(self, part: str) -> Source | None:
+        """The samples of ``train``, ``val`` or ``test`` as the set is published; None where it has no such part."""
+        raise NotImplementedError
+
+    def stored(self, part: str) -> Source | None:
+        """What ``read`` gives, wherever it is to be kept; its fingerprint is that of what was read."""
+        source = self.read(part)
+        if source is not None:
+            self.fingerprints[part] = of_source(source)
+        return source
+
+    def transform(self, view: str, split: str) -> Transform | None:
+        """What turns stored samples into ``view`` (``input``, ``weak``, ``strong``, ``view1``, ...) of ``split``."""
+        return None
+
+    def splits(self) -> dict[str, Source]:
+        """``train``, ``val`` and, where the set has one, ``test``."""
+        train, val, test = self.stored("train"), self.stored("val"), self.stored("test")
+        if train is None or not len(train):
+            raise DataError(f"{type(self).__name__}: the training part is empty")
+        if val is None:
+            train, val = self.hold_out(train)
+        parts = {"train": train, "val": val if val is not None else test, "test": test}
+        for split, source in parts.items():
+            if source is not None and not len(source):
+                raise DataError(f"data: the {split} part has no samples; data.val_fraction is {self.val_fraction}")
+        return {split: source for split, source in parts.items() if source is not None}
+
+    def hold_out(self, train: Source) -> tuple[Source, Source | None]:
+        """The training samples, and those of them that serve for validation, where the set has no part of its own."""
+        if not self.val_fraction:
+            return train, None
+        if train.targets is None:
+            raise DataError(f"{type(self).__name__}: data.val_fraction needs a class for each sample; set it to 0")
+        kept, held = stratified_split(train.targets, self.val_fraction, self.split_seed)
+        return train.subset(kept), train.subset(held)
+
+    def facts(self) -> dict[str, Any]:
+        """What ``run.json`` says of the samples, once they are split."""
+        return {}
+
+    @property
+    def val_is_test(self) -> bool:
+        """Whether the test part also serves for validation; ``run.json`` says so."""
+        return self.val_fraction == 0 and not self.has_val and self.has_test
+
+    @property
+    def has_val(self) -> bool:
+        """Whether the set comes with a validation part of its own."""
+        return False
+
+    @property
+    def has_test(self) -> bool:
+        """Whether the set comes with a test part."""
+        return True
+
+    def streams(self, needs: Needs, train: Source) -> dict[str, Source]:
+        """The training samples of each stream that a method needs; a set with unlabelled samples adds its own."""
+        if missing := set(needs.streams) - {"labelled"}:
+            names = ", ".join(sorted(missing))
+            raise ConfigError(f"data: {type(self).__name__} has no {names} samples; the method needs them")
+        return {"labelled": train}
+
+    def loaders(self, needs: Needs) -> dict[str, Loader]:
+        """A loader a split; the training one deals the streams and views that ``needs`` names.
+
+        Where these lack ``labelled``, the split ``bank`` is the labelled training samples to look at, once each.
+        """
+        splits, loaders = self.splits(), {}
+        if "labelled" not in needs.streams:
+            splits["bank"] = splits["train"]
+        for split, source in splits.items():
+            training = split == "train"
+            wanted = needs.streams if training else {"labelled": ("input",)}
+            sources = self.streams(needs, source) if training else {"labelled": source}
+            views = {stream: {view: self.transform(view, split) for view in names} for stream, names in wanted.items()}
+            for stream, transforms in views.items():
+                self._check_views(sources[stream], transforms)
+            loaders[split] = Loader(
+                {stream: sources[stream] for stream in wanted},
+                views,
+                self.batch_size,
+                shuffle=training,
+                drop_last=training and self.drop_last,
+                workers=self.workers,
+                flat=not training or needs.flat,
+                ratio=needs.ratio,
+                reading=self.reading,
+            )
+        return loaders
+
+    def _check_views(self, source: Source, transforms: Mapping[str, Transform | None]) -> None:
+        """Refuse views of a sample that are one and the same, which a method would compare in vain.
+
+        The first samples are read and changed as in ``TRIES`` epochs. Raises ConfigError.
+        """
+        views = list(transforms)
+        if len(views) < 2:
+            return
+        raw: Batch = {}
+        if any(transforms.values()):
+            index = torch.arange(min(PROBED, len(source)))
+            raw = source.fetch(index, self.reading) if isinstance(source, DatasetSource) else source.fetch(index)
+            if "input" not in raw:  # none of them can be read
+                return
+        for first, second in pairwise(views):
+            if same_views(raw, (first, transforms[first]), (second, transforms[second])):
+                way = "images take theirs from healsg.transforms.views, numbers from data.noise above 0"
+                told = f"{first} and {second} of each sample are the same, and the method compares them"
+                raise ConfigError(
+                    f"data: {type(self).__name__}: {told}; let its transform change them at random ({way})"
+                )
+
+
+def same_views(raw: Batch, first: tuple[str, Transform | None], second: tuple[str, Transform | None]) -> bool:
+    """Whether two views, each a name and a transform, of the samples in ``raw`` never differ."""
+    if first[1] is None and second[1] is None:
+        return True
+    index = raw["index"]
+    for epoch in range(TRIES):
+        made = []
+        for name, transform in (first, second):
+            draw = Draw(mix(0, "views", name, epoch), index, mix(0, "views", name), epoch)
+            made.append(transform(raw, draw)["input"] if transform else raw["input"])
+        if made[0].shape != made[1].shape or not torch.equal(made[0], made[1]):
+            return False
+    return True
+
+
+class KnownData(TaskData):
+    """What a checkpoint knows of the data set that its weights were trained on, without samples.
+
+    Args:
+        info: as it was saved.
+    """
+
+    def __init__(self, info: DataInfo) -> None:
+        super().__init__()
+        self.known = info
+
+    @property
+    def info(self) -> DataInfo:
+        return self.known
+
+    def read(self, part: str) -> Source | None:
+        raise DataError(f"data: the {part} part is not read where only the network of a run is wanted")

@@ -1,0 +1,214 @@
+"""Fingerprints of data: from which files or tensors a run learns, so that it notices when they are others.
+
+A fingerprint is a dict of plain values for each part of a data set. Files are known by name, size, time of modification
+and label; their contents count too where reading them is cheap. Nothing is decoded. Paths count from the folder that
+all files of a part share, so that a data set may be moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
+
+from healsg.data.source import DatasetSource, Source, TensorSource
+
+WHOLE_TENSOR = 1 << 26
+"""Bytes of a tensor up to which it is hashed by SHA-256; a larger one by CRC-32, at three times the speed."""
+
+WHOLE_FILES, MANY = 1 << 24, 1000
+"""Bytes, and number, of the files of a part up to which all of them are read."""
+
+SAMPLED, SAMPLED_BYTES = 64, 1 << 16
+"""Of more files: so many are looked into, and so many bytes of each."""
+
+Fingerprint = dict[str, Any]
+
+MEANING = {
+    "count": "another number of samples",
+    "chosen": "other samples of the same files",
+    "names": "files of other names",
+    "sizes": "files of other sizes",
+    "labels": "other labels",
+    "contents": "other contents",
+    "times": "files written at other times",
+    "split": "another split",
+}
+"""What it means where an entry differs; the entries that a digest is made of, in the order in which they are told."""
+
+
+def of_source(source: Source) -> Fingerprint:
+    """The fingerprint of one part as its data set gives it, before it is split or held in memory."""
+    if isinstance(source, TensorSource):
+        return {"count": len(source), "contents": _of_tensor(source.input), "labels": _of_tensor(source.target)}
+    found: Fingerprint = {"count": len(source)}
+    if isinstance(source, DatasetSource):
+        found |= _of_dataset(source.dataset)
+        if source.chosen is not None:
+            found["chosen"] = _of_tensor(source.chosen)
+    if source.targets is not None:
+        found["labels"] = _of_tensor(source.targets)
+    return found
+
+
+def of_loader(loader: Any) -> Fingerprint:
+    """The fingerprint of what a loader of the user's own yields, as far as its data set is of a known kind."""
+    sources = getattr(loader, "sources", None)
+    if isinstance(sources, Mapping):
+        return {name: of_source(source) for name, source in sources.items()}
+    dataset = getattr(getattr(loader, "loader", loader), "dataset", None)
+    return {} if dataset is None else _of_dataset(dataset)
+
+
+def _of_dataset(dataset: Any) -> Fingerprint:
+    """What can be told of a map-style data set without reading its samples.
+
+    A data set may have a method ``fingerprint`` that returns a text; else its files are known if it has ``paths``, or
+    ``samples`` as those of torchvision. Of any other kind only the length and the labels count.
+    """
+    if callable(own := getattr(dataset, "fingerprint", None)):
+        return {"contents": str(own())}
+    if isinstance(dataset, Subset):
+        return _of_dataset(dataset.dataset) | {"chosen": _of_tensor(torch.tensor(list(dataset.indices)))}
+    if isinstance(dataset, ConcatDataset):
+        return {str(place): _of_dataset(inner) for place, inner in enumerate(dataset.datasets)}
+    if isinstance(dataset, TensorDataset):
+        return {"contents": _joined(map(_of_tensor, dataset.tensors))}
+    pairs: Any = getattr(dataset, "samples", None)
+    if _are_pairs(pairs):
+        return _of_files([str(path) for path, _ in pairs]) | {"labels": _joined(str(label) for _, label in pairs)}
+    paths = getattr(dataset, "paths", None)
+    if isinstance(paths, Sequence) and len(paths) and isinstance(paths[0], (str, Path)):
+        labels = getattr(dataset, "targets", None)
+        known = {} if labels is None else {"labels": _of_tensor(torch.as_tensor(labels))}
+        return _of_files([str(path) for path in paths]) | known
+    return {}
+
+
+def _are_pairs(value: Any) -> bool:
+    """Whether a value is the list of paths and labels that torchvision's folders keep."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, tuple) and len(first) == 2 and isinstance(first[0], (str, Path))
+
+
+def _of_tensor(tensor: Tensor) -> str:
+    bare = tensor.detach().cpu().contiguous()
+    content = memoryview(bare.flatten().view(torch.uint8).numpy() if bare.numel() else b"")  # type: ignore[arg-type]
+    head = f"{bare.dtype}{tuple(bare.shape)}"
+    if bare.nbytes > WHOLE_TENSOR:
+        return _joined([head, str(zlib.crc32(content))])
+    total = hashlib.sha256(head.encode() + b"\0")
+    total.update(content)
+    return total.hexdigest()
+
+
+def _of_files(paths: list[str]) -> Fingerprint:
+    """Names, sizes and times of files, and the contents of all or of some; a file that is not there counts too."""
+    common = _common_folder(paths)
+    facts = np.fromiter((fact for path in paths for fact in _stat(path)), dtype=np.int64, count=4 * len(paths))
+    sizes, times, changes, regular = (np.ascontiguousarray(column) for column in facts.reshape(-1, 4).T)
+    newest = int(changes.argmax())
+    found: Fingerprint = {
+        "names": _joined(path[len(common) :] for path in paths),
+        "sizes": hashlib.sha256(sizes.tobytes()).hexdigest(),
+        "times": hashlib.sha256(times.tobytes()).hexdigest(),
+        "newest": [int(changes[newest]), paths[newest]],
+    }
+    readable = [path if real else "" for path, real in zip(paths, regular.tolist(), strict=True)]
+    if len(paths) <= MANY and int(sizes.sum()) <= WHOLE_FILES:
+        found["contents"] = _joined(_content(path, None) for path in readable)
+    else:
+        places = np.linspace(0, len(paths) - 1, min(SAMPLED, len(paths))).round().astype(int).tolist()
+        found["sample"] = [[int(times[place]), _content(readable[place], SAMPLED_BYTES)] for place in places]
+    return found
+
+
+def _common_folder(paths: list[str]) -> str:
+    """The folder in or below which all files lie; empty where there is none."""
+    try:
+        return os.path.commonpath([os.path.dirname(path) for path in (min(paths), max(paths))])  # noqa: PTH120
+    except ValueError:  # some are relative
+        return ""
+
+
+def _stat(path: str) -> tuple[int, int, int, int]:
+    """A file's size, time of modification, time of the last change of any kind, and whether it is a regular file."""
+    try:
+        status = os.stat(path)  # noqa: PTH116, a Path for each of a million is slow
+    except OSError:
+        return -1, 0, 0, 0
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, int(S_ISREG(status.st_mode))
+
+
+def _content(path: str, limit: int | None) -> str:
+    """The SHA-256 of the first ``limit`` bytes of a regular file; empty where it cannot be read."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123, a Path for each is slow
+            return hashlib.sha256(file.read(limit if limit is not None else WHOLE_FILES)).hexdigest()
+    except OSError:
+        return ""
+
+
+def _joined(texts: Iterable[str]) -> str:
+    total = hashlib.sha256()
+    for text in texts:
+        total.update(text.encode(errors="surrogateescape") + b"\0")
+    return total.hexdigest()
+
+
+def digest(data: Fingerprint) -> str:
+    """One SHA-256 of all that counts; times do not where the contents are known."""
+    return hashlib.sha256(json.dumps(_counting(data), sort_keys=True).encode()).hexdigest()
+
+
+def _counting(data: Fingerprint) -> Fingerprint:
+    left = {"newest", "sample"} | ({"times"} if "contents" in data else set())
+    return {
+        key: _counting(value) if isinstance(value, dict) else value for key, value in data.items() if key not in left
+    }
+
+
+def differences(old: Fingerprint, new: Fingerprint, since: float) -> list[str]:
+    """In what the data differ, one text for each part; empty where they are the same, or surely a copy.
+
+    Args:
+        old: the fingerprint when the run began.
+        new: the fingerprint now.
+        since: when the run began, in seconds since the epoch; files that were changed later are named.
+    """
+    told = []
+    inner = {key for found in (old, new) for key, value in found.items() if isinstance(value, dict)}
+    for key in sorted(inner):
+        told += [f"{key}: {text}" for text in differences(_as_dict(old.get(key)), _as_dict(new.get(key)), since)]
+    differing = [key for key in MEANING if key not in inner and old.get(key) != new.get(key)]
+    if "times" in differing and ("contents" in old or _copied(old.get("sample"), new.get("sample"))):
+        differing.remove("times")
+    if not differing:
+        return told
+    text = ", ".join(MEANING[key] for key in differing)
+    changed, path = new.get("newest") or (0, "")
+    if changed > since * 1e9:
+        text += f"; {path} was changed since"
+    return [text, *told]
+
+
+def _as_dict(value: Any) -> Fingerprint:
+    return value if isinstance(value, dict) else {}
+
+
+def _copied(old: Any, new: Any) -> bool:
+    """Whether files that differ in their times are a copy: each that was looked into has another time, none another
+    content. Where only some times differ, these files were replaced."""
+    if not old or not new or len(old) != len(new):
+        return False
+    return all(before[0] != now[0] and before[1] == now[1] != "" for before, now in zip(old, new, strict=True))

@@ -1,0 +1,186 @@
+"""Loaders that a user's own task returns: plain ones are dealt anew, any other is seeded and skipped forward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
+
+from healsg.data.loader import Loader
+from healsg.data.sharding import Terms
+from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource, as_batch, line
+from healsg.errors import DataError
+from healsg.seeding import seed_everything, seed_foreign
+from healsg.training.step import Samples, TrainBatch
+
+
+class ForeignLoader:
+    """Any other iterable of batches: seeded by (seed, epoch), skipped forward on resume, each rank taking its rows.
+
+    What it draws in this process while it makes a batch is seeded by the batch's position too, since the steps between
+    two batches draw from the same generators. What goes wrong in it is a DataError that names the batch.
+    """
+
+    in_memory = False
+    left_out = 0
+
+    def __init__(self, loader: Any, name: str, reading: Reading | None = None) -> None:
+        self.loader, self.name, self.timeout, self.look = loader, name, (reading or Reading()).timeout, 0.0
+        if isinstance(loader, DataLoader) and loader.num_workers and not loader.timeout + loader.persistent_workers:
+            loader.timeout = self.look = min(self.timeout or 5.0, 5.0)  # torch misses a dead worker when it looks
+        self.deal(Terms())
+
+    def deal(self, terms: Terms) -> None:
+        self.terms = terms
+
+    def __len__(self) -> int:
+        limit = self.terms.limit
+        try:
+            length = len(self.loader)
+        except TypeError:
+            if limit is None:
+                way = "set runner.limit_batches, or give its data set a __len__"
+                raise DataError(f"the {self.name} loader has no length: {way}") from None
+            return limit
+        if not length:
+            raise DataError(f"the {self.name} loader is empty")
+        return length if limit is None else min(length, limit)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (batch for batch, _ in self.batches(0))
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
+        seed_everything(self.terms.seed, "loader", self.name, epoch)
+        sampler = getattr(self.loader, "sampler", None)
+        if sampler is not None and hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+        values, length = self._begin(), len(self)
+        for position in range(length):
+            seed_foreign(self.terms.seed, "batch", self.name, epoch, position)
+            try:
+                value = self._next(values)
+            except StopIteration:
+                if self.name != "train":
+                    return
+                way = f"set runner.limit_batches={position}"
+                raise DataError(f"the train loader ended after {position} of {length} batches; {way}") from None
+            except Exception as error:
+                raise DataError(f"the {self.name} loader failed at batch {position}: {_cause(error)}") from error
+            if position >= start:
+                yield self._share(as_batch(value))
+
+    def _next(self, values: Iterator[Any]) -> Any:
+        waited = 0.0
+        while True:
+            try:
+                return next(values)
+            except RuntimeError as error:
+                waited += self.look
+                if not self.look or "timed out after" not in str(error):
+                    raise
+                if 0 < self.timeout <= waited:
+                    raise TimeoutError(f"none for {self.timeout:g} seconds (data.timeout)") from error
+
+    def _begin(self) -> Iterator[Any]:
+        try:
+            return iter(self.loader)
+        except Exception as error:
+            raise DataError(f"the {self.name} loader cannot begin: {_cause(error)}") from error
+
+    def counted(self, batch: Batch, rows: int, position: int) -> TrainBatch:
+        """See ``Loader.counted``; what ``batches`` gives knows its samples already."""
+        assert isinstance(batch, TrainBatch)
+        return batch
+
+    def _share(self, batch: Batch) -> tuple[TrainBatch, int]:
+        if all(isinstance(value, Mapping) for value in batch.values()):
+            parts = {stream: self._share(dict(value))[0] for stream, value in batch.items()}
+            samples = next(iter(parts.values())).samples
+            return TrainBatch(parts, samples), samples.rows
+        size = len(next(iter(batch.values())))
+        low, high, rows = self.terms.share(0, size)
+        samples = Samples(rows, low, size, size if self.terms.accumulate == 1 else None)
+        if self.terms.world > 1:
+            batch = {key: value[low:high] if _rows(value) == size else value for key, value in batch.items()}
+        return TrainBatch(batch, samples), rows
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, on one line, also where a worker sent its whole traceback or was lost as it sent a batch."""
+    lines = str(error).strip().splitlines()
+    if lines and lines[0].startswith("Caught "):
+        return lines[-1]
+    return f"{'a loader worker was lost: ' * isinstance(error, (EOFError, ConnectionError))}{line(error)}"
+
+
+def _rows(value: Any) -> int | None:
+    """How many rows a tensor or list holds; None for what holds none."""
+    return value.shape[0] if isinstance(value, Tensor) and value.dim() else len(value) if type(value) is list else None
+
+
+AnyLoader = Loader | ForeignLoader
+
+
+def adopt(loader: Any, name: str, reading: Reading | None = None) -> AnyLoader:
+    """Make a loader of ours of what ``build_dataloader`` returned for the split ``name``.
+
+    A plain map-style ``DataLoader`` is dealt anew; its data set, batch size, collate function, ``drop_last`` and
+    workers are kept, a random or sequential sampler becomes ours. So does a distributed one, whose batches are of one
+    process. ``reading`` is what the task's settings say of broken samples and of workers; the loader's own timeout and
+    prefetch factor come first. Raises DataError for a data set without a length.
+    """
+    if isinstance(loader, (Loader, ForeignLoader)):
+        return loader
+    if not hasattr(loader, "__iter__"):
+        raise DataError(f"build_dataloader: {type(loader).__name__} for {name} is no loader; wrap it in a DataLoader")
+    if not _is_plain(loader):
+        return ForeignLoader(loader, name, reading)
+    source: Source
+    dataset, collate, sampler = loader.dataset, loader.collate_fn, loader.sampler
+    if not hasattr(dataset, "__len__"):
+        raise DataError(f"the {name} loader: its data set, {type(dataset).__name__}, has no length; give it a __len__")
+    if not len(dataset):
+        raise DataError(f"the {name} loader has no samples")
+    spread = isinstance(sampler, DistributedSampler)
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 2 and collate is default_collate:
+        source = TensorSource(*dataset.tensors)
+    else:
+        source = DatasetSource(dataset, collate)
+    reading = copy.copy(reading or Reading())
+    reading.timeout, reading.prefetch = loader.timeout or reading.timeout, loader.prefetch_factor or reading.prefetch
+    made = Loader(
+        {"labelled": source},
+        {"labelled": {"input": None}},
+        loader.batch_size * (sampler.num_replicas if spread else 1),
+        shuffle=sampler.shuffle if spread else isinstance(sampler, RandomSampler),
+        drop_last=loader.drop_last,
+        workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+        reading=reading,
+    )
+    made.training, made.joined = name == "train", False
+    return made
+
+
+def _is_plain(loader: Any) -> bool:
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        return False
+    sampler = loader.sampler
+    whole = type(sampler) in (SequentialSampler, DistributedSampler) or (
+        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    )
+    return whole and type(loader.batch_sampler) is BatchSampler

@@ -1,0 +1,144 @@
+"""Workers: processes that prepare batches ahead. One that dies, hangs or raises is told, never waited for in vain.
+
+torch's DataLoader shares one queue between its workers, so that one that is killed as it writes can block all of them;
+here each has a pipe of its own, and a row of shared memory says which sample it is reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
+from typing import Any
+
+import torch
+from torch.multiprocessing import Pipe, Process
+from torch.utils.data._utils import worker
+
+from healsg.data.source import Reading, line
+from healsg.errors import DataError, HealsgError
+
+
+class Workers:
+    """Processes that run ``prepare`` ahead, in turn.
+
+    Args:
+        prepare: from an epoch and a position to what is to be sent.
+        count: how many.
+        reading: its ``at`` is where a worker writes what it reads; ``prefetch`` and ``timeout`` count here.
+        sources: by the number of the stream, which know the names of samples.
+        begin: called in each worker with its number, before the first batch.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[int, int], Any],
+        count: int,
+        reading: Reading,
+        sources: Sequence[Any],
+        begin: Callable[[int], None] | None = None,
+    ) -> None:
+        self.reading, self.sources, self.turn = reading, sources, 0
+        self.at = torch.tensor([[0, -1, 0]] * count)
+        self.at.share_memory_()  # type: ignore[no-untyped-call]
+        self.hands: list[tuple[Any, Any]] = []
+        self.end = Finalize(self, _end, (self.hands,), exitpriority=10)
+        shown: Any = getattr(sources[0], "dataset", None)
+        for number in range(count):
+            ours, theirs = Pipe()
+            info = worker.WorkerInfo(id=number, num_workers=count, seed=0, dataset=shown)
+            process = Process(target=_work, args=(prepare, reading, self.at[number], theirs, info, begin), daemon=True)
+            process.start()
+            theirs.close()
+            self.hands.append((process, ours))
+
+    def deal(self, places: Sequence[tuple[int, int]]) -> Iterator[Any]:
+        """What the workers make of each of ``places``, in their order. Raises DataError where one is lost."""
+        self.turn += 1
+        turn, count = self.turn, len(self.hands)
+        ahead = count * min(self.reading.prefetch, 64)
+        for place in range(-ahead, len(places)):
+            if turn != self.turn:
+                raise DataError("a loader with workers deals one pass at a time, and another was begun")
+            if place + ahead < len(places):
+                with contextlib.suppress(OSError):  # a dead one is missed when its answer is
+                    self.hands[place % count][1].send((turn, places[place + ahead]))
+            if place >= 0:
+                yield self._receive(place % count, turn)
+
+    def _receive(self, number: int, turn: int) -> Any:
+        (process, pipe), got, waited = self.hands[number], 0, 0.0
+        try:
+            while got != turn:  # older answers belong to a pass that was left early
+                while not pipe.poll(0.5):
+                    waited += 0.5  # a process that is stopped for a while does not count
+                    if not process.is_alive():
+                        raise EOFError
+                    if 0 < self.reading.timeout <= waited:
+                        raise TimeoutError
+                got, ours, prepared = pipe.recv()
+        except (OSError, EOFError) as error:
+            raise DataError(self._lost(number, error)) from error
+        if ours is None:
+            return prepared
+        self.end()
+        said, trace = prepared
+        raise (DataError if ours else RuntimeError)(said) from RuntimeError(trace)
+
+    def _lost(self, number: int, error: Exception) -> str:
+        process, (stream, index, more) = self.hands[number][0], self.at[number].tolist()
+        how = f"gave no batch for {self.reading.timeout:g} seconds (data.timeout)"
+        if not isinstance(error, TimeoutError):
+            process.join(1)
+            code = process.exitcode
+            how = f"ended by itself with status {code}" if code is not None else f"cannot be reached ({line(error)})"
+            if code and code < 0:
+                how = f"was killed by signal {-code} ({signal.strsignal(-code)}); fewer workers need less memory"
+        self.end()
+        where = f"; it was last at {self.sources[stream].name(index)}" if index >= 0 else ""
+        return f"loader worker {number} {how}{where}{f' and {more} more' if more else ''}"
+
+
+def _end(hands: list[tuple[Any, Any]]) -> None:
+    for process, pipe in hands:
+        process.kill()
+        process.join()
+        pipe.close()
+
+
+def _work(
+    prepare: Callable[[int, int], Any],
+    reading: Reading,
+    at: torch.Tensor,
+    pipe: Any,
+    info: worker.WorkerInfo,
+    begin: Callable[[int], None] | None,
+) -> None:
+    """A worker's life: it leaves signals to its parent, answers (turn, whose error it is, what), and ends with it."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(each, signal.SIG_IGN)
+    threading.Thread(target=_outlive, daemon=True).start()
+    torch.set_num_threads(1)
+    worker._worker_info, reading.at = info, at.numpy().data
+    with contextlib.suppress(EOFError, OSError):  # a parent that is gone
+        while True:
+            turn, place = pipe.recv()
+            try:
+                if begin:
+                    begin(info.id)
+                    begin = None
+                pipe.send((turn, None, prepare(*place)))
+            except Exception as error:
+                pipe.send((turn, isinstance(error, HealsgError), (line(error), traceback.format_exc())))
+
+
+def _outlive() -> None:
+    if parent := parent_process():
+        wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,104 @@
+"""The evaluation pass: batches through ``task_model.predict``, into metrics that add up over batches and processes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from healsg import distributed
+from healsg.metric import Metric, precise
+from healsg.training.denominator import loss_over
+from healsg.training.device import compiled
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+class Loss(Metric):
+    """The mean of the criterion, over the samples or over what it divides by; see ``denominator``."""
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.criterion = criterion
+
+    def measure(self, output: Tensor, target: Tensor) -> Tensor:
+        (mean,) = loss_over(self.criterion, output, target).terms
+        value = precise(mean.value)
+        count = value.new_full((), target.shape[0]) if mean.over is None else torch.as_tensor(mean.over).to(value)
+        return torch.stack([value * count, count])
+
+    def value(self, state: Any) -> float:
+        """Not a number where nothing counts, since every target is ignored."""
+        return float(state[0] / state[1]) if state[1] else math.nan
+
+
+class EvalEpoch:
+    """One pass over a split that is only looked at."""
+
+    def __init__(self, task: BasicTask, split: str) -> None:
+        self.task, self.split = task, split
+
+    def run(self) -> dict[str, float]:
+        """Measure ``task_method.eval_model``; e.g. ``{"loss": 0.05, "acc": 0.98}``, or nothing without such a split."""
+        if self.split not in self.task.loaders:
+            return {}
+        replaced = self.task.task_method.evaluate(self.task, self.split)
+        return self.measure() if replaced is None else replaced
+
+    def measure(self) -> dict[str, float]:
+        """The usual pass: ``task_model.predict`` on every batch, the loss and the model's metrics over all samples."""
+        task, runner = self.task, self.task.runner
+        model = task.task_method.eval_model(task)
+        runner.place.align(model)
+        chosen = {"loss": Loss(task.criterion), **task.task_model.metrics(task.info)}
+        metrics = {name: one for name, one in chosen.items() if self.split in (one.splits or [self.split])}
+        with evaluating(model), torch.no_grad():
+            for batch in runner.eval_batches(task, self.split):
+                with runner.place.autocast():
+                    output = task.task_model.predict(model, batch["input"])
+                output = output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+                for metric in metrics.values():
+                    metric.update(output, batch["target"])
+        return collect(metrics)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Let a network be in evaluation mode, its blocks not compiled, for a while; each module gets back what it had.
+
+    Compiled blocks are the training step's: they would be compiled again, and round otherwise than ``healsg eval``.
+    """
+    modes = {module: module.training for module in model.modules()}
+    aside = {block: block._compiled_call_impl for block in compiled if block in modes}
+    model.eval()
+    try:
+        for block in aside:
+            block._compiled_call_impl = None
+        yield
+    finally:
+        for block, call in aside.items():
+            block._compiled_call_impl = call
+        for module, training in modes.items():
+            module.training = training
+
+
+def collect(metrics: dict[str, Metric]) -> dict[str, Any]:
+    """The values of the metrics over all batches of all processes; one that nothing was added to is left out.
+
+    Several named numbers of one metric are named ``<metric>.<name>``, or ``<metric>`` where their name is empty.
+    """
+    own = {name: metric.packed() for name, metric in metrics.items() if metric.state is not None}
+    values: dict[str, Any] = {}
+    parts = distributed.gather(own)
+    for name, metric in metrics.items():
+        states = [part[name] for part in parts if name in part]
+        if states:
+            value = metric.of(states)
+            named = value if isinstance(value, dict) else {"": value}
+            values |= {f"{name}.{part}" if part else name: number for part, number in named.items()}
+    return values

@@ -1,0 +1,270 @@
+"""Checkpoints: single files of tensors and plain values, written in one atomic step, closed by their own SHA-256."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from torch import Tensor, nn
+
+from healsg import safefiles
+from healsg.errors import RunError
+from healsg.runs import archive
+
+log = logging.getLogger("healsg")
+
+FORMAT = 2
+_MAGIC = f"HEALSg-{FORMAT}".encode()
+_TRAILER = len(_MAGIC) + hashlib.sha256().digest_size
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` under ``path``: temporary file, fsync, rename, fsync of the folder; a kill leaves old or new.
+
+    Raises:
+        RunError: a value is neither a tensor nor plain (its place is named), or the file cannot be written; what stood
+            under ``path`` is then untouched.
+    """
+    for key, value in _leaves(state, ""):
+        if name := odd(value):
+            raise RunError(f"checkpoint: {key} is {name}; keep tensors and plain values (numbers, text, lists, dicts)")
+    try:
+        if aside := safefiles.set_folder_aside(path):
+            log.warning("%s: is a folder, and not a checkpoint; moved to %s", path, aside.name)
+        with safefiles.replacing(path, sync=True) as file:
+            hashed = _Hashed(file)
+            torch.save({"format": FORMAT, **state}, cast("BinaryIO", hashed))
+            hashed.write(_MAGIC)
+            hashed.finish()
+        sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}); the checkpoint before it is good") from error
+
+
+class _Hashed:
+    """A file that knows the SHA-256 of what was written. A failure waits for the end: torch's writer bears none."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash = file, hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def write(self, content: bytes | memoryview) -> int:
+        if self.failure is None:
+            try:
+                self._put(content)
+            except OSError as error:
+                self.failure = error
+        return len(content)
+
+    def _put(self, content: bytes | memoryview) -> None:
+        self.file.write(content)
+        self.hash.update(content)
+
+    def flush(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        """Close what was written with its SHA-256. Raises OSError, also for an earlier failure."""
+        if self.failure is not None:
+            raise self.failure
+        self._put(self.hash.digest())
+        self.file.flush()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what ``save`` wrote, onto the CPU; every byte is checked before anything is unpickled.
+
+    Raises:
+        RunError: the file is missing, damaged, not ours, or of a format this version does not know.
+    """
+    try:
+        with safefiles.open_to_read(path) as file:
+            state = _read(file, path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+    weights = state["model"].values()
+    if not all(isinstance(value, Tensor) for value in weights):
+        raise RunError(f"{path}: its weights are no tensors")
+    return state
+
+
+def _read(file: BinaryIO, path: Path) -> dict[str, Any]:
+    """The state in an open file. What is cheap to see is looked at first, and nothing is unpickled unchecked."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(0, size - _TRAILER))
+    trailer = file.read(_TRAILER)
+    magic, digest = trailer[:-32], trailer[-32:]
+    if magic[:6] != _MAGIC[:6]:
+        raise RunError(f"{path}: is no checkpoint of HEALSg, or its end is missing")
+    archive.require_size(file, path)
+    file.seek(0)
+    if archive.sha256(file, size - 32) != digest:
+        raise RunError(f"{path}: is damaged; its SHA-256 does not fit")
+    if magic != _MAGIC:
+        raise RunError(f"{path}: was written by another version of the format, which this one does not read")
+    body = archive.Part(file, size - _TRAILER)
+    try:
+        archive.require_stored(body, size)
+        body.seek(0)
+        state: dict[str, Any] = torch.load(cast("BinaryIO", body), map_location="cpu", weights_only=True)
+        require_plain(state, size)
+        state["model"].values()
+    except MemoryError as error:
+        raise RunError(f"{path}: does not fit into the memory that is left") from error
+    except Exception as error:  # what was made to look like a checkpoint raises almost anything
+        raise RunError(f"{path}: holds something that is neither a tensor nor a plain value, or no weights") from error
+    return state
+
+
+def require_plain(state: Any, size: int) -> None:
+    """Refuse a state that is larger than the file that it came from allows, or that ``save`` would not have written.
+
+    A pickle may name one list many times, and a tensor may show a few bytes as gigabytes: what goes over such a state,
+    or copies it, would not end. So the values are counted, up to a bound.
+
+    Args:
+        state: what was read.
+        size: the bytes of its file.
+
+    Raises:
+        ValueError: it is too large, too deep, or not plain.
+    """
+    values, tensors = max(size, 1 << 20), 16 * size + (1 << 28)
+    level: list[Any] = [state]
+    for _ in range(100):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                if any(type(key) not in (str, int) for key in value):
+                    raise ValueError("a key is not plain")
+                inner += value.values()
+            elif isinstance(value, (list, tuple)):
+                inner += value
+            elif odd(value):
+                raise ValueError("a value is not plain")
+            elif isinstance(value, Tensor):
+                tensors -= value.numel() * value.element_size()
+            if len(inner) > values or tensors < 0:
+                raise ValueError("the state is larger than its file allows")
+        values -= len(inner)
+        level = inner
+        if not level:
+            return
+    raise ValueError("the state is nested too deeply")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file ends as ``save`` ends one, of whatever version. Raises OSError."""
+    with safefiles.open_to_read(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TRAILER))
+        return file.read(6) == _MAGIC[:6]
+
+
+Stamp = tuple[int, int, int, int]
+
+
+def stamp(path: Path) -> Stamp | None:
+    """By which a file that was written or found good is known again; None where there is none."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def keep_previous(path: Path, previous: Path) -> None:
+    """Let ``previous`` be what ``path`` is, so that ``path`` can be replaced; both are good at every moment.
+
+    Only a ``path`` that is known to be good may be given: what ``previous`` was is gone then.
+    """
+    if safefiles.kind_of(path) == safefiles.FILE:
+        safefiles.set_folder_aside(previous)
+        link = safefiles.temporary_name(previous)
+        try:
+            os.link(path, link)
+            link.replace(previous)
+        except OSError:  # a file system without hard links
+            link.unlink(missing_ok=True)
+            with safefiles.open_to_read(path) as file, safefiles.replacing(previous, sync=True) as copy:
+                shutil.copyfileobj(file, copy, 1 << 20)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest(state: Any) -> str:
+    """SHA-256 of a state's values under their keys, whatever file they come from."""
+    total = hashlib.sha256()
+    for key, value in _leaves(state, ""):
+        total.update(f"{key}\0".encode())
+        if isinstance(value, Tensor):
+            bare = value.detach().cpu().contiguous()
+            total.update(f"{bare.dtype}{tuple(bare.shape)}\0".encode())
+            total.update(bare.flatten().view(torch.uint8).numpy().tobytes() if bare.numel() else b"")
+        else:
+            total.update(f"{value!r}\0".encode())
+    return total.hexdigest()
+
+
+def odd(value: Any) -> str:
+    """What a value is, where it is neither plain nor a plain tensor; else nothing."""
+    if type(value) in (Tensor, nn.Parameter):
+        return "" if value.layout == torch.strided and not value.is_meta else f"a tensor of layout {value.layout}"
+    plain = type(value) in (int, float, str, bool, type(None))
+    return "" if plain else f"a {type(value).__module__}.{type(value).__name__}"
+
+
+def not_finite(state: dict[str, Any]) -> Iterator[str]:
+    """The keys of the tensors of network and optimizer that hold a value which is no number, or infinite."""
+    for key, value in _leaves({part: state[part] for part in ("model", "optimizer") if part in state}, ""):
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            yield key
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name in sorted(value, key=str):
+            if type(name) not in (str, int):
+                yield f"a key of {key}", name
+            yield from _leaves(value[name], f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for place, element in enumerate(value):
+            yield from _leaves(element, f"{key}.{place}")
+    else:
+        yield key, value
+
+
+def like(state: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with what torch keeps beside a module's state: the version of each of its modules."""
+    if not hasattr(state, "_metadata"):
+        return values
+    made: Any = OrderedDict(values)
+    made._metadata = state._metadata
+    return cast("dict[str, Any]", made)
+
+
+@contextlib.contextmanager
+def weights_of(model: nn.Module, weights: dict[str, Any]) -> Iterator[None]:
+    """Let ``model`` have other weights for a while."""
+    state = model.state_dict()
+    own = like(state, {key: value.detach().clone() for key, value in state.items()})
+    model.load_state_dict(weights)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)

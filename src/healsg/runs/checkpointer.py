@@ -1,0 +1,429 @@
+"""Keeper: what a run keeps while it trains, between the runner's loop and the run's folder; only rank 0 writes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from healsg import distributed, safefiles
+from healsg.data.skipped import skipped_samples
+from healsg.errors import ConfigError, NotFiniteError, RunError, one_line
+from healsg.evaluation.evaluator import EvalEpoch
+from healsg.method import TaskMethod
+from healsg.runs import binding, checkpoint
+from healsg.runs.binding import Binding
+from healsg.runs.claim import TRAINED, has_trained, new_id
+from healsg.runs.folder import RunFolder, began_at, naming
+from healsg.runs.metrics_log import Journal
+from healsg.runs.writer import Writer, steady
+from healsg.training.interrupt import Halt
+from healsg.training.watcher import Watcher
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+log = logging.getLogger("healsg")
+
+REST = 1.0
+"""Seconds between two saves at the ends of epochs: what a kill may cost beside the step it hits."""
+
+
+class Keeper(Watcher):
+    """Saves, restores, writes lines, and ends a run.
+
+    Args:
+        folder: the run's folder.
+        journal: its metrics; None on all ranks but 0, which write nothing.
+        halt: when to stop.
+        show: shown the line of each epoch, with ``best`` in it.
+        bound: what each checkpoint is said to belong to, and is compared with when the run goes on.
+        force: whether the run goes on in spite of what does not fit.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        journal: Journal | None,
+        halt: Halt,
+        show: Callable[[dict[str, Any]], None],
+        bound: Binding,
+        force: bool = False,
+    ) -> None:
+        self.folder, self.journal, self.halt, self.show = folder, journal, halt, show
+        self.bound, self.force = bound, force
+        self.belongs: dict[str, str] = {}
+        """What the checkpoints say they belong to, once the run has begun."""
+        self.good_last: checkpoint.Stamp | None = None
+        """The ``last.pt`` that this process has written or found good; no other may become ``previous.pt``."""
+        self.trained = self.forgot_best = False
+        self.writer = Writer(self._write)
+        self.saved_at = -REST
+        self.unsaved_best: dict[str, Any] | None = None
+        self.exempt: set[str] = set()
+        self.testing = False
+        self.data_info: dict[str, Any] | None = None
+
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.writer.close()
+
+    def begin(self, task: BasicTask, path: Path, state: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint; a run that has none starts at step 0 and saves that.
+
+        Args:
+            task: what is trained.
+            path: the file of the checkpoint.
+            state: what it holds, as ``resumable`` gave it; None where there is none.
+
+        Raises:
+            RunError, ConfigError: the checkpoint or what lies beside it is not of this run, its settings, its data.
+        """
+        self._plan(task)
+        self.data_info = None if task.data_info is None else task.data_info.state_dict()
+        self.trained = has_trained(self.folder)
+        distributed.barrier()
+        if state is None:
+            self._begin_anew(task)
+        else:
+            self._go_on(task, path, state)
+
+    def _go_on(self, task: BasicTask, path: Path, state: dict[str, Any]) -> None:
+        """Let the task, and the lines, stand where they did when ``path`` was saved with ``state``."""
+        if path == self.folder.last:
+            self.good_last = checkpoint.stamp(path)
+        lost_best, forced = distributed.share(lambda: self._check(path, state))
+        if lost_best:
+            self.forgot_best = True
+            progress = state["runner"]
+            state = state | {"runner": progress | {"monitor": progress["monitor"] | {"best": None}}}
+        self._bear(state)
+        try:
+            task.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, RunError) as error:
+            raise RunError(f"{path}: does not fit this task: {one_line(error)}") from error
+        distributed.share(lambda: self._take_up_lines(state))
+        runner = task.runner
+        epoch = min(task.epoch, task.max_epoch)
+        log.info("going on at step %d of %d, epoch %d", runner.step_count, runner.total_steps, epoch)
+        if forced:
+            self.save(task)  # from here on the checkpoint is of this run, its settings and data
+
+    def _begin_anew(self, task: BasicTask) -> None:
+        """Start at step 0."""
+        if self.journal:
+            self.belongs = self.bound.state_dict(self._identify(None), self.folder.path.name)
+            if self.folder.record.get("continued"):
+                log.info("no save of this run was ever completed: it starts at step 0")
+            self.journal.clear()
+            self.folder.previous.unlink(missing_ok=True)
+        self._bear(task.state_dict())
+        self.save(task)
+        self.writer.wait()
+        self.halt.saving = self.writer.seconds
+
+    def _check(self, path: Path, state: dict[str, Any]) -> tuple[bool, bool]:
+        """Compare a checkpoint with this run, and ``best.pt`` with the checkpoint; rank 0 alone does it.
+
+        With ``force`` the run goes on in spite of what does not fit, and where ``best.pt`` is not the one that the
+        checkpoint knows of, as if there had been no best epoch yet.
+
+        Returns:
+            Whether the best is lost, and whether anything else did not fit.
+
+        Raises:
+            RunError, ConfigError: something does not fit.
+        """
+        record, held = self.folder.record, state.get(binding.KEY)
+        run = self._identify(held)
+        foreign = binding.foreign(held, run)
+        wrong = [f"{path}: {foreign}"] if foreign else []
+        own = held if isinstance(held, dict) else {}
+        settings = binding.changed_settings(own, self.bound, bool(record.get("earlier")))
+        data = binding.changed_data(own, self.bound, began_at(record))
+        wrong += settings
+        wrong += [f"data: the samples are not those with which the run began ({text})" for text in data]
+        if wrong and not self.force:
+            kind = RunError if foreign else ConfigError
+            raise kind(f"{wrong[0]}; resume.force=true goes on all the same")
+        for text in wrong[:8]:
+            log.warning("%s; going on all the same, by resume.force", text)
+        self.belongs = self.bound.state_dict(run, self.folder.path.name)
+        if problem := self._problem_of_best(*_step_and_best(path, state), run, changed=bool(wrong)):
+            if not self.force:
+                ways = "resume.force=true goes on, and takes the best of the epochs to come"
+                raise RunError(f"{problem}; {ways}")
+            log.warning("%s; the best of the epochs to come is taken", problem)
+        return bool(problem), bool(wrong)
+
+    def _take_up_lines(self, state: dict[str, Any]) -> None:
+        """Let the lines end where they did at the save. Raises RunError where they are not those of then."""
+        assert self.journal is not None  # on rank 0, which alone does it
+        self.journal.load_state_dict(state["journal"], state["runner"]["step"], self.force)
+
+    def _identify(self, held: Any) -> str:
+        """This run's own mark, which ``run.json`` keeps; where that was lost, that of its checkpoint."""
+        known = self.folder.record.get("id")
+        if not isinstance(known, str):
+            known = held["run"] if isinstance(held, dict) and isinstance(held.get("run"), str) else new_id()
+            self.folder.note(id=known)
+        return known
+
+    def _problem_of_best(self, step: int, best: dict[str, Any] | None, run: str, changed: bool) -> str:
+        """What is wrong with ``best.pt`` beside a state of ``step`` that knows of a ``best``; empty where nothing is.
+
+        After a kill between two files of one save it may be of an epoch that the run will come to again, with the same
+        numbers, unless settings or data have ``changed``.
+        """
+        if best is None:
+            return ""
+        try:
+            found = checkpoint.load(self.folder.best)
+        except RunError as error:
+            return str(error)
+        if text := binding.foreign(found.get(binding.KEY), run):
+            return f"{self.folder.best}: {text}"
+        reached = found.get("best")
+        reached = reached if isinstance(reached, dict) else {}
+        if all(reached.get(key) == best.get(key) for key in ("step", "value")):
+            return ""
+        if type(reached.get("step")) is int and reached["step"] >= step and not changed:
+            return ""
+        return (
+            f"{self.folder.best}: holds step {reached.get('step')}, and the best so far was at step {best.get('step')}"
+        )
+
+    def _bear(self, state: dict[str, Any]) -> None:
+        """Take what is not finite as the run begins, such as a mask, for meant."""
+        self.exempt = set(checkpoint.not_finite(state))
+
+    def landed(self) -> None:
+        self.writer.landed()
+
+    def updated(self, task: BasicTask) -> None:
+        """After each update: a line, a save and a stop where they are due; the device is waited for here alone."""
+        runner = task.runner
+        if runner.step_count % runner.log_every == 0:
+            self.log_step(task)
+        if runner.save_every and runner.step_count % runner.save_every == 0:
+            self.save(task)
+        if self.halt.agreed_at(runner.step_count) if distributed.launched() else self.halt.asked():
+            self.stop(task)
+
+    def evaluating(self, task: BasicTask) -> None:
+        if not distributed.launched() and self.halt.asked_within():
+            self.stop(task)
+
+    def log_step(self, task: BasicTask) -> None:
+        """A line of the updates since the last one."""
+        self.writer.check()
+        self.halt.saving = max(self.halt.saving, self.writer.seconds)
+        means = task.runner.meter.recent()
+        task.runner.progress.numbers = means
+        if self.journal:
+            line = {"event": "step", "epoch": task.epoch, "step": task.runner.step_count}
+            self.journal.write(line | {f"train/{k}": v for k, v in means.items()} | {"lr": task.runner.last_rate(task)})
+
+    def end_epoch(self, task: BasicTask, numbers: dict[str, Any], best: bool) -> None:
+        """The epoch's line, the best weights where they are, and a save, unless the last one was a moment ago."""
+        if self.journal:
+            self.journal.write(numbers)
+        self.show(numbers | {"best": best})
+        log.debug("%s%s", "  ".join(f"{key} {value}" for key, value in numbers.items()), "  best" * best)
+        ended = task.runner.epoch >= task.runner.max_epoch or task.runner.stop_reason is not None
+        due = any(distributed.gather(ended or time.monotonic() - self.saved_at >= REST))
+        if best:
+            self._hold_best(task, copy=not due)
+        self.record_skipped(task)
+        if due:
+            self.save(task)
+        if self.halt.agreed():
+            self.stop(task)
+
+    def record_skipped(self, task: BasicTask) -> None:
+        """Let ``run.json`` tell which samples were left out so far; all processes come here together."""
+        reading = task.task_data.reading
+        if reading.on_error == "skip":
+            before = self.folder.record.get("samples_skipped")
+            told = skipped_samples(task.loaders, reading, before)
+            if self.journal and told != before:
+                self.folder.note(samples_skipped=told)
+
+    def save(self, task: BasicTask) -> None:
+        """Begin to write ``best.pt`` where there is a new one, then ``last.pt``; the one before it is kept too.
+
+        What came of it is told by the next call. Raises RunError for the save before this one.
+        """
+        last = task.state_between_updates() if self.late else task.state_dict()
+        if self.journal:
+            if task.runner.step_count and not self.trained:
+                self.folder.note(**{TRAINED: True})
+                self.trained = True
+            self.journal.check()
+            files = {"last": last | {"journal": self.journal.state_dict()}}
+            if self.unsaved_best:
+                files["best"] = self.unsaved_best
+            if self.late:
+                files["buffers"] = {name: held[key] for name, held, key in self.buffers}
+                self.writer.save(files, partial(_with_weights, task), self.weights)
+            else:
+                self.writer.save(_with_best(files, last["model"]))
+        self.unsaved_best = None
+        self.saved_at = time.monotonic()
+        self.halt.saving = max(self.halt.saving, self.writer.seconds)
+
+    def _plan(self, task: BasicTask) -> None:
+        """Find out whether weights and the optimizer's memory stay as they are until the next update.
+
+        On a GPU copies wait for nothing in any case. Of other people's classes it is not known what they do.
+        """
+        from healsg.task import BasicTask
+
+        kind, method = type(task), type(task.task_method)
+        own = "leaves_weights" in vars(method) or method.__module__.startswith("healsg.")
+        alone = own and method.leaves_weights and method.step is TaskMethod.step
+        usual = kind.state_dict is BasicTask.state_dict and kind.run_epoch is BasicTask.run_epoch
+        usual = usual and type(task.runner).__module__.startswith("healsg.")
+        self.late = alone and usual and task.device.type == "cpu" and all(map(steady, task.model.modules()))
+        self.weights = list(task.model.parameters())
+        self.buffers = [
+            (f"{name}.{key}".removeprefix("."), module._buffers, key)
+            for name, module in task.model.named_modules(remove_duplicate=False)
+            if self.late
+            for key in module._buffers.keys() - module._non_persistent_buffers_set
+        ]
+
+    def _write(self, states: dict[str, Any]) -> None:
+        """What the writing thread does: the lines that a checkpoint counts on reach the disk before it."""
+        for state in states.values():
+            if wrong := next((key for key in checkpoint.not_finite(state) if key not in self.exempt), None):
+                raise NotFiniteError(wrong)
+        assert self.journal is not None
+        self.journal.sync()
+        safefiles.make_folder(self.folder.checkpoints)
+        kept = {binding.KEY: self.belongs, "data_info": self.data_info}
+        if "best" in states:
+            checkpoint.save(self.folder.best, states["best"] | kept)
+        if "last" in states:
+            last = self.folder.last
+            if self.good_last is not None and checkpoint.stamp(last) == self.good_last:
+                with naming(self.folder.previous):
+                    checkpoint.keep_previous(last, self.folder.previous)
+            checkpoint.save(last, states["last"] | kept)
+            self.good_last = checkpoint.stamp(last)
+
+    def _hold_best(self, task: BasicTask, copy: bool) -> None:
+        """Keep the weights that are evaluated, with the numbers they reached, until the next save."""
+        model = task.task_method.eval_model(task)
+        self.unsaved_best = {"best": task.runner.monitor.best or {}}
+        if not copy and model is task.model:
+            return  # the save that follows has them
+        weights = model.state_dict()
+        if copy:
+            weights = checkpoint.like(weights, {key: _cloned(value) for key, value in weights.items()})
+        self.unsaved_best["model"] = weights
+
+    def stop(self, task: BasicTask) -> None:
+        """Save and leave; at the test all is saved, and the weights are the best ones. Raises Stopped."""
+        if not self.testing:
+            self.save(task)
+            self.writer.wait()
+            self.record_skipped(task)
+        raise self.halt.stopped()
+
+    def finish(self, task: BasicTask) -> None:
+        """The end of training: the digest of the final state, and the test split, once, with the best weights."""
+        if task.runner.stop_reason:
+            log.info("stopped early: %s", task.runner.stop_reason)
+        if task.runner.monitor.best is None:
+            if task.runner.monitor.name != "auto" and not self.forgot_best:
+                log.warning("runner.monitor: %s was never a number; best.pt is the end", task.runner.monitor.name)
+            self._hold_best(task, copy=True)
+            if self.journal:
+                self.writer.save({"best": self.unsaved_best})
+        self.writer.wait()
+        distributed.barrier()
+        final = task.state_dict()
+        tested: dict[str, float] = {}
+        self.testing = True
+        if "test" in task.loaders:
+            weights = checkpoint.load(self.folder.best)["model"]
+            with checkpoint.weights_of(task.task_method.eval_model(task), weights):
+                tested = EvalEpoch(task, "test").run()
+        self.record_skipped(task)
+        test = {f"test/{name}": value for name, value in tested.items()}
+        if self.journal:
+            runner = task.runner
+            self.journal.check()
+            if test:
+                self.journal.write({"event": "test", "epoch": runner.epoch, "step": runner.step_count} | test)
+            lasting = checkpoint.digest(final | {"history": self.journal.history})
+            self.folder.finished(final["runner"]["monitor"]["best"], test, lasting)
+
+
+def resumable(folder: RunFolder) -> tuple[Path, dict[str, Any] | None]:
+    """The file and the state from which a run goes on; None as the state where it begins. Raises RunError."""
+    path, state = folder.last_checkpoint()
+    if state is not None and not has_trained(folder) and not _step_and_best(path, state)[0]:
+        return path, None  # what a run that died before its first update has left
+    return path, state
+
+
+def _step_and_best(path: Path, state: dict[str, Any]) -> tuple[int, dict[str, Any] | None]:
+    """At which update a run's state was saved, and what it says of the best epoch. Raises RunError for what is none."""
+    runner = state.get("runner")
+    step = runner.get("step") if isinstance(runner, dict) else None
+    monitor = runner.get("monitor") if isinstance(runner, dict) else None
+    best = monitor.get("best") if isinstance(monitor, dict) else None
+    if type(step) is not int or not (best is None or isinstance(best, dict)):
+        raise RunError(f"{path}: holds weights, but not the state of a run")
+    return step, best
+
+
+def _with_weights(task: BasicTask, files: dict[str, Any]) -> dict[str, Any]:
+    """What the writing thread adds to a save between two updates."""
+    own = task.model.state_dict()
+    whole = own | files.pop("buffers")  # of which some may be None: a buffer that is not there
+    weights = checkpoint.like(own, {name: value for name, value in whole.items() if value is not None})
+    files["last"] |= {"model": weights, "optimizer": task.optimizer.state_dict()}
+    return _with_best(files, weights)
+
+
+def _with_best(files: dict[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
+    """The last weights are the best ones where there are no others."""
+    return files | {"best": {"model": weights} | files["best"]} if "best" in files else files
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def weights_state(folder: RunFolder, which: str) -> dict[str, Any]:
+    """What the checkpoint of the ``best`` or ``last`` weights of a run holds. Raises RunError."""
+    if which == "best":
+        best = checkpoint.load(folder.best)
+        run = folder.record.get("id")
+        if isinstance(run, str) and (text := binding.foreign(best.get(binding.KEY), run)):
+            raise RunError(f"{folder.best}: {text}")
+        return best
+    state = folder.last_state()
+    if state is None:
+        raise RunError(f"{folder.shown}: has no checkpoint yet")
+    return state
+
+
+def restore_weights(task: BasicTask, state: dict[str, Any], which: str) -> None:
+    """Give the evaluated network the weights of a checkpoint, which is that of ``which``: ``best`` or ``last``."""
+    if which == "best":
+        task.task_method.eval_model(task).load_state_dict(state["model"])
+        return
+    task.model.load_state_dict(state["model"])
+    task.task_method.load_state_dict(state["method"])

@@ -1,0 +1,68 @@
+"""What a patch must not hold: files that are secrets by their names, and lines in which one is found."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from typing import Any
+
+from healsg.runs import redact
+
+_KEY_FILES = (
+    *(
+        ".env",
+        ".env.*",
+        "*.env",
+        ".envrc",
+        ".netrc",
+        "_netrc",
+        ".pgpass",
+        ".npmrc",
+        ".pypirc",
+        ".htpasswd",
+        ".dockercfg",
+    ),
+    *("*.pem", "*.key", "*.p12", "*.pfx", "*.p8", "*.jks", "*.keystore", "*.ppk", "*.kdbx", "*.asc", "*.gpg", "*.age"),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".git-credentials", ".s3cfg", ".boto", "kubeconfig"),
+    *("credentials", "credentials.*", "service-account*.json", "service_account*.json", "*.tfvars", "*.tfstate"),
+    *(f"*{word}*.{kind}" for word in ("secret", "credential", "password") for kind in ("json", "y*ml", "toml", "ini")),
+    *(f"*{word}*.{kind}" for word in ("secret", "credential", "password") for kind in ("txt", "cfg", "conf", "env")),
+)
+"""Files that hold secrets, by their names in lower case; a patch leaves them out."""
+
+_KEY_FOLDERS = {".ssh", ".aws", ".gnupg", ".docker", ".kube", ".azure"}
+
+_BLOB = re.compile(r"^[+\- ]?\s*[A-Za-z0-9+/=]{40,}\s*$")
+"""A line of base64 alone, as the body of a key is."""
+
+
+def is_key_file(path: str) -> bool:
+    """Whether a file of this name (its parts divided by ``/``) holds secrets rather than code."""
+    *folders, name = path.lower().split("/")
+    return not _KEY_FOLDERS.isdisjoint(folders) or any(fnmatch.fnmatchcase(name, known) for known in _KEY_FILES)
+
+
+def without_secrets(patch: str) -> str:
+    """A patch in which each line that seems to hold a secret is hidden as a whole."""
+    detectors = _detectors()
+    name, in_key, lines = "", False, []
+    for line in patch.split("\n"):
+        if line.startswith("diff --git "):
+            in_key = False
+        if line.startswith("+++ ") or line.startswith("--- "):
+            name = line[6:] or name
+        begins, ends = "PRIVATE KEY" in line and "-BEGIN" in line, "PRIVATE KEY" in line and "-END" in line
+        in_key = (in_key or begins) and not ends
+        hidden = in_key or ends or _BLOB.match(line) or redact.text(redact.code(line)) != line
+        if hidden or any(detector.analyze_line(name, line, 0) for detector in detectors):
+            line = f"{line[:1]}{redact.HIDDEN}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _detectors() -> list[Any]:
+    """All that detect-secrets has, also what goes by names and by how random a literal looks, but for addresses."""
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+
+    made = get_mapping_from_secret_type_to_class().values()
+    return [kind() for kind in made if kind.__name__ != "IPPublicDetector"]

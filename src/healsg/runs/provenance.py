@@ -1,0 +1,198 @@
+"""Which code a run was made by: the commit of the current directory's repository, and whether files differ from it.
+
+A repository's configuration may name programs that git runs: file-system monitors, hooks, filters, external diffs, text
+conversions, transports. A repository may have come with a run from somebody else. So git is not run at all where the
+repository belongs to a run's folder, and elsewhere all that it could start is switched off.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+from healsg.errors import ConfigError
+from healsg.runs import patch as patches
+from healsg.runs import redact
+
+SECONDS = 10.0
+"""For one call of git."""
+
+LARGEST = 1 << 20
+"""Bytes of a patch."""
+
+MOST = 1000
+"""Files that differ, of which more is asked."""
+
+OFF = (
+    *("core.fsmonitor=false", "core.hooksPath=/dev/null", "core.pager=cat", "core.untrackedCache=false"),
+    *("diff.external=", "diff.ignoreSubmodules=all", "submodule.recurse=false", "protocol.allow=never"),
+)
+"""Settings that outweigh those of the repository."""
+
+_QUIET = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--ignore-submodules=all", "-O/dev/null")
+"""Of ``git diff``: no programs, nothing read from files that the repository's configuration names."""
+
+
+def code_state(run: Path, root: Path, start: Path, patch: bool = False) -> dict[str, Any]:
+    """What ``run.json`` says of the code.
+
+    Args:
+        run: the run's folder.
+        root: the folder of all runs.
+        start: the current directory.
+        patch: whether to add, as ``patch``, what differs from the commit, without secrets.
+
+    Returns:
+        ``commit``, None where there is no repository that may be asked; ``dirty``, whether tracked files differ from
+        it, where that can be told without a filter; ``patch`` where it was asked for and something differs.
+    """
+    top = repository(start)
+    if top is None or _belongs_to_run(top, run, root):
+        return {"commit": None}
+    try:
+        commit = _git(top, "rev-parse", "--verify", "HEAD").decode().strip()
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None}
+    try:
+        return {"commit": commit, **_differences(top, patch)}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": commit}
+
+
+def _differences(top: Path, patch: bool) -> dict[str, Any]:
+    """``dirty`` and ``patch``, see ``code_state``. Raises OSError, SubprocessError."""
+    filters = _filters(top)
+    names = _git(top, *filters, "diff", *_QUIET, "--name-only", "-z", "HEAD").decode(errors="surrogateescape")
+    changed = [name for name in names.split("\0") if name]
+    # without its filter, such as that of Git LFS, a file looks changed although it may not be
+    filtered = _filtered(top, changed) if filters else set()
+    sure = [name for name in changed if name not in filtered]
+    facts: dict[str, Any] = {"dirty": bool(sure)} if sure or not changed else {}
+    return facts | {"patch": _patch(top, filters, sure)} if patch and sure else facts
+
+
+def check_detector(wanted: bool) -> None:
+    """Refuse ``record_patch`` where nothing can look for secrets in the patch. Raises ConfigError."""
+    if wanted and not redact.has_detector():
+        raise ConfigError("record_patch: looks for secrets by detect-secrets; pip install detect-secrets")
+
+
+# --- where -----------------------------------------------------------------------------------------------------------
+
+
+def repository(start: Path) -> Path | None:
+    """The folder nearest above ``start``, or itself, that has a ``.git``; found without running git."""
+    return next((folder for folder in (start, *start.parents) if os.path.lexists(folder / ".git")), None)
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether ``path`` looks like a run's folder, complete or not."""
+    try:
+        if not (path / "config.yaml").is_file():
+            return False
+        return any(os.path.lexists(path / name) for name in ("run.json", "metrics.jsonl", ".hydra"))
+    except OSError:
+        return False
+
+
+def within_run(path: Path) -> bool:
+    """Whether ``path`` is a run's folder or lies in one."""
+    return any(map(is_run_folder, (path, *path.parents)))
+
+
+def _belongs_to_run(top: Path, run: Path, root: Path) -> bool:
+    """Whether a repository may have come with a run: its folder, or that of its data, lies in a run or among runs."""
+    run, root = run.resolve(), root.resolve()
+    for place in (top, *_data_folders(top)):
+        place = place.resolve()
+        if place == run.parent or place.is_relative_to(run) or place.is_relative_to(root) or within_run(place):
+            return True
+    return False
+
+
+def _data_folders(top: Path) -> list[Path]:
+    """Where a repository keeps its data: ``.git``, or what a file of that name, as of a work tree, refers to."""
+    data, found = top / ".git", [top / ".git"]
+    for name in ("", "commondir"):
+        file = data / name if name else data
+        if not file.is_file():
+            continue
+        with file.open("rb") as opened:
+            content = opened.read(4096).decode(errors="surrogateescape").removeprefix("gitdir:").strip()
+        data = file.parent / content
+        found.append(data)
+    return found
+
+
+# --- git, with nothing that it could start ---------------------------------------------------------------------------
+
+
+def _environment() -> dict[str, str]:
+    kept = ("GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM")
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name in kept}
+    own |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_PAGER": "cat"}
+    # no object is fetched that a partial clone lacks, from wherever its configuration says
+    return own | {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1", "GIT_ATTR_NOSYSTEM": "1", "LC_ALL": "C"}
+
+
+def _git(top: Path, *words: str, accept: tuple[int, ...] = (0,)) -> bytes:
+    """What git prints, at most a byte more than LARGEST. Raises OSError, SubprocessError."""
+    switched = [word for setting in OFF for word in ("-c", setting)]
+    line = ["git", "--no-pager", "--no-optional-locks", *switched, *words]
+    own: dict[str, Any] = {"cwd": top, "env": _environment(), "stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(line, stdout=subprocess.PIPE, **own) as process:
+        assert process.stdout is not None
+        killer = threading.Timer(SECONDS, process.kill)
+        killer.daemon = True
+        killer.start()
+        try:
+            printed: bytes = process.stdout.read(LARGEST + 1)
+            if len(printed) > LARGEST:
+                process.kill()
+            status = process.wait()
+        finally:
+            killer.cancel()
+    if status not in accept and len(printed) <= LARGEST:
+        raise subprocess.CalledProcessError(status, line[0])
+    return printed
+
+
+def _filters(top: Path) -> list[str]:
+    """Options that switch off every filter that is configured: git would run them to compare files."""
+    listed = _git(top, "config", "--null", "--name-only", "--get-regexp", r"^filter\..*", accept=(0, 1)).decode()
+    names = dict.fromkeys(key.rpartition(".")[0] for key in listed.split("\0") if key)
+    if any("=" in name for name in names):  # "-c" takes what stands before the first "=" for the key
+        raise subprocess.SubprocessError("a filter that cannot be switched off")
+    keys = [f"{name}.{key}" for name in names for key in ("clean=", "smudge=", "process=", "required=false")]
+    return [word for key in keys for word in ("-c", key)]
+
+
+def _filtered(top: Path, names: list[str]) -> set[str]:
+    """Those of at most 1000 files that are stored through a filter; with more, all of them count as such."""
+    if not names or len(names) > MOST:
+        return set(names)
+    told = _git(top, "check-attr", "-z", "filter", "--", *names).decode(errors="surrogateescape").split("\0")
+    found = zip(told[::3], told[2::3], strict=False)
+    return {name for name, value in found if value not in ("unspecified", "unset")}
+
+
+# --- the patch -------------------------------------------------------------------------------------------------------
+
+
+def _patch(top: Path, filters: list[str], changed: list[str]) -> str:
+    """What differs from the commit, without secrets."""
+    left_out = [name for name in changed if patches.is_key_file(name)]
+    rest = [name for name in changed if name not in set(left_out)]
+    head = f"# left out, since files of such names hold secrets: {', '.join(left_out)}\n" if left_out else ""
+    if not rest:
+        return head
+    if len(rest) > MOST:
+        return f"{head}# left out, since more than {MOST} files differ\n"
+    given = [f":(top,literal){name}" for name in rest]
+    printed = _git(top, *filters, "diff", *_QUIET, "HEAD", "--", *given)
+    if len(printed) > LARGEST:
+        return f"{head}# left out, since it is longer than 1 MiB\n"
+    return head + patches.without_secrets(printed.decode(errors="replace"))

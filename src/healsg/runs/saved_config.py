@@ -1,0 +1,121 @@
+"""The configuration of a run that exists, with changes: data of somebody's, not a program."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from healsg import safefiles
+from healsg.config import check, targets
+from healsg.config.overrides import parse
+from healsg.config.schema import Composed, verify
+from healsg.config.values import flat, has_key
+from healsg.errors import ConfigError, RunError, one_line
+from healsg.paths import absolute, project_folders
+from healsg.runs import redact
+from healsg.runs.folder import ROOT, RunFolder
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+LARGEST = 1 << 17
+"""Bytes of a run's ``config.yaml``: some thirty times what one has."""
+
+PLAIN = (str, int, float, bool, type(None), dict, list)
+
+
+def read_saved(path: Path) -> dict[str, Any]:
+    """The plain values of a run's ``config.yaml``, which may be anybody's: in bounded time, and nothing is resolved.
+
+    Raises:
+        RunError: it cannot be read, or holds what only a program could, or what would grow beyond bounds.
+    """
+    try:
+        content = safefiles.read_bytes(path, LARGEST)
+        depth = 0
+        for event in yaml.parse(content, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > check.DEEPEST:
+                raise RunError(f"{path}: refers to itself, or is too deep; no configuration of a run does or is")
+        values = yaml.safe_load(content)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"{path}: cannot be read: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: is no configuration of a run")
+    for key, value in check.entries(values):
+        names = value if isinstance(value, dict) else ()
+        if type(value) not in PLAIN or any(type(name) not in PLAIN[:4] for name in names) or check.huge(value):
+            raise RunError(f"{path}: {key or 'the whole'} is no plain value")
+        if isinstance(value, str) and "${" in value:
+            raise RunError(f"{path}: {key} holds an interpolation; the configuration of a run is resolved")
+    return values
+
+
+def load_saved(folder: RunFolder, overrides: Sequence[str]) -> Composed:
+    """The configuration of a run that exists, with changes. It is data: what it trusts does not count.
+
+    Raises:
+        ConfigError: an override names no key of it, or it does not pass the checks.
+        RunError: it cannot be read, or holds what only a program could.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    values = read_saved(folder.config)
+    values |= {"trusted": [], "fresh": False, "resume": {"force": False}}  # what was asked for then, not now
+    try:
+        saved = OmegaConf.create(values)
+        for override in parse(overrides):
+            _change(saved, override)
+        plain: Any = OmegaConf.to_container(saved, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(f"{getattr(error, 'full_key', None) or 'config'}: {one_line(error)}") from error
+    if hidden := next((key for key, value in flat(plain) if redact.HIDDEN in str(value)), None):
+        raise ConfigError(f"{hidden}: is hidden in {folder.shown / 'config.yaml'}; give it again: {hidden}=...")
+    places = [place.resolve() for place in (folder.path, absolute(ROOT))]
+    own = next((target for target in targets.named(plain) if any(_within(_files(target), places))), None)
+    if own is not None:
+        raise ConfigError(f"{own} is not a part: its file lies in a run's own folder")
+    here = project_folders()
+    project = () if any(_within(here, places)) else tuple(here)
+    composed = Composed(plain, overrides=list(overrides), project=project)
+    verify(composed)
+    return composed
+
+
+def _files(target: Any) -> Iterator[Path]:
+    """The files that a target comes from, and those that are run on the way to it; its packages' first."""
+    parts, search = str(target).split("."), project_folders()
+    with contextlib.suppress(ConfigError):  # what cannot be resolved is refused by the checks
+        module = targets.find_module(parts[0], [*search, *sys.path], installed=True)
+        for name in (*parts[1:], None):
+            if module and module.file:
+                yield module.file
+            module = targets.find_module(f"{module.name}.{name}", module.folders) if module and name else None
+        if file := targets.resolve(str(target), search).module.file:
+            yield file
+
+
+def _within(files: Iterable[Path], places: Sequence[Path]) -> Iterator[Path]:
+    return (file for file in files for place in places if file.resolve().is_relative_to(place))
+
+
+def _change(saved: Any, override: Override) -> None:
+    """Apply one override to the configuration of a run that exists. Raises ConfigError."""
+    from omegaconf import OmegaConf
+
+    key, text, value = override.key_or_group, override.input_line, override.value()
+    if override.is_sweep_override():
+        raise ConfigError(f"{text}: several values; a run that exists takes one, and a list is {key}=[a,b]")
+    if override.is_delete() or "/" in key:
+        raise ConfigError(f"{text}: a run that exists keeps its parts; change their settings one by one")
+    if not override.is_add() and not has_key(saved, key):
+        raise ConfigError(check.explain_unknown(key, saved))
+    if OmegaConf.is_dict(OmegaConf.select(saved, key)) and isinstance(value, str):
+        raise ConfigError(f"{text}: a run that exists keeps its {key}; change its settings one by one: {key}.KEY=VALUE")
+    OmegaConf.update(saved, key, value, force_add=True)

@@ -1,0 +1,155 @@
+"""Session: what surrounds a run: the screen, the log, the journal and its mirrors; and how it ended, in any case."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import shlex
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from healsg import distributed, safefiles
+from healsg.build import leaf
+from healsg.config.schema import Composed
+from healsg.errors import HealsgError, Stopped
+from healsg.runs import redact
+from healsg.runs.folder import RunFolder
+from healsg.runs.logger import Mirror
+from healsg.runs.metrics_log import Journal
+from healsg.training.progress import Progress
+
+log = logging.getLogger("healsg")
+
+
+class Session:
+    """A context manager around a run in its folder. It takes in a stop, which is no failure, and lets errors pass.
+
+    Args:
+        composed: the run's configuration.
+        folder: its folder, locked; unlocked at the end.
+        progress: what the loop tells the screen.
+        mirrors: what else is shown the metrics, by name.
+    """
+
+    def __init__(
+        self, composed: Composed, folder: RunFolder, progress: Progress, mirrors: dict[str, Mirror] | None = None
+    ) -> None:
+        self.composed, self.folder, self.progress, self.mirrors = composed, folder, progress, mirrors or {}
+        self.journal: Journal | None = None
+        self.result: dict[str, Any] = {}
+
+    def __enter__(self) -> Session:
+        values, folder, leading = self.composed.values, self.folder, distributed.rank() == 0
+        with contextlib.ExitStack() as stack:
+            stack.callback(folder.unlock)
+            quiet = values["quiet"] or not leading
+            self.screen = stack.enter_context(leaf("screen.make_display")(self.progress, quiet=quiet))
+            stack.enter_context(_logging(folder, self.screen.handler(), leading))
+            if leading:
+                aside = leaf("background.Background")
+                self.journal = Journal(folder.metrics, {name: aside(own, name) for name, own in self.mirrors.items()})
+            self.screen.begin(folder.path.name)
+            self._stack = stack.pop_all()
+        return self
+
+    def begin(self, facts: dict[str, Any], step: int) -> None:
+        """The task is built and stands at ``step``: record what it is, and open the mirrors."""
+        if self.journal:
+            self.folder.note(**redact.config(facts))
+            config = redact.config(self.composed.values)
+            told = {"name": self.folder.path.name, "config": config, "resumed": step > 0, "step": step}
+            self.journal.start(told)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        stopped = isinstance(error, (Stopped, KeyboardInterrupt))
+        status = "finished" if error is None else "stopped" if stopped else "failed"
+        reason = None if error is None else redact.text(str(error) or "stopped by SIGINT")
+        if error is not None and status == "failed" and not isinstance(error, HealsgError):
+            reason = f"{type(error).__name__}: {reason}"
+            log.debug("%s", redact.trace(error))
+        with self._stack:
+            if self.journal:
+                with contextlib.suppress(OSError):
+                    self.folder.ended("running", reason)  # until all is written: a kill in between is gone on from
+                self.journal.close(status)
+                with contextlib.suppress(OSError):
+                    self.folder.note(status=status)
+            if status != "failed":
+                self._tell(status, reason, getattr(error, "status", 130) if stopped else 0)
+        return stopped
+
+    def lost(self, status: str, reason: str) -> None:
+        """Record the end of a run that is left while the main thread hangs, such as in a collective."""
+        if self.journal:
+            with contextlib.suppress(OSError):
+                self.folder.ended(status, redact.text(reason))
+
+    def _tell(self, status: str, reason: str | None, code: int) -> None:
+        """The results; where the run lies and how to go on."""
+        path, record = self.folder.path, self.folder.record if self.journal else {}
+        results = {key: record.get(key) for key in ("best", "test", "digest")}
+        self.result = {"name": path.name, "folder": str(path), "status": status, "exit": code, **results}
+        numbers = dict(record.get("test") or {})
+        if best := record.get("best"):
+            numbers = {f"best {best['monitor']}": best["value"], **numbers}
+        told = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if isinstance(value, float))
+        finished = status == "finished"
+        run = shlex.quote(str(self.folder.shown))
+        go_on = f"healsg eval {run} split=val" if finished else f"healsg resume {run}"
+        lines = [
+            *[told] * (finished and bool(told)),
+            f"{reason or status}: {self.folder.shown}",
+            f"go on with: {go_on}",
+        ]
+        self.screen.end(lines)
+        log.debug("\n".join(lines))
+
+
+class _LogFile(logging.FileHandler):
+    """``train.log``; a full disk is told by what must be written, not by the log."""
+
+    def _open(self) -> io.TextIOWrapper:
+        return safefiles.open_text_to_append(Path(self.baseFilename))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+class _Line(logging.Formatter):
+    """A line of the log without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact.text(super().format(record))
+
+
+@contextlib.contextmanager
+def _logging(folder: RunFolder, screen: logging.Handler, leading: bool) -> Any:
+    """Let what is logged reach the screen and, on rank 0, ``train.log``."""
+    handlers = [screen]
+    screen.setFormatter(_Line())
+    screen.setLevel(logging.INFO if leading else logging.ERROR)
+    if leading:
+        file = _LogFile(folder.path / "train.log", encoding="utf-8")
+        file.setFormatter(_Line("%(asctime)s %(levelname)s %(message)s"))
+        handlers.append(file)
+    level, propagate = log.level, log.propagate
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
+        log.setLevel(level)
+        log.propagate = propagate

@@ -1,0 +1,205 @@
+"""Initial weights from a file: a checkpoint of HEALSg, a state dict of PyTorch, or safetensors, with a report of what
+fitted. ``init_from`` and the local files of published weights are read here."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from healsg.data.info import DataInfo, differing_classes, differing_inputs, saved_info
+from healsg.errors import ConfigError, HealsgError, RunError
+from healsg.runs import checkpoint
+
+NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
+"""Under which keys programs keep the weights beside optimizer, epoch and so on."""
+
+WRAPPERS = ("module.", "model.", "_orig_mod.", "net.", "network.", "backbone.", "encoder.")
+"""What wrappers such as DistributedDataParallel, Lightning and torch.compile put before the names of weights."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, and what the numbers meant in training, where the file says so."""
+
+    tensors: dict[str, Tensor]
+    data_info: DataInfo | None = None
+
+
+def read_weights(path: Path) -> Weights:
+    """Read a file of weights onto the CPU, as data: nothing in it is run.
+
+    Raises:
+        RunError: the file is missing or damaged, or holds no weights.
+        ConfigError: it needs a library that is not installed.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+    if checkpoint.is_checkpoint(path):
+        state = checkpoint.load(path)
+        try:
+            return Weights(state["model"], saved_info(state))
+        except RunError as error:
+            raise RunError(f"{path}: {error}") from error
+    safe = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+    try:
+        return Weights(_read_safetensors(path) if safe else _read_torch(path))
+    except HealsgError:
+        raise
+    except Exception as error:  # what was made to look like weights raises almost anything
+        kinds = "a checkpoint of HEALSg (or its end is missing), a state dict of PyTorch, or safetensors"
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise RunError(f"{path}: cannot be read as {kinds}: {reason[:200]}") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ConfigError(
+            f"{path}: reading it needs safetensors, which is not installed: pip install safetensors"
+        ) from error
+    return dict(load_file(path))
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of ``torch.save``: those of a state dict, or of one among other things."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            # torch.save never compresses; a small file that does may hold more than there is memory.
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise RunError(f"{path}: is a compressed archive, which torch.save does not write")
+    value: Any = torch.load(path, map_location="cpu", weights_only=True)
+    for _ in range(4):  # dicts in dicts, which in a hostile file may go round in a circle
+        inner = [value[key] for key in NESTED if isinstance(value, dict) and isinstance(value.get(key), dict)]
+        value = inner[0] if inner else value
+    tensors = value.items() if isinstance(value, dict) else ()
+    found = {key: one for key, one in tensors if isinstance(key, str) and isinstance(one, Tensor)}
+    found = {key: one for key, one in found.items() if not checkpoint.odd(one)}
+    if not found:
+        raise RunError(f"{path}: holds no weights; save them with torch.save(model.state_dict(), FILE)")
+    return found
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def renamed(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The tensors under the names of ``own``: without a wrapper's prefix, or inside the part that most of it is.
+
+    Returns:
+        The tensors, under the names of which most fit by name and shape; and how they were made, for a report, empty
+        where they are as they were.
+    """
+    best, said = tensors, ""
+    most = len(fitting(tensors, own))
+    for removed in _prefixes(tensors):
+        bare = {key.removeprefix(removed): one for key, one in tensors.items() if key.startswith(removed)}
+        for added in ("", *_main_parts(own)):
+            candidate = {added + key: one for key, one in bare.items()}
+            if (count := len(fitting(candidate, own))) > most:
+                best, most = candidate, count
+                changes = [f"without {removed!r}"] * bool(removed) + [f"with {added!r} before them"] * bool(added)
+                said = f"names {' and '.join(changes)}"
+    return best, said
+
+
+def bare_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The tensors without the prefixes that wrappers put before all of their names, and these prefixes."""
+    removed = ""
+    while wrapper := next((one for one in WRAPPERS if tensors and all(key.startswith(one) for key in tensors)), None):
+        tensors = {key.removeprefix(wrapper): one for key, one in tensors.items()}
+        removed += wrapper
+    return tensors, removed
+
+
+def fitting(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensors that ``own`` has too, in the same shape."""
+    return {key: one for key, one in tensors.items() if key in own and own[key].shape == one.shape}
+
+
+def _prefixes(tensors: Iterable[str]) -> list[str]:
+    """Nothing, and all prefixes of names that consist of wrappers, up to three."""
+    found = [""]
+    for _ in range(3):
+        longer = [one + wrapper for one in found for wrapper in WRAPPERS]
+        found += [one for one in longer if one not in found and any(key.startswith(one) for key in tensors)]
+    return found
+
+
+def _main_parts(own: dict[str, Tensor]) -> list[str]:
+    """The child that holds at least half of a network's tensors, as a prefix of their names; often ``body.``."""
+    parts = {key.split(".")[0] for key in own if "." in key}
+    return [f"{part}." for part in sorted(parts) if 2 * sum(key.startswith(f"{part}.") for key in own) >= len(own)]
+
+
+def head_prefix(model: nn.Module, outputs: int) -> str | None:
+    """The beginning of the names of the weights that make outputs of features: ``head.``, or the last linear layer.
+
+    None where the network has neither.
+    """
+    if isinstance(getattr(model, "head", None), nn.Module):
+        return "head."
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    last = linear[-1] if linear else None
+    return f"{last}." if last is not None and model.get_submodule(last).out_features == outputs else None
+
+
+# --- init_from ------------------------------------------------------------------------------------------------------
+
+
+def initialise(model: nn.Module, path: Path, info: DataInfo | None = None) -> tuple[str, list[str]]:
+    """Load into ``model`` the weights of a file that fit by name and shape.
+
+    The head is taken only where the classes are the same, in the same order; files of other programs do not say.
+
+    Args:
+        model: the network.
+        path: the file.
+        info: what ``model`` is for, where that is known.
+
+    Returns:
+        A report in one line, and warnings of what the numbers mean otherwise here.
+
+    Raises:
+        RunError: the file cannot be read, or nothing in it fits.
+    """
+    found = read_weights(path)
+    own = model.state_dict()
+    tensors, changed = renamed(found.tensors, own)
+    taken = fitting(tensors, own)
+    if not taken:
+        raise RunError(f"init_from: nothing in {path} fits this model; it holds {', '.join(list(tensors)[:3])}, ...")
+    classes, head = "", None
+    warnings: list[str] = []
+    if info is not None and found.data_info is not None:
+        classes = differing_classes(found.data_info, info)
+        head = head_prefix(model, info.num_classes) if classes else None
+        if differing := list(differing_inputs(found.data_info, info)):
+            warnings.append(f"init_from {path}: was trained on other inputs: {'; '.join(differing)}")
+    left = [key for key in taken if head and key.startswith(head)]
+    taken = {key: one for key, one in taken.items() if key not in left}
+    model.load_state_dict(taken, strict=False)
+    parts = {
+        f"not taken, since they are for {classes}": left,
+        "of another shape": [key for key in tensors if key in own and own[key].shape != tensors[key].shape],
+        "not in it": [key for key in own if key not in tensors],
+        "not used": [key for key in tensors if key not in own],
+    }
+    reported = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in parts.items() if keys]
+    reported += [changed] * bool(changed)
+    return f"init_from {path}: {len(taken)} of {len(own)} tensors loaded" + "".join(
+        f"; {one}" for one in reported
+    ), warnings
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + ", ..." * (len(keys) > 3)

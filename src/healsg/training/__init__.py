@@ -1,0 +1,1 @@
+"""How a task is trained: the loop, its step, the device, and what watches them."""

@@ -1,0 +1,209 @@
+"""Where and how precisely a network runs: the device, autocast, memory format, compilation, processes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from healsg import distributed
+from healsg.errors import ConfigError
+from healsg.training.step import TrainBatch
+
+log = logging.getLogger("healsg")
+
+THREADS = torch.get_num_threads()
+"""Torch's own choice of CPU threads: what a run that names none gets, whatever the one before it had."""
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
+Compile = bool | Literal["regional"]
+ROWS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+compiled = weakref.WeakSet[nn.Module]()
+"""The blocks that ``runner.compile=regional`` has compiled; an evaluation takes them as they are written."""
+
+
+def choose_device(wanted: str | int) -> torch.device:
+    """``auto`` (cuda, else mps, else cpu), a name such as ``cuda:1``, or the index of a GPU. Raises ConfigError."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = f"cuda:{wanted}" if isinstance(wanted, int) or wanted.isdigit() else wanted
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"runner.device: {wanted!r} is no device; give auto, cpu, mps, cuda or a GPU index") from None
+    if device.index is not None and device.type != "cpu" and distributed.local_world() > 1:
+        way = f"give {device.type}, and choose GPUs by CUDA_VISIBLE_DEVICES"
+        raise ConfigError(f"runner.device: {wanted!r} puts all processes of this machine on one device; {way}")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = distributed.local_rank() if device.index is None else device.index
+        if index >= count:
+            raise ConfigError(f"runner.device: {wanted!r} asks for GPU {index}, and this machine has {count} usable")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("runner.device: 'mps' is not usable on this machine; give auto or cpu")
+    return device
+
+
+class Place:
+    """Puts modules and batches where they belong.
+
+    Args:
+        device: see ``choose_device``.
+        precision: ``fp32``; ``tf32`` for products; ``bf16`` or ``fp16`` (with loss scaling) by autocast; ``fp64``.
+        channels_last: the memory format of images.
+        deterministic: refuse kernels whose result depends on chance.
+    """
+
+    def __init__(self, device: str | int, precision: Precision, channels_last: bool, deterministic: bool) -> None:
+        self.device = choose_device(device)
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self.tf32 = precision == "tf32"
+        self.double = precision == "fp64"
+        self.channels_last = channels_last
+        self.deterministic = deterministic
+        self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
+        self._plain = self.dtype is None and not self.double and not channels_last and self.device.type == "cpu"
+        self._aside: Any = None
+        """On a GPU that is in use, the stream on which batches are copied."""
+
+    def activate(self, threads: int | None) -> None:
+        """Set what holds for the whole process, and begin to use the device.
+
+        Args:
+            threads: of the CPU; None leaves torch's choice. The number changes bits.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            self._aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = self.tf32
+        torch.backends.cudnn.benchmark = not self.deterministic
+        if self.deterministic != torch.are_deterministic_algorithms_enabled():  # which else imports torch's compiler
+            torch.use_deterministic_algorithms(self.deterministic)
+        torch.set_num_threads(threads or THREADS)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """What surrounds a forward pass."""
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
+
+    def put(self, module: nn.Module) -> None:
+        """Move a module here, in place."""
+        module.to(device=self.device, dtype=torch.float64 if self.double else None)
+        if self.channels_last:
+            for parameter in module.parameters():
+                if parameter.dim() == 4:
+                    parameter.data = parameter.data.to(memory_format=torch.channels_last)
+
+    @overload
+    def move(self, batch: TrainBatch) -> TrainBatch: ...
+
+    @overload
+    def move(self, batch: dict[str, Any]) -> dict[str, Any]: ...
+
+    def move(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch, or a batch of streams, on the device."""
+        if self._plain:
+            return batch
+        moved = {key: self._moved(value) for key, value in batch.items()}
+        return TrainBatch(moved, batch.samples) if isinstance(batch, TrainBatch) else moved
+
+    def _moved(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return self.move(value)
+        if not isinstance(value, Tensor):
+            return value
+        if self._aside and value.is_cpu:  # while the GPU still works on the batch before
+            here = torch.cuda.current_stream(self.device)
+            with torch.cuda.stream(self._aside):
+                value = value.to(self.device, non_blocking=True)
+            here.wait_stream(self._aside)
+            value.record_stream(here)
+        dtype = torch.float64 if self.double and value.is_floating_point() else value.dtype
+        images = self.channels_last and value.dim() == 4
+        memory_format = torch.channels_last if images else torch.preserve_format
+        return value.to(self.device, dtype, memory_format=memory_format)
+
+    def wrap(self, model: nn.Module, compile: Compile, cuda_graph: bool, find_unused_parameters: bool) -> nn.Module:
+        """What a training step calls: the network itself, distributed and compiled as asked. Raises ConfigError."""
+        if cuda_graph and self.device.type != "cuda":
+            raise ConfigError(f"runner.cuda_graph: needs a GPU that has CUDA, and this run is on {self.device}")
+        net = model
+        if distributed.launched() and any(parameter.requires_grad for parameter in model.parameters()):
+            devices = [self.device] if self.device.type == "cuda" else None
+            net = nn.parallel.DistributedDataParallel(model, devices, find_unused_parameters=find_unused_parameters)
+        if compile or cuda_graph:
+            torch.compiler.reset()  # what another run of this process compiled counts against torch's limit
+            if isinstance(model, torch._dynamo.OptimizedModule):
+                raise ConfigError("runner.compile: the network is compiled already; set runner.compile=false")
+            blocks = repeated(model) if compile == "regional" else []
+            torch._dynamo.config.recompile_limit = 8 * max(1, len(blocks))  # torch's own, for each of them
+            torch._dynamo.config.skip_nnmodule_hook_guards = False  # else a hook of one block is not seen in others
+            log.info("compiling %s: the first steps take a while", f"{len(blocks)} blocks" if blocks else "the network")
+            if not blocks:
+                return torch.compile(net, mode="reduce-overhead" if cuda_graph else None, dynamic=False)  # type: ignore[return-value]
+            for block in blocks:
+                block.compile(dynamic=False)
+            compiled.update(blocks)
+        return net
+
+    def spare(self, optimizer: Optimizer) -> None:
+        """Keep torch's fused SGD from the loss scaler: an update that the scaler skips leaves its momentum undefined.
+
+        Seen with torch 2.11 to 2.15: the momentum buffer of a skipped first update is memory that nobody wrote.
+        """
+        if self.scaler and isinstance(optimizer, torch.optim.SGD):
+            optimizer._step_supports_amp_scaling = False
+            for group in optimizer.param_groups:
+                group["fused"] = False
+
+    def align(self, model: nn.Module) -> None:
+        """Give every process rank 0's buffers before an evaluation, so that the numbers are those of what is saved."""
+        if distributed.launched():
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+
+def repeated(model: nn.Module) -> list[nn.Module]:
+    """The innermost blocks of a class of their own that stand several in a row, as in residual networks."""
+    blocks = dict[nn.Module, None]()
+    for row in (module for module in model.modules() if isinstance(module, ROWS)):
+        own = [child for child in row.children() if any(child.children()) and not isinstance(child, ROWS)]
+        kinds = Counter(type(child) for child in own if type(child).compile is nn.Module.compile)
+        blocks |= dict.fromkeys(child for child in own if kinds[type(child)] > 1)
+    return [block for block in blocks if not any(inner in blocks for inner in [*block.modules()][1:])]
+
+
+def lay_out_state(optimizer: Optimizer) -> None:
+    """Give the optimizer's state of each weight, such as its momentum, that weight's memory layout.
+
+    A state that was saved under another memory format keeps that one when it is loaded, and torch's fused kernels go
+    through the memory of weight, gradient and state side by side, so that they would pair the wrong elements.
+    """
+    for weight, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                state[key] = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def clear_gradients(optimizer: Optimizer) -> None:
+    """``optimizer.zero_grad()`` without its 30 calls: gradients are None until the next backward."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
+@contextlib.contextmanager
+def both(
+    outer: contextlib.AbstractContextManager[Any], inner: contextlib.AbstractContextManager[Any]
+) -> Iterator[None]:
+    """Two surroundings as one."""
+    with outer, inner:
+        yield

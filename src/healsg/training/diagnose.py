@@ -1,0 +1,53 @@
+"""Faults: what goes wrong in the loop, told in one line with what would help."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from healsg import distributed
+from healsg.data.source import line
+from healsg.errors import DataError, NotFiniteError, RunError
+from healsg.training import memory
+from healsg.training.replay import first_not_finite
+
+if TYPE_CHECKING:
+    from healsg.runs.checkpointer import Keeper
+    from healsg.task import BasicTask
+
+
+@contextlib.contextmanager
+def explained(task: BasicTask, keeper: Keeper) -> Iterator[None]:
+    """Surrounds the loop. Raises RunError for numbers that are not finite and for memory that ran out, DataError for a
+    worker of torch's DataLoader that was lost: that exception comes at whatever place this process is."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise _not_finite(task, keeper, error) from error
+    except (RuntimeError, MemoryError) as error:
+        if memory.is_exhausted(error):
+            raise memory.explain(task) from error
+        if str(error).startswith("DataLoader worker (pid"):
+            raise DataError(f"a loader worker was lost: {line(error)}") from error
+        raise
+
+
+def _not_finite(task: BasicTask, keeper: Keeper, error: NotFiniteError) -> RunError:
+    """Name the step and the tensor, as exactly as can be."""
+    runner = task.runner
+    position = runner.position - error.batches
+    step = runner.step_count - -(-runner.position // runner.accumulate) + -(-position // runner.accumulate)
+    keeper.writer.close()
+    state, first = None, None
+    with contextlib.suppress(Exception):  # the search is not to hide what it was for
+        state = None if distributed.launched() else keeper.folder.last_state()
+        first = first_not_finite(task, state, step, keeper.halt) if state else None
+    since = f"the checkpoint of step {state['runner']['step']} is good" if state else "the last checkpoint is good"
+    told = f"step {step}: {error}"
+    if first:
+        told = first if first.startswith(f"step {step}:") else f"{first}; {told}"
+    return RunError(
+        f"{told}; {since}: a smaller method.optimizer.lr, runner.clip_norm or runner.precision=fp32 may help, "
+        "and go on from there with resume.force=true"
+    )

@@ -1,0 +1,31 @@
+"""One pass over a split: ``TrainEpoch`` learns, ``EvalEpoch`` measures. Both are objects with ``run() -> dict``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+class TrainEpoch:
+    """One pass over the training data, from wherever in it the run stands."""
+
+    def __init__(self, task: BasicTask) -> None:
+        self.task = task
+
+    def run(self) -> dict[str, float]:
+        """Train; the means of the step's scalars over the whole epoch, e.g. ``{"loss": 0.31}``."""
+        task, runner = self.task, self.task.runner
+        task.net.train()
+        for batch, micro in runner.train_batches(task):
+            scalars, moved = runner.step(task, batch, micro)
+            if moved:
+                with torch.no_grad():
+                    task.task_method.after_update(task)
+            runner.meter.add(scalars)
+            if micro.closes:
+                runner.tick(task)
+        return runner.meter.finish()

@@ -1,0 +1,110 @@
+"""Memory: what is told when a device has none left, and a training step in pieces that need less of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from healsg import distributed
+from healsg.errors import ConfigError, RunError
+from healsg.method import TaskMethod
+from healsg.training.device import clear_gradients
+from healsg.training.step import MicroBatch, Samples, TrainBatch, counts_of
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+log = logging.getLogger("healsg")
+
+
+def check(task: BasicTask) -> None:
+    """Refuse gradients that cannot be added up over several passes. Raises ConfigError."""
+    method, runner = task.task_method, task.runner
+    compile, cuda_graph, _ = runner.wrapping
+    if cuda_graph and (runner.accumulate > 1 or runner.auto_accumulate):
+        raise ConfigError("runner.cuda_graph: a graph that runs again takes the gradients' memory; do not accumulate")
+    if cuda_graph and compile == "regional":
+        raise ConfigError("runner.cuda_graph: takes the network as a whole; set runner.compile=true")
+    if not runner.auto_accumulate:
+        return
+    if distributed.launched():
+        raise ConfigError("runner.auto_accumulate: works in one process; set data.batch_size and runner.accumulate")
+    if runner.accumulate > 1:
+        raise ConfigError("runner.auto_accumulate: takes batches apart by itself; leave runner.accumulate at 1")
+    if not method.mean_over_samples or type(method).step is not TaskMethod.step:
+        why = f"the loss of {type(method).__name__} is no mean over samples, so that half a batch is another loss"
+        raise ConfigError(f"runner.auto_accumulate: {why}; set it to false")
+
+
+def explain(task: BasicTask) -> RunError:
+    """What to say of a device that has no memory left: what was asked of it, and what needs less."""
+    runner, device = task.runner, task.device
+    batch, in_use = getattr(task.train_loader, "batch_size", None), ""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        in_use = f" ({(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB in use)"
+    ways = ["runner.auto_accumulate=true"] * (not runner.auto_accumulate)
+    if batch and batch > 1:
+        ways.insert(0, f"data.batch_size={batch // 2} runner.accumulate={2 * runner.accumulate} (the same update)")
+    ways += ["runner.precision=bf16"] * (runner.place.dtype is None)
+    return RunError(
+        f"{device}: out of memory{in_use} at step {runner.step_count + 1} in the {runner.progress.phase} pass, with "
+        f"{batch or 'all'} samples a batch in {runner.precision}; try {', or '.join(ways)}, or a smaller model; "
+        "the last checkpoint is good"
+    )
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of a GPU or of the machine."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def halve(task: BasicTask, micro: MicroBatch, error: BaseException) -> bool:
+    """After a step that failed: whether memory ran out and the step may be tried again, in twice as many pieces.
+
+    Raises RunError where one sample alone is too much.
+    """
+    runner = task.runner
+    if not (runner.auto_accumulate and is_exhausted(error)) or runner.accumulator.updating:
+        return False  # half an update is not repeated
+    if not runner.halve_pieces(micro):
+        raise explain(task) from error
+    clear_gradients(task.optimizer)
+    runner.accumulator.clear()
+    if task.device.type == "cuda":
+        torch.cuda.empty_cache()  # what was freed may lie in the wrong places
+    log.warning("out of memory: from step %d on, batches go in %d pieces", runner.step_count + 1, runner.pieces)
+    return True
+
+
+def step_in_pieces(task: BasicTask, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]:
+    """One update from ``runner.pieces`` parts of a batch, each of them a micro-batch."""
+    rows = micro.rows
+    pieces = min(task.runner.pieces, rows // task.runner.plan.least)
+    totals: dict[str, Any] = {}
+    moved = False
+    for place in range(pieces):
+        low, high = rows * place // pieces, rows * (place + 1) // pieces
+        samples = Samples(high - low, micro.samples.first + low, high - low, rows)
+        part = TrainBatch(_cut(batch, low, high, rows), samples)
+        piece = MicroBatch(samples, closes=place == pieces - 1, parts=pieces)
+        scalars, moved = task.task_method.step(task, part, piece)
+        counts = counts_of(scalars)
+        for name, value in scalars.items():
+            value = value.detach() if isinstance(value, Tensor) else value
+            value = value * scalars[counts[name]] if name in counts else value
+            totals[name] = totals.get(name, 0.0) + value
+    means = {name: totals[name] / totals[count] for name, count in counts.items()}
+    return totals | means, moved
+
+
+def _cut(value: Any, low: int, high: int, rows: int) -> Any:
+    """Rows ``low`` to ``high`` of ``rows``; a stream with more samples gives up its share."""
+    if isinstance(value, dict):
+        return {name: _cut(inner, low, high, rows) for name, inner in value.items()}
+    if isinstance(value, list) or (isinstance(value, Tensor) and value.dim()):
+        return value[len(value) * low // rows : len(value) * high // rows]
+    return value

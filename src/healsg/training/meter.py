@@ -1,0 +1,99 @@
+"""Meter: the epoch's running means, kept on the device and read only when asked."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from healsg import distributed
+from healsg.errors import NotFiniteError, RunError
+from healsg.training.step import counts_of
+
+
+class Meter:
+    """Means of the named scalars of training steps, weighted by their counts (``step.reported``).
+
+    ``add`` keeps references to device scalars; ``flush`` reads them all in one transfer and folds them in, step by step
+    in double precision, so that the sums are the same bits wherever a save or a log line happened to flush.
+    """
+
+    def __init__(self) -> None:
+        self.pending: list[dict[str, Any]] = []
+        self.sums: dict[str, float] = {}
+        """Of the epoch, by name: the sum of mean times count and, under ``count``, that of the counts."""
+        self.window: dict[str, float] = {}
+        """The same since the last line of steps."""
+
+    def clear(self) -> None:
+        """Forget the epoch; what the next line of steps shows goes on."""
+        self.sums = {}
+
+    def add(self, logs: dict[str, Any]) -> None:
+        """Remember one step: its scalars (0-dimensional tensors) and its ``count``, the weight of its batch."""
+        self.pending.append({k: v.detach() if isinstance(v, Tensor) else v for k, v in logs.items()})
+
+    def flush(self) -> None:
+        """Fold in what is pending: the one place of the training pass that waits for the device."""
+        if not self.pending:
+            return
+        steps, names = self.pending, self.pending[0].keys()
+        for logs in steps:
+            if logs.keys() != names:
+                raise RunError(f"train_step returned {', '.join(names)}, now {', '.join(logs)}; keep one set")
+        alone, counts = steps[0]["loss"].is_cpu and not distributed.launched(), counts_of(names)
+        rows = [_weighted(logs, counts) for logs in steps] if alone else _read_together(steps, counts)
+        steps.clear()
+        for row in rows:
+            for name, value in row.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.window[name] = self.window.get(name, 0.0) + value
+        if not math.isfinite(self.sums["loss"]):
+            place, row = next((i, row) for i, row in enumerate(rows) if not math.isfinite(row["loss"]))
+            loss = row["loss"] / row[counts["loss"]]
+            raise NotFiniteError(f"train/loss ({loss})", len(rows) - 1 - place)
+
+    def recent(self) -> dict[str, float]:
+        """The means since the last call: what a log line of steps shows."""
+        self.flush()
+        window, self.window = self.window, {}
+        return _means(window)
+
+    def finish(self) -> dict[str, float]:
+        """The means of the whole epoch, also after a resume in its middle."""
+        self.flush()
+        return _means(self.sums)
+
+    def state_dict(self) -> dict[str, Any]:
+        self.flush()
+        return {"sums": dict(self.sums), "window": dict(self.window)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pending.clear()
+        self.sums, self.window = dict(state["sums"]), dict(state["window"])
+
+
+def _means(sums: dict[str, float]) -> dict[str, float]:
+    return {name: sums[name] / sums[count] for name, count in counts_of(sums).items() if sums[count]}
+
+
+def _weighted(logs: dict[str, Any], counts: dict[str, str]) -> dict[str, float]:
+    """A step's scalars as numbers times their counts, and the counts themselves."""
+    row = {name: float(value) for name, value in logs.items()}
+    for name, count in counts.items():
+        row[name] = row[name] * row[count] if row[count] > 0 else 0.0
+    return row
+
+
+def _read_together(steps: list[dict[str, Any]], counts: dict[str, str]) -> list[dict[str, float]]:
+    """The same of scalars on a device, in one transfer and its widest type, summed over processes."""
+    device, names = steps[0]["loss"].device, [*counts, *(name for name in steps[0] if name not in counts)]
+    widest = torch.float32 if device.type == "mps" else torch.float64
+    cells = [torch.as_tensor(logs[name], dtype=widest, device=device) for logs in steps for name in names]
+    table = torch.stack(cells).view(len(steps), len(names))
+    for place, count in enumerate(counts.values()):
+        weights = table[:, names.index(count)]
+        table[:, place] = torch.where(weights > 0, table[:, place] * weights, 0.0)
+    return [dict(zip(names, row, strict=True)) for row in distributed.sum_tensor(table).tolist()]

@@ -1,0 +1,128 @@
+"""Replay: go over the steps since the last checkpoint again, to find where a number first stopped being finite.
+
+A run is exact, so that the second time goes as the first; only this time every tensor is looked at.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from healsg.errors import NotFiniteError
+from healsg.training.interrupt import Halt
+from healsg.training.watcher import Watcher
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+LIMIT = 60.0
+"""Seconds after which the search is given up."""
+
+
+class _Found(Exception):  # noqa: N818 - what is looked for
+    pass
+
+
+class _Limited(Watcher):
+    """In the place of a run's keeper: keeps nothing, and ends a search that takes too long."""
+
+    def __init__(self, halt: Halt) -> None:
+        self.halt = halt
+        self.deadline = time.monotonic() + LIMIT
+
+    def updated(self, task: BasicTask) -> None:
+        if self.halt.received is not None or time.monotonic() > self.deadline:
+            raise _Found
+
+    def evaluating(self, task: BasicTask) -> None:
+        self.updated(task)
+
+
+def first_not_finite(task: BasicTask, state: dict[str, Any], last: int, halt: Halt) -> str | None:
+    """The first step after ``state`` up to update ``last``, and the first tensor in it, that is not finite.
+
+    Returns None where the search took too long, or found nothing. The task is of no use afterwards.
+    """
+    runner = task.runner
+    task.load_state_dict(state)
+    exempt = {name for name, _ in _bad(task.model)}
+    gradients: list[str] = []
+
+    def before_update(*_: Any) -> None:
+        for name, parameter in task.model.named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                gradients.append(name)
+
+    hook = task.optimizer.register_step_pre_hook(before_update)
+    try:
+        with runner.kept(_Limited(halt)):
+            while runner.step_count < last and runner.epoch < runner.max_epoch:
+                _epoch(task, exempt, gradients)
+            _look_at_weights(task, exempt)
+    except _Found as found:
+        return str(found) or None
+    except NotFiniteError:
+        return None
+    finally:
+        hook.remove()
+    return None
+
+
+def _epoch(task: BasicTask, exempt: set[str], gradients: list[str]) -> None:
+    """An epoch as it was, looking at every tensor. Raises _Found.
+
+    Args:
+        exempt: weights and buffers that were not finite from the beginning.
+        gradients: takes the names of those that are not finite at an update.
+    """
+    runner = task.runner
+    task.net.train()
+    for batch, micro in runner.train_batches(task):
+        step = runner.step_count + 1
+        _look_at_weights(task, exempt)
+        for name, rows in _bad_inputs(batch):
+            raise _Found(f"step {step}: {name} of the batch is not finite (samples {rows})")
+        scalars, moved = runner.step(task, batch, micro)
+        if not torch.isfinite(scalars["loss"]):
+            raise _Found(f"step {step}: the loss is {scalars['loss'].item()}, of finite inputs and weights")
+        if gradients and not runner.place.scaler:
+            raise _Found(f"step {step}: the gradient of {gradients[0]} is not finite")
+        if moved:
+            with torch.no_grad():
+                task.task_method.after_update(task)
+        runner.meter.add(scalars)
+        if micro.closes:
+            runner.tick(task)
+    train = runner.meter.finish()
+    runner.measured(task, {"train": train, "val": task.val_epoch.run() if runner.eval_due() else {}}, 0.0)
+    runner.next_epoch()
+
+
+def _look_at_weights(task: BasicTask, exempt: set[str]) -> None:
+    for name, kind in _bad(task.model):
+        if name not in exempt:
+            raise _Found(f"step {task.runner.step_count}: {kind} {name} is not finite after it")
+
+
+def _bad(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """The weights and buffers that are not finite, with what they are."""
+    for kind, tensors in (("the weight", model.named_parameters()), ("the buffer", model.named_buffers())):
+        for name, value in tensors:
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                yield name, kind
+
+
+def _bad_inputs(batch: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The tensors of a batch that are not finite, with the indices of the first samples in which."""
+    for name, value in batch.items():
+        if isinstance(value, dict):
+            yield from _bad_inputs(value, f"{name}.")
+        elif isinstance(value, Tensor) and value.is_floating_point() and not (finite := torch.isfinite(value)).all():
+            rows = (~finite.flatten(1).all(1) if value.dim() > 1 else ~finite).nonzero().flatten()[:5]
+            index = batch.get("index")
+            told = index.to(rows.device)[rows] if isinstance(index, Tensor) else rows
+            yield prefix + name, ", ".join(str(int(row)) for row in told)
