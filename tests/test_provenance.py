@@ -123,10 +123,10 @@ def armed(where: Path, marks: Path) -> None:
     pager = {program("pager")}
     sshCommand = {program("ssh")}
 [diff]
-    external = {program("external")}
+    external = {program("external", "true")}
 [diff "own"]
     textconv = {program("textconv")}
-    command = {program("driver")}
+    command = {program("driver", "true")}
 [filter "own"]
     clean = {program("clean")}
     smudge = {program("smudge")}

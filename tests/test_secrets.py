@@ -8,8 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
+from conftest import REPOSITORY
 from fake_wandb import KEY, FakeWandb
+from healsg.config.values import flat
+from healsg.loggers.wandb import _trusted_folder
 from healsg.runs import redact
 from test_logger_faults import slowed
 from test_signals import ended, forked, record, wait_for
@@ -37,6 +41,15 @@ PLANTED = {
     "literal": "p4tch-l1teral-value",
     "bare": "b4re-Ass1gned-value",
     "swept": "sw3pt-one-value",
+    "camel": "c4mel-cased-value",
+    "suffix": "suff1x-of-a-name",
+    "header": "he4der-of-a-call",
+    "hook": "Xh00kXh00kXh00kXh00kXh00",
+    "live": "sk_" + "live_4eC39HqLyjWDarjtT1zdp7dc",
+    "maps": "AI" + "zaSyD4aB3dE6gH9iJ2kL5mN8oP1qR4sT7uV0w",
+    "aws": "AKIA" + "IOSFODNN7EXAMPLQ",
+    "pem": "MIIEpAIBAAKCAQEA7Zq0x7Yqx7Yqx7Yqx7Yqx7Yqx7Yq",
+    "number": "8675309867",
 }
 GIVEN = [
     f"+args.api_key={PLANTED['key']}",
@@ -45,6 +58,12 @@ GIVEN = [
     f"+args.some={{password: {PLANTED['dict']}, plain: shown-value}}",
     f"+args.secrets=[{PLANTED['list']}]",
     f"+args.note='Bearer {PLANTED['shape']}'",
+    f"+args.apiToken={PLANTED['camel']}",
+    f"+args.db_pass={PLANTED['suffix']}",
+    f"+args.headers={{X-Api-Key: {PLANTED['header']}}}",
+    f"+args.told='https://hooks.slack.com/services/T1234/B1234/{PLANTED['hook']}'",
+    f"+args.shown='use {PLANTED['live']} and {PLANTED['maps']}, {PLANTED['aws']}'",
+    f"+args.deep.userPassword={PLANTED['number']}",
 ]
 LOGGER = [
     "+logger.mine._target_=parts.Secretive",
@@ -75,15 +94,23 @@ class Talkative(BasicTask):
 def repository() -> None:
     """The user's code is under git: a password in the remote's address, and literals in what is not committed."""
     Path("parts.py").write_text(PARTS)
-    Path("settings.py").touch()
-    Path(".env").touch()
-    Path(".gitignore").write_text("*\n!settings.py\n!.env\n")
+    for name in ("settings.py", "settings.yaml", ".env", "deploy.pem", "notes.txt"):
+        Path(name).touch()
+    Path(".gitignore").write_text("*\n!settings.*\n!.env\n!deploy.pem\n!notes.txt\n")
     own = ["-c", "user.name=a", "-c", "user.email=a@b"]
     address = f"https://me:{PLANTED['remote']}@host/code.git"
     for line in (["init", "-q"], ["remote", "add", "origin", address], ["add", "-A"], [*own, "commit", "-qm", "begin"]):
         subprocess.run(["git", *line], check=True)
     Path("settings.py").write_text(f'API_KEY = "{PLANTED["literal"]}"\n')
     Path(".env").write_text(f"ACCESS_KEY={PLANTED['bare']}\n")
+    kind = "RSA PRIVATE KEY"
+    for name in ("deploy.pem", "notes.txt"):
+        Path(name).write_text(f"-----BEGIN {kind}-----\n{PLANTED['pem']}\n-----END {kind}-----\n")
+    Path("settings.yaml").write_text(
+        f"hook: https://hooks.slack.com/services/T1234/B1234/{PLANTED['hook']}\nbilling: {PLANTED['live']}\n"
+        f"maps: {PLANTED['maps']}\naccessToken: {PLANTED['camel']}\ndb_pass: {PLANTED['suffix']}\n"
+        f"headers: {{X-Api-Key: {PLANTED['header']}}}\nordinary: words\n"
+    )
 
 
 def check_hidden(folder: Path, *screens: Path) -> int:
@@ -98,7 +125,7 @@ def check_hidden(folder: Path, *screens: Path) -> int:
 
 def test_secrets_are_in_no_file_and_on_no_screen() -> None:
     repository()
-    line = [*TINY, *GIVEN, "task._target_=parts.Talkative", "name=run"]
+    line = [*TINY, *GIVEN, "task._target_=parts.Talkative", "record_patch=true", "name=run"]
     with FakeWandb() as server:
 
         def prepare() -> None:
@@ -124,7 +151,10 @@ def test_secrets_are_in_no_file_and_on_no_screen() -> None:
     assert "the server refused ***" in told
     assert "logging in with *** at https://***@host/data" in told
     assert "shown-value" in Path("runs/run/config.yaml").read_text(), "what is no secret stays"
-    assert record(Path("runs/run"))["patch"].count("***") == 2
+    patch = record(Path("runs/run"))["patch"]
+    assert patch.startswith("# left out, since files of such names hold secrets: .env, deploy.pem\n")
+    assert "+ordinary: words" in patch
+    assert patch.count("\n+***") == 10
 
 
 def test_secrets_of_a_failure_and_of_a_sweep() -> None:
@@ -160,6 +190,176 @@ def test_what_is_learnt_of_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "learnt-value" not in redact.trace(error)
     monkeypatch.setattr("sys.argv", ["train.py", "+args.password='of the line'", "seed=3"])
     assert redact.text("no of the line") == "no ***"
+
+
+# --- names and forms: what is hidden, and what is not -----------------------------------------------------------------
+
+VALUE = "v4lue-0f-it-all"
+
+NAMES = [
+    *(
+        "api_key",
+        "apiKey",
+        "APIKey",
+        "API_KEY",
+        "apikey",
+        "X-Api-Key",
+        "x-api-key",
+        "api_keys",
+        "my.api_key",
+        "wandb_key",
+    ),
+    *(
+        "access_key",
+        "accessKeyId",
+        "aws_secret_access_key",
+        "AWS_ACCESS_KEY_ID",
+        "private_key",
+        "privateKey",
+        "secret_key",
+    ),
+    *("account_key", "AccountKey", "signing_key", "encryption_key", "sshKey", "client_key", "app_key", "service_key"),
+    *(
+        "token",
+        "apiToken",
+        "accessToken",
+        "access_token",
+        "ACCESS_TOKEN",
+        "hf_token",
+        "HF_TOKEN",
+        "authToken",
+        "botToken",
+    ),
+    *("refresh_tokens", "accessTokens", "id_token", "apitoken", "accesstoken", "MY_SERVICE_TOKEN", "github-token"),
+    *("password", "passwd", "passphrase", "passcode", "pwd", "db_password", "dbPassword", "dbpassword", "passwords"),
+    *("db_pass", "DB_PASS", "userPass", "dbpass", "pass", "smtp.pass", "MYSQL_PWD", "pgPassword"),
+    *(
+        "secret",
+        "secrets",
+        "clientSecret",
+        "client_secret",
+        "CLIENT_SECRET",
+        "webhookSecret",
+        "credentials",
+        "credential",
+    ),
+    *("auth", "Authorization", "oauth", "basic_auth", "proxyAuthorization", "bearer", "jwt", "sessionJwt"),
+    *("webhook", "webhookUrl", "slack_webhook_url", "hook_url", "connection_string", "connectionString"),
+]
+"""Names whose values are hidden. The list is a literal one, so that what is taken out of the patterns fails here."""
+
+FORMS = {
+    "slack hook": ("https://hooks.slack.com/services/", "T0AB12345/B0AB12345/aB3dE6gH9iJ2kL5mN8oP1qR4"),
+    "discord hook": ("https://discord.com/api/webhooks/", "123456789012345678/aB3dE6gH9iJ2kL5mN8oP1qR4sT7uV0w"),
+    "office hook": ("https://some.webhook.office.com/", "webhookb2/11111111-2222/IncomingWebhook/aB3dE6gH9iJ2"),
+    "other hook": ("https://host.example/webhooks/", "aB3dE6gH9iJ2kL5mN8"),
+    "stripe": ("", "sk_" + "live_4eC39HqLyjWDarjtT1zdp7dc"),
+    "stripe, restricted": ("", "rk_" + "live_4eC39HqLyjWDarjtT1zdp7dc"),
+    "google": ("", "AI" + "zaSyD4aB3dE6gH9iJ2kL5mN8oP1qR4sT7uV0w"),
+    "google, client": ("", "GOCSPX-" + "aB3dE6gH9iJ2kL5mN8oP1qR4sT7u"),
+    "github": ("", "ghp_" + "aB3dE6gH9" * 4),
+    "github, new": ("", "github_pat_" + "11AAAAAAA0aB3dE6gH9iJ2_kL5mN8oP1qR4sT7uV0w"),
+    "gitlab": ("", "glpat-" + "aB3dE6gH9iJ2kL5mN8oP"),
+    "hugging face": ("", "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH"),
+    "openai": ("", "sk-" + "proj-aB3dE6gH9iJ2kL5mN8oP1qR4sT7uV0w"),
+    "slack": ("", "xox" + "b-123456789012-123456789012-aB3dE6gH9iJ2kL5mN8oP1qR4"),
+    "aws": ("", "AKIA" + "IOSFODNN7EXAMPLQ"),
+    "aws, for a while": ("", "ASIA" + "IOSFODNN7EXAMPLQ"),
+    "jwt": ("", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N"),
+    "sendgrid": ("", "SG" + ".aB3dE6gH9iJ2kL5mN8oP1q.R4sT7uV0waB3dE6gH9iJ2kL5mN8oP1qR4sT7uV0waB3"),
+    "npm": ("", "npm_" + "aB3dE6gH9iJ2kL5mN8oP1qR4sT7uV0waB3dE"),
+    "pypi": ("", "pypi-" + "AgEIcHlwaS5vcmcCJDExMTExMTExLTIyMjItMzMzMy00NDQ0LTU1NTU1NTU1NTU1NQ"),
+    "telegram": ("", "123456789:AA" + "aB3dE6gH9iJ2kL5mN8oP1qR4sT7uV0w"),
+    "twilio, by the detector": ("", "SK" + "0123456789abcdef0123456789abcdef"),
+    "mailchimp, by the detector": ("", "0123456789abcdef0123456789abcdef-us12"),
+    "basic": ("https://me:", "p4ss-w0rd-of-it"),
+    "signed address": ("https://host/a?part=1&sig=", "aB3dE6gH9iJ2kL5mN8oP"),
+    "bearer": ("Bearer ", "aB3dE6gH9iJ2"),
+    "pem": ("", "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIEpAIBAAKCAQEA7Zq0\n-----END RSA PRIVATE KEY-----"),
+}
+"""By form what stands before the secret, which may be shown, and the secret."""
+
+PLAIN_NAMES = [
+    *("tokens", "max_tokens", "max_token", "num_tokens", "tokenizer", "method.tokenizer", "token_dim", "tokenLength"),
+    *("cls_token", "pad_token", "mask_token", "eosToken", "class_token", "compass", "bypass", "passes", "data.passes"),
+    *("passed", "forward_pass", "lowPass", "band_pass", "author", "authors", "key", "keys", "sort_key", "imageKey"),
+    *("monkey", "lr", "seed", "monitor", "hook", "hooks", "name", "path", "url", "secretary", "accessible", "keyboard"),
+]
+
+PLAIN_TEXTS = [
+    *("tokens=5", "bypass=1", "compass=north", "method.tokenizer=bpe", "data.passes=3", "method.optimizer.lr=0.001"),
+    *("args.token: no such key; did you mean args.tokens?", "a word like tokenizer, max_tokens=3 or author=me"),
+    *(
+        "https://host/path?part=12345678",
+        "epoch 1/2  train/loss 2.3445  val/acc 0.1000",
+        "runs/2026-01-02_03-04-05_a_b1c2",
+    ),
+    "sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    *("name=resnet50-lr0.1-wd5e4-2026", "data.root=/mnt/data2/sets/imagenet2012"),
+]
+
+
+@pytest.fixture
+def unaware(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No secret is known by its value."""
+    monkeypatch.setattr(redact, "_met", set())
+
+
+def test_values_are_hidden_by_their_names(unaware: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    for name in NAMES:
+        monkeypatch.setattr(redact, "_met", set())
+        ways = {
+            "override": redact.override(f"+args.{name}={VALUE}"),
+            "text": redact.text(f"refused: {name}={VALUE}"),
+            "dict": redact.text(f"{{a: 1, {name}: {VALUE}}}"),
+            "json": redact.text(f'{{"{name}": "{VALUE}"}}'),
+            "code": redact.code(f'{name} = "{VALUE}"\n'),
+            "config": str(redact.config({"args": {name: VALUE}})),
+            "list": str(redact.config({"args": {name: [{"inner": VALUE}]}})),
+        }
+        shown += [f"{name}, as {way}" for way, told in ways.items() if VALUE in told]
+    assert not shown
+
+
+def test_secrets_are_hidden_by_their_forms(unaware: None) -> None:
+    shown = []
+    for form, (before, secret) in FORMS.items():
+        whole = f"{before}{secret}{'@host/path' if form == 'basic' else ''}"
+        ways = {"config": redact.config({"note": whole})["note"], "text": redact.text(f"a {whole} b")}
+        ways |= {"override": redact.override(f"+args.note={whole}"), "code": redact.code(f"note = '{whole}'\n")}
+        shown += [f"{form}, as {way}" for way, told in ways.items() if secret in told or "***" not in told]
+    assert not shown
+
+
+def test_what_is_no_secret_is_not_hidden(unaware: None) -> None:
+    assert [name for name in PLAIN_NAMES if redact.is_secret_name(name)] == []
+    assert dict.fromkeys(PLAIN_NAMES, VALUE) == redact.config(dict.fromkeys(PLAIN_NAMES, VALUE))
+    for line in PLAIN_TEXTS:
+        assert redact.text(line) == redact.override(line) == redact.code(line) == line
+    numbers = {"token": 5, "auth": True, "secret": None, "api_key": 0.5}
+    assert redact.config(numbers) == numbers
+    assert redact.config({"password": 12, "token": 1234567}) == {"password": "***", "token": "***"}
+
+
+def test_none_of_our_own_settings_is_called_like_a_secret() -> None:
+    found = []
+    for path in (REPOSITORY / "conf").rglob("*.yaml"):
+        keys = [key for key, _ in flat(yaml.safe_load(path.read_text()) or {})]
+        found += [f"{path.name}: {key}" for key in keys if redact.is_secret_name(key)]
+    assert not found
+
+
+def test_the_client_of_wandb_takes_no_settings_from_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its file ``wandb/settings`` may name the server to which the key is sent."""
+    run = tmp_path / "received"
+    (run / "wandb").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    (run / "run.json").touch()
+    assert _trusted_folder() == tmp_path
+    for inside in (run, run / "wandb"):
+        monkeypatch.chdir(inside)
+        assert _trusted_folder() == Path("/")
 
 
 # --- ports -----------------------------------------------------------------------------------------------------------

@@ -60,8 +60,8 @@ def forked(arguments: Sequence[str], prepare: Callable[[], None] | None = None, 
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
         os._exit(status)
 
 
@@ -256,6 +256,29 @@ def test_a_halt_within_a_halt() -> None:
             assert (outer.received, inner.received) == (None, signal.SIGTERM)
         assert outer.asked()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("ignored", [*SIGNALS, None])
+def test_what_is_ignored_stays_ignored(ignored: signal.Signals | None) -> None:
+    """In nested ones too, whose time and stop are one's own all the same; None is all three."""
+    numbers = [ignored] if ignored else list(SIGNALS)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        with Halt() as outer:
+            with Halt(max_time=1e6) as inner:
+                assert inner.began == outer.began
+                for number in numbers:
+                    os.kill(os.getpid(), number)
+                assert inner.received is None
+                for number in [number for number in SIGNALS if number not in numbers][:1]:
+                    os.kill(os.getpid(), number)
+                    assert inner.received == number
+            assert outer.received == inner.received
+            assert all(signal.getsignal(number) == signal.SIG_IGN for number in numbers)
+        assert all(signal.getsignal(number) == signal.SIG_IGN for number in numbers)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_the_limit_keeps_time_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:

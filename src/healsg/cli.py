@@ -11,6 +11,7 @@ from importlib import import_module
 
 from healsg import console, distributed
 from healsg.errors import ConfigError, HealsgError, RunError
+from healsg.paths import leave_removed_folder
 from healsg.runs import redact
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -23,6 +24,9 @@ COMMANDS = {
     "reproduce": "run a recipe for its published number: healsg reproduce RECIPE",
     "compare": "where two runs first differ: healsg compare RUN RUN",
 }
+
+ELSEWHERE = ("resume", "eval", "compare")
+"""Commands on runs that exist, which need no current directory."""
 
 ANSWERS = ("eval", "compare")
 """Commands whose work is what they print; the others have done theirs also where it cannot be shown."""
@@ -48,6 +52,8 @@ def _answer(arguments: Sequence[str] | None) -> int:
         try:
             if command not in COMMANDS:
                 raise ConfigError(f"healsg {command}: no such command; there is {', '.join(COMMANDS)}")
+            if command in ELSEWHERE:
+                leave_removed_folder()
             with distributed.first_cause():
                 status: int = import_module(f"healsg.commands.{command}").run(rest)
             if command in ANSWERS:

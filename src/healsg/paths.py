@@ -24,6 +24,12 @@ def project_folders() -> list[Path]:
     return []
 
 
+def leave_removed_folder() -> None:
+    """Go to ``/`` where the current directory has been removed: torch and numpy cannot do without one."""
+    if not project_folders():
+        os.chdir("/")
+
+
 def absolute(path: str | Path) -> Path:
     """``path`` from the current directory."""
     return current_folder() / path

@@ -6,6 +6,7 @@ Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", 
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +72,7 @@ def read_table() -> Tensor:
     found = importlib.util.find_spec("sklearn")
     file = Path((found and found.origin) or "sklearn/__init__.py").with_name("datasets") / "data" / "digits.csv.gz"
     try:
-        return torch.from_numpy(numpy.loadtxt(file, dtype=numpy.uint8, delimiter=","))
+        with gzip.open(file, "rt") as table:  # numpy would ask for the current directory, which may have been removed
+            return torch.from_numpy(numpy.loadtxt(table, dtype=numpy.uint8, delimiter=","))
     except (OSError, ValueError) as error:
         raise DataError(f"data=digits: {file} cannot be read ({error}); pip install scikit-learn") from error
