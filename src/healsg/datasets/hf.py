@@ -17,6 +17,7 @@ from healsg.datasets.decoding import Remark, decode, unremarked
 from healsg.datasets.files import locate
 from healsg.datasets.tables import Columns, Tables
 from healsg.errors import ConfigError, DataError
+from healsg.paths import shown
 
 
 class HuggingFace(Tables):
@@ -62,7 +63,7 @@ class HuggingFace(Tables):
             return None
         found = self._downloaded(own) if self.place is None else self._read_files(self.place, own)
         if found is None and part == "train":
-            raise DataError(f"data.train: {self.place or self.name} has no part {own!r}")
+            raise DataError(f"data.train: {shown(self.place) if self.place else self.name} has no part {own!r}")
         return None if found is None else {name: self._column(found, name) for name in found.column_names}
 
     def _read_files(self, place: Path, own: str) -> Any:
