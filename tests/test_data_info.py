@@ -467,3 +467,85 @@ def test_the_evaluated_network_is_made_of_the_checkpoint_alone(options: tuple[st
     with torch.no_grad():
         outputs = [one(input) for one in (network, model)]
     assert torch.equal(*(one[0] if isinstance(one, tuple) else one for one in outputs))
+
+
+# --- a run that stands alone -----------------------------------------------------------------------------------------
+
+
+def test_a_test_table_alone_is_enough_for_eval(run: str) -> None:
+    before = evaluate(run)
+    Path("train.csv").unlink()
+    assert evaluate(run) == before
+    with pytest.raises(DataError, match=r"train\.csv"):
+        evaluate(run, split="train")
+    with pytest.raises(DataError, match=r"nowhere\.csv"):
+        evaluate(run, "data.test_file=nowhere.csv")
+
+
+def test_a_folder_of_test_pictures_alone_is_enough_for_eval() -> None:
+    for part in ("train", "val", "test"):
+        pictures(f"A/{part}", "apple", "kiwi")
+    folder = ("data=imagefolder", "data.image_size=8", "data.shift=0", "data.workers=0", "data.folder=A")
+    train(*folder, *MLP, "name=run")
+    before = evaluate("run")
+    Path("B").mkdir()
+    Path("A/test").rename("B/test")
+    assert evaluate("run", "data.folder=B") == before
+
+
+def test_a_student_is_evaluated_without_its_teacher(run: str) -> None:
+    train(*TABLE, "method=kd", "method.teacher=run", "name=student")
+    before = evaluate("student")
+    Path("runs/run").rename("elsewhere")
+    assert evaluate("student") == before
+
+
+def test_a_predictor_needs_no_data_and_is_the_evaluation(run: str) -> None:
+    """From a file, columns and a tensor; with the numbers of ``healsg eval``."""
+    rows = [line.split(",") for line in Path("test.csv").read_text().splitlines()[1:]]
+    evaluated = evaluate(run)
+    Path("train.csv").unlink()
+    predictor = TaskTrainer.load(run).predictor()
+    found = predictor("test.csv", batch_size=1000, features=True)
+    target = torch.tensor([("cat", "dog").index(row[2]) for row in rows])
+    assert found.probabilities is not None
+    assert nn.functional.cross_entropy(found.outputs, target).item() == pytest.approx(evaluated["loss"], abs=1e-7)
+    assert sum(one == row[2] for one, row in zip(found.classes or [], rows, strict=True)) / 60 == evaluated["acc"]
+    torch.testing.assert_close(found.probabilities.sum(1), torch.ones(60))
+    assert found.features is not None
+    assert found.features.shape == (60, 8)
+    columns = {name: [row[place] for row in rows] for place, name in enumerate("ab")}
+    tensor = torch.tensor([[float(value) for value in row[:2]] for row in rows])
+    for given in (columns, tensor, tensor.numpy()):
+        assert torch.equal(predictor(given, batch_size=1000).outputs, found.outputs)
+    torch.testing.assert_close(predictor(tensor, batch_size=7).outputs, found.outputs, rtol=0, atol=1e-5)
+
+
+def test_a_predictor_of_pictures(run: str) -> None:
+    for part in ("train", "val", "test"):
+        pictures(f"A/{part}", "apple", "kiwi")
+    folder = ("data=imagefolder", "data.image_size=8", "data.shift=0", "data.workers=0", "data.folder=A")
+    trainer = TaskTrainer.compose(*folder, "model=cnn", "model.width=4", "runner.epochs=2", "quiet=true", "name=images")
+    trainer.train()
+    assert trainer.task is not None
+    model = trainer.task.task_method.eval_model(trainer.task).eval()
+    model.load_state_dict(checkpoint.load(Path("runs/images/checkpoints/best.pt"))["model"])
+    batch = next(iter(trainer.task.loaders["test"]))
+    with torch.no_grad():
+        wanted = model(batch["input"])
+    Path("A/train").rename("gone")
+    predictor = TaskTrainer.load("images").predictor()
+    found = predictor("A/test")
+    assert torch.equal(found.outputs, wanted)
+    assert set(found.classes or []) <= {"apple", "kiwi"}
+    assert torch.equal(
+        predictor([f"A/test/kiwi/{one}.png" for one in range(2)]).outputs, predictor("A/test/kiwi").outputs
+    )
+    with pytest.raises(DataError, match=r"nowhere.png: there is no such file"):
+        predictor("nowhere.png")
+    with pytest.raises(DataError, match="a table of columns, but the network takes no columns"):
+        predictor({"a": [1]})
+    with pytest.raises(DataError, match=r"samples of \(2,\); the network takes \(3, 8, 8\)"):
+        predictor(torch.zeros(1, 2))
+    with pytest.raises(DataError, match="pictures, but the network takes 'a', 'b'"):
+        TaskTrainer.load(run).predictor()("A/test")

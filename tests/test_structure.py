@@ -63,8 +63,13 @@ FORBIDDEN = {
 RESTRICTED = {("datasets/files.py", "pickle.Unpickler")}
 """The base class of the unpickler that knows arrays alone."""
 
-USUAL = {("model.py", "healsg.losses.usual"), ("model.py", "healsg.metrics.usual")}
-"""Where the frame names leaves: the loss and the metrics of each kind of task where nothing is chosen."""
+USUAL = {
+    ("model.py", "healsg.losses.usual"),
+    ("model.py", "healsg.metrics.usual"),
+    ("predictor.py", "healsg.datasets.prepared"),
+}
+"""Where the frame names leaves: the loss and the metrics of each kind of task where nothing is chosen, and how new
+samples are prepared for a network."""
 
 
 def frame() -> list[Path]:

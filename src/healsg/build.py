@@ -20,15 +20,18 @@ if TYPE_CHECKING:
     from healsg.task import BasicTask
 
 
-def build_task(composed: Composed, data_info: DataInfo | None = None) -> BasicTask:
+def build_task(composed: Composed, data_info: DataInfo | None = None, samples: bool = True) -> BasicTask:
     """Make the parts and join them: the only place where targets are imported and called.
 
     Args:
         composed: the checked configuration.
-        data_info: of a checkpoint, where only the network is wanted: the data set is then not made, and has no samples.
+        data_info: of a checkpoint whose evaluated network alone is wanted, for which the training data need not be
+            there: the data set is read as its weights saw it, and whether training could go on is not checked.
+        samples: whether samples are wanted; without, and with ``data_info``, the data set is not made.
 
     Raises:
         ConfigError: a part cannot be made, or the parts do not fit each other.
+        DataError: the data do not fit ``data_info``.
     """
     from omegaconf import OmegaConf
 
@@ -44,8 +47,10 @@ def build_task(composed: Composed, data_info: DataInfo | None = None) -> BasicTa
     if any(found and found.file for found in (targets.find_module(top, composed.project) for top in tops)):
         sys.path += [str(folder) for folder in composed.project if str(folder) not in sys.path]
     kinds = {"data": TaskData, "model": TaskModel, "method": TaskMethod, "runner": TaskRunner}
-    parts: dict[str, Any] = {} if data_info is None else {"data": KnownData(data_info)}
+    parts: dict[str, Any] = {} if data_info is None or samples else {"data": KnownData(data_info)}
     parts |= {key: make(values[key], key, composed, kind) for key, kind in kinds.items() if key not in parts}
+    if data_info is not None and samples:
+        parts["data"] = parts["data"].restored(data_info)
     runner = parts.pop("runner")
     for name, callback in runner.callbacks.items():
         if not isinstance(callback, Callback):

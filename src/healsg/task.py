@@ -170,6 +170,23 @@ class BasicTask:
             distributed.meet()  # reading data may take one process longer than the timeout of what follows
             self._build_training()
 
+    def build_evaluation(self, network: nn.Module, split: str) -> EvalEpoch:
+        """Make what an evaluation of ``network`` on one split needs, and nothing for training.
+
+        Raises ConfigError where there is no such split, or a metric does not fit the data.
+        """
+        seed, runner = self.config.seed, self.runner
+        runner.prepare()
+        if self.info is not None:
+            self.task_model.check(self.info)
+        loader = self.task_data.evaluation_loader(split)
+        loader.deal(runner.terms(seed, least_rows(network)))
+        self.loaders = {split: loader}
+        self.criterion = self.build_criterion()
+        for module in (network, self.criterion):
+            runner.place.put(module)
+        return EvalEpoch(self, split, network)
+
     def starting_model(self, fresh_weights: bool) -> TaskModel:
         """The model with the published weights that the method wants, or without any where a checkpoint follows."""
         model, method = self.task_model, self.task_method

@@ -15,10 +15,12 @@ from healsg.config.check import show
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.config.values import flat
-from healsg.data.info import saved_info
+from healsg.data.info import DataInfo, saved_info
 from healsg.data.loader import Loader
 from healsg.errors import ConfigError, RunError
 from healsg.evaluation.evaluator import EvalEpoch
+from healsg.evaluation.predictor import Predictor, best_of, network_of_run
+from healsg.method import TaskMethod
 from healsg.paths import returning
 from healsg.runs import binding, claim, redact
 from healsg.runs.checkpointer import Keeper, restore_weights, resumable, weights_state
@@ -150,9 +152,12 @@ class TaskTrainer:
             return self._evaluate(folder, split, which)
 
     def _evaluate(self, folder: RunFolder, split: str, which: str) -> dict[str, float]:
-        task = build_task(self.composed)
         state = weights_state(folder, which)
-        task.build(fresh_weights=False, training=False, data_info=saved_info(state))
+        info = saved_info(state)
+        if which == "best" and info is not None and (alone := self._evaluation(info, state, split)) is not None:
+            return alone.measure()
+        task = build_task(self.composed)
+        task.build(fresh_weights=False, training=False, data_info=info)
         if split not in task.loaders:
             raise ConfigError(f"split: {split} is not one of {', '.join(task.loaders)}")
         try:
@@ -163,6 +168,34 @@ class TaskTrainer:
         loader = task.loaders[split]
         task.loaders[split] = loader.still() if isinstance(loader, Loader) else loader
         return EvalEpoch(task, split).run()
+
+    def _evaluation(self, info: DataInfo, state: dict[str, Any], split: str) -> EvalEpoch | None:
+        """The evaluation of the best weights on one split alone, for which neither the training data nor a teacher need
+        be there; None where it needs more than the network, as a method with an evaluation of its own does."""
+        try:
+            task, network = network_of_run(self.composed, info, state, samples=True)
+        except RunError:  # the network that a method of one's own makes in setup; the whole task is built for it
+            return None
+        if type(task.task_method).evaluate is not TaskMethod.evaluate:
+            return None
+        return task.build_evaluation(network, split)
+
+    def predictor(self) -> Predictor:
+        """The best network of the trained run, for new samples, made of the run's own files alone.
+
+        Raises:
+            RunError: there is no run yet, or its checkpoint does not say what its data were.
+        """
+        if self.folder is None:
+            raise RunError("predictor: this task has no run yet; train it, or use TaskTrainer.load(run)")
+        info, state = best_of(self.folder)
+        if info is None:
+            raise RunError(
+                f"{self.folder.shown}: its task has loaders of its own, and does not say how inputs are made"
+            )
+        task, network = network_of_run(self.composed, info, state)
+        task.runner.prepare()
+        return Predictor(network, task.task_model, task.runner.place, info)
 
 
 def _same_everywhere(composed: Composed) -> None:

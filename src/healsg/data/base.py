@@ -180,6 +180,27 @@ class TaskData:
             raise ConfigError(f"data: {type(self).__name__} has no {names} samples; the method needs them")
         return {"labelled": train}
 
+    def evaluation_loader(self, split: str) -> Loader:
+        """The samples of one split, once each in their order, with nothing random.
+
+        Where the training part is not there, a split that is a part of its own is read alone.
+
+        Raises:
+            ConfigError: there is no such split.
+            DataError: the samples cannot be read.
+        """
+        try:
+            loaders = self.loaders(Needs())
+        except DataError:
+            source = self.stored(split) if split != "train" else None
+            if source is None or not len(source):
+                raise
+            views = {"labelled": {"input": self.transform("input", split)}}
+            return Loader({"labelled": source}, views, self.batch_size, shuffle=False, reading=self.reading)
+        if split not in loaders:
+            raise ConfigError(f"split: {split} is not one of {', '.join(loaders)}")
+        return loaders[split].still()
+
     def loaders(self, needs: Needs) -> dict[str, Loader]:
         """A loader a split; the training one deals the streams and views that ``needs`` names.
 

@@ -108,14 +108,14 @@ class ImageFolder(Classification):
     def restored(self, saved: DataInfo) -> ImageFolder:
         """The same pictures with the classes of ``saved`` in their order; a part may have fewer. Raises DataError."""
         made = copy.copy(self)
-        for known in ("_classes_and_order", "_parts", "stored"):  # what was found out with other classes
+        for known in ("_classes_and_order", "_folders", "_parts", "stored"):  # what was found out with other classes
             made.__dict__.pop(known, None)
         made._saved = saved
         if saved.kind != "multiclass" or not saved.class_names:
             raise DataError("data: the weights were not trained on named classes, one a sample")
         if self.given_classes is not None:
             refuse_unknown_classes(saved.class_names, [str(name) for name in self.given_classes], "data.classes")
-        for folder in self._folders.values():
+        for folder in made._folders.values():
             refuse_unknown_classes(saved.class_names, inner_folders(folder), str(folder))
         return made
 
@@ -150,7 +150,7 @@ class ImageFolder(Classification):
         """The folder of each part that has one."""
         found = locate("folder", self.folder, (self.start, self.root), "folder").absolute()
         parts = parts_in(found)
-        if parts and "train" not in parts:
+        if parts and "train" not in parts and self._saved is None:
             raise DataError(f"data.folder: {found} has {' and '.join(parts)} but no train folder")
         return parts or {"train": found}
 
@@ -158,7 +158,7 @@ class ImageFolder(Classification):
     def _parts(self) -> dict[str, DatasetSource]:
         classes = self.info.class_names
         parts = {part: self._list(part, folder, classes) for part, folder in self._folders.items()}
-        if "test" not in parts and self.test_fraction:
+        if "test" not in parts and "train" in parts and self.test_fraction:
             dataset = parts["train"].dataset
             groups = self._numbers(dataset.paths, self.group) if self.group else None
             kept, tested = split_off(torch.tensor(dataset.targets), self.test_fraction, self.split_seed, groups)

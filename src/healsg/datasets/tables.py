@@ -116,6 +116,7 @@ class Tables(Classification):
         self._scaling = Standardise(torch.zeros(()), torch.ones(()), noise)
         self.given_classes = classes
         self._saved: DataInfo | None = None
+        self._unread: dict[str, DataError] = {}
         if classes is not None and self.kind != "multiclass":
             raise ConfigError(
                 f"data.classes: is for one class a sample; a {self.kind} task has the columns of data.target"
@@ -144,8 +145,18 @@ class Tables(Classification):
 
     @cached_property
     def _tables(self) -> dict[str, Columns]:
-        found = {part: table for part in ("train", "val", "test") if (table := self.table(part)) is not None}
-        if "train" not in found:
+        found: dict[str, Columns] = {}
+        for part in ("train", "val", "test"):
+            try:
+                table = self.table(part)
+            except DataError as error:
+                if self._saved is None:
+                    raise
+                self._unread[part] = error  # weights that come with what was fitted need the part alone that is wanted
+                continue
+            if table is not None:
+                found[part] = table
+        if "train" not in found and self._saved is None:
             raise DataError(f"{type(self).__name__}: there is no training part")
         wanted = [*self.target, *(self.columns or []), *([self.image] if self.image else [])]
         for part, table in found.items():
@@ -158,7 +169,7 @@ class Tables(Classification):
     def _parts(self) -> dict[str, tuple[Columns, Tensor]]:
         """By part its table, and the rows of that which are meant."""
         parts = {part: (table, self._labelled[part]) for part, table in self._tables.items()}
-        if "test" not in parts and self.test_fraction:
+        if "test" not in parts and "train" in parts and self.test_fraction:
             table, rows = parts["train"]
             layers = splits.strata(self._targets("train", rows))
             groups = self._group_numbers(table, self.group)[rows] if self.group else None
@@ -243,9 +254,15 @@ class Tables(Classification):
         Raises DataError where the tables have other classes, or lack a column.
         """
         made = copy.copy(self)
-        for known in ("_classes_and_order", "inputs", "_parts", "stored"):  # what was found out with other classes
+        for known in (
+            "_classes_and_order",
+            "inputs",
+            "_tables",
+            "_parts",
+            "stored",
+        ):  # what was found out with other classes
             made.__dict__.pop(known, None)
-        made._saved = saved
+        made._saved, made._unread = saved, {}
         if saved.kind != self.kind:
             raise DataError(f"data.kind: the weights were trained on a {saved.kind} task, not on {self.kind}")
         if bool(saved.input_names) == bool(self.image):
@@ -257,7 +274,7 @@ class Tables(Classification):
             raise DataError(f"data.columns: {listed(self.columns)}; the weights take {listed(saved.input_names)}")
         if self.given_classes is not None:
             refuse_unknown_classes(saved.class_names, [str(name) for name in self.given_classes], "data.classes")
-        for part, table in self._tables.items():
+        for part, table in made._tables.items():
             made._check_table(part, table, saved)
         if saved.input_names:
             made._scaling = saved_scaling(saved, self.noise)
@@ -299,7 +316,7 @@ class Tables(Classification):
     # --- the samples ------------------------------------------------------------------------------------------------
 
     def _targets(self, part: str, rows: Tensor) -> Tensor:
-        table = self._tables.get(part, self._tables["train"])
+        table = self._tables[part if part in self._tables else "train"]
         if self.kind == "multiclass":
             column, chosen = table[self.target[0]], rows.tolist()
             return indices(self.target[0], [column[row] for row in chosen], self.classes, chosen)
@@ -312,6 +329,8 @@ class Tables(Classification):
 
     def read(self, part: str) -> Source | None:
         if part not in self._parts:
+            if part in self._unread:
+                raise self._unread[part]
             return None
         table, rows = self._parts[part]
         target = self._targets(part, rows)

@@ -38,10 +38,16 @@ class Loss(Metric):
 
 
 class EvalEpoch:
-    """One pass over a split that is only looked at."""
+    """One pass over a split that is only looked at.
 
-    def __init__(self, task: BasicTask, split: str) -> None:
-        self.task, self.split = task, split
+    Args:
+        task: whose loaders have the split.
+        split: its name.
+        network: what is measured; ``task_method.eval_model`` where it is None.
+    """
+
+    def __init__(self, task: BasicTask, split: str, network: nn.Module | None = None) -> None:
+        self.task, self.split, self.network = task, split, network
 
     def run(self) -> dict[str, float]:
         """Measure ``task_method.eval_model``; e.g. ``{"loss": 0.05, "acc": 0.98}``, or nothing without such a split."""
@@ -53,7 +59,7 @@ class EvalEpoch:
     def measure(self) -> dict[str, float]:
         """The usual pass: ``task_model.predict`` on every batch, the loss and the model's metrics over all samples."""
         task, runner = self.task, self.task.runner
-        model = task.task_method.eval_model(task)
+        model = task.task_method.eval_model(task) if self.network is None else self.network
         runner.place.align(model)
         chosen = {"loss": Loss(task.criterion), **task.task_model.metrics(task.info)}
         metrics = {name: one for name, one in chosen.items() if self.split in (one.splits or [self.split])}

@@ -1,28 +1,116 @@
-"""The network of a run, made of its configuration and its checkpoint alone; no data set is needed."""
+"""Predictor: the network of a run for new samples, made of its configuration and its checkpoint, without its data."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from healsg.build import build_task
 from healsg.config.schema import Composed
 from healsg.data.info import DataInfo, saved_info
-from healsg.errors import RunError, one_line
+from healsg.data.loader import Loader
+from healsg.errors import ConfigError, RunError, one_line
+from healsg.evaluation.evaluator import evaluating
+from healsg.model import Network, TaskModel
 from healsg.runs.checkpointer import weights_state
 from healsg.runs.folder import RunFolder
 from healsg.task import BasicTask
+from healsg.training.device import Place
 
 
-def network_of_run(composed: Composed, info: DataInfo, state: dict[str, Any]) -> tuple[BasicTask, nn.Module]:
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of N samples, on the CPU.
+
+    Args:
+        outputs: (N, C) or (N, ...), as the network gives them.
+        probabilities: (N, C) of each class, or of each label; None of a regression.
+        classes: of each sample the name of its most probable class, or its index as text where classes have no names;
+            of several labels the names of those whose probability is above 1/2. None of a regression.
+        features: (N, F), what the head makes outputs of, where they were asked for.
+    """
+
+    outputs: Tensor
+    probabilities: Tensor | None
+    classes: list[str] | list[list[str]] | None
+    features: Tensor | None = None
+
+
+class Predictor:
+    """The network of a run for new samples, which are prepared as evaluation prepares them.
+
+    The numbers are bit for bit those of an evaluation with the same batches; of other sizes of batches they differ by
+    rounding.
+
+    Args:
+        network: with its weights.
+        task_model: whose ``predict`` it is asked through.
+        place: the device and the precision.
+        info: what its inputs and outputs mean.
+    """
+
+    def __init__(self, network: nn.Module, task_model: TaskModel, place: Place, info: DataInfo) -> None:
+        self.network, self.task_model, self.place, self.info = network, task_model, place, info
+        place.put(network)
+
+    def __call__(self, given: Any, batch_size: int = 64, features: bool = False) -> Prediction:
+        """Predict.
+
+        Args:
+            given: an array or tensor (N, ...) of samples as the data set stores them (images of bytes, numbers as in
+                the table); a table of columns by name; a picture, a folder or a list of pictures, a .csv file.
+            batch_size: samples of one forward pass.
+            features: whether features are wanted too.
+
+        Raises:
+            DataError: the samples cannot be read, or do not fit the network.
+            ConfigError: features are wanted of a network that has none.
+        """
+        from healsg.datasets import prepared
+
+        if features and not isinstance(self.network, Network):
+            raise ConfigError(f"predictor: {type(self.network).__name__} tells no features; a healsg.Network does")
+        source, view = prepared.source_of(given, self.info), prepared.transform_of(self.info)
+        loader = Loader({"labelled": source}, {"labelled": {"input": view}}, batch_size, shuffle=False)
+        outputs, hidden = [], []
+        with evaluating(self.network), torch.no_grad():
+            for batch, _ in loader.batches(0):
+                input = self.place.move(batch)["input"]
+                with self.place.autocast():
+                    outputs.append(_whole(self.task_model.predict(self.network, input)))
+                    if isinstance(self.network, Network) and features:
+                        hidden.append(_whole(self.network.features(input)))
+        output = torch.cat(outputs)
+        return Prediction(output, *self._meaning(output), torch.cat(hidden) if features else None)
+
+    def _meaning(self, output: Tensor) -> tuple[Tensor | None, list[str] | list[list[str]] | None]:
+        names = self.info.class_names or tuple(map(str, range(self.info.num_classes)))
+        if self.info.kind == "multiclass":
+            return output.softmax(dim=1), [names[index] for index in output.argmax(dim=1).flatten().tolist()]
+        if self.info.kind == "multilabel":
+            chosen = (output > 0).tolist()
+            return output.sigmoid(), [[name for name, one in zip(names, row, strict=True) if one] for row in chosen]
+        return None, None
+
+
+def _whole(output: Tensor) -> Tensor:
+    """On the CPU, in at least float32, as metrics see it."""
+    return (output.float() if output.dtype in (torch.bfloat16, torch.float16) else output).cpu()
+
+
+def network_of_run(
+    composed: Composed, info: DataInfo, state: dict[str, Any], samples: bool = False
+) -> tuple[BasicTask, nn.Module]:
     """The task of a run without its data, and the network that its best weights are of, with these weights.
 
     Args:
         composed: the run's configuration.
         info: of the data that the weights were trained on.
         state: what ``best.pt`` holds.
+        samples: whether the task is to have the data set of ``composed``, of which an evaluation reads one split.
 
     Returns:
         The task, whose loaders are not made, and the network on the CPU, in evaluation mode, without gradients.
@@ -31,7 +119,7 @@ def network_of_run(composed: Composed, info: DataInfo, state: dict[str, Any]) ->
         RunError: the weights do not fit, as where a method of one's own changes the network and has no ``evaluated``.
         ConfigError: a part cannot be made.
     """
-    task = build_task(composed, info)
+    task = build_task(composed, info, samples)
     task.task_model = task.starting_model(fresh_weights=False)
     with torch.random.fork_rng(devices=[]):
         own = type(task).build_model is not BasicTask.build_model
