@@ -1,6 +1,6 @@
 """What a checkpoint costs the training loop, against ``torch.save`` of the same state: python benchmarks/saving.py
 
-In one process, save by save: the seconds for which a save keeps the loop, that is ``Keeper.save`` and, before the next
+In one process, save by save: the seconds for which a save keeps the loop, that is ``Checkpointer.save`` and, before the next
 update, the wait for what the thread still copies; and ``torch.save`` of the same state to the same disk, with nothing
 else going on, without and with an fsync (which is what ours does, in its thread). The two take turns, update by update.
 Medians and ranges over the saves; the first three, in which memory is claimed, are left out.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from healsg import TaskTrainer
-from healsg.runs.checkpointer import Keeper
+from healsg.runs.checkpointer import Checkpointer
 
 WORKLOADS = {
     "MLP 64-128-10, AdamW": ["model=mlp", "model.width=128", "method=adamw", "runner.steps=120"],
@@ -31,7 +31,7 @@ WORKLOADS = {
 def measure(options: list[str]) -> dict[str, list[float]]:
     """Seconds of each kind, save by save."""
     seconds: dict[str, list[float]] = {"blocked": [], "torch.save": [], "with fsync": []}
-    whole = Keeper.save
+    whole = Checkpointer.save
 
     def timed(kind: str, act: Any, add: bool = False) -> None:
         began = time.perf_counter()
@@ -44,21 +44,21 @@ def measure(options: list[str]) -> dict[str, list[float]]:
             torch.save(state, file)
             os.fsync(file.fileno())
 
-    def save(self: Keeper, task: Any) -> None:
+    def save(self: Checkpointer, task: Any) -> None:
         self.writer.wait()
         if task.runner.step_count % 2:
             timed("torch.save", lambda: torch.save(task.state_dict(), "plain.pt"))
             timed("with fsync", lambda: durable(task.state_dict()))
             return
         timed("blocked", lambda: whole(self, task))
-        landed, waited = self.writer.landed, list[bool]()
-        self.landed = lambda: None if waited else waited.append(timed("blocked", landed, add=True))  # type: ignore[method-assign]
+        landed, waited = self.writer.snapshot_done, list[bool]()
+        self.snapshot_done = lambda: None if waited else waited.append(timed("blocked", landed, add=True))  # type: ignore[method-assign]
 
-    Keeper.save = save  # type: ignore[method-assign]
+    Checkpointer.save = save  # type: ignore[method-assign]
     try:
         TaskTrainer.compose(*options, "runner.save_every=1", "quiet=true", "name=run", "fresh=true").train()
     finally:
-        Keeper.save = whole  # type: ignore[method-assign]
+        Checkpointer.save = whole  # type: ignore[method-assign]
     return {kind: values[3:] for kind, values in seconds.items()}
 
 

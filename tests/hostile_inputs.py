@@ -473,8 +473,8 @@ def oddities() -> dict[str, bytes]:
         "a list": pickle.dumps([1, 2], 2),
         "a text": pickle.dumps("model", 2),
         "another mapping": pickle.dumps({"nothing": 1}, 2),
-        "numbers for weights": pickle.dumps({"format": 1, "model": 3, "journal": 4, "runner": None}, 2),
-        "texts for weights": pickle.dumps({"format": 1, "model": {"a": "b"}, "journal": {}, "method": "x"}, 2),
+        "numbers for weights": pickle.dumps({"format": 1, "model": 3, "metrics_log": 4, "runner": None}, 2),
+        "texts for weights": pickle.dumps({"format": 1, "model": {"a": "b"}, "metrics_log": {}, "method": "x"}, 2),
     }
 
 

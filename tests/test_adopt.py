@@ -22,9 +22,9 @@ from torch.utils.data import (
     default_collate,
 )
 
-from healsg.data.foreign import ForeignLoader, adopt
+from healsg.data.foreign import ForeignLoader, wrap_loader
 from healsg.data.loader import Loader
-from healsg.data.sharding import Terms
+from healsg.data.sharding import Sharding
 from healsg.data.source import stacked
 from healsg.errors import DataError
 from test_loader import Noisy, dealt, indices, same
@@ -39,18 +39,20 @@ class Stream(IterableDataset[tuple[Tensor, int]]):
 
 
 def test_plain_loaders_are_dealt_anew() -> None:
-    loader = adopt(DataLoader(Noisy(10), batch_size=3, shuffle=True, drop_last=True, num_workers=2), "train")
+    loader = wrap_loader(DataLoader(Noisy(10), batch_size=3, shuffle=True, drop_last=True, num_workers=2), "train")
     assert isinstance(loader, Loader)
     assert (loader.batch_size, loader.shuffle, loader.drop_last, loader.workers) == (3, True, True, 2)
-    ordered = adopt(DataLoader(Noisy(10), batch_size=3), "val")
+    ordered = wrap_loader(DataLoader(Noisy(10), batch_size=3), "val")
     assert isinstance(ordered, Loader)
     assert indices(dealt(ordered)) == list(range(10))
-    memory = adopt(DataLoader(TensorDataset(torch.rand(10, 2), torch.arange(10)), batch_size=4, num_workers=2), "val")
+    memory = wrap_loader(
+        DataLoader(TensorDataset(torch.rand(10, 2), torch.arange(10)), batch_size=4, num_workers=2), "val"
+    )
     assert isinstance(memory, Loader)
     assert memory.in_memory
     assert memory.workers == 0
     assert set(next(iter(memory))) == {"input", "target", "index"}
-    assert adopt(memory, "val") is memory
+    assert wrap_loader(memory, "val") is memory
 
 
 def test_own_collate_and_worker_init(tmp_path: Path) -> None:
@@ -62,7 +64,7 @@ def test_own_collate_and_worker_init(tmp_path: Path) -> None:
         (tmp_path / f"worker{worker}").touch()
 
     options: dict[str, Any] = {"batch_size": 5, "collate_fn": collate, "num_workers": 2, "worker_init_fn": started}
-    loader = adopt(DataLoader(Noisy(10), **options), "train")
+    loader = wrap_loader(DataLoader(Noisy(10), **options), "train")
     assert isinstance(loader, Loader)
     first = dealt(loader)[0][0]
     assert first["input"].flatten().tolist() == [0, 2, 4, 6, 8]
@@ -72,7 +74,7 @@ def test_own_collate_and_worker_init(tmp_path: Path) -> None:
 
 def test_a_distributed_sampler_becomes_ours() -> None:
     sampler: Any = DistributedSampler(Noisy(20), num_replicas=2, rank=1, shuffle=True)
-    loader = adopt(DataLoader(Noisy(20), batch_size=3, sampler=sampler), "train")
+    loader = wrap_loader(DataLoader(Noisy(20), batch_size=3, sampler=sampler), "train")
     assert isinstance(loader, Loader)
     assert (loader.batch_size, loader.shuffle) == (6, True)
     assert sorted(indices(dealt(loader))) == list(range(20))
@@ -98,9 +100,9 @@ FOREIGN = {
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_any_other_loader_is_kept_and_skipped_forward(kind: str) -> None:
     def fresh() -> ForeignLoader:
-        loader = adopt(FOREIGN[kind](), "train")
+        loader = wrap_loader(FOREIGN[kind](), "train")
         assert isinstance(loader, ForeignLoader)
-        loader.deal(Terms(seed=5))
+        loader.deal(Sharding(seed=5))
         return loader
 
     def drawn(loader: ForeignLoader, epoch: int, start: int = 0) -> list[Any]:
@@ -119,32 +121,32 @@ def test_any_other_loader_is_kept_and_skipped_forward(kind: str) -> None:
 
 
 def test_loaders_without_length_or_samples_are_one_line() -> None:
-    stream = adopt(DataLoader(Stream(), batch_size=4), "train")
+    stream = wrap_loader(DataLoader(Stream(), batch_size=4), "train")
     with pytest.raises(DataError, match=r"^the train loader has no length: set runner.limit_batches, or give"):
         len(stream)
-    stream.deal(Terms(limit=2))
+    stream.deal(Sharding(limit=2))
     assert (len(stream), [rows for _, rows in dealt(stream)]) == (2, [4, 4])
-    stream.deal(Terms(limit=9))
+    stream.deal(Sharding(limit=9))
     with pytest.raises(DataError, match=r"^the train loader ended after 3 of 9 batches; set runner.limit_batches=3"):
         dealt(stream)
-    evaluated = adopt(DataLoader(Stream(), batch_size=4), "val")
-    evaluated.deal(Terms(limit=9))
+    evaluated = wrap_loader(DataLoader(Stream(), batch_size=4), "val")
+    evaluated.deal(Sharding(limit=9))
     assert [rows for _, rows in dealt(evaluated)] == [4, 4, 2]
     with pytest.raises(DataError, match="the val loader is empty"):
-        len(adopt([], "val"))
+        len(wrap_loader([], "val"))
     with pytest.raises(DataError, match="the train loader has no samples"):
-        adopt(DataLoader(Noisy(0)), "train")
+        wrap_loader(DataLoader(Noisy(0)), "train")
     with pytest.raises(DataError, match=r"^build_dataloader: Noisy for train is no loader; wrap it in a DataLoader$"):
-        adopt(Noisy(3), "train")
+        wrap_loader(Noisy(3), "train")
 
     class Endless:
         def __getitem__(self, index: int) -> int:
             return index
 
     with pytest.raises(DataError, match="the val loader: its data set, Endless, has no length"):
-        adopt(DataLoader(Endless(), batch_size=2), "val")  # type: ignore[arg-type]
+        wrap_loader(DataLoader(Endless(), batch_size=2), "val")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="a loader yields Tensor; give"):
-        dealt(adopt([torch.zeros(3)], "train"))
+        dealt(wrap_loader([torch.zeros(3)], "train"))
 
 
 def test_foreign_batches_are_shared_by_rows() -> None:
@@ -153,8 +155,8 @@ def test_foreign_batches_are_shared_by_rows() -> None:
     for value, rows in ((batch, [3, 2]), (nested, [2, 2])):
         parts = []
         for rank in (0, 1):
-            loader = adopt([value], "train")
-            loader.deal(Terms(rank=rank, world=2))
+            loader = wrap_loader([value], "train")
+            loader.deal(Sharding(rank=rank, world=2))
             parts.append(dealt(loader)[0])
         assert [count for _, count in parts] == rows
         if value is batch:
@@ -162,9 +164,9 @@ def test_foreign_batches_are_shared_by_rows() -> None:
             assert parts[1][0]["scale"] == 2.0
         else:
             assert parts[1][0]["unlabelled"]["weak"].tolist() == [3, 4, 5]
-    alone = adopt([nested], "train")
+    alone = wrap_loader([nested], "train")
     assert dealt(alone)[0][1] == 4
-    assert isinstance(adopt(Own(Noisy(4)), "train"), ForeignLoader)
+    assert isinstance(wrap_loader(Own(Noisy(4)), "train"), ForeignLoader)
 
 
 class Named(NamedTuple):

@@ -252,7 +252,7 @@ def test_a_compiled_run_goes_on_bit_for_bit(model: str, compile: str, monkeypatc
         def stopping(self: TaskRunner, task: Any, place: int = place) -> None:
             tick(self, task)
             if self.step_count == place:
-                self.keeper.stop(task)
+                self.checkpointer.stop(task)
 
         with monkeypatch.context() as patch:
             patch.setattr(TaskRunner, "tick", stopping)

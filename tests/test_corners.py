@@ -35,8 +35,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
     def watched(self: TaskRunner, task: Any) -> None:
         tick(self, task)
-        if self.step_count == step and self.keeper:
-            self.keeper.stop(task)
+        if self.step_count == step and self.checkpointer:
+            self.checkpointer.stop(task)
 
     monkeypatch.setattr(TaskRunner, "tick", watched)
 

@@ -15,8 +15,8 @@ import pytest
 from healsg import TaskTrainer
 from healsg.errors import RunError
 from healsg.runs import checkpoint
-from healsg.runs.checkpointer import Keeper
-from healsg.runs.metrics_log import Journal, recovered
+from healsg.runs.checkpointer import Checkpointer
+from healsg.runs.metrics_log import MetricsLog, recovered
 from test_resume import SHORT, copies_of_every_step, lines, record
 
 OPTIONS = [*SHORT, "method=adamw", "runner.save_every=2", "runner.log_every=2", "quiet=true"]
@@ -119,9 +119,9 @@ def test_only_whole_lines_up_to_the_save_are_recovered() -> None:
 
 @pytest.mark.parametrize("way", ["removed", "replaced", "renamed"])
 def test_lines_that_are_taken_away_in_mid_run_are_written_again(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = Keeper.save
+    save = Checkpointer.save
 
-    def disturbed(self: Keeper, task: Any) -> None:
+    def disturbed(self: Checkpointer, task: Any) -> None:
         if task.runner.step_count == 6:
             path = self.folder.metrics
             if way == "renamed":
@@ -133,7 +133,7 @@ def test_lines_that_are_taken_away_in_mid_run_are_written_again(way: str, monkey
         save(self, task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "save", disturbed)
+        patch.setattr(Checkpointer, "save", disturbed)
         assert TaskTrainer.compose(*OPTIONS, "name=run").train()["status"] == "finished"
     TaskTrainer.compose(*OPTIONS, "name=whole").train()
     assert lines("run") == lines("whole")
@@ -142,16 +142,16 @@ def test_lines_that_are_taken_away_in_mid_run_are_written_again(way: str, monkey
 
 @pytest.mark.parametrize("change", ["emptied", "appended"])
 def test_lines_that_are_changed_in_mid_run_end_it_in_a_line(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = Keeper.save
+    save = Checkpointer.save
 
-    def disturbed(self: Keeper, task: Any) -> None:
+    def disturbed(self: Checkpointer, task: Any) -> None:
         if task.runner.step_count == 6:
             with self.folder.metrics.open("a") as file:
                 file.truncate(0) if change == "emptied" else file.write("a note\n")
         save(self, task)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "save", disturbed)
+        patch.setattr(Checkpointer, "save", disturbed)
         with pytest.raises(RunError, match=r"metrics\.jsonl: was changed while the run went on \(\d+ bytes where \d+"):
             TaskTrainer.compose(*OPTIONS, "name=run").train()
     assert TaskTrainer.compose(*OPTIONS, "name=run", "resume.force=true").train()["status"] == "finished"
@@ -159,17 +159,17 @@ def test_lines_that_are_changed_in_mid_run_end_it_in_a_line(change: str, monkeyp
 
 
 def test_a_journal_goes_on_where_it_was_cut(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "metrics.jsonl")
+    metrics_log = MetricsLog(tmp_path / "metrics.jsonl")
     for step in range(3):
-        journal.write({"event": "step", "step": step})
-    state = journal.state_dict()
-    journal.write({"event": "step", "step": 3})
-    journal.close("stopped")
-    other = Journal(tmp_path / "metrics.jsonl")
+        metrics_log.write({"event": "step", "step": step})
+    state = metrics_log.state_dict()
+    metrics_log.write({"event": "step", "step": 3})
+    metrics_log.close("stopped")
+    other = MetricsLog(tmp_path / "metrics.jsonl")
     other.load_state_dict(state)
     assert other.state_dict() == state
     other.write({"event": "step", "step": 3})
-    assert other.state_dict() == journal.state_dict()
+    assert other.state_dict() == metrics_log.state_dict()
     other.close("finished")
 
 
@@ -262,9 +262,9 @@ def test_the_last_good_state_outlives_a_damaged_one_and_a_full_disk(
 
 
 def test_a_last_that_somebody_exchanged_in_mid_run_does_not_become_previous(monkeypatch: pytest.MonkeyPatch) -> None:
-    save = Keeper.save
+    save = Checkpointer.save
 
-    def disturbed(self: Keeper, task: Any) -> None:
+    def disturbed(self: Checkpointer, task: Any) -> None:
         self.writer.wait()
         if task.runner.step_count == 6:
             self.folder.last.unlink()
@@ -276,7 +276,7 @@ def test_a_last_that_somebody_exchanged_in_mid_run_does_not_become_previous(monk
         if task.runner.step_count > 2:
             assert checkpoint.load(self.folder.previous)["runner"]["step"] < task.runner.step_count
 
-    monkeypatch.setattr(Keeper, "save", disturbed)
+    monkeypatch.setattr(Checkpointer, "save", disturbed)
     assert TaskTrainer.compose(*OPTIONS, "name=run").train()["status"] == "finished"
 
 

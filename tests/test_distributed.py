@@ -19,7 +19,7 @@ import torch
 from conftest import REPOSITORY, Program, beside, command, in_processes
 from healsg import TaskTrainer, distributed
 from healsg.runs.checkpoint import load
-from healsg.training.interrupt import Halt
+from healsg.training.interrupt import StopSignal
 
 LIMIT = 150.0
 """Seconds that any launch may take."""
@@ -246,15 +246,15 @@ def test_a_signal_that_two_send_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "kill", lambda process, number: killed.append(number))
     for launched, expected in ((True, []), (False, [signal.SIGUSR1])):
         monkeypatch.setattr(distributed, "launched", lambda launched=launched: launched)
-        with Halt() as halt:
-            halt._handle(signal.SIGUSR1, None)
-            halt._handle(signal.SIGUSR1, None)
+        with StopSignal() as stop_signal:
+            stop_signal._handle(signal.SIGUSR1, None)
+            stop_signal._handle(signal.SIGUSR1, None)
         assert killed == expected
     monkeypatch.setattr(distributed, "launched", lambda: True)
-    with Halt() as halt:
-        halt._handle(signal.SIGUSR1, None)
-        halt.received_at -= 5
-        halt._handle(signal.SIGUSR1, None)
+    with StopSignal() as stop_signal:
+        stop_signal._handle(signal.SIGUSR1, None)
+        stop_signal.received_at -= 5
+        stop_signal._handle(signal.SIGUSR1, None)
     assert len(killed) == 2
 
 

@@ -208,8 +208,8 @@ def test_auto_accumulate_resumes_exactly(monkeypatch: pytest.MonkeyPatch) -> Non
 
         def watched(self: TaskRunner, task: Any, step: int = step, tick: Any = tick) -> None:
             tick(self, task)
-            if self.step_count == step and self.keeper:
-                self.keeper.stop(task)
+            if self.step_count == step and self.checkpointer:
+                self.checkpointer.stop(task)
 
         with monkeypatch.context() as patch:
             patch.setattr(TaskRunner, "tick", watched)

@@ -79,7 +79,7 @@ def test_a_deterministic_run_goes_on_bit_for_bit(monkeypatch: pytest.MonkeyPatch
     def stopping(self: TaskRunner, task: BasicTask) -> None:
         tick(self, task)
         if self.step_count == 7:
-            self.keeper.stop(task)
+            self.checkpointer.stop(task)
 
     with monkeypatch.context() as patch:
         patch.setattr(TaskRunner, "tick", stopping)

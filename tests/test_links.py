@@ -191,11 +191,11 @@ def test_links_among_the_events_of_loggers_are_refused(run: Path, home: Path) ->
 
 
 def test_loggers_write_into_no_linked_folder(run: Path, home: Path) -> None:
-    for name, mirror in (("tensorboard", TensorBoard.__new__(TensorBoard)), ("wandb", Wandb(mode="offline"))):
+    for name, logger in (("tensorboard", TensorBoard.__new__(TensorBoard)), ("wandb", Wandb(mode="offline"))):
         place(run / name, "link to a folder", home)
-        mirror.flush_seconds = 10.0  # type: ignore[attr-defined]
+        logger.flush_seconds = 10.0  # type: ignore[attr-defined]
         with pytest.raises(RunError, match=f"{name}: is a symbolic link"):
-            mirror.start(run, {})
+            logger.start(run, {})
     assert list(home.iterdir()) == [home / "thesis"]
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from healsg.data.foreign import adopt
+from healsg.data.foreign import wrap_loader
 from healsg.data.loader import Loader, Transform
-from healsg.data.sharding import Terms
+from healsg.data.sharding import Sharding
 from healsg.data.source import Batch, DatasetSource, Source, TensorSource
 from healsg.errors import DataError
 from healsg.seeding import Draw
@@ -74,7 +74,7 @@ def indices(batches: list[tuple[Batch, int]]) -> list[int]:
 @pytest.mark.parametrize("source", [numbered(29), DatasetSource(Noisy(29))], ids=["tensors", "data set"])
 def test_any_start_gives_the_same_rest(source: Source) -> None:
     loader = plain(source, 4, jitter)
-    loader.deal(Terms(seed=3))
+    loader.deal(Sharding(seed=3))
     for epoch in (0, 5):
         whole = dealt(loader, epoch)
         random.seed(99)
@@ -83,7 +83,7 @@ def test_any_start_gives_the_same_rest(source: Source) -> None:
             assert same(dealt(loader, epoch, start), whole[start:])
             assert same(dealt(plain_again(source), epoch, start), whole[start:])
     first, second, other = dealt(loader, 0), dealt(loader, 1), plain(source, 4, jitter)
-    other.deal(Terms(seed=4))
+    other.deal(Sharding(seed=4))
     assert indices(first) != indices(second)
     assert indices(first) != indices(dealt(other, 0))
     assert sorted(indices(first)) == sorted(indices(second)) == list(range(29))
@@ -91,7 +91,7 @@ def test_any_start_gives_the_same_rest(source: Source) -> None:
 
 def plain_again(source: Source) -> Loader:
     loader = plain(source, 4, jitter)
-    loader.deal(Terms(seed=3))
+    loader.deal(Sharding(seed=3))
     return loader
 
 
@@ -99,7 +99,7 @@ def test_the_number_of_workers_changes_nothing() -> None:
     runs = []
     for workers in (0, 1, 2):
         loader = plain(DatasetSource(Noisy(21)), 4, workers=workers)
-        loader.deal(Terms(seed=1))
+        loader.deal(Sharding(seed=1))
         epochs = [dealt(loader, epoch) for epoch in (0, 1)]
         cut = loader.batches(2)
         next(cut)  # an epoch that is left early, with batches still on their way
@@ -139,12 +139,12 @@ def test_every_sample_once_over_all_processes() -> None:
         world, accumulate, least = chance.randint(1, 4), chance.randint(1, 3), chance.randint(1, 2)
         drop = chance.random() < 0.3 and size >= batch * accumulate
         case = f"{size=} {batch=} {world=} {accumulate=} {least=} {drop=}"
-        terms = [Terms(rank=rank, world=world, accumulate=accumulate, least=least) for rank in range(world)]
-        loaders = [plain(numbered(size), batch, drop_last=drop) for _ in terms]
-        for loader, own in zip(loaders, terms, strict=True):
+        sharding = [Sharding(rank=rank, world=world, accumulate=accumulate, least=least) for rank in range(world)]
+        loaders = [plain(numbered(size), batch, drop_last=drop) for _ in sharding]
+        for loader, own in zip(loaders, sharding, strict=True):
             loader.deal(own)
         whole = plain(numbered(size), batch, drop_last=drop)
-        whole.deal(Terms(accumulate=accumulate, least=least))
+        whole.deal(Sharding(accumulate=accumulate, least=least))
         ranks = [dealt(loader, 1) for loader in loaders]
         everything = dealt(whole, 1)
         assert {len(rank) for rank in ranks} == {len(whole)}, case
@@ -169,7 +169,7 @@ def test_every_sample_once_over_all_processes() -> None:
 def test_a_tail_of_one_joins_the_batch_before_it() -> None:
     def sizes(samples: int, batch_size: int, least: int, shuffle: bool = True) -> list[int]:
         loader = plain(numbered(samples), batch_size, shuffle=shuffle)
-        loader.deal(Terms(least=least))
+        loader.deal(Sharding(least=least))
         return [rows for _, rows in dealt(loader)]
 
     assert sizes(9, 4, least=2) == [4, 5]
@@ -178,32 +178,32 @@ def test_a_tail_of_one_joins_the_batch_before_it() -> None:
     assert sizes(3, 1, least=2) == [1, 1, 1], "who asks for batches of one gets them"
     assert sizes(1, 4, least=2) == [1]
     loader = plain(numbered(9), 4, shuffle=False)
-    loader.deal(Terms(least=2))
+    loader.deal(Sharding(least=2))
     assert [loader.batch(0, place)[1] for place in range(3)] == [4, 4, 1], "an evaluation needs no second sample"
 
 
 def test_small_samples_that_are_looked_at_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = plain(numbered(75), 4, shuffle=False)
-    loader.deal(Terms())
+    loader.deal(Sharding())
     assert [rows for _, rows in dealt(loader)] == [32, 32, 11], "eight batches as one"
     assert torch.cat([batch["index"] for batch, _ in dealt(loader)]).tolist() == list(range(75))
     assert [rows for _, rows in loader.batches(0, 17)] == [7]
     monkeypatch.setattr("healsg.data.loader.TOGETHER", 3 * 4 * 4 * loader.sources["labelled"].input[0].numel())
     assert [rows for _, rows in dealt(loader)][:2] == [12, 12], "within so many bytes"
-    own = adopt(DataLoader(TensorDataset(torch.rand(9, 2), torch.arange(9)), 4), "val")
+    own = wrap_loader(DataLoader(TensorDataset(torch.rand(9, 2), torch.arange(9)), 4), "val")
     assert [rows for _, rows in own.batches(0)] == [4, 4, 1], "a loader of one's own keeps its batch size"
-    train = adopt(DataLoader(TensorDataset(torch.rand(9, 2), torch.arange(9)), 4), "train")
+    train = wrap_loader(DataLoader(TensorDataset(torch.rand(9, 2), torch.arange(9)), 4), "train")
     assert [rows for _, rows in train.batches(0)] == [4, 4, 1], "nothing that is learned from is joined"
 
 
 def test_drop_last_drops_incomplete_updates_and_says_how_many() -> None:
     loader = plain(numbered(50), 8, drop_last=True)
     assert (len(loader), loader.samples, loader.left_out) == (6, 48, 2)
-    loader.deal(Terms(accumulate=4))
+    loader.deal(Sharding(accumulate=4))
     assert (len(loader), loader.samples, loader.left_out) == (4, 32, 18)
     with pytest.raises(DataError, match=r"^data.drop_last: 50 samples do not fill one update of 56; set data"):
-        loader.deal(Terms(accumulate=7))
-    loader.deal(Terms(limit=3))
+        loader.deal(Sharding(accumulate=7))
+    loader.deal(Sharding(limit=3))
     assert len(loader) == 3
 
 
@@ -216,17 +216,17 @@ def test_an_empty_split_is_one_line() -> None:
 # --- several streams -------------------------------------------------------------------------------------------------
 
 
-def streams(labelled: Source, unlabelled: Source, terms: Terms) -> Loader:
+def streams(labelled: Source, unlabelled: Source, sharding: Sharding) -> Loader:
     views = {"labelled": {"input": jitter}, "unlabelled": {"weak": jitter, "strong": jitter}}
     loader = Loader(
         {"labelled": labelled, "unlabelled": unlabelled}, views, 4, shuffle=True, flat=False, ratio={"unlabelled": 3}
     )
-    loader.deal(terms)
+    loader.deal(sharding)
     return loader
 
 
 def test_several_streams() -> None:
-    loader = streams(numbered(10), numbered(100), Terms())
+    loader = streams(numbered(10), numbered(100), Sharding())
     assert (len(loader), loader.samples) == (9, 100), "the longest stream, at three times the batch, makes the epoch"
     batches = dealt(loader)
     assert [len(batch["labelled"]["input"]) for batch, _ in batches] == [4] * 9
@@ -247,8 +247,8 @@ def test_several_streams() -> None:
 
 
 def test_several_streams_over_processes() -> None:
-    whole = dealt(streams(numbered(10), DatasetSource(Noisy(31)), Terms()))
-    ranks = [dealt(streams(numbered(10), DatasetSource(Noisy(31)), Terms(rank=rank, world=2))) for rank in (0, 1)]
+    whole = dealt(streams(numbered(10), DatasetSource(Noisy(31)), Sharding()))
+    ranks = [dealt(streams(numbered(10), DatasetSource(Noisy(31)), Sharding(rank=rank, world=2))) for rank in (0, 1)]
     for together, first, second in zip(whole, *ranks, strict=True):
         index = [part["labelled"]["index"].tolist() for part, _ in (first, second)]
         assert index[0] + index[1] == together[0]["labelled"]["index"].tolist()

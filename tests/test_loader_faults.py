@@ -30,9 +30,9 @@ from conftest import fork
 from fake_data import refused
 from healsg import TaskTrainer
 from healsg.data.base import Needs
-from healsg.data.foreign import ForeignLoader, adopt
+from healsg.data.foreign import ForeignLoader, wrap_loader
 from healsg.data.loader import Loader
-from healsg.data.sharding import Terms
+from healsg.data.sharding import Sharding
 from healsg.data.skipped import skipped_samples
 from healsg.data.source import DatasetSource, Reading
 from healsg.datasets.decoding import decode
@@ -188,7 +188,7 @@ def test_streams_and_processes_leave_out_their_own() -> None:
         views = {"labelled": {"input": jitter}, "unlabelled": {"weak": jitter, "strong": jitter}}
         sources = {"labelled": labelled, "unlabelled": unlabelled}
         loader = Loader(sources, views, 4, shuffle=True, flat=False, reading=Reading("skip"))
-        loader.deal(Terms(**terms))
+        loader.deal(Sharding(**terms))
         return dealt(loader)
 
     whole = streams(numbered(8), DatasetSource(Faulty(20, {})))
@@ -209,9 +209,9 @@ def test_streams_and_processes_leave_out_their_own() -> None:
 def test_a_training_batch_of_which_too_little_is_left_gives_way() -> None:
     loader = loader_of(Faulty(9, broken(1, 4)), batch_size=3)
     for least, seed in ((1, 0), (2, 0), (3, 0), (2, 1), (3, 2)):
-        loader.deal(Terms(seed=seed, least=least))
+        loader.deal(Sharding(seed=seed, least=least))
         whole = loader_of(Faulty(9, {}), batch_size=3)
-        whole.deal(Terms(seed=seed, least=least))
+        whole.deal(Sharding(seed=seed, least=least))
         full = [[i for i in batch["index"].tolist() if i not in (1, 4)] for batch, _ in dealt(whole)]
         enough = [piece for piece in full if len(piece) >= least]
         got = [batch["index"].tolist() for batch, rows in dealt(loader) if rows == len(batch["index"])]
@@ -232,7 +232,7 @@ def test_an_evaluation_passes_over_a_batch_of_which_nothing_is_left() -> None:
         task = type("Task", (), {"loaders": {"val": loader}})
         seen = [batch["index"].tolist() for batch in runner.eval_batches(task, "val")]  # type: ignore[arg-type]
         assert seen == [[0, 1, 2], [3, 4, 5]]
-        assert [batch["index"].tolist() for batch, rows in dealt(loader.still()) if rows] == seen
+        assert [batch["index"].tolist() for batch, rows in dealt(loader.evaluation_view()) if rows] == seen
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -500,7 +500,7 @@ def test_what_a_worker_cannot_do_is_one_line() -> None:
         ({"dataset": Noisy(4), "worker_init_fn": started}, "^OSError: no licence$"),
         ({"dataset": unsendable, "collate_fn": lambda samples: samples[0]}, f"^.*{unsent}.*lambda.*$"),
     ):
-        loader = adopt(DataLoader(batch_size=2, num_workers=1, **options), "train")  # type: ignore[arg-type]
+        loader = wrap_loader(DataLoader(batch_size=2, num_workers=1, **options), "train")  # type: ignore[arg-type]
         with within(5), pytest.raises(RuntimeError, match=said) as caught:
             dealt(loader)
         assert "Traceback" in str(caught.value.__cause__)
@@ -621,7 +621,7 @@ def test_workers_end_with_a_parent_that_is_killed(fault: Faults) -> None:
 
 def foreign(dataset: Any, workers: int, **reading: Any) -> ForeignLoader:
     loader = DataLoader(dataset, batch_size=2, sampler=SubsetRandomSampler(range(8)), num_workers=workers)
-    made = adopt(loader, "train", Reading(**reading))
+    made = wrap_loader(loader, "train", Reading(**reading))
     assert isinstance(made, ForeignLoader)
     return made
 

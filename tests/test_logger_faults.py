@@ -24,9 +24,9 @@ LINE = ["train", *OPTIONS, "name=run"]
 FOLDER = Path("runs/run")
 MIRROR = """
 import sys, time
-from healsg import Mirror
+from healsg import Logger
 
-class Faulty(Mirror):
+class Faulty(Logger):
     patience = grace = 0.3
 
     def __init__(self, verb: str, fault: str) -> None:
@@ -50,8 +50,8 @@ class Patient(Faulty):
 
 
 def faulty(faults: list[str], name: str = "Faulty") -> list[str]:
-    """A mirror for each fault in each verb, on the command line."""
-    Path("mirrors.py").write_text(MIRROR)
+    """A logger for each fault in each verb, on the command line."""
+    Path("loggers.py").write_text(MIRROR)
     nodes = []
     for fault in faults:
         for verb in ("start", "log", "finish"):
@@ -156,16 +156,16 @@ def _occupy(path: Path) -> None:
 
 def slowed(seconds: float) -> None:
     """Epochs take longer from here on, so that there is a middle of the run."""
-    from healsg.runs.checkpointer import Keeper
+    from healsg.runs.checkpointer import Checkpointer
 
-    end = Keeper.end_epoch
+    end = Checkpointer.end_epoch
 
-    def ending_late(self: Keeper, task: BasicTask, *more: Any) -> None:
+    def ending_late(self: Checkpointer, task: BasicTask, *more: Any) -> None:
         end(self, task, *more)
         Path(f"epoch{task.runner.epoch}").touch()
         time.sleep(seconds)
 
-    Keeper.end_epoch = ending_late  # type: ignore[method-assign]
+    Checkpointer.end_epoch = ending_late  # type: ignore[method-assign]
 
 
 def test_wandb_goes_on_with_the_same_run_after_a_kill() -> None:

@@ -1,4 +1,4 @@
-"""Mirrors: what arrives there, and that none of them ever holds a run up."""
+"""Loggers: what arrives there, and that none of them ever holds a run up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from healsg.loggers.background import Background
 from healsg.loggers.tensorboard import TensorBoard
 from healsg.loggers.wandb import Wandb
-from healsg.runs.logger import Mirror
+from healsg.runs.logger import Logger
 
 RECORD = {"name": "trial", "config": {"seed": 3}, "resumed": False, "step": 0}
 LINES = [
@@ -27,8 +27,8 @@ LINES = [
 ]
 
 
-class Kept(Mirror):
-    """A mirror that remembers, after as long as it is told to take."""
+class Kept(Logger):
+    """A logger that remembers, after as long as it is told to take."""
 
     grace = 5.0
 
@@ -95,11 +95,11 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    mirror = TensorBoard()
-    mirror.start(tmp_path, RECORD)
+    logger = TensorBoard()
+    logger.start(tmp_path, RECORD)
     for line in [*LINES[:2], {"event": "epoch", "epoch": 2, "step": 8, "val/acc": 0.8, "best": True, "note": "x"}]:
-        mirror.log(line)
-    mirror.finish("stopped")
+        logger.log(line)
+    logger.finish("stopped")
     assert scalars(tmp_path) == {"train/loss": [(4, 0.5), (4, 0.6)], "val/acc": [(4, 0.75), (8, 0.8)]}
 
     time.sleep(1.1)  # the files are named by the second
@@ -212,9 +212,9 @@ def test_wandb_that_cannot_start_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-    mirror = Background(Wandb(mode="offline"), "wandb")
+    logger = Background(Wandb(mode="offline"), "wandb")
     with caplog.at_level(logging.WARNING):
-        mirror.start(tmp_path, RECORD)
-        mirror.log(LINES[0])
-        mirror.finish("failed")
+        logger.start(tmp_path, RECORD)
+        logger.log(LINES[0])
+        logger.finish("failed")
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["logger wandb is left out from here on"]

@@ -14,7 +14,7 @@ from healsg import BasicTask, TaskTrainer
 from healsg.errors import ConfigError
 from healsg.evaluation.evaluator import EvalEpoch
 from healsg.runs.checkpoint import load
-from healsg.runs.checkpointer import Keeper
+from healsg.runs.checkpointer import Checkpointer
 from healsg.training.meter import Meter
 
 SHORT = ["model=mlp", "model.width=16", "data.batch_size=128", "quiet=true"]
@@ -44,15 +44,15 @@ class Cut(BaseException):
 
 def cut_after(step: int, *options: str, name: str) -> None:
     """Run until ``step`` is saved, and be killed there."""
-    whole = Keeper.save
+    whole = Checkpointer.save
 
-    def save(self: Keeper, task: BasicTask) -> None:
+    def save(self: Checkpointer, task: BasicTask) -> None:
         whole(self, task)
         if task.runner.step_count >= step:
             raise Cut
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Keeper, "save", save)
+        patch.setattr(Checkpointer, "save", save)
         with pytest.raises(Cut):
             train(*options, "runner.save_every=1", name=name)
 
@@ -144,13 +144,13 @@ def test_the_meter_weighs_by_count() -> None:
 
 def test_a_save_falls_where_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    whole = Keeper.save
+    whole = Checkpointer.save
 
-    def save(self: Keeper, task: BasicTask) -> None:
+    def save(self: Checkpointer, task: BasicTask) -> None:
         saved.append(task.runner.step_count)
         whole(self, task)
 
-    monkeypatch.setattr(Keeper, "save", save)
+    monkeypatch.setattr(Checkpointer, "save", save)
     train("runner.steps=15", "runner.save_every=4", "runner.accumulate=2")
     assert saved[0] == 0
     assert {4, 8, 12} <= set(saved)
@@ -238,7 +238,7 @@ def test_a_stop_while_testing_keeps_the_last_weights(monkeypatch: pytest.MonkeyP
 
     def interrupted(self: EvalEpoch) -> dict[str, float]:
         if self.split == "test":
-            self.task.runner.keeper.halt.received = signal.SIGTERM  # type: ignore[union-attr]
+            self.task.runner.checkpointer.stop_signal.received = signal.SIGTERM  # type: ignore[union-attr]
         return measure(self)
 
     with monkeypatch.context() as patch:

@@ -23,7 +23,7 @@ from healsg.methods.elr import EarlyLearning
 from healsg.methods.supervised import Supervised, is_plain
 from healsg.runner import TaskRunner
 from healsg.runs.checkpoint import load
-from healsg.runs.checkpointer import Keeper
+from healsg.runs.checkpointer import Checkpointer
 from healsg.training.step import MicroBatch, TrainBatch
 from test_cost import watch
 
@@ -83,16 +83,16 @@ def test_what_stacks_resumes_exactly(stack: str, monkeypatch: pytest.MonkeyPatch
     """Killed within an epoch, at its last step before the evaluation, and after an average has begun."""
     options = [*IMAGES, *STACKS[stack], "runner.accumulate=2", "runner.save_every=1"]
     trained(*options, name="whole")
-    save = Keeper.save
+    save = Checkpointer.save
     for step in (2, 3, 7):
 
-        def cut(self: Keeper, task: BasicTask, last: int = step) -> None:
+        def cut(self: Checkpointer, task: BasicTask, last: int = step) -> None:
             save(self, task)
             if task.runner.step_count >= last:
                 raise Cut
 
         with monkeypatch.context() as patch:
-            patch.setattr(Keeper, "save", cut)
+            patch.setattr(Checkpointer, "save", cut)
             with pytest.raises(Cut):
                 TaskTrainer.compose(*options, "name=cut", "fresh=true").train()
         trained(*options, name="cut")

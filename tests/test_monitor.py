@@ -138,7 +138,7 @@ def test_a_metric_in_which_less_is_better_is_lowest_where_it_is_best() -> None:
         assert result["best"]["value"] == min(values)
 
 
-@pytest.mark.parametrize("name", ["lr", "train/lesson"])
+@pytest.mark.parametrize("name", ["lr", "train/distillation"])
 def test_of_other_numbers_the_mode_is_asked(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"^runner.monitor: {name} does not say"):
         train(f"runner.monitor={name}")

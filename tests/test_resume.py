@@ -25,7 +25,7 @@ from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
 from healsg.runs import checkpoint
 from healsg.runs.checkpoint import load
-from healsg.runs.checkpointer import Keeper
+from healsg.runs.checkpointer import Checkpointer
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=3", "runner.log_every=5", "data.batch_size=256"]
 
@@ -68,9 +68,9 @@ def train(*options: str) -> dict[str, Any]:
 
 def copies_of_every_step(monkeypatch: pytest.MonkeyPatch, *options: str) -> list[int]:
     """Train ``runs/whole`` and keep what a kill right after each save would leave as ``runs/cut<step>``."""
-    whole, steps = Keeper.save, list[int]()
+    whole, steps = Checkpointer.save, list[int]()
 
-    def save(self: Keeper, task: Any) -> None:
+    def save(self: Checkpointer, task: Any) -> None:
         whole(self, task)
         self.writer.wait()
         copy = Path(f"runs/cut{task.runner.step_count}")
@@ -79,7 +79,7 @@ def copies_of_every_step(monkeypatch: pytest.MonkeyPatch, *options: str) -> list
         steps.append(task.runner.step_count)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "save", save)
+        patch.setattr(Checkpointer, "save", save)
         assert train(*options, "name=whole")["status"] == "finished"
     return sorted(set(steps))
 
@@ -134,7 +134,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     def watched(self: TaskRunner, task: Any) -> None:
         tick(self, task)
         if self.step_count >= step:
-            self.keeper.stop(task)
+            self.checkpointer.stop(task)
 
     monkeypatch.setattr(TaskRunner, "tick", watched)
 
@@ -182,8 +182,8 @@ ITEMS: dict[str, list[str]] = {
     "runner.scaler": ["runner.precision=fp16"],
     "runner.callbacks": STOPPING,
     "runner.stop_reason": STOPPING,
-    "journal.history": [],
-    "journal.offset": [],
+    "metrics_log.history": [],
+    "metrics_log.offset": [],
 }
 
 

@@ -17,7 +17,7 @@ from healsg.method import TaskMethod
 from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
 from healsg.runs import checkpoint
-from healsg.runs.checkpointer import Keeper
+from healsg.runs.checkpointer import Checkpointer
 from healsg.runs.writer import Writer
 from healsg.training.step import MicroBatch, TrainBatch
 
@@ -47,7 +47,7 @@ def test_the_thread_copies_what_stays_until_the_next_update(monkeypatch: pytest.
     writer.save({"buffer": buffer, "rate": 0.1}, lambda state: state | {"weight": weight}, [weight])
     buffer.fill_(5)  # as a forward pass does
     gate.set()
-    writer.landed()
+    writer.snapshot_done()
     weight.fill_(7)  # as an update does
     writer.wait()
     assert written["weight"].tolist() == [1, 1, 1]
@@ -73,7 +73,7 @@ def test_a_thread_that_fails_lets_the_update_go_on(monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr("healsg.runs.writer._Save.take_rest", broken)
         writer.save({}, lambda state: {"weight": weight}, [weight])
-        writer.landed()
+        writer.snapshot_done()
     with pytest.raises(ZeroDivisionError):
         writer.wait()
 
@@ -174,26 +174,26 @@ def compared(
 ) -> tuple[dict[tuple[str, int], str], dict[tuple[str, int], str], set[bool]]:
     """By run and step the digests of the state at each save, and of what a thread that comes late wrote then; and
     whether something was left to it."""
-    save, land, store = Keeper.save, Writer._land, checkpoint.save
+    save, land, store = Checkpointer.save, Writer._land, checkpoint.save
     saved, found, late = dict[tuple[str, int], str](), dict[tuple[str, int], str](), set[bool]()
 
     def slow(self: Writer, *arguments: Any) -> Any:
         time.sleep(0.02)
         return land(self, *arguments)
 
-    def watched(self: Keeper, task: BasicTask) -> None:
+    def watched(self: Checkpointer, task: BasicTask) -> None:
         saved[self.folder.path.name, task.runner.step_count] = checkpoint.digest(task.state_dict())
         save(self, task)
         late.add(self.writer._landing.locked())
 
     def write(path: Path, state: dict[str, Any]) -> None:
         if path.name == "last.pt":
-            kept = {name: part for name, part in state.items() if name not in ("journal", "belongs")}
+            kept = {name: part for name, part in state.items() if name not in ("metrics_log", "belongs")}
             found[path.parents[1].name, state["runner"]["step"]] = checkpoint.digest(kept)
         store(path, state)
 
     monkeypatch.setattr(Writer, "_land", slow)
-    monkeypatch.setattr(Keeper, "save", watched)
+    monkeypatch.setattr(Checkpointer, "save", watched)
     monkeypatch.setattr(checkpoint, "save", write)
     return saved, found, late
 

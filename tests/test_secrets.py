@@ -72,9 +72,9 @@ LOGGER = [
 ]
 PARTS = """
 import logging, os
-from healsg import BasicTask, Mirror
+from healsg import BasicTask, Logger
 
-class Secretive(Mirror):
+class Secretive(Logger):
     def __init__(self, api_key: str) -> None:
         self.api_key = api_key
 

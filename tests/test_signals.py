@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from conftest import REPOSITORY, command
-from healsg.training.interrupt import Halt
+from healsg.training.interrupt import StopSignal
 
 OPTIONS = ["model=mlp", "model.width=8", "data.batch_size=128", "runner.epochs=4", "runner.log_every=5"]
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -107,7 +107,7 @@ PHASES = {
     "first save": ("healsg.runs.checkpoint", "", "save"),
     "step": ("healsg.runner", "TaskRunner", "tick"),
     "evaluation": ("healsg.training.epoch", "EvalEpoch", "run"),
-    "test": ("healsg.runs.checkpointer", "Keeper", "finish"),
+    "test": ("healsg.runs.checkpointer", "Checkpointer", "finish"),
     "last save": ("healsg.runs.checkpoint", "", "save"),
     "closing": ("healsg.runs.session", "Session", "__exit__"),
 }
@@ -159,7 +159,7 @@ def check_stopped(status: int, number: signal.Signals, folder: Path, told: str) 
 
 def test_the_handler_only_sets_a_flag() -> None:
     """The first signal: two assignments and a look at the clock. The second one ends the process."""
-    (function,) = ast.parse(textwrap.dedent(inspect.getsource(Halt._handle))).body
+    (function,) = ast.parse(textwrap.dedent(inspect.getsource(StopSignal._handle))).body
     assert isinstance(function, ast.FunctionDef)
     (choice,) = function.body
     assert isinstance(choice, ast.If)
@@ -230,7 +230,7 @@ def test_a_signal_before_anything_began(tmp_path: Path) -> None:
 
 def test_a_loader_worker_leaves_signals_to_its_run() -> None:
     """A scheduler sends SIGTERM to all processes; a pool's own end still ends its workers."""
-    with Halt(), warnings.catch_warnings():
+    with StopSignal(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         child = os.fork()
         if not child:
@@ -244,14 +244,14 @@ def test_a_loader_worker_leaves_signals_to_its_run() -> None:
 
 
 def test_a_halt_within_a_halt() -> None:
-    with Halt() as outer:
+    with StopSignal() as outer:
         os.kill(os.getpid(), signal.SIGUSR1)
-        with Halt(max_time=1e6) as inner:
+        with StopSignal(max_time=1e6) as inner:
             assert inner.asked()
             assert inner.began == outer.began
             assert str(inner.stopped()) == "stopped by SIGUSR1"
-    with Halt() as outer:
-        with Halt() as inner:
+    with StopSignal() as outer:
+        with StopSignal() as inner:
             os.kill(os.getpid(), signal.SIGTERM)
             assert (outer.received, inner.received) == (None, signal.SIGTERM)
         assert outer.asked()
@@ -264,8 +264,8 @@ def test_what_is_ignored_stays_ignored(ignored: signal.Signals | None) -> None:
     numbers = [ignored] if ignored else list(SIGNALS)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
-        with Halt() as outer:
-            with Halt(max_time=1e6) as inner:
+        with StopSignal() as outer:
+            with StopSignal(max_time=1e6) as inner:
                 assert inner.began == outer.began
                 for number in numbers:
                     os.kill(os.getpid(), number)
@@ -285,18 +285,18 @@ def test_the_limit_keeps_time_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """For two saves, a step as long as the last one, and the exit; an evaluation alone does not stop a run."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with Halt() as command_halt:
+    with StopSignal() as command_stop_signal:
         now[0] = 110.0
-        with Halt(max_time=60) as halt:
-            halt.saving = 5.0
-            assert not halt.asked_within()
+        with StopSignal(max_time=60) as stop_signal:
+            stop_signal.saving = 5.0
+            assert not stop_signal.asked_within()
             for now[0], asked in [(120.0, False), (130.0, False), (136.0, False), (137.0, False), (146.0, True)]:
-                assert halt.asked() == asked, now[0]
+                assert stop_signal.asked() == asked, now[0]
             now[0] = 145.9
-            assert not halt.asked_within()
+            assert not stop_signal.asked_within()
             now[0] = 146.0
-            assert halt.asked_within()
-        assert not command_halt.asked()
+            assert stop_signal.asked_within()
+        assert not command_stop_signal.asked()
 
 
 # --- long counts: real processes -------------------------------------------------------------------------------------

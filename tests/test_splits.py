@@ -19,7 +19,7 @@ from healsg import DataInfo, TaskTrainer
 from healsg.data import splits
 from healsg.data.base import Needs
 from healsg.data.loader import Transform
-from healsg.data.sharding import Terms
+from healsg.data.sharding import Sharding
 from healsg.data.source import DatasetSource, Source, TensorSource
 from healsg.data.splits import stratified_split
 from healsg.datasets.classification import Classification
@@ -376,7 +376,7 @@ def test_a_set_with_a_val_part_of_its_own(monkeypatch):
 
 def first_batch(data: Classification, needs: Needs = SEMI) -> dict[str, Any]:
     loader = data.loaders(needs)["train"]
-    loader.deal(Terms(seed=1))
+    loader.deal(Sharding(seed=1))
     return loader.batch(0, 0)[0]
 
 

@@ -269,7 +269,7 @@ def test_a_traced_run_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     options = [*SHORT, "method=sgd", "runner.accumulate=2"]
     plain = TaskTrainer.compose(*options, "name=plain").train()
     plan = dict.fromkeys(("save", "settle", "kill", "share", "until"))
-    monkeypatch.setattr(TaskTrainer, "keeper_type", trace.Tracer)
+    monkeypatch.setattr(TaskTrainer, "checkpointer_type", trace.Tracer)
     monkeypatch.setattr(trace.Tracer, "plan", plan | {"parent": os.getppid(), "until": 4})
     assert TaskTrainer.compose(*options, "name=traced").train()["status"] == "stopped"
     trace.Tracer.plan["until"] = None

@@ -61,7 +61,7 @@ def lay_out(name: str, folder: Path) -> None:
     told = [*overrides(name), *plain(name, folder)]
     task = task_of(told)
     source, held = (task.loaders[split].sources["labelled"] for split in ("train", "val"))
-    seen = torch.cat([batch["input"] for batch in task.loaders["val"].still()])
+    seen = torch.cat([batch["input"] for batch in task.loaders["val"].evaluation_view()])
     orders, draws, factor, offset = [], [], None, None
     train, val = (source.input, source.target), (seen, held.target)
     if name == "W3":

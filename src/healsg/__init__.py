@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from healsg.model import Network as Network
     from healsg.model import TaskModel as TaskModel
     from healsg.runner import TaskRunner as TaskRunner
-    from healsg.runs.logger import Mirror as Mirror
+    from healsg.runs.logger import Logger as Logger
     from healsg.task import BasicTask as BasicTask
     from healsg.trainer import TaskTrainer as TaskTrainer
 
@@ -31,7 +31,7 @@ _HOMES = {
     "DataInfo": "data",
     "DatasetSource": "data.source",
     "Metric": "metric",
-    "Mirror": "runs.logger",
+    "Logger": "runs.logger",
     "Needs": "data",
     "Network": "model",
     "TaskConfig": "config.schema",

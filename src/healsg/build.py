@@ -16,7 +16,7 @@ from healsg.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from healsg.data.info import DataInfo
-    from healsg.runs.logger import Mirror
+    from healsg.runs.logger import Logger
     from healsg.task import BasicTask
 
 
@@ -109,16 +109,16 @@ def weights_only() -> Iterator[None]:
             os.environ[name] = before
 
 
-def build_mirrors(composed: Composed) -> dict[str, Mirror]:
-    """The mirrors of a run: the loggers that were chosen, Weights & Biases, the report. Raises ConfigError."""
+def build_loggers(composed: Composed) -> dict[str, Logger]:
+    """The loggers of a run: the loggers that were chosen, Weights & Biases, the report. Raises ConfigError."""
     values = composed.values
     nodes = {name: node for name, node in (values["logger"] or {}).items() if node is not None}
-    from healsg.runs.logger import Mirror
+    from healsg.runs.logger import Logger
 
-    mirrors: dict[str, Mirror] = {name: make(node, f"logger.{name}", composed, Mirror) for name, node in nodes.items()}
+    loggers: dict[str, Logger] = {name: make(node, f"logger.{name}", composed, Logger) for name, node in nodes.items()}
     if values["use_wandb"]:
-        mirrors["wandb"] = leaf("wandb.Wandb")(**values["wandb"])
-    return mirrors | {"report": leaf("report.Report")()}
+        loggers["wandb"] = leaf("wandb.Wandb")(**values["wandb"])
+    return loggers | {"report": leaf("report.Report")()}
 
 
 def leaf(path: str) -> Any:

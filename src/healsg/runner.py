@@ -14,7 +14,7 @@ from torch import nn
 from healsg import distributed
 from healsg.callbacks import Callback
 from healsg.data.foreign import AnyLoader
-from healsg.data.sharding import Terms
+from healsg.data.sharding import Sharding
 from healsg.errors import RunError
 from healsg.seeding import mix, seed_device
 from healsg.training import diagnose, memory
@@ -28,7 +28,7 @@ from healsg.training.watcher import Watcher
 from healsg.types import Count, NonNegative, Positive, Threads
 
 if TYPE_CHECKING:
-    from healsg.runs.checkpointer import Keeper
+    from healsg.runs.checkpointer import Checkpointer
     from healsg.task import BasicTask
 
 
@@ -99,7 +99,7 @@ class TaskRunner:
         self.pieces = 1
         self.rate: float | torch.Tensor | None = None
         self.stop_reason: str | None = None
-        self.keeper: Watcher = Watcher()
+        self.checkpointer: Watcher = Watcher()
 
     # --- how long the run is, and how far ----------------------------------------------------------------------------
 
@@ -149,10 +149,10 @@ class TaskRunner:
         distributed.connect(self.timeout)
         self.place.activate(self.threads or threads)
 
-    def terms(self, seed: int, least: int) -> Terms:
+    def sharding(self, seed: int, least: int) -> Sharding:
         """How this runner wants batches dealt."""
         ranks = distributed.rank(), distributed.world()
-        return Terms(seed, self.place.device, *ranks, self.accumulate, least, self.limit_batches)
+        return Sharding(seed, self.place.device, *ranks, self.accumulate, least, self.limit_batches)
 
     def plan_run(self, train_loader: AnyLoader, seed: int, least: int) -> None:
         """Fix the length of the run, in updates and in epochs."""
@@ -179,7 +179,7 @@ class TaskRunner:
             seed_device(place.device, at.batch, state=epoch)
             micro = MicroBatch(batch.samples, plan.closes(at.batch), plan.accumulate, world)
             yield place.move(batch), micro
-        self.keeper.landed()  # what follows may change anything
+        self.checkpointer.snapshot_done()  # what follows may change anything
 
     def eval_batches(self, task: BasicTask, split: str) -> Iterator[dict[str, Any]]:
         """The batches of a split that is only looked at."""
@@ -189,7 +189,7 @@ class TaskRunner:
             progress.position = position
             if rows:
                 yield self.place.move(batch)
-            self.keeper.evaluating(task)
+            self.checkpointer.evaluating(task)
 
     def step(self, task: BasicTask, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]:
         """The method's step as one callable: (its scalars with their counts, whether the weights moved)."""
@@ -249,7 +249,7 @@ class TaskRunner:
             nn.utils.clip_grad_norm_(task.model.parameters(), self.clip_norm)
         rate = optimizer.param_groups[0]["lr"]
         self.rate = rate.clone() if isinstance(rate, torch.Tensor) else rate
-        self.keeper.landed()  # a save copies what is about to move
+        self.checkpointer.snapshot_done()  # a save copies what is about to move
         if scaler:
             scaler.step(optimizer)
             scaler.update()
@@ -266,22 +266,22 @@ class TaskRunner:
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def kept(self, keeper: Watcher) -> Iterator[None]:
-        """Let ``keeper`` be told of each update and evaluation for a while."""
-        before, self.keeper = self.keeper, keeper
+    def kept(self, checkpointer: Watcher) -> Iterator[None]:
+        """Let ``checkpointer`` be told of each update and evaluation for a while."""
+        before, self.checkpointer = self.checkpointer, checkpointer
         try:
             yield
         finally:
-            self.keeper = before
+            self.checkpointer = before
 
-    def fit(self, task: BasicTask, keeper: Keeper) -> None:
+    def fit(self, task: BasicTask, checkpointer: Checkpointer) -> None:
         """Train from where the run stands to its end, keeping what must outlast a kill at any time."""
         self.monitor.check(task)
-        with self.kept(keeper), diagnose.explained(task, keeper):
+        with self.kept(checkpointer), diagnose.explained(task, checkpointer):
             while self.epoch < self.max_epoch and self.stop_reason is None:
                 began = time.monotonic()
                 self.end_epoch(task, task.run_epoch(), time.monotonic() - began)
-            keeper.finish(task)
+            checkpointer.finish(task)
 
     def eval_due(self) -> bool:
         """Whether this epoch ends with an evaluation."""
@@ -289,7 +289,7 @@ class TaskRunner:
 
     def tick(self, task: BasicTask) -> None:
         """After each update: the one place of the training pass that may wait for the device."""
-        self.keeper.updated(task)
+        self.checkpointer.updated(task)
 
     def end_epoch(self, task: BasicTask, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:
         """Book an epoch: its line, its schedule, whether it is the best, whether it is the last; then save."""
@@ -298,7 +298,7 @@ class TaskRunner:
         reasons = [callback.on_epoch_end(numbers, name, sign) for callback in self.callbacks.values()]
         self.stop_reason = next((reason for reason in reasons if reason), None)
         self.next_epoch()
-        self.keeper.end_epoch(task, numbers, best)
+        self.checkpointer.end_epoch(task, numbers, best)
 
     def measured(
         self, task: BasicTask, results: Mapping[str, Mapping[str, float]], seconds: float

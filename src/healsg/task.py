@@ -15,7 +15,7 @@ from healsg import distributed
 from healsg.data import fingerprint
 from healsg.data.base import DataInfo, TaskData
 from healsg.data.fingerprint import Fingerprint
-from healsg.data.foreign import AnyLoader, ForeignLoader, adopt
+from healsg.data.foreign import AnyLoader, ForeignLoader, wrap_loader
 from healsg.data.info import differing_inputs
 from healsg.data.loader import Loader
 from healsg.data.summary import data_lines, data_warnings
@@ -70,7 +70,7 @@ class BasicTask:
     def build_model(self) -> nn.Module:
         """The network."""
         network, train = self.task_model.build(self.task_data.info), self.train_loader
-        samples = train.still() if isinstance(train, Loader) else train
+        samples = train.evaluation_view() if isinstance(train, Loader) else train
         self.task_model.adapt(network, (batch["input"] for batch in samples))
         return network
 
@@ -138,7 +138,7 @@ class BasicTask:
         if not isinstance(loaders, Mapping):
             loaders = dict(zip(("train", "val", "test"), loaders, strict=False))
         given, reading = loaders.items(), self.task_data.reading
-        self.loaders = {split: adopt(loader, split, reading) for split, loader in given if loader is not None}
+        self.loaders = {split: wrap_loader(loader, split, reading) for split, loader in given if loader is not None}
         if "train" not in self.loaders:
             raise DataError("build_dataloader: there is no train loader; return (train, val) or a dict by split")
         self.data_info = None if self.info is None else self.task_data.fitted()
@@ -160,7 +160,7 @@ class BasicTask:
         self.task_method.setup(self)
         least = least_rows(self.model)
         for loader in self.loaders.values():
-            loader.deal(runner.terms(seed, least))
+            loader.deal(runner.sharding(seed, least))
         runner.plan_run(self.train_loader, seed, least)
         for module in (self.model, self.criterion, self.task_method):
             if isinstance(module, nn.Module):
@@ -180,7 +180,7 @@ class BasicTask:
         if self.info is not None:
             self.task_model.check(self.info)
         loader = self.task_data.evaluation_loader(split)
-        loader.deal(runner.terms(seed, least_rows(network)))
+        loader.deal(runner.sharding(seed, least_rows(network)))
         self.loaders = {split: loader}
         self.criterion = self.build_criterion()
         for module in (network, self.criterion):
@@ -206,7 +206,7 @@ class BasicTask:
     def _build_training(self) -> None:
         self.net = self.runner.place.wrap(self.model, *self.runner.wrapping)
         self.optimizer = self.build_optimizer()
-        self.runner.place.spare(self.optimizer)
+        self.runner.place.unfuse_scaled_sgd(self.optimizer)
         self.scheduler = self.build_scheduler()
 
     def facts(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from healsg import distributed
-from healsg.build import build_mirrors, build_task
+from healsg.build import build_loggers, build_task
 from healsg.config.check import show
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
@@ -23,12 +23,12 @@ from healsg.evaluation.predictor import Predictor, best_of, network_of_run
 from healsg.method import TaskMethod
 from healsg.paths import returning
 from healsg.runs import binding, claim, redact
-from healsg.runs.checkpointer import Keeper, restore_weights, resumable, weights_state
+from healsg.runs.checkpointer import Checkpointer, restore_weights, resumable, weights_state
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.saved_config import load_saved
 from healsg.runs.session import Session
 from healsg.task import BasicTask
-from healsg.training.interrupt import Halt
+from healsg.training.interrupt import StopSignal
 
 
 class TaskTrainer:
@@ -44,7 +44,7 @@ class TaskTrainer:
         description: a sentence of the user's own, kept in ``run.json``.
     """
 
-    keeper_type: type[Keeper] = Keeper
+    checkpointer_type: type[Checkpointer] = Checkpointer
     """What keeps a run; ``healsg verify`` puts in its place one that also watches every step."""
 
     def __init__(self, composed: Composed, description: str = "") -> None:
@@ -82,19 +82,21 @@ class TaskTrainer:
         with returning():
             task, self.folder = self._begin(folder)
             runner = task.runner
-            session = Session(self.composed, self.folder, runner.progress, self.mirrors)
+            session = Session(self.composed, self.folder, runner.progress, self.loggers)
             together = distributed.first_cause(runner.progress, session.lost)
-            with Halt(runner.max_time) as halt, session, together:
+            with StopSignal(runner.max_time) as stop_signal, session, together:
                 began = time.monotonic()
                 path, state = resumable(self.folder)
-                halt.saving = 2 * (time.monotonic() - began)  # a guess, until there is a save
+                stop_signal.saving = 2 * (time.monotonic() - began)  # a guess, until there is a save
                 facts = self.build(task, self.folder, state)
                 bound = binding.of_task(self.config, task)
                 force = self.config["resume"]["force"]
-                with self.keeper_type(self.folder, session.journal, halt, session.screen.epoch, bound, force) as keeper:
-                    keeper.begin(task, path, state)
+                with self.checkpointer_type(
+                    self.folder, session.metrics_log, stop_signal, session.screen.epoch, bound, force
+                ) as checkpointer:
+                    checkpointer.begin(task, path, state)
                     session.begin(facts | {"data_digest": bound.data_digest}, runner.step_count)
-                    runner.fit(task, keeper)
+                    runner.fit(task, checkpointer)
         return session.result
 
     def build(self, task: BasicTask, folder: RunFolder, state: dict[str, Any] | None) -> dict[str, Any]:
@@ -120,7 +122,7 @@ class TaskTrainer:
         try:
             _check_shared(claimed)
             task = self.task = build_task(self.composed)
-            self.mirrors = build_mirrors(self.composed)
+            self.loggers = build_loggers(self.composed)
             where = distributed.share(lambda: self._write(claimed))
         except BaseException:
             if claimed:
@@ -166,7 +168,7 @@ class TaskTrainer:
             reason = str(error).splitlines()[-1].strip()
             raise RunError(f"{folder.shown}: its weights do not fit this model: {reason}") from error
         loader = task.loaders[split]
-        task.loaders[split] = loader.still() if isinstance(loader, Loader) else loader
+        task.loaders[split] = loader.evaluation_view() if isinstance(loader, Loader) else loader
         return EvalEpoch(task, split).run()
 
     def _evaluation(self, info: DataInfo, state: dict[str, Any], split: str) -> EvalEpoch | None:

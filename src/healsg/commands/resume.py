@@ -6,7 +6,7 @@ from healsg.commands.train import claimed_early, composed_once
 from healsg.errors import ConfigError
 from healsg.runs.folder import find, is_run
 from healsg.runs.saved_config import load_saved
-from healsg.training.interrupt import Halt
+from healsg.training.interrupt import StopSignal
 
 
 def run(arguments: list[str]) -> int:
@@ -16,16 +16,16 @@ def run(arguments: list[str]) -> int:
         return 0
     if not arguments or ("=" in arguments[0] and not is_run(arguments[0])):
         raise ConfigError("healsg resume RUN [key=value ...]: name a run, as a folder or a name under runs/")
-    halt = Halt()
+    stop_signal = StopSignal()
     folder = composed_once(lambda: find(arguments[0]))
     composed = composed_once(lambda: load_saved(folder, arguments[1:]))
-    with halt:
+    with stop_signal:
         claimed = claimed_early(composed, folder.path)
         from healsg.trainer import TaskTrainer
 
-        if claimed and halt.received:
+        if claimed and stop_signal.received:
             claimed.abandon()
-            return 128 + halt.received
+            return 128 + stop_signal.received
         trainer = TaskTrainer(composed)
         trainer.folder = folder
         return int(trainer.train(claimed)["exit"])

@@ -24,7 +24,7 @@ from healsg.errors import ConfigError, one_line
 from healsg.runs import claim, redact
 from healsg.runs.folder import ROOT, RunFolder, write_text
 from healsg.sweeps.jobs import compose_jobs
-from healsg.training.interrupt import Halt
+from healsg.training.interrupt import StopSignal
 
 if TYPE_CHECKING:
     from healsg.config.compose import Composer
@@ -44,25 +44,25 @@ def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
     name, jobs, sound = composed_once(lambda: plan(composer(), overrides))
     folder, rows = RunFolder(ROOT / name), list[Row]()
     composed_once(folder.lock)
-    with Halt() as halt, contextlib.ExitStack() as stack:
+    with StopSignal() as stop_signal, contextlib.ExitStack() as stack:
         stack.callback(folder.abandon)
         stack.callback(gc.unfreeze)
-        rows += _one_by_one(name, jobs, sound, halt)
+        rows += _one_by_one(name, jobs, sound, stop_signal)
         if rows and distributed.rank() == 0:
             _table(name, rows)
         if any(row["status"] == "failed" for row in rows[-1:]) and len(rows) < len(jobs):
             return 1  # the processes of a launch have parted, see _one_by_one
         if len(rows) < len(jobs) or any(row["exit"] >= 128 for row in rows):
-            return halt.stopped().status
+            return stop_signal.stopped().status
     return 1 if any(row["status"] == "failed" for row in rows) else 0
 
 
-def _one_by_one(name: str, jobs: Jobs, sound: set[str], halt: Halt) -> Iterator[Row]:
+def _one_by_one(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal) -> Iterator[Row]:
     kept: dict[str, Any] = {"sound": sound}
     for number, (job, composed) in enumerate(jobs, 1):
-        if halt.agreed():
+        if stop_signal.agreed():
             break
-        halt.began = time.monotonic()
+        stop_signal.began = time.monotonic()
         say(f"job {number} of {len(jobs)}: {job}")
         row = {"job": job, **run_job(name, job, composed, kept)}
         if "torch" in sys.modules and not gc.get_freeze_count():

@@ -28,7 +28,7 @@ from healsg.cli import as_mistake, report
 from healsg.commands.compare import TRACE
 from healsg.config.schema import Composed
 from healsg.errors import Stopped
-from healsg.runs.checkpointer import Keeper
+from healsg.runs.checkpointer import Checkpointer
 from healsg.runs.folder import RunFolder
 from healsg.trainer import TaskTrainer
 
@@ -70,8 +70,8 @@ def fingerprint(value: Any) -> tuple[str, float | None]:
     return total.hexdigest()[:12], float(f"{norm.item():.6g}")
 
 
-class Tracer(Keeper):
-    """A keeper that also writes the trace, and follows a plan, in which each step may be None.
+class Tracer(Checkpointer):
+    """A checkpointer that also writes the trace, and follows a plan, in which each step may be None.
 
     The plan: after the update ``save`` it saves, and with ``settle`` waits until the save is on the disk; after
     ``kill`` the process ends by SIGKILL, ``share`` of a step's time later; after ``until`` it stops. It ends too when
@@ -128,7 +128,7 @@ class Tracer(Keeper):
 def main() -> int:
     """Train what the plan on standard input says, traced; returns the exit status of ``healsg train``."""
     plan = yaml.safe_load(sys.stdin.buffer)
-    sys.argv, Tracer.plan, TaskTrainer.keeper_type = plan["command"], plan, Tracer
+    sys.argv, Tracer.plan, TaskTrainer.checkpointer_type = plan["command"], plan, Tracer
     made = plan["composed"]
     composed = Composed(**made | {"project": tuple(map(Path, made["project"]))})
     try:

@@ -20,7 +20,7 @@ from healsg.config.schema import Composed
 from healsg.errors import ConfigError
 from healsg.runs import claim, redact
 from healsg.runs.folder import RunFolder
-from healsg.training.interrupt import Halt
+from healsg.training.interrupt import StopSignal
 
 T = TypeVar("T")
 
@@ -42,15 +42,15 @@ def run(arguments: list[str]) -> int:
         from healsg.commands.sweep import run_sweep
 
         return run_sweep(composer, overrides)
-    halt = Halt()  # from here on the time counts
+    stop_signal = StopSignal()  # from here on the time counts
     composed = composed_once(lambda: composer().compose(overrides))
-    with halt:
+    with stop_signal:
         folder = claimed_early(composed)
         from healsg.trainer import TaskTrainer
 
-        if folder and halt.received:
+        if folder and stop_signal.received:
             folder.abandon()
-            return 128 + halt.received
+            return 128 + stop_signal.received
         return int(TaskTrainer(composed).train(folder)["exit"])
 
 

@@ -199,7 +199,7 @@ class TaskData:
             return Loader({"labelled": source}, views, self.batch_size, shuffle=False, reading=self.reading)
         if split not in loaders:
             raise ConfigError(f"split: {split} is not one of {', '.join(loaders)}")
-        return loaders[split].still()
+        return loaders[split].evaluation_view()
 
     def loaders(self, needs: Needs) -> dict[str, Loader]:
         """A loader a split; the training one deals the streams and views that ``needs`` names.

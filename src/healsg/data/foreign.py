@@ -19,7 +19,7 @@ from torch.utils.data import (
 )
 
 from healsg.data.loader import Loader
-from healsg.data.sharding import Terms
+from healsg.data.sharding import Sharding
 from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource, as_batch, line
 from healsg.errors import DataError
 from healsg.seeding import seed_everything, seed_foreign
@@ -40,13 +40,13 @@ class ForeignLoader:
         self.loader, self.name, self.timeout, self.look = loader, name, (reading or Reading()).timeout, 0.0
         if isinstance(loader, DataLoader) and loader.num_workers and not loader.timeout + loader.persistent_workers:
             loader.timeout = self.look = min(self.timeout or 5.0, 5.0)  # torch misses a dead worker when it looks
-        self.deal(Terms())
+        self.deal(Sharding())
 
-    def deal(self, terms: Terms) -> None:
-        self.terms = terms
+    def deal(self, sharding: Sharding) -> None:
+        self.sharding = sharding
 
     def __len__(self) -> int:
-        limit = self.terms.limit
+        limit = self.sharding.limit
         try:
             length = len(self.loader)
         except TypeError:
@@ -62,13 +62,13 @@ class ForeignLoader:
         return (batch for batch, _ in self.batches(0))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
-        seed_everything(self.terms.seed, "loader", self.name, epoch)
+        seed_everything(self.sharding.seed, "loader", self.name, epoch)
         sampler = getattr(self.loader, "sampler", None)
         if sampler is not None and hasattr(sampler, "set_epoch"):
             sampler.set_epoch(epoch)
         values, length = self._begin(), len(self)
         for position in range(length):
-            seed_foreign(self.terms.seed, "batch", self.name, epoch, position)
+            seed_foreign(self.sharding.seed, "batch", self.name, epoch, position)
             try:
                 value = self._next(values)
             except StopIteration:
@@ -110,9 +110,9 @@ class ForeignLoader:
             samples = next(iter(parts.values())).samples
             return TrainBatch(parts, samples), samples.rows
         size = len(next(iter(batch.values())))
-        low, high, rows = self.terms.share(0, size)
-        samples = Samples(rows, low, size, size if self.terms.accumulate == 1 else None)
-        if self.terms.world > 1:
+        low, high, rows = self.sharding.share(0, size)
+        samples = Samples(rows, low, size, size if self.sharding.accumulate == 1 else None)
+        if self.sharding.world > 1:
             batch = {key: value[low:high] if _rows(value) == size else value for key, value in batch.items()}
         return TrainBatch(batch, samples), rows
 
@@ -133,7 +133,7 @@ def _rows(value: Any) -> int | None:
 AnyLoader = Loader | ForeignLoader
 
 
-def adopt(loader: Any, name: str, reading: Reading | None = None) -> AnyLoader:
+def wrap_loader(loader: Any, name: str, reading: Reading | None = None) -> AnyLoader:
     """Make a loader of ours of what ``build_dataloader`` returned for the split ``name``.
 
     A plain map-style ``DataLoader`` is dealt anew; its data set, batch size, collate function, ``drop_last`` and

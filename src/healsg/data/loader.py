@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from healsg.data.sharding import Terms
+from healsg.data.sharding import Sharding
 from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource
 from healsg.data.workers import Workers
 from healsg.errors import DataError
@@ -63,22 +63,22 @@ class Loader:
         self.workers = 0 if self.in_memory else workers
         self.worker_init_fn, self.reading = worker_init_fn, reading or Reading()
         self._workers: Workers | None
-        self.deal(Terms())
+        self.deal(Sharding())
 
-    def deal(self, terms: Terms) -> None:
-        """Take the runner's terms. Raises DataError where not one batch comes of them."""
-        self.terms, self._epoch, self._workers = terms, -1, None
+    def deal(self, sharding: Sharding) -> None:
+        """Take the runner's sharding. Raises DataError where not one batch comes of them."""
+        self.sharding, self._epoch, self._workers = sharding, -1, None
         for stream, source in self.sources.items():
-            if self.in_memory and isinstance(source, TensorSource) and source.fits(terms.device):
-                self.sources[stream] = source.to(terms.device)
+            if self.in_memory and isinstance(source, TensorSource) and source.fits(sharding.device):
+                self.sources[stream] = source.to(sharding.device)
         self.bounds = self._bounds()
 
-    def still(self) -> Loader:
+    def evaluation_view(self) -> Loader:
         """The same samples for looking at: each once, in their order, with nothing random."""
         stream, views = next(iter(self.views.items()))
         source, wanted = self.sources[stream], {"input": views.get("input", next(iter(views.values())))}
         loader = Loader({stream: source}, {stream: wanted}, self.batch_size, shuffle=False, reading=self.reading)
-        loader.deal(self.terms)
+        loader.deal(self.sharding)
         return loader
 
     def __len__(self) -> int:
@@ -93,14 +93,14 @@ class Loader:
     @property
     def left_out(self) -> int:
         """Samples of the longest stream that an epoch leaves out because of ``drop_last``."""
-        return self._longest() - self.samples if self.terms.limit is None else 0
+        return self._longest() - self.samples if self.sharding.limit is None else 0
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for batch, _ in self.batches(0))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
         """The batches of ``epoch`` from position ``start``, each with the rows of this rank that count."""
-        if self.in_memory and len(self.sources) == self.terms.world == 1 and self._by_sample():
+        if self.in_memory and len(self.sources) == self.sharding.world == 1 and self._by_sample():
             return self._sliced(epoch, start)
         places = [(epoch, position) for position in range(start, len(self))]
         if self.in_memory:
@@ -129,13 +129,13 @@ class Loader:
     def _samples(self, stream: str, position: int, rows: int | None, skipping: bool) -> Samples:
         """Which samples of a stream this process has at ``position``; where some may be skipped, ``rows`` says how many
         it has, and the other processes' are not known."""
-        (start, stop), terms = self._span(stream, position), self.terms
-        low, _, dealt = terms.share(start, stop)
+        (start, stop), sharding = self._span(stream, position), self.sharding
+        low, _, dealt = sharding.share(start, stop)
         if skipping:
             own = min(rows if rows is not None else dealt, dealt)
-            return Samples(own, low - start, *([own, None] if terms.world == 1 else [None, None]))
-        first = position - position % terms.accumulate
-        last = min(first + terms.accumulate, len(self)) - 1
+            return Samples(own, low - start, *([own, None] if sharding.world == 1 else [None, None]))
+        first = position - position % sharding.accumulate
+        last = min(first + sharding.accumulate, len(self)) - 1
         update = self._span(stream, last)[1] - self._span(stream, first)[0]
         return Samples(dealt, low - start, stop - start, update)
 
@@ -155,7 +155,7 @@ class Loader:
         if self._epoch != epoch:
             self._begin(epoch)
         if not self.in_memory:
-            seed_foreign(position, self.terms.rank, state=self.foreign)
+            seed_foreign(position, self.sharding.rank, state=self.foreign)
         dealt, counted, kept = {}, -1, None
         missed: list[Any] = []
         for stream in self.sources:
@@ -201,7 +201,7 @@ class Loader:
                 return raw, None, start, stop, rows
             missed += [(stream, *sample) for sample in reading.broken.values()]
             kept = torch.tensor([start + i for i in range(len(index)) if i not in reading.broken])
-            if not self.training or len(kept) >= min(self.terms.least, stop - start):
+            if not self.training or len(kept) >= min(self.sharding.least, stop - start):
                 return raw, kept, start, stop, rows and len(kept)
         raise DataError(f"data.on_error: no batch of which enough can be read; {missed[-1][2]}")
 
@@ -223,11 +223,11 @@ class Loader:
         for stream, index, message in missed:
             self.reading.skip((id(self.sources[stream].dataset), index), message)  # type: ignore[attr-defined]
         self.reading.report(remarks)
-        return _pinned(batch) if self.workers and self.terms.device.type == "cuda" else batch, rows
+        return _pinned(batch) if self.workers and self.sharding.device.type == "cuda" else batch, rows
 
     def _begin(self, epoch: int) -> None:
         """Lay out an epoch: each stream's order, this rank's pieces of it, and its samples' own draws."""
-        seed = self.terms.seed
+        seed = self.sharding.seed
         self.orders, self.draws, self.pieces = {}, {}, {}
         self.foreign = mix(seed, "samples", epoch)
         for stream, source in self.sources.items():
@@ -239,7 +239,7 @@ class Loader:
             if isinstance(source, TensorSource):
                 places = places.to(source.input.device)
             self.orders[stream] = places % len(source)
-            self.pieces[stream] = [self.terms.share(*span) for span in spans]
+            self.pieces[stream] = [self.sharding.share(*span) for span in spans]
             keys = {view: mix(seed, stream, view) for view in self.views[stream]}
             self.draws[stream] = {view: Draw(mix(epoch, state=key), places, key, epoch) for view, key in keys.items()}
         self._epoch = epoch
@@ -258,15 +258,15 @@ class Loader:
                 raise DataError(f"data: a split has no {stream} samples; nothing can be dealt")
         samples, size = self._longest(), self.sizes[self.longest]
         if self.drop_last:
-            update = size * self.terms.accumulate
+            update = size * self.sharding.accumulate
             if samples < update:
                 way = "set data.drop_last=false or a smaller data.batch_size"
                 raise DataError(f"data.drop_last: {samples} samples do not fill one update of {update}; {way}")
             samples -= samples % update
         bounds = [(start, min(start + size, samples)) for start in range(0, samples, size)]
-        if len(bounds) > 1 and self.shuffle and bounds[-1][1] - bounds[-1][0] < self.terms.least <= size:
+        if len(bounds) > 1 and self.shuffle and bounds[-1][1] - bounds[-1][0] < self.sharding.least <= size:
             bounds[-2:] = [(bounds[-2][0], bounds[-1][1])]
-        return bounds[: self.terms.limit]
+        return bounds[: self.sharding.limit]
 
 
 def _pinned(value: Any) -> Any:

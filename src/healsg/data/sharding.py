@@ -1,4 +1,4 @@
-"""Terms: how batches are dealt, and each process's share of one."""
+"""Sharding: how batches are dealt, and each process's share of one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Terms:
+class Sharding:
     """How the runner wants batches dealt: to whom, in which groups, how small they may become."""
 
     seed: int = 0

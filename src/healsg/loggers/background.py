@@ -1,4 +1,4 @@
-"""A thread for a mirror that may be slow, hang or break."""
+"""A thread for a logger that may be slow, hang or break."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-from healsg.runs.logger import Mirror
+from healsg.runs.logger import Logger
 
 log = logging.getLogger("healsg")
 
 
-class Background(Mirror):
-    """Runs ``mirror`` in a thread of its own, so that however slow or broken it is the run waits a bounded time.
+class Background(Logger):
+    """Runs ``logger`` in a thread of its own, so that however slow or broken it is the run waits a bounded time.
 
-    ``start`` waits at most the seconds that the mirror names as its ``patience``, and ``finish`` those of its
+    ``start`` waits at most the seconds that the logger names as its ``patience``, and ``finish`` those of its
     ``grace``; when ``size`` lines wait, more are dropped. What it raises drops it, with one line of warning.
     """
 
-    def __init__(self, mirror: Mirror, name: str, size: int = 9999) -> None:
-        self.mirror, self.name = mirror, name
-        self.patience: float = getattr(mirror, "patience", 1.0)
-        self.grace: float = getattr(mirror, "grace", 5.0)
+    def __init__(self, logger: Logger, name: str, size: int = 9999) -> None:
+        self.logger, self.name = logger, name
+        self.patience: float = getattr(logger, "patience", 1.0)
+        self.grace: float = getattr(logger, "grace", 5.0)
         self.calls: queue.Queue[tuple[Any, ...]] = queue.Queue(size)
-        self.listens = type(mirror).log is not Mirror.log  # to wake a thread for nothing costs a millisecond
+        self.listens = type(logger).log is not Logger.log  # to wake a thread for nothing costs a millisecond
         self.started = threading.Event()
         self.thread = threading.Thread(target=self._work, name=f"healsg-{name}", daemon=True)
 
@@ -54,7 +54,7 @@ class Background(Mirror):
         while verb != "finish":
             verb, *arguments = self.calls.get()
             try:
-                getattr(self.mirror, verb)(*arguments)
+                getattr(self.logger, verb)(*arguments)
             except (Exception, SystemExit) as error:
                 told = " ".join(str(error).split()) or repr(error)
                 log.warning("logger %s is left out from here on: %s: %s", self.name, type(error).__name__, told)

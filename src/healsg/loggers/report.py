@@ -13,7 +13,7 @@ from typing import Any
 from healsg.errors import RunError
 from healsg.loggers.plots import Points, figure
 from healsg.runs.folder import write_text
-from healsg.runs.logger import Mirror
+from healsg.runs.logger import Logger
 from healsg.safefiles import read_bytes
 
 LARGEST = 1 << 28
@@ -54,7 +54,7 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px
 """
 
 
-class Report(Mirror):
+class Report(Logger):
     """Writes ``report.html`` when a run has ended, however it ended."""
 
     grace = 20.0

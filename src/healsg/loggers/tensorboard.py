@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from healsg.errors import ConfigError
-from healsg.runs.logger import Mirror
+from healsg.runs.logger import Logger
 from healsg.safefiles import make_folder
 from healsg.types import Positive
 
 
-class TensorBoard(Mirror):
+class TensorBoard(Logger):
     """Curves for TensorBoard over the updates, in the run's folder ``tensorboard``; refused where not installed.
 
     Args:

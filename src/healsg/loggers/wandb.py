@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from healsg.paths import current_folder, shown
 from healsg.runs import redact
 from healsg.runs.folder import write_text
-from healsg.runs.logger import Mirror
+from healsg.runs.logger import Logger
 from healsg.runs.provenance import within_run
 from healsg.safefiles import make_folder, read_bytes
 from healsg.types import Positive
@@ -29,7 +29,7 @@ from healsg.types import Positive
 log = logging.getLogger("healsg")
 
 
-class Wandb(Mirror):
+class Wandb(Logger):
     """Curves at Weights & Biases, or in the run's folder ``wandb`` where there is no key or no network.
 
     The client runs in a process of its own: it may hang, crash or print without the run noticing. The key is its own

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from healsg.errors import ConfigError
 from healsg.losses.distillation import attention
-from healsg.methods.teacher import Answer, Distilled, Student
+from healsg.methods.teacher import Distilled, ForwardOutput, Student
 from healsg.methods.within import Probe
 from healsg.types import NonNegative
 
@@ -49,6 +49,8 @@ class AttentionTransfer(Distilled):
                 raise ConfigError(f"method.layers: {pair[0]} and the teacher's {pair[1]} are no maps (N, C, ...) alike")
         return Student(task.model, layers, [nn.Identity() for _ in layers])
 
-    def lesson(self, task: BasicTask, batch: dict[str, Any], student: Answer, teacher: Answer) -> Tensor:
+    def distillation_loss(
+        self, task: BasicTask, batch: dict[str, Any], student: ForwardOutput, teacher: ForwardOutput
+    ) -> Tensor:
         pairs = zip(student.inner, teacher.inner, strict=True)
         return self.weight * torch.stack([attention(*pair).mean() for pair in pairs]).sum()

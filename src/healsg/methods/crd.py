@@ -12,7 +12,7 @@ from healsg import distributed
 from healsg.errors import ConfigError
 from healsg.losses.distillation import noise_contrastive
 from healsg.methods.counts import class_counts, labelled_targets, remember
-from healsg.methods.teacher import Answer, Distilled, Student
+from healsg.methods.teacher import Distilled, ForwardOutput, Student
 from healsg.methods.within import Probe
 from healsg.training.step import rows_of
 from healsg.types import Count, NonNegative, Positive, Share
@@ -83,10 +83,12 @@ class CRD(Distilled):
         sizes = student.shapes[layers[0]][1], teacher.shapes[self.places[0]][1]
         return Student(task.model, layers, [Embedding(sizes[0], self.dim)], Embedding(sizes[1], self.dim))
 
-    def answer(self, task: BasicTask, input: Tensor, teacher: Answer) -> Answer:
-        return Answer(*task.net(input, teacher.inner[0]))
+    def forward_output(self, task: BasicTask, input: Tensor, teacher: ForwardOutput) -> ForwardOutput:
+        return ForwardOutput(*task.net(input, teacher.inner[0]))
 
-    def lesson(self, task: BasicTask, batch: dict[str, Any], student: Answer, teacher: Answer) -> Tensor:
+    def distillation_loss(
+        self, task: BasicTask, batch: dict[str, Any], student: ForwardOutput, teacher: ForwardOutput
+    ) -> Tensor:
         index, memory = batch["index"], self.memory
         random = torch.rand(len(index), min(self.negatives, memory.shape[1]), device=memory.device)
         drawn = torch.cat([index.unsqueeze(1), others(random, batch["target"], self.order, self.counts)], dim=1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from healsg.losses.distillation import decoupled
-from healsg.methods.teacher import Answer, Distilled
+from healsg.methods.teacher import Distilled, ForwardOutput
 from healsg.types import Fraction, NonNegative, Positive
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ class DKD(Distilled):
         super().__init__(**common)
         self.temperature, self.alpha, self.beta, self.warmup = temperature, alpha, beta, warmup
 
-    def lesson(self, task: BasicTask, batch: dict[str, Any], student: Answer, teacher: Answer) -> Tensor:
+    def distillation_loss(
+        self, task: BasicTask, batch: dict[str, Any], student: ForwardOutput, teacher: ForwardOutput
+    ) -> Tensor:
         runner, target = task.runner, batch["target"]
         share = min(1.0, (runner.step_count + 1) / max(1.0, self.warmup * runner.total_steps))
         answers = student.output, teacher.output

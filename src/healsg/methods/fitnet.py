@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from healsg.errors import ConfigError
 from healsg.losses.distillation import hint, soft_targets
-from healsg.methods.teacher import Answer, Distilled, Student
+from healsg.methods.teacher import Distilled, ForwardOutput, Student
 from healsg.methods.within import Probe
 from healsg.types import Fraction, Positive
 
@@ -67,7 +67,9 @@ class FitNet(Distilled):
     def label_share(self, task: BasicTask) -> float:
         return 0.0 if self.hinting(task) else 1.0 - self.alpha
 
-    def lesson(self, task: BasicTask, batch: dict[str, Any], student: Answer, teacher: Answer) -> Tensor:
+    def distillation_loss(
+        self, task: BasicTask, batch: dict[str, Any], student: ForwardOutput, teacher: ForwardOutput
+    ) -> Tensor:
         first = float(self.hinting(task))
         hints = hint(student.inner[0], teacher.inner[0]).mean()
         rest = soft_targets(student.output, teacher.output, self.temperature).mean()

@@ -9,7 +9,7 @@ from torch import Tensor
 from healsg.data.base import Needs
 from healsg.errors import ConfigError
 from healsg.losses.distillation import soft_targets
-from healsg.methods.teacher import Answer, Distilled
+from healsg.methods.teacher import Distilled, ForwardOutput
 from healsg.types import Fraction, Natural, Positive
 
 if TYPE_CHECKING:
@@ -48,5 +48,7 @@ class KD(Distilled):
     def label_share(self, task: BasicTask) -> float:
         return 1.0 - self.alpha
 
-    def lesson(self, task: BasicTask, batch: dict[str, Any], student: Answer, teacher: Answer) -> Tensor:
+    def distillation_loss(
+        self, task: BasicTask, batch: dict[str, Any], student: ForwardOutput, teacher: ForwardOutput
+    ) -> Tensor:
         return self.alpha * soft_targets(student.output, teacher.output, self.temperature).mean()

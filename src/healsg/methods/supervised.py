@@ -78,7 +78,7 @@ class Supervised(TaskMethod):
         self.random_erasing, self.ema, self.swa = random_erasing, ema, swa
         self.layer_decay, self.freeze, self.unfreeze_every = layer_decay, freeze, unfreeze_every
         self.average: Average | None = None
-        self.still: list[nn.Module] = []
+        self.frozen_norms: list[nn.Module] = []
         self.waiting: list[list[nn.Parameter]] = []
         self.stage = -1
         self.alike = True
@@ -145,7 +145,7 @@ class Supervised(TaskMethod):
             )
         if self.freeze:
             depth.freeze(task.model, self.freeze)
-        self.still = still(task.model)
+        self.frozen_norms = frozen_norms(task.model)
         if self.average is None and (self.ema or self.swa or optimizer_averages(self)):
             self.average = Average(self.learner(task))
         if self.unfreeze_every:
@@ -154,7 +154,7 @@ class Supervised(TaskMethod):
         self.alike = self.replaces_criterion or counts_alike(task.criterion, labelled_targets(task))
         if not (self.replaces_criterion or mean_over_samples(task.criterion)):
             self.take_apart(task)
-        altered = self.random_erasing or self.freeze or self.unfreeze_every or self.still
+        altered = self.random_erasing or self.freeze or self.unfreeze_every or self.frozen_norms
         self.plain = self.alike and not (key or altered or type(self).loss is not Supervised.loss)
 
     def take_apart(self, task: BasicTask) -> None:
@@ -177,7 +177,7 @@ class Supervised(TaskMethod):
         """What the network sees of a batch, and how it was mixed."""
         if self.unfreeze_every and self.stage != (stage := task.runner.epoch // self.unfreeze_every):
             self.unfreeze(task, stage)
-        for module in self.still:
+        for module in self.frozen_norms:
             module.eval()
         input: Tensor = batch["input"]
         if self.random_erasing:
@@ -201,7 +201,7 @@ class Supervised(TaskMethod):
         for height, layer in enumerate(reversed(self.waiting)):
             for parameter in layer:
                 parameter.requires_grad_(height <= stage)
-        held, self.still, self.stage = self.still, still(task.model), stage
+        held, self.frozen_norms, self.stage = self.frozen_norms, frozen_norms(task.model), stage
         for module in held:
             module.train()
 
@@ -240,7 +240,7 @@ def labelled_targets(task: BasicTask) -> Tensor | None:
     return None if source is None else source.targets
 
 
-def still(model: nn.Module) -> list[nn.Module]:
+def frozen_norms(model: nn.Module) -> list[nn.Module]:
     """The BatchNorms of a network that do not learn: their statistics are held still as well."""
     return [module for module in model.modules() if isinstance(module, BatchNorm) and frozen(module)]
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("healsg")
 
-_pupil: ContextVar[bool] = ContextVar("pupil", default=True)
+_student: ContextVar[bool] = ContextVar("student", default=True)
 """Whether a method's own teacher is asked for: not where only the network is wanted, which may teach in its turn."""
 
 
@@ -49,11 +49,11 @@ def task_of(folder: RunFolder, like: BasicTask) -> BasicTask:
     still = str(torch.are_deterministic_algorithms_enabled()).lower()
     place = [f"runner.precision={precision}", f"runner.deterministic={still}", "runner.device=cpu"]
     place += ["runner.compile=false", "runner.cuda_graph=false"]
-    token = _pupil.set(False)
+    token = _student.set(False)
     try:
         return build_task(load_saved(folder, [*place, f"runner.threads={torch.get_num_threads()}"]))
     finally:
-        _pupil.reset(token)
+        _student.reset(token)
 
 
 def network_of(folder: RunFolder, like: BasicTask) -> nn.Module:
@@ -72,12 +72,12 @@ def network_of(folder: RunFolder, like: BasicTask) -> nn.Module:
                 rescale_inputs(network, *scale)
             return network
     task = task_of(folder, like)
-    token = _pupil.set(False)
+    token = _student.set(False)
     try:
         with torch.random.fork_rng(devices=[]):
             task.build(fresh_weights=False, training=False)
     finally:
-        _pupil.reset(token)
+        _student.reset(token)
     restore_weights(task, state, "best")
     return task.task_method.eval_model(task).eval().requires_grad_(False)
 
@@ -109,7 +109,7 @@ def _rescaled(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]
 
 
 @dataclass
-class Answer:
+class ForwardOutput:
     """What a network says of a batch: its output, and what it gives within."""
 
     output: Tensor
@@ -144,7 +144,7 @@ class Student(nn.Module):
 
 
 class Distilled(Supervised):
-    """Learn from labels and from the network of a run, which sees what the student sees. A subclass gives ``lesson``.
+    """Learn from labels and from the network of a run, which sees what the student sees. A subclass gives ``distillation_loss``.
 
     The teacher's run, without its data, must lie where it was whenever this run is trained or continued; the checkpoint
     holds the teacher's weights, so that a run goes on with the teacher with which it began.
@@ -157,7 +157,7 @@ class Distilled(Supervised):
     counts_classes = True
 
     whole_samples: ClassVar[bool] = False
-    """Whether the lesson is about a sample's own class or identity, so that samples cannot be mixed."""
+    """Whether the distillation is about a sample's own class or identity, so that samples cannot be mixed."""
 
     layers: str | None = None
     teacher_layers: str | None = None
@@ -169,7 +169,9 @@ class Distilled(Supervised):
 
     # --- what a subclass brings -------------------------------------------------------------------------------------
 
-    def lesson(self, task: BasicTask, batch: dict[str, Any], student: Answer, teacher: Answer) -> Tensor:
+    def distillation_loss(
+        self, task: BasicTask, batch: dict[str, Any], student: ForwardOutput, teacher: ForwardOutput
+    ) -> Tensor:
         """What the teacher says of a batch, as a scalar: a mean over all rows, the labelled ones first."""
         raise NotImplementedError
 
@@ -214,7 +216,7 @@ class Distilled(Supervised):
         name = type(self).__name__
         if key := next((key for key in ("mixup", "cutmix") if self.whole_samples and getattr(self, key)), None):
             raise ConfigError(f"method.{key}: {name} needs each sample as it is; set it to 0")
-        if not _pupil.get():
+        if not _student.get():
             return
         if not self.run:
             raise ConfigError(f"method.teacher: is missing; {name} learns from a run: method.teacher=RUN")
@@ -234,14 +236,16 @@ class Distilled(Supervised):
 
     def setup(self, task: BasicTask) -> None:
         super().setup(task)
-        if not self.run or not _pupil.get():
+        if not self.run or not _student.get():
             return
         try:
             self.teacher = network_of(find(self.run, self.start), task)
         except HealsgError as error:
             raise ConfigError(f"method.teacher: {one_line(error)}") from error
         loader = task.train_loader
-        samples = next(iter(loader.still() if isinstance(loader, Loader) else loader))["input"][:2].float().cpu()
+        samples = (
+            next(iter(loader.evaluation_view() if isinstance(loader, Loader) else loader))["input"][:2].float().cpu()
+        )
         try:
             taught = probe(self.teacher, samples)
         except RuntimeError as error:
@@ -261,15 +265,15 @@ class Distilled(Supervised):
         seen = input if self.needs.flat else torch.cat([input, batch["unlabelled"]["input"]])
         with torch.no_grad(), outputs_of(self.teacher, self.places) as found:
             taught = self.teacher(seen)
-        teacher = Answer(taught, [found[name] for name in self.places])
-        student = self.answer(task, seen, teacher)
+        teacher = ForwardOutput(taught, [found[name] for name in self.places])
+        student = self.forward_output(task, seen, teacher)
         output = student.output[:rows]
-        lesson = Mean(self.lesson(task, labelled, student, teacher), self.all_samples(batch))
+        distillation = Mean(self.distillation_loss(task, labelled, student, teacher), self.all_samples(batch))
         share = self.label_share(task)
         if not share:
-            return {"loss": lesson, "lesson": lesson.detach()}
+            return {"loss": distillation, "distillation": distillation.detach()}
         labels = self.loss(task, labelled, output, self.soften(task, labelled["target"], output, mixed))
-        return {"loss": share * labels + lesson, "lesson": lesson.detach()}
+        return {"loss": share * labels + distillation, "distillation": distillation.detach()}
 
     def all_samples(self, batch: dict[str, Any]) -> Samples | None:
         """The labelled and the unlabelled samples of a batch together; None for a batch of labelled ones."""
@@ -278,10 +282,10 @@ class Distilled(Supervised):
         labelled, unlabelled = samples_of(batch["labelled"]), samples_of(batch["unlabelled"])
         return joined_samples(labelled, unlabelled) if labelled and unlabelled else None
 
-    def answer(self, task: BasicTask, input: Tensor, teacher: Answer) -> Answer:
+    def forward_output(self, task: BasicTask, input: Tensor, teacher: ForwardOutput) -> ForwardOutput:
         """What the student says."""
         result = task.net(input)
-        return Answer(*result) if isinstance(task.model, Student) else Answer(result)
+        return ForwardOutput(*result) if isinstance(task.model, Student) else ForwardOutput(result)
 
 
 def refuse_other_meaning(run: str, taught: DataInfo, own: DataInfo) -> None:

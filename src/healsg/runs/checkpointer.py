@@ -1,4 +1,4 @@
-"""Keeper: what a run keeps while it trains, between the runner's loop and the run's folder; only rank 0 writes."""
+"""Checkpointer: what a run keeps while it trains, between the runner's loop and the run's folder; only rank 0 writes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from healsg.runs import binding, checkpoint
 from healsg.runs.binding import Binding
 from healsg.runs.claim import TRAINED, has_trained, new_id
 from healsg.runs.folder import RunFolder, began_at, naming
-from healsg.runs.metrics_log import Journal
+from healsg.runs.metrics_log import MetricsLog
 from healsg.runs.writer import Writer, steady
-from healsg.training.interrupt import Halt
+from healsg.training.interrupt import StopSignal
 from healsg.training.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ REST = 1.0
 """Seconds between two saves at the ends of epochs: what a kill may cost beside the step it hits."""
 
 
-class Keeper(Watcher):
+class Checkpointer(Watcher):
     """Saves, restores, writes lines, and ends a run.
 
     Args:
         folder: the run's folder.
-        journal: its metrics; None on all ranks but 0, which write nothing.
-        halt: when to stop.
+        metrics_log: its metrics; None on all ranks but 0, which write nothing.
+        stop_signal: when to stop.
         show: shown the line of each epoch, with ``best`` in it.
         bound: what each checkpoint is said to belong to, and is compared with when the run goes on.
         force: whether the run goes on in spite of what does not fit.
@@ -50,13 +50,13 @@ class Keeper(Watcher):
     def __init__(
         self,
         folder: RunFolder,
-        journal: Journal | None,
-        halt: Halt,
+        metrics_log: MetricsLog | None,
+        stop_signal: StopSignal,
         show: Callable[[dict[str, Any]], None],
         bound: Binding,
         force: bool = False,
     ) -> None:
-        self.folder, self.journal, self.halt, self.show = folder, journal, halt, show
+        self.folder, self.metrics_log, self.stop_signal, self.show = folder, metrics_log, stop_signal, show
         self.bound, self.force = bound, force
         self.belongs: dict[str, str] = {}
         """What the checkpoints say they belong to, once the run has begun."""
@@ -70,7 +70,7 @@ class Keeper(Watcher):
         self.testing = False
         self.data_info: dict[str, Any] | None = None
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> Checkpointer:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -105,7 +105,7 @@ class Keeper(Watcher):
             self.forgot_best = True
             progress = state["runner"]
             state = state | {"runner": progress | {"monitor": progress["monitor"] | {"best": None}}}
-        self._bear(state)
+        self._exempt_not_finite(state)
         try:
             task.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, RunError) as error:
@@ -119,16 +119,16 @@ class Keeper(Watcher):
 
     def _begin_anew(self, task: BasicTask) -> None:
         """Start at step 0."""
-        if self.journal:
+        if self.metrics_log:
             self.belongs = self.bound.state_dict(self._identify(None), self.folder.path.name)
             if self.folder.record.get("continued"):
                 log.info("no save of this run was ever completed: it starts at step 0")
-            self.journal.clear()
+            self.metrics_log.clear()
             self.folder.previous.unlink(missing_ok=True)
-        self._bear(task.state_dict())
+        self._exempt_not_finite(task.state_dict())
         self.save(task)
         self.writer.wait()
-        self.halt.saving = self.writer.seconds
+        self.stop_signal.saving = self.writer.seconds
 
     def _check(self, path: Path, state: dict[str, Any]) -> tuple[bool, bool]:
         """Compare a checkpoint with this run, and ``best.pt`` with the checkpoint; rank 0 alone does it.
@@ -166,8 +166,8 @@ class Keeper(Watcher):
 
     def _take_up_lines(self, state: dict[str, Any]) -> None:
         """Let the lines end where they did at the save. Raises RunError where they are not those of then."""
-        assert self.journal is not None  # on rank 0, which alone does it
-        self.journal.load_state_dict(state["journal"], state["runner"]["step"], self.force)
+        assert self.metrics_log is not None  # on rank 0, which alone does it
+        self.metrics_log.load_state_dict(state["metrics_log"], state["runner"]["step"], self.force)
 
     def _identify(self, held: Any) -> str:
         """This run's own mark, which ``run.json`` keeps; where that was lost, that of its checkpoint."""
@@ -201,12 +201,12 @@ class Keeper(Watcher):
             f"{self.folder.best}: holds step {reached.get('step')}, and the best so far was at step {best.get('step')}"
         )
 
-    def _bear(self, state: dict[str, Any]) -> None:
+    def _exempt_not_finite(self, state: dict[str, Any]) -> None:
         """Take what is not finite as the run begins, such as a mask, for meant."""
         self.exempt = set(checkpoint.not_finite(state))
 
-    def landed(self) -> None:
-        self.writer.landed()
+    def snapshot_done(self) -> None:
+        self.writer.snapshot_done()
 
     def updated(self, task: BasicTask) -> None:
         """After each update: a line, a save and a stop where they are due; the device is waited for here alone."""
@@ -215,27 +215,29 @@ class Keeper(Watcher):
             self.log_step(task)
         if runner.save_every and runner.step_count % runner.save_every == 0:
             self.save(task)
-        if self.halt.agreed_at(runner.step_count) if distributed.launched() else self.halt.asked():
+        if self.stop_signal.agreed_at(runner.step_count) if distributed.launched() else self.stop_signal.asked():
             self.stop(task)
 
     def evaluating(self, task: BasicTask) -> None:
-        if not distributed.launched() and self.halt.asked_within():
+        if not distributed.launched() and self.stop_signal.asked_within():
             self.stop(task)
 
     def log_step(self, task: BasicTask) -> None:
         """A line of the updates since the last one."""
         self.writer.check()
-        self.halt.saving = max(self.halt.saving, self.writer.seconds)
+        self.stop_signal.saving = max(self.stop_signal.saving, self.writer.seconds)
         means = task.runner.meter.recent()
         task.runner.progress.numbers = means
-        if self.journal:
+        if self.metrics_log:
             line = {"event": "step", "epoch": task.epoch, "step": task.runner.step_count}
-            self.journal.write(line | {f"train/{k}": v for k, v in means.items()} | {"lr": task.runner.last_rate(task)})
+            self.metrics_log.write(
+                line | {f"train/{k}": v for k, v in means.items()} | {"lr": task.runner.last_rate(task)}
+            )
 
     def end_epoch(self, task: BasicTask, numbers: dict[str, Any], best: bool) -> None:
         """The epoch's line, the best weights where they are, and a save, unless the last one was a moment ago."""
-        if self.journal:
-            self.journal.write(numbers)
+        if self.metrics_log:
+            self.metrics_log.write(numbers)
         self.show(numbers | {"best": best})
         log.debug("%s%s", "  ".join(f"{key} {value}" for key, value in numbers.items()), "  best" * best)
         ended = task.runner.epoch >= task.runner.max_epoch or task.runner.stop_reason is not None
@@ -245,7 +247,7 @@ class Keeper(Watcher):
         self.record_skipped(task)
         if due:
             self.save(task)
-        if self.halt.agreed():
+        if self.stop_signal.agreed():
             self.stop(task)
 
     def record_skipped(self, task: BasicTask) -> None:
@@ -254,7 +256,7 @@ class Keeper(Watcher):
         if reading.on_error == "skip":
             before = self.folder.record.get("samples_skipped")
             told = skipped_samples(task.loaders, reading, before)
-            if self.journal and told != before:
+            if self.metrics_log and told != before:
                 self.folder.note(samples_skipped=told)
 
     def save(self, task: BasicTask) -> None:
@@ -263,12 +265,12 @@ class Keeper(Watcher):
         What came of it is told by the next call. Raises RunError for the save before this one.
         """
         last = task.state_between_updates() if self.late else task.state_dict()
-        if self.journal:
+        if self.metrics_log:
             if task.runner.step_count and not self.trained:
                 self.folder.note(**{TRAINED: True})
                 self.trained = True
-            self.journal.check()
-            files = {"last": last | {"journal": self.journal.state_dict()}}
+            self.metrics_log.check()
+            files = {"last": last | {"metrics_log": self.metrics_log.state_dict()}}
             if self.unsaved_best:
                 files["best"] = self.unsaved_best
             if self.late:
@@ -278,7 +280,7 @@ class Keeper(Watcher):
                 self.writer.save(_with_best(files, last["model"]))
         self.unsaved_best = None
         self.saved_at = time.monotonic()
-        self.halt.saving = max(self.halt.saving, self.writer.seconds)
+        self.stop_signal.saving = max(self.stop_signal.saving, self.writer.seconds)
 
     def _plan(self, task: BasicTask) -> None:
         """Find out whether weights and the optimizer's memory stay as they are until the next update.
@@ -306,8 +308,8 @@ class Keeper(Watcher):
         for state in states.values():
             if wrong := next((key for key in checkpoint.not_finite(state) if key not in self.exempt), None):
                 raise NotFiniteError(wrong)
-        assert self.journal is not None
-        self.journal.sync()
+        assert self.metrics_log is not None
+        self.metrics_log.sync()
         safefiles.make_folder(self.folder.checkpoints)
         kept = {binding.KEY: self.belongs, "data_info": self.data_info}
         if "best" in states:
@@ -337,7 +339,7 @@ class Keeper(Watcher):
             self.save(task)
             self.writer.wait()
             self.record_skipped(task)
-        raise self.halt.stopped()
+        raise self.stop_signal.stopped()
 
     def finish(self, task: BasicTask) -> None:
         """The end of training: the digest of the final state, and the test split, once, with the best weights."""
@@ -347,7 +349,7 @@ class Keeper(Watcher):
             if task.runner.monitor.name != "auto" and not self.forgot_best:
                 log.warning("runner.monitor: %s was never a number; best.pt is the end", task.runner.monitor.name)
             self._hold_best(task, copy=True)
-            if self.journal:
+            if self.metrics_log:
                 self.writer.save({"best": self.unsaved_best})
         self.writer.wait()
         distributed.barrier()
@@ -360,12 +362,12 @@ class Keeper(Watcher):
                 tested = EvalEpoch(task, "test").run()
         self.record_skipped(task)
         test = {f"test/{name}": value for name, value in tested.items()}
-        if self.journal:
+        if self.metrics_log:
             runner = task.runner
-            self.journal.check()
+            self.metrics_log.check()
             if test:
-                self.journal.write({"event": "test", "epoch": runner.epoch, "step": runner.step_count} | test)
-            lasting = checkpoint.digest(final | {"history": self.journal.history})
+                self.metrics_log.write({"event": "test", "epoch": runner.epoch, "step": runner.step_count} | test)
+            lasting = checkpoint.digest(final | {"history": self.metrics_log.history})
             self.folder.finished(final["runner"]["monitor"]["best"], test, lasting)
 
 

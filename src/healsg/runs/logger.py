@@ -1,4 +1,4 @@
-"""Mirrors: what shows a run's metrics elsewhere. The local files are the truth; a broken mirror never hurts a run."""
+"""Loggers: what shows a run's metrics elsewhere. The local files are the truth; a broken logger never hurts a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Mirror:
+class Logger:
     """A place that is shown every line of ``metrics.jsonl``, in a thread of its own.
 
     What it raises drops it, with one line of warning. ``patience`` and ``grace`` are the seconds that a run waits for

@@ -1,4 +1,4 @@
-"""Journal: ``metrics.jsonl``, one line an event, each exactly once; and the mirrors that get the same lines."""
+"""MetricsLog: ``metrics.jsonl``, one line an event, each exactly once; and the loggers that get the same lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from healsg import safefiles
 from healsg.errors import RunError
 from healsg.runs.folder import finite, naming
-from healsg.runs.logger import Mirror
+from healsg.runs.logger import Logger
 
 log = logging.getLogger("healsg")
 
@@ -24,25 +24,25 @@ LARGEST_LINE = 1 << 20
 """Bytes that are read of a damaged file beyond what it should hold."""
 
 
-class Journal:
+class MetricsLog:
     """Writes lines and remembers how far, so that a resumed run cuts off what it will write again.
 
     Args:
         path: the file.
-        mirrors: by name; one that raises is dropped with a line and never hurts the run.
+        loggers: by name; one that raises is dropped with a line and never hurts the run.
     """
 
-    def __init__(self, path: Path, mirrors: dict[str, Mirror] | None = None) -> None:
-        self.path, self.mirrors = path, dict(mirrors or {})
+    def __init__(self, path: Path, loggers: dict[str, Logger] | None = None) -> None:
+        self.path, self.loggers = path, dict(loggers or {})
         self.offset, self.history = 0, hashlib.sha256().hexdigest()
         self._written = hashlib.sha256()  # of the file's bytes
         self._file = safefiles.open_to_append(path)
         self.started = False
 
     def start(self, record: dict[str, Any]) -> None:
-        """Open the mirrors."""
+        """Open the loggers."""
         self.started = True
-        for name in list(self.mirrors):
+        for name in list(self.loggers):
             self._tell(name, "start", self.path.parent, record)
 
     def write(self, line: dict[str, Any]) -> None:
@@ -58,7 +58,7 @@ class Journal:
         self._written.update(text)
         lasting = json.dumps({key: value for key, value in line.items() if key != "seconds"})
         self.history = hashlib.sha256((self.history + lasting).encode()).hexdigest()
-        for name in list(self.mirrors) if self.started else []:
+        for name in list(self.loggers) if self.started else []:
             self._tell(name, "log", line)
 
     def clear(self) -> None:
@@ -86,19 +86,19 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def close(self, status: str) -> None:
-        """Close the file, and the mirrors that were opened."""
-        for name in list(self.mirrors) if self.started else []:
+        """Close the file, and the loggers that were opened."""
+        for name in list(self.loggers) if self.started else []:
             self._tell(name, "finish", status)
         with contextlib.suppress(OSError):
             self._file.close()
 
     def _tell(self, name: str, verb: str, *values: Any) -> None:
         try:
-            getattr(self.mirrors[name], verb)(*values)
+            getattr(self.loggers[name], verb)(*values)
         except (Exception, SystemExit) as error:
             told = " ".join(str(error).split())
             log.warning("logger %s is left out from here on: %s: %s", name, type(error).__name__, told)
-            del self.mirrors[name]
+            del self.loggers[name]
 
     def state_dict(self) -> dict[str, Any]:
         return {"offset": self.offset, "history": self.history, "sha256": self._written.hexdigest()}

@@ -1,4 +1,4 @@
-"""Session: what surrounds a run: the screen, the log, the journal and its mirrors; and how it ended, in any case."""
+"""Session: what surrounds a run: the screen, the log, the metrics_log and its loggers; and how it ended, in any case."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from healsg.config.schema import Composed
 from healsg.errors import HealsgError, Stopped
 from healsg.runs import redact
 from healsg.runs.folder import RunFolder
-from healsg.runs.logger import Mirror
-from healsg.runs.metrics_log import Journal
+from healsg.runs.logger import Logger
+from healsg.runs.metrics_log import MetricsLog
 from healsg.training.progress import Progress
 
 log = logging.getLogger("healsg")
@@ -30,14 +30,14 @@ class Session:
         composed: the run's configuration.
         folder: its folder, locked; unlocked at the end.
         progress: what the loop tells the screen.
-        mirrors: what else is shown the metrics, by name.
+        loggers: what else is shown the metrics, by name.
     """
 
     def __init__(
-        self, composed: Composed, folder: RunFolder, progress: Progress, mirrors: dict[str, Mirror] | None = None
+        self, composed: Composed, folder: RunFolder, progress: Progress, loggers: dict[str, Logger] | None = None
     ) -> None:
-        self.composed, self.folder, self.progress, self.mirrors = composed, folder, progress, mirrors or {}
-        self.journal: Journal | None = None
+        self.composed, self.folder, self.progress, self.loggers = composed, folder, progress, loggers or {}
+        self.metrics_log: MetricsLog | None = None
         self.result: dict[str, Any] = {}
 
     def __enter__(self) -> Session:
@@ -49,18 +49,20 @@ class Session:
             stack.enter_context(_logging(folder, self.screen.handler(), leading))
             if leading:
                 aside = leaf("background.Background")
-                self.journal = Journal(folder.metrics, {name: aside(own, name) for name, own in self.mirrors.items()})
+                self.metrics_log = MetricsLog(
+                    folder.metrics, {name: aside(own, name) for name, own in self.loggers.items()}
+                )
             self.screen.begin(folder.path.name)
             self._stack = stack.pop_all()
         return self
 
     def begin(self, facts: dict[str, Any], step: int) -> None:
-        """The task is built and stands at ``step``: record what it is, and open the mirrors."""
-        if self.journal:
+        """The task is built and stands at ``step``: record what it is, and open the loggers."""
+        if self.metrics_log:
             self.folder.note(**redact.config(facts))
             config = redact.config(self.composed.values)
             told = {"name": self.folder.path.name, "config": config, "resumed": step > 0, "step": step}
-            self.journal.start(told)
+            self.metrics_log.start(told)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -72,10 +74,10 @@ class Session:
             reason = f"{type(error).__name__}: {reason}"
             log.debug("%s", redact.trace(error))
         with self._stack:
-            if self.journal:
+            if self.metrics_log:
                 with contextlib.suppress(OSError):
                     self.folder.ended("running", reason)  # until all is written: a kill in between is gone on from
-                self.journal.close(status)
+                self.metrics_log.close(status)
                 with contextlib.suppress(OSError):
                     self.folder.note(status=status)
             if status != "failed":
@@ -84,13 +86,13 @@ class Session:
 
     def lost(self, status: str, reason: str) -> None:
         """Record the end of a run that is left while the main thread hangs, such as in a collective."""
-        if self.journal:
+        if self.metrics_log:
             with contextlib.suppress(OSError):
                 self.folder.ended(status, redact.text(reason))
 
     def _tell(self, status: str, reason: str | None, code: int) -> None:
         """The results; where the run lies and how to go on."""
-        path, record = self.folder.path, self.folder.record if self.journal else {}
+        path, record = self.folder.path, self.folder.record if self.metrics_log else {}
         results = {key: record.get(key) for key in ("best", "test", "digest")}
         self.result = {"name": path.name, "folder": str(path), "status": status, "exit": code, **results}
         numbers = dict(record.get("test") or {})

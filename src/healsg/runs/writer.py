@@ -50,7 +50,7 @@ class Writer:
 
         Args:
             whole: called by the thread, makes of the copy of ``state`` what is written; what it adds is copied then and
-                may change once ``landed`` returns.
+                may change once ``snapshot_done`` returns.
             watched: of what it adds, tensors that tell whether they have changed too early.
         """
         self.wait()
@@ -63,7 +63,7 @@ class Writer:
         self._saves.put(save)
         self._resting, self._landing = save.resting, save.landing  # only now: nobody else would let go of them
 
-    def landed(self) -> None:
+    def snapshot_done(self) -> None:
         """Wait until all of the state is copied."""
         with self._landing:
             pass

@@ -154,7 +154,7 @@ class Place:
             compiled.update(blocks)
         return net
 
-    def spare(self, optimizer: Optimizer) -> None:
+    def unfuse_scaled_sgd(self, optimizer: Optimizer) -> None:
         """Keep torch's fused SGD from the loss scaler: an update that the scaler skips leaves its momentum undefined.
 
         Seen with torch 2.11 to 2.15: the momentum buffer of a skipped first update is memory that nobody wrote.

@@ -13,18 +13,18 @@ from healsg.training import memory
 from healsg.training.replay import first_not_finite
 
 if TYPE_CHECKING:
-    from healsg.runs.checkpointer import Keeper
+    from healsg.runs.checkpointer import Checkpointer
     from healsg.task import BasicTask
 
 
 @contextlib.contextmanager
-def explained(task: BasicTask, keeper: Keeper) -> Iterator[None]:
+def explained(task: BasicTask, checkpointer: Checkpointer) -> Iterator[None]:
     """Surrounds the loop. Raises RunError for numbers that are not finite and for memory that ran out, DataError for a
     worker of torch's DataLoader that was lost: that exception comes at whatever place this process is."""
     try:
         yield
     except NotFiniteError as error:
-        raise _not_finite(task, keeper, error) from error
+        raise _not_finite(task, checkpointer, error) from error
     except (RuntimeError, MemoryError) as error:
         if memory.is_exhausted(error):
             raise memory.explain(task) from error
@@ -33,16 +33,16 @@ def explained(task: BasicTask, keeper: Keeper) -> Iterator[None]:
         raise
 
 
-def _not_finite(task: BasicTask, keeper: Keeper, error: NotFiniteError) -> RunError:
+def _not_finite(task: BasicTask, checkpointer: Checkpointer, error: NotFiniteError) -> RunError:
     """Name the step and the tensor, as exactly as can be."""
     runner = task.runner
     position = runner.position - error.batches
     step = runner.step_count - -(-runner.position // runner.accumulate) + -(-position // runner.accumulate)
-    keeper.writer.close()
+    checkpointer.writer.close()
     state, first = None, None
     with contextlib.suppress(Exception):  # the search is not to hide what it was for
-        state = None if distributed.launched() else keeper.folder.last_state()
-        first = first_not_finite(task, state, step, keeper.halt) if state else None
+        state = None if distributed.launched() else checkpointer.folder.last_state()
+        first = first_not_finite(task, state, step, checkpointer.stop_signal) if state else None
     since = f"the checkpoint of step {state['runner']['step']} is good" if state else "the last checkpoint is good"
     told = f"step {step}: {error}"
     if first:

@@ -21,11 +21,11 @@ _MOST_STEPS = 1000
 _LEAVING = 4.0
 """Seconds kept in hand before ``max_time`` for what follows the last save: the record, the report, the exit."""
 
-_entered: list[Halt] = []
+_entered: list[StopSignal] = []
 """Those that the main thread is in, the outermost first."""
 
 
-class Halt:
+class StopSignal:
     """Surrounds a run. The first signal asks for a save and a stop at the next step; a second one ends at once.
 
     A signal that is ignored when it is entered, as a shell does with SIGINT for what runs in the background of a
@@ -46,11 +46,11 @@ class Halt:
         self.saving = 0.0
         """The seconds that the last save took: kept in hand before the limit."""
         self._before: dict[int, Any] = {}
-        self._outer: Halt | None = None
+        self._outer: StopSignal | None = None
         self._exchanged: tuple[float, int] | None = None  # when, and at which step
         self._next_step = 0
 
-    def __enter__(self) -> Halt:
+    def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._handle) for number in heard}
@@ -133,10 +133,10 @@ class Halt:
         return Stopped("stopped by runner.max_time", 0)
 
 
-def _owner(handler: Any) -> Halt | None:
-    """The Halt whose handler of signals this is."""
+def _owner(handler: Any) -> StopSignal | None:
+    """The StopSignal whose handler of signals this is."""
     owner = getattr(handler, "__self__", None)
-    return owner if isinstance(owner, Halt) else None
+    return owner if isinstance(owner, StopSignal) else None
 
 
 def _spare() -> None:

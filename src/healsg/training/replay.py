@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from healsg.errors import NotFiniteError
-from healsg.training.interrupt import Halt
+from healsg.training.interrupt import StopSignal
 from healsg.training.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -28,21 +28,21 @@ class _Found(Exception):  # noqa: N818 - what is looked for
 
 
 class _Limited(Watcher):
-    """In the place of a run's keeper: keeps nothing, and ends a search that takes too long."""
+    """In the place of a run's checkpointer: keeps nothing, and ends a search that takes too long."""
 
-    def __init__(self, halt: Halt) -> None:
-        self.halt = halt
+    def __init__(self, stop_signal: StopSignal) -> None:
+        self.stop_signal = stop_signal
         self.deadline = time.monotonic() + LIMIT
 
     def updated(self, task: BasicTask) -> None:
-        if self.halt.received is not None or time.monotonic() > self.deadline:
+        if self.stop_signal.received is not None or time.monotonic() > self.deadline:
             raise _Found
 
     def evaluating(self, task: BasicTask) -> None:
         self.updated(task)
 
 
-def first_not_finite(task: BasicTask, state: dict[str, Any], last: int, halt: Halt) -> str | None:
+def first_not_finite(task: BasicTask, state: dict[str, Any], last: int, stop_signal: StopSignal) -> str | None:
     """The first step after ``state`` up to update ``last``, and the first tensor in it, that is not finite.
 
     Returns None where the search took too long, or found nothing. The task is of no use afterwards.
@@ -59,7 +59,7 @@ def first_not_finite(task: BasicTask, state: dict[str, Any], last: int, halt: Ha
 
     hook = task.optimizer.register_step_pre_hook(before_update)
     try:
-        with runner.kept(_Limited(halt)):
+        with runner.kept(_Limited(stop_signal)):
             while runner.step_count < last and runner.epoch < runner.max_epoch:
                 _epoch(task, exempt, gradients)
             _look_at_weights(task, exempt)

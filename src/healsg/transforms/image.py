@@ -63,7 +63,7 @@ def random_shift(images: Tensor, draw: Draw, pixels: int, which: int = 0, paddin
 
 
 def random_flip(images: Tensor, draw: Draw, which: int = 0, alternate: bool = False) -> Tensor:
-    """Mirror each of the (N, C, H, W) images left to right with probability 1/2.
+    """Logger each of the (N, C, H, W) images left to right with probability 1/2.
 
     ``alternate``: by chance in the first epoch alone, and then each image the other way with every epoch, so that two
     epochs show both sides of all (the alternating flip of Jordan 2024, arXiv 2404.00498).

@@ -32,7 +32,7 @@ class VolumeTransform(ImageTransform):
 
 
 def move_along(volumes: Tensor, axis: int, mirrored: Tensor, shift: Tensor, padding: Padding) -> Tensor:
-    """Mirror and shift each of the (N, C, ...) volumes along one axis.
+    """Logger and shift each of the (N, C, ...) volumes along one axis.
 
     Args:
         volumes: of any type.
