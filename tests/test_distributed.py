@@ -10,15 +10,22 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from conftest import REPOSITORY, Program, beside, command, in_processes
-from healsg import TaskTrainer, distributed
+from conftest import REPOSITORY, Program, beside, command, fork, in_processes
+from healsg import TaskTrainer, distributed, peers
+from healsg.cli import main
+from healsg.errors import ConfigError
+from healsg.runs import folder
 from healsg.runs.checkpoint import load
+from healsg.training import interrupt
+from healsg.training.device import choose_device
 from healsg.training.interrupt import StopSignal
 
 LIMIT = 150.0
@@ -247,14 +254,14 @@ def test_a_signal_that_two_send_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for launched, expected in ((True, []), (False, [signal.SIGUSR1])):
         monkeypatch.setattr(distributed, "launched", lambda launched=launched: launched)
         with StopSignal() as stop_signal:
-            stop_signal._handle(signal.SIGUSR1, None)
-            stop_signal._handle(signal.SIGUSR1, None)
+            interrupt._handle(signal.SIGUSR1, None)
+            interrupt._handle(signal.SIGUSR1, None)
         assert killed == expected
     monkeypatch.setattr(distributed, "launched", lambda: True)
     with StopSignal() as stop_signal:
-        stop_signal._handle(signal.SIGUSR1, None)
-        stop_signal.received_at -= 5
-        stop_signal._handle(signal.SIGUSR1, None)
+        interrupt._handle(signal.SIGUSR1, None)
+        interrupt.received_at -= 5
+        interrupt._handle(signal.SIGUSR1, None)
     assert len(killed) == 2
 
 
@@ -294,3 +301,272 @@ def test_every_method_in_two_processes(precision: str, tmp_path: Path) -> None:
     done = subprocess.run([*launcher, "every_method.py"], capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"the same weights in both processes: {len(given)}" in done.stdout
+
+
+# --- how processes end ------------------------------------------------------------------------------------------------
+
+SMALL = ["model=mlp", "model.width=8", "quiet=true", "name=two"]
+
+
+class Rank:
+    """A process of a launch: a copy of this one, with what torchrun would set. ``said`` is what it printed."""
+
+    def __init__(self, rank: int, port: int, act: Callable[[], int]) -> None:
+        self.log = Path(f"rank-{rank}.log").absolute()
+        self.log.touch()
+        self.process = fork(lambda: self._be(rank, port, act))
+
+    def _be(self, rank: int, port: int, act: Callable[[], int]) -> None:
+        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        for cached in (distributed.world, distributed.launched, distributed.rank, distributed.local_rank):
+            cached.cache_clear()
+        distributed.local_world.cache_clear()
+        log = os.open(self.log, os.O_WRONLY)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - pytest has replaced them
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        status = act()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait(self, seconds: float) -> int | None:
+        """Its exit status; None where it had to be killed after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(self.process, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.02)
+        os.kill(self.process, signal.SIGKILL)
+        os.waitpid(self.process, 0)
+        return None
+
+
+def two_ranks(act: Callable[[int], int], seconds: float = 60) -> tuple[list[int | None], list[Rank]]:
+    """Two processes that do ``act``, given their rank: their statuses, and they."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [Rank(rank, port, lambda rank=rank: act(rank)) for rank in (0, 1)]  # type: ignore[misc]
+    return [one.wait(seconds) for one in both], both
+
+
+def train(*arguments: str) -> int:
+    """The command, with its arguments also in ``sys.argv``, as those of a real one."""
+    sys.argv = ["train.py", *arguments]
+    return main(["train", *arguments])
+
+
+def own_task(body: str) -> str:
+    """The setting for a task whose ``run_epoch`` begins with ``body``."""
+    lines = ["import os, signal, time", "from healsg import BasicTask", "class Own(BasicTask):"]
+    lines += ["    def run_epoch(self):", "        rank = os.environ.get('RANK')"]
+    lines += [f"        {line}" for line in body.splitlines()] + ["        return super().run_epoch()"]
+    Path("own_task.py").write_text("\n".join(lines))
+    return "task._target_=own_task.Own"
+
+
+def test_finished_processes_leave_their_group_and_no_thread() -> None:
+    """A thread of gloo's that outlives the interpreter can abort a finished process."""
+
+    def act(rank: int) -> int:
+        status = train(*SMALL, "runner.epochs=2")
+        names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+        left = [name for name in names if "gloo" in name]
+        print(left, torch.distributed.is_initialized())
+        return status or int(bool(left) or torch.distributed.is_initialized())
+
+    statuses, both = two_ranks(act)
+    assert statuses == [0, 0], [one.said for one in both]
+    assert record(Path("runs/two"))["status"] == "finished"
+
+
+def test_the_first_cause_is_told_and_recorded() -> None:
+    task = own_task("if self.epoch == 2 and rank == '1': raise RuntimeError('the scratch disk of this rank is gone')")
+    statuses, both = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=20"))
+    assert statuses == [1, 1]
+    told = record(Path("runs/two"))
+    cause = "RuntimeError: the scratch disk of this rank is gone"
+    assert told["status"] == "failed"
+    assert re.fullmatch(rf"rank 1, \w+, epoch \d+, step \d+: {cause}", told["reason"])
+    lines = both[0].said.splitlines()
+    assert lines[-1] == f"error: {told['reason']}"
+    assert "gloo" not in both[0].said
+    assert "Traceback" in both[1].said
+    assert "error: " not in both[1].said, "rank 0 tells it"
+
+
+def test_a_mistake_that_all_make_is_told_once() -> None:
+    statuses, both = two_ranks(lambda rank: train(*SMALL, "runner.device=nowhere"))
+    assert statuses == [2, 2]
+    assert both[0].said.startswith("error: runner.device: 'nowhere' is no device")
+    assert both[0].said.count("\n") == 1
+    assert both[1].said == ""
+    assert not Path("runs/two/checkpoints").exists()
+
+
+def test_a_killed_process_is_named() -> None:
+    task = own_task("if self.epoch == 2 and rank == '1': os.kill(os.getpid(), signal.SIGKILL)")
+    statuses, both = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=20"))
+    assert statuses == [1, -signal.SIGKILL]
+    reason = record(Path("runs/two"))["reason"]
+    assert re.match(r"rank 1 is gone without a word \(killed, or out of memory\?\), last heard of in: ", reason)
+    assert both[0].said.splitlines()[-1] == f"error: {reason}"
+
+
+def test_a_hang_ends_and_names_the_silent_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main thread of rank 1 hangs, where no exception reaches it; that of rank 0 waits for it in a collective."""
+    monkeypatch.setattr(peers, "GRACE", 3.0)
+    monkeypatch.setattr(peers, "BEAT", 0.2)
+    task = own_task(
+        "if self.epoch == 3 and rank == '1': signal.pthread_sigmask(signal.SIG_BLOCK, [15]); time.sleep(99)"
+    )
+    began = time.monotonic()
+    statuses, both = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=20", "runner.timeout=3"))
+    assert statuses == [1, 1], [one.said for one in both]
+    assert time.monotonic() - began < 55
+    told = record(Path("runs/two"))
+    assert told["status"] == "failed"
+    assert re.match(r"rank 1 has not answered for 3 s \(runner.timeout\), last heard of in: \w+", told["reason"])
+    assert both[0].said.splitlines()[-1] == f"error: {told['reason']}"
+    own_task("pass")
+    again = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=20", "runner.timeout=30"))
+    assert again[0] == [0, 0], [one.said for one in again[1]]
+
+
+SLOW = """
+import os, time
+from healsg.datasets.digits import Digits
+
+class Slow(Digits):
+    def stored(self, part):
+        time.sleep(3.0 * (os.environ.get("RANK") == "1"))
+        return super().stored(part)
+"""
+
+
+def test_data_may_take_one_process_longer_than_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "BEAT", 0.2)
+    Path("slow_data.py").write_text(SLOW)
+    line = [*SMALL, "data._target_=slow_data.Slow", "runner.epochs=1", "runner.timeout=2"]
+    statuses, both = two_ranks(lambda rank: train(*line))
+    assert statuses == [0, 0], [one.said for one in both]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+def test_processes_end_with_their_launcher(number: int) -> None:
+    """torchrun dies of both at once. Its processes save, and are gone within 15 seconds."""
+    with Launch("model=mlp", "model.width=8", "runner.epochs=100000", "name=two") as run:
+        run.until("epoch 3/")
+        run.process.send_signal(number)
+        run.process.wait(10)
+        ranks = [process for process in run.processes if process != run.process.pid]
+        deadline = time.monotonic() + 15
+        while any(Path(f"/proc/{process}/exe").exists() for process in ranks):
+            assert time.monotonic() < deadline, record(Path("runs/two"))
+            time.sleep(0.05)
+    told = record(Path("runs/two"))
+    assert told["status"] == "stopped"
+    assert "torchrun" in told["reason"]
+    saved = load(Path("runs/two/checkpoints/last.pt"))["runner"]["step"]
+    assert saved >= events(Path("runs/two"), "epoch")[-1]["step"], "it was saved when it was stopped"
+
+
+def test_other_arguments_on_another_node_are_refused() -> None:
+    statuses, both = two_ranks(lambda rank: train(*SMALL, f"runner.epochs={2 + rank}"))
+    assert statuses == [2, 2]
+    assert both[0].said.count("\n") == 1
+    assert re.match(
+        r"error: arguments: rank 1 on \S+ has runner.epochs=3, rank 0 on \S+ has runner.epochs=2;", both[0].said
+    )
+    assert both[1].said == ""
+    assert not Path("runs").exists()
+
+
+def test_other_settings_in_a_program_are_refused() -> None:
+    from healsg import TaskTrainer
+
+    def act(rank: int) -> int:
+        with pytest.raises(ConfigError, match=r"^seed: is 0 on rank 0 and 1 on rank 1;"):
+            TaskTrainer.compose(*SMALL, f"seed={rank}").train()
+        return 0
+
+    assert two_ranks(act)[0] == [0, 0]
+    assert not Path("runs").exists()
+
+
+def test_nodes_without_a_shared_folder_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "VISIBLE", 0.2)
+    for place in ("node0", "node1"):
+        Path(place).mkdir()
+
+    def act(rank: int) -> int:
+        os.chdir(f"node{rank}")
+        return train(*SMALL, "runner.epochs=2")
+
+    statuses, both = two_ranks(act)
+    assert statuses == [1, 1]
+    assert both[0].said.count("\n") == 1
+    assert re.match(r"error: runs/two: rank 1 on \S+ does not see what rank 0 on \S+ writes there;", both[0].said)
+    assert both[1].said == ""
+    assert not list(Path().glob("node*/runs"))
+
+
+def test_a_sweep_goes_on_after_a_mistake_of_all() -> None:
+    line = ["model=mlp", "model.width=8", "quiet=true", "name=two", "runner.steps=2", "-m", "runner.device=nowhere,cpu"]
+    statuses, both = two_ranks(lambda rank: train(*line))
+    assert statuses == [1, 1]
+    assert both[0].said.count("error: runner.device: 'nowhere'") == 1
+    assert both[1].said == ""
+    assert record(Path("runs/two/runner.device=cpu"))["status"] == "finished"
+
+
+def test_a_sweep_ends_with_a_process_that_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has left the others within a collective, and only its end brings them out of it."""
+    monkeypatch.setattr(distributed, "TOGETHER", 1.0)
+    task = own_task("if rank == '1' and self.config.seed == 0: raise RuntimeError('a bad disk')")
+    line = ["model=mlp", "model.width=8", "quiet=true", "name=two", "runner.epochs=2", task, "-m", "seed=0,1"]
+    statuses, both = two_ranks(lambda rank: train(*line))
+    assert statuses == [1, 1]
+    assert "RuntimeError: a bad disk" in record(Path("runs/two/seed=0"))["reason"]
+    assert "the same command goes on with the jobs that are left" in both[0].said
+    assert not Path("runs/two/seed=1/checkpoints").exists()
+    own_task("pass")
+    statuses, both = two_ranks(lambda rank: train(*line))
+    assert statuses == [0, 0], [one.said for one in both]
+    assert record(Path("runs/two/seed=1"))["status"] == "finished"
+
+
+def test_one_device_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "local_world", lambda: 2)
+    for wanted in ("cuda:0", 0, "0"):
+        with pytest.raises(ConfigError, match="puts all processes of this machine on one device; give cuda"):
+            choose_device(wanted)
+    assert choose_device("cpu").type == "cpu"
+
+
+def test_processes_ask_at_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow and a fast process exchange whether they stop about once a second, whatever an update takes."""
+    clock, asked = [0.0], []
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, (False, 2 * own[1])])
+    one = StopSignal()
+    for step in range(1, 1001):
+        clock[0] += 0.01 if step <= 500 else 0.1
+        before = one._next_step
+        assert not one.agreed_at(step)
+        if one._next_step != before:
+            asked.append(step)
+    early = [step for step in asked if 50 <= step <= 500]
+    late = [step for step in asked if step > 600]
+    assert {second - first for first, second in pairwise(early)} <= {49, 50}
+    assert max(second - first for first, second in pairwise(late)) <= 5
+    monkeypatch.setattr(distributed, "gather", lambda own: [own, (True, own[1])])
+    assert any(one.agreed_at(step) for step in range(1001, 1010))

@@ -133,10 +133,58 @@ def test_the_same_command_finishes_what_is_missing(capsys: pytest.CaptureFixture
     assert f"{SWEEP}/seed=1: is finished" in capsys.readouterr().out
     assert set(jobs().values()) == {"finished"}
     assert (SWEEP / "seed=1" / "metrics.jsonl").read_bytes() == before
-    assert [row["job"] for row in table()] == ["seed=0", "seed=1", "seed=2"]
+    assert [row["job"] for row in table()] == ["seed=0", "seed=1", "seed=2", "job"], "those of all calls"
+    before_refusal = table()
+    capsys.readouterr()
     assert main([*line, "data.batch_size=32"]) == 1
-    assert "data.batch_size: runs/sweep/seed=0 was started with 64, not 32" in table()[0]["reason"]
+    assert "seed=0  failed" in capsys.readouterr().out
+    after = table()
+    assert "data.batch_size: runs/sweep/seed=0 was started with 64, not 32" in after[0].pop("reason")
+    assert after[0] == before_refusal[0], "what lies in the folder is as it was"
     assert (SWEEP / "seed=1" / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_table_is_of_all_jobs_in_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a later call trains, adds, refuses or measures: no row and no number of an earlier one is lost."""
+    assert main(["train", *TINY[:1], *TINY[2:], "-m", "model.width=0,4"]) == 1
+    first = table()
+    assert [(row["job"], row["status"]) for row in first] == [
+        ("model.width=0", "failed"),
+        ("model.width=4", "finished"),
+    ]
+    assert main(["train", *TINY, "runner.monitor=train/loss", "-m", "seed=3,4"]) == 0
+    second = table()
+    assert [row["job"] for row in second] == ["model.width=0", "model.width=4", "seed=3", "seed=4"]
+    for before, after in zip(first, second, strict=False):
+        assert {key: value for key, value in after.items() if value} == {k: v for k, v in before.items() if v}
+    assert all(float(row["best train/loss"]) > 0 for row in second[2:])
+    assert main(["train", *TINY, "-m", "method.optimizer.lr=nan,1e38"]) == 1
+    third = table()
+    assert third[:4] == second
+    assert [row["status"] for row in third[4:]] == ["failed", "failed"]
+    assert main(["train", *TINY, "fresh=true", "runner.monitor=train/loss", "-m", "seed=3"]) == 0
+    assert [row["job"] for row in table()] == [*(row["job"] for row in third), "job"]
+    assert (SWEEP / "job").is_dir()
+    assert main(["train", *TINY, "fresh=true", "-m", "seed=3,4"]) == 0
+    assert (SWEEP / "seed=3~1").is_dir()
+    assert len(table()) == len(third) + 1, "a run that fresh=true has set aside is no job"
+    (SWEEP / "sweep.csv").unlink()
+    capsys.readouterr()
+    assert main(["train", *TINY, "-m", "seed=5"]) == 0
+    assert {row["job"] for row in table()} >= {"model.width=4", "seed=3", "seed=4"}, "their records are read again"
+    assert "jobs of earlier calls" in capsys.readouterr().out
+
+
+def test_a_repeated_value_is_one_job(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *TINY, "-m", "method.optimizer.lr=1e-3,0.001,1e-2", "seed=1,1"]) == 0
+    names = ["method.optimizer.lr=0.001,seed=1", "method.optimizer.lr=0.01,seed=1"]
+    assert [row["job"] for row in table()] == names
+    shown = capsys.readouterr().out
+    assert "6 jobs were given; 4 repeat the values of others, and 2 are trained\n" in shown
+    assert "job 2 of 2" in shown
+    assert main(["train", *TINY, "-m", "method.optimizer.lr=10e-4,1", "seed=1.0"]) == 2
+    assert main(["train", *TINY, "-m", "method.optimizer.lr=10e-4,1,1.0", "seed=1"]) == 0
+    assert "3 jobs were given; 1 repeat" in capsys.readouterr().out
 
 
 def started(tmp_path: Path, *given: str) -> subprocess.Popen[str]:

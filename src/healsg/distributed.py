@@ -28,6 +28,9 @@ T = TypeVar("T")
 TIMEOUT = 300.0
 """Seconds that a process waits for another one in a collective, before ``runner.timeout`` is known: its default."""
 
+TOGETHER = 6.0
+"""Seconds within which all processes meet an error that is the same in all of them."""
+
 
 @cache
 def world() -> int:
@@ -90,6 +93,7 @@ class Group:
         self.store = store
         self.timeout = timeout
         self.failed = False
+        self.parted = False  # by another process's error, so that no collective can be expected to work
         own = PrefixStore(f"healsg/{number}", store)
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         self.peers = Peers(own, rank(), world(), timeout, hosted)
@@ -103,11 +107,11 @@ class Group:
         )
         self.peers.start()
 
-    def close(self) -> None:
-        """Leave the group, all processes together."""
+    def close(self, met: bool = False) -> None:
+        """Leave the group, all processes together; ``met`` where they have just found each other."""
         import torch.distributed as dist
 
-        if not orphaned():  # else the store is gone too
+        if not met and not orphaned():  # else the store is gone too
             self.peers.meet()
         dist.barrier()  # none reads the store any more, which rank 0 may hold
         self.peers.stop()
@@ -215,6 +219,7 @@ def first_cause(
     except (Stopped, PeerError, ElsewhereError) as error:
         if (group := group or _group) and not isinstance(error, Stopped):
             group.failed = True
+            group.parted = group.parted or isinstance(error, PeerError)
         raise
     except BaseException as error:
         if (group := group or _group) is None:
@@ -225,6 +230,7 @@ def first_cause(
         cause = group.peers.cause_of(error)
         if cause is error:
             raise
+        group.parted = True
         raise cause from error
 
 
@@ -244,6 +250,11 @@ def reported() -> None:
         _group.peers.reported()
 
 
+def failed() -> bool:
+    """Whether an error has left this process without the others."""
+    return _group is not None and _group.failed
+
+
 def recovered() -> bool:
     """After an error: whether all processes have met one, so that they could begin anew together.
 
@@ -252,11 +263,11 @@ def recovered() -> bool:
     global _group, _groups
     if not launched():
         return True
-    if _group is None or not _group.peers.all_failed(6.0):
+    if _group is None or _group.parted or not _group.peers.all_failed(TOGETHER):
         return False
     store = _group.store
     timeout = _group.timeout
-    _group.close()
+    _group.close(met=True)
     _groups += 1
     _group = Group(store, _groups, timeout)
     return True

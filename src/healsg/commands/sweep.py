@@ -50,8 +50,8 @@ def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
         rows += _one_by_one(name, jobs, sound, stop_signal)
         if rows and distributed.rank() == 0:
             _table(name, rows)
-        if any(row["status"] == "failed" for row in rows[-1:]) and len(rows) < len(jobs):
-            return 1  # the processes of a launch have parted, see _one_by_one
+        if distributed.failed():
+            return 1
         if len(rows) < len(jobs) or any(row["exit"] >= 128 for row in rows):
             return stop_signal.stopped().status
     return 1 if any(row["status"] == "failed" for row in rows) else 0
@@ -99,10 +99,9 @@ def _without_repeated(jobs: Jobs) -> Jobs:
     different: dict[str, tuple[str, Composed]] = {}
     for job, composed in jobs:
         values = json.dumps(_as_number(composed.values), sort_keys=True, default=str)
-        if values in different:
-            say(f"{job}: has the values of {different[values][0]}, and is one job with it")
-        else:
-            different[values] = job, composed
+        different.setdefault(values, (job, composed))
+    if repeated := len(jobs) - len(different):
+        say(f"{len(jobs)} jobs were given; {repeated} repeat the values of others, and {len(different)} are trained")
     return list(different.values())
 
 
@@ -219,22 +218,24 @@ def _columns(rows: list[Row]) -> list[str]:
 
 
 def all_rows(folder: Path, rows: list[Row]) -> list[Row]:
-    """The rows of all jobs in a sweep's folder, of this call and of earlier ones, in the order in which they began.
+    """The rows of all jobs in a sweep's folder: those of the table that is there, others that lie there, this call's.
 
     A job that failed before it had a folder is known from the table alone, as it was.
 
     Args:
         rows: of this call. Where one was refused, such as for a changed setting, what lies in its folder counts.
     """
-    path = folder / "sweep.csv"
-    known = {row["job"]: row for row in _read_table(path)}
-    found = {job.name: RunFolder(job).record for job in sorted(folder.iterdir(), key=_began) if _is_job(job)}
-    known |= {job: _row_of(job, record) for job, record in found.items() if record}
-    for row in rows:
-        kept = known.get(row["job"], {})
-        if row["status"] == "failed" and found.get(row["job"], {}).get("status") == "finished":
-            row = {**kept, "reason": row["reason"]}
-        known[row["job"]] = row
+    known = {row["job"]: row for row in _read_table(folder / "sweep.csv")}
+    own = {row["job"]: row for row in rows}
+    records = {job.name: RunFolder(job).record for job in folder.iterdir() if _is_job(job)}
+    for job in sorted(records, key=lambda job: (str(records[job].get("begin")), job)):
+        if records[job] and (job in known or job not in own):
+            known[job] = _row_of(job, records[job])
+    for job, row in own.items():
+        if row["status"] == "failed" and records.get(job, {}).get("status") == "finished":
+            known[job] = {**_row_of(job, records[job]), "reason": row["reason"]}
+        else:
+            known[job] = row
     return list(known.values())
 
 
@@ -251,10 +252,6 @@ def _read_table(path: Path) -> list[Row]:
 def _is_job(path: Path) -> bool:
     """Whether a folder is that of a job, and not one that ``fresh=true`` has set aside."""
     return path.is_dir() and not path.is_symlink() and not re.search(r"~\d+$", path.name)
-
-
-def _began(path: Path) -> tuple[str, str]:
-    return str(RunFolder(path).record.get("begin", "")), path.name
 
 
 def _row_of(job: str, record: dict[str, Any]) -> Row:
