@@ -150,6 +150,7 @@ SEMI = {
     "freematch": ["method.momentum=0.5"],
     "pseudo_label": ["method.ramp_start=0", "method.ramp_end=0.1"],
     "mean_teacher": ["method.ramp=0.1"],
+    "mixmatch": ["method.ramp=0.1"],
 }
 """By semi-supervised method, settings with which its unlabelled term acts from the beginning."""
 
@@ -172,6 +173,30 @@ def test_each_term_is_weighed_by_its_own_samples() -> None:
     for method in SEMI:
         last = events(Path(f"runs/one-{method}"), "epoch")[-1]
         assert last["train/unlabelled"] > 0, f"{method}: its term acted"
+
+
+MIXED = {
+    "mixup": ["method.mixup=0.5", "method.label_smoothing=0.1"],
+    "cutmix": ["method.cutmix=1"],
+    "both": ["method.mixup=0.5", "method.cutmix=1", "method.random_erasing=0.5"],
+    "weights": ["method.mixup=0.5", "task._target_=test_step.Weighted", "trusted=[test_step]"],
+}
+
+
+def test_what_is_drawn_for_a_batch_is_drawn_for_all_processes() -> None:
+    """Partners, shares, boxes and noise do not depend on the number of processes."""
+    options = ["model=mlp", "model.width=16", "data.labels=310", "data.batch_size=60", "runner.precision=fp64"]
+    options += ["method=sgd", "runner.epochs=2", "runner.log_every=4", "quiet=true"]
+
+    def train(name: str) -> None:
+        for case, settings in MIXED.items():
+            TaskTrainer.compose(*options, *settings, f"name={name}-{case}").train()
+
+    train("one")
+    for count, name in ((2, "two"), (4, "four")):
+        in_processes(count, lambda rank, name=name: train(name))  # type: ignore[misc]
+        for case in MIXED:
+            agree(Path(f"runs/one-{case}"), Path(f"runs/{name}-{case}"))
 
 
 OWN = """

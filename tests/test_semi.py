@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -27,6 +28,7 @@ from healsg.methods.mixmatch import MixMatch
 from healsg.methods.pseudo_label import PseudoLabel
 from healsg.methods.softmatch import SoftMatch
 from healsg.methods.uda import UDA
+from healsg.training.step import loss_of
 
 LABELLED, UNLABELLED, CLASSES, WIDTH, SAMPLES = 4, 9, 3, 5, 12
 Array = np.ndarray[Any, Any]
@@ -142,6 +144,11 @@ def test_schedules() -> None:
 # --- a step of each method -------------------------------------------------------------------------------------------
 
 
+def nullcontext_of(batch: dict[str, Any]) -> contextlib.nullcontext[None]:
+    """What the runner of one process says of what is drawn together."""
+    return contextlib.nullcontext()
+
+
 class Case:
     """A method on a linear network, a batch of invented numbers, and what the network says of it."""
 
@@ -159,7 +166,9 @@ class Case:
             info=DataInfo((WIDTH,), CLASSES),
             task_method=method,
             train_loader=Loaderlike(source),
-            runner=SimpleNamespace(step_count=progress[0], total_steps=progress[1], epoch=0, rows=LABELLED),
+            runner=SimpleNamespace(
+                step_count=progress[0], total_steps=progress[1], epoch=0, drawn_together=nullcontext_of
+            ),
         )
         method.setup(self.task)  # type: ignore[arg-type]
         method.double()
@@ -177,7 +186,8 @@ class Case:
     def step(self) -> dict[str, Tensor]:
         labelled = {"input": self.input, "target": self.target, "index": torch.arange(LABELLED)}
         batch = {"labelled": labelled, "unlabelled": {**self.views, "index": self.index}}
-        return self.method.train_step(self.task, batch)  # type: ignore[arg-type]
+        logs = self.method.train_step(self.task, batch)  # type: ignore[arg-type]
+        return {name: loss_of(value).value for name, value in logs.items()}
 
     def predicted(self, view: str | None = None) -> Array:
         """By softmax in NumPy."""

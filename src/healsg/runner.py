@@ -23,7 +23,16 @@ from healsg.training.device import Compile, Place, Precision, both, clear_gradie
 from healsg.training.meter import Meter
 from healsg.training.plan import Plan, Position
 from healsg.training.progress import Progress
-from healsg.training.step import Accumulator, MicroBatch, TrainBatch, loss_of, reported, weighted_sum
+from healsg.training.step import (
+    Accumulator,
+    MicroBatch,
+    Samples,
+    TrainBatch,
+    loss_of,
+    reported,
+    samples_of,
+    weighted_sum,
+)
 from healsg.training.watcher import Watcher
 from healsg.types import Count, NonNegative, Positive, Threads
 
@@ -159,8 +168,8 @@ class TaskRunner:
         length = len(train_loader)
         total_steps = self.steps or self.epochs * -(-length // self.accumulate)
         batch_size = float(getattr(train_loader, "batch_size", 1))
-        own = mix(seed, "step", distributed.rank())
-        self.plan = Plan(length, self.accumulate, total_steps, batch_size, least, own)
+        seeds = mix(seed, "step", distributed.rank()), mix(seed, "step", 0)
+        self.plan = Plan(length, self.accumulate, total_steps, batch_size, least, *seeds)
         self.accumulator = Accumulator(batch_size)
         self.progress.total_steps, self.progress.max_epoch = total_steps, self.max_epoch
 
@@ -212,6 +221,23 @@ class TaskRunner:
         if micro.closes or not distributed.launched():
             return self.place.autocast()
         return both(task.net.no_sync(), self.place.autocast())  # type: ignore[operator]
+
+    @contextlib.contextmanager
+    def drawn_together(self, batch: Mapping[str, Any]) -> Iterator[Samples | None]:
+        """Let every process draw the same numbers for a while: those that one process alone would draw.
+
+        Gives which samples of the batch of all processes this one has; None, and its own numbers, where there is no
+        other process or it is not known how many samples the others have.
+        """
+        samples = samples_of(batch)
+        if not distributed.launched() or samples is None or samples.batch is None:
+            yield None
+            return
+        seed_device(self.place.device, self.position, state=mix(self.plan.shared_seed, self.epoch))
+        try:
+            yield samples
+        finally:
+            seed_device(self.place.device, "own", self.position, state=mix(self.plan.seed, self.epoch))
 
     def backward(self, logs: dict[str, Any], micro: MicroBatch) -> dict[str, Any]:
         """Add the gradient of ``logs["loss"]`` to that of the update; the step's scalars with what they count."""

@@ -124,20 +124,21 @@ def probabilities(output: Tensor) -> Tensor:
     return log_softmax(output.detach()).exp()
 
 
-def sum_over_all(values: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+def sum_over_all(values: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor]:
     """The sum over samples of all processes, in double precision, and their number, a scalar; every process must call
     it.
 
     Args:
         values: (N, ...).
-        rows: how many of them count, the first ones.
+        rows: how many of them count, the first ones; all by default.
     """
+    rows = len(values) if rows is None else rows
     total = precise(values[:rows]).sum(dim=0)
     summed = distributed.sum_tensor(torch.cat([total.flatten(), total.new_full((1,), rows)]))
     return summed[:-1].view(values.shape[1:]), summed[-1]
 
 
-def mean_over_all(values: Tensor, rows: int) -> Tensor:
+def mean_over_all(values: Tensor, rows: int | None = None) -> Tensor:
     """The mean over samples of all processes; see ``sum_over_all``."""
     total, count = sum_over_all(values, rows)
     return total / count

@@ -1,6 +1,8 @@
 """Mixup, CutMix and Random Erasing on a batch that is on the device already, as pure functions of tensors.
 
 They draw from the default generator of the batch's device, which the runner seeds for each step, and read no value.
+With several processes each draws for the batch of all of them (``samples``) and takes its own part, and partners are
+looked for in the whole batch, so that the numbers do not depend on how many processes there are.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import torch
 from torch import Tensor
 
 from healsg.errors import ConfigError
+from healsg.methods.gathered import gather
 from healsg.metric import precise
+from healsg.training.step import Samples
 
 ATTEMPTS = 10
 """Rectangles that are drawn for a sample, of which the first that fits is taken."""
@@ -21,16 +25,39 @@ AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)
 
 
 class Mixing(NamedTuple):
-    """How samples were mixed: each with its ``partner`` ((N,) places in the batch), keeping ``share`` (one for all, or
-    (N,))."""
+    """How samples were mixed: each with its ``partner`` ((N,) places in the batch of all processes), keeping ``share``
+    (one for all, or (N,))."""
 
     partner: Tensor
     share: Tensor
+    samples: Samples | None = None
+    """Which of all processes' samples these are; None where there is one process."""
+
+    def others(self, values: Tensor) -> Tensor:
+        """The partners' inputs or class probabilities, of (N, ...) own ones."""
+        everywhere = values if self.samples is None else gather(values, self.samples.rows)
+        return everywhere[self.partner]
 
     def of(self, values: Tensor) -> Tensor:
         """``share * values + (1 - share) * values[partner]``, for inputs or class probabilities (N, ...)."""
         shares = self.share.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
-        return torch.lerp(values[self.partner], values, shares)
+        return torch.lerp(self.others(values), values, shares)
+
+
+def partners(input: Tensor, samples: Samples | None) -> Tensor:
+    """(N,) a partner of each sample, in a random order of the batch of all processes."""
+    order = torch.randperm(whole(input, samples), device=input.device)
+    return order if samples is None else own(order, len(input), samples)
+
+
+def whole(input: Tensor, samples: Samples | None) -> int:
+    """The samples of the batch of all processes."""
+    return len(input) if samples is None or samples.batch is None else samples.batch
+
+
+def own(drawn: Tensor, count: int, samples: Samples | None, dim: int = 0) -> Tensor:
+    """This process's ``count`` of what was drawn for the batch of all."""
+    return drawn if samples is None else drawn.narrow(dim, samples.first, count)
 
 
 def beta(alpha: float, like: Tensor) -> Tensor:
@@ -39,14 +66,15 @@ def beta(alpha: float, like: Tensor) -> Tensor:
     return both[0]
 
 
-def mixup(input: Tensor, alpha: float) -> tuple[Tensor, Mixing]:
+def mixup(input: Tensor, alpha: float, samples: Samples | None = None) -> tuple[Tensor, Mixing]:
     """Mix every sample with another of its batch (Zhang et al. 2018, arXiv 1710.09412).
 
     Args:
         input: (N, ...) floating-point.
         alpha: the share that a sample keeps is drawn from Beta(alpha, alpha), once for the batch.
+        samples: which samples of all processes these are; None where there is one process.
     """
-    mixing = Mixing(torch.randperm(len(input), device=input.device), beta(alpha, input))
+    mixing = Mixing(partners(input, samples), beta(alpha, input), samples)
     return mixing.of(input), mixing
 
 
@@ -70,36 +98,40 @@ def box(size: tuple[int, ...], share: Tensor, device: torch.device) -> Tensor:
     return inside
 
 
-def cutmix(input: Tensor, alpha: float) -> tuple[Tensor, Mixing]:
+def cutmix(input: Tensor, alpha: float, samples: Samples | None = None) -> tuple[Tensor, Mixing]:
     """Put a box of another sample of the batch into every sample (Yun et al. 2019, arXiv 1905.04899, Algorithm A1).
 
     Args:
         input: (N, C, *spatial) images or volumes.
         alpha: the share that stays is drawn from Beta(alpha, alpha) and then counted in pixels, once for the batch.
+        samples: see ``mixup``.
 
     Raises ConfigError for anything else than images.
     """
     if input.dim() < 4:
         raise ConfigError(f"method.cutmix: needs images or volumes, and a batch here is {tuple(input.shape)}")
-    partner = torch.randperm(len(input), device=input.device)
+    partner = partners(input, samples)
     pasted = box(tuple(input.shape[2:]), beta(alpha, input), input.device)
-    return torch.where(pasted, input[partner], input), Mixing(partner, 1.0 - precise(pasted).mean())
+    mixing = Mixing(partner, 1.0 - precise(pasted).mean(), samples)
+    return torch.where(pasted, mixing.others(input), input), mixing
 
 
-def mix(input: Tensor, mixup_alpha: float, cutmix_alpha: float) -> tuple[Tensor, Mixing]:
+def mix(
+    input: Tensor, mixup_alpha: float, cutmix_alpha: float, samples: Samples | None = None
+) -> tuple[Tensor, Mixing]:
     """Mixup, CutMix, or one of them at even odds where both are asked for (alpha of 0 leaves one out)."""
     if not cutmix_alpha:
-        return mixup(input, mixup_alpha)
-    cut, first = cutmix(input, cutmix_alpha)
+        return mixup(input, mixup_alpha, samples)
+    cut, first = cutmix(input, cutmix_alpha, samples)
     if not mixup_alpha:
         return cut, first
-    mixed, second = mixup(input, mixup_alpha)
+    mixed, second = mixup(input, mixup_alpha, samples)
     coin = torch.rand((), device=input.device) < 0.5
-    chosen = Mixing(*(torch.where(coin, one, other) for one, other in zip(first, second, strict=True)))
-    return torch.where(coin, cut, mixed), chosen
+    partner, share = (torch.where(coin, one, other) for one, other in zip(first[:2], second[:2], strict=True))
+    return torch.where(coin, cut, mixed), Mixing(partner, share, samples)
 
 
-def random_erasing(images: Tensor, probability: float) -> Tensor:
+def random_erasing(images: Tensor, probability: float, samples: Samples | None = None) -> Tensor:
     """Fill a random rectangle of some of the images with noise (Zhong et al. 2020, arXiv 1708.04896, Algorithm 1).
 
     Each sample has its own rectangle, or none. The noise is N(0, 1) for each value: the images are normalised.
@@ -107,13 +139,15 @@ def random_erasing(images: Tensor, probability: float) -> Tensor:
     Args:
         images: (N, C, height, width).
         probability: that a sample is erased.
+        samples: see ``mixup``.
 
     Raises ConfigError for anything else than images.
     """
     if images.dim() != 4:
         raise ConfigError(f"method.random_erasing: needs images, and a batch here is {tuple(images.shape)}")
-    count, _, height, width = images.shape
-    draw = torch.rand(4, count, ATTEMPTS, device=images.device)
+    count, height, width = len(images), images.shape[2], images.shape[3]
+    total = whole(images, samples)
+    draw = own(torch.rand(4, total, ATTEMPTS, device=images.device), count, samples, dim=1)
     area = (AREA[0] + (AREA[1] - AREA[0]) * draw[0]) * height * width
     aspect = ASPECT[0] + (ASPECT[1] - ASPECT[0]) * draw[1]
     tall, wide = (area * aspect).sqrt().floor(), (area / aspect).sqrt().floor()
@@ -126,6 +160,8 @@ def random_erasing(images: Tensor, probability: float) -> Tensor:
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     within_rows = (rows >= top) & (rows < top + tall)
     within_columns = (columns >= left) & (columns < left + wide)
-    erased = (torch.rand(count, 1, device=images.device) < probability) & (fitting > 0)
+    coin = own(torch.rand(total, 1, device=images.device), count, samples)
+    erased = (coin < probability) & (fitting > 0)
     chosen = within_rows[:, :, None] & within_columns[:, None, :] & erased[:, :, None]
-    return torch.where(chosen[:, None], torch.randn_like(images), images)
+    noise = torch.randn_like(images) if samples is None else images.new_empty(total, *images.shape[1:]).normal_()
+    return torch.where(chosen[:, None], own(noise, count, samples), images)

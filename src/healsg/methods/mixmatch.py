@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +11,9 @@ from torch import Tensor
 from healsg.losses.classification import cross_entropy, smooth
 from healsg.losses.semi import linear_ramp, sharpen, squared_distance
 from healsg.methods.consistency import SemiSupervised, probabilities
-from healsg.methods.mixing import Mixing
+from healsg.methods.gathered import gather
 from healsg.metric import precise
-from healsg.training.step import Mean, samples_of
+from healsg.training.step import Mean, Samples, samples_of
 from healsg.types import Count, Fraction, NonNegative, Positive
 
 if TYPE_CHECKING:
@@ -55,9 +56,11 @@ class MixMatch(SemiSupervised):
             first, second = task.net(torch.cat(parts[1:])).chunk(2)
             guess = sharpen((probabilities(first) + probabilities(second)) / 2, self.temperature)
             target = smooth(labelled["target"], guess[:1].expand(len(parts[0]), -1), self.label_smoothing)
-        inputs, targets = torch.cat(parts), torch.cat([target, guess, guess])
-        mixing = Mixing(*partners(len(inputs), self.alpha, inputs))
-        output, wanted = task.net(mixing.of(inputs)), mixing.of(targets)
+        with task.runner.drawn_together(batch) as together:
+            unlabelled = samples_of(batch["unlabelled"])
+            streams = [together, unlabelled, unlabelled] if together and unlabelled else None
+            mixing = draw(parts, self.alpha, streams)
+        output, wanted = task.net(mixing.of(parts)), mixing.of([target, guess, guess])
         rows = len(target)
         supervised = cross_entropy(output[:rows], wanted[:rows]).mean()
         distances = squared_distance(output[rows:], wanted[rows:])
@@ -73,3 +76,39 @@ def partners(count: int, alpha: float, like: Tensor) -> tuple[Tensor, Tensor]:
     even = precise(like.new_full((count, 2), alpha))
     share = torch.distributions.Dirichlet(even, validate_args=False).sample()
     return torch.randperm(count, device=like.device), share.amax(dim=1)
+
+
+class StreamMixing(NamedTuple):
+    """How the samples of several streams, one after the other, were mixed with those of all streams and processes.
+
+    ``partner`` and ``share``, (N,) each, are those of this process's samples; ``streams`` say which samples of each
+    stream it has, None where there is one process.
+    """
+
+    partner: Tensor
+    share: Tensor
+    streams: list[Samples] | None = None
+
+    def of(self, parts: list[Tensor]) -> Tensor:
+        """``share * values + (1 - share) * values[partner]`` of the streams' inputs or class probabilities."""
+        values = torch.cat(parts)
+        if self.streams is None:
+            everywhere = values
+        else:
+            everywhere = torch.cat([gather(part, own.rows) for part, own in zip(parts, self.streams, strict=True)])
+        shares = self.share.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
+        return torch.lerp(everywhere[self.partner], values, shares)
+
+
+def draw(parts: list[Tensor], alpha: float, streams: list[Samples] | None) -> StreamMixing:
+    """Partners and shares of the samples of all streams; each process draws those of all, and takes its own."""
+    if streams is None:
+        return StreamMixing(*partners(sum(map(len, parts)), alpha, parts[0]))
+    starts = [0, *accumulate(own.batch or 0 for own in streams)]
+    partner, share = partners(starts[-1], alpha, parts[0])
+    places = [
+        torch.arange(start + own.first, start + own.first + len(part), device=partner.device)
+        for start, own, part in zip(starts, streams, parts, strict=False)
+    ]
+    place = torch.cat(places)
+    return StreamMixing(partner[place], share[place], streams)

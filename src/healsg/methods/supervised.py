@@ -180,9 +180,14 @@ class Supervised(TaskMethod):
         for module in self.frozen_norms:
             module.eval()
         input: Tensor = batch["input"]
-        if self.random_erasing:
-            input = mixing.random_erasing(input, self.random_erasing)
-        return mixing.mix(input, self.mixup, self.cutmix) if self.mixup or self.cutmix else (input, None)
+        if not (self.random_erasing or self.mixup or self.cutmix):
+            return input, None
+        with task.runner.drawn_together(batch) as samples:
+            if self.random_erasing:
+                input = mixing.random_erasing(input, self.random_erasing, samples)
+            if not (self.mixup or self.cutmix):
+                return input, None
+            return mixing.mix(input, self.mixup, self.cutmix, samples)
 
     def soften(self, task: BasicTask, target: Tensor, output: Tensor, mixed: Mixing | None) -> Tensor:
         """Class probabilities (N, C, ...) where labels are smoothed or samples mixed, else ``target`` as it is."""

@@ -25,7 +25,7 @@ from healsg.paths import current_folder
 from healsg.runs.checkpointer import restore_weights
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.saved_config import load_saved
-from healsg.training.step import Mean, Samples, joined_samples, samples_of
+from healsg.training.step import Loss, Mean, Samples, joined_samples, samples_of
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -268,7 +268,8 @@ class Distilled(Supervised):
         teacher = ForwardOutput(taught, [found[name] for name in self.places])
         student = self.forward_output(task, seen, teacher)
         output = student.output[:rows]
-        distillation = Mean(self.distillation_loss(task, labelled, student, teacher), self.all_samples(batch))
+        told = self.distillation_loss(task, labelled, student, teacher)
+        distillation: Tensor | Loss = told if self.needs.flat else Mean(told, self.all_samples(batch))
         share = self.label_share(task)
         if not share:
             return {"loss": distillation, "distillation": distillation.detach()}
@@ -276,9 +277,7 @@ class Distilled(Supervised):
         return {"loss": share * labels + distillation, "distillation": distillation.detach()}
 
     def all_samples(self, batch: dict[str, Any]) -> Samples | None:
-        """The labelled and the unlabelled samples of a batch together; None for a batch of labelled ones."""
-        if self.needs.flat:
-            return None
+        """The labelled and the unlabelled samples of a batch together."""
         labelled, unlabelled = samples_of(batch["labelled"]), samples_of(batch["unlabelled"])
         return joined_samples(labelled, unlabelled) if labelled and unlabelled else None
 

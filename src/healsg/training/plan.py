@@ -16,7 +16,7 @@ class Plan:
         total_steps: updates of the run.
         batch_size: samples of a full micro-batch over all processes; 1 where the loader does not say.
         least: rows with which the network can be trained; BatchNorm needs two.
-        seed: of what a training step draws, of this process.
+        seed, shared_seed: of what a training step draws, of this process by itself and of all alike.
     """
 
     length: int = 0
@@ -25,6 +25,7 @@ class Plan:
     batch_size: float = 1.0
     least: int = 1
     seed: int = 0
+    shared_seed: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
