@@ -117,6 +117,8 @@ class Loader:
     def counted(self, batch: Batch, rows: int, position: int) -> TrainBatch:
         """A batch that ``batches`` gave for ``position``, with ``rows``, as a training step gets it."""
         skipping = self.reading.on_error == "skip" and not self.in_memory
+        if self.flat and self.sharding.world == 1 and self.sharding.accumulate == 1:
+            return TrainBatch(batch, Samples(rows, 0, rows, rows))
         if self.flat:
             return TrainBatch(batch, self._samples(self.longest, position, rows, skipping))
         parts = {}
@@ -231,7 +233,9 @@ class Loader:
         self.orders, self.draws, self.pieces = {}, {}, {}
         self.foreign = mix(seed, "samples", epoch)
         for stream, source in self.sources.items():
-            spans = [self._span(stream, position) for position in range(len(self))]
+            spans = self.bounds
+            if stream != self.longest:
+                spans = [self._span(stream, position) for position in range(len(self))]
             wanted = spans[-1][1]
             passes = -(-wanted // len(source))
             turns = [self._order(len(source), seed, stream, epoch, turn) + turn * len(source) for turn in range(passes)]

@@ -327,7 +327,8 @@ def reported(logs: Mapping[str, Any], micro: MicroBatch, weights: list[Any] | No
             scalars[name] = scalars[name] + other.value * share
         if first.over is not None:
             scalars[name + COUNT] = first.counted(micro)
-    scalars["count"] = scalars.get("count", micro.rows) if micro.rows else 0
+    rows = micro.samples.rows
+    scalars["count"] = scalars.get("count", rows) if rows else 0
     return scalars
 
 
