@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from healsg.config.check import check, explain_addition, explain_option, explain_unknown
+from healsg.config.check import check, explain_addition, explain_option, explain_unknown, explain_word, option_of
 from healsg.errors import ConfigError
 
 SOURCE = """
@@ -233,6 +233,46 @@ def test_the_nearest_key_is_named(key: str, nearest: str) -> None:
     line = f"{key.split('=')[0]}: no such key; did you mean {nearest}?"
     assert explain_unknown(key, CONFIG) == line
     assert explain_unknown(key, OmegaConf.create(CONFIG)) == line
+
+
+def test_the_answer_can_be_typed_as_it_stands() -> None:
+    line = "lr: no such key; did you mean method.optimizer.lr=0.1?"
+    assert explain_unknown("lr", CONFIG, "0.1") == line
+    assert explain_unknown("data.qqqq", CONFIG, "0.1").startswith("data.qqqq: no such key; there are data._target_")
+
+
+GROUPS = {"data": ["cifar", "digits"], "method": ["adamw", "sgd"], "method/optimizer": ["adamw", "sgd", "lion"]}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [
+        ("optimizer", "sgd", "method/optimizer=sgd"),
+        ("method.optimizer", "sgd", "method/optimizer=sgd"),
+        ("optimizer", "lyon", "method/optimizer=lion"),
+        ("data", "cifar", "data=cifar"),
+        ("optimizer", "zzz", None),
+        ("izer", "sgd", None),
+        ("model", "sgd", None),
+    ],
+)
+def test_a_group_that_is_set_as_a_key_is_named(key: str, value: str, meant: str | None) -> None:
+    assert option_of(key, value, GROUPS) == meant
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("cifar", "; did you mean data=cifar?"),
+        ("adamw", "; did you mean method=adamw or method/optimizer=adamw?"),
+        ("cfar", "; did you mean data=cifar?"),
+        ("epochs", "; did you mean runner.epochs=...?"),
+        ("runner.epochs", "; did you mean runner.epochs=...?"),
+        ("zzz", "; --help shows what there is"),
+    ],
+)
+def test_a_word_alone_is_given_its_group_or_key(word: str, told: str) -> None:
+    assert explain_word(word, GROUPS, CONFIG) == f"{word}: is not of the form key=value{told}"
 
 
 def test_where_no_key_is_near_its_neighbours_are_named() -> None:

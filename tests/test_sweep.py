@@ -98,7 +98,7 @@ def test_a_failing_job_does_not_stop_the_others(capsys: pytest.CaptureFixture[st
 
 
 WRONG = [
-    (["modle.width=4,8"], "modle.width: no such key; did you mean model.width?"),
+    (["modle.width=4,8"], "modle.width: no such key; did you mean model.width=4?"),
     (["model=mlp,cn"], "model=cn: no such option"),
     (["model.width=0,-1"], "model.width: 0 is out of range"),
     (["seed=0,1", "runner.epochs=x"], "runner.epochs: 'x' is not a whole number"),

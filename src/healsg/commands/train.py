@@ -65,7 +65,7 @@ def _parse(arguments: list[str]) -> Namespace:
     except ArgumentError as error:
         raise ConfigError(f"{error}; --help shows what there is") from error
     if unknown:
-        raise ConfigError(f"{unknown[0]}: there is no such option; --help shows what there is")
+        raise ConfigError(_no_option(unknown[0], arguments, args))
     if sum(map(bool, (args.multirun, args.cfg, args.info, args.shell_completion))) > 1:
         raise ConfigError("only one of --multirun, --cfg, --info and --shell-completion can be given")
     if args.config_path:
@@ -73,6 +73,20 @@ def _parse(arguments: list[str]) -> Namespace:
     if args.experimental_rerun:
         raise ConfigError("--experimental-rerun: is not read here; go on with a run by: healsg resume RUN")
     return args
+
+
+def _no_option(option: str, arguments: list[str], args: Namespace) -> str:
+    """What to say of ``--epochs 10``, which other programs take: the setting that is probably meant."""
+    name, _, value = option.lstrip("-").partition("=")
+    after = arguments[arguments.index(option) + 1 :][:1]
+    if not value and after and not after[0].startswith("-") and "=" not in after[0]:
+        value = after[0]
+    given = [override for override in args.overrides if "=" in override]
+    meant = None
+    with contextlib.suppress(ConfigError):  # of what else is wrong with the command
+        meant = Composer(args.config_dir, args.config_name or "config").suggest(name.replace("-", "_"), value, given)
+    hint = f"settings are given without dashes; did you mean {meant}?" if meant else "--help shows what there is"
+    return f"{option}: there is no such option; {hint}"
 
 
 def claimed_early(composed: Composed, path: Path | None = None) -> RunFolder | None:

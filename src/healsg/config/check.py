@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,20 +219,63 @@ def entries(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, An
         yield from entries(inner, place, depth + 1)
 
 
-def explain_unknown(key: str, config: Any) -> str:
-    """Why ``key`` (of an override) cannot be set in ``config``: there is none; the nearest one that there is."""
+def explain_unknown(key: str, config: Any, value: str = "") -> str:
+    """Why ``key`` (of an override) cannot be set in ``config``: there is none; the nearest one that there is.
+
+    ``value`` is what was to be set, as it was given, so that the answer can be typed as it stands.
+    """
     plain = _plain(config, resolve=False)
     key = key.lstrip("+~").split("=")[0]
-    leaf, parent = key.rpartition(".")[2], key.rpartition(".")[0]
-    keys = [place for place, _ in entries(plain) if place and "[" not in place and f"{place}.".find(f"{key}.") != 0]
+    if best := nearest(key, plain):
+        return f"{key}: no such key; did you mean {best}{f'={value}' if value else ''}?"
+    parent = key.rpartition(".")[0]
+    siblings = [place for place, _ in entries(plain) if _is_key(place, key) and place.rpartition(".")[0] == parent]
+    return f"{key}: no such key; there are {', '.join(siblings or list(plain))}"
+
+
+def nearest(key: str, plain: dict[str, Any]) -> str | None:
+    """The key of a configuration that ``key`` is probably meant to be: of the same last name, else a similar one."""
+    leaf = key.rpartition(".")[2]
+    keys = [place for place, _ in entries(plain) if _is_key(place, key)]
     near = [place for place in keys if place.rpartition(".")[2] == leaf]
     near = near or difflib.get_close_matches(key, keys, 1, 0.7)
     near = near or [place for place in keys if did_you_mean(leaf, [place.rpartition(".")[2]])]
-    if near:
-        best = max(near, key=lambda place: difflib.SequenceMatcher(None, key, place).ratio())
-        return f"{key}: no such key; did you mean {best}?"
-    siblings = [place for place in keys if place.rpartition(".")[0] == parent] or list(plain)
-    return f"{key}: no such key; there are {', '.join(siblings)}"
+    return max(near, key=lambda place: difflib.SequenceMatcher(None, key, place).ratio()) if near else None
+
+
+def _is_key(place: str, key: str) -> bool:
+    """Whether a place of a configuration is one that an override can name, and does not lie below ``key`` itself."""
+    return bool(place) and "[" not in place and f"{place}.".find(f"{key}.") != 0
+
+
+def option_of(key: str, value: str, groups: Mapping[str, Sequence[str]]) -> str | None:
+    """``group=option`` where ``key`` names a group, such as ``optimizer`` or ``method.optimizer``, that has the option
+    ``value``, or a similar one."""
+    path = key.replace(".", "/")
+    for group, options in groups.items():
+        if group == path or group.endswith(f"/{path}"):
+            similar = [value] if value in options else difflib.get_close_matches(value, options, 1, 0.6)
+            if similar:
+                return f"{group}={similar[0]}"
+    return None
+
+
+def example(current: Any) -> str:
+    """What may stand behind a key's ``=`` in an answer, where ``current`` stands now."""
+    return show(not current) if isinstance(current, bool) else "..."
+
+
+def explain_word(word: str, groups: Mapping[str, Sequence[str]], config: Any) -> str:
+    """Why a word alone, such as ``cifar``, is no setting: the group or key to which it probably belongs."""
+    meant = [f"{group}={word}" for group, options in groups.items() if word in options]
+    if not meant:
+        found = [(place, value) for place, value in entries(_plain(config, resolve=False)) if _is_key(place, "")]
+        meant = [f"{place}={example(value)}" for place, value in found if word in (place, place.rpartition(".")[2])]
+    if not meant:
+        every = {option: group for group, options in reversed([*groups.items()]) for option in options}
+        meant = [f"{every[option]}={option}" for option in difflib.get_close_matches(word, every, 1, 0.6)]
+    hint = f"; did you mean {' or '.join(meant[:3])}?" if meant else "; --help shows what there is"
+    return f"{word}: is not of the form key=value{hint}"
 
 
 def explain_option(group: str, option: str, options: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from healsg.config import check
 from healsg.config.names import did_you_mean
 from healsg.config.overrides import parse
-from healsg.config.schema import Composed, TaskConfig, check_init_from, verify
+from healsg.config.schema import Composed, TaskConfig, check_init_from, quoted, verify
 from healsg.config.values import has_key
 from healsg.errors import ConfigError, one_line
 from healsg.paths import project_folders
+from healsg.runs.folder import ROOT
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -60,8 +63,26 @@ class Composer:
         self._loader = self._hydra.config_loader
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
-        """Read overrides in Hydra's grammar. Raises ConfigError."""
+        """Read overrides in Hydra's grammar. Raises ConfigError, which for a word alone says what it belongs to."""
+        for override in overrides:
+            if re.fullmatch(r"[\w/@][\w./@-]*", override):
+                raise ConfigError(check.explain_word(override, self._choices(), self._base([])))
         return parse(overrides, self._loader)
+
+    def suggest(self, key: str, value: str, overrides: Sequence[str]) -> str | None:
+        """The setting that ``key``, which is none, and ``value`` are probably meant to be; None where none is near.
+
+        ``overrides`` are the others of the command, of which those that choose parts count.
+        """
+        if option := check.option_of(key, value, self._choices()):
+            return option
+        from omegaconf import OmegaConf
+
+        base = self._base(overrides)
+        plain: Any = OmegaConf.to_container(base, resolve=False)
+        meant = key if has_key(base, key) else check.nearest(key, plain)
+        current = OmegaConf.select(base, meant) if meant else None
+        return meant and f"{meant}={value or check.example(current)}"
 
     def compose(self, overrides: Sequence[str], checked: bool = True) -> Composed:
         """Compose, resolve and check. Raises ConfigError, in one line."""
@@ -70,6 +91,8 @@ class Composer:
 
         parsed = self.parse(overrides)
         for override in parsed:
+            if override.is_sweep_override():
+                raise ConfigError(_several(str(override.input_line)))
             if override.is_hydra_override() and override.get_key_element() not in ("hydra.searchpath", "hydra.mode"):
                 key = override.get_key_element()
                 raise ConfigError(f"{key}: is not read here; a run's folder is runs/<name>, set name=...")
@@ -132,11 +155,9 @@ class Composer:
             groups.append(override)
             if isinstance(option, str) and option not in self._options(key):
                 return ConfigError(check.explain_option(key, option, self._options(key)))
-        lines = [override.input_line for override in groups if override.input_line]
-        if len(lines) == len(overrides):
+        if len(groups) == len(overrides):
             return ConfigError(one_line(error))
-        base = self._load(lines)
-        del base["hydra"]
+        base = self._base(overrides)
         for override in values:
             key = override.get_key_element().lstrip("+~")
             if "/" in key:
@@ -144,8 +165,27 @@ class Composer:
             if not has_key(base, key):
                 if override.is_add():
                     continue
-                return ConfigError(check.explain_unknown(key, base))
+                text = str(override.input_line).partition("=")[2]
+                if meant := check.option_of(key, text, self._choices()):
+                    return ConfigError(f"{key}: no such key; did you mean {meant}?")
+                return ConfigError(check.explain_unknown(key, base, text))
         return ConfigError(one_line(error))
+
+    def _base(self, overrides: Sequence[str]) -> Any:
+        """The configuration with the parts that ``overrides`` choose, and no other setting of theirs."""
+        chosen = [
+            str(override.input_line)
+            for override in self.parse(overrides)
+            if not override.is_hydra_override() and self._options(override.key_or_group)
+        ]
+        base = self._load(chosen)
+        del base["hydra"]
+        return base
+
+    def _choices(self) -> dict[str, list[str]]:
+        """The options by group, those of the outermost groups first."""
+        groups = sorted(self._groups(), key=lambda group: group.count("/"))
+        return {group: self._options(group) for group in groups if group != "data/common"}
 
     def _options(self, group: str) -> list[str]:
         try:
@@ -164,15 +204,37 @@ class Composer:
         ConfigError.
         """
         jobs: list[list[str]] = [[]]
-        for override in self.parse(overrides):
+        for given, override in zip(overrides, self.parse(overrides), strict=True):
             if not override.is_sweep_override():
-                jobs = [[*job, str(override.input_line)] for job in jobs]
+                _refuse_texts(given, str(override.input_line))
+                jobs = [[*job, given] for job in jobs]
                 continue
             values = [f"{override.get_key_element()}={value}" for value in _swept(override)]
             if not 0 < len(jobs) * len(values) <= MOST:
                 raise ConfigError(f"{override.input_line}: makes no jobs, or more than {MOST:,}; give fewer values")
             jobs = [[*job, value] for job in jobs for value in values]
         return jobs
+
+
+def _several(override: str) -> str:
+    """What to say of several values where there is no sweep."""
+    key, _, value = override.partition("=")
+    line = f"{override}: several values are the jobs of a sweep, for which add -m"
+    if re.match(r"\w+\(", value):
+        return line
+    list_of, text = (shlex.quote(f"{key}={written}") for written in (f"[{value}]", f'"{value}"'))
+    return f"{line}; a list is written {list_of}, a text {text}"
+
+
+def _refuse_texts(given: str, understood: str) -> None:
+    """In a sweep refuse a value with commas that was taken for one text, unless it names a file or run. Raises
+    ConfigError."""
+    value = given.partition("=")[2]
+    if given == understood or "," not in value or Path(value).exists() or (ROOT / value).exists():
+        return
+    each = ",".join(quoted(f"={part}")[1:] for part in value.split(","))
+    several = shlex.quote(f"{given.partition('=')[0]}={each}")
+    raise ConfigError(f"{given}: is it one text or several? Write {shlex.quote(understood)}, or {several}")
 
 
 def _swept(override: Override) -> list[str]:

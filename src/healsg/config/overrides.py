@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from healsg.config.schema import _is_text, _unreadable, quoted
 from healsg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +18,11 @@ LONGEST = 4096
 
 
 def parse(overrides: Sequence[str], loader: Any = None) -> list[Override]:
-    """Read overrides in Hydra's grammar. Raises ConfigError."""
+    """Read overrides in Hydra's grammar; a value that the grammar does not know is text. Raises ConfigError.
+
+    Such are a run named by its overrides, values with ``;`` or ``~``, and other alphabets: Hydra takes them in quotes
+    alone, and ``input_line`` of what is returned has these.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -29,9 +34,13 @@ def parse(overrides: Sequence[str], loader: Any = None) -> list[Override]:
         if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in override):
             raise ConfigError(f"{override!r}: holds a character that is no text, such as a line break")
         try:
-            parsed.append(parser.parse_override(override))
-            parsed[-1].config_loader = loader
+            try:
+                parsed.append(parser.parse_override(override))
+            except (HydraException, RecursionError):
+                if not _is_text(override):
+                    raise
+                parsed.append(parser.parse_override(quoted(override)))
         except (HydraException, RecursionError) as error:
-            reason = (str(error).splitlines() or ["?"])[0]
-            raise ConfigError(f"{override}: is not of the form key=value ({reason})") from error
+            raise ConfigError(_unreadable(override, error)) from error
+        parsed[-1].config_loader = loader
     return parsed

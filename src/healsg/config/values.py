@@ -21,4 +21,4 @@ def has_key(config: Any, key: str) -> bool:
 
     parent, _, leaf = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
-    return OmegaConf.is_dict(node) and leaf in node
+    return OmegaConf.is_dict(node) and leaf in list(node.keys())  # "in node" is False where the value is still ???

@@ -115,7 +115,7 @@ def _change(saved: Any, override: Override) -> None:
     if override.is_delete() or "/" in key:
         raise ConfigError(f"{text}: a run that exists keeps its parts; change their settings one by one")
     if not override.is_add() and not has_key(saved, key):
-        raise ConfigError(check.explain_unknown(key, saved))
+        raise ConfigError(check.explain_unknown(key, saved, str(text).partition("=")[2]))
     if OmegaConf.is_dict(OmegaConf.select(saved, key)) and isinstance(value, str):
         raise ConfigError(f"{text}: a run that exists keeps its {key}; change its settings one by one: {key}.KEY=VALUE")
     OmegaConf.update(saved, key, value, force_add=True)
