@@ -378,13 +378,17 @@ class Tables(Classification):
 
     def _report_inputs(self, sources: Sequence[TensorSource]) -> None:
         """Say which columns are the input, what became of their numbers, and which columns are left out."""
-        log.info("data: the inputs are the columns %s; mean 0 and deviation 1 on the training rows", shown(self.inputs))
+        log.info(
+            "data: the inputs are the columns %s, scaled to mean 0 and deviation 1 by the training rows",
+            shown(self.inputs),
+        )
         if self.columns is None and self._unnamed:
             log.info("data: %s has no name and is no input; data.columns names it if it is", shown(self._unnamed))
         missing = sum((source.input.isnan().sum(dim=0).cpu() for source in sources), torch.zeros(len(self.inputs)))
-        counts = [f"{name} {int(count)}" for name, count in zip(self.inputs, missing.tolist(), strict=True) if count]
-        if counts:
-            log.info("data: missing numbers are set to their column's mean: %s", shown(counts))
+        lacking = {name: int(count) for name, count in zip(self.inputs, missing.tolist(), strict=True) if count}
+        if lacking:
+            told = "data: %d missing numbers are set to the mean of their column: %s"
+            log.info(told, sum(lacking.values()), shown(list(lacking)))
         if self.columns is None:
             for name in self.inputs:
                 if counts_rows(self._tables["train"][name]):
