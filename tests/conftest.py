@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,19 +72,20 @@ def fork(act: Callable[[], object]) -> int:
 
 def in_processes(count: int, act: Callable[[int], object]) -> None:
     """Do ``act(rank)`` in processes that know each other, as torchrun would start them."""
-    import torch
-
     from healsg import distributed
 
-    meeting = Path(f"meeting{len(list(Path().glob('meeting*')))}").absolute()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
 
     def one(rank: int) -> None:
         os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)})
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
         for known in (distributed.world, distributed.launched, distributed.rank, distributed.local_rank):
             known.cache_clear()
-        torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
+        distributed.connect()
         act(rank)
-        torch.distributed.destroy_process_group()
+        distributed.close(0)
 
     children = [fork(lambda rank=rank: one(rank)) for rank in range(count)]  # type: ignore[misc]
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * count

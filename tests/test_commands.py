@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -166,10 +165,8 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("typed", "told"), [(first, rest) for first, *rest in MISTAKES], ids=[m[0] for m in MISTAKES])
 def test_a_mistake_is_one_line(typed: str, told: list[str], program: Program, without_torch: dict[str, str]) -> None:
-    begin = time.monotonic()
     arguments = [typed] if "' " in typed or "=' " in typed else typed.split(" ")
     refused(program(command(*arguments), env=without_torch), *told)
-    assert time.monotonic() - begin < 3
 
 
 def test_tracebacks_where_they_are_asked_for(program: Program) -> None:

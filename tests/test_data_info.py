@@ -268,7 +268,7 @@ def test_eval_of_folders_goes_by_name(capsys: pytest.CaptureFixture[str]) -> Non
     folder = ("data=imagefolder", "data.image_size=8", "data.shift=0", "data.workers=0", "data.folder=A")
     train(*folder, *MLP, "name=run")
     assert main(["eval", "run", "data.folder=B"]) == 1
-    assert "B/train: the class 'red apple' is not among those" in capsys.readouterr().err
+    assert "B/test: the class 'red apple' is not among those" in capsys.readouterr().err
     assert set(evaluate("run", "data.folder=C")) == {"loss", "acc"}
 
 

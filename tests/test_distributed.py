@@ -279,14 +279,14 @@ def test_a_signal_that_two_send_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for launched, expected in ((True, []), (False, [signal.SIGUSR1])):
         monkeypatch.setattr(distributed, "launched", lambda launched=launched: launched)
         with StopSignal() as stop_signal:
-            interrupt._handle(signal.SIGUSR1, None)
-            interrupt._handle(signal.SIGUSR1, None)
+            stop_signal._handle(signal.SIGUSR1, None)
+            stop_signal._handle(signal.SIGUSR1, None)
         assert killed == expected
     monkeypatch.setattr(distributed, "launched", lambda: True)
     with StopSignal() as stop_signal:
-        interrupt._handle(signal.SIGUSR1, None)
-        interrupt.received_at -= 5
-        interrupt._handle(signal.SIGUSR1, None)
+        stop_signal._handle(signal.SIGUSR1, None)
+        stop_signal.received_at -= 5
+        stop_signal._handle(signal.SIGUSR1, None)
     assert len(killed) == 2
 
 

@@ -189,7 +189,7 @@ class ImageFolder(Classification):
             paths += pictures
             targets += [label] * len(pictures)
             skipped += others
-        if empty and (part == "train" or not paths):
+        if empty and (not paths or (part == "train" and self._saved is None)):
             raise DataError(f"{folder / empty[0]}: no pictures in it ({', '.join(EXTENSIONS)})")
         if empty:
             log.warning("%s: no %s pictures of the classes %s", folder, part, shown(empty))

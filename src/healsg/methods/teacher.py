@@ -144,7 +144,9 @@ class Student(nn.Module):
 
 
 class Distilled(Supervised):
-    """Learn from labels and from the network of a run, which sees what the student sees. A subclass gives ``distillation_loss``.
+    """Learn from labels and from the network of a run, which sees what the student sees.
+
+    A subclass gives ``distillation_loss``.
 
     The teacher's run, without its data, must lie where it was whenever this run is trained or continued; the checkpoint
     holds the teacher's weights, so that a run goes on with the teacher with which it began.

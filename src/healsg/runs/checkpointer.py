@@ -1,4 +1,4 @@
-"""Checkpointer: what a run keeps while it trains, between the runner's loop and the run's folder; only rank 0 writes."""
+"""Checkpointer: what a run saves while it trains, between the runner's loop and the run's folder; rank 0 alone writes."""
 
 from __future__ import annotations
 

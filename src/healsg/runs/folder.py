@@ -133,9 +133,11 @@ class RunFolder:
             (self.path / ".lock").unlink(missing_ok=True)
         self.unlock()
         if not self.config.exists():
+            root = absolute(ROOT)
             for empty in (self.path, *self.path.parents[:2]):
-                with contextlib.suppress(OSError):
-                    empty.rmdir()
+                if empty == self.path or empty.is_relative_to(root):  # never the folder in which the user works
+                    with contextlib.suppress(OSError):
+                        empty.rmdir()
 
     # --- the record ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Session: what surrounds a run: the screen, the log, the metrics_log and its loggers; and how it ended, in any case."""
+"""Session: what surrounds a run: the screen, the log, the metrics and their loggers; and how it ended, in any case."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from healsg.data.info import DataInfo, differing_classes, differing_inputs, saved_info
 from healsg.errors import ConfigError, HealsgError, RunError
+from healsg.paths import shown
 from healsg.runs import checkpoint
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
@@ -177,14 +178,15 @@ def initialise(model: nn.Module, path: Path, info: DataInfo | None = None) -> tu
     tensors, changed = renamed(found.tensors, own)
     taken = fitting(tensors, own)
     if not taken:
-        raise RunError(f"init_from: nothing in {path} fits this model; it holds {', '.join(list(tensors)[:3])}, ...")
+        held = ", ".join(list(tensors)[:3])
+        raise RunError(f"init_from: nothing in {shown(path)} fits this model; it holds {held}, ...")
     classes, head = "", None
     warnings: list[str] = []
     if info is not None and found.data_info is not None:
         classes = differing_classes(found.data_info, info)
         head = head_prefix(model, info.num_classes) if classes else None
         if differing := list(differing_inputs(found.data_info, info)):
-            warnings.append(f"init_from {path}: was trained on other inputs: {'; '.join(differing)}")
+            warnings.append(f"init_from {shown(path)}: was trained on other inputs: {'; '.join(differing)}")
     left = [key for key in taken if head and key.startswith(head)]
     taken = {key: one for key, one in taken.items() if key not in left}
     model.load_state_dict(taken, strict=False)
@@ -196,7 +198,7 @@ def initialise(model: nn.Module, path: Path, info: DataInfo | None = None) -> tu
     }
     reported = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in parts.items() if keys]
     reported += [changed] * bool(changed)
-    return f"init_from {path}: {len(taken)} of {len(own)} tensors loaded" + "".join(
+    return f"init_from {shown(path)}: {len(taken)} of {len(own)} tensors loaded" + "".join(
         f"; {one}" for one in reported
     ), warnings
 

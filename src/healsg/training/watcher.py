@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """What the loop tells whoever keeps a run. This one keeps nothing; a run's ``Checkpointer`` saves, logs and stops."""
+    """What the loop tells whoever keeps a run. This one does nothing; a run's ``Checkpointer`` saves, logs, stops."""
 
     def snapshot_done(self) -> None:
         """Weights and memory are about to change: wait for what still copies them."""
