@@ -1,4 +1,4 @@
-"""Checkpointer: what a run saves while it trains, between the runner's loop and the run's folder; rank 0 alone writes."""
+"""Checkpointer: what a run saves while it trains, between the loop and the folder of the run; rank 0 alone writes."""
 
 from __future__ import annotations
 
