@@ -538,10 +538,9 @@ def test_a_predictor_of_pictures(run: str) -> None:
     found = predictor("A/test")
     assert torch.equal(found.outputs, wanted)
     assert set(found.classes or []) <= {"apple", "kiwi"}
-    assert torch.equal(
-        predictor([f"A/test/kiwi/{one}.png" for one in range(2)]).outputs, predictor("A/test/kiwi").outputs
-    )
-    with pytest.raises(DataError, match=r"nowhere.png: there is no such file"):
+    files = [f"A/test/kiwi/{one}.png" for one in range(2)]
+    assert torch.equal(predictor(files).outputs, predictor("A/test/kiwi").outputs)
+    with pytest.raises(DataError, match=r"nowhere\.png: there is no such file"):
         predictor("nowhere.png")
     with pytest.raises(DataError, match="a table of columns, but the network takes no columns"):
         predictor({"a": [1]})

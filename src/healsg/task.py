@@ -142,8 +142,8 @@ class BasicTask:
         if "train" not in self.loaders:
             raise DataError("build_dataloader: there is no train loader; return (train, val) or a dict by split")
         self.data_info = None if self.info is None else self.task_data.fitted()
-        if self.data_info and data_info and (differing := list(differing_inputs(data_info, self.data_info))):
-            log.warning("data: the weights were trained on other inputs: %s", "; ".join(differing))
+        if self.data_info and data_info:
+            _warn_of_other_inputs(data_info, self.data_info)
         self.task_model = self.starting_model(fresh_weights)
         seed_everything(seed, "model")
         self.model = self.build_model()
@@ -170,16 +170,24 @@ class BasicTask:
             distributed.meet()  # reading data may take one process longer than the timeout of what follows
             self._build_training()
 
-    def build_evaluation(self, network: nn.Module, split: str) -> EvalEpoch:
+    def build_evaluation(self, network: nn.Module, split: str, data_info: DataInfo) -> EvalEpoch:
         """Make what an evaluation of ``network`` on one split needs, and nothing for training.
 
-        Raises ConfigError where there is no such split, or a metric does not fit the data.
+        Args:
+            network: in the structure that is evaluated, with its weights.
+            split: its name.
+            data_info: what the weights were trained on.
+
+        Raises:
+            ConfigError: there is no such split, or a metric does not fit the data.
         """
         seed, runner = self.config.seed, self.runner
         runner.prepare()
         if self.info is not None:
             self.task_model.check(self.info)
         loader = self.task_data.evaluation_loader(split)
+        self.data_info = self.task_data.fitted()
+        _warn_of_other_inputs(data_info, self.data_info)
         loader.deal(runner.sharding(seed, least_rows(network)))
         self.loaders = {split: loader}
         self.criterion = self.build_criterion()
@@ -312,3 +320,9 @@ class BasicTask:
 def least_rows(model: nn.Module) -> int:
     """Rows with which a network can be trained: BatchNorm fails on one, hence two where there is any."""
     return 1 + any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def _warn_of_other_inputs(trained_on: DataInfo, own: DataInfo) -> None:
+    """Say in what the inputs differ from those of the training, which only a changed setting can bring."""
+    if differing := list(differing_inputs(trained_on, own)):
+        log.warning("data: the weights were trained on other inputs: %s", "; ".join(differing))

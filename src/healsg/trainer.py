@@ -180,7 +180,7 @@ class TaskTrainer:
             return None
         if type(task.task_method).evaluate is not TaskMethod.evaluate:
             return None
-        return task.build_evaluation(network, split)
+        return task.build_evaluation(network, split, info)
 
     def predictor(self) -> Predictor:
         """The best network of the trained run, for new samples, made of the run's own files alone.
