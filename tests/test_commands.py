@@ -29,7 +29,8 @@ def without_torch(tmp_path: Path) -> dict[str, str]:
     """An environment in which importing torch fails."""
     (tmp_path / "hooks").mkdir()
     (tmp_path / "hooks" / "sitecustomize.py").write_text(GUARD)
-    return {**os.environ, "PYTHONPATH": str(tmp_path / "hooks")}
+    folders = [str(tmp_path / "hooks"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str, status: int = 2) -> None:

@@ -65,7 +65,7 @@ def test_what_the_grammar_knows_keeps_its_meaning() -> None:
     ]
 
 
-@pytest.mark.parametrize("value", ["[1", "{a", "'a", '"a', "choice(a;b)", "${a;b}", "=a", "(a"])
+@pytest.mark.parametrize("value", ["[1", "{a", "'a", '"a', "choice(a;b)", "${a;b", "=a"])
 def test_what_begins_as_something_else_is_no_text(value: str) -> None:
     with pytest.raises(ConfigError, match="is not of the form key=value") as caught:
         parse([f"data.root={value}"])

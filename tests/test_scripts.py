@@ -260,3 +260,9 @@ def test_a_run_from_a_directory_that_was_removed_is_refused(tmp_path: Path) -> N
     assert ended(forked(["train", *TINY], removed_folder(tmp_path))) == 2
     assert Path("output").read_text() == "error: the current directory has been removed; change to one that exists\n"
     assert not (tmp_path / "to be removed").exists()
+
+
+def test_a_start_that_is_refused_removes_no_folder_of_ours(tmp_path: Path) -> None:
+    """What it made itself, ``runs/`` included, goes; the empty directory in which it was started stays."""
+    assert main(["train", *TINY, "task._target_=healsg.model.TaskModel", "name=run"]) == 2
+    assert list(tmp_path.iterdir()) == []

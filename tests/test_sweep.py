@@ -170,7 +170,7 @@ def test_the_table_is_of_all_jobs_in_the_folder(capsys: pytest.CaptureFixture[st
     assert len(table()) == len(third) + 1, "a run that fresh=true has set aside is no job"
     (SWEEP / "sweep.csv").unlink()
     capsys.readouterr()
-    assert main(["train", *TINY, "-m", "seed=5"]) == 0
+    assert main(["train", *TINY, "-m", "seed=5,6"]) == 0
     assert {row["job"] for row in table()} >= {"model.width=4", "seed=3", "seed=4"}, "their records are read again"
     assert "jobs of earlier calls" in capsys.readouterr().out
 

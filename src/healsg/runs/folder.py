@@ -133,11 +133,11 @@ class RunFolder:
             (self.path / ".lock").unlink(missing_ok=True)
         self.unlock()
         if not self.config.exists():
-            root = absolute(ROOT)
-            for empty in (self.path, *self.path.parents[:2]):
-                if empty == self.path or empty.is_relative_to(root):  # never the folder in which the user works
-                    with contextlib.suppress(OSError):
-                        empty.rmdir()
+            above = self.path.parents[:2]  # runs, or a sweep in it; never what lies above
+            named = [parent.name for parent in above]
+            for empty in (self.path, *above[: named.index(ROOT.name) + 1 if ROOT.name in named else 0]):
+                with contextlib.suppress(OSError):
+                    empty.rmdir()
 
     # --- the record ------------------------------------------------------------------------------------------------
 
