@@ -23,7 +23,7 @@ import torch
 
 from conftest import REPOSITORY, beside
 from healsg import TaskTrainer
-from healsg.commands import compare, trace, verify
+from healsg.commands import compare, fingerprints, trace, verify
 from healsg.commands.compare import first_tensor
 from healsg.errors import ConfigError, HealsgError, RunError
 from healsg.runs.folder import RunFolder
@@ -279,7 +279,7 @@ def test_a_traced_run_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     names = rows[1]["names"]
     assert {"model.body.1.weight", "optimizer.state.0.momentum_buffer", "runner.meter.sums.loss"} <= set(names)
     sections = [name.split(".")[0] for name in names]
-    assert sections == sorted(sections, key=trace.SECTIONS.index)
+    assert sections == sorted(sections, key=fingerprints.SECTIONS.index)
     monkeypatch.setitem(trace.Tracer.plan, "parent", -1)
     orphan = TaskTrainer.compose(*options, "name=orphan").train()
     assert (orphan["status"], orphan["exit"]) == ("stopped", 1)
@@ -288,12 +288,12 @@ def test_a_traced_run_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_fingerprint_knows_values_types_and_shapes() -> None:
     base = torch.arange(6.0)
     values = [base, base + 1e-6, base.double(), base.view(2, 3), base.bool(), base.bfloat16(), base + 1j, 6, 6.0, None]
-    marks = [trace.fingerprint(value) for value in values]
+    marks = [fingerprints.fingerprint(value) for value in values]
     assert len({mark for mark, _ in marks}) == len(values)
-    assert marks[0] == trace.fingerprint(torch.arange(12.0)[:6].clone().requires_grad_())
+    assert marks[0] == fingerprints.fingerprint(torch.arange(12.0)[:6].clone().requires_grad_())
     assert [size for _, size in marks[-3:]] == [6, 6.0, None]
     assert marks[0][1] == pytest.approx(55**0.5, abs=1e-4)
-    assert trace.fingerprint(torch.empty(0))[1] == 0
+    assert fingerprints.fingerprint(torch.empty(0))[1] == 0
 
 
 def write(path: Path, *rows: dict[str, object] | str) -> Path:

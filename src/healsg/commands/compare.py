@@ -140,7 +140,7 @@ def checkpoints(first: RunFolder, second: RunFolder) -> str:
         if len(lacking) == 2:
             raise RunError(f"{lacking[0]}: has no checkpoint yet, and {lacking[1]} has none")
         return f"{lacking[0]} has none"
-    from healsg.commands.trace import SECTIONS, fingerprint, in_order
+    from healsg.commands.fingerprints import SECTIONS, fingerprint, in_order
 
     steps = [state["runner"]["step"] for state in states if state]
     one, other = (in_order({name: state[name] for name in SECTIONS}) for state in states if state)
@@ -214,7 +214,7 @@ def _differing(names: list[str], row: dict[str, Any], own: list[str], line: dict
 
 def _replay(first: RunFolder, second: RunFolder, until: int | None, overrides: list[str]) -> None:
     """Train both again with a trace, up to ``until``, and tell the exact step and tensor. Raises HealsgError."""
-    from healsg.commands.verify import launch
+    from healsg.commands.launching import launch
 
     with tempfile.TemporaryDirectory(prefix="healsg-") as place:
         folders = []

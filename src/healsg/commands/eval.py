@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 
-from healsg.commands.train import composed_once
+from healsg.commands.arguments import composed_once
 from healsg.errors import ConfigError
 from healsg.runs.folder import find, finite, is_run, write_text
 from healsg.runs.saved_config import load_saved

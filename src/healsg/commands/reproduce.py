@@ -12,8 +12,8 @@ from pathlib import Path
 
 from healsg.cli import say
 from healsg.commands import train
+from healsg.commands.arguments import composed_once, parse_arguments
 from healsg.commands.published import Target, chain, read_target, recipes, verdict
-from healsg.commands.train import composed_once
 from healsg.config.compose import Composer
 from healsg.config.names import is_below
 from healsg.config.schema import Composed, verify
@@ -78,7 +78,7 @@ def _options(arguments: list[str]) -> tuple[Namespace, str | None, range]:
             raise ConfigError(f"{argument}: {key} is a whole number, from {int(key == 'seeds')} on")
         else:
             own[key] = int(value)
-    args = train._parse(rest)
+    args = parse_arguments(rest)
     if args.multirun or args.cfg or args.info or args.shell_completion or args.hydra_help or args.config_name:
         raise ConfigError("healsg reproduce: takes the settings of one run, and of the options --config-dir alone")
     names = [text for text in args.overrides if "=" not in text and not text.startswith("~")]

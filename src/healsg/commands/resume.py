@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from healsg.commands.train import claimed_early, composed_once
+from healsg.commands.arguments import claimed_early, composed_once
 from healsg.errors import ConfigError
 from healsg.runs.folder import find, is_run
 from healsg.runs.saved_config import load_saved

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from healsg import distributed, safefiles
 from healsg.cli import as_mistake, report, say
-from healsg.commands.train import composed_once
+from healsg.commands.arguments import composed_once
 from healsg.config.schema import Composed, check_init_from, verify
 from healsg.errors import ConfigError, one_line
 from healsg.runs import claim, redact

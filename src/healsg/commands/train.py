@@ -5,29 +5,19 @@ from __future__ import annotations
 import atexit
 import contextlib
 import io
-import platform
 import signal
 import sys
-from argparse import ArgumentError, Namespace
-from collections.abc import Callable
-from importlib.metadata import version as _version
-from pathlib import Path
-from typing import Any, TypeVar
+from argparse import Namespace
 
-from healsg import distributed
+from healsg.commands.arguments import claimed_early, composed_once, parse_arguments
 from healsg.config.compose import Composer, conf_folder
-from healsg.config.schema import Composed
-from healsg.errors import ConfigError
-from healsg.runs import claim, redact
-from healsg.runs.folder import RunFolder
+from healsg.runs import redact
 from healsg.training.interrupt import StopSignal
-
-T = TypeVar("T")
 
 
 def run(arguments: list[str]) -> int:
     """Compose and train; Hydra itself answers --help, --cfg, --info and shell completion."""
-    args = _parse(arguments)
+    args = parse_arguments(arguments)
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return _ask_hydra(arguments, args)
 
@@ -52,77 +42,6 @@ def run(arguments: list[str]) -> int:
             folder.abandon()
             return 128 + stop_signal.received
         return int(TaskTrainer(composed).train(folder)["exit"])
-
-
-def _parse(arguments: list[str]) -> Namespace:
-    """Hydra's options. Raises ConfigError for what is none of them, and for those that mean nothing here."""
-    from hydra._internal.utils import get_args_parser
-
-    parser = get_args_parser()
-    parser.exit_on_error = False
-    try:
-        args, unknown = parser.parse_known_intermixed_args(arguments)
-    except ArgumentError as error:
-        raise ConfigError(f"{error}; --help shows what there is") from error
-    if unknown:
-        raise ConfigError(_no_option(unknown[0], arguments, args))
-    if sum(map(bool, (args.multirun, args.cfg, args.info, args.shell_completion))) > 1:
-        raise ConfigError("only one of --multirun, --cfg, --info and --shell-completion can be given")
-    if args.config_path:
-        raise ConfigError("--config-path: the frame's own conf/ stays; add a folder of your own with --config-dir")
-    if args.experimental_rerun:
-        raise ConfigError("--experimental-rerun: is not read here; go on with a run by: healsg resume RUN")
-    return args
-
-
-def _no_option(option: str, arguments: list[str], args: Namespace) -> str:
-    """What to say of ``--epochs 10``, which other programs take: the setting that is probably meant."""
-    name, _, value = option.lstrip("-").partition("=")
-    after = arguments[arguments.index(option) + 1 :][:1]
-    if not value and after and not after[0].startswith("-") and "=" not in after[0]:
-        value = after[0]
-    given = [override for override in args.overrides if "=" in override]
-    meant = None
-    with contextlib.suppress(ConfigError):  # of what else is wrong with the command
-        meant = Composer(args.config_dir, args.config_name or "config").suggest(name.replace("-", "_"), value, given)
-    hint = f"settings are given without dashes; did you mean {meant}?" if meant else "--help shows what there is"
-    return f"{option}: there is no such option; {hint}"
-
-
-def claimed_early(composed: Composed, path: Path | None = None) -> RunFolder | None:
-    """The run's folder, claimed before torch is imported, so that a refusal comes at once; None under a launcher."""
-    return None if distributed.launched() else claim.enter(composed, path)
-
-
-def composed_once(make: Callable[[], T]) -> T:
-    """Let rank 0 alone compose; with one process, torch is not imported for it.
-
-    Raises ConfigError for processes that were started with other arguments than rank 0, as on another node.
-    """
-    if distributed.launched() and not distributed.connected():
-        distributed.connect()
-        _same_command()
-    return distributed.share(make)
-
-
-def _same_command() -> None:
-    shown = [redact.override(argument) for argument in sys.argv[1:]]
-    own = {"host": platform.node(), "arguments": shown, "healsg": _version("healsg"), "torch": _version("torch")}
-    every = distributed.gather(own)
-    for rank, other in enumerate(every):
-        for key in ("arguments", "healsg", "torch"):
-            if other[key] != every[0][key]:
-                one = _only(every[0][key], other[key])
-                two = _only(other[key], every[0][key])
-                where = f"rank {rank} on {other['host']}"
-                raise ConfigError(f"{key}: {where} has {two}, rank 0 on {every[0]['host']} has {one}; start them alike")
-
-
-def _only(own: Any, other: Any) -> str:
-    """What of a list is not in another one, as text; the whole where that is nothing."""
-    if isinstance(own, str):
-        return own
-    return " ".join([word for word in own if word not in other] or own) or "none"
 
 
 def _ask_hydra(arguments: list[str], args: Namespace) -> int:

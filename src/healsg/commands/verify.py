@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from healsg import distributed
+from healsg.commands.arguments import parse_arguments
 from healsg.commands.compare import TRACE, entries, first_line, first_tensor
-from healsg.commands.train import _parse
+from healsg.commands.launching import BrokenError, launch
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
-from healsg.errors import ConfigError, HealsgError, RunError
+from healsg.errors import ConfigError, RunError
 from healsg.runs import claim
 from healsg.runs.folder import ROOT, RunFolder
 
@@ -53,14 +47,6 @@ class Options:
     keep: bool = False
 
 
-class BrokenError(HealsgError):
-    """A process that was started ended as it should not have: with a mistake, a failure, or a signal."""
-
-    def __init__(self, line: str, code: int) -> None:
-        super().__init__(line)
-        self.status = 128 - code if code < 0 else code
-
-
 @dataclass
 class Trial:
     """One run of a verification, and what its trace says of it."""
@@ -89,7 +75,7 @@ def run(arguments: list[str]) -> int:
     if distributed.launched():
         raise ConfigError("healsg verify: trains in one process; call it without a launcher")
     options, rest = _options(arguments)
-    args = _parse(rest)
+    args = parse_arguments(rest)
     if args.multirun or args.cfg or args.info or args.shell_completion or args.hydra_help:
         raise ConfigError(
             "healsg verify: takes the settings of one run, and of the options --config-dir, --config-name"
@@ -182,45 +168,6 @@ def moments(chance: random.Random, steps: int, kills: int, own_saves: bool, wait
         share = chance.random() if step < steps else 0.0
         plans.append({"kill": step, "save": save, "settle": (number + waits) % 2 == 0, "share": share})
     return plans
-
-
-def launch(composed: Composed, folder: Path, **plan: Any) -> bool:
-    """Train, traced, in a fresh process; whether the run came to its end, and not to the kill that was planned.
-
-    Args:
-        composed: the run's configuration.
-        folder: where the run lies, or will.
-        plan: what ``Tracer`` follows: ``save``, ``settle``, ``kill``, ``share``, ``until``.
-
-    Raises:
-        BrokenError: it ended otherwise; the last line that it told is the message, those before it are shown.
-    """
-    values = composed.values | {"name": folder.name, "fresh": False, "quiet": True, "resume": {"force": False}}
-    values |= {"use_wandb": False, "logger": None, "runner": composed.values["runner"] | {"max_time": None}}
-    made = {**vars(composed), "values": values, "project": [str(path) for path in composed.project]}
-    whole = dict.fromkeys(("save", "settle", "kill", "share", "until")) | plan
-    whole |= {"composed": made, "folder": str(folder), "command": sys.argv, "parent": os.getpid()}
-    program = "import sys; sys.path.append(sys.argv[1]); from healsg.commands.trace import main; sys.exit(main())"
-    line = [sys.executable, "-P", "-c", program, str(Path(__file__).parents[2])]
-    with tempfile.TemporaryFile() as told:
-        child = subprocess.Popen(
-            line, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=told, start_new_session=True
-        )
-        try:
-            child.communicate(yaml.safe_dump(whole).encode())
-        finally:  # the child, and what it has started: loader workers
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-        told.seek(0)
-        lines = told.read().decode(errors="replace").strip().splitlines()
-    code = child.returncode
-    finished = RunFolder(folder).record.get("status") == "finished"
-    if code == 0 or (code == -signal.SIGKILL and (finished or plan.get("kill"))):
-        return code == 0 or finished
-    print(*lines[:-1], sep="\n", end="\n" * (len(lines) > 1), file=sys.stderr)
-    ended = f"{folder}: ended by {signal.Signals(-code).name}" if code < 0 else f"{folder}: ended with status {code}"
-    raise BrokenError(lines[-1].removeprefix("error: ") if lines and code > 0 else ended, code)
 
 
 def _difference(whole: RunFolder, other: RunFolder) -> str:
