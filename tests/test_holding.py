@@ -34,11 +34,34 @@ def trained(name: str, *options: str) -> str:
     return digest
 
 
-@pytest.mark.parametrize("augment", ["standard", "strong"])
-def test_all_ways_train_to_the_same_digest(pictures: Path, augment: str) -> None:
-    plain = trained("plain", f"data.augment={augment}")
-    assert trained("memory", f"data.augment={augment}", "data.in_memory=true") == plain
-    assert trained("mapped", f"data.augment={augment}", "data.cache=true", "data.workers=2") == plain
+ODD = ["model=mlp", "model.width=8", "data.image_size=9", "data.val_fraction=0.4", "data.batch_size=5"]
+"""Several small batches are evaluated, of which the last is smaller."""
+
+WAYS = {
+    **{augment: [f"data.augment={augment}"] for augment in ("none", "standard", "light", "strong", "alternating")},
+    "randaugment": ["data.augment=randaugment"],
+    "small batches": ODD,
+    "small batches, strong": [*ODD, "data.augment=strong", "runner.accumulate=2"],
+    "a bank": ["method=simclr", "method.hidden=8", "method.size=4", "data.label_noise=0.2", "data.batch_size=5"],
+    "two streams": ["method=fixmatch", "data.labels=6", "data.augment=strong", "data.batch_size=5"],
+    "balanced": ["data.balanced=true", "data.imbalance=2", "data.label_noise=0.2", *ODD],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_ways_train_to_the_same_digest(pictures: Path, way: str) -> None:
+    plain = trained("plain", *WAYS[way])
+    assert trained("memory", *WAYS[way], "data.in_memory=true") == plain
+    assert trained("mapped", *WAYS[way], "data.cache=true", "data.workers=2") == plain
+
+
+def test_all_ways_evaluate_to_the_same_numbers(pictures: Path) -> None:
+    trained("plain", *ODD)
+    found = [
+        TaskTrainer.load("plain", *given).evaluate("val")
+        for given in ([], ["data.in_memory=true"], ["data.cache=true"])
+    ]
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_run_goes_on_with_its_samples_held(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +177,54 @@ def test_what_a_killed_process_left_is_swept(pictures: Path) -> None:
     (made / "input").write_bytes(b"cut short")
     with pytest.raises(DataError, match=r"data.cache: .*input is not whole; remove its folder"):
         data(pictures, cache=True).splits()
+
+
+def spoil(path: Path, low: float, high: float) -> None:
+    """Zero a part of a file."""
+    content = bytearray(path.read_bytes())
+    begin, end = int(low * len(content)), int(high * len(content))
+    content[begin:end] = bytes(end - begin)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["input", "target", "sums"])
+@pytest.mark.parametrize(("low", "high"), [(0.5, 1.0), (0.0, 1.0), (0.45, 0.55)])
+def test_a_cache_that_was_damaged_is_named(pictures: Path, file: str, low: float, high: float) -> None:
+    """As by a power cut; of ten samples a class, three classes, whose targets are 0, 1 and 2."""
+    data(pictures, cache=True).splits()
+    (made,) = (pictures.parent / "cache").iterdir()
+    spoil(made / file, low, high)
+    with pytest.raises(DataError, match=r"^data\.cache: .* is damaged at sample \d+; remove this folder"):
+        data(pictures, cache=True).splits()
+
+
+def test_a_sample_that_was_damaged_is_named_when_it_is_read(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large cache not all of which is looked at when it is opened."""
+    monkeypatch.setattr(cache, "LOOKED_AT", 2)
+    options = [*PICTURES, "data.cache=true", "runner.epochs=1", "quiet=true"]
+    TaskTrainer.compose(*options, "name=first").train()
+    (made,) = (pictures.parent / "cache").iterdir()
+    spoil(made / "input", 0.5, 0.501)
+    with pytest.raises(DataError, match=r"data\.cache: .* is damaged at sample 1[0-9]; remove this folder"):
+        TaskTrainer.compose(*options, "name=second").train()
+
+
+def test_a_cache_is_on_the_disk_before_it_has_its_name(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = list[str]()
+    fsync, replace = os.fsync, Path.replace
+
+    def watched(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def renamed(self: Path, target: Path) -> Path:
+        synced.append("renamed")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(Path, "replace", renamed)
+    data(pictures, cache=True).splits()
+    assert synced == ["input", "target", "sums", "renamed"]
 
 
 def test_other_samples_do_not_go_on_in_silence(pictures: Path) -> None:

@@ -20,6 +20,9 @@ from healsg.training.step import Samples, TrainBatch
 TOGETHER, JOINED = 1 << 20, 8
 """Bytes, as float32, of the inputs of small batches that are prepared at once; batches that are looked at as one."""
 
+ALIGNED = 64
+"""Bytes: torch's allocator gives each tensor on the CPU an address that is a multiple of this."""
+
 Transform = Callable[[Batch, Draw | None], Batch]
 """From a batch as stored to a batch as the network sees it; without a draw nothing random happens."""
 
@@ -189,7 +192,7 @@ class Loader:
             whole = self._views(stream, source.fetch(self.orders[stream][low:high]), low, high, None)
             rows = [high - low] if self.joined else [stop - begin for begin, stop, _ in pieces]
             for size, *values in zip(rows, *(value.split(rows) for value in whole.values()), strict=True):
-                batch = dict(zip(whole, values, strict=True))
+                batch = dict(zip(whole, map(_aligned, values), strict=True))
                 yield (batch if self.flat else {stream: batch}), size
 
     def _read(self, stream: str, position: int, missed: list[Any]) -> tuple[Batch, Tensor | None, int, int, int]:
@@ -271,6 +274,15 @@ class Loader:
         if len(bounds) > 1 and self.shuffle and bounds[-1][1] - bounds[-1][0] < self.sharding.least <= size:
             bounds[-2:] = [(bounds[-2][0], bounds[-1][1])]
         return bounds[: self.sharding.limit]
+
+
+def _aligned(value: Tensor) -> Tensor:
+    """A piece of a tensor, copied where it does not begin at an address at which tensors of its own do.
+
+    Kernels of matrix products on the CPU go by the address in how they add up, so that the numbers of a batch would
+    depend on what lies before it: on where a resumed run began, or on whether samples are held in memory.
+    """
+    return value.clone() if value.is_cpu and value.data_ptr() % ALIGNED else value
 
 
 def _pinned(value: Any) -> Any:

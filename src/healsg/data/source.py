@@ -158,8 +158,11 @@ class DatasetSource:
         reading.broken, at[2] = {}, 0
         if many:
             at[1], at[2] = wanted[0], len(wanted) - 1
-            with contextlib.suppress(Exception):  # one by one, the culprit shows
+            try:
                 return many(wanted)  # type: ignore[no-any-return]
+            except Exception as error:  # one by one, the culprit shows
+                if isinstance(error, DataError) and reading.on_error == "raise":
+                    raise  # which names it
         samples = []
         for place, i in enumerate(wanted):
             at[1] = i
