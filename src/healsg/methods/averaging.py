@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +54,13 @@ class Average(nn.Module):
 
         Both are in the order of the network's own parameters and buffers. Wants ``no_grad``.
         """
-        for kept, new in zip(self.network.parameters(), weights, strict=True):
-            kept.lerp_(new, share.to(kept.dtype) if isinstance(share, Tensor) else share)
-        for own, other in zip(self.network.buffers(), buffers, strict=True):
-            own.copy_(other)
+        for own, new in alike(self.network.parameters(), weights):
+            if isinstance(share, Tensor):
+                torch._foreach_lerp_(own, new, [share.to(own[0].dtype)] * len(own))
+            else:
+                torch._foreach_lerp_(own, new, share)
+        for own, new in alike(self.network.buffers(), buffers):
+            torch._foreach_copy_(own, new)
 
     def next_share(self, begun: bool) -> float | Tensor:
         """What a plain mean takes of the next weights: 1/n of the n-th; all of them while it has not begun."""
@@ -92,6 +95,16 @@ class Average(nn.Module):
                     self.network(moved.get("labelled", moved)["input"])
         for norm, rate in zip(norms, rates, strict=True):
             norm.momentum = rate
+
+
+def alike(some: Iterable[Tensor], others: Iterable[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Pairs of tensors as two lists for each type and device: what a list operator does by few kernels."""
+    groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+    for one, other in zip(some, others, strict=True):
+        mine, theirs = groups.setdefault((one.dtype, one.device, other.dtype), ([], []))
+        mine.append(one)
+        theirs.append(other)
+    return list(groups.values())
 
 
 def frozen(module: nn.Module) -> bool:
