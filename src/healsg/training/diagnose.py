@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from healsg.runs.checkpointer import Checkpointer
     from healsg.task import BasicTask
 
+LOST = ("device-side assert", "illegal memory access", "unspecified launch failure")
+"""Errors of CUDA after which the process can use its device no more."""
+
 
 @contextlib.contextmanager
 def explained(task: BasicTask, checkpointer: Checkpointer) -> Iterator[None]:
-    """Surrounds the loop. Raises RunError for numbers that are not finite and for memory that ran out, DataError for a
-    worker of torch's DataLoader that was lost: that exception comes at whatever place this process is."""
+    """Surrounds the loop.
+
+    Raises RunError for numbers that are not finite, for memory that ran out and for a kernel that failed; DataError for
+    a worker of torch's DataLoader that was lost: that exception comes at whatever place this process is.
+    """
     try:
         yield
     except NotFiniteError as error:
@@ -30,7 +36,19 @@ def explained(task: BasicTask, checkpointer: Checkpointer) -> Iterator[None]:
             raise memory.explain(task) from error
         if str(error).startswith("DataLoader worker (pid"):
             raise DataError(f"a loader worker was lost: {line(error)}") from error
+        if any(words in str(error) for words in LOST):
+            raise _device_lost(task, error) from error
         raise
+
+
+def _device_lost(task: BasicTask, error: RuntimeError) -> RunError:
+    """An error in a kernel, which CUDA reports at some later call: the line it comes from is not the cause."""
+    cause = "such as a class index that is negative or not below the number of classes"
+    return RunError(
+        f"{task.device}: a kernel failed at or before step {task.runner.step_count + 1} ({line(error)}), usually by an "
+        f"index out of range, {cause}; runner.device=cpu or CUDA_LAUNCH_BLOCKING=1 shows where. This process cannot "
+        "use the GPU any more: further jobs need a new one; the last checkpoint is good"
+    )
 
 
 def _not_finite(task: BasicTask, checkpointer: Checkpointer, error: NotFiniteError) -> RunError:

@@ -17,6 +17,15 @@ from healsg.training.step import MicroBatch, Samples, TrainBatch, counts_of
 if TYPE_CHECKING:
     from healsg.task import BasicTask
 
+EXHAUSTED = (
+    "can't allocate memory",  # torch's allocator on the CPU
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+"""What errors say that are of no type of their own."""
+
 log = logging.getLogger("healsg")
 
 
@@ -59,7 +68,8 @@ def explain(task: BasicTask) -> RunError:
 
 def is_exhausted(error: BaseException) -> bool:
     """Whether an error says that memory ran out, of a GPU or of the machine."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or any(words in str(error) for words in EXHAUSTED)
 
 
 def halve(task: BasicTask, micro: MicroBatch, error: BaseException) -> bool:
@@ -74,8 +84,8 @@ def halve(task: BasicTask, micro: MicroBatch, error: BaseException) -> bool:
         raise explain(task) from error
     clear_gradients(task.optimizer)
     runner.accumulator.clear()
-    if task.device.type == "cuda":
-        torch.cuda.empty_cache()  # what was freed may lie in the wrong places
+    if task.device.type in ("cuda", "mps"):
+        getattr(torch, task.device.type).empty_cache()  # what was freed may lie in the wrong places
     log.warning("out of memory: from step %d on, batches go in %d pieces", runner.step_count + 1, runner.pieces)
     return True
 
