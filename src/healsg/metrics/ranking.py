@@ -36,7 +36,7 @@ def area(scores: Tensor, positive: Tensor) -> float:
         return math.nan
     ordered = _sorted(scores)
     below = torch.searchsorted(ordered, wanted)
-    rank = (below + torch.searchsorted(ordered, wanted, right=True) + 1).double() / 2
+    rank = precise(below + torch.searchsorted(ordered, wanted, right=True) + 1) / 2
     return (float(rank.sum()) - ours * (ours + 1) / 2) / (ours * others)
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from healsg.metric import precise
 from healsg.seeding import Draw
 from healsg.transforms.image import Padding
 from healsg.transforms.numbers import between, uniform
@@ -48,7 +49,7 @@ def affine_matrix(
         shear: (N,) pixels that a row is pushed right for each that it lies lower.
         flip: (N,) -1 mirrors left to right, 1 does not.
     """
-    cos, sin = angle.double().cos().float(), angle.double().sin().float()  # rounded alike whatever the batch's size
+    cos, sin = precise(angle).cos().float(), precise(angle).sin().float()  # rounded alike whatever the batch's size
     mirror = torch.ones_like(cos) if flip is None else flip
     # The inverse, since resample asks where a pixel comes from.
     first, second = torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)
@@ -115,7 +116,7 @@ def random_resized_crop(
     """
     height, width = images.shape[2:]
     u = uniform(draw, 5, which)
-    area, aspect = between(u[:, 0], smallest, 1.0).double(), (between(u[:, 1], -1.0, 1.0).double() * log(ratio)).exp()
+    area, aspect = precise(between(u[:, 0], smallest, 1.0)), (precise(between(u[:, 1], -1.0, 1.0)) * log(ratio)).exp()
     across, down = ((area * one).sqrt().clamp(max=1.0).float() for one in (aspect, 1 / aspect))
     left, top = (u[:, 2] - 0.5) * (1 - across) * width, (u[:, 3] - 0.5) * (1 - down) * height
     zero, mirror = torch.zeros_like(left), torch.where(u[:, 4] < 0.5, -1.0, 1.0) if flip else 1.0

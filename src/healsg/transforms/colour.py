@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from healsg.metric import precise
+
 GREY = (0.299, 0.587, 0.114)
 """The weights of red, green and blue in brightness as it is seen (ITU-R BT.601)."""
 
@@ -34,7 +36,7 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """The distance from the image's mean brightness times ``factor``."""
-    mean = grey(images).double().mean(dim=(1, 2, 3), keepdim=True).float()  # rounded alike whatever the batch's size
+    mean = precise(grey(images)).mean(dim=(1, 2, 3), keepdim=True).float()  # rounded alike whatever the batch's size
     return (mean + (images - mean) * _each(factor)).clamp_(0, 1)
 
 
@@ -50,7 +52,7 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
     """Turn the colours about the axis of greys by ``turn`` of a full circle. Images of other than 3 channels stay."""
     if images.shape[1] != 3:
         return images
-    angle = turn.double() * (2 * pi)
+    angle = precise(turn) * (2 * pi)
     cos, sin = _each(angle.cos().float()).squeeze(1), _each((angle.sin() / 3**0.5).float()).squeeze(1)
     red, green, blue = images.unbind(1)
     even = (red + green + blue) * ((1 - cos) / 3)
@@ -69,8 +71,8 @@ def add_noise(images: Tensor, noise: Tensor, deviation: float | Tensor) -> Tenso
 
 def blur(images: Tensor, deviation: Tensor, radius: int) -> Tensor:
     """Gaussian blur with each image's own standard deviation in pixels, cut off at ``radius`` pixels."""
-    place = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float64)
-    weight = (-(place**2) / (2 * deviation.double().view(-1, 1) ** 2)).exp()
+    place = precise(torch.arange(-radius, radius + 1, device=images.device))
+    weight = (-(place**2) / (2 * precise(deviation).view(-1, 1) ** 2)).exp()
     weight = (weight / weight.sum(dim=1, keepdim=True)).float()
     for axis in (3, 2):
         size = images.shape[axis]
