@@ -72,7 +72,8 @@ class Loader:
         """Take the runner's sharding. Raises DataError where not one batch comes of them."""
         self.sharding, self._epoch, self._workers = sharding, -1, None
         for stream, source in self.sources.items():
-            if self.in_memory and isinstance(source, TensorSource) and source.fits(sharding.device):
+            on_cpu = any(getattr(transform, "on_cpu", False) for transform in self.views[stream].values())
+            if self.in_memory and isinstance(source, TensorSource) and not on_cpu and source.fits(sharding.device):
                 self.sources[stream] = source.to(sharding.device)
         self.bounds = self._bounds()
 

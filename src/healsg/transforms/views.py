@@ -197,6 +197,9 @@ class SelfSupervised(FloatTransform):
 class PolicyTransform:
     """The set's flip and shift, then a policy of torchvision's, sample by sample, then the normalisation."""
 
+    on_cpu = True
+    """Samples held in memory stay on the CPU: on a GPU each operation on each of them would wait for the device."""
+
     def __init__(self, policy: Policy, standard: ImageTransform) -> None:
         self.policy: Policy = policy
         self.usual, self.mean, self.std = standard, standard.mean, standard.std
