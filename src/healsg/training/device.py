@@ -85,6 +85,8 @@ class Place:
             self._aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = self.tf32
+        if self.device.type == "cuda" and self.dtype is None and not self.tf32 and not self.double:
+            log.info("fp32: TF32 is off, also in convolutions, where torch by itself has it on; runner.precision=tf32")
         torch.backends.cudnn.benchmark = not self.deterministic
         if self.deterministic != torch.are_deterministic_algorithms_enabled():  # which else imports torch's compiler
             torch.use_deterministic_algorithms(self.deterministic)
