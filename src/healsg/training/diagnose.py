@@ -41,7 +41,7 @@ def explained(task: BasicTask, checkpointer: Checkpointer) -> Iterator[None]:
         raise
 
 
-def _device_lost(task: BasicTask, error: RuntimeError) -> RunError:
+def _device_lost(task: BasicTask, error: Exception) -> RunError:
     """An error in a kernel, which CUDA reports at some later call: the line it comes from is not the cause."""
     cause = "such as a class index that is negative or not below the number of classes"
     return RunError(
