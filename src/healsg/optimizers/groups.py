@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -64,6 +65,31 @@ class GroupOptimizer(Optimizer):
                 weights = [weight for weight, own in zip(moved, kinds, strict=True) if own == kind]
                 self.update(group, weights, [weight.grad for weight in weights])
         return loss
+
+    @contextlib.contextmanager
+    def loss_scaling(self, weights: list[Tensor], gradients: list[Tensor], *state: list[Tensor]) -> Iterator[None]:
+        """Surrounds an update that has no fused kernel, under fp16's loss scaler: divides gradients by the scale and
+        afterwards gives weights and state their old values back where a gradient is not finite.
+
+        A class whose ``update`` uses it, or hands scale and ``found_inf`` to a fused kernel, declares
+        ``_step_supports_amp_scaling``: the scaler then leaves it to the optimizer to skip an update, and reads nothing.
+
+        Args:
+            weights, gradients: what ``update`` got.
+            state: all the tensors that the update changes beside the weights.
+        """
+        scale, infinite = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
+        if infinite is None:
+            yield
+            return
+        if scale is not None:
+            torch._foreach_mul_(gradients, scale.reciprocal().to(gradients[0].dtype))
+        moving = [tensor for tensors in (weights, *state) for tensor in tensors]
+        before = [tensor.clone() for tensor in moving]
+        yield
+        skipped = infinite.to(weights[0].device) > 0
+        for tensor, old in zip(moving, before, strict=True):
+            torch.where(skipped, old, tensor, out=tensor)
 
     def state_of(self, weights: list[Tensor], *names: str) -> list[list[Tensor]]:
         """The state of the weights by name, begun with zeros; ``step`` is a number on the weight's device."""

@@ -43,6 +43,8 @@ class Lion(GroupOptimizer):
         weight_decay: decoupled weight decay.
     """
 
+    _step_supports_amp_scaling = True
+
     def __init__(
         self,
         params: ParamsT,
@@ -54,4 +56,5 @@ class Lion(GroupOptimizer):
 
     def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         (momenta,) = self.state_of(weights, "momentum")
-        lion_update(weights, gradients, momenta, group["lr"], group["betas"], group["weight_decay"])
+        with self.loss_scaling(weights, gradients, momenta):
+            lion_update(weights, gradients, momenta, group["lr"], group["betas"], group["weight_decay"])

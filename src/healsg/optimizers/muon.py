@@ -82,6 +82,8 @@ class Muon(GroupOptimizer):
         adamw_eps: what AdamW adds to its denominator.
     """
 
+    _step_supports_amp_scaling = True
+
     def __init__(
         self,
         params: ParamsT,
@@ -122,21 +124,28 @@ class Muon(GroupOptimizer):
 
     def _adamw(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         state = self.state_of(weights, "step", "exp_avg", "exp_avg_sq")
-        adam_update(group, weights, gradients, state, decoupled=True)
+        scale, infinite = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
+        adam_update(group, weights, gradients, state, decoupled=True, scale=scale, infinite=infinite)
 
     def _muon(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         (buffers,) = self.state_of(weights, "momentum_buffer")
-        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
-        if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        alike: dict[Any, list[int]] = defaultdict(list)
-        for position, weight in enumerate(weights):
-            alike[weight.size(0), weight.numel() // weight.size(0), weight.device, weight.dtype].append(position)
-        for (rows, columns, _, dtype), positions in alike.items():
-            matrices = torch.stack([ahead[position].reshape(rows, columns) for position in positions])
-            made = orthogonalise(matrices, group["ns_steps"], getattr(torch, group["dtype"])).to(dtype)
-            made = made * (-group["lr"] * step_scale(rows, columns, group["adjust"]))
-            chosen = [weights[position] for position in positions]
-            steps = [piece.reshape(weight.shape) for piece, weight in zip(made, chosen, strict=True)]
-            torch._foreach_add_(chosen, steps)
+        with self.loss_scaling(weights, gradients, buffers):
+            muon_update(group, weights, gradients, buffers)
+
+
+def muon_update(group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], buffers: list[Tensor]) -> None:
+    """One update in place on ``weights`` and ``buffers``; ``group`` holds Muon's settings."""
+    torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+    ahead = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
+    if group["weight_decay"]:
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for position, weight in enumerate(weights):
+        alike[weight.size(0), weight.numel() // weight.size(0), weight.device, weight.dtype].append(position)
+    for (rows, columns, _, dtype), positions in alike.items():
+        matrices = torch.stack([ahead[position].reshape(rows, columns) for position in positions])
+        made = orthogonalise(matrices, group["ns_steps"], getattr(torch, group["dtype"])).to(dtype)
+        made = made * (-group["lr"] * step_scale(rows, columns, group["adjust"]))
+        chosen = [weights[position] for position in positions]
+        steps = [piece.reshape(weight.shape) for piece, weight in zip(made, chosen, strict=True)]
+        torch._foreach_add_(chosen, steps)

@@ -36,6 +36,8 @@ class MuonSGD(GroupOptimizer):
         weight_decay: the share by which SGD shrinks its weights in a step at the full learning rate.
     """
 
+    _step_supports_amp_scaling = True
+
     def __init__(
         self,
         params: ParamsT,
@@ -60,7 +62,9 @@ class MuonSGD(GroupOptimizer):
 
     def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         move = _muon if group["algorithm"] == "muon" else _sgd
-        move(group, weights, gradients, *self.state_of(weights, "momentum_buffer"))
+        (buffers,) = self.state_of(weights, "momentum_buffer")
+        with self.loss_scaling(weights, gradients, buffers):
+            move(group, weights, gradients, buffers)
 
 
 def _muon(group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], buffers: list[Tensor]) -> None:

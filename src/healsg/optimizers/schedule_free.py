@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from healsg.metric import precise
 from healsg.optimizers.groups import GroupOptimizer
 from healsg.types import Kept, NonNegative, Share
 
@@ -27,6 +28,8 @@ class ScheduleFreeAdamW(GroupOptimizer):
         eps: added to the denominator.
         weight_decay: decoupled weight decay, at y.
     """
+
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -47,18 +50,35 @@ class ScheduleFreeAdamW(GroupOptimizer):
 
     def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         """One update of all weights of a group. Each counts from its own first one."""
-        (near, decay), lr, counts = group["betas"], float(group["lr"]), group["largest_lr"] ** 2
+        counts = group["largest_lr"] ** 2
         for weight in weights:
             state = self.state[weight]
             if not state:
                 state |= {"z": weight.clone(), "second_moment": torch.zeros_like(weight), "updates": 0, "counted": 0.0}
-            state["updates"] += 1
-            state["counted"] += counts
         states = [self.state[weight] for weight in weights]
-        iterates, moments = [state["z"] for state in states], [state["second_moment"] for state in states]
+        iterates = [state["z"] for state in states]
+        moments = [state["second_moment"] for state in states]
+        numbers = _numbers_on_device(weights, states) if self._counts_on_device(states) else []
+        with self.loss_scaling(weights, gradients, iterates, moments, *numbers):
+            for state in states:
+                state["updates"] += 1
+                state["counted"] += counts
+            self._move(group, weights, gradients, states)
+
+    def _counts_on_device(self, states: list[dict[str, Any]]) -> bool:
+        """Whether it is known on the device alone how many updates there were: fp16's loss scaler may skip some."""
+        return self.__dict__.get("found_inf") is not None or any(isinstance(own["updates"], Tensor) for own in states)
+
+    def _move(
+        self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]]
+    ) -> None:
+        (near, decay), lr, counts = group["betas"], float(group["lr"]), group["largest_lr"] ** 2
+        iterates = [state["z"] for state in states]
+        moments = [state["second_moment"] for state in states]
+        corrections, shares = _corrections_and_shares(weights, states, decay, counts)
         torch._foreach_mul_(moments, decay)
         torch._foreach_addcmul_(moments, gradients, gradients, 1 - decay)
-        scales = list(torch._foreach_div(moments, [1 - decay ** state["updates"] for state in states]))
+        scales = list(torch._foreach_div(moments, corrections))
         torch._foreach_sqrt_(scales)
         torch._foreach_add_(scales, group["eps"])
         steps = list(torch._foreach_div(gradients, scales))
@@ -66,7 +86,7 @@ class ScheduleFreeAdamW(GroupOptimizer):
             torch._foreach_add_(steps, weights, alpha=group["weight_decay"])
         means = averages(weights, iterates, near)
         torch._foreach_add_(iterates, steps, alpha=-lr)
-        torch._foreach_lerp_(means, iterates, [counts / state["counted"] if counts else 0.0 for state in states])
+        torch._foreach_lerp_(means, iterates, shares)
         torch._foreach_copy_(weights, torch._foreach_lerp(iterates, means, near))
 
     @torch.no_grad()
@@ -78,6 +98,29 @@ class ScheduleFreeAdamW(GroupOptimizer):
             state = self.state.get(parameter)
             found.append(averages([parameter], [state["z"]], near[parameter])[0] if state else parameter)
         return found
+
+
+def _numbers_on_device(weights: list[Tensor], states: list[dict[str, Any]]) -> list[list[Tensor]]:
+    """The counts of each weight as 0-dimensional tensors beside it, which its state then holds."""
+    for weight, state in zip(weights, states, strict=True):
+        for name in ("updates", "counted"):
+            if not isinstance(state[name], Tensor):
+                state[name] = torch.full((), float(state[name]), device=weight.device)
+    return [[state[name] for state in states] for name in ("updates", "counted")]
+
+
+def _corrections_and_shares(
+    weights: list[Tensor], states: list[dict[str, Any]], decay: float, counts: float
+) -> tuple[list[Any], list[Any]]:
+    """By weight what the second moment is divided by, and how much of z enters the mean: numbers, or 0-dimensional
+    tensors where the counts are tensors."""
+    if not isinstance(states[0]["updates"], Tensor):
+        shares = [counts / state["counted"] if counts else 0.0 for state in states]
+        return [1 - decay ** state["updates"] for state in states], shares
+    updates, counted = (torch.stack([state[name] for state in states]) for name in ("updates", "counted"))
+    corrections = (1 - decay ** precise(updates)).to(weights[0].dtype)
+    entering = (counts / counted if counts else torch.zeros_like(counted)).to(weights[0].dtype)
+    return list(corrections.unbind()), list(entering.unbind())
 
 
 def averages(weights: list[Tensor], iterates: list[Tensor], near: float) -> list[Tensor]:
