@@ -1,9 +1,9 @@
 """What a checkpoint costs the training loop, against ``torch.save`` of the same state: python benchmarks/saving.py
 
 In one process, save by save: the seconds for which a save keeps the loop, that is ``Checkpointer.save`` and, before the
-next update, the wait for what the thread still copies; and ``torch.save`` of the same state to the same disk, with nothing
-else going on, without and with an fsync (which is what ours does, in its thread). The two take turns, update by update.
-Medians and ranges over the saves; the first three, in which memory is claimed, are left out.
+next update, the wait for what the thread still copies; and ``torch.save`` of the same state to the same disk, with
+nothing else going on, without and with an fsync (which is what ours does, in its thread). The two take turns, update by
+update. Medians and ranges over the saves; the first three, in which memory is claimed, are left out.
 """
 
 from __future__ import annotations
