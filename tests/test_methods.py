@@ -19,6 +19,7 @@ from healsg import BasicTask, TaskTrainer
 from healsg.errors import ConfigError, HealsgError
 from healsg.evaluation.evaluator import evaluating
 from healsg.methods.averaging import Average
+from healsg.methods.coteaching import left_out_share
 from healsg.methods.elr import EarlyLearning
 from healsg.methods.supervised import Supervised, is_plain
 from healsg.runner import TaskRunner
@@ -382,12 +383,48 @@ def test_co_teaching_keeps_fewer_and_gives_one_network(monkeypatch: pytest.Monke
     monkeypatch.setattr("healsg.methods.coteaching.exchange", noting)
     options = ["method=coteaching", "method.noise=0.4", "method.ramp=0.5", "data.drop_last=true", "runner.epochs=5"]
     task = trained(*SMALL, *options)
-    assert kept == [int(256 * (1 - 0.4 * min(1, step / 10))) for step in range(20)]
+    steps = task.runner.steps_per_epoch
+    assert kept == [int(256 * (1 - 0.4 * min(1, epoch / 1.5))) for epoch in range(5) for _ in range(steps)]
     first, second = (task.model.get_submodule(name) for name in ("first", "second"))
     assert distance(first, second) > 0.01
     assert set(load(Path("runs/run/checkpoints/best.pt"))["model"]) == set(first.state_dict())
     moving = {each for group in task.optimizer.param_groups for each in group["params"]}
     assert moving == set(task.model.parameters())
+
+
+def test_co_teaching_leaves_all_out_in_the_last_epoch_of_the_ramp() -> None:
+    """The authors' ``numpy.linspace(0, noise, 10)`` over the first 10 of 200 epochs, and less than two epochs of it."""
+    shares = [left_out_share(0.2, 0.05, 390 * epoch + step, 200 * 390, 390) for epoch in range(12) for step in (0, 389)]
+    assert shares[::2] == shares[1::2]
+    assert shares[:20:2] == pytest.approx(np.linspace(0, 0.2, 10))
+    assert shares[20:] == [0.2] * 4
+    assert [left_out_share(0.4, 0.5, step, 8, 8) for step in (0, 2, 4, 7)] == pytest.approx([0, 0.2, 0.4, 0.4])
+
+
+def test_the_attack_of_fgsm_sees_the_network_as_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    from healsg.methods import attack
+
+    seen: list[bool] = []
+    ascend = attack.ascend
+
+    def noting(loss: Any, *rest: Any) -> Tensor:
+        seen.append(task_model[0].training if task_model else True)
+        return ascend(loss, *rest)
+
+    task_model: list[Any] = []
+    seen_by = attack.Attack.seen
+
+    def entering(self: Any, task: Any, model: Any, train_mode: bool = False) -> Any:
+        task_model[:] = [model]
+        return seen_by(self, task, model, train_mode)
+
+    monkeypatch.setattr(attack, "ascend", noting)
+    monkeypatch.setattr(attack.Attack, "seen", entering)
+    for method, training in (("fgsm", True), ("pgd", False)):
+        seen.clear()
+        options = [f"method={method}", "method.steps=1", "method.eval_steps=0", "runner.limit_batches=2"]
+        trained(*IMAGES, *options, "runner.steps=2", name=method)
+        assert seen == [training] * 2
 
 
 def test_logit_adjustment_in_and_after_training() -> None:

@@ -259,6 +259,20 @@ def test_muon_is_that_of_torch_on_matrices_and_adamw_on_the_rest(adjust: Any, ne
             torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
+def test_muon_does_not_scale_convolutions() -> None:
+    """As in KellerJordan/Muon, which divides the sizes of the last two dimensions: those of the kernel."""
+    torch.manual_seed(0)
+    wide = nn.Parameter(torch.randn(36, 9, 1, 1))
+    weights = [nn.Parameter(torch.randn(4, 3)), wide, nn.Parameter(torch.randn(2, 4))]
+    before = wide.detach().clone()
+    optimizer = Muon(weights, lr=0.5, momentum=0.0, weight_decay=0.0, dtype="float32")
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+    step = orthogonalise(wide.grad.flatten(1)[None], 5, torch.float32)[0]
+    optimizer.step()
+    torch.testing.assert_close(wide.detach().flatten(1), before.flatten(1) - 0.5 * step)
+
+
 @pytest.mark.parametrize("shape", [(3, 12, 12), (1, 20, 7), (2, 6, 40)])
 def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -272,6 +286,8 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape: tuple[int,
     torch.testing.assert_close(inner, torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1)), rtol=0, atol=1e-9)
     torch.testing.assert_close(orthogonalise(matrices, 8, torch.float32).double(), made, rtol=1e-3, atol=1e-3)
     assert step_scale(36, 9, "original") == 2.0
+    assert step_scale(36, 9, "original", convolution=True) == 1.0
+    assert step_scale(36, 9, "match_rms_adamw", convolution=True) == pytest.approx(1.2)
     assert torch.equal(orthogonalise(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4, dtype=torch.bfloat16))
 
 

@@ -72,11 +72,9 @@ def test_curves_are_those_of_torch(curve: Curve, oracle: Callable[[Optimizer], A
 @pytest.mark.parametrize(("anneal", "theirs"), [("cosine", "cos"), ("linear", "linear")])
 def test_one_cycle_is_that_of_torch(anneal: Any, theirs: Any) -> None:
     optimizer = sgd()
-    oracle = lr_scheduler.OneCycleLR(
-        optimizer, 0.5, total_steps=TOTAL, pct_start=0.3, div_factor=25, final_div_factor=400, anneal_strategy=theirs
-    )
+    oracle = lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=TOTAL, pct_start=0.3, anneal_strategy=theirs)
     rates = [*walk(optimizer, oracle, TOTAL - 1), float(optimizer.param_groups[0]["lr"])]
-    curve = OneCycle(rise=0.3, start_factor=1 / 25, final=1e-4, anneal=anneal)
+    curve = OneCycle(anneal=anneal)
     top, end = 0.3 * TOTAL - 1, TOTAL - 1
     progress = [0.3 * k / top if k <= top else 0.3 + 0.7 * (k - top) / (end - top) for k in range(TOTAL)]
     assert [0.5 * curve.factor(p) for p in progress] == pytest.approx(rates, rel=1e-6)

@@ -100,12 +100,15 @@ class Attack(nn.Module):
             begin = input + radius * (2 * torch.rand_like(input) - 1) if self.random_start else input
         return ascend(loss, input, begin, radius, (self.low, self.high), self.steps, self.size)
 
-    def seen(self, task: BasicTask, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        """What surrounds an attack on ``model``: evaluation mode, and the run's precision, but for fp16, in which the
-        gradient of an image is too small without a scale."""
+    def seen(
+        self, task: BasicTask, model: nn.Module, train_mode: bool = False
+    ) -> contextlib.AbstractContextManager[Any]:
+        """What surrounds an attack on ``model``: evaluation mode unless ``train_mode``, and the run's precision, but
+        for fp16, in which the gradient of an image is too small without a scale."""
         place = task.runner.place
         whole = torch.autocast(task.device.type, enabled=False)
-        return both(evaluating(model), whole if place.scaler else place.autocast())
+        mode = contextlib.nullcontext() if train_mode else evaluating(model)
+        return both(mode, whole if place.scaler else place.autocast())
 
     def measure(self, task: BasicTask, split: str) -> dict[str, float]:
         """The usual numbers of a split, and with ``robust_acc`` the accuracy under this attack."""

@@ -36,7 +36,8 @@ class CoTeaching(Supervised):
 
     Args:
         noise: the share of wrong labels, and so of the samples that are left out in the end.
-        ramp: the share of the run over which so many are left out; the paper takes 10 of 200 epochs.
+        ramp: the share of the run over which that share of samples is reached, from 0 in the first epoch to ``noise``
+            in the ramp's last one (the paper's T_k); the paper takes 10 of 200 epochs.
         common: the arguments of Supervised.
     """
 
@@ -65,9 +66,23 @@ class CoTeaching(Supervised):
         first, second = task.net(input).unbind()
         target = self.soften(task, batch["target"], first, mixed)
         losses = cross_entropy(first, target), cross_entropy(second, target)
-        left_out = self.noise * min(1.0, task.runner.step_count / max(1.0, self.ramp * task.runner.total_steps))
+        runner = task.runner
+        left_out = left_out_share(self.noise, self.ramp, runner.step_count, runner.total_steps, runner.steps_per_epoch)
         chosen = exchange(*losses, max(1, int((1.0 - left_out) * len(input))))
         return {"loss": losses[0][chosen[0]].mean() + losses[1][chosen[1]].mean()}
+
+
+def left_out_share(noise: float, ramp: float, step: int, total_steps: int, steps_per_epoch: int) -> float:
+    """The share of samples that is left out at update ``step``, counted from 0.
+
+    It rises from epoch to epoch, as ``numpy.linspace(0, noise, T_k)`` in the authors' main.py (bhanML/Co-teaching) over
+    the ``T_k`` epochs of the ramp, of which the last one leaves ``noise`` out. A ramp of less than two epochs, which
+    has no such steps, rises with each update.
+    """
+    updates = ramp * total_steps
+    if updates < 2 * steps_per_epoch:
+        return noise * min(1.0, step / max(1.0, updates))
+    return noise * min(1.0, step // steps_per_epoch * steps_per_epoch / (updates - steps_per_epoch))
 
 
 def exchange(first: Tensor, second: Tensor, kept: int) -> tuple[Tensor, Tensor]:

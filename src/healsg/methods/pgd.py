@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 class PGD(Robust):
     """Learn from attacked images in the place of those that are given.
 
-    The attack sees the network as it is in evaluation (running statistics, no dropout), the step as in training.
+    The step sees the network as in training, the attack as in evaluation (running statistics, no dropout) unless
+    ``train_mode`` says otherwise.
 
     Args:
         eps: the largest change of a pixel, where 0 is black and 1 full intensity.
         steps: of the attack in training.
         step_size: of that attack, as a share of ``eps``.
         random_start: begin the attack in training at a random place within ``eps``.
+        train_mode: the attack in training sees the network as it trains: BatchNorm uses the batch's statistics, and
+            learns its running ones from attacked images too (locuslab/fast_adversarial, CIFAR10/train_fgsm.py).
         eval_steps: of the attack that gives ``robust_acc`` in evaluation, from a random start; 0 leaves it out.
         common: the arguments of Supervised.
     """
@@ -34,10 +37,12 @@ class PGD(Robust):
         steps: Count = 10,
         step_size: Positive = 0.25,
         random_start: bool = True,
+        train_mode: bool = False,
         eval_steps: Natural = 20,
         **common: Any,
     ) -> None:
         super().__init__(**common)
+        self.train_mode = train_mode
         self.attack = Attack(eps, steps, step_size, random_start)
         self.eval_attack = Attack(eps, eval_steps, EVAL_SIZE, True)
 
@@ -47,6 +52,6 @@ class PGD(Robust):
         def loss(output: Tensor) -> Tensor | Loss:
             return self.loss(task, batch, output, self.soften(task, batch["target"], output, mixed))
 
-        with self.attack.seen(task, task.model):
+        with self.attack.seen(task, task.model, self.train_mode):
             attacked = self.attack(lambda images: loss_of(loss(task.model(images))).value, input)
         return {"loss": loss(task.net(attacked))}

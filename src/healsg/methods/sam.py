@@ -13,7 +13,7 @@ from healsg.methods.averaging import BatchNorm
 from healsg.methods.supervised import Supervised
 from healsg.seeding import seed_device
 from healsg.training.step import Mean, MicroBatch, loss_of, reported
-from healsg.types import Positive
+from healsg.types import NonNegative
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -27,11 +27,11 @@ class SAM(Supervised):
     Under fp16 a batch whose gradient overflows is skipped, as always.
 
     Args:
-        rho: the radius of the ball; 0.05 for small images.
+        rho: the radius of the ball; 0.05 for small images, 0 is the optimizer without SAM.
         common: the arguments of Supervised.
     """
 
-    def __init__(self, rho: Positive = 0.05, **common: Any) -> None:
+    def __init__(self, rho: NonNegative = 0.05, **common: Any) -> None:
         super().__init__(**common)
         self.rho = rho
 

@@ -41,12 +41,16 @@ def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.b
     return made
 
 
-def step_scale(rows: int, columns: int, adjust: str) -> float:
+def step_scale(rows: int, columns: int, adjust: str, convolution: bool = False) -> float:
     """What a matrix's learning rate is multiplied by: ``original`` as Jordan has it; ``match_rms_adamw`` gives updates
-    the size of AdamW's, so that its learning rates serve (Liu et al. 2025, arXiv 2502.16982, section 2.2)."""
+    the size of AdamW's, so that its learning rates serve (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+
+    Jordan's code (KellerJordan/Muon, muon.py) divides the sizes of the last two dimensions of the weight as it is: the
+    rows and columns of a matrix, but the kernel's height and width of a convolution, which is thus not scaled.
+    """
     if adjust == "match_rms_adamw":
         return float(0.2 * max(rows, columns) ** 0.5)
-    return float(max(1.0, rows / columns) ** 0.5)
+    return 1.0 if convolution else float(max(1.0, rows / columns) ** 0.5)
 
 
 def is_matrix(weight: Tensor) -> bool:
@@ -141,11 +145,12 @@ def muon_update(group: dict[str, Any], weights: list[Tensor], gradients: list[Te
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
     alike: dict[Any, list[int]] = defaultdict(list)
     for position, weight in enumerate(weights):
-        alike[weight.size(0), weight.numel() // weight.size(0), weight.device, weight.dtype].append(position)
-    for (rows, columns, _, dtype), positions in alike.items():
+        columns = weight.numel() // weight.size(0)
+        alike[weight.size(0), columns, weight.dim() > 2, weight.device, weight.dtype].append(position)
+    for (rows, columns, convolution, _, dtype), positions in alike.items():
         matrices = torch.stack([ahead[position].reshape(rows, columns) for position in positions])
         made = orthogonalise(matrices, group["ns_steps"], getattr(torch, group["dtype"])).to(dtype)
-        made = made * (-group["lr"] * step_scale(rows, columns, group["adjust"]))
+        made = made * (-group["lr"] * step_scale(rows, columns, group["adjust"], convolution))
         chosen = [weights[position] for position in positions]
         steps = [piece.reshape(weight.shape) for piece, weight in zip(made, chosen, strict=True)]
         torch._foreach_add_(chosen, steps)

@@ -177,7 +177,7 @@ class OneCycle(Curve):
     Args:
         rise: the share of the run in which the factor rises to 1.
         start_factor: the factor at the beginning.
-        final: the factor at the end of the run.
+        final: the factor at the end of the run; by default that of torch's OneCycleLR, 1 / (25 * 10,000).
         anneal: along half a cosine, or in straight lines.
         common: see ``Curve``.
     """
@@ -186,7 +186,7 @@ class OneCycle(Curve):
         self,
         rise: Share = 0.3,
         start_factor: Fraction = 0.04,
-        final: Fraction = 1e-4,
+        final: Fraction = 4e-6,
         anneal: Literal["cosine", "linear"] = "cosine",
         **common: Any,
     ) -> None:
