@@ -50,7 +50,8 @@ def recipe(name: str, **changes: object) -> list[str]:
     path = Path("mine/recipe") / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     method = {"defaults": [*own["defaults"], {"override /method": "kd"}]} if changes.get("first") else {}
-    path.write_text("# @package _global_\n" + yaml.safe_dump({**own, **method, "recipe": NODE | changes}))
+    data = {"data": changes.pop("data")} if "data" in changes and isinstance(changes["data"], dict) else {}
+    path.write_text("# @package _global_\n" + yaml.safe_dump({**own, **method, **data, "recipe": NODE | changes}))
     return ["--config-dir", "mine", "quiet=true"]
 
 
@@ -232,6 +233,89 @@ def test_what_cannot_alter_the_result_is_the_published_setting(capsys: pytest.Ca
     assert capsys.readouterr().out.endswith("; not the published setting: method=sgd, runner.accumulate\n")
 
 
+def test_each_seed_draws_its_own_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    """Few, noisy and unequal labels; not where nothing is drawn, nor where the draw is given."""
+
+    def draws(name: str) -> list[int]:
+        return [
+            yaml.safe_load(Path(f"runs/reproduce-{name}-{seed}/config.yaml").read_text())["data"]["split_seed"]
+            for seed in (1, 2)
+        ]
+
+    for name, data in {"few": {"labels": 40}, "noisy": {"label_noise": 0.2}, "unequal": {"imbalance": 10.0}}.items():
+        option = recipe(name, data=data)
+        assert main(["reproduce", name, "seed=1", "seeds=2", *option]) == 0
+        assert draws(name) == [1, 2]
+        assert "not the published setting" not in capsys.readouterr().out
+    assert main(["reproduce", "few", "fresh=true", "seed=1", "seeds=2", *option, "data.split_seed=5"]) == 0
+    assert draws("few") == [5, 5]
+    assert capsys.readouterr().out.endswith("; not the published setting: data.split_seed\n")
+    option = recipe("all")
+    assert main(["reproduce", "all", "seed=1", "seeds=2", *option]) == 0
+    assert draws("all") == [0, 0]
+
+
+def test_a_recipe_passes_where_it_gains_over_its_method_off(capsys: pytest.CaptureFixture[str]) -> None:
+    option = recipe("own", without=["method.label_smoothing=0"])
+    assert main(["reproduce", "own", *option, "baseline=false"]) == 0
+    *told, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("own: reached: ")
+    assert line.endswith("; the gain over the method off is not measured")
+    assert any(each.split(maxsplit=1) == ["gain", "over the method off: method.label_smoothing=0"] for each in told)
+    assert not Path("runs/reproduce-own-off-0").exists()
+    assert main(["reproduce", "own", *option]) == 1, "what is off already gains nothing"
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("own: missed: ")
+    assert "; with the method off 0." in line
+    assert line.endswith(", gain +0.0000")
+    digests = [json.loads(Path(f"runs/reproduce-own{off}-0/run.json").read_text())["digest"] for off in ("", "-off")]
+    assert digests[0] == digests[1]
+    recipe("own", published=1.0, tolerance=0.0, without=["method.label_smoothing=0.9"])
+    assert main(["reproduce", "own", "fresh=true", *option]) == 1
+    assert "with the method off" not in capsys.readouterr().out, "what missed the number needs no second run"
+
+
+def test_another_method_as_the_method_off_knows_no_teacher(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe("teaching")
+    option = recipe("taught", first="teaching", gives="method.teacher", without=["method=sgd"])
+    main(["reproduce", "taught", *option, "method.temperature=2", "data.batch_size=32"])
+    assert "with the method off" in capsys.readouterr().out
+    config = yaml.safe_load(Path("runs/reproduce-taught-off-0/config.yaml").read_text())
+    assert config["method"]["_target_"].endswith("Supervised")
+    assert "teacher" not in config["method"]
+    assert config["data"]["batch_size"] == 32
+
+
+def test_every_recipe_with_its_method_off_passes_the_checks() -> None:
+    composer = Composer()
+    named = {name: target for name in NAMES if (target := read_target(recipes()[name])).without}
+    assert {"mean_teacher_cifar10_250", "mixmatch_cifar10_250", "cifar_sam", "cifar_label_smoothing"} <= set(named)
+    assert {"focal_cifar10_lt", "kd_cifar100", "fitnet_cifar100", "attention_transfer_cifar100"} <= set(named)
+    for name, target in named.items():
+        off = composer.compose([f"recipe={name}", *(target.without or [])])
+        build_task(off)
+        on = composer.compose([f"recipe={name}", *[f"{target.gives}=teacher"] * bool(target.gives)], checked=False)
+        assert off.values["data"] == on.values["data"]
+        assert off.values["runner"] == on.values["runner"]
+        assert off.values["method"]["optimizer"] == on.values["method"]["optimizer"]
+        assert off.values["method"]["scheduler"] == on.values["method"]["scheduler"]
+        assert off.values["method"] != on.values["method"]
+
+
+def test_verdicts_over_the_method_off() -> None:
+    target = replace(read_target(recipes()["cifar_sam"]), tolerance=0.005)
+    passed, line = verdict(target, [0.958, 0.962], [], [0.95, 0.958])
+    assert passed
+    assert line.startswith("cifar_sam: passed: ")
+    assert line.endswith("; with the method off 0.9540, gain +0.0060 +- 0.0028 over 2 seeds")
+    passed, line = verdict(target, [0.958], [], [0.959])
+    assert not passed
+    assert line.startswith("cifar_sam: missed: ")
+    assert line.endswith(", gain -0.0010")
+    assert verdict(target, [0.9], [])[1].startswith("cifar_sam: missed: ")
+    assert verdict(target, [0.958], [])[1].startswith("cifar_sam: reached: ")
+
+
 def test_verdicts() -> None:
     target = replace(read_target(recipes()["cifar_resnet18"]), tolerance=0.005)
     passed, line = verdict(target, [0.9478], [])
@@ -254,13 +338,14 @@ def test_a_wrong_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
         (["cifar_resnet_18"], "no such recipe; did you mean cifar_resnet18?"),
         (["nothing at all"], "no such recipe; healsg reproduce shows what there is"),
         (["kd_cifar100", "seeds=0"], "seeds=0: seeds is a whole number, from 1 on"),
+        (["kd_cifar100", "baseline=1"], "baseline=1: baseline is true or false"),
         (["kd_cifar100", "seed=x"], "seed=x: seed is a whole number, from 0 on"),
         (["kd_cifar100", "dkd_cifar100"], "healsg reproduce RECIPE [seeds=1]"),
         (["runner.epochs=1"], "healsg reproduce RECIPE [seeds=1]"),
         (["kd_cifar100", "name=x"], "name=x: reproduce names its runs by itself"),
         (["kd_cifar100", "recipe=dkd_cifar100"], "reproduce names its runs by itself"),
         (["kd_cifar100", "-m"], "the settings of one run"),
-        (["airbench94", "method.label_smoothin=2"], "did you mean method.label_smoothing?"),
+        (["airbench94", "method.label_smoothin=2"], "did you mean method.label_smoothing=2?"),
         (["airbench94", "runner.epochs=0"], "runner.epochs: 0 is out of range"),
         (["airbench94", "--config-dir", "nowhere"], "there is no folder nowhere"),
     ):
@@ -277,6 +362,8 @@ def test_a_broken_recipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
         ({"spread": "small"}, "recipe.spread: 'small' is not a number from 0 to 1, or null"),
         ({"tolerance": None}, "recipe.tolerance: None is not a number"),
         ({"paper": ""}, "recipe.paper: '' is not a text"),
+        ({"without": []}, "recipe.without: [] is not a list of overrides such as method.label_smoothing=0, or null"),
+        ({"without": ["method.label_smoothin=0"]}, "did you mean method.label_smoothing=0?"),
         ({"target": 0.5}, "recipe.target: no such key; there are paper, table"),
         ({"first": "own"}, "recipe.gives: the setting that gets the name of first's run"),
         ({"first": "own", "gives": "method.teacher"}, "recipe.first: own would have to run before itself"),
@@ -323,7 +410,7 @@ def table() -> str:
         target = read_target(recipes()[name])
         first = f"; first `{target.first}`" if target.first else ""
         place = f"{target.paper}; {target.table}"
-        passes = f"{target.published - target.tolerance:.4f}"
+        passes = f"{target.published - target.tolerance:.4f}{', with a gain' if target.without else ''}"
         cells = [f"`healsg reproduce {name}`{first}", place, target.goal, passes, header(name).get("differs", "")]
         lines.append(f"| {' | '.join([*cells, target.record])} |".replace("|  |", "| |"))
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -34,6 +34,8 @@ class Target:
         first: the recipe that must run before; None for none.
         gives: the setting that gets the name of that run, such as ``method.teacher``.
         measured: what this project measured; None where it never ran the recipe.
+        without: the overrides that switch the method off. Such a recipe passes where it reaches the published number
+            and gains over the same recipe with these overrides; None where the number alone tells the two apart.
     """
 
     name: str
@@ -48,10 +50,11 @@ class Target:
     first: str | None
     gives: str | None
     measured: float | None
+    without: list[str] | None = None
 
-    def run(self, seed: int) -> str:
-        """The name of its run."""
-        return f"reproduce-{self.name}-{seed}"
+    def run(self, seed: int, off: bool = False) -> str:
+        """The name of its run, or of the run with the method off."""
+        return f"reproduce-{self.name}{'-off' if off else ''}-{seed}"
 
     @property
     def record(self) -> str:
@@ -78,12 +81,14 @@ def read_target(path: Path) -> Target:
         raise ConfigError(f"{path}: cannot be read: {one_line(error)}") from error
     node = content.get("recipe") if isinstance(content, dict) else None
     names = [field.name for field in fields(Target)][1:]
+    needed = [field.name for field in fields(Target) if field.default is MISSING][1:]
     if not isinstance(node, dict):
         raise ConfigError(f"{path}: has no node recipe, with {', '.join(names)}")
-    if wrong := next((name for name in [*names, *node] if (name in node) != (name in names)), None):
-        told = f"no such key; there are {', '.join(names)}" if wrong in node else "is missing"
-        raise ConfigError(f"{path}: recipe.{wrong}: {told}")
-    for name in names:
+    if unknown := next((name for name in node if name not in names), None):
+        raise ConfigError(f"{path}: recipe.{unknown}: no such key; there are {', '.join(names)}")
+    if missing := next((name for name in needed if name not in node), None):
+        raise ConfigError(f"{path}: recipe.{missing}: is missing")
+    for name in node:
         if meant := _misfit(name, node[name]):
             raise ConfigError(f"{path}: recipe.{name}: {node[name]!r} is not {meant}")
     if (node["first"] is None) != (node["gives"] is None):
@@ -93,9 +98,12 @@ def read_target(path: Path) -> Target:
 
 def _misfit(name: str, value: Any) -> str | None:
     """What a value of the node should be, where it is not that."""
-    nullable = name in ("spread", "first", "gives", "measured")
+    nullable = name in ("spread", "first", "gives", "measured", "without")
     if nullable and value is None:
         return None
+    if name == "without":
+        overrides = isinstance(value, list) and value and all(isinstance(text, str) and "=" in text for text in value)
+        return None if overrides else "a list of overrides such as method.label_smoothing=0, or null"
     if name in ("published", "spread", "tolerance", "measured"):
         fits = type(value) in (int, float) and 0 <= value <= 1
         return None if fits else "a number from 0 to 1" + ", or null" * nullable
@@ -120,21 +128,43 @@ def chain(name: str, found: dict[str, Path]) -> list[Target]:
     return targets
 
 
-def verdict(target: Target, values: list[float], changed: list[str]) -> tuple[bool, str]:
-    """Whether the mean of the seeds' numbers reaches what was published, and that in one line.
+def reaches(target: Target, values: list[float]) -> bool:
+    """Whether the mean of the seeds' numbers reaches what was published, less the tolerance."""
+    return fmean(values) - target.published >= -target.tolerance - 1e-9
+
+
+def verdict(
+    target: Target, values: list[float], changed: list[str], off: list[float] | None = None
+) -> tuple[bool, str]:
+    """Whether a recipe passes, and that in one line.
+
+    It passes where the mean of the seeds' numbers reaches what was published and, for a recipe that names what
+    switches its method off, where these numbers are on average above those with the method off. Where such numbers are
+    not given, the line says ``reached`` in the place of ``passed``.
 
     Args:
         target: what was to be reproduced.
         values: the numbers, one a seed.
         changed: the settings that are not those of the publication.
+        off: the numbers with the method off, for the same seeds; None where these runs were not made.
     """
     mean = fmean(values)
-    gap = mean - target.published
-    passed = gap >= -target.tolerance - 1e-9
-    spread = f" +- {stdev(values):.4f} over {len(values)} seeds" if len(values) > 1 else ""
-    line = f"{target.name}: {'passed' if passed else 'missed'}: {target.metric} {mean:.4f}{spread}"
-    line += f", published {target.published:.4f}, gap {gap:+.4f}, tolerance {target.tolerance:.4f}"
+    reached = reaches(target, values)
+    passed = reached and (off is None or mean > fmean(off))
+    word = "missed" if not passed else "reached" if target.without and off is None else "passed"
+    line = f"{target.name}: {word}: {target.metric} {mean:.4f}{_spread(values)}"
+    line += f", published {target.published:.4f}, gap {mean - target.published:+.4f}, tolerance {target.tolerance:.4f}"
+    if off is not None:
+        gains = [value - other for value, other in zip(values, off, strict=True)]
+        line += f"; with the method off {fmean(off):.4f}, gain {fmean(gains):+.4f}{_spread(gains)}"
+    elif target.without and reached:
+        line += "; the gain over the method off is not measured"
     if changed:
         more = f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         line += f"; not the published setting: {', '.join(changed[:SHOWN])}{more}"
     return passed, line
+
+
+def _spread(values: list[float]) -> str:
+    """The standard deviation over the seeds, where there are several."""
+    return f" +- {stdev(values):.4f} over {len(values)} seeds" if len(values) > 1 else ""

@@ -13,7 +13,8 @@ from pathlib import Path
 from healsg.cli import say
 from healsg.commands import train
 from healsg.commands.arguments import composed_once, parse_arguments
-from healsg.commands.published import Target, chain, read_target, recipes, verdict
+from healsg.commands.published import Target, chain, reaches, read_target, recipes, verdict
+from healsg.commands.train import composed_once
 from healsg.config.compose import Composer
 from healsg.config.names import is_below
 from healsg.config.schema import Composed, verify
@@ -23,13 +24,19 @@ from healsg.runs import claim
 from healsg.runs.folder import ROOT, RunFolder
 
 USAGE = """\
-usage: healsg reproduce [RECIPE [seeds=1] [what healsg train takes]]
+usage: healsg reproduce [RECIPE [seeds=1] [baseline=true] [what healsg train takes]]
 
 Runs conf/recipe/RECIPE.yaml and says whether the published number was reached: the mean over the seeds may lie below it
-by the recipe's tolerance. What must run before, such as a teacher, does. The runs are runs/reproduce-RECIPE-SEED, so
-that the same command goes on with what was stopped; what is finished is not run again. A setting that may alter the
-result makes it another setting than the published one, which the verdict then says. Without a name: the recipes, their
-targets, and whether this project ever ran them. Exit status: 0 passed, 1 missed or failed."""
+by the recipe's tolerance. What must run before, such as a teacher, does. A recipe that names what switches its method
+off must also gain over that: once the number is reached, the same seeds run with the method off; baseline=false leaves
+these runs out, and the verdict says so. Where labels are few, noisy or unequal, each seed draws its own
+(data.split_seed). The runs are runs/reproduce-RECIPE-SEED and runs/reproduce-RECIPE-off-SEED, so that the same command
+goes on with what was stopped; what is finished is not run again. A setting that may alter the result makes it another
+setting than the published one, which the verdict then says. Without a name: the recipes, their targets, and whether
+this project ever ran them. Exit status: 0 passed or reached, 1 missed or failed."""
+
+DRAWN = ("labels", "labels_per_class", "fraction", "imbalance", "label_noise")
+"""Settings of the data under which labels or samples are drawn: a published mean is then one over draws."""
 
 HARMLESS = (
     *(key for key in claim.FREE if key != "recipe"),
@@ -45,7 +52,7 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
-    args, name, seeds = _options(arguments)
+    args, name, seeds, baseline = _options(arguments)
     found = recipes(args.config_dir)
     if name is None:
         _list(found)
@@ -55,24 +62,42 @@ def run(arguments: list[str]) -> int:
     composer = cache(lambda: Composer(args.config_dir))
     given = [_passed(target, plans[-1], args.overrides) for target in plans]
     changed = composed_once(lambda: [_changed(composer(), *each) for each in zip(plans, given, strict=True)])
+    drawn = [_draws(composer(), *each) for each in zip(plans, given, strict=True)]
+    target = plans[-1]
+    kept = [text for text in given[-1] if not _is_replaced(text, target)] if target.without else []
+    if target.without:
+        composed_once(lambda: verify(composer().compose(_without(target, 0, kept, drawn[-1]), checked=False)))
     _announce(plans)
     values = []
     for seed in seeds:
-        for target, overrides in zip(plans, given, strict=True):
-            if code := _train(composer, options, target.run(seed), _overrides(target, seed, overrides)):
+        for plan, overrides, draws in zip(plans, given, drawn, strict=True):
+            if code := _train(composer, options, plan.run(seed), _overrides(plan, seed, overrides, draws)):
                 return code
-        values.append(_measured(plans[-1], seed))
-    passed, line = verdict(plans[-1], values, list(dict.fromkeys(key for keys in changed for key in keys)))
+        values.append(_measured(target, seed))
+    off = []
+    for seed in seeds if target.without and baseline and reaches(target, values) else ():
+        if code := _train(composer, options, target.run(seed, off=True), _without(target, seed, kept, drawn[-1])):
+            return code
+        off.append(_measured(target, seed, off=True))
+    passed, line = verdict(target, values, list(dict.fromkeys(key for keys in changed for key in keys)), off or None)
     say(line)
     return int(not passed)
 
 
-def _options(arguments: list[str]) -> tuple[Namespace, str | None, range]:
-    """Hydra's options with the overrides, the recipe's name, the seeds. Raises ConfigError."""
+def _options(arguments: list[str]) -> tuple[Namespace, str | None, range, bool]:
+    """Hydra's options with the overrides, the recipe's name, the seeds, whether the method-off runs are made.
+
+    Raises ConfigError.
+    """
     own, rest = {"seeds": 1, "seed": 0}, []
+    baseline = True
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key not in own:
+        if key == "baseline":
+            if value not in ("true", "false"):
+                raise ConfigError(f"{argument}: baseline is true or false")
+            baseline = value == "true"
+        elif key not in own:
             rest.append(argument)
         elif not value.isdecimal() or (key == "seeds" and not int(value)):
             raise ConfigError(f"{argument}: {key} is a whole number, from {int(key == 'seeds')} on")
@@ -87,7 +112,7 @@ def _options(arguments: list[str]) -> tuple[Namespace, str | None, range]:
     args.overrides = args.overrides[1:]
     if taken := next((text for text in args.overrides if text.split("=")[0] in ("name", "recipe")), None):
         raise ConfigError(f"{taken}: reproduce names its runs by itself, runs/reproduce-RECIPE-SEED")
-    return args, names[0] if names else None, range(own["seed"], own["seed"] + own["seeds"])
+    return args, names[0] if names else None, range(own["seed"], own["seed"] + own["seeds"]), baseline
 
 
 def _passed(target: Target, last: Target, given: list[str]) -> list[str]:
@@ -96,17 +121,50 @@ def _passed(target: Target, last: Target, given: list[str]) -> list[str]:
     return [text for text in given if target is last or re.split(r"[./=]", text.lstrip("+~"))[0] not in about]
 
 
-def _overrides(target: Target, seed: int, given: list[str]) -> list[str]:
-    """What ``healsg train`` gets."""
+def _overrides(target: Target, seed: int, given: list[str], draws: bool) -> list[str]:
+    """What ``healsg train`` gets; ``draws``: each seed draws its own labels."""
     before = [f"{target.gives}=reproduce-{target.first}-{seed}"] * bool(target.first)
-    return [f"recipe={target.name}", *given, *before, f"name={target.run(seed)}", f"seed={seed}"]
+    return [f"recipe={target.name}", *given, *before, *_seeded(seed, draws), f"name={target.run(seed)}"]
+
+
+def _without(target: Target, seed: int, given: list[str], draws: bool) -> list[str]:
+    """What ``healsg train`` gets for the same recipe with its method off."""
+    off = target.without or []
+    before = [f"{target.gives}=reproduce-{target.first}-{seed}"] * bool(target.first and not _other_method(target))
+    name = f"name={target.run(seed, off=True)}"
+    return [f"recipe={target.name}", *off, *given, *before, *_seeded(seed, draws), name]
+
+
+def _seeded(seed: int, draws: bool) -> list[str]:
+    return [f"seed={seed}", *[f"data.split_seed={seed}"] * draws]
+
+
+def _other_method(target: Target) -> bool:
+    """Whether the method is switched off by choosing another one, which knows other settings."""
+    return any(text.startswith("method=") for text in target.without or [])
+
+
+def _is_replaced(given: str, target: Target) -> bool:
+    """Whether an override of the command line does not apply to the run with the method off."""
+    key = given.partition("=")[0].lstrip("+~")
+    if _other_method(target) and re.split(r"[./]", key)[0] == "method":
+        return True
+    return key in [text.partition("=")[0] for text in target.without or []]
+
+
+def _draws(composer: Composer, target: Target, given: list[str]) -> bool:
+    """Whether the seeds draw the labels anew: where these are few, noisy or unequal, unless ``split_seed`` is given."""
+    if any(text.partition("=")[0].lstrip("+") == "data.split_seed" for text in given):
+        return False
+    data = composer.compose(_overrides(target, 0, given, False), checked=False).values["data"]
+    return "split_seed" in data and any(data.get(key) for key in DRAWN)
 
 
 def _changed(composer: Composer, target: Target, given: list[str]) -> list[str]:
     """The settings, as groups or keys, that make it another setting than the published one. Raises ConfigError."""
 
     def composed(given: list[str]) -> Composed:
-        made = composer.compose(_overrides(target, 0, given), checked=False)
+        made = composer.compose(_overrides(target, 0, given, False), checked=False)
         verify(made)
         return made
 
@@ -142,9 +200,9 @@ def _train(composer: Callable[[], Composer], options: list[str], name: str, over
     return code
 
 
-def _measured(target: Target, seed: int) -> float:
+def _measured(target: Target, seed: int, off: bool = False) -> float:
     """The number that a finished run reached: of its test, or the best of its evaluations. Raises RunError."""
-    folder = RunFolder(ROOT / target.run(seed))
+    folder = RunFolder(ROOT / target.run(seed, off))
     record = composed_once(lambda: folder.record)
     best = record.get("best") or {}
     numbers = {best.get("monitor", ""): best.get("value")} | (record.get("test") or {})
@@ -159,6 +217,7 @@ def _announce(plans: list[Target]) -> None:
     told = {"paper": target.paper, "table": target.table, "data": target.data, "budget": target.budget}
     told |= {"target": f"{target.goal}; passes from {target.published - target.tolerance:.4f} on"}
     told |= {"first": ", ".join(other.name for other in plans[:-1])} if target.first else {}
+    told |= {"gain": f"over the method off: {' '.join(target.without)}"} if target.without else {}
     say(f"{target.name} ({'never run by this project' if target.measured is None else f'measured {target.record}'})")
     for key, value in told.items():
         say(f"  {key:<8}{value}")
