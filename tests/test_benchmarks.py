@@ -14,6 +14,7 @@ from conftest import REPOSITORY
 if str(REPOSITORY) not in sys.path:
     sys.path.append(str(REPOSITORY))
 
+from benchmarks import first_gpu
 from benchmarks.peers import document, measure, report, tight
 from benchmarks.peers.prepare import crops
 from benchmarks.peers.work import Clock, Given, Images, Work, parameter_sum
@@ -137,3 +138,11 @@ def test_the_page_says_what_was_measured(kept: dict[str, Any]) -> None:
 def test_all_peers_trained_the_same(kept: dict[str, Any]) -> None:
     assert report.disagreeing(kept) == {}
     assert {"bare", "tight", "healsg", "healsg_loader"} <= set(kept["workloads"]["W1"]["rows"])
+
+
+def test_the_first_minutes_on_a_gpu_run_through_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = dict(first_gpu.parts("cpu", tiny=True))
+    for name in ("resume adamw", "losses", "step muon bf16"):
+        parts[name]()
+    assert first_gpu.main(["--tiny", "--seconds", "-1"]) == 0
+    assert all("left_out" in json.loads(line) for line in capsys.readouterr().out.splitlines()[1:])
