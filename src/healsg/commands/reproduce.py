@@ -14,7 +14,6 @@ from healsg.cli import say
 from healsg.commands import train
 from healsg.commands.arguments import composed_once, parse_arguments
 from healsg.commands.published import Target, chain, reaches, read_target, recipes, verdict
-from healsg.commands.train import composed_once
 from healsg.config.compose import Composer
 from healsg.config.names import is_below
 from healsg.config.schema import Composed, verify
