@@ -94,7 +94,7 @@ MISTAKES = [
     ("model.width=16", 1, "its weights do not fit this model: size mismatch for head.weight"),
     ("data.batch_size=1.5", 2, "data.batch_size: 1.5 is not a whole number"),
     ("data.batch_size=0", 2, "data.batch_size: 0 is out of range"),
-    ("data.batch_sise=8", 2, "did you mean data.batch_size?"),
+    ("data.batch_sise=8", 2, "did you mean data.batch_size=8?"),
     ("model.width=[1", 2, "model.width=[1: is not of the form key=value"),
     ("model.width=8,16", 2, "model.width=8,16: several values"),
     ("model=cnn", 2, "a run that exists keeps its model"),

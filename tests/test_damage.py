@@ -288,7 +288,8 @@ def test_a_file_reaches_the_disk_before_its_name_and_the_name_before_the_save_is
     sync, replace = os.fsync, Path.replace
 
     def watched_sync(descriptor: int) -> None:
-        calls.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name.split('.tmp')[0]}")
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        calls.append(f"fsync {name.split(f'.{os.getpid()}')[0]}")
         sync(descriptor)
 
     def watched_replace(self: Path, target: Path) -> Path:
@@ -303,11 +304,10 @@ def test_a_file_reaches_the_disk_before_its_name_and_the_name_before_the_save_is
     monkeypatch.setattr(Path, "replace", watched_replace)
     checkpoint.keep_previous(last, previous)
     checkpoint.save(last, {"model": {}, "step": 2})
-    temporary = f".last.pt.{os.getpid()}"
-    order = ["rename to previous.pt", f"fsync {temporary}", "rename to last.pt", "fsync checkpoints"]
+    order = ["rename to previous.pt", "fsync .last.pt", "rename to last.pt", "fsync checkpoints"]
     assert calls == order
     calls.clear()
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no hard links")))
     checkpoint.keep_previous(last, previous)
-    assert calls == [f"fsync .previous.pt.{os.getpid()}", "rename to previous.pt"]
+    assert calls == ["fsync .previous.pt", "rename to previous.pt"]
     assert previous.read_bytes() == last.read_bytes()

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, get_worker_info
 
 import fake_data
-from conftest import fork
+from conftest import fork, in_processes
 from fake_data import refused
 from healsg import TaskTrainer
 from healsg.data.base import Needs
@@ -42,7 +42,6 @@ from healsg.runner import TaskRunner
 from healsg.training import diagnose
 from test_loader import Noisy, dealt, indices, jitter, numbered, same
 from test_own_loaders import train
-from test_selfsupervised import in_two
 
 Faults = dict[int, Callable[[], Any]]
 
@@ -374,7 +373,7 @@ def test_processes_count_different_samples_once() -> None:
         assert told["number"] == len(told["first"]) == 4, "1, 2 and 3 of the training samples, 1 of the others"
         assert len({*told["first"]}) == 3, "of which two are called alike"
 
-    in_two(one)
+    in_processes(2, one)
 
 
 @pytest.mark.parametrize("before", [None, 7, {}, {"number": "x", "first": [1, None]}, {"number": None, "first": {}}])

@@ -91,7 +91,7 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
             raise
         cause = error.__cause__ or error
         if isinstance(cause, ConfigError):
-            raise cause from error
+            raise ConfigError(str(cause)) from error  # not the cause itself: it would be the cause of its own
         raise ConfigError(f"{key}: {node['_target_']} cannot be made: {one_line(cause)}") from error
 
 

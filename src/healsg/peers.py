@@ -343,10 +343,15 @@ def is_lost(error: BaseException) -> bool:
     """Whether an error says only that another process could not be reached, or follows from such a one."""
     from torch.distributed import DistError
 
-    text = str(error)
-    if isinstance(error, DistError) or (isinstance(error, RuntimeError) and ("gloo/" in text or "NCCL" in text)):
-        return True
-    return error.__cause__ is not None and is_lost(error.__cause__)
+    seen = set[int]()  # a chain of causes may lead back to where it began
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        text = str(cause)
+        if isinstance(cause, DistError) or (isinstance(cause, RuntimeError) and ("gloo/" in text or "NCCL" in text)):
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__
+    return False
 
 
 def _own_connection(store: Store) -> Store:

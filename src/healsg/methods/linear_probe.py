@@ -27,4 +27,4 @@ class LinearProbe(Supervised):
     def setup(self, task: BasicTask) -> None:
         head_of(task.model, "a linear probe").reset_parameters()
         super().setup(task)
-        self.frozen_body = [module for name, module in task.model.named_children() if name != "head"]
+        self.frozen_modules = [module for name, module in task.model.named_children() if name != "head"]

@@ -78,7 +78,7 @@ class Supervised(TaskMethod):
         self.random_erasing, self.ema, self.swa = random_erasing, ema, swa
         self.layer_decay, self.freeze, self.unfreeze_every = layer_decay, freeze, unfreeze_every
         self.average: Average | None = None
-        self.frozen_norms: list[nn.Module] = []
+        self.frozen_modules: list[nn.Module] = []
         self.waiting: list[list[nn.Parameter]] = []
         self.stage = -1
         self.alike = True
@@ -145,7 +145,7 @@ class Supervised(TaskMethod):
             )
         if self.freeze:
             depth.freeze(task.model, self.freeze)
-        self.frozen_norms = frozen_norms(task.model)
+        self.frozen_modules = frozen_norms(task.model)
         if self.average is None and (self.ema or self.swa or optimizer_averages(self)):
             self.average = Average(self.learner(task))
         if self.unfreeze_every:
@@ -154,7 +154,7 @@ class Supervised(TaskMethod):
         self.alike = self.replaces_criterion or counts_alike(task.criterion, labelled_targets(task))
         if not (self.replaces_criterion or mean_over_samples(task.criterion)):
             self.take_apart(task)
-        altered = self.random_erasing or self.freeze or self.unfreeze_every or self.frozen_norms
+        altered = self.random_erasing or self.freeze or self.unfreeze_every or self.frozen_modules
         self.plain = self.alike and not (key or altered or type(self).loss is not Supervised.loss)
 
     def take_apart(self, task: BasicTask) -> None:
@@ -177,7 +177,7 @@ class Supervised(TaskMethod):
         """What the network sees of a batch, and how it was mixed."""
         if self.unfreeze_every and self.stage != (stage := task.runner.epoch // self.unfreeze_every):
             self.unfreeze(task, stage)
-        for module in self.frozen_norms:
+        for module in self.frozen_modules:
             module.eval()
         input: Tensor = batch["input"]
         if not (self.random_erasing or self.mixup or self.cutmix):
@@ -206,7 +206,7 @@ class Supervised(TaskMethod):
         for height, layer in enumerate(reversed(self.waiting)):
             for parameter in layer:
                 parameter.requires_grad_(height <= stage)
-        held, self.frozen_norms, self.stage = self.frozen_norms, frozen_norms(task.model), stage
+        held, self.frozen_modules, self.stage = self.frozen_modules, frozen_norms(task.model), stage
         for module in held:
             module.train()
 

@@ -114,7 +114,8 @@ def has_trained(folder: RunFolder) -> bool:
     """
     if folder.metrics.exists() and folder.metrics.stat().st_size > 0:
         return True
-    return bool(folder.record.get(TRAINED, folder.has_checkpoint))
+    known = folder.record.get(TRAINED)
+    return folder.has_checkpoint if known is None else bool(known)
 
 
 def begin(folder: RunFolder, composed: Composed) -> RunFolder:

@@ -10,6 +10,7 @@ from typing import Any
 
 from healsg import safefiles
 from healsg.errors import RunError
+from healsg.paths import shown
 from healsg.types import MOST_THREADS
 
 LARGEST = 1 << 24
@@ -73,11 +74,11 @@ def read_record(path: Path) -> dict[str, Any]:
     for key, (fits, wanted) in FIELDS.items():
         value = record.get(key)
         if value is not None and not fits(value):
-            shown = json.dumps(value)
-            shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-            raise RunError(f"{path}: {key}: {shown} is not {wanted}; {way}")
+            text = json.dumps(value)
+            text = text if len(text) <= 60 else f"{text[:57]}..."
+            raise RunError(f"{shown(path)}: {key}: {text} is not {wanted}; {way}")
     if _depth(record) > DEEPEST:
-        raise RunError(f"{path}: is nested more than {DEEPEST} levels deep; {way}")
+        raise RunError(f"{shown(path)}: is nested more than {DEEPEST} levels deep; {way}")
     return record
 
 
