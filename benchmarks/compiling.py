@@ -16,7 +16,7 @@ STEPS = """
 import json, os, sys, time
 
 os.environ |= {"TORCHINDUCTOR_CACHE_DIR": os.path.abspath("cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-from healsg.placement import repeated
+from healsg.training.device import repeated
 from healsg.runner import TaskRunner
 
 times, tick, begin = [], TaskRunner.tick, TaskRunner.train_batches

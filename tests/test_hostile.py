@@ -100,6 +100,7 @@ def runs(tmp_path: Path) -> Path:
     for folder in (tmp_path / "runs/run", tmp_path / "runs/sweep/seed=1"):
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(values))
+        (folder / "metrics.jsonl").write_text('{"event": "step", "epoch": 1, "step": 1}\n')
     return tmp_path / "runs"
 
 

@@ -56,7 +56,7 @@ def faulty(faults: list[str], name: str = "Faulty") -> list[str]:
     for fault in faults:
         for verb in ("start", "log", "finish"):
             key = f"+logger.{fault}_{verb}"
-            nodes += [f"{key}._target_=mirrors.{name}", f"{key}.verb={verb}", f"{key}.fault={fault}"]
+            nodes += [f"{key}._target_=loggers.{name}", f"{key}.verb={verb}", f"{key}.fault={fault}"]
     return nodes
 
 

@@ -188,7 +188,7 @@ def compared(
 
     def write(path: Path, state: dict[str, Any]) -> None:
         if path.name == "last.pt":
-            kept = {name: part for name, part in state.items() if name not in ("metrics_log", "belongs")}
+            kept = {name: part for name, part in state.items() if name not in ("metrics_log", "belongs", "data_info")}
             found[path.parents[1].name, state["runner"]["step"]] = checkpoint.digest(kept)
         store(path, state)
 

@@ -192,7 +192,7 @@ def test_a_reader_that_goes_away_hurts_nobody(tmp_path: Path) -> None:
     script = """
 import sys
 from healsg.loggers.screen import make_display
-from healsg.mirror import Progress
+from healsg.training.progress import Progress
 with make_display(Progress()) as display:
     for _ in range(2000):
         display.message("x" * 100)

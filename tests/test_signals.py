@@ -106,7 +106,7 @@ PHASES = {
     "data": ("healsg.task", "BasicTask", "build"),
     "first save": ("healsg.runs.checkpoint", "", "save"),
     "step": ("healsg.runner", "TaskRunner", "tick"),
-    "evaluation": ("healsg.training.epoch", "EvalEpoch", "run"),
+    "evaluation": ("healsg.evaluation.evaluator", "EvalEpoch", "run"),
     "test": ("healsg.runs.checkpointer", "Checkpointer", "finish"),
     "last save": ("healsg.runs.checkpoint", "", "save"),
     "closing": ("healsg.runs.session", "Session", "__exit__"),

@@ -23,7 +23,7 @@ import torch
 
 from conftest import REPOSITORY, beside
 from healsg import TaskTrainer
-from healsg.commands import compare, fingerprints, trace, verify
+from healsg.commands import compare, fingerprints, launching, trace, verify
 from healsg.commands.compare import first_tensor
 from healsg.errors import ConfigError, HealsgError, RunError
 from healsg.runs.folder import RunFolder
@@ -120,7 +120,7 @@ def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         for module in ("sklearn.datasets", "torch._dynamo"):  # what a first run imports: once here, not in each fork
             import_module(module)
         warnings.filterwarnings("ignore", ".*fork", DeprecationWarning)
-        monkeypatch.setattr(verify, "subprocess", SimpleNamespace(Popen=Forked, PIPE=-1, DEVNULL=-3))
+        monkeypatch.setattr(launching, "subprocess", SimpleNamespace(Popen=Forked, PIPE=-1, DEVNULL=-3))
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def first_line(first: RunFolder, second: RunFolder) -> tuple[str, dict[str, Any]
             row: dict[str, Any] = one or other or {}
             where = f"line {number}: {row.get('event')}, epoch {row.get('epoch')}, step {row.get('step')}: "
             if one is None or other is None:
-                return f"{where}only in {(first if one else second).path}", row
+                return f"{where}only in {(first if one else second).shown}", row
             keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
             return where + ", ".join(f"{key} {one.get(key)} | {other.get(key)}" for key in keys), row
     return "", {}

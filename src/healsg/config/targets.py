@@ -219,6 +219,10 @@ def _family(path: str, trusted: Sequence[str], project: Sequence[Path]) -> str |
         return "trusted"
     if path.startswith("torchvision.models."):
         return None if "._" in path or ".feature_extraction." in path else "builder"
+    if path.startswith("healsg.data.") and path.count(".") > 2 and not path.startswith("healsg.data.base."):
+        return (
+            None  # loaders, workers and caches are no parts; a name that the package re-exports is judged by its home
+        )
     if path.startswith(PARTS):
         return None if path.startswith(_DOORS) or path.rpartition(".")[2].startswith("_") else "part"
     top = path.split(".")[0]
