@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import resource
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +73,6 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "no archive": lambda: b"x" * 1000,
     "nothing": lambda: b"",
 }
-
-
-@pytest.fixture
-def little_memory() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @pytest.mark.parametrize("kind", BOMBS)

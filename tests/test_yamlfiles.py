@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,16 +48,6 @@ def conf() -> Path:
     folder = Path("mine/recipe")
     folder.mkdir(parents=True)
     return folder
-
-
-@pytest.fixture
-def little_memory() -> Iterator[None]:
-    """A gigabyte beside what this process has already."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 30), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @pytest.mark.usefixtures("little_memory")

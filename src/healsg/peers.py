@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from healsg.errors import RunError
+from healsg.errors import RunError, one_line
 from healsg.runs import redact
 from healsg.training.progress import Progress
 
@@ -140,7 +140,7 @@ class Peers:
         self._noticed = True
         if not is_lost(error):
             kind = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
-            self.record(f"{kind}{_one_line(error)}", self.where)
+            self.record(f"{kind}{one_line(error)}", self.where)
             return error
         if orphaned():
             return PeerError("torchrun, which started this process, is gone")
@@ -148,7 +148,7 @@ class Peers:
             return self._lost(error)
         except RuntimeError as closed:
             log.debug("the store of the launch is gone too: %s", closed)
-            return PeerError(f"rank 0 or the launcher is gone without a word; {_one_line(error)}")
+            return PeerError(f"rank 0 or the launcher is gone without a word; {one_line(error)}")
 
     def _lost(self, error: BaseException) -> PeerError:
         """Why the connection to the others was lost: what another one has recorded, or which one is missing."""
@@ -168,7 +168,7 @@ class Peers:
         if found := self.first_error():  # another survivor was faster
             return found
         if missing is None:
-            return PeerError(f"the connection to another rank was lost: {_one_line(error)}")
+            return PeerError(f"the connection to another rank was lost: {one_line(error)}")
         text = self._silent(missing) if late else self._gone(missing)
         self.record(text, None)
         return PeerError(text)
@@ -285,7 +285,7 @@ class Peers:
                 return "failed", text, now
         except RuntimeError as error:
             if not self._stop.is_set():
-                return "failed", f"rank 0 or the launcher is gone without a word: {_one_line(error)}", now
+                return "failed", f"rank 0 or the launcher is gone without a word: {one_line(error)}", now
         return None
 
     def _report(self, reason: str) -> None:
@@ -369,7 +369,3 @@ def _place(state: dict[str, Any]) -> str:
     if not state["epoch"]:
         return str(state["phase"])
     return f"{state['phase']}, epoch {state['epoch']}, step {state['step']}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
