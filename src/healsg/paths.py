@@ -44,6 +44,13 @@ def shown(path: Path) -> Path:
 @contextlib.contextmanager
 def returning() -> Iterator[None]:
     """Come back to the current directory at the end, wherever the code within has gone."""
+    if not hasattr(os, "fchdir"):  # Windows, where the folder that a process is in can neither be moved nor removed
+        before = current_folder()
+        try:
+            yield
+        finally:
+            os.chdir(before)
+        return
     try:
         start = os.open(".", getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)
     except OSError:  # there is none

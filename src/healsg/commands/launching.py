@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from healsg import system
 from healsg.config.schema import Composed
 from healsg.errors import HealsgError
 from healsg.runs.folder import RunFolder
@@ -43,17 +42,16 @@ def launch(composed: Composed, folder: Path, **plan: Any) -> bool:
         try:
             child.communicate(yaml.safe_dump(whole).encode())
         finally:  # the child, and what it has started: loader workers
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
+            system.kill_family(child)
             child.wait()
         told.seek(0)
         lines = told.read().decode(errors="replace").strip().splitlines()
     code = child.returncode
     finished = RunFolder(folder).record.get("status") == "finished"
-    if code == 0 or (code == -signal.SIGKILL and (finished or plan.get("kill"))):
+    if code == 0 or (system.was_killed(code) and (finished or plan.get("kill"))):
         return code == 0 or finished
     print(*lines[:-1], sep="\n", end="\n" * (len(lines) > 1), file=sys.stderr)
-    ended = f"{folder}: ended by {signal.Signals(-code).name}" if code < 0 else f"{folder}: ended with status {code}"
+    ended = f"{folder}: ended by {system.signal_name(-code)}" if code < 0 else f"{folder}: ended with status {code}"
     raise BrokenError(lines[-1].removeprefix("error: ") if lines and code > 0 else ended, code)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
-from healsg import safefiles
+from healsg import safefiles, system
 from healsg.cli import as_mistake, report
 from healsg.commands.compare import TRACE
 from healsg.commands.fingerprints import fingerprint, in_order
@@ -82,8 +81,8 @@ class Tracer(Checkpointer):
     @staticmethod
     def _kill(delay: float) -> None:
         if delay <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL))
+            system.kill(os.getpid())
+        timer = threading.Timer(delay, system.kill, (os.getpid(),))
         timer.daemon = True
         timer.start()
 

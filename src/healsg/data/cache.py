@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from healsg import distributed, safefiles
+from healsg import distributed, safefiles, system
 from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource, line
 from healsg.data.workers import Workers
 from healsg.errors import ConfigError, DataError
@@ -164,7 +164,7 @@ def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Rea
 def _write(place: Path, first: Batch, source: Source, fill: Callable[[dict[str, Tensor]], None]) -> None:
     """Make the folder of a cache in one atomic step. Raises DataError where the disk has no room."""
     for left in place.parent.glob(f".{place.name}.*.tmp"):  # by a process that was killed
-        if not Path("/proc", left.name.split(".")[-2]).exists():
+        if not system.lives(int(left.name.split(".")[-2])):
             shutil.rmtree(left, ignore_errors=True)
     making = place.with_name(f".{place.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
     try:
@@ -173,7 +173,7 @@ def _write(place: Path, first: Batch, source: Source, fill: Callable[[dict[str, 
         tensors, wanted = {}, {**first, SUMS: torch.zeros(1, dtype=torch.int64)}
         for key in FILES:
             with (making / key).open("xb") as file:
-                os.posix_fallocate(file.fileno(), 0, max(1, wanted[key].nbytes * len(source)))
+                system.reserve(file, max(1, wanted[key].nbytes * len(source)))
             tensors[key] = _mapped(making / key, wanted[key], len(source), shared=True)
         sums = tensors.pop(SUMS)
         fill(tensors)

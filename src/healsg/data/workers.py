@@ -21,6 +21,7 @@ import torch
 from torch.multiprocessing import Pipe, Process
 from torch.utils.data._utils import worker
 
+from healsg import system
 from healsg.data.source import Reading, line
 from healsg.errors import DataError, HealsgError
 
@@ -121,7 +122,7 @@ def _work(
     begin: Callable[[int], None] | None,
 ) -> None:
     """A worker's life: it leaves signals to its parent, answers (turn, whose error it is, what), and ends with it."""
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for each in system.STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     threading.Thread(target=_outlive, daemon=True).start()
     torch.set_num_threads(1)

@@ -20,6 +20,7 @@ import numpy as np
 from healsg.data.source import line
 from healsg.errors import DataError
 from healsg.safefiles import IrregularFileError, open_to_append
+from healsg.system import ProcessLock
 
 log = logging.getLogger("healsg")
 
@@ -107,13 +108,15 @@ def checked_file(path: Path, sums: Sums) -> Iterator[IO[bytes]]:
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold ``folder`` (created where it is missing) for one process of this machine while files are put there."""
-    import fcntl
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open_to_append(folder / ".download.lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released as the file closes, however the process ends
-            yield
+            held = ProcessLock(lock, folder / ".download.lock")
+            held.acquire(wait=True)
+            try:
+                yield
+            finally:
+                held.release()
     except (OSError, IrregularFileError) as error:
         raise DataError(f"{folder}: files cannot be put there ({line(error)}); check data.root") from error
 

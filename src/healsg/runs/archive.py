@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from healsg import system
 from healsg.errors import RunError
 
 CHUNK = 1 << 20
@@ -26,20 +27,12 @@ def require_size(file: BinaryIO, path: Path) -> None:
     """
     status = os.fstat(file.fileno())
     size = status.st_size
-    memory = _memory()
+    memory = system.physical_memory()
     if memory is not None and size > memory:
         raise RunError(f"{path}: has {size:,} bytes, more than the memory of this machine ({memory:,}); it is not read")
     stored = getattr(status, "st_blocks", 0) * 512
     if size > 1 << 26 and 0 < stored < size // SPARSE:
         raise RunError(f"{path}: has {size:,} bytes, of which only {stored:,} lie on the disk; it is not read")
-
-
-def _memory() -> int | None:
-    """The bytes of physical memory; None where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def sha256(file: BinaryIO, size: int) -> bytes:

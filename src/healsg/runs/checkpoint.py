@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor, nn
 
-from healsg import safefiles
+from healsg import safefiles, system
 from healsg.errors import RunError
 from healsg.runs import archive
 
@@ -44,7 +44,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
             torch.save({"format": FORMAT, **state}, cast("BinaryIO", hashed))
             hashed.write(_MAGIC)
             hashed.finish()
-        sync_folder(path.parent)
+        system.sync_folder(path.parent)
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror}); the checkpoint before it is good") from error
 
@@ -196,15 +196,6 @@ def keep_previous(path: Path, previous: Path) -> None:
             link.unlink(missing_ok=True)
             with safefiles.open_to_read(path) as file, safefiles.replacing(previous, sync=True) as copy:
                 shutil.copyfileobj(file, copy, 1 << 20)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def digest(state: Any) -> str:

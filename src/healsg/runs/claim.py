@@ -29,6 +29,7 @@ from healsg.paths import absolute, current_folder
 from healsg.runs import provenance, redact
 from healsg.runs.folder import ROOT, RunFolder, timestamp, write_text
 from healsg.runs.saved_config import read_saved
+from healsg.system import HELD
 
 FREE = (
     *(
@@ -49,7 +50,7 @@ FREE = (
 )
 """Keys that cannot alter a run's result: they may differ when it goes on."""
 
-BEGINNING = (".lock", "run.json", ".hydra")
+BEGINNING = (".lock", ".lock" + HELD, "run.json", ".hydra")
 """What a run that was killed as it began may leave without a ``config.yaml``."""
 
 TRAINED = "trained"

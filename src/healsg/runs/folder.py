@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import math
@@ -15,10 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from healsg import safefiles
+from healsg import safefiles, system
 from healsg.errors import RunError
 from healsg.paths import absolute, current_folder, shown
 from healsg.runs.record import read_record
+from healsg.system import ProcessLock
 
 log = logging.getLogger("healsg")
 ROOT = Path("runs")
@@ -26,16 +26,16 @@ TOKEN = ".shared.tmp"
 """A file that is there for a moment, as several processes begin."""
 VISIBLE = 5.0
 """Seconds within which another node sees a new file."""
-_held: set[IO[str]] = set()
+_held: set[ProcessLock] = set()
 
 
 def _let_go() -> None:
     """In a forked child, such as a loader worker: a lock is its parent's alone, and must end with it."""
-    for file in _held:
-        file.close()
+    for lock in _held:
+        lock.let_go()
 
 
-os.register_at_fork(after_in_child=_let_go)
+system.in_forked_child(_let_go)
 
 
 class RunFolder:
@@ -54,7 +54,7 @@ class RunFolder:
         self.best = self.checkpoints / "best.pt"
         self.config, self.record_file, self.metrics = path / "config.yaml", path / "run.json", path / "metrics.jsonl"
         self.began = time.time()
-        self._lock: IO[str] | None = None
+        self._lock: ProcessLock | None = None
 
     def lock(self, patience: float = 0.5) -> None:
         """Become the one process that trains here, in a folder that is made where there is none.
@@ -70,8 +70,9 @@ class RunFolder:
             raise RunError(f"{shown(Path(error.filename))}: is no folder; use another name, or take it away") from None
         except FileNotFoundError:  # whoever held it has taken the folder away in between
             return self.lock()
+        lock = ProcessLock(file, self.path / ".lock")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.acquire()
         except OSError as error:
             file.seek(0)
             holder = file.read(100).strip()
@@ -85,10 +86,10 @@ class RunFolder:
             file.close()
             raise RunError(f"{self.shown}: {told}") from None
         if not _is_still(file, self.path / ".lock"):
-            file.close()  # whoever held it has taken the file away in between
+            lock.release()  # whoever held it has taken the file away in between
             return self.lock()
-        self._lock = file
-        _held.add(file)
+        self._lock = lock
+        _held.add(lock)
         with naming(self.path / ".lock"):
             file.truncate(0)
             file.write(f"process {os.getpid()}")
@@ -97,8 +98,7 @@ class RunFolder:
     def unlock(self) -> None:
         if self._lock is not None:
             _held.discard(self._lock)
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def leave_token(self) -> str:
@@ -129,9 +129,17 @@ class RunFolder:
 
     def abandon(self) -> None:
         """Leave a folder in which no run has begun, and take it away."""
-        if self._lock and _is_still(self._lock, self.path / ".lock") and not self.config.exists():
-            (self.path / ".lock").unlink(missing_ok=True)
+        lock_file = self.path / ".lock"
+        still_open = False
+        if self._lock and _is_still(self._lock.file, lock_file) and not self.config.exists():
+            try:
+                lock_file.unlink(missing_ok=True)  # while it is held, so that it is no other process's
+            except PermissionError:  # Windows removes no file that is open, this process's or another's
+                still_open = True
         self.unlock()
+        if still_open:
+            with contextlib.suppress(OSError):
+                lock_file.unlink(missing_ok=True)
         if not self.config.exists():
             above = self.path.parents[:2]  # runs, or a sweep in it; never what lies above
             named = [parent.name for parent in above]
@@ -207,11 +215,8 @@ class RunFolder:
 
 def _lives(holder: str) -> bool:
     """Whether ``process NUMBER`` is there, on this machine."""
-    try:
-        os.kill(int(holder.removeprefix("process ")), 0)
-    except (ValueError, OSError) as error:
-        return isinstance(error, PermissionError)
-    return True
+    number = holder.removeprefix("process ")
+    return number.isdecimal() and system.lives(int(number))
 
 
 def _is_still(file: IO[str], path: Path) -> bool:

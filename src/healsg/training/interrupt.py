@@ -9,10 +9,9 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from healsg import distributed, peers
+from healsg import distributed, peers, system
 from healsg.errors import Stopped
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _ECHO = 1.0
 """Seconds in which a signal that comes again is the same one: a terminal or scheduler and torchrun both send it."""
 _EXCHANGE = 1.0
@@ -52,7 +51,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            heard = [number for number in system.STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._handle) for number in heard}
             self._outer = _entered[-1] if _entered else None
             _entered.append(self)
@@ -80,7 +79,7 @@ class StopSignal:
     def _orphaned(self) -> None:
         """Take the end of torchrun, which nobody will restart and which may have been killed, for a hang-up."""
         if self.received is None and peers.orphaned():
-            self.received, self.received_at = signal.SIGHUP, time.monotonic()
+            self.received, self.received_at = system.HANGUP, time.monotonic()
 
     def asked(self) -> bool:
         """Whether this process was asked to stop; the loop calls it at each step boundary.
@@ -126,10 +125,10 @@ class StopSignal:
     def stopped(self) -> Stopped:
         """What to raise once all is saved."""
         if peers.orphaned():
-            return Stopped("stopped, since torchrun, which started it, is gone", 128 + signal.SIGHUP)
+            return Stopped("stopped, since torchrun, which started it, is gone", 128 + system.HANGUP)
         numbers = [number for number in distributed.gather(self.received) if number is not None]
         if numbers:
-            return Stopped(f"stopped by {signal.Signals(numbers[0]).name}", 128 + numbers[0])
+            return Stopped(f"stopped by {system.signal_name(numbers[0])}", 128 + numbers[0])
         return Stopped("stopped by runner.max_time", 0)
 
 
@@ -142,14 +141,7 @@ def _owner(handler: Any) -> StopSignal | None:
 def _spare() -> None:
     """In a forked child, such as a loader worker: a SIGTERM that a scheduler sends to all is for the run to answer."""
     if _owner(signal.getsignal(signal.SIGTERM)):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+        system.end_only_by(os.getppid())
 
 
-def _obey(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(128 + signal.SIGTERM)
-
-
-os.register_at_fork(after_in_child=_spare)
+system.in_forked_child(_spare)
