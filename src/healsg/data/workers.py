@@ -12,6 +12,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
@@ -19,11 +20,11 @@ from typing import Any
 
 import torch
 from torch.multiprocessing import Pipe, Process
-from torch.utils.data._utils import worker
 
 from healsg import system
 from healsg.data.source import Reading, line
 from healsg.errors import DataError, HealsgError
+from healsg.torch_private import become_worker
 
 
 class Workers:
@@ -53,8 +54,9 @@ class Workers:
         shown: Any = getattr(sources[0], "dataset", None)
         for number in range(count):
             ours, theirs = Pipe()
-            info = worker.WorkerInfo(id=number, num_workers=count, seed=0, dataset=shown)
-            process = Process(target=_work, args=(prepare, reading, self.at[number], theirs, info, begin), daemon=True)
+            become = partial(become_worker, number, count, shown)
+            given = (prepare, reading, self.at[number], theirs, number, become, begin)
+            process = Process(target=_work, args=given, daemon=True)
             process.start()
             theirs.close()
             self.hands.append((process, ours))
@@ -118,7 +120,8 @@ def _work(
     reading: Reading,
     at: torch.Tensor,
     pipe: Any,
-    info: worker.WorkerInfo,
+    number: int,
+    become: Callable[[], None],
     begin: Callable[[int], None] | None,
 ) -> None:
     """A worker's life: it leaves signals to its parent, answers (turn, whose error it is, what), and ends with it."""
@@ -126,13 +129,14 @@ def _work(
         signal.signal(each, signal.SIG_IGN)
     threading.Thread(target=_outlive, daemon=True).start()
     torch.set_num_threads(1)
-    worker._worker_info, reading.at = info, at.numpy().data
+    become()
+    reading.at = at.numpy().data
     with contextlib.suppress(EOFError, OSError):  # a parent that is gone
         while True:
             turn, place = pipe.recv()
             try:
                 if begin:
-                    begin(info.id)
+                    begin(number)
                     begin = None
                 pipe.send((turn, None, prepare(*place)))
             except Exception as error:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from healsg.optimizers.groups import GroupOptimizer
+from healsg.torch_private import foreach_add_, foreach_sub_, fused_adam_, fused_adamw_
 from healsg.types import NonNegative, Share
 
 
@@ -31,8 +31,8 @@ def adam_update(
         scale, infinite: what fp16's gradients are divided by; above 0 where the update is to be left out.
     """
     steps, means, squares, *largest = state
-    kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
-    torch._foreach_add_(steps, 1)
+    kernel = fused_adamw_ if decoupled else fused_adam_
+    foreach_add_(steps, 1)
     kernel(
         weights,
         gradients,
@@ -51,7 +51,7 @@ def adam_update(
         found_inf=infinite,
     )
     if infinite is not None:
-        torch._foreach_sub_(steps, [infinite] * len(steps))
+        foreach_sub_(steps, [infinite] * len(steps))
 
 
 class Adam(GroupOptimizer):

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import profiler
 from torch.optim import Optimizer
-from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.optimizer import ParamsT
+
+from healsg.torch_private import foreach_mul_, step_is_watched
 
 
 class GroupOptimizer(Optimizer):
@@ -35,9 +36,7 @@ class GroupOptimizer(Optimizer):
 
         @functools.wraps(func)
         def step(own: Any, *args: Any, **kwargs: Any) -> Any:
-            hooks = own._optimizer_step_pre_hooks or own._optimizer_step_post_hooks
-            hooks = hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
-            if hooks or profiler._is_profiler_enabled or torch._C._autograd._profiler_enabled():
+            if step_is_watched(own):
                 return watched(own, *args, **kwargs)
             return func(own, *args, **kwargs)
 
@@ -83,7 +82,7 @@ class GroupOptimizer(Optimizer):
             yield
             return
         if scale is not None:
-            torch._foreach_mul_(gradients, scale.reciprocal().to(gradients[0].dtype))
+            foreach_mul_(gradients, scale.reciprocal().to(gradients[0].dtype))
         moving = [tensor for tensors in (weights, *state) for tensor in tensors]
         before = [tensor.clone() for tensor in moving]
         yield

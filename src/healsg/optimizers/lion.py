@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from healsg.optimizers.groups import GroupOptimizer
+from healsg.torch_private import foreach_add_, foreach_lerp, foreach_lerp_, foreach_mul_, foreach_sign_
 from healsg.types import NonNegative, Share
 
 
@@ -21,13 +21,13 @@ def lion_update(
     weight_decay: float,
 ) -> None:
     """One update of Algorithm 2, in place on ``weights`` and ``momenta`` (lists of tensors of the same shapes)."""
-    steps = torch._foreach_lerp(momenta, gradients, 1 - betas[0])
-    torch._foreach_sign_(steps)
-    torch._foreach_mul_(steps, -lr)
+    steps = foreach_lerp(momenta, gradients, 1 - betas[0])
+    foreach_sign_(steps)
+    foreach_mul_(steps, -lr)
     if weight_decay:
-        torch._foreach_mul_(weights, 1 - lr * weight_decay)
-    torch._foreach_add_(weights, steps)
-    torch._foreach_lerp_(momenta, gradients, 1 - betas[1])
+        foreach_mul_(weights, 1 - lr * weight_decay)
+    foreach_add_(weights, steps)
+    foreach_lerp_(momenta, gradients, 1 - betas[1])
 
 
 class Lion(GroupOptimizer):

@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from healsg.optimizers.adam import adam_update
 from healsg.optimizers.groups import GroupOptimizer, as_groups, tensor_of
+from healsg.torch_private import foreach_add_, foreach_lerp, foreach_lerp_, foreach_mul_
 from healsg.types import Count, NonNegative, Positive, Share
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -139,10 +140,10 @@ class Muon(GroupOptimizer):
 
 def muon_update(group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], buffers: list[Tensor]) -> None:
     """One update in place on ``weights`` and ``buffers``; ``group`` holds Muon's settings."""
-    torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-    ahead = torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
+    foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+    ahead = foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
     if group["weight_decay"]:
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
     alike: dict[Any, list[int]] = defaultdict(list)
     for position, weight in enumerate(weights):
         columns = weight.numel() // weight.size(0)
@@ -153,4 +154,4 @@ def muon_update(group: dict[str, Any], weights: list[Tensor], gradients: list[Te
         made = made * (-group["lr"] * step_scale(rows, columns, group["adjust"], convolution))
         chosen = [weights[position] for position in positions]
         steps = [piece.reshape(weight.shape) for piece, weight in zip(made, chosen, strict=True)]
-        torch._foreach_add_(chosen, steps)
+        foreach_add_(chosen, steps)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd
 
 from healsg.optimizers.groups import GroupOptimizer, as_groups, tensor_of
 from healsg.optimizers.muon import orthogonalise
+from healsg.torch_private import foreach_add, foreach_add_, foreach_div_, foreach_mul_, foreach_norm
 from healsg.types import Count, NonNegative, Positive, Share
 
 
@@ -68,12 +68,12 @@ class MuonSGD(GroupOptimizer):
 
 
 def _muon(group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], buffers: list[Tensor]) -> None:
-    torch._foreach_mul_(buffers, group["momentum"])
-    torch._foreach_add_(buffers, gradients)
-    ahead = torch._foreach_add(gradients, buffers, alpha=group["momentum"])
-    norms = torch._foreach_norm(weights)
-    torch._foreach_div_(weights, norms)
-    torch._foreach_mul_(weights, [weight.size(0) ** 0.5 for weight in weights])
+    foreach_mul_(buffers, group["momentum"])
+    foreach_add_(buffers, gradients)
+    ahead = foreach_add(gradients, buffers, alpha=group["momentum"])
+    norms = foreach_norm(weights)
+    foreach_div_(weights, norms)
+    foreach_mul_(weights, [weight.size(0) ** 0.5 for weight in weights])
     for weight, direction in zip(weights, ahead, strict=True):
         step = orthogonalise(direction.reshape(1, len(direction), -1), group["ns_steps"])
         weight.add_(step.reshape(weight.shape).to(weight.dtype), alpha=-group["lr"])

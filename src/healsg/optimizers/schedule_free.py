@@ -11,6 +11,16 @@ from torch.optim.optimizer import ParamsT
 
 from healsg.metric import precise
 from healsg.optimizers.groups import GroupOptimizer
+from healsg.torch_private import (
+    foreach_add_,
+    foreach_addcmul_,
+    foreach_copy_,
+    foreach_div,
+    foreach_lerp,
+    foreach_lerp_,
+    foreach_mul_,
+    foreach_sqrt_,
+)
 from healsg.types import Kept, NonNegative, Share
 
 
@@ -76,18 +86,18 @@ class ScheduleFreeAdamW(GroupOptimizer):
         iterates = [state["z"] for state in states]
         moments = [state["second_moment"] for state in states]
         corrections, shares = _corrections_and_shares(weights, states, decay, counts)
-        torch._foreach_mul_(moments, decay)
-        torch._foreach_addcmul_(moments, gradients, gradients, 1 - decay)
-        scales = list(torch._foreach_div(moments, corrections))
-        torch._foreach_sqrt_(scales)
-        torch._foreach_add_(scales, group["eps"])
-        steps = list(torch._foreach_div(gradients, scales))
+        foreach_mul_(moments, decay)
+        foreach_addcmul_(moments, gradients, gradients, 1 - decay)
+        scales = list(foreach_div(moments, corrections))
+        foreach_sqrt_(scales)
+        foreach_add_(scales, group["eps"])
+        steps = list(foreach_div(gradients, scales))
         if group["weight_decay"]:
-            torch._foreach_add_(steps, weights, alpha=group["weight_decay"])
+            foreach_add_(steps, weights, alpha=group["weight_decay"])
         means = averages(weights, iterates, near)
-        torch._foreach_add_(iterates, steps, alpha=-lr)
-        torch._foreach_lerp_(means, iterates, shares)
-        torch._foreach_copy_(weights, torch._foreach_lerp(iterates, means, near))
+        foreach_add_(iterates, steps, alpha=-lr)
+        foreach_lerp_(means, iterates, shares)
+        foreach_copy_(weights, foreach_lerp(iterates, means, near))
 
     @torch.no_grad()
     def averaged(self, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -125,4 +135,4 @@ def _corrections_and_shares(
 
 def averages(weights: list[Tensor], iterates: list[Tensor], near: float) -> list[Tensor]:
     """x of y = (1 - near) z + near x: ``z + (y - z) / near``."""
-    return list(torch._foreach_lerp(iterates, weights, 1.0 / near))
+    return list(foreach_lerp(iterates, weights, 1.0 / near))

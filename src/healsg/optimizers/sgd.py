@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from healsg.errors import ConfigError
 from healsg.optimizers.groups import GroupOptimizer
+from healsg.torch_private import fused_sgd_
 from healsg.types import Fraction, NonNegative, Share
 
 
@@ -52,7 +52,7 @@ class SGD(GroupOptimizer):
 
     def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         begins = bool(group["momentum"]) and weights[0] not in self.state
-        torch._fused_sgd_(
+        fused_sgd_(
             weights,
             gradients,
             self.state_of(weights, "momentum_buffer")[0] if group["momentum"] else [],

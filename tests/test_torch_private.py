@@ -1,0 +1,122 @@
+"""Where a version of torch lacks a private name, the public way computes the same."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from healsg import torch_private
+
+PRIVATE = [name for name in dir(torch) if name.startswith(("_foreach_", "_fused_"))]
+
+
+@pytest.fixture
+def public(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module as a torch without private names would load it."""
+    spec = importlib.util.find_spec("healsg.torch_private")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    with monkeypatch.context() as without:
+        for name in PRIVATE:
+            without.delattr(torch, name)
+        spec.loader.exec_module(made)
+    return made
+
+
+def tensors(seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(shape, generator=generator) + 0.1 for shape in ((3, 4), (5,), ())]
+
+
+CALLS: dict[str, list[Any]] = {
+    "foreach_add": [tensors(1), tensors(2)],
+    "foreach_add_": [tensors(1), 2.5],
+    "foreach_addcmul_": [tensors(1), tensors(2), tensors(3)],
+    "foreach_copy_": [tensors(1), tensors(2)],
+    "foreach_div": [tensors(1), torch.tensor(3.0)],
+    "foreach_div_": [tensors(1), tensors(2)],
+    "foreach_lerp": [tensors(1), tensors(2), 0.3],
+    "foreach_lerp_": [tensors(1), tensors(2), 0.3],
+    "foreach_mul_": [tensors(1), torch.tensor(3.0)],
+    "foreach_norm": [tensors(1)],
+    "foreach_sign_": [tensors(1)],
+    "foreach_sqrt_": [tensors(1)],
+    "foreach_sub_": [tensors(1), tensors(2)],
+}
+
+
+def test_every_list_operator_is_compared() -> None:
+    assert set(CALLS) == {name for name in vars(torch_private) if name.startswith("foreach_")}
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_list_operators_agree_with_loops(name: str, public: ModuleType) -> None:
+    results = []
+    for module in (torch_private, public):
+        given = [[one.clone() for one in each] if isinstance(each, list) else each for each in CALLS[name]]
+        returned = getattr(module, name)(*given)
+        results.append(given[0] if name.endswith("_") else returned)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "sgd": [
+        {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+        {"momentum": 0.9, "nesterov": False, "dampening": 0.5},
+    ],
+    "adam": [{"weight_decay": 0.01}, {"amsgrad": True}],
+    "adamw": [{"weight_decay": 0.1}, {"amsgrad": True, "weight_decay": 0.1}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [(name, settings) for name, rows in SETTINGS.items() for settings in rows], ids=str
+)
+def test_fused_updates_agree_with_formulas(
+    name: str, settings: dict[str, Any], public: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from healsg.optimizers import adam, sgd
+
+    kind = {"sgd": sgd.SGD, "adam": adam.Adam, "adamw": adam.AdamW}[name]
+    weights: list[list[Tensor]] = []
+    for module in (torch_private, public):
+        for room in (adam, sgd):
+            for kernel in ("fused_sgd_", "fused_adam_", "fused_adamw_"):
+                if hasattr(room, kernel):
+                    monkeypatch.setattr(room, kernel, getattr(module, kernel))
+        own = [nn.Parameter(tensor) for tensor in tensors(1)]
+        optimizer = kind(own, lr=0.05, **settings)
+        for step in range(5):
+            for weight, gradient in zip(own, tensors(10 + step), strict=True):
+                weight.grad = gradient - 0.5
+            optimizer.found_inf = torch.tensor(float(step == 2))  # the third update is skipped, as under fp16
+            optimizer.grad_scale = torch.tensor(2.0)
+            optimizer.step()
+        weights.append([weight.detach() for weight in own])
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_hidden_hooks_and_profiler_mean_that_the_step_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+    assert not torch_private.step_is_watched(optimizer)
+    handle = optimizer.register_step_pre_hook(lambda *_: None)
+    assert torch_private.step_is_watched(optimizer)
+    handle.remove()
+    monkeypatch.delattr(torch_private.profiler, "_is_profiler_enabled")
+    assert torch_private.step_is_watched(optimizer)
+
+
+def test_saved_buffers_are_those_of_the_state_dict() -> None:
+    module = nn.BatchNorm1d(3)
+    module.register_buffer("passing", torch.zeros(1), persistent=False)
+    saved = {name for _, name in torch_private.saved_buffers(module)}
+    assert saved == {"running_mean", "running_var", "num_batches_tracked"}
