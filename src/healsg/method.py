@@ -12,7 +12,7 @@ from healsg.data.base import Needs
 from healsg.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
     from healsg.training.step import MicroBatch
 
 
@@ -68,13 +68,17 @@ class TaskMethod(nn.Module):
         self.make_optimizer, self.scheduler = optimizer, scheduler
         self.decay_norms_and_biases = decay_norms_and_biases
 
-    def check(self, task: BasicTask) -> None:
+    def replaces(self, name: str) -> bool:
+        """Whether this method's class has a ``name`` of its own, such as ``step``, in the place of ``TaskMethod``'s."""
+        return getattr(type(self), name) is not getattr(TaskMethod, name)
+
+    def check(self, task: Task) -> None:
         """Refuse parts that do not fit, before any data are read. Raises ConfigError."""
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         """Make what the method needs beside the network: heads join ``task.model``, memory stays here."""
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         """From a batch to named scalars on the device, of which ``loss`` is minimised.
 
         A scalar tensor is a mean over the samples of the batch, of its first stream where there are several. What is a
@@ -83,7 +87,7 @@ class TaskMethod(nn.Module):
         """
         raise NotImplementedError
 
-    def step(self, task: BasicTask, batch: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
+    def step(self, task: Task, batch: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
         """Forward, backward and, with the last micro-batch of an update, the update itself.
 
         Args:
@@ -97,10 +101,10 @@ class TaskMethod(nn.Module):
             logs = self.train_step(task, batch)
         return task.runner.update(task, logs, micro)
 
-    def after_update(self, task: BasicTask) -> None:
+    def after_update(self, task: Task) -> None:
         """Called after each update, under ``no_grad``: averages, queues, thresholds."""
 
-    def eval_model(self, task: BasicTask) -> nn.Module:
+    def eval_model(self, task: Task) -> nn.Module:
         """The network that is evaluated, kept as best and exported: the average or the teacher where there is one."""
         return task.model
 
@@ -111,11 +115,11 @@ class TaskMethod(nn.Module):
         """
         return network
 
-    def evaluate(self, task: BasicTask, split: str) -> dict[str, float] | None:
+    def evaluate(self, task: Task, split: str) -> dict[str, float] | None:
         """Replace the evaluation pass of ``split``; None keeps the usual one."""
         return None
 
-    def build_optimizer(self, task: BasicTask) -> Optimizer:
+    def build_optimizer(self, task: Task) -> Optimizer:
         """The optimizer over what learns in ``task.model``."""
         return self.optimizer_over(parameter_groups(task.model, self.decay_norms_and_biases))
 
@@ -126,7 +130,7 @@ class TaskMethod(nn.Module):
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"method.optimizer: {one_line(error)}") from error
 
-    def build_scheduler(self, task: BasicTask) -> Schedule | None:
+    def build_scheduler(self, task: Task) -> Schedule | None:
         """The schedule of the run's length."""
         if self.scheduler is None:
             return None

@@ -16,9 +16,10 @@ from healsg.callbacks import Callback
 from healsg.data.foreign import AnyLoader
 from healsg.data.sharding import Sharding
 from healsg.errors import RunError
+from healsg.protocols import Task, Watcher
 from healsg.seeding import mix, seed_device
 from healsg.training import diagnose, memory
-from healsg.training.best import Mode, Monitor, directions
+from healsg.training.best import Mode, Monitor
 from healsg.training.device import Compile, Place, Precision, both, clear_gradients
 from healsg.training.meter import Meter
 from healsg.training.plan import Plan, Position
@@ -33,12 +34,10 @@ from healsg.training.step import (
     samples_of,
     weighted_sum,
 )
-from healsg.training.watcher import Watcher
 from healsg.types import Count, NonNegative, Positive, Threads
 
 if TYPE_CHECKING:
     from healsg.runs.checkpointer import Checkpointer
-    from healsg.task import BasicTask
 
 
 class TaskRunner:
@@ -175,7 +174,7 @@ class TaskRunner:
 
     # --- the verbs of a step -----------------------------------------------------------------------------------------
 
-    def train_batches(self, task: BasicTask) -> Iterator[tuple[TrainBatch, MicroBatch]]:
+    def train_batches(self, task: Task) -> Iterator[tuple[TrainBatch, MicroBatch]]:
         """The batches of this epoch that are still to come, on the device, each with its own randomness."""
         plan, at, place, progress = self.plan, self.at, self.place, self.progress
         loader, world, epoch = task.train_loader, distributed.world(), mix(plan.seed, at.epoch)
@@ -190,7 +189,7 @@ class TaskRunner:
             yield place.move(batch), micro
         self.checkpointer.snapshot_done()  # what follows may change anything
 
-    def eval_batches(self, task: BasicTask, split: str) -> Iterator[dict[str, Any]]:
+    def eval_batches(self, task: Task, split: str) -> Iterator[dict[str, Any]]:
         """The batches of a split that is only looked at."""
         loader, progress = task.loaders[split], self.progress
         progress.phase, progress.length = split, len(loader)
@@ -200,7 +199,7 @@ class TaskRunner:
                 yield self.place.move(batch)
             self.checkpointer.evaluating(task)
 
-    def step(self, task: BasicTask, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]:
+    def step(self, task: Task, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]:
         """The method's step as one callable: (its scalars with their counts, whether the weights moved)."""
         try:
             if self.pieces > 1:
@@ -216,7 +215,7 @@ class TaskRunner:
         self.pieces *= 2
         return micro.rows // self.pieces >= self.plan.least
 
-    def forward(self, task: BasicTask, micro: MicroBatch) -> contextlib.AbstractContextManager[Any]:
+    def forward(self, task: Task, micro: MicroBatch) -> contextlib.AbstractContextManager[Any]:
         """What surrounds a forward pass: precision, and no exchange of gradients before the last batch of an update."""
         if micro.closes or not distributed.launched():
             return self.place.autocast()
@@ -252,7 +251,7 @@ class TaskRunner:
         torch.autograd.backward(self.place.scaler.scale(total) if self.place.scaler else total)
         return scalars
 
-    def update(self, task: BasicTask, logs: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
+    def update(self, task: Task, logs: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
         """Backward; with the last batch of an update also clip, step and schedule.
 
         Args:
@@ -300,9 +299,9 @@ class TaskRunner:
         finally:
             self.checkpointer = before
 
-    def fit(self, task: BasicTask, checkpointer: Checkpointer) -> None:
+    def fit(self, task: Task, checkpointer: Checkpointer) -> None:
         """Train from where the run stands to its end, keeping what must outlast a kill at any time."""
-        self.monitor.check(task)
+        self.monitor.check(task.measured_names(), task.directions())
         with self.kept(checkpointer), diagnose.explained(task, checkpointer):
             while self.epoch < self.max_epoch and self.stop_reason is None:
                 began = time.monotonic()
@@ -313,33 +312,33 @@ class TaskRunner:
         """Whether this epoch ends with an evaluation."""
         return (self.epoch + 1) % self.eval_every == 0 or self.epoch + 1 >= self.max_epoch
 
-    def tick(self, task: BasicTask) -> None:
+    def tick(self, task: Task) -> None:
         """After each update: the one place of the training pass that may wait for the device."""
         self.checkpointer.updated(task)
 
-    def end_epoch(self, task: BasicTask, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:
+    def end_epoch(self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:
         """Book an epoch: its line, its schedule, whether it is the best, whether it is the last; then save."""
         numbers, best = self.measured(task, results, seconds)
-        name, sign = self.monitor.resolve(numbers, directions(task))
+        name, sign = self.monitor.resolve(numbers, task.directions())
         reasons = [callback.on_epoch_end(numbers, name, sign) for callback in self.callbacks.values()]
         self.stop_reason = next((reason for reason in reasons if reason), None)
         self.next_epoch()
         self.checkpointer.end_epoch(task, numbers, best)
 
     def measured(
-        self, task: BasicTask, results: Mapping[str, Mapping[str, float]], seconds: float
+        self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float
     ) -> tuple[dict[str, Any], bool]:
         """The line of an epoch, and whether it is the best so far; a schedule by epoch is stepped."""
         rows = {f"{split}/{key}": value for split, row in results.items() for key, value in row.items()}
         numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count, **rows}
         numbers |= {"lr": self.last_rate(task), "seconds": round(seconds, 3)}
-        known = directions(task)
+        known = task.directions()
         if task.interval == "epoch":
             name, sign = self.monitor.resolve(numbers, known)
             task.step_scheduler(numbers.get(name), sign)
         return numbers, self.monitor.better(numbers, known)
 
-    def last_rate(self, task: BasicTask) -> float:
+    def last_rate(self, task: Task) -> float:
         """The learning rate with which the last update was made; of the first group of parameters."""
         return task.learning_rate if self.rate is None else float(self.rate)
 

@@ -96,16 +96,35 @@ class BasicTask:
     @property
     def info(self) -> DataInfo | None:
         """What the data promise; None where the task brings loaders of its own."""
-        own = type(self).build_dataloader is not BasicTask.build_dataloader
-        return None if own else self.task_data.info
+        return None if self.replaces("build_dataloader") else self.task_data.info
+
+    def replaces(self, name: str) -> bool:
+        """Whether this task's class has a ``name`` of its own in the place of ``BasicTask``'s, such as a builder."""
+        return getattr(type(self), name) is not getattr(BasicTask, name)
 
     def check(self) -> None:
         """Refuse parts that do not fit each other, before any data are read. Raises ConfigError."""
-        if self.info is not None and type(self).build_model is BasicTask.build_model:
+        if self.info is not None and not self.replaces("build_model"):
             self.task_model.check(self.info)
         self.task_method.check(self)
-        self.runner.monitor.check(self)
-        memory.check(self)
+        self.runner.monitor.check(self.measured_names(), self.directions())
+        memory.check(self.runner, self.task_method)
+
+    def measured_names(self) -> list[str] | None:
+        """The names of the numbers that every epoch will measure; None where they are known only afterwards."""
+        replaced = self.replaces("run_epoch") or self.task_method.replaces("evaluate")
+        if replaced or (self.info is None and not self.loaders):
+            return None
+        names = ["train/loss"]
+        if not self.loaders or "val" in self.loaders:
+            names += [f"val/{metric}" for metric in ("loss", *self.task_model.metrics(self.info))]
+        return names
+
+    def directions(self) -> dict[str, bool | None]:
+        """By name of a number of an evaluation whether more of it is better; None where it does not say."""
+        metrics = self.task_model.metrics(self.info)
+        declared = {name: getattr(metric, "higher_is_better", None) for name, metric in metrics.items()}
+        return {"loss": False, **declared, **self.task_method.higher_is_better}
 
     def build(
         self,
@@ -198,7 +217,7 @@ class BasicTask:
     def starting_model(self, fresh_weights: bool) -> TaskModel:
         """The model with the published weights that the method wants, or without any where a checkpoint follows."""
         model, method = self.task_model, self.task_method
-        own_network = type(self).build_model is not BasicTask.build_model
+        own_network = self.replaces("build_model")
         if method.starts_from_weights and not self.config.init_from and not own_network:
             published = model.pretrained()
             if published is None and fresh_weights:
@@ -245,6 +264,12 @@ class BasicTask:
         """From which files or tensors the samples come, by part, or by loader where the task brings its own."""
         own = self.task_data.fingerprints
         return own or {split: fingerprint.of_loader(loader) for split, loader in self.loaders.items()}
+
+    @property
+    def split_digest(self) -> str | None:
+        """Of which samples each split holds; None where the data set does not say."""
+        digest: str | None = self.task_data.facts().get("samples", {}).get("split_digest")
+        return digest
 
     @property
     def train_loader(self) -> AnyLoader:

@@ -20,7 +20,6 @@ from healsg.data.loader import Loader
 from healsg.errors import ConfigError, RunError
 from healsg.evaluation.evaluator import EvalEpoch
 from healsg.evaluation.predictor import Predictor, best_of, network_of_run
-from healsg.method import TaskMethod
 from healsg.paths import returning
 from healsg.runs import binding, claim, redact
 from healsg.runs.checkpointer import Checkpointer, restore_weights, resumable, weights_state
@@ -89,7 +88,7 @@ class TaskTrainer:
                 path, state = resumable(self.folder)
                 stop_signal.saving = 2 * (time.monotonic() - began)  # a guess, until there is a save
                 facts = self.build(task, self.folder, state)
-                bound = binding.of_task(self.config, task)
+                bound = binding.of_run(self.config, task.data_fingerprint(), task.split_digest)
                 force = self.config["resume"]["force"]
                 with self.checkpointer_type(
                     self.folder, session.metrics_log, stop_signal, session.screen.epoch, bound, force
@@ -178,7 +177,7 @@ class TaskTrainer:
             task, network = network_of_run(self.composed, info, state, samples=True)
         except RunError:  # the network that a method of one's own makes in setup; the whole task is built for it
             return None
-        if type(task.task_method).evaluate is not TaskMethod.evaluate:
+        if task.task_method.replaces("evaluate"):
             return None
         return task.build_evaluation(network, split, info)
 

@@ -29,7 +29,7 @@ from healsg.runs.folder import RunFolder
 from healsg.trainer import TaskTrainer
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class Tracer(Checkpointer):
@@ -42,17 +42,17 @@ class Tracer(Checkpointer):
 
     plan: ClassVar[dict[str, Any]] = {}
 
-    def begin(self, task: BasicTask, path: Path, state: dict[str, Any] | None) -> None:
+    def begin(self, task: Task, path: Path, state: dict[str, Any] | None) -> None:
         super().begin(task, path, state)
         self.names = list[str]()
         self._write_trace({"begin": task.runner.step_count})
         self.turned = time.monotonic()
 
-    def updated(self, task: BasicTask) -> None:
+    def updated(self, task: Task) -> None:
         super().updated(task)
         self._watch(task)
 
-    def _watch(self, task: BasicTask) -> None:
+    def _watch(self, task: Task) -> None:
         took, plan, step = time.monotonic() - self.turned, self.plan, task.runner.step_count
         if os.getppid() != plan["parent"]:
             raise Stopped("the process that started this run is gone", 1)

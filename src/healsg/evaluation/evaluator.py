@@ -16,7 +16,7 @@ from healsg.training.denominator import loss_over
 from healsg.training.device import compiled
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class Loss(Metric):
@@ -46,7 +46,7 @@ class EvalEpoch:
         network: what is measured; ``task_method.eval_model`` where it is None.
     """
 
-    def __init__(self, task: BasicTask, split: str, network: nn.Module | None = None) -> None:
+    def __init__(self, task: Task, split: str, network: nn.Module | None = None) -> None:
         self.task, self.split, self.network = task, split, network
 
     def run(self) -> dict[str, float]:

@@ -122,7 +122,7 @@ def network_of_run(
     task = build_task(composed, info, samples)
     task.task_model = task.starting_model(fresh_weights=False)
     with torch.random.fork_rng(devices=[]):
-        own = type(task).build_model is not BasicTask.build_model
+        own = task.replaces("build_model")
         network = task.task_method.evaluated(task.build_model() if own else task.task_model.build(info))
     try:
         network.load_state_dict(state["model"])

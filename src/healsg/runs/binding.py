@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from healsg.config.check import show
 from healsg.data import fingerprint
 from healsg.runs import claim
-
-if TYPE_CHECKING:
-    from healsg.task import BasicTask
 
 KEY = "belongs"
 """Under which a checkpoint keeps it."""
@@ -38,12 +35,18 @@ class Binding:
         return {"run": run, "name": name, "config": json.dumps(self.config), "data": json.dumps(self.data)}
 
 
-def of_task(config: dict[str, Any], task: BasicTask) -> Binding:
-    """The binding of a task whose data have been read."""
-    data = dict(task.data_fingerprint())
-    if split := task.task_data.facts().get("samples", {}).get("split_digest"):
-        data["split"] = split
-    return Binding(claim.counting(config), data)
+def of_run(config: dict[str, Any], data: fingerprint.Fingerprint, split_digest: str | None) -> Binding:
+    """The binding of a run whose data have been read.
+
+    Args:
+        config: all settings of the run.
+        data: from which files or tensors the samples come.
+        split_digest: of which samples each split holds; None where the data set does not say.
+    """
+    parts = dict(data)
+    if split_digest:
+        parts["split"] = split_digest
+    return Binding(claim.counting(config), parts)
 
 
 def foreign(held: Any, run: str) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from healsg import distributed, safefiles
 from healsg.data.skipped import skipped_samples
 from healsg.errors import ConfigError, NotFiniteError, RunError, one_line
 from healsg.evaluation.evaluator import EvalEpoch
-from healsg.method import TaskMethod
+from healsg.protocols import Task, Watcher
 from healsg.runs import binding, checkpoint
 from healsg.runs.binding import Binding
 from healsg.runs.claim import TRAINED, has_trained, new_id
@@ -24,10 +24,6 @@ from healsg.runs.folder import RunFolder, began_at, naming
 from healsg.runs.metrics_log import MetricsLog
 from healsg.runs.writer import Writer, steady
 from healsg.training.interrupt import StopSignal
-from healsg.training.watcher import Watcher
-
-if TYPE_CHECKING:
-    from healsg.task import BasicTask
 
 log = logging.getLogger("healsg")
 
@@ -76,7 +72,7 @@ class Checkpointer(Watcher):
     def __exit__(self, *exception: object) -> None:
         self.writer.close()
 
-    def begin(self, task: BasicTask, path: Path, state: dict[str, Any] | None) -> None:
+    def begin(self, task: Task, path: Path, state: dict[str, Any] | None) -> None:
         """Go on from a checkpoint; a run that has none starts at step 0 and saves that.
 
         Args:
@@ -96,7 +92,7 @@ class Checkpointer(Watcher):
         else:
             self._go_on(task, path, state)
 
-    def _go_on(self, task: BasicTask, path: Path, state: dict[str, Any]) -> None:
+    def _go_on(self, task: Task, path: Path, state: dict[str, Any]) -> None:
         """Let the task, and the lines, stand where they did when ``path`` was saved with ``state``."""
         if path == self.folder.last:
             self.good_last = checkpoint.stamp(path)
@@ -117,7 +113,7 @@ class Checkpointer(Watcher):
         if forced:
             self.save(task)  # from here on the checkpoint is of this run, its settings and data
 
-    def _begin_anew(self, task: BasicTask) -> None:
+    def _begin_anew(self, task: Task) -> None:
         """Start at step 0."""
         if self.metrics_log:
             self.belongs = self.bound.state_dict(self._identify(None), self.folder.path.name)
@@ -208,7 +204,7 @@ class Checkpointer(Watcher):
     def snapshot_done(self) -> None:
         self.writer.snapshot_done()
 
-    def updated(self, task: BasicTask) -> None:
+    def updated(self, task: Task) -> None:
         """After each update: a line, a save and a stop where they are due; the device is waited for here alone."""
         runner = task.runner
         if runner.step_count % runner.log_every == 0:
@@ -218,11 +214,11 @@ class Checkpointer(Watcher):
         if self.stop_signal.agreed_at(runner.step_count) if distributed.launched() else self.stop_signal.asked():
             self.stop(task)
 
-    def evaluating(self, task: BasicTask) -> None:
+    def evaluating(self, task: Task) -> None:
         if not distributed.launched() and self.stop_signal.asked_within():
             self.stop(task)
 
-    def log_step(self, task: BasicTask) -> None:
+    def log_step(self, task: Task) -> None:
         """A line of the updates since the last one."""
         self.writer.check()
         self.stop_signal.saving = max(self.stop_signal.saving, self.writer.seconds)
@@ -234,7 +230,7 @@ class Checkpointer(Watcher):
                 line | {f"train/{k}": v for k, v in means.items()} | {"lr": task.runner.last_rate(task)}
             )
 
-    def end_epoch(self, task: BasicTask, numbers: dict[str, Any], best: bool) -> None:
+    def end_epoch(self, task: Task, numbers: dict[str, Any], best: bool) -> None:
         """The epoch's line, the best weights where they are, and a save, unless the last one was a moment ago."""
         if self.metrics_log:
             self.metrics_log.write(numbers)
@@ -250,7 +246,7 @@ class Checkpointer(Watcher):
         if self.stop_signal.agreed():
             self.stop(task)
 
-    def record_skipped(self, task: BasicTask) -> None:
+    def record_skipped(self, task: Task) -> None:
         """Let ``run.json`` tell which samples were left out so far; all processes come here together."""
         reading = task.task_data.reading
         if reading.on_error == "skip":
@@ -259,7 +255,7 @@ class Checkpointer(Watcher):
             if self.metrics_log and told != before:
                 self.folder.note(samples_skipped=told)
 
-    def save(self, task: BasicTask) -> None:
+    def save(self, task: Task) -> None:
         """Begin to write ``best.pt`` where there is a new one, then ``last.pt``; the one before it is kept too.
 
         What came of it is told by the next call. Raises RunError for the save before this one.
@@ -282,17 +278,15 @@ class Checkpointer(Watcher):
         self.saved_at = time.monotonic()
         self.stop_signal.saving = max(self.stop_signal.saving, self.writer.seconds)
 
-    def _plan(self, task: BasicTask) -> None:
+    def _plan(self, task: Task) -> None:
         """Find out whether weights and the optimizer's memory stay as they are until the next update.
 
         On a GPU copies wait for nothing in any case. Of other people's classes it is not known what they do.
         """
-        from healsg.task import BasicTask
-
-        kind, method = type(task), type(task.task_method)
+        method = type(task.task_method)
         own = "leaves_weights" in vars(method) or method.__module__.startswith("healsg.")
-        alone = own and method.leaves_weights and method.step is TaskMethod.step
-        usual = kind.state_dict is BasicTask.state_dict and kind.run_epoch is BasicTask.run_epoch
+        alone = own and task.task_method.leaves_weights and not task.task_method.replaces("step")
+        usual = not (task.replaces("state_dict") or task.replaces("run_epoch"))
         usual = usual and type(task.runner).__module__.startswith("healsg.")
         self.late = alone and usual and task.device.type == "cpu" and all(map(steady, task.model.modules()))
         self.weights = list(task.model.parameters())
@@ -322,7 +316,7 @@ class Checkpointer(Watcher):
             checkpoint.save(last, states["last"] | kept)
             self.good_last = checkpoint.stamp(last)
 
-    def _hold_best(self, task: BasicTask, copy: bool) -> None:
+    def _hold_best(self, task: Task, copy: bool) -> None:
         """Keep the weights that are evaluated, with the numbers they reached, until the next save."""
         model = task.task_method.eval_model(task)
         self.unsaved_best = {"best": task.runner.monitor.best or {}}
@@ -333,7 +327,7 @@ class Checkpointer(Watcher):
             weights = checkpoint.like(weights, {key: _cloned(value) for key, value in weights.items()})
         self.unsaved_best["model"] = weights
 
-    def stop(self, task: BasicTask) -> None:
+    def stop(self, task: Task) -> None:
         """Save and leave; at the test all is saved, and the weights are the best ones. Raises Stopped."""
         if not self.testing:
             self.save(task)
@@ -341,7 +335,7 @@ class Checkpointer(Watcher):
             self.record_skipped(task)
         raise self.stop_signal.stopped()
 
-    def finish(self, task: BasicTask) -> None:
+    def finish(self, task: Task) -> None:
         """The end of training: the digest of the final state, and the test split, once, with the best weights."""
         if task.runner.stop_reason:
             log.info("stopped early: %s", task.runner.stop_reason)
@@ -390,7 +384,7 @@ def _step_and_best(path: Path, state: dict[str, Any]) -> tuple[int, dict[str, An
     return step, best
 
 
-def _with_weights(task: BasicTask, files: dict[str, Any]) -> dict[str, Any]:
+def _with_weights(task: Task, files: dict[str, Any]) -> dict[str, Any]:
     """What the writing thread adds to a save between two updates."""
     own = task.model.state_dict()
     whole = own | files.pop("buffers")  # of which some may be None: a buffer that is not there
@@ -422,7 +416,7 @@ def weights_state(folder: RunFolder, which: str) -> dict[str, Any]:
     return state
 
 
-def restore_weights(task: BasicTask, state: dict[str, Any], which: str) -> None:
+def restore_weights(task: Task, state: dict[str, Any], which: str) -> None:
     """Give the evaluated network the weights of a checkpoint, which is that of ``which``: ``best`` or ``last``."""
     if which == "best":
         task.task_method.eval_model(task).load_state_dict(state["model"])

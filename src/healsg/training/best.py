@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from healsg.errors import ConfigError
-from healsg.method import TaskMethod
-
-if TYPE_CHECKING:
-    from healsg.task import BasicTask
 
 Mode = Literal["auto", "max", "min"]
 
@@ -19,13 +15,6 @@ Directions = Mapping[str, bool | None]
 
 PREFERRED = ("acc", "dice", "iou")
 """What ``auto`` looks for on val, before the loss: the name and, of these, that more is better."""
-
-
-def directions(task: BasicTask) -> dict[str, bool | None]:
-    """What the loss, the metrics of a task and the numbers of its method's own evaluation say of themselves."""
-    metrics = task.task_model.metrics(task.info)
-    declared = {name: getattr(metric, "higher_is_better", None) for name, metric in metrics.items()}
-    return {"loss": False, **declared, **task.task_method.higher_is_better}
 
 
 class Monitor:
@@ -40,20 +29,19 @@ class Monitor:
         self.name, self.mode = name, mode
         self.best: dict[str, Any] | None = None
 
-    def check(self, task: BasicTask) -> None:
-        """Refuse a name that no epoch will measure, before data are read where that can be told, and one of which it
-        is not known whether more is better. Raises ConfigError."""
-        from healsg.task import BasicTask
+    def check(self, measured: Sequence[str] | None, known: Directions) -> None:
+        """Refuse a name that no epoch will measure, and one of which it is not known whether more is better.
 
-        own = type(task).run_epoch is not BasicTask.run_epoch
-        replaced = own or type(task.task_method).evaluate is not TaskMethod.evaluate
-        later = not task.loaders and task.info is None  # known only once the task has made its loaders
-        if not (replaced or later or self.name in ("auto", "lr")):
-            metrics = ("loss", *task.task_model.metrics(task.info)) if "val" in (task.loaders or ["val"]) else ()
-            measured = ["train/loss", *(f"val/{metric}" for metric in metrics)]
-            if self.name.partition(".")[0] not in measured and not self.name.startswith("train/"):
-                raise ConfigError(f"runner.monitor: {self.name} is not measured; there is {', '.join(measured)}")
-        known = directions(task)
+        Args:
+            measured: the names that an epoch will measure; None where that is known only afterwards.
+            known: see ``Directions``.
+
+        Raises:
+            ConfigError: the name is refused.
+        """
+        free = self.name in ("auto", "lr") or self.name.startswith("train/")
+        if measured is not None and not free and self.name.partition(".")[0] not in measured:
+            raise ConfigError(f"runner.monitor: {self.name} is not measured; there is {', '.join(measured)}")
         likely = next((name for name in PREFERRED if name in known), "loss")
         self._sign(f"val/{likely}" if self.name == "auto" else self.name, known)
 

@@ -13,15 +13,15 @@ from healsg.training import memory
 from healsg.training.replay import first_not_finite
 
 if TYPE_CHECKING:
+    from healsg.protocols import Task
     from healsg.runs.checkpointer import Checkpointer
-    from healsg.task import BasicTask
 
 LOST = ("device-side assert", "illegal memory access", "unspecified launch failure")
 """Errors of CUDA after which the process can use its device no more."""
 
 
 @contextlib.contextmanager
-def explained(task: BasicTask, checkpointer: Checkpointer) -> Iterator[None]:
+def explained(task: Task, checkpointer: Checkpointer) -> Iterator[None]:
     """Surrounds the loop.
 
     Raises RunError for numbers that are not finite, for memory that ran out and for a kernel that failed; DataError for
@@ -41,7 +41,7 @@ def explained(task: BasicTask, checkpointer: Checkpointer) -> Iterator[None]:
         raise
 
 
-def _device_lost(task: BasicTask, error: Exception) -> RunError:
+def _device_lost(task: Task, error: Exception) -> RunError:
     """An error in a kernel, which CUDA reports at some later call: the line it comes from is not the cause."""
     cause = "such as a class index that is negative or not below the number of classes"
     return RunError(
@@ -51,7 +51,7 @@ def _device_lost(task: BasicTask, error: Exception) -> RunError:
     )
 
 
-def _not_finite(task: BasicTask, checkpointer: Checkpointer, error: NotFiniteError) -> RunError:
+def _not_finite(task: Task, checkpointer: Checkpointer, error: NotFiniteError) -> RunError:
     """Name the step and the tensor, as exactly as can be."""
     runner = task.runner
     position = runner.position - error.batches

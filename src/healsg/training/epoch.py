@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class TrainEpoch:
     """One pass over the training data, from wherever in it the run stands."""
 
-    def __init__(self, task: BasicTask) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
 
     def run(self) -> dict[str, float]:

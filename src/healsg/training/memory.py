@@ -10,12 +10,11 @@ from torch import Tensor
 
 from healsg import distributed
 from healsg.errors import ConfigError, RunError
-from healsg.method import TaskMethod
 from healsg.training.device import clear_gradients
 from healsg.training.step import MicroBatch, Samples, TrainBatch, counts_of
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Method, Runner, Task
 
 EXHAUSTED = (
     "can't allocate memory",  # torch's allocator on the CPU
@@ -29,9 +28,8 @@ EXHAUSTED = (
 log = logging.getLogger("healsg")
 
 
-def check(task: BasicTask) -> None:
+def check(runner: Runner, method: Method) -> None:
     """Refuse gradients that cannot be added up over several passes. Raises ConfigError."""
-    method, runner = task.task_method, task.runner
     compile, cuda_graph, _ = runner.wrapping
     if cuda_graph and (runner.accumulate > 1 or runner.auto_accumulate):
         raise ConfigError("runner.cuda_graph: a graph that runs again takes the gradients' memory; do not accumulate")
@@ -43,12 +41,12 @@ def check(task: BasicTask) -> None:
         raise ConfigError("runner.auto_accumulate: works in one process; set data.batch_size and runner.accumulate")
     if runner.accumulate > 1:
         raise ConfigError("runner.auto_accumulate: takes batches apart by itself; leave runner.accumulate at 1")
-    if not method.mean_over_samples or type(method).step is not TaskMethod.step:
+    if not method.mean_over_samples or method.replaces("step"):
         why = f"the loss of {type(method).__name__} is no mean over samples, so that half a batch is another loss"
         raise ConfigError(f"runner.auto_accumulate: {why}; set it to false")
 
 
-def explain(task: BasicTask) -> RunError:
+def explain(task: Task) -> RunError:
     """What to say of a device that has no memory left: what was asked of it, and what needs less."""
     runner, device = task.runner, task.device
     batch, in_use = getattr(task.train_loader, "batch_size", None), ""
@@ -72,7 +70,7 @@ def is_exhausted(error: BaseException) -> bool:
     return known or any(words in str(error) for words in EXHAUSTED)
 
 
-def halve(task: BasicTask, micro: MicroBatch, error: BaseException) -> bool:
+def halve(task: Task, micro: MicroBatch, error: BaseException) -> bool:
     """After a step that failed: whether memory ran out and the step may be tried again, in twice as many pieces.
 
     Raises RunError where one sample alone is too much.
@@ -90,7 +88,7 @@ def halve(task: BasicTask, micro: MicroBatch, error: BaseException) -> bool:
     return True
 
 
-def step_in_pieces(task: BasicTask, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]:
+def step_in_pieces(task: Task, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]:
     """One update from ``runner.pieces`` parts of a batch, each of them a micro-batch."""
     rows = micro.rows
     pieces = min(task.runner.pieces, rows // task.runner.plan.least)

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from healsg.errors import NotFiniteError
+from healsg.protocols import Task, Watcher
 from healsg.training.interrupt import StopSignal
-from healsg.training.watcher import Watcher
-
-if TYPE_CHECKING:
-    from healsg.task import BasicTask
 
 LIMIT = 60.0
 """Seconds after which the search is given up."""
@@ -34,15 +31,15 @@ class _Limited(Watcher):
         self.stop_signal = stop_signal
         self.deadline = time.monotonic() + LIMIT
 
-    def updated(self, task: BasicTask) -> None:
+    def updated(self, task: Task) -> None:
         if self.stop_signal.received is not None or time.monotonic() > self.deadline:
             raise _Found
 
-    def evaluating(self, task: BasicTask) -> None:
+    def evaluating(self, task: Task) -> None:
         self.updated(task)
 
 
-def first_not_finite(task: BasicTask, state: dict[str, Any], last: int, stop_signal: StopSignal) -> str | None:
+def first_not_finite(task: Task, state: dict[str, Any], last: int, stop_signal: StopSignal) -> str | None:
     """The first step after ``state`` up to update ``last``, and the first tensor in it, that is not finite.
 
     Returns None where the search took too long, or found nothing. The task is of no use afterwards.
@@ -72,7 +69,7 @@ def first_not_finite(task: BasicTask, state: dict[str, Any], last: int, stop_sig
     return None
 
 
-def _epoch(task: BasicTask, exempt: set[str], gradients: list[str]) -> None:
+def _epoch(task: Task, exempt: set[str], gradients: list[str]) -> None:
     """An epoch as it was, looking at every tensor. Raises _Found.
 
     Args:
@@ -102,7 +99,7 @@ def _epoch(task: BasicTask, exempt: set[str], gradients: list[str]) -> None:
     runner.next_epoch()
 
 
-def _look_at_weights(task: BasicTask, exempt: set[str]) -> None:
+def _look_at_weights(task: Task, exempt: set[str]) -> None:
     for name, kind in _bad(task.model):
         if name not in exempt:
             raise _Found(f"step {task.runner.step_count}: {kind} {name} is not finite after it")

@@ -1,0 +1,266 @@
+"""What methods, the loop, evaluation and saving know of a task, of its runner and of its method.
+
+``task.BasicTask``, ``runner.TaskRunner`` and ``method.TaskMethod`` fulfil these protocols. Whatever is handed a task
+names ``Task`` from here and does not import those three, so that imports run in one direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from healsg.data.base import TaskData
+    from healsg.data.foreign import AnyLoader
+    from healsg.data.info import DataInfo
+    from healsg.model import TaskModel
+    from healsg.training.best import Directions, Monitor
+    from healsg.training.device import Place
+    from healsg.training.meter import Meter
+    from healsg.training.plan import Plan
+    from healsg.training.progress import Progress
+    from healsg.training.step import Accumulator, MicroBatch, Samples, TrainBatch
+
+
+class Watcher:
+    """What the loop reports to whoever keeps a run. This one ignores it; a ``Checkpointer`` saves, logs and stops."""
+
+    def snapshot_done(self) -> None:
+        """Weights and optimizer state are about to change: wait until a save under way has copied them."""
+
+    def updated(self, task: Task) -> None:
+        """An update was made."""
+
+    def evaluating(self, task: Task) -> None:
+        """A batch of an evaluation is done."""
+
+    def end_epoch(self, task: Task, numbers: dict[str, Any], best: bool) -> None:
+        """An epoch is complete; ``numbers`` are its line in ``metrics.jsonl``."""
+
+
+class Pass(Protocol):
+    """One pass over a split: ``task.train_epoch`` and ``task.val_epoch``."""
+
+    def run(self) -> dict[str, float]: ...
+
+
+class Method(Protocol):
+    """How a task learns; see ``method.TaskMethod``."""
+
+    @property
+    def mean_over_samples(self) -> bool: ...
+
+    @property
+    def leaves_weights(self) -> bool: ...
+
+    @property
+    def higher_is_better(self) -> Mapping[str, bool]: ...
+
+    def replaces(self, name: str) -> bool: ...
+
+    def step(self, task: Task, batch: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]: ...
+
+    def after_update(self, task: Task) -> None: ...
+
+    def eval_model(self, task: Task) -> nn.Module: ...
+
+    def evaluate(self, task: Task, split: str) -> dict[str, float] | None: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any: ...
+
+
+class Runner(Protocol):
+    """Where and how fast a task runs, and how far it is; see ``runner.TaskRunner``."""
+
+    # --- its settings
+
+    @property
+    def accumulate(self) -> int: ...
+
+    @property
+    def auto_accumulate(self) -> bool: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def log_every(self) -> int: ...
+
+    @property
+    def save_every(self) -> int | None: ...
+
+    @property
+    def wrapping(self) -> tuple[Any, bool, bool]: ...
+
+    # --- its parts
+
+    @property
+    def place(self) -> Place: ...
+
+    @property
+    def monitor(self) -> Monitor: ...
+
+    @property
+    def meter(self) -> Meter: ...
+
+    @property
+    def progress(self) -> Progress: ...
+
+    @property
+    def plan(self) -> Plan: ...
+
+    @property
+    def accumulator(self) -> Accumulator: ...
+
+    # --- how far the run is
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def max_epoch(self) -> int: ...
+
+    @property
+    def step_count(self) -> int: ...
+
+    @property
+    def total_steps(self) -> int: ...
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def pieces(self) -> int: ...
+
+    @property
+    def stop_reason(self) -> str | None: ...
+
+    # --- the verbs of a step
+
+    def train_batches(self, task: Task) -> Iterator[tuple[TrainBatch, MicroBatch]]: ...
+
+    def eval_batches(self, task: Task, split: str) -> Iterator[dict[str, Any]]: ...
+
+    def step(self, task: Task, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]: ...
+
+    def halve_pieces(self, micro: MicroBatch) -> bool: ...
+
+    def forward(self, task: Task, micro: MicroBatch) -> AbstractContextManager[Any]: ...
+
+    def drawn_together(self, batch: Mapping[str, Any]) -> AbstractContextManager[Samples | None]: ...
+
+    def backward(self, logs: dict[str, Any], micro: MicroBatch) -> dict[str, Any]: ...
+
+    def update(self, task: Task, logs: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]: ...
+
+    # --- the loop
+
+    def kept(self, checkpointer: Watcher) -> AbstractContextManager[None]: ...
+
+    def eval_due(self) -> bool: ...
+
+    def tick(self, task: Task) -> None: ...
+
+    def measured(
+        self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float
+    ) -> tuple[dict[str, Any], bool]: ...
+
+    def next_epoch(self) -> None: ...
+
+    def last_rate(self, task: Task) -> float: ...
+
+
+class Task(Protocol):
+    """Data, model and method joined; see ``task.BasicTask``."""
+
+    model: nn.Module
+    """The network; a method may put another in its place in ``setup``."""
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def info(self) -> DataInfo | None: ...
+
+    @property
+    def data_info(self) -> DataInfo | None: ...
+
+    @property
+    def task_data(self) -> TaskData: ...
+
+    @property
+    def task_model(self) -> TaskModel: ...
+
+    @property
+    def task_method(self) -> Method: ...
+
+    @property
+    def runner(self) -> Runner: ...
+
+    @property
+    def loaders(self) -> dict[str, AnyLoader]: ...
+
+    @property
+    def train_loader(self) -> AnyLoader: ...
+
+    @property
+    def net(self) -> nn.Module: ...
+
+    @property
+    def criterion(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> Optimizer: ...
+
+    @property
+    def scheduler(self) -> Any: ...
+
+    @property
+    def interval(self) -> str: ...
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def max_epoch(self) -> int: ...
+
+    @property
+    def train_epoch(self) -> Pass: ...
+
+    @property
+    def val_epoch(self) -> Pass: ...
+
+    def replaces(self, name: str) -> bool: ...
+
+    def measured_names(self) -> list[str] | None: ...
+
+    def directions(self) -> Directions: ...
+
+    def build_model(self) -> nn.Module: ...
+
+    def run_epoch(self) -> Mapping[str, Mapping[str, float]]: ...
+
+    def step_scheduler(self, monitored: float | None, sign: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def state_between_updates(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
