@@ -31,7 +31,7 @@ FOLDERS = ("checkpoints", ".hydra", "wandb", "tensorboard")
 COMMANDS: dict[str, list[str]] = {
     "resume": ["resume", "run", "runner.max_time=null"],
     "eval": ["eval", "run"],
-    "compare": ["compare", "good", "run"],
+    "diverge": ["diverge", "good", "run"],
     "train": ["train", *SETTINGS, "name=run"],
     "init_from": ["train", *SETTINGS, "name=other", "init_from=run"],
     "teacher": ["train", *SETTINGS, "name=other", "method=kd", "method.teacher=run"],

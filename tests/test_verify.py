@@ -1,4 +1,4 @@
-"""``healsg verify`` proves exact resume of a user's own task or names what breaks it, as ``healsg compare`` does."""
+"""``healsg verify`` proves exact resume of a user's own task or names what breaks it, as ``healsg diverge`` does."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ import torch
 
 from conftest import REPOSITORY, beside
 from healsg import TaskTrainer
-from healsg.commands import compare, fingerprints, launching, trace, verify
-from healsg.commands.compare import first_tensor
+from healsg.commands import diverge, fingerprints, launching, trace, verify
+from healsg.commands.diverge import first_tensor
 from healsg.errors import ConfigError, HealsgError, RunError
 from healsg.runs.folder import RunFolder
 
@@ -141,7 +141,7 @@ def test_a_shipped_task_resumes_exactly(tmp_path: Path, capfd: pytest.CaptureFix
     assert len({record["process"] for record in records.values()}) == 3
     assert [len(record.get("continued", [])) for record in records.values()] == [0, 0, 2]
     shutil.move(runs["killed1"], tmp_path / "elsewhere")
-    assert compare.run([str(runs["whole"]), str(tmp_path / "elsewhere")]) == 0
+    assert diverge.run([str(runs["whole"]), str(tmp_path / "elsewhere")]) == 0
     assert "the runs are equal" in capfd.readouterr().out
     with pytest.raises(RunError, match="verify-own-whole: is there from before"):
         verify.run([*SHORT, "name=own"])
@@ -235,7 +235,7 @@ def test_ctrl_c_ends_all(capfd: pytest.CaptureFixture[str]) -> None:
     folder, children = RunFolder(Path("runs/verify-own-whole")), list[int]()
 
     def interrupt() -> None:
-        while not (folder.path / compare.TRACE).exists():
+        while not (folder.path / diverge.TRACE).exists():
             time.sleep(0.05)
         children.append(folder.record["process"])
         os.kill(os.getpid(), signal.SIGINT)
@@ -274,7 +274,7 @@ def test_a_traced_run_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TaskTrainer.compose(*options, "name=traced").train()["status"] == "stopped"
     trace.Tracer.plan["until"] = None
     assert TaskTrainer.compose(*options, "name=traced").train()["digest"] == plain["digest"]
-    rows = [row for _, row in compare.entries(Path("runs/traced") / compare.TRACE)]
+    rows = [row for _, row in diverge.entries(Path("runs/traced") / diverge.TRACE)]
     assert [row.get("step", "begin") for row in rows] == ["begin", 1, 2, 3, 4, "begin", *range(1, 10)]
     names = rows[1]["names"]
     assert {"model.body.1.weight", "optimizer.state.0.momentum_buffer", "runner.meter.sums.loss"} <= set(names)
@@ -326,13 +326,13 @@ def test_the_first_tensor_of_two_traces(tmp_path: Path) -> None:
     assert first_tensor(whole, tmp_path / "none") is None
 
 
-# --- compare -------------------------------------------------------------------------------------------------------
+# --- diverge -------------------------------------------------------------------------------------------------------
 
 
-def test_compare_names_what_differs(processes: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_diverge_names_what_differs(processes: None, capfd: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 1):
         TaskTrainer.compose(*SHORT, f"seed={seed}", f"name=seed{seed}", f"data.root=place{seed}").train()
-    assert compare.run(["seed0", "seed1", "replay=true"]) == 1
+    assert diverge.run(["seed0", "seed1", "replay=true"]) == 1
     told = capfd.readouterr().out.splitlines()
     assert told[:2] == ["settings    seed: 0 | 1", f"{'':12}data.root: place0 | place1 (cannot alter the result)"]
     assert told[2] == "run.json    same"
@@ -351,10 +351,10 @@ def test_compare_names_what_differs(processes: None, capfd: pytest.CaptureFixtur
     assert told[9].startswith("the replays differ first at step 1: model.body.1.weight; size ")
 
 
-def test_compare_of_shorter_and_altered_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_diverge_of_shorter_and_altered_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     TaskTrainer.compose(*SHORT, "name=long").train()
     TaskTrainer.compose(*SHORT, "name=short", "runner.max_time=0").train()
-    assert compare.run(["long", "short"]) == 1
+    assert diverge.run(["long", "short"]) == 1
     told = capfd.readouterr().out
     assert "line 1: epoch, epoch 1, step 5: only in runs/long" in told
     assert "checkpoint  step 15 | 1: model.body.1.weight" in told
@@ -362,7 +362,7 @@ def test_compare_of_shorter_and_altered_runs(tmp_path: Path, capfd: pytest.Captu
     record = json.loads(Path("runs/altered/run.json").read_text())
     record |= {"host": "elsewhere", "threads": 64, "versions": record["versions"] | {"torch": "9.9"}}
     Path("runs/altered/run.json").write_text(json.dumps(record))
-    assert compare.run(["long", "altered"]) == 0, "where a run was made is no difference of the run"
+    assert diverge.run(["long", "altered"]) == 0, "where a run was made is no difference of the run"
     told = capfd.readouterr().out
     assert re.search(
         r"run\.json    versions\.torch: \S+ \| 9\.9\n +threads: \d+ \| 64\n +host: \S+ \| elsewhere\n", told
@@ -383,6 +383,6 @@ def test_compare_of_shorter_and_altered_runs(tmp_path: Path, capfd: pytest.Captu
         (["one", "two", "seed=1"], ConfigError, "seed=1: only a replay takes settings"),
     ],
 )
-def test_compare_s_mistakes(arguments: list[str], error: type[Exception], words: str) -> None:
+def test_diverge_s_mistakes(arguments: list[str], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=re.escape(words)):
-        compare.run(arguments)
+        diverge.run(arguments)

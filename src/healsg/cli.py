@@ -22,13 +22,18 @@ COMMANDS = {
     "eval": "evaluate a run: healsg eval RUN [split=test] [checkpoint=best]",
     "verify": "prove that a task resumes exactly: it is trained whole, twice, and killed at random",
     "reproduce": "run a recipe for its published number: healsg reproduce RECIPE",
-    "compare": "where two runs first differ: healsg compare RUN RUN",
+    "runs": "list the runs: healsg runs [--where 'val/acc>0.9'] [--sort COLUMN]",
+    "compare": "which setting is better, over seeds and folds: healsg compare RUN...",
+    "diff": "in what two runs differ: healsg diff RUN RUN",
+    "watch": "watch runs train, from another terminal: healsg watch [RUN...]",
+    "rm": "remove runs: healsg rm RUN...",
+    "diverge": "where two runs first differ: healsg diverge RUN RUN",
 }
 
-ELSEWHERE = ("resume", "eval", "compare")
+ELSEWHERE = ("resume", "eval", "compare", "diverge", "runs", "diff", "watch", "rm")
 """Commands on runs that exist, which need no current directory."""
 
-ANSWERS = ("eval", "compare")
+ANSWERS = ("eval", "compare", "diverge", "runs", "diff")
 """Commands whose work is what they print; the others have done theirs also where it cannot be shown."""
 
 

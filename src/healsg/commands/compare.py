@@ -1,234 +1,288 @@
-"""``healsg compare RUN RUN``: where two runs differ first: settings, machine, lines, tensors."""
+"""``healsg compare RUN...``: which setting is better, as honestly as the number of runs allows.
+
+Runs that differ in nothing but the seed, the split or the fold are repetitions of one setting. Settings are ranked by
+their number on val; the test part stands aside and chooses nothing.
+"""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
-from itertools import zip_longest
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from healsg import safefiles
+from healsg.commands.flags import Flags
+from healsg.commands.statistics import MOST, Difference, adjusted, difference, interval
+from healsg.commands.tables import cell, show, show_json
 from healsg.config.names import is_below
 from healsg.config.values import flat
 from healsg.errors import ConfigError, RunError
 from healsg.runs.claim import FREE
-from healsg.runs.folder import RunFolder, find, is_run
-from healsg.runs.saved_config import load_saved, read_saved
+from healsg.runs.folder import RunFolder, find
+from healsg.runs.registry import FINISHED, Listed, listed, root_of
+from healsg.runs.saved_config import read_saved
 
-USAGE = "healsg compare RUN RUN [replay=true [key=value ...]]"
-FACTS = ("versions", "threads", "device", "host", "processes", "commit", "patch")
-TRACE = "trace.jsonl"
-"""What ``healsg.commands.trace`` writes into a run's folder."""
+REPETITIONS = ("seed", "data.split_seed", "data.fold")
+"""Keys in which runs of one setting differ."""
 
-LONGEST = 1 << 26
-"""Bytes of a line: a trace has some hundred for each tensor of the network."""
+LESS_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "nll", "brier", "ece", "hd95", "assd", "perplexity")
+"""Names of numbers, and endings of them, of which less is better where the configuration does not say."""
 
-SHOWN = 20
-"""Differing settings that are shown one by one."""
+SIGNIFICANT = 0.05
 
 
-class Divergence(NamedTuple):
-    """Where two traces differ first. ``kill`` and ``begin``: the kill before it, and the step gone on from."""
+class Setting(NamedTuple):
+    """The runs of one setting.
 
-    step: int
-    name: str
-    detail: str
-    kill: int | None = None
-    begin: int | None = None
+    Args:
+        label: the keys in which it differs from the other settings, with their values.
+        settings: the same by key.
+        names: of the runs.
+        val, test: the numbers of the runs, by seed, split and fold; a run without a test part has none.
+    """
 
-    def __str__(self) -> str:
-        after = "" if self.kill is None else f" (after a kill at step {self.kill}, going on from step {self.begin})"
-        return f"at step {self.step}: {self.name}{after}"
+    label: str
+    settings: dict[str, Any]
+    names: list[str]
+    val: dict[tuple[Any, ...], float]
+    test: dict[tuple[Any, ...], float]
 
 
 def run(arguments: list[str]) -> int:
-    """Tell where two runs differ; 0 where they went the same way and ended in the same state, 1 where not."""
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: {USAGE}")
+    """Print the settings, best first, their differences from the best one, and what that allows to say."""
+    flags = Flags("compare", "Compare settings over their seeds and folds: chosen on val, with test aside.")
+    flags.add_argument("runs", nargs="+", metavar="RUN", help="runs or sweeps: folders, or names below runs/")
+    flags.add_argument("--metric", metavar="NAME", help="a number of val in place of runner.monitor, such as val/acc")
+    flags.add_argument("--less", action="store_true", help="less of it is better")
+    flags.add_argument("--root", help="the folder of the runs (default: runs)")
+    flags.add_argument("--json", action="store_true", help="for programs")
+    args = flags.parse_args(arguments)
+    found = _runs(args.runs, root_of(args.root))
+    metric = args.metric or _common_monitor(found)
+    settings = grouped(found, metric)
+    sign = -1 if args.less or _less_is_better(found, metric) else 1
+    settings.sort(key=lambda one: -sign * interval(list(one.val.values()))[0])
+    best, *others = settings
+    gaps = [difference(_signed(best.val, sign), _signed(other.val, sign)) for other in others]
+    chances = adjusted([gap.chance for gap in gaps])
+    said = verdict(best, others, gaps, chances)
+    if args.json:
+        show_json(_as_json(metric, sign, settings, gaps, chances, said))
         return 0
-    if len(arguments) < 2 or any("=" in argument and not is_run(argument) for argument in arguments[:2]):
-        raise ConfigError(f"{USAGE}: name two runs, as folders or names under runs/")
-    overrides = arguments[2:]
-    replay = "replay=true" in overrides
-    overrides = [override for override in overrides if override not in ("replay=true", "replay=false")]
-    if overrides and not replay:
-        raise ConfigError(f"{overrides[0]}: only a replay takes settings: replay=true")
-    first, second = find(arguments[0]), find(arguments[1])
-    _tell("settings", settings(first, second))
-    _tell("run.json", facts(first, second))
-    line, row = first_line(first, second)
-    held = checkpoints(first, second)
-    found = first_tensor(first.path / TRACE, second.path / TRACE)
-    traced = all((folder.path / TRACE).exists() for folder in (first, second))
-    trace = f"{found}; {found.detail}" if found else "" if traced else "not both have one"
-    for name, what in (("metrics", line), ("checkpoint", held), ("trace", trace)):
-        _tell(name, [what] if what else [])
-    digests = [folder.record.get("digest") for folder in (first, second)]
-    different = bool(line or held or found or digests[0] != digests[1])
-    print("the runs differ" if different else "the runs are equal: the same lines, the same state")
-    if replay:
-        _replay(first, second, int(row.get("step", 0)) or None, overrides)
-    return int(different)
+    _show(metric, settings, gaps, sign)
+    print(*said, sep="\n")
+    return 0
 
 
-def _tell(name: str, found: list[str]) -> None:
-    for number, line in enumerate(found or ["same"]):
-        print(f"{'' if number else name:12}{line}")
+def is_clear(chances: list[float]) -> bool:
+    """Whether a lead over each of the others is more than chance makes."""
+    return bool(chances) and all(chance < SIGNIFICANT for chance in chances)
 
 
-def settings(first: RunFolder, second: RunFolder) -> list[str]:
-    """The settings, by key, in which two runs differ. Raises RunError."""
-    old, new = (dict(flat(read_saved(folder.config))) for folder in (first, second))
-    differing = [key for key in {**old, **new} if key != "name" and old.get(key) != new.get(key)]
-    free = " (cannot alter the result)"
-    told = [f"{key}: {old.get(key)} | {new.get(key)}" + free * is_below(key, FREE) for key in differing]
-    return told[:SHOWN] + [f"and {len(told) - SHOWN} more"] * (len(told) > SHOWN)
+def verdict(best: Setting, others: list[Setting], gaps: list[Difference], chances: list[float]) -> list[str]:
+    """What the runs allow to say, in one or two lines.
 
-
-def facts(first: RunFolder, second: RunFolder) -> list[str]:
-    """What ``run.json`` says differently of machine, software and code."""
-    old, new = (dict(flat({key: folder.record.get(key) for key in FACTS})) for folder in (first, second))
-    differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [key if key == "patch" else f"{key}: {old.get(key)} | {new.get(key)}" for key in differing]
-
-
-def first_line(first: RunFolder, second: RunFolder) -> tuple[str, dict[str, Any]]:
-    """The first line of ``metrics.jsonl`` that differs, its times apart, with what differs in it; and the line."""
-    for number, (one, other) in enumerate(zip_longest(_rows(first), _rows(second)), 1):
-        if one != other:
-            row: dict[str, Any] = one or other or {}
-            where = f"line {number}: {row.get('event')}, epoch {row.get('epoch')}, step {row.get('step')}: "
-            if one is None or other is None:
-                return f"{where}only in {(first if one else second).shown}", row
-            keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-            return where + ", ".join(f"{key} {one.get(key)} | {other.get(key)}" for key in keys), row
-    return "", {}
-
-
-def _rows(folder: RunFolder) -> Iterator[dict[str, Any]]:
-    if folder.metrics.exists():
-        for _, row in entries(folder.metrics):
-            yield {key: value for key, value in row.items() if key != "seconds"}
-
-
-def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of lines, each with its offset; what a kill has left of a line is passed over.
-
-    Raises RunError for a line of more than ``LONGEST`` bytes.
+    Args:
+        best: the setting that leads on val.
+        others: the other ones.
+        gaps: how far it leads each of them.
+        chances: of leads as large as these without a difference, adjusted for their number.
     """
-    offset = 0
-    with safefiles.open_to_read(path) as file:
-        while text := file.readline(LONGEST + 1):
-            if len(text) > LONGEST:
-                raise RunError(f"{path}: has a line of more than {LONGEST:,} bytes at byte {offset:,}")
-            with suppress(ValueError, RecursionError):
-                row = json.loads(text)
-                if isinstance(row, dict):
-                    yield offset, row
-            offset += len(text)
+    if not others:
+        return ["one setting: nothing to compare it with"]
+    open_cases = [place for place, chance in enumerate(chances) if chance >= SIGNIFICANT]
+    if is_clear(chances):
+        return [f"{best.label} is better than {'all others' if len(others) > 1 else others[0].label} on val"]
+    if len(best.val) < 2 or any(len(others[place].val) < 2 for place in open_cases):
+        few = "one run of a setting says nothing of its spread; repeat them with seed=0,1,2"
+        return [f"no clear winner: {few}"]
+    nearest = min(open_cases, key=lambda place: gaps[place].mean)
+    gap = gaps[nearest]
+    rivals = f"{len(open_cases)} of {len(others)} others" if len(open_cases) > 1 else others[nearest].label
+    lines = [f"no clear winner: the lead of {best.label} over {rivals} lies within what chance makes"]
+    more = gap.more
+    if more is not None and more < MOST // 2:
+        size = f"{cell(float(gap.mean))} over {others[nearest].label}"
+        lines.append(f"if its lead of {size} is real, about {more} more runs of each would show it")
+    return lines
 
 
-def checkpoints(first: RunFolder, second: RunFolder) -> str:
-    """How the last checkpoints differ; empty where they hold the same. Raises RunError where both have none."""
-    states = [folder.last_state() for folder in (first, second)]
-    if states[0] is None or states[1] is None:
-        lacking = [str(folder.shown) for folder, state in zip((first, second), states, strict=True) if state is None]
-        if len(lacking) == 2:
-            raise RunError(f"{lacking[0]}: has no checkpoint yet, and {lacking[1]} has none")
-        return f"{lacking[0]} has none"
-    from healsg.commands.fingerprints import SECTIONS, fingerprint, in_order
+def grouped(runs: list[tuple[str, RunFolder, dict[str, Any]]], metric: str) -> list[Setting]:
+    """Runs as settings, each with its repetitions.
 
-    steps = [state["runner"]["step"] for state in states if state]
-    one, other = (in_order({name: state[name] for name in SECTIONS}) for state in states if state)
-    names = [name for name in {**one, **other} if not (name in one and name in other)]
-    names += [name for name in one if name in other and fingerprint(one[name])[0] != fingerprint(other[name])[0]]
-    if not names:
-        return ""
-    names.sort(key=list({**one, **other}).index)
-    gap = _gap(one.get(names[0]), other.get(names[0])) if names[0] in one and names[0] in other else "only one has it"
-    where = f"step {steps[0]}" if steps[0] == steps[1] else f"step {steps[0]} | {steps[1]}"
-    return f"{where}: {names[0]}: {gap}; {_count(names, len({**one, **other}))}"
+    Args:
+        runs: names, folders and records of finished runs.
+        metric: the name of a number of val.
 
-
-def _gap(one: Any, other: Any) -> str:
-    """How far two values lie apart."""
-    from torch import Tensor
-
-    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
-        return f"{one} | {other}"
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return f"{one.dtype} {tuple(one.shape)} | {other.dtype} {tuple(other.shape)}"
-    wide = [value if value.is_complex() else value.double() for value in (one, other)]
-    return f"differs by up to {(wide[0] - wide[1]).abs().max().item():.3g}"
-
-
-def _count(names: list[str], total: int) -> str:
-    parts = Counter(name.split(".")[0] for name in names)
-    return f"{len(names)} of {total} differ ({', '.join(f'{part} {number}' for part, number in parts.items())})"
+    Raises:
+        RunError: a run has no such number.
+    """
+    values = {name: dict(flat(read_saved(folder.config))) for name, folder, _ in runs}
+    counting = {name: _counting(own) for name, own in values.items()}
+    keys = sorted({key for own in counting.values() for key in own})
+    first = next(iter(counting.values()))
+    swept = [key for key in keys if any(own.get(key) != first.get(key) for own in counting.values())]
+    differing = {name: {key: own.get(key) for key in swept} for name, own in counting.items()}
+    labels = _labels(differing, swept, {name: record for name, _, record in runs})
+    settings: dict[str, Setting] = {}
+    for name, _, record in runs:
+        own = differing[name]
+        mark = repr(sorted(own.items()))
+        settings.setdefault(mark, Setting(labels[name], own, [], {}, {}))
+        repetition = tuple(values[name].get(key) for key in REPETITIONS)
+        one = settings[mark]
+        if repetition in one.val:
+            raise RunError(f"{name}: repeats {one.names[-1]}, with the same settings and seed; give one of them")
+        one.names.append(name)
+        one.val[repetition] = _number(name, record, metric)
+        tested = (record.get("test") or {}).get(f"test/{metric.rpartition('/')[2]}")
+        if isinstance(tested, (int, float)):
+            one.test[repetition] = float(tested)
+    return list(settings.values())
 
 
-def first_tensor(first: Path, second: Path) -> Divergence | None:
-    """Where two traces differ first, in the order of the second; None where they agree, or one is not there."""
-    if not (first.exists() and second.exists()):
-        return None
-    places: dict[int, tuple[int, list[str]]] = {}
-    names: list[str] = []
-    for offset, row in entries(first):
-        names = row.get("names", names)
-        if "step" in row:
-            places[row["step"]] = offset, names
-    names, last, kill, begin = [], None, None, None
-    with safefiles.open_to_read(first) as file:
-        for _, row in entries(second):
-            names = row.get("names", names)
-            if "begin" in row and last is not None:
-                kill, begin = last, row["begin"]
-            if "step" not in row:
-                continue
-            last = row["step"]
-            if last in places:
-                file.seek(places[last][0])
-                if told := _differing(places[last][1], json.loads(file.readline()), names, row):
-                    return Divergence(last, *told, kill, begin)
-    return None
+def _counting(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that tell two settings from each other."""
+    return {key: value for key, value in values.items() if not is_below(key, FREE) and key not in REPETITIONS}
 
 
-def _differing(names: list[str], row: dict[str, Any], own: list[str], line: dict[str, Any]) -> tuple[str, str] | None:
-    """The first tensor that differs between two lines of traces, with its sizes and how many others do."""
-    one = dict(zip(names, zip(row["hash"], row["size"], strict=True), strict=True))
-    other = dict(zip(own, zip(line["hash"], line["size"], strict=True), strict=True))
-    everything = {**one, **other}
-    found = [name for name in everything if one.get(name, ("",))[0] != other.get(name, ("",))[0]]
-    if not found:
-        return None
-    sizes = [
-        f"{side[found[0]][1]:.6g}" if side.get(found[0], (0, None))[1] is not None else "" for side in (one, other)
+def _labels(
+    settings: dict[str, dict[str, Any]], swept: list[str], records: dict[str, dict[str, Any]]
+) -> dict[str, str]:
+    """By run a name for its setting: the swept keys of its job, the options that were chosen, or the keys that differ.
+
+    Args:
+        settings: by run the values of the keys that differ.
+        swept: these keys.
+        records: by run what ``run.json`` holds.
+    """
+    jobs = {run: _job(run) for run in settings}
+    if all(jobs.values()):
+        return jobs
+    chosen = {run: record.get("choices") or {} for run, record in records.items()}
+    groups = [
+        group for group in ("data", "model", "method") if len({str(one.get(group)) for one in chosen.values()}) > 1
     ]
-    size = f"size {sizes[0]} | {sizes[1]}; " if all(sizes) else ""
-    return found[0], size + _count(found, len(everything))
+    classes = [key.removesuffix("._target_") for key in swept if key.endswith("._target_")]
+    outer = [node for node in classes if not is_below(node, groups)]
+    plain = [key for key in swept if not is_below(key, (*groups, *outer))]
+    labels = {}
+    for run, own in settings.items():
+        parts = [f"{group}={chosen[run][group]}" for group in groups]
+        parts += [f"{node}={str(own[f'{node}._target_']).rpartition('.')[2]}" for node in outer]
+        parts += [f"{key}={own[key]}" for key in plain]
+        labels[run] = " ".join(parts) or run
+    return labels
 
 
-def _replay(first: RunFolder, second: RunFolder, until: int | None, overrides: list[str]) -> None:
-    """Train both again with a trace, up to ``until``, and tell the exact step and tensor. Raises HealsgError."""
-    from healsg.commands.launching import launch
+def _job(run: str) -> str:
+    """What names a job's setting in its folder's name, such as ``method=sgd`` of ``sweep/method=sgd,seed=0``."""
+    parts = run.rpartition("/")[2].split(",")
+    if not all("=" in part for part in parts):
+        return ""
+    return " ".join(part for part in parts if part.partition("=")[0] not in REPETITIONS)
 
-    with tempfile.TemporaryDirectory(prefix="healsg-") as place:
-        folders = []
-        for number, folder in enumerate((first, second), 1):
-            if (folder.record.get("processes") or 1) > 1:
-                raise RunError(f"{folder.shown}: was trained by several processes; a replay has one")
-            composed = load_saved(folder, overrides)
-            runner = composed.values["runner"]
-            runner["threads"] = runner["threads"] or folder.record.get("threads")
-            folders.append(Path(place) / f"replay{number}")
-            print(f"replaying {folder.shown} {f'to step {until}' if until else 'to its end'}", flush=True)
-            launch(composed, folders[-1], until=until)
-        found = first_tensor(folders[0] / TRACE, folders[1] / TRACE)
-    if found:
-        print(f"the replays differ first {found}; {found.detail}")
-    else:
-        print("the replays agree: what made the runs differ is not in their configurations (machine, software, code?)")
+
+def _number(name: str, record: dict[str, Any], metric: str) -> float:
+    best = record.get("best") or {}
+    value = best.get("value") if best.get("monitor") == metric else (best.get("metrics") or {}).get(metric)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        known = ", ".join(best.get("metrics") or ()) or "none"
+        raise RunError(f"{name}: has no number {metric} at its best epoch; there is {known}")
+    return float(value)
+
+
+def _runs(given: Iterable[str], root: Path) -> list[tuple[str, RunFolder, dict[str, Any]]]:
+    """The finished runs that are named, alone or by their sweep. Raises RunError where nothing is."""
+    everything = listed(root) if root.is_dir() else []
+    chosen: dict[str, tuple[str, RunFolder, dict[str, Any]]] = {}
+    for name in given:
+        short = name.rstrip("/").removeprefix(f"{root}/")
+        jobs = [one for one in everything if one.name == short or one.name.startswith(f"{short}/")]
+        folders = [RunFolder(one.path) for one in _finished(jobs, name)] if jobs else [find(name)]
+        for folder in folders:
+            record = folder.record
+            if record.get("status") != FINISHED:
+                raise RunError(f"{folder.shown}: is not finished; healsg resume {folder.shown}")
+            chosen[str(folder.path)] = (str(folder.shown), folder, record)
+    return list(chosen.values())
+
+
+def _finished(jobs: list[Listed], name: str) -> list[Listed]:
+    done = [job for job in jobs if job.status == FINISHED]
+    if not done:
+        raise RunError(f"{name}: none of its {len(jobs)} runs is finished")
+    if len(done) < len(jobs):
+        print(f"{name}: {len(jobs) - len(done)} of {len(jobs)} runs are not finished, and left out")
+    return done
+
+
+def _common_monitor(runs: list[tuple[str, RunFolder, dict[str, Any]]]) -> str:
+    """The number by which all runs chose their best epoch. Raises ConfigError where they do not agree."""
+    names = {str((record.get("best") or {}).get("monitor")) for _, _, record in runs}
+    if len(names) > 1:
+        raise ConfigError(f"--metric: the runs chose their best epoch by {', '.join(sorted(names))}; name one of them")
+    return names.pop()
+
+
+def _less_is_better(runs: list[tuple[str, RunFolder, dict[str, Any]]], metric: str) -> bool:
+    """Whether less is better, by what the runs were told, else by the name."""
+    for _, folder, _ in runs:
+        runner = read_saved(folder.config).get("runner")
+        if isinstance(runner, dict) and runner.get("monitor") == metric and runner.get("mode") in ("min", "max"):
+            return bool(runner["mode"] == "min")
+    return metric.rpartition("/")[2].partition(".")[0].endswith(LESS_IS_BETTER)
+
+
+def _signed(numbers: dict[tuple[Any, ...], float], sign: int) -> dict[Any, float]:
+    return {key: sign * value for key, value in numbers.items()}
+
+
+def _show(metric: str, settings: list[Setting], gaps: list[Difference], sign: int) -> None:
+    test = f"test/{metric.rpartition('/')[2]}"
+    tested = any(one.test for one in settings)
+    rows = []
+    for place, one in enumerate(settings):
+        row: list[Any] = [one.label, len(one.val), _with_interval(list(one.val.values()))]
+        row.append("" if place == 0 else _gap(gaps[place - 1], sign))
+        if tested:
+            row.append(_with_interval(list(one.test.values())) if one.test else "")
+        rows.append(row)
+    pairs = max((gap.pairs for gap in gaps), default=0)
+    behind = "behind the best, paired" if pairs else "behind the best"
+    show(["setting", "runs", metric, behind, *[test] * tested], rows)
+
+
+def _gap(gap: Difference, sign: int) -> str:
+    half = "" if math.isinf(gap.half) else f" ± {cell(float(gap.half))}"
+    return f"{cell(float(-sign * gap.mean))}{half}"
+
+
+def _with_interval(values: list[float]) -> str:
+    mean, half = interval(values)
+    return cell(mean) if math.isinf(half) else f"{cell(mean)} ± {cell(half)}"
+
+
+def _as_json(
+    metric: str, sign: int, settings: list[Setting], gaps: list[Difference], chances: list[float], said: list[str]
+) -> dict[str, Any]:
+    rows = []
+    for place, one in enumerate(settings):
+        mean, half = interval(list(one.val.values()))
+        row: dict[str, Any] = {"label": one.label, "settings": one.settings, "runs": one.names}
+        row |= {"val": {"mean": mean, "half_width": half, "values": list(one.val.values())}}
+        if one.test:
+            mean, half = interval(list(one.test.values()))
+            row |= {"test": {"mean": mean, "half_width": half, "values": list(one.test.values())}}
+        if place:
+            gap = gaps[place - 1]
+            row |= {"behind": gap._asdict() | {"more": gap.more, "adjusted_chance": chances[place - 1]}}
+        rows.append(row)
+    better = "less" if sign < 0 else "more"
+    return {
+        "metric": metric,
+        "better": better,
+        "settings": rows,
+        "clear_winner": is_clear(chances),
+        "verdict": " ".join(said),
+    }

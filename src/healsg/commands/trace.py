@@ -1,6 +1,6 @@
 """The traced run: a run that writes after every update what each of its tensors was, and that can kill itself.
 
-``healsg verify`` and ``healsg compare ... replay=true`` start it as a process of its own, with its plan on standard
+``healsg verify`` and ``healsg diverge ... replay=true`` start it as a process of its own, with its plan on standard
 input. A line of ``trace.jsonl`` holds ``step`` and, in the order of ``names``, each tensor's ``hash`` and ``size`` (its
 norm; a plain number is its own); ``names`` stand where they change, and ``begin`` is the step from which a process went
 on.
@@ -20,7 +20,7 @@ import yaml
 
 from healsg import safefiles, system
 from healsg.cli import as_mistake, report
-from healsg.commands.compare import TRACE
+from healsg.commands.diverge import TRACE
 from healsg.commands.fingerprints import fingerprint, in_order
 from healsg.config.schema import Composed
 from healsg.errors import Stopped

@@ -12,7 +12,7 @@ from typing import Any
 
 from healsg import distributed
 from healsg.commands.arguments import parse_arguments
-from healsg.commands.compare import TRACE, entries, first_line, first_tensor
+from healsg.commands.diverge import TRACE, entries, first_line, first_tensor
 from healsg.commands.launching import BrokenError, launch
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
@@ -150,7 +150,7 @@ def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> l
             return [
                 told,
                 causes,
-                f"see: healsg compare {shlex.join([str(whole.folder.shown), str(trial.folder.shown)])}",
+                f"see: healsg diverge {shlex.join([str(whole.folder.shown), str(trial.folder.shown)])}",
             ]
     return []
 

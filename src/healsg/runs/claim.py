@@ -135,6 +135,7 @@ def begin(folder: RunFolder, composed: Composed) -> RunFolder:
         folder.note(status="running", reason=None, continued=times, **open_again, **_facts())
     else:
         beginning = {"command": _command(), "seed": config["seed"], "begin": timestamp(), TRAINED: trained}
+        beginning["choices"] = {group: redact.text(option) for group, option in composed.choices.items()}
         if not trained:  # else run.json was lost, and the checkpoints say which run this is
             beginning["id"] = new_id()
         patch = bool(config.get("record_patch"))

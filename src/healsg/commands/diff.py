@@ -1,0 +1,79 @@
+"""``healsg diff RUN RUN``: in what two runs differ: configuration, code, environment, numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from healsg.commands.flags import Flags
+from healsg.commands.tables import show, show_json
+from healsg.config.names import is_below
+from healsg.config.values import flat
+from healsg.runs.claim import FREE
+from healsg.runs.folder import RunFolder, find
+from healsg.runs.saved_config import read_saved
+
+CODE = ("commit", "dirty", "patch")
+ENVIRONMENT = ("versions", "host", "device", "threads", "processes")
+
+
+def run(arguments: list[str]) -> int:
+    """Print what differs, by part; 0 in any case."""
+    flags = Flags("diff", "Show in what two runs differ. Where they first differ bit by bit: healsg diverge RUN RUN")
+    flags.add_argument("first", metavar="RUN")
+    flags.add_argument("second", metavar="RUN")
+    flags.add_argument("--json", action="store_true", help="for programs")
+    args = flags.parse_args(arguments)
+    first, second = find(args.first), find(args.second)
+    parts = differences(first, second)
+    if args.json:
+        named = {name: {key: list(pair) for key, pair in part.items()} for name, part in parts.items()}
+        show_json({"first": str(first.path), "second": str(second.path), **named})
+        return 0
+    for name, part in parts.items():
+        if not part:
+            print(f"{name}: the same")
+            continue
+        print(f"{name}:")
+        rows = [[f"  {key}", _short(one), _short(other), *_gap(one, other)] for key, (one, other) in part.items()]
+        numbers = any(len(row) > 3 for row in rows)
+        columns = ["  ", str(first.shown), str(second.shown), *["second - first"] * numbers]
+        show(columns, [row + [None] * (len(columns) - len(row)) for row in rows])
+    return 0
+
+
+def differences(first: RunFolder, second: RunFolder) -> dict[str, dict[str, tuple[Any, Any]]]:
+    """By part (configuration, code, environment, numbers) what differs: the values of both runs by key."""
+    configs = [dict(flat(read_saved(folder.config))) for folder in (first, second)]
+    records = [first.record, second.record]
+    free = ("name", *(key for key in FREE if key != "name"))
+    settings = {key: pair for key, pair in _differing(*configs).items() if not is_below(key, free)}
+    aside = {key: pair for key, pair in _differing(*configs).items() if is_below(key, free) and key != "name"}
+    code = _differing(*({key: record.get(key) for key in CODE} for record in records))
+    here = _differing(*(dict(flat({key: record.get(key) for key in ENVIRONMENT})) for record in records))
+    numbers = _differing(*map(_numbers, records))
+    parts = {"configuration": settings, "code": code, "environment": here, "numbers": numbers}
+    return parts | ({"cannot alter the result": aside} if aside else {})
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    best, last = record.get("best") or {}, record.get("last") or {}
+    found = {"best": best.get("value"), "best epoch": best.get("epoch"), "epochs": last.get("epoch")}
+    found |= {"digest": record.get("digest"), "data digest": record.get("data_digest")}
+    return found | (best.get("metrics") or {}) | (record.get("test") or {})
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    return {key: (one.get(key), other.get(key)) for key in keys}
+
+
+def _short(value: Any) -> Any:
+    """A value in a cell: a digest, commit or patch by its first characters."""
+    if isinstance(value, str) and len(value) > 40:
+        return f"{value[:12]}…"
+    return str(value) if isinstance(value, (list, dict)) else value
+
+
+def _gap(one: Any, other: Any) -> list[float]:
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (one, other))
+    return [float(other - one)] if numbers else []

@@ -1,0 +1,234 @@
+"""``healsg diverge RUN RUN``: where two runs differ first: settings, machine, lines, tensors."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from healsg import safefiles
+from healsg.config.names import is_below
+from healsg.config.values import flat
+from healsg.errors import ConfigError, RunError
+from healsg.runs.claim import FREE
+from healsg.runs.folder import RunFolder, find, is_run
+from healsg.runs.saved_config import load_saved, read_saved
+
+USAGE = "healsg diverge RUN RUN [replay=true [key=value ...]]"
+FACTS = ("versions", "threads", "device", "host", "processes", "commit", "patch")
+TRACE = "trace.jsonl"
+"""What ``healsg.commands.trace`` writes into a run's folder."""
+
+LONGEST = 1 << 26
+"""Bytes of a line: a trace has some hundred for each tensor of the network."""
+
+SHOWN = 20
+"""Differing settings that are shown one by one."""
+
+
+class Divergence(NamedTuple):
+    """Where two traces differ first. ``kill`` and ``begin``: the kill before it, and the step gone on from."""
+
+    step: int
+    name: str
+    detail: str
+    kill: int | None = None
+    begin: int | None = None
+
+    def __str__(self) -> str:
+        after = "" if self.kill is None else f" (after a kill at step {self.kill}, going on from step {self.begin})"
+        return f"at step {self.step}: {self.name}{after}"
+
+
+def run(arguments: list[str]) -> int:
+    """Tell where two runs differ; 0 where they went the same way and ended in the same state, 1 where not."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(f"usage: {USAGE}")
+        return 0
+    if len(arguments) < 2 or any("=" in argument and not is_run(argument) for argument in arguments[:2]):
+        raise ConfigError(f"{USAGE}: name two runs, as folders or names under runs/")
+    overrides = arguments[2:]
+    replay = "replay=true" in overrides
+    overrides = [override for override in overrides if override not in ("replay=true", "replay=false")]
+    if overrides and not replay:
+        raise ConfigError(f"{overrides[0]}: only a replay takes settings: replay=true")
+    first, second = find(arguments[0]), find(arguments[1])
+    _tell("settings", settings(first, second))
+    _tell("run.json", facts(first, second))
+    line, row = first_line(first, second)
+    held = checkpoints(first, second)
+    found = first_tensor(first.path / TRACE, second.path / TRACE)
+    traced = all((folder.path / TRACE).exists() for folder in (first, second))
+    trace = f"{found}; {found.detail}" if found else "" if traced else "not both have one"
+    for name, what in (("metrics", line), ("checkpoint", held), ("trace", trace)):
+        _tell(name, [what] if what else [])
+    digests = [folder.record.get("digest") for folder in (first, second)]
+    different = bool(line or held or found or digests[0] != digests[1])
+    print("the runs differ" if different else "the runs are equal: the same lines, the same state")
+    if replay:
+        _replay(first, second, int(row.get("step", 0)) or None, overrides)
+    return int(different)
+
+
+def _tell(name: str, found: list[str]) -> None:
+    for number, line in enumerate(found or ["same"]):
+        print(f"{'' if number else name:12}{line}")
+
+
+def settings(first: RunFolder, second: RunFolder) -> list[str]:
+    """The settings, by key, in which two runs differ. Raises RunError."""
+    old, new = (dict(flat(read_saved(folder.config))) for folder in (first, second))
+    differing = [key for key in {**old, **new} if key != "name" and old.get(key) != new.get(key)]
+    free = " (cannot alter the result)"
+    told = [f"{key}: {old.get(key)} | {new.get(key)}" + free * is_below(key, FREE) for key in differing]
+    return told[:SHOWN] + [f"and {len(told) - SHOWN} more"] * (len(told) > SHOWN)
+
+
+def facts(first: RunFolder, second: RunFolder) -> list[str]:
+    """What ``run.json`` says differently of machine, software and code."""
+    old, new = (dict(flat({key: folder.record.get(key) for key in FACTS})) for folder in (first, second))
+    differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return [key if key == "patch" else f"{key}: {old.get(key)} | {new.get(key)}" for key in differing]
+
+
+def first_line(first: RunFolder, second: RunFolder) -> tuple[str, dict[str, Any]]:
+    """The first line of ``metrics.jsonl`` that differs, its times apart, with what differs in it; and the line."""
+    for number, (one, other) in enumerate(zip_longest(_rows(first), _rows(second)), 1):
+        if one != other:
+            row: dict[str, Any] = one or other or {}
+            where = f"line {number}: {row.get('event')}, epoch {row.get('epoch')}, step {row.get('step')}: "
+            if one is None or other is None:
+                return f"{where}only in {(first if one else second).shown}", row
+            keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+            return where + ", ".join(f"{key} {one.get(key)} | {other.get(key)}" for key in keys), row
+    return "", {}
+
+
+def _rows(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    if folder.metrics.exists():
+        for _, row in entries(folder.metrics):
+            yield {key: value for key, value in row.items() if key != "seconds"}
+
+
+def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of lines, each with its offset; what a kill has left of a line is passed over.
+
+    Raises RunError for a line of more than ``LONGEST`` bytes.
+    """
+    offset = 0
+    with safefiles.open_to_read(path) as file:
+        while text := file.readline(LONGEST + 1):
+            if len(text) > LONGEST:
+                raise RunError(f"{path}: has a line of more than {LONGEST:,} bytes at byte {offset:,}")
+            with suppress(ValueError, RecursionError):
+                row = json.loads(text)
+                if isinstance(row, dict):
+                    yield offset, row
+            offset += len(text)
+
+
+def checkpoints(first: RunFolder, second: RunFolder) -> str:
+    """How the last checkpoints differ; empty where they hold the same. Raises RunError where both have none."""
+    states = [folder.last_state() for folder in (first, second)]
+    if states[0] is None or states[1] is None:
+        lacking = [str(folder.shown) for folder, state in zip((first, second), states, strict=True) if state is None]
+        if len(lacking) == 2:
+            raise RunError(f"{lacking[0]}: has no checkpoint yet, and {lacking[1]} has none")
+        return f"{lacking[0]} has none"
+    from healsg.commands.fingerprints import SECTIONS, fingerprint, in_order
+
+    steps = [state["runner"]["step"] for state in states if state]
+    one, other = (in_order({name: state[name] for name in SECTIONS}) for state in states if state)
+    names = [name for name in {**one, **other} if not (name in one and name in other)]
+    names += [name for name in one if name in other and fingerprint(one[name])[0] != fingerprint(other[name])[0]]
+    if not names:
+        return ""
+    names.sort(key=list({**one, **other}).index)
+    gap = _gap(one.get(names[0]), other.get(names[0])) if names[0] in one and names[0] in other else "only one has it"
+    where = f"step {steps[0]}" if steps[0] == steps[1] else f"step {steps[0]} | {steps[1]}"
+    return f"{where}: {names[0]}: {gap}; {_count(names, len({**one, **other}))}"
+
+
+def _gap(one: Any, other: Any) -> str:
+    """How far two values lie apart."""
+    from torch import Tensor
+
+    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return f"{one} | {other}"
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return f"{one.dtype} {tuple(one.shape)} | {other.dtype} {tuple(other.shape)}"
+    wide = [value if value.is_complex() else value.double() for value in (one, other)]
+    return f"differs by up to {(wide[0] - wide[1]).abs().max().item():.3g}"
+
+
+def _count(names: list[str], total: int) -> str:
+    parts = Counter(name.split(".")[0] for name in names)
+    return f"{len(names)} of {total} differ ({', '.join(f'{part} {number}' for part, number in parts.items())})"
+
+
+def first_tensor(first: Path, second: Path) -> Divergence | None:
+    """Where two traces differ first, in the order of the second; None where they agree, or one is not there."""
+    if not (first.exists() and second.exists()):
+        return None
+    places: dict[int, tuple[int, list[str]]] = {}
+    names: list[str] = []
+    for offset, row in entries(first):
+        names = row.get("names", names)
+        if "step" in row:
+            places[row["step"]] = offset, names
+    names, last, kill, begin = [], None, None, None
+    with safefiles.open_to_read(first) as file:
+        for _, row in entries(second):
+            names = row.get("names", names)
+            if "begin" in row and last is not None:
+                kill, begin = last, row["begin"]
+            if "step" not in row:
+                continue
+            last = row["step"]
+            if last in places:
+                file.seek(places[last][0])
+                if told := _differing(places[last][1], json.loads(file.readline()), names, row):
+                    return Divergence(last, *told, kill, begin)
+    return None
+
+
+def _differing(names: list[str], row: dict[str, Any], own: list[str], line: dict[str, Any]) -> tuple[str, str] | None:
+    """The first tensor that differs between two lines of traces, with its sizes and how many others do."""
+    one = dict(zip(names, zip(row["hash"], row["size"], strict=True), strict=True))
+    other = dict(zip(own, zip(line["hash"], line["size"], strict=True), strict=True))
+    everything = {**one, **other}
+    found = [name for name in everything if one.get(name, ("",))[0] != other.get(name, ("",))[0]]
+    if not found:
+        return None
+    sizes = [
+        f"{side[found[0]][1]:.6g}" if side.get(found[0], (0, None))[1] is not None else "" for side in (one, other)
+    ]
+    size = f"size {sizes[0]} | {sizes[1]}; " if all(sizes) else ""
+    return found[0], size + _count(found, len(everything))
+
+
+def _replay(first: RunFolder, second: RunFolder, until: int | None, overrides: list[str]) -> None:
+    """Train both again with a trace, up to ``until``, and tell the exact step and tensor. Raises HealsgError."""
+    from healsg.commands.launching import launch
+
+    with tempfile.TemporaryDirectory(prefix="healsg-") as place:
+        folders = []
+        for number, folder in enumerate((first, second), 1):
+            if (folder.record.get("processes") or 1) > 1:
+                raise RunError(f"{folder.shown}: was trained by several processes; a replay has one")
+            composed = load_saved(folder, overrides)
+            runner = composed.values["runner"]
+            runner["threads"] = runner["threads"] or folder.record.get("threads")
+            folders.append(Path(place) / f"replay{number}")
+            print(f"replaying {folder.shown} {f'to step {until}' if until else 'to its end'}", flush=True)
+            launch(composed, folders[-1], until=until)
+        found = first_tensor(folders[0] / TRACE, folders[1] / TRACE)
+    if found:
+        print(f"the replays differ first {found}; {found.detail}")
+    else:
+        print("the replays agree: what made the runs differ is not in their configurations (machine, software, code?)")

@@ -1,0 +1,73 @@
+"""``healsg rm RUN...``: remove runs, none that is live, and nothing that is no run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from healsg import safefiles
+from healsg.commands.flags import Flags
+from healsg.errors import ConfigError, RunError
+from healsg.runs.folder import RunFolder, find
+from healsg.runs.registry import is_live, listed, root_of
+
+
+def run(arguments: list[str]) -> int:
+    """Name what would go, ask where somebody can answer, and remove it."""
+    flags = Flags("rm", "Remove runs with all that lies in their folders. A sweep is removed with all of its jobs.")
+    flags.add_argument("runs", nargs="+", metavar="RUN", help="folders, or names below runs/")
+    flags.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    flags.add_argument("--root", help="the folder of the runs (default: runs)")
+    args = flags.parse_args(arguments)
+    folders = list(dict.fromkeys(path for name in args.runs for path in _folders(name, root_of(args.root))))
+    held = []
+    try:
+        for path in folders:
+            folder = RunFolder(path)
+            if is_live(path, folder.record) and folder.record.get("status") == "running":
+                raise RunError(f"{folder.shown}: is being trained; stop it first")
+            folder.lock()  # raises where another process has it
+            held.append(folder)
+        size = sum(_size(folder.path) for folder in held)
+        print(*(str(folder.shown) for folder in held), sep="\n")
+        if not args.yes and not _agreed(len(held), size):
+            print("nothing was removed")
+            return 1
+        for folder in held:
+            shutil.rmtree(folder.path)
+            _remove_empty_sweep(folder.path.parent)
+    finally:
+        for folder in held:
+            folder.unlock()
+    print(f"removed: {len(folders)} runs, {size / 1e6:.1f} MB")
+    return 0
+
+
+def _folders(name: str, root: Path) -> list[Path]:
+    """The folders of a run, or of the jobs of a sweep. Raises RunError where there is none."""
+    short = name.rstrip("/").removeprefix(f"{root}/")
+    jobs = [one.path for one in listed(root) if one.name.startswith(f"{short}/")] if root.is_dir() else []
+    folders = jobs or [find(name).path]
+    for folder in folders:
+        safefiles.check_run_folder(folder, writing=True)
+        if folder.is_symlink():
+            raise RunError(f"{folder}: is a link; remove it by hand")
+    return folders
+
+
+def _remove_empty_sweep(path: Path) -> None:
+    """Remove the folder of a sweep whose last job has gone, with its table."""
+    if path.name != "runs" and [entry.name for entry in path.iterdir()] in ([], ["sweep.csv"]):
+        (path / "sweep.csv").unlink(missing_ok=True)
+        path.rmdir()
+
+
+def _size(path: Path) -> int:
+    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+
+
+def _agreed(count: int, size: int) -> bool:
+    if not sys.stdin.isatty():
+        raise ConfigError("healsg rm: nobody can be asked here; --yes removes without asking")
+    return input(f"remove {count} runs, {size / 1e6:.1f} MB? [y/N] ").strip().lower() in ("y", "yes")

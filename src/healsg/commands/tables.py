@@ -1,0 +1,72 @@
+"""Tables of the commands that list: for people as wide as the terminal, for programs as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+GAP = 2
+"""Blanks between two columns."""
+NARROWEST = 12
+"""Characters that a first column keeps."""
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        if not math.isfinite(value) or (value == int(value) and abs(value) < 1e6):
+            return f"{value:g}"
+        return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+    return str(value)
+
+
+def show(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table as wide as the terminal.
+
+    Where it does not fit, columns are left out from the right, and named below; a first column that is too wide by
+    itself is cut. What is not a terminal, such as a file or a pipe, gets everything.
+
+    Args:
+        columns: their names, the most important ones first.
+        rows: the values, one for each column.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    cells = [[cell(value) for value in row] for row in rows]
+    numeric = [
+        all(isinstance(row[place], (int, float)) or row[place] is None for row in rows) for place in range(len(columns))
+    ]
+    widths = [max(map(cell_len, [name, *(row[place] for row in cells)])) for place, name in enumerate(columns)]
+    shown = len(columns)
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        while shown > 2 and sum(widths[:shown]) + GAP * (shown - 1) > width:
+            shown -= 1
+        over = sum(widths[:shown]) + GAP * (shown - 1) - width
+        widths[0] -= max(0, min(over, widths[0] - NARROWEST))
+    for row in [list(columns), *cells]:
+        parts = []
+        for place in range(shown):
+            text = row[place]
+            if cell_len(text) > widths[place]:
+                text = set_cell_size(text, widths[place] - 1) + "…"
+            blank = " " * (widths[place] - cell_len(text))
+            parts.append(blank + text if numeric[place] else text + blank)
+        print((" " * GAP).join(parts).rstrip())
+    if shown < len(columns):
+        print(f"left out for lack of width: {', '.join(columns[shown:])}")
+
+
+def show_json(value: Any) -> None:
+    """Print a value as JSON, in which a number that is not finite is null."""
+    from healsg.runs.folder import finite
+
+    print(json.dumps(finite(value), indent=2, default=str, ensure_ascii=False))

@@ -1,0 +1,199 @@
+"""``healsg watch [RUN...]``: runs as they train, read from their files, so that leaving it leaves them alone.
+
+Without names it shows a table of all runs, the live ones first; with names their curves, in braille.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from healsg import safefiles
+from healsg.commands.flags import Flags
+from healsg.commands.tables import cell
+from healsg.errors import ConfigError, RunError
+from healsg.runs.folder import RunFolder, find
+from healsg.runs.registry import DEAD, LIVE, Listed, age, is_live, listed, root_of
+
+MOST = 1 << 26
+"""Bytes of a ``metrics.jsonl`` that are read for its curves: its end."""
+
+_DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
+"""Of a braille character: the bit of each dot, by column and row."""
+
+
+def run(arguments: list[str]) -> int:
+    """Show until it is left by Ctrl-C, or once."""
+    flags = Flags("watch", "Watch runs train. It reads their files alone: leaving it by Ctrl-C leaves the runs alone.")
+    flags.add_argument("runs", nargs="*", metavar="RUN", help="show the curves of these; else a table of all runs")
+    flags.add_argument("--metric", action="append", default=[], metavar="NAME", help="a curve, such as val/acc")
+    flags.add_argument("--every", type=float, default=2.0, help="seconds between two looks (default: 2)")
+    flags.add_argument("--once", action="store_true", help="show once and end, such as for a file")
+    flags.add_argument("--root", help="the folder of the runs (default: runs)")
+    args = flags.parse_args(arguments)
+    if not 0.1 <= args.every <= 3600:
+        raise ConfigError(f"--every {args.every}: give seconds from 0.1 to 3600")
+    folders = [find(name) for name in args.runs]
+    root = root_of(args.root)
+
+    def picture() -> str:
+        size = shutil.get_terminal_size((100, 30))
+        if folders:
+            height = min(12, max(4, (size.lines - 2) // len(folders) - 3))
+            return "\n".join(curves(folder, args.metric, size.columns, height) for folder in folders)
+        return overview(listed(root) if root.is_dir() else [], size.columns, size.lines - 3)
+
+    if args.once or not sys.stdout.isatty():
+        print(picture())
+        return 0
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with suppress(KeyboardInterrupt), Live(console=Console(), screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(Text(picture(), no_wrap=True, overflow="crop"), refresh=True)
+            time.sleep(args.every)
+    return 0
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def overview(runs: Sequence[Listed], width: int, lines: int) -> str:
+    """Runs as lines of text, the live ones first, then the dead, then the others, the newest first.
+
+    Args:
+        runs: as they are listed, the oldest first.
+        width: of the terminal, in characters.
+        lines: how many runs at most.
+    """
+    rank = {LIVE: 0, DEAD: 1}
+    newest_first = list(reversed(runs))
+    order = sorted(newest_first, key=lambda one: rank.get(one.status, 2))
+    counts = {status: sum(one.status == status for one in runs) for status in dict.fromkeys(o.status for o in order)}
+    head = "  ".join(f"{count} {status}" for status, count in counts.items()) or "no run yet"
+    rows = [_line(one) for one in order[: max(1, lines)]]
+    name = max([len(row[0]) for row in rows], default=0)
+    name = min(name, max(16, width // 2))
+    shown = [f"{_cut(row[0], name):{name}}  {row[1]:10} {row[2]}"[:width] for row in rows]
+    more = [f"and {len(order) - len(rows)} more; healsg runs lists them"] if len(order) > len(rows) else []
+    return "\n".join([head, *shown, *more])
+
+
+def _line(one: Listed) -> tuple[str, str, str]:
+    facts = one.facts
+    told = [f"epoch {facts['epoch']}"] if "epoch" in facts else []
+    told += [f"{key} {cell(float(facts[key]))}" for key in ("val/acc", "val/dice", "val/loss") if key in facts][:2]
+    if one.status in (LIVE, DEAD):
+        told.append(f"last line {age(max(0.0, time.time() - _changed(one.path)))} ago")
+    if one.status == DEAD:
+        told.append("healsg resume goes on")
+    return one.name, one.status, "  ".join(told)
+
+
+def _changed(path: Path) -> float:
+    times = [0.0]
+    for name in ("metrics.jsonl", "run.json"):
+        with suppress(OSError):
+            times.append((path / name).lstat().st_mtime)
+    return max(times)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+
+
+def curves(folder: RunFolder, wanted: Sequence[str], width: int, height: int) -> str:
+    """A run's state, and its curves beside each other.
+
+    Args:
+        folder: of the run.
+        wanted: names of numbers; the usual ones of val and train where empty.
+        width, height: of what is drawn, in characters.
+    """
+    record = folder.record
+    status = str(record.get("status"))
+    if status == "running":
+        status = LIVE if is_live(folder.path, record) else DEAD
+    rows = epochs(folder.path / "metrics.jsonl")
+    names = list(wanted) or _usual(rows)
+    if missing := [name for name in wanted if rows and all(name not in row for row in rows)]:
+        known = ", ".join(key for key in (rows[-1] if rows else {}) if "/" in key)
+        raise ConfigError(f"--metric {missing[0]}: {folder.shown} has no such number; there is {known}")
+    last = rows[-1] if rows else {}
+    told = [f"{name} {cell(float(last[name]))}" for name in names if name in last]
+    head = "  ".join([str(folder.shown), status, f"epoch {last.get('epoch', 0)}", *told])
+    if not rows or not names:
+        return f"{head[:width]}\nno epoch is complete yet"
+    each = max(12, (width - 3 * (len(names) - 1)) // len(names))
+    plots = [_plot(name, [(row["epoch"], row[name]) for row in rows if name in row], each, height) for name in names]
+    lines = ["   ".join(parts) for parts in zip(*plots, strict=True)]
+    return "\n".join([head[:width], *(line[:width] for line in lines)])
+
+
+def _usual(rows: Sequence[dict[str, Any]]) -> list[str]:
+    names = [key for key in ("train/loss", "val/loss", "val/acc", "val/dice", "val/iou") if any(key in r for r in rows)]
+    return names[:1] + names[-1:] if len(names) > 1 else names
+
+
+def epochs(path: Path) -> list[dict[str, Any]]:
+    """The lines of epochs of a ``metrics.jsonl``, of which a part that is still being written is passed over."""
+    rows = []
+    with suppress(OSError, RunError), safefiles.open_to_read(path) as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - MOST))
+        for text in file.read(MOST).splitlines():
+            if b'"event": "epoch"' in text:
+                with suppress(ValueError, RecursionError):
+                    row = json.loads(text)
+                    if isinstance(row, dict) and isinstance(row.get("epoch"), int):
+                        rows.append({key: value for key, value in row.items() if _is_number(value)})
+    return rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plot(name: str, points: Sequence[tuple[float, float]], width: int, height: int) -> list[str]:
+    """A curve as lines of ``width`` characters: its name and range, then the dots."""
+    low, high = min(value for _, value in points), max(value for _, value in points)
+    title = f"{name}  {cell(float(low))} to {cell(float(high))}"
+    return [_cut(title, width).ljust(width), *braille(points, width, height)]
+
+
+def braille(points: Sequence[tuple[float, float]], width: int, height: int) -> list[str]:
+    """A curve drawn in braille characters, each of 2 by 4 dots, scaled to fill ``width`` by ``height`` of them."""
+    left, right = points[0][0], points[-1][0]
+    low, high = min(value for _, value in points), max(value for _, value in points)
+    cells = [[0] * width for _ in range(height)]
+    before: tuple[int, int] | None = None
+    for place, value in points:
+        across = round((place - left) / ((right - left) or 1) * (2 * width - 1))
+        down = round((high - value) / ((high - low) or 1) * (4 * height - 1)) if high > low else 2 * height
+        for x, y in _between(before, (across, down)):
+            cells[y // 4][x // 2] |= _DOTS[x % 2][y % 4]
+        before = across, down
+    return ["".join(chr(0x2800 + dots) for dots in row) for row in cells]
+
+
+def _between(start: tuple[int, int] | None, end: tuple[int, int]) -> list[tuple[int, int]]:
+    """The dots of a straight line."""
+    if start is None:
+        return [end]
+    steps = max(abs(end[0] - start[0]), abs(end[1] - start[1]), 1)
+    return [
+        (round(start[0] + (end[0] - start[0]) * k / steps), round(start[1] + (end[1] - start[1]) * k / steps))
+        for k in range(steps + 1)
+    ]

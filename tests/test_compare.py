@@ -1,0 +1,152 @@
+"""``healsg compare`` says no more than the runs allow."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from healsg.cli import main
+from healsg.commands.compare import is_clear
+from healsg.commands.statistics import adjusted, difference, interval, runs_needed
+
+
+def by_seed(values: list[float], start: int = 0) -> dict[Any, float]:
+    return {(start + seed,): value for seed, value in enumerate(values)}
+
+
+def test_an_interval_is_student_s() -> None:
+    mean, half = interval([0.90, 0.92, 0.94])
+    assert mean == pytest.approx(0.92)
+    assert half == pytest.approx(4.302653 * 0.02 / math.sqrt(3), rel=1e-5), "t quantile of 2 degrees of freedom"
+    assert interval([0.5]) == (0.5, math.inf)
+
+
+def test_pairs_see_what_means_do_not() -> None:
+    first = [0.50, 0.70, 0.90, 0.60, 0.80]
+    second = [0.49, 0.688, 0.891, 0.588, 0.79]
+    paired = difference(by_seed(first), by_seed(second))
+    assert paired.pairs == 5
+    assert paired.chance < 0.001
+    apart = difference(by_seed(first), by_seed(second, start=100))
+    assert apart.pairs == 0
+    assert apart.chance > 0.9
+    assert apart.more is not None
+    assert apart.more > 100
+
+
+def test_differences_agree_with_scipy_s_tests() -> None:
+    from scipy import stats
+
+    generator = random.Random(0)
+    first = [generator.gauss(0.5, 0.1) for _ in range(6)]
+    second = [generator.gauss(0.6, 0.2) for _ in range(6)]
+    paired = stats.ttest_rel(first, second)
+    assert difference(by_seed(first), by_seed(second)).chance == pytest.approx(paired.pvalue)
+    welch = stats.ttest_ind(first, second, equal_var=False)
+    assert difference(by_seed(first), by_seed(second, 50)).chance == pytest.approx(welch.pvalue)
+
+
+def test_runs_that_are_needed_have_the_power() -> None:
+    from scipy import stats
+
+    needed = runs_needed(1.0)
+    generator = random.Random(0)
+    shown = 0
+    for _ in range(400):
+        gaps = [generator.gauss(1.0, 1.0) for _ in range(needed)]
+        shown += bool(stats.ttest_1samp(gaps, 0.0).pvalue < 0.05)
+    assert 0.74 < shown / 400 < 0.9
+
+
+def test_chances_are_adjusted_by_holm() -> None:
+    assert adjusted([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert adjusted([0.9]) == [0.9]
+
+
+@pytest.mark.parametrize(("settings", "seeds"), [(2, 3), (2, 10), (4, 5)])
+def test_equal_settings_are_seldom_told_apart(settings: int, seeds: int) -> None:
+    """False alarms in 1,000 simulated comparisons of settings that do not differ: at most 65."""
+    generator = random.Random(settings * 100 + seeds)
+    alarms = 0
+    for _ in range(1000):
+        shared = [generator.gauss(0.0, 1.0) for _ in range(seeds)]
+        drawn = [[one + generator.gauss(0.0, 1.0) for one in shared] for _ in range(settings)]
+        best, *others = sorted(drawn, key=sum, reverse=True)
+        chances = [difference(by_seed(best), by_seed(other)).chance for other in others]
+        alarms += is_clear(adjusted(chances))
+    assert alarms <= 65
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep of three settings and four seeds: one setting is clearly worse, two hardly differ."""
+    monkeypatch.chdir(tmp_path)
+    measured = {0.1: (0.90, 0.92, 0.91, 0.89), 0.2: (0.91, 0.90, 0.92, 0.90), 0.9: (0.50, 0.52, 0.49, 0.51)}
+    for lr, numbers in measured.items():
+        for seed, acc in enumerate(numbers):
+            path = tmp_path / "runs/s" / f"method.optimizer.lr={lr},seed={seed}"
+            path.mkdir(parents=True)
+            best = {"monitor": "val/acc", "value": acc, "epoch": 1, "step": 1}
+            best["metrics"] = {"val/acc": acc, "val/loss": 1 - acc}
+            record = {"status": "finished", "best": best, "test": {"test/acc": acc - 0.1}, "seed": seed}
+            (path / "run.json").write_text(json.dumps(record))
+            config = {"seed": seed, "method": {"optimizer": {"lr": lr}}, "runner": {"monitor": "auto", "mode": "auto"}}
+            (path / "config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path / "runs"
+
+
+def test_a_sweep_is_ranked_on_val_with_test_aside(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "s"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["setting", "runs", "val/acc", "behind", "the", "best,", "paired", "test/acc"]
+    assert lines[3].startswith("method.optimizer.lr=0.9")
+    assert lines[4].startswith("no clear winner: the lead of method.optimizer.lr=0.")
+    assert "more runs of each would show it" in lines[5]
+    assert main(["compare", "s", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not found["clear_winner"]
+    assert found["settings"][2]["behind"]["adjusted_chance"] < 0.01
+    assert len(found["settings"][0]["val"]["values"]) == 4
+
+
+def test_a_clear_winner_is_named(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [f"s/method.optimizer.lr={lr},seed={seed}" for lr in (0.1, 0.9) for seed in range(4)]
+    assert main(["compare", *runs]) == 0
+    assert "method.optimizer.lr=0.1 is better than method.optimizer.lr=0.9 on val" in capsys.readouterr().out
+
+
+def test_less_is_better_of_a_loss(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "s", "--metric", "val/loss", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["better"] == "less"
+    assert found["settings"][-1]["label"] == "method.optimizer.lr=0.9"
+
+
+def test_single_runs_allow_to_say_nothing(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "s/method.optimizer.lr=0.1,seed=0", "s/method.optimizer.lr=0.9,seed=0"]) == 0
+    assert "one run of a setting says nothing of its spread" in capsys.readouterr().out
+
+
+def test_mistakes_of_compare_are_one_line(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = "s/method.optimizer.lr=0.1,seed=0"
+    (sweep / "copy").mkdir()
+    for name in ("run.json", "config.yaml"):
+        (sweep / "copy" / name).write_text((sweep / first / name).read_text())
+    unfinished = sweep / "s/method.optimizer.lr=0.9,seed=3/run.json"
+    unfinished.write_text('{"status": "running"}')
+    for arguments, words in (
+        ([first, "copy"], "with the same settings and seed; give one of them"),
+        ([first, "--metric", "val/dice"], "has no number val/dice at its best epoch; there is val/acc, val/loss"),
+        (["s/method.optimizer.lr=0.9,seed=3"], "is"),
+        ([], "the following arguments are required: RUN"),
+    ):
+        assert main(["compare", *arguments]) in (1, 2)
+        assert words in capsys.readouterr().err
+    assert main(["compare", "s"]) == 0
+    assert "s: 1 of 12 runs are not finished, and left out" in capsys.readouterr().out
