@@ -102,7 +102,7 @@ def test_any_other_loader_is_kept_and_skipped_forward(kind: str) -> None:
     def fresh() -> ForeignLoader:
         loader = wrap_loader(FOREIGN[kind](), "train")
         assert isinstance(loader, ForeignLoader)
-        loader.deal(Sharding(seed=5))
+        loader = loader.sharded(Sharding(seed=5))
         return loader
 
     def drawn(loader: ForeignLoader, epoch: int, start: int = 0) -> list[Any]:
@@ -124,13 +124,13 @@ def test_loaders_without_length_or_samples_are_one_line() -> None:
     stream = wrap_loader(DataLoader(Stream(), batch_size=4), "train")
     with pytest.raises(DataError, match=r"^the train loader has no length: set runner.limit_batches, or give"):
         len(stream)
-    stream.deal(Sharding(limit=2))
+    stream = stream.sharded(Sharding(limit=2))
     assert (len(stream), [rows for _, rows in dealt(stream)]) == (2, [4, 4])
-    stream.deal(Sharding(limit=9))
+    stream = stream.sharded(Sharding(limit=9))
     with pytest.raises(DataError, match=r"^the train loader ended after 3 of 9 batches; set runner.limit_batches=3"):
         dealt(stream)
     evaluated = wrap_loader(DataLoader(Stream(), batch_size=4), "val")
-    evaluated.deal(Sharding(limit=9))
+    evaluated = evaluated.sharded(Sharding(limit=9))
     assert [rows for _, rows in dealt(evaluated)] == [4, 4, 2]
     with pytest.raises(DataError, match="the val loader is empty"):
         len(wrap_loader([], "val"))
@@ -156,7 +156,7 @@ def test_foreign_batches_are_shared_by_rows() -> None:
         parts = []
         for rank in (0, 1):
             loader = wrap_loader([value], "train")
-            loader.deal(Sharding(rank=rank, world=2))
+            loader = loader.sharded(Sharding(rank=rank, world=2))
             parts.append(dealt(loader)[0])
         assert [count for _, count in parts] == rows
         if value is batch:

@@ -284,7 +284,7 @@ def test_what_was_done_to_pictures_is_said_once(tmp_path, caplog, workers):
     loader = data.loaders(Needs())["train"]
     for epoch in (0, 1):
         list(loader.batches(epoch))
-    loader.deal(Sharding())  # lets the workers go
+    del loader  # and its workers
     assert [record.getMessage() for record in caplog.records if "EXIF" in record.getMessage()] == [f"data: {TURNED}"]
 
 
@@ -294,9 +294,9 @@ def test_imagefolder_workers_change_nothing(tmp_path):
     def batches(workers):
         data = ImageFolder(str(tmp_path), image_size=24, shift=4, batch_size=4, workers=workers)
         loader = data.loaders(Needs())["train"]
-        loader.deal(Sharding(seed=3))
+        loader = loader.sharded(Sharding(seed=3))
         dealt = [batch for epoch in (0, 1) for batch, _ in loader.batches(epoch)]
-        loader.deal(Sharding())  # lets the workers go
+        del loader  # and its workers
         return dealt
 
     for alone, helped in zip(batches(0), batches(2), strict=True):

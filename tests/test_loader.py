@@ -74,7 +74,7 @@ def indices(batches: list[tuple[Batch, int]]) -> list[int]:
 @pytest.mark.parametrize("source", [numbered(29), DatasetSource(Noisy(29))], ids=["tensors", "data set"])
 def test_any_start_gives_the_same_rest(source: Source) -> None:
     loader = plain(source, 4, jitter)
-    loader.deal(Sharding(seed=3))
+    loader = loader.sharded(Sharding(seed=3))
     for epoch in (0, 5):
         whole = dealt(loader, epoch)
         random.seed(99)
@@ -83,7 +83,7 @@ def test_any_start_gives_the_same_rest(source: Source) -> None:
             assert same(dealt(loader, epoch, start), whole[start:])
             assert same(dealt(plain_again(source), epoch, start), whole[start:])
     first, second, other = dealt(loader, 0), dealt(loader, 1), plain(source, 4, jitter)
-    other.deal(Sharding(seed=4))
+    other = other.sharded(Sharding(seed=4))
     assert indices(first) != indices(second)
     assert indices(first) != indices(dealt(other, 0))
     assert sorted(indices(first)) == sorted(indices(second)) == list(range(29))
@@ -91,7 +91,7 @@ def test_any_start_gives_the_same_rest(source: Source) -> None:
 
 def plain_again(source: Source) -> Loader:
     loader = plain(source, 4, jitter)
-    loader.deal(Sharding(seed=3))
+    loader = loader.sharded(Sharding(seed=3))
     return loader
 
 
@@ -99,7 +99,7 @@ def test_the_number_of_workers_changes_nothing() -> None:
     runs = []
     for workers in (0, 1, 2):
         loader = plain(DatasetSource(Noisy(21)), 4, workers=workers)
-        loader.deal(Sharding(seed=1))
+        loader = loader.sharded(Sharding(seed=1))
         epochs = [dealt(loader, epoch) for epoch in (0, 1)]
         cut = loader.batches(2)
         next(cut)  # an epoch that is left early, with batches still on their way
@@ -140,11 +140,9 @@ def test_every_sample_once_over_all_processes() -> None:
         drop = chance.random() < 0.3 and size >= batch * accumulate
         case = f"{size=} {batch=} {world=} {accumulate=} {least=} {drop=}"
         sharding = [Sharding(rank=rank, world=world, accumulate=accumulate, least=least) for rank in range(world)]
-        loaders = [plain(numbered(size), batch, drop_last=drop) for _ in sharding]
-        for loader, own in zip(loaders, sharding, strict=True):
-            loader.deal(own)
+        loaders = [plain(numbered(size), batch, drop_last=drop).sharded(own) for own in sharding]
         whole = plain(numbered(size), batch, drop_last=drop)
-        whole.deal(Sharding(accumulate=accumulate, least=least))
+        whole = whole.sharded(Sharding(accumulate=accumulate, least=least))
         ranks = [dealt(loader, 1) for loader in loaders]
         everything = dealt(whole, 1)
         assert {len(rank) for rank in ranks} == {len(whole)}, case
@@ -169,7 +167,7 @@ def test_every_sample_once_over_all_processes() -> None:
 def test_a_tail_of_one_joins_the_batch_before_it() -> None:
     def sizes(samples: int, batch_size: int, least: int, shuffle: bool = True) -> list[int]:
         loader = plain(numbered(samples), batch_size, shuffle=shuffle)
-        loader.deal(Sharding(least=least))
+        loader = loader.sharded(Sharding(least=least))
         return [rows for _, rows in dealt(loader)]
 
     assert sizes(9, 4, least=2) == [4, 5]
@@ -178,13 +176,13 @@ def test_a_tail_of_one_joins_the_batch_before_it() -> None:
     assert sizes(3, 1, least=2) == [1, 1, 1], "who asks for batches of one gets them"
     assert sizes(1, 4, least=2) == [1]
     loader = plain(numbered(9), 4, shuffle=False)
-    loader.deal(Sharding(least=2))
+    loader = loader.sharded(Sharding(least=2))
     assert [loader.batch(0, place)[1] for place in range(3)] == [4, 4, 1], "an evaluation needs no second sample"
 
 
 def test_small_samples_that_are_looked_at_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = plain(numbered(75), 4, shuffle=False)
-    loader.deal(Sharding())
+    loader = loader.sharded(Sharding())
     assert [rows for _, rows in dealt(loader)] == [32, 32, 11], "eight batches as one"
     assert torch.cat([batch["index"] for batch, _ in dealt(loader)]).tolist() == list(range(75))
     assert [rows for _, rows in loader.batches(0, 17)] == [7]
@@ -199,11 +197,11 @@ def test_small_samples_that_are_looked_at_go_together(monkeypatch: pytest.Monkey
 def test_drop_last_drops_incomplete_updates_and_says_how_many() -> None:
     loader = plain(numbered(50), 8, drop_last=True)
     assert (len(loader), loader.samples, loader.left_out) == (6, 48, 2)
-    loader.deal(Sharding(accumulate=4))
+    loader = loader.sharded(Sharding(accumulate=4))
     assert (len(loader), loader.samples, loader.left_out) == (4, 32, 18)
     with pytest.raises(DataError, match=r"^data.drop_last: 50 samples do not fill one update of 56; set data"):
-        loader.deal(Sharding(accumulate=7))
-    loader.deal(Sharding(limit=3))
+        loader = loader.sharded(Sharding(accumulate=7))
+    loader = loader.sharded(Sharding(limit=3))
     assert len(loader) == 3
 
 
@@ -221,7 +219,7 @@ def streams(labelled: Source, unlabelled: Source, sharding: Sharding) -> Loader:
     loader = Loader(
         {"labelled": labelled, "unlabelled": unlabelled}, views, 4, shuffle=True, flat=False, ratio={"unlabelled": 3}
     )
-    loader.deal(sharding)
+    loader = loader.sharded(sharding)
     return loader
 
 

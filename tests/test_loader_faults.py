@@ -187,7 +187,7 @@ def test_streams_and_processes_leave_out_their_own() -> None:
         views = {"labelled": {"input": jitter}, "unlabelled": {"weak": jitter, "strong": jitter}}
         sources = {"labelled": labelled, "unlabelled": unlabelled}
         loader = Loader(sources, views, 4, shuffle=True, flat=False, reading=Reading("skip"))
-        loader.deal(Sharding(**terms))
+        loader = loader.sharded(Sharding(**terms))
         return dealt(loader)
 
     whole = streams(numbered(8), DatasetSource(Faulty(20, {})))
@@ -208,9 +208,9 @@ def test_streams_and_processes_leave_out_their_own() -> None:
 def test_a_training_batch_of_which_too_little_is_left_gives_way() -> None:
     loader = loader_of(Faulty(9, broken(1, 4)), batch_size=3)
     for least, seed in ((1, 0), (2, 0), (3, 0), (2, 1), (3, 2)):
-        loader.deal(Sharding(seed=seed, least=least))
+        loader = loader.sharded(Sharding(seed=seed, least=least))
         whole = loader_of(Faulty(9, {}), batch_size=3)
-        whole.deal(Sharding(seed=seed, least=least))
+        whole = whole.sharded(Sharding(seed=seed, least=least))
         full = [[i for i in batch["index"].tolist() if i not in (1, 4)] for batch, _ in dealt(whole)]
         enough = [piece for piece in full if len(piece) >= least]
         got = [batch["index"].tolist() for batch, rows in dealt(loader) if rows == len(batch["index"])]

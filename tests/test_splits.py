@@ -376,7 +376,7 @@ def test_a_set_with_a_val_part_of_its_own(monkeypatch):
 
 def first_batch(data: Classification, needs: Needs = SEMI) -> dict[str, Any]:
     loader = data.loaders(needs)["train"]
-    loader.deal(Sharding(seed=1))
+    loader = loader.sharded(Sharding(seed=1))
     return loader.batch(0, 0)[0]
 
 

@@ -178,8 +178,8 @@ class BasicTask:
         self.criterion = self.build_criterion()
         self.task_method.setup(self)
         least = least_rows(self.model)
-        for loader in self.loaders.values():
-            loader.deal(runner.sharding(seed, least))
+        sharding = runner.sharding(seed, least)
+        self.loaders = {split: loader.sharded(sharding) for split, loader in self.loaders.items()}
         runner.plan_run(self.train_loader, seed, least)
         for module in (self.model, self.criterion, self.task_method):
             if isinstance(module, nn.Module):
@@ -204,10 +204,9 @@ class BasicTask:
         runner.prepare()
         if self.info is not None:
             self.task_model.check(self.info)
-        loader = self.task_data.evaluation_loader(split)
+        loader = self.task_data.evaluation_loader(split).sharded(runner.sharding(seed, least_rows(network)))
         self.data_info = self.task_data.fitted()
         _warn_of_other_inputs(data_info, self.data_info)
-        loader.deal(runner.sharding(seed, least_rows(network)))
         self.loaders = {split: loader}
         self.criterion = self.build_criterion()
         for module in (network, self.criterion):

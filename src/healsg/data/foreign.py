@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +24,9 @@ from healsg.errors import DataError
 from healsg.seeding import seed_everything, seed_foreign
 from healsg.training.step import Samples, TrainBatch
 
+LOOK = 5.0
+"""Seconds between two looks at the workers of a DataLoader."""
+
 
 class ForeignLoader:
     """Any other iterable of batches: seeded by (seed, epoch), skipped forward on resume, each rank taking its rows.
@@ -36,14 +38,25 @@ class ForeignLoader:
     in_memory = False
     left_out = 0
 
-    def __init__(self, loader: Any, name: str, reading: Reading | None = None) -> None:
-        self.loader, self.name, self.timeout, self.look = loader, name, (reading or Reading()).timeout, 0.0
-        if isinstance(loader, DataLoader) and loader.num_workers and not loader.timeout + loader.persistent_workers:
-            loader.timeout = self.look = min(self.timeout or 5.0, 5.0)  # torch misses a dead worker when it looks
-        self.deal(Sharding())
+    def __init__(
+        self,
+        loader: Any,
+        name: str,
+        reading: Reading | None = None,
+        sharding: Sharding | None = None,
+        look: float | None = None,
+    ) -> None:
+        self.loader = loader
+        self.name = name
+        self.reading = reading or Reading()
+        self.sharding = sharding or Sharding()
+        self.timeout = self.reading.timeout
+        self.look = _let_look(loader, self.timeout) if look is None else look
+        """Seconds after which torch looks whether its workers live; 0 where the loader is left as it is."""
 
-    def deal(self, sharding: Sharding) -> None:
-        self.sharding = sharding
+    def sharded(self, sharding: Sharding) -> ForeignLoader:
+        """The same loader, of whose batches this process takes the rows that ``sharding`` gives it."""
+        return ForeignLoader(self.loader, self.name, self.reading, sharding, self.look)
 
     def __len__(self) -> int:
         limit = self.sharding.limit
@@ -117,6 +130,16 @@ class ForeignLoader:
         return TrainBatch(batch, samples), rows
 
 
+def _let_look(loader: Any, timeout: float) -> float:
+    """Let torch look for dead workers of a DataLoader every few seconds, which it does when a batch is late; without a
+    timeout it never does. The seconds, or 0 where the loader is none of torch's or has a timeout of its own."""
+    if not isinstance(loader, DataLoader) or not loader.num_workers or loader.timeout or loader.persistent_workers:
+        return 0.0
+    seconds = min(timeout or LOOK, LOOK)
+    loader.timeout = seconds
+    return seconds
+
+
 def _cause(error: Exception) -> str:
     """What went wrong, on one line, also where a worker sent its whole traceback or was lost as it sent a batch."""
     lines = str(error).strip().splitlines()
@@ -158,9 +181,8 @@ def wrap_loader(loader: Any, name: str, reading: Reading | None = None) -> AnyLo
         source = TensorSource(*dataset.tensors)
     else:
         source = DatasetSource(dataset, collate)
-    reading = copy.copy(reading or Reading())
-    reading.timeout, reading.prefetch = loader.timeout or reading.timeout, loader.prefetch_factor or reading.prefetch
-    made = Loader(
+    reading = reading or Reading()
+    return Loader(
         {"labelled": source},
         {"labelled": {"input": None}},
         loader.batch_size * (sampler.num_replicas if spread else 1),
@@ -168,10 +190,10 @@ def wrap_loader(loader: Any, name: str, reading: Reading | None = None) -> AnyLo
         drop_last=loader.drop_last,
         workers=loader.num_workers,
         worker_init_fn=loader.worker_init_fn,
-        reading=reading,
+        reading=reading.of_loader(loader.timeout, loader.prefetch_factor),
+        training=name == "train",
+        joins=False,
     )
-    made.training, made.joined = name == "train", False
-    return made
 
 
 def _is_plain(loader: Any) -> bool:

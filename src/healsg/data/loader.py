@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -14,11 +14,15 @@ from healsg.data.sharding import Sharding
 from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource
 from healsg.data.workers import Workers
 from healsg.errors import DataError
+from healsg.parts import declares
 from healsg.seeding import Draw, generator, mix, seed_foreign
 from healsg.training.step import Samples, TrainBatch
 
-TOGETHER, JOINED = 1 << 20, 8
-"""Bytes, as float32, of the inputs of small batches that are prepared at once; batches that are looked at as one."""
+TOGETHER = 1 << 20
+"""Bytes, as float32, of the inputs of several small batches that are prepared at once."""
+
+JOINED = 8
+"""The most small batches that an evaluation takes as one."""
 
 ALIGNED = 64
 """Bytes: torch's allocator gives each tensor on the CPU an address that is a multiple of this."""
@@ -27,8 +31,28 @@ Transform = Callable[[Batch, Draw | None], Batch]
 """From a batch as stored to a batch as the network sees it; without a draw nothing random happens."""
 
 
+@dataclass(frozen=True)
+class EpochOrder:
+    """The samples of one epoch: a pure function of the seed, the epoch and the sharding.
+
+    Args:
+        epoch: from 0.
+        foreign_state: what global generators, which transforms of other libraries draw from, are seeded with.
+        orders: by stream, (N,) int64, the indices of its samples in their order.
+        shards: by stream and position, this process's part of a batch: where it starts and stops in the order, and how
+            many of these rows count (``Sharding.share``).
+        draws: by stream and view, the random numbers of the samples.
+    """
+
+    epoch: int
+    foreign_state: int
+    orders: dict[str, Tensor]
+    shards: dict[str, list[tuple[int, int, int]]]
+    draws: dict[str, dict[str, Draw]]
+
+
 class Loader:
-    """Deals the batches of one split.
+    """The batches of one split.
 
     Args:
         sources: the samples of each stream.
@@ -41,6 +65,12 @@ class Loader:
         ratio: how many times ``batch_size`` a stream's batch holds; 1 where it is not named.
         worker_init_fn: called in each worker as it starts.
         reading: how samples are read that are no tensors.
+        training: whether batches are trained on; where it is None, those of a shuffled split are.
+        joins: whether an evaluation may take several small batches as one, where the sources allow it.
+        sharding: this process's part of a batch, and how batches form updates; all of one process where it is None.
+
+    Raises:
+        DataError: the samples do not make one batch.
     """
 
     def __init__(
@@ -56,34 +86,72 @@ class Loader:
         ratio: Mapping[str, int] | None = None,
         worker_init_fn: Callable[[int], None] | None = None,
         reading: Reading | None = None,
+        training: bool | None = None,
+        joins: bool = True,
+        sharding: Sharding | None = None,
     ) -> None:
-        self.sources, self.views = dict(sources), views
-        self.batch_size, self.shuffle, self.drop_last, self.flat = batch_size, shuffle, drop_last, flat
-        self.training = shuffle
-        self.joined = not shuffle and all(getattr(source, "joined", False) for source in sources.values())
-        self.sizes = {stream: batch_size * (ratio or {}).get(stream, 1) for stream in sources}
+        self.views = views
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.flat = flat
+        self.ratio = dict(ratio or {})
+        self.worker_init_fn = worker_init_fn
+        self.reading = reading or Reading()
+        self.training = shuffle if training is None else training
+        self.joins = joins
+        self.joined = joins and not shuffle and all(getattr(source, "joined", False) for source in sources.values())
+        self.sharding = sharding or Sharding()
         self.in_memory = all(isinstance(source, TensorSource) for source in sources.values())
         self.workers = 0 if self.in_memory else workers
-        self.worker_init_fn, self.reading = worker_init_fn, reading or Reading()
-        self._workers: Workers | None
-        self.deal(Sharding())
-
-    def deal(self, sharding: Sharding) -> None:
-        """Take the runner's sharding. Raises DataError where not one batch comes of them."""
-        self.sharding, self._epoch, self._workers = sharding, -1, None
-        for stream, source in self.sources.items():
-            on_cpu = any(getattr(transform, "on_cpu", False) for transform in self.views[stream].values())
-            if self.in_memory and isinstance(source, TensorSource) and not on_cpu and source.fits(sharding.device):
-                self.sources[stream] = source.to(sharding.device)
+        self.sources = {stream: self._placed(stream, source) for stream, source in sources.items()}
+        self.sizes = {stream: batch_size * self.ratio.get(stream, 1) for stream in sources}
+        for stream, source in sources.items():
+            if not len(source):
+                raise DataError(f"data: a split has no {stream} samples; nothing can be dealt")
+        self.longest = max(sources, key=lambda stream: len(sources[stream]) / self.sizes[stream])
+        """The stream that takes the most batches; it makes the epoch."""
         self.bounds = self._bounds()
+        self._order: EpochOrder | None = None
+        self._workers: Workers | None = None
+
+    def sharded(self, sharding: Sharding) -> Loader:
+        """The same samples, as ``sharding`` deals them. Raises DataError where they do not make one batch."""
+        return Loader(
+            self.sources,
+            self.views,
+            self.batch_size,
+            shuffle=self.shuffle,
+            drop_last=self.drop_last,
+            workers=self.workers,
+            flat=self.flat,
+            ratio=self.ratio,
+            worker_init_fn=self.worker_init_fn,
+            reading=self.reading,
+            training=self.training,
+            joins=self.joins,
+            sharding=sharding,
+        )
 
     def evaluation_view(self) -> Loader:
         """The same samples for looking at: each once, in their order, with nothing random."""
         stream, views = next(iter(self.views.items()))
-        source, wanted = self.sources[stream], {"input": views.get("input", next(iter(views.values())))}
-        loader = Loader({stream: source}, {stream: wanted}, self.batch_size, shuffle=False, reading=self.reading)
-        loader.deal(self.sharding)
-        return loader
+        return Loader(
+            {stream: self.sources[stream]},
+            {stream: {"input": views.get("input", next(iter(views.values())))}},
+            self.batch_size,
+            shuffle=False,
+            reading=self.reading,
+            sharding=self.sharding,
+        )
+
+    def _placed(self, stream: str, source: Source) -> Source:
+        """A stream's samples; those in memory lie on the device where they fit and no transform needs the CPU."""
+        if not (self.in_memory and isinstance(source, TensorSource)):
+            return source
+        on_cpu = any(getattr(transform, "on_cpu", False) for transform in self.views[stream].values())
+        device = self.sharding.device
+        return source.to(device) if not on_cpu and source.fits(device) else source
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -97,7 +165,7 @@ class Loader:
     @property
     def left_out(self) -> int:
         """Samples of the longest stream that an epoch leaves out because of ``drop_last``."""
-        return self._longest() - self.samples if self.sharding.limit is None else 0
+        return len(self.sources[self.longest]) - self.samples if self.sharding.limit is None else 0
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for batch, _ in self.batches(0))
@@ -112,10 +180,9 @@ class Loader:
         if not self.workers:
             return (self.batch(*place) for place in places)
         if self._workers is None or not self._workers.end.still_active():
-            bare = copy.copy(self)
-            bare._workers = None
+            own = self.sharded(self.sharding)  # the workers', which holds no workers of its own
             sources = list(self.sources.values())
-            self._workers = Workers(bare._prepare, self.workers, self.reading, sources, self.worker_init_fn)
+            self._workers = Workers(own._prepare, self.workers, self.reading, sources, self.worker_init_fn)
         return map(self._taken, self._workers.deal(places))
 
     def counted(self, batch: Batch, rows: int, position: int) -> TrainBatch:
@@ -158,50 +225,59 @@ class Loader:
 
     def _prepare(self, epoch: int, position: int) -> tuple[Batch, int, list[Any], list[str]]:
         """A batch, its rows that count, what was left out of it (stream, index in its data set, message), remarks."""
-        if self._epoch != epoch:
-            self._begin(epoch)
+        order = self._order_of(epoch)
         if not self.in_memory:
-            seed_foreign(position, self.sharding.rank, state=self.foreign)
-        dealt, counted, kept = {}, -1, None
+            seed_foreign(position, self.sharding.rank, state=order.foreign_state)
+        dealt = {}
+        counted = -1
+        kept: Tensor | None = None
         missed: list[Any] = []
         for stream in self.sources:
             if self.in_memory:
-                start, stop, rows = self.pieces[stream][position]
-                raw = self.sources[stream].fetch(self.orders[stream][start:stop])
+                start, stop, rows = order.shards[stream][position]
+                raw = self.sources[stream].fetch(order.orders[stream][start:stop])
             else:
-                raw, kept, start, stop, rows = self._read(stream, position, missed)
+                raw, kept, start, stop, rows = self._read(order, stream, position, missed)
             counted = rows if counted < 0 else counted
-            dealt[stream] = self._views(stream, raw, start, stop, kept) if kept is None or len(kept) else raw
+            dealt[stream] = self._views(order, stream, raw, start, stop, kept) if kept is None or len(kept) else raw
         return (dealt[stream] if self.flat else dealt), counted, missed, self.reading.new_remarks()
 
     def _by_sample(self) -> bool:
-        """Whether a sample's neighbours in its batch are nothing to it: as our transforms are."""
+        """Whether each transform declares that it changes a sample by itself, whatever the others of its batch are."""
         made = [transform for views in self.views.values() for transform in views.values() if transform]
-        return all(type(transform).__module__.startswith("healsg.transforms.") for transform in made)
+        return all(declares(transform, "per_sample") for transform in made)
 
     def _sliced(self, epoch: int, start: int) -> Iterator[tuple[Batch, int]]:
-        """Batches of tensors, as many prepared at once as lie within ``TOGETHER``: to each sample its neighbours are
-        nothing, so that the numbers are the same. Those that are only looked at stay together, up to ``JOINED``."""
-        if self._epoch != epoch:
-            self._begin(epoch)
+        """Batches of tensors. As many as lie within ``TOGETHER`` are prepared at once, with the same numbers as each by
+        itself, since transforms change each sample by itself. Those of an evaluation stay one batch, up to ``JOINED``.
+        """
+        order = self._order_of(epoch)
         ((stream, source),) = self.sources.items()
         each = 4 * source.input[0].numel() * self.sizes[stream]  # type: ignore[attr-defined]
         count = max(1, min(TOGETHER // max(1, each), JOINED if self.joined else len(self)))
         for first in range(start, len(self), count):
-            pieces = self.pieces[stream][first : first + count]
-            low, high = pieces[0][0], pieces[-1][1]
-            whole = self._views(stream, source.fetch(self.orders[stream][low:high]), low, high, None)
-            rows = [high - low] if self.joined else [stop - begin for begin, stop, _ in pieces]
+            shards = order.shards[stream][first : first + count]
+            low, high = shards[0][0], shards[-1][1]
+            whole = self._views(order, stream, source.fetch(order.orders[stream][low:high]), low, high, None)
+            rows = [high - low] if self.joined else [stop - begin for begin, stop, _ in shards]
             for size, *values in zip(rows, *(value.split(rows) for value in whole.values()), strict=True):
                 batch = dict(zip(whole, map(_aligned, values), strict=True))
                 yield (batch if self.flat else {stream: batch}), size
 
-    def _read(self, stream: str, position: int, missed: list[Any]) -> tuple[Batch, Tensor | None, int, int, int]:
-        """A piece of the epoch's order, or the first of which enough can be read; the places left in it; its bounds."""
-        source, number, reading = self.sources[stream], list(self.sources).index(stream), self.reading
+    def _read(
+        self, order: EpochOrder, stream: str, position: int, missed: list[Any]
+    ) -> tuple[Batch, Tensor | None, int, int, int]:
+        """A stream's batch at ``position``, or the first of the epoch of which enough can be read.
+
+        Returns:
+            The batch, the places in the order that are left of it (None for all), and its shard.
+        """
+        source = self.sources[stream]
+        reading = self.reading
         for place in chain([position], range(min(len(self), reading.max_errors))):
-            start, stop, rows = self.pieces[stream][place]
-            index, reading.at[0], reading.broken = self.orders[stream][start:stop], number, {}
+            start, stop, rows = order.shards[stream][place]
+            index = order.orders[stream][start:stop]
+            reading.begin(list(self.sources).index(stream))
             raw = source.fetch(index, reading) if isinstance(source, DatasetSource) else source.fetch(index)
             if not reading.broken:
                 return raw, None, start, stop, rows
@@ -211,11 +287,11 @@ class Loader:
                 return raw, kept, start, stop, rows and len(kept)
         raise DataError(f"data.on_error: no batch of which enough can be read; {missed[-1][2]}")
 
-    def _views(self, stream: str, raw: Batch, start: int, stop: int, kept: Tensor | None) -> Batch:
+    def _views(self, order: EpochOrder, stream: str, raw: Batch, start: int, stop: int, kept: Tensor | None) -> Batch:
         views = self.views[stream]
         made = {}
         for view, transform in views.items():
-            draw = self.draws[stream][view] if transform and self.shuffle else None
+            draw = order.draws[stream][view] if transform and self.shuffle else None
             part = draw and (draw.part(start, stop) if kept is None else draw.of(kept))
             made[view] = transform(raw, part) if transform else raw
         if list(views) == ["input"]:
@@ -231,40 +307,41 @@ class Loader:
         self.reading.report(remarks)
         return _pinned(batch) if self.workers and self.sharding.device.type == "cuda" else batch, rows
 
-    def _begin(self, epoch: int) -> None:
-        """Lay out an epoch: each stream's order, this rank's pieces of it, and its samples' own draws."""
+    def _order_of(self, epoch: int) -> EpochOrder:
+        """The order of ``epoch``, which is kept until another epoch is asked for."""
+        if self._order is None or self._order.epoch != epoch:
+            self._order = self._make_order(epoch)
+        return self._order
+
+    def _make_order(self, epoch: int) -> EpochOrder:
         seed = self.sharding.seed
-        self.orders, self.draws, self.pieces = {}, {}, {}
-        self.foreign = mix(seed, "samples", epoch)
+        orders = {}
+        shards = {}
+        draws = {}
         for stream, source in self.sources.items():
             spans = self.bounds
             if stream != self.longest:
                 spans = [self._span(stream, position) for position in range(len(self))]
             wanted = spans[-1][1]
-            passes = -(-wanted // len(source))
-            turns = [self._order(len(source), seed, stream, epoch, turn) + turn * len(source) for turn in range(passes)]
+            size = len(source)
+            passes = -(-wanted // size)
+            turns = [self._shuffled(size, seed, stream, epoch, turn) + turn * size for turn in range(passes)]
             places = torch.cat(turns)  # a sample that comes again in this epoch has another place, hence other draws
             if isinstance(source, TensorSource):
                 places = places.to(source.input.device)
-            self.orders[stream] = places % len(source)
-            self.pieces[stream] = [self.sharding.share(*span) for span in spans]
+            orders[stream] = places % size
+            shards[stream] = [self.sharding.share(*span) for span in spans]
             keys = {view: mix(seed, stream, view) for view in self.views[stream]}
-            self.draws[stream] = {view: Draw(mix(epoch, state=key), places, key, epoch) for view, key in keys.items()}
-        self._epoch = epoch
+            draws[stream] = {view: Draw(mix(epoch, state=key), places, key, epoch) for view, key in keys.items()}
+        return EpochOrder(epoch, mix(seed, "samples", epoch), orders, shards, draws)
 
-    def _order(self, size: int, *key: int | str) -> Tensor:
+    def _shuffled(self, size: int, *key: int | str) -> Tensor:
         return torch.randperm(size, generator=generator(*key)) if self.shuffle else torch.arange(size)
 
-    def _longest(self) -> int:
-        """The samples of the stream that takes the most batches; it makes the epoch."""
-        self.longest = max(self.sources, key=lambda stream: len(self.sources[stream]) / self.sizes[stream])
-        return len(self.sources[self.longest])
-
     def _bounds(self) -> list[tuple[int, int]]:
-        for stream, source in self.sources.items():
-            if not len(source):
-                raise DataError(f"data: a split has no {stream} samples; nothing can be dealt")
-        samples, size = self._longest(), self.sizes[self.longest]
+        """Where in the longest stream's order each batch of all processes starts and stops."""
+        samples = len(self.sources[self.longest])
+        size = self.sizes[self.longest]
         if self.drop_last:
             update = size * self.sharding.accumulate
             if samples < update:

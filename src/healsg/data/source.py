@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -39,6 +39,15 @@ class Reading:
     at: Any = field(default_factory=lambda: [0, -1, 0])
     remarks: dict[str, bool] = field(default_factory=dict)
     sent: set[str] = field(default_factory=set)
+
+    def of_loader(self, timeout: float, prefetch: int | None) -> Reading:
+        """The same with a loader's own timeout and prefetch factor, where it has any."""
+        return replace(self, timeout=timeout or self.timeout, prefetch=prefetch or self.prefetch)
+
+    def begin(self, stream: int) -> None:
+        """A batch of that stream is read next, of which nothing is broken so far."""
+        self.at[0] = stream
+        self.broken = {}
 
     def skip(self, sample: tuple[int, int], message: str) -> None:
         """Say once that a sample is left out. Raises DataError where there are too many."""

@@ -107,6 +107,9 @@ class ImageTransform:
         alternate: flip each image every other epoch; see ``random_flip``.
     """
 
+    per_sample = True
+    """A sample is changed by itself, whatever the others of its batch are; see ``Loader``."""
+
     words: ClassVar[tuple[str, str]] = ("pixels", "images")
 
     def __init__(

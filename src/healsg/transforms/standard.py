@@ -24,6 +24,8 @@ class Standardise:
         noise: deviation of the nearly normal noise that each number of a training sample gets.
     """
 
+    per_sample = True
+
     def __init__(self, centre: Tensor, spread: Tensor, noise: NonNegative = 0.0) -> None:
         self.centre, self.spread, self.noise = centre, spread, noise
 

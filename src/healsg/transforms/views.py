@@ -117,6 +117,8 @@ class FloatTransform:
         standard: the set's usual transform: its flip, padding and normalisation.
     """
 
+    per_sample = True
+
     def __init__(self, standard: ImageTransform) -> None:
         self.usual, self.mean, self.std = standard, standard.mean, standard.std
         self.flip, self.padding = standard.flip, standard.padding
@@ -136,12 +138,16 @@ class FloatTransform:
 class SmallLight(FloatTransform):
     """A rotation by up to 5 degrees and a shift by up to 0.7 pixels: for digits of 8x8 pixels."""
 
+    per_sample = True
+
     def change(self, images: Tensor, draw: Draw) -> Tensor:
         return affine.random_affine(images, draw, rotation=5, shift=0.7, flip=self.flip, padding=self.padding)
 
 
 class SmallStrong(FloatTransform):
     """A rotation by up to 25 degrees, a shift by up to a pixel, scale and shear 0.2, contrast, noise of 0 to 0.1."""
+
+    per_sample = True
 
     def change(self, images: Tensor, draw: Draw) -> Tensor:
         moved = affine.random_affine(
@@ -156,6 +162,8 @@ class SmallStrong(FloatTransform):
 class Strong(FloatTransform):
     """All that is done to whole batches: turned, shifted by up to an eighth, enlarged, sheared; brightness, contrast,
     saturation and hue; a square of half the size covered with the mean, as FixMatch's strong view has one."""
+
+    per_sample = True
 
     def change(self, images: Tensor, draw: Draw) -> Tensor:
         shift = min(images.shape[2:]) / 8
@@ -178,6 +186,8 @@ class SelfSupervised(FloatTransform):
     saturation (each by up to 0.4) and hue (0.1), with 0.2 grey; from 64 pixels on with 0.5 blurred by 0.1 to 2 pixels.
     """
 
+    per_sample = True
+
     def change(self, images: Tensor, draw: Draw) -> Tensor:
         images = affine.random_resized_crop(images, draw, flip=self.flip)
         u = uniform(draw, 8, which=2)
@@ -196,6 +206,8 @@ class SelfSupervised(FloatTransform):
 
 class PolicyTransform:
     """The set's flip and shift, then a policy of torchvision's, sample by sample, then the normalisation."""
+
+    per_sample = True
 
     on_cpu = True
     """Samples held in memory stay on the CPU: on a GPU each operation on each of them would wait for the device."""

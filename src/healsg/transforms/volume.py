@@ -15,6 +15,8 @@ class VolumeTransform(ImageTransform):
     Pixels are voxels here, and ``alternate`` is not known.
     """
 
+    per_sample = True
+
     words = ("voxels", "volumes")
 
     def move(self, images: Tensor, draw: Draw) -> Tensor:
