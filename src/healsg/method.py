@@ -50,7 +50,8 @@ class TaskMethod(nn.Module):
     """Whether the loss of a batch is the mean of its samples' own, so that a batch can be taken in pieces."""
 
     leaves_weights: ClassVar[bool] = False
-    """Whether ``train_step`` leaves weights alone, which move in ``runner.update``: saving then goes on beside it."""
+    """Whether weights move in ``runner.update`` alone and never in ``train_step``, so that a checkpoint may be copied
+    beside it. A class says so for itself: what it inherits does not count."""
 
     starts_from_weights: ClassVar[bool] = False
     """Whether it is for a network that has been trained: published weights are then what a model begins with."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -36,6 +36,9 @@ class TaskModel:
     Args:
         metrics: what is measured by name, beside the loss and the usual ones of the kind of task.
     """
+
+    leaves_weights: ClassVar[bool] = False
+    """Whether the network's forward pass changes none of its parameters; see ``TaskMethod.leaves_weights``."""
 
     chosen: Mapping[str, Metric] | None = None
 

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -56,6 +56,9 @@ class TaskRunner:
         find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
         timeout: seconds that one of several processes waits for another one before the run ends with an error.
     """
+
+    leaves_weights: ClassVar[bool] = True
+    """That weights move in ``update`` alone; see ``TaskMethod.leaves_weights``. A class of one's own says so itself."""
 
     def __init__(
         self,

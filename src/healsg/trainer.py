@@ -26,6 +26,7 @@ from healsg.runs.checkpointer import Checkpointer, restore_weights, resumable, w
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.saved_config import load_saved
 from healsg.runs.session import Session
+from healsg.runs.snapshot import Snapshot
 from healsg.task import BasicTask
 from healsg.training.interrupt import StopSignal
 
@@ -90,8 +91,16 @@ class TaskTrainer:
                 facts = self.build(task, self.folder, state)
                 bound = binding.of_run(self.config, task.data_fingerprint(), task.split_digest)
                 force = self.config["resume"]["force"]
+                info = None if task.data_info is None else task.data_info.state_dict()
                 with self.checkpointer_type(
-                    self.folder, session.metrics_log, stop_signal, session.screen.epoch, bound, force
+                    self.folder,
+                    session.metrics_log,
+                    stop_signal,
+                    session.screen.epoch,
+                    bound,
+                    Snapshot(task),
+                    info,
+                    force,
                 ) as checkpointer:
                     checkpointer.begin(task, path, state)
                     session.begin(facts | {"data_digest": bound.data_digest}, runner.step_count)

@@ -42,9 +42,13 @@ class Tracer(Checkpointer):
 
     plan: ClassVar[dict[str, Any]] = {}
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.names: list[str] = []
+        self.turned = time.monotonic()
+
     def begin(self, task: Task, path: Path, state: dict[str, Any] | None) -> None:
         super().begin(task, path, state)
-        self.names = list[str]()
         self._write_trace({"begin": task.runner.step_count})
         self.turned = time.monotonic()
 

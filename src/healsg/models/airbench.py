@@ -165,6 +165,8 @@ class Airbench(TaskModel):
         common: the arguments of TaskModel.
     """
 
+    leaves_weights = True
+
     def __init__(
         self,
         width: Count = 64,

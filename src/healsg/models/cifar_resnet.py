@@ -59,6 +59,8 @@ class CifarResNet(TaskModel):
         common: the arguments of TaskModel.
     """
 
+    leaves_weights = True
+
     def __init__(self, depth: Count = 8, width_factor: Count = 4, stem_width: Count = 32, **common: Any) -> None:
         super().__init__(**common)
         if depth < 8 or (depth - 2) % 6:

@@ -61,6 +61,8 @@ class CNN(TaskModel):
         common: the arguments of TaskModel.
     """
 
+    leaves_weights = True
+
     def __init__(self, width: Count = 24, dropout: Share = 0.0, **common: Any) -> None:
         super().__init__(**common)
         self.width, self.dropout = width, dropout

@@ -52,6 +52,8 @@ class MLP(TaskModel):
         common: the arguments of TaskModel.
     """
 
+    leaves_weights = True
+
     def __init__(self, width: Count = 128, depth: Natural = 1, dropout: Share = 0.0, **common: Any) -> None:
         super().__init__(**common)
         self.width, self.depth, self.dropout = width, depth, dropout

@@ -168,6 +168,8 @@ class ResNet(TaskModel):
         common: the arguments of TaskModel.
     """
 
+    leaves_weights = True
+
     def __init__(
         self,
         depth: Literal[18, 34, 50, 101, 152] = 18,

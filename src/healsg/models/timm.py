@@ -77,6 +77,8 @@ class Timm(TaskModel):
         common: the arguments of TaskModel.
     """
 
+    leaves_weights = True
+
     def __init__(
         self,
         name: str = "resnet18",

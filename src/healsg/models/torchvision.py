@@ -105,6 +105,8 @@ class Torchvision(TaskModel):
         common: the arguments of TaskModel.
     """
 
+    leaves_weights = True
+
     def __init__(
         self,
         name: str = "resnet18",

@@ -151,6 +151,8 @@ class ViT(TaskModel):
         common: the arguments of TaskModel.
     """
 
+    leaves_weights = True
+
     def __init__(
         self,
         patch: Count = 4,

@@ -115,6 +115,8 @@ class WideResNet(TaskModel):
         common: the arguments of TaskModel.
     """
 
+    leaves_weights = True
+
     def __init__(
         self,
         depth: Count = 28,

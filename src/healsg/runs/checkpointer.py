@@ -6,7 +6,6 @@ import copy
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from healsg.runs.binding import Binding
 from healsg.runs.claim import TRAINED, has_trained, new_id
 from healsg.runs.folder import RunFolder, began_at, naming
 from healsg.runs.metrics_log import MetricsLog
-from healsg.runs.writer import Writer, steady
+from healsg.runs.snapshot import Snapshot
+from healsg.runs.writer import Writer
 from healsg.training.interrupt import StopSignal
 
 log = logging.getLogger("healsg")
@@ -40,6 +40,9 @@ class Checkpointer(Watcher):
         stop_signal: when to stop.
         show: shown the line of each epoch, with ``best`` in it.
         bound: what each checkpoint is said to belong to, and is compared with when the run goes on.
+        snapshot: what a save copies.
+        data_info: what the inputs and outputs of the weights mean, as each checkpoint keeps it; None where the task has
+            loaders of its own.
         force: whether the run goes on in spite of what does not fit.
     """
 
@@ -50,21 +53,34 @@ class Checkpointer(Watcher):
         stop_signal: StopSignal,
         show: Callable[[dict[str, Any]], None],
         bound: Binding,
+        snapshot: Snapshot,
+        data_info: dict[str, Any] | None = None,
         force: bool = False,
     ) -> None:
-        self.folder, self.metrics_log, self.stop_signal, self.show = folder, metrics_log, stop_signal, show
-        self.bound, self.force = bound, force
+        self.folder = folder
+        self.metrics_log = metrics_log
+        self.stop_signal = stop_signal
+        self.show = show
+        self.bound = bound
+        self.snapshot = snapshot
+        self.data_info = data_info
+        self.force = force
         self.belongs: dict[str, str] = {}
         """What the checkpoints say they belong to, once the run has begun."""
         self.good_last: checkpoint.Stamp | None = None
         """The ``last.pt`` that this process has written or found good; no other may become ``previous.pt``."""
-        self.trained = self.forgot_best = False
+        self.trained = has_trained(folder)
+        """Whether ``run.json`` says that an update was made."""
+        self.forgot_best = False
+        """Whether the run went on without its ``best.pt``, by ``resume.force``."""
         self.writer = Writer(self._write)
         self.saved_at = -REST
         self.unsaved_best: dict[str, Any] | None = None
+        """What the next save writes as ``best.pt``; without ``model`` it is the weights of that moment."""
         self.exempt: set[str] = set()
+        """The tensors that may hold inf or NaN."""
         self.testing = False
-        self.data_info: dict[str, Any] | None = None
+        """Whether training is over and the test split is measured."""
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -83,9 +99,6 @@ class Checkpointer(Watcher):
         Raises:
             RunError, ConfigError: the checkpoint or what lies beside it is not of this run, its settings, its data.
         """
-        self._plan(task)
-        self.data_info = None if task.data_info is None else task.data_info.state_dict()
-        self.trained = has_trained(self.folder)
         distributed.barrier()
         if state is None:
             self._begin_anew(task)
@@ -198,7 +211,7 @@ class Checkpointer(Watcher):
         )
 
     def _exempt_not_finite(self, state: dict[str, Any]) -> None:
-        """Take what is not finite as the run begins, such as a mask, for meant."""
+        """Let tensors that hold inf or NaN at the start, such as attention masks, hold them in every checkpoint."""
         self.exempt = set(checkpoint.not_finite(state))
 
     def snapshot_done(self) -> None:
@@ -260,7 +273,7 @@ class Checkpointer(Watcher):
 
         What came of it is told by the next call. Raises RunError for the save before this one.
         """
-        last = task.state_between_updates() if self.late else task.state_dict()
+        last = self.snapshot.begin()
         if self.metrics_log:
             if task.runner.step_count and not self.trained:
                 self.folder.note(**{TRAINED: True})
@@ -269,33 +282,13 @@ class Checkpointer(Watcher):
             files = {"last": last | {"metrics_log": self.metrics_log.state_dict()}}
             if self.unsaved_best:
                 files["best"] = self.unsaved_best
-            if self.late:
-                files["buffers"] = {name: held[key] for name, held, key in self.buffers}
-                self.writer.save(files, partial(_with_weights, task), self.weights)
+            if self.snapshot.overlaps:
+                self.writer.save(files, self.snapshot.complete, self.snapshot.weights)
             else:
-                self.writer.save(_with_best(files, last["model"]))
+                self.writer.save(self.snapshot.complete(files))
         self.unsaved_best = None
         self.saved_at = time.monotonic()
         self.stop_signal.saving = max(self.stop_signal.saving, self.writer.seconds)
-
-    def _plan(self, task: Task) -> None:
-        """Find out whether weights and the optimizer's memory stay as they are until the next update.
-
-        On a GPU copies wait for nothing in any case. Of other people's classes it is not known what they do.
-        """
-        method = type(task.task_method)
-        own = "leaves_weights" in vars(method) or method.__module__.startswith("healsg.")
-        alone = own and task.task_method.leaves_weights and not task.task_method.replaces("step")
-        usual = not (task.replaces("state_dict") or task.replaces("run_epoch"))
-        usual = usual and type(task.runner).__module__.startswith("healsg.")
-        self.late = alone and usual and task.device.type == "cpu" and all(map(steady, task.model.modules()))
-        self.weights = list(task.model.parameters())
-        self.buffers = [
-            (f"{name}.{key}".removeprefix("."), module._buffers, key)
-            for name, module in task.model.named_modules(remove_duplicate=False)
-            if self.late
-            for key in module._buffers.keys() - module._non_persistent_buffers_set
-        ]
 
     def _write(self, states: dict[str, Any]) -> None:
         """What the writing thread does: the lines that a checkpoint counts on reach the disk before it."""
@@ -382,20 +375,6 @@ def _step_and_best(path: Path, state: dict[str, Any]) -> tuple[int, dict[str, An
     if type(step) is not int or not (best is None or isinstance(best, dict)):
         raise RunError(f"{path}: holds weights, but not the state of a run")
     return step, best
-
-
-def _with_weights(task: Task, files: dict[str, Any]) -> dict[str, Any]:
-    """What the writing thread adds to a save between two updates."""
-    own = task.model.state_dict()
-    whole = own | files.pop("buffers")  # of which some may be None: a buffer that is not there
-    weights = checkpoint.like(own, {name: value for name, value in whole.items() if value is not None})
-    files["last"] |= {"model": weights, "optimizer": task.optimizer.state_dict()}
-    return _with_best(files, weights)
-
-
-def _with_best(files: dict[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
-    """The last weights are the best ones where there are no others."""
-    return files | {"best": {"model": weights} | files["best"]} if "best" in files else files
 
 
 def _cloned(value: Any) -> Any:
