@@ -132,7 +132,7 @@ class OwnUpdate(TaskRunner):
         scalars = self.backward(logs, micro)
         task.optimizer.step()
         task.optimizer.zero_grad()
-        self.at.step += 1
+        self.at.count_update()
         return scalars, True
 
 

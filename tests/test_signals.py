@@ -288,7 +288,7 @@ def test_the_limit_keeps_time_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     with StopSignal() as command_stop_signal:
         now[0] = 110.0
         with StopSignal(max_time=60) as stop_signal:
-            stop_signal.saving = 5.0
+            stop_signal.expect_saving(5.0)
             assert not stop_signal.asked_within()
             for now[0], asked in [(120.0, False), (130.0, False), (136.0, False), (137.0, False), (146.0, True)]:
                 assert stop_signal.asked() == asked, now[0]

@@ -173,31 +173,34 @@ class TaskRunner:
         seeds = mix(seed, "step", distributed.rank()), mix(seed, "step", 0)
         self.plan = Plan(length, self.accumulate, total_steps, batch_size, least, *seeds)
         self.accumulator = Accumulator(batch_size)
-        self.progress.total_steps, self.progress.max_epoch = total_steps, self.max_epoch
+        self.progress.plan(total_steps, self.max_epoch)
 
     # --- the verbs of a step -----------------------------------------------------------------------------------------
 
     def train_batches(self, task: Task) -> Iterator[tuple[TrainBatch, MicroBatch]]:
         """The batches of this epoch that are still to come, on the device, each with its own randomness."""
-        plan, at, place, progress = self.plan, self.at, self.place, self.progress
-        loader, world, epoch = task.train_loader, distributed.world(), mix(plan.seed, at.epoch)
-        progress.phase, progress.length, progress.epoch = "train", plan.length, task.epoch
+        plan = self.plan
+        at = self.at
+        loader = task.train_loader
+        world = distributed.world()
+        epoch_seed = mix(plan.seed, at.epoch)
+        self.progress.start_epoch(task.epoch, plan.length)
         remaining = plan.last_batch(at) - at.batch
-        for dealt, rows in islice(loader.batches(at.epoch, at.batch), remaining):
-            batch = loader.counted(dealt, rows, at.batch)
-            at.batch += 1
-            progress.position, progress.samples = at.batch, progress.samples + rows
-            seed_device(place.device, at.batch, state=epoch)
+        for values, rows in islice(loader.batches(at.epoch, at.batch), remaining):
+            batch = loader.counted(values, rows, at.batch)
+            at.take_batch()
+            self.progress.batch(at.batch, rows)
+            seed_device(self.place.device, at.batch, state=epoch_seed)
             micro = MicroBatch(batch.samples, plan.closes(at.batch), plan.accumulate, world)
-            yield place.move(batch), micro
+            yield self.place.move(batch), micro
         self.checkpointer.snapshot_done()  # what follows may change anything
 
     def eval_batches(self, task: Task, split: str) -> Iterator[dict[str, Any]]:
         """The batches of a split that is only looked at."""
-        loader, progress = task.loaders[split], self.progress
-        progress.phase, progress.length = split, len(loader)
+        loader = task.loaders[split]
+        self.progress.start_pass(split, len(loader))
         for position, (batch, rows) in enumerate(loader.batches(0), 1):
-            progress.position = position
+            self.progress.batch(position)
             if rows:
                 yield self.place.move(batch)
             self.checkpointer.evaluating(task)
@@ -266,11 +269,9 @@ class TaskRunner:
         scalars = self.backward(logs, micro)
         if not micro.closes:
             return scalars, False
-        optimizer, scaler, accumulator = task.optimizer, self.place.scaler, self.accumulator
-        accumulator.updating = True
-        if micro.weighted:
-            gradients = [parameter.grad for parameter in task.model.parameters() if parameter.grad is not None]
-            accumulator.weigh(gradients, micro.processes)
+        optimizer = task.optimizer
+        scaler = self.place.scaler
+        self.accumulator.close(task.model.parameters(), micro)
         if self.clip_norm is not None:
             if scaler:
                 scaler.unscale_(optimizer)
@@ -284,11 +285,11 @@ class TaskRunner:
         else:
             optimizer.step()
         clear_gradients(optimizer)
-        accumulator.clear()
+        self.accumulator.clear()
         if task.scheduler is not None and task.interval == "update":
             task.scheduler.step()
-        self.at.step += 1
-        self.progress.step = self.at.step
+        self.at.count_update()
+        self.progress.update(self.at.step)
         return scalars, True
 
     # --- the loop ----------------------------------------------------------------------------------------------------
@@ -372,7 +373,7 @@ class TaskRunner:
         if self.position > self.length:
             raise RunError(f"batch {self.position} of an epoch is where the run stands, and it has {self.length} now")
         self.rate = state["rate"]
-        self.progress.max_epoch = self.max_epoch
+        self.progress.plan(self.total_steps, self.max_epoch)
         self.accumulator.clear()
         self.meter.load_state_dict(state["meter"])
         self.monitor.load_state_dict(state["monitor"])

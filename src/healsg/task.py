@@ -163,7 +163,7 @@ class BasicTask:
         self.data_info = None if self.info is None else self.task_data.fitted()
         if self.data_info and data_info:
             _warn_of_other_inputs(data_info, self.data_info)
-        self.task_model = self.starting_model(fresh_weights)
+        self.choose_weights(fresh_weights)
         seed_everything(seed, "model")
         self.model = self.build_model()
         if not isinstance(self.model, nn.Module):
@@ -213,8 +213,12 @@ class BasicTask:
             runner.place.put(module)
         return EvalEpoch(self, split, network)
 
-    def starting_model(self, fresh_weights: bool) -> TaskModel:
-        """The model with the published weights that the method wants, or without any where a checkpoint follows."""
+    def choose_weights(self, fresh_weights: bool) -> None:
+        """Let the model build its network with the published weights that the method wants.
+
+        Args:
+            fresh_weights: False where those of a checkpoint follow, so that none are read.
+        """
         model, method = self.task_model, self.task_method
         own_network = self.replaces("build_model")
         if method.starts_from_weights and not self.config.init_from and not own_network:
@@ -227,7 +231,7 @@ class BasicTask:
                     type(model).__name__,
                 )
             model = published or model
-        return model if fresh_weights else model.untrained()
+        self.task_model = model if fresh_weights else model.untrained()
 
     def _build_training(self) -> None:
         self.net = self.runner.place.wrap(self.model, *self.runner.wrapping)

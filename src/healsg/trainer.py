@@ -24,6 +24,7 @@ from healsg.paths import returning
 from healsg.runs import binding, claim, redact
 from healsg.runs.checkpointer import Checkpointer, restore_weights, resumable, weights_state
 from healsg.runs.folder import RunFolder, find
+from healsg.runs.logger import Logger
 from healsg.runs.saved_config import load_saved
 from healsg.runs.session import Session
 from healsg.runs.snapshot import Snapshot
@@ -42,16 +43,19 @@ class TaskTrainer:
     Args:
         composed: the checked configuration.
         description: a sentence of the user's own, kept in ``run.json``.
+        folder: of the run, where it has one; else ``train`` acquires it.
     """
 
     checkpointer_type: type[Checkpointer] = Checkpointer
     """What keeps a run; ``healsg verify`` puts in its place one that also watches every step."""
 
-    def __init__(self, composed: Composed, description: str = "") -> None:
-        self.composed, self.config, self.description = composed, composed.values, description
+    def __init__(self, composed: Composed, description: str = "", folder: RunFolder | None = None) -> None:
+        self.composed = composed
+        self.config = composed.values
+        self.description = description
+        self.folder = folder
         self.name: str | None = composed.values["name"]
         self.task: BasicTask | None = None
-        self.folder: RunFolder | None = None
 
     @classmethod
     def compose(cls, *overrides: str, config_dir: str | None = None, config_name: str = "config") -> TaskTrainer:
@@ -62,9 +66,7 @@ class TaskTrainer:
     def load(cls, run: str, *overrides: str) -> TaskTrainer:
         """The task of a run, given as a folder or a name under ``runs/``. Raises RunError, ConfigError."""
         folder = find(run)
-        trainer = cls(load_saved(folder, overrides))
-        trainer.folder = folder
-        return trainer
+        return cls(load_saved(folder, overrides), folder=folder)
 
     def train(self, folder: RunFolder | None = None) -> dict[str, Any]:
         """Train, or go on with, a run.
@@ -80,14 +82,14 @@ class TaskTrainer:
             HealsgError: something the user can mend. Whatever else is raised in the run is raised here.
         """
         with returning():
-            task, self.folder = self._begin(folder)
+            task, loggers, self.folder = self._begin(folder)
             runner = task.runner
-            session = Session(self.composed, self.folder, runner.progress, self.loggers)
+            session = Session(self.composed, self.folder, runner.progress, loggers)
             together = distributed.first_cause(runner.progress, session.lost)
             with StopSignal(runner.max_time) as stop_signal, session, together:
                 began = time.monotonic()
                 path, state = resumable(self.folder)
-                stop_signal.saving = 2 * (time.monotonic() - began)  # a guess, until there is a save
+                stop_signal.expect_saving(2 * (time.monotonic() - began))  # a guess, until there is a save
                 facts = self.build(task, self.folder, state)
                 bound = binding.of_run(self.config, task.data_fingerprint(), task.split_digest)
                 force = self.config["resume"]["force"]
@@ -119,8 +121,12 @@ class TaskTrainer:
         task.build(threads=folder.record.get("threads"), fresh_weights=state is None, data_info=info)
         return task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
 
-    def _begin(self, folder: RunFolder | None) -> tuple[BasicTask, RunFolder]:
-        """Claim the folder, make the parts, and only then write; rank 0 does so for all."""
+    def make_task(self) -> BasicTask:
+        """The parts of the task, made and joined. Raises ConfigError."""
+        return build_task(self.composed)
+
+    def _begin(self, folder: RunFolder | None) -> tuple[BasicTask, dict[str, Logger], RunFolder]:
+        """Acquire the folder, make the parts, and only then write; rank 0 does so for all."""
         distributed.connect(self._timeout())
         path = self.folder.path if self.folder else None
         claimed: list[RunFolder] = [folder] if folder else []
@@ -129,14 +135,14 @@ class TaskTrainer:
             distributed.share(lambda: claimed.append(claim.enter(self.composed, path)))
         try:
             _check_shared(claimed)
-            task = self.task = build_task(self.composed)
-            self.loggers = build_loggers(self.composed)
+            task = self.task = self.make_task()
+            loggers = build_loggers(self.composed)
             where = distributed.share(lambda: self._write(claimed))
         except BaseException:
             if claimed:
                 claimed[0].abandon()
             raise
-        return task, claimed[0] if claimed else RunFolder(Path(where))
+        return task, loggers, claimed[0] if claimed else RunFolder(Path(where))
 
     def _timeout(self) -> float | None:
         """``runner.timeout``, which a configuration of before it does not have."""

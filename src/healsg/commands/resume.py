@@ -26,6 +26,4 @@ def run(arguments: list[str]) -> int:
         if claimed and stop_signal.received:
             claimed.abandon()
             return 128 + stop_signal.received
-        trainer = TaskTrainer(composed)
-        trainer.folder = folder
-        return int(trainer.train(claimed)["exit"])
+        return int(TaskTrainer(composed, folder=folder).train(claimed)["exit"])

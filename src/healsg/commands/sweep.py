@@ -62,7 +62,7 @@ def _one_by_one(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal)
     for number, (job, composed) in enumerate(jobs, 1):
         if stop_signal.agreed():
             break
-        stop_signal.began = time.monotonic()
+        stop_signal.restart_clock()
         say(f"job {number} of {len(jobs)}: {job}")
         row = {"job": job, **run_job(name, job, composed, kept)}
         if "torch" in sys.modules and not gc.get_freeze_count():
@@ -147,9 +147,7 @@ def run_job(name: str, job: str, composed: Composed, kept: dict[str, Any] | None
             return row
         from healsg.sweeps.sharing import JobTrainer
 
-        trainer = JobTrainer(composed)
-        trainer.folder, trainer.kept = folder, kept
-        return ended(trainer.train())
+        return ended(JobTrainer(composed, folder, kept).train())
     except (Exception, SystemExit) as error:
         return failed(error, composed)
     finally:

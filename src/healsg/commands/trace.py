@@ -98,9 +98,7 @@ def main() -> int:
     made = plan["composed"]
     composed = Composed(**made | {"project": tuple(map(Path, made["project"]))})
     try:
-        trainer = TaskTrainer(composed)
-        trainer.folder = RunFolder(Path(plan["folder"]))
-        return int(trainer.train()["exit"])
+        return int(TaskTrainer(composed, folder=RunFolder(Path(plan["folder"]))).train()["exit"])
     except Exception as error:
         if mistake := as_mistake(error):
             return report(mistake, debug=composed.values["debug"])

@@ -120,7 +120,7 @@ def network_of_run(
         ConfigError: a part cannot be made.
     """
     task = build_task(composed, info, samples)
-    task.task_model = task.starting_model(fresh_weights=False)
+    task.choose_weights(fresh_weights=False)
     with torch.random.fork_rng(devices=[]):
         own = task.replaces("build_model")
         network = task.task_method.evaluated(task.build_model() if own else task.task_model.build(info))

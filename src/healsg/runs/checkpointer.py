@@ -137,7 +137,7 @@ class Checkpointer(Watcher):
         self._exempt_not_finite(task.state_dict())
         self.save(task)
         self.writer.wait()
-        self.stop_signal.saving = self.writer.seconds
+        self.stop_signal.expect_saving(self.writer.seconds)
 
     def _check(self, path: Path, state: dict[str, Any]) -> tuple[bool, bool]:
         """Compare a checkpoint with this run, and ``best.pt`` with the checkpoint; rank 0 alone does it.
@@ -234,9 +234,9 @@ class Checkpointer(Watcher):
     def log_step(self, task: Task) -> None:
         """A line of the updates since the last one."""
         self.writer.check()
-        self.stop_signal.saving = max(self.stop_signal.saving, self.writer.seconds)
+        self.stop_signal.saving_took(self.writer.seconds)
         means = task.runner.meter.recent()
-        task.runner.progress.numbers = means
+        task.runner.progress.show(means)
         if self.metrics_log:
             line = {"event": "step", "epoch": task.epoch, "step": task.runner.step_count}
             self.metrics_log.write(
@@ -288,7 +288,7 @@ class Checkpointer(Watcher):
                 self.writer.save(self.snapshot.complete(files))
         self.unsaved_best = None
         self.saved_at = time.monotonic()
-        self.stop_signal.saving = max(self.stop_signal.saving, self.writer.seconds)
+        self.stop_signal.saving_took(self.writer.seconds)
 
     def _write(self, states: dict[str, Any]) -> None:
         """What the writing thread does: the lines that a checkpoint counts on reach the disk before it."""

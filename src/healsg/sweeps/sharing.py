@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from healsg.config.schema import Composed
 from healsg.data.source import Source, TensorSource
 from healsg.runs.folder import RunFolder
 from healsg.task import BasicTask
@@ -55,12 +56,20 @@ def _size(sources: list[Source | None]) -> int:
 
 
 class JobTrainer(TaskTrainer):
-    """``TaskTrainer`` of a job that may take over the data of the one before it; see ``lend``."""
+    """``TaskTrainer`` of a job that may take over the data of the one before it.
 
-    kept: dict[str, Any] | None = None
+    Args:
+        composed: the checked configuration.
+        folder: of the job.
+        kept: see ``lend``; None where jobs share nothing.
+    """
 
-    def _begin(self, folder: RunFolder | None) -> tuple[BasicTask, RunFolder]:
-        task, claimed = super()._begin(folder)
+    def __init__(self, composed: Composed, folder: RunFolder, kept: dict[str, Any] | None = None) -> None:
+        super().__init__(composed, folder=folder)
+        self.kept = kept
+
+    def make_task(self) -> BasicTask:
+        task = super().make_task()
         if self.kept is not None:
             lend(self.kept, task, self.composed.values["data"])
-        return task, claimed
+        return task

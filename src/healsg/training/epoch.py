@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
+    from healsg.training.step import MicroBatch
 
 
 class TrainEpoch:
@@ -22,10 +23,20 @@ class TrainEpoch:
         task.net.train()
         for batch, micro in runner.train_batches(task):
             scalars, moved = runner.step(task, batch, micro)
-            if moved:
-                with torch.no_grad():
-                    task.task_method.after_update(task)
-            runner.meter.add(scalars)
-            if micro.closes:
-                runner.tick(task)
+            finish_step(task, micro, scalars, moved)
         return runner.meter.finish()
+
+
+def finish_step(task: Task, micro: MicroBatch, scalars: dict[str, Any], moved: bool) -> None:
+    """What follows a step: the method's own after an update, the means of the epoch, and a save or stop where due.
+
+    Args:
+        scalars, moved: what ``runner.step`` returned.
+    """
+    runner = task.runner
+    if moved:
+        with torch.no_grad():
+            task.task_method.after_update(task)
+    runner.meter.add(scalars)
+    if micro.closes:
+        runner.tick(task)

@@ -56,7 +56,8 @@ class StopSignal:
             self._outer = _entered[-1] if _entered else None
             _entered.append(self)
         if outer := self._outer:
-            self.began, self.received, self.received_at = outer.began, outer.received, outer.received_at
+            self.began = outer.began
+            self._hear_of(outer)
         return self
 
     def __exit__(
@@ -65,9 +66,14 @@ class StopSignal:
         if self in _entered:
             _entered.remove(self)
         if (outer := self._outer) and self.received is not None:
-            outer.received, outer.received_at = self.received, self.received_at
+            outer._hear_of(self)
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _hear_of(self, other: StopSignal) -> None:
+        """A signal that the other received counts here."""
+        self.received = other.received
+        self.received_at = other.received_at
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
@@ -80,6 +86,18 @@ class StopSignal:
         """Take the end of torchrun, which nobody will restart and which may have been killed, for a hang-up."""
         if self.received is None and peers.orphaned():
             self.received, self.received_at = system.HANGUP, time.monotonic()
+
+    def restart_clock(self) -> None:
+        """Let ``max_time`` count from now."""
+        self.began = time.monotonic()
+
+    def expect_saving(self, seconds: float) -> None:
+        """A save takes about so long, which is kept in hand before the limit."""
+        self.saving = seconds
+
+    def saving_took(self, seconds: float) -> None:
+        """A save took so long: the longest one is kept in hand."""
+        self.saving = max(self.saving, seconds)
 
     def asked(self) -> bool:
         """Whether this process was asked to stop; the loop calls it at each step boundary.

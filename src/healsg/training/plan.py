@@ -62,6 +62,12 @@ class Position:
     step: int = 0
     batch: int = 0
 
+    def take_batch(self) -> None:
+        self.batch += 1
+
+    def count_update(self) -> None:
+        self.step += 1
+
     def end_epoch(self) -> None:
         self.epoch += 1
         self.batch = 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from healsg.errors import NotFiniteError
 from healsg.protocols import Task, Watcher
+from healsg.training.epoch import finish_step
 from healsg.training.interrupt import StopSignal
 
 LIMIT = 60.0
@@ -88,12 +89,7 @@ def _epoch(task: Task, exempt: set[str], gradients: list[str]) -> None:
             raise _Found(f"step {step}: the loss is {scalars['loss'].item()}, of finite inputs and weights")
         if gradients and not runner.place.scaler:
             raise _Found(f"step {step}: the gradient of {gradients[0]} is not finite")
-        if moved:
-            with torch.no_grad():
-                task.task_method.after_update(task)
-        runner.meter.add(scalars)
-        if micro.closes:
-            runner.tick(task)
+        finish_step(task, micro, scalars, moved)
     train = runner.meter.finish()
     runner.measured(task, {"train": train, "val": task.val_epoch.run() if runner.eval_due() else {}}, 0.0)
     runner.next_epoch()

@@ -230,6 +230,15 @@ class Accumulator:
         self.apart = False
         self.updating = False
 
+    def close(self, parameters: Iterable[Tensor], micro: MicroBatch) -> None:
+        """The update's last micro-batch was passed backward: turn the gradients of ``parameters`` into the update's.
+
+        From here on a step that fails cannot be tried again.
+        """
+        self.updating = True
+        if micro.weighted:
+            self.weigh([parameter.grad for parameter in parameters if parameter.grad is not None], micro.processes)
+
     def weights(self, loss: Loss, micro: MicroBatch) -> list[Any]:
         """What the gradient of each term of this micro-batch is multiplied by; the total grows by it."""
         first, *others = loss.terms
