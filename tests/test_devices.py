@@ -21,6 +21,7 @@ from healsg.optimizers.adam import AdamW
 from healsg.optimizers.lion import Lion
 from healsg.optimizers.muon import Muon
 from healsg.optimizers.muon_sgd import MuonSGD
+from healsg.optimizers.rmsprop import RMSprop
 from healsg.optimizers.schedule_free import ScheduleFreeAdamW
 from healsg.optimizers.sgd import SGD
 from healsg.runner import TaskRunner
@@ -99,7 +100,6 @@ def test_a_method_mixes_no_devices_and_waits_for_nothing_in_a_step(method: str) 
         else pytest.param(name, precision, marks=pytest.mark.soak)
         for name in OPTIMIZERS
         for precision in ("fp32", "tf32", "bf16", "fp16")
-        if (name, precision) != ("rmsprop", "fp16")  # torch's own, of which the loss scaler reads a value an update
     ],
 )
 def test_an_optimizer_waits_for_nothing_in_any_precision(optimizer: str, precision: str) -> None:
@@ -108,7 +108,7 @@ def test_an_optimizer_waits_for_nothing_in_any_precision(optimizer: str, precisi
     assert wrong(device) == []
 
 
-@pytest.mark.parametrize("optimizer", [AdamW, SGD, Lion, Muon, MuonSGD, ScheduleFreeAdamW])
+@pytest.mark.parametrize("optimizer", [AdamW, SGD, Lion, Muon, MuonSGD, RMSprop, ScheduleFreeAdamW])
 def test_an_update_that_the_loss_scaler_skips_leaves_everything_as_it_was(optimizer: Any) -> None:
     """Weights and, by the updates that follow, state; what is scaled moves as what is not, up to rounding."""
     torch.manual_seed(0)

@@ -26,6 +26,7 @@ from healsg.optimizers.groups import as_groups
 from healsg.optimizers.lion import Lion
 from healsg.optimizers.muon import Muon, hidden_weights, orthogonalise, step_scale
 from healsg.optimizers.muon_sgd import MuonSGD
+from healsg.optimizers.rmsprop import RMSprop
 from healsg.optimizers.sgd import SGD
 from healsg.schedulers.curves import Cosine
 
@@ -158,6 +159,21 @@ def test_bit_for_bit_as_torch(ours: Any, theirs: Any, settings: dict[str, Any], 
             optimizers[1].load_state_dict({**optimizers[1].state_dict(), "state": state})
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"alpha": 0.9, "eps": 1e-6, "weight_decay": 0.1, "momentum": 0.9},
+        {"momentum": 0.5, "centered": True},
+    ],
+)
+def test_rmsprop_is_torchs_bit_for_bit(settings: dict[str, Any]) -> None:
+    models = network(), network()
+    for kind, model in zip((RMSprop, torch.optim.RMSprop), models, strict=True):
+        train(model, kind(model.parameters(), lr=0.01, **settings), range(5))
+    assert_same(models[0].state_dict(), models[1].state_dict())
+
+
 def test_momentum_begins_with_a_weights_own_first_gradient() -> None:
     """Where a part of the network learns from the second update on, as with layers that are let go one by one."""
     ours, theirs = (torch.nn.Linear(3, 2) for _ in range(2))
@@ -205,7 +221,7 @@ def test_nesterov_that_has_no_meaning_is_refused(more: dict[str, float]) -> None
         SGD([nn.Parameter(torch.ones(1))], **more)
 
 
-@pytest.mark.parametrize("kind", [SGD, Adam, AdamW, Muon, Lion, MuonSGD])
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW, Muon, Lion, MuonSGD, RMSprop])
 def test_no_value_is_read_in_a_step(kind: Any) -> None:
     model = network()
     optimizer = kind(model.parameters())

@@ -114,7 +114,7 @@ def test_precisions_learn(precision: str) -> None:
     assert bool(kept["runner"]["scaler"]) == (precision == "fp16")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"], ids=["fused", "not fused"])
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"], ids=["fused", "ours"])
 def test_fp16_skips_an_overflow_and_counts_it(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weights: list[Tensor] = []
 
