@@ -451,8 +451,13 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize("options", ALONE.values(), ids=ALONE)
-def test_the_evaluated_network_is_made_of_the_checkpoint_alone(options: tuple[str, ...]) -> None:
+LAST_NEEDS_THE_TASK = {"two networks", "a projector", "prototypes", "an encoder"}
+"""Where ``last.pt`` holds more than the evaluated network, and the method does not say which part that is."""
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_the_evaluated_network_is_made_of_the_checkpoint_alone(case: str) -> None:
+    options = ALONE[case]
     trainer = TaskTrainer.compose(*IMAGES, *options, "name=run")
     trainer.train()
     task = trainer.task
@@ -460,9 +465,18 @@ def test_the_evaluated_network_is_made_of_the_checkpoint_alone(options: tuple[st
     folder = RunFolder(Path("runs/run"))
     info, state = best_of(folder)
     assert info is not None
-    _, network = network_of_run(TaskTrainer.load("run").composed, info, state)
+    composed = TaskTrainer.load("run").composed
+    _, network = network_of_run(composed, info, state)
     input = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     model = task.task_method.eval_model(task).eval()
+    last = folder.last_state()
+    assert last is not None
+    if case in LAST_NEEDS_THE_TASK:
+        with pytest.raises(RunError):
+            network_of_run(composed, info, last)
+    else:
+        weights = network_of_run(composed, info, last)[1].state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     model.load_state_dict(state["model"])
     with torch.no_grad():
         outputs = [one(input) for one in (network, model)]
@@ -473,9 +487,11 @@ def test_the_evaluated_network_is_made_of_the_checkpoint_alone(options: tuple[st
 
 
 def test_a_test_table_alone_is_enough_for_eval(run: str) -> None:
-    before = evaluate(run)
+    best = evaluate(run)
+    last = TaskTrainer.load(run).evaluate("test", "last")
     Path("train.csv").unlink()
-    assert evaluate(run) == before
+    assert evaluate(run) == best
+    assert TaskTrainer.load(run).evaluate("test", "last") == last
     with pytest.raises(DataError, match=r"train\.csv"):
         evaluate(run, split="train")
     with pytest.raises(DataError, match=r"nowhere\.csv"):

@@ -467,3 +467,17 @@ def test_a_run_writes_what_was_chosen() -> None:
     page = (Path(result["folder"]) / "report.html").read_text()
     assert page.count('<td style="background') == 100
     assert "[[" not in page
+
+
+def test_an_auroc_of_many_classes_can_be_stopped_at_each_of_them() -> None:
+    metric = AUROC()
+    metric.update(torch.rand(50, 20), torch.arange(50) % 20)
+    steps = list(metric.compute([metric.packed()]))
+    assert len(steps) == 20
+
+    def stop() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        collect({"auroc": metric}, stop)
+    assert collect({"auroc": metric})["auroc"] == metric.of([metric.packed()])

@@ -15,14 +15,17 @@ import textwrap
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from conftest import REPOSITORY, command
+from healsg import TaskTrainer
+from healsg.metric import Metric
 from healsg.training.interrupt import StopSignal
 
 OPTIONS = ["model=mlp", "model.width=8", "data.batch_size=128", "runner.epochs=4", "runner.log_every=5"]
@@ -279,6 +282,25 @@ def test_what_is_ignored_stays_ignored(ignored: signal.Signals | None) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Slow(Metric):
+    """A scheduler asks the run to end as it is computed, in steps."""
+
+    def measure(self, output: Tensor, target: Tensor) -> Tensor:
+        return output.new_ones(2)
+
+    def compute(self, states: Sequence[Any]) -> Generator[None, None, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(3):
+            yield
+        raise AssertionError("the metric went on")
+
+
+def test_a_signal_is_answered_while_a_metric_is_computed() -> None:
+    parts = ["+model.metrics.slow._target_=test_signals.Slow", "trusted=[test_signals]"]
+    result = TaskTrainer.compose("model=mlp", "runner.epochs=1", "quiet=true", "name=run", *parts).train()
+    assert (result["status"], result["exit"]) == ("stopped", 128 + signal.SIGTERM)
 
 
 def test_the_limit_keeps_time_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,19 @@ class TaskMethod(nn.Module):
         """
         return network
 
+    def evaluated_weights(self, model: dict[str, Any], method: dict[str, Any]) -> dict[str, Any] | None:
+        """The weights of ``evaluated`` in a checkpoint of the run, whose ``last.pt`` is evaluated by them.
+
+        Args:
+            model: the state of ``task.model``.
+            method: the state of this method.
+
+        Returns:
+            None where they are not known, as where ``eval_model`` is replaced and this is not; the whole task is then
+            built for an evaluation of ``last.pt``.
+        """
+        return None if self.replaces("eval_model") else model
+
     def evaluate(self, task: Task, split: str) -> dict[str, float] | None:
         """Replace the evaluation pass of ``split``; None keeps the usual one."""
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -73,6 +73,25 @@ class Metric:
         """The value from each process's packed state; nan where an output was no number."""
         merged = reduce(self.merge, (torch.tensor(state, dtype=torch.float64) for state in states)).tolist()
         return math.nan if math.isnan(merged[-1]) else self.value(merged)
+
+    def compute(self, states: Sequence[Any]) -> Generator[None, None, Any]:
+        """``of`` in steps: an evaluation that was asked to stop ends at the next ``yield``.
+
+        One step is enough, except where ``of`` may take longer than a scheduler waits after its SIGTERM.
+        """
+        yield
+        return self.of(states)
+
+
+def computed(steps: Generator[None, None, Any], pause: Callable[[], None] | None = None) -> Any:
+    """What a generator returns at its end; ``pause`` is called at each of its steps, and may raise."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+        if pause is not None:
+            pause()
 
 
 class Accuracy(Metric):

@@ -37,7 +37,7 @@ class Watcher:
         """An update was made."""
 
     def evaluating(self, task: Task) -> None:
-        """A batch of an evaluation is done."""
+        """A batch or another part of an evaluation is done."""
 
     def end_epoch(self, task: Task, numbers: dict[str, Any], best: bool) -> None:
         """An epoch is complete; ``numbers`` are its line in ``metrics.jsonl``."""
@@ -151,6 +151,8 @@ class Runner(Protocol):
     def train_batches(self, task: Task) -> Iterator[tuple[TrainBatch, MicroBatch]]: ...
 
     def eval_batches(self, task: Task, split: str) -> Iterator[dict[str, Any]]: ...
+
+    def pause(self, task: Task) -> None: ...
 
     def step(self, task: Task, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]: ...
 

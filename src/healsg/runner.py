@@ -203,7 +203,11 @@ class TaskRunner:
             self.progress.batch(position)
             if rows:
                 yield self.place.move(batch)
-            self.checkpointer.evaluating(task)
+            self.pause(task)
+
+    def pause(self, task: Task) -> None:
+        """Stop here, within an evaluation, where that was asked for; else nothing."""
+        self.checkpointer.evaluating(task)
 
     def step(self, task: Task, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]:
         """The method's step as one callable: (its scalars with their counts, whether the weights moved)."""

@@ -170,7 +170,7 @@ class TaskTrainer:
     def _evaluate(self, folder: RunFolder, split: str, which: str) -> dict[str, float]:
         state = weights_state(folder, which)
         info = saved_info(state)
-        if which == "best" and info is not None and (alone := self._evaluation(info, state, split)) is not None:
+        if info is not None and (alone := self._evaluation(info, state, split)) is not None:
             return alone.measure()
         task = build_task(self.composed)
         task.build(fresh_weights=False, training=False, data_info=info)
@@ -186,8 +186,10 @@ class TaskTrainer:
         return EvalEpoch(task, split).run()
 
     def _evaluation(self, info: DataInfo, state: dict[str, Any], split: str) -> EvalEpoch | None:
-        """The evaluation of the best weights on one split alone, for which neither the training data nor a teacher need
-        be there; None where it needs more than the network, as a method with an evaluation of its own does."""
+        """The evaluation of a checkpoint's weights on one split alone, without the training data and without a teacher.
+
+        None where it needs more than the network, as a method with an evaluation of its own does.
+        """
         try:
             task, network = network_of_run(self.composed, info, state, samples=True)
         except RunError:  # the network that a method of one's own makes in setup; the whole task is built for it

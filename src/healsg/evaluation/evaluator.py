@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from healsg import distributed
-from healsg.metric import Metric, precise
+from healsg.metric import Metric, computed, precise
 from healsg.training.denominator import loss_over
 from healsg.training.device import compiled
 
@@ -70,7 +70,7 @@ class EvalEpoch:
                 output = output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
                 for metric in metrics.values():
                     metric.update(output, batch["target"])
-        return collect(metrics)
+        return collect(metrics, lambda: runner.pause(task))
 
 
 @contextlib.contextmanager
@@ -93,10 +93,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def collect(metrics: dict[str, Metric]) -> dict[str, Any]:
+def collect(metrics: dict[str, Metric], pause: Callable[[], None] | None = None) -> dict[str, Any]:
     """The values of the metrics over all batches of all processes; one that nothing was added to is left out.
 
     Several named numbers of one metric are named ``<metric>.<name>``, or ``<metric>`` where their name is empty.
+
+    Args:
+        metrics: by name, with their states.
+        pause: called between the steps of each metric; it raises where the run is to stop.
     """
     own = {name: metric.packed() for name, metric in metrics.items() if metric.state is not None}
     values: dict[str, Any] = {}
@@ -104,7 +108,7 @@ def collect(metrics: dict[str, Metric]) -> dict[str, Any]:
     for name, metric in metrics.items():
         states = [part[name] for part in parts if name in part]
         if states:
-            value = metric.of(states)
+            value = computed(metric.compute(states), pause)
             named = value if isinstance(value, dict) else {"": value}
             values |= {f"{name}.{part}" if part else name: number for part, number in named.items()}
     return values

@@ -104,12 +104,12 @@ def _whole(output: Tensor) -> Tensor:
 def network_of_run(
     composed: Composed, info: DataInfo, state: dict[str, Any], samples: bool = False
 ) -> tuple[BasicTask, nn.Module]:
-    """The task of a run without its data, and the network that its best weights are of, with these weights.
+    """The task of a run without its data, and the network that is evaluated, with the weights of a checkpoint.
 
     Args:
         composed: the run's configuration.
         info: of the data that the weights were trained on.
-        state: what ``best.pt`` holds.
+        state: what ``best.pt`` or ``last.pt`` holds.
         samples: whether the task is to have the data set of ``composed``, of which an evaluation reads one split.
 
     Returns:
@@ -125,11 +125,21 @@ def network_of_run(
         own = task.replaces("build_model")
         network = task.task_method.evaluated(task.build_model() if own else task.task_model.build(info))
     try:
-        network.load_state_dict(state["model"])
+        network.load_state_dict(_evaluated_weights(task, state))
     except RuntimeError as error:
         reason = one_line(error)[:200]
         raise RunError(f"the weights do not fit the network of {type(task.task_method).__name__}: {reason}") from error
     return task, network.eval().requires_grad_(False)
+
+
+def _evaluated_weights(task: BasicTask, state: dict[str, Any]) -> dict[str, Any]:
+    """The weights that are evaluated: all that ``best.pt`` holds, and a part of ``last.pt``. Raises RunError."""
+    weights: dict[str, Any] | None = state["model"]
+    if "method" in state:
+        weights = task.task_method.evaluated_weights(state["model"], state["method"])
+    if weights is None:
+        raise RunError(f"{type(task.task_method).__name__} does not say which weights of last.pt are evaluated")
+    return weights
 
 
 def best_of(folder: RunFolder) -> tuple[DataInfo | None, dict[str, Any]]:

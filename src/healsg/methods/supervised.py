@@ -226,6 +226,12 @@ class Supervised(TaskMethod):
     def eval_model(self, task: BasicTask) -> nn.Module:
         return self.learner(task) if self.average is None else self.average.network
 
+    def evaluated_weights(self, model: dict[str, Any], method: dict[str, Any]) -> dict[str, Any] | None:
+        if type(self).eval_model is not Supervised.eval_model:
+            return None
+        prefix = "average.network."
+        return {name.removeprefix(prefix): value for name, value in method.items() if name.startswith(prefix)} or model
+
     def build_optimizer(self, task: BasicTask) -> Optimizer:
         if not self.layer_decay:
             optimizer = super().build_optimizer(task)

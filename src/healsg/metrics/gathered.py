@@ -62,7 +62,12 @@ class Gathered(Metric):
         return None if self.is_full() else tuple(torch.cat(column).cpu() for column in zip(*self.state, strict=True))
 
     def of(self, states: Sequence[tuple[Tensor, ...] | None]) -> Any:
+        state = self.joined(states)
+        return math.nan if state is None else self.value(state)
+
+    def joined(self, states: Sequence[tuple[Tensor, ...] | None]) -> tuple[Tensor, ...] | None:
+        """The samples of all processes; None where one of them could not keep its own."""
         kept = [state for state in states if state is not None]
         if len(kept) < len(states):
-            return math.nan
-        return self.value(tuple(torch.cat(column) for column in zip(*kept, strict=True)))
+            return None
+        return tuple(torch.cat(column) for column in zip(*kept, strict=True))

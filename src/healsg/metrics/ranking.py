@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from healsg.data.base import DataInfo
-from healsg.metric import precise
+from healsg.metric import computed, precise
 from healsg.metrics.classification import mean, too_many
 from healsg.metrics.gathered import Gathered
 from healsg.types import Count
@@ -80,7 +80,18 @@ class AUROC(Gathered):
         return scores, target.flatten()
 
     def value(self, state: tuple[Tensor, Tensor]) -> float:
+        area_of_all: float = computed(self.in_steps(*state))
+        return area_of_all
+
+    def compute(self, states: Sequence[Any]) -> Generator[None, None, float]:
+        state = self.joined(states)
+        if state is None:
+            return math.nan
         scores, target = state
+        return (yield from self.in_steps(scores, target))
+
+    def in_steps(self, scores: Tensor, target: Tensor) -> Generator[None, None, float]:
+        """The metric, a step a class, of which each sorts all samples."""
         if target.dim() == 1:
             target = target.long()  # in uint8 a comparison with class 300 would wrap around
             samples = (target >= 0) & (target < scores.shape[1])
@@ -90,6 +101,7 @@ class AUROC(Gathered):
             return math.nan
         areas = []
         for place, column in enumerate(_columns(scores)):
+            yield
             areas.append(area(column, target[:, place] if target.dim() == 2 else target == place))
         return mean([one for one in areas if not math.isnan(one)])
 
