@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,6 @@ import yaml
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import fake_data
-from conftest import fork
 from healsg import BasicTask, TaskTrainer
 from healsg.cli import main
 from healsg.data import fingerprint
@@ -23,17 +23,28 @@ from healsg.data.source import DatasetSource, TensorSource
 from healsg.datasets.imagefolder import ImageFolder, Pictures
 from healsg.errors import ConfigError, HealsgError, RunError
 from healsg.runs import checkpoint
-from test_resume import SHORT, copies_of_every_step, record, train
+from helpers import copies, fork, record, train
 
-OPTIONS = [*SHORT, "method=adamw", "runner.save_every=2", "quiet=true"]
+OPTIONS = ["model=mlp", "model.width=16", "runner.epochs=3", "runner.log_every=5", "data.batch_size=256"]
+OPTIONS += ["method=adamw", "runner.save_every=2", "quiet=true"]
 PICTURES = ["data=imagefolder", "data.folder=own", "data.image_size=16", "data.shift=2", "data.batch_size=8"]
 PICTURES += ["model=mlp", "model.width=8", "quiet=true", "runner.epochs=2", "runner.save_every=1"]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of runs that every test has copies of."""
+    folder = tmp_path_factory.mktemp("made")
+    with contextlib.chdir(folder):
+        copies(*OPTIONS, at=[10])
+        train(*OPTIONS, "name=other", "seed=9")
+    return folder / "runs"
+
+
 @pytest.fixture
-def cut(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that was killed in its second epoch; ``runs/whole`` is the undisturbed one."""
-    copies_of_every_step(monkeypatch, *OPTIONS)
+def cut(made: Path) -> Path:
+    """A run that was killed in its second epoch; ``whole`` is the undisturbed one, ``other`` one of another seed."""
+    shutil.copytree(made, "runs")
     return Path("runs/cut10")
 
 
@@ -82,7 +93,6 @@ def test_a_finished_run_may_grow_and_go_on_growing(cut: Path) -> None:
 
 def test_files_of_another_run_are_refused(cut: Path) -> None:
     """Its checkpoints, its lines, or both; with force the run goes on from them."""
-    train(*OPTIONS, "name=other", "seed=9")
     other = Path("runs/other")
     for name in ("last", "best"):
         run = Path(shutil.copytree(cut, f"runs/foreign-{name}"))
@@ -99,7 +109,6 @@ def test_files_of_another_run_are_refused(cut: Path) -> None:
 
 
 def test_the_best_weights_of_another_run_are_not_evaluated(cut: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(*OPTIONS, "name=other", "seed=9")
     shutil.copy("runs/other/checkpoints/best.pt", "runs/whole/checkpoints/best.pt")
     assert main(["eval", "whole"]) == 1
     assert "best.pt: belongs to another run (other, " in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -15,18 +16,27 @@ import pytest
 from healsg import TaskTrainer
 from healsg.errors import RunError
 from healsg.runs import checkpoint
-from healsg.runs.checkpointer import Checkpointer
 from healsg.runs.metrics_log import MetricsLog, recovered
-from test_resume import SHORT, copies_of_every_step, lines, record
+from helpers import at_saves, copies, lines, record, train
 
-OPTIONS = [*SHORT, "method=adamw", "runner.save_every=2", "runner.log_every=2", "quiet=true"]
+OPTIONS = ["model=mlp", "model.width=16", "runner.epochs=3", "data.batch_size=256", "method=adamw"]
+OPTIONS += ["runner.save_every=2", "runner.log_every=2", "quiet=true"]
 FIRST_IS_BEST = ["runner.monitor=val/loss", "runner.mode=max"]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of runs that every test has copies of."""
+    folder = tmp_path_factory.mktemp("made")
+    with contextlib.chdir(folder):
+        copies(*OPTIONS, *FIRST_IS_BEST, at=[10, 15])
+    return folder / "runs"
+
+
 @pytest.fixture
-def cut(monkeypatch: pytest.MonkeyPatch) -> Path:
+def cut(made: Path) -> Path:
     """A run that was killed after its best epoch; ``runs/whole`` is the undisturbed one."""
-    copies_of_every_step(monkeypatch, *OPTIONS, *FIRST_IS_BEST)
+    shutil.copytree(made, "runs")
     return Path("runs/cut10")
 
 
@@ -118,43 +128,33 @@ def test_only_whole_lines_up_to_the_save_are_recovered() -> None:
 
 
 @pytest.mark.parametrize("way", ["removed", "replaced", "renamed"])
-def test_lines_that_are_taken_away_in_mid_run_are_written_again(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = Checkpointer.save
-
-    def disturbed(self: Checkpointer, task: Any) -> None:
-        if task.runner.step_count == 6:
-            path = self.folder.metrics
-            if way == "renamed":
-                path.rename(path.with_name("moved"))
-            else:
-                path.unlink()
+def test_lines_that_are_taken_away_in_mid_run_are_written_again(cut: Path, way: str) -> None:
+    def disturb(folder: Any, step: int) -> None:
+        path = Path("runs/run/metrics.jsonl")
+        if step == 6 and way == "renamed":
+            path.rename(path.with_name("moved"))
+        elif step == 6:
+            path.unlink()
             if way == "replaced":
                 path.write_text("something else")
-        save(self, task)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "save", disturbed)
-        assert TaskTrainer.compose(*OPTIONS, "name=run").train()["status"] == "finished"
-    TaskTrainer.compose(*OPTIONS, "name=whole").train()
+    with at_saves(disturb, before=True):
+        assert train(*OPTIONS, *FIRST_IS_BEST, "name=run")["status"] == "finished"
     assert lines("run") == lines("whole")
     assert "removed or replaced while the run went on" in Path("runs/run/train.log").read_text()
 
 
 @pytest.mark.parametrize("change", ["emptied", "appended"])
-def test_lines_that_are_changed_in_mid_run_end_it_in_a_line(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = Checkpointer.save
-
-    def disturbed(self: Checkpointer, task: Any) -> None:
-        if task.runner.step_count == 6:
-            with self.folder.metrics.open("a") as file:
+def test_lines_that_are_changed_in_mid_run_end_it_in_a_line(change: str) -> None:
+    def disturb(folder: Any, step: int) -> None:
+        if step == 6:
+            with Path("runs/run/metrics.jsonl").open("a") as file:
                 file.truncate(0) if change == "emptied" else file.write("a note\n")
-        save(self, task)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "save", disturbed)
-        with pytest.raises(RunError, match=r"metrics\.jsonl: was changed while the run went on \(\d+ bytes where \d+"):
-            TaskTrainer.compose(*OPTIONS, "name=run").train()
-    assert TaskTrainer.compose(*OPTIONS, "name=run", "resume.force=true").train()["status"] == "finished"
+    changed = r"metrics\.jsonl: was changed while the run went on \(\d+ bytes where \d+"
+    with at_saves(disturb, before=True), pytest.raises(RunError, match=changed):
+        train(*OPTIONS, "name=run")
+    assert train(*OPTIONS, "name=run", "resume.force=true")["status"] == "finished"
     assert all(json.loads(text) for text in Path("runs/run/metrics.jsonl").read_text().splitlines())
 
 
@@ -202,9 +202,8 @@ def test_a_spoilt_best_is_noticed_at_the_start(cut: Path, spoil: str) -> None:
     assert record("whole")["best"]["step"] < 10  # type: ignore[index]
 
 
-def test_a_best_that_is_lost_at_the_very_end_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = copies_of_every_step(monkeypatch, *OPTIONS, *FIRST_IS_BEST)
-    run = Path(f"runs/cut{steps[-1]}")
+def test_a_best_that_is_lost_at_the_very_end_is_the_end(cut: Path) -> None:
+    run = cut.with_name("cut15")
     flip(run / "checkpoints/best.pt")
     with pytest.raises(RunError, match=r"best\.pt: is damaged"):
         resumed(run)
@@ -212,10 +211,10 @@ def test_a_best_that_is_lost_at_the_very_end_is_the_end(monkeypatch: pytest.Monk
     assert checkpoint.load(run / "checkpoints/best.pt")["model"]
 
 
-def test_a_kill_between_best_and_last_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_between_best_and_last_is_no_damage() -> None:
     """``best.pt`` is of an epoch that the run comes to again."""
     options = [*OPTIONS, "runner.monitor=lr", "runner.mode=min"]
-    copies_of_every_step(monkeypatch, *options)
+    copies(*options, at=[10, 12, 15])
     for later in ("cut12", "cut15", "whole"):
         run = Path(shutil.copytree("runs/cut10", f"runs/torn-{later}"))
         shutil.copy(f"runs/{later}/checkpoints/best.pt", run / "checkpoints/best.pt")
@@ -261,23 +260,20 @@ def test_the_last_good_state_outlives_a_damaged_one_and_a_full_disk(
     assert resumed(cut, "runner.max_time=null")["digest"] == record("whole")["digest"]
 
 
-def test_a_last_that_somebody_exchanged_in_mid_run_does_not_become_previous(monkeypatch: pytest.MonkeyPatch) -> None:
-    save = Checkpointer.save
+def test_a_last_that_somebody_exchanged_in_mid_run_does_not_become_previous() -> None:
+    last, previous = (Path(f"runs/run/checkpoints/{name}.pt") for name in ("last", "previous"))
 
-    def disturbed(self: Checkpointer, task: Any) -> None:
-        self.writer.wait()
-        if task.runner.step_count == 6:
-            self.folder.last.unlink()
-            self.folder.last.write_bytes(b"something else")
-        save(self, task)
-        self.writer.wait()
-        if task.runner.step_count:
-            assert checkpoint.load(self.folder.last)
-        if task.runner.step_count > 2:
-            assert checkpoint.load(self.folder.previous)["runner"]["step"] < task.runner.step_count
+    def exchange(folder: Any, step: int) -> None:
+        if step:
+            assert checkpoint.load(last)["runner"]["step"] == step
+        if step > 2:
+            assert checkpoint.load(previous)["runner"]["step"] < step
+        if step == 4:
+            last.unlink()
+            last.write_bytes(b"something else")
 
-    monkeypatch.setattr(Checkpointer, "save", disturbed)
-    assert TaskTrainer.compose(*OPTIONS, "name=run").train()["status"] == "finished"
+    with at_saves(exchange):
+        assert train(*OPTIONS, "name=run")["status"] == "finished"
 
 
 def test_a_file_reaches_the_disk_before_its_name_and_the_name_before_the_save_is_done(

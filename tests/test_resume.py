@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import functools
-import json
+import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -16,127 +14,61 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import REPOSITORY, Program, beside, command, healsg, killed, taken
 from healsg import TaskTrainer
-from healsg.config.compose import Composer
-from healsg.config.schema import Composed
+from healsg.cli import main
 from healsg.errors import ConfigError, RunError
 from healsg.methods.supervised import Supervised
-from healsg.runner import TaskRunner
 from healsg.runs import checkpoint
 from healsg.runs.checkpoint import load
-from healsg.runs.checkpointer import Checkpointer
+from helpers import (
+    METHODS,
+    beside,
+    copies,
+    ended,
+    forked,
+    forked_until,
+    goes_on_exactly,
+    kill,
+    killed,
+    lines,
+    record,
+    stopped_at,
+    taken,
+    train,
+)
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=3", "runner.log_every=5", "data.batch_size=256"]
-
-
-def record(name: str) -> dict[str, object]:
-    value: dict[str, object] = json.loads((Path("runs") / name / "run.json").read_text())
-    return value
-
-
-def lines(name: str) -> list[dict[str, object]]:
-    rows = [json.loads(text) for text in (Path("runs") / name / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-
-
-def started_until(line: str, options: list[str], folder: Path) -> subprocess.Popen[str]:
-    """A run that has just printed a line that begins so."""
-    started = subprocess.Popen(command(*options), stdout=subprocess.PIPE, cwd=folder, text=True)
-    assert started.stdout is not None
-    next(text for text in started.stdout if text.startswith(line))
-    return started
-
-
-METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
 MORE = ["runner.accumulate=2", "model.dropout=0.2", "method.label_smoothing=0.1"]
 """What a resume must bring back beside a method's own: stacked on every one."""
 
 
-@functools.cache
-def composed(*options: str) -> Composed:
-    return Composer().compose(options)
-
-
-def train(*options: str) -> dict[str, Any]:
-    """Train as ``TaskTrainer.compose`` would; what differs in the name alone is composed once."""
-    own = [option for option in options if not option.startswith("name=")]
-    made = copy.deepcopy(composed(*own))
-    made.values["name"] = next((option[5:] for option in options if option.startswith("name=")), None)
-    return TaskTrainer(made).train()
-
-
-def copies_of_every_step(monkeypatch: pytest.MonkeyPatch, *options: str) -> list[int]:
-    """Train ``runs/whole`` and keep what a kill right after each save would leave as ``runs/cut<step>``."""
-    whole, steps = Checkpointer.save, list[int]()
-
-    def save(self: Checkpointer, task: Any) -> None:
-        whole(self, task)
-        self.writer.wait()
-        copy = Path(f"runs/cut{task.runner.step_count}")
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(self.folder.path, copy)
-        steps.append(task.runner.step_count)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "save", save)
-        assert train(*options, "name=whole")["status"] == "finished"
-    return sorted(set(steps))
-
-
-def every_step(method: str, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
-    options = [
-        *SHORT,
-        "runner.epochs=6",
-        f"method={method}",
-        "runner.save_every=1",
-        "quiet=true",
-        *taken(method, *MORE),
-    ]
-    options += ["data.batch_size=128", "runner.log_every=4", *beside(method)]
-    steps = copies_of_every_step(monkeypatch, *options)
-    assert steps == list(range(31))
-    for step in {*steps[::every], 30}:
-        train(*options, f"name=cut{step}")
-        assert record(f"cut{step}")["digest"] == record("whole")["digest"], f"killed after step {step}"
-        assert lines(f"cut{step}") == lines("whole")
+def full(method: str) -> list[str]:
+    """The settings of a run of 20 updates in four epochs, saved at each, with all that a resume must bring back."""
+    options = [*SHORT, "runner.epochs=4", f"method={method}", "runner.save_every=1", "quiet=true"]
+    return [*options, *taken(method, *MORE), "data.batch_size=128", "runner.log_every=4", *beside(method)]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_resume_at_steps(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every ninth step of 30 and the last: in an epoch, at its end, before and after the evaluation."""
-    every_step(method, monkeypatch, 9)
+def test_resume_at_steps(method: str) -> None:
+    """Within the second epoch, and at the end of the third, before its evaluation."""
+    goes_on_exactly([7, 15], *full(method))
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("method", METHODS)
-def test_resume_at_every_step(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    every_step(method, monkeypatch, 1)
+def test_resume_at_every_step(method: str) -> None:
+    assert goes_on_exactly(None, *full(method)) == list(range(21))
 
 
-def test_resume_twice_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_twice_in_a_row() -> None:
     options = [*SHORT, "method=adamw", "runner.save_every=1", "quiet=true", *MORE]
-    steps = copies_of_every_step(monkeypatch, *options)
+    steps = copies(*options)
     for first, second in ((1, 2), (3, 3), (4, 7)):
         cut = f"cut{first}"
-        with monkeypatch.context() as patch:
-            stop_after(patch, second)
-            assert train(*options, f"name={cut}")["status"] == "stopped"
+        stopped_at(second, *options, f"name={cut}")
         assert train(*options, f"name={cut}")["digest"] == record("whole")["digest"]
         assert lines(cut) == lines("whole")
     assert len(steps) >= 8
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let the next run stop, saved, at the first step boundary from ``step`` on."""
-    tick = TaskRunner.tick
-
-    def watched(self: TaskRunner, task: Any) -> None:
-        tick(self, task)
-        if self.step_count >= step:
-            self.checkpointer.stop(task)
-
-    monkeypatch.setattr(TaskRunner, "tick", watched)
 
 
 class Teacher(Supervised):
@@ -199,8 +131,8 @@ def test_the_proof_can_fail(item: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = [*SHORT, "method=sgd", "runner.save_every=1", "quiet=true", "runner.log_every=3", *ITEMS[item]]
     if item == "runner.pieces":
         out_of_memory_above(130, monkeypatch, from_step=2)
-    copies_of_every_step(monkeypatch, *options)
     cut = 25 if item == "runner.stop_reason" else 13 if item == "runner.callbacks" else 8
+    copies(*options, at=[0, cut])
     whole = record("whole")
     first = load(Path("runs/cut0/checkpoints/last.pt"))
     for name in ("last.pt", "previous.pt"):
@@ -231,43 +163,43 @@ def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch, from_step: i
     monkeypatch.setattr(Supervised, "train_step", train_step)
 
 
-def kill_and_resume(method: str, number: int, kills: int) -> int:
-    """A run that is killed up to ``kills`` times at random and then ends; returns how often it was killed."""
-    chance = random.Random(f"{method} {number}")
+def kill_and_resume(method: str, runs: int, kills: int) -> int:
+    """Runs that are killed up to ``kills`` times at random and then end; returns how often they were killed."""
     options = [*SHORT, f"method={method}", "runner.save_every=3", "runner.epochs=10", "quiet=true"]
     options += [*taken(method, *MORE), *beside(method)]
-    if not Path("runs/whole").exists():
-        for name in ("warm", "whole"):
-            began = time.monotonic()
-            train(*options, f"name={name}")
-        record_seconds.append(time.monotonic() - began)
-    name, hit = f"killed{number}", 0
-    for _ in range(kills):
-        hit += killed(lambda: train(*options, f"name={name}"), chance.uniform(0.0, 0.8 * record_seconds[-1]))
-        if Path(f"runs/{name}/run.json").exists() and record(name).get("status") == "finished":
-            break
-    else:
+    for name in ("warm", "whole"):
+        began = time.monotonic()
         train(*options, f"name={name}")
-    assert record(name)["digest"] == record("whole")["digest"]
-    assert lines(name) == lines("whole")
-    assert sorted(path.name for path in Path(f"runs/{name}").iterdir()) == sorted(
-        path.name for path in Path("runs/whole").iterdir()
-    )
+    whole, hit = time.monotonic() - began, 0
+    for number in range(runs):
+        chance, name = random.Random(f"{method} {number}"), f"killed{number}"
+        for _ in range(min(kills, 1 + number % 3)):
+            hit += killed(lambda name=name: train(*options, f"name={name}"), chance.uniform(0.0, 0.8 * whole))  # type: ignore[misc]
+            if Path(f"runs/{name}/run.json").exists() and record(name).get("status") == "finished":
+                break
+        else:
+            train(*options, f"name={name}")
+        assert record(name)["digest"] == record("whole")["digest"]
+        assert lines(name) == lines("whole")
+        assert sorted(path.name for path in Path(f"runs/{name}").iterdir()) == sorted(
+            path.name for path in Path("runs/whole").iterdir()
+        )
     return hit
 
 
-record_seconds: list[float] = []
+KINDS_OF_STATE = ["adamw", "fixmatch", "mean_teacher", "moco", "sam"]
+"""Methods that between them have a stream, a copy of the network, a queue, and a step of two passes."""
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", KINDS_OF_STATE)
 def test_sigkill_at_random_times(method: str) -> None:
-    assert sum(kill_and_resume(method, number, 1 + number % 3) for number in range(5)) > 0
+    assert kill_and_resume(method, 5, 3) > 0
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("method", METHODS)
 def test_sigkill_at_random_times_50_runs(method: str) -> None:
-    assert sum(kill_and_resume(method, number, 3) for number in range(50)) > 50
+    assert kill_and_resume(method, 50, 3) > 50
 
 
 def test_ten_kills_in_one_run() -> None:
@@ -277,7 +209,7 @@ def test_ten_kills_in_one_run() -> None:
     chance, hit = random.Random(10), 0
     for _ in range(40):
         hit += killed(lambda: train(*options, "name=killed"), chance.uniform(0.05, 0.4))
-        if hit == 10 or record("killed").get("status") == "finished":
+        if hit == 10 or (Path("runs/killed/run.json").exists() and record("killed").get("status") == "finished"):
             break
     if record("killed").get("status") != "finished":
         train(*options, "name=killed")
@@ -288,41 +220,36 @@ def test_ten_kills_in_one_run() -> None:
     assert record("killed")["digest"] == record("whole")["digest"]
 
 
-def test_sigkill_through_the_command_line(tmp_path: Path, program: Program) -> None:
-    """The whole program in a process of its own, killed in its epochs and as it starts."""
+def test_sigkill_through_the_command_line() -> None:
+    """The whole program, killed in its epochs and as it starts again."""
     options = [*SHORT, "method=adamw", "runner.save_every=2", "runner.epochs=60"]
-    assert program(command(*options, "name=whole")).returncode == 0
+    train(*options, "quiet=true", "name=whole")
     for line in ("epoch 3/", "epoch 20/"):
-        started = started_until(line, [*options, "name=killed"], tmp_path)
-        started.kill()
-        started.communicate()
-    assert program(command(*options, "name=killed")).returncode == 0
+        child = forked_until(line, ["train", *options, "name=killed"])
+        assert kill(child)
+    assert ended(forked(["train", *options, "name=killed"])) == 0
     assert record("killed")["digest"] == record("whole")["digest"]
     assert lines("killed") == lines("whole")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
-def test_signals_save_and_stop(number: signal.Signals, status: int, tmp_path: Path, program: Program) -> None:
-    options = [*SHORT, "runner.epochs=400", "name=run"]
-    started = started_until("epoch 2/", options, tmp_path)
-    started.send_signal(number)
-    rest = started.communicate(timeout=60)[0]
-    assert started.returncode == status
-    assert "healsg resume" in rest
+def test_signals_save_and_stop(number: signal.Signals, status: int) -> None:
+    child = forked_until("epoch 2/", ["train", *SHORT, "runner.epochs=4000", "name=run"])
+    os.kill(child, number)
+    assert ended(child) == status
+    assert "healsg resume" in Path("output").read_text()
     kept = record("run")
     assert kept["status"] == "stopped"
     assert signal.Signals(number).name in str(kept["reason"])
-    state = load(tmp_path / "runs/run/checkpoints/last.pt")
-    assert state["runner"]["step"] > 0
+    assert load(Path("runs/run/checkpoints/last.pt"))["runner"]["step"] > 0
 
 
-def test_max_time_stops_with_status_0_and_resume_finishes(program: Program) -> None:
+def test_max_time_stops_with_status_0_and_resume_finishes() -> None:
     options = [*SHORT, "runner.epochs=120", "quiet=true"]
-    whole = TaskTrainer.compose(*options, "name=whole").train()
-    result = TaskTrainer.compose(*options, "name=timed", "runner.max_time=0.2").train()
+    whole = train(*options, "name=whole")
+    result = train(*options, "name=timed", "runner.max_time=0.2")
     assert (result["status"], result["exit"]) == ("stopped", 0)
-    done = program(healsg("resume", "timed", "runner.max_time=null"))
-    assert done.returncode == 0, done.stderr
+    assert main(["resume", "timed", "runner.max_time=null"]) == 0
     assert record("timed")["digest"] == whole["digest"]
 
 
@@ -352,15 +279,13 @@ def test_what_cannot_alter_the_result_may_change(tmp_path: Path) -> None:
     assert TaskTrainer.compose(*options, "name=run", *free).train()["digest"] == whole["digest"]
 
 
-def test_two_processes_on_one_folder(tmp_path: Path, program: Program) -> None:
-    options = [*SHORT, "runner.epochs=5000", "name=run"]
-    first = started_until("epoch 1/", options, tmp_path)
-    second = program(command(*options))
-    first.kill()
-    first.communicate()
-    assert second.returncode == 1
-    assert "is being trained by process" in second.stderr
-    assert program(command(*options, "runner.max_time=0.1")).returncode == 0
+def test_two_processes_on_one_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["train", *SHORT, "runner.epochs=5000", "name=run"]
+    first = forked_until("epoch 1/", options)
+    assert main(options) == 1
+    assert f"is being trained by process {first}" in capsys.readouterr().err
+    assert kill(first)
+    assert main([*options, "runner.max_time=0.1"]) == 0
 
 
 REFUSED = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +9,9 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from conftest import REPOSITORY
-from healsg import BasicTask, TaskTrainer
+from healsg import BasicTask
 from healsg.callbacks import Callback
-from healsg.runs import checkpoint
-from test_resume import copies_of_every_step, lines, record, train
+from helpers import REPOSITORY, copies, goes_on_exactly, state, train, trained
 
 SHORT = ["model=mlp", "model.width=8", "runner.epochs=6", "data.batch_size=512", "data.labels=600"]
 SHORT += ["method=sgd", "runner.log_every=2", "runner.save_every=1", "quiet=true"]
@@ -54,15 +51,6 @@ class Counting(Callback):
         self.before, self.rises = state["before"], state["rises"]
 
 
-def exact(monkeypatch: pytest.MonkeyPatch, options: list[str], every: int = 1) -> None:
-    """A kill right after each save is gone on from to the digest and the lines of the undisturbed run."""
-    steps = copies_of_every_step(monkeypatch, *options)
-    for step in {*steps[1::every], steps[-1]}:
-        train(*options, f"name=cut{step}")
-        assert record(f"cut{step}")["digest"] == record("whole")["digest"], f"killed after step {step}"
-        assert lines(f"cut{step}") == lines("whole")
-
-
 def settings(schedule: str) -> list[str]:
     plateau = ["method.scheduler.patience=0", "method.scheduler.cooldown=1", "method.scheduler.threshold=0.01"]
     return [f"method/scheduler={schedule}", *(plateau if schedule == "plateau" else [])]
@@ -80,22 +68,19 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("schedule", "monitor", "callback"), dict.fromkeys(PAIRS))
-def test_schedules_monitors_and_callbacks_go_on(
-    schedule: str, monitor: str, callback: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    exact(monkeypatch, [*SHORT, *settings(schedule), *MONITORS[monitor], *CALLBACKS[callback]], every=5)
+def test_schedules_monitors_and_callbacks_go_on(schedule: str, monitor: str, callback: str) -> None:
+    goes_on_exactly([5], *SHORT, *settings(schedule), *MONITORS[monitor], *CALLBACKS[callback])
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("callback", CALLBACKS)
 @pytest.mark.parametrize("monitor", MONITORS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_with_every_monitor_and_callback(
-    schedule: str, monitor: str, callback: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_schedule_with_every_monitor_and_callback(schedule: str, monitor: str, callback: str) -> None:
     for interval in ("update", "epoch") if schedule not in ("plateau", "constant") else (None,):
         options = [*SHORT, *settings(schedule), *MONITORS[monitor], *CALLBACKS[callback]]
-        exact(monkeypatch, options + ([f"method.scheduler.interval={interval}"] if interval else []))
+        options += [f"method.scheduler.interval={interval}"] if interval else []
+        goes_on_exactly(None, *options, "fresh=true")
 
 
 TORCH: dict[str, Any] = {
@@ -125,13 +110,13 @@ class OwnSchedule(BasicTask):
 
 
 @pytest.mark.parametrize("schedule", TORCH)
-def test_the_schedules_of_torch_go_on(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_schedules_of_torch_go_on(schedule: str) -> None:
     own = ["task._target_=test_resume_parts.OwnSchedule", "trusted=[test_resume_parts]"]
-    exact(monkeypatch, [*SHORT, *own, f"+args.schedule='{schedule}'"], every=4)
+    goes_on_exactly([5], *SHORT, *own, f"+args.schedule='{schedule}'")
 
 
 @pytest.mark.parametrize(("features", "size"), [(30, 50), (75, 10), (7, 5), (64, 3)])
-def test_samples_of_any_width_go_on(features: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_of_any_width_go_on(features: int, size: int) -> None:
     """Matrix products on the CPU go by where in memory a batch begins, and that is another place after a resume."""
     data = [
         "data=synthetic",
@@ -142,7 +127,7 @@ def test_samples_of_any_width_go_on(features: int, size: int, monkeypatch: pytes
         "data.images=false",
     ]
     own = [*data, f"data.batch_size={size}", "runner.epochs=2", "runner.limit_batches=5", "model.width=8"]
-    exact(monkeypatch, [*SHORT, "data.labels=null", *own])
+    goes_on_exactly([1, 3, 6], *SHORT, "data.labels=null", *own)
 
 
 # --- another memory format ------------------------------------------------------------------------------------------
@@ -162,22 +147,19 @@ RULES = {
 
 @pytest.mark.parametrize("other", ["true", "false"])
 @pytest.mark.parametrize("rule", RULES)
-def test_a_run_goes_on_under_another_memory_format(rule: str, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_under_another_memory_format(rule: str, other: str) -> None:
     """With the numbers of the format with which it began, to rounding, which Muon enlarges."""
     options = [*FORMATS, *RULES[rule]]
     before = "false" if other == "true" else "true"
-    copies_of_every_step(monkeypatch, *options, f"runner.channels_last={before}")
+    copies(*options, f"runner.channels_last={before}", at=[3])
     train(*options, f"runner.channels_last={other}", "resume.force=true", "name=cut3")
-    states = [checkpoint.load(Path(f"runs/{name}/checkpoints/last.pt")) for name in ("whole", "cut3")]
-    for key, value in states[0]["model"].items():
-        torch.testing.assert_close(states[1]["model"][key], value, rtol=1e-3, atol=1e-3 if rule == "muon" else 1e-5)
+    models = [state(name)["model"] for name in ("whole", "cut3")]
+    for key, value in models[0].items():
+        torch.testing.assert_close(models[1][key], value, rtol=1e-3, atol=1e-3 if rule == "muon" else 1e-5)
 
 
 def test_state_takes_the_layout_of_its_weight() -> None:
-    trainer = TaskTrainer.compose(*FORMATS, "method=adamw", "runner.channels_last=true", "name=run")
-    trainer.train()
-    task = trainer.task
-    assert task is not None
+    task = trained(*FORMATS, "method=adamw", "runner.channels_last=true", "name=run")
     states: dict[nn.Parameter, dict[str, torch.Tensor]] = task.optimizer.state
     plain = {weight: {key: value.contiguous() for key, value in state.items()} for weight, state in states.items()}
     saved = task.state_dict()
