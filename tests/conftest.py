@@ -19,6 +19,7 @@ from helpers import (
     Program,
     beside,
     command,
+    copied,
     fork,
     healsg,
     in_processes,
@@ -62,11 +63,23 @@ def little_memory() -> Iterator[None]:
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    """Run a real command in a real process, in the test's folder."""
+def process(tmp_path: Path) -> Program:
+    """Run a command line in a process of its own, in the test's folder."""
 
     def run(line: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         settings = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300, **options}
         return subprocess.run(line, check=False, **settings)  # type: ignore[call-overload,no-any-return]
+
+    return run
+
+
+@pytest.fixture
+def program(process: Program) -> Program:
+    """The same, where it is a command of ours in a copy of this process, which saves the import of torch."""
+
+    def run(line: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        if line[:2] != command() and line[:3] != healsg():
+            return process(line, **options)
+        return copied(line, options.pop("preexec_fn", None), **options)  # type: ignore[arg-type,no-any-return]
 
     return run

@@ -103,6 +103,12 @@ def events(run: str | Path, event: str) -> list[dict[str, Any]]:
     return [row for row in lines(run) if row["event"] == event]
 
 
+def epochs_of(run: str | Path) -> int:
+    """Epochs that ``metrics.jsonl`` holds, of a run that is still writing it or has not begun to."""
+    path = run_folder(run) / "metrics.jsonl"
+    return path.read_text().count('"event": "epoch"') if path.exists() else 0
+
+
 def state(run: str | Path, which: str = "last") -> dict[str, Any]:
     """What a checkpoint holds."""
     from healsg.runs.checkpoint import load
@@ -219,13 +225,20 @@ def goes_on_exactly(at: Collection[int] | None, *options: str) -> list[int]:
 # --- processes that are copies of this one ---------------------------------------------------------------------------
 
 
+IMPORTED = ["healsg.trainer", "healsg.datasets.digits", "hydra.main", "sklearn.datasets", "torch._dynamo"]
+IMPORTED += ["torch._inductor", "torch.distributed.nn.functional", "torch.nn.parallel.distributed"]
+"""What a run imports as it goes: here once, and not in each copy of this process."""
+
+
 def fork(act: Callable[[], object]) -> int:
     """A process of its own that does ``act`` and ends, 0 where nothing was raised: its id.
 
     It is a copy of this one, so that it starts without the seconds that importing torch takes.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that threads of this process do not go along
+        warnings.simplefilter("ignore")  # that threads of this process do not go along
+        for module in IMPORTED:
+            import_module(module)
         child = os.fork()
     if child:
         return child
@@ -243,10 +256,10 @@ def fork(act: Callable[[], object]) -> int:
 
 def forked(arguments: Sequence[str], prepare: Callable[[], None] | None = None, output: str = "output") -> int:
     """Start ``healsg`` in a child that has its imports already; what it prints is added to a file. The child's id."""
-    for module in ("healsg.trainer", "healsg.datasets.digits", "torch._inductor", "hydra.main", "sklearn.datasets"):
-        import_module(module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        for module in IMPORTED:
+            import_module(module)
         child = os.fork()
     if child:
         return child
@@ -263,13 +276,34 @@ def forked(arguments: Sequence[str], prepare: Callable[[], None] | None = None, 
 
         if prepare:
             prepare()
-        status = main(arguments)
+        status = main(list(arguments))
     except BaseException:
         traceback.print_exc()
     finally:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
         os._exit(status)
+
+
+def copied(line: Sequence[str], prepare: Callable[[], object] | None = None, **options: Any) -> Any:
+    """What a line of ``command`` or ``healsg`` does, in a copy of this process, as ``subprocess.run`` would give it."""
+    arguments = ["train", *line[2:]] if list(line[:2]) == command() else list(line[3:])
+    folder, environment = options.get("cwd", Path.cwd()), options.get("env", {})
+    files = [Path(f"{name}.{os.getpid()}").absolute() for name in (".stdout", ".stderr")]
+
+    def begin() -> None:
+        os.chdir(folder)
+        os.environ.update(environment)
+        error = os.open(files[1], os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+        os.dup2(error, 2)
+        if prepare:
+            prepare()
+
+    status = ended(forked(arguments, begin, str(files[0])), 300)
+    texts = [file.read_text() for file in files]
+    for file in files:
+        file.unlink()
+    return subprocess.CompletedProcess(line, status, *texts)
 
 
 def forked_until(line: str, arguments: Sequence[str], output: str = "output") -> int:
@@ -406,3 +440,74 @@ def beside(method: str, *data: str) -> list[str]:
     if not Path("runs", name).exists():
         train(*network, "runner=debug", "quiet=true", *data, f"name={name}")
     return [f"method.teacher=runs/{name}", *BESIDE[method]]
+
+
+# --- commands without torch ------------------------------------------------------------------------------------------
+
+WITHOUT_TORCH = """
+import json, os, runpy, sys
+
+class Guard:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "torch":
+            raise RuntimeError("torch was imported")
+
+sys.meta_path.insert(0, Guard)
+from healsg.commands import train
+from healsg.config.compose import Composer
+from hydra.core.global_hydra import GlobalHydra
+
+program = sys.argv[1]
+Composer().compose([])  # imports what a command needs
+GlobalHydra.instance().clear()
+for text in sys.stdin:
+    asked = json.loads(text)
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        status = 70
+        try:
+            os.chdir(asked["folder"])
+            for number, name in ((1, "stdout"), (2, "stderr")):
+                os.dup2(os.open(asked[name], os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+            os.environ.update(asked["variables"])
+            sys.argv = [program, *asked["line"]]
+            try:
+                runpy.run_path(program, run_name="__main__")
+                status = 0
+            except SystemExit as end:
+                status = end.code or 0
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                status = 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class WithoutTorch:
+    """Answers ``python train.py ...`` in copies of one process in which importing torch fails."""
+
+    def __init__(self, folder: Path) -> None:
+        line = [sys.executable, "-c", WITHOUT_TORCH, str(REPOSITORY / "train.py")]
+        self.process = subprocess.Popen(line, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.folder = folder
+
+    def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """What the command answers in the current folder, with these environment variables beside the usual ones."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        files = {name: str(self.folder / name) for name in ("stdout", "stderr")}
+        asked = {"folder": str(Path.cwd()), "line": arguments, "variables": variables, **files}
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        status = int(self.process.stdout.readline())
+        return subprocess.CompletedProcess(arguments, status, *(Path(file).read_text() for file in files.values()))
+
+    def close(self) -> None:
+        self.process.communicate(timeout=60)

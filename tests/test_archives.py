@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 
-from conftest import fork
 from fake_data import NEITHER, publish_cifar, refuse_network, refused, serve_https, write_cifar, write_mnist
 from healsg.datasets import archives, cifar, files, mnist
 from healsg.datasets.archives import unpack
@@ -28,6 +27,7 @@ from healsg.datasets.cifar import Cifar
 from healsg.datasets.files import Sums, download, fetch
 from healsg.datasets.mnist import MNIST
 from healsg.errors import DataError
+from helpers import fork
 
 WANTED = ("data_batch_1", "test_batch")
 GOOD = {f"set/{name}": name.encode() * 100 for name in WANTED}

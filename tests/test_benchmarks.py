@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 
 if str(REPOSITORY) not in sys.path:
     sys.path.append(str(REPOSITORY))

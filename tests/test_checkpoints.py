@@ -22,12 +22,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from conftest import Program, command, fork, killed
 from healsg import TaskTrainer
 from healsg.errors import RunError
 from healsg.methods.supervised import Supervised
 from healsg.runs import checkpoint
 from healsg.runs.folder import RunFolder
+from helpers import Program, command, fork, killed
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=3", "data.batch_size=256", "quiet=true"]
 

@@ -1,36 +1,24 @@
-"""The commands as a user types them: real processes, what they print, where, and how they end."""
+"""The commands as a user types them: what they print, where, and how they end."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from conftest import Program, command, healsg
-
-GUARD = """
-import sys
-
-class Guard:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name == "torch":
-            raise RuntimeError("torch was imported")
-
-sys.meta_path.insert(0, Guard)
-"""
+from healsg.cli import main
+from helpers import Program, WithoutTorch, command, ended, forked, healsg
 
 
-@pytest.fixture
-def without_torch(tmp_path: Path) -> dict[str, str]:
-    """An environment in which importing torch fails."""
-    (tmp_path / "hooks").mkdir()
-    (tmp_path / "hooks" / "sitecustomize.py").write_text(GUARD)
-    folders = [str(tmp_path / "hooks"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+@pytest.fixture(scope="module")
+def answer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WithoutTorch]:
+    """``python train.py ...`` where importing torch fails."""
+    process = WithoutTorch(tmp_path_factory.mktemp("without_torch"))
+    yield process
+    process.close()
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str, status: int = 2) -> None:
@@ -63,8 +51,8 @@ QUESTIONS = [
 
 
 @pytest.mark.parametrize(("arguments", "told"), QUESTIONS, ids=lambda value: " ".join(value)[:30])
-def test_questions(arguments: list[str], told: str, program: Program, without_torch: dict[str, str]) -> None:
-    done = program(command(*arguments), env=without_torch)
+def test_questions(arguments: list[str], told: str, answer: WithoutTorch) -> None:
+    done = answer(*arguments)
     assert done.returncode == 0, done.stderr
     assert told in done.stdout
     assert not Path("runs").exists()
@@ -74,20 +62,21 @@ def test_questions(arguments: list[str], told: str, program: Program, without_to
     ("typed", "offered"),
     [("rec", "recipe="), ("model=re", "model=resnet"), ("runner.prec", "runner.precision="), ("data.s", "data.shift=")],
 )
-def test_bash_asks_for_a_completion(typed: str, offered: str, program: Program, without_torch: dict[str, str]) -> None:
+def test_bash_asks_for_a_completion(typed: str, offered: str, answer: WithoutTorch) -> None:
     line = f"train.py {typed}"
-    asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
-    done = program(command("--shell-completion", "query=bash"), env=without_torch | asked)
+    done = answer("--shell-completion", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)), COMP_TYPE="9")
     assert done.returncode == 0, done.stderr
     assert offered in done.stdout.split()
 
 
-def test_the_console_script(program: Program, without_torch: dict[str, str]) -> None:
-    for arguments, told in (([], "usage: healsg COMMAND"), (["--help"], "resume"), (["--version"], "healsg 0.")):
-        done = program(healsg(*arguments), env=without_torch)
-        assert done.returncode == 0, done.stderr
-        assert told in done.stdout
-    refused(program(healsg("evaluate"), env=without_torch), "healsg evaluate: no such command")
+def test_the_console_script(process: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    done = process(healsg("--version"))
+    assert (done.returncode, done.stdout.startswith("healsg 0.")) == (0, True), done.stderr
+    for arguments, told in (([], "usage: healsg COMMAND"), (["--help"], "resume")):
+        assert main(arguments) == 0
+        assert told in capsys.readouterr().out
+    assert main(["evaluate"]) == 2
+    assert "healsg evaluate: no such command" in capsys.readouterr().err
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------------
@@ -165,14 +154,20 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("typed", "told"), [(first, rest) for first, *rest in MISTAKES], ids=[m[0] for m in MISTAKES])
-def test_a_mistake_is_one_line(typed: str, told: list[str], program: Program, without_torch: dict[str, str]) -> None:
+def test_a_mistake_is_one_line(typed: str, told: list[str], answer: WithoutTorch) -> None:
     arguments = [typed] if "' " in typed or "=' " in typed else typed.split(" ")
-    refused(program(command(*arguments), env=without_torch), *told)
+    refused(answer(*arguments), *told)
 
 
-def test_tracebacks_where_they_are_asked_for(program: Program) -> None:
+def test_a_mistake_in_a_process_of_its_own_is_the_same_line(process: Program, answer: WithoutTorch) -> None:
+    done = process(command("runner.epoch=3"))
+    refused(done, "did you mean runner.epochs=3?")
+    assert done.stderr == answer("runner.epoch=3").stderr
+
+
+def test_tracebacks_where_they_are_asked_for(answer: WithoutTorch) -> None:
     for extra, variables in ((["debug=true"], {}), ([], {"HYDRA_FULL_ERROR": "1"})):
-        done = program(command("seed=x", *extra), env={**os.environ, **variables})
+        done = answer("seed=x", *extra, **variables)
         assert done.returncode == 2
         assert "Traceback" in done.stderr
         assert done.stderr.splitlines()[-1].startswith("error: seed: 'x'")
@@ -218,13 +213,12 @@ def own_conf(tmp_path: Path) -> Path:
     return conf
 
 
-def test_config_dir_gives_options_and_recipes(own_conf: Path, program: Program) -> None:
+def test_config_dir_gives_options_and_recipes(own_conf: Path, program: Program, answer: WithoutTorch) -> None:
     line = ["--config-dir", str(own_conf), "recipe=quick", "name=own"]
-    done = program(command(*line))
-    assert done.returncode == 0, done.stderr
+    assert ended(forked(["train", *line])) == 0, Path("output").read_text()
     record = json.loads(Path("runs/own/run.json").read_text())
     assert (record["status"], record["last"]["epoch"]) == ("finished", 2)
-    asked = program(command(*line, "runner.epochs=1", "--cfg", "job"))
+    asked = answer(*line, "runner.epochs=1", "--cfg", "job")
     assert "my_data.Mine" in asked.stdout
     assert "epochs: 1" in asked.stdout
     done = program(healsg("eval", str(Path("runs/own").resolve()), "split=val"), cwd=own_conf.parent)
@@ -242,15 +236,13 @@ def test_config_dir_gives_options_and_recipes(own_conf: Path, program: Program) 
         ("defaults:\n  - nowhere\n", "nowhere"),
     ],
 )
-def test_mistakes_in_ones_own_yaml(
-    text: str, told: str, own_conf: Path, program: Program, without_torch: dict[str, str]
-) -> None:
+def test_mistakes_in_ones_own_yaml(text: str, told: str, own_conf: Path, answer: WithoutTorch) -> None:
     (own_conf / "data" / "mine.yaml").write_text(text)
-    refused(program(command("--config-dir", str(own_conf), "data=mine"), env=without_torch), told)
+    refused(answer("--config-dir", str(own_conf), "data=mine"), told)
 
 
-def test_config_name_takes_a_primary_config_of_ones_own(own_conf: Path, program: Program) -> None:
+def test_config_name_takes_a_primary_config_of_ones_own(own_conf: Path) -> None:
     (own_conf / "small.yaml").write_text("defaults:\n  - config\n  - _self_\nseed: 5\nrunner:\n  epochs: 1\n")
-    done = program(command("--config-dir", str(own_conf), "--config-name", "small", "name=own", "model=mlp"))
-    assert done.returncode == 0, done.stderr
+    line = ["train", "--config-dir", str(own_conf), "--config-name", "small", "name=own", "model=mlp"]
+    assert ended(forked(line)) == 0, Path("output").read_text()
     assert json.loads(Path("runs/own/run.json").read_text())["seed"] == 5

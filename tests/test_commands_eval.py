@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from conftest import Program, command, healsg
 from healsg.cli import main
 from healsg.runs import checkpoint
+from helpers import Program, command, healsg
 
 TINY = ["model=mlp", "model.width=8", "runner.epochs=2", "data.batch_size=256", "quiet=true"]
 EVIL = 'from pathlib import Path\nPath("harm").touch()\nclass Bad:\n    pass\n'
@@ -151,20 +151,20 @@ HOSTILE = [
 ]
 
 
-def test_a_saved_configuration_is_data(tmp_path: Path, program: Program) -> None:
+def test_a_saved_configuration_is_data(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = trained(program)
     (tmp_path / "hooks").mkdir()
     (tmp_path / "hooks" / "evil.py").write_text(EVIL)
-    variables = {**os.environ, "PYTHONPATH": str(tmp_path / "hooks")}
+    monkeypatch.syspath_prepend(tmp_path / "hooks")
     true = (folder / "config.yaml").read_text().replace("trusted: []", "trusted: [evil, os, posix]")
     for old, new, status, told in HOSTILE:
         assert old in true
         (folder / "config.yaml").write_text(true.replace(old, new, 1))
         for line in (["eval", "run"], ["resume", "run", "runner.epochs=9"]):
-            refused(program(healsg(*line), env=variables), status, told)
+            refused(program(healsg(*line)), status, told)
     assert not Path("harm").exists()
     (folder / "config.yaml").write_text(true)
-    assert program(healsg("eval", "run"), env=variables).returncode == 0
+    assert program(healsg("eval", "run")).returncode == 0
 
 
 # --- disks ---------------------------------------------------------------------------------------------------------

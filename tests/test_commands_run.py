@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import Program, command
 from healsg.cli import main
 from healsg.runs import checkpoint, redact
+from helpers import Program, command
 
 TINY = ["model=mlp", "model.width=8", "runner=debug", "data.batch_size=16"]
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")

@@ -11,11 +11,11 @@ import yaml
 
 import fake_data
 import fake_tables
-from conftest import beside
 from healsg import TaskTrainer
 from healsg.config.check import check
 from healsg.config.compose import Composer, conf_folder
 from healsg.config.signature import constructor
+from helpers import beside
 
 CONF = conf_folder()
 TINY = ["runner=debug", "runner.steps=2", "data.batch_size=16", "quiet=true"]

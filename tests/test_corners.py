@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import Program, command, healsg
 from healsg import TaskTrainer
 from healsg.cli import main
 from healsg.errors import ConfigError, RunError
@@ -18,6 +17,7 @@ from healsg.methods.supervised import Supervised, smooth
 from healsg.runs import claim
 from healsg.runs.folder import RunFolder
 from healsg.runs.saved_config import load_saved
+from helpers import Program, command, healsg
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=2", "data.batch_size=128", "quiet=true"]
 

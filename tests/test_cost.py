@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import Program
 from healsg import BasicTask, TaskTrainer
 from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
 from healsg.training.epoch import TrainEpoch
 from healsg.training.meter import Meter
+from helpers import Program
 
 OPTIMIZERS = sorted(path.stem for path in (Path(__file__).parents[1] / "conf/method/optimizer").glob("*.yaml"))
 

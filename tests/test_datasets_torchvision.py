@@ -18,7 +18,6 @@ import torch
 import yaml
 
 import fake_data
-from conftest import REPOSITORY
 from fake_data import NEITHER, refuse_network, refused, serve_https, tarred
 from healsg.data.base import Needs
 from healsg.data.source import DatasetSource
@@ -36,6 +35,7 @@ from healsg.datasets.pets import Pets
 from healsg.datasets.stl10 import STL10
 from healsg.datasets.svhn import SVHN
 from healsg.errors import ConfigError
+from helpers import REPOSITORY
 
 ROOT = Path("data")
 UNCHECKED = {"root": "data", **NEITHER}

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import REPOSITORY, beside
 from healsg import TaskTrainer
 from healsg.errors import RunError
 from healsg.evaluation.evaluator import EvalEpoch
@@ -31,6 +30,7 @@ from healsg.task import BasicTask
 from healsg.training.epoch import TrainEpoch
 from healsg.training.step import Accumulator, Mean, MicroBatch, Samples
 from healsg.transforms.views import ImageViews
+from helpers import REPOSITORY, beside
 from pretend_device import PretendDevice
 
 SHORT = ["quiet=true", "fresh=true", "runner.limit_batches=2", "runner.epochs=2", "data.batch_size=32"]

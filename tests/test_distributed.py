@@ -6,19 +6,16 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from conftest import REPOSITORY, Program, beside, command, fork, in_processes
 from healsg import TaskTrainer, distributed, peers
 from healsg.cli import main
 from healsg.errors import ConfigError
@@ -27,6 +24,20 @@ from healsg.runs.checkpoint import load
 from healsg.training import interrupt
 from healsg.training.device import choose_device
 from healsg.training.interrupt import StopSignal
+from helpers import (
+    METHODS,
+    REPOSITORY,
+    Program,
+    be_rank,
+    beside,
+    epochs_of,
+    events,
+    fork,
+    free_port,
+    in_processes,
+    record,
+    wait_for,
+)
 
 LIMIT = 150.0
 """Seconds that any launch may take."""
@@ -34,10 +45,7 @@ LIMIT = 150.0
 
 def torchrun(*arguments: str) -> list[str]:
     """The command line of two processes of ``train.py``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     return [*launcher, str(REPOSITORY / "train.py"), *arguments]
 
 
@@ -95,16 +103,6 @@ def launch(program: Program, *arguments: str) -> subprocess.CompletedProcess[str
     return program(torchrun(*arguments), timeout=LIMIT, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def events(folder: Path, event: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["event"] == event]
-
-
-def record(folder: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((folder / "run.json").read_text())
-    return value
-
-
 def agree(first: Path, second: Path) -> None:
     """Two runs have the same weights to 1e-10, and metrics that are equal, or equal to rounding."""
     states = [load(folder / "checkpoints/last.pt") for folder in (first, second)]
@@ -128,8 +126,7 @@ def test_one_and_two_processes_agree(program: Program) -> None:
     """A sweep over accumulation, 20 steps of batches of 100 out of 1,167, so that tails are uneven and odd."""
     options = ["-m", "runner.accumulate=1,2", "model=mlp", "model.width=16", "method=sgd", "runner.precision=fp64"]
     options += ["data.batch_size=100", "runner.steps=20", "runner.log_every=5", "runner.clip_norm=1"]
-    alone = program(command(*options, "name=one"))
-    assert alone.returncode == 0, alone.stderr
+    assert main(["train", *options, "name=one"]) == 0
     together = launch(program, *options, "name=two")
     assert together.returncode == 0, together.stderr
     assert sorted(path.name for path in Path("runs").iterdir()) == ["one", "two"]
@@ -158,17 +155,18 @@ SEMI = {
 def test_each_term_is_weighed_by_its_own_samples() -> None:
     """In one, two and three processes: 310 labelled samples in batches of 60, of which the last has unlike shares."""
     options = ["model=mlp", "model.width=16", "data.labels=310", "data.batch_size=60", "runner.precision=fp64"]
-    options += ["method/optimizer=sgd", "method.optimizer.lr=0.05", "runner.epochs=2", "runner.log_every=4"]
+    options += ["method/optimizer=sgd", "method.optimizer.lr=0.05", "runner.epochs=1", "runner.log_every=4"]
 
-    def train(name: str) -> None:
-        for method, settings in SEMI.items():
+    def train(name: str, methods: Iterable[str] = SEMI) -> None:
+        for method in methods:
+            settings = SEMI[method]
             given = [f"method={method}", *settings, "method.unlabelled_ratio=2", *options, "quiet=true"]
             assert TaskTrainer.compose(*given, f"name={name}-{method}").train()["status"] == "finished"
 
     train("one")
-    for count, name in ((2, "two"), (3, "three")):
-        in_processes(count, lambda rank, name=name: train(name))  # type: ignore[misc]
-        for method in SEMI:
+    for count, name, methods in ((2, "two", ["fixmatch", "mixmatch"]), (3, "three", list(SEMI))):
+        in_processes(count, lambda rank, name=name, methods=methods: train(name, methods))  # type: ignore[misc]
+        for method in methods:
             agree(Path(f"runs/one-{method}"), Path(f"runs/{name}-{method}"))
     for method in SEMI:
         last = events(Path(f"runs/one-{method}"), "epoch")[-1]
@@ -186,16 +184,16 @@ MIXED = {
 def test_what_is_drawn_for_a_batch_is_drawn_for_all_processes() -> None:
     """Partners, shares, boxes and noise do not depend on the number of processes."""
     options = ["model=mlp", "model.width=16", "data.labels=310", "data.batch_size=60", "runner.precision=fp64"]
-    options += ["method=sgd", "runner.epochs=2", "runner.log_every=4", "quiet=true"]
+    options += ["method=sgd", "runner.epochs=1", "runner.log_every=4", "quiet=true"]
 
-    def train(name: str) -> None:
-        for case, settings in MIXED.items():
-            TaskTrainer.compose(*options, *settings, f"name={name}-{case}").train()
+    def train(name: str, cases: Iterable[str] = MIXED) -> None:
+        for case in cases:
+            TaskTrainer.compose(*options, *MIXED[case], f"name={name}-{case}").train()
 
     train("one")
-    for count, name in ((2, "two"), (4, "four")):
-        in_processes(count, lambda rank, name=name: train(name))  # type: ignore[misc]
-        for case in MIXED:
+    for count, name, cases in ((2, "two", ["both"]), (4, "four", list(MIXED))):
+        in_processes(count, lambda rank, name=name, cases=cases: train(name, cases))  # type: ignore[misc]
+        for case in cases:
             agree(Path(f"runs/one-{case}"), Path(f"runs/{name}-{case}"))
 
 
@@ -218,13 +216,13 @@ class Mine(BasicTask):
 """
 
 
-def test_own_loaders_under_torchrun(program: Program) -> None:
+def test_own_loaders_in_two_processes() -> None:
     """101 samples: the last batch of 25 has one, which one process has and the other repeats without counting it."""
     Path("my_task.py").write_text(OWN)
     options = ["-m", "task._target_=my_task.Mine", "+args.plain=true,false", "runner.precision=fp64", "runner.epochs=3"]
-    assert program(command(*options, "name=one")).returncode == 0
-    together = launch(program, *options, "name=two")
-    assert together.returncode == 0, together.stderr
+    assert main(["train", *options, "name=one"]) == 0
+    statuses, both = two_ranks(lambda rank: train(*options, "name=two"))
+    assert statuses == [0, 0], [one.said for one in both]
     jobs = [sorted(path for path in Path("runs", name).iterdir() if path.is_dir()) for name in ("one", "two")]
     assert len(jobs[0]) == len(jobs[1]) == 2
     for one, two in zip(*jobs, strict=True):
@@ -243,12 +241,11 @@ def test_a_typo_is_one_line(program: Program) -> None:
     assert not Path("runs/typo").exists()
 
 
-def test_stops_kills_and_resumes(program: Program) -> None:
-    """The default network, with BatchNorm: stopped by SIGTERM, killed, finished; the same digest as in one go."""
-    options = ["runner.epochs=12", "runner.log_every=5", "runner.save_every=7", "data.batch_size=63"]
-    whole = launch(program, *options, "name=whole")
-    assert whole.returncode == 0, whole.stderr
-    assert record(Path("runs/whole"))["test"]["test/acc"] > 0.9
+def test_stops_kills_and_resumes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A network with BatchNorm: stopped by SIGTERM to torchrun, killed, finished; the same digest as in one go."""
+    options = ["model=cnn", "model.width=4", "runner.epochs=9", "runner.log_every=5", "runner.save_every=7"]
+    options += ["data.batch_size=63"]
+    assert two_ranks(lambda rank: train(*options, "name=whole"))[0] == [0, 0]
     folder = Path("runs/cut")
     with Launch(*options, "name=cut") as run:
         run.until("epoch 2/")
@@ -259,17 +256,35 @@ def test_stops_kills_and_resumes(program: Program) -> None:
     assert record(folder)["reason"] == "stopped by SIGTERM"
     stopped = load(folder / "checkpoints/last.pt")["runner"]["step"]
     assert stopped >= 2 * 19
-    with Launch(*options, "name=cut") as run:
-        run.until("epoch 6/")
-        run.kill()
+    both = ranks(lambda rank: train(*options, "name=cut"))
+    begun = epochs_of(folder)
+    wait_for(lambda: epochs_of(folder) >= begun + 2, 60)
+    for one in both:
+        one.kill()
     assert record(folder)["status"] == "running"
-    refused = program(command(*options, "name=cut"))
-    assert refused.returncode == 2
-    assert refused.stderr.startswith("error: processes: runs/cut was started with 2, not 1;")
-    finished = launch(program, *options, "name=cut")
-    assert finished.returncode == 0, finished.stderr
+    capsys.readouterr()
+    assert main(["train", *options, "name=cut"]) == 2
+    assert capsys.readouterr().err.startswith("error: processes: runs/cut was started with 2, not 1;")
+    statuses, both = two_ranks(lambda rank: train(*options, "name=cut"))
+    assert statuses == [0, 0], [one.said for one in both]
     assert record(folder)["digest"] == record(Path("runs/whole"))["digest"]
-    assert [row["epoch"] for row in events(folder, "epoch")] == list(range(1, 13))
+    assert [row["epoch"] for row in events(folder, "epoch")] == list(range(1, 10))
+
+
+def test_a_signal_to_one_process_alone_stops_all_of_them() -> None:
+    """They save the same step, and go on from it together."""
+    task = own_task(
+        "if self.epoch == 2 and rank == '1' and not os.path.exists('sent'):\n    open('sent', 'w')\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    line = [*SMALL[:3], task, "runner.epochs=400", "runner.log_every=100000", "runner.eval_every=100"]
+    statuses, both = two_ranks(lambda rank: train(*line, "name=two"))
+    assert statuses == [143, 143], [one.said for one in both]
+    told = record("two")
+    assert (told["status"], told["reason"]) == ("stopped", "stopped by SIGTERM")
+    stopped = load(Path("runs/two/checkpoints/last.pt"))["runner"]
+    assert 2 * 19 <= stopped["step"] < 400 * 19, "not at the end alone"
+    assert two_ranks(lambda rank: train(*line, "runner.max_time=0", "name=two"))[0] == [0, 0], "both go on from it"
 
 
 def test_a_signal_that_two_send_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +328,7 @@ if distributed.rank() == 0:
 def test_every_method_in_two_processes(precision: str, tmp_path: Path) -> None:
     """Each takes four updates of two batches, and both processes end with the same weights."""
     given = {}
-    for method in sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml")):
+    for method in METHODS:
         small = beside(method)
         if not any(option.startswith("model=") for option in small):
             small = ["model=cnn", "model.width=4", *small]
@@ -342,11 +357,7 @@ class Rank:
         self.process = fork(lambda: self._be(rank, port, act))
 
     def _be(self, rank: int, port: int, act: Callable[[], int]) -> None:
-        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
-        for cached in (distributed.world, distributed.launched, distributed.rank, distributed.local_rank):
-            cached.cache_clear()
-        distributed.local_world.cache_clear()
+        be_rank(rank, 2, port)
         log = os.open(self.log, os.O_WRONLY)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -369,18 +380,31 @@ class Rank:
             if done:
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.02)
+        self.kill()
+        return None
+
+    def kill(self) -> None:
         os.kill(self.process, signal.SIGKILL)
         os.waitpid(self.process, 0)
-        return None
+
+
+def ranks(act: Callable[[int], int]) -> list[Rank]:
+    """Two processes that do ``act``, given their rank."""
+    port = free_port()
+    return [Rank(rank, port, lambda rank=rank: act(rank)) for rank in (0, 1)]  # type: ignore[misc]
 
 
 def two_ranks(act: Callable[[int], int], seconds: float = 60) -> tuple[list[int | None], list[Rank]]:
     """Two processes that do ``act``, given their rank: their statuses, and they."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = [Rank(rank, port, lambda rank=rank: act(rank)) for rank in (0, 1)]  # type: ignore[misc]
+    both = ranks(act)
     return [one.wait(seconds) for one in both], both
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes look after each other five times as often as usual, and wait for each other less long."""
+    for name, seconds in (("BEAT", 0.2), ("STALE", 1.5), ("PATIENCE", 1.0), ("GRACE", 3.0)):
+        monkeypatch.setattr(peers, name, seconds)
 
 
 def train(*arguments: str) -> int:
@@ -413,6 +437,7 @@ def test_finished_processes_leave_their_group_and_no_thread() -> None:
     assert record(Path("runs/two"))["status"] == "finished"
 
 
+@pytest.mark.usefixtures("soon")
 def test_the_first_cause_is_told_and_recorded() -> None:
     task = own_task("if self.epoch == 2 and rank == '1': raise RuntimeError('the scratch disk of this rank is gone')")
     statuses, both = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=20"))
@@ -437,6 +462,7 @@ def test_a_mistake_that_all_make_is_told_once() -> None:
     assert not Path("runs/two/checkpoints").exists()
 
 
+@pytest.mark.usefixtures("soon")
 def test_a_killed_process_is_named() -> None:
     task = own_task("if self.epoch == 2 and rank == '1': os.kill(os.getpid(), signal.SIGKILL)")
     statuses, both = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=20"))
@@ -446,15 +472,14 @@ def test_a_killed_process_is_named() -> None:
     assert both[0].said.splitlines()[-1] == f"error: {reason}"
 
 
-def test_a_hang_ends_and_names_the_silent_process(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("soon")
+def test_a_hang_ends_and_names_the_silent_process() -> None:
     """The main thread of rank 1 hangs, where no exception reaches it; that of rank 0 waits for it in a collective."""
-    monkeypatch.setattr(peers, "GRACE", 3.0)
-    monkeypatch.setattr(peers, "BEAT", 0.2)
     task = own_task(
         "if self.epoch == 3 and rank == '1': signal.pthread_sigmask(signal.SIG_BLOCK, [15]); time.sleep(99)"
     )
     began = time.monotonic()
-    statuses, both = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=20", "runner.timeout=3"))
+    statuses, both = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=6", "runner.timeout=3"))
     assert statuses == [1, 1], [one.said for one in both]
     assert time.monotonic() - began < 55
     told = record(Path("runs/two"))
@@ -462,7 +487,7 @@ def test_a_hang_ends_and_names_the_silent_process(monkeypatch: pytest.MonkeyPatc
     assert re.match(r"rank 1 has not answered for 3 s \(runner.timeout\), last heard of in: \w+", told["reason"])
     assert both[0].said.splitlines()[-1] == f"error: {told['reason']}"
     own_task("pass")
-    again = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=20", "runner.timeout=30"))
+    again = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=6", "runner.timeout=30"))
     assert again[0] == [0, 0], [one.said for one in again[1]]
 
 
@@ -472,20 +497,20 @@ from healsg.datasets.digits import Digits
 
 class Slow(Digits):
     def stored(self, part):
-        time.sleep(3.0 * (os.environ.get("RANK") == "1"))
+        time.sleep(3.0 * (os.environ.get("RANK") == "1" and part == "train"))
         return super().stored(part)
 """
 
 
-def test_data_may_take_one_process_longer_than_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "BEAT", 0.2)
+@pytest.mark.usefixtures("soon")
+def test_data_may_take_one_process_longer_than_the_timeout() -> None:
     Path("slow_data.py").write_text(SLOW)
     line = [*SMALL, "data._target_=slow_data.Slow", "runner.epochs=1", "runner.timeout=2"]
     statuses, both = two_ranks(lambda rank: train(*line))
     assert statuses == [0, 0], [one.said for one in both]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGUSR1, marks=pytest.mark.soak)])
 def test_processes_end_with_their_launcher(number: int) -> None:
     """torchrun dies of both at once. Its processes save, and are gone within 15 seconds."""
     with Launch("model=mlp", "model.width=8", "runner.epochs=100000", "name=two") as run:
@@ -553,6 +578,7 @@ def test_a_sweep_goes_on_after_a_mistake_of_all() -> None:
     assert record(Path("runs/two/runner.device=cpu"))["status"] == "finished"
 
 
+@pytest.mark.usefixtures("soon")
 def test_a_sweep_ends_with_a_process_that_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has left the others within a collective, and only its end brings them out of it."""
     monkeypatch.setattr(distributed, "TOGETHER", 1.0)

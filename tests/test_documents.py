@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import REPOSITORY, Program, healsg
 from healsg.build import build_task
 from healsg.cli import COMMANDS
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.runs.folder import RunFolder
 from healsg.runs.saved_config import load_saved
+from helpers import REPOSITORY, Program, healsg
 
 DOCUMENTS = [
     "README.md",
@@ -104,7 +104,7 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("document", [*WITH_COMMANDS, "README.zh.md"])
+@pytest.mark.parametrize("document", WITH_COMMANDS)
 def test_train_commands_make_their_parts(document: str, examples: Path) -> None:
     lines = [words for command in commands(document) if (words := arguments(command)) is not None]
     assert len(lines) >= 4

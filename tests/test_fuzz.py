@@ -19,7 +19,6 @@ import pytest
 import yaml
 from hydra.utils import get_object
 
-from conftest import REPOSITORY
 from healsg.cli import main
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed, TaskConfig
@@ -30,6 +29,7 @@ from healsg.runs import claim
 from healsg.runs.folder import RunFolder
 from healsg.runs.saved_config import load_saved
 from healsg.trainer import TaskTrainer
+from helpers import REPOSITORY
 
 LIMIT = 5.0
 """Seconds in which every command line must be answered."""

@@ -18,12 +18,12 @@ import pytest
 import yaml
 
 import hostile_inputs
-from conftest import Program, command, healsg
 from healsg.config.compose import Composer
 from healsg.config.targets import allowed, verify_origin
 from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import RunFolder
 from healsg.runs.saved_config import LARGEST, load_saved, read_saved
+from helpers import Program, command, healsg
 from test_structure import code_from_data
 
 OURS = 1, 2
@@ -115,7 +115,7 @@ def runs(tmp_path: Path) -> Path:
     ids=["eval", "resume", "train", "sweep"],
 )
 def test_the_four_commands_in_processes_of_their_own(
-    runs: Path, line: list[str], target: str, program: Program
+    runs: Path, line: list[str], target: str, process: Program
 ) -> None:
     for place in (runs, runs / "run", runs / "sweep"):
         (place / "__init__.py").write_text(hostile_inputs.PLANTED)
@@ -123,7 +123,7 @@ def test_the_four_commands_in_processes_of_their_own(
         text = config.read_text()
         assert "healsg.optimizers.adam.AdamW" in text
         config.write_text(text.replace("healsg.optimizers.adam.AdamW", target))
-    done = program(line)
+    done = process(line)
     assert done.returncode in OURS, done.stderr
     assert done.stderr.count("error: ") == 1
     assert "Traceback" not in done.stderr

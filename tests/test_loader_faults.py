@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, get_worker_info
 
 import fake_data
-from conftest import fork, in_processes
 from fake_data import refused
 from healsg import TaskTrainer
 from healsg.data.base import Needs
@@ -40,6 +39,7 @@ from healsg.datasets.imagefolder import ImageFolder
 from healsg.errors import DataError
 from healsg.runner import TaskRunner
 from healsg.training import diagnose
+from helpers import fork, in_processes
 from test_loader import Noisy, dealt, indices, jitter, numbered, same
 from test_own_loaders import train
 

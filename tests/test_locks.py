@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import command, healsg
 from healsg.cli import main
 from healsg.errors import RunError
 from healsg.runs import claim
 from healsg.runs.folder import RunFolder
+from helpers import command, healsg
 from test_signals import ended, ending, forked, record, undisturbed, wait_for
 
 OPTIONS = ["model=mlp", "model.width=8", "data.batch_size=512", "runner.epochs=2"]

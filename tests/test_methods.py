@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import REPOSITORY, beside, taken
+import helpers
 from healsg import BasicTask, TaskTrainer
 from healsg.errors import ConfigError, HealsgError
 from healsg.evaluation.evaluator import evaluating
@@ -24,30 +23,18 @@ from healsg.methods.elr import EarlyLearning
 from healsg.methods.supervised import Supervised, is_plain
 from healsg.runner import TaskRunner
 from healsg.runs.checkpoint import load
-from healsg.runs.checkpointer import Checkpointer
 from healsg.training.step import MicroBatch, TrainBatch
+from helpers import METHODS, beside, goes_on_exactly, lines, record, taken
 from test_cost import watch
 
-METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
 SMALL = ["model=mlp", "model.width=16", "data.batch_size=256", "quiet=true", "runner.epochs=3"]
 IMAGES = ["model=cnn", "model.width=4", *SMALL[2:]]
 """1,167 samples to train with: 5 updates an epoch. The convolutions have BatchNorm."""
 
 
 def trained(*options: str, name: str = "run") -> BasicTask:
-    trainer = TaskTrainer.compose(*options, f"name={name}")
-    assert trainer.train()["status"] == "finished"
-    assert trainer.task is not None
-    return trainer.task
-
-
-def record(name: str) -> dict[str, Any]:
-    return json.loads((Path("runs") / name / "run.json").read_text())
-
-
-def lines(name: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (Path("runs") / name / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    task: BasicTask = helpers.trained(*options, f"name={name}")
+    return task
 
 
 def after_each_update(monkeypatch: pytest.MonkeyPatch, act: Callable[[BasicTask], None]) -> None:
@@ -75,30 +62,10 @@ STACKS = {
 }
 
 
-class Cut(BaseException):
-    """Stands for a kill at a step boundary."""
-
-
 @pytest.mark.parametrize("stack", STACKS)
-def test_what_stacks_resumes_exactly(stack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stacks_resumes_exactly(stack: str) -> None:
     """Killed within an epoch, at its last step before the evaluation, and after an average has begun."""
-    options = [*IMAGES, *STACKS[stack], "runner.accumulate=2", "runner.save_every=1"]
-    trained(*options, name="whole")
-    save = Checkpointer.save
-    for step in (2, 3, 7):
-
-        def cut(self: Checkpointer, task: BasicTask, last: int = step) -> None:
-            save(self, task)
-            if task.runner.step_count >= last:
-                raise Cut
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Checkpointer, "save", cut)
-            with pytest.raises(Cut):
-                TaskTrainer.compose(*options, "name=cut", "fresh=true").train()
-        trained(*options, name="cut")
-        assert record("cut")["digest"] == record("whole")["digest"], f"killed after step {step}"
-        assert lines("cut") == lines("whole")
+    goes_on_exactly([2, 3, 7], *IMAGES, *STACKS[stack], "runner.accumulate=2", "runner.save_every=1")
 
 
 @pytest.mark.parametrize("method", METHODS)

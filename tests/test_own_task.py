@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import Program, command
+from helpers import Program, command
 
 MY_TASK = """
 import torch

@@ -16,12 +16,12 @@ import yaml
 
 import fake_data
 import fake_tables
-from conftest import REPOSITORY, Program
 from healsg import TaskTrainer
 from healsg.build import build_task
 from healsg.cli import main
 from healsg.commands.published import chain, read_target, recipes, verdict
 from healsg.config.compose import Composer
+from helpers import REPOSITORY, Program
 
 NAMES = list(recipes())
 TEACHER = ["data=synthetic", "data.classes=100", "model=mlp", "model.width=8", "runner=debug", "name=teacher"]

@@ -17,13 +17,13 @@ import yaml
 
 import fake_data
 import fake_tables
-from conftest import REPOSITORY, beside, taken
 from healsg import BasicTask, TaskTrainer
 from healsg.build import build_task
 from healsg.commands import resume
 from healsg.config.values import flat
 from healsg.data.loader import Loader
 from healsg.runs.folder import RunFolder
+from helpers import REPOSITORY, beside, taken
 
 METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
 NO_DOWNLOAD = ["data.download=false", "data.verify=false"]
@@ -122,7 +122,7 @@ def same_in_fresh_processes(settings: list[str], times: int) -> None:
 
 
 def test_every_method_twice_in_fresh_processes() -> None:
-    same_in_fresh_processes(["data.batch_size=256", "runner.epochs=2", *SMALL], 2)
+    same_in_fresh_processes(["data.batch_size=256", "runner.epochs=1", "runner.limit_batches=3", *SMALL], 2)
 
 
 @pytest.mark.soak
@@ -132,7 +132,7 @@ def test_every_method_ten_times_in_fresh_processes() -> None:
 
 def test_threads_are_recorded_and_kept() -> None:
     """A run begun on one thread goes on with one where there would be two; its bits are those of one."""
-    settings = ["model=cnn", "data.batch_size=512", "runner.steps=6", "quiet=true"]
+    settings = ["model=cnn", "model.width=8", "data.batch_size=512", "runner.steps=4", "quiet=true"]
     program = (
         "import sys; from healsg import TaskTrainer\n"
         "for line in sys.argv[1:]: TaskTrainer.compose(*line.split()).train()"

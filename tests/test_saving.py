@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import REPOSITORY, beside
 from healsg import BasicTask, TaskTrainer
 from healsg.errors import RunError
 from healsg.method import TaskMethod
@@ -20,6 +19,7 @@ from healsg.runs import checkpoint
 from healsg.runs.checkpointer import Checkpointer
 from healsg.runs.writer import Writer
 from healsg.training.step import MicroBatch, TrainBatch
+from helpers import REPOSITORY, beside
 
 SHORT = ["data=digits", "model=cnn", "quiet=true", "runner.limit_batches=4", "runner.epochs=2"]
 METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))

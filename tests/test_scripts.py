@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import command
 from healsg.cli import main
 from healsg.console import LastingStream, lasting_streams
 from healsg.trainer import TaskTrainer
+from helpers import command
 from test_signals import ended, forked, record, started, wait_for
 
 TINY = ["model=mlp", "model.width=8", "data.batch_size=512", "runner.epochs=2"]

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import REPOSITORY
 from fake_wandb import KEY, FakeWandb
 from healsg.config.values import flat
 from healsg.loggers.wandb import _trusted_folder
 from healsg.runs import redact
+from helpers import REPOSITORY
 from test_logger_faults import slowed
 from test_signals import ended, forked, record, wait_for
 

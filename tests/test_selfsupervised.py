@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conftest import WITHOUT_LABELS, in_processes
 from healsg import BasicTask, TaskTrainer
 from healsg.data.base import DataInfo, Needs, TaskData
 from healsg.data.source import Batch, TensorSource
@@ -31,6 +30,7 @@ from healsg.methods.selfsupervised import SelfSupervised, perceptron, rising
 from healsg.models.vit import VisionTransformer
 from healsg.runs.checkpoint import load
 from healsg.seeding import Draw
+from helpers import WITHOUT_LABELS, in_processes
 
 ROWS, WIDTH = 6, 5
 SMALL = ["data=digits", "model=mlp", "model.width=16", "data.batch_size=256", "quiet=true", "runner.epochs=2"]

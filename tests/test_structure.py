@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY
 from healsg.cli import main
 from healsg.runner import TaskRunner
 from healsg.training.epoch import TrainEpoch
+from helpers import REPOSITORY
 
 PACKAGE = REPOSITORY / "src/healsg"
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from conftest import command
 from healsg.cli import main
+from helpers import command
 from test_signals import SIGNALS, check_stopped, ended, ending, forked, record, wait_for
 
 OPTIONS = ["model=mlp", "data.batch_size=256", "runner.save_every=3", "quiet=true"]

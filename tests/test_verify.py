@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import REPOSITORY, beside
 from healsg import TaskTrainer
 from healsg.commands import diverge, fingerprints, launching, trace, verify
 from healsg.commands.diverge import first_tensor
 from healsg.errors import ConfigError, HealsgError, RunError
 from healsg.runs.folder import RunFolder
+from helpers import REPOSITORY, beside
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=3", "data.batch_size=256", "quiet=true"]
 STEPS = 15

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import REPOSITORY
 from healsg.cli import main
 from healsg.config.compose import Composer
 from healsg.config.yamlfiles import DEEPEST, LARGEST, MOST, check_file, measure
 from healsg.errors import ConfigError
+from helpers import REPOSITORY
 
 HEAD = "# @package _global_\nargs:\n"
 
