@@ -97,6 +97,30 @@ FOREIGN = {
 }
 
 
+class Told(SubsetRandomSampler):
+    """A sampler that is told the epoch, as torch's distributed one is, and deals by it alone."""
+
+    def __init__(self) -> None:
+        super().__init__(range(12))
+        self.epochs = list[int]()
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([(place + self.epochs[-1]) % 12 for place in range(12)])
+
+
+def test_a_sampler_is_told_the_epoch_before_it_deals() -> None:
+    sampler = Told()
+    loader = wrap_loader(DataLoader(Noisy(12), batch_size=3, sampler=sampler), "train")
+    loader.deal(Sharding(seed=5))  # type: ignore[union-attr]
+    for epoch in (0, 3, 1):
+        taken = [int(target) for batch, _ in loader.batches(epoch) for target in batch["target"]]
+        assert taken == [(place + epoch) % 12 for place in range(12)]
+    assert sampler.epochs == [0, 3, 1]
+
+
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_any_other_loader_is_kept_and_skipped_forward(kind: str) -> None:
     def fresh() -> ForeignLoader:

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from healsg import TaskTrainer
 from healsg.cli import main
+from healsg.errors import HealsgError
 from healsg.runs import checkpoint
 from helpers import Program, command, healsg
 
@@ -162,6 +164,9 @@ def test_a_saved_configuration_is_data(tmp_path: Path, program: Program, monkeyp
         (folder / "config.yaml").write_text(true.replace(old, new, 1))
         for line in (["eval", "run"], ["resume", "run", "runner.epochs=9"]):
             refused(program(healsg(*line)), status, told)
+        for door in (lambda: TaskTrainer.load("run"), lambda: TaskTrainer.load("run").predictor()):
+            with pytest.raises(HealsgError):
+                door()
     assert not Path("harm").exists()
     (folder / "config.yaml").write_text(true)
     assert program(healsg("eval", "run")).returncode == 0

@@ -307,3 +307,35 @@ def test_a_file_reaches_the_disk_before_its_name_and_the_name_before_the_save_is
     checkpoint.keep_previous(last, previous)
     assert calls == ["fsync .previous.pt", "rename to previous.pt"]
     assert previous.read_bytes() == last.read_bytes()
+
+
+def test_a_run_brings_its_lines_and_its_checkpoints_to_the_disk_in_this_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each save, literally: the lines, then best.pt and last.pt, each written, renamed and its folder synced."""
+    calls = list[str]()
+    sync, replace = os.fsync, Path.replace
+
+    def watched_sync(descriptor: int) -> None:
+        calls.append(f"fsync {Path(f'/proc/self/fd/{descriptor}').readlink().name.split(f'.{os.getpid()}')[0]}")
+        sync(descriptor)
+
+    def watched_replace(self: Path, target: Path) -> Path:
+        calls.append(f"rename to {Path(target).name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    saves = list[list[str]]()
+
+    def saved(folder: Any, step: int) -> None:
+        saves.append([call for call in calls if "pt" in call or call.split()[1] in ("metrics.jsonl", "checkpoints")])
+        calls.clear()
+
+    with at_saves(saved):
+        train(*OPTIONS, "name=run")
+    best = ["fsync .best.pt", "rename to best.pt", "fsync checkpoints"]
+    last = ["rename to previous.pt", "fsync .last.pt", "rename to last.pt", "fsync checkpoints"]
+    assert saves[0] == ["fsync metrics.jsonl", *last[1:]], "of step 0, before which there is none"
+    for save in saves[1:]:
+        assert save == ["fsync metrics.jsonl", *(best if "rename to best.pt" in save else []), *last]
+    assert sum("rename to best.pt" in save for save in saves) >= 1
+    assert len(saves) >= 8

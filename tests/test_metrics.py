@@ -252,6 +252,30 @@ def test_what_is_not_defined_is_not_a_number() -> None:
     assert measured(AUROC, torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 0, 1, 1])) <= 1, "class 2 is absent"
 
 
+def test_a_label_that_is_absent_counts_as_zero_and_a_class_is_left_out() -> None:
+    """scikit-learn's macro F1 counts both as 0 where they are named, and a class not at all where it is not."""
+    output = torch.tensor([[1.0, -1.0, -1.0], [1.0, 1.0, -1.0], [-1.0, 1.0, -1.0]])
+    target = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0]])
+    assert measured(F1, output, target) == pytest.approx((1 + 2 / 3 + 0) / 3)
+    scores = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [1.0, 2.0, 0.0]])
+    assert measured(F1, scores, torch.tensor([0, 1, 1])) == pytest.approx((2 / 3 + 2 / 3) / 2), "class 2 is absent"
+    assert measured(F1, scores, torch.tensor([0, 1, 2])) == pytest.approx((2 / 3 + 0 + 0) / 3), "and here it is missed"
+
+
+def test_too_sure_and_not_sure_enough_do_not_cancel_out() -> None:
+    """Half the samples are taken with 0.9 and never right, half with 0.6 and always: 0.9 and 0.4 are added up."""
+    sure, unsure = math.log(9), math.log(1.5)
+    output = torch.tensor([[sure, 0.0]] * 4 + [[unsure, 0.0]] * 4, dtype=torch.float64)
+    target = torch.tensor([1] * 4 + [0] * 4)
+    for size in (None, 3):
+        assert measured(CalibrationError, output, target, size) == pytest.approx((0.9 + 0.4) / 2)
+
+
+@pytest.mark.parametrize(("scores", "wanted"), [([0, 0, 0, 0], 0.5), ([0, 1, 1, 2], 0.875), ([2, 1, 1, 0], 0.125)])
+def test_equal_scores_count_half(scores: list[float], wanted: float) -> None:
+    assert area(torch.tensor(scores, dtype=torch.float64), torch.tensor([False, False, True, True])) == wanted
+
+
 def test_one_number_is_a_column_or_none() -> None:
     output, target = values(50)
     for make in (MeanAbsoluteError, RootMeanSquaredError, R2):

@@ -19,6 +19,12 @@ from healsg.trainer import TaskTrainer
 OWN = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]
 
 
+@pytest.fixture(autouse=True)
+def _no_repository_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the tests' own folders lie within a clone, it is none of theirs."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent.resolve()))
+
+
 def git(*words: str, where: Path | str = ".") -> str:
     return subprocess.run(["git", *OWN, *words], cwd=where, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -98,6 +104,19 @@ def test_a_patch_needs_the_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     TaskTrainer.compose()
     with pytest.raises(ConfigError, match=r"^record_patch: .*pip install detect-secrets$"):
         TaskTrainer.compose("record_patch=true")
+
+
+def test_git_is_told_to_start_nothing() -> None:
+    """The settings and variables that outweigh those of a repository, as a literal copy."""
+    assert set(provenance.OFF) == {
+        *("core.fsmonitor=false", "core.hooksPath=/dev/null", "core.pager=cat", "core.untrackedCache=false"),
+        *("diff.external=", "diff.ignoreSubmodules=all", "submodule.recurse=false", "protocol.allow=never"),
+    }
+    wanted = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_PAGER": "cat"}
+    wanted |= {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1", "GIT_ATTR_NOSYSTEM": "1"}
+    given = provenance._environment()
+    assert {key: value for key, value in given.items() if key in wanted} == wanted
+    assert {key for key in given if key.startswith("GIT_")} <= {*wanted, "GIT_CEILING_DIRECTORIES"}
 
 
 # --- no programs -----------------------------------------------------------------------------------------------------

@@ -259,6 +259,23 @@ FORMS = {
     "google, client": ("", "GOCSPX-" + "aB3dE6gH9iJ2kL5mN8oP1qR4sT7u"),
     "github": ("", "ghp_" + "aB3dE6gH9" * 4),
     "github, new": ("", "github_pat_" + "11AAAAAAA0aB3dE6gH9iJ2_kL5mN8oP1qR4sT7uV0w"),
+    "github, of an app": ("", "ghs_" + "aB3dE6gH9" * 4),
+    "github, refreshed": ("", "ghr_" + "aB3dE6gH9" * 4),
+    "github, of a user": ("", "ghu_" + "aB3dE6gH9" * 4),
+    "github, by oauth": ("", "gho_" + "aB3dE6gH9" * 4),
+    "stripe, public": ("", "pk_" + "test_4eC39HqLyjWDarjtT1zdp7dc"),
+    "slack, of an app": ("", "xapp" + "-1-A0123456789-aB3dE6gH9iJ2"),
+    "google, for a while": ("", "ya29" + ".aB3dE6gH9iJ2kL5mN8oP1qR4sT7u"),
+    "digitalocean": ("", "dop_v1_" + "0123456789abcdef" * 4),
+    "shopify": ("", "shpat_" + "0123456789abcdef" * 2),
+    "age": ("", "AGE-SECRET-KEY-" + "1" + "QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L" * 2),
+    "discord hook, old": ("https://discordapp.com/api/webhooks/", "123456789012345678/aB3dE6gH9iJ2kL5mN8oP1qR4"),
+    "one hook": ("https://host.example/webhook/", "aB3dE6gH9iJ2kL5mN8"),
+    "signed, by a key": ("https://host/a?key=", "aB3dE6gH9iJ2kL5mN8oP"),
+    "signed, in full": ("https://host/a?b=1&signature=", "aB3dE6gH9iJ2kL5mN8oP"),
+    "signed, at amazon": ("https://host/a?X-Amz-Signature=", "0123456789abcdef0123"),
+    "credential, at amazon": ("https://host/a?X-Amz-Credential=", "AB3DE6GH9IJ2%2F2026"),
+    "signed, at google": ("https://host/a?X-Goog-Signature=", "0123456789abcdef0123"),
     "gitlab": ("", "glpat-" + "aB3dE6gH9iJ2kL5mN8oP"),
     "hugging face": ("", "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH"),
     "openai": ("", "sk-" + "proj-aB3dE6gH9iJ2kL5mN8oP1qR4sT7uV0w"),
@@ -278,6 +295,62 @@ FORMS = {
     "pem": ("", "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIEpAIBAAKCAQEA7Zq0\n-----END RSA PRIVATE KEY-----"),
 }
 """By form what stands before the secret, which may be shown, and the secret."""
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+# What the patterns are made of, word by word, as a literal copy: what is taken out of them fails here.
+
+ENDINGS = words(
+    """
+    password passwords passwd passphrase passcode secret secrets credential credentials apikey apikeys
+    accesskey secretkey privatekey authkey apitoken accesstoken authtoken authorization oauth webhook
+    webhooks connectionstring dbpass userpass
+    """
+)
+
+WHOLE = words(
+    """
+    auth pwd jwt bearer
+    """
+)
+
+KEYS = words(
+    """
+    api access private secret auth account signing encryption shared master service storage subscription ssh
+    deploy license client session consumer app application wandb openai anthropic azure aws gcp google hf
+    github gitlab comet neptune
+    """
+)
+
+PLAIN_TOKENS = words(
+    """
+    cls class mask pad padding eos bos unk sep special register dist distill start end stop first last next
+    prev image patch text prompt query per max min num n new each extra global summary latent audio video
+    time
+    """
+)
+
+SECRET_TOKENS = words(
+    """
+    access api auth bearer refresh session secret id deploy hf bot
+    """
+)
+
+PLAIN_PASSES = words(
+    """
+    forward backward first second third last next one two single double multi per each every extra all low
+    high band n num max min train val test
+    """
+)
+
+PASSWORDS = words(
+    """
+    pass password passwords passwd passphrase passcode pwd
+    """
+)
 
 PLAIN_NAMES = [
     *("tokens", "max_tokens", "max_token", "num_tokens", "tokenizer", "method.tokenizer", "token_dim", "tokenLength"),
@@ -320,6 +393,19 @@ def test_values_are_hidden_by_their_names(unaware: None, monkeypatch: pytest.Mon
         }
         shown += [f"{name}, as {way}" for way, told in ways.items() if VALUE in told]
     assert not shown
+
+
+def test_every_word_that_makes_a_name_a_secret_s_does_so() -> None:
+    secret = [made for word in ENDINGS for made in (word, f"my{word}", f"the_{word}_of_it", word.upper())]
+    secret += [made for word in WHOLE for made in (word, f"the_{word}_of_it", word.capitalize())]
+    secret += [made for word in KEYS for made in (f"{word}_key", f"{word}Keys", f"{word}-key-id")]
+    secret += [f"{word}_tokens" for word in SECRET_TOKENS] + ["token", "own_token", "pass", "own_pass"]
+    secret += ["connection_string", "hook_url", "private_pem"]
+    assert [name for name in secret if not redact.is_secret_name(name)] == []
+    plain = [f"{word}_token" for word in PLAIN_TOKENS] + [f"{word}_pass" for word in PLAIN_PASSES]
+    plain += ["tokens", *(f"{word}_tokens" for word in PLAIN_TOKENS if word not in SECRET_TOKENS)]
+    assert [name for name in plain if redact.is_secret_name(name)] == []
+    assert [word for word in PASSWORDS if redact.config({word: 12}) != {word: "***"}] == []
 
 
 def test_secrets_are_hidden_by_their_forms(unaware: None) -> None:

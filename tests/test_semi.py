@@ -257,6 +257,17 @@ def test_flexmatch() -> None:
     near(logs["threshold"], np.mean([0.7 * b / (2 - b) for b in beta]), 1e-6)
 
 
+def test_flexmatch_remembers_the_first_class_as_any_other() -> None:
+    """-1 alone is not sure; a sample of class 0 is remembered, and takes the place of another class."""
+    method = made(FlexMatch, threshold=0.7)
+    Case(method)
+    method.remembered.fill_(-1)
+    method.remember(torch.tensor([1, 2, 4]), torch.tensor([0, 3, -1]))
+    assert method.remembered[:5].tolist() == [-1, 0, 3, -1, -1]
+    method.remember(torch.tensor([2, 1]), torch.tensor([0, -1]))
+    assert method.remembered[:5].tolist() == [-1, 0, 0, -1, -1]
+
+
 def test_freematch() -> None:
     case = Case(made(FreeMatch, momentum=0.2, fairness_weight=0.3, unlabelled_weight=0.5))
     weak, strong = case.predicted("weak"), case.predicted("strong")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import random
@@ -151,6 +152,35 @@ def test_a_second_signal_ends_a_save_at_once(second: signal.Signals) -> None:
     assert "going on at step" in Path("output").read_text()
     assert "previous.pt" not in Path("output").read_text(), "the last save is whole"
     assert ending(folder) == undisturbed(*OPTIONS)
+
+
+def test_a_full_disk_at_a_signal_leaves_the_save_before_it() -> None:
+    """What cannot be written is told in one line; with room again the same command goes on to the same end."""
+    line = ["train", *OPTIONS, "quiet=true", "runner.save_every=3", "name=told"]
+
+    def filling() -> None:
+        slow("step", 0.0)
+        sync = os.fsync
+
+        def full(file: int) -> None:
+            if MARK.exists() and Path("full").exists():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(file)
+
+        os.fsync = full
+
+    child = forked(line, filling)
+    wait_for(MARK.exists)
+    Path("full").touch()
+    os.kill(child, signal.SIGTERM)
+    assert ended(child) == 1
+    told = Path("output").read_text()
+    assert told.count("\n") == 1, told
+    assert "cannot be written (No space left on device)" in told
+    assert record(Path("runs/told"))["status"] == "failed"
+    Path("output").unlink()
+    assert ended(forked(line)) == 0, Path("output").read_text()
+    assert ending(Path("runs/told")) == undisturbed(*OPTIONS, "quiet=true", "runner.save_every=3")
 
 
 def test_a_signal_before_anything_began(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from healsg.config import targets
 from healsg.config.targets import allowed, named, resolve, verify_origin
 from healsg.errors import ConfigError
 
@@ -121,6 +122,20 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "my_package" / "inner" / "nets.py").write_text("class Net: pass\n")
     (tmp_path / "runs").mkdir()
     return tmp_path
+
+
+ROOMS = ("datasets", "models", "methods", "metrics", "transforms", "optimizers", "schedulers", "losses", "loggers")
+ROOMS += ("callbacks", "task", "runner", "data", "model", "method")
+"""The modules of ours whose classes are parts, as a literal copy."""
+
+
+def test_parts_lie_in_these_places_and_in_no_others() -> None:
+    ours = tuple(f"healsg.{room}." for room in ROOMS)
+    assert set(targets.PARTS) == {*ours, "torch.nn.", "torch.optim.", "torchvision.transforms."}
+    refused = ("utils", "parallel", "cpp", "attention", "modules._functions")
+    assert set(targets._DOORS) == {f"torch.nn.{name}." for name in refused}
+    for name in ("os", "sys", "subprocess", "pickle", "healsg", "torch", "torchvision", "builtins"):
+        assert name in targets._RESERVED
 
 
 @pytest.mark.parametrize("target", GOOD)
