@@ -19,12 +19,6 @@ from healsg.trainer import TaskTrainer
 OWN = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]
 
 
-@pytest.fixture(autouse=True)
-def _no_repository_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the tests' own folders lie within a clone, it is none of theirs."""
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent.resolve()))
-
-
 def git(*words: str, where: Path | str = ".") -> str:
     return subprocess.run(["git", *OWN, *words], cwd=where, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -49,7 +43,7 @@ def state(patch: bool = False, run: str = "runs/run", start: Path | None = None)
 
 
 def test_the_commit_and_whether_files_differ_from_it() -> None:
-    assert state() == {"commit": None}, "there is no repository"
+    assert state(start=Path(Path.cwd().anchor)) == {"commit": None}, "there is no repository"
     commit = repository(code="a = 1\n")
     assert state() == {"commit": commit, "dirty": False}
     os.utime("code.py", (1, 1))
