@@ -13,7 +13,8 @@ import torch
 from healsg import TaskTrainer
 from healsg.cli import main
 from healsg.errors import ConfigError, RunError
-from healsg.methods.supervised import Supervised, smooth
+from healsg.losses.classification import smooth
+from healsg.methods.supervised import Supervised
 from healsg.runs import claim
 from healsg.runs.folder import RunFolder
 from healsg.runs.saved_config import load_saved

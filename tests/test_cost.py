@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from healsg import BasicTask, TaskTrainer
+from healsg import BasicTask, TaskMethod, TaskTrainer
+from conftest import Program
 from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
 from healsg.training.epoch import TrainEpoch
@@ -84,7 +85,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return call
 
-    for home, name in ((TaskRunner, "step"), (TaskRunner, "tick"), (Meter, "add"), (Supervised, "after_update")):
+    for home, name in ((TaskRunner, "step"), (TaskRunner, "tick"), (Meter, "add"), (TaskMethod, "after_update")):
         monkeypatch.setattr(home, name, watched(getattr(home, name)))
     return seen
 

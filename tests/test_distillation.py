@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from healsg import BasicTask, DataInfo, TaskTrainer
 from healsg.errors import ConfigError
 from healsg.losses import distillation
-from healsg.methods.crd import others
+from healsg.methods.attention_transfer import AttentionTransfer
+from healsg.methods.crd import CRD, others
+from healsg.methods.dkd import DKD
+from healsg.methods.fitnet import FitNet
+from healsg.methods.kd import KD
 from healsg.methods.teacher import Distilled
 from healsg.methods.within import outputs_of, probe
 from healsg.runs.checkpoint import load, save
@@ -129,15 +133,15 @@ def test_negatives_are_all_samples_of_other_classes() -> None:
 def test_a_step_is_its_formula_and_the_student_is_kept_alone(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The losses of each method, in float64, from both networks' own outputs; the teacher stays as it is."""
     seen: list[tuple[dict[str, Any], BasicTask]] = []
-    step = Distilled.train_step
+    steps = {kind: kind.train_step for kind in (KD, DKD, FitNet, AttentionTransfer, CRD)}
 
     def train_step(self: Distilled, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
         task.net.train()
         memory = getattr(self, "memory", torch.zeros(0)).clone()
         place = torch.random.get_rng_state()
-        logs = step(self, task, batch)
+        logs = steps[type(self)](self, task, batch)
         torch.random.set_rng_state(place)
-        student = self.learner(task)
+        student = self.trained_network(task)
         with outputs_of(student) as own, outputs_of(self.teacher) as shown:
             output, taught = student(batch["input"]), self.teacher(batch["input"])
         entropy, soft = F.cross_entropy(output, batch["target"]), distillation.soft_targets(output, taught, 4.0).mean()
@@ -165,7 +169,8 @@ def test_a_step_is_its_formula_and_the_student_is_kept_alone(teacher: str, monke
         seen.append((batch, task))
         return logs
 
-    monkeypatch.setattr(Distilled, "train_step", train_step)
+    for kind in steps:
+        monkeypatch.setattr(kind, "train_step", train_step)
     given = load(Path("runs/teacher/checkpoints/best.pt"))["model"]
     for method, options in METHODS.items():
         more = ["method.warmup=0"] * (method == "dkd") + ["runner.precision=fp64", "method.ema=0.5"]
@@ -295,9 +300,9 @@ def test_nothing_of_the_process_is_changed_by_the_teacher(teacher: str) -> None:
 def test_the_unlabelled_pool_is_learned_from(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its labels are not there, its rows are in the teacher's part alone."""
     seen: list[dict[str, Any]] = []
-    step = Distilled.train_step
+    step = KD.train_step
 
-    def train_step(self: Distilled, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self: KD, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
         seen.append(batch)
         logs = step(self, task, batch)
         whole = torch.cat([batch["labelled"]["input"], batch["unlabelled"]["input"]])
@@ -307,7 +312,7 @@ def test_the_unlabelled_pool_is_learned_from(teacher: str, monkeypatch: pytest.M
         torch.testing.assert_close(logs["loss"].value, 0.1 * entropy + 0.9 * soft)
         return logs
 
-    monkeypatch.setattr(Distilled, "train_step", train_step)
+    monkeypatch.setattr(KD, "train_step", train_step)
     options = ["data.labels=40", "data.batch_size=40", "method.unlabelled_ratio=3", "method.temperature=2"]
     trained("method=kd", teacher, *options, name="run")
     assert all(len(batch["labelled"]["target"]) == 40 for batch in seen)

@@ -17,13 +17,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from healsg.errors import ConfigError
 from healsg.losses import classification as losses
-from healsg.methods import averaging, depth, lora, mixing
+from healsg.methods import lora, mixing
 from healsg.methods.attack import ascend
 from healsg.methods.coteaching import exchange
 from healsg.methods.ldam import CosineLinear
 from healsg.methods.logit_adjustment import ShiftedLinear
 from healsg.methods.sam import ascent
 from healsg.optimizers.schedule_free import ScheduleFreeAdamW
+from healsg.training import averaging, layers
 from healsg.training.denominator import loss_over
 from healsg.training.step import Accumulator, Mean, MicroBatch, Samples
 
@@ -359,7 +360,7 @@ def test_a_plain_average_is_the_mean() -> None:
 
 def layers_of(model: nn.Module) -> list[list[str]]:
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return [[names[parameter] for parameter in layer] for layer in depth.layers(model)]
+    return [[names[parameter] for parameter in layer] for layer in layers.layers(model)]
 
 
 def test_layers_of_plain_chains() -> None:
@@ -394,7 +395,7 @@ def test_learning_rates_by_depth_are_timms() -> None:
         wanted |= dict.fromkeys(group["params"], (group["lr_scale"], group["weight_decay"] > 0))
     names = {parameter: name for name, parameter in model.named_parameters()}
     found = {}
-    for group in depth.scaled_groups(model, 0.75, decay_norms_and_biases=False):
+    for group in layers.scaled_groups(model, 0.75, decay_norms_and_biases=False):
         found |= {names[each]: (group["lr_scale"], group.get("weight_decay", 1) > 0) for each in group["params"]}
     assert len(found) == len(names) == len(wanted)
     tokens = {"cls_token", "pos_embed"}
@@ -406,11 +407,11 @@ def test_learning_rates_by_depth_are_timms() -> None:
 
 def test_freezing_by_names() -> None:
     model = network()
-    depth.freeze(model, "0|*.bias")
+    layers.freeze(model, "0|*.bias")
     assert {name for name, each in model.named_parameters() if each.requires_grad} == {"1.weight", "4.weight"}
     for pattern, told in (("body", "fits nothing"), ("5", "whose parts are 0, 1, 4"), ("*", "leaves nothing")):
         with pytest.raises(ConfigError, match=told):
-            depth.freeze(model, pattern)
+            layers.freeze(model, pattern)
 
 
 # --- updates ---------------------------------------------------------------------------------------------------------

@@ -17,12 +17,15 @@ import helpers
 from healsg import BasicTask, TaskTrainer
 from healsg.errors import ConfigError, HealsgError
 from healsg.evaluation.evaluator import evaluating
-from healsg.methods.averaging import Average
 from healsg.methods.coteaching import left_out_share
 from healsg.methods.elr import EarlyLearning
-from healsg.methods.supervised import Supervised, is_plain
+from healsg.methods.labelled import LabelledSamples, is_plain
+from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
 from healsg.runs.checkpoint import load
+from healsg.runs.checkpointer import Checkpointer
+from healsg.training.averaging import Average
+from healsg.training.layers import Freezing
 from healsg.training.step import MicroBatch, TrainBatch
 from helpers import METHODS, beside, goes_on_exactly, lines, record, taken
 from test_cost import watch
@@ -379,14 +382,14 @@ def test_the_attack_of_fgsm_sees_the_network_as_it_trains(monkeypatch: pytest.Mo
         return ascend(loss, *rest)
 
     task_model: list[Any] = []
-    seen_by = attack.Attack.seen
+    context = attack.Attack.context
 
     def entering(self: Any, task: Any, model: Any, train_mode: bool = False) -> Any:
         task_model[:] = [model]
-        return seen_by(self, task, model, train_mode)
+        return context(self, task, model, train_mode)
 
     monkeypatch.setattr(attack, "ascend", noting)
-    monkeypatch.setattr(attack.Attack, "seen", entering)
+    monkeypatch.setattr(attack.Attack, "context", entering)
     for method, training in (("fgsm", True), ("pgd", False)):
         seen.clear()
         options = [f"method={method}", "method.steps=1", "method.eval_steps=0", "runner.limit_batches=2"]
@@ -509,7 +512,7 @@ REFUSED = {
     "method.ema=0.9 method.swa=0.5": r"method\.ema: method\.swa averages the weights already; leave one out",
     "method=schedule_free method.swa=0.5": r"method\.swa: method/optimizer averages the weights already",
     "method.freeze=bdy": r"method\.freeze: 'bdy' fits nothing in this network, whose parts are body, head",
-    "method=elr method.mixup=0.2": "method: elr remembers each sample's own prediction",
+    "method=elr method.mixup=0.2": r"method\.mixup: elr remembers the prediction of each sample as it is; set it to 0",
     "method=linear_probe method.freeze=head": r"method\.freeze: 'head' is not the word body",
     "method=coteaching method.layer_decay=0.5": r"method\.layer_decay: co-teaching trains two networks",
     "method=gce method.q=1.5": r"method\.q: 1\.5 is out of range",
@@ -582,9 +585,9 @@ def test_what_a_plain_criterion_is() -> None:
 
 
 def test_what_is_off_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A default run calls neither ``prepare`` nor ``soften``, and keeps no second network."""
-    monkeypatch.delattr(Supervised, "prepare")
-    monkeypatch.delattr(Supervised, "soften")
+    """A default run softens no target, holds nothing frozen, and keeps no second network."""
+    monkeypatch.delattr(LabelledSamples, "class_probabilities")
+    monkeypatch.delattr(Freezing, "before_step")
     task = trained(*SMALL)
     assert not task.task_method.state_dict()
     assert not any(isinstance(module, Average) for module in task.task_method.modules())

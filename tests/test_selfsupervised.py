@@ -264,23 +264,29 @@ def test_the_evaluation_is_a_vote_of_the_labelled() -> None:
 
 
 def test_the_momentum_encoder_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from healsg.methods.byol import BYOL
+    from healsg.methods.moco import MoCo
+
     wanted: dict[str, Tensor] = {}
-    after_update, setup = SelfSupervised.after_update, SelfSupervised.setup
+    setup = SelfSupervised.setup
 
     def begin(self: SelfSupervised, task: BasicTask) -> None:
         setup(self, task)
         wanted.update({name: value.detach().double() for name, value in task.model.named_parameters()})
 
-    def follow(self: SelfSupervised, task: BasicTask) -> None:
-        after_update(self, task)
-        step, total = task.runner.step_count, task.runner.total_steps
-        rises = type(self).__name__ == "BYOL"
-        kept = 1 - (1 - 0.9) * (math.cos(math.pi * step / total) + 1) / 2 if rises else 0.9
-        for name, value in task.model.named_parameters():
-            wanted[name] = kept * wanted[name] + (1 - kept) * value.detach()
+    def following(after_update: Callable[..., None], rises: bool) -> Callable[..., None]:
+        def follow(self: SelfSupervised, task: BasicTask) -> None:
+            after_update(self, task)
+            step, total = task.runner.step_count, task.runner.total_steps
+            kept = 1 - (1 - 0.9) * (math.cos(math.pi * step / total) + 1) / 2 if rises else 0.9
+            for name, value in task.model.named_parameters():
+                wanted[name] = kept * wanted[name] + (1 - kept) * value.detach()
+
+        return follow
 
     monkeypatch.setattr(SelfSupervised, "setup", begin)
-    monkeypatch.setattr(SelfSupervised, "after_update", follow)
+    for kind in (BYOL, MoCo):
+        monkeypatch.setattr(kind, "after_update", following(kind.after_update, kind is BYOL))
     for method in ("byol", "moco"):
         task = trained(method, "method.momentum=0.9", "runner.precision=fp64", name=method)
         target = task.task_method.target

@@ -157,6 +157,7 @@ class Case:
         self.network = nn.Linear(WIDTH, CLASSES).double()
         with torch.no_grad():
             self.network.weight.copy_(numbers(CLASSES, WIDTH, seed=5, scale=1.0))
+            self.network.bias.zero_()
         source = TensorSource(torch.zeros(SAMPLES, WIDTH), torch.zeros(SAMPLES).long())
         self.calls = list[int]()
         self.task = SimpleNamespace(
@@ -379,7 +380,7 @@ def test_what_several_processes_tell_each_other(monkeypatch: pytest.MonkeyPatch)
     theirs = torch.tensor([-1, 2, 1] + [-1] * (SAMPLES - 3))
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda told, op: told.copy_(torch.maximum(told, theirs)))
     method.remembered[5] = 2
-    method.remember(torch.tensor([0, 1, 5, 0]), torch.tensor([1, 0, -1, -1]))
+    method.remember({"index": torch.tensor([0, 1, 5, 0])}, torch.tensor([1, 0, -1, -1]))
     assert method.remembered.tolist() == [1, 2, 1, -1, -1, 2] + [-1] * (SAMPLES - 6)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 
+from healsg import distributed
 from healsg.data.base import Needs
 from healsg.errors import ConfigError, one_line
+from healsg.training import layers
+from healsg.training.averaging import Average, ema_share, optimizer_averages
+from healsg.training.layers import Freezing
+from healsg.types import Natural, Share
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
@@ -37,10 +42,25 @@ class Scheduler(Protocol):
 class TaskMethod(nn.Module):
     """How a task learns. A subclass gives ``train_step``; teachers, queues and thresholds are submodules and buffers.
 
+    Averaging, freezing and learning rates by depth are parts of every method. A subclass that overrides ``check``,
+    ``setup`` or ``after_update`` calls the overridden one as well; one that replaces ``task.model`` in ``setup`` does
+    so before that, so that the parts see the network that learns.
+
     Args:
         optimizer: called with the parameters, or groups of them.
         scheduler: builds the schedule of the learning rate; a constant one where it is None.
         decay_norms_and_biases: weight decay acts on every parameter; False spares those of fewer than two dimensions.
+        ema: the decay of an exponential moving average of the weights, which is evaluated (see ``ema_share``); 0 keeps
+            none. BatchNorm's statistics are those of the network that learns.
+        swa: the share of the updates after which the weights at the ends of epochs are averaged, which is evaluated
+            (Izmailov et al. 2018, arXiv 1803.05407); 0 keeps none. BatchNorm's statistics are measured anew on the
+            training batches.
+        layer_decay: the learning rate of each layer as a multiple of that of the next one (Clark et al. 2020, arXiv
+            2003.10555); 0 gives all the same.
+        freeze: what does not learn: ``body``, or patterns of names (see ``layers.freeze``). The BatchNorm in it stays
+            in evaluation mode.
+        unfreeze_every: epochs after which one more layer learns, from the last one on (Howard and Ruder 2018, arXiv
+            1801.06146, section 3.3); 0 lets all learn.
     """
 
     needs: Needs = Needs()
@@ -59,15 +79,39 @@ class TaskMethod(nn.Module):
     higher_is_better: ClassVar[Mapping[str, bool]] = {}
     """By name of a number that ``evaluate`` gives, beside the model's metrics, whether more of it is better."""
 
+    local_to_process: ClassVar[Mapping[str, str]] = {}
+    """What each process, or each accumulated micro-batch, computes on its own samples, so that the step depends on how
+    a
+    batch is split: by a short name, one sentence each. BatchNorm's statistics, which are the network's, are not listed.
+    """
+
     def __init__(
         self,
         optimizer: Callable[[Any], Optimizer],
         scheduler: Scheduler | None = None,
         decay_norms_and_biases: bool = True,
+        ema: Share = 0.0,
+        swa: Share = 0.0,
+        layer_decay: Share = 0.0,
+        freeze: str | None = None,
+        unfreeze_every: Natural = 0,
     ) -> None:
         super().__init__()
-        self.make_optimizer, self.scheduler = optimizer, scheduler
+        self.make_optimizer = optimizer
+        self.scheduler = scheduler
         self.decay_norms_and_biases = decay_norms_and_biases
+        self.ema = ema
+        self.swa = swa
+        self.layer_decay = layer_decay
+        self.freeze = freeze
+        self.unfreeze_every = unfreeze_every
+        self.average: Average | None = None
+        self.freezing: Freezing | None = None
+
+    @property
+    def averages(self) -> bool:
+        """Whether an average of the weights is evaluated."""
+        return bool(self.ema or self.swa or optimizer_averages(self.make_optimizer))
 
     def replaces(self, name: str) -> bool:
         """Whether this method's class has a ``name`` of its own, such as ``step``, in the place of ``TaskMethod``'s."""
@@ -75,9 +119,29 @@ class TaskMethod(nn.Module):
 
     def check(self, task: Task) -> None:
         """Refuse parts that do not fit, before any data are read. Raises ConfigError."""
+        kinds = {
+            "method.ema": self.ema,
+            "method.swa": self.swa,
+            "method/optimizer": optimizer_averages(self.make_optimizer),
+        }
+        if len(given := [key for key, value in kinds.items() if value]) > 1:
+            raise ConfigError(f"{given[0]}: {given[1]} averages the weights already; leave one out")
+        if self.unfreeze_every and distributed.launched():
+            raise ConfigError(
+                "method.unfreeze_every: works in one process; in several, method.freeze holds parts fixed"
+            )
 
     def setup(self, task: Task) -> None:
-        """Make what the method needs beside the network: heads join ``task.model``, memory stays here."""
+        """Make what the method needs beside the network: heads join ``task.model``, memory stays here. Raises
+        ConfigError where something does not fit the network or the data."""
+        network = self.trained_network(task)
+        if self.freeze:
+            layers.freeze(network, self.freeze)
+        held = self.evaluation_modules(task.model)
+        if self.unfreeze_every or held:
+            self.freezing = Freezing(task.model, network, self.unfreeze_every, held)
+        if self.average is None and self.averages:
+            self.average = Average(network)
 
     def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         """From a batch to named scalars on the device, of which ``loss`` is minimised.
@@ -98,16 +162,69 @@ class TaskMethod(nn.Module):
         Returns:
             The scalars with what they count, and whether the weights moved.
         """
+        self.before_step(task)
         with task.runner.forward(task, micro):
             logs = self.train_step(task, batch)
         return task.runner.update(task, logs, micro)
 
+    def before_step(self, task: Task) -> None:
+        """Hold frozen parts still; a method that overrides ``step`` calls it first."""
+        if self.freezing is not None:
+            self.freezing.before_step(task.runner.epoch)
+
     def after_update(self, task: Task) -> None:
-        """Called after each update, under ``no_grad``: averages, queues, thresholds."""
+        """Called after each update, under ``no_grad``: averages, momentum encoders."""
+        if self.average is None:
+            return
+        runner = task.runner
+        epoch_ends = runner.position == runner.length or runner.step_count == runner.total_steps
+        begun = runner.step_count >= self.swa * runner.total_steps
+        if self.swa and not epoch_ends:
+            return
+        if self.swa:
+            share = self.average.next_share(begun)
+        else:
+            share = ema_share(self.ema, runner.step_count) if self.ema else 1.0
+        self.average.follow(self.weights_to_average(task), self.trained_network(task).buffers(), share)
+        if epoch_ends and begun and not self.ema:
+            self.measure_statistics(task, self.average)
+
+    def measure_statistics(self, task: Task, average: Average) -> None:
+        """Measure the BatchNorm statistics of averaged weights on the training batches of epoch 0."""
+
+        def inputs() -> Iterator[Tensor]:
+            for batch, _ in task.train_loader.batches(0):
+                yield self.network_input(task.runner.place.move(batch))
+
+        average.measure_statistics(inputs(), task.runner.place.autocast)
+
+    def network_input(self, batch: Mapping[str, Any]) -> Tensor:
+        """What the network sees of a batch, for measuring BatchNorm's statistics; of several streams the labelled."""
+        input: Tensor = batch.get("labelled", batch)["input"]
+        return input
+
+    def evaluation_modules(self, model: nn.Module) -> list[str]:
+        """The names of the modules of ``task.model`` that stay in evaluation mode: the frozen BatchNorm."""
+        return layers.frozen_norms(model)
+
+    def trained_network(self, task: Task) -> nn.Module:
+        """The network that learns, is frozen in parts, averaged and evaluated, where ``task.model`` holds more."""
+        return task.model
+
+    def weights_to_average(self, task: Task) -> list[Tensor]:
+        """What the parameters of the evaluated average follow, in their order."""
+        return self.learned_values(task, list(self.trained_network(task).parameters()))
+
+    def learned_values(self, task: Task, parameters: list[nn.Parameter]) -> list[Tensor]:
+        """These parameters, or the optimizer's own averages of them where it has any."""
+        if optimizer_averages(self.make_optimizer):
+            averaged: list[Tensor] = task.optimizer.averaged(parameters)  # type: ignore[attr-defined]
+            return averaged
+        return [*parameters]
 
     def eval_model(self, task: Task) -> nn.Module:
         """The network that is evaluated, kept as best and exported: the average or the teacher where there is one."""
-        return task.model
+        return self.trained_network(task) if self.average is None else self.average.network
 
     def evaluated(self, network: nn.Module) -> nn.Module:
         """What has the structure of ``eval_model``, made of the network that the model builds, so that the weights of
@@ -127,7 +244,11 @@ class TaskMethod(nn.Module):
             None where they are not known, as where ``eval_model`` is replaced and this is not; the whole task is then
             built for an evaluation of ``last.pt``.
         """
-        return None if self.replaces("eval_model") else model
+        if self.replaces("eval_model") or self.replaces("trained_network"):
+            return None
+        prefix = "average.network."
+        averaged = {name.removeprefix(prefix): value for name, value in method.items() if name.startswith(prefix)}
+        return averaged or model
 
     def evaluate(self, task: Task, split: str) -> dict[str, float] | None:
         """Replace the evaluation pass of ``split``; None keeps the usual one."""
@@ -135,7 +256,18 @@ class TaskMethod(nn.Module):
 
     def build_optimizer(self, task: Task) -> Optimizer:
         """The optimizer over what learns in ``task.model``."""
-        return self.optimizer_over(parameter_groups(task.model, self.decay_norms_and_biases))
+        if (self.ema or self.swa) and self.average is None:
+            name = type(self).__name__
+            raise ConfigError(f"method: {name}.setup does not call super().setup(task), which makes the average")
+        if self.layer_decay:
+            groups = layers.scaled_groups(task.model, self.layer_decay, self.decay_norms_and_biases)
+            optimizer = layers.scale_rates(self.optimizer_over(groups))
+        else:
+            optimizer = self.optimizer_over(parameter_groups(task.model, self.decay_norms_and_biases))
+        if self.unfreeze_every and isinstance(optimizer, SGD):
+            for group in optimizer.param_groups:  # torch's fused SGD takes a momentum of all parameters or of none
+                group["fused"] = False
+        return optimizer
 
     def optimizer_over(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over groups of parameters. Raises ConfigError where it does not take its settings."""

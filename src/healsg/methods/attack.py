@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from healsg.errors import ConfigError
 from healsg.evaluation.evaluator import EvalEpoch, collect, evaluating
-from healsg.methods.supervised import Supervised
 from healsg.metric import Accuracy
 from healsg.seeding import seed_device
 from healsg.training.device import both
@@ -38,8 +37,8 @@ def ascend(
 
     Args:
         loss: of inputs, a scalar.
-        input: (N, C, ...), what is attacked.
-        begin: where the ascent begins, of the same shape.
+        input: (N, C, ...), the inputs that are attacked.
+        begin: the first point of the ascent, of the same shape.
         radius: (C, 1, ...), the largest change of a value.
         bounds: (C, 1, ...), the smallest and the largest value that there is.
         steps: how often the gradient is followed.
@@ -59,12 +58,12 @@ def ascend(
 
 
 class Attack(nn.Module):
-    """An attack whose radius is told in the units of the raw image, where 0 is black and 1 full intensity.
+    """An attack whose radius is given in the units of the raw image, where 0 is black and 1 full intensity.
 
     Args:
         eps: the radius.
         steps, size: see ``ascend``.
-        random_start: begin at a uniformly random place within the radius.
+        random_start: begin at a uniformly random point within the radius.
     """
 
     unit: Tensor
@@ -73,12 +72,15 @@ class Attack(nn.Module):
 
     def __init__(self, eps: float, steps: int, size: float, random_start: bool) -> None:
         super().__init__()
-        self.eps, self.steps, self.size, self.random_start = eps, steps, size, random_start
+        self.eps = eps
+        self.steps = steps
+        self.size = size
+        self.random_start = random_start
 
     def setup(self, task: BasicTask) -> None:
-        """Learn how the data are normalised, ``(image - mean) / std``: so much is 1 there, and so far they reach.
+        """Find the raw image's unit and bounds in normalised inputs, ``(image - mean) / std``.
 
-        Raises ConfigError where the data do not tell.
+        Raises ConfigError where the data do not say how they are normalised.
         """
         method = type(task.task_method).__name__
         transform: Any = task.task_data.transform("input", "val") if task.info else None
@@ -100,44 +102,27 @@ class Attack(nn.Module):
             begin = input + radius * (2 * torch.rand_like(input) - 1) if self.random_start else input
         return ascend(loss, input, begin, radius, (self.low, self.high), self.steps, self.size)
 
-    def seen(
+    def context(
         self, task: BasicTask, model: nn.Module, train_mode: bool = False
     ) -> contextlib.AbstractContextManager[Any]:
-        """What surrounds an attack on ``model``: evaluation mode unless ``train_mode``, and the run's precision, but
-        for fp16, in which the gradient of an image is too small without a scale."""
+        """The context of an attack on ``model``: evaluation mode unless ``train_mode``, and the run's precision except
+        fp16, in which the gradient of an image underflows without a loss scale."""
         place = task.runner.place
         whole = torch.autocast(task.device.type, enabled=False)
         mode = contextlib.nullcontext() if train_mode else evaluating(model)
         return both(mode, whole if place.scaler else place.autocast())
 
     def measure(self, task: BasicTask, split: str) -> dict[str, float]:
-        """The usual numbers of a split, and with ``robust_acc`` the accuracy under this attack."""
+        """The usual metrics of a split, and ``robust_acc``, the accuracy under this attack."""
         numbers, metric = EvalEpoch(task, split).measure(), Accuracy()
         if not self.steps:
             return numbers
         model, predict = task.task_method.eval_model(task), task.task_model.predict
         seed_device(task.device, task.runner.plan.seed, f"attack {split}")
-        with self.seen(task, model):
+        with self.context(task, model):
             for batch in task.runner.eval_batches(task, split):
                 target = batch["target"]
                 attacked = self(lambda x, y=target: F.cross_entropy(predict(model, x), y), batch["input"])
                 with torch.no_grad():
                     metric.update(predict(model, attacked).float(), target)
         return numbers | collect({"robust_acc": metric})
-
-
-class Robust(Supervised):
-    """Learns from attacked images, and measures accuracy under a stronger attack too. A subclass makes both attacks."""
-
-    counts_classes = True
-    higher_is_better: ClassVar[Mapping[str, bool]] = {"robust_acc": True}
-    attack: Attack
-    eval_attack: Attack
-
-    def setup(self, task: BasicTask) -> None:
-        super().setup(task)
-        self.attack.setup(task)
-        self.eval_attack.setup(task)
-
-    def evaluate(self, task: BasicTask, split: str) -> dict[str, float]:
-        return self.eval_attack.measure(task, split)

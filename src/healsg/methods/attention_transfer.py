@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from healsg.errors import ConfigError
 from healsg.losses.distillation import attention
-from healsg.methods.teacher import Distilled, ForwardOutput, Student
+from healsg.methods.teacher import Distilled, Student
 from healsg.methods.within import Probe
 from healsg.types import NonNegative
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 class AttentionTransfer(Distilled):
-    """Look where the teacher looks, beside the labels.
+    """Match the teacher's spatial attention maps, beside the labels (section 3.1).
 
-    Without ``layers`` these are the last maps of each resolution, paired from the last one. Maps of different size are
-    pooled to the smaller.
+    Without ``layers`` these are those of the last maps of each resolution, paired from the last one. Maps of different
+    size are pooled to the smaller.
 
     Args:
-        weight: of the squared distance of the looks, a mean over their places, summed over the pairs.
-        layers, teacher_layers: the modules of both networks that are looked at: names with ``*`` and ``?``, several
-            joined by ``|``.
+        weight: of the squared distance of the attention maps, a mean over their pixels, summed over the pairs.
+        layers, teacher_layers: the modules of both networks whose outputs are compared: names with ``*`` and ``?``,
+            several joined by ``|``.
         common: the arguments of Distilled.
     """
 
@@ -39,18 +39,23 @@ class AttentionTransfer(Distilled):
     ) -> None:
         super().__init__(**common)
         self.weight = weight
-        self.layers, self.teacher_layers = layers, teacher_layers
+        self.layers = layers
+        self.teacher_layers = teacher_layers
 
-    def wrap(self, task: BasicTask, student: Probe, teacher: Probe) -> Student:
-        layers, self.places = self.layers_of(student, teacher, "maps")
+    def with_heads(self, task: BasicTask, student: Probe, teacher: Probe) -> Student:
+        layers, self.places = self.layer_pairs(student, teacher, "maps")
         for pair in zip(layers, self.places, strict=True):
             axes = len(student.shapes[pair[0]]), len(teacher.shapes[pair[1]])
             if min(axes) < 3 or axes[0] != axes[1]:
                 raise ConfigError(f"method.layers: {pair[0]} and the teacher's {pair[1]} are no maps (N, C, ...) alike")
         return Student(task.model, layers, [nn.Identity() for _ in layers])
 
-    def distillation_loss(
-        self, task: BasicTask, batch: dict[str, Any], student: ForwardOutput, teacher: ForwardOutput
-    ) -> Tensor:
-        pairs = zip(student.inner, teacher.inner, strict=True)
-        return self.weight * torch.stack([attention(*pair).mean() for pair in pairs]).sum()
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+        input, mixed = self.labelled.inputs(task, batch)
+        teacher = self.teach(input)
+        output, maps = task.net(input)
+
+        distances = [attention(own, taught).mean() for own, taught in zip(maps, teacher.inner, strict=True)]
+        distillation = self.weight * torch.stack(distances).sum()
+        labels = self.labelled.loss(task.criterion, batch, output, mixed)
+        return {"loss": labels + distillation, "distillation": distillation.detach()}

@@ -19,7 +19,8 @@ class ClassBalanced(Supervised):
     """The cross entropy or focal loss of the softmax, each class weighted; the weights have a mean of 1 over classes.
 
     Args:
-        beta: 0 weighs all classes alike, towards 1 by the inverse of their samples; the paper uses 0.9 to 0.9999.
+        beta: 0 weighs all classes alike; towards 1 the weight is the inverse of a class's samples. The paper uses 0.9
+            to 0.9999 (section 5).
         gamma: of the focal loss; 0 is the cross entropy.
         common: the arguments of Supervised.
     """
@@ -35,5 +36,8 @@ class ClassBalanced(Supervised):
         super().setup(task)
         self.register_buffer("class_weights", class_balanced_weights(class_counts(task), self.beta).float())
 
-    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor:
-        return focal(output, target * self.class_weights, self.gamma).mean()
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+        input, mixed = self.labelled.inputs(task, batch)
+        output = task.net(input)
+        target = self.labelled.class_probabilities(batch["target"], output, mixed)
+        return {"loss": focal(output, target * self.class_weights, self.gamma).mean()}

@@ -1,11 +1,11 @@
-"""What semi-supervised methods share: labelled and unlabelled samples, and one call of the network on both."""
+"""Semi-supervised learning: labelled and unlabelled samples, which the network sees in one forward pass."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from healsg import distributed
 from healsg.data.base import Needs, TaskData
@@ -13,94 +13,75 @@ from healsg.data.loader import Loader
 from healsg.data.source import Source
 from healsg.errors import ConfigError
 from healsg.losses.classification import log_softmax
-from healsg.methods.averaging import optimizer_averages
-from healsg.methods.supervised import Supervised
+from healsg.method import TaskMethod
+from healsg.methods.labelled import LabelledSamples
 from healsg.metric import precise
-from healsg.training.step import Loss, Mean, samples_of
-from healsg.types import Count, NonNegative, Share
+from healsg.training.averaging import optimizer_averages
+from healsg.training.step import Mean, samples_of
+from healsg.types import Count, Fraction, NonNegative, Share
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
 
 
-class SemiSupervised(Supervised):
-    """The loss of labelled samples and a term that views of unlabelled ones bring: a subclass gives ``term``.
+class SemiSupervised(TaskMethod):
+    """Learn from labelled samples and from views of unlabelled ones.
 
-    The labelled samples come as ``data.augment`` makes them. All that the network sees in a step, it sees in one call,
-    BatchNorm included.
+    The labelled samples come as ``data.augment`` makes them. All that the network sees in a step, it sees in one
+    forward pass, so that BatchNorm's statistics are of all.
 
     Args:
         unlabelled_ratio: unlabelled samples of a batch for each labelled one; the papers' mu.
         unlabelled_weight: of the unlabelled samples' loss; the papers' lambda_u.
         ema: the decay of the moving average of the weights, which is evaluated. An optimizer that averages the weights
-            by itself takes its place.
-        common: the arguments of Supervised.
+            itself takes its place.
+        label_smoothing, random_erasing: of the labelled samples (see ``LabelledSamples``).
+        mixup, cutmix: 0; unlabelled samples have no targets to mix.
+        common: the arguments of TaskMethod.
     """
 
-    counts_classes = True
-    mean_over_samples = False
+    leaves_weights = True
 
     views: ClassVar[tuple[str, ...]] = ("weak", "strong")
-    """Of the unlabelled samples, in the order in which ``term`` gets the network's outputs."""
+    """Of the unlabelled samples."""
+
+    replaces_criterion: ClassVar[bool] = False
+    """Whether ``train_step`` has a loss for class probabilities in the place of ``task.criterion``."""
 
     def __init__(
         self,
         unlabelled_ratio: Count = 7,
         unlabelled_weight: NonNegative = 1.0,
         ema: Share = 0.999,
+        label_smoothing: Share = 0.0,
+        mixup: NonNegative = 0.0,
+        cutmix: NonNegative = 0.0,
+        random_erasing: Fraction = 0.0,
         **common: Any,
     ) -> None:
         super().__init__(ema=ema, **common)
+        if optimizer_averages(self.make_optimizer):
+            self.ema = 0.0
         self.needs = Needs({"labelled": ("input",), "unlabelled": self.views}, {"unlabelled": unlabelled_ratio})
         self.unlabelled_weight = unlabelled_weight
+        self.labelled = LabelledSamples(label_smoothing, mixup, cutmix, random_erasing)
 
     def check(self, task: BasicTask) -> None:
-        self.ema = 0.0 if optimizer_averages(self) else self.ema
         super().check(task)
-        name, data = type(self).__name__, type(task.task_data)
+        name = type(self).__name__
+        data = type(task.task_data)
+        self.labelled.check(task, name)
         if task.info and data.streams is TaskData.streams:
             raise ConfigError(f"data: {data.__name__} gives no unlabelled samples, which {name} needs; data=cifar does")
-        if key := next((key for key in ("mixup", "cutmix") if getattr(self, key)), None):
-            raise ConfigError(f"method.{key}: {name} learns from unlabelled samples, which have no target; set it to 0")
+        self.labelled.refuse_mixing(f"{name} learns from unlabelled samples, which have no target")
 
     def setup(self, task: BasicTask) -> None:
         super().setup(task)
-        unlabelled(task)
-
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
-        labelled, *outputs = self.outputs(task, batch, self.views)
-        supervised = self.supervised(task, batch["labelled"], labelled)
-        term, logs = self.term(task, batch["unlabelled"], *outputs)
-        return {"loss": supervised + term, "supervised": supervised, **logs}
-
-    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Loss, dict[str, Any]]:
-        """What is added to the labelled samples' loss, a mean over the unlabelled ones, and what is logged of it.
-
-        Args:
-            batch: the unlabelled samples', with their ``index``.
-            outputs: (N, C) scores of each view.
-        """
-        raise NotImplementedError
-
-    def outputs(self, task: BasicTask, batch: dict[str, Any], views: tuple[str, ...]) -> list[Tensor]:
-        """The network's scores of the labelled samples and of these views of the unlabelled ones."""
-        parts = [self.prepare(task, batch["labelled"])[0], *(batch["unlabelled"][view] for view in views)]
-        return list(task.net(torch.cat(parts)).split([len(part) for part in parts]))
-
-    def supervised(self, task: BasicTask, batch: dict[str, Any], output: Tensor) -> Tensor | Loss:
-        """The loss of the labelled samples."""
-        return self.loss(task, batch, output, self.soften(task, batch["target"], output, None))
-
-    def selected(self, batch: dict[str, Any], losses: Tensor, share: Tensor) -> tuple[Loss, dict[str, Any]]:
-        """The term of samples' losses (N,) that count with these weights (N,), 0 to 1 or bool, over all N samples of
-        ``batch``, the unlabelled one."""
-        share = share.to(losses.dtype)
-        samples = samples_of(batch)
-        loss = Mean((losses * share).mean(), samples)
-        return self.unlabelled_weight * loss, {"unlabelled": loss.detach(), "selected": Mean(share.mean(), samples)}
+        self.labelled.setup(task, type(self).__name__ if self.replaces_criterion else None)
+        unlabelled_source(task)
 
 
-def unlabelled(task: BasicTask) -> Source | None:
+def unlabelled_source(task: BasicTask) -> Source | None:
     """The unlabelled samples; None where the task brings a loader that cannot be looked into.
 
     Raises ConfigError where there are none.
@@ -112,15 +93,37 @@ def unlabelled(task: BasicTask) -> Source | None:
     return loader.sources["unlabelled"] if isinstance(loader, Loader) else None
 
 
-def classes(task: BasicTask) -> int:
+def class_number(task: BasicTask) -> int:
     """The number of classes. Raises ConfigError where a task's own loaders do not tell it."""
     if task.info is None:
         raise ConfigError(f"method: {type(task.task_method).__name__} needs to know the classes; give the task a data")
     return task.info.num_classes
 
 
+def forward_together(network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The network's outputs of several batches, from one forward pass, so that BatchNorm sees them as one."""
+    outputs: tuple[Tensor, ...] = network(torch.cat(inputs)).split([len(input) for input in inputs])
+    return outputs
+
+
+def masked_mean(losses: Tensor, mask: Tensor, batch: dict[str, Any]) -> Mean:
+    """``mean(losses * mask)``, a mean over all samples of a batch, selected or not.
+
+    Args:
+        losses: (N,) the samples' own.
+        mask: (N,) 1 for a sample that counts and 0 for one that does not, or a weight between.
+        batch: the stream of the samples.
+    """
+    return Mean((losses * mask).mean(), samples_of(batch))
+
+
+def mean_over(values: Tensor, batch: dict[str, Any]) -> Mean:
+    """The mean of floating-point values (N,) of a batch's samples, such as the mask of those that are selected."""
+    return Mean(values.mean(), samples_of(batch))
+
+
 def probabilities(output: Tensor) -> Tensor:
-    """Predictions (N, C) that nothing learns from, in at least float32."""
+    """Predictions (N, C) without a gradient, in at least float32."""
     return log_softmax(output.detach()).exp()
 
 

@@ -31,8 +31,8 @@ class Pair(nn.Module):
 class CoTeaching(Supervised):
     """Each of two networks learns from the samples of a batch on which the other has the smallest losses.
 
-    ``train/loss`` is the sum of both networks' losses on these. The first is evaluated and kept; the second begins
-    from weights drawn anew. They share one optimizer, and one norm where gradients are clipped.
+    ``train/loss`` is the sum of both networks' losses on these. The first network is evaluated and saved; the second
+    has other initial weights. They share one optimizer, and one norm where gradients are clipped.
 
     Args:
         noise: the share of wrong labels, and so of the samples that are left out in the end.
@@ -57,19 +57,22 @@ class CoTeaching(Supervised):
         task.model = Pair(task.model, task.build_model())
         super().setup(task)
 
-    def learner(self, task: BasicTask) -> nn.Module:
+    def trained_network(self, task: BasicTask) -> nn.Module:
         first: nn.Module = task.model.first  # type: ignore[assignment]
         return first
 
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
-        input, mixed = self.prepare(task, batch)
+        input, mixed = self.labelled.inputs(task, batch)
         first, second = task.net(input).unbind()
-        target = self.soften(task, batch["target"], first, mixed)
-        losses = cross_entropy(first, target), cross_entropy(second, target)
+        target = self.labelled.class_probabilities(batch["target"], first, mixed)
+        first_losses = cross_entropy(first, target)
+        second_losses = cross_entropy(second, target)
+
         runner = task.runner
         left_out = left_out_share(self.noise, self.ramp, runner.step_count, runner.total_steps, runner.steps_per_epoch)
-        chosen = exchange(*losses, max(1, int((1.0 - left_out) * len(input))))
-        return {"loss": losses[0][chosen[0]].mean() + losses[1][chosen[1]].mean()}
+        kept = max(1, int((1.0 - left_out) * len(input)))
+        for_first, for_second = exchange(first_losses, second_losses, kept)
+        return {"loss": first_losses[for_first].mean() + second_losses[for_second].mean()}
 
 
 def left_out_share(noise: float, ramp: float, step: int, total_steps: int, steps_per_epoch: int) -> float:
@@ -86,6 +89,6 @@ def left_out_share(noise: float, ramp: float, step: int, total_steps: int, steps
 
 
 def exchange(first: Tensor, second: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """What each of two networks learns from: the places of the ``kept`` smallest of the other's losses, (N,) each."""
+    """The samples that each of two networks learns from: the indices (kept,) of the other's smallest losses."""
     ranked = [losses.detach().topk(kept, largest=False).indices for losses in (second, first)]
     return ranked[0], ranked[1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from healsg import distributed
 from healsg.errors import ConfigError
 from healsg.losses.distillation import noise_contrastive
 from healsg.methods.counts import class_counts, labelled_targets, remember
-from healsg.methods.teacher import Distilled, ForwardOutput, Student
+from healsg.methods.teacher import Distilled, Student
 from healsg.methods.within import Probe
 from healsg.training.step import rows_of
 from healsg.types import Count, NonNegative, Positive, Share
@@ -29,7 +30,8 @@ class Embedding(nn.Linear):
 
 
 class CRD(Distilled):
-    """Tell, of the embeddings of both networks, those of the same sample from those of samples of other classes.
+    """Discriminate the embeddings that both networks give of the same sample from those of samples of other classes
+    (section 3.1, equations 17 to 19).
 
     Both networks' embeddings of all training samples are remembered by the samples' index: 2 x samples x ``dim``
     numbers. Without ``layers`` the features before the head are embedded, or the last maps where they are not found.
@@ -39,15 +41,16 @@ class CRD(Distilled):
         dim: of the embeddings.
         negatives: samples of other classes that are drawn for each sample, with replacement; at most as many as there
             are samples.
-        temperature: what cosines are divided by.
-        momentum: how much of what is remembered of a sample stays when it is seen again.
-        layers, teacher_layers: the modules of both networks that are looked at: names with ``*`` and ``?``, several
-            joined by ``|``.
+        temperature: divides the cosines.
+        momentum: the share of a remembered embedding that is kept when the sample is seen again.
+        layers, teacher_layers: the modules of both networks whose outputs are embedded: names with ``*`` and ``?``,
+            several joined by ``|``.
         common: the arguments of Distilled.
     """
 
     whole_samples = True
-    mean_over_samples = False  # what is remembered moves with the forward pass, so that no batch is tried twice
+    mean_over_samples = False  # the memory moves in the forward pass, so that no batch may be tried twice
+    local_to_process: ClassVar[Mapping[str, str]] = {"negatives": "each process draws the negatives of its own samples"}
     memory: Tensor
     constants: Tensor
     order: Tensor
@@ -65,13 +68,17 @@ class CRD(Distilled):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.weight, self.dim, self.negatives = weight, dim, negatives
-        self.temperature, self.momentum = temperature, momentum
-        self.layers, self.teacher_layers = layers, teacher_layers
+        self.weight = weight
+        self.dim = dim
+        self.negatives = negatives
+        self.temperature = temperature
+        self.momentum = momentum
+        self.layers = layers
+        self.teacher_layers = teacher_layers
 
-    def wrap(self, task: BasicTask, student: Probe, teacher: Probe) -> Student:
+    def with_heads(self, task: BasicTask, student: Probe, teacher: Probe) -> Student:
         kind = "features" if student.features() and teacher.features() else "maps"
-        layers, self.places = self.layers_of(student, teacher, kind, last=True)
+        layers, self.places = self.layer_pairs(student, teacher, kind, last=True)
         targets = labelled_targets(task)
         begin = torch.rand(2, len(targets), self.dim)
         self.register_buffer("memory", F.normalize(2 * begin - 1, dim=2))
@@ -83,32 +90,52 @@ class CRD(Distilled):
         sizes = student.shapes[layers[0]][1], teacher.shapes[self.places[0]][1]
         return Student(task.model, layers, [Embedding(sizes[0], self.dim)], Embedding(sizes[1], self.dim))
 
-    def forward_output(self, task: BasicTask, input: Tensor, teacher: ForwardOutput) -> ForwardOutput:
-        return ForwardOutput(*task.net(input, teacher.inner[0]))
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+        input, _ = self.labelled.inputs(task, batch)
+        teacher = self.teach(input)
+        output, embeddings = task.net(input, teacher.inner[0])
+        embedded = torch.stack(embeddings).to(self.memory.dtype)  # (2, N, dim) of the student and of the teacher
 
-    def distillation_loss(
-        self, task: BasicTask, batch: dict[str, Any], student: ForwardOutput, teacher: ForwardOutput
-    ) -> Tensor:
+        scores = self.scores(embedded, self.contrasted(batch))
+        self.fix_constants(scores)
+        samples = self.memory.shape[1]
+        student = noise_contrastive(scores[0], self.constants[0], samples)
+        teacher_side = noise_contrastive(scores[1], self.constants[1], samples)
+        distillation = self.weight * (student + teacher_side).mean()
+        self.remember(batch, embedded)
+        labels = self.labelled.loss(task.criterion, batch, output)
+        return {"loss": labels + distillation, "distillation": distillation.detach()}
+
+    def contrasted(self, batch: dict[str, Any]) -> Tensor:
+        """(N, 1 + negatives) the index of each sample itself, then of samples of other classes."""
+        index = batch["index"]
+        random = torch.rand(len(index), min(self.negatives, self.memory.shape[1]), device=self.memory.device)
+        return torch.cat([index.unsqueeze(1), others(random, batch["target"], self.order, self.counts)], dim=1)
+
+    def scores(self, embedded: Tensor, contrasted: Tensor) -> Tensor:
+        """(2, N, 1 + negatives) cosines over the temperature, of each network's embeddings with the other network's
+        remembered ones."""
+        with torch.autocast(self.memory.device.type, enabled=False):
+            scores = embedded @ self.memory.flip(0).transpose(1, 2) / self.temperature
+        return scores.gather(2, contrasted.expand(2, -1, -1))
+
+    @torch.no_grad()
+    def fix_constants(self, scores: Tensor) -> None:
+        """Estimate the normalising constants from the first batch, of all processes; later batches change nothing."""
+        estimate = scores.exp().mean(dim=(1, 2)) * self.memory.shape[1]
+        estimate = distributed.sum_tensor(estimate) / distributed.world()
+        self.constants.copy_(torch.where(self.constants > 0, self.constants, estimate))
+
+    @torch.no_grad()
+    def remember(self, batch: dict[str, Any], embedded: Tensor) -> None:
+        """Move the remembered embeddings of a batch's samples towards those of now."""
         index, memory = batch["index"], self.memory
-        random = torch.rand(len(index), min(self.negatives, memory.shape[1]), device=memory.device)
-        drawn = torch.cat([index.unsqueeze(1), others(random, batch["target"], self.order, self.counts)], dim=1)
-        embedded = torch.stack(student.inner).to(memory.dtype)  # of the student, of the teacher
-        with torch.autocast(memory.device.type, enabled=False):
-            scores = embedded @ memory.flip(0).transpose(1, 2) / self.temperature  # each against the other's memory
-        scores = scores.gather(2, drawn.expand(2, -1, -1))
-        with torch.no_grad():
-            estimate = scores.exp().mean(dim=(1, 2)) * memory.shape[1]
-            estimate = distributed.sum_tensor(estimate) / distributed.world()
-            self.constants.copy_(torch.where(self.constants > 0, self.constants, estimate))
-        losses = [noise_contrastive(*pair, memory.shape[1]) for pair in zip(scores, self.constants, strict=True)]
-        with torch.no_grad():
-            after = F.normalize(torch.lerp(embedded, memory[:, index], self.momentum), dim=2)
-            remember(memory, index, after, counts=rows_of(batch, index) > 0)
-        return self.weight * (losses[0] + losses[1]).mean()
+        moved = F.normalize(torch.lerp(embedded, memory[:, index], self.momentum), dim=2)
+        remember(memory, index, moved, counts=rows_of(batch, index) > 0)
 
 
 def others(random: Tensor, target: Tensor, order: Tensor, counts: Tensor) -> Tensor:
-    """(N, K) samples that are not of each row's class, from uniform numbers.
+    """(N, K) indices of samples that are not of each row's class, drawn by uniform numbers.
 
     Args:
         random: (N, K), in [0, 1).

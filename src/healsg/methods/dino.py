@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from healsg import distributed
+from healsg.errors import ConfigError
 from healsg.losses.agreement import self_distillation
-from healsg.methods.selfsupervised import Pair, SelfSupervised, Views
+from healsg.methods.selfsupervised import SelfSupervised, both_views, follow, full_precision, halves, rising
 from healsg.training.step import rows_of
 from healsg.types import Count, Kept, Positive, Share
 
@@ -32,20 +33,20 @@ class Prototypes(nn.Module):
 
 
 class DINO(SelfSupervised):
-    """Tell what a momentum encoder, the teacher, tells of the other view. The teacher is evaluated and kept.
+    """Match the probabilities that the teacher, a momentum encoder, gives of the other view (Algorithm 1). The teacher
+    is evaluated and saved.
 
-    Two global views; the paper adds small local ones, warms the teacher's temperature up, and holds the last layer
-    still for an epoch. The centre is the mean over all processes.
+    There are two global views; the paper adds small local ones, warms the teacher's temperature up, and freezes the
+    last layer for an epoch. The centre is the mean over all processes.
 
     Args:
-        student_temperature, teacher_temperature: what the scores are divided by.
-        momentum: how much of the teacher an update keeps at first; it rises to 1 over the run.
-        center_momentum: how much of the centre of the teacher's scores a batch keeps.
+        student_temperature, teacher_temperature: divide the scores.
+        momentum: the share of the teacher that an update keeps at first; it rises to 1 over the run.
+        center_momentum: the share of the centre of the teacher's scores that a batch keeps.
         hidden, bottleneck, prototypes: units of the head's layers; 2,048, 256 and 65,536 in the paper.
         common: the arguments of SelfSupervised.
     """
 
-    momentum_rises = True
     center: Tensor
 
     def __init__(
@@ -60,32 +61,54 @@ class DINO(SelfSupervised):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.temperatures = student_temperature, teacher_temperature
-        self.momentum, self.center_momentum = momentum, center_momentum
-        self.hidden, self.bottleneck, self.prototypes = hidden, bottleneck, prototypes
+        self.student_temperature = student_temperature
+        self.teacher_temperature = teacher_temperature
+        self.momentum = momentum
+        self.center_momentum = center_momentum
+        self.hidden = hidden
+        self.bottleneck = bottleneck
+        self.prototypes = prototypes
+        self.target: nn.Module = nn.Identity()
 
     def head(self, features: int) -> nn.Module:
         return Prototypes(features, self.hidden, self.bottleneck, self.prototypes)
 
+    def check(self, task: BasicTask) -> None:
+        super().check(task)
+        if key := next((key for key in ("ema", "swa") if getattr(self, key)), None):
+            raise ConfigError(f"method.{key}: DINO evaluates its teacher, which is an average already; set it to 0")
+
     def setup(self, task: BasicTask) -> None:
         super().setup(task)
+        self.target = self.momentum_encoder(task)
         self.register_buffer("center", torch.zeros(self.prototypes))
 
-    def compare(self, task: BasicTask, batch: Views, output: list[Pair], wanted: list[Pair]) -> dict[str, Tensor]:
-        (student, other), (first, second) = output[0], wanted[0]
-        center = self.center.clone()
-        losses = self_distillation(student, second, center, *self.temperatures)
-        losses = losses + self_distillation(other, first, center, *self.temperatures)
-        self.move_center(torch.cat([first, second]), counts=rows_of(batch, first) > 0)
-        return {"loss": losses.mean() / 2}
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+        views = batch["unlabelled"]
+        input = both_views(views)
+        with torch.no_grad():
+            teacher1, teacher2 = halves(self.target(input))
+        student1, student2 = halves(task.net(input))
+        with full_precision(task):
+            center = self.center.clone()
+            temperatures = self.student_temperature, self.teacher_temperature
+            losses = self_distillation(student1, teacher2, center, *temperatures)
+            losses = losses + self_distillation(student2, teacher1, center, *temperatures)
+            self.move_center(torch.cat([teacher1, teacher2]), counts=rows_of(views, teacher1) > 0)
+            return {"loss": losses.mean() / 2}
+
+    def after_update(self, task: BasicTask) -> None:
+        super().after_update(task)
+        progress = task.runner.step_count / task.runner.total_steps
+        follow(self.target, task.model, rising(self.momentum, progress))
 
     @torch.no_grad()
     def move_center(self, scores: Tensor, counts: bool) -> None:
-        """Move towards the mean of (N, prototypes) scores, of all processes whose samples count."""
+        """Move the centre towards the mean of (N, prototypes) scores over the processes whose samples count (equation
+        4)."""
         sums = torch.cat([scores.sum(dim=0), scores.new_full((1,), len(scores))]) * float(counts)
         sums = distributed.sum_tensor(sums)
         self.center.lerp_((sums[:-1] / sums[-1]).to(self.center.dtype), 1.0 - self.center_momentum)
 
     def eval_model(self, task: BasicTask) -> nn.Module:
-        assert self.target is not None
         return self.target

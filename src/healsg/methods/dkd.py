@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from healsg.losses.distillation import decoupled
-from healsg.methods.teacher import Distilled, ForwardOutput
+from healsg.methods.teacher import Distilled
 from healsg.types import Fraction, NonNegative, Positive
 
 if TYPE_CHECKING:
@@ -15,13 +13,14 @@ if TYPE_CHECKING:
 
 
 class DKD(Distilled):
-    """Knowledge distillation with weights of their own for a sample's class and for all others, beside the labels.
+    """Knowledge distillation with separate weights for the target class and for the other classes, beside the labels
+    (equation 7).
 
     Args:
-        temperature: what both networks' scores are divided by.
-        alpha: the weight of a sample's own class against all others.
-        beta: the weight of the others among each other; 8 for resnet32x4 to resnet8x4 on CIFAR-100 (table 11).
-        warmup: the share of the run over which the teacher's part rises from 0; the paper takes 20 of 240 epochs.
+        temperature: T, divides the scores of both networks.
+        alpha: the weight of target-class distillation (TCKD).
+        beta: the weight of non-target-class distillation (NCKD); 8 for resnet32x4 to resnet8x4 on CIFAR-100 (table 11).
+        warmup: the share of the run over which the distillation loss rises from 0; the paper takes 20 of 240 epochs.
         common: the arguments of Distilled.
     """
 
@@ -36,12 +35,19 @@ class DKD(Distilled):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.temperature, self.alpha, self.beta, self.warmup = temperature, alpha, beta, warmup
+        self.temperature = temperature
+        self.alpha = alpha
+        self.beta = beta
+        self.warmup = warmup
 
-    def distillation_loss(
-        self, task: BasicTask, batch: dict[str, Any], student: ForwardOutput, teacher: ForwardOutput
-    ) -> Tensor:
-        runner, target = task.runner, batch["target"]
-        share = min(1.0, (runner.step_count + 1) / max(1.0, self.warmup * runner.total_steps))
-        answers = student.output, teacher.output
-        return share * decoupled(*answers, target, self.temperature, self.alpha, self.beta).mean()
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+        input, _ = self.labelled.inputs(task, batch)
+        teacher = self.teach(input).output
+        student = task.net(input)
+
+        runner = task.runner
+        warmup = min(1.0, (runner.step_count + 1) / max(1.0, self.warmup * runner.total_steps))
+        losses = decoupled(student, teacher, batch["target"], self.temperature, self.alpha, self.beta)
+        distillation = warmup * losses.mean()
+        labels = self.labelled.loss(task.criterion, batch, student)
+        return {"loss": labels + distillation, "distillation": distillation.detach()}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from healsg.errors import ConfigError
 from healsg.losses.distillation import hint, soft_targets
-from healsg.methods.teacher import Distilled, ForwardOutput, Student
+from healsg.methods.teacher import Distilled, Student
 from healsg.methods.within import Probe
 from healsg.types import Fraction, Positive
 
@@ -17,23 +17,24 @@ if TYPE_CHECKING:
 
 
 class Regressor(nn.Linear):
-    """A linear map of the channels of (N, C, ...), at each place of a map."""
+    """A linear map of the channels of (N, C, ...), at each pixel of a map."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
 class FitNet(Distilled):
-    """First let a layer of the student say what a layer of the teacher says, then learn labels and probabilities.
+    """First train a layer of the student to predict a layer of the teacher (the hints, section 2.2), then learn from
+    labels and the teacher's probabilities (section 2.1).
 
     Without ``layers`` these are the last maps before the pooling or, where either network has none, the last features.
     Maps of different size are pooled to the smaller.
 
     Args:
-        hints: the share of the run in which the hints alone are learned.
-        temperature, alpha: of what follows, as in ``KD``.
-        layers, teacher_layers: the modules of both networks that are looked at: names with ``*`` and ``?``, several
-            joined by ``|``.
+        hints: the share of the run in which the hints are the only loss.
+        temperature, alpha: of the second stage, as in ``KD``.
+        layers, teacher_layers: the modules of both networks whose outputs are compared: names with ``*`` and ``?``,
+            several joined by ``|``.
         common: the arguments of Distilled.
     """
 
@@ -47,12 +48,15 @@ class FitNet(Distilled):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.hints, self.temperature, self.alpha = hints, temperature, alpha
-        self.layers, self.teacher_layers = layers, teacher_layers
+        self.hints = hints
+        self.temperature = temperature
+        self.alpha = alpha
+        self.layers = layers
+        self.teacher_layers = teacher_layers
 
-    def wrap(self, task: BasicTask, student: Probe, teacher: Probe) -> Student:
+    def with_heads(self, task: BasicTask, student: Probe, teacher: Probe) -> Student:
         kind = "maps" if student.maps() and teacher.maps() else "features"
-        layers, self.places = self.layers_of(student, teacher, kind, last=True)
+        layers, self.places = self.layer_pairs(student, teacher, kind, last=True)
         shapes = student.shapes[layers[0]], teacher.shapes[self.places[0]]
         if len(layers) > 1 or len({len(shape) for shape in shapes}) > 1:
             raise ConfigError(
@@ -60,19 +64,19 @@ class FitNet(Distilled):
             )
         return Student(task.model, layers, [Regressor(shapes[0][1], shapes[1][1])])
 
-    def hinting(self, task: BasicTask) -> bool:
-        """Whether the run is in its first part."""
-        return task.runner.step_count < self.hints * task.runner.total_steps
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+        input, mixed = self.labelled.inputs(task, batch)
+        teacher = self.teach(input)
+        output, (regressed,) = task.net(input)
 
-    def label_share(self, task: BasicTask) -> float:
-        return 0.0 if self.hinting(task) else 1.0 - self.alpha
-
-    def distillation_loss(
-        self, task: BasicTask, batch: dict[str, Any], student: ForwardOutput, teacher: ForwardOutput
-    ) -> Tensor:
-        first = float(self.hinting(task))
-        hints = hint(student.inner[0], teacher.inner[0]).mean()
-        rest = soft_targets(student.output, teacher.output, self.temperature).mean()
-        return (
-            first * hints + (1.0 - first) * self.alpha * rest
-        )  # 0 times a part, so that all that learns has a gradient
+        hint_stage = task.runner.step_count < self.hints * task.runner.total_steps
+        hints = hint(regressed, teacher.inner[0]).mean()
+        soft = soft_targets(output, teacher.output, self.temperature).mean()
+        # The other stage's loss has a factor of 0, so that every parameter has a gradient, as several processes need.
+        stage = float(hint_stage)
+        distillation = stage * hints + (1.0 - stage) * self.alpha * soft
+        loss = distillation
+        if not hint_stage and self.alpha < 1.0:
+            labels = self.labelled.loss(task.criterion, batch, output, mixed)
+            loss = (1.0 - self.alpha) * labels + distillation
+        return {"loss": loss, "distillation": distillation.detach()}

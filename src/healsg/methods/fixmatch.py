@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from healsg.losses.semi import hard_cross_entropy
-from healsg.methods.consistency import SemiSupervised, probabilities
-from healsg.training.step import Loss
+from healsg.methods.consistency import SemiSupervised, forward_together, masked_mean, mean_over, probabilities
 from healsg.types import Fraction
 
 if TYPE_CHECKING:
@@ -16,18 +13,30 @@ if TYPE_CHECKING:
 
 
 class FixMatch(SemiSupervised):
-    """Learn the class that the weak view of an unlabelled sample is surely of on its strong view.
+    """Where the prediction of an unlabelled sample's weak view is confident, it is the label of the strong view
+    (equation 4).
 
     Args:
-        threshold: the probability from which a prediction is sure; tau.
-        common: the arguments of SemiSupervised and Supervised.
+        threshold: the probability from which a prediction is confident; tau.
+        common: the arguments of SemiSupervised.
     """
 
     def __init__(self, threshold: Fraction = 0.95, **common: Any) -> None:
         super().__init__(**common)
         self.threshold = threshold
 
-    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Loss, dict[str, Any]]:
-        weak, strong = outputs
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+        labelled, unlabelled = batch["labelled"], batch["unlabelled"]
+        input, _ = self.labelled.inputs(task, labelled)
+        output, weak, strong = forward_together(task.net, input, unlabelled["weak"], unlabelled["strong"])
+        supervised = self.labelled.loss(task.criterion, labelled, output)
+
         confidence, label = probabilities(weak).max(dim=1)
-        return self.selected(batch, hard_cross_entropy(strong, label), confidence >= self.threshold)
+        confident = (confidence >= self.threshold).to(confidence.dtype)
+        consistency = masked_mean(hard_cross_entropy(strong, label), confident, unlabelled)
+        return {
+            "loss": supervised + self.unlabelled_weight * consistency,
+            "supervised": supervised,
+            "unlabelled": consistency.detach(),
+            "selected": mean_over(confident, unlabelled),
+        }

@@ -10,8 +10,16 @@ from torch import Tensor
 from healsg import distributed
 from healsg.errors import ConfigError
 from healsg.losses.semi import curriculum_thresholds, hard_cross_entropy
-from healsg.methods.consistency import SemiSupervised, classes, probabilities, unlabelled
-from healsg.training.step import Loss, rows_of
+from healsg.methods.consistency import (
+    SemiSupervised,
+    class_number,
+    forward_together,
+    masked_mean,
+    mean_over,
+    probabilities,
+    unlabelled_source,
+)
+from healsg.training.step import rows_of
 from healsg.types import Fraction
 
 if TYPE_CHECKING:
@@ -19,16 +27,19 @@ if TYPE_CHECKING:
 
 
 class FlexMatch(SemiSupervised):
-    """Ask less of the classes of which fewer unlabelled samples are predicted surely so far.
+    """FixMatch whose threshold is lower for classes of which fewer unlabelled samples are predicted confidently so far
+    (curriculum pseudo labelling, equations 5 to 7).
 
-    Several processes tell each other what to remember: a number a step for each unlabelled sample.
+    Several processes exchange what to remember: a number a step for each unlabelled sample.
 
     Args:
-        threshold: the probability from which a prediction is sure, and what is asked of the class learned best; tau.
-        common: the arguments of SemiSupervised and Supervised.
+        threshold: the probability from which a prediction is confident, and the threshold of the class that is learned
+            best; tau.
+        common: the arguments of SemiSupervised.
     """
 
     remembered: Tensor
+    """(samples,) the class of each unlabelled sample when it was last predicted confidently; -1 for none yet."""
 
     def __init__(self, threshold: Fraction = 0.95, **common: Any) -> None:
         super().__init__(**common)
@@ -36,27 +47,40 @@ class FlexMatch(SemiSupervised):
 
     def setup(self, task: BasicTask) -> None:
         super().setup(task)
-        source = unlabelled(task)
+        source = unlabelled_source(task)
         if source is None:
             raise ConfigError("method: FlexMatch remembers every unlabelled sample; the task's own loader tells none")
-        self.number = classes(task)
+        class_number(task)
         self.register_buffer("remembered", torch.full((len(source),), -1))
 
-    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Loss, dict[str, Any]]:
-        weak, strong = outputs
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+        labelled, unlabelled = batch["labelled"], batch["unlabelled"]
+        input, _ = self.labelled.inputs(task, labelled)
+        output, weak, strong = forward_together(task.net, input, unlabelled["weak"], unlabelled["strong"])
+        supervised = self.labelled.loss(task.criterion, labelled, output)
+
         confidence, label = probabilities(weak).max(dim=1)
-        thresholds = curriculum_thresholds(self.remembered, self.number, self.threshold).to(confidence.dtype)
-        term, logs = self.selected(batch, hard_cross_entropy(strong, label), confidence > thresholds[label])
-        sure = confidence > self.threshold if rows_of(batch, label) else torch.zeros_like(label, dtype=torch.bool)
-        self.remember(batch["index"], torch.where(sure, label, -1))
-        return term, {**logs, "threshold": thresholds.mean()}
+        thresholds = curriculum_thresholds(self.remembered, output.shape[1], self.threshold).to(confidence.dtype)
+        confident = (confidence > thresholds[label]).to(confidence.dtype)
+        consistency = masked_mean(hard_cross_entropy(strong, label), confident, unlabelled)
+        self.remember(unlabelled, torch.where(confidence > self.threshold, label, -1))
+        return {
+            "loss": supervised + self.unlabelled_weight * consistency,
+            "supervised": supervised,
+            "unlabelled": consistency.detach(),
+            "selected": mean_over(confident, unlabelled),
+            "threshold": thresholds.mean(),
+        }
 
-    def remember(self, places: Tensor, label: Tensor) -> None:
-        """Put the classes (N,) of the sure predictions in their places; -1 is not sure and changes nothing.
+    def remember(self, unlabelled: dict[str, Any], label: Tensor) -> None:
+        """Remember the classes (N,) of a batch's confident predictions by the samples' index; -1 changes nothing.
 
-        Of a sample that several processes or places of a batch bring, the last class counts.
+        Where several processes, or several rows of a batch, bring the same sample, the largest class counts.
         """
-        told = torch.full_like(self.remembered, -1).scatter_reduce_(0, places, label, "amax")
+        index = unlabelled["index"]
+        if not rows_of(unlabelled, label):  # the rows are another process's
+            label = torch.full_like(label, -1)
+        new = torch.full_like(self.remembered, -1).scatter_reduce_(0, index, label, "amax")
         if distributed.launched():
-            torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-        self.remembered.copy_(torch.where(told >= 0, told, self.remembered))
+            torch.distributed.all_reduce(new, op=torch.distributed.ReduceOp.MAX)
+        self.remembered.copy_(torch.where(new >= 0, new, self.remembered))

@@ -1,4 +1,4 @@
-"""Focal loss: what is learned already counts less (Lin et al. 2017, arXiv 1708.02002), over softmax."""
+"""Focal loss: samples that are classified well count less (Lin et al. 2017, arXiv 1708.02002), over softmax."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Focal(Supervised):
     """The focal loss of the classes' softmax.
 
     Args:
-        gamma: how much less a sample counts of which the network is sure; 0 is the cross entropy, the paper uses 2.
+        gamma: how much less well-classified samples count; 0 is the cross entropy, the paper uses 2 (section 5.1).
         common: the arguments of Supervised.
     """
 
@@ -28,5 +28,8 @@ class Focal(Supervised):
         super().__init__(**common)
         self.gamma = gamma
 
-    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor:
-        return focal(output, target, self.gamma).mean()
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+        input, mixed = self.labelled.inputs(task, batch)
+        output = task.net(input)
+        target = self.labelled.class_probabilities(batch["target"], output, mixed)
+        return {"loss": focal(output, target, self.gamma).mean()}

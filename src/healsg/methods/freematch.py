@@ -9,9 +9,17 @@ from torch import Tensor
 
 from healsg.losses.classification import log_softmax
 from healsg.losses.semi import class_thresholds, fairness, hard_cross_entropy
-from healsg.methods.consistency import SemiSupervised, classes, mean_over_all, probabilities
+from healsg.methods.consistency import (
+    SemiSupervised,
+    class_number,
+    forward_together,
+    masked_mean,
+    mean_over,
+    mean_over_all,
+    probabilities,
+)
 from healsg.methods.gathered import gather
-from healsg.training.step import Loss, Mean, rows_of, samples_of
+from healsg.training.step import Mean, rows_of, samples_of
 from healsg.types import NonNegative, Share
 
 if TYPE_CHECKING:
@@ -19,16 +27,17 @@ if TYPE_CHECKING:
 
 
 class FreeMatch(SemiSupervised):
-    """FixMatch whose threshold is the mean confidence, by class, and which asks for predictions of all classes.
+    """FixMatch whose threshold is the moving average of the confidence, scaled by class (equations 5 to 8), with a term
+    that asks for predictions of all classes (equations 9 to 12).
 
     Several processes share the averages and the fairness, which is of the batch of all of them; with
     ``runner.accumulate`` it is of each micro-batch.
 
     Args:
-        momentum: of the moving averages: how much of them a batch keeps; lambda. Over a short run take less: they
-            begin at one over the number of classes.
+        momentum: the share of the moving averages that a batch keeps; lambda. Over a short run take less: they begin at
+            one over the number of classes.
         fairness_weight: of the self-adaptive fairness; w_f. 0.01 in the paper with the fewest labels.
-        common: the arguments of SemiSupervised and Supervised.
+        common: the arguments of SemiSupervised.
     """
 
     confidence: Tensor
@@ -37,33 +46,55 @@ class FreeMatch(SemiSupervised):
 
     def __init__(self, momentum: Share = 0.999, fairness_weight: NonNegative = 0.05, **common: Any) -> None:
         super().__init__(**common)
-        self.momentum, self.fairness_weight = momentum, fairness_weight
+        self.momentum = momentum
+        self.fairness_weight = fairness_weight
 
     def setup(self, task: BasicTask) -> None:
         super().setup(task)
-        number = classes(task)
+        number = class_number(task)
         self.register_buffer("confidence", torch.full((), 1.0 / number))
         self.register_buffer("marginal", torch.full((number,), 1.0 / number))
         self.register_buffer("shares", torch.full((number,), 1.0 / number))
 
-    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Loss, dict[str, Any]]:
-        weak, strong = outputs
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+        labelled, unlabelled = batch["labelled"], batch["unlabelled"]
+        input, _ = self.labelled.inputs(task, labelled)
+        output, weak, strong = forward_together(task.net, input, unlabelled["weak"], unlabelled["strong"])
+        supervised = self.labelled.loss(task.criterion, labelled, output)
+
         predicted = probabilities(weak)
         confidence, label = predicted.max(dim=1)
-        rows, samples = rows_of(batch, label), samples_of(batch)
-        self.follow(predicted, confidence, label, rows)
-        chosen = confidence >= class_thresholds(self.marginal, self.confidence).to(confidence.dtype)[label]
-        term, logs = self.selected(batch, hard_cross_entropy(strong, label), chosen)
-        everywhere = gather(log_softmax(strong).exp(), rows), gather(chosen, rows)
-        fair = Mean(fairness(*everywhere, self.marginal, self.shares), samples)
-        return term + self.fairness_weight * fair, {**logs, "threshold": self.confidence.clone(), "fairness": fair}
+        rows = rows_of(unlabelled, label)
+        self.move_averages(predicted, confidence, label, rows)
+        thresholds = class_thresholds(self.marginal, self.confidence).to(confidence.dtype)
+        confident = confidence >= thresholds[label]
+        mask = confident.to(confidence.dtype)
+        consistency = masked_mean(hard_cross_entropy(strong, label), mask, unlabelled)
+
+        all_strong, all_confident = gather(log_softmax(strong).exp(), rows), gather(confident, rows)
+        fair = Mean(fairness(all_strong, all_confident, self.marginal, self.shares), samples_of(unlabelled))
+        return {
+            "loss": supervised + (self.unlabelled_weight * consistency + self.fairness_weight * fair),
+            "supervised": supervised,
+            "unlabelled": consistency.detach(),
+            "selected": mean_over(mask, unlabelled),
+            "threshold": self.confidence.clone(),
+            "fairness": fair,
+        }
 
     @torch.no_grad()
-    def follow(self, predicted: Tensor, confidence: Tensor, label: Tensor, rows: int) -> None:
-        """Move the averages of confidence, predictions and classes towards those of a batch."""
+    def move_averages(self, predicted: Tensor, confidence: Tensor, label: Tensor, rows: int) -> None:
+        """Move the averages of confidence, predictions and predicted classes towards those of a batch.
+
+        Args:
+            predicted: (N, C) probabilities of the weak views.
+            confidence, label: (N,) the largest of them, and their class.
+            rows: how many of them count, the first ones.
+        """
         number = predicted.shape[1]
-        hits = label[:, None] == torch.arange(number, device=label.device)
-        now = mean_over_all(torch.cat([confidence[:, None], predicted, hits.to(predicted.dtype)], dim=1), rows)
-        kept = self.confidence, self.marginal, self.shares
-        for own, new in zip(kept, (now[0], now[1 : number + 1], now[number + 1 :]), strict=True):
-            own.lerp_(new.to(own.dtype), 1.0 - self.momentum)
+        hits = (label[:, None] == torch.arange(number, device=label.device)).to(predicted.dtype)
+        means = mean_over_all(torch.cat([confidence[:, None], predicted, hits], dim=1), rows)
+        share = 1.0 - self.momentum
+        self.confidence.lerp_(means[0].to(self.confidence.dtype), share)
+        self.marginal.lerp_(means[1 : number + 1].to(self.marginal.dtype), share)
+        self.shares.lerp_(means[number + 1 :].to(self.shares.dtype), share)

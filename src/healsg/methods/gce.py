@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 class GeneralisedCrossEntropy(Supervised):
-    """The loss L_q, between the cross entropy and the mean absolute error; the truncated one of the paper is not here.
+    """The loss L_q (section 3.2), between the cross entropy and the mean absolute error. The truncated loss of section
+    3.3 is not implemented.
 
     Args:
-        q: 1 is the mean absolute error, which wrong labels sway least and which learns slowest; the paper uses 0.7.
+        q: 1 is the mean absolute error, the most robust to wrong labels and the slowest to learn; the paper uses 0.7.
         common: the arguments of Supervised.
     """
 
@@ -28,5 +29,8 @@ class GeneralisedCrossEntropy(Supervised):
         super().__init__(**common)
         self.q = q
 
-    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor:
-        return generalised_cross_entropy(output, target, self.q).mean()
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+        input, mixed = self.labelled.inputs(task, batch)
+        output = task.net(input)
+        target = self.labelled.class_probabilities(batch["target"], output, mixed)
+        return {"loss": generalised_cross_entropy(output, target, self.q).mean()}

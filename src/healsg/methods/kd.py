@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
 
 from healsg.data.base import Needs
 from healsg.errors import ConfigError
 from healsg.losses.distillation import soft_targets
-from healsg.methods.teacher import Distilled, ForwardOutput
+from healsg.methods.teacher import Distilled
+from healsg.training.step import Mean, Samples, joined_samples, samples_of
 from healsg.types import Fraction, Natural, Positive
 
 if TYPE_CHECKING:
@@ -17,15 +18,16 @@ if TYPE_CHECKING:
 
 
 class KD(Distilled):
-    """Learn the teacher's probabilities at a raised temperature beside the labels; also where there are no labels.
+    """Match the teacher's probabilities at a raised temperature beside the labels, also on unlabelled samples.
 
-    ``(1 - alpha) CE + alpha T^2 KL``. RepDistiller (Tian et al. 2020, arXiv 1910.10699, table 1) has T = 4, alpha 0.9.
+    ``(1 - alpha) CE + alpha T^2 KL`` (section 2). RepDistiller (Tian et al. 2020, arXiv 1910.10699, table 1) has T = 4
+    and alpha = 0.9.
 
     Args:
-        temperature: T, what both networks' scores are divided by.
-        alpha: the teacher's share of the loss; 1 leaves the labels aside.
-        unlabelled_ratio: unlabelled samples of a batch for each labelled one, of which the teacher alone tells; 0 takes
-            none.
+        temperature: T, divides the scores of both networks.
+        alpha: the weight of the distillation loss; 1 ignores the labels.
+        unlabelled_ratio: unlabelled samples of a batch for each labelled one, which have the distillation loss alone; 0
+            takes none.
         common: the arguments of Distilled.
     """
 
@@ -33,7 +35,8 @@ class KD(Distilled):
         self, temperature: Positive = 4.0, alpha: Fraction = 0.9, unlabelled_ratio: Natural = 0, **common: Any
     ) -> None:
         super().__init__(**common)
-        self.temperature, self.alpha = temperature, alpha
+        self.temperature = temperature
+        self.alpha = alpha
         if unlabelled_ratio:
             streams = {"labelled": ("input",), "unlabelled": ("input",)}
             self.needs = Needs(streams, {"unlabelled": unlabelled_ratio})
@@ -45,10 +48,25 @@ class KD(Distilled):
                 "runner.auto_accumulate: batches of several streams are not taken in pieces; set it to false"
             )
 
-    def label_share(self, task: BasicTask) -> float:
-        return 1.0 - self.alpha
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+        labelled = batch if self.needs.flat else batch["labelled"]
+        input, mixed = self.labelled.inputs(task, labelled)
+        rows = len(input)
+        if not self.needs.flat:
+            input = torch.cat([input, batch["unlabelled"]["input"]])
+        teacher = self.teach(input).output
+        student = task.net(input)
 
-    def distillation_loss(
-        self, task: BasicTask, batch: dict[str, Any], student: ForwardOutput, teacher: ForwardOutput
-    ) -> Tensor:
-        return self.alpha * soft_targets(student.output, teacher.output, self.temperature).mean()
+        divergence = self.alpha * soft_targets(student, teacher, self.temperature).mean()
+        distillation = divergence if self.needs.flat else Mean(divergence, all_samples(batch))
+        loss = distillation
+        if self.alpha < 1.0:
+            labels = self.labelled.loss(task.criterion, labelled, student[:rows], mixed)
+            loss = (1.0 - self.alpha) * labels + distillation
+        return {"loss": loss, "distillation": distillation.detach()}
+
+
+def all_samples(batch: dict[str, Any]) -> Samples | None:
+    """The labelled and the unlabelled samples of a batch together."""
+    labelled, unlabelled = samples_of(batch["labelled"]), samples_of(batch["unlabelled"])
+    return joined_samples(labelled, unlabelled) if labelled and unlabelled else None

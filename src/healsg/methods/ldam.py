@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from healsg.losses.classification import class_balanced_weights, cross_entropy, margins
 from healsg.methods.counts import class_counts
-from healsg.methods.depth import head_of
 from healsg.methods.supervised import Supervised
+from healsg.training.layers import head_of
 from healsg.types import Fraction, Positive, Share
 
 if TYPE_CHECKING:
@@ -28,14 +28,15 @@ class CosineLinear(nn.Linear):
 
 
 class LDAM(Supervised):
-    """Margins that grow as classes get rarer, on cosines; late in the run, classes are also weighted.
+    """Larger margins for rarer classes, on cosines (section 3.2); late in the run classes are also weighted (section
+    3.3, deferred re-weighting).
 
-    The weighted loss of an update is divided by the sum of its weights. With smoothed or mixed labels each class has
-    its margin in proportion to its probability.
+    The weighted loss of an update is divided by the sum of its weights. With smoothed or mixed labels the margin of
+    each class is proportional to its probability.
 
     Args:
         largest: the margin of the rarest class, as a cosine.
-        scale: what cosines are multiplied by.
+        scale: the factor of the cosines.
         beta: of the weights (see ``ClassBalanced``).
         defer: the share of the run after which classes are weighted; 1 never does.
         common: the arguments of Supervised.
@@ -54,7 +55,10 @@ class LDAM(Supervised):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.largest, self.scale, self.beta, self.defer = largest, scale, beta, defer
+        self.largest = largest
+        self.scale = scale
+        self.beta = beta
+        self.defer = defer
 
     def setup(self, task: BasicTask) -> None:
         counts = class_counts(task)
@@ -71,10 +75,10 @@ class LDAM(Supervised):
         return network
 
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
-        input, mixed = self.prepare(task, batch)
+        input, mixed = self.labelled.inputs(task, batch)
         output = task.net(input)
-        target = self.soften(task, batch["target"], output, mixed)
+        target = self.labelled.class_probabilities(batch["target"], output, mixed)
         losses = cross_entropy(output - self.scale * self.margins * target, target)
-        late = task.runner.step_count >= self.defer * task.runner.total_steps
-        weights = (target * self.class_weights).sum(dim=1) if late else torch.ones_like(losses)
+        deferred = task.runner.step_count < self.defer * task.runner.total_steps
+        weights = torch.ones_like(losses) if deferred else (target * self.class_weights).sum(dim=1)
         return {"loss": (weights * losses).sum() / weights.sum(), "count": weights.sum()}

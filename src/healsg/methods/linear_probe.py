@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from healsg.methods.depth import head_of
+from torch import nn
+
 from healsg.methods.supervised import Supervised
+from healsg.training.layers import head_of
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
 
 
 class LinearProbe(Supervised):
-    """Train ``model.head``, drawn anew, on the features of the rest, which is as in evaluation; see ``init_from``.
+    """Train ``model.head``, newly initialised, on the features of the body, which stays in evaluation mode.
 
     Args:
         freeze: the body.
@@ -27,4 +29,6 @@ class LinearProbe(Supervised):
     def setup(self, task: BasicTask) -> None:
         head_of(task.model, "a linear probe").reset_parameters()
         super().setup(task)
-        self.frozen_modules = [module for name, module in task.model.named_children() if name != "head"]
+
+    def evaluation_modules(self, model: nn.Module) -> list[str]:
+        return [name for name, _ in model.named_children() if name != "head"]

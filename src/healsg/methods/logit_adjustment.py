@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from healsg.losses.classification import priors
 from healsg.methods.counts import class_counts
-from healsg.methods.depth import head_of
 from healsg.methods.supervised import Supervised
-from healsg.training.step import Loss
+from healsg.training.layers import head_of
 from healsg.types import NonNegative
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ShiftedLinear(nn.Linear):
-    """A linear layer that takes ``offset`` off its output in evaluation; its other keys are those of ``nn.Linear``."""
+    """A linear layer that subtracts ``offset`` from its output in evaluation."""
 
     offset: Tensor
 
@@ -29,16 +28,17 @@ class ShiftedLinear(nn.Linear):
 
 
 class LogitAdjustment(Supervised):
-    """``tau log(prior)`` is added to the scores in the loss, or taken off them after training.
+    """``tau log(prior)`` is added to the scores in the loss (equation 10), or subtracted from them after training
+    (equation 9).
 
     Args:
-        tau: how much of the logarithm of the classes' shares; 1 aims at the balanced error.
-        when: ``training`` (the paper's logit-adjusted loss), or ``after`` (its post-hoc adjustment, which is part of
-            the network that is evaluated and kept: its last layer has an ``offset``).
+        tau: the factor of the logarithm of the classes' shares; 1 minimises the balanced error.
+        when: ``training`` (the paper's logit-adjusted loss), or ``after`` (its post-hoc adjustment; the last layer of
+            the network that is evaluated and saved then has an ``offset``).
         common: the arguments of Supervised.
     """
 
-    counts_classes = True
+    needs_one_class = True
     offset: Tensor
 
     def __init__(self, tau: NonNegative = 1.0, when: Literal["training", "after"] = "training", **common: Any) -> None:
@@ -54,7 +54,7 @@ class LogitAdjustment(Supervised):
         super().setup(task)
 
     def evaluated(self, network: nn.Module) -> nn.Module:
-        """With ``after``, a head that takes an offset off its output; the checkpoint has its values."""
+        """With ``after``, replace the head by a ``ShiftedLinear``, whose offset a checkpoint fills in."""
         if self.when == "after":
             head = head_of(network, "logit adjustment after training")
             shifted = ShiftedLinear(head.in_features, head.out_features, head.bias is not None)
@@ -63,5 +63,9 @@ class LogitAdjustment(Supervised):
             network.head = shifted
         return network
 
-    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor | Loss:
-        return super().loss(task, batch, output + self.offset if self.when == "training" else output, target)
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+        input, mixed = self.labelled.inputs(task, batch)
+        output = task.net(input)
+        if self.when == "training":
+            output = output + self.offset
+        return {"loss": self.labelled.loss(task.criterion, batch, output, mixed)}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from healsg.methods.averaging import Average
-from healsg.methods.depth import freeze, head_of
 from healsg.methods.supervised import Supervised
+from healsg.training.averaging import Average
+from healsg.training.layers import freeze, head_of
 from healsg.types import Count, Positive
 
 if TYPE_CHECKING:
@@ -52,9 +52,10 @@ class LowRank(nn.Module):
 
 
 class LoRA(Supervised):
-    """Learn the head and, of every linear layer and convolution before it, a change of low rank.
+    """Train the head and, beside the frozen weight of every linear layer and convolution before it, a matrix of low
+    rank (section 4.1).
 
-    What is evaluated, kept as best and exported is the plain network with the changes added to its weights.
+    The network that is evaluated, saved and exported is the plain one, with the low-rank matrices added to its weights.
 
     Args:
         rank: of the changes.
@@ -75,10 +76,10 @@ class LoRA(Supervised):
         adapt(task.model, head, self.rank, self.alpha)
         super().setup(task)
 
-    def weights(self, task: BasicTask) -> list[Tensor]:
+    def weights_to_average(self, task: BasicTask) -> list[Tensor]:
         assert self.average is not None
         own = list(task.model.parameters())
-        values = dict(zip(own, self.trained(task, own), strict=True))
+        values = dict(zip(own, self.learned_values(task, own), strict=True))
         return [merged(task.model, name, values) for name, _ in self.average.network.named_parameters()]
 
 

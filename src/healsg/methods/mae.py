@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class MaskedAutoencoder(nn.Module):
-    """A vision transformer on some of an image's patches, and a small one that makes all of them of what it tells.
+    """A vision transformer encodes the visible patches of an image, and a small one decodes all patches (section 3).
 
     Args:
-        encoder: the network that is wanted in the end, without a head.
-        mask: the share of the patches that are hidden from it.
+        encoder: the network that is pretrained, without a head.
+        mask: the share of the patches that are masked.
         width, depth, heads: of the decoder.
     """
 
@@ -43,26 +44,27 @@ class MaskedAutoencoder(nn.Module):
             nn.init.trunc_normal_(weight, std=0.02)
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) to (N, patches, values), what is made of each patch, and (N, patches), 1 for the hidden ones."""
+        """(N, C, H, W) to (N, patches, values), the reconstructed patches, and (N, patches), 1 for the masked ones."""
         tokens = self.encoder.tokens(input)
         order, place = random_order(len(tokens), tokens.shape[1], tokens.device)
         shown = order[:, : self.visible, None].expand(-1, -1, tokens.shape[2])
-        told = self.embedding(self.encoder.encode(tokens.gather(1, shown)))
-        first, told = told[:, : -self.visible], told[:, -self.visible :]  # the class token, where there is one
-        blanks = self.token.to(told.dtype).expand(len(told), place.shape[1] - self.visible, -1)
-        patches = torch.cat([told, blanks], dim=1).gather(1, place[:, :, None].expand(-1, -1, told.shape[2]))
-        hidden = self.layers(torch.cat([first, patches + self.position], dim=1))
-        return self.values(self.norm(hidden[:, first.shape[1] :])), (place >= self.visible).to(input.dtype)
+        encoded = self.embedding(self.encoder.encode(tokens.gather(1, shown)))
+        first, encoded = encoded[:, : -self.visible], encoded[:, -self.visible :]  # the class token, where there is one
+        masked = self.token.to(encoded.dtype).expand(len(encoded), place.shape[1] - self.visible, -1)
+        patches = torch.cat([encoded, masked], dim=1).gather(1, place[:, :, None].expand(-1, -1, encoded.shape[2]))
+        decoded = self.layers(torch.cat([first, patches + self.position], dim=1))
+        return self.values(self.norm(decoded[:, first.shape[1] :])), (place >= self.visible).to(input.dtype)
 
 
 class MAE(SelfSupervised):
-    """Reconstruct the hidden patches of weakly augmented images, with ``model=vit``; the encoder is evaluated and kept.
+    """Reconstruct the masked patches of weakly augmented images, with ``model=vit``; the encoder is evaluated and
+    saved.
 
     The decoder's positions are learned; the paper's are sines.
 
     Args:
-        mask: the share of the patches that are hidden.
-        normalise: each patch is wanted less its mean, over its deviation.
+        mask: the share of the patches that are masked.
+        normalise: the target is each patch normalised by its own mean and standard deviation.
         width, depth, heads: of the decoder; 512, 8 and 16 in the paper.
         common: the arguments of SelfSupervised.
     """
@@ -82,8 +84,11 @@ class MAE(SelfSupervised):
         super().__init__(**common)
         if width % heads:
             raise ConfigError(f"method.heads: {heads} heads do not divide method.width={width}")
-        self.mask, self.normalise = mask, normalise
-        self.width, self.depth, self.heads = width, depth, heads
+        self.mask = mask
+        self.normalise = normalise
+        self.width = width
+        self.depth = depth
+        self.heads = heads
 
     def check(self, task: BasicTask) -> None:
         super().check(task)
@@ -96,21 +101,24 @@ class MAE(SelfSupervised):
         network = task.model
         if not isinstance(network, VisionTransformer) or network.position.shape[1] - (network.token is not None) < 2:
             raise ConfigError("method: mae hides some of a VisionTransformer's patches, two or more; set model.patch")
-        self.evaluated(network)
+        super().setup(task)
         task.model = MaskedAutoencoder(network, self.mask, self.width, self.depth, self.heads)
-        self.average_too(task)
 
     def evaluated(self, network: nn.Module) -> nn.Module:
+        """Remove the classifier."""
         network.head = nn.Identity()
         return network
 
+    def network_input(self, batch: Mapping[str, Any]) -> Tensor:
+        input: Tensor = batch["unlabelled"]["weak"]
+        return input
+
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
         input = batch["unlabelled"]["weak"]
-        made, hidden = task.net(input)
+        reconstructed, masked = task.net(input)
         patches = patchify(wide(input), task.model.patch)  # type: ignore[arg-type]
-        wanted = normalised(patches) if self.normalise else patches
-        return {"loss": masked_error(wide(made), wanted, wide(hidden)).mean()}
+        target = normalised(patches) if self.normalise else patches
+        return {"loss": masked_error(wide(reconstructed), target, wide(masked)).mean()}
 
-    def eval_model(self, task: BasicTask) -> nn.Module:
-        encoder: nn.Module = super().eval_model(task).encoder  # type: ignore[assignment]
-        return encoder
+    def trained_network(self, task: BasicTask) -> nn.Module:
+        return task.model.encoder if isinstance(task.model, MaskedAutoencoder) else task.model

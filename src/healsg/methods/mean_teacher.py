@@ -8,8 +8,8 @@ import torch
 
 from healsg.errors import ConfigError
 from healsg.losses.semi import sigmoid_ramp, squared_distance
-from healsg.methods.averaging import optimizer_averages
-from healsg.methods.consistency import SemiSupervised, probabilities
+from healsg.methods.consistency import SemiSupervised, forward_together, probabilities
+from healsg.training.averaging import optimizer_averages
 from healsg.training.step import Mean, samples_of
 from healsg.types import Count, Fraction, NonNegative
 
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 
 class MeanTeacher(SemiSupervised):
-    """Predict of an unlabelled sample what the average of the network's weights predicts of another view of it.
+    """The prediction of an unlabelled sample is trained towards that of the teacher, a moving average of the network's
+    weights, of another view of it (section 2).
 
-    The network sees the sample as ``data.augment`` makes it, the teacher its weak view; the teacher is as in
-    evaluation, and is what is evaluated. Its decay is ``ema``.
+    The network sees the sample as ``data.augment`` makes it, the teacher its weak view; the teacher is in evaluation
+    mode, and is what is evaluated. Its decay is ``ema``.
 
     Args:
         unlabelled_ratio: as for SemiSupervised; 62 labelled samples of 256 in the authors' code.
-        unlabelled_weight: what the weight of the squared distance, a mean over classes, grows to.
+        unlabelled_weight: the final weight of the squared distance, a mean over classes.
         ramp: the share of the run over which that weight grows; 40,000 of 150,000 updates in the paper.
-        common: the arguments of SemiSupervised and Supervised.
+        common: the arguments of SemiSupervised.
     """
 
     views = ("input", "weak")
@@ -44,20 +45,22 @@ class MeanTeacher(SemiSupervised):
 
     def check(self, task: BasicTask) -> None:
         super().check(task)
-        if not self.ema and not optimizer_averages(self):
+        if not self.ema and not optimizer_averages(self.make_optimizer):
             raise ConfigError("method.ema: is the decay of the teacher, usually 0.99 to 0.999; it cannot be 0")
 
     def setup(self, task: BasicTask) -> None:
         super().setup(task)
-        assert self.average is not None
-        self.average.network.eval()
+        self.eval_model(task).eval()
 
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
-        labelled, student = self.outputs(task, batch, self.views[:1])
+        labelled, unlabelled = batch["labelled"], batch["unlabelled"]
+        input, _ = self.labelled.inputs(task, labelled)
+        output, student = forward_together(task.net, input, unlabelled["input"])
+        supervised = self.labelled.loss(task.criterion, labelled, output)
+
         with torch.no_grad():
-            wanted = probabilities(self.eval_model(task)(batch["unlabelled"]["weak"]))
-        distance = Mean(squared_distance(student, wanted).mean(), samples_of(batch["unlabelled"]))
-        grown = sigmoid_ramp(task.runner.step_count / task.runner.total_steps, self.ramp)
-        supervised = self.supervised(task, batch["labelled"], labelled)
-        loss = supervised + grown * self.unlabelled_weight * distance
+            teacher = probabilities(self.eval_model(task)(unlabelled["weak"]))
+        distance = Mean(squared_distance(student, teacher).mean(), samples_of(unlabelled))
+        growth = sigmoid_ramp(task.runner.step_count / task.runner.total_steps, self.ramp)
+        loss = supervised + growth * self.unlabelled_weight * distance
         return {"loss": loss, "supervised": supervised, "unlabelled": distance}

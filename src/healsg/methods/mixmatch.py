@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from healsg.losses.classification import cross_entropy, smooth
+from healsg.losses.classification import cross_entropy
 from healsg.losses.semi import linear_ramp, sharpen, squared_distance
-from healsg.methods.consistency import SemiSupervised, probabilities
+from healsg.methods.consistency import SemiSupervised, forward_together, probabilities
 from healsg.methods.gathered import gather
 from healsg.metric import precise
 from healsg.training.step import Mean, Samples, samples_of
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
 
 
 class MixMatch(SemiSupervised):
-    """Guess each unlabelled sample's label from two views, sharpen it, and mix it with samples of both kinds.
+    """Guess each unlabelled sample's label from two views, sharpen it, and mix it with samples of both streams
+    (Algorithm 1).
 
     The two views are the weak one and what ``data.augment`` makes: of one kind, as in the paper, with ``light``.
 
     Args:
-        unlabelled_ratio, unlabelled_weight: as for SemiSupervised; the weight, which is of a squared distance, grows.
+        unlabelled_ratio: as for SemiSupervised.
+        unlabelled_weight: the final weight of the squared distance; lambda_u.
         temperature: with which guesses are sharpened; T.
         alpha: of Beta(alpha, alpha), from which the share of a mixed sample is drawn.
-        ramp: the share of the run over which the weight grows in a straight line; 16,000 of 1,048,576 updates in the
-            authors' code.
-        common: the arguments of SemiSupervised and Supervised.
+        ramp: the share of the run over which the weight grows linearly; 16,000 of 1,048,576 updates in the authors'
+            code.
+        common: the arguments of SemiSupervised.
     """
 
     replaces_criterion = True
@@ -47,32 +49,36 @@ class MixMatch(SemiSupervised):
         **common: Any,
     ) -> None:
         super().__init__(unlabelled_ratio=unlabelled_ratio, unlabelled_weight=unlabelled_weight, **common)
-        self.temperature, self.alpha, self.ramp = temperature, alpha, ramp
+        self.temperature = temperature
+        self.alpha = alpha
+        self.ramp = ramp
 
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
-        labelled = batch["labelled"]
-        parts = [self.prepare(task, labelled)[0], *(batch["unlabelled"][view] for view in self.views)]
+        labelled, unlabelled = batch["labelled"], batch["unlabelled"]
+        input, _ = self.labelled.inputs(task, labelled)
+        inputs = [input, unlabelled["weak"], unlabelled["input"]]
         with torch.no_grad():
-            first, second = task.net(torch.cat(parts[1:])).chunk(2)
+            first, second = forward_together(task.net, *inputs[1:])
             guess = sharpen((probabilities(first) + probabilities(second)) / 2, self.temperature)
-            target = smooth(labelled["target"], guess[:1].expand(len(parts[0]), -1), self.label_smoothing)
+            target = self.labelled.class_probabilities(labelled["target"], guess[:1].expand(len(input), -1))
+
         with task.runner.drawn_together(batch) as together:
-            unlabelled = samples_of(batch["unlabelled"])
-            streams = [together, unlabelled, unlabelled] if together and unlabelled else None
-            mixing = draw(parts, self.alpha, streams)
-        output, wanted = task.net(mixing.of(parts)), mixing.of([target, guess, guess])
+            samples = samples_of(unlabelled)
+            mixing = draw(inputs, self.alpha, [together, samples, samples] if together and samples else None)
+        output = task.net(mixing.of(inputs))
+        wanted = mixing.of([target, guess, guess])
+
         rows = len(target)
         supervised = cross_entropy(output[:rows], wanted[:rows]).mean()
-        distances = squared_distance(output[rows:], wanted[rows:])
-        distance = Mean(distances.mean(), samples_of(batch["unlabelled"]))
-        grown = linear_ramp(task.runner.step_count / task.runner.total_steps, 0.0, self.ramp)
-        loss = supervised + grown * self.unlabelled_weight * distance
+        distance = Mean(squared_distance(output[rows:], wanted[rows:]).mean(), samples)
+        growth = linear_ramp(task.runner.step_count / task.runner.total_steps, 0.0, self.ramp)
+        loss = supervised + growth * self.unlabelled_weight * distance
         return {"loss": loss, "supervised": supervised, "unlabelled": distance}
 
 
 def partners(count: int, alpha: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """For each of ``count`` samples another's place, and the share of 1/2 to 1 that it keeps itself, (count,) each, on
-    the device of ``like`` (equations 8 and 9)."""
+    """The partner of each of ``count`` samples, and the share of 1/2 to 1 that a sample keeps, (count,) each, on the
+    device of ``like`` (equations 8 and 9)."""
     even = precise(like.new_full((count, 2), alpha))
     share = torch.distributions.Dirichlet(even, validate_args=False).sample()
     return torch.randperm(count, device=like.device), share.amax(dim=1)
@@ -101,14 +107,14 @@ class StreamMixing(NamedTuple):
 
 
 def draw(parts: list[Tensor], alpha: float, streams: list[Samples] | None) -> StreamMixing:
-    """Partners and shares of the samples of all streams; each process draws those of all, and takes its own."""
+    """Partners and shares of all streams' samples; each process draws those of all processes, and uses its own."""
     if streams is None:
         return StreamMixing(*partners(sum(map(len, parts)), alpha, parts[0]))
     starts = [0, *accumulate(own.batch or 0 for own in streams)]
     partner, share = partners(starts[-1], alpha, parts[0])
-    places = [
+    rows = [
         torch.arange(start + own.first, start + own.first + len(part), device=partner.device)
         for start, own, part in zip(starts, streams, parts, strict=False)
     ]
-    place = torch.cat(places)
-    return StreamMixing(partner[place], share[place], streams)
+    own_rows = torch.cat(rows)
+    return StreamMixing(partner[own_rows], share[own_rows], streams)

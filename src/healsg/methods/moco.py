@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from healsg.losses.classification import wide
 from healsg.losses.contrastive import queue_contrast
 from healsg.methods.gathered import gather
-from healsg.methods.selfsupervised import SelfSupervised, perceptron
+from healsg.methods.selfsupervised import SelfSupervised, follow, full_precision, perceptron
 from healsg.training.step import rows_of
 from healsg.types import Count, Kept, Positive
 
@@ -20,18 +21,22 @@ if TYPE_CHECKING:
 
 
 class MoCo(SelfSupervised):
-    """A query of the first view finds the key of the second among those of earlier batches (He et al. 2020; its
-    projector and temperature as in Chen et al. 2020).
+    """A query of the first view is matched with the key of the second, against a queue of the keys of earlier batches
+    (He et al. 2020, Algorithm 1; projector and temperature as in Chen et al. 2020).
 
-    The queue is the same in all processes. Keys are not shuffled between them for BatchNorm, as the paper does.
+    The queue is the same in all processes. Keys are not shuffled between processes for BatchNorm, as the paper does.
 
     Args:
-        temperature: what similarities are divided by.
-        momentum: how much of the momentum encoder an update keeps.
-        queue: keys that are kept; 65,536 in the paper.
+        temperature: divides the similarities.
+        momentum: the share of the key encoder that an update keeps.
+        queue: the number of keys in the queue; 65,536 in the paper.
         hidden, size: units of the projector's hidden layer, and of its output; 2,048 and 128 in the paper.
         common: the arguments of SelfSupervised.
     """
+
+    local_to_process: ClassVar[Mapping[str, str]] = {
+        "order": "the order of the queue follows the processes, and with runner.accumulate it grows by micro-batch"
+    }
 
     keys: Tensor
     place: Tensor
@@ -46,30 +51,38 @@ class MoCo(SelfSupervised):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.temperature, self.momentum, self.queue = temperature, momentum, queue
-        self.hidden, self.size = hidden, size
+        self.temperature = temperature
+        self.momentum = momentum
+        self.queue = queue
+        self.hidden = hidden
+        self.size = size
+        self.target: nn.Module = nn.Identity()
 
     def head(self, features: int) -> nn.Module:
         return perceptron(features, self.hidden, self.size, norm=False)
 
     def setup(self, task: BasicTask) -> None:
         super().setup(task)
+        self.target = self.momentum_encoder(task)
         self.register_buffer("keys", F.normalize(torch.randn(self.queue, self.size), dim=1))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
-        assert self.target is not None
         views = batch["unlabelled"]
         with torch.no_grad():
             key = wide(self.target(views["view2"]))
         query = wide(task.net(views["view1"]))
-        with torch.autocast(task.device.type, enabled=False):
+        with full_precision(task):
             losses = queue_contrast(query, key, self.keys.clone(), self.temperature)
             self.enqueue(F.normalize(gather(key, rows_of(views, key)), dim=1))
         return {"loss": losses.mean()}
 
+    def after_update(self, task: BasicTask) -> None:
+        super().after_update(task)
+        follow(self.target, task.model, self.momentum)
+
     def enqueue(self, keys: Tensor) -> None:
-        """Let (N, size) keys take the places of the oldest ones."""
+        """Replace the oldest keys by (N, size) new ones."""
         keys = keys[-self.queue :].to(self.keys.dtype)
         places = (self.place + torch.arange(len(keys), device=keys.device)) % self.queue
         self.keys.index_copy_(0, places, keys)

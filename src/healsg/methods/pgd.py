@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from healsg.methods.attack import EVAL_SIZE, Attack, Robust
+from healsg.methods.attack import EVAL_SIZE, Attack
+from healsg.methods.supervised import Supervised
 from healsg.training.step import Loss, loss_of
 from healsg.types import Count, Natural, Positive
 
@@ -14,22 +16,25 @@ if TYPE_CHECKING:
     from healsg.task import BasicTask
 
 
-class PGD(Robust):
-    """Learn from attacked images in the place of those that are given.
+class PGD(Supervised):
+    """Learn from attacked images in the place of the clean ones (section 2, equation 2.1).
 
-    The step sees the network as in training, the attack as in evaluation (running statistics, no dropout) unless
-    ``train_mode`` says otherwise.
+    The attack uses the network in evaluation mode (running statistics, no dropout) unless ``train_mode`` says
+    otherwise.
 
     Args:
         eps: the largest change of a pixel, where 0 is black and 1 full intensity.
         steps: of the attack in training.
         step_size: of that attack, as a share of ``eps``.
-        random_start: begin the attack in training at a random place within ``eps``.
-        train_mode: the attack in training sees the network as it trains: BatchNorm uses the batch's statistics, and
-            learns its running ones from attacked images too (locuslab/fast_adversarial, CIFAR10/train_fgsm.py).
+        random_start: begin the attack in training at a random point within ``eps``.
+        train_mode: the attack in training uses the network in training mode: BatchNorm uses the batch's statistics, and
+            its running ones also follow attacked images (locuslab/fast_adversarial, CIFAR10/train_fgsm.py).
         eval_steps: of the attack that gives ``robust_acc`` in evaluation, from a random start; 0 leaves it out.
         common: the arguments of Supervised.
     """
+
+    needs_one_class = True
+    higher_is_better: ClassVar[Mapping[str, bool]] = {"robust_acc": True}
 
     def __init__(
         self,
@@ -46,12 +51,20 @@ class PGD(Robust):
         self.attack = Attack(eps, steps, step_size, random_start)
         self.eval_attack = Attack(eps, eval_steps, EVAL_SIZE, True)
 
+    def setup(self, task: BasicTask) -> None:
+        super().setup(task)
+        self.attack.setup(task)
+        self.eval_attack.setup(task)
+
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
-        input, mixed = self.prepare(task, batch)
+        input, mixed = self.labelled.inputs(task, batch)
 
         def loss(output: Tensor) -> Tensor | Loss:
-            return self.loss(task, batch, output, self.soften(task, batch["target"], output, mixed))
+            return self.labelled.loss(task.criterion, batch, output, mixed)
 
-        with self.attack.seen(task, task.model, self.train_mode):
+        with self.attack.context(task, task.model, self.train_mode):
             attacked = self.attack(lambda images: loss_of(loss(task.model(images))).value, input)
         return {"loss": loss(task.net(attacked))}
+
+    def evaluate(self, task: BasicTask, split: str) -> dict[str, float]:
+        return self.eval_attack.measure(task, split)

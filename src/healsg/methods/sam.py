@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from healsg.methods.averaging import BatchNorm
 from healsg.methods.supervised import Supervised
 from healsg.seeding import seed_device
-from healsg.training.step import Mean, MicroBatch, loss_of, reported
+from healsg.training.layers import BatchNorm
+from healsg.training.step import Loss, Mean, MicroBatch, loss_of, reported
 from healsg.types import NonNegative
 
 if TYPE_CHECKING:
@@ -20,16 +20,19 @@ if TYPE_CHECKING:
 
 
 class SAM(Supervised):
-    """Follow the gradient of the worst point in a small ball around the weights; two passes a batch.
+    """Follow the gradient at the worst point in a small ball around the weights (Algorithm 1); two passes a batch.
 
-    The second pass has the same dropout and mixing as the first, and leaves BatchNorm's statistics alone. With
-    ``runner.accumulate``, and on several processes, each batch has a point of its own (the paper's m-sharpness).
-    Under fp16 a batch whose gradient overflows is skipped, as always.
+    The second pass has the same dropout and mixing as the first, and leaves BatchNorm's statistics alone. Under fp16 a
+    batch whose gradient overflows is skipped, as always.
 
     Args:
         rho: the radius of the ball; 0.05 for small images, 0 is the optimizer without SAM.
         common: the arguments of Supervised.
     """
+
+    local_to_process: ClassVar[Mapping[str, str]] = {
+        "worst point": "each process and each accumulated batch climbs to a point of its own (the paper's m-sharpness)"
+    }
 
     def __init__(self, rho: NonNegative = 0.05, **common: Any) -> None:
         super().__init__(**common)
@@ -37,41 +40,52 @@ class SAM(Supervised):
 
     def step(self, task: BasicTask, batch: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
         runner = task.runner
+        self.before_step(task)
+        weights: list[Tensor] = [weight for weight in task.model.parameters() if weight.requires_grad]
         with runner.forward(task, micro):
             logs = self.train_step(task, batch)
-        weights: list[Tensor] = [weight for weight in task.model.parameters() if weight.requires_grad]
+        gradient = self.gradient(task, loss_of(logs["loss"]).value, weights)
+
         before = [weight.detach().clone() for weight in weights]
-        climb = ascent(self.gradient(task, loss_of(logs["loss"]).value, weights), self.rho)
         with torch.no_grad():
-            torch._foreach_add_(weights, climb)
-        seed_device(task.device, runner.plan.seed, runner.epoch, runner.position)
-        with runner.forward(task, micro), still_statistics(task.model):
-            loss = loss_of(self.train_step(task, batch)["loss"])
-        slopes = self.gradient(task, loss.value, weights)
+            torch._foreach_add_(weights, ascent(gradient, self.rho))
+        seed_device(task.device, runner.plan.seed, runner.epoch, runner.position)  # as in the first pass
+        with runner.forward(task, micro), fixed_statistics(task.model):
+            worst = loss_of(self.train_step(task, batch)["loss"])
+        gradient = self.gradient(task, worst.value, weights)
         with torch.no_grad():
             torch._foreach_copy_(weights, before)
-        # What has these slopes as its gradient at the weights themselves, for the runner's own backward and update.
-        line = torch.stack([(weight * slope).sum() for weight, slope in zip(weights, slopes, strict=True)]).sum()
-        _, moved = runner.update(task, logs | {"loss": Mean(line, loss.terms[0].over)}, micro)
+
+        linear = loss_with_gradient(weights, gradient, worst)
+        _, moved = runner.update(task, logs | {"loss": linear}, micro)
         return reported(logs, micro), moved
 
     def gradient(self, task: BasicTask, loss: Tensor, weights: list[Tensor]) -> list[Tensor]:
-        """The gradient of ``loss``, zero where a weight took no part; it goes through fp16 at the scaler's scale."""
-        scale = task.runner.place.scaler.scale(torch.ones_like(loss)) if task.runner.place.scaler else None
-        given = torch.autograd.grad(loss if scale is None else loss * scale, weights, allow_unused=True)
-        slopes = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, given, strict=True)]
-        return slopes if scale is None else [slope / scale for slope in slopes]
+        """The gradient of ``loss``, zero for weights that do not occur in it; under fp16 taken of the scaled loss."""
+        scaler = task.runner.place.scaler
+        scale = scaler.scale(torch.ones_like(loss)) if scaler else None
+        gradients = torch.autograd.grad(loss if scale is None else loss * scale, weights, allow_unused=True)
+        dense = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=True)]
+        return dense if scale is None else [gradient / scale for gradient in dense]
 
 
-def ascent(slopes: list[Tensor], rho: float) -> list[Tensor]:
-    """The step of length ``rho`` along a gradient that is given in pieces (the paper's epsilon for p = 2)."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(slopes)))
-    return [slope * (rho / (norm + 1e-12)) for slope in slopes]
+def ascent(gradient: list[Tensor], rho: float) -> list[Tensor]:
+    """The step of length ``rho`` along a gradient, tensor by tensor (equation 2 for p = 2)."""
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradient)))
+    return [one * (rho / (norm + 1e-12)) for one in gradient]
+
+
+def loss_with_gradient(weights: list[Tensor], gradient: list[Tensor], loss: Loss) -> Mean:
+    """A linear function of the weights that has this gradient, so that the runner's own backward pass and update, with
+    their scaling and exchange between processes, take the gradient of another point. It is a mean over what the first
+    term of ``loss`` is one over."""
+    products = [(weight * one).sum() for weight, one in zip(weights, gradient, strict=True)]
+    return Mean(torch.stack(products).sum(), loss.terms[0].over)
 
 
 @contextlib.contextmanager
-def still_statistics(model: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise by its batch without remembering it."""
+def fixed_statistics(model: nn.Module) -> Iterator[None]:
+    """Let BatchNorm normalise by its batch without updating its running statistics."""
     norms = [module for module in model.modules() if isinstance(module, BatchNorm) and module.track_running_stats]
     try:
         for norm in norms:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from healsg.losses.contrastive import nt_xent
 from healsg.methods.gathered import gather
-from healsg.methods.selfsupervised import Pair, SelfSupervised, Views, perceptron
+from healsg.methods.selfsupervised import SelfSupervised, both_views, full_precision, halves, perceptron
 from healsg.training.step import rows_of
 from healsg.types import Count, Positive
 
@@ -17,23 +18,32 @@ if TYPE_CHECKING:
 
 
 class SimCLR(SelfSupervised):
-    """Contrast the views of a batch, of all processes together; see ``losses.contrastive.nt_xent``.
-
-    With ``runner.accumulate`` each piece is a batch of its own: its samples meet no others.
+    """Contrast the two views of a sample with those of the other samples of the batch, of all processes together
+    (equation 1, Algorithm 1).
 
     Args:
-        temperature: what similarities are divided by; 0.5 in the paper on CIFAR-10, 0.1 on ImageNet.
+        temperature: divides the similarities; 0.5 in the paper on CIFAR-10, 0.1 on ImageNet.
         hidden, size: units of the projector's hidden layer, and of its output.
         common: the arguments of SelfSupervised.
     """
 
+    local_to_process: ClassVar[Mapping[str, str]] = {
+        "negatives": "with runner.accumulate the negatives of a sample are those of its micro-batch (of all processes)"
+    }
+
     def __init__(self, temperature: Positive = 0.5, hidden: Count = 512, size: Count = 128, **common: Any) -> None:
         super().__init__(**common)
-        self.temperature, self.hidden, self.size = temperature, hidden, size
+        self.temperature = temperature
+        self.hidden = hidden
+        self.size = size
 
     def head(self, features: int) -> nn.Module:
         return perceptron(features, self.hidden, self.size)
 
-    def compare(self, task: BasicTask, batch: Views, output: list[Pair], wanted: list[Pair]) -> dict[str, Tensor]:
-        first, second = (gather(view, rows_of(batch, view)) for view in output[0])
-        return {"loss": nt_xent(first, second, self.temperature).mean()}
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+        views = batch["unlabelled"]
+        first, second = halves(task.net(both_views(views)))
+        with full_precision(task):
+            rows = rows_of(views, first)
+            first, second = gather(first, rows), gather(second, rows)  # the batch of all processes
+            return {"loss": nt_xent(first, second, self.temperature).mean()}

@@ -8,9 +8,18 @@ import torch
 from torch import Tensor
 
 from healsg.losses.semi import align, hard_cross_entropy, truncated_gaussian
-from healsg.methods.consistency import SemiSupervised, classes, mean_over_all, probabilities, sum_over_all
+from healsg.methods.consistency import (
+    SemiSupervised,
+    class_number,
+    forward_together,
+    masked_mean,
+    mean_over,
+    mean_over_all,
+    probabilities,
+    sum_over_all,
+)
 from healsg.metric import precise
-from healsg.training.step import Loss, rows_of
+from healsg.training.step import rows_of
 from healsg.types import Positive, Share
 
 if TYPE_CHECKING:
@@ -18,17 +27,18 @@ if TYPE_CHECKING:
 
 
 class SoftMatch(SemiSupervised):
-    """FixMatch with a weight in the place of a threshold: a Gaussian around the mean confidence, 1 above it.
+    """FixMatch with a weight in the place of the threshold: a Gaussian of the confidence around its mean, 1 above it
+    (equations 5 to 7).
 
-    The confidence is that of predictions aligned with equally many samples of each class; the labels are those of the
-    predictions as they are.
+    The confidence is that of predictions aligned with a uniform distribution over classes (section 3.3); the labels are
+    those of the predictions before the alignment.
 
     Args:
-        momentum: of the moving averages: how much of them a batch keeps; m. Over a short run take less: the mean
-            begins at one over the number of classes, the variance at 1.
-        deviations: what the standard deviation is divided by.
+        momentum: the share of the moving averages that a batch keeps; m. Over a short run take less: the mean begins at
+            one over the number of classes, the variance at 1.
+        deviations: divides the standard deviation; 2 in the authors' code.
         alignment: whether predictions are aligned.
-        common: the arguments of SemiSupervised and Supervised.
+        common: the arguments of SemiSupervised.
     """
 
     mean: Tensor
@@ -39,30 +49,45 @@ class SoftMatch(SemiSupervised):
         self, momentum: Share = 0.999, deviations: Positive = 2.0, alignment: bool = True, **common: Any
     ) -> None:
         super().__init__(**common)
-        self.momentum, self.deviations, self.alignment = momentum, deviations, alignment
+        self.momentum = momentum
+        self.deviations = deviations
+        self.alignment = alignment
 
     def setup(self, task: BasicTask) -> None:
         super().setup(task)
-        number = classes(task)
+        number = class_number(task)
         self.register_buffer("mean", torch.full((), 1.0 / number))
         self.register_buffer("variance", torch.ones(()))
         self.register_buffer("marginal", torch.full((number,), 1.0 / number))
 
-    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Loss, dict[str, Any]]:
-        weak, strong = outputs
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+        labelled, unlabelled = batch["labelled"], batch["unlabelled"]
+        input, _ = self.labelled.inputs(task, labelled)
+        output, weak, strong = forward_together(task.net, input, unlabelled["weak"], unlabelled["strong"])
+        supervised = self.labelled.loss(task.criterion, labelled, output)
+
         predicted = probabilities(weak)
-        confidence = self.follow(predicted, rows_of(batch, predicted))
+        label = predicted.argmax(dim=1)
+        confidence = self.confidence(predicted, rows_of(unlabelled, predicted))
         weight = truncated_gaussian(confidence, self.mean, self.variance, self.deviations)
-        term, logs = self.selected(batch, hard_cross_entropy(strong, predicted.argmax(dim=1)), weight)
-        return term, {**logs, "confidence": self.mean.clone(), "variance": self.variance.clone()}
+        consistency = masked_mean(hard_cross_entropy(strong, label), weight, unlabelled)
+        return {
+            "loss": supervised + self.unlabelled_weight * consistency,
+            "supervised": supervised,
+            "unlabelled": consistency.detach(),
+            "selected": mean_over(weight, unlabelled),
+            "confidence": self.mean.clone(),
+            "variance": self.variance.clone(),
+        }
 
     @torch.no_grad()
-    def follow(self, predicted: Tensor, rows: int) -> Tensor:
-        """Move the averages towards those of a batch, whose first ``rows`` count; its confidences (N,)."""
+    def confidence(self, predicted: Tensor, rows: int) -> Tensor:
+        """The confidences (N,) of aligned predictions (N, C), by whose first ``rows`` the averages are moved before."""
         share = 1.0 - self.momentum
         if self.alignment:
             self.marginal.lerp_(mean_over_all(predicted, rows).to(self.marginal.dtype), share)
-            predicted = align(predicted, self.marginal, torch.full_like(self.marginal, 1.0 / len(self.marginal)))
+            uniform = torch.full_like(self.marginal, 1.0 / len(self.marginal))
+            predicted = align(predicted, self.marginal, uniform)
         confidence = predicted.amax(dim=1)
         mean = mean_over_all(confidence, rows)
         squares, count = sum_over_all((precise(confidence) - mean).square(), rows)

@@ -1,4 +1,4 @@
-"""What methods of distillation share: the network of a run as the teacher, and the step."""
+"""Distillation: the network of a run as the teacher, and a student with heads on its inner outputs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from healsg.data.info import differing_classes
 from healsg.data.loader import Loader
 from healsg.errors import ConfigError, HealsgError, RunError, one_line
 from healsg.evaluation.predictor import best_of, network_of_run
-from healsg.methods.supervised import Supervised
+from healsg.method import TaskMethod
+from healsg.methods.labelled import LabelledSamples
 from healsg.methods.within import Probe, outputs_of, probe
 from healsg.paths import current_folder
 from healsg.runs.checkpointer import restore_weights
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.saved_config import load_saved
-from healsg.training.step import Loss, Mean, Samples, joined_samples, samples_of
+from healsg.types import Fraction, NonNegative, Share
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -110,29 +111,31 @@ def _rescaled(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]
 
 @dataclass
 class ForwardOutput:
-    """What a network says of a batch: its output, and what it gives within."""
+    """What a network gives for a batch: its output, and the outputs of some of its modules."""
 
     output: Tensor
     inner: list[Tensor] = field(default_factory=list)
 
 
 class Student(nn.Module):
-    """A network and what learns beside it: in training its output and what ``heads`` make of inner ones, in evaluation
-    the output alone.
+    """A network with heads on some of its modules: in training it gives its output and a list of what ``heads`` and
+    ``beside`` give, in evaluation its output alone.
 
     Args:
-        network: what is evaluated and kept.
+        network: what is evaluated and saved.
         layers: modules of it by name.
-        heads: what learns on these modules' outputs, one each.
-        beside: what else learns.
+        heads: trained modules on these modules' outputs, one each.
+        beside: a trained module on an output of the teacher.
     """
 
     def __init__(
         self, network: nn.Module, layers: Sequence[str], heads: Sequence[nn.Module], beside: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.network, self.layers = network, list(layers)
-        self.heads, self.beside = nn.ModuleList(heads), beside
+        self.network = network
+        self.layers = list(layers)
+        self.heads = nn.ModuleList(heads)
+        self.beside = beside
 
     def forward(self, input: Tensor, shown: Tensor | None = None) -> Any:
         if not self.training:
@@ -143,49 +146,98 @@ class Student(nn.Module):
         return output, [*inner, *([self.beside(shown)] if self.beside is not None else [])]
 
 
-class Distilled(Supervised):
-    """Learn from labels and from the network of a run, which sees what the student sees.
+class Distilled(TaskMethod):
+    """Learn from labels and from a teacher, the network of a run, which sees the same inputs as the student.
 
-    A subclass gives ``distillation_loss``.
-
-    The teacher's run, without its data, must lie where it was whenever this run is trained or continued; the checkpoint
-    holds the teacher's weights, so that a run goes on with the teacher with which it began.
+    The teacher's run, without its data, must stay where it is as long as this run is trained or continued; the
+    checkpoint holds the teacher's weights, so that a resumed run has the teacher with which it began.
 
     Args:
-        teacher: the run, a folder or a name under ``runs/``; its best weights teach.
-        common: the arguments of Supervised.
+        teacher: the run, a folder or a name under ``runs/``; the teacher has its best weights.
+        label_smoothing, mixup, cutmix, random_erasing: see ``LabelledSamples``.
+        common: the arguments of TaskMethod.
     """
 
-    counts_classes = True
+    mean_over_samples = True
+    leaves_weights = True
 
     whole_samples: ClassVar[bool] = False
-    """Whether the distillation is about a sample's own class or identity, so that samples cannot be mixed."""
+    """Whether the distillation loss uses a sample's own class or index, so that samples cannot be mixed."""
 
     layers: str | None = None
     teacher_layers: str | None = None
 
-    def __init__(self, teacher: str | None = None, **common: Any) -> None:
+    def __init__(
+        self,
+        teacher: str | None = None,
+        label_smoothing: Share = 0.0,
+        mixup: NonNegative = 0.0,
+        cutmix: NonNegative = 0.0,
+        random_erasing: Fraction = 0.0,
+        **common: Any,
+    ) -> None:
         super().__init__(**common)
-        self.run, self.start = teacher, current_folder()
+        self.run = teacher
+        self.start = current_folder()
+        self.labelled = LabelledSamples(label_smoothing, mixup, cutmix, random_erasing)
+        self.teacher: nn.Module = nn.Identity()
         self.places: list[str] = []
+        """The modules of the teacher whose outputs are used, by name."""
 
-    # --- what a subclass brings -------------------------------------------------------------------------------------
+    def check(self, task: BasicTask) -> None:
+        super().check(task)
+        name = type(self).__name__
+        self.labelled.check(task, name)
+        if self.whole_samples:
+            self.labelled.refuse_mixing(f"{name} needs each sample as it is")
+        if _student.get():
+            self.check_teacher(task)
 
-    def distillation_loss(
-        self, task: BasicTask, batch: dict[str, Any], student: ForwardOutput, teacher: ForwardOutput
-    ) -> Tensor:
-        """What the teacher says of a batch, as a scalar: a mean over all rows, the labelled ones first."""
-        raise NotImplementedError
+    def check_teacher(self, task: BasicTask) -> None:
+        """Refuse a run that is not there, has no weights or was trained on other classes or inputs. Raises
+        ConfigError."""
+        if not self.run:
+            raise ConfigError(
+                f"method.teacher: is missing; {type(self).__name__} learns from a run: method.teacher=RUN"
+            )
+        try:
+            folder = find(self.run, self.start)
+            load_saved(folder, [])
+            if not safefiles.require(folder.best):
+                raise RunError(f"{folder.shown} has no best weights yet; train it first")
+            info, _ = best_of(folder)
+            info = task_of(folder, task).info if info is None else info
+        except (RunError, ConfigError) as error:
+            raise ConfigError(f"method.teacher: {one_line(error)}") from error
+        if task.info and info:
+            refuse_other_meaning(self.run, info, task.info)
+        if folder.record.get("status") != "finished":
+            log.warning("method.teacher: %s is not finished; the best weights that it has teach", folder.shown)
 
-    def label_share(self, task: BasicTask) -> float:
-        """The weight of the loss of the labels."""
-        return 1.0
+    def setup(self, task: BasicTask) -> None:
+        super().setup(task)
+        self.labelled.setup(task)
+        if not self.run or not _student.get():
+            return
+        try:
+            self.teacher = network_of(find(self.run, self.start), task)
+        except HealsgError as error:
+            raise ConfigError(f"method.teacher: {one_line(error)}") from error
+        samples = some_samples(task)
+        try:
+            teacher = probe(self.teacher, samples)
+        except RuntimeError as error:
+            reason = f"cannot take samples of {tuple(samples.shape[1:])}: {one_line(error)}"
+            raise ConfigError(f"method.teacher: {self.run} {reason}") from error
+        student = probe(task.model, samples)
+        refuse_other("outputs", self.run, teacher.output[1:], student.output[1:])
+        task.model = self.with_heads(task, student, teacher)
 
-    def wrap(self, task: BasicTask, student: Probe, teacher: Probe) -> Student | None:
-        """What learns, with inner outputs; sets ``places``, the teacher's modules. None for neither."""
-        return None
+    def with_heads(self, task: BasicTask, student: Probe, teacher: Probe) -> nn.Module:
+        """The student with what learns on its inner outputs; sets ``places``. By default the network as it is."""
+        return task.model
 
-    def layers_of(self, student: Probe, teacher: Probe, kind: str, last: bool = False) -> tuple[list[str], list[str]]:
+    def layer_pairs(self, student: Probe, teacher: Probe, kind: str, last: bool = False) -> tuple[list[str], list[str]]:
         """The modules of both networks, in pairs: those named, else all or the last of a kind, paired from the last.
 
         Args:
@@ -211,82 +263,22 @@ class Distilled(Supervised):
             raise ConfigError(f"method.layers: {chosen[0]} of the student and {chosen[1]} of the teacher make no pairs")
         return chosen[0], chosen[1]
 
-    # --- the method -------------------------------------------------------------------------------------------------
-
-    def check(self, task: BasicTask) -> None:
-        super().check(task)
-        name = type(self).__name__
-        if key := next((key for key in ("mixup", "cutmix") if self.whole_samples and getattr(self, key)), None):
-            raise ConfigError(f"method.{key}: {name} needs each sample as it is; set it to 0")
-        if not _student.get():
-            return
-        if not self.run:
-            raise ConfigError(f"method.teacher: is missing; {name} learns from a run: method.teacher=RUN")
-        try:
-            folder = find(self.run, self.start)
-            load_saved(folder, [])
-            if not safefiles.require(folder.best):
-                raise RunError(f"{folder.shown} has no best weights yet; train it first")
-            taught, _ = best_of(folder)
-            taught = task_of(folder, task).info if taught is None else taught
-        except (RunError, ConfigError) as error:
-            raise ConfigError(f"method.teacher: {one_line(error)}") from error
-        if task.info and taught:
-            refuse_other_meaning(self.run, taught, task.info)
-        if folder.record.get("status") != "finished":
-            log.warning("method.teacher: %s is not finished; the best weights that it has teach", folder.shown)
-
-    def setup(self, task: BasicTask) -> None:
-        super().setup(task)
-        if not self.run or not _student.get():
-            return
-        try:
-            self.teacher = network_of(find(self.run, self.start), task)
-        except HealsgError as error:
-            raise ConfigError(f"method.teacher: {one_line(error)}") from error
-        loader = task.train_loader
-        samples = (
-            next(iter(loader.evaluation_view() if isinstance(loader, Loader) else loader))["input"][:2].float().cpu()
-        )
-        try:
-            taught = probe(self.teacher, samples)
-        except RuntimeError as error:
-            told = f"cannot take samples of {tuple(samples.shape[1:])}: {one_line(error)}"
-            raise ConfigError(f"method.teacher: {self.run} {told}") from error
-        student = probe(task.model, samples)
-        refuse_other("outputs", self.run, taught.output[1:], student.output[1:])
-        task.model = self.wrap(task, student, taught) or task.model
-
-    def learner(self, task: BasicTask) -> nn.Module:
+    def trained_network(self, task: BasicTask) -> nn.Module:
         return task.model.network if isinstance(task.model, Student) else task.model
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
-        labelled = batch if self.needs.flat else batch["labelled"]
-        input, mixed = self.prepare(task, labelled)
-        rows = len(input)
-        seen = input if self.needs.flat else torch.cat([input, batch["unlabelled"]["input"]])
+    def teach(self, input: Tensor) -> ForwardOutput:
+        """The teacher's output and those of its modules ``places``, without gradients."""
         with torch.no_grad(), outputs_of(self.teacher, self.places) as found:
-            taught = self.teacher(seen)
-        teacher = ForwardOutput(taught, [found[name] for name in self.places])
-        student = self.forward_output(task, seen, teacher)
-        output = student.output[:rows]
-        told = self.distillation_loss(task, labelled, student, teacher)
-        distillation: Tensor | Loss = told if self.needs.flat else Mean(told, self.all_samples(batch))
-        share = self.label_share(task)
-        if not share:
-            return {"loss": distillation, "distillation": distillation.detach()}
-        labels = self.loss(task, labelled, output, self.soften(task, labelled["target"], output, mixed))
-        return {"loss": share * labels + distillation, "distillation": distillation.detach()}
+            output = self.teacher(input)
+        return ForwardOutput(output, [found[name] for name in self.places])
 
-    def all_samples(self, batch: dict[str, Any]) -> Samples | None:
-        """The labelled and the unlabelled samples of a batch together."""
-        labelled, unlabelled = samples_of(batch["labelled"]), samples_of(batch["unlabelled"])
-        return joined_samples(labelled, unlabelled) if labelled and unlabelled else None
 
-    def forward_output(self, task: BasicTask, input: Tensor, teacher: ForwardOutput) -> ForwardOutput:
-        """What the student says."""
-        result = task.net(input)
-        return ForwardOutput(*result) if isinstance(task.model, Student) else ForwardOutput(result)
+def some_samples(task: BasicTask) -> Tensor:
+    """Two training samples as in evaluation, (2, ...) on the CPU."""
+    loader = task.train_loader
+    batches = loader.evaluation_view() if isinstance(loader, Loader) else loader
+    samples: Tensor = next(iter(batches))["input"][:2].float().cpu()
+    return samples
 
 
 def refuse_other_meaning(run: str, taught: DataInfo, own: DataInfo) -> None:

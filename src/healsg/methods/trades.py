@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from healsg.losses.classification import divergence
-from healsg.methods.attack import EVAL_SIZE, Attack, Robust
+from healsg.methods.attack import EVAL_SIZE, Attack
+from healsg.methods.supervised import Supervised
 from healsg.types import Count, Natural, NonNegative, Positive
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
 
-SPREAD = 0.001
-"""The deviation of the noise from which the attack begins: at the image itself the divergence has no slope."""
+NOISE = 0.001
+"""The standard deviation of the noise with which the attack begins: the divergence has no gradient at the image."""
 
 
-class TRADES(Robust):
+class TRADES(Supervised):
     """The loss on images as they are, and ``beta`` times the divergence of what attacked ones give from that.
 
     The attack raises that divergence and sees the network as it is in evaluation; in the step, images as they are and
@@ -28,6 +30,9 @@ class TRADES(Robust):
         eps, steps, step_size, eval_steps: see ``PGD``.
         common: the arguments of Supervised.
     """
+
+    needs_one_class = True
+    higher_is_better: ClassVar[Mapping[str, bool]] = {"robust_acc": True}
 
     def __init__(
         self,
@@ -43,12 +48,21 @@ class TRADES(Robust):
         self.attack = Attack(eps, steps, step_size, False)
         self.eval_attack = Attack(eps, eval_steps, EVAL_SIZE, True)
 
+    def setup(self, task: BasicTask) -> None:
+        super().setup(task)
+        self.attack.setup(task)
+        self.eval_attack.setup(task)
+
     def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
-        input, mixed = self.prepare(task, batch)
-        begin = input + SPREAD * self.attack.unit * torch.randn_like(input)
-        with self.attack.seen(task, task.model):
-            given = task.model(input).detach()
-            attacked = self.attack(lambda images: divergence(given, task.model(images)).mean(), input, begin)
-        output, shaken = task.net(torch.cat([input, attacked])).chunk(2)
-        loss = self.loss(task, batch, output, self.soften(task, batch["target"], output, mixed))
-        return {"loss": loss + self.beta * divergence(output, shaken).mean()}
+        input, mixed = self.labelled.inputs(task, batch)
+        begin = input + NOISE * self.attack.unit * torch.randn_like(input)
+        with self.attack.context(task, task.model):
+            clean = task.model(input).detach()
+            attacked = self.attack(lambda images: divergence(clean, task.model(images)).mean(), input, begin)
+
+        output, attacked_output = task.net(torch.cat([input, attacked])).chunk(2)
+        natural = self.labelled.loss(task.criterion, batch, output, mixed)
+        return {"loss": natural + self.beta * divergence(output, attacked_output).mean()}
+
+    def evaluate(self, task: BasicTask, split: str) -> dict[str, float]:
+        return self.eval_attack.measure(task, split)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from healsg.losses.classification import cross_entropy
 from healsg.losses.semi import sharpen, signal_threshold
-from healsg.methods.consistency import SemiSupervised, probabilities
-from healsg.training.step import Loss, Mean
+from healsg.methods.consistency import SemiSupervised, forward_together, masked_mean, mean_over, probabilities
+from healsg.training.step import Mean
 from healsg.types import Fraction, Positive
 
 if TYPE_CHECKING:
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 class UDA(SemiSupervised):
-    """Predict of the strong view of an unlabelled sample what is predicted, and surely, of the weak one.
+    """The strong view of an unlabelled sample is trained towards the sharpened prediction of the weak one, where that
+    is confident (sections 2.2 and 3.2).
 
     Args:
-        threshold: the probability from which a prediction counts; beta.
+        threshold: the probability above which a prediction counts; beta.
         temperature: with which predictions are sharpened; tau.
-        annealing: how the probability rises from which a labelled sample no longer counts, so that the few labels are
-            not learned by heart: training signal annealing.
-        common: the arguments of SemiSupervised and Supervised.
+        annealing: training signal annealing: how the probability rises from which a labelled sample no longer counts,
+            so that the few labels are not memorised.
+        common: the arguments of SemiSupervised.
     """
 
     replaces_criterion = True
@@ -37,19 +38,31 @@ class UDA(SemiSupervised):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.threshold, self.temperature, self.annealing = threshold, temperature, annealing
+        self.threshold = threshold
+        self.temperature = temperature
+        self.annealing = annealing
 
-    def loss(self, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor | Loss:
-        losses = cross_entropy(output, target)
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+        labelled, unlabelled = batch["labelled"], batch["unlabelled"]
+        input, _ = self.labelled.inputs(task, labelled)
+        output, weak, strong = forward_together(task.net, input, unlabelled["weak"], unlabelled["strong"])
+
+        losses = cross_entropy(output, self.labelled.class_probabilities(labelled["target"], output))
         if self.annealing == "none":
-            return losses.mean()
-        highest = signal_threshold(self.annealing, task.runner.step_count / task.runner.total_steps, output.shape[1])
-        right = probabilities(output).gather(1, batch["target"][:, None]).squeeze(1)
-        counts = (right <= highest).to(losses.dtype)
-        return Mean((losses * counts).sum() / counts.sum().clamp(min=1.0), counts.sum())
+            supervised: Tensor | Mean = losses.mean()
+        else:
+            progress = task.runner.step_count / task.runner.total_steps
+            highest = signal_threshold(self.annealing, progress, output.shape[1])
+            right = probabilities(output).gather(1, labelled["target"][:, None]).squeeze(1)
+            counts = (right <= highest).to(losses.dtype)
+            supervised = Mean((losses * counts).sum() / counts.sum().clamp(min=1.0), counts.sum())
 
-    def term(self, task: BasicTask, batch: dict[str, Any], *outputs: Tensor) -> tuple[Loss, dict[str, Any]]:
-        weak, strong = outputs
         predicted = probabilities(weak)
-        losses = cross_entropy(strong, sharpen(predicted, self.temperature))
-        return self.selected(batch, losses, predicted.amax(dim=1) > self.threshold)
+        confident = (predicted.amax(dim=1) > self.threshold).to(predicted.dtype)
+        consistency = masked_mean(cross_entropy(strong, sharpen(predicted, self.temperature)), confident, unlabelled)
+        return {
+            "loss": supervised + self.unlabelled_weight * consistency,
+            "supervised": supervised,
+            "unlabelled": consistency.detach(),
+            "selected": mean_over(confident, unlabelled),
+        }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from healsg.losses.redundancy import vicreg
 from healsg.methods.gathered import gather
-from healsg.methods.selfsupervised import Pair, SelfSupervised, Views, perceptron
+from healsg.methods.selfsupervised import SelfSupervised, both_views, full_precision, halves, perceptron
 from healsg.training.step import rows_of
 from healsg.types import Count, NonNegative
 
@@ -17,15 +18,19 @@ if TYPE_CHECKING:
 
 
 class VICReg(SelfSupervised):
-    """Let both views agree while every number of the embeddings varies and no two tell the same.
+    """Let both views agree while every dimension of the embeddings varies and no two are correlated (equations 1 to 6).
 
-    The statistics are over the batch of all processes; with ``runner.accumulate`` over each piece of it.
+    The statistics are over the batch of all processes.
 
     Args:
         invariance, variance, covariance: the weights of the three terms.
         hidden, size: units of the expander's two hidden layers, and of its output; 8,192 each in the paper.
         common: the arguments of SelfSupervised.
     """
+
+    local_to_process: ClassVar[Mapping[str, str]] = {
+        "statistics": "with runner.accumulate the variances and covariances are those of each micro-batch"
+    }
 
     def __init__(
         self,
@@ -37,14 +42,21 @@ class VICReg(SelfSupervised):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.invariance, self.variance, self.covariance = invariance, variance, covariance
-        self.hidden, self.size = hidden, size
+        self.invariance = invariance
+        self.variance = variance
+        self.covariance = covariance
+        self.hidden = hidden
+        self.size = size
 
     def head(self, features: int) -> nn.Module:
         return perceptron(features, self.hidden, self.hidden, self.size)
 
-    def compare(self, task: BasicTask, batch: Views, output: list[Pair], wanted: list[Pair]) -> dict[str, Tensor]:
-        first, second = (gather(view, rows_of(batch, view)) for view in output[0])
-        invariance, variance, covariance = vicreg(first, second)
-        loss = self.invariance * invariance + self.variance * variance + self.covariance * covariance
+    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+        views = batch["unlabelled"]
+        first, second = halves(task.net(both_views(views)))
+        with full_precision(task):
+            rows = rows_of(views, first)
+            first, second = gather(first, rows), gather(second, rows)  # the batch of all processes
+            invariance, variance, covariance = vicreg(first, second)
+            loss = self.invariance * invariance + self.variance * variance + self.covariance * covariance
         return {"loss": loss, "invariance": invariance, "variance": variance, "covariance": covariance}

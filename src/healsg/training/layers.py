@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from itertools import accumulate
 from typing import Any
@@ -11,6 +11,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from healsg.errors import ConfigError
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+"""In one, two and three dimensions, and synchronised over processes."""
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """What networks are chains of layers in."""
@@ -63,7 +66,7 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def freeze(model: nn.Module, patterns: str) -> None:
-    """Let parameters no longer learn.
+    """Exclude parameters from learning.
 
     Args:
         model: the network.
@@ -71,7 +74,7 @@ def freeze(model: nn.Module, patterns: str) -> None:
             ``*`` and ``?`` as on a command line, several of them joined by ``|``: ``stem|stages.0|*.bias``.
 
     Raises:
-        ConfigError: a pattern fits nothing, or nothing is left that learns.
+        ConfigError: a pattern matches nothing, or nothing is left that learns.
     """
     parameters = dict(model.named_parameters())
     for pattern in patterns.split("|"):
@@ -90,7 +93,7 @@ def freeze(model: nn.Module, patterns: str) -> None:
 
 
 def head_of(model: nn.Module, method: str) -> nn.Linear:
-    """``model.head``. Raises ConfigError, which names the method, where it is no linear layer."""
+    """``model.head``. Raises ConfigError that names the method where it is not a linear layer."""
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Linear):
         raise ConfigError(f"method: {method} needs a network that ends in a linear layer `head`; model=cnn has one")
@@ -123,3 +126,65 @@ def scale_rates(optimizer: Optimizer) -> Optimizer:
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * group["lr_scale"]
     return optimizer
+
+
+def frozen(module: nn.Module) -> bool:
+    """Whether a module has parameters of its own, and none of them learns."""
+    own = list(module.parameters(recurse=False))
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
+
+
+def frozen_norms(model: nn.Module) -> list[str]:
+    """The names of the BatchNorm modules that do not learn."""
+    return [name for name, module in model.named_modules() if isinstance(module, BatchNorm) and frozen(module)]
+
+
+class Freezing:
+    """Keeps frozen parts fixed in every step: their BatchNorm stays in evaluation mode, so that its running statistics
+    do not move either. With ``unfreeze_every`` the network learns layer by layer, from the last one on.
+
+    Args:
+        model: what is trained; parameters that do not learn are already excluded.
+        network: the part of it whose layers are unfrozen one by one.
+        unfreeze_every: epochs after which one more layer learns (Howard and Ruder 2018, arXiv 1801.06146, section 3.3);
+            0 leaves them as they are.
+        modules: the names of the modules of ``model`` that stay in evaluation mode, such as frozen BatchNorm.
+    """
+
+    def __init__(self, model: nn.Module, network: nn.Module, unfreeze_every: int, modules: Sequence[str]) -> None:
+        self.model = model
+        self.copies: list[nn.Module] = []
+        self.unfreeze_every = unfreeze_every
+        learning = ([part for part in layer if part.requires_grad] for layer in layers(network))
+        self.layers = [layer for layer in learning if layer] if unfreeze_every else []
+        self.stage = -1
+        self.names = list(modules)
+        self.modules = self.corresponding()
+
+    def include(self, copied: nn.Module) -> None:
+        """Treat a copy of the model, such as a momentum encoder, in the same way."""
+        self.copies.append(copied)
+        self.modules = self.corresponding()
+
+    def before_step(self, epoch: int) -> None:
+        """Set what learns in this epoch, counted from 0, and the modes of the frozen modules, which ``train()`` of the
+        whole network has changed at the beginning of the epoch."""
+        if self.unfreeze_every and self.stage != (stage := epoch // self.unfreeze_every):
+            self.unfreeze(stage)
+        for module in self.modules:
+            module.eval()
+
+    def unfreeze(self, stage: int) -> None:
+        """Let the last ``stage + 1`` layers learn, and no others."""
+        for height, layer in enumerate(reversed(self.layers)):
+            for parameter in layer:
+                parameter.requires_grad_(height <= stage)
+        for module in self.modules:
+            module.train()
+        self.names = frozen_norms(self.model)
+        self.modules = self.corresponding()
+        self.stage = stage
+
+    def corresponding(self) -> list[nn.Module]:
+        """The modules of these names in the model and its copies."""
+        return [network.get_submodule(name) for network in (self.model, *self.copies) for name in self.names]

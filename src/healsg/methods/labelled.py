@@ -1,0 +1,175 @@
+"""What stacks on labelled samples: Random Erasing, Mixup, CutMix and label smoothing, and the loss of the model."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from healsg import distributed
+from healsg.errors import ConfigError
+from healsg.losses.classification import smooth
+from healsg.methods import mixing
+from healsg.methods.mixing import Mixing
+from healsg.training.denominator import counts_alike, ignored, loss_over, mean_over_samples, weighs_classes
+from healsg.training.step import Loss
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+log = logging.getLogger("healsg")
+
+
+class LabelledSamples:
+    """The labelled samples of a step: what the network sees of them, their targets, and the criterion's loss.
+
+    What is 0 is off and costs nothing.
+
+    Args:
+        label_smoothing: the share of the target's probability that is spread evenly over all classes (Szegedy et al.
+            2016, arXiv 1512.00567, section 7). The loss must take class probabilities, as for mixup and cutmix.
+        mixup, cutmix: alpha of the Beta distribution of the shares in which two samples are mixed (see ``mixing``);
+            with both, each batch takes one of them at even odds.
+        random_erasing: the probability that a rectangle of an image is filled with noise (see ``mixing``).
+    """
+
+    def __init__(
+        self, label_smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0, random_erasing: float = 0.0
+    ) -> None:
+        self.label_smoothing = label_smoothing
+        self.mixup = mixup
+        self.cutmix = cutmix
+        self.random_erasing = random_erasing
+        self.alike = True
+        """Whether each sample counts alike in the criterion, so that nothing has to be counted."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are mixed with each other."""
+        return bool(self.mixup or self.cutmix)
+
+    def check(self, task: BasicTask, one_class: str | None) -> None:
+        """Refuse data of another kind, before they are read.
+
+        Args:
+            one_class: the name of the method where it needs one class a sample, whatever its loss.
+
+        Raises ConfigError.
+        """
+        shape = task.info.input_shape if task.info else (1, 1, 1)
+        if self.cutmix and len(shape) < 3:
+            raise ConfigError(f"method.cutmix: needs images or volumes, and a sample here is {shape}; set it to 0")
+        if self.random_erasing and len(shape) != 3:
+            raise ConfigError(f"method.random_erasing: needs images, and a sample here is {shape}; set it to 0")
+        if task.info and task.info.kind != "multiclass" and (one_class or self.label_smoothing):
+            key = f"method: {one_class}" if one_class else "method.label_smoothing:"
+            raise ConfigError(f"{key} needs one class a sample, and this task is {task.info.kind}")
+
+    def refuse_mixing(self, reason: str) -> None:
+        """Raises ConfigError where samples are mixed, with the reason why a method cannot have that."""
+        if self.mixes:
+            key = "mixup" if self.mixup else "cutmix"
+            raise ConfigError(f"method.{key}: {reason}; set it to 0")
+
+    def setup(self, task: BasicTask, own_loss: str | None = None) -> None:
+        """Look at the criterion and the training targets.
+
+        Args:
+            own_loss: the name of the method where it has a loss in the place of the criterion's.
+
+        Raises ConfigError where the criterion does not go with the method or with what is stacked.
+        """
+        softened = {"label_smoothing": self.label_smoothing, "mixup": self.mixup, "cutmix": self.cutmix}
+        key = next((key for key, value in softened.items() if value), None)
+        if own_loss and not is_plain(task.criterion):
+            conflict = f"has a loss of its own for one class a sample, and the model brings {task.criterion}"
+            raise ConfigError(f"method: {own_loss} {conflict}; method=supervised uses that")
+        if key and not takes_probabilities(task.criterion):
+            raise ConfigError(
+                f"method.{key}: {type(task.criterion).__name__} takes no class probabilities; set it to 0"
+            )
+        self.alike = bool(own_loss) or counts_alike(task.criterion, training_targets(task))
+        if not (own_loss or mean_over_samples(task.criterion)):
+            report_batch_criterion(task)
+
+    def inputs(self, task: BasicTask, batch: dict[str, Any]) -> tuple[Tensor, Mixing | None]:
+        """What the network sees of a batch, and how its samples were mixed; None where they were not."""
+        input: Tensor = batch["input"]
+        if not (self.random_erasing or self.mixup or self.cutmix):
+            return input, None
+        with task.runner.drawn_together(batch) as samples:
+            if self.random_erasing:
+                input = mixing.random_erasing(input, self.random_erasing, samples)
+            if not self.mixes:
+                return input, None
+            return mixing.mix(input, self.mixup, self.cutmix, samples)
+
+    def loss(
+        self, criterion: nn.Module, batch: dict[str, Any], output: Tensor, mixed: Mixing | None = None
+    ) -> Tensor | Loss:
+        """The criterion's loss, a mean over the samples of the batch; ``step.Mean`` where it is over something else."""
+        target: Tensor = batch["target"]
+        if mixed is not None or self.label_smoothing:
+            target = self.class_probabilities(target, output, mixed, None if self.alike else criterion)
+        if self.alike:
+            value: Tensor = criterion(output, target)
+            return value
+        return loss_over(criterion, output, target, batch["target"])
+
+    def class_probabilities(
+        self, target: Tensor, output: Tensor, mixed: Mixing | None = None, criterion: nn.Module | None = None
+    ) -> Tensor:
+        """(N, C, ...) targets, smoothed and mixed as the samples were.
+
+        Args:
+            target: (N, ...) class indices, or probabilities (N, C, ...), which are not smoothed.
+            output: (N, C, ...) the network's scores.
+            mixed: how the samples were mixed.
+            criterion: where some targets may be ignored, what ignores them: they become 0 for every class.
+        """
+        left_out = None if criterion is None else ignored(criterion, target)
+        if left_out is None:
+            soft = smooth(target, output, self.label_smoothing)
+        else:
+            soft = smooth(target.masked_fill(left_out, 0), output, self.label_smoothing)
+            soft = soft.masked_fill(left_out.unsqueeze(1), 0.0)
+        return soft if mixed is None else mixed.of(soft)
+
+
+def training_targets(task: BasicTask) -> Tensor | None:
+    """The targets of all labelled training samples, where they are known without reading samples."""
+    sources = getattr(task.train_loader, "sources", {})
+    source = sources.get("labelled")
+    return None if source is None else source.targets
+
+
+def report_batch_criterion(task: BasicTask) -> None:
+    """Log what becomes of a criterion that is not a mean over samples where a batch is split. Raises ConfigError where
+    the splitting was left to the runner."""
+    name = type(task.criterion).__name__
+    if task.runner.auto_accumulate:
+        raise ConfigError(f"runner.auto_accumulate: {name} is no mean over samples; set it to false")
+    if task.runner.accumulate > 1 or distributed.launched():
+        log.info("%s is no mean over samples: each accumulated batch and process has its own", name)
+
+
+def is_plain(criterion: nn.Module) -> bool:
+    """Whether a criterion is the mean cross entropy of one class a sample without weights or smoothing."""
+    if type(criterion) is not nn.CrossEntropyLoss or criterion.weight is not None:
+        return False
+    return (criterion.ignore_index, criterion.reduction, criterion.label_smoothing) == (-100, "mean", 0.0)
+
+
+def takes_probabilities(criterion: nn.Module) -> bool:
+    """Whether ``criterion(output, target)`` accepts class probabilities in the place of indices."""
+    if weighs_classes(criterion):
+        return isinstance(criterion, nn.CrossEntropyLoss)
+    weight = getattr(criterion, "weight", None)
+    classes = len(weight) if isinstance(weight, Tensor) and weight.dim() else 2
+    scores = torch.zeros(2, classes)
+    try:
+        return bool(torch.isfinite(criterion(scores, torch.full_like(scores, 1 / classes))).all())
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False
