@@ -311,21 +311,21 @@ def test_both_passes_of_sam_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> No
 def test_elr_remembers_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory and the loss in NumPy, from the network's outputs of two epochs."""
     memory, wanted, found = np.zeros((1167, 10)), list[float](), list[float]()
-    whole = EarlyLearning.loss
+    whole = EarlyLearning.train_step
 
-    def loss(self: EarlyLearning, task: BasicTask, batch: dict[str, Any], output: Tensor, target: Tensor) -> Tensor:
-        value = whole(self, task, batch, output, target)
-        scores, rows = output.detach().numpy(), batch["index"].numpy()
+    def train_step(self: EarlyLearning, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+        logs = whole(self, task, batch)
+        scores, rows = task.net(batch["input"]).detach().numpy(), batch["index"].numpy()
         p = np.exp(scores - scores.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
-        entropy = -np.log(p[np.arange(len(p)), target.numpy()]).mean()
+        entropy = -np.log(p[np.arange(len(p)), batch["target"].numpy()]).mean()
         p = np.clip(p, 1e-4, 1 - 1e-4)
         memory[rows] = 0.7 * memory[rows] + 0.3 * p / p.sum(axis=1, keepdims=True)
         wanted.append(entropy + 3 * np.log(1 - (memory[rows] * p).sum(axis=1)).mean())
-        found.append(float(value.detach()))
-        return value
+        found.append(float(logs["loss"].detach()))
+        return logs
 
-    monkeypatch.setattr(EarlyLearning, "loss", loss)
+    monkeypatch.setattr(EarlyLearning, "train_step", train_step)
     task = trained(*SMALL, "method=elr", "runner.precision=fp64", "runner.epochs=2")
     np.testing.assert_allclose(found, wanted, rtol=1e-10)
     np.testing.assert_allclose(load(Path("runs/run/checkpoints/last.pt"))["method"]["remembered"], memory, rtol=1e-10)
@@ -412,7 +412,7 @@ def test_logit_adjustment_in_and_after_training() -> None:
             evaluated = task.model(input)
         with torch.no_grad():
             plain = task.model.train()(input)
-            loss = method.loss(task, {}, plain, target)
+            loss = method.train_step(task, {"input": input, "target": target})["loss"]
         if when == "after":
             torch.testing.assert_close(evaluated, plain - offset.float())
             torch.testing.assert_close(loss, F.cross_entropy(plain, target))

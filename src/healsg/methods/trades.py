@@ -20,10 +20,12 @@ NOISE = 0.001
 
 
 class TRADES(Supervised):
-    """The loss on images as they are, and ``beta`` times the divergence of what attacked ones give from that.
+    """The loss on clean images, and ``beta`` times the divergence of the predictions on attacked images from those on
+    clean ones (equation 5).
 
-    The attack raises that divergence and sees the network as it is in evaluation; in the step, images as they are and
-    attacked ones go through the network as one batch.
+    The attack maximises that divergence, with the network in evaluation mode. In the step, clean and attacked images
+    are separate batches for BatchNorm, and both move its running statistics, as in the authors' trades.py (which passes the
+    clean images a second time).
 
     Args:
         beta: of the divergence; 6 in the paper's CIFAR-10, 1 favours accuracy.
@@ -60,7 +62,8 @@ class TRADES(Supervised):
             clean = task.model(input).detach()
             attacked = self.attack(lambda images: divergence(clean, task.model(images)).mean(), input, begin)
 
-        output, attacked_output = task.net(torch.cat([input, attacked])).chunk(2)
+        output = task.net(input)
+        attacked_output = task.net(attacked)
         natural = self.labelled.loss(task.criterion, batch, output, mixed)
         return {"loss": natural + self.beta * divergence(output, attacked_output).mean()}
 
