@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 EVAL_SIZE = 0.25
-"""Of a step of the attack in evaluation, as a share of the radius: 2/255 of the usual 8/255."""
+"""The size of a step of the attack in evaluation, as a share of the radius: 2/255 of the usual 8/255."""
 
 
 def ascend(
@@ -52,8 +52,8 @@ def ascend(
     for _ in range(steps):
         attacked.requires_grad_()
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(loss(attacked), attacked)
-        attacked = within(attacked.detach() + size * radius * slope.sign())
+            (gradient,) = torch.autograd.grad(loss(attacked), attacked)
+        attacked = within(attacked.detach() + size * radius * gradient.sign())
     return attacked
 
 
@@ -84,7 +84,8 @@ class Attack(nn.Module):
         """
         method = type(task.task_method).__name__
         transform: Any = task.task_data.transform("input", "val") if task.info else None
-        mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
+        mean = getattr(transform, "mean", None)
+        std = getattr(transform, "std", None)
         if task.info is None or mean is None or std is None:
             data = type(task.task_data).__name__ if task.info else "a task with loaders of its own"
             raise ConfigError(
@@ -108,16 +109,18 @@ class Attack(nn.Module):
         """The context of an attack on ``model``: evaluation mode unless ``train_mode``, and the run's precision except
         fp16, in which the gradient of an image underflows without a loss scale."""
         place = task.runner.place
-        whole = torch.autocast(task.device.type, enabled=False)
+        full_precision = torch.autocast(task.device.type, enabled=False)
         mode = contextlib.nullcontext() if train_mode else evaluating(model)
-        return both(mode, whole if place.scaler else place.autocast())
+        return both(mode, full_precision if place.scaler else place.autocast())
 
     def measure(self, task: BasicTask, split: str) -> dict[str, float]:
         """The usual metrics of a split, and ``robust_acc``, the accuracy under this attack."""
-        numbers, metric = EvalEpoch(task, split).measure(), Accuracy()
+        numbers = EvalEpoch(task, split).measure()
         if not self.steps:
             return numbers
-        model, predict = task.task_method.eval_model(task), task.task_model.predict
+        metric = Accuracy()
+        model = task.task_method.eval_model(task)
+        predict = task.task_model.predict
         seed_device(task.device, task.runner.plan.seed, f"attack {split}")
         with self.context(task, model):
             for batch in task.runner.eval_batches(task, split):

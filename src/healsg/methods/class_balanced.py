@@ -30,7 +30,8 @@ class ClassBalanced(Supervised):
 
     def __init__(self, beta: Share = 0.9999, gamma: NonNegative = 0.0, **common: Any) -> None:
         super().__init__(**common)
-        self.beta, self.gamma = beta, gamma
+        self.beta = beta
+        self.gamma = gamma
 
     def setup(self, task: BasicTask) -> None:
         super().setup(task)

@@ -35,7 +35,7 @@ class CoTeaching(Supervised):
     has other initial weights. They share one optimizer, and one norm where gradients are clipped.
 
     Args:
-        noise: the share of wrong labels, and so of the samples that are left out in the end.
+        noise: the share of wrong labels, which is also the share of samples that is finally left out.
         ramp: the share of the run over which that share of samples is reached, from 0 in the first epoch to ``noise``
             in the ramp's last one (the paper's T_k); the paper takes 10 of 200 epochs.
         common: the arguments of Supervised.
@@ -46,7 +46,8 @@ class CoTeaching(Supervised):
 
     def __init__(self, noise: Share = 0.4, ramp: Fraction = 0.05, **common: Any) -> None:
         super().__init__(**common)
-        self.noise, self.ramp = noise, ramp
+        self.noise = noise
+        self.ramp = ramp
 
     def check(self, task: BasicTask) -> None:
         super().check(task)

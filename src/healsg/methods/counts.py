@@ -1,4 +1,4 @@
-"""What methods ask of the training samples as a whole, and remember of each."""
+"""The classes of all training samples, and a memory by sample that several processes share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def labelled_targets(task: BasicTask) -> Tensor:
     """(N,) classes of the training samples, int64 on the CPU, by their index.
 
-    Raises ConfigError where they are not known without reading samples, or a sample has not one class.
+    Raises ConfigError where they are not known without reading samples, or a sample does not have exactly one class.
     """
     loader, method = task.train_loader, type(task.task_method).__name__
     source = loader.sources.get("labelled") if isinstance(loader, Loader) else None
@@ -39,15 +39,15 @@ def class_counts(task: BasicTask) -> Tensor:
 
 
 def remember(memory: Tensor, places: Tensor, values: Tensor, counts: bool) -> None:
-    """Put what is remembered now in its places; on several processes in those of all, from those that count.
+    """Write new values of some samples into a memory, on several processes those of all of them. Needs ``no_grad``.
 
-    Wants ``no_grad``. All processes exchange the whole memory.
+    Several processes exchange the change of the whole memory.
 
     Args:
-        memory: (..., samples, D), the same on all processes.
+        memory: (..., samples, D), the same on all processes; changed in place.
         places: (N,) indices of samples.
-        values: (..., N, D).
-        counts: whether this process has samples of its own.
+        values: (..., N, D) their new values.
+        counts: whether the samples are this process's own; it repeats others' where it has none.
     """
     if not distributed.launched():
         memory.index_copy_(-2, places, values)

@@ -129,7 +129,8 @@ class CRD(Distilled):
     @torch.no_grad()
     def remember(self, batch: dict[str, Any], embedded: Tensor) -> None:
         """Move the remembered embeddings of a batch's samples towards those of now."""
-        index, memory = batch["index"], self.memory
+        index = batch["index"]
+        memory = self.memory
         moved = F.normalize(torch.lerp(embedded, memory[:, index], self.momentum), dim=2)
         remember(memory, index, moved, counts=rows_of(batch, index) > 0)
 
@@ -143,7 +144,8 @@ def others(random: Tensor, target: Tensor, order: Tensor, counts: Tensor) -> Ten
         order: (M,) samples, sorted by class.
         counts: (C,) samples of each class.
     """
-    own, start = counts[target].unsqueeze(1), (counts.cumsum(0) - counts)[target].unsqueeze(1)
+    own = counts[target].unsqueeze(1)
+    start = (counts.cumsum(0) - counts)[target].unsqueeze(1)
     left = (len(order) - own).clamp(min=1)
     places = torch.minimum((random * left).long(), left - 1)
     return order[(places + own * (places >= start)).clamp(max=len(order) - 1)]

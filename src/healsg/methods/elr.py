@@ -35,7 +35,8 @@ class EarlyLearning(Supervised):
 
     def __init__(self, beta: Share = 0.7, weight: NonNegative = 3.0, **common: Any) -> None:
         super().__init__(**common)
-        self.beta, self.weight = beta, weight
+        self.beta = beta
+        self.weight = weight
 
     def check(self, task: BasicTask) -> None:
         super().check(task)

@@ -10,6 +10,7 @@ from healsg.errors import ConfigError
 from healsg.losses.distillation import hint, soft_targets
 from healsg.methods.teacher import Distilled, Student
 from healsg.methods.within import Probe
+from healsg.training.step import Loss
 from healsg.types import Fraction, Positive
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class FitNet(Distilled):
         # The other stage's loss has a factor of 0, so that every parameter has a gradient, as several processes need.
         stage = float(hint_stage)
         distillation = stage * hints + (1.0 - stage) * self.alpha * soft
-        loss = distillation
+        loss: Tensor | Loss = distillation
         if not hint_stage and self.alpha < 1.0:
             labels = self.labelled.loss(task.criterion, batch, output, mixed)
             loss = (1.0 - self.alpha) * labels + distillation

@@ -1,4 +1,4 @@
-"""Embeddings of all processes as one batch, with gradient: what losses over a whole batch need."""
+"""Embeddings of all processes as one batch, with gradient, for losses over a whole batch."""
 
 from __future__ import annotations
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from healsg.data.base import Needs
 from healsg.errors import ConfigError
 from healsg.losses.distillation import soft_targets
 from healsg.methods.teacher import Distilled
-from healsg.training.step import Mean, Samples, joined_samples, samples_of
+from healsg.training.step import Loss, Mean, Samples, joined_samples, samples_of
 from healsg.types import Fraction, Natural, Positive
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class KD(Distilled):
 
         divergence = self.alpha * soft_targets(student, teacher, self.temperature).mean()
         distillation = divergence if self.needs.flat else Mean(divergence, all_samples(batch))
-        loss = distillation
+        loss: Tensor | Loss = distillation
         if self.alpha < 1.0:
             labels = self.labelled.loss(task.criterion, labelled, student[:rows], mixed)
             loss = (1.0 - self.alpha) * labels + distillation

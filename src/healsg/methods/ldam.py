@@ -70,7 +70,8 @@ class LDAM(Supervised):
     def evaluated(self, network: nn.Module) -> nn.Module:
         head = head_of(network, "LDAM")
         cosine = CosineLinear(head.in_features, head.out_features, bias=False)
-        cosine.weight, cosine.scale = head.weight, self.scale
+        cosine.weight = head.weight
+        cosine.scale = self.scale
         network.head = cosine
         return network
 

@@ -43,7 +43,8 @@ class LogitAdjustment(Supervised):
 
     def __init__(self, tau: NonNegative = 1.0, when: Literal["training", "after"] = "training", **common: Any) -> None:
         super().__init__(**common)
-        self.tau, self.when = tau, when
+        self.tau = tau
+        self.when = when
 
     def setup(self, task: BasicTask) -> None:
         offset = (self.tau * priors(class_counts(task)).log()).float()
@@ -58,7 +59,8 @@ class LogitAdjustment(Supervised):
         if self.when == "after":
             head = head_of(network, "logit adjustment after training")
             shifted = ShiftedLinear(head.in_features, head.out_features, head.bias is not None)
-            shifted.weight, shifted.bias = head.weight, head.bias
+            shifted.weight = head.weight
+            shifted.bias = head.bias
             shifted.register_buffer("offset", torch.zeros(head.out_features))
             network.head = shifted
         return network

@@ -32,12 +32,12 @@ def low_rank(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
 
 
 class LowRank(nn.Module):
-    """What is learned beside a weight that is fixed: zero at first.
+    """The trained low-rank matrix beside a frozen weight, zero at first.
 
     Args:
         weight: (rows, ...).
-        rank: of what is added.
-        alpha: what is added is multiplied by ``alpha / rank``.
+        rank: of the matrix.
+        alpha: the matrix is multiplied by ``alpha / rank``.
     """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
@@ -58,8 +58,8 @@ class LoRA(Supervised):
     The network that is evaluated, saved and exported is the plain one, with the low-rank matrices added to its weights.
 
     Args:
-        rank: of the changes.
-        alpha: a change is multiplied by ``alpha / rank``.
+        rank: of the matrices.
+        alpha: a matrix is multiplied by ``alpha / rank``.
         common: the arguments of Supervised.
     """
 
@@ -67,7 +67,8 @@ class LoRA(Supervised):
 
     def __init__(self, rank: Count = 8, alpha: Positive = 16.0, **common: Any) -> None:
         super().__init__(**common)
-        self.rank, self.alpha = rank, alpha
+        self.rank = rank
+        self.alpha = alpha
 
     def setup(self, task: BasicTask) -> None:
         head = head_of(task.model, "LoRA")
@@ -84,7 +85,7 @@ class LoRA(Supervised):
 
 
 def adapt(model: nn.Module, head: nn.Module, rank: int, alpha: float) -> None:
-    """Let every weight in ``ADAPTED``, but that of ``head``, be itself plus a change of low rank."""
+    """Add a trained low-rank matrix to every weight in ``ADAPTED`` except that of ``head``."""
     for module in [module for module in model.modules() if module is not head]:
         for kind, name in ADAPTED.items():
             weight = getattr(module, name, None) if isinstance(module, kind) else None
@@ -93,12 +94,12 @@ def adapt(model: nn.Module, head: nn.Module, rank: int, alpha: float) -> None:
 
 
 def merged(model: nn.Module, name: str, values: dict[nn.Parameter, Tensor]) -> Tensor:
-    """A weight of an adapted network, under its name before it was adapted, with its change added.
+    """A weight of an adapted network with its low-rank matrix added.
 
     Args:
-        model: the network.
-        name: of the weight.
-        values: what the network's parameters count as.
+        model: the adapted network.
+        name: of the weight, before the network was adapted.
+        values: the values that stand for the network's parameters.
     """
     path, _, leaf = name.rpartition(".")
     module: Any = model.get_submodule(path)

@@ -31,7 +31,8 @@ class MaskedAutoencoder(nn.Module):
 
     def __init__(self, encoder: VisionTransformer, mask: float, width: int, depth: int, heads: int) -> None:
         super().__init__()
-        self.encoder, self.patch = encoder, encoder.patches.kernel_size[0]
+        self.encoder = encoder
+        self.patch = encoder.patches.kernel_size[0]
         count = encoder.position.shape[1] - (encoder.token is not None)
         self.visible = min(count - 1, max(1, round(count * (1.0 - mask))))
         self.embedding = nn.Linear(encoder.num_features, width)

@@ -1,8 +1,8 @@
 """Mixup, CutMix and Random Erasing on a batch that is on the device already, as pure functions of tensors.
 
 They draw from the default generator of the batch's device, which the runner seeds for each step, and read no value.
-With several processes each draws for the batch of all of them (``samples``) and takes its own part, and partners are
-looked for in the whole batch, so that the numbers do not depend on how many processes there are.
+With several processes each draws for the batch of all of them (``samples``) and uses its own part, and a partner may be
+any sample of the whole batch, so that the numbers do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from healsg.metric import precise
 from healsg.training.step import Samples
 
 ATTEMPTS = 10
-"""Rectangles that are drawn for a sample, of which the first that fits is taken."""
+"""Rectangles that Random Erasing draws for a sample; the first that fits is used."""
 
-AREA, ASPECT = (0.02, 0.4), (0.3, 1 / 0.3)
-"""Of Random Erasing: the share of the image, and its height by its width."""
+AREA = (0.02, 0.4)
+"""The smallest and the largest area of such a rectangle, as a share of the image."""
+
+ASPECT = (0.3, 1 / 0.3)
+"""The smallest and the largest ratio of its height and width."""
 
 
 class Mixing(NamedTuple):
-    """How samples were mixed: each with its ``partner`` ((N,) places in the batch of all processes), keeping ``share``
-    (one for all, or (N,))."""
+    """How samples were mixed: each keeps ``share`` of itself (a scalar, or (N,)), and the rest is its ``partner``'s
+    ((N,) indices in the batch of all processes)."""
 
     partner: Tensor
     share: Tensor
@@ -51,12 +54,12 @@ def partners(input: Tensor, samples: Samples | None) -> Tensor:
 
 
 def whole(input: Tensor, samples: Samples | None) -> int:
-    """The samples of the batch of all processes."""
+    """The number of samples in the batch of all processes."""
     return len(input) if samples is None or samples.batch is None else samples.batch
 
 
 def own(drawn: Tensor, count: int, samples: Samples | None, dim: int = 0) -> Tensor:
-    """This process's ``count`` of what was drawn for the batch of all."""
+    """This process's ``count`` of the random numbers drawn for the batch of all processes."""
     return drawn if samples is None else drawn.narrow(dim, samples.first, count)
 
 
@@ -72,7 +75,7 @@ def mixup(input: Tensor, alpha: float, samples: Samples | None = None) -> tuple[
     Args:
         input: (N, ...) floating-point.
         alpha: the share that a sample keeps is drawn from Beta(alpha, alpha), once for the batch.
-        samples: which samples of all processes these are; None where there is one process.
+        samples: which samples of all processes these are; None for one process.
     """
     mixing = Mixing(partners(input, samples), beta(alpha, input), samples)
     return mixing.of(input), mixing
@@ -99,14 +102,14 @@ def box(size: tuple[int, ...], share: Tensor, device: torch.device) -> Tensor:
 
 
 def cutmix(input: Tensor, alpha: float, samples: Samples | None = None) -> tuple[Tensor, Mixing]:
-    """Put a box of another sample of the batch into every sample (Yun et al. 2019, arXiv 1905.04899, Algorithm A1).
+    """Paste a box of another sample of the batch into every sample (Yun et al. 2019, arXiv 1905.04899, Algorithm A1).
 
     Args:
         input: (N, C, *spatial) images or volumes.
         alpha: the share that stays is drawn from Beta(alpha, alpha) and then counted in pixels, once for the batch.
         samples: see ``mixup``.
 
-    Raises ConfigError for anything else than images.
+    Raises ConfigError for inputs that are not images.
     """
     if input.dim() < 4:
         raise ConfigError(f"method.cutmix: needs images or volumes, and a batch here is {tuple(input.shape)}")
@@ -119,7 +122,7 @@ def cutmix(input: Tensor, alpha: float, samples: Samples | None = None) -> tuple
 def mix(
     input: Tensor, mixup_alpha: float, cutmix_alpha: float, samples: Samples | None = None
 ) -> tuple[Tensor, Mixing]:
-    """Mixup, CutMix, or one of them at even odds where both are asked for (alpha of 0 leaves one out)."""
+    """Mixup, CutMix, or for each batch one of them at even odds where both are asked for; alpha = 0 turns one off."""
     if not cutmix_alpha:
         return mixup(input, mixup_alpha, samples)
     cut, first = cutmix(input, cutmix_alpha, samples)
@@ -141,11 +144,12 @@ def random_erasing(images: Tensor, probability: float, samples: Samples | None =
         probability: that a sample is erased.
         samples: see ``mixup``.
 
-    Raises ConfigError for anything else than images.
+    Raises ConfigError for inputs that are not images.
     """
     if images.dim() != 4:
         raise ConfigError(f"method.random_erasing: needs images, and a batch here is {tuple(images.shape)}")
-    count, height, width = len(images), images.shape[2], images.shape[3]
+    count = len(images)
+    height, width = images.shape[2:]
     total = whole(images, samples)
     draw = own(torch.rand(4, total, ATTEMPTS, device=images.device), count, samples, dim=1)
     area = (AREA[0] + (AREA[1] - AREA[0]) * draw[0]) * height * width

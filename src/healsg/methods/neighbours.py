@@ -1,4 +1,4 @@
-"""Evaluation by the nearest neighbours among labelled training samples (Wu et al. 2018, arXiv 1805.01978)."""
+"""Evaluation by a weighted k-nearest-neighbour classifier on features (Wu et al. 2018, arXiv 1805.01978)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def vote(query: Tensor, bank: Tensor, targets: Tensor, classes: int, neighbours:
 
     Args:
         query: (N, D), of length 1.
-        bank, targets: (M, D), of length 1, and their classes (M,).
-        classes: how many there are.
-        neighbours: how many vote; all where the bank has fewer.
-        temperature: what similarities are divided by.
+        bank: (M, D), of length 1, the features of labelled samples.
+        targets: (M,) their classes.
+        classes: the number of classes.
+        neighbours: the number of samples that vote; all where the bank has fewer.
+        temperature: divides the cosine similarities.
     """
     near, places = (query @ bank.T).topk(min(neighbours, len(bank)), dim=1)
     weights = ((near - 1.0) / temperature).exp()  # relative to the largest there can be, so that none overflows

@@ -34,25 +34,26 @@ if TYPE_CHECKING:
 log = logging.getLogger("healsg")
 
 _student: ContextVar[bool] = ContextVar("student", default=True)
-"""Whether a method's own teacher is asked for: not where only the network is wanted, which may teach in its turn."""
+"""Whether a distillation method loads its teacher: not while a task is built for its trained network alone, which may
+itself be a teacher."""
 
 
 # --- the network of a run --------------------------------------------------------------------------------------------
 
 
 def task_of(folder: RunFolder, like: BasicTask) -> BasicTask:
-    """The task of a run as it was, on the CPU, without its own teacher; what holds for the process is as in ``like``.
+    """The task of a run as it was, on the CPU, without its own teacher; settings of the process are those of ``like``.
 
     Its configuration passes the checks that ``healsg eval`` makes. Raises ConfigError, RunError.
     """
     runner = like.runner
     precision = "tf32" if runner.precision == "tf32" else "fp32"
-    still = str(torch.are_deterministic_algorithms_enabled()).lower()
-    place = [f"runner.precision={precision}", f"runner.deterministic={still}", "runner.device=cpu"]
-    place += ["runner.compile=false", "runner.cuda_graph=false"]
+    deterministic = str(torch.are_deterministic_algorithms_enabled()).lower()
+    settings = [f"runner.precision={precision}", f"runner.deterministic={deterministic}", "runner.device=cpu"]
+    settings += ["runner.compile=false", "runner.cuda_graph=false", f"runner.threads={torch.get_num_threads()}"]
     token = _student.set(False)
     try:
-        return build_task(load_saved(folder, [*place, f"runner.threads={torch.get_num_threads()}"]))
+        return build_task(load_saved(folder, settings))
     finally:
         _student.reset(token)
 
@@ -84,9 +85,9 @@ def network_of(folder: RunFolder, like: BasicTask) -> nn.Module:
 
 
 def rescaling(taught: DataInfo, own: DataInfo) -> tuple[Tensor, Tensor] | None:
-    """The factor and offset that make inputs normalised as ``own`` those normalised as ``taught``.
+    """The factor and offset that turn inputs normalised as ``own`` into inputs normalised as ``taught``.
 
-    They broadcast to a sample: (C, 1, ...) or (F,). None where both are the same, or one is not known.
+    They broadcast to a sample: (C, 1, ...) or (F,). None where both normalisations are the same, or one is not known.
     """
     numbers = [info.preprocessing.get(key) for info in (taught, own) for key in ("mean", "std")]
     if any(not isinstance(one, (list, tuple)) or len(one) != own.input_shape[0] for one in numbers):
@@ -99,7 +100,7 @@ def rescaling(taught: DataInfo, own: DataInfo) -> tuple[Tensor, Tensor] | None:
 
 
 def rescale_inputs(network: nn.Module, factor: Tensor, offset: Tensor) -> None:
-    """Let a network's inputs be multiplied by ``factor`` and ``offset`` be added, wherever the network lies."""
+    """Multiply a network's inputs by ``factor`` and add ``offset``, on the network's device."""
     network.register_buffer("_input_factor", factor, persistent=False)
     network.register_buffer("_input_offset", offset, persistent=False)
     network.register_forward_pre_hook(_rescaled)
@@ -247,7 +248,8 @@ class Distilled(TaskMethod):
         Raises:
             ConfigError: there is none, or they make no pairs.
         """
-        chosen, patterns_of = [], {"layers": self.layers, "teacher_layers": self.teacher_layers}
+        chosen = []
+        patterns_of = {"layers": self.layers, "teacher_layers": self.teacher_layers}
         for (key, patterns), found in zip(patterns_of.items(), (student, teacher), strict=True):
             names = found.choose(patterns, f"method.{key}") if patterns else getattr(found, kind)()
             if not names:

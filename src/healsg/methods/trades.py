@@ -24,8 +24,8 @@ class TRADES(Supervised):
     clean ones (equation 5).
 
     The attack maximises that divergence, with the network in evaluation mode. In the step, clean and attacked images
-    are separate batches for BatchNorm, and both move its running statistics, as in the authors' trades.py (which passes the
-    clean images a second time).
+    are separate batches for BatchNorm, and both move its running statistics, as in the authors' trades.py (which passes
+    the clean images a second time).
 
     Args:
         beta: of the divergence; 6 in the paper's CIFAR-10, 1 favours accuracy.

@@ -1,4 +1,4 @@
-"""What the modules within a network give, and which of them a method looks at."""
+"""The outputs of a network's inner modules, and the choice of those that a method uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from healsg.evaluation.evaluator import evaluating
 
 @contextlib.contextmanager
 def outputs_of(network: nn.Module, names: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """What these modules, or all, give in the forward passes within, by name, in the order in which they end."""
+    """Collect the outputs of these modules, or of all, by name, in the forward passes within the context; in the order
+    in which the modules finish."""
     found: dict[str, Any] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -38,13 +39,13 @@ def outputs_of(network: nn.Module, names: Sequence[str] | None = None) -> Iterat
 
 @dataclass(frozen=True)
 class Probe:
-    """The shapes (N, C, ...) that a network's modules give for two samples, in the order in which they end."""
+    """The output shapes (N, C, ...) of a network's modules for two samples, in the order in which they finish."""
 
     shapes: dict[str, tuple[int, ...]]
     output: tuple[int, ...]
 
     def choose(self, patterns: str, key: str) -> list[str]:
-        """The modules that patterns of names fit, several joined by ``|``. Raises ConfigError."""
+        """The modules whose names match patterns, several joined by ``|``. Raises ConfigError."""
         chosen: list[str] = []
         for pattern in patterns.split("|"):
             fitting = [name for name in self.shapes if fnmatchcase(name, pattern) and name not in chosen]
@@ -67,7 +68,7 @@ class Probe:
 
 
 def probe(network: nn.Module, samples: Tensor) -> Probe:
-    """Look at what the modules of a network on the CPU give."""
+    """The output shapes of the modules of a network on the CPU."""
     with evaluating(network), torch.no_grad(), outputs_of(network) as found:
         output = network(samples)
     shapes = {name: tuple(value.shape) for name, value in found.items() if isinstance(value, Tensor)}
