@@ -36,8 +36,9 @@ def refused(done: subprocess.CompletedProcess[str], *words: str, status: int = 2
 # --- questions that need no torch ----------------------------------------------------------------------------------
 
 QUESTIONS = [
-    (["--help"], "model: airbench, cnn, mlp"),
-    (["--help", "model=mlp"], "width: 128"),
+    (["--help"], "model=cnn "),
+    (["--help", "model=mlp"], "model.width=128 "),
+    (["--help-all"], "runner.find_unused_parameters=false "),
     (["--hydra-help"], "--multirun"),
     (["--cfg", "job"], "_target_: healsg.models.cnn.CNN"),
     (["--cfg", "job", "--resolve"], "batch_size: 64"),
@@ -150,6 +151,8 @@ MISTAKES = [
     ("--multirun --cfg job", "only one of"),
     ("--cfg job model=mpl", "did you mean mlp?"),
     ("--help model=mpl", "did you mean mlp?"),
+    ("--help-all modle.width=3", "modle.width: no such key"),
+    ("--shell-completion query=nowhere", "--shell-completion: No completion plugin"),
 ]
 
 

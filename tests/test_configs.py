@@ -95,7 +95,7 @@ def test_the_groups_are_those_of_the_design() -> None:
     assert {"data", "model", "method", "method/optimizer", "method/scheduler", "runner", "logger", "task"} <= set(
         GROUPS
     )
-    assert set(GROUPS) <= {group.strip("/") for group in Composer()._groups()}
+    assert set(GROUPS) <= {group.strip("/") for group in Composer().groups()}
     assert len(CHOICES) >= 25
 
 

@@ -125,3 +125,49 @@ def test_what_is_no_yaml_is_left_to_the_reader() -> None:
     for content in (b"a: [", b"\0", b"\xff\xff", b"", b"a: *b\n", b"\xfe\xff\x00a"):
         Path("x.yaml").write_bytes(content + b" # & *")
         check_file(Path("x.yaml"))
+
+
+GROWING = {
+    "texts": [f'  l{n}: "${{args.l{n + 1}}}${{args.l{n + 1}}}"' for n in range(40)] + ["  l40: xx"],
+    "lists": [f'  l{n}: ["${{args.l{n + 1}}}", "${{args.l{n + 1}}}"]' for n in range(40)] + ["  l40: [x, x]"],
+    "relative": [f'  l{n}: "${{.l{n + 1}}} and ${{.l{n + 1}}}"' for n in range(40)] + ["  l40: xx"],
+    "resolvers": [f'  l{n}: "${{oc.select:args.l{n + 1}}}${{oc.select:args.l{n + 1},1}}"' for n in range(40)]
+    + ["  l40: xx"],
+    "computed": [f'  l{n}: "${{args.${{args.k}}{n + 1}}}${{args.${{args.k}}{n + 1}}}"' for n in range(40)]
+    + ["  k: l", "  l40: xx"],
+}
+
+
+@pytest.mark.parametrize("kind", GROWING)
+def test_interpolations_that_would_grow_are_refused_by_key(
+    kind: str, conf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (conf / "bomb.yaml").write_text(HEAD + "\n".join(GROWING[kind]) + "\n")
+    for more in ([], ["--cfg", "job", "--resolve"], ["--help"]):
+        assert main(["train", "--config-dir=mine", "recipe=bomb", "model=mlp", *more]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: args" if kind != "computed" else "error: config")
+        assert "interpolations" in line
+
+
+def test_ordinary_interpolations_stay(conf: Path) -> None:
+    text = '  a: x\n  which: a\n  b: "${args.a}${seed}"\n  c: "${args.${args.which}}"\n  d: ["${args.b}", "${.0}"]\n'
+    (conf / "fine.yaml").write_text(HEAD + text)
+    args = Composer("mine").compose(["recipe=fine", "model=mlp"]).values["args"]
+    assert args == {"a": "x", "which": "a", "b": "x0", "c": "x", "d": ["x0", "x0"]}
+
+
+def test_completion_and_help_of_hydra_look_at_the_files_too(
+    conf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (conf / "bomb.yaml").write_text(BOMBS["lists"])
+    typed = "train.py recipe=bomb args."
+    monkeypatch.setenv("COMP_LINE", typed)
+    monkeypatch.setenv("COMP_POINT", str(len(typed)))
+    assert main(["train", "--config-dir=mine", "--shell-completion", "query=bash"]) == 2
+    assert "mine/recipe/bomb.yaml: " in capsys.readouterr().err
+    place = Path("mine/hydra/hydra_help")
+    place.mkdir(parents=True)
+    (place / "bomb.yaml").write_text(BOMBS["lists"])
+    assert main(["train", "--config-dir=mine", "--hydra-help", "hydra/hydra_help=bomb"]) == 2
+    assert "mine/hydra/hydra_help/bomb.yaml: " in capsys.readouterr().err

@@ -21,6 +21,10 @@ COMMANDS = {
     "resume": "go on with a run: healsg resume RUN",
     "eval": "evaluate a run: healsg eval RUN [split=test] [checkpoint=best]",
     "verify": "prove that a task resumes exactly: it is trained whole, twice, and killed at random",
+    "predict": "classes and probabilities of new samples: healsg predict RUN PATH... --out FILE",
+    "list": "what can be chosen: healsg list data|model|method|recipe",
+    "explain": "all about an option or a key: healsg explain method=fixmatch",
+    "show": "what a run was, and where its files lie: healsg show RUN",
     "reproduce": "run a recipe for its published number: healsg reproduce RECIPE",
     "runs": "list the runs: healsg runs [--where 'val/acc>0.9'] [--sort COLUMN]",
     "compare": "which setting is better, over seeds and folds: healsg compare RUN...",
@@ -30,10 +34,10 @@ COMMANDS = {
     "diverge": "where two runs first differ: healsg diverge RUN RUN",
 }
 
-ELSEWHERE = ("resume", "eval", "compare", "diverge", "runs", "diff", "watch", "rm")
+ELSEWHERE = ("resume", "eval", "predict", "show", "runs", "compare", "diff", "watch", "rm", "diverge")
 """Commands on runs that exist, which need no current directory."""
 
-ANSWERS = ("eval", "compare", "diverge", "runs", "diff")
+ANSWERS = ("eval", "predict", "list", "explain", "show", "runs", "compare", "diff", "diverge")
 """Commands whose work is what they print; the others have done theirs also where it cannot be shown."""
 
 
@@ -110,7 +114,7 @@ def say(line: str) -> None:
 
 def _usage() -> str:
     lines = [f"  healsg {command:9} {told}" for command, told in COMMANDS.items()]
-    return "usage: healsg COMMAND ...\n\n" + "\n".join(lines) + "\n\nhealsg train --help shows every setting"
+    return "usage: healsg COMMAND ...\n\n" + "\n".join(lines) + "\n\nhealsg COMMAND --help says more"
 
 
 def _version() -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import platform
 import sys
-from argparse import ArgumentError, Namespace
-from collections.abc import Callable
+from argparse import ArgumentError, ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from importlib.metadata import version as _version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from healsg import distributed
 from healsg.config.compose import Composer
+from healsg.config.names import did_you_mean
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError
 from healsg.runs import claim, redact
@@ -21,14 +22,19 @@ from healsg.runs.folder import RunFolder
 T = TypeVar("T")
 
 
-def parse_arguments(arguments: list[str]) -> Namespace:
-    """Hydra's options. Raises ConfigError for what is none of them, and for those that mean nothing here."""
+def parser() -> ArgumentParser:
+    """The parser of Hydra's options, which raises ArgumentError for what is wrong with them."""
     from hydra._internal.utils import get_args_parser
 
-    parser = get_args_parser()
-    parser.exit_on_error = False
+    made = get_args_parser()
+    made.exit_on_error = False  # an argument of argparse's constructor, which Hydra does not pass on
+    return made
+
+
+def parse_arguments(arguments: list[str]) -> Namespace:
+    """Hydra's options. Raises ConfigError for what is none of them, and for those that mean nothing here."""
     try:
-        args, unknown = parser.parse_known_intermixed_args(arguments)
+        args, unknown = parser().parse_known_intermixed_args(arguments)
     except ArgumentError as error:
         raise ConfigError(f"{error}; --help shows what there is") from error
     if unknown:
@@ -54,6 +60,46 @@ def _no_option(option: str, arguments: list[str], args: Namespace) -> str:
         meant = Composer(args.config_dir, args.config_name or "config").suggest(name.replace("-", "_"), value, given)
     hint = f"settings are given without dashes; did you mean {meant}?" if meant else "--help shows what there is"
     return f"{option}: there is no such option; {hint}"
+
+
+def parse_flags(
+    arguments: Sequence[str], switches: Sequence[str] = (), valued: Sequence[str] = ()
+) -> tuple[list[str], dict[str, str | bool]]:
+    """A command's own ``--flags`` apart from its other arguments; what follows ``--`` is none.
+
+    Args:
+        arguments: of the command line.
+        switches: flags without a value, such as ``--json``; ``--help`` and ``-h`` are always known.
+        valued: flags with a value, as ``--out FILE`` or ``--out=FILE``.
+
+    Returns:
+        The other arguments, and by flag, without dashes, its value; a switch that is not given is False.
+
+    Raises:
+        ConfigError: there is no such flag, or its value is missing.
+    """
+    known = ["--help", *switches, *valued]
+    found: dict[str, str | bool] = {flag.lstrip("-"): False for flag in ("--help", *switches)}
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        flag, given, value = ("--help" if argument == "-h" else argument).partition("=")
+        if argument == "--":
+            rest += waiting
+        elif not flag.startswith("--"):
+            rest.append(argument)
+        elif flag in valued:
+            if not given:
+                value = next(waiting, "")
+            if not value:
+                raise ConfigError(f"{flag}: needs a value; --help shows which")
+            found[flag.lstrip("-")] = value
+        elif flag in known and not given:
+            found[flag.lstrip("-")] = True
+        else:
+            hint = did_you_mean(flag, known) or f"; there are {', '.join(known)}"
+            raise ConfigError(f"{argument}: there is no such option{hint}")
+    return rest, found
 
 
 def claimed_early(composed: Composed, path: Path | None = None) -> RunFolder | None:

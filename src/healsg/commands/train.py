@@ -6,20 +6,22 @@ import atexit
 import contextlib
 import io
 import signal
-import sys
 from argparse import Namespace
 
-from healsg.commands.arguments import claimed_early, composed_once, parse_arguments
-from healsg.config.compose import Composer, conf_folder
+from healsg.commands.arguments import claimed_early, composed_once, parse_arguments, parser
+from healsg.commands.train_help import help_lines
+from healsg.config.compose import Composer
+from healsg.errors import ConfigError, one_line
 from healsg.runs import redact
 from healsg.training.interrupt import StopSignal
 
 
 def run(arguments: list[str]) -> int:
-    """Compose and train; Hydra itself answers --help, --cfg, --info and shell completion."""
-    args = parse_arguments(arguments)
+    """Compose and train; or show the help, the configuration, or what a shell wants to complete."""
+    everything = "--help-all" in arguments
+    args = parse_arguments(["--help" if argument == "--help-all" else argument for argument in arguments])
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
-        return _ask_hydra(arguments, args)
+        return _show(args, everything)
 
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C when all is done
@@ -44,27 +46,36 @@ def run(arguments: list[str]) -> int:
         return int(TaskTrainer(composed).train(folder)["exit"])
 
 
-def _ask_hydra(arguments: list[str], args: Namespace) -> int:
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
+def _show(args: Namespace, everything: bool) -> int:
+    """Answer a question in the place of training. Secrets are hidden in what is printed.
 
-    if args.cfg or args.info or args.help:
-        composer = Composer(args.config_dir, args.config_name or "config")
-        redact.config(composer.compose(args.overrides, checked=False).values)  # so that it knows the secrets
-        understood = dict(zip(args.overrides, composer.without_null(args.overrides), strict=True))
-        arguments = [understood.get(argument, argument) for argument in arguments]
-        GlobalHydra.instance().clear()
+    Args:
+        args: as ``parse_arguments`` gives them.
+        everything: whether the help is to show every setting.
 
-    @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
-    def train(config: object) -> None:
-        raise AssertionError("Hydra was asked to show, not to run")
-
+    Raises:
+        ConfigError: the question or an override is wrong.
+    """
+    composer = Composer(args.config_dir, args.config_name or "config")
+    hydra = composer.hydra
+    if args.shell_completion:
+        try:
+            hydra.shell_completion(composer.name, args.overrides)
+        except ValueError as error:
+            raise ConfigError(f"--shell-completion: {one_line(error)}") from error
+        return 0
     shown = io.StringIO()
-    program, sys.argv = sys.argv, [sys.argv[0], *arguments]
-    try:
-        with contextlib.redirect_stdout(sys.stdout if args.shell_completion else shown):
-            train()
-    finally:
-        sys.argv = program
-        print(redact.text(redact.code(shown.getvalue())), end="")
+    with contextlib.redirect_stdout(shown):
+        if args.hydra_help:
+            hydra.hydra_help(composer.name, parser(), args)
+        else:
+            redact.config(composer.compose(args.overrides, checked=False).values)  # so that it knows the secrets
+            overrides = composer.without_null(args.overrides)
+            if args.help:
+                print("\n".join(help_lines(composer, overrides, everything)))
+            elif args.cfg:
+                hydra.show_cfg(composer.name, overrides, args.cfg, args.package, args.resolve)
+            else:
+                hydra.show_info(args.info, composer.name, overrides)
+    print(redact.text(redact.code(shown.getvalue())), end="")
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from healsg.config import check
+from healsg.config.interpolation import check_interpolations
 from healsg.config.names import did_you_mean
 from healsg.config.overrides import parse
 from healsg.config.schema import Composed, TaskConfig, check_init_from, quoted, verify
@@ -45,7 +46,7 @@ class Composer:
         from hydra.core.config_search_path import SearchPathQuery
         from hydra.core.global_hydra import GlobalHydra
 
-        from healsg.config.hydra_loader import create_hydra
+        from healsg.config.hydra_loader import Layers, create_hydra
 
         self.name, self.project = config_name, project_folders()
         if not self.project:
@@ -59,14 +60,15 @@ class Composer:
             search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
         version.setbase("1.3")
         GlobalHydra.instance().clear()
-        self._hydra = create_hydra("healsg", search_path)
-        self._loader = self._hydra.config_loader
+        self.hydra = create_hydra("healsg", search_path)
+        self._loader = self.hydra.config_loader
+        self.layers = Layers(self._loader)
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Read overrides in Hydra's grammar. Raises ConfigError, which for a word alone says what it belongs to."""
         for override in overrides:
             if re.fullmatch(r"[\w/@][\w./@-]*", override):
-                raise ConfigError(check.explain_word(override, self._choices(), self._base([])))
+                raise ConfigError(check.explain_word(override, self.choices(), self.base([])))
         return parse(overrides, self._loader)
 
     def suggest(self, key: str, value: str, overrides: Sequence[str]) -> str | None:
@@ -74,11 +76,11 @@ class Composer:
 
         ``overrides`` are the others of the command, of which those that choose parts count.
         """
-        if option := check.option_of(key, value, self._choices()):
+        if option := check.option_of(key, value, self.choices()):
             return option
         from omegaconf import OmegaConf
 
-        base = self._base(overrides)
+        base = self.base(overrides)
         plain: Any = OmegaConf.to_container(base, resolve=False)
         meant = key if has_key(base, key) else check.nearest(key, plain)
         current = OmegaConf.select(base, meant) if meant else None
@@ -102,6 +104,8 @@ class Composer:
         choices = {group: option for group, option in chosen if option is not None and not group.startswith("hydra")}
         hydra: Any = OmegaConf.to_container(hydra_node, resolve=False)
         del config["hydra"]
+        unresolved: Any = OmegaConf.to_container(config, resolve=False)
+        check_interpolations(unresolved)
         try:
             values: Any = OmegaConf.to_container(config, resolve=True)
         except (OmegaConfBaseException, RecursionError) as error:
@@ -124,7 +128,7 @@ class Composer:
         from yaml import YAMLError
 
         try:
-            config = self._hydra.compose_config(
+            config = self.hydra.compose_config(
                 self.name, self.without_null(overrides), RunMode.RUN, with_log_configuration=False, from_shell=False
             )
         except YAMLError as error:
@@ -140,7 +144,7 @@ class Composer:
         """The overrides as Hydra takes them: ``group=null``, which it refuses, is its ``~group``."""
         given = []
         for override in self.parse(overrides):
-            none = override.value() is None and not override.is_delete() and self._options(override.key_or_group)
+            none = override.value() is None and not override.is_delete() and self.options(override.key_or_group)
             given.append(f"~{override.key_or_group}" if none else str(override.input_line))
         return given
 
@@ -149,53 +153,53 @@ class Composer:
         groups, values = [], []
         for override in self.parse(overrides):
             key, option = override.key_or_group, override.value()
-            if override.is_hydra_override() or not (self._options(key) or key in self._groups()):
+            if override.is_hydra_override() or not (self.options(key) or key in self.groups()):
                 values.append(override)
                 continue
             groups.append(override)
-            if isinstance(option, str) and option not in self._options(key):
-                return ConfigError(check.explain_option(key, option, self._options(key)))
+            if isinstance(option, str) and option not in self.options(key):
+                return ConfigError(check.explain_option(key, option, self.options(key)))
         if len(groups) == len(overrides):
             return ConfigError(one_line(error))
-        base = self._base(overrides)
+        base = self.base(overrides)
         for override in values:
             key = override.get_key_element().lstrip("+~")
             if "/" in key:
-                return ConfigError(f"{key}: no such group{did_you_mean(key.split('@')[0], self._groups())}")
+                return ConfigError(f"{key}: no such group{did_you_mean(key.split('@')[0], self.groups())}")
             if not has_key(base, key):
                 if override.is_add():
                     continue
                 text = str(override.input_line).partition("=")[2]
-                if meant := check.option_of(key, text, self._choices()):
+                if meant := check.option_of(key, text, self.choices()):
                     return ConfigError(f"{key}: no such key; did you mean {meant}?")
                 return ConfigError(check.explain_unknown(key, base, text))
         return ConfigError(one_line(error))
 
-    def _base(self, overrides: Sequence[str]) -> Any:
+    def base(self, overrides: Sequence[str]) -> Any:
         """The configuration with the parts that ``overrides`` choose, and no other setting of theirs."""
         chosen = [
             str(override.input_line)
             for override in self.parse(overrides)
-            if not override.is_hydra_override() and self._options(override.key_or_group)
+            if not override.is_hydra_override() and self.options(override.key_or_group)
         ]
         base = self._load(chosen)
         del base["hydra"]
         return base
 
-    def _choices(self) -> dict[str, list[str]]:
+    def choices(self) -> dict[str, list[str]]:
         """The options by group, those of the outermost groups first."""
-        groups = sorted(self._groups(), key=lambda group: group.count("/"))
-        return {group: self._options(group) for group in groups if group != "data/common"}
+        groups = sorted(self.groups(), key=lambda group: group.count("/"))
+        return {group: self.options(group) for group in groups if group != "data/common"}
 
-    def _options(self, group: str) -> list[str]:
+    def options(self, group: str) -> list[str]:
         try:
             return [str(option) for option in self._loader.get_group_options(group)]
         except OSError:  # a name that no file can have
             return []
 
-    def _groups(self, parent: str = "") -> list[str]:
+    def groups(self, parent: str = "") -> list[str]:
         here = [f"{parent}/{name}".lstrip("/") for name in self._loader.list_groups(parent) if name != "hydra"]
-        return here + [inner for group in here for inner in self._groups(group)]
+        return here + [inner for group in here for inner in self.groups(group)]
 
     def sweep(self, overrides: Sequence[str]) -> list[list[str]]:
         """The jobs of a sweep: the product of all swept values, each as a list of overrides.

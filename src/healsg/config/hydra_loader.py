@@ -6,15 +6,20 @@ Hydra finds out, from the defaults lists. So the check stands where Hydra opens 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.hydra import Hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.config_source import ConfigResult
+from omegaconf import OmegaConf
 
 from healsg.config.yamlfiles import check_file
 
@@ -23,16 +28,84 @@ class CheckedRepository(ConfigRepository):
     """The configuration files on the search path. Loading one that would grow beyond bounds raises ConfigError."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        source = self._find_object_source(config_path, ObjectType.CONFIG)
-        if source is not None and source.scheme() == "file":  # Hydra's plugins are classes of their own making
-            check_file(Path(source.path, source._normalize_file_name(config_path)))
+        if file := self.file_of(config_path):
+            check_file(file)
         return super().load_config(config_path)
+
+    def file_of(self, config_path: str) -> Path | None:
+        """The file that ``group/option`` is read from; None of what Hydra brings with it."""
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is None or source.scheme() != "file":  # Hydra's plugins are classes of their own making
+            return None
+        return Path(source.path, source._normalize_file_name(config_path))
+
+
+class CheckedLoader(ConfigLoaderImpl):
+    """Hydra's loader over a ``CheckedRepository``."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path=config_search_path)
+        self.repository = CheckedRepository(config_search_path=config_search_path)
 
 
 def create_hydra(name: str, search_path: ConfigSearchPath) -> Hydra:
     """As ``Hydra.create_main_hydra2``, with a repository that checks its files."""
-    loader = ConfigLoaderImpl(config_search_path=search_path)
-    loader.repository = CheckedRepository(config_search_path=search_path)
-    hydra = Hydra(task_name=name, config_loader=loader)
+    hydra = Hydra(task_name=name, config_loader=CheckedLoader(search_path))
     GlobalHydra.instance().initialize(hydra)
     return hydra
+
+
+class Layer(NamedTuple):
+    """One file of a composition.
+
+    Args:
+        package: where in the configuration its content stands, such as ``method.optimizer``; empty at the top.
+        path: its group and option, such as ``method/optimizer/adamw``.
+        file: where it lies.
+        content: its keys and values, without its defaults list.
+    """
+
+    package: str
+    path: str
+    file: Path
+    content: dict[str, Any]
+
+
+class Layers:
+    """The files of which configurations are composed; each is read once.
+
+    Args:
+        loader: as a ``Composer`` has it.
+    """
+
+    def __init__(self, loader: ConfigLoaderImpl) -> None:
+        self._repository = CachingConfigRepository(loader.repository)
+        self._files = loader.repository
+        self._parser = OverridesParser.create(config_loader=loader)
+
+    def of(self, name: str, overrides: Sequence[str] = ()) -> list[Layer]:
+        """The layers of a primary config, such as ``config`` or ``method/fixmatch``, later ones over earlier ones.
+
+        Args:
+            name: the primary config.
+            overrides: those that choose options.
+        """
+        parsed = self._parser.parse_overrides(list(overrides))
+        found = create_defaults_list(self._repository, name, parsed, prepend_hydra=False, skip_missing=False)
+        layers = []
+        for default in found.defaults:
+            path = default.config_path
+            file = self.file_of(path) if path else None
+            if path and file:
+                layers.append(Layer(default.package or "", path, file, self.content(path)))
+        return layers
+
+    def file_of(self, path: str) -> Path | None:
+        """The file of ``group/option``; None where there is none."""
+        return self._files.file_of(path)
+
+    def content(self, path: str) -> dict[str, Any]:
+        """The keys and values of ``group/option``, without its defaults list."""
+        result = self._repository.load_config(path)
+        plain: Any = OmegaConf.to_container(result.config, resolve=False) if result is not None else {}
+        return plain if isinstance(plain, dict) else {}

@@ -101,6 +101,17 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
+    def is_locked(self) -> bool:
+        """Whether a process trains here now. Nothing is written, and nobody is kept waiting."""
+        try:
+            with safefiles.open_to_read(self.path / ".lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # there is no such file, or no locks on this file system
+            return False
+        return False
+
     def leave_token(self) -> str:
         """Write something into the locked folder by which other nodes know that they see the same one."""
         token = secrets.token_hex(8)

@@ -1,0 +1,61 @@
+"""``healsg list GROUP``: the options of a group, each with a line that says what it is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from healsg.commands import layout
+from healsg.commands.arguments import parse_flags
+from healsg.config.catalogue import Catalogue
+from healsg.config.compose import Composer
+from healsg.errors import ConfigError
+
+USAGE = """\
+usage: healsg list [GROUP] [--config-dir DIR] [--json]
+
+Shows the options of a group (data, model, method, method/optimizer, recipe, ...) with a line each; without a GROUP, the
+groups. The option that is taken unless another one is chosen is marked by *. All about one: healsg explain method=NAME
+
+  --config-dir DIR   with the options of a folder of your own
+  --json             for programs: a list of objects with group, name, summary, default and file"""
+
+
+def run(arguments: list[str]) -> int:
+    """``[GROUP] [--config-dir DIR] [--json]``."""
+    rest, flags = parse_flags(arguments, ["--json"], ["--config-dir"])
+    if flags["help"]:
+        print(USAGE)
+        return 0
+    if len(rest) > 1:
+        raise ConfigError(f"healsg list: one group at a time, not {' '.join(rest)}")
+    directory = flags.get("config-dir")
+    catalogue = Catalogue(Composer(str(directory) if directory else None))
+    usual = catalogue.usual()
+    groups = rest or list(catalogue.choices)
+    found = [_described(group, catalogue, usual) for group in groups]
+    if flags["json"]:
+        print(json.dumps([option for options in found for option in options], ensure_ascii=False, indent=1))
+    elif rest:
+        print("\n".join(layout.rows([(_marked(option), option["summary"]) for option in found[0]])))
+    else:
+        lines = [(group, _names(options)) for group, options in zip(groups, found, strict=True)]
+        print("\n".join(layout.rows(lines)))
+        print("\nhealsg list GROUP says what they are; healsg explain GROUP=OPTION shows what can be set")
+    return 0
+
+
+def _described(group: str, catalogue: Catalogue, usual: dict[str, str]) -> list[dict[str, Any]]:
+    return [
+        {"group": group, "name": name, "summary": summary, "default": usual.get(group) == name, "file": str(file)}
+        for name, (summary, file) in catalogue.summaries(group).items()
+    ]
+
+
+def _marked(option: dict[str, Any]) -> str:
+    return f"{'*' if option['default'] else ' '} {option['name']}"
+
+
+def _names(options: list[dict[str, Any]]) -> str:
+    shown = ", ".join(f"{option['name']}{'*' * option['default']}" for option in options)
+    return shown if len(shown) < 400 else f"{len(options)} options, such as {options[0]['name']}"

@@ -1,0 +1,166 @@
+"""``healsg show RUN``: what a run was set to, how it ended, and where its files lie; read from its folder alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from healsg import safefiles
+from healsg.commands import layout
+from healsg.commands.arguments import parse_flags
+from healsg.commands.explain import shown
+from healsg.config.catalogue import Catalogue
+from healsg.config.compose import Composer
+from healsg.config.values import flat
+from healsg.errors import ConfigError, one_line
+from healsg.runs import redact
+from healsg.runs.folder import RunFolder, find, finite
+from healsg.runs.saved_config import read_saved
+
+USAGE = """\
+usage: healsg show RUN [--config-dir DIR] [--json]
+
+Shows which settings of a run differ from the defaults of its parts, its status, best and test numbers, and its files.
+RUN is a folder or a name under runs/.
+
+  --config-dir DIR   where options of your own lie, if the run was started with it
+  --json             for programs: one object"""
+
+FILES = {
+    "best weights": "checkpoints/best.pt",
+    "last state": "checkpoints/last.pt",
+    "metrics": "metrics.jsonl",
+    "report": "report.html",
+    "log": "train.log",
+    "configuration": "config.yaml",
+}
+
+LARGEST = 1 << 20
+"""Bytes of ``.hydra/hydra.yaml``."""
+
+
+def run(arguments: list[str]) -> int:
+    """``RUN [--config-dir DIR] [--json]``."""
+    rest, flags = parse_flags(arguments, ["--json"], ["--config-dir"])
+    if flags["help"]:
+        print(USAGE)
+        return 0
+    if len(rest) != 1:
+        raise ConfigError("healsg show RUN: name one run, as a folder or a name under runs/")
+    directory = flags.get("config-dir")
+    folder = find(rest[0])
+    facts = facts_of(folder, str(directory) if directory else None)
+    print(json.dumps(finite(facts), ensure_ascii=False, indent=1) if flags["json"] else "\n".join(lines_of(facts)))
+    return 0
+
+
+def facts_of(folder: RunFolder, config_dir: str | None = None) -> dict[str, Any]:
+    """What there is to say of a run, as plain values. Raises RunError where its files are none of a run's.
+
+    ``changed`` is a list of the settings that differ from the defaults of the chosen parts: ``key``, ``value``,
+    ``default`` and ``comment``. It is None, with a ``reason``, where the parts are not to be found here.
+    """
+    record = folder.record
+    values = redact.config(read_saved(folder.config))
+    found = choices_of(folder)
+    choices = {group: found[group] for group in sorted(found, key=_place)}
+    status = str(record.get("status") or "unknown")
+    if status == "running" and not folder.is_locked():
+        status = "killed"
+    changed: list[dict[str, Any]] | None = None
+    reason = None
+    try:
+        changed = changes(values, choices, config_dir)
+    except ConfigError as error:
+        reason = one_line(error)
+    kept = ("reason", "command", "begin", "end", "seconds", "best", "test", "last", "device", "parameters", "digest")
+    files = {name: str(folder.shown / path) for name, path in FILES.items() if (folder.path / path).is_file()}
+    return {
+        "run": str(folder.shown),
+        "status": status,
+        **{key: record.get(key) for key in kept},
+        "parts": choices,
+        "changed": changed,
+        "changed_reason": reason,
+        "files": files,
+    }
+
+
+def _place(group: str) -> tuple[int, str]:
+    """Where a group stands among the parts that are shown: data, model, method, then the others."""
+    first = ("data", "model", "method")
+    top = group.partition("/")[0]
+    return (first.index(top) if top in first else len(first)), group
+
+
+def choices_of(folder: RunFolder) -> dict[str, str]:
+    """The option of each group that a run was started with, as Hydra left it; empty where that cannot be read."""
+    path = folder.path / ".hydra" / "hydra.yaml"
+    try:
+        content = yaml.safe_load(safefiles.read_bytes(path, LARGEST)) if path.is_file() else {}
+        chosen = content["hydra"]["runtime"]["choices"]
+        pairs = [(str(group), option) for group, option in chosen.items() if not str(group).startswith("hydra")]
+        return {group: option for group, option in pairs if isinstance(option, str)}
+    except (OSError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
+        return {}
+
+
+def changes(values: dict[str, Any], choices: dict[str, str], config_dir: str | None) -> list[dict[str, Any]]:
+    """The settings that differ from the defaults of the chosen parts. Raises ConfigError where one is not there."""
+    composer = Composer(config_dir)
+    catalogue = Catalogue(composer)
+    usual = catalogue.usual()
+    for group, option in choices.items():
+        if composer.layers.file_of(f"{group}/{option}") is None or group not in catalogue.choices:
+            raise ConfigError(f"{group}={option}: is no option that is known here; --config-dir names a folder of more")
+    overrides = [f"{group}={option}" for group, option in choices.items() if usual.get(group) != option]
+    known = {argument.key: argument for argument in catalogue.settings(overrides)}
+    defaults = dict(flat(composer.compose(overrides, checked=False).values))
+    found = []
+    for key, value in flat(values):
+        if key.endswith(("_target_", "_partial_")) or key == "name" or key.partition(".")[0] == "recipe":
+            continue
+        if key not in defaults or defaults[key] != value:
+            comment = known[key].comment if key in known else ""
+            found.append({"key": key, "value": value, "default": defaults.get(key), "comment": comment})
+    return found
+
+
+def lines_of(facts: dict[str, Any]) -> list[str]:
+    """The same for a terminal."""
+    status = facts["status"]
+    ways = {"killed": "goes on", "stopped": "goes on", "failed": "tries again"}
+    way = f"healsg resume {facts['run']} {ways[status]}" if status in ways else ""
+    told = "; ".join(filter(None, [status, facts["reason"], way]))
+    head = [("status", told)]
+    head += [(key, str(facts[key])) for key in ("command", "begin") if facts[key]]
+    if facts["seconds"] is not None:
+        head.append(("time", f"{facts['seconds']:.1f} s on {facts['device'] or 'an unknown device'}"))
+    best = facts["best"] or {}
+    if "monitor" in best:
+        epoch = f" in epoch {best['epoch']}" if "epoch" in best else ""
+        head.append(("best", f"{best['monitor']} {_number(best.get('value'))}{epoch}"))
+    for name in ("test", "last"):
+        numbers = {key: value for key, value in (facts[name] or {}).items() if isinstance(value, (int, float))}
+        if numbers:
+            head.append((name, ", ".join(f"{key} {_number(value)}" for key, value in numbers.items())))
+    lines = [facts["run"], *layout.rows(head)]
+    lines += ["", "Parts", *layout.prose(" ".join(f"{group}={name}" for group, name in facts["parts"].items()), 2)]
+    if facts["changed"] is None:
+        lines += ["", f"  (settings cannot be compared with their defaults: {facts['changed_reason']})"]
+    else:
+        lines += ["", "Settings that differ from the defaults of these parts"]
+        lines += layout.rows([_change(one) for one in facts["changed"]] or [("none", "")])
+    lines += ["", "Files", *layout.rows(list(facts["files"].items()))]
+    return lines
+
+
+def _change(one: dict[str, Any]) -> tuple[str, str]:
+    before = f"({shown(one['default'])}) " if one["default"] is not None else ""
+    return f"{one['key']}={shown(one['value'])}", f"{before}{one['comment']}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,350 @@
+"""The options and keys of a configuration with all that is known of them: values, comments, kinds, papers.
+
+Everything is read from YAML files and from the sources of the parts; no part is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+
+from healsg.config import check
+from healsg.config.comments import read_comments
+from healsg.config.compose import Composer
+from healsg.config.hydra_loader import Layer
+from healsg.config.signature import Constructor, Kind, constructor
+from healsg.config.targets import resolve
+from healsg.errors import ConfigError
+
+TOP = "healsg.config.schema.TaskConfig"
+"""The constructor of the top level."""
+
+HIDDEN = ("method/recipe",)
+"""Groups whose options are chosen as those of the group above: ``method=recipe/fixmatch``."""
+
+_REFERENCE = re.compile(r"\(([^()]*?\b(?:19|20)\d\d\b[^()]*|arXiv [\d., ]+)\)")
+_INTERNAL = ("_target_", "_partial_", "_recursive_", "_convert_")
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One key.
+
+    Args:
+        key: dotted, as it is set on the command line.
+        value: what it is when it is not set; ``???`` where it must be.
+        comment: what its YAML file says beside it, else its docstring.
+        kind: what it takes, in words; empty where that is not known.
+        group: the group of options to whose part it belongs, such as ``method/optimizer``; empty at the top level.
+    """
+
+    key: str
+    value: Any
+    comment: str
+    kind: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a group.
+
+    Args:
+        group: such as ``method``.
+        name: such as ``fixmatch``.
+        summary: the first line of its YAML file.
+        details: the further lines.
+        target: the class that it configures; empty where there is none, or several.
+        description: what the class's docstring says, without its arguments.
+        papers: the publications that YAML file and docstrings name.
+        file: the YAML file.
+        parts: the options of the groups inside it, by group.
+        arguments: its keys, and those of its parts.
+    """
+
+    group: str
+    name: str
+    summary: str
+    details: tuple[str, ...]
+    target: str
+    description: str
+    papers: tuple[str, ...]
+    file: Path
+    parts: dict[str, str] = field(default_factory=dict)
+    arguments: tuple[Argument, ...] = ()
+
+
+class Catalogue:
+    """What can be chosen and set.
+
+    Args:
+        composer: knows the folders of the configuration.
+    """
+
+    def __init__(self, composer: Composer) -> None:
+        self.composer = composer
+
+    @cached_property
+    def choices(self) -> dict[str, list[str]]:
+        """The options by group, of the outermost groups first."""
+        every = self.composer.choices().items()
+        return {group: names for group, names in every if names and group not in HIDDEN}
+
+    def summaries(self, group: str) -> dict[str, tuple[str, Path]]:
+        """Of each option of a group its first line and its file. Raises ConfigError where there is no such group."""
+        if group not in self.choices:
+            near = difflib.get_close_matches(group, self.choices, 3, 0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(self.choices)}"
+            raise ConfigError(f"{group}: no such group; {hint}")
+        files = {name: self.composer.layers.file_of(f"{group}/{name}") for name in self.choices[group]}
+        found = ((name, file) for name, file in files.items() if file is not None)
+        return {name: ((read_comments(file).header or ("",))[0], file) for name, file in found}
+
+    def usual(self) -> dict[str, str]:
+        """The option of each group that is taken unless another one is chosen."""
+        layers = self.composer.layers.of(self.composer.name)
+        chosen = (layer.path.rpartition("/") for layer in layers)
+        return {group: name for group, _, name in chosen if group in self.choices}
+
+    def option(self, group: str, name: str) -> Option:
+        """All about one option. Raises ConfigError where there is none, with the nearest ones."""
+        file = self.composer.layers.file_of(f"{group}/{name}")
+        if file is None:
+            self.summaries(group)
+            raise ConfigError(check.explain_option(group, name, self.choices[group]))
+        header = read_comments(file).header
+        layers = self._layers_of(group, name)
+        values, comments = merged(layers), comments_of(layers)
+        place = group.replace("/", ".")
+        parts = {
+            layer.path.rpartition("/")[0]: layer.path.rpartition("/")[2]
+            for layer in layers
+            if layer.package != place and layer.path.rpartition("/")[0] in self.choices and group != "recipe"
+        }
+        node: Any = values if group == "recipe" else _at(values, place)
+        target = str(node.get("_target_", "")) if isinstance(node, dict) else ""
+        description, papers = _documentation(target)
+        found = [paper for line in header for paper in _REFERENCE.findall(line)]
+        papers = tuple(dict.fromkeys([*found, *papers]))
+        own = {key for layer in layers if layer.path == f"{group}/{name}" for key in layer.content}
+        arguments = sorted(
+            self._arguments(values, comments, self.choices),
+            key=lambda argument: argument.key.removeprefix(f"{place}.").split(".")[0] not in own,
+        )
+        return Option(
+            group,
+            name,
+            (header or ("",))[0],
+            header[1:],
+            target,
+            description,
+            papers,
+            file,
+            parts,
+            tuple(arguments),
+        )
+
+    def settings(self, overrides: Sequence[str]) -> list[Argument]:
+        """Every key of a run with these overrides. Raises ConfigError."""
+        composed = self.composer.compose(overrides, checked=False)
+        chosen = [
+            text
+            for text, override in zip(overrides, self.composer.parse(overrides), strict=True)
+            if self.composer.options(override.key_or_group) and override.value() is not None
+        ]
+        comments = comments_of(self.composer.layers.of(self.composer.name, chosen))
+        return list(self._arguments(composed.values, comments, self.choices))
+
+    def holders(self, key: str) -> list[str]:
+        """The options, as ``group=name``, whose own YAML files set a key."""
+        found = []
+        for group, names in self.choices.items():
+            place = f"{group.replace('/', '.')}."
+            if group != "recipe" and key.startswith(place):
+                contents = {name: self.composer.layers.content(f"{group}/{name}") for name in names}
+                found += [f"{group}={name}" for name, content in contents.items() if _has(content, key[len(place) :])]
+        return found
+
+    def neighbours(self, key: str) -> list[str]:
+        """The keys of all options of the group that ``key`` would belong to."""
+        places = {group.replace("/", "."): group for group in self.choices if group != "recipe"}
+        own = max((place for place in places if key.startswith(f"{place}.")), key=len, default="")
+        group = places.get(own, "")
+        found = [self.composer.layers.content(f"{group}/{name}") for name in self.choices.get(group, ())]
+        return list(dict.fromkeys(f"{own}.{name}" for content in found for name in content if name not in _INTERNAL))
+
+    def _layers_of(self, group: str, name: str) -> list[Layer]:
+        """The files that an option brings into a run's configuration, in the order in which later ones win."""
+        place = group.replace("/", ".")
+        try:
+            layers = self.composer.layers.of(self.composer.name, [f"{group}={name}"])
+        except HydraException:  # a group that the usual options have not: by itself
+            return self.composer.layers.of(f"{group}/{name}")
+        if group == "recipe":
+            return [layer for layer in layers if layer.path == f"recipe/{name}"]
+        return [layer for layer in layers if f"{layer.package}.".startswith(f"{place}.")]
+
+    def _arguments(
+        self, values: dict[str, Any], comments: dict[str, str], groups: dict[str, list[str]]
+    ) -> Iterator[Argument]:
+        places = {group.replace("/", "."): group for group in groups}
+        top = _taken(TOP)
+        for key, value, owner, target in leaves(values):
+            own = [place for place in places if key == place or key.startswith(f"{place}.")]
+            group = places[max(own, key=len)] if own else ""
+            made = _taken(target) if target else top
+            name = key.rpartition(".")[2] if owner else key
+            parameter = made.parameters.get(name) if made and _is_direct(key, owner) else None
+            node = isinstance(value, dict) and "_target_" in value
+            if node and key in places:
+                continue  # the option of a group, which is shown as such
+            comment = comments.get(key) or comments.get(f"{key}._target_") or _documented(target, name)
+            if node and not comment:
+                comment = _documentation(value["_target_"])[0].partition("\n")[0]
+            kind = "a part" if node else brief(parameter.kind) if parameter else ""
+            yield Argument(key, value["_target_"] if node else value, comment, kind, group)
+
+
+_BRIEF = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "none": "null"}
+_BRIEF |= {"list": "list", "dict": "mapping", "part": "a part", "any": ""}
+
+
+def brief(kind: Kind) -> str:
+    """What a kind takes, in few words: ``number >= 0, < 1``, ``text or null``; empty where anything is taken."""
+    if kind.name == "literal":
+        return ", ".join(map(check.show, kind.values)).replace("'", "")
+    if kind.name == "union":
+        return " or ".join(filter(None, (brief(inner) for inner in kind.inner if inner.name != "part")))
+    if kind.name == "tuple":
+        return f"list of {len(kind.inner)}"
+    if kind.name == "list" and kind.inner and (inside := brief(kind.inner[0])):
+        return f"list of: {inside}"
+    return f"{_BRIEF[kind.name]} {kind.range}".replace(" and ", ", ") if kind.range else _BRIEF[kind.name]
+
+
+def merged(layers: Sequence[Layer]) -> dict[str, Any]:
+    """The values of a composition, without its overrides: what later files say takes the place of what earlier ones
+    say."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        node = values
+        for name in filter(None, layer.package.split(".")):
+            inner = node.get(name)
+            node[name] = inner if isinstance(inner, dict) else {}
+            node = node[name]
+        _merge(node, layer.content)
+    return values
+
+
+def _merge(into: dict[str, Any], content: dict[str, Any]) -> None:
+    for name, value in content.items():
+        if isinstance(value, dict) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        elif isinstance(value, dict):
+            into[name] = {}
+            _merge(into[name], value)
+        else:
+            into[name] = value
+
+
+def comments_of(layers: Sequence[Layer]) -> dict[str, str]:
+    """The comments of a composition by key: that of the last file that has one."""
+    found: dict[str, str] = {}
+    for layer in layers:
+        prefix = f"{layer.package}." if layer.package else ""
+        found |= {f"{prefix}{key}": comment for key, comment in read_comments(layer.file).keys.items() if comment}
+    return found
+
+
+def leaves(values: dict[str, Any], key: str = "", owner: str = "", target: str = "") -> Iterator[tuple[Any, ...]]:
+    """Each key that can be set, with its value, and the key and the target of the node whose argument it is.
+
+    A node that makes a part and lies inside another one comes before its arguments. What an argument holds that makes
+    no part, such as further options, is one value.
+    """
+    for name, value in values.items():
+        place = f"{key}.{name}" if key else str(name)
+        if name in _INTERNAL or name == "hydra":
+            continue
+        if isinstance(value, dict) and "_target_" in value:
+            if key:
+                yield place, value, owner, target
+            yield from leaves(value, place, place, value["_target_"])
+        elif isinstance(value, dict) and value and (not target or _holds_parts(value)):
+            yield from leaves(value, place, owner, target)
+        else:
+            yield place, value, owner, target
+
+
+def _holds_parts(value: dict[str, Any]) -> bool:
+    return any(isinstance(inner, dict) and "_target_" in inner for inner in value.values())
+
+
+def _is_direct(key: str, owner: str) -> bool:
+    """Whether a key is an argument of its owner itself, not of what lies inside one."""
+    return key.rpartition(".")[0] == owner
+
+
+def _at(values: dict[str, Any], place: str) -> Any:
+    node: Any = values
+    for name in filter(None, place.split(".")):
+        node = node.get(name, {}) if isinstance(node, dict) else {}
+    return node
+
+
+def _has(values: dict[str, Any], key: str) -> bool:
+    parent, _, leaf = key.rpartition(".")
+    node = _at(values, parent)
+    return isinstance(node, dict) and leaf in node
+
+
+def _taken(target: str) -> Constructor | None:
+    with suppress(ConfigError):
+        return constructor(target, [Path.cwd()])
+    return None
+
+
+def _documentation(target: str) -> tuple[str, tuple[str, ...]]:
+    """What the docstring of a class says before its arguments, and the publications that it and its module name."""
+    found = None
+    with suppress(ConfigError):
+        found = resolve(target, [Path.cwd()]) if target else None
+    if found is None or not isinstance(found.node, (ast.ClassDef, ast.FunctionDef)):
+        return "", ()
+    prose = _prose(ast.get_docstring(found.node) or "")
+    text = ""
+    if found.module.file:
+        with suppress(SyntaxError, ValueError, OSError):
+            text = ast.get_docstring(ast.parse(found.module.file.read_bytes())) or ""
+    references = [reference for part in (prose, text) for reference in _REFERENCE.findall(" ".join(part.split()))]
+    return prose, tuple(dict.fromkeys(references))
+
+
+def _prose(docstring: str) -> str:
+    """A docstring without its sections, its code marks and its line breaks; paragraphs are kept."""
+    text = re.split(r"\n\s*(?:Args|Raises|Returns|Example|Yields|Attributes):\s*\n", f"{docstring}\n")[0]
+    paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
+    return "\n\n".join(paragraph.replace("``", "") for paragraph in paragraphs if paragraph)
+
+
+def _documented(target: str, name: str) -> str:
+    """What the docstring of a class says of one argument; empty where it says nothing."""
+    found = None
+    with suppress(ConfigError):
+        found = resolve(target, [Path.cwd()]) if target else None
+    docstring = ast.get_docstring(found.node) if found and isinstance(found.node, ast.ClassDef) else None
+    section = re.search(r"\n\s*Args:\s*\n(.*?)(?:\n\S|\n\n|\Z)", f"{docstring or ''}\n", re.DOTALL)
+    if section is None:
+        return ""
+    text = re.search(rf"^ {{4}}(?:[\w, ]*\b)?{re.escape(name)}(?:\b[\w, ]*)?: (.*(?:\n {{5,}}.*)*)", section[1], re.M)
+    return " ".join(text[1].split()).replace("``", "") if text else ""
+
