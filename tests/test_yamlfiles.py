@@ -133,8 +133,8 @@ GROWING = {
     "relative": [f'  l{n}: "${{.l{n + 1}}} and ${{.l{n + 1}}}"' for n in range(40)] + ["  l40: xx"],
     "resolvers": [f'  l{n}: "${{oc.select:args.l{n + 1}}}${{oc.select:args.l{n + 1},1}}"' for n in range(40)]
     + ["  l40: xx"],
-    "computed": [f'  l{n}: "${{args.${{args.k}}{n + 1}}}${{args.${{args.k}}{n + 1}}}"' for n in range(40)]
-    + ["  k: l", "  l40: xx"],
+    "computed": [f'  l{n}: "${{args.${{args.k{n + 1}}}}}${{args.${{args.k{n + 1}}}}}"' for n in range(40)]
+    + ["  l40: xx", *(f"  k{n}: l{n}" for n in range(41))],
 }
 
 
