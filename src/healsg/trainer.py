@@ -198,21 +198,37 @@ class TaskTrainer:
             return None
         return task.build_evaluation(network, split, info)
 
-    def predictor(self) -> Predictor:
-        """The best network of the trained run, for new samples, made of the run's own files alone.
+    def predictor(self, which: str = "best") -> Predictor:
+        """The network of the trained run for new samples.
+
+        Args:
+            which: ``best``, made of the run's own files alone, or ``last``, for which the whole task is built, so that
+                the training data must be there.
 
         Raises:
             RunError: there is no run yet, or its checkpoint does not say what its data were.
+            DataError: the data for the ``last`` weights are not there.
         """
         if self.folder is None:
             raise RunError("predictor: this task has no run yet; train it, or use TaskTrainer.load(run)")
-        info, state = best_of(self.folder)
+        if which == "best":
+            info, state = best_of(self.folder)
+        else:
+            state = weights_state(self.folder, which)
+            info = saved_info(state)
         if info is None:
             raise RunError(
                 f"{self.folder.shown}: its task has loaders of its own, and does not say how inputs are made"
             )
-        task, network = network_of_run(self.composed, info, state)
-        task.runner.prepare()
+        if which == "best":
+            task, network = network_of_run(self.composed, info, state)
+            task.runner.prepare()
+            return Predictor(network, task.task_model, task.runner.place, info)
+        task = build_task(self.composed)
+        with returning():
+            task.build(fresh_weights=False, training=False, data_info=info)
+        restore_weights(task, state, which)
+        network = task.task_method.eval_model(task).eval().requires_grad_(False)
         return Predictor(network, task.task_model, task.runner.place, info)
 
 

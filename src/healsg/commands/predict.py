@@ -1,0 +1,333 @@
+"""``healsg predict RUN PATH...``: classes and probabilities of new samples, from what a run left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from healsg import safefiles
+from healsg.commands.arguments import parse_flags
+from healsg.config.names import did_you_mean
+from healsg.errors import ConfigError, RunError, one_line
+from healsg.paths import current_folder
+from healsg.runs.folder import ROOT, RunFolder, find, is_run
+from healsg.runs.saved_config import load_saved
+
+if TYPE_CHECKING:
+    from healsg.data.info import DataInfo
+    from healsg.datasets.samples import Sample
+    from healsg.evaluation.ensemble import Ensemble
+    from healsg.evaluation.predictor import Prediction
+    from healsg.evaluation.writers import Form, Row, Writer
+
+USAGE = """\
+usage: healsg predict RUN [RUN ...] PATH [PATH ...] [--flags] [key=value ...]
+
+  healsg predict exp1 pictures/ --out predictions.csv
+  healsg predict fold1 fold2 fold3 pictures/ --out predictions.jsonl --tta flips
+
+RUN is a folder or a name under runs/; the probabilities of several runs, or of all runs of a sweep, are averaged. PATH is
+a picture, a folder of pictures with all below it, a table (.csv, .tsv) or an array (.npz, .npy).
+
+  --out FILE         a .csv or .jsonl file, or a folder for predictions.csv; without it the most probable classes are
+                     shown. The same command goes on with a file that was cut; FILE.json says with what it was made
+  --checkpoint best  or last, for which the training data must be there
+  --tta flips        average over mirrored pictures; shifts: over moved ones; flips,shifts: over all of both
+  --features         what the head of the network makes outputs of, too
+  --batch-size N     samples of one forward pass; data.batch_size of the run unless it is given
+  --workers N        threads that decode pictures
+  --explain DIR      pictures of where the network looked for the class that it gives (Grad-CAM)
+  --json             lines of JSON on standard output
+
+key=value changes a setting of the runs, such as runner.device=cpu. The exit status is 0, or 3 where some samples cannot
+be read: their rows have the reason."""
+
+UNREADABLE = 3
+"""The exit status where some samples have an error in the place of a class."""
+
+IN_FOLDER = "predictions.csv"
+"""The file's name where ``--out`` is a folder."""
+
+MOST_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Args:
+        runs: whose networks are asked.
+        paths: of the samples.
+        overrides: of the runs' settings.
+        out: the file; None is standard output.
+        checkpoint: ``best`` or ``last``.
+        tta: the test-time augmentation.
+        features: whether features are wanted.
+        batch_size: of a forward pass; None is the first run's.
+        workers: threads that read samples.
+        explain: the folder for pictures of where the network looked.
+        json: whether standard output gets JSON.
+    """
+
+    runs: list[RunFolder]
+    paths: list[str]
+    overrides: list[str]
+    out: Path | None
+    checkpoint: str
+    tta: list[str]
+    features: bool
+    batch_size: int | None
+    workers: int
+    explain: Path | None
+    json: bool
+
+
+def run(arguments: list[str]) -> int:
+    """``RUN [RUN ...] PATH [PATH ...] [flags] [overrides]``; 3 where some samples cannot be read."""
+    switches = ["--features", "--json"]
+    rest, flags = parse_flags(
+        arguments, switches, ["--out", "--checkpoint", "--tta", "--batch-size", "--workers", "--explain"]
+    )
+    if flags["help"]:
+        print(USAGE)
+        return 0
+    return predict(_request(rest, flags))
+
+
+def _request(rest: list[str], flags: dict[str, Any]) -> Request:
+    """What the command line asks for. Raises ConfigError, RunError."""
+    names: list[str] = []
+    paths: list[str] = []
+    overrides: list[str] = []
+    for argument in rest:
+        if "=" in argument and not is_run(argument) and not Path(argument).exists():
+            overrides.append(argument)
+        elif not paths and (not names or _runs_in(argument)):
+            names.append(argument)
+        else:
+            paths.append(argument)
+    if not names or not paths:
+        raise ConfigError("healsg predict RUN PATH...: name a run, and pictures, a folder, a table or an array")
+    runs = [folder for name in names for folder in _runs_in(name) or [find(name)]]
+    checkpoint = flags.get("checkpoint", "best")
+    if checkpoint not in ("best", "last"):
+        raise ConfigError(f"--checkpoint: {checkpoint} is not one of best, last")
+    tta = [name for name in str(flags.get("tta", "")).split(",") if name]
+    if unknown := next((name for name in tta if name not in ("flips", "shifts")), None):
+        near = did_you_mean(unknown, ["flips", "shifts"]) or "; there are flips, shifts"
+        raise ConfigError(f"--tta: {unknown} is none{near}")
+    given = flags.get("out")
+    out = _out(Path(given)) if given else None
+    if out is not None and flags["json"]:
+        raise ConfigError("--json: is for standard output; a file gets JSON by its name: --out FILE.jsonl")
+    return Request(
+        runs=runs,
+        paths=paths,
+        overrides=overrides,
+        out=out,
+        checkpoint=checkpoint,
+        tta=tta,
+        features=bool(flags["features"]),
+        batch_size=_count("--batch-size", flags.get("batch-size")),
+        workers=_count("--workers", flags.get("workers")) or min(MOST_THREADS, os.cpu_count() or 1),
+        explain=Path(flags["explain"]) if flags.get("explain") else None,
+        json=bool(flags["json"]),
+    )
+
+
+def _runs_in(name: str) -> list[RunFolder]:
+    """The run of this name, or those of the sweep of this name; none where it is neither. Raises RunError."""
+    if is_run(name):
+        return [find(name)]
+    for place in (current_folder() / name, current_folder() / ROOT / name):
+        if place.is_dir() and (place / "sweep.csv").is_file():
+            jobs = sorted(job for job in place.iterdir() if job.is_dir() and is_run(str(job)))
+            return [find(str(job)) for job in jobs]
+    return []
+
+
+def _out(given: Path) -> Path:
+    """The file that ``--out`` means. Raises ConfigError."""
+    if given.suffix.lower() in (".csv", ".jsonl"):
+        if not given.absolute().parent.is_dir():
+            raise ConfigError(f"--out: there is no folder {given.parent}")
+        return given
+    if given.suffix and not given.is_dir():
+        raise ConfigError(f"--out: {given} is neither a .csv or .jsonl file nor a folder")
+    return given / IN_FOLDER
+
+
+def _count(flag: str, value: str | None) -> int | None:
+    if value is None:
+        return None
+    if not value.isdecimal() or not 1 <= int(value) <= 1 << 20:
+        raise ConfigError(f"{flag}: {value} is not a whole number, from 1 on")
+    return int(value)
+
+
+def predict(request: Request) -> int:
+    """Predict, and write as it goes; returns the exit status. Raises HealsgError."""
+    composed = [load_saved(folder, request.overrides) for folder in request.runs]
+    from healsg.datasets.samples import samples_of
+    from healsg.evaluation.ensemble import Ensemble
+    from healsg.trainer import TaskTrainer
+
+    members = []
+    for folder, one in zip(request.runs, composed, strict=True):
+        trainer = TaskTrainer(one)
+        trainer.folder = folder
+        members.append((str(folder.shown), trainer.predictor(request.checkpoint)))
+    ensemble = Ensemble(members, request.tta)
+    data = composed[0].values["data"]
+    samples = samples_of(request.paths, ensemble.info, data.get("image"))
+    configured = data.get("batch_size")
+    batch_size = request.batch_size or (configured if isinstance(configured, int) else 64)
+    writer = _writer(request, ensemble, batch_size)
+    found = Answers(ensemble, request, batch_size)
+    found.write(samples, writer)
+    return _end(writer, request, found)
+
+
+def _end(writer: Writer, request: Request, found: Answers) -> int:
+    from healsg.evaluation.writers import File
+
+    samples, unreadable = found.samples, found.unreadable
+    if isinstance(writer, File):
+        writer.finish()
+        samples, unreadable = len(writer.done), writer.unreadable
+        left_out = f", {unreadable} of which cannot be read (see the column error)" if unreadable else ""
+        print(f"{request.out}: {samples} samples{left_out}", file=sys.stderr)
+    return UNREADABLE if unreadable else 0
+
+
+def _writer(request: Request, ensemble: Ensemble, batch_size: int) -> Writer:
+    from healsg.evaluation.writers import CsvForm, File, JsonForm, Lines, Screen
+
+    regression = ensemble.info.kind == "regression"
+    as_json = request.json or (request.out is not None and request.out.suffix.lower() == ".jsonl")
+    features = _features_of(ensemble) if request.features else 0
+    form: Form = (
+        JsonForm(ensemble.names, regression) if as_json else CsvForm(ensemble.names, regression, features)
+    )
+    if request.out is None:
+        return Lines(form) if request.json else Screen(ensemble.names, regression)
+    request.out.parent.mkdir(parents=True, exist_ok=True)
+    about = {
+        "runs": [_identity(folder, request.checkpoint) for folder in request.runs],
+        "classes": list(ensemble.names),
+        "kind": ensemble.info.kind,
+        "tta": request.tta,
+        "features": request.features,
+        "settings": request.overrides,
+    }
+    return File(request.out, form, about, batch_size)
+
+
+def _features_of(ensemble: Ensemble) -> int:
+    """How many features the network has. Raises ConfigError where it tells none, or there are several networks."""
+    from healsg.model import Network
+
+    if len(ensemble.members) > 1:
+        raise ConfigError("--features: those of several networks have nothing in common; name one run")
+    network = ensemble.members[0].network
+    if not isinstance(network, Network):
+        raise ConfigError(f"--features: {type(network).__name__} tells none; a healsg.Network does")
+    return network.num_features
+
+
+def _identity(folder: RunFolder, which: str) -> dict[str, Any]:
+    """What a run's weights are known by."""
+    path = folder.best if which == "best" else folder.last
+    try:
+        with safefiles.open_to_read(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {one_line(error)}") from error
+    return {"run": str(folder.shown), "id": folder.record.get("id"), "checkpoint": which, "sha256": digest}
+
+
+class Answers:
+    """What an ensemble says of samples, batch by batch; no more than one batch is held.
+
+    Args:
+        ensemble: the networks.
+        request: what is asked for.
+        batch_size: samples of a batch, readable or not.
+    """
+
+    def __init__(self, ensemble: Ensemble, request: Request, batch_size: int) -> None:
+        self.ensemble, self.request, self.batch_size = ensemble, request, batch_size
+        infos = [member.info for member in ensemble.members]
+        self.inputs: list[DataInfo] = []
+        """The different ways in which the networks want samples to be read."""
+        self.of_member: list[int] = []
+        for info in infos:
+            same = [place for place, other in enumerate(self.inputs) if _reads_alike(info, other)]
+            if not same:
+                self.inputs.append(info)
+            self.of_member.append(same[0] if same else len(self.inputs) - 1)
+        self.samples = 0
+        self.unreadable = 0
+
+    def write(self, samples: Iterator[Sample], writer: Writer) -> None:
+        """Give the writer a row of every sample that it does not have yet. Raises ConfigError."""
+        from healsg.evaluation.writers import key_of, printable
+
+        done: set[int] = getattr(writer, "done", set())
+
+        def fresh() -> Iterator[Sample]:
+            for sample in samples:
+                if key_of(printable(sample.file), sample.row) not in done:
+                    yield sample
+
+        waiting = fresh()
+        with ThreadPoolExecutor(self.request.workers) as pool:
+            while batch := list(islice(waiting, self.batch_size)):
+                rows = self._rows(batch, list(pool.map(self._read, batch)))
+                writer.write(rows)
+                self.samples += len(rows)
+                self.unreadable += sum(bool(row.error) for row in rows)
+
+    def _read(self, sample: Sample) -> list[Any] | str:
+        """The sample as each network wants it; or why it cannot be read."""
+        from healsg.data.source import line
+
+        try:
+            return [sample.read(info) for info in self.inputs]
+        except Exception as error:  # a damaged file makes decoders raise almost anything
+            return line(error) or type(error).__name__
+
+    def _rows(self, batch: Sequence[Sample], read: Sequence[list[Any] | str]) -> list[Row]:
+        import torch
+
+        from healsg.evaluation.writers import Row, printable
+
+        whole = [tensors for tensors in read if not isinstance(tensors, str)]
+        stacked = [torch.stack([tensors[place] for tensors in whole]) for place in range(len(self.inputs) * bool(whole))]
+        found: Prediction | None = None
+        if whole:
+            found = self.ensemble([stacked[place] for place in self.of_member], self.request.features)
+        rows = []
+        place = 0
+        for sample, tensors in zip(batch, read, strict=True):
+            name = printable(sample.file)
+            if isinstance(tensors, str) or found is None:
+                rows.append(Row(name, sample.row, error=printable(str(tensors))))
+                continue
+            numbers = found.outputs if found.probabilities is None else found.probabilities
+            classes = None if found.classes is None else found.classes[place]
+            features = () if found.features is None else found.features[place].tolist()
+            rows.append(Row(name, sample.row, classes, numbers[place].tolist(), features))
+            place += 1
+        return rows
+
+
+def _reads_alike(one: DataInfo, other: DataInfo) -> bool:
+    return one.input_shape == other.input_shape and one.input_names == other.input_names
