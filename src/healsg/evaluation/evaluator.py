@@ -27,14 +27,18 @@ class Loss(Metric):
         self.criterion = criterion
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
-        (mean,) = loss_over(self.criterion, output, target).terms
-        value = precise(mean.value)
-        count = value.new_full((), target.shape[0]) if mean.over is None else torch.as_tensor(mean.over).to(value)
-        return torch.stack([value * count, count])
+        sums = []
+        for mean in loss_over(self.criterion, output, target).terms:
+            value = precise(mean.value)
+            count = value.new_full((), target.shape[0]) if mean.over is None else torch.as_tensor(mean.over).to(value)
+            sums += [value * count, count]
+        return torch.stack(sums)
 
     def value(self, state: Any) -> float:
-        """Not a number where nothing counts, since every target is ignored."""
-        return float(state[0] / state[1]) if state[1] else math.nan
+        """The sum of the means that the loss consists of; not a number where nothing counts, since every target is
+        ignored."""
+        pairs = zip(state[::2], state[1::2], strict=True)
+        return math.fsum(total / count if count else math.nan for total, count in pairs)
 
 
 class EvalEpoch:

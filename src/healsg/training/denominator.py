@@ -7,6 +7,8 @@ what they divide by:
 * ``nn.CrossEntropyLoss`` and ``nn.NLLLoss`` of class indices leave ``ignore_index`` out and divide by the sum of the
   targets' class weights. With class probabilities they divide by the number of samples.
 * A criterion of one's own may have ``denominator(output, target)``, a number or 0-dimensional tensor.
+* A sum of means over unlike things, such as Dice over samples and cross entropy over pixels that are not ignored, may
+  have ``means(output, target)``, a ``Loss`` of several terms.
 * What is no mean over samples at all, such as a Dice loss over the whole batch, has ``mean_over_samples = False``:
   each batch of each process has a loss of its own, and these are averaged.
 """
@@ -52,7 +54,7 @@ def counts_alike(criterion: Any, targets: Tensor | None) -> bool:
     Args:
         targets: all targets that there are; None where they are not known.
     """
-    if getattr(criterion, "denominator", None) is not None:
+    if getattr(criterion, "denominator", None) is not None or getattr(criterion, "means", None) is not None:
         return False
     if not weighs_classes(criterion):
         return True
@@ -70,6 +72,10 @@ def loss_over(criterion: Any, output: Tensor, target: Tensor, classes: Tensor | 
             loss is then divided by what it would be divided by for these, as torch's own label smoothing is.
     """
     given = target if classes is None else classes
+    means = getattr(criterion, "means", None)
+    if means is not None:
+        several: Loss = means(output, target)
+        return several
     own = getattr(criterion, "denominator", None)
     if own is not None:
         count = own(output, given)

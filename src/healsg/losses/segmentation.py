@@ -1,0 +1,555 @@
+"""Losses of dense targets: one class, or several regions, a pixel or voxel.
+
+The first half are pure functions; the second half are the criteria that a configuration names. Throughout, ``output``
+is (N, C, ...) scores and ``target`` is (N, ...) class indices, or (N, C, ...) probabilities as smoothing and mixing
+make them. What all criteria understand:
+
+``ignore``
+    A label whose pixels count nowhere: neither in a sum over pixels nor in a number of pixels. In probabilities, a
+    pixel is ignored where all of its probabilities are 0 (of regions none is then, since the background is of no
+    region).
+``regions``
+    Lists of labels, one for each of the C outputs, which may overlap (whole tumour, tumour core). Each output is then a
+    binary decision of its own: sigmoid instead of softmax.
+
+Each criterion declares what it divides by, as ``healsg.training.denominator`` reads it: ``mean_over_samples``,
+``denominator(output, target)``, or ``means(output, target)`` where it is a sum of means over unlike things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from healsg.errors import ConfigError
+from healsg.losses.classification import wide
+from healsg.training.denominator import loss_over, mean_over_samples
+from healsg.training.step import Loss
+from healsg.types import Count, Fraction, Kept, NonNegative, Positive
+
+Regions = Sequence[Sequence[int]]
+
+# --- targets and probabilities ---------------------------------------------------------------------------------------
+
+
+def dense_target(
+    target: Tensor, output: Tensor, ignore: int | None = None, regions: Regions | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Targets as one map a class, and which pixels count.
+
+    Returns:
+        ``truth`` (N, C, ...), 0 or 1 (or probabilities), 0 throughout where a pixel is ignored; and ``counted``
+        (N, 1, ...), 0 or 1, or None where ``ignore`` is None, so that all count. Both in at least float32.
+    """
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    if target.is_floating_point():
+        truth = target.to(dtype)
+        known_pixels = ignore is not None and regions is None  # of regions, the background has no probability either
+        return truth, (truth.sum(dim=1, keepdim=True) > 0).to(dtype) if known_pixels else None
+    labels = target.unsqueeze(1).long()
+    counted = None if ignore is None else (labels != ignore).to(dtype)
+    if regions is None:
+        known = labels if ignore is None else labels.masked_fill(labels == ignore, 0)
+        truth = torch.zeros_like(output, dtype=dtype).scatter_(1, known, 1.0)
+    else:
+        truth = torch.cat([sum((labels == label).to(dtype) for label in region) for region in regions], dim=1)  # type:
+        ignore[arg - type, misc]
+    return masked(truth, counted), counted
+
+
+def masked(values: Tensor, counted: Tensor | None) -> Tensor:
+    """``values`` (N, C, ...), 0 where a pixel does not count."""
+    return values if counted is None else values * counted
+
+
+def probabilities(output: Tensor, regions: Regions | None = None) -> Tensor:
+    """Softmax over the classes, or a sigmoid for each region, in at least float32."""
+    return wide(output).softmax(dim=1) if regions is None else wide(output).sigmoid()
+
+
+# --- overlap ---------------------------------------------------------------------------------------------------------
+
+
+def soft_overlap(
+    predicted: Tensor, truth: Tensor, counted: Tensor | None, batch: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums over pixels of ``p y``, of ``p`` and of ``y``, each (N, C); (1, C) over the samples too if ``batch``.
+    ``truth`` is 0 already where a pixel does not count."""
+    axes = [*([0] if batch else []), *range(2, predicted.dim())]
+    predicted = masked(predicted, counted)
+    sums = [values.sum(dim=axes) for values in (predicted * truth, predicted, truth)]
+    both, made, true = (value.reshape(1 if batch else len(predicted), -1) for value in sums)
+    return both, made, true
+
+
+def dice(both: Tensor, made: Tensor, true: Tensor, smooth: float) -> Tensor:
+    """``1 - (2 sum p y + s) / (sum p + sum y + s)`` by class: Milletari et al. 2016 (arXiv 1606.04797) without their
+    squares, as nnU-Net and MONAI have it. Without truth and prediction it is 0."""
+    return 1.0 - (2.0 * both + smooth) / (made + true + smooth)
+
+
+def tversky(both: Tensor, made: Tensor, true: Tensor, alpha: float, beta: float, smooth: float) -> Tensor:
+    """``1 - (TP + s) / (TP + alpha FP + beta FN + s)`` by class (Salehi et al. 2017, arXiv 1706.05721, equation 4);
+    ``alpha = beta = 0.5`` is Dice, with half its ``smooth``."""
+    return 1.0 - (both + smooth) / (both + alpha * (made - both) + beta * (true - both) + smooth)
+
+
+# --- single pixels ---------------------------------------------------------------------------------------------------
+
+
+def pixel_cross_entropy(output: Tensor, truth: Tensor, weights: Tensor | None, regions: Regions | None) -> Tensor:
+    """(N, ...) cross entropy of each pixel: over softmax, or the mean of the regions' binary ones. ``weights`` are
+    (C,). A pixel whose truth is 0 throughout gives 0 over softmax; over regions that is a pixel of no region."""
+    scale = None if weights is None else weights.to(truth.dtype).view(1, -1, *[1] * (truth.dim() - 2))
+    if regions is None:
+        terms = -truth * wide(output).log_softmax(dim=1)
+        return (terms if scale is None else terms * scale).sum(dim=1)
+    terms = F.binary_cross_entropy_with_logits(wide(output), truth, reduction="none")
+    return (terms if scale is None else terms * scale).mean(dim=1)
+
+
+def pixel_focal(output: Tensor, truth: Tensor, gamma: float, weights: Tensor | None, regions: Regions | None) -> Tensor:
+    """(N, ...) focal loss of each pixel (Lin et al. 2017, arXiv 1708.02002, equation 4): summed over softmax's classes,
+    of which only the target's has a term, or the mean of the regions' binary ones. ``weights`` are (C,)."""
+    scale = 1.0 if weights is None else weights.to(truth.dtype).view(1, -1, *[1] * (truth.dim() - 2))
+    if regions is None:
+        log_p = wide(output).log_softmax(dim=1)
+        doubt = (-torch.expm1(log_p)).clamp(min=1e-12)
+        return -(scale * truth * doubt**gamma * log_p).sum(dim=1)
+    log_p = -F.binary_cross_entropy_with_logits(wide(output), truth, reduction="none")
+    doubt = (-torch.expm1(log_p)).clamp(min=1e-12)
+    return -(scale * doubt**gamma * log_p).mean(dim=1)
+
+
+def hardest(losses: Tensor, counted: Tensor | None, share: float) -> Tensor:
+    """(N,) the mean of each sample's ``share`` largest pixel losses (N, ...), at least one pixel; of those that count
+    (Wu et al. 2016, arXiv 1605.06885, section 3.2). 0 where none counts. No value is read from the device."""
+    flat = losses.flatten(1)
+    valid = flat.new_full((len(flat), 1), flat.shape[1])
+    if counted is not None:
+        within = counted.flatten(1)
+        flat, valid = torch.where(within > 0, flat, -1.0), within.sum(dim=1, keepdim=True)  # a loss is never below 0
+    most = max(1, int(flat.shape[1] * share))
+    largest = flat.topk(most, dim=1).values
+    wanted = (valid * share).floor().clamp(min=1.0).minimum(valid)
+    chosen = torch.arange(most, device=flat.device) < wanted
+    return torch.where(chosen, largest, 0.0).sum(dim=1) / wanted.squeeze(1).clamp(min=1.0)
+
+
+# --- centre lines ----------------------------------------------------------------------------------------------------
+
+_MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+def soft_erode(image: Tensor) -> Tensor:
+    """The minimum over each pixel and its neighbours along the axes, of (N, C, ...) maps."""
+    axes = image.dim() - 2
+    eroded = None
+    for axis in range(axes):
+        size = [3 if axis == own else 1 for own in range(axes)]
+        padding = [side // 2 for side in size]
+        along = -_MAX_POOL[axes](-image, size, 1, padding)
+        eroded = along if eroded is None else torch.minimum(eroded, along)
+    assert eroded is not None
+    return eroded
+
+
+def soft_open(image: Tensor) -> Tensor:
+    """Erosion, then the maximum over each pixel's whole neighbourhood."""
+    axes = image.dim() - 2
+    opened: Tensor = _MAX_POOL[axes](soft_erode(image), 3, 1, 1)
+    return opened
+
+
+def soft_skeleton(image: Tensor, iterations: int) -> Tensor:
+    """The centre line of soft masks (N, C, ...), differentiable: what an opening removes, layer by layer (Shit et al.
+    2021, arXiv 2003.07311, algorithm 1).
+
+    Args:
+        image: values in 0..1.
+        iterations: layers that are peeled off: the largest radius of a vessel in pixels.
+    """
+    skeleton = (image - soft_open(image)).relu()
+    for _ in range(iterations):
+        image = soft_erode(image)
+        removed = (image - soft_open(image)).relu()
+        skeleton = skeleton + (removed - skeleton * removed).relu()
+    return skeleton
+
+
+def centreline_dice(
+    predicted: Tensor, truth: Tensor, iterations: int, smooth: float = 1.0, epsilon: float = 1e-4
+) -> Tensor:
+    """(N,) ``1 - 2 Tprec Tsens / (Tprec + Tsens)``: the share of the predicted centre line that lies in the truth, and
+    of the true one that lies in the prediction, over all classes given (arXiv 2003.07311, equations 1 and 2).
+
+    Args:
+        predicted, truth: (N, C, ...) in 0..1, without the background.
+        iterations: see ``soft_skeleton``.
+        smooth: added above and below in both shares.
+        epsilon: added to the sum of both shares, as MONAI does.
+    """
+    axes = list(range(1, predicted.dim()))
+    own, true = soft_skeleton(predicted, iterations), soft_skeleton(truth, iterations)
+    precision = ((own * truth).sum(dim=axes) + smooth) / (own.sum(dim=axes) + smooth)
+    sensitivity = ((true * predicted).sum(dim=axes) + smooth) / (true.sum(dim=axes) + smooth)
+    return 1.0 - 2.0 * precision * sensitivity / (precision + sensitivity + epsilon)
+
+
+# --- criteria --------------------------------------------------------------------------------------------------------
+
+
+class DenseLoss(nn.Module):
+    """What the criteria of dense targets share.
+
+    Args:
+        ignore: the label whose pixels count nowhere.
+        regions: the labels of each output, where outputs are regions; see the module.
+        class_weights: one weight for each output.
+    """
+
+    weights: Tensor | None
+
+    def __init__(
+        self,
+        ignore: int | None = None,
+        regions: Regions | None = None,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if class_weights is not None and (not len(class_weights) or min(class_weights) < 0 or not sum(class_weights)):
+            raise ConfigError(f"class_weights: {list(class_weights)} has no weight above 0, or one below")
+        if regions is not None and (not len(regions) or not all(len(region) for region in regions)):
+            raise ConfigError(f"regions: {regions} names no label for some output; give each a list of labels")
+        if class_weights is not None and regions is not None and len(class_weights) != len(regions):
+            raise ConfigError(f"class_weights: {len(class_weights)} weights for {len(regions)} regions")
+        self.ignore, self.regions = ignore, regions
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("weights", weights, persistent=False)
+
+    def prepared(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See ``dense_target``."""
+        return dense_target(target, output, self.ignore, self.regions)
+
+    def by_class(self, losses: Tensor, background: bool) -> Tensor:
+        """The mean of losses (N, C) over samples and classes, each class times its weight; without the first class, the
+        background, unless asked for. Regions have no background."""
+        weighted = losses if self.weights is None else losses * self.weights.to(losses.dtype)
+        return weighted[:, first_class(losses.shape[1], background, self.regions) :].mean()
+
+
+def first_class(classes: int, background: bool, regions: Regions | None) -> int:
+    """The first class that an overlap is measured of: 1 without the background, which regions do not have."""
+    return 0 if background or regions is not None or classes == 1 else 1
+
+
+class PixelLoss(DenseLoss):
+    """A mean over pixels: the sum of ``pixels`` over the sum of the weights of those that count.
+
+    Accumulated batches and processes are weighed by that sum (``denominator``), in units of whole samples.
+    """
+
+    def pixels(self, output: Tensor, truth: Tensor) -> Tensor:
+        """(N, ...) the losses of pixels, class weights included."""
+        raise NotImplementedError
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        truth, counted = self.prepared(output, target)
+        losses = self.pixels(output, truth)
+        if counted is not None:
+            losses = losses * counted.squeeze(1)
+        total = self._weight(truth, counted)
+        return losses.sum() / torch.where(total > 0, total, 1.0)
+
+    def denominator(self, output: Tensor, target: Tensor) -> Tensor:
+        """The sum of the weights of the pixels that count, over the pixels of a sample."""
+        truth, counted = self.prepared(output, target)
+        return self._weight(truth, counted) / truth[0, 0].numel()
+
+    def _weight(self, truth: Tensor, counted: Tensor | None) -> Tensor:
+        """As torch's cross entropy: pixels weigh as much as their class. Regions weigh each pixel alike."""
+        if self.weights is not None and self.regions is None:
+            scale = self.weights.to(truth.dtype).view(1, -1, *[1] * (truth.dim() - 2))
+            return (truth * scale).sum()
+        return truth.new_full((), truth[:, 0].numel()) if counted is None else counted.sum()
+
+
+class CrossEntropy(PixelLoss):
+    """Cross entropy as a mean over the pixels that count; of regions, the mean of their binary cross entropies. The
+    arguments are those of ``DenseLoss``."""
+
+    def pixels(self, output: Tensor, truth: Tensor) -> Tensor:
+        return pixel_cross_entropy(output, truth, self.weights, self.regions)
+
+
+class Focal(PixelLoss):
+    """Focal loss as a mean over the pixels that count (Lin et al. 2017, arXiv 1708.02002). MONAI's mean is over the
+    classes too, and so is 1/C of it.
+
+    Args:
+        gamma: how much less a pixel counts that is right already; 0 is the cross entropy.
+        ignore, regions, class_weights: see ``DenseLoss``; the weights are the paper's alpha, and do not divide.
+    """
+
+    def __init__(
+        self,
+        gamma: NonNegative = 2.0,
+        ignore: int | None = None,
+        regions: Regions | None = None,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(ignore, regions, class_weights)
+        self.gamma = gamma
+
+    def pixels(self, output: Tensor, truth: Tensor) -> Tensor:
+        return pixel_focal(output, truth, self.gamma, self.weights, self.regions)
+
+    def _weight(self, truth: Tensor, counted: Tensor | None) -> Tensor:
+        return truth.new_full((), truth[:, 0].numel()) if counted is None else counted.sum()
+
+
+class TopK(DenseLoss):
+    """The cross entropy of each sample's hardest pixels, a mean over the samples.
+
+    nnU-Net takes the hardest of the whole batch; by sample, batches can be split without another result.
+
+    Args:
+        share: of the pixels that count.
+        ignore, regions, class_weights: see ``DenseLoss``.
+    """
+
+    mean_over_samples = True
+
+    def __init__(
+        self,
+        share: Kept = 0.1,
+        ignore: int | None = None,
+        regions: Regions | None = None,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(ignore, regions, class_weights)
+        self.share = share
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        truth, counted = self.prepared(output, target)
+        losses = pixel_cross_entropy(output, truth, self.weights, self.regions)
+        return hardest(losses, counted, self.share).mean()
+
+
+class OverlapLoss(DenseLoss):
+    """A loss of sums over pixels, by sample or over the whole batch, then a mean over the classes.
+
+    Args:
+        batch: sum over the samples of a batch too, as nnU-Net does for small structures. It is then no mean over
+            samples: each batch of each process has a loss of its own, and these are averaged.
+        background: whether the first class counts.
+        smooth: added above and below.
+        ignore, regions, class_weights: see ``DenseLoss``.
+    """
+
+    def __init__(
+        self,
+        batch: bool = False,
+        background: bool = False,
+        smooth: Positive = 1e-5,
+        ignore: int | None = None,
+        regions: Regions | None = None,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(ignore, regions, class_weights)
+        self.batch, self.background, self.smooth = batch, background, smooth
+        self.mean_over_samples = not batch
+
+    def overlaps(self, both: Tensor, made: Tensor, true: Tensor) -> Tensor:
+        """The losses by class from the sums of ``soft_overlap``."""
+        raise NotImplementedError
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        truth, counted = self.prepared(output, target)
+        sums = soft_overlap(probabilities(output, self.regions), truth, counted, self.batch)
+        return self.by_class(self.overlaps(*sums), self.background)
+
+
+class Dice(OverlapLoss):
+    """Soft Dice loss, by sample or over the batch; see ``OverlapLoss`` for its arguments and ``dice`` for the
+    formula."""
+
+    def overlaps(self, both: Tensor, made: Tensor, true: Tensor) -> Tensor:
+        return dice(both, made, true, self.smooth)
+
+
+class Tversky(OverlapLoss):
+    """Tversky loss (Salehi et al. 2017, arXiv 1706.05721): Dice that weighs both kinds of error.
+
+    Args:
+        alpha, beta: the weights of false positives and of false negatives.
+        others: see ``OverlapLoss``.
+    """
+
+    def __init__(
+        self,
+        alpha: NonNegative = 0.3,
+        beta: NonNegative = 0.7,
+        batch: bool = False,
+        background: bool = False,
+        smooth: Positive = 1e-5,
+        ignore: int | None = None,
+        regions: Regions | None = None,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(batch, background, smooth, ignore, regions, class_weights)
+        self.alpha, self.beta = alpha, beta
+
+    def overlaps(self, both: Tensor, made: Tensor, true: Tensor) -> Tensor:
+        return tversky(both, made, true, self.alpha, self.beta, self.smooth)
+
+
+class CentrelineDice(DenseLoss):
+    """``(1 - share) Dice + share clDice``, by sample, for vessels and other tubes (Shit et al. 2021, arXiv 2003.07311,
+    equation 3). An ignored pixel is background in the truth and in the prediction.
+
+    Args:
+        share: of clDice, at most 1.
+        iterations: layers that are peeled off: the largest radius of a vessel in pixels.
+        background: whether the first class counts.
+        smooth: added above and below, in both parts.
+        ignore, regions: see ``DenseLoss``.
+    """
+
+    mean_over_samples = True
+
+    def __init__(
+        self,
+        share: Fraction = 0.5,
+        iterations: Count = 3,
+        background: bool = False,
+        smooth: Positive = 1.0,
+        ignore: int | None = None,
+        regions: Regions | None = None,
+    ) -> None:
+        super().__init__(ignore, regions)
+        self.share, self.iterations, self.background, self.smooth = share, iterations, background, smooth
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        truth, counted = self.prepared(output, target)
+        made = masked(probabilities(output, self.regions), counted)
+        first = first_class(output.shape[1], self.background, self.regions)
+        made, truth = made[:, first:], truth[:, first:]
+        overlap = dice(*soft_overlap(made, truth, None, batch=False), self.smooth).mean()
+        centre = centreline_dice(made, truth, self.iterations, self.smooth).mean()
+        return (1.0 - self.share) * overlap + self.share * centre
+
+
+class Combined(nn.Module):
+    """A weighted sum of criteria, each of which keeps what it is a mean over.
+
+    Args:
+        parts: criteria by name.
+        weights: of each by name; 1 where it is not named.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module], weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        unknown = set(weights or {}) - set(parts)
+        if not parts or unknown:
+            told = f"there is no {min(unknown)!r}" if unknown else "there is none"
+            raise ConfigError(f"loss.weights: {told} among the parts {sorted(parts)}")
+        self.parts = nn.ModuleDict(dict(parts))
+        self.shares = {name: float((weights or {}).get(name, 1.0)) for name in parts}
+        self.mean_over_samples = all(mean_over_samples(part) for part in parts.values())
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        terms = [self.shares[name] * part(output, target) for name, part in self.parts.items()]
+        return torch.stack(terms).sum()
+
+    def means(self, output: Tensor, target: Tensor) -> Loss:
+        """The same with what each part is a mean over, so that accumulated batches are weighed part by part."""
+        first, *others = (self.shares[name] * loss_over(part, output, target) for name, part in self.parts.items())
+        for other in others:
+            first = first + other
+        return first
+
+
+class DiceCrossEntropy(Combined):
+    """Dice and cross entropy, nnU-Net's loss (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
+
+    Args:
+        dice_weight, cross_entropy_weight: of the two parts.
+        batch, background, smooth: see ``OverlapLoss``; of the Dice part.
+        ignore, regions: see ``DenseLoss``; of both.
+        class_weights: of the cross entropy alone.
+    """
+
+    def __init__(
+        self,
+        dice_weight: NonNegative = 1.0,
+        cross_entropy_weight: NonNegative = 1.0,
+        batch: bool = False,
+        background: bool = False,
+        smooth: Positive = 1e-5,
+        ignore: int | None = None,
+        regions: Regions | None = None,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        parts: dict[str, nn.Module] = {
+            "cross_entropy": CrossEntropy(ignore, regions, class_weights),
+            "dice": Dice(batch, background, smooth, ignore, regions),
+        }
+        super().__init__(parts, {"cross_entropy": cross_entropy_weight, "dice": dice_weight})
+
+
+class DeepSupervision(nn.Module):
+    """A criterion over the outputs of several resolutions, the finest first (Isensee et al. 2021): in training a
+    network gives a list of them, in evaluation the finest alone, of which this is the criterion itself.
+
+    Each output has half the weight of the one before, and all weights sum to 1. Targets are brought to an output's size
+    by nearest neighbour: indices as torch's ``nearest-exact``, which has no shift of half a pixel.
+
+    Args:
+        criterion: of one output.
+    """
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self.mean_over_samples = mean_over_samples(criterion)
+
+    def forward(self, output: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+        if isinstance(output, Tensor):
+            alone: Tensor = self.criterion(output, target)
+            return alone
+        terms = [weight * self.criterion(part, at_size(target, part)) for weight, part in weighted(output)]
+        return torch.stack(terms).sum()
+
+    def means(self, output: Tensor | Sequence[Tensor], target: Tensor) -> Loss:
+        """The same with what it is a mean over."""
+        if isinstance(output, Tensor):
+            return loss_over(self.criterion, output, target)
+        first, *others = (
+            weight * loss_over(self.criterion, part, at_size(target, part)) for weight, part in weighted(output)
+        )
+        for other in others:
+            first = first + other
+        return first
+
+
+def weighted(outputs: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
+    """Outputs with their weights 1, 1/2, 1/4, ... over the sum of these."""
+    total = sum(0.5**place for place in range(len(outputs)))
+    return [(0.5**place / total, output) for place, output in enumerate(outputs)]
+
+
+def at_size(target: Tensor, output: Tensor) -> Tensor:
+    """Targets, indices (N, ...) or probabilities (N, C, ...), by nearest neighbour at the size of ``output``."""
+    size = output.shape[2:]
+    if target.is_floating_point():
+        return target if target.shape[2:] == size else F.interpolate(target, size, mode="nearest-exact")
+    for axis, wanted in enumerate(size, start=1):
+        have = target.shape[axis]
+        if have != wanted:  # whole numbers throughout, since float32 is exact to 2^24 alone
+            place = (torch.arange(wanted, device=target.device) * 2 + 1) * have // (2 * wanted)
+            target = target.index_select(axis, place)
+    return target
