@@ -55,8 +55,8 @@ def dense_target(
         known = labels if ignore is None else labels.masked_fill(labels == ignore, 0)
         truth = torch.zeros_like(output, dtype=dtype).scatter_(1, known, 1.0)
     else:
-        truth = torch.cat([sum((labels == label).to(dtype) for label in region) for region in regions], dim=1)  # type:
-        ignore[arg - type, misc]
+        inside = [torch.stack([labels == label for label in region]).any(dim=0) for region in regions]
+        truth = torch.cat(inside, dim=1).to(dtype)
     return masked(truth, counted), counted
 
 
