@@ -15,7 +15,7 @@ import fake_data
 from fake_data import refused
 from healsg.data.base import Needs
 from healsg.data.sharding import Sharding
-from healsg.datasets.decoding import COMPOSITED, DEEP, ORIENTATION, TURNED, decode
+from healsg.datasets.decoding import COMPOSITED, DEEP, FIRST, ORIENTATION, TURNED, decode
 from healsg.datasets.folders import EXTENSIONS
 from healsg.datasets.imagefolder import ImageFolder, Pictures
 
@@ -316,3 +316,16 @@ def test_extensions_are_torchvisions():
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     assert EXTENSIONS == IMG_EXTENSIONS
+
+
+def test_a_tiff_of_several_pages_is_refused_and_the_first_of_an_animation_is_said() -> None:
+    pages = [Image.new("L", (9, 8), level) for level in (10, 200)]
+    pages[0].save("pages.tiff", save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match="2 pages in one TIFF file: save each page that is meant"):
+        decode("pages.tiff", 8, 1)
+    pages[0].save("moving.gif", save_all=True, append_images=pages[1:])
+    told: list[str] = []
+    assert decode("moving.gif", 8, 1, told.append).float().mean() == 10
+    assert told == [FIRST]
+    pages[0].save("one.tiff")
+    assert decode("one.tiff", 8, 1).shape == (1, 8, 8)

@@ -33,6 +33,7 @@ BESIDE = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 
 TURNED = "pictures with an EXIF orientation are turned as it says, as a viewer shows them"
 COMPOSITED = "pictures with transparent pixels are composited on white"
+FIRST = "of animated pictures the first one is read"
 DEEP = "grey pictures of more than 8 bits are read in full depth; the largest value of the depth is full intensity"
 
 Remark = Callable[[str], None]
@@ -58,8 +59,8 @@ def decode(picture: str | BytesIO, size: int, channels: int, remark: Remark = un
         remark: called with a sentence where something of the above was done.
 
     Raises:
-        ValueError: what is no file, has too many pixels, or more than 8 bits a channel in colour, which Pillow would
-            cut to 8.
+        ValueError: what is no file, has too many pixels, several pages, or more than 8 bits a channel in colour, which
+            Pillow would cut to 8.
     """
     from PIL import Image
 
@@ -70,6 +71,11 @@ def decode(picture: str | BytesIO, size: int, channels: int, remark: Remark = un
         shorter = min(width, height)
         if not shorter or max(width * height, size * width // shorter * (size * height // shorter)) > PIXELS:
             raise ValueError(f"{width} x {height} pixels, which cannot be resized to a shorter side of {size}")
+        pages = getattr(opened, "n_frames", 1)
+        if pages > 1 and opened.format == "TIFF":
+            raise ValueError(f"{pages} pages in one TIFF file: save each page that is meant as a file of its own")
+        if pages > 1:
+            remark(FIRST)
         full = full_intensity(opened)
         turned = opened.format == "TIFF" and fields_of(opened).get(ORIENTATION, 1) != 1  # which Pillow does by itself
         opened.load()
