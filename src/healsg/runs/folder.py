@@ -311,11 +311,11 @@ def weights_file(source: str, start: Path | None = None) -> Path:
 
     Raises RunError.
     """
-    path = (start or current_folder()) / source
+    path = (start or current_folder()) / Path(source).expanduser()
     if path.is_file():
         return path.resolve() if path.is_symlink() or path.parent.is_symlink() else path
     if path.exists() and not path.is_dir():
         raise RunError(f"{source}: is neither a regular file nor the folder of a run")
-    best = find(source, start).best
+    best = find(str(Path(source).expanduser()), start).best
     safefiles.require(best)
     return best
