@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from healsg import BasicTask, TaskMethod, TaskTrainer
-from conftest import Program
 from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
 from healsg.training.epoch import TrainEpoch

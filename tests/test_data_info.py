@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import fake_tables
 from healsg import DataInfo, TaskTrainer
 from healsg.cli import main
 from healsg.data.info import order_classes
@@ -23,7 +24,7 @@ from healsg.evaluation.predictor import best_of, network_of_run
 from healsg.metrics.torchmetrics import TorchMetric
 from healsg.models.torchvision import Torchvision
 from healsg.runs import checkpoint
-from healsg.runs.folder import RunFolder
+from healsg.runs.folder import RunFolder, weights_file
 from healsg.runs.weights import initialise, read_weights
 
 MLP = ("model=mlp", "model.width=8", "runner.epochs=2", "quiet=true")
@@ -564,3 +565,28 @@ def test_a_predictor_of_pictures(run: str) -> None:
         predictor(torch.zeros(1, 2))
     with pytest.raises(DataError, match="pictures, but the network takes 'a', 'b'"):
         TaskTrainer.load(run).predictor()("A/test")
+
+
+def test_init_from_finds_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "weights.pt").write_bytes(b"x")
+    assert weights_file("~/weights.pt", tmp_path / "elsewhere") == tmp_path / "home" / "weights.pt"
+
+
+def test_a_regression_is_learned_in_any_unit_and_predicts_in_that_unit() -> None:
+    base = ["data=csv", "data.target=y", "data.kind=regression", "model=mlp", "runner.epochs=3", "quiet=true"]
+    rows = torch.randn(80, 3, generator=torch.Generator().manual_seed(0))
+    small = rows @ torch.tensor([1.0, -2.0, 0.5]) + 0.1
+    found = {}
+    for name, factor, offset in (("small", 1.0, 0.0), ("large", 1e6, 5e7)):
+        columns = {f"x{column}": rows[:, column].tolist() for column in range(3)}
+        fake_tables.write_csv(f"{name}.csv", columns | {"y": (small.double() * factor + offset).tolist()})
+        best = TaskTrainer.compose(*base, f"data.file={name}.csv", f"name={name}").train()["best"]
+        assert best is not None
+        error = best["metrics"]["val/mae"]
+        assert TaskTrainer.load(name).evaluate(split="val")["mae"] == pytest.approx(error)
+        outputs = TaskTrainer.load(name).predictor()({key: values[:5] for key, values in columns.items()}).outputs
+        found[name] = error / factor, (outputs.double().flatten() - offset) / factor
+    assert found["large"][0] == pytest.approx(found["small"][0], rel=1e-2)
+    torch.testing.assert_close(found["large"][1], found["small"][1], rtol=1e-2, atol=1e-2)

@@ -26,7 +26,10 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
     ),
     "config, data and model": ("config/*", "data/*", "metric.py", "model.py"),
     "training": ("protocols.py", "method.py", "runner.py", "training/*", "evaluation/*", "runs/*"),
-    "task": ("task.py", "build.py", "trainer.py", "__init__.py", "evaluation/predictor.py", "runs/session.py"),
+    "task": (
+        *("task.py", "build.py", "trainer.py", "__init__.py", "runs/session.py"),
+        *("evaluation/predictor.py", "evaluation/ensemble.py"),
+    ),
     "commands": ("cli.py", "commands/*", "sweeps/*"),
 }
 """The frame from its lowest layer to its highest. A file belongs to the layer that names it, before patterns count."""

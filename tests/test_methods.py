@@ -23,7 +23,6 @@ from healsg.methods.labelled import LabelledSamples, is_plain
 from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
 from healsg.runs.checkpoint import load
-from healsg.runs.checkpointer import Checkpointer
 from healsg.training.averaging import Average
 from healsg.training.layers import Freezing
 from healsg.training.step import MicroBatch, TrainBatch

@@ -50,8 +50,8 @@ class ByClass(Accuracy):
 class BrokenInTheSecondEpoch(MLP):
     epoch: ClassVar[int] = 0
 
-    def predict(self, network: nn.Module, input: Tensor) -> Any:
-        output = super().predict(network, input)
+    def predict(self, network: nn.Module, batch: Mapping[str, Any]) -> Any:
+        output = super().predict(network, batch)
         return output * torch.nan if BrokenInTheSecondEpoch.epoch == 2 else output
 
 
@@ -97,7 +97,8 @@ def test_each_metric_that_is_one_number_says_whether_more_is_better() -> None:
     silent = {kind for kind in found if kind.higher_is_better is None}
     assert silent == {Metric, Gathered, Confusion, TorchMetric}, "TorchMetric says it where its name is known"
     less = {kind.__name__ for kind in found if kind.higher_is_better is False}
-    assert less == {"CalibrationError", "MeanAbsoluteError", "RootMeanSquaredError"}
+    distances = {"HD95", "ASSD", "Volume", "Cases"}
+    assert less == {"CalibrationError", "MeanAbsoluteError", "RootMeanSquaredError", *distances}
 
 
 @pytest.mark.parametrize(
@@ -147,14 +148,15 @@ def test_of_other_numbers_the_mode_is_asked(name: str) -> None:
 @pytest.mark.parametrize(
     ("measured", "watched"),
     [
-        (("acc", "dice", "iou", "loss"), ("val/acc", 1)),
+        (("acc", "dice", "iou", "loss"), ("val/dice", 1)),
+        (("acc", "loss"), ("val/acc", 1)),
         (("loss", "iou", "dice"), ("val/dice", 1)),
         (("loss", "iou"), ("val/iou", 1)),
         (("loss", "hd95"), ("val/loss", -1)),
         ((), ("", 1)),
     ],
 )
-def test_auto_prefers_accuracy_then_dice_then_iou(measured: tuple[str, ...], watched: tuple[str, int]) -> None:
+def test_auto_prefers_dice_then_iou_then_accuracy(measured: tuple[str, ...], watched: tuple[str, int]) -> None:
     numbers = {f"val/{name}": 0.5 for name in measured}
     assert Monitor("auto", "auto").resolve(numbers, {"loss": False}) == watched
 

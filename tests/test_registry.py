@@ -181,7 +181,10 @@ def test_rm_removes_runs_and_nothing_else(make: Make, capsys: pytest.CaptureFixt
     assert sorted(path.name for path in Path("runs").iterdir()) == [".index.json", "link", "live", "outside"]
 
 
-def test_watch_draws_curves_and_sorts_by_what_needs_a_look(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_watch_draws_curves_and_sorts_by_what_needs_a_look(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     make("done")
     make("killed", "running")
     assert main(["watch", "--once"]) == 0

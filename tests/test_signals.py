@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from conftest import REPOSITORY, command
 from healsg import TaskTrainer
 from healsg.metric import Metric
 from healsg.training.interrupt import StopSignal

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,14 +28,22 @@ class Metric:
     splits: ClassVar[tuple[str, ...]] = ()
     """The splits on which it is measured; empty for all."""
 
-    higher_is_better: ClassVar[bool | None] = None
-    """Whether more of it is better. None: not declared, so that ``runner.monitor`` needs ``runner.mode`` for it."""
+    higher_is_better: ClassVar[bool | Mapping[str, bool] | None] = None
+    """Whether more of it is better; of several named numbers that differ in this, of each by its name. None: not
+    declared, so that ``runner.monitor`` needs ``runner.mode`` for it."""
+
+    goes_by_case: ClassVar[bool] = False
+    """Whether it measures each case by itself, so that ``by_case`` gives a table of them."""
 
     def __init__(self) -> None:
         self.state: Any = None
 
     def check(self, info: DataInfo) -> None:
         """Refuse a task that it is not for. Raises ConfigError, before whose text stands the metric's key."""
+
+    def for_task(self, info: DataInfo | None) -> Metric:
+        """A new metric for one evaluation of a task, such as with the label that it ignores."""
+        return copy.deepcopy(self)
 
     def omitted(self, info: DataInfo) -> str | None:
         """Why this task is not measured, such as too many classes, in words for the log; None where it is."""
@@ -59,6 +68,15 @@ class Metric:
         ``<metric>.<name>``, and as ``<metric>`` where the name is empty; or a list of numbers for the report.
         """
         return state[0] / state[-1] if state[-1] else math.nan
+
+    def see(self, output: Tensor, batch: Mapping[str, Any]) -> None:
+        """Take in a batch: its ``target`` and, where the metric goes by case, what ``healsg.data.case.cases_of`` knows
+        of each sample (name, group, affine, spacing)."""
+        self.update(output, batch["target"])
+
+    def by_case(self, states: Sequence[Any]) -> dict[str, dict[str, float]]:
+        """The numbers of each case by its name, from each process's packed state; empty of what goes by no case."""
+        return {}
 
     def update(self, output: Tensor, target: Tensor) -> None:
         measured = self.measure(output, target)
@@ -92,6 +110,18 @@ def computed(steps: Generator[None, None, Any], pause: Callable[[], None] | None
             return end.value
         if pause is not None:
             pause()
+
+
+def directions_of(metrics: Mapping[str, Metric]) -> dict[str, bool | None]:
+    """By name of a metric, and of each of its named numbers where they differ, whether more is better."""
+    known: dict[str, bool | None] = {}
+    for name, metric in metrics.items():
+        declared = getattr(metric, "higher_is_better", None)
+        if isinstance(declared, Mapping):
+            known |= {f"{name}.{part}" if part else name: more for part, more in declared.items()}
+        else:
+            known[name] = declared
+    return known
 
 
 class Accuracy(Metric):

@@ -69,7 +69,7 @@ class TaskModel:
         """The loss, from ``(output, target)`` to a scalar mean over the batch."""
         from healsg.losses.usual import usual
 
-        loss = usual(info.kind)
+        loss = usual(info)
         if loss is None:
             raise ConfigError(f"model: {type(self).__name__} has no loss for a task of kind {info.kind!r}")
         return loss
@@ -89,6 +89,10 @@ class TaskModel:
 
         return omissions(info, self.chosen or {})
 
-    def predict(self, network: nn.Module, input: Tensor) -> Any:
-        """The output for a batch of inputs, under ``no_grad`` and in evaluation mode."""
-        return network(input)
+    def predict(self, network: nn.Module, batch: Mapping[str, Any]) -> Any:
+        """The output for ``batch["input"]``, under ``no_grad`` and in evaluation mode.
+
+        A model whose outputs depend on more than the input, such as on a volume's spacing, finds what is known of each
+        sample by ``healsg.data.case.cases_of(batch)``.
+        """
+        return network(batch["input"])

@@ -94,11 +94,20 @@ class Draw:
         index: (N,) int64, each sample's index in its data set.
         lasting: what ``mix(seed, purpose)`` gave, for what a sample keeps from epoch to epoch.
         epoch: that number, from 0.
+        shared: the draws that all views of these samples have in common, where their targets have a place; see
+            ``shared``.
     """
 
-    def __init__(self, key: int, index: Tensor, lasting: int = 0, epoch: int = 0) -> None:
+    def __init__(self, key: int, index: Tensor, lasting: int = 0, epoch: int = 0, shared: Draw | None = None) -> None:
         self.key, self.index, self.lasting, self.epoch = key, index, lasting, epoch
+        self.common = shared
         self._drawn: dict[int, Tensor] = {}
+
+    @property
+    def shared(self) -> Draw:
+        """The draws of a sample's geometry. Where its target has a place, such as a mask, all views of the sample have
+        the same ones, so that the views match and one target goes with all; elsewhere each view has its own."""
+        return self if self.common is None else self.common
 
     def bits(self, which: int) -> Tensor:
         """(N,) int64 in [0, 2**24), one number a sample; ``which`` tells several draws of one sample apart."""
@@ -118,18 +127,36 @@ class Draw:
         """(N,) int64, 0 or 1 by the sample in the first epoch, and then the other one with each epoch."""
         return (hash_bits(self.index, mix(self.lasting, which)) + self.epoch) & 1
 
+    def seeds(self) -> list[int]:
+        """A number below 2**32 for each sample, with which a generator of its own can begin."""
+        return _shifted(hash_bits(self.index, mix(self.key, "generator")), 32).tolist()
+
     def of(self, chosen: Tensor) -> Draw:
         """The draws of some of the samples."""
-        return Draw(self.key, self.index[chosen], self.lasting, self.epoch)
+        common = None if self.common is None else self.common.of(chosen)
+        return Draw(self.key, self.index[chosen], self.lasting, self.epoch, common)
+
+    def to(self, device: torch.device) -> Draw:
+        """The same draws, made on another device."""
+        common = None if self.common is None else self.common.to(device)
+        return Draw(self.key, self.index.to(device), self.lasting, self.epoch, common)
 
     def part(self, start: int, stop: int) -> Draw:
         """The draws of samples ``start`` to ``stop``: the same numbers, computed once for all."""
         return _Part(self, start, stop)
 
+    def alone(self) -> Draw:
+        """The same draws without those of other samples, to be sent to another process."""
+        return self
+
 
 class _Part(Draw):
     def __init__(self, whole: Draw, start: int, stop: int) -> None:
         self.whole, self.start, self.stop = whole, start, stop
+
+    @property
+    def shared(self) -> Draw:
+        return self if self.whole.common is None else self.whole.common.part(self.start, self.stop)
 
     def bits(self, which: int) -> Tensor:
         return self.whole.bits(which)[self.start : self.stop]
@@ -137,5 +164,17 @@ class _Part(Draw):
     def alternating(self, which: int) -> Tensor:
         return self.whole.alternating(which)[self.start : self.stop]
 
+    def seeds(self) -> list[int]:
+        return self.alone().seeds()
+
+    def of(self, chosen: Tensor) -> Draw:
+        return self.alone().of(chosen)
+
+    def to(self, device: torch.device) -> Draw:
+        return self.alone().to(device)
+
     def part(self, start: int, stop: int) -> Draw:
         return _Part(self.whole, self.start + start, self.start + stop)
+
+    def alone(self) -> Draw:
+        return self.whole.of(torch.arange(self.start, self.stop, device=self.whole.index.device))

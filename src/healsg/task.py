@@ -22,6 +22,7 @@ from healsg.data.summary import data_lines, data_warnings
 from healsg.errors import ConfigError, DataError
 from healsg.evaluation.evaluator import EvalEpoch
 from healsg.method import TaskMethod
+from healsg.metric import directions_of
 from healsg.model import TaskModel
 from healsg.paths import current_folder
 from healsg.runner import TaskRunner
@@ -76,7 +77,7 @@ class BasicTask:
 
     def build_criterion(self) -> nn.Module:
         """The loss, called with ``(output, target)``."""
-        return self.task_model.criterion(self.task_data.info)
+        return self.task_model.criterion(self.data_info or self.task_data.info)
 
     def build_optimizer(self) -> Optimizer:
         """The optimizer over ``self.model``."""
@@ -122,8 +123,7 @@ class BasicTask:
 
     def directions(self) -> dict[str, bool | None]:
         """By name of a number of an evaluation whether more of it is better; None where it does not say."""
-        metrics = self.task_model.metrics(self.info)
-        declared = {name: getattr(metric, "higher_is_better", None) for name, metric in metrics.items()}
+        declared = directions_of(self.task_model.metrics(self.info))
         return {"loss": False, **declared, **self.task_method.higher_is_better}
 
     def build(
@@ -162,6 +162,7 @@ class BasicTask:
             raise DataError("build_dataloader: there is no train loader; return (train, val) or a dict by split")
         self.data_info = None if self.info is None else self.task_data.fitted()
         if self.data_info and data_info:
+            self.data_info = self.data_info.scaled_as(data_info)
             _warn_of_other_inputs(data_info, self.data_info)
         self.choose_weights(fresh_weights)
         seed_everything(seed, "model")
@@ -177,7 +178,7 @@ class BasicTask:
                 log.warning("%s", warning)
         self.criterion = self.build_criterion()
         self.task_method.setup(self)
-        least = least_rows(self.model)
+        least = least_rows(self.model, self.info)
         sharding = runner.sharding(seed, least)
         self.loaders = {split: loader.sharded(sharding) for split, loader in self.loaders.items()}
         runner.plan_run(self.train_loader, seed, least)
@@ -204,8 +205,9 @@ class BasicTask:
         runner.prepare()
         if self.info is not None:
             self.task_model.check(self.info)
-        loader = self.task_data.evaluation_loader(split).sharded(runner.sharding(seed, least_rows(network)))
-        self.data_info = self.task_data.fitted()
+        sharding = runner.sharding(seed, least_rows(network, data_info))
+        loader = self.task_data.evaluation_loader(split).sharded(sharding)
+        self.data_info = self.task_data.fitted().scaled_as(data_info)
         _warn_of_other_inputs(data_info, self.data_info)
         self.loaders = {split: loader}
         self.criterion = self.build_criterion()
@@ -345,8 +347,11 @@ class BasicTask:
         self.runner.load_state_dict(state["runner"])
 
 
-def least_rows(model: nn.Module) -> int:
-    """Rows with which a network can be trained: BatchNorm fails on one, hence two where there is any."""
+def least_rows(model: nn.Module, info: DataInfo | None = None) -> int:
+    """Rows with which a network can be trained: BatchNorm fails on one number a channel, hence two where there is any;
+    but one where targets are masks, since the pixels of one sample are many numbers."""
+    if info is not None and info.placed:
+        return 1
     return 1 + any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 

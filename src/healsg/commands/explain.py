@@ -1,4 +1,4 @@
-"""``healsg explain``: all about an option (method=fixmatch) or a key (method.ema), from its YAML file and its source."""
+"""``healsg explain``: all about an option (method=fixmatch) or a key (method.ema), from its YAML file and class."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ usage: healsg predict RUN [RUN ...] PATH [PATH ...] [--flags] [key=value ...]
   healsg predict exp1 pictures/ --out predictions.csv
   healsg predict fold1 fold2 fold3 pictures/ --out predictions.jsonl --tta flips
 
-RUN is a folder or a name under runs/; the probabilities of several runs, or of all runs of a sweep, are averaged. PATH is
-a picture, a folder of pictures with all below it, a table (.csv, .tsv) or an array (.npz, .npy).
+RUN is a folder or a name under runs/; the probabilities of several runs, or of all runs of a sweep, are averaged.
+PATH is a picture, a folder of pictures with all below it, a table (.csv, .tsv) or an array (.npz, .npy).
 
   --out FILE         a .csv or .jsonl file, or a folder for predictions.csv; without it the most probable classes are
                      shown. The same command goes on with a file that was cut; FILE.json says with what it was made
@@ -213,9 +213,7 @@ def _writer(request: Request, ensemble: Ensemble, batch_size: int) -> Writer:
     regression = ensemble.info.kind == "regression"
     as_json = request.json or (request.out is not None and request.out.suffix.lower() == ".jsonl")
     features = _features_of(ensemble) if request.features else 0
-    form: Form = (
-        JsonForm(ensemble.names, regression) if as_json else CsvForm(ensemble.names, regression, features)
-    )
+    form: Form = JsonForm(ensemble.names, regression) if as_json else CsvForm(ensemble.names, regression, features)
     if request.out is None:
         return Lines(form) if request.json else Screen(ensemble.names, regression)
     request.out.parent.mkdir(parents=True, exist_ok=True)
@@ -310,7 +308,9 @@ class Answers:
         from healsg.evaluation.writers import Row, printable
 
         whole = [tensors for tensors in read if not isinstance(tensors, str)]
-        stacked = [torch.stack([tensors[place] for tensors in whole]) for place in range(len(self.inputs) * bool(whole))]
+        stacked = [
+            torch.stack([tensors[place] for tensors in whole]) for place in range(len(self.inputs) * bool(whole))
+        ]
         found: Prediction | None = None
         if whole:
             found = self.ensemble([stacked[place] for place in self.of_member], self.request.features)

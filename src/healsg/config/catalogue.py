@@ -347,4 +347,3 @@ def _documented(target: str, name: str) -> str:
         return ""
     text = re.search(rf"^ {{4}}(?:[\w, ]*\b)?{re.escape(name)}(?:\b[\w, ]*)?: (.*(?:\n {{5,}}.*)*)", section[1], re.M)
     return " ".join(text[1].split()).replace("``", "") if text else ""
-

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
+from healsg.data.case import numbered
 from healsg.data.fingerprint import Fingerprint, of_source
 from healsg.data.info import DataInfo as DataInfo
 from healsg.data.info import differing_classes
 from healsg.data.loader import Loader, Transform
-from healsg.data.source import Batch, DatasetSource, Reading, Source
-from healsg.data.splits import stratified_split
+from healsg.data.masks import checked
+from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource
+from healsg.data.splits import in_cases, stratified_split
 from healsg.errors import ConfigError, DataError
 from healsg.paths import current_folder
 from healsg.seeding import Draw, mix
@@ -66,6 +69,8 @@ class TaskData:
         max_errors: different samples that may be left out before the run stops.
         timeout: seconds without a batch from a loader process after which the run stops; 0 waits for ever.
         prefetch: batches that each loader process keeps ready, at most 64.
+        eval_batch_size: samples of one forward pass of an evaluation, such as 1 for whole volumes, whose sizes may
+            differ; with several processes each takes whole batches in turn. None is ``batch_size``, shared by all.
     """
 
     def __init__(
@@ -80,15 +85,18 @@ class TaskData:
         max_errors: Natural = 100,
         timeout: NonNegative = 600.0,
         prefetch: Count = 2,
+        eval_batch_size: Count | None = None,
     ) -> None:
         self.start = current_folder()
         """From where paths in the settings are meant, also where a task changes the current directory later."""
         self.root = self.start / Path(root).expanduser()
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.drop_last, self.reading = drop_last, Reading(on_error, max_errors, timeout, prefetch)
         self.fingerprints: dict[str, Fingerprint] = {}
         """By part, from which files or tensors it was read; see ``healsg.data.fingerprint``."""
+        self.target_scale: dict[str, list[float]] = {}
+        """Of a regression ``target_mean`` and ``target_std`` of the training samples, once these are split."""
 
     @property
     def info(self) -> DataInfo:
@@ -102,7 +110,7 @@ class TaskData:
         """
         transform = self.transform("input", "test")
         described: dict[str, Any] = transform.described() if isinstance(transform, Described) else {}
-        return replace(self.info, preprocessing={**self.info.preprocessing, **described})
+        return replace(self.info, preprocessing={**self.info.preprocessing, **described, **self.target_scale})
 
     def restored(self, saved: DataInfo) -> TaskData:
         """This data set as weights that were trained before see it: with their classes and what was fitted for them.
@@ -124,9 +132,29 @@ class TaskData:
     def stored(self, part: str) -> Source | None:
         """What ``read`` gives, wherever it is to be kept; its fingerprint is that of what was read."""
         source = self.read(part)
-        if source is not None:
-            self.fingerprints[part] = of_source(source)
+        if source is None:
+            return None
+        self.fingerprints[part] = of_source(source)
+        return checked(source, self.info) if self.info.placed else source
+
+    def sampled(self, source: Source) -> Source:
+        """What a training epoch deals of the samples of ``source``: these, or patches of them, for each stream."""
         return source
+
+    def strata(self, source: Source) -> Tensor:
+        """(N,) int64 numbers of the samples, of which each side of a split gets its share: what the set gives beside
+        its samples, else the classes. Where targets are masks and nothing is given, all samples are alike.
+
+        Raises DataError where the classes are not known.
+        """
+        given = source.about.strata if isinstance(source, (TensorSource, DatasetSource)) else None
+        if given is not None:
+            return given.cpu()
+        if self.info.placed:
+            return torch.zeros(len(source), dtype=torch.int64)
+        if source.targets is None:
+            raise DataError(f"{type(self).__name__}: data.val_fraction needs a class for each sample; set it to 0")
+        return source.targets.cpu()
 
     def transform(self, view: str, split: str) -> Transform | None:
         """What turns stored samples into ``view`` (``input``, ``weak``, ``strong``, ``view1``, ...) of ``split``."""
@@ -139,6 +167,8 @@ class TaskData:
             raise DataError(f"{type(self).__name__}: the training part is empty")
         if val is None:
             train, val = self.hold_out(train)
+        if self.info.kind == "regression" and train.targets is not None:
+            self.target_scale = scale_of(train.targets)
         parts = {"train": train, "val": val if val is not None else test, "test": test}
         for split, source in parts.items():
             if source is not None and not len(source):
@@ -149,10 +179,12 @@ class TaskData:
         """The training samples, and those of them that serve for validation, where the set has no part of its own."""
         if not self.val_fraction:
             return train, None
-        if train.targets is None:
-            raise DataError(f"{type(self).__name__}: data.val_fraction needs a class for each sample; set it to 0")
-        kept, held = stratified_split(train.targets, self.val_fraction, self.split_seed)
-        return train.subset(kept), train.subset(held)
+        held = in_cases(
+            lambda layers: stratified_split(layers, self.val_fraction, self.split_seed)[1],
+            self.strata(train),
+            case_numbers(train),
+        )
+        return train.subset((~held).nonzero().flatten()), train.subset(held.nonzero().flatten())
 
     def facts(self) -> dict[str, Any]:
         """What ``run.json`` says of the samples, once they are split."""
@@ -195,8 +227,7 @@ class TaskData:
             source = self.stored(split) if split != "train" else None
             if source is None or not len(source):
                 raise
-            views = {"labelled": {"input": self.transform("input", split)}}
-            return Loader({"labelled": source}, views, self.batch_size, shuffle=False, reading=self.reading)
+            return self._loader({"labelled": source}, Needs(), split)
         if split not in loaders:
             raise ConfigError(f"split: {split} is not one of {', '.join(loaders)}")
         return loaders[split].evaluation_view()
@@ -213,21 +244,30 @@ class TaskData:
             training = split == "train"
             wanted = needs.streams if training else {"labelled": ("input",)}
             sources = self.streams(needs, source) if training else {"labelled": source}
-            views = {stream: {view: self.transform(view, split) for view in names} for stream, names in wanted.items()}
-            for stream, transforms in views.items():
-                self._check_views(sources[stream], transforms)
-            loaders[split] = Loader(
-                {stream: sources[stream] for stream in wanted},
-                views,
-                self.batch_size,
-                shuffle=training,
-                drop_last=training and self.drop_last,
-                workers=self.workers,
-                flat=not training or needs.flat,
-                ratio=needs.ratio,
-                reading=self.reading,
-            )
+            dealt = {stream: self.sampled(sources[stream]) if training else sources[stream] for stream in wanted}
+            loaders[split] = self._loader(dealt, needs if training else Needs(), split)
         return loaders
+
+    def _loader(self, sources: dict[str, Source], needs: Needs, split: str) -> Loader:
+        """The loader of one split, whose views were looked at."""
+        training = split == "train"
+        views = {stream: {view: self.transform(view, split) for view in needs.streams[stream]} for stream in sources}
+        for stream, transforms in views.items():
+            self._check_views(sources[stream], transforms)
+        return Loader(
+            sources,
+            views,
+            self.batch_size if training else self.eval_batch_size or self.batch_size,
+            shuffle=training,
+            drop_last=training and self.drop_last,
+            workers=self.workers,
+            flat=needs.flat,
+            ratio=needs.ratio,
+            reading=self.reading,
+            eval_batch_size=self.eval_batch_size,
+            placed=self.info.placed,
+            whole_batches=not training and self.eval_batch_size is not None,
+        )
 
     def _check_views(self, source: Source, transforms: Mapping[str, Transform | None]) -> None:
         """Refuse views of a sample that are one and the same, which a method would compare in vain.
@@ -244,7 +284,7 @@ class TaskData:
             if "input" not in raw:  # none of them can be read
                 return
         for first, second in pairwise(views):
-            if same_views(raw, (first, transforms[first]), (second, transforms[second])):
+            if same_views(raw, (first, transforms[first]), (second, transforms[second]), self.info.placed):
                 way = "images take theirs from healsg.transforms.views, numbers from data.noise above 0"
                 told = f"{first} and {second} of each sample are the same, and the method compares them"
                 raise ConfigError(
@@ -252,19 +292,39 @@ class TaskData:
                 )
 
 
-def same_views(raw: Batch, first: tuple[str, Transform | None], second: tuple[str, Transform | None]) -> bool:
-    """Whether two views, each a name and a transform, of the samples in ``raw`` never differ."""
+def same_views(
+    raw: Batch, first: tuple[str, Transform | None], second: tuple[str, Transform | None], placed: bool = False
+) -> bool:
+    """Whether two views, each a name and a transform, of the samples in ``raw`` never differ.
+
+    ``placed``: whether targets have a place, so that the views share one geometric draw.
+    """
     if first[1] is None and second[1] is None:
         return True
     index = raw["index"]
     for epoch in range(TRIES):
         made = []
         for name, transform in (first, second):
-            draw = Draw(mix(0, "views", name, epoch), index, mix(0, "views", name), epoch)
+            shared = Draw(mix(0, "views", epoch), index, mix(0, "views"), epoch) if placed else None
+            draw = Draw(mix(0, "views", name, epoch), index, mix(0, "views", name), epoch, shared)
             made.append(transform(raw, draw)["input"] if transform else raw["input"])
         if made[0].shape != made[1].shape or not torch.equal(made[0], made[1]):
             return False
     return True
+
+
+def scale_of(targets: Tensor) -> dict[str, list[float]]:
+    """``target_mean`` and ``target_std`` of (N,) or (N, K) numbers; the deviation of one that never differs is 1."""
+    numbers = targets.reshape(len(targets), -1).double().cpu()
+    mean, std = numbers.mean(dim=0), numbers.std(dim=0, correction=0)
+    varies = (numbers != numbers[0]).any(dim=0) & (std > 0)
+    return {"target_mean": mean.tolist(), "target_std": torch.where(varies, std, 1.0).tolist()}
+
+
+def case_numbers(source: Source) -> Tensor | None:
+    """(N,) the number of each sample's case, where samples are parts of cases; None where each is one of its own."""
+    cases = source.about.cases if isinstance(source, (TensorSource, DatasetSource)) else None
+    return None if cases is None else numbered(cases)
 
 
 class KnownData(TaskData):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from healsg import distributed, safefiles, system
-from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource, line
+from healsg.data.source import About, Batch, DatasetSource, Reading, Source, TensorSource, UnlikeSizesError, line
 from healsg.data.workers import Workers
 from healsg.errors import ConfigError, DataError
 
@@ -29,52 +30,70 @@ CHUNK = 64
 FORMAT = 2
 """Of a cache; others are made anew."""
 
-SUMS = "sums"
+SUMS, LAYOUT = "sums", "layout"
 FILES = ("input", "target", SUMS)
-"""What a cache consists of."""
+"""What a cache consists of; of samples of unlike sizes also ``LAYOUT``, the sizes of each as JSON."""
 
 LOOKED_AT = 64
 """Samples of a cache that are compared with their checksums as it is opened; the others when they are first read."""
 
 
-def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path | None) -> Source:
+def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path | None, unlike: bool = False) -> Source:
     """The samples of ``source`` as tensors in memory, or in a file below ``cache`` where that is given.
 
     What each sample is, it is for good: a data set whose own reading is random is read once. The numbers of a run are
-    those without this: evaluation takes the same batches.
+    those without this: evaluation takes the same batches. Samples of unlike sizes, such as volumes, are held one by
+    one where ``unlike`` allows them.
 
     Raises:
         ConfigError: they would not fit, or have no files by which a cache could be recognised.
-        DataError: a sample cannot be read, or has another shape or type than the first.
+        DataError: a sample cannot be read, or has another type or number of dimensions than the first.
     """
     if isinstance(source, TensorSource):
         return source
     first = source.fetch(torch.tensor([0]))
-    if odd := set(first) - {"input", "target", "index"}:
+    if odd := set(first) - {"input", "target", "index", "case"}:
         raise ConfigError(
             f"data.in_memory: samples have {', '.join(sorted(odd))} beside input and target; set it to false"
         )
     sizes = {key: first[key].nbytes * len(source) for key in ("input", "target")}
     told = f"{len(source)} {part} samples are {_bytes(sum(sizes.values()))}"
+    about = source.about if isinstance(source, DatasetSource) else About()
     if cache is None:
         if (free := available()) is not None and sum(sizes.values()) > 0.9 * free:
             raise ConfigError(f"data.in_memory: {told}, and {_bytes(free)} are free; set data.cache=true in its place")
         log.info("data.in_memory: %s%s", told, f" of {_bytes(free)} free" if free is not None else "")
-        tensors = {key: torch.empty((len(source), *first[key].shape[1:]), dtype=first[key].dtype) for key in sizes}
-        _fill(tensors, source, workers, reading)
-        return TensorSource(tensors["input"], tensors["target"], joined=False)
+        try:
+            tensors = {key: torch.empty((len(source), *first[key].shape[1:]), dtype=first[key].dtype) for key in sizes}
+            _fill(tensors, source, workers, reading)
+        except UnlikeSizesError:
+            if not unlike:
+                raise
+            apart = _in_memory_apart(source, workers, reading, free)
+            return DatasetSource(apart, targets=source.targets, about=about)
+        return TensorSource(tensors["input"], tensors["target"], False, about)
     place = cache / _name(source, first)
     if distributed.local_rank() == 0 and not place.is_dir():
         log.info("data.cache: %s, written to %s", told, place)
-        _write(place, first, source, lambda tensors: _fill(tensors, source, workers, reading))
+        try:
+            _write(place, first, source, lambda tensors: _fill(tensors, source, workers, reading))
+        except UnlikeSizesError:
+            if not unlike:
+                raise
+            _write_apart(place, first, source, workers, reading)
     distributed.meet()  # a barrier would give up where writing takes longer than runner.timeout
     safefiles.require(place, safefiles.FOLDER)
+    looked_at = torch.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).round().long().tolist()
+    if (place / LAYOUT).exists():
+        mapped_apart = _opened_apart(place, first, len(source))
+        mapped_apart.check(looked_at)
+        return DatasetSource(mapped_apart, targets=source.targets, about=about)
     tensors = {key: _mapped(place / key, first[key], len(source), shared=False) for key in sizes}
     sums = _mapped(place / SUMS, torch.zeros(1, dtype=torch.int64), len(source), shared=False)
     targets = tensors["target"].clone() if source.targets is None else source.targets
     mapped = Mapped(**tensors, sums=sums, place=place)
-    mapped.check(torch.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).round().long().tolist())
-    return DatasetSource(mapped, _as_it_is, targets)
+    mapped.check(looked_at)
+    return DatasetSource(mapped, _as_it_is, targets, about=about)
 
 
 class Mapped:
@@ -115,6 +134,40 @@ class Mapped:
         self.checked[index] = True
 
 
+class Apart:
+    """Samples of unlike sizes, in memory or in files that are mapped into it: what is not read is not loaded, so that a
+    part of a large one, such as a patch, costs its own bytes alone.
+
+    Args:
+        input: N tensors (C, *spatial).
+        target: N tensors.
+        sums: (N,) int64 as of ``Mapped``; None where the samples are in memory.
+        place: the folder of the files.
+    """
+
+    def __init__(
+        self, input: list[Tensor], target: list[Tensor], sums: Tensor | None = None, place: Path | None = None
+    ) -> None:
+        self.input, self.target, self.sums, self.place = input, target, sums, place
+        self.checked = torch.full((len(input),), sums is None)
+
+    def __len__(self) -> int:
+        return len(self.input)
+
+    def __getitem__(self, index: int) -> Batch:
+        input, target = self.input[index], self.target[index]
+        if self.sums is not None and not bool(self.checked[index]):
+            if checksum(input, target) != int(self.sums[index]):
+                raise DataError(f"data.cache: {self.place} is damaged at sample {index}; remove this folder")
+            self.checked[index] = True
+        return {"input": input, "target": target}
+
+    def check(self, index: list[int]) -> None:
+        """Raise DataError where one of these samples is not what was written."""
+        for number in index:
+            self.__getitem__(number)
+
+
 def checksum(input: Tensor, target: Tensor) -> int:
     """The CRC-32 of a sample's bytes."""
     made = 0
@@ -142,8 +195,11 @@ def available() -> int | None:
 
 
 def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Reading) -> None:
-    def read(_: int, number: int) -> tuple[Batch, list[str]]:
-        batch = source.fetch(torch.arange(number * CHUNK, min((number + 1) * CHUNK, len(source))))
+    def read(_: int, number: int) -> tuple[Batch | str, list[str]]:
+        try:
+            batch = source.fetch(torch.arange(number * CHUNK, min((number + 1) * CHUNK, len(source))))
+        except UnlikeSizesError as unlike:  # a worker sends no exceptions of this type
+            return str(unlike), []
         return batch, reading.new_remarks()
 
     places = [(0, number) for number in range(-(-len(source) // CHUNK))]
@@ -154,11 +210,99 @@ def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Rea
         reading.report(remarks)
         for key, whole in tensors.items():
             rows = whole[number * CHUNK : (number + 1) * CHUNK]
-            if (batch[key].shape, batch[key].dtype) != (rows.shape, rows.dtype):
-                raise DataError(f"data.in_memory: samples of different shapes or types, near number {number * CHUNK}")
+            told = f"data.in_memory: samples of different shapes or types, near number {number * CHUNK}"
+            if isinstance(batch, str) or (batch[key].dtype == rows.dtype and batch[key].shape[1:] != rows.shape[1:]):
+                if crew:
+                    crew.end()
+                raise UnlikeSizesError(batch if isinstance(batch, str) else told, [])
+            if batch[key].dtype != rows.dtype:
+                raise DataError(told)
             rows.copy_(batch[key])
     if crew:
         crew.end()
+
+
+def _read_apart(source: Source, workers: int, reading: Reading) -> Iterator[tuple[Tensor, Tensor]]:
+    """The samples one by one, in their order, by workers where there are any. Raises DataError for another type."""
+    assert isinstance(source, DatasetSource)
+
+    def read(_: int, number: int) -> tuple[Batch, list[str]]:
+        return source.sample(number), reading.new_remarks()
+
+    places = [(0, number) for number in range(len(source))]
+    crew = Workers(read, workers, reading, [source]) if workers else None
+    like: tuple[Any, ...] | None = None
+    for (_, number), (sample, remarks) in zip(
+        places, crew.deal(places) if crew else (read(*place) for place in places), strict=True
+    ):
+        reading.report(remarks)
+        input, target = torch.as_tensor(sample["input"]), torch.as_tensor(sample["target"])
+        own = (input.dtype, input.dim(), target.dtype, target.dim())
+        like = like or own
+        if own != like:
+            raise DataError(f"{source.name(number)}: its type or dimensions, {own}, are not those of the first, {like}")
+        yield input.contiguous(), target.contiguous()
+    if crew:
+        crew.end()
+
+
+def _in_memory_apart(source: Source, workers: int, reading: Reading, free: int | None) -> Apart:
+    """Samples of unlike sizes in memory. Raises ConfigError where they do not fit."""
+    inputs, targets, taken = list[Tensor](), list[Tensor](), 0
+    for input, target in _read_apart(source, workers, reading):
+        inputs.append(input)
+        targets.append(target)
+        taken += input.nbytes + target.nbytes
+        if free is not None and taken > 0.9 * free:
+            told = f"the first {len(inputs)} of {len(source)} samples are {_bytes(taken)}, and {_bytes(free)} were free"
+            raise ConfigError(f"data.in_memory: {told}; set data.cache=true in its place")
+    return Apart(inputs, targets)
+
+
+def _write_apart(place: Path, first: Batch, source: Source, workers: int, reading: Reading) -> None:
+    """Make the folder of a cache of samples of unlike sizes in one atomic step."""
+    making = place.with_name(f".{place.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
+    sizes, sums = [], []
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        making.mkdir()
+        with (making / "input").open("xb") as inputs, (making / "target").open("xb") as targets:
+            for input, target in _read_apart(source, workers, reading):
+                for file, value in ((inputs, input), (targets, target)):
+                    file.write(memoryview(value.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+                sizes.append([list(input.shape), list(target.shape)])
+                sums.append(checksum(input, target))
+        (making / SUMS).write_bytes(torch.tensor(sums, dtype=torch.int64).numpy().tobytes())
+        (making / LAYOUT).write_text(json.dumps(sizes))
+        for name in (*FILES, LAYOUT):
+            with (making / name).open("rb") as written:
+                os.fsync(written.fileno())
+        making.replace(place)
+    except OSError as error:
+        if not place.is_dir():
+            raise DataError(f"data.cache: {place} cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _opened_apart(place: Path, first: Batch, count: int) -> Apart:
+    """The cache of samples of unlike sizes that lies in ``place``. Raises DataError where it is not whole."""
+    safefiles.require(place / LAYOUT)
+    try:
+        sizes = json.loads((place / LAYOUT).read_text())
+        columns = [[tuple(int(side) for side in row[column]) for row in sizes] for column in (0, 1)]
+    except (OSError, ValueError, TypeError, IndexError) as error:
+        raise DataError(f"data.cache: {place / LAYOUT} is damaged; remove its folder") from error
+    if len(sizes) != count:
+        raise DataError(f"data.cache: {place} is not whole; remove this folder")
+    parts = {}
+    for key, shapes in zip(("input", "target"), columns, strict=True):
+        numbers = [math.prod(shape) for shape in shapes]
+        flat = _mapped(place / key, first[key].new_empty(1), sum(numbers), shared=False)
+        pieces = flat.split(numbers)
+        parts[key] = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    sums = _mapped(place / SUMS, torch.zeros(1, dtype=torch.int64), count, shared=False)
+    return Apart(parts["input"], parts["target"], sums, place)
 
 
 def _write(place: Path, first: Batch, source: Source, fill: Callable[[dict[str, Tensor]], None]) -> None:

@@ -4,13 +4,16 @@ weights are used: an output is a class only together with the names of the class
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from healsg.errors import ConfigError, DataError, RunError
 
 ClassOrder = Literal["published", "given", "numeric", "alphabetical"]
 """Where the order of classes comes from: the data set, ``data.classes``, their names as numbers, or as text."""
+
+SEGMENTATION = "segmentation"
+"""The kind of task whose target gives each pixel or voxel of the input a class."""
 
 SHOWN = 5
 """How many names a message gives before it counts the rest."""
@@ -23,13 +26,21 @@ class DataInfo:
     Args:
         input_shape: one sample's shape as the network sees it, ``(channels, *spatial)`` or ``(features,)``.
         num_classes: the number of classes, or of outputs.
-        kind: ``multiclass``; the catalogue adds others.
+        kind: ``multiclass``, ``multilabel``, ``regression`` or ``segmentation``. Targets of a segmentation are masks
+            (N, *spatial) of labels, of which each pixel has one.
         class_names: the classes in the order of their indices, where they have names.
         class_order: where that order comes from. ``alphabetical`` says nothing of which class is the larger one.
         input_names: the columns that are the input, in order, where the samples come from a table.
         preprocessing: how stored samples become inputs of ``input_shape``, as plain values: ``resize`` and ``crop`` of
             pictures, ``mean`` and ``std`` of each channel (full intensity is 1) or column, ``missing``, what stands for
-            a value that is not known; ``target_mean`` and ``target_std``, where targets are scaled.
+            a value that is not known; ``target_mean`` and ``target_std`` of each number that is predicted, by which
+            a regression's targets are scaled for the loss.
+        ignore: the label of pixels whose class is not known, such as 255; they count in no loss and no metric.
+        regions: of a segmentation whose outputs overlap, by name the labels that each output stands for, such as
+            ``{"whole": (1, 2, 3), "core": (2, 3)}``. The outputs are then one score a region, in this order, and
+            ``num_classes`` is their number; a label in no region, such as 0, is background.
+
+    Raises ConfigError for an ``ignore`` that is also a class, or regions that do not go with the outputs.
     """
 
     input_shape: tuple[int, ...]
@@ -39,10 +50,43 @@ class DataInfo:
     class_order: ClassOrder = "published"
     input_names: tuple[str, ...] = ()
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    ignore: int | None = None
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.ignore is not None and self.ignore in self.labels:
+            raise ConfigError(f"data.ignore: {self.ignore} is a class too; give the pixels to be ignored another label")
+        if self.regions and (self.kind != SEGMENTATION or len(self.regions) != self.num_classes):
+            count = f"{len(self.regions)} regions for {self.num_classes} outputs of a {self.kind} task"
+            raise ConfigError(f"data.regions: {count}; a segmentation has one output a region")
+
+    @property
+    def placed(self) -> bool:
+        """Whether a target has a place on the input, so that it moves with it."""
+        return self.kind == SEGMENTATION
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """What a mask may hold beside ``ignore``: the classes, or 0 and the labels of the regions."""
+        if self.regions:
+            return tuple(sorted({0, *(label for labels in self.regions.values() for label in labels)}))
+        return tuple(range(self.num_classes)) if self.placed else ()
+
+    def scaled_as(self, other: DataInfo) -> DataInfo:
+        """The same with the scales of ``other``'s targets, which the weights that were trained on ``other`` have."""
+        keys = ("target_mean", "target_std")
+        kept = {key: value for key, value in self.preprocessing.items() if key not in keys}
+        return replace(
+            self, preprocessing=kept | {key: other.preprocessing[key] for key in keys if key in other.preprocessing}
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, from which ``from_state`` makes the same again."""
-        plain: dict[str, Any] = _plain(asdict(self))
+        """Plain values, from which ``from_state`` makes the same again. ``ignore`` and ``regions`` only where given."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain: dict[str, Any] = _plain(given)
+        for key in ("ignore", "regions"):
+            if plain[key] in (None, {}):
+                del plain[key]
         return plain
 
     @classmethod
@@ -57,8 +101,10 @@ class DataInfo:
                 class_order=state["class_order"],
                 input_names=_tuple(state["input_names"], str),
                 preprocessing=_checked(dict(state["preprocessing"])),
+                ignore=_whole_number(state.get("ignore")),
+                regions={str(name): _tuple(labels, int) for name, labels in state.get("regions", {}).items()},
             )
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError, ConfigError) as error:
             raise RunError("data_info: does not describe a data set") from error
         whole = type(info.num_classes) is int and info.num_classes > 0 and type(info.kind) is str
         named = info.kind == "regression" or len(info.class_names) in (0, info.num_classes)
@@ -84,6 +130,12 @@ def _checked(value: Any) -> Any:
         _checked(inner)
     if type(value) not in (dict, list, str, int, float, bool, type(None)):
         raise TypeError(type(value).__name__)
+    return value
+
+
+def _whole_number(value: Any) -> int | None:
+    if value is not None and type(value) is not int:
+        raise TypeError("not a whole number")
     return value
 
 
@@ -153,6 +205,8 @@ def differing_classes(saved: DataInfo, own: DataInfo) -> str:
         return f"a {saved.kind} task there, a {own.kind} task here"
     if saved.num_classes != own.num_classes and not (saved.class_names and own.class_names):
         return f"{saved.num_classes} classes there, {own.num_classes} here"
+    if dict(saved.regions) != dict(own.regions):
+        return f"regions {_plain(saved.regions) or 'none'} there, {_plain(own.regions) or 'none'} here"
     if not saved.class_names or not own.class_names or saved.class_names == own.class_names:
         return ""
     unknown = [name for name in own.class_names if name not in set(saved.class_names)]

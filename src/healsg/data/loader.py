@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from healsg.data.sharding import Sharding
-from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource
+from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource, UnlikeSizesError
 from healsg.data.workers import Workers
 from healsg.errors import DataError
 from healsg.parts import declares
@@ -28,7 +28,29 @@ ALIGNED = 64
 """Bytes: torch's allocator gives each tensor on the CPU an address that is a multiple of this."""
 
 Transform = Callable[[Batch, Draw | None], Batch]
-"""From a batch as stored to a batch as the network sees it; without a draw nothing random happens."""
+"""From a batch as stored to a batch as the network sees it; without a draw nothing random happens.
+
+What it is fit for, it declares: ``on_device = True``, that it is called on whole batches on the run's device, after
+workers read them there; ``on_cpu = True``, that samples in memory must stay on the CPU; ``shares_geometry = True``,
+that of samples whose targets have a place it moves all views alike, by ``Draw.shared``. A module moves to the device.
+"""
+
+Draws = Mapping[str, Draw | None]
+"""The draws of one stream's samples by view."""
+
+
+class Prepared(NamedTuple):
+    """What is made of one position of an epoch, here or by a worker."""
+
+    parts: list[tuple[dict[str, Batch], dict[str, Draws]]]
+    """Batches by stream, each with the draws of what is still to be done on the device. More than one where samples of
+    an evaluation are of unlike sizes."""
+    rows: int
+    """Samples of this process that count, of all parts."""
+    missed: list[Any]
+    """What was left out: stream, index in its data set, message."""
+    remarks: list[str]
+    """What a data set found as it read a sample."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,7 @@ class EpochOrder:
         shards: by stream and position, this process's part of a batch: where it starts and stops in the order, and how
             many of these rows count (``Sharding.share``).
         draws: by stream and view, the random numbers of the samples.
+        sample_draws: by stream, those with which its samples are read, such as where a patch of a volume lies.
     """
 
     epoch: int
@@ -49,6 +72,7 @@ class EpochOrder:
     orders: dict[str, Tensor]
     shards: dict[str, list[tuple[int, int, int]]]
     draws: dict[str, dict[str, Draw]]
+    sample_draws: dict[str, Draw]
 
 
 class Loader:
@@ -67,6 +91,10 @@ class Loader:
         reading: how samples are read that are no tensors.
         training: whether batches are trained on; where it is None, those of a shuffled split are.
         joins: whether an evaluation may take several small batches as one, where the sources allow it.
+        eval_batch_size: samples of one batch of ``evaluation_view``; ``batch_size`` where it is None.
+        placed: whether targets have a place, such as masks, so that all views of a sample share one geometric draw.
+        whole_batches: whether a batch goes to one process as it is and the processes take turns, as in an evaluation of
+            few large samples; else each batch is shared by all.
         sharding: this process's part of a batch, and how batches form updates; all of one process where it is None.
 
     Raises:
@@ -88,6 +116,9 @@ class Loader:
         reading: Reading | None = None,
         training: bool | None = None,
         joins: bool = True,
+        eval_batch_size: int | None = None,
+        placed: bool = False,
+        whole_batches: bool = False,
         sharding: Sharding | None = None,
     ) -> None:
         self.views = views
@@ -100,7 +131,11 @@ class Loader:
         self.reading = reading or Reading()
         self.training = shuffle if training is None else training
         self.joins = joins
-        self.joined = joins and not shuffle and all(getattr(source, "joined", False) for source in sources.values())
+        self.eval_batch_size = eval_batch_size
+        self.placed = placed
+        self.whole_batches = whole_batches
+        may_join = joins and not shuffle and not whole_batches
+        self.joined = may_join and all(getattr(source, "joined", False) for source in sources.values())
         self.sharding = sharding or Sharding()
         self.in_memory = all(isinstance(source, TensorSource) for source in sources.values())
         self.workers = 0 if self.in_memory else workers
@@ -130,6 +165,9 @@ class Loader:
             reading=self.reading,
             training=self.training,
             joins=self.joins,
+            eval_batch_size=self.eval_batch_size,
+            placed=self.placed,
+            whole_batches=self.whole_batches,
             sharding=sharding,
         )
 
@@ -139,14 +177,20 @@ class Loader:
         return Loader(
             {stream: self.sources[stream]},
             {stream: {"input": views.get("input", next(iter(views.values())))}},
-            self.batch_size,
+            self.eval_batch_size or self.batch_size,
             shuffle=False,
             reading=self.reading,
+            placed=self.placed,
+            whole_batches=self.whole_batches or self.eval_batch_size is not None,
             sharding=self.sharding,
         )
 
     def _placed(self, stream: str, source: Source) -> Source:
-        """A stream's samples; those in memory lie on the device where they fit and no transform needs the CPU."""
+        """A stream's samples; those in memory lie on the device where they fit and no transform needs the CPU.
+        Transforms that are modules move to the device, where they are called on whole batches."""
+        for transform in self.views[stream].values():
+            if isinstance(transform, nn.Module):
+                transform.to(self.sharding.device)
         if not (self.in_memory and isinstance(source, TensorSource)):
             return source
         on_cpu = any(getattr(transform, "on_cpu", False) for transform in self.views[stream].values())
@@ -174,16 +218,22 @@ class Loader:
         """The batches of ``epoch`` from position ``start``, each with the rows of this rank that count."""
         if self.in_memory and len(self.sources) == self.sharding.world == 1 and self._by_sample():
             return self._sliced(epoch, start)
-        places = [(epoch, position) for position in range(start, len(self))]
-        if self.in_memory:
-            return (self._prepare(*place)[:2] for place in places)
-        if not self.workers:
-            return (self.batch(*place) for place in places)
+        places = [(epoch, position) for position in range(start, len(self)) if self._is_own(position)]
+        if self.in_memory or not self.workers:
+            return (part for place in places for part in self._finished(self._prepare(*place)))
         if self._workers is None or not self._workers.end.still_active():
             own = self.sharded(self.sharding)  # the workers', which holds no workers of its own
             sources = list(self.sources.values())
             self._workers = Workers(own._prepare, self.workers, self.reading, sources, self.worker_init_fn)
-        return map(self._taken, self._workers.deal(places))
+        return (part for prepared in self._workers.deal(places) for part in self._finished(prepared))
+
+    def _is_own(self, position: int) -> bool:
+        """Whether this process has samples of a batch: where whole batches are dealt, the processes take turns."""
+        return not self._takes_turns() or position % self.sharding.world == self.sharding.rank
+
+    def _takes_turns(self) -> bool:
+        """Whether each batch is one process's: where that is asked for, or an evaluation's are too small for all."""
+        return not self.training and (self.whole_batches or self.batch_size < self.sharding.world)
 
     def counted(self, batch: Batch, rows: int, position: int) -> TrainBatch:
         """A batch that ``batches`` gave for ``position``, with ``rows``, as a training step gets it."""
@@ -221,26 +271,42 @@ class Loader:
 
     def batch(self, epoch: int, position: int) -> tuple[Batch, int]:
         """The batch at ``position`` of ``epoch``, wherever and whenever it is asked for."""
-        return self._taken(self._prepare(epoch, position))
+        return next(self._finished(self._prepare(epoch, position)))
 
-    def _prepare(self, epoch: int, position: int) -> tuple[Batch, int, list[Any], list[str]]:
-        """A batch, its rows that count, what was left out of it (stream, index in its data set, message), remarks."""
+    def _prepare(self, epoch: int, position: int) -> Prepared:
+        """All of a batch that need not be made in the process, or on the device, in which it is wanted."""
         order = self._order_of(epoch)
         if not self.in_memory:
             seed_foreign(position, self.sharding.rank, state=order.foreign_state)
-        dealt = {}
+        dealt: dict[str, Batch] = {}
+        later: dict[str, Draws] = {}
         counted = -1
-        kept: Tensor | None = None
         missed: list[Any] = []
         for stream in self.sources:
+            kept = None
             if self.in_memory:
                 start, stop, rows = order.shards[stream][position]
                 raw = self.sources[stream].fetch(order.orders[stream][start:stop])
             else:
-                raw, kept, start, stop, rows = self._read(order, stream, position, missed)
+                try:
+                    raw, kept, start, stop, rows = self._read(order, stream, position, missed)
+                except UnlikeSizesError as unlike:
+                    if self.training:
+                        raise
+                    return self._apart(stream, unlike.batches, missed)
             counted = rows if counted < 0 else counted
-            dealt[stream] = self._views(order, stream, raw, start, stop, kept) if kept is None or len(kept) else raw
-        return (dealt[stream] if self.flat else dealt), counted, missed, self.reading.new_remarks()
+            whole = kept is None or len(kept) > 0
+            draws = self._drawn(order, stream, start, stop, kept)
+            dealt[stream], later[stream] = self._early(stream, raw, draws) if whole else (raw, {})
+        return Prepared([(dealt, later)], counted, missed, self.reading.new_remarks())
+
+    def _apart(self, stream: str, batches: list[Batch], missed: list[Any]) -> Prepared:
+        """Samples of an evaluation that are of unlike sizes, each as a batch of its own."""
+        parts = []
+        for raw in batches:
+            batch, later = self._early(stream, raw, dict.fromkeys(self.views[stream]))
+            parts.append(({stream: batch}, {stream: later}))
+        return Prepared(parts, len(batches), missed, self.reading.new_remarks())
 
     def _by_sample(self) -> bool:
         """Whether each transform declares that it changes a sample by itself, whatever the others of its batch are."""
@@ -258,9 +324,10 @@ class Loader:
         for first in range(start, len(self), count):
             shards = order.shards[stream][first : first + count]
             low, high = shards[0][0], shards[-1][1]
-            whole = self._views(order, stream, source.fetch(order.orders[stream][low:high]), low, high, None)
+            raw = source.fetch(order.orders[stream][low:high])
+            whole = self._views(stream, raw, self._drawn(order, stream, low, high, None))
             rows = [high - low] if self.joined else [stop - begin for begin, stop, _ in shards]
-            for size, *values in zip(rows, *(value.split(rows) for value in whole.values()), strict=True):
+            for size, *values in zip(rows, *(_split(value, rows) for value in whole.values()), strict=True):
                 batch = dict(zip(whole, map(_aligned, values), strict=True))
                 yield (batch if self.flat else {stream: batch}), size
 
@@ -278,7 +345,11 @@ class Loader:
             start, stop, rows = order.shards[stream][place]
             index = order.orders[stream][start:stop]
             reading.begin(list(self.sources).index(stream))
-            raw = source.fetch(index, reading) if isinstance(source, DatasetSource) else source.fetch(index)
+            draw = order.sample_draws[stream].part(start, stop) if self.shuffle else None
+            if isinstance(source, DatasetSource):
+                raw = source.fetch(index, reading, draw=draw)
+            else:
+                raw = source.fetch(index, draw=draw)
             if not reading.broken:
                 return raw, None, start, stop, rows
             missed += [(stream, *sample) for sample in reading.broken.values()]
@@ -287,25 +358,56 @@ class Loader:
                 return raw, kept, start, stop, rows and len(kept)
         raise DataError(f"data.on_error: no batch of which enough can be read; {missed[-1][2]}")
 
-    def _views(self, order: EpochOrder, stream: str, raw: Batch, start: int, stop: int, kept: Tensor | None) -> Batch:
-        views = self.views[stream]
-        made = {}
-        for view, transform in views.items():
+    def _drawn(self, order: EpochOrder, stream: str, start: int, stop: int, kept: Tensor | None) -> Draws:
+        """The draws of a part of an epoch's order for each view that is made by a transform."""
+        drawn: dict[str, Draw | None] = {}
+        for view, transform in self.views[stream].items():
             draw = order.draws[stream][view] if transform and self.shuffle else None
-            part = draw and (draw.part(start, stop) if kept is None else draw.of(kept))
-            made[view] = transform(raw, part) if transform else raw
+            drawn[view] = draw and (draw.part(start, stop) if kept is None else draw.of(kept))
+        return drawn
+
+    def _early(self, stream: str, raw: Batch, draws: Draws) -> tuple[Batch, Draws]:
+        """A stream's batch with its views; or as it was read, with the draws of views that are made on the device."""
+        if self.in_memory or not any(map(_on_device, self.views[stream].values())):
+            return self._views(stream, raw, draws), {}
+        return raw, {view: draw and draw.alone() for view, draw in draws.items()}
+
+    def _views(self, stream: str, raw: Batch, draws: Draws) -> Batch:
+        views = self.views[stream]
+        made = {view: transform(raw, draws[view]) if transform else raw for view, transform in views.items()}
         if list(views) == ["input"]:
             return made["input"]
+        first, *others = views
         batch = {key: value for key, value in raw.items() if key != "input"}
-        return batch | {view: result["input"] for view, result in made.items()}
+        batch |= {view: result["input"] for view, result in made.items()}
+        if "target" in raw:
+            batch["target"] = made[first].get("target", raw["target"])
+            together = getattr(views[first], "shares_geometry", False)
+            for view in others:
+                target = made[view].get("target", raw["target"])
+                alike = together and getattr(views[view], "shares_geometry", False)
+                if target is not batch["target"] and not alike:
+                    batch[f"{view}_target"] = target
+        return batch
 
-    def _taken(self, prepared: tuple[Batch, int, list[tuple[str, int, str]], list[str]]) -> tuple[Batch, int]:
-        """What was prepared, here or by a worker; what was left out of it, and what was found, is reported."""
-        batch, rows, missed, remarks = prepared
-        for stream, index, message in missed:
+    def _finished(self, prepared: Prepared) -> Iterator[tuple[Batch, int]]:
+        """What was prepared, here or by a worker, with what is made on the device; what was left out of it, and what
+        was found, is reported."""
+        for stream, index, message in prepared.missed:
             self.reading.skip((id(self.sources[stream].dataset), index), message)  # type: ignore[attr-defined]
-        self.reading.report(remarks)
-        return _pinned(batch) if self.workers and self.sharding.device.type == "cuda" else batch, rows
+        self.reading.report(prepared.remarks)
+        device = self.sharding.device
+        alone = len(prepared.parts) == 1
+        for dealt, later in prepared.parts:
+            if self.workers and device.type == "cuda":
+                dealt = {stream: _pinned(batch) for stream, batch in dealt.items()}
+            for stream, draws in later.items():
+                if draws:
+                    raw = {key: _moved(value, device) for key, value in dealt[stream].items()}
+                    there = {view: draw and draw.to(device) for view, draw in draws.items()}
+                    dealt[stream] = self._views(stream, raw, there)
+            batch = next(iter(dealt.values())) if self.flat else dealt
+            yield batch, prepared.rows if alone else 1
 
     def _order_of(self, epoch: int) -> EpochOrder:
         """The order of ``epoch``, which is kept until another epoch is asked for."""
@@ -318,6 +420,7 @@ class Loader:
         orders = {}
         shards = {}
         draws = {}
+        sample_draws = {}
         for stream, source in self.sources.items():
             spans = self.bounds
             if stream != self.longest:
@@ -330,10 +433,15 @@ class Loader:
             if isinstance(source, TensorSource):
                 places = places.to(source.input.device)
             orders[stream] = places % size
-            shards[stream] = [self.sharding.share(*span) for span in spans]
+            if self._takes_turns():
+                shards[stream] = [(start, stop, stop - start) for start, stop in spans]
+            else:
+                shards[stream] = [self.sharding.share(*span) for span in spans]
+            shared = _draw(mix(seed, stream, "all views"), places, epoch) if self.placed else None
             keys = {view: mix(seed, stream, view) for view in self.views[stream]}
-            draws[stream] = {view: Draw(mix(epoch, state=key), places, key, epoch) for view, key in keys.items()}
-        return EpochOrder(epoch, mix(seed, "samples", epoch), orders, shards, draws)
+            draws[stream] = {view: _draw(key, places, epoch, shared) for view, key in keys.items()}
+            sample_draws[stream] = _draw(mix(seed, stream, "as it is read"), places, epoch)
+        return EpochOrder(epoch, mix(seed, "samples", epoch), orders, shards, draws, sample_draws)
 
     def _shuffled(self, size: int, *key: int | str) -> Tensor:
         return torch.randperm(size, generator=generator(*key)) if self.shuffle else torch.arange(size)
@@ -354,13 +462,34 @@ class Loader:
         return bounds[: self.sharding.limit]
 
 
-def _aligned(value: Tensor) -> Tensor:
+def _draw(key: int, places: Tensor, epoch: int, shared: Draw | None = None) -> Draw:
+    return Draw(mix(epoch, state=key), places, key, epoch, shared)
+
+
+def _on_device(transform: Transform | None) -> bool:
+    return getattr(transform, "on_device", False) is True
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def _split(value: Any, rows: list[int]) -> list[Any]:
+    """Pieces of a batch's tensor or list, of so many rows each."""
+    if isinstance(value, Tensor):
+        return list(value.split(rows))
+    ends = [sum(rows[: place + 1]) for place in range(len(rows))]
+    return [value[end - size : end] for size, end in zip(rows, ends, strict=True)]
+
+
+def _aligned(value: Any) -> Any:
     """A piece of a tensor, copied where it does not begin at an address at which tensors of its own do.
 
     Kernels of matrix products on the CPU go by the address in how they add up, so that the numbers of a batch would
     depend on what lies before it: on where a resumed run began, or on whether samples are held in memory.
     """
-    return value.clone() if value.is_cpu and value.data_ptr() % ALIGNED else value
+    misplaced = isinstance(value, Tensor) and value.is_cpu and value.data_ptr() % ALIGNED
+    return value.clone() if misplaced else value
 
 
 def _pinned(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, default_collate
 
+from healsg.data.case import Case
+from healsg.data.generators import generators_of
 from healsg.errors import DataError, HealsgError
+from healsg.seeding import Draw
 
 log = logging.getLogger("healsg")
 
 Batch = dict[str, Any]
 Collate = Callable[[list[Any]], Any]
+Check = Callable[[Batch, int], None]
+"""Refuses a sample, given with its index in its data set. Raises DataError, which may begin with the culprit's file."""
 
 
 @dataclass
@@ -83,11 +89,58 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def fetch(self, index: Tensor) -> Batch:
-        """The batch of the samples at ``index`` ((N,) int64): ``input``, ``target`` and ``index``."""
+    def fetch(self, index: Tensor, *, draw: Draw | None = None) -> Batch:
+        """The batch of the samples at ``index`` ((N,) int64): ``input``, ``target`` and ``index``.
+
+        Args:
+            draw: the samples' own randomness in this epoch, for what is drawn as a sample is read, such as a patch of
+                a volume; None where nothing is random. What is read is then a pure function of (seed, epoch, index).
+        """
 
     def subset(self, index: Tensor) -> Source:
         """The samples at ``index`` alone, renumbered from 0."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of the N samples of a source beside inputs and targets; a set gives what it knows.
+
+    Args:
+        cases: of each sample, its name, patient and geometry. Samples of one name are parts of one case, such as the
+            slices of a volume, and stay on one side of a split.
+        strata: (N,) int64 numbers by which samples are shared evenly where there is no class for each.
+    """
+
+    cases: Sequence[Case] | None = None
+    strata: Tensor | None = None
+
+    def of(self, index: Tensor) -> About:
+        """The same of the samples at ``index`` alone."""
+        places = index.tolist()
+        cases = None if self.cases is None else [self.cases[place] for place in places]
+        return About(cases, None if self.strata is None else self.strata[index.cpu()])
+
+    def added(self, batch: Batch) -> Batch:
+        """A batch with the ``case`` of each of its samples, by their ``index``."""
+        if self.cases is not None and "case" not in batch:
+            batch["case"] = [self.cases[place] for place in batch["index"].tolist()]
+        return batch
+
+
+UNKNOWN = About()
+
+
+class UnlikeSizesError(DataError):
+    """Samples that cannot be joined into one batch, since their sizes differ.
+
+    Args:
+        message: what a training run says of it.
+        batches: each of the samples as a batch of its own, as an evaluation takes them.
+    """
+
+    def __init__(self, message: str, batches: list[Batch]) -> None:
+        super().__init__(message)
+        self.batches = batches
 
 
 class TensorSource:
@@ -98,22 +151,28 @@ class TensorSource:
         target: the targets.
         joined: whether small batches may be evaluated several at once. Where that is a choice of the user's, it must
             not be: the size of a batch changes a network's numbers in the eighth digit.
+        about: what is known of the samples beside these.
     """
 
-    def __init__(self, input: Tensor, target: Tensor, joined: bool = True) -> None:
+    def __init__(self, input: Tensor, target: Tensor, joined: bool = True, about: About = UNKNOWN) -> None:
         if len(input) != len(target):
             raise DataError(f"{len(input)} inputs do not go with {len(target)} targets")
         self.input, self.target, self.targets = input, target, target
-        self.joined = joined
+        self.joined, self.about = joined, about
 
     def __len__(self) -> int:
         return len(self.input)
 
-    def fetch(self, index: Tensor) -> Batch:
-        return {"input": self.input[index], "target": self.target[index], "index": index}
+    def fetch(self, index: Tensor, *, draw: Draw | None = None) -> Batch:
+        batch = {"input": self.input[index], "target": self.target[index], "index": index}
+        return self.about.added(batch)
+
+    def sample(self, index: int, draw: Draw | None = None) -> Batch:
+        """One sample, not joined to a batch and not copied."""
+        return {"input": self.input[index], "target": self.target[index]}
 
     def subset(self, index: Tensor) -> TensorSource:
-        return TensorSource(self.input[index], self.target[index], self.joined)
+        return TensorSource(self.input[index], self.target[index], self.joined, self.about.of(index))
 
     def fits(self, device: torch.device) -> bool:
         """Whether the samples take at most half of what is free on ``device``."""
@@ -122,11 +181,15 @@ class TensorSource:
 
     def to(self, device: torch.device) -> TensorSource:
         """The same samples on ``device``."""
-        return TensorSource(self.input.to(device), self.target.to(device), self.joined)
+        return TensorSource(self.input.to(device), self.target.to(device), self.joined, self.about)
 
 
 class DatasetSource:
     """Samples of a map-style data set, put together by a collate function.
+
+    A data set whose reading is random by itself is seeded sample by sample: one with a method ``drawn(index, draw)``
+    gets the draw of the sample, one whose transforms keep generators of their own (MONAI's, albumentations', a
+    ``numpy.random.Generator``) has these seeded before each sample is read.
 
     Args:
         dataset: anything with ``__len__`` and ``__getitem__`` that yields ``(input, target)``, ``(input, target,
@@ -134,36 +197,64 @@ class DatasetSource:
         collate: what joins a list of samples into a batch; torch's default where it is None.
         targets: (N,) class indices, where they are known without reading the samples.
         chosen: (N,) int64, which samples of the data set are meant; all where it is None.
+        about: what is known of the chosen samples beside these.
+        check: refuses a sample when it is first read in a process.
     """
 
     def __init__(
-        self, dataset: Any, collate: Collate | None = None, targets: Tensor | None = None, chosen: Tensor | None = None
+        self,
+        dataset: Any,
+        collate: Collate | None = None,
+        targets: Tensor | None = None,
+        chosen: Tensor | None = None,
+        about: About = UNKNOWN,
+        check: Check | None = None,
     ) -> None:
         self.dataset, self.collate = dataset, stacked if collate in (None, default_collate) else collate
-        self.targets, self.chosen = targets, chosen
+        self.targets, self.chosen, self.about, self.check = targets, chosen, about, check
+        self.generators = generators_of(dataset)
+        self.checked: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.dataset) if self.chosen is None else len(self.chosen)
 
-    def fetch(self, index: Tensor, reading: Reading | None = None) -> Batch:
-        """See ``Source``. Raises DataError that names the sample, or leaves it out as ``reading`` says."""
+    def fetch(self, index: Tensor, reading: Reading | None = None, *, draw: Draw | None = None) -> Batch:
+        """See ``Source``. Raises DataError that names the sample, or leaves it out as ``reading`` says;
+        UnlikeSizesError where they cannot be joined for their sizes."""
         reading = reading or Reading()
-        samples = self._read(wanted := (index if self.chosen is None else self.chosen[index]).tolist(), reading)
+        samples = self._read(wanted := (index if self.chosen is None else self.chosen[index]).tolist(), reading, draw)
         if reading.broken:
             index = index[[place for place in range(len(wanted)) if place not in reading.broken]]
         if not len(samples):
             return {"index": index}
+        return self._joined(samples, index, wanted[0])
+
+    def _joined(self, samples: Sequence[Any], index: Tensor, first: int) -> Batch:
         try:
             batch = as_batch(self.collate(samples))  # type: ignore[arg-type]
         except Exception as error:
-            raise DataError(f"{self.name(wanted[0])} cannot be joined with its batch: {line(error)}") from error
+            said = f"{self.name(first)} cannot be joined with its batch: {line(error)}"
+            if len(samples) == 1 or not (sizes := _unlike_sizes(samples)):
+                raise DataError(said) from error
+            apart = [self._joined([sample], index[place : place + 1], first) for place, sample in enumerate(samples)]
+            raise UnlikeSizesError(
+                f"{self.name(first)} cannot be joined with its batch, whose samples are of sizes {sizes}: "
+                "bring all to one size, take patches, or set data.batch_size=1",
+                apart,
+            ) from error
         batch.setdefault("index", index)
-        return batch
+        return self.about.added(batch)
 
-    def _read(self, wanted: list[int], reading: Reading) -> Sequence[Any]:
+    def sample(self, index: int, draw: Draw | None = None) -> Batch:
+        """One sample, not joined to a batch. Raises DataError that names it."""
+        number = index if self.chosen is None else int(self.chosen[index])
+        (sample,) = self._read([number], Reading(), draw)
+        return as_batch(sample)
+
+    def _read(self, wanted: list[int], reading: Reading, draw: Draw | None) -> Sequence[Any]:
         dataset, at = self.dataset, reading.at
         passed_on = type(dataset) is Subset and not hasattr(dataset.dataset, "__getitems__")
-        many = None if passed_on else getattr(dataset, "__getitems__", None)
+        many = None if passed_on or self.generators else getattr(dataset, "__getitems__", None)
         reading.broken, at[2] = {}, 0
         if many:
             at[1], at[2] = wanted[0], len(wanted) - 1
@@ -173,10 +264,11 @@ class DatasetSource:
                 if isinstance(error, DataError) and reading.on_error == "raise":
                     raise  # which names it
         samples = []
+        seeds = draw.seeds() if draw is not None and self.generators else wanted
         for place, i in enumerate(wanted):
             at[1] = i
             try:
-                samples.append(many([i])[0] if many else dataset[i])
+                samples.append(many([i])[0] if many else self._one(i, place, seeds[place], draw))
             except Exception as error:
                 said = f"{self.name(i)}: {line(error)}"
                 if reading.on_error == "raise":
@@ -184,12 +276,26 @@ class DatasetSource:
                 reading.broken[place] = i, said
         return samples
 
+    def _one(self, number: int, place: int, seed: int, draw: Draw | None) -> Any:
+        """A sample by its number in the data set, checked when it is first read."""
+        self.generators.seed(seed)
+        if draw is not None and hasattr(self.dataset, "drawn"):
+            sample = self.dataset.drawn(number, draw.of(torch.tensor([place])))
+        else:
+            sample = self.dataset[number]
+        if self.check is not None and number not in self.checked:
+            self.check(as_batch(sample), number)
+            self.checked.add(number)
+        return sample
+
     def name(self, index: int) -> str:
         """How a message calls a sample: its index in the data set and, where that knows one, its file."""
         dataset, path = self.dataset, None
         with contextlib.suppress(Exception):  # other people's attributes may be anything
             while isinstance(dataset, Subset):
                 index, dataset = dataset.indices[index], dataset.dataset
+            if callable(called := getattr(dataset, "name", None)):
+                return line(called(index))
             path = dataset.paths[index] if hasattr(dataset, "paths") else dataset.samples[index][0]
         where = f" ({os.fspath(path)})" if isinstance(path, (str, os.PathLike)) else ""
         return line(f"sample {index} of {type(dataset).__name__}{where}")
@@ -197,7 +303,13 @@ class DatasetSource:
     def subset(self, index: Tensor) -> DatasetSource:
         chosen = index if self.chosen is None else self.chosen[index]
         targets = None if self.targets is None else self.targets[index]
-        return DatasetSource(self.dataset, self.collate, targets, chosen)
+        return DatasetSource(self.dataset, self.collate, targets, chosen, self.about.of(index), self.check)
+
+    def checking(self, check: Check) -> DatasetSource:
+        """The same samples, each of them checked when it is first read."""
+        made = copy.copy(self)
+        made.check, made.checked = check, set()
+        return made
 
 
 def _is_dense(value: Any) -> bool:
@@ -213,6 +325,17 @@ def stacked(samples: list[Any]) -> Any:
     except ValueError:
         return default_collate(samples)  # which says that they are not of one length
     return [torch.stack(row) if _is_dense(row[0]) else default_collate(row) for row in columns]  # type: ignore[arg-type]
+
+
+def _unlike_sizes(samples: Sequence[Any]) -> str:
+    """The different sizes of images or volumes, for a message; empty where they are of one size, or are none."""
+    try:
+        sizes = dict.fromkeys(tuple(as_batch(sample)["input"].shape) for sample in samples)
+    except (DataError, KeyError, AttributeError):
+        return ""
+    if min(map(len, sizes)) < 3 or len({(len(size), size[0]) for size in sizes}) > 1:
+        return ""
+    return " and ".join("x".join(map(str, size)) for size in list(sizes)[:3]) if len(sizes) > 1 else ""
 
 
 def as_batch(value: Any) -> Batch:

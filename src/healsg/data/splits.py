@@ -7,10 +7,35 @@ so that of two amounts the smaller is a part of the larger.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from healsg.seeding import generator, mix
+
+
+def in_cases(choose: Callable[[Tensor], Tensor], layers: Tensor, cases: Tensor | None) -> Tensor:
+    """(N,) bool: which samples are chosen where whole cases are, such as volumes of which samples are slices.
+
+    Args:
+        choose: from the (C,) layers of cases to the indices of those chosen.
+        layers: (N,) int64, by which samples are shared evenly; a case has that of its first sample.
+        cases: (N,) int64, the case of each sample, 0 to C - 1 in the order in which they come; None where each is one.
+    """
+    count = len(layers) if cases is None else int(cases.max()) + 1
+    held = torch.zeros(count, dtype=torch.bool)
+    held[choose(of_cases(layers, cases))] = True
+    return held if cases is None else held[cases]
+
+
+def of_cases(values: Tensor, cases: Tensor | None) -> Tensor:
+    """(C,) what the first sample of each case has of (N,) ``values``."""
+    if cases is None:
+        return values
+    first = torch.full((int(cases.max()) + 1,), len(cases))
+    first.scatter_reduce_(0, cases, torch.arange(len(cases)), "amin")
+    return values[first]
 
 
 def allot(counts: Tensor, total: int, at_least: int = 0) -> Tensor:

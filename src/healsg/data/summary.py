@@ -27,6 +27,8 @@ def data_lines(loaders: Mapping[str, AnyLoader], info: DataInfo | None) -> Itera
         outputs = {"multiclass": "classes", "multilabel": "labels", "regression": "numbers"}.get(info.kind, "outputs")
         shown = f" ({', '.join(names)})" if names else ""
         yield f"data: inputs of shape {tuple(info.input_shape)}, {info.num_classes} {outputs}{shown}"
+        if info.kind == "regression":
+            yield "data: targets are scaled to mean 0 and deviation 1 for the loss; metrics and predictions are not"
     for split, loader in loaders.items():
         if split == "bank":  # the training samples, to look at
             continue

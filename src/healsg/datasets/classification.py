@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from healsg.data import splits
-from healsg.data.base import Needs, TaskData
+from healsg.data.base import Needs, TaskData, case_numbers
 from healsg.data.cache import hold
 from healsg.data.loader import Loader
 from healsg.data.source import Source
@@ -105,9 +105,11 @@ class Classification(TaskData):
         info, labels = self.info, self.labels
         keys = ("labels", "labels_per_class", "fraction", "imbalance", "label_noise", "balanced")
         given = [key for key in keys if getattr(self, key)]
-        if given and info.kind in ("multilabel", "regression"):
+        if info.placed:  # whole cases keep their labels
+            given = [key for key in given if key not in ("labels", "fraction")]
+        if given and info.kind != "multiclass":
             raise ConfigError(f"data.{given[0]}: needs one class a sample, and these are {info.kind} targets")
-        if labels is not None and labels < info.num_classes:
+        if labels is not None and labels < info.num_classes and not info.placed:
             raise ConfigError(f"data.labels: {labels} for {info.num_classes} classes; give each at least one")
         if (self.imbalance or self.label_noise) and info.num_classes < 2:
             raise ConfigError(f"data.{'imbalance' if self.imbalance else 'label_noise'}: there is one class only")
@@ -116,7 +118,8 @@ class Classification(TaskData):
         source = super().stored(part)
         if source is None or not (self.in_memory or self.cache):
             return source
-        return hold(source, part, self.workers, self.reading, self.root / "cache" if self.cache else None)
+        folder = self.root / "cache" if self.cache else None
+        return hold(source, part, self.workers, self.reading, folder, self.info.placed)
 
     def explain_single_class(self) -> str:
         """The message where the training part has one class, and nothing to tell apart."""
@@ -145,20 +148,20 @@ class Classification(TaskData):
     def hold_out(self, train: Source) -> tuple[Source, Source | None]:
         if not (self.fold or self.val_fraction):
             return train, None
-        if train.targets is None:
-            raise DataError(f"{type(self).__name__}: data.val_fraction needs a class for each sample; set it to 0")
-        layers = splits.strata(train.targets.cpu())
-        if self.group:
-            held = self._held_groups(layers, self.group)
-        elif self.fold:
-            if self.fold[1] > len(layers):
-                raise ConfigError(f"data.fold: {self.fold[1]} folds of {len(layers)} samples; take fewer")
-            held = splits.fold_of(layers, self.fold[1], self.split_seed) == self.fold[0] - 1
-        else:
-            held = torch.zeros(len(layers), dtype=torch.bool)
-            held[stratified_split(layers, self.val_fraction, self.split_seed)[1]] = True
+        layers, cases = splits.strata(self.strata(train)), case_numbers(train)
+        by_case = self._held_groups(layers, self.group) if self.group else None
+        held = splits.in_cases(self._held_cases, layers, cases) if by_case is None else by_case
         self._seen(held)
         return train.subset((~held).nonzero().flatten()), train.subset(held.nonzero().flatten())
+
+    def _held_cases(self, layers: Tensor) -> Tensor:
+        """The indices of the cases that ``fold`` or ``val_fraction`` holds out, of their (C,) layers."""
+        if not self.fold:
+            return stratified_split(layers, self.val_fraction, self.split_seed)[1]
+        number, folds = self.fold
+        if folds > len(layers):
+            raise ConfigError(f"data.fold: {folds} folds of {len(layers)} samples; take fewer")
+        return (splits.fold_of(layers, folds, self.split_seed) == number - 1).nonzero().flatten()
 
     def _held_groups(self, layers: Tensor, name: str) -> Tensor:
         """(N,) whether a sample's group is held out. Raises DataError where the published parts share a group."""
@@ -196,11 +199,17 @@ class Classification(TaskData):
             self._seen(targets)
             train = relabelled(train, targets)
         if (amounts := self._amounts(train)) is not None:
-            targets = self._classes(train, "labels")
-            chosen = splits.choose(targets, amounts, self.split_seed, "labels")
+            kept = splits.in_cases(
+                lambda layers: splits.choose(layers, amounts, self.split_seed, "labels"),
+                self._classes(train, "labels"),
+                case_numbers(train),
+            )
+            chosen = kept.nonzero().flatten()
             self._seen(chosen)
             train = train.subset(chosen)
         self._facts = {"labelled": len(train), "unlabelled": len(self._pool)}
+        if (cases := case_numbers(train)) is not None:
+            self._facts["labelled_cases"] = int(cases.max()) + 1
         if train.targets is not None and train.targets.dim() == 1 and not train.targets.is_floating_point():
             counts = self._counts(train.targets.cpu())
             few = len(counts) <= LISTED_CLASSES
@@ -227,20 +236,24 @@ class Classification(TaskData):
         return splits.flip_labels(targets, self.label_noise, classes, self.split_seed)
 
     def _amounts(self, train: Source) -> Tensor | None:
-        """(C,) samples of each class that keep their labels; None where all do. Raises ConfigError for too many."""
+        """(C,) samples, or cases, of each class that keep their labels; None where all do.
+
+        Raises ConfigError for too many.
+        """
         if self.labels is None and self.labels_per_class is None and self.fraction is None:
             return None
-        counts, each = self._counts(self._classes(train, "labels")), self.labels_per_class
+        layers = splits.of_cases(self._classes(train, "labels"), case_numbers(train))
+        counts, each, there = self._counts(layers), self.labels_per_class, len(layers)
         if each is not None:
             if each > int(counts.min()):
                 raise ConfigError(f"data.labels_per_class: {each}, but class {int(counts.argmin())} has {counts.min()}")
             return torch.full_like(counts, each)
-        wanted = self.labels or max(1, round((self.fraction or 0.0) * len(train)))
-        if wanted > len(train):
-            raise ConfigError(f"data.labels: {wanted}, but there are {len(train)} training samples")
+        wanted = self.labels or max(1, round((self.fraction or 0.0) * there))
+        if wanted > there:
+            raise ConfigError(f"data.labels: {wanted}, but there are {there} training samples")
         if wanted < (classes := int((counts > 0).sum())):
             raise ConfigError(
-                f"data.fraction: {wanted} of {len(train)} samples for {classes} classes; give each at least one"
+                f"data.fraction: {wanted} of {there} samples for {classes} classes; give each at least one"
             )
         return splits.allot(counts, wanted, at_least=1)
 

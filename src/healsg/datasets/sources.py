@@ -6,33 +6,42 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource
+from healsg.data.source import UNKNOWN, Batch, DatasetSource, Reading, Source, TensorSource
 from healsg.errors import DataError
+from healsg.seeding import Draw
 
 
 class UnlabelledTensors(TensorSource):
     """Tensors in memory whose batches hold no ``target``."""
 
-    def fetch(self, index: Tensor) -> Batch:
-        return {"input": self.input[index], "index": index}
+    def fetch(self, index: Tensor, *, draw: Draw | None = None) -> Batch:
+        return self.about.added({"input": self.input[index], "index": index})
+
+    def sample(self, index: int, draw: Draw | None = None) -> Batch:
+        return {"input": self.input[index]}
+
+    def subset(self, index: Tensor) -> UnlabelledTensors:
+        return UnlabelledTensors(self.input[index], self.target[index], self.joined, self.about.of(index))
 
     def to(self, device: torch.device) -> UnlabelledTensors:
-        return UnlabelledTensors(self.input.to(device), self.target.to(device), self.joined)
+        return UnlabelledTensors(self.input.to(device), self.target.to(device), self.joined, self.about)
 
 
 class UnlabelledDataset(DatasetSource):
     """A map-style data set whose batches hold no ``target``."""
 
-    def fetch(self, index: Tensor, reading: Reading | None = None) -> Batch:
-        batch = super().fetch(index, reading)
-        return {key: value for key, value in batch.items() if key not in ("target", "extra")}
+    def fetch(self, index: Tensor, reading: Reading | None = None, *, draw: Draw | None = None) -> Batch:
+        return _without_target(super().fetch(index, reading, draw=draw))
+
+    def sample(self, index: int, draw: Draw | None = None) -> Batch:
+        return _without_target(super().sample(index, draw))
 
 
 class RelabelledDataset(DatasetSource):
     """A map-style data set whose targets are those that ``targets`` tells, not its own."""
 
-    def fetch(self, index: Tensor, reading: Reading | None = None) -> Batch:
-        batch = super().fetch(index, reading)
+    def fetch(self, index: Tensor, reading: Reading | None = None, *, draw: Draw | None = None) -> Batch:
+        batch = super().fetch(index, reading, draw=draw)
         if "target" in batch and self.targets is not None:
             batch["target"] = self.targets[batch["index"]]
         return batch
@@ -44,13 +53,17 @@ class RelabelledDataset(DatasetSource):
 def relabelled_dataset(source: DatasetSource, targets: Tensor | None = None) -> RelabelledDataset:
     """The samples of ``source`` with its ``targets``, or others."""
     known = source.targets if targets is None else targets
-    return RelabelledDataset(source.dataset, source.collate, known, source.chosen)
+    return RelabelledDataset(source.dataset, source.collate, known, source.chosen, source.about)
+
+
+def _without_target(batch: Batch) -> Batch:
+    return {key: value for key, value in batch.items() if key not in ("target", "extra")}
 
 
 def relabelled(source: Source, targets: Tensor) -> Source:
     """The same samples with other targets."""
     if isinstance(source, TensorSource):
-        return TensorSource(source.input, targets, source.joined)
+        return TensorSource(source.input, targets, source.joined, source.about)
     if isinstance(source, DatasetSource):
         return relabelled_dataset(source, targets)
     raise _unknown(source)
@@ -63,10 +76,11 @@ def unlabelled(source: Source, more: Source | None = None) -> Source:
     """
     if isinstance(source, TensorSource) and (more is None or isinstance(more, TensorSource)):
         inputs = source.input if more is None else torch.cat([source.input, more.input])
-        return UnlabelledTensors(inputs, inputs.new_empty(len(inputs), 0), source.joined)
+        about = source.about if more is None else UNKNOWN
+        return UnlabelledTensors(inputs, inputs.new_empty(len(inputs), 0), source.joined, about)
     if isinstance(source, DatasetSource) and (more is None or isinstance(more, DatasetSource)):
         if more is None:
-            return UnlabelledDataset(source.dataset, source.collate, None, source.chosen)
+            return UnlabelledDataset(source.dataset, source.collate, None, source.chosen, source.about)
         return UnlabelledDataset(ConcatDataset([_chosen(source), _chosen(more)]), source.collate)
     raise _unknown(source if more is None else more)
 

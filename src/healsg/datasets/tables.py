@@ -34,9 +34,6 @@ Columns = Mapping[str, Sequence[Any]]
 NAMELESS = re.compile(r"|Unnamed: \d+(\.\d+)*|Unnamed: \d+_level_\d+|__index_level_\d+__")
 """What columns without a name are called, by pandas in a file that it read or wrote."""
 
-FAR = 10.0
-"""Mean or deviation of a number to be predicted, or the inverse of the latter, from which training is probably slow."""
-
 LEAST = 10
 """Rows from which a column that counts them is no accident."""
 
@@ -360,21 +357,9 @@ class Tables(Classification):
         for part, table in self._tables.items():
             if dropped := len(table[self.target[0]]) - len(self._labelled[part]):
                 log.warning("data: %d rows of %s have no label and are left out", dropped, self.where(part))
-        if self.kind == "regression":
-            self._report_targets(parts["train"].targets)
         if not self.image:
             self._report_inputs([source for source in parts.values() if isinstance(source, TensorSource)])
         return parts
-
-    def _report_targets(self, targets: Tensor | None) -> None:
-        """Warn of numbers to be predicted that are far from what a network begins with, since they are not scaled."""
-        if targets is None:
-            return
-        columns = targets.double().view(len(targets), -1)
-        for name, mean, spread in zip(self.target, columns.mean(0).tolist(), columns.std(0).tolist(), strict=True):
-            if abs(mean) > FAR or spread > FAR or spread < 1 / FAR:
-                told = f"{name!r} has mean {mean:.4g} and deviation {spread:.4g}"
-                log.warning("data.target: %s and is predicted as it is; bring it to about -1 to 1", told)
 
     def _report_inputs(self, sources: Sequence[TensorSource]) -> None:
         """Say which columns are the input, what became of their numbers, and which columns are left out."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from healsg import distributed
+from healsg.data.info import DataInfo
 from healsg.metric import Metric, computed, precise
 from healsg.training.denominator import loss_over
 from healsg.training.device import compiled
@@ -41,6 +43,28 @@ class Loss(Metric):
         return math.fsum(total / count if count else math.nan for total, count in pairs)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation measured.
+
+    Args:
+        numbers: by name over all samples.
+        cases: by name of a case its numbers by name, of the metrics that go by case.
+    """
+
+    numbers: dict[str, Any]
+    cases: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def in_units(output: Tensor, info: DataInfo | None) -> Tensor:
+    """The outputs of a network in the unit of their targets, from which a regression's loss is scaled away."""
+    scale = {} if info is None else info.preprocessing
+    if "target_mean" not in scale or "target_std" not in scale:
+        return output
+    mean, std = (output.new_tensor(scale[key]).view(-1) for key in ("target_mean", "target_std"))
+    return output * std + mean
+
+
 class EvalEpoch:
     """One pass over a split that is only looked at.
 
@@ -62,19 +86,26 @@ class EvalEpoch:
 
     def measure(self) -> dict[str, float]:
         """The usual pass: ``task_model.predict`` on every batch, the loss and the model's metrics over all samples."""
+        return self.by_case().numbers
+
+    def by_case(self) -> Evaluation:
+        """The same with the numbers of each case."""
         task, runner = self.task, self.task.runner
         model = task.task_method.eval_model(task) if self.network is None else self.network
         runner.place.align(model)
-        chosen = {"loss": Loss(task.criterion), **task.task_model.metrics(task.info)}
+        loss, chosen = Loss(task.criterion), task.task_model.metrics(task.info)
         metrics = {name: one for name, one in chosen.items() if self.split in (one.splits or [self.split])}
         with evaluating(model), torch.no_grad():
             for batch in runner.eval_batches(task, self.split):
                 with runner.place.autocast():
-                    output = task.task_model.predict(model, batch["input"])
+                    output = task.task_model.predict(model, batch)
                 output = output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+                loss.update(output, batch["target"])
+                output = in_units(output, task.data_info)
                 for metric in metrics.values():
-                    metric.update(output, batch["target"])
-        return collect(metrics, lambda: runner.pause(task))
+                    metric.see(output, batch)
+        measured: dict[str, Metric] = {"loss": loss, **metrics}
+        return Evaluation(collect(measured, lambda: runner.pause(task)), table_of(metrics))
 
 
 @contextlib.contextmanager
@@ -95,6 +126,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             block._compiled_call_impl = call
         for module, training in modes.items():
             module.training = training
+
+
+def table_of(metrics: Mapping[str, Metric]) -> dict[str, dict[str, float]]:
+    """The numbers of each case over all processes, of the metrics that go by case, named as ``collect`` names them."""
+    found: dict[str, dict[str, float]] = {}
+    going = {name: metric for name, metric in metrics.items() if metric.goes_by_case}
+    if not going:
+        return found
+    parts = distributed.gather({name: one.packed() for name, one in going.items() if one.state is not None})
+    for name, metric in going.items():
+        states = [part[name] for part in parts if name in part]
+        for case, numbers in metric.by_case(states).items() if states else ():
+            named = {f"{name}.{part}" if part else name: number for part, number in numbers.items()}
+            found.setdefault(case, {}).update(named)
+    return found
 
 
 def collect(metrics: dict[str, Metric], pause: Callable[[], None] | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from healsg.config.schema import Composed
 from healsg.data.info import DataInfo, saved_info
 from healsg.data.loader import Loader
 from healsg.errors import ConfigError, RunError, one_line
-from healsg.evaluation.evaluator import evaluating
+from healsg.evaluation.evaluator import evaluating, in_units
 from healsg.model import Network, TaskModel
 from healsg.runs.checkpointer import weights_state
 from healsg.runs.folder import RunFolder
@@ -26,17 +26,21 @@ class Prediction:
     """What a network says of N samples, on the CPU.
 
     Args:
-        outputs: (N, C) or (N, ...), as the network gives them.
-        probabilities: (N, C) of each class, or of each label; None of a regression.
+        outputs: (N, C) or (N, ...), as the network gives them; numbers of a regression in the unit of their targets.
+        probabilities: (N, C) of each class, or of each label; None of a regression. Of a segmentation (N, C, *spatial).
         classes: of each sample the name of its most probable class, or its index as text where classes have no names;
-            of several labels the names of those whose probability is above 1/2. None of a regression.
+            of several labels the names of those whose probability is above 1/2. None of a regression or a
+            segmentation.
         features: (N, F), what the head makes outputs of, where they were asked for.
+        masks: (N, *spatial) int64 of a segmentation, the label of each pixel; of one with regions which pixels lie in
+            each, (N, R, *spatial) bool.
     """
 
     outputs: Tensor
     probabilities: Tensor | None
     classes: list[str] | list[list[str]] | None
     features: Tensor | None = None
+    masks: Tensor | None = None
 
 
 class Predictor:
@@ -78,13 +82,18 @@ class Predictor:
         outputs, hidden = [], []
         with evaluating(self.network), torch.no_grad():
             for batch, _ in loader.batches(0):
-                input = self.place.move(batch)["input"]
+                batch = self.place.move(batch)
                 with self.place.autocast():
-                    outputs.append(_whole(self.task_model.predict(self.network, input)))
+                    outputs.append(_whole(self.task_model.predict(self.network, batch)))
                     if isinstance(self.network, Network) and features:
-                        hidden.append(_whole(self.network.features(input)))
-        output = torch.cat(outputs)
-        return Prediction(output, *self._meaning(output), torch.cat(hidden) if features else None)
+                        hidden.append(_whole(self.network.features(batch["input"])))
+        output = in_units(torch.cat(outputs), self.info)
+        found = torch.cat(hidden) if features else None
+        if self.info.placed:
+            overlapping = bool(self.info.regions)
+            probabilities = output.sigmoid() if overlapping else output.softmax(dim=1)
+            return Prediction(output, probabilities, None, found, output > 0 if overlapping else output.argmax(dim=1))
+        return Prediction(output, *self._meaning(output), found)
 
     def _meaning(self, output: Tensor) -> tuple[Tensor | None, list[str] | list[list[str]] | None]:
         names = self.info.class_names or tuple(map(str, range(self.info.num_classes)))

@@ -21,7 +21,7 @@ def smooth(target: Tensor, output: Tensor, share: float = 0.0) -> Tensor:
     if target.is_floating_point() or target.shape == output.shape:
         return target.to(dtype)
     even = share / output.shape[1]
-    return torch.full_like(output, even, dtype=dtype).scatter_(1, target.unsqueeze(1), 1.0 - share + even)
+    return torch.full_like(output, even, dtype=dtype).scatter_(1, target.long().unsqueeze(1), 1.0 - share + even)
 
 
 def wide(output: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ class Attack(nn.Module):
         with self.context(task, model):
             for batch in task.runner.eval_batches(task, split):
                 target = batch["target"]
-                attacked = self(lambda x, y=target: F.cross_entropy(predict(model, x), y), batch["input"])
+                attacked = self(lambda x, y=target: F.cross_entropy(predict(model, {"input": x}), y), batch["input"])
                 with torch.no_grad():
-                    metric.update(predict(model, attacked).float(), target)
+                    metric.update(predict(model, {"input": attacked}).float(), target)
         return numbers | collect({"robust_acc": metric})

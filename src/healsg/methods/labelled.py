@@ -63,7 +63,9 @@ class LabelledSamples:
             raise ConfigError(f"method.cutmix: needs images or volumes, and a sample here is {shape}; set it to 0")
         if self.random_erasing and len(shape) != 3:
             raise ConfigError(f"method.random_erasing: needs images, and a sample here is {shape}; set it to 0")
-        if task.info and task.info.kind != "multiclass" and (one_class or self.label_smoothing):
+        labels_of_pixels = task.info is not None and task.info.placed and not task.info.regions
+        smoothed = self.label_smoothing and not labels_of_pixels
+        if task.info and task.info.kind != "multiclass" and (one_class or smoothed):
             key = f"method: {one_class}" if one_class else "method.label_smoothing:"
             raise ConfigError(f"{key} needs one class a sample, and this task is {task.info.kind}")
 
@@ -82,6 +84,8 @@ class LabelledSamples:
         Raises ConfigError where the criterion does not go with the method or with what is stacked.
         """
         softened = {"label_smoothing": self.label_smoothing, "mixup": self.mixup, "cutmix": self.cutmix}
+        if task.info and task.info.placed and not self.mixup:
+            softened["cutmix"] = 0.0  # the box is pasted into the mask too, which stays one of labels
         key = next((key for key, value in softened.items() if value), None)
         if own_loss and not is_plain(task.criterion):
             conflict = f"has a loss of its own for one class a sample, and the model brings {task.criterion}"
@@ -110,13 +114,18 @@ class LabelledSamples:
         self, criterion: nn.Module, batch: dict[str, Any], output: Tensor, mixed: Mixing | None = None
     ) -> Tensor | Loss:
         """The criterion's loss, a mean over the samples of the batch; ``step.Mean`` where it is over something else."""
-        target: Tensor = batch["target"]
+        labels: Tensor = batch["target"]
+        pasted = mixed.pasted(labels) if mixed is not None else None
+        if pasted is not None:  # the box of cutmix lies in the mask too, which stays one of labels
+            labels = pasted
+            mixed = None
+        target = labels
         if mixed is not None or self.label_smoothing:
             target = self.class_probabilities(target, output, mixed, None if self.alike else criterion)
         if self.alike:
             value: Tensor = criterion(output, target)
             return value
-        return loss_over(criterion, output, target, batch["target"])
+        return loss_over(criterion, output, target, labels)
 
     def class_probabilities(
         self, target: Tensor, output: Tensor, mixed: Mixing | None = None, criterion: nn.Module | None = None

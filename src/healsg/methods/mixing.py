@@ -35,6 +35,8 @@ class Mixing(NamedTuple):
     share: Tensor
     samples: Samples | None = None
     """Which of all processes' samples these are; None where there is one process."""
+    pixels: Tensor | None = None
+    """(*spatial) the share that each pixel keeps, 0 or 1 where a box was pasted; None where all keep ``share``."""
 
     def others(self, values: Tensor) -> Tensor:
         """The partners' inputs or class probabilities, of (N, ...) own ones."""
@@ -42,9 +44,22 @@ class Mixing(NamedTuple):
         return everywhere[self.partner]
 
     def of(self, values: Tensor) -> Tensor:
-        """``share * values + (1 - share) * values[partner]``, for inputs or class probabilities (N, ...)."""
+        """``share * values + (1 - share) * values[partner]``, for inputs or class probabilities (N, ...).
+
+        Class probabilities of pixels (N, C, *spatial) keep the share of each pixel: what is in the box is the
+        partner's.
+        """
+        if self.pixels is not None and values.shape[2:] == self.pixels.shape and values.dim() > 2:
+            return torch.lerp(self.others(values), values, self.pixels.to(values.dtype))
         shares = self.share.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
         return torch.lerp(self.others(values), values, shares)
+
+    def pasted(self, mask: Tensor) -> Tensor | None:
+        """Masks (N, *spatial) of labels with the partners' box in them; None where that is not what was done to the
+        inputs, or targets have no place."""
+        if self.pixels is None or self.pixels.dtype != torch.bool or mask.shape[1:] != self.pixels.shape:
+            return None
+        return torch.where(self.pixels, mask, self.others(mask))
 
 
 def partners(input: Tensor, samples: Samples | None) -> Tensor:
@@ -115,7 +130,7 @@ def cutmix(input: Tensor, alpha: float, samples: Samples | None = None) -> tuple
         raise ConfigError(f"method.cutmix: needs images or volumes, and a batch here is {tuple(input.shape)}")
     partner = partners(input, samples)
     pasted = box(tuple(input.shape[2:]), beta(alpha, input), input.device)
-    mixing = Mixing(partner, 1.0 - precise(pasted).mean(), samples)
+    mixing = Mixing(partner, 1.0 - precise(pasted).mean(), samples, ~pasted)
     return torch.where(pasted, mixing.others(input), input), mixing
 
 
@@ -131,13 +146,16 @@ def mix(
     mixed, second = mixup(input, mixup_alpha, samples)
     coin = torch.rand((), device=input.device) < 0.5
     partner, share = (torch.where(coin, one, other) for one, other in zip(first[:2], second[:2], strict=True))
-    return torch.where(coin, cut, mixed), Mixing(partner, share, samples)
+    assert first.pixels is not None
+    pixels = torch.where(coin, first.pixels.to(share.dtype), share)
+    return torch.where(coin, cut, mixed), Mixing(partner, share, samples, pixels)
 
 
 def random_erasing(images: Tensor, probability: float, samples: Samples | None = None) -> Tensor:
     """Fill a random rectangle of some of the images with noise (Zhong et al. 2020, arXiv 1708.04896, Algorithm 1).
 
-    Each sample has its own rectangle, or none. The noise is N(0, 1) for each value: the images are normalised.
+    Each sample has its own rectangle, or none. The noise is N(0, 1) for each value: the images are normalised. A mask
+    stays as it is: what lies beneath the noise is to be told from what surrounds it.
 
     Args:
         images: (N, C, height, width).

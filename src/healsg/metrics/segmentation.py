@@ -24,15 +24,18 @@ cannot improve a result; their median is infinite where half of the cases are mi
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from healsg.data.case import cases_of
+from healsg.data.info import DataInfo
 from healsg.errors import ConfigError
 from healsg.metric import precise
 from healsg.metrics.classification import tally
@@ -284,7 +287,8 @@ class CaseMetric(Gathered):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("segmentation",)
-    higher_is_better: ClassVar[bool | None] = True
+    higher_is_better: ClassVar[bool | Mapping[str, bool] | None] = True
+    goes_by_case: ClassVar[bool] = True
 
     median: ClassVar[bool] = False
     """Whether the cases' median is given, and how many are infinite."""
@@ -298,6 +302,55 @@ class CaseMetric(Gathered):
     ) -> None:
         super().__init__(max_mib)
         self.ignore, self.regions, self.background = ignore, regions, background
+        self.names: list[tuple[int, str]] = []
+        """The index and the name of each case, in the order of the rows."""
+
+    def for_task(self, info: DataInfo | None) -> CaseMetric:
+        made = copy.deepcopy(self)
+        if info is not None:
+            made.ignore = info.ignore if self.ignore is None else self.ignore
+            made.regions = list(info.regions.values()) or None if self.regions is None else self.regions
+        return made
+
+    def see(self, output: Tensor, batch: Mapping[str, Any]) -> None:
+        cases = cases_of(batch)
+        known = all(case.spacing for case in cases)
+        index = batch["index"].tolist() if "index" in batch else range(len(self.names), len(self.names) + len(cases))
+        self.names += [(place, case.name) for place, case in zip(index, cases, strict=True)]
+        self.update(output, batch["target"], [case.spacing for case in cases] if known else None)
+
+    def packed(self) -> Any:
+        return super().packed(), self.names
+
+    def of(self, states: Sequence[Any]) -> Any:
+        kept = [rows for rows, _ in states]
+        if any(rows is None for rows in kept):
+            return math.nan
+        return self.value(self.joined(states)[0])
+
+    def joined(self, states: Sequence[Any]) -> tuple[tuple[Tensor, ...], list[str]]:
+        """The rows of all processes and the names of their cases, in the order of the data set."""
+        rows = tuple(torch.cat(column) for column in zip(*(rows for rows, _ in states), strict=True))
+        named = [name for _, names in states for name in names]
+        if len(named) != len(rows[0]):  # updated without batches, by hand
+            return rows, [str(place) for place in range(len(rows[0]))]
+        order = sorted(range(len(named)), key=lambda place: named[place][0])
+        return tuple(column[order] for column in rows), [named[place][1] for place in order]
+
+    def by_case(self, states: Sequence[Any]) -> dict[str, dict[str, float]]:
+        if any(rows is None for rows, _ in states):
+            return {}
+        rows, names = self.joined(states)
+        table = self.table(rows)
+        found: dict[str, dict[str, float]] = {}
+        for name, values in zip(names, table, strict=True):
+            first = self.first(len(values))
+            named = {"": over_classes(values, first)}
+            if len(values) - first > 1:
+                named |= {str(label): value for label, value in enumerate(values) if label >= first}
+            unique = name if name not in found else f"{name} ({sum(other.startswith(name) for other in found) + 1})"
+            found[unique] = named
+        return found
 
     def rows(
         self, output: Tensor, target: Tensor, spacing: Sequence[Spacing] | None = None

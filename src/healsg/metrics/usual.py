@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 from healsg.data.base import DataInfo
@@ -10,8 +9,14 @@ from healsg.errors import ConfigError
 from healsg.metric import Accuracy, Metric
 
 
-def usual(kind: str) -> dict[str, Metric]:
-    """The metrics of a task of this kind by name, beside the loss, where nothing is chosen."""
+def usual(info: DataInfo | None) -> dict[str, Metric]:
+    """The metrics of a task by name, beside the loss, where nothing is chosen; for one class a sample where it is not
+    known of what kind it is."""
+    kind = info.kind if info else "multiclass"
+    if info is not None and info.placed:
+        from healsg.metrics.segmentation import Dice, IoU
+
+        return {**({} if info.regions else {"acc": Accuracy()}), "dice": Dice(), "iou": IoU()}
     if kind == "multiclass":
         return {"acc": Accuracy()}
     if kind == "multilabel":
@@ -44,11 +49,11 @@ def with_chosen(info: DataInfo | None, chosen: Mapping[str, Metric]) -> dict[str
                 metric.check(info)
             except ConfigError as error:
                 raise ConfigError(f"model.metrics.{name}.{error}") from None
-    made = {**usual(kind), **{name: copy.deepcopy(metric) for name, metric in chosen.items()}}
+    made = {name: metric.for_task(info) for name, metric in {**usual(info), **chosen}.items()}
     return {name: metric for name, metric in made.items() if not (info and metric.omitted(info))}
 
 
 def omissions(info: DataInfo, chosen: Mapping[str, Metric]) -> list[str]:
     """A line for each of the usual and chosen metrics that is left out of this task, such as for too many classes."""
-    made = {**usual(info.kind), **chosen}
+    made = {**usual(info), **chosen}
     return [f"model.metrics.{name}: {why}" for name, metric in made.items() if (why := metric.omitted(info))]

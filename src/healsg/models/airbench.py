@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -191,9 +191,9 @@ class Airbench(TaskModel):
         sizes = (info.input_shape[0], info.num_classes, self.width)
         return AirbenchNetwork(*sizes, self.batchnorm_momentum, self.temperature, self.head_deviation)
 
-    def predict(self, network: nn.Module, input: Tensor) -> Tensor:
+    def predict(self, network: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """The outputs (N, classes), their mean over the views."""
-        return seen(network, input, self.views)
+        return seen(network, batch["input"], self.views)
 
     def adapt(self, network: nn.Module, inputs: Iterable[Tensor]) -> None:
         """Whiten the first layer, where that is asked for. ``inputs``: the training samples, batch by batch."""

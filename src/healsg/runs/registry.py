@@ -18,10 +18,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from healsg import safefiles, system
+from healsg import safefiles
 from healsg.config.values import flat
 from healsg.errors import RunError
-from healsg.runs.folder import ROOT, began_at, write_text
+from healsg.runs.folder import ROOT, RunFolder, began_at, write_text
 from healsg.runs.record import read_record
 from healsg.runs.saved_config import read_saved
 
@@ -107,11 +107,7 @@ def is_live(path: Path, facts: Mapping[str, Any]) -> bool:
     may see the folder over the network, it lives while ``metrics.jsonl`` grows.
     """
     if facts.get("host") == platform.node():
-        with suppress(OSError, ValueError, RunError):
-            holder = safefiles.read_bytes(path / ".lock", 100).decode(errors="replace").strip()
-            number = holder.removeprefix("process ")
-            return number.isdecimal() and system.lives(int(number))
-        return False
+        return RunFolder(path).is_locked()
     newest = 0.0
     for name in ("metrics.jsonl", "run.json"):
         with suppress(OSError):

@@ -13,7 +13,7 @@ Mode = Literal["auto", "max", "min"]
 Directions = Mapping[str, bool | None]
 """By name of a metric whether more of it is better; None where it does not say."""
 
-PREFERRED = ("acc", "dice", "iou")
+PREFERRED = ("dice", "iou", "acc")
 """What ``auto`` looks for on val, before the loss: the name and, of these, that more is better."""
 
 
@@ -21,7 +21,7 @@ class Monitor:
     """Watches one number of each epoch.
 
     Args:
-        name: its name in ``metrics.jsonl``; ``auto`` is ``val/acc``, ``val/dice`` or ``val/iou``, else ``val/loss``.
+        name: its name in ``metrics.jsonl``; ``auto`` is ``val/dice``, ``val/iou`` or ``val/acc``, else ``val/loss``.
         mode: whether more (``max``) or less (``min``) is better; ``auto`` is what the metric says of itself.
     """
 

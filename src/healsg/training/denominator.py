@@ -36,8 +36,10 @@ def mean_over_samples(criterion: Any) -> bool:
 
 
 def weighs_classes(criterion: Any) -> bool:
-    """Whether a criterion is one of torch's that divide by the class weights of the targets that are not ignored."""
-    return getattr(type(criterion), "forward", None) in _BY_CLASS and criterion.reduction == "mean"
+    """Whether a criterion is one of torch's that divide by the class weights of the targets that are not ignored, or a
+    subclass that declares that it does so too (``divides_as_torch``)."""
+    own = getattr(type(criterion), "forward", None) in _BY_CLASS or getattr(criterion, "divides_as_torch", False)
+    return own and criterion.reduction == "mean"
 
 
 def ignored(criterion: Any, target: Tensor) -> Tensor | None:
@@ -84,6 +86,8 @@ def loss_over(criterion: Any, output: Tensor, target: Tensor, classes: Tensor | 
     left_out = ignored(criterion, given)
     if left_out is None:
         return Mean(criterion(output, target))
+    given = given.long()  # masks are held in bytes
+    target = target if target.is_floating_point() else target.long()
     if criterion.weight is None:
         total = (~left_out).sum()
     else:

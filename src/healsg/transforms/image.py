@@ -16,6 +16,7 @@ from torch import Tensor
 from healsg.data.source import Batch
 from healsg.errors import ConfigError
 from healsg.seeding import Draw
+from healsg.transforms.placed import is_placed, moved_mask
 from healsg.types import Count, Natural, Positive
 
 Padding = Literal["zero", "reflect"]
@@ -94,7 +95,8 @@ def check_view(view: str, what: str, known: Collection[str] = ("input", "weak", 
 class ImageTransform:
     """The usual augmentation of small images: a random flip, a random shift, then the normalisation.
 
-    Without a draw (evaluation) only the normalisation remains.
+    Without a draw (evaluation) only the normalisation remains. A target that is a mask is flipped and shifted with its
+    image.
 
     Args:
         flip: mirror left to right with probability 1/2.
@@ -105,12 +107,17 @@ class ImageTransform:
         size: the images' shorter side in pixels, where it is known; a shift must be smaller.
         maximum: the value stored for full intensity.
         alternate: flip each image every other epoch; see ``random_flip``.
+        outside: the label of a mask's pixels that a shift brings in with ``zero`` padding.
     """
 
     per_sample = True
     """A sample is changed by itself, whatever the others of its batch are; see ``Loader``."""
 
     words: ClassVar[tuple[str, str]] = ("pixels", "images")
+
+    shares_geometry: ClassVar[bool] = True
+    """Whether samples whose targets have a place are moved by ``Draw.shared`` alone, so that one target goes with all
+    views of a sample. Of a transform that does not say so, each view has a target of its own."""
 
     def __init__(
         self,
@@ -122,18 +129,20 @@ class ImageTransform:
         size: Count | None = None,
         maximum: Positive = 255.0,
         alternate: bool = False,
+        outside: int = 0,
     ) -> None:
         if size is not None and shift >= size:
             pixels, images = self.words
             raise ConfigError(f"data.shift: {shift} {pixels}, but the {images} have {size}; set less than that")
         self.flip, self.shift, self.padding, self.alternate = flip, shift, padding, alternate
         self.mean, self.std, self.maximum = tuple(mean), tuple(std), maximum
+        self.outside = outside
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
-        images: Tensor = batch["input"]
         if draw is not None:
-            images = self.move(images, draw)
+            batch = self.moved(batch, draw)
+        images: Tensor = batch["input"]
         if images.device not in self._constants:
             self._constants[images.device] = scaling(images, self.mean, self.std, self.maximum)
         factor, offset = self._constants[images.device]
@@ -142,6 +151,16 @@ class ImageTransform:
     def described(self) -> dict[str, Any]:
         """Each channel's mean and deviation and the stored value of full intensity; see ``DataInfo.preprocessing``."""
         return {"mean": list(self.mean), "std": list(self.std), "maximum": self.maximum}
+
+    def moved(self, batch: Batch, draw: Draw) -> Batch:
+        """Flip and shift each image of a batch and, where its target is a mask, that too, by the same numbers."""
+        images: Tensor = batch["input"]
+        batch = batch | {"input": self.move(images, draw.shared)}
+        if is_placed(batch):
+            outside = self.outside if self.padding == "zero" else 0
+            mask = moved_mask(batch["target"], images.dim(), lambda planes: self.move(planes, draw.shared), outside)
+            batch["target"] = mask
+        return batch
 
     def move(self, images: Tensor, draw: Draw) -> Tensor:
         """Flip and shift each image."""

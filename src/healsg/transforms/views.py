@@ -16,6 +16,7 @@ from healsg.transforms import affine, colour
 from healsg.transforms.foreign import Policy, apply_policy
 from healsg.transforms.image import ImageTransform, Padding, check_view
 from healsg.transforms.numbers import bell, between, uniform
+from healsg.transforms.placed import is_placed
 from healsg.transforms.volume import VolumeTransform
 from healsg.types import Count, Natural, Positive
 
@@ -44,6 +45,10 @@ class ImageViews:
     colours, with noise on small images and cutout on others; the rest are torchvision's policies after ``standard``,
     sample by sample.
 
+    Where targets have a place, such as masks, all views of a sample have one flip and one shift, those of
+    ``standard``, in the place of what else would move them, and the target follows; colours, contrast, noise and cutout
+    are drawn by view. torchvision's policies are refused then.
+
     Args:
         augment: the name of the augmentation of ``input``.
         flip: mirror left to right with probability 1/2, in every view.
@@ -53,6 +58,7 @@ class ImageViews:
         maximum: the value stored for full intensity.
         padding: what comes in from outside, ``zero`` or ``reflect``.
         size: the images' shorter side in pixels.
+        outside: the label of a mask's pixels that come in from outside with ``zero`` padding.
     """
 
     def __init__(
@@ -66,8 +72,9 @@ class ImageViews:
         size: Count,
         maximum: Positive = 255.0,
         padding: Padding = "zero",
+        outside: int = 0,
     ) -> None:
-        self.standard = ImageTransform(flip, shift, mean, std, padding, size, maximum)
+        self.standard = ImageTransform(flip, shift, mean, std, padding, size, maximum, outside=outside)
         self.plain = ImageTransform(False, 0, mean, std, padding, size, maximum)
         made: dict[str, Transform] = {
             "none": self.plain,
@@ -76,7 +83,7 @@ class ImageViews:
             "strong": (SmallStrong if size < SMALL else Strong)(self.standard),
         }
         if augment == "alternating":
-            made[augment] = ImageTransform(flip, shift, mean, std, padding, size, maximum, alternate=True)
+            made[augment] = ImageTransform(flip, shift, mean, std, padding, size, maximum, True, outside)
         if augment in ("randaugment", "trivialaugment", "autoaugment"):
             if len(mean) not in (1, 3):
                 raise ConfigError(
@@ -111,28 +118,40 @@ def image_views(
 
 
 class FloatTransform:
-    """Images as floating point in 0..1, changed by ``change`` where there is a draw, then normalised.
+    """Images as floating point in 0..1, moved and coloured where there is a draw, then normalised.
 
     Args:
         standard: the set's usual transform: its flip, padding and normalisation.
     """
 
     per_sample = True
+    shares_geometry = True
 
     def __init__(self, standard: ImageTransform) -> None:
         self.usual, self.mean, self.std = standard, standard.mean, standard.std
         self.flip, self.padding = standard.flip, standard.padding
         self.unit = ImageTransform(False, 0, standard.mean, standard.std, maximum=1.0)
 
+    def move(self, images: Tensor, draw: Draw) -> Tensor:
+        """Where the pixels of (N, C, H, W) float32 images in 0..1 come to lie."""
+        return images
+
+    def recolour(self, images: Tensor, draw: Draw) -> Tensor:
+        """What becomes of the pixels' values, likewise."""
+        return images
+
     def change(self, images: Tensor, draw: Draw) -> Tensor:
         """(N, C, H, W) float32 in 0..1 to the same."""
-        raise NotImplementedError
+        return self.recolour(self.move(images, draw), draw)
 
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
         if draw is None:
             return self.usual(batch, None)
+        placed = draw.shared is not draw or is_placed(batch)
+        batch = self.usual.moved(batch, draw) if placed else batch
         images = batch["input"].to(torch.float32) * (1 / self.usual.maximum)
-        return self.unit(batch | {"input": self.change(images, draw)}, None)
+        changed = self.recolour(images, draw) if placed else self.change(images, draw)
+        return self.unit(batch | {"input": changed}, None)
 
 
 class SmallLight(FloatTransform):
@@ -140,7 +159,7 @@ class SmallLight(FloatTransform):
 
     per_sample = True
 
-    def change(self, images: Tensor, draw: Draw) -> Tensor:
+    def move(self, images: Tensor, draw: Draw) -> Tensor:
         return affine.random_affine(images, draw, rotation=5, shift=0.7, flip=self.flip, padding=self.padding)
 
 
@@ -149,14 +168,16 @@ class SmallStrong(FloatTransform):
 
     per_sample = True
 
-    def change(self, images: Tensor, draw: Draw) -> Tensor:
-        moved = affine.random_affine(
+    def move(self, images: Tensor, draw: Draw) -> Tensor:
+        return affine.random_affine(
             images, draw, rotation=25, shift=1, scale=0.2, shear=0.2, flip=self.flip, padding=self.padding
         )
+
+    def recolour(self, images: Tensor, draw: Draw) -> Tensor:
         u = uniform(draw, 2, which=2)
-        moved = colour.contrast(moved, between(u[:, 0], 0.6, 1.4))
-        noise = bell(draw, moved[0].numel(), which=4)
-        return colour.add_noise(moved, noise, between(u[:, 1], 0.0, 0.1).view(-1, 1, 1, 1))
+        images = colour.contrast(images, between(u[:, 0], 0.6, 1.4))
+        noise = bell(draw, images[0].numel(), which=4)
+        return colour.add_noise(images, noise, between(u[:, 1], 0.0, 0.1).view(-1, 1, 1, 1))
 
 
 class Strong(FloatTransform):
@@ -165,18 +186,20 @@ class Strong(FloatTransform):
 
     per_sample = True
 
-    def change(self, images: Tensor, draw: Draw) -> Tensor:
+    def move(self, images: Tensor, draw: Draw) -> Tensor:
         shift = min(images.shape[2:]) / 8
-        moved = affine.random_affine(
+        return affine.random_affine(
             images, draw, rotation=25, shift=shift, scale=0.2, shear=0.2, flip=self.flip, padding=self.padding
         )
+
+    def recolour(self, images: Tensor, draw: Draw) -> Tensor:
         u = uniform(draw, 6, which=2)
-        moved = colour.brightness(moved, between(u[:, 0], 0.6, 1.4))
-        moved = colour.contrast(moved, between(u[:, 1], 0.6, 1.4))
-        moved = colour.saturation(moved, between(u[:, 2], 0.4, 1.6))
-        moved = colour.hue(moved, between(u[:, 3], -0.1, 0.1))
-        mean = [torch.full((1, 1), value, device=moved.device) for value in self.mean]
-        return colour.cutout(moved, u[:, 4], u[:, 5], min(images.shape[2:]) / 2, torch.stack(mean))
+        images = colour.brightness(images, between(u[:, 0], 0.6, 1.4))
+        images = colour.contrast(images, between(u[:, 1], 0.6, 1.4))
+        images = colour.saturation(images, between(u[:, 2], 0.4, 1.6))
+        images = colour.hue(images, between(u[:, 3], -0.1, 0.1))
+        mean = [torch.full((1, 1), value, device=images.device) for value in self.mean]
+        return colour.cutout(images, u[:, 4], u[:, 5], min(images.shape[2:]) / 2, torch.stack(mean))
 
 
 class SelfSupervised(FloatTransform):
@@ -188,8 +211,10 @@ class SelfSupervised(FloatTransform):
 
     per_sample = True
 
-    def change(self, images: Tensor, draw: Draw) -> Tensor:
-        images = affine.random_resized_crop(images, draw, flip=self.flip)
+    def move(self, images: Tensor, draw: Draw) -> Tensor:
+        return affine.random_resized_crop(images, draw, flip=self.flip)
+
+    def recolour(self, images: Tensor, draw: Draw) -> Tensor:
         u = uniform(draw, 8, which=2)
         jitter = u[:, 4] < 0.8
         factor = torch.where(jitter.unsqueeze(1), between(u[:, :3], 0.6, 1.4), 1.0)
@@ -220,6 +245,10 @@ class PolicyTransform:
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
         if draw is None:
             return self.usual(batch, None)
+        if draw.shared is not draw or is_placed(batch):
+            raise ConfigError(
+                f"data.augment: {self.policy} moves images by itself, and no mask follows; standard works"
+            )
         images = self.usual.move(batch["input"], draw)
         if self.usual.maximum != 255 or images.is_floating_point():  # the policies are for images of 8 bits
             images = (images * (255 / self.usual.maximum)).round().to(torch.uint8)

@@ -1,0 +1,143 @@
+"""Patches: parts of images or volumes that a network is trained on, each a pure function of its sample's draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from healsg.data.source import About, Batch, DatasetSource, Source, TensorSource
+from healsg.errors import ConfigError
+from healsg.seeding import Draw, mix
+
+KEPT = 4096
+"""Places of each foreground class that are kept of a case, evenly spaced among all of them."""
+
+
+class Patches:
+    """A map-style data set of patches of cases, of which each epoch has others: see ``drawn``.
+
+    Args:
+        cases: whole cases, of any sizes.
+        size: of a patch along each spatial axis. A case that is smaller is padded: its input with 0, its mask with
+            ``outside``.
+        count: patches of an epoch; those of number ``i`` are of case ``i % len(cases)``.
+        foreground: the share of patches that have a foreground pixel, of a class that is drawn evenly among those of
+            the case, in their middle, as far as the case reaches.
+        outside: the label of what lies outside of a case.
+        ignore: a label that is no foreground.
+    """
+
+    def __init__(
+        self,
+        cases: TensorSource | DatasetSource,
+        size: tuple[int, ...],
+        count: int,
+        foreground: float = 0.0,
+        outside: int = 0,
+        ignore: int | None = None,
+    ) -> None:
+        self.cases, self.size, self.count = cases, size, count
+        self.foreground, self.outside, self.ignore = foreground, outside, ignore
+        self.places: dict[int, list[Tensor]] = {}
+        """By case, of each of its foreground classes some flat places; found when the case is first read."""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Batch:
+        """A patch that is the same in each epoch, as where training samples are looked at without randomness."""
+        return self.drawn(index, Draw(mix(0, "patches"), torch.tensor([index])))
+
+    def drawn(self, index: int, draw: Draw) -> Batch:
+        """The patch that the draw of one sample says, of the case that its index says."""
+        number = index % len(self.cases)
+        sample = self.cases.sample(number, draw)
+        input: Tensor = torch.as_tensor(sample["input"])
+        sides = tuple(input.shape[1:])
+        if len(sides) != len(self.size):
+            raise ConfigError(f"data.patch: {list(self.size)} for samples of size {list(sides)}")
+        u = torch.cat([draw.uniform(which) for which in range(len(sides) + 3)]).tolist()
+        target = torch.as_tensor(sample["target"]) if "target" in sample else None
+        centre = None
+        if target is not None and u[0] < self.foreground:
+            centre = self._foreground_place(number, target, u[1], u[2])
+        corner = []
+        for axis, (side, wanted) in enumerate(zip(sides, self.size, strict=True)):
+            free = max(0, side - wanted)
+            drawn = int(u[3 + axis] * (free + 1)) if centre is None else centre[axis] - wanted // 2
+            corner.append(min(max(drawn, 0), free))
+        patch = {"input": self._cut(input, corner, 0)}
+        if target is not None:
+            patch["target"] = self._cut(target, corner, self.outside)
+        return patch
+
+    def _cut(self, whole: Tensor, corner: list[int], outside: int) -> Tensor:
+        """The window of (..., *spatial) at ``corner``, padded to the patch's size."""
+        first = whole.dim() - len(self.size)
+        window = whole
+        padding: list[int] = []
+        for axis, (begin, wanted) in enumerate(zip(corner, self.size, strict=True)):
+            window = window.narrow(first + axis, begin, min(wanted, whole.shape[first + axis]))
+            missing = wanted - window.shape[first + axis]
+            padding = [missing // 2, missing - missing // 2, *padding]
+        return F.pad(window, padding, value=outside) if any(padding) else window.clone()
+
+    def _foreground_place(self, number: int, target: Tensor, which: float, where: float) -> list[int] | None:
+        """A place of a foreground class of a case; None where it has none."""
+        mask = target if target.dim() == len(self.size) else target.sum(dim=0)
+        if number not in self.places:
+            flat, found = mask.reshape(-1), []
+            for label in torch.unique(flat).tolist():
+                if label not in (0, self.ignore):
+                    places = (flat == label).nonzero().flatten()
+                    found.append(places[:: -(-len(places) // KEPT)].clone())
+            self.places[number] = found
+        classes = self.places[number]
+        if not classes:
+            return None
+        places = classes[int(which * len(classes))]
+        flat_place = places[int(where * len(places))]
+        return [int(place) for place in torch.unravel_index(flat_place, mask.shape)]
+
+    def name(self, index: int) -> str:
+        """The case of a patch, for messages."""
+        number = index % len(self.cases)
+        cases = self.cases.about.cases
+        if cases is not None:
+            return cases[number].path or cases[number].name
+        return self.cases.name(number) if isinstance(self.cases, DatasetSource) else f"sample {number}"
+
+
+def patches_of(
+    cases: Source,
+    size: tuple[int, ...],
+    per_case: int = 1,
+    samples: int | None = None,
+    foreground: float = 0.0,
+    outside: int = 0,
+    ignore: int | None = None,
+) -> DatasetSource:
+    """A source of patches for the training epochs of ``cases``.
+
+    Args:
+        cases: whole cases.
+        size: see ``Patches``.
+        per_case: patches of each case in an epoch.
+        samples: patches of an epoch, in the place of ``per_case``; each case then gives as many, up to one.
+        foreground: see ``Patches``.
+        outside: likewise.
+        ignore: likewise.
+
+    Raises:
+        ConfigError: the cases cannot be read one by one.
+    """
+    if not isinstance(cases, (TensorSource, DatasetSource)):
+        raise ConfigError(f"data.patch: {type(cases).__name__} gives no single samples; a DatasetSource does")
+    count = samples or per_case * len(cases)
+    made: Any = Patches(cases, size, count, foreground, outside, ignore)
+    known = cases.about.cases
+    about = About([known[number % len(cases)] for number in range(count)] if known is not None else None)
+    return DatasetSource(made, about=about)

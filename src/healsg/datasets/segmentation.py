@@ -1,0 +1,105 @@
+"""Segmentation: what all data sets offer whose targets are masks: cases, patches, pixels to be ignored, regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from healsg.data.info import SEGMENTATION, DataInfo
+from healsg.data.patches import patches_of
+from healsg.data.source import DatasetSource, Source, TensorSource
+from healsg.datasets.classification import Classification
+from healsg.datasets.groups import numbers
+from healsg.errors import ConfigError
+from healsg.types import Count, Range
+
+
+class Segmentation(Classification):
+    """Images or volumes with a mask each. ``labels``, ``fraction``, ``val_fraction``, ``fold`` and ``group`` count
+    cases, stratified by what the set says of them (``About.strata``).
+
+    A subclass gives ``read``, whose sources tell their cases (``About.cases``), ``described`` and ``transform``.
+    A training epoch deals patches where ``patch`` is given, an evaluation always whole cases.
+
+    Args:
+        patch: the size of a training patch along each spatial axis; None trains on whole samples.
+        patches_per_case: patches of each case in a training epoch.
+        samples_per_epoch: patches of a training epoch in the place of ``patches_per_case``; each case gives as many.
+        foreground: the share of patches around a pixel of a foreground class that is drawn evenly.
+        ignore: the label of pixels that count in no loss and no metric; None where all count.
+        regions: overlapping regions in the place of classes, by name the labels of each; None has one class a pixel.
+        common: the arguments of Classification, but for those that need one class a sample.
+    """
+
+    def __init__(
+        self,
+        patch: Sequence[Count] | None = None,
+        patches_per_case: Count = 1,
+        samples_per_epoch: Count | None = None,
+        foreground: Annotated[float, Range(low=0, high=1)] = 0.0,
+        ignore: int | None = None,
+        regions: Mapping[str, Sequence[int]] | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.patch = None if patch is None else tuple(patch)
+        self.patches_per_case, self.samples_per_epoch = patches_per_case, samples_per_epoch
+        self.foreground, self.ignore = foreground, ignore
+        self._group_numbers: dict[str, int] = {}
+        self.regions = {name: tuple(labels) for name, labels in (regions or {}).items()}
+        if self.patch is None and (samples_per_epoch is not None or patches_per_case > 1 or foreground):
+            key = "samples_per_epoch" if samples_per_epoch else "foreground" if foreground else "patches_per_case"
+            raise ConfigError(f"data.{key}: is for patches, and data.patch gives no size; set that, or leave it out")
+
+    def described(self) -> DataInfo:
+        """What is known of the set before samples are read, without ``ignore`` and ``regions``: the shape of an input,
+        the number and names of its labels."""
+        raise NotImplementedError
+
+    @property
+    def info(self) -> DataInfo:
+        own = self.described()
+        shape = own.input_shape
+        if self.patch is not None:
+            if len(self.patch) != len(shape) - 1:
+                raise ConfigError(f"data.patch: {list(self.patch)} for inputs of {len(shape) - 1} spatial axes")
+            shape = (shape[0], *self.patch)
+        names = tuple(self.regions) if self.regions else own.class_names
+        return DataInfo(
+            shape,
+            len(self.regions) or own.num_classes,
+            SEGMENTATION,
+            names,
+            own.class_order,
+            preprocessing=own.preprocessing,
+            ignore=self.ignore,
+            regions=self.regions,
+        )
+
+    def sampled(self, source: Source) -> Source:
+        if self.patch is None:
+            return source
+        outside = 0 if self.ignore is None else self.ignore
+        count, per_case = self.samples_per_epoch, self.patches_per_case
+        return patches_of(source, self.patch, per_case, count, self.foreground, outside, self.ignore)
+
+    def groups(self, name: str, part: str = "train") -> Tensor | None:
+        """The groups that the cases name, such as patients, whatever ``name`` calls them."""
+        source = self.read(part)
+        cases = source.about.cases if isinstance(source, (TensorSource, DatasetSource)) else None
+        if source is None or cases is None:
+            return None
+        if not all(case.group for case in cases):
+            raise ConfigError(f"data.group: the cases of {type(self).__name__} name no {name}; leave it out")
+        return numbers([case.group for case in cases], self._group_numbers)
+
+    def _classes(self, source: Source, key: str) -> Tensor:
+        """(N,) a number for each stratum of the cases, from 0 on."""
+        _, layers = torch.unique(self.strata(source), return_inverse=True)
+        return layers
+
+    def _counts(self, targets: Tensor) -> Tensor:
+        return torch.bincount(targets.long())
