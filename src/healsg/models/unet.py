@@ -1,0 +1,357 @@
+"""U-Nets for images and volumes as nnU-Net builds them (Ronneberger et al. 2015, arXiv 1505.04597; Isensee et al. 2021,
+https://doi.org/10.1038/s41592-020-01008-z): strided convolutions, InstanceNorm, leaky ReLU, deep supervision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from healsg.data.base import DataInfo
+from healsg.errors import ConfigError
+from healsg.losses.segmentation import DeepSupervision, DiceCrossEntropy
+from healsg.model import Network, TaskModel
+from healsg.types import Count, Share
+
+CONVOLUTION: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+NORM: dict[str, dict[int, Any]] = {
+    "instance": {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d},
+    "batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
+}
+DROPOUT: dict[int, Any] = {2: nn.Dropout2d, 3: nn.Dropout3d}
+"""The layers by the number of spatial dimensions."""
+
+Norm = Literal["instance", "batch"]
+Sizes = Sequence[int | Sequence[int]]
+"""One entry a stage: one number for all axes, or one for each."""
+
+SMALLEST = 4
+"""The side in pixels below which no axis is halved where nothing is said, as in nnU-Net's planner."""
+
+MOST_STAGES = 7
+WIDEST = {2: 512, 3: 320}
+"""Channels at which stages stop to double, by the number of spatial dimensions (nnU-Net's)."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a U-Net is laid out, one entry a stage.
+
+    Args:
+        channels: of each stage.
+        strides: by which a stage shrinks each axis as it begins; 1 throughout for the first.
+        kernels: the sides of the convolutions.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    kernels: tuple[tuple[int, ...], ...]
+
+    @property
+    def dim(self) -> int:
+        return len(self.strides[0])
+
+    def sides(self, spatial: Sequence[int]) -> list[tuple[int, ...]]:
+        """The sides of each stage's maps for an input of ``spatial``."""
+        found = [tuple(spatial)]
+        for strides in self.strides[1:]:
+            found.append(tuple(-(-side // stride) for side, stride in zip(found[-1], strides, strict=True)))
+        return found
+
+
+def usual_strides(spatial: Sequence[int], most: int = MOST_STAGES) -> list[tuple[int, ...]]:
+    """Strides that halve each axis while half of it has ``SMALLEST`` pixels; axes that are at most half as long as the
+    longest wait for the others, as nnU-Net's do for thick slices."""
+    sides, strides = list(spatial), [(1,) * len(spatial)]
+    while len(strides) < most:
+        longest = max(sides)
+        step = tuple(2 if side >= 2 * SMALLEST and 2 * side > longest else 1 for side in sides)
+        if max(step) == 1:
+            break
+        strides.append(step)
+        sides = [-(-side // stride) for side, stride in zip(sides, step, strict=True)]
+    return strides
+
+
+def by_axis(values: Sizes, dim: int, key: str) -> tuple[tuple[int, ...], ...]:
+    """Entries by stage with one number for each axis. Raises ConfigError."""
+    made = []
+    for value in values:
+        entry = (value,) * dim if isinstance(value, int) else tuple(value)
+        if len(entry) != dim or min(entry) < 1:
+            raise ConfigError(f"{key}: {value} is no entry for {dim} axes; give one number, or {dim}, from 1 on")
+        made.append(entry)
+    return tuple(made)
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def convolution(before: int, after: int, kernel: Sequence[int], stride: Sequence[int]) -> nn.Module:
+    """A convolution that keeps the size but for its stride."""
+    padding = [(side - 1) // 2 for side in kernel]
+    layer: nn.Module = CONVOLUTION[len(kernel)](before, after, tuple(kernel), tuple(stride), padding)
+    return layer
+
+
+def normalisation(norm: Norm, dim: int, channels: int) -> nn.Module:
+    """InstanceNorm or BatchNorm with a scale and a shift for each channel."""
+    layer: nn.Module = NORM[norm][dim](channels, affine=True)
+    return layer
+
+
+def activated(
+    before: int, after: int, kernel: Sequence[int], stride: Sequence[int], norm: Norm, dropout: float
+) -> nn.Sequential:
+    """Convolution, dropout of whole channels, norm, leaky ReLU."""
+    dim = len(kernel)
+    layers = [convolution(before, after, kernel, stride)]
+    layers += [DROPOUT[dim](dropout)] if dropout else []
+    return nn.Sequential(*layers, normalisation(norm, dim, after), nn.LeakyReLU(0.01, inplace=True))
+
+
+def plain_stage(
+    before: int, after: int, kernel: Sequence[int], stride: Sequence[int], number: int, norm: Norm, dropout: float
+) -> nn.Sequential:
+    """So many convolutions, the first of which has the stride."""
+    first = activated(before, after, kernel, stride, norm, dropout)
+    same = (1,) * len(kernel)
+    return nn.Sequential(first, *(activated(after, after, kernel, same, norm, dropout) for _ in range(number - 1)))
+
+
+class Decoder(nn.Module):
+    """The way up: transposed convolutions, the encoder's maps beside them, convolutions; an output at each resolution
+    from the second coarsest on, or at the finest alone.
+
+    Args:
+        shape: of the U-Net.
+        outputs: channels of an output.
+        number: convolutions a stage.
+        norm, dropout: see ``UNet``.
+        deep: the coarser resolutions that have an output too.
+    """
+
+    def __init__(self, shape: Shape, outputs: int, number: int, norm: Norm, dropout: float, deep: int) -> None:
+        super().__init__()
+        up, stages, others = [], [], []
+        for place in range(len(shape.channels) - 2, -1, -1):
+            below, own, stride = shape.channels[place + 1], shape.channels[place], shape.strides[place + 1]
+            up.append(TRANSPOSED[shape.dim](below, own, stride, stride))
+            stages.append(plain_stage(2 * own, own, shape.kernels[place], (1,) * shape.dim, number, norm, dropout))
+            if 0 < place <= deep:
+                others.append(CONVOLUTION[shape.dim](own, outputs, 1))
+        self.up, self.stages, self.others = nn.ModuleList(up), nn.ModuleList(stages), nn.ModuleList(others)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The encoder's maps, finest first, to the finest map and the coarser outputs, finest first; in evaluation mode
+        there are none of these."""
+        hidden, made = maps[-1], []
+        coarse = len(self.stages) - 1 - len(self.others)
+        for place, (up, stage) in enumerate(zip(self.up, self.stages, strict=True)):
+            beside = maps[-2 - place]
+            hidden = stage(torch.cat([fitted(up(hidden), beside), beside], dim=1))
+            if self.training and coarse <= place < len(self.stages) - 1:
+                made.append(self.others[place - coarse](hidden))
+        return hidden, made[::-1]
+
+
+def fitted(hidden: Tensor, beside: Tensor) -> Tensor:
+    """A map that was enlarged, cut to the size of the one beside it, whose sides may be odd."""
+    if hidden.shape[2:] == beside.shape[2:]:
+        return hidden
+    return hidden[(slice(None), slice(None), *(slice(side) for side in beside.shape[2:]))]
+
+
+class UNetwork(Network):
+    """Encoder, decoder and ``head``, the 1x1 convolution that makes the finest output. In training it gives a list of
+    outputs, the finest first, where it has coarser ones; in evaluation the finest alone.
+
+    Args:
+        encoder: stages, finest first.
+        decoder: what makes of their maps the finest map and the coarser outputs.
+        shape: of the U-Net.
+        outputs: channels of an output.
+    """
+
+    def __init__(self, encoder: Sequence[nn.Module], decoder: Decoder, shape: Shape, outputs: int) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.ModuleList(encoder), decoder
+        self.num_features = shape.channels[-1]
+        self.head = CONVOLUTION[shape.dim](shape.channels[0], outputs, 1)
+
+    def maps(self, input: Tensor) -> list[Tensor]:
+        """The maps of the encoder's stages, finest first."""
+        made = []
+        for stage in self.encoder:
+            input = stage(input)
+            made.append(input)
+        return made
+
+    def features(self, input: Tensor) -> Tensor:
+        """(N, channels, ...) to (N, num_features): the coarsest map, averaged over its pixels."""
+        return self.maps(input)[-1].flatten(2).mean(dim=2)
+
+    def forward(self, input: Tensor, features: bool = False) -> Tensor | list[Tensor]:  # type: ignore[override]
+        if features:
+            return self.features(input)
+        hidden, coarser = self.decoder(self.maps(input))
+        output: Tensor = self.head(hidden)
+        return [output, *coarser] if coarser else output
+
+
+def initialise(network: nn.Module) -> None:
+    """Draw the convolutions' weights as nnU-Net does (He et al. 2015, arXiv 1502.01852), for leaky ReLU of 0.01."""
+    for module in network.modules():
+        if isinstance(module, (*CONVOLUTION.values(), *TRANSPOSED.values())):
+            nn.init.kaiming_normal_(module.weight, a=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+# --- the part of a task ----------------------------------------------------------------------------------------------
+
+
+class DenseModel(TaskModel):
+    """What networks with an output for each pixel share: the loss and its deep supervision.
+
+    Args:
+        loss: the criterion of one output, from scores (N, C, ...) and labels (N, ...) to a scalar. None is the usual
+            one of the kind of task; of segmentation Dice and cross entropy.
+        common: the arguments of TaskModel.
+    """
+
+    def __init__(self, loss: nn.Module | None = None, **common: Any) -> None:
+        super().__init__(**common)
+        self.loss = loss
+
+    @property
+    def deeply_supervised(self) -> bool:
+        """Whether the network gives outputs at several resolutions in training."""
+        raise NotImplementedError
+
+    def check(self, info: DataInfo) -> None:
+        if info.kind != "segmentation":
+            raise ConfigError(
+                f"model: {type(self).__name__} has an output for each pixel, and this task is {info.kind}; "
+                "model=resnet has one for each sample"
+            )
+        super().check(info)
+
+    def criterion(self, info: DataInfo) -> nn.Module:
+        loss = self.loss or (DiceCrossEntropy(**dense_settings(info)) if info.kind == "segmentation" else None)
+        loss = loss or super().criterion(info)
+        return DeepSupervision(loss) if self.deeply_supervised else loss
+
+
+def dense_settings(info: DataInfo) -> dict[str, Any]:
+    """What the data say of their labels: ``ignore`` and ``regions``, where they have them."""
+    known: Mapping[str, Any] = {key: getattr(info, key, None) for key in ("ignore", "regions")}
+    return {key: value for key, value in known.items() if value is not None and value != ()}
+
+
+class PyramidModel(DenseModel):
+    """What U-Nets share.
+
+    Args:
+        width: channels of the finest stage; each coarser one has twice as many, up to nnU-Net's 512 (2D) or 320 (3D).
+        stages: resolutions; None takes what the strides say.
+        strides: by which each stage shrinks its input, the first one 1: for each stage one number, or one for each
+            axis. None halves each axis while that leaves 4 pixels.
+        kernels: the convolutions' sides, in the same way; None is 3 throughout.
+        deep_supervision: outputs at the coarser resolutions too, but for the two coarsest, in training alone.
+        norm: ``instance`` or ``batch``.
+        dropout: the probability with which a whole channel is dropped in training.
+        dim: spatial dimensions; those of the data where it is None.
+        common: the arguments of DenseModel.
+    """
+
+    title: ClassVar[str] = "U-Net"
+
+    def __init__(
+        self,
+        width: Count = 32,
+        stages: Count | None = None,
+        strides: list[Any] | None = None,
+        kernels: list[Any] | None = None,
+        deep_supervision: bool = True,
+        norm: Norm = "instance",
+        dropout: Share = 0.0,
+        dim: Literal[2, 3] | None = None,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.width, self.stages, self.strides, self.kernels = width, stages, strides, kernels
+        self.deep_supervision, self.norm, self.dropout, self.dim = deep_supervision, norm, dropout, dim
+
+    @property
+    def deeply_supervised(self) -> bool:
+        return self.deep_supervision
+
+    def shape(self, info: DataInfo) -> Shape:
+        """The layout for inputs of ``info``. Raises ConfigError for one that does not fit them."""
+        spatial = info.input_shape[1:]
+        dim = len(spatial)
+        if dim not in CONVOLUTION:
+            raise ConfigError(
+                f"model: a {self.title} takes images (channels, height, width) or volumes (channels, depth, height, "
+                f"width), not {info.input_shape}"
+            )
+        if self.dim not in (None, dim):
+            raise ConfigError(f"model.dim: {self.dim} does not fit inputs of {info.input_shape}; model.dim=null does")
+        given = self.strides if self.strides is not None else usual_strides(spatial, self.stages or MOST_STAGES)
+        strides = by_axis(given, dim, "model.strides")
+        if self.stages is not None and self.stages != len(strides):
+            raise ConfigError(
+                f"model.stages: {self.stages}, but there are strides for {len(strides)}"
+                + ("" if self.strides is not None else f" stages at {list(spatial)} pixels; give model.strides too")
+            )
+        if len(strides) < 2 or max(strides[0]) > 1:
+            raise ConfigError(f"model.strides: {list(given)}; two stages are the least, and the first one is 1")
+        kernels = by_axis([3] * len(strides) if self.kernels is None else self.kernels, dim, "model.kernels")
+        if len(kernels) != len(strides) or any(side % 2 == 0 for kernel in kernels for side in kernel):
+            raise ConfigError(f"model.kernels: {self.kernels}; give an odd number for each of {len(strides)} stages")
+        channels = tuple(min(self.width * 2**place, max(WIDEST[dim], self.width)) for place in range(len(strides)))
+        return Shape(channels, strides, kernels)
+
+    def check(self, info: DataInfo) -> None:
+        super().check(info)
+        shape = self.shape(info)
+        coarsest = shape.sides(info.input_shape[1:])[-1]
+        if self.norm == "instance" and math.prod(coarsest) == 1:
+            raise ConfigError(
+                f"model.strides: leave one pixel of {list(info.input_shape[1:])}, of which InstanceNorm cannot be "
+                "taken; give fewer stages"
+            )
+
+    def deep(self, shape: Shape) -> int:
+        """The coarser resolutions that have an output: all but the coarsest of the decoder, as nnU-Net weighs them."""
+        return max(0, len(shape.channels) - 3) if self.deep_supervision else 0
+
+
+class UNet(PyramidModel):
+    """nnU-Net's plain U-Net, for images and volumes of any number of channels.
+
+    Args:
+        convolutions: of each stage, on the way down and up.
+        common: the arguments of PyramidModel.
+    """
+
+    def __init__(self, convolutions: Count = 2, **common: Any) -> None:
+        super().__init__(**common)
+        self.convolutions = convolutions
+
+    def build(self, info: DataInfo) -> nn.Module:
+        shape = self.shape(info)
+        before, encoder = info.input_shape[0], []
+        for after, stride, kernel in zip(shape.channels, shape.strides, shape.kernels, strict=True):
+            encoder.append(plain_stage(before, after, kernel, stride, self.convolutions, self.norm, self.dropout))
+            before = after
+        decoder = Decoder(shape, info.num_classes, self.convolutions, self.norm, self.dropout, self.deep(shape))
+        network = UNetwork(encoder, decoder, shape, info.num_classes)
+        initialise(network)
+        return network
