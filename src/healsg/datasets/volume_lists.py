@@ -1,0 +1,328 @@
+"""Which volumes belong together, and to which split: folders, MSD and MONAI lists, nnU-Net's raw layout.
+
+Each function gives ``Case``s in the order of their names, or of the list. Lists are read as data: a missing file, an
+entry without an image or a case named twice is answered with one line that names the list.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from healsg.datasets.volumes import EXTENSIONS, is_volume, stem
+from healsg.errors import DataError
+
+IMAGES = ("images", "imagesTr", "image", "img")
+LABELS = ("labels", "labelsTr", "label", "masks", "mask", "seg", "segmentations")
+"""What the folders of images and masks may be called."""
+
+MASK_ENDS = ("_seg", "-seg", "_mask", "-mask", "_label", "-label", "_gt")
+"""What the name of a mask may end in where it lies beside its image."""
+
+PARTS = {"training": "train", "train": "train", "validation": "val", "val": "val", "test": "test", "testing": "test"}
+"""What a list may call a split, and the split that is meant; other lists keep their names."""
+
+MOST_BYTES = 1 << 28
+"""Of a list: a larger one is refused, not read."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's scan, or one of several.
+
+    Args:
+        name: unique in its data set.
+        images: the file, or one file a channel.
+        label: the mask's file; None where there is none.
+        split: ``train``, ``val``, ``test`` or another; empty where nothing says.
+        entry: further keys of its list, such as ``fold``.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+    split: str = ""
+    entry: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CaseList:
+    """A data set on disk.
+
+    Args:
+        cases: in order.
+        labels: names of the labels by number, where the list says them; a region is named under its numbers.
+        channels: names of the channels.
+        regions: the numbers of each region, where labels are regions.
+        ignore: the number that counts nowhere.
+        folds: names of the cases for training and validation, by fold.
+    """
+
+    cases: tuple[Case, ...]
+    labels: Mapping[int, str] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore: int | None = None
+    folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def volumes_in(folder: Path) -> list[Path]:
+    """The volumes that lie in a folder itself, by name. Raises DataError where it cannot be read."""
+    try:
+        return sorted(path for path in folder.iterdir() if is_volume(path) and path.is_file())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read as a folder ({error.strerror})") from error
+
+
+def paired(folder: Path, masks: bool = True) -> tuple[Case, ...]:
+    """Images and masks of a folder, paired by name: ``images/`` and ``labels/``, or ``NAME`` and ``NAME_seg`` side by
+    side.
+
+    Args:
+        folder: that holds both.
+        masks: whether each image must have a mask.
+
+    Raises:
+        DataError: no volume at all, an image without a mask, a mask without an image, two files of one name.
+    """
+    images = next((folder / name for name in IMAGES if (folder / name).is_dir()), None)
+    if images is None:
+        return _side_by_side(folder, masks)
+    labels = next((folder / name for name in LABELS if (folder / name).is_dir()), None)
+    if labels is None and masks:
+        raise DataError(f"{folder}: has {images.name}/ but no folder of masks; {LABELS[0]}/ is its usual name")
+    own = _by_name(volumes_in(images))
+    others = _by_name(volumes_in(labels), MASK_ENDS) if labels else {}
+    return _cases(images, own, others, masks)
+
+
+def _side_by_side(folder: Path, masks: bool) -> tuple[Case, ...]:
+    found = volumes_in(folder)
+    is_mask = {path: stem(path).lower().endswith(MASK_ENDS) for path in found}
+    own = _by_name([path for path in found if not is_mask[path]])
+    others = _by_name([path for path in found if is_mask[path]], MASK_ENDS)
+    if own and not others and masks:
+        raise DataError(
+            f"{folder}: has {len(own)} volumes and no masks; put them into images/ and labels/, or name masks NAME_seg"
+        )
+    return _cases(folder, own, others, masks)
+
+
+def _by_name(paths: Sequence[Path], ends: Sequence[str] = ()) -> dict[str, Path]:
+    """Files by their name without extension and without one of ``ends``. Raises DataError where two have one name."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = stem(path)
+        name = next((name[: -len(end)] for end in ends if name.lower().endswith(end)), name)
+        if name in found:
+            raise DataError(f"{path}: {found[name].name} has the same name; which one is meant? Remove the other")
+        found[name] = path
+    return found
+
+
+def _cases(folder: Path, images: Mapping[str, Path], labels: Mapping[str, Path], masks: bool) -> tuple[Case, ...]:
+    if not images:
+        raise DataError(f"{folder}: there is no volume in it; known are {', '.join(EXTENSIONS)}")
+    alone = sorted(set(images) - set(labels)) if masks else []
+    if alone:
+        more = f", and so have {len(alone) - 1} more" if alone[1:] else ""
+        raise DataError(f"{images[alone[0]]}: has no mask of its name{more}")
+    lost = sorted(set(labels) - set(images))
+    if lost:
+        raise DataError(f"{labels[lost[0]]}: there is no image of its name")
+    return tuple(Case(name, (path,), labels.get(name)) for name, path in sorted(images.items()))
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises DataError that names it."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise DataError(f"{path}: is larger than {MOST_BYTES} bytes, which no list of cases is; it is not read")
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is no JSON ({error})") from error
+
+
+def decathlon(path: Path, folder: Path | None = None) -> CaseList:
+    """An MSD ``dataset.json``, or a data list as MONAI reads it.
+
+    ``training`` or ``train``, ``validation`` or ``val``, and ``test`` are the splits; any further key that holds a list
+    of cases is a split of that name. A case is ``{"image": ..., "label": ...}``, with a list of files for several
+    channels, or the image alone.
+
+    Args:
+        path: the list.
+        folder: to which its files are relative; the list's own where it is None.
+
+    Raises:
+        DataError: one line that names the list, and the entry or the file.
+    """
+    content, folder = read_json(path), folder or path.parent
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds no keys; a list of cases has training, validation or test")
+    cases: list[Case] = []
+    for key, entries in content.items():
+        if isinstance(entries, list) and (key in PARTS or _lists_cases(entries)):
+            split = PARTS.get(key, key)
+            cases += [_case(path, f"{key}[{n}]", entry, folder, split) for n, entry in enumerate(entries)]
+    if not cases:
+        raise DataError(f"{path}: lists no case under training, validation or test")
+    cases = _unique(path, cases)
+    labels = _names(content.get("labels"))
+    channels = _names(content.get("modality") or content.get("channel_names"))
+    return CaseList(tuple(cases), labels, tuple(channels[number] for number in sorted(channels)))
+
+
+def _lists_cases(entries: Sequence[Any]) -> bool:
+    return bool(entries) and all(isinstance(entry, dict) and "image" in entry for entry in entries)
+
+
+def _case(path: Path, where: str, entry: Any, folder: Path, split: str) -> Case:
+    if isinstance(entry, str):
+        entry = {"image": entry}
+    given = entry.get("image") if isinstance(entry, dict) else None
+    names = [given] if isinstance(given, str) else given
+    label = entry.get("label") if isinstance(entry, dict) else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: {where} names no image")
+    if label is not None and not isinstance(label, str):
+        raise DataError(f"{path}: {where} names several masks or none; give one file")
+    if label is None and split == "train":
+        raise DataError(f"{path}: {where} ({names[0]}) has no label")
+    files = [folder / Path(name) for name in (*names, *([label] if label else []))]
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{path}: {where} names {file}, and there is no such file")
+    more = {key: value for key, value in entry.items() if key not in ("image", "label")}
+    return Case(stem(files[0]), tuple(files[: len(names)]), files[-1] if label else None, split, more)
+
+
+def _unique(path: Path, cases: Sequence[Case]) -> list[Case]:
+    """Cases of names that differ: a file in two splits is refused, other files of one name get their folder's too."""
+    seen: dict[Path, Case] = {}
+    for case in cases:
+        file = case.images[0].resolve()
+        if file in seen:
+            raise DataError(f"{path}: {case.images[0]} is listed twice, in {seen[file].split} and in {case.split}")
+        seen[file] = case
+    names = [case.name for case in cases]
+    return [
+        Case(f"{case.images[0].parent.name}/{case.name}", case.images, case.label, case.split, case.entry)
+        if names.count(case.name) > 1
+        else case
+        for case in cases
+    ]
+
+
+def _names(given: Any) -> dict[int, str]:
+    """``{"0": "background"}`` or ``{"background": 0}`` as names by number."""
+    if not isinstance(given, dict):
+        return {}
+    found = {}
+    for key, value in given.items():
+        if str(key).isdigit():
+            found[int(key)] = str(value)
+        elif isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
+            found[int(value)] = str(key)
+    return found
+
+
+# --- nnU-Net ---------------------------------------------------------------------------------------------------------
+
+
+def nnunet_raw(folder: Path) -> CaseList:
+    """A data set of nnU-Net's raw layout: ``imagesTr/CASE_0000.nii.gz``, one file a channel, ``labelsTr/CASE.nii.gz``,
+    ``imagesTs``, and ``dataset.json`` with ``channel_names``, ``labels`` (numbers, or lists of them for regions, and
+    ``ignore``) and ``file_ending``; ``splits_final.json`` where it lies beside. Raises DataError."""
+    path = folder / "dataset.json"
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
+        raise DataError(f'{path}: has no labels by name; nnU-Net writes {{"labels": {{"background": 0, ...}}}}')
+    channels = _names(content.get("channel_names") or content.get("modality"))
+    ending = content.get("file_ending", ".nii.gz")
+    if ending not in EXTENSIONS:
+        raise DataError(f"{path}: file_ending is {ending!r}; known are {', '.join(EXTENSIONS)}")
+    labels, regions, ignore = _nnunet_labels(path, content["labels"])
+    cases = _nnunet_cases(folder, "Tr", ending, max(1, len(channels)), "train")
+    if (folder / "imagesTs").is_dir():
+        cases += _nnunet_cases(folder, "Ts", ending, max(1, len(channels)), "test")
+    if not cases:
+        raise DataError(f"{folder / 'imagesTr'}: there is no CASE_0000{ending} in it")
+    folds = _nnunet_folds(folder / "splits_final.json", {case.name for case in cases if case.split == "train"})
+    names = tuple(channels[number] for number in sorted(channels))
+    return CaseList(tuple(cases), labels, names, regions, ignore, folds)
+
+
+def _nnunet_labels(
+    path: Path, given: Mapping[str, Any]
+) -> tuple[dict[int, str], dict[str, tuple[int, ...]], int | None]:
+    labels: dict[int, str] = {}
+    regions: dict[str, tuple[int, ...]] = {}
+    ignore = None
+    for name, value in given.items():
+        if name == "ignore" and isinstance(value, int):
+            ignore = value
+        elif isinstance(value, int):
+            labels[value] = name
+            regions[name] = (value,)
+        elif isinstance(value, list) and value and all(isinstance(one, int) for one in value):
+            regions[name] = tuple(value)
+        else:
+            raise DataError(
+                f"{path}: the label {name!r} is {value!r}; give a number, or a list of numbers for a region"
+            )
+    several = any(len(numbers) > 1 for numbers in regions.values())
+    regions.pop("background", None)
+    return labels, regions if several else {}, ignore
+
+
+def _nnunet_cases(folder: Path, part: str, ending: str, channels: int, split: str) -> list[Case]:
+    images, labels = folder / f"images{part}", folder / f"labels{part}"
+    found: dict[str, dict[int, Path]] = {}
+    for path in volumes_in(images):
+        matched = re.fullmatch(r"(.+)_(\d{4})", path.name.removesuffix(ending)) if path.name.endswith(ending) else None
+        if matched:
+            found.setdefault(matched[1], {})[int(matched[2])] = path
+    cases = []
+    for name, files in sorted(found.items()):
+        if sorted(files) != list(range(channels)):
+            lacking = next((n for n in range(channels) if n not in files), None)
+            told = f"has no channel {lacking:04d}" if lacking is not None else f"has more than {channels} channels"
+            raise DataError(f"{images / name}: {told}; dataset.json says {channels}")
+        label = labels / f"{name}{ending}"
+        if not label.is_file() and split == "train":
+            raise DataError(f"{label}: there is no such file, and {files[0].name} needs its mask")
+        cases.append(Case(name, tuple(files[n] for n in range(channels)), label if label.is_file() else None, split))
+    return cases
+
+
+def _nnunet_folds(path: Path, known: set[str]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+    if not path.is_file():
+        return ()
+    folds = []
+    for number, fold in enumerate(content if isinstance(content := read_json(path), list) else [None]):
+        sides = [fold.get(key) if isinstance(fold, dict) else None for key in ("train", "val")]
+        for side in sides:
+            if not isinstance(side, list) or not all(isinstance(name, str) for name in side):
+                raise DataError(f"{path}: fold {number} has no lists train and val of names")
+            others = sorted(set(side) - known)
+            if others:
+                raise DataError(f"{path}: fold {number} names {others[0]!r}, and there is no such case in imagesTr")
+        train, val = (tuple(side) for side in sides if side is not None)
+        both = sorted(set(train) & set(val))
+        if both:
+            raise DataError(f"{path}: fold {number} has {both[0]!r} on both sides")
+        folds.append((train, val))
+    return tuple(folds)

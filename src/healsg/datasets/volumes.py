@@ -1,0 +1,472 @@
+"""Volumes with their place in the scanner's space: NIfTI through nibabel; MetaImage and NRRD through SimpleITK.
+
+A volume is ``(C, X, Y, Z)`` with the affine of nibabel: from voxel indices to millimetres, to the right, to the front
+and up (RAS+). What is written takes affine, header and file type from the volume it belongs to, bit for bit.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from healsg.data.source import line
+from healsg.errors import ConfigError, DataError
+from healsg.safefiles import replacing, temporary_name
+
+Array = np.ndarray[Any, Any]
+Affine = np.ndarray[Any, np.dtype[np.float64]]
+Trusted = Literal["agreeing", "sform", "qform"]
+
+NIFTI = (".nii", ".nii.gz")
+ITK = (".mha", ".mhd", ".nrrd")
+EXTENSIONS = (*NIFTI, *ITK)
+
+SAME = 1e-3
+"""How far, in voxels at the farthest corner, two affines may differ that mean the same."""
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From ITK's directions to nibabel's, and back."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a volume lies, and how its file says so.
+
+    Args:
+        shape: voxels along each axis.
+        affine: (4, 4) float64, to RAS+ millimetres.
+        channels: of the volume.
+        dtype: of the stored numbers.
+        header: what the writer needs: nibabel's header, or ITK's origin, spacing, direction and further entries.
+        remarks: what is unusual, in words.
+        scale: NIfTI's ``scl_slope`` and ``scl_inter``, which are applied as the numbers are read.
+    """
+
+    shape: tuple[int, ...]
+    affine: Affine
+    channels: int
+    dtype: np.dtype[Any]
+    header: Any = field(repr=False, compare=False)
+    remarks: tuple[str, ...] = ()
+    scale: tuple[float, float] = (1.0, 0.0)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """The size of a voxel along each axis, in mm."""
+        return spacing_of(self.affine)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A file's numbers and their place.
+
+    Args:
+        path: the file.
+        array: (C, X, Y, Z).
+        geometry: where it lies.
+    """
+
+    path: Path
+    array: Array = field(repr=False)
+    geometry: Geometry
+
+
+def spacing_of(affine: Affine) -> tuple[float, ...]:
+    """The lengths of an affine's columns, in mm."""
+    return tuple(float(length) for length in np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
+
+
+def extension(path: Path) -> str:
+    """The extension of a volume's file, in small letters, with ``.nii.gz`` as one. Raises DataError for another."""
+    name = path.name.lower()
+    found = next((one for one in (".nii.gz", *EXTENSIONS) if name.endswith(one)), None)
+    if found is None:
+        raise DataError(f"{path}: is no volume; known are {', '.join(EXTENSIONS)}")
+    return found
+
+
+def stem(path: Path) -> str:
+    """The file's name without its extension."""
+    return path.name[: -len(extension(path))]
+
+
+def is_volume(path: Path) -> bool:
+    """Whether a file's name is that of a volume; hidden files, such as those of macOS, are none."""
+    return not path.name.startswith(".") and path.name.lower().endswith(EXTENSIONS)
+
+
+def need(package: str) -> None:
+    """Raises ConfigError where a package of the extra is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"data: volumes need {package}; install it with: pip install 'healsg[seg]'")
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_geometry(path: Path, trust: Trusted = "agreeing") -> Geometry:
+    """Where a volume lies, from its header alone.
+
+    Args:
+        path: the file.
+        trust: of a NIfTI file with both an sform and a qform, which is taken where they disagree; ``agreeing`` refuses.
+
+    Raises:
+        DataError: one line that names the file.
+    """
+    if extension(path) in NIFTI:
+        return _nifti_geometry(path, _open_nifti(path), trust)
+    return _itk_geometry(path)
+
+
+def read_volume(path: Path, trust: Trusted = "agreeing") -> Volume:
+    """A volume's numbers as they are meant, ``scl_slope`` applied; see ``read_geometry``. Raises DataError."""
+    if extension(path) in NIFTI:
+        image = _open_nifti(path)
+        geometry = _nifti_geometry(path, image, trust)
+        with _damage(path):
+            stored = np.asanyarray(image.dataobj)
+        array = _channels_first(stored, geometry)
+        return Volume(path, array, geometry)
+    geometry = _itk_geometry(path)
+    need("SimpleITK")
+    import SimpleITK as sitk  # noqa: N813 - its usual name
+
+    with _damage(path):
+        stored = sitk.GetArrayFromImage(sitk.ReadImage(os.fspath(path)))
+    # (Z, Y, X) or (Z, Y, X, C) to (C, X, Y, Z)
+    array = (
+        stored.transpose(2, 1, 0)[None] if geometry.channels == 1 and stored.ndim == 3 else stored.transpose(3, 2, 1, 0)
+    )
+    return Volume(path, array, geometry)
+
+
+def read_image(paths: Sequence[Path], trust: Trusted = "agreeing") -> Volume:
+    """An image, float32, of one file or of one file a channel, which must lie in one space.
+
+    Raises DataError for numbers that are NaN or infinite, and for channels that do not lie in one space.
+    """
+    volumes = [read_volume(path, trust) for path in paths]
+    for volume in volumes:
+        require_finite(volume)
+        require_same_space(volumes[0], volume, "channel")
+    first = volumes[0]
+    joined = np.concatenate([volume.array.astype(np.float32) for volume in volumes])
+    return Volume(first.path, joined, first.geometry)
+
+
+def read_mask(path: Path, labels: Sequence[int] | None = None, trust: Trusted = "agreeing") -> Volume:
+    """A mask as whole numbers (1, X, Y, Z): uint8, int16 or int32, the smallest that holds them.
+
+    Args:
+        path: the file.
+        labels: those that may occur; any where it is None.
+        trust: see ``read_geometry``.
+
+    Raises:
+        DataError: it has several channels, numbers that are not whole, or labels that may not occur.
+    """
+    volume = read_volume(path, trust)
+    if len(volume.array) > 1:
+        raise DataError(f"{path}: a mask has one channel, and this has {len(volume.array)}")
+    found = volume.array
+    if found.dtype.kind == "f":
+        require_finite(volume)
+        broken = found[found != np.rint(found)]
+        if len(broken):
+            scaled = "; its header's scl_slope scales them" if volume.geometry.scale != (1.0, 0.0) else ""
+            raise DataError(f"{path}: a mask holds whole numbers, and this has {broken[0]:g}{scaled}")
+    low, high = int(found.min(initial=0)), int(found.max(initial=0))
+    kinds = [
+        kind for kind in (np.uint8, np.int16, np.int32) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max
+    ]
+    if not kinds:
+        raise DataError(f"{path}: a mask's labels lie within 32 bits, and this has {low if low < 0 else high}")
+    array = found.astype(kinds[0])
+    if labels is not None:
+        require_labels(array, labels, path)
+    return Volume(path, array, volume.geometry)
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Answer whatever a library says of a damaged file with one line that names it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: cannot be read, it is cut short or damaged ({line(error)[:200]})") from error
+
+
+def _open_nifti(path: Path) -> Any:
+    need("nibabel")
+    import nibabel
+
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    with _damage(path):
+        image = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Image):
+            raise DataError(f"{path}: is no NIfTI file, but {type(image).__name__}")
+    return image
+
+
+def _nifti_geometry(path: Path, image: Any, trust: Trusted) -> Geometry:
+    header, shape = image.header, tuple(image.shape)
+    remarks = []
+    if header.get_data_dtype().kind not in "iuf":
+        raise DataError(f"{path}: holds {header.get_data_dtype()}; convert it to whole or floating-point numbers")
+    if len(shape) == 5 and shape[3] == 1:  # ITK's vectors
+        shape = (*shape[:3], shape[4])
+    channels = shape[3] if len(shape) == 4 else 1
+    if len(shape) == 4 and channels == 1:
+        remarks.append(f"4D with one channel {shape}, taken as 3D")
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise DataError(f"{path}: has the shape {tuple(image.shape)}; a volume is 3D, or 4D with channels last")
+    scale = (float(image.dataobj.slope), float(image.dataobj.inter))
+    if scale != (1.0, 0.0):
+        remarks.append("scl_slope and scl_inter are {:g} and {:g}".format(*scale))
+    affine = _nifti_affine(path, header, shape[:3], trust)
+    _require_affine(affine, path)
+    return Geometry(shape[:3], affine, channels, header.get_data_dtype(), header.copy(), tuple(remarks), scale)
+
+
+def _nifti_affine(path: Path, header: Any, shape: Sequence[int], trust: Trusted) -> Affine:
+    """The affine that is meant. Raises DataError where sform and qform mean two, and none is trusted."""
+    with _damage(path):
+        sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
+        best: Affine = header.get_best_affine()
+    if sform is None or qform is None:
+        return best
+    if trust == "agreeing":
+        apart = corner_distance(sform, qform, shape)
+        if not apart <= 10 * SAME:  # a qform is stored as a quaternion of float32
+            raise DataError(
+                f"{path}: its sform and its qform place it {apart:.3g} voxels apart; mend the header, or say which is "
+                "meant: data.trust=sform or qform"
+            )
+    return np.asarray(qform if trust == "qform" else sform, dtype=np.float64)
+
+
+def _channels_first(stored: Array, geometry: Geometry) -> Array:
+    return np.moveaxis(stored.reshape(*geometry.shape, geometry.channels), -1, 0)
+
+
+def _itk_geometry(path: Path) -> Geometry:
+    need("SimpleITK")
+    import SimpleITK as sitk  # noqa: N813
+
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(os.fspath(path))
+    with _damage(path):
+        reader.ReadImageInformation()
+    size, channels = tuple(reader.GetSize()), reader.GetNumberOfComponents()
+    if len(size) == 4 and size[3] == 1:
+        raise DataError(f"{path}: is 4D with one channel {size}; store it as 3D")
+    if len(size) != 3 or min(size) < 1:
+        raise DataError(f"{path}: has the shape {size}; a volume is 3D, with channels in its voxels")
+    origin, spacing, direction = reader.GetOrigin(), reader.GetSpacing(), reader.GetDirection()
+    entries = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    header = {"origin": origin, "spacing": spacing, "direction": direction, "entries": entries}
+    affine = affine_of(origin, spacing, direction)
+    _require_affine(affine, path)
+    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID()).lower()
+    if "complex" in kind:
+        raise DataError(f"{path}: holds complex numbers; convert it to whole or floating-point numbers")
+    return Geometry(size, affine, channels, np.dtype(_NUMBERS.get(kind.split(" of ")[-1], "float64")), header)
+
+
+_NUMBERS = {
+    "8-bit unsigned integer": "uint8",
+    "8-bit signed integer": "int8",
+    "16-bit unsigned integer": "uint16",
+    "16-bit signed integer": "int16",
+    "32-bit unsigned integer": "uint32",
+    "32-bit signed integer": "int32",
+    "64-bit unsigned integer": "uint64",
+    "64-bit signed integer": "int64",
+    "32-bit float": "float32",
+    "64-bit float": "float64",
+}
+
+
+def affine_of(origin: Sequence[float], spacing: Sequence[float], direction: Sequence[float]) -> Affine:
+    """The affine of ITK's origin, spacing and direction (row by row), which are in LPS."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.asarray(direction, dtype=np.float64).reshape(3, 3) * np.asarray(spacing, dtype=np.float64)
+    affine[:3, 3] = origin
+    return LPS @ affine
+
+
+# --- what must hold --------------------------------------------------------------------------------------------------
+
+
+def _require_affine(affine: Affine, path: Path) -> None:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise DataError(f"{path}: its affine is not invertible, so that its voxels have no size; mend the header")
+
+
+def corner_distance(first: Affine, second: Affine, shape: Sequence[int]) -> float:
+    """How far apart two affines place the corners of a volume at most, in voxels of the smaller side."""
+    corners = np.array([[*corner, 1.0] for corner in np.ndindex(2, 2, 2)])
+    corners[:, :3] *= np.asarray(shape) - 1
+    apart = np.sqrt((((first - second) @ corners.T)[:3] ** 2).sum(axis=0)).max()
+    return float(apart / min(spacing_of(first)))
+
+
+def require_finite(volume: Volume) -> None:
+    """Raises DataError for numbers that are NaN or infinite."""
+    if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
+        broken = int((~np.isfinite(volume.array)).sum())
+        raise DataError(f"{volume.path}: {broken} of its numbers are NaN or infinite; replace them")
+
+
+def require_same_space(image: Volume, other: Volume, what: str = "mask", tolerance: float = 10 * SAME) -> None:
+    """Raises DataError where a mask (or channel) has another shape than its image, or lies elsewhere.
+
+    Args:
+        image, other: what belongs together.
+        what: what the other one is, in words.
+        tolerance: in voxels, at the farthest corner.
+    """
+    own, wanted = other.geometry.shape, image.geometry.shape
+    if own != wanted:
+        raise DataError(f"{other.path}: the {what} has the shape {own}, and its image {image.path.name} has {wanted}")
+    apart = corner_distance(image.geometry.affine, other.geometry.affine, wanted)
+    if apart > tolerance:
+        signs = [np.sign(np.diag(one.geometry.affine)[:3]).tolist() for one in (image, other)]
+        flipped = "; it is flipped" if signs[0] != signs[1] else ""
+        raise DataError(f"{other.path}: the {what} lies {apart:.3g} voxels from its image {image.path.name}{flipped}")
+
+
+def require_labels(array: Array, labels: Sequence[int], path: Path) -> None:
+    """Raises DataError for a label that is not among ``labels``."""
+    found = np.unique(array).tolist()
+    others = [label for label in found if label not in set(labels)]
+    if not others:
+        return
+    hint = "; 255 for the foreground? data.mapping={0: 0, 255: 1}" if found in ([0, 255], [255]) else ""
+    known = ", ".join(map(str, labels[:10])) + (", ..." if len(labels) > 10 else "")
+    raise DataError(f"{path}: holds the label {others[0]}, and those known are {known}{hint}")
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_volume(path: Path, array: Array, like: Volume) -> None:
+    """Write numbers in the place of ``like``: its affine and header, bit for bit, in its kind of file unless ``path``
+    says another. The file is there whole or not at all.
+
+    Args:
+        path: with one of the extensions of volumes.
+        array: (C, X, Y, Z), or (X, Y, Z).
+        like: the volume whose space it is in.
+
+    Raises:
+        DataError: another shape than the volume's.
+        OSError: it cannot be written.
+    """
+    array = array[None] if array.ndim == 3 else array
+    if array.shape[1:] != like.geometry.shape:
+        raise DataError(
+            f"{path}: {array.shape[1:]} voxels do not go into the space of {like.path}, {like.geometry.shape}"
+        )
+    if extension(path) in NIFTI:
+        _write_nifti(path, array, like.geometry)
+    else:
+        _write_itk(path, array, like.geometry)
+
+
+def _write_nifti(path: Path, array: Array, geometry: Geometry) -> None:
+    need("nibabel")
+    import nibabel
+
+    stored = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+    header = geometry.header.copy() if hasattr(geometry.header, "get_slope_inter") else None
+    image = nibabel.Nifti1Image(stored, geometry.affine, header, dtype=stored.dtype)
+    image.header.set_slope_inter(1, 0)
+    image.header["cal_min"], image.header["cal_max"] = 0, 0  # the image's window, which is not the mask's
+    if header is None:
+        image.header.set_xyzt_units("mm")
+    with replacing(path) as file:
+        if extension(path) == ".nii":
+            image.to_stream(file)
+            return
+        with gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:  # the same bytes at any time
+            image.to_stream(packed)
+
+
+def _write_itk(path: Path, array: Array, geometry: Geometry) -> None:
+    need("SimpleITK")
+    import SimpleITK as sitk  # noqa: N813
+
+    vector = len(array) > 1
+    stored = array.transpose(3, 2, 1, 0) if vector else array[0].transpose(2, 1, 0)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(stored), isVector=vector)
+    origin, spacing, direction = itk_parts(geometry)
+    image.SetOrigin(origin)
+    image.SetSpacing(spacing)
+    image.SetDirection(direction)
+    if isinstance(geometry.header, dict):
+        for key, value in geometry.header["entries"].items():
+            if not key.startswith(("ITK_", "NRRD_space", "NRRD_kinds")):  # those are of the stored numbers
+                image.SetMetaData(key, value)
+    kind = extension(path)
+    if kind == ".mhd":
+        _moved(path, image, ".mha", _split_header)
+    else:
+        _moved(path, image, kind, None)
+
+
+def itk_parts(geometry: Geometry) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Origin, spacing and direction for ITK: those that the file had, or the affine's."""
+    if isinstance(geometry.header, dict):
+        return geometry.header["origin"], geometry.header["spacing"], geometry.header["direction"]
+    affine = LPS @ geometry.affine
+    spacing = spacing_of(affine)
+    direction = (affine[:3, :3] / np.asarray(spacing)).ravel().tolist()
+    return tuple(affine[:3, 3].tolist()), spacing, tuple(direction)
+
+
+def _moved(path: Path, image: Any, kind: str, then: Callable[[Path, Path], None] | None) -> None:
+    """Let SimpleITK, which takes names alone, write beside ``path``, and move the file there."""
+    import SimpleITK as sitk  # noqa: N813
+
+    beside = temporary_name(path)
+    beside = beside.with_name(beside.name + kind)
+    try:
+        try:
+            sitk.WriteImage(image, os.fspath(beside), useCompression=True)
+        except RuntimeError as error:
+            raise OSError(f"{path}: cannot be written ({line(error)[:200]})") from error
+        if then is None:
+            beside.replace(path)
+        else:
+            then(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _split_header(whole: Path, path: Path) -> None:
+    """Make of a MetaImage in one file one in two: the numbers first, the header that names them last."""
+    content, mark = whole.read_bytes(), b"ElementDataFile = LOCAL\n"
+    end = content.index(mark)
+    numbers = path.with_name(path.name[: -len(".mhd")] + ".zraw")
+    with replacing(numbers) as file:
+        file.write(content[end + len(mark) :])
+    with replacing(path) as file:
+        file.write(content[:end] + b"ElementDataFile = " + os.fsencode(numbers.name) + b"\n")
