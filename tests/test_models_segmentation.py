@@ -196,7 +196,7 @@ def test_without_monai_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_data_say_what_is_ignored() -> None:
-    class Told(DataInfo):
+    class Told(DataInfo):  # as the kind of task has it
         ignore = 255
 
     criterion: Any = UNet(deep_supervision=False).criterion(Told((1, 8, 8), 3, "segmentation"))

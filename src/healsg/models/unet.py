@@ -4,7 +4,7 @@ https://doi.org/10.1038/s41592-020-01008-z): strided convolutions, InstanceNorm,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -249,9 +249,9 @@ class DenseModel(TaskModel):
 
 
 def dense_settings(info: DataInfo) -> dict[str, Any]:
-    """What the data say of their labels: ``ignore`` and ``regions``, where they have them."""
-    known: Mapping[str, Any] = {key: getattr(info, key, None) for key in ("ignore", "regions")}
-    return {key: value for key, value in known.items() if value is not None and value != ()}
+    """What the data say of their labels: ``ignore``, and the labels of each of the ``regions``, where they have them."""
+    regions = getattr(info, "regions", None)
+    return {"ignore": getattr(info, "ignore", None), "regions": list(regions.values()) if regions else None}
 
 
 class PyramidModel(DenseModel):
