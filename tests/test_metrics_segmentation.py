@@ -122,6 +122,8 @@ def test_what_is_missed_counts_and_what_is_not_there_does_not(monai: Any) -> Non
     assert found["HD95"]["infinite"] == found["ASSD"]["infinite"] == 2
     assert found["Volume"]["bias"] == pytest.approx((0 - 16 + 4) / 3 / 1000)
     assert found["Cases"] == {"": 1, "false_alarms": 1, "left_out": 1, "all": 4}
+    counts = seg.overlap_counts(*cases()[0], 2)
+    assert [row[1] for row in seg.Cases().table((counts,))] == [0, 1, 0, 0], "by case, whether a class was missed"
 
 
 CONVENTIONS = {

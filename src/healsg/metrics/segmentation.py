@@ -487,6 +487,10 @@ class Cases(Overlap):
 
     higher_is_better: ClassVar[bool | None] = False
 
+    def score(self, right: float, made: float, true: float, every: float) -> float:
+        """1 for a class that was missed, so that a case's own number is the share of its classes that was."""
+        return float(true > 0 and not made)
+
     def value(self, state: Any) -> dict[str, float]:
         counts = state[0][:, self.first(state[0].shape[1]) :]
         made, true = counts[..., 1] > 0, counts[..., 2] > 0
