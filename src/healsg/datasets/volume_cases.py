@@ -1,0 +1,179 @@
+"""Cases as a network sees them: volumes read, brought into the common space, their intensities scaled; and back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from healsg.data.source import line
+from healsg.datasets.volume_lists import Case
+from healsg.datasets.volume_space import Steps, prepared, steps_for, windowed, z_scored
+from healsg.datasets.volumes import Array, Trusted, Volume, read_geometry, read_image, read_mask, require_same_space
+from healsg.errors import DataError
+from healsg.evaluation.sliding_window import Predict, Windows, labels, slab_axis, slabs
+
+Intensity = Literal["zscore", "window", "none"]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How volumes become inputs.
+
+    Args:
+        spacing: of the common space, in mm, by axis; None, or 0 along an axis, keeps a volume's own.
+        orient: turn volumes to RAS.
+        intensity: ``zscore`` (MR), ``window`` (CT) or ``none``.
+        window: the two intensities that become 0 and 1 with ``window``.
+        crop: cut away what is not above this intensity; None keeps all.
+        mapping: from the labels of the files to 0, 1, 2, ...
+        ignore: the label of the files that is left as it is.
+        trust: see ``read_geometry``.
+    """
+
+    spacing: tuple[float, ...] | None = None
+    orient: bool = True
+    intensity: Intensity = "zscore"
+    window: tuple[float, float] = (0.0, 1.0)
+    crop: float | None = None
+    mapping: Mapping[int, int] = field(default_factory=dict)
+    ignore: int | None = None
+    trust: Trusted = "agreeing"
+
+    def steps(self, image: Volume) -> Steps:
+        """How the image is brought into the common space."""
+        return steps_for(image.array, image.geometry.affine, self.spacing, self.orient, self.crop)
+
+    def input(self, image: Volume, steps: Steps) -> Array:
+        """(C, X, Y, Z) float32 of the common space."""
+        made = prepared(image.array, steps)
+        if self.intensity == "window":
+            return windowed(made, *self.window)
+        return z_scored(made) if self.intensity == "zscore" else made
+
+    def target(self, mask: Volume, steps: Steps) -> Array:
+        """(X, Y, Z) labels 0, 1, 2, ... of the common space. Raises DataError for a label that is not mapped."""
+        known = dict(self.mapping) | ({} if self.ignore is None else {self.ignore: self.ignore})
+        found = np.unique(mask.array).tolist()
+        if self.mapping and (others := [label for label in found if label not in known]):
+            hint = "; is 255 the foreground? data.mapping={0: 0, 255: 1}" if found in ([0, 255], [255]) else ""
+            raise DataError(f"{mask.path}: holds the label {others[0]}, and those known are {sorted(known)}{hint}")
+        return steps.forward(relabelled(mask.array, known) if self.mapping else mask.array)[0]
+
+    def restored(self, made: Array) -> Array:
+        """Labels 0, 1, 2, ... as those of the files."""
+        return relabelled(made, {new: old for old, new in self.mapping.items()}) if self.mapping else made
+
+
+def relabelled(array: Array, mapping: Mapping[int, int]) -> Array:
+    """Labels replaced by others, in the smallest whole type that holds these."""
+    highest = max([0, *mapping.values()])
+    made = np.zeros(array.shape, dtype=np.uint8 if highest < 256 else np.int32)
+    for old, new in mapping.items():
+        if new:
+            made[array == old] = new
+    return made
+
+
+class PreparedCases:
+    """A map-style data set of whole cases: ``(input, target)``, the target all background where a case has no mask.
+
+    Args:
+        cases: images and masks.
+        preparation: how they become inputs.
+    """
+
+    def __init__(self, cases: Sequence[Case], preparation: Preparation) -> None:
+        self.cases, self.preparation = list(cases), preparation
+        self.paths = [str(case.images[0]) for case in cases]
+        self.mask_paths = [str(case.label or case.images[0]) for case in cases]
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def name(self, index: int) -> str:
+        """The file, for messages."""
+        return self.paths[index]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        case = self.cases[index]
+        image = read_image(case.images, self.preparation.trust)
+        steps = self.preparation.steps(image)
+        input = torch.from_numpy(self.preparation.input(image, steps))
+        if case.label is None:
+            return input, torch.zeros(input.shape[1:], dtype=torch.uint8)
+        mask = read_mask(case.label, trust=self.preparation.trust)
+        require_same_space(image, mask)
+        return input, torch.from_numpy(self.preparation.target(mask, steps))
+
+
+def steps_of_file(path: Path, preparation: Preparation) -> Steps:
+    """The steps of a case, from its header where nothing is cut away, which needs the numbers."""
+    if preparation.crop is not None:
+        return preparation.steps(read_image([path], preparation.trust))
+    geometry = read_geometry(path, preparation.trust)
+    empty = np.broadcast_to(np.zeros((), np.float32), (1, *geometry.shape))
+    return steps_for(empty, geometry.affine, preparation.spacing, preparation.orient)
+
+
+# --- prediction ------------------------------------------------------------------------------------------------------
+
+
+def segmented(
+    predict: Predict,
+    image: Volume,
+    preparation: Preparation,
+    windows: Windows,
+    device: torch.device | str = "cpu",
+    regions: Sequence[int] = (),
+) -> Array:
+    """(1, X, Y, Z): the mask of an image in its file's own space and labels.
+
+    Where no voxel is resampled, labels are taken slab by slab and turned back as they are. Else the scores of the
+    common space lie in a temporary file of float16, and are interpolated and compared slab by slab.
+
+    Args:
+        predict: the network, from (N, C, ...) windows to scores.
+        image: of the file.
+        preparation: how the network's inputs were made.
+        windows: how the volume is taken apart.
+        device: where windows are predicted.
+        regions: see ``sliding_window.labels``.
+    """
+    steps = preparation.steps(image)
+    input = preparation.input(image, steps)
+    if steps.wanted == tuple(high - low for low, high in steps.box) or regions:
+        made = labels(predict, input, windows, device, regions).numpy()
+        return preparation.restored(steps.backward(made[None]))
+    axis = slab_axis(input.shape[1:])
+    with tempfile.TemporaryFile() as file:
+        scores: Any = None
+        for first, output in slabs(predict, input, windows, device, axis):
+            if scores is None:
+                shape = (len(output), *input.shape[1:])
+                scores = np.memmap(file, dtype=np.float16, mode="w+", shape=shape)  # type: ignore[call-overload]
+            place = tuple(
+                slice(first, first + output.shape[axis + 1]) if at == axis else slice(None) for at in range(3)
+            )
+            scores[(slice(None), *place)] = output.cpu().numpy()
+        made = steps.backward_scores(scores)
+    return preparation.restored(made)
+
+
+def labels_in(cases: Sequence[Case], preparation: Preparation) -> tuple[int, ...]:
+    """All labels that the masks of cases hold but ``ignore``, sorted, for which each mask is read. Raises DataError."""
+    found: set[int] = set()
+    for case in cases:
+        if case.label is not None:
+            found |= set(np.unique(read_mask(case.label, trust=preparation.trust).array).tolist())
+    found.discard(-1 if preparation.ignore is None else preparation.ignore)
+    if not found - {0}:
+        shown = line(str(cases[0].label)) if cases else "no case"
+        raise DataError(f"data: no mask holds a foreground label ({shown} and all others are empty)")
+    return tuple(sorted(found | {0}))
