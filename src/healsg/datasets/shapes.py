@@ -63,7 +63,7 @@ def smooth_noise(random: Random, shape: Sequence[int], scale: int) -> Array:
     coarse = random.normal(size=[-(-side // scale) + 1 for side in shape]).astype(np.float32)
     mode = "bilinear" if len(shape) == 2 else "trilinear"
     made = F.interpolate(torch.from_numpy(coarse)[None, None], tuple(shape), mode=mode, align_corners=True)
-    return made[0, 0].numpy()  # type: ignore[no-any-return]
+    return made[0, 0].numpy()
 
 
 def bias_field(random: Random, places: Array, strength: float) -> Array:

@@ -64,7 +64,9 @@ class Preparation:
         if self.mapping and (others := [label for label in found if label not in known]):
             hint = "; is 255 the foreground? data.mapping={0: 0, 255: 1}" if found in ([0, 255], [255]) else ""
             raise DataError(f"{mask.path}: holds the label {others[0]}, and those known are {sorted(known)}{hint}")
-        return steps.forward(relabelled(mask.array, known) if self.mapping else mask.array)[0]
+        found_labels = relabelled(mask.array, known) if self.mapping else mask.array
+        made: Array = steps.forward(found_labels)[0]
+        return made
 
     def restored(self, made: Array) -> Array:
         """Labels 0, 1, 2, ... as those of the files."""
@@ -157,7 +159,7 @@ def segmented(
         for first, output in slabs(predict, input, windows, device, axis):
             if scores is None:
                 shape = (len(output), *input.shape[1:])
-                scores = np.memmap(file, dtype=np.float16, mode="w+", shape=shape)  # type: ignore[call-overload]
+                scores = np.memmap(file, dtype=np.float16, mode="w+", shape=shape)
             place = tuple(
                 slice(first, first + output.shape[axis + 1]) if at == axis else slice(None) for at in range(3)
             )

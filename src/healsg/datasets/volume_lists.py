@@ -175,7 +175,7 @@ def decathlon(path: Path, folder: Path | None = None) -> CaseList:
     cases: list[Case] = []
     for key, entries in content.items():
         if isinstance(entries, list) and (key in PARTS or _lists_cases(entries)):
-            split = PARTS.get(key, key)
+            split = PARTS.get(key) or str(key)
             cases += [_case(path, f"{key}[{n}]", entry, folder, split) for n, entry in enumerate(entries)]
     if not cases:
         raise DataError(f"{path}: lists no case under training, validation or test")

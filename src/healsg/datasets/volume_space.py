@@ -90,10 +90,10 @@ def axis_codes(affine: Affine) -> str:
 def foreground(array: Array, above: float = 0.0, margin: int = 0) -> Box:
     """The smallest box around all voxels above a value in some channel, with a margin inside the volume; the whole
     volume where there is none."""
-    inside = (array > above).any(axis=0)
+    inside = np.any(array > above, axis=0)
     box = []
     for axis, side in enumerate(inside.shape):
-        along = np.flatnonzero(inside.any(axis=tuple(other for other in range(inside.ndim) if other != axis)))
+        along = np.flatnonzero(np.any(inside, axis=tuple(other for other in range(inside.ndim) if other != axis)))
         box.append(
             (max(0, int(along[0]) - margin), min(side, int(along[-1]) + 1 + margin)) if len(along) else (0, side)
         )
