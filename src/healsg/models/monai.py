@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,10 +15,9 @@ from torch import Tensor, nn
 from healsg.data.base import DataInfo
 from healsg.data.source import line
 from healsg.errors import ConfigError
-from healsg.losses.segmentation import DeepSupervision, DiceCrossEntropy
-from healsg.model import Network, TaskModel
+from healsg.model import TaskModel
 from healsg.models.torchvision import set_apart
-from healsg.models.unet import dense_settings
+from healsg.models.unet import DenseModel, DenseNetwork
 
 ALIASES = {
     "spatial_dims": "dim",
@@ -41,17 +41,18 @@ USUAL: dict[str, dict[str, Any]] = {
 """Arguments without a default in MONAI, where ``options`` does not give them."""
 
 
-class MonaiNetwork(Network):
+class MonaiNetwork(DenseNetwork):
     """A MONAI network with an output for each pixel. In training it gives a list of outputs, the finest first, where it
     has several; in evaluation the finest.
 
     Args:
         body: MONAI's network.
         name: what MONAI calls it.
+        window: see ``DenseNetwork``.
     """
 
-    def __init__(self, body: nn.Module, name: str) -> None:
-        super().__init__()
+    def __init__(self, body: nn.Module, name: str, window: Sequence[int]) -> None:
+        super().__init__(window)
         self.body, self.name = body, name
         self.head = nn.Identity()
         self.num_features = 0
@@ -75,7 +76,7 @@ class MonaiNetwork(Network):
         return several if self.training and len(several) > 1 else several[0]
 
 
-class Monai(TaskModel):
+class Monai(DenseModel):
     """One of MONAI's networks for images and volumes of any number of channels.
 
     The number of dimensions, channels and outputs and the size of an image are filled in from the data.
@@ -84,19 +85,17 @@ class Monai(TaskModel):
         name: of a class in ``monai.networks.nets``, for example ``MedNeXtS``, ``SegResNet``, ``DynUNet``, ``VNet``,
             ``UNETR``, ``SwinUNETR``, ``UNet``; for one class a volume ``DenseNet121``.
         options: further arguments of that class by name, such as ``{deep_supervision: true}``.
-        loss: the criterion of one output; None is the usual one, of segmentation Dice and cross entropy.
-        common: the arguments of TaskModel.
+        common: the arguments of DenseModel.
     """
 
     def __init__(
         self,
         name: str = "SegResNet",
         options: dict[str, Any] | None = None,
-        loss: nn.Module | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.name, self.options, self.loss = name, dict(options or {}), loss
+        self.name, self.options = name, dict(options or {})
 
     def check(self, info: DataInfo) -> None:
         if importlib.util.find_spec("monai") is None:
@@ -111,8 +110,8 @@ class Monai(TaskModel):
 
     def criterion(self, info: DataInfo) -> nn.Module:
         if info.kind != "segmentation":
-            return self.loss or super().criterion(info)
-        return DeepSupervision(self.loss or DiceCrossEntropy(**dense_settings(info)))
+            return self.loss or TaskModel.criterion(self, info)
+        return super().criterion(info)
 
     def build(self, info: DataInfo) -> nn.Module:
         arguments = self._arguments(info)
@@ -125,7 +124,7 @@ class Monai(TaskModel):
             if isinstance(output, Tensor) and output.dim() == 2:
                 return set_apart(body, info.num_classes, self.name)
             raise ConfigError(f"model.name: MONAI's {self.name} has an output for each pixel; this task is {info.kind}")
-        network = MonaiNetwork(body, self.name)
+        network = MonaiNetwork(body, self.name, info.input_shape[1:])
         made = try_out(network, info)
         wanted = (1, info.num_classes, *info.input_shape[1:])
         if not isinstance(made, Tensor) or tuple(made.shape) != wanted:

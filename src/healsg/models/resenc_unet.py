@@ -107,6 +107,6 @@ class ResEncUNet(PyramidModel):
             encoder.append(nn.Sequential(*blocks))
             before = after
         decoder = Decoder(shape, info.num_classes, self.convolutions, self.norm, self.dropout, self.deep(shape))
-        network = UNetwork(encoder, decoder, shape, info.num_classes)
+        network = UNetwork(encoder, decoder, shape, info.num_classes, info.input_shape[1:])
         initialise(network)
         return network

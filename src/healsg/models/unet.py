@@ -4,7 +4,7 @@ https://doi.org/10.1038/s41592-020-01008-z): strided convolutions, InstanceNorm,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
+from healsg.evaluation.sliding_window import Rule, Windows, whole
 from healsg.losses.segmentation import DeepSupervision, DiceCrossEntropy
 from healsg.model import Network, TaskModel
 from healsg.types import Count, Share
@@ -167,7 +168,19 @@ def fitted(hidden: Tensor, beside: Tensor) -> Tensor:
     return hidden[(slice(None), slice(None), *(slice(side) for side in beside.shape[2:]))]
 
 
-class UNetwork(Network):
+class DenseNetwork(Network):
+    """A network with an output for each pixel.
+
+    Args:
+        window: the spatial size of its training samples, by which larger images are predicted in windows.
+    """
+
+    def __init__(self, window: Sequence[int]) -> None:
+        super().__init__()
+        self.window = tuple(window)
+
+
+class UNetwork(DenseNetwork):
     """Encoder, decoder and ``head``, the 1x1 convolution that makes the finest output. In training it gives a list of
     outputs, the finest first, where it has coarser ones; in evaluation the finest alone.
 
@@ -176,10 +189,13 @@ class UNetwork(Network):
         decoder: what makes of their maps the finest map and the coarser outputs.
         shape: of the U-Net.
         outputs: channels of an output.
+        window: see ``DenseNetwork``.
     """
 
-    def __init__(self, encoder: Sequence[nn.Module], decoder: Decoder, shape: Shape, outputs: int) -> None:
-        super().__init__()
+    def __init__(
+        self, encoder: Sequence[nn.Module], decoder: Decoder, shape: Shape, outputs: int, window: Sequence[int]
+    ) -> None:
+        super().__init__(window)
         self.encoder, self.decoder = nn.ModuleList(encoder), decoder
         self.num_features = shape.channels[-1]
         self.head = CONVOLUTION[shape.dim](shape.channels[0], outputs, 1)
@@ -206,8 +222,9 @@ class UNetwork(Network):
 
 def initialise(network: nn.Module) -> None:
     """Draw the convolutions' weights as nnU-Net does (He et al. 2015, arXiv 1502.01852), for leaky ReLU of 0.01."""
+    kinds = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     for module in network.modules():
-        if isinstance(module, (*CONVOLUTION.values(), *TRANSPOSED.values())):
+        if isinstance(module, kinds):
             nn.init.kaiming_normal_(module.weight, a=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -217,39 +234,59 @@ def initialise(network: nn.Module) -> None:
 
 
 class DenseModel(TaskModel):
-    """What networks with an output for each pixel share: the loss and its deep supervision.
+    """What networks with an output for each pixel share: the loss, and the prediction of larger images in windows.
 
     Args:
-        loss: the criterion of one output, from scores (N, C, ...) and labels (N, ...) to a scalar. None is the usual
-            one of the kind of task; of segmentation Dice and cross entropy.
+        loss: the criterion of one output, from scores (N, C, ...) and labels (N, ...) to a scalar. None is Dice and
+            cross entropy.
+        windows: where windows lie and how they weigh, as in ``nnunet`` or in ``monai``; see ``sliding_window``.
+        overlap: the share of a window that the next one covers too.
+        mirror: average each window's prediction with those of its mirror images along all axes, in evaluation.
         common: the arguments of TaskModel.
     """
 
-    def __init__(self, loss: nn.Module | None = None, **common: Any) -> None:
+    deeply_supervised: bool = True
+    """Whether the network may give outputs at several resolutions in training."""
+
+    def __init__(
+        self,
+        loss: nn.Module | None = None,
+        windows: Rule = "nnunet",
+        overlap: Share = 0.5,
+        mirror: bool = False,
+        **common: Any,
+    ) -> None:
         super().__init__(**common)
-        self.loss = loss
-
-    @property
-    def deeply_supervised(self) -> bool:
-        """Whether the network gives outputs at several resolutions in training."""
-        raise NotImplementedError
-
-    def check(self, info: DataInfo) -> None:
-        if info.kind != "segmentation":
-            raise ConfigError(
-                f"model: {type(self).__name__} has an output for each pixel, and this task is {info.kind}; "
-                "model=resnet has one for each sample"
-            )
-        super().check(info)
+        self.loss, self.windows, self.overlap, self.mirror = loss, windows, overlap, mirror
 
     def criterion(self, info: DataInfo) -> nn.Module:
-        loss = self.loss or (DiceCrossEntropy(**dense_settings(info)) if info.kind == "segmentation" else None)
-        loss = loss or super().criterion(info)
+        loss = self.loss or DiceCrossEntropy(**dense_settings(info))
         return DeepSupervision(loss) if self.deeply_supervised else loss
+
+    def predict(self, network: nn.Module, batch: Mapping[str, Any]) -> Any:
+        """The scores of ``batch["input"]``: at once where it has the size of a training sample, else in windows of that
+        size, image by image."""
+        input = batch["input"]
+        window = next((part.window for part in network.modules() if isinstance(part, DenseNetwork)), None)
+        if window is None or (tuple(input.shape[2:]) == window and not self.mirror):
+            return network(input)
+        axes = tuple(range(len(window))) if self.mirror else ()
+        windows = Windows(window, self.windows, self.overlap, mirror=axes)
+        return torch.stack([whole(network, image, windows, input.device) for image in input])
+
+
+def refuse_samples(model: TaskModel, info: DataInfo) -> None:
+    """Raises ConfigError for a task whose targets are not one label for each pixel."""
+    if info.kind != "segmentation":
+        raise ConfigError(
+            f"model: {type(model).__name__} has an output for each pixel, and this task is {info.kind}; "
+            "model=resnet has one for each sample"
+        )
 
 
 def dense_settings(info: DataInfo) -> dict[str, Any]:
-    """What the data say of their labels: ``ignore``, and the labels of each of the ``regions``, where they have them."""
+    """What the data say of their labels: ``ignore``, and the labels of each of the ``regions``, where they have
+    them."""
     regions = getattr(info, "regions", None)
     return {"ignore": getattr(info, "ignore", None), "regions": list(regions.values()) if regions else None}
 
@@ -287,10 +324,7 @@ class PyramidModel(DenseModel):
         super().__init__(**common)
         self.width, self.stages, self.strides, self.kernels = width, stages, strides, kernels
         self.deep_supervision, self.norm, self.dropout, self.dim = deep_supervision, norm, dropout, dim
-
-    @property
-    def deeply_supervised(self) -> bool:
-        return self.deep_supervision
+        self.deeply_supervised = deep_supervision
 
     def shape(self, info: DataInfo) -> Shape:
         """The layout for inputs of ``info``. Raises ConfigError for one that does not fit them."""
@@ -319,6 +353,7 @@ class PyramidModel(DenseModel):
         return Shape(channels, strides, kernels)
 
     def check(self, info: DataInfo) -> None:
+        refuse_samples(self, info)
         super().check(info)
         shape = self.shape(info)
         coarsest = shape.sides(info.input_shape[1:])[-1]
@@ -352,6 +387,6 @@ class UNet(PyramidModel):
             encoder.append(plain_stage(before, after, kernel, stride, self.convolutions, self.norm, self.dropout))
             before = after
         decoder = Decoder(shape, info.num_classes, self.convolutions, self.norm, self.dropout, self.deep(shape))
-        network = UNetwork(encoder, decoder, shape, info.num_classes)
+        network = UNetwork(encoder, decoder, shape, info.num_classes, info.input_shape[1:])
         initialise(network)
         return network
