@@ -1,0 +1,232 @@
+"""Segmentation sets that are made on the spot: shapes in 2D and 3D, vessels, digits. No download, seconds to train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from healsg.data.case import Case
+from healsg.data.info import DataInfo
+from healsg.data.loader import Transform
+from healsg.data.source import About, DatasetSource, TensorSource
+from healsg.data.splits import stratified_split
+from healsg.datasets import digits_seg, shapes, tubes
+from healsg.datasets.digits import SAMPLES, TEST_SAMPLES, TEST_SEED, read_table
+from healsg.datasets.segmentation import Segmentation
+from healsg.datasets.shapes import Drawn
+from healsg.datasets.volumes import spacing_of
+from healsg.seeding import mix
+from healsg.transforms.views import Augment, ImageViews
+from healsg.transforms.volume import VolumeTransform
+from healsg.types import Count, Natural, NonNegative
+
+MEAN, STD = 0.15, 0.4
+"""About those of all these sets, whose objects are 1 brighter than the rest."""
+
+
+class Made(Segmentation):
+    """What the sets that are drawn share: parts of so many cases, each a pure function of (seed, part, index).
+
+    Args:
+        train, val, test: cases of each part; no ``val`` cases leave it to ``val_fraction``.
+        seed: of everything that is drawn; not that of the run.
+        texture, bias, noise: strengths of the texture, the bias field and the noise, where objects are 1 brighter.
+        common: the arguments of Segmentation.
+    """
+
+    def __init__(
+        self,
+        train: Count = 100,
+        val: Natural = 0,
+        test: Natural = 50,
+        seed: Natural = 0,
+        texture: NonNegative = 0.15,
+        bias: NonNegative = 0.3,
+        noise: NonNegative = 0.1,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.sizes, self.seed = {"train": train, "val": val, "test": test}, seed
+        self.strengths: dict[str, Any] = {"texture": texture, "bias": bias, "noise": noise}
+
+    def draw(self, part: str, seed: int, index: int) -> Drawn:
+        """Case ``index`` of a part."""
+        raise NotImplementedError
+
+    @property
+    def has_val(self) -> bool:
+        return self.sizes["val"] > 0
+
+    @property
+    def has_test(self) -> bool:
+        return self.sizes["test"] > 0
+
+    def drawn(self, part: str) -> list[Drawn]:
+        """All cases of a part."""
+        seed = mix(self.seed, part) >> 1
+        return [self.draw(part, seed, index) for index in range(self.sizes.get(part, 0))]
+
+    def read(self, part: str) -> TensorSource | DatasetSource | None:
+        drawn = self.drawn(part)
+        if not drawn:
+            return None
+        flat = drawn[0].labels.ndim == 2
+        cases = [
+            Case(f"{part}{index}", spacing=(1.0, 1.0) if flat else spacing_of(one.affine))
+            for index, one in enumerate(drawn)
+        ]
+        pairs = [(torch.from_numpy(one.image), torch.from_numpy(one.labels)) for one in drawn]
+        if flat:
+            images, masks = (torch.stack(column) for column in zip(*pairs, strict=True))
+            return TensorSource(images, masks, about=About(cases))
+        return DatasetSource(pairs, about=About(cases))
+
+
+class MadeImages(Made):
+    """Drawn images of one size.
+
+    Args:
+        size: height and width.
+        augment: of training images, by name; see ``ImageViews``.
+        flip: mirror training images left to right at random.
+        shift: the largest random shift of ``augment=standard``, in pixels.
+        common: the arguments of Made.
+    """
+
+    def __init__(
+        self,
+        size: Count = 64,
+        augment: Augment = "standard",
+        flip: bool = True,
+        shift: Natural = 0,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.size = size
+        self.views = ImageViews(augment, flip, shift, (MEAN,), (STD,), size=size, maximum=1.0, padding="reflect")
+
+    def transform(self, view: str, split: str) -> Transform:
+        return self.views.of(view, split)
+
+
+class Shapes2D(MadeImages):
+    """Ellipses and rectangles among rods and small discs of the same brightness; see ``shapes``.
+
+    Args:
+        common: the arguments of MadeImages.
+    """
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+
+    def described(self) -> DataInfo:
+        return DataInfo((1, self.size, self.size), len(shapes.CLASSES), class_names=shapes.CLASSES)
+
+    def draw(self, part: str, seed: int, index: int) -> Drawn:
+        return shapes.shapes2d(seed, index, self.size, **self.strengths)
+
+
+class DigitsSeg(MadeImages):
+    """Handwritten digits on textured canvases; those of the test part were written by others. See ``digits_seg``.
+
+    Args:
+        by_digit: each digit is a class of its own; else all ink is one.
+        most: digits on a canvas.
+        common: the arguments of MadeImages.
+    """
+
+    def __init__(self, by_digit: bool = False, most: Count = 3, **common: Any) -> None:
+        super().__init__(**common)
+        self.by_digit, self.most = by_digit, most
+
+    def described(self) -> DataInfo:
+        names = digits_seg.class_names(self.by_digit)
+        return DataInfo((1, self.size, self.size), len(names), class_names=names)
+
+    @cached_property
+    def _pictures(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Pictures and classes that a part may draw: the split of ``data=digits``."""
+        table = read_table()
+        pictures, classes = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].long()
+        train, test = stratified_split(classes, TEST_SAMPLES / SAMPLES, TEST_SEED)
+        return {"train": (pictures[train], classes[train]), "test": (pictures[test], classes[test])}
+
+    def draw(self, part: str, seed: int, index: int) -> Drawn:
+        pictures, classes = self._pictures["test" if part == "test" else "train"]
+        settings = (self.size, self.most, self.by_digit)
+        return digits_seg.digits_seg(seed, index, pictures, classes, *settings, **self.strengths)
+
+
+class MadeVolumes(Made):
+    """Drawn volumes of unlike sizes, of which patches are learned.
+
+    Args:
+        size: voxels along the first two axes, about.
+        patch: see ``Segmentation``.
+        foreground: see ``Segmentation``.
+        augment: ``standard`` mirrors training patches, ``none`` does nothing.
+        flip: mirror along each axis at random.
+        batch_size: patches of one forward pass, over all processes.
+        eval_batch_size: volumes of one forward pass of an evaluation; their sizes differ.
+        common: the arguments of Made.
+    """
+
+    def __init__(
+        self,
+        size: Count = 40,
+        patch: Sequence[Count] | None = (32, 32, 16),
+        foreground: float = 0.5,
+        augment: Literal["none", "standard"] = "standard",
+        flip: bool = True,
+        batch_size: Count = 2,
+        eval_batch_size: Count | None = 1,
+        **common: Any,
+    ) -> None:
+        usual: dict[str, Any] = {"patch": patch, "foreground": foreground if patch else 0.0}
+        super().__init__(**usual, batch_size=batch_size, eval_batch_size=eval_batch_size, **common)
+        self.size = size
+        self.views = VolumeTransform(flip and augment == "standard", 0, (MEAN,), (STD,), maximum=1.0)
+
+    def transform(self, view: str, split: str) -> Transform:
+        return self.views.of(view, split)
+
+
+class Shapes3D(MadeVolumes):
+    """Ellipsoids and boxes among rods and small balls of the same brightness; see ``shapes``.
+
+    Args:
+        common: the arguments of MadeVolumes.
+    """
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+
+    def described(self) -> DataInfo:
+        return DataInfo((1, self.size, self.size, self.size), len(shapes.CLASSES), class_names=shapes.CLASSES)
+
+    def draw(self, part: str, seed: int, index: int) -> Drawn:
+        return shapes.shapes3d(seed, index, self.size, **self.strengths)
+
+
+class Tubes3D(MadeVolumes):
+    """Branching thin vessels among bright balls; see ``tubes``.
+
+    Args:
+        depth: how often a vessel splits.
+        thick: the radius of the trunk, in voxels.
+        common: the arguments of MadeVolumes.
+    """
+
+    def __init__(self, depth: Count = 4, thick: NonNegative = 2.2, **common: Any) -> None:
+        super().__init__(**common)
+        self.depth, self.thick = depth, thick
+
+    def described(self) -> DataInfo:
+        return DataInfo((1, self.size, self.size, self.size), len(tubes.CLASSES), class_names=tubes.CLASSES)
+
+    def draw(self, part: str, seed: int, index: int) -> Drawn:
+        return tubes.tubes3d(seed, index, self.size, self.depth, self.thick, **self.strengths)

@@ -1,0 +1,237 @@
+"""Volumes of one's own with masks: folders of NIfTI, MetaImage and NRRD files, MSD and MONAI lists, nnU-Net's
+layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from healsg.data.case import Case
+from healsg.data.info import DataInfo
+from healsg.data.loader import Transform
+from healsg.data.source import About, DatasetSource
+from healsg.datasets import volume_lists
+from healsg.datasets.files import locate, log
+from healsg.datasets.segmentation import Segmentation
+from healsg.datasets.volume_cases import Intensity, Preparation, PreparedCases, labels_in, steps_of_file
+from healsg.datasets.volumes import Trusted, read_geometry, spacing_of
+from healsg.errors import ConfigError
+from healsg.transforms.volume import VolumeTransform
+from healsg.types import Count
+
+
+class Volumes(Segmentation):
+    """What sets of volumes share. A subclass gives ``found``, the cases with their splits.
+
+    A case is read, turned, cropped, resampled and scaled when it is asked for; ``cache=true`` does so once. Metrics are
+    those of the common space.
+
+    Args:
+        classes: names of the classes in the order of their labels, the background first; None takes those of a list,
+            else the labels that the training masks hold, for which all of them are read.
+        mapping: from the labels of the files to 0, 1, 2, ...; None maps those that are found in their order.
+        spacing: of the common space, in mm along the turned axes; null, or 0 along an axis, keeps each volume's own.
+        orient: turn all volumes to RAS.
+        intensity: ``zscore`` (MR), ``window`` (CT) or ``none``.
+        window: the two intensities that become 0 and 1 with ``intensity=window``.
+        crop: cut away what is not above this intensity; None keeps all.
+        trust: of a file whose sform and qform disagree: ``sform`` or ``qform``; ``agreeing`` refuses it.
+        flip: mirror training patches along each axis at random.
+        patch: see ``Segmentation``.
+        foreground: see ``Segmentation``.
+        batch_size: patches of one forward pass, over all processes.
+        eval_batch_size: volumes of one forward pass of an evaluation; their sizes differ.
+        common: the arguments of Segmentation.
+    """
+
+    def __init__(
+        self,
+        classes: list[str] | None = None,
+        mapping: Mapping[int, int] | None = None,
+        spacing: list[float] | None = None,
+        orient: bool = True,
+        intensity: Intensity = "zscore",
+        window: list[float] | None = None,
+        crop: float | None = None,
+        trust: Trusted = "agreeing",
+        flip: bool = True,
+        patch: Sequence[Count] | None = (64, 64, 64),
+        foreground: float = 0.33,
+        batch_size: Count = 2,
+        eval_batch_size: Count | None = 1,
+        **common: Any,
+    ) -> None:
+        usual: dict[str, Any] = {"patch": patch, "foreground": foreground if patch else 0.0}
+        super().__init__(**usual, batch_size=batch_size, eval_batch_size=eval_batch_size, **common)
+        if intensity == "window" and (window is None or len(window) != 2 or not window[0] < window[1]):
+            raise ConfigError(f"data.window: {window}; intensity=window needs two intensities, such as [-200, 300]")
+        if spacing is not None and (len(spacing) != 3 or min(spacing) < 0):
+            raise ConfigError(f"data.spacing: {spacing}; give the size of a voxel along three axes, in mm")
+        self.classes, self.mapping, self.flip = classes, mapping, flip
+        low, high = window or (0.0, 1.0)
+        self.plain = Preparation(
+            None if spacing is None else tuple(spacing), orient, intensity, (low, high), crop, {}, self.ignore, trust
+        )
+
+    def found(self) -> volume_lists.CaseList:
+        """The cases; those without a split are of the training part. Raises DataError."""
+        raise NotImplementedError
+
+    @cached_property
+    def _found(self) -> volume_lists.CaseList:
+        return self.found()
+
+    def part(self, name: str) -> list[volume_lists.Case]:
+        """The cases of a part."""
+        return [case for case in self._found.cases if (case.split or "train") == name]
+
+    @cached_property
+    def _labels(self) -> tuple[int, ...]:
+        """The labels of the files, in the order of the classes."""
+        if self.mapping is not None:
+            return tuple(old for old, new in sorted(self.mapping.items(), key=lambda pair: pair[1]))
+        known = self._found.labels
+        if not known and self.classes:
+            return tuple(range(len(self.classes)))
+        labels = tuple(sorted(known)) or labels_in(self.part("train"), self.plain)
+        if labels != tuple(range(len(labels))):
+            log.info("data: labels %s are the classes 0 to %d", ", ".join(map(str, labels)), len(labels) - 1)
+        return labels
+
+    @property
+    def preparation(self) -> Preparation:
+        """How volumes become inputs and masks targets."""
+        if self.mapping is not None:
+            mapping = dict(self.mapping)
+        else:
+            mapping = {label: label if self.regions else place for place, label in enumerate(self._labels)}
+        plain = self.plain
+        fields = (plain.spacing, plain.orient, plain.intensity, plain.window, plain.crop)
+        return Preparation(*fields, mapping, plain.ignore, plain.trust)
+
+    def described(self) -> DataInfo:
+        labels = self._labels
+        names = self.classes or [self._found.labels.get(label, str(label)) for label in labels]
+        count = len(set(self.mapping.values())) if self.mapping is not None else len(labels)
+        if len(names) != count and not self.regions:
+            raise ConfigError(f"data.classes: {len(names)} names for {count} labels {list(labels)}")
+        first = self._found.cases[0]
+        channels = len(first.images) if len(first.images) > 1 else read_geometry(first.images[0]).channels
+        sides = self.patch or steps_of_file(first.images[0], self.plain).wanted
+        plain = self.plain
+        said: dict[str, Any] = {"orient": plain.orient, "intensity": plain.intensity, "labels": list(labels)}
+        said |= {"spacing": list(plain.spacing)} if plain.spacing else {}
+        said |= {"window": list(plain.window)} if plain.intensity == "window" else {}
+        said |= {"crop": plain.crop} if plain.crop is not None else {}
+        return DataInfo((channels, *sides), count, class_names=tuple(names), preprocessing=said)
+
+    @property
+    def has_val(self) -> bool:
+        return bool(self.part("val"))
+
+    @property
+    def has_test(self) -> bool:
+        return any(case.label is not None for case in self.part("test"))
+
+    def read(self, part: str) -> DatasetSource | None:
+        cases = [case for case in self.part(part) if case.label is not None]
+        if not cases:
+            return None
+        preparation = self.preparation
+        about = []
+        for case in cases:
+            affine = steps_of_file(case.images[0], preparation).affine
+            group = str(case.entry.get("group", case.entry.get("patient", "")))
+            rows = tuple(tuple(row) for row in affine.tolist())
+            about.append(Case(case.name, group, rows, spacing_of(affine), str(case.images[0])))
+        return DatasetSource(PreparedCases(cases, preparation), about=About(about))
+
+    def transform(self, view: str, split: str) -> Transform:
+        channels = self.info.input_shape[0]
+        return VolumeTransform(self.flip, 0, (0.0,) * channels, (1.0,) * channels, maximum=1.0).of(view, split)
+
+
+class Nifti(Volumes):
+    """Volumes and masks of a folder, paired by name: ``images/`` and ``labels/``, or ``NAME`` and ``NAME_seg``. Folders
+    ``train``, ``val`` and ``test`` that hold such are the parts.
+
+    Args:
+        folder: relative to the current directory or else to ``root``.
+        common: the arguments of Volumes.
+    """
+
+    def __init__(self, folder: str, **common: Any) -> None:
+        super().__init__(**common)
+        self.folder = folder
+
+    def found(self) -> volume_lists.CaseList:
+        folder = locate("folder", self.folder, (self.start, self.root), "folder")
+        parts = {name: folder / name for name in ("train", "val", "test") if (folder / name).is_dir()}
+        if "train" not in parts:
+            return volume_lists.CaseList(volume_lists.paired(folder))
+        cases = []
+        for name, inner in parts.items():
+            cases += [volume_lists.Case(one.name, one.images, one.label, name) for one in volume_lists.paired(inner)]
+        return volume_lists.CaseList(tuple(cases))
+
+
+class Decathlon(Volumes):
+    """Volumes of an MSD ``dataset.json`` or of a MONAI data list; see ``volume_lists.decathlon``.
+
+    Args:
+        list: the file, relative to the current directory or else to ``root``.
+        folder: to which the files in it are relative; None is the list's own folder.
+        common: the arguments of Volumes.
+    """
+
+    def __init__(self, list: str, folder: str | None = None, **common: Any) -> None:
+        super().__init__(**common)
+        self.list, self.folder = list, folder
+
+    def found(self) -> volume_lists.CaseList:
+        places = (self.start, self.root)
+        folder = None if self.folder is None else locate("folder", self.folder, places, "folder")
+        inside = () if folder is None else (folder,)
+        return volume_lists.decathlon(locate("list", self.list, (*places, *inside), "file"), folder)
+
+
+class NnunetRaw(Volumes):
+    """Volumes of nnU-Net's raw layout with its labels, regions and ``ignore``; see ``volume_lists.nnunet_raw``.
+
+    Args:
+        folder: such as ``Dataset004_Hippocampus``, relative to the current directory or else to ``root``.
+        nnunet_fold: the fold of ``splits_final.json`` that is for validation, from 0; None leaves it to
+        ``val_fraction``.
+        common: the arguments of Volumes.
+    """
+
+    def __init__(self, folder: str, nnunet_fold: int | None = None, **common: Any) -> None:
+        super().__init__(**common)
+        self.folder, self.nnunet_fold = folder, nnunet_fold
+
+    def found(self) -> volume_lists.CaseList:
+        place = locate("folder", self.folder, (self.start, self.root), "folder")
+        whole = volume_lists.nnunet_raw(Path(place))
+        if whole.regions and dict(whole.regions) != self.regions:
+            told = ", ".join(f"{name}: {list(labels)}" for name, labels in whole.regions.items())
+            raise ConfigError(f"data.regions: dataset.json has regions; say so with 'data.regions={{{told}}}'")
+        if whole.ignore is not None and whole.ignore != self.ignore:
+            raise ConfigError(f"data.ignore: dataset.json ignores a label; say so with data.ignore={whole.ignore}")
+        if self.nnunet_fold is None:
+            return whole
+        if not 0 <= self.nnunet_fold < len(whole.folds):
+            raise ConfigError(
+                f"data.nnunet_fold: {self.nnunet_fold}, and splits_final.json has {len(whole.folds)} folds, from 0"
+            )
+        train, val = whole.folds[self.nnunet_fold]
+        split = {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}
+        cases = [
+            volume_lists.Case(one.name, one.images, one.label, split[one.name] if one.split == "train" else one.split)
+            for one in whole.cases
+            if one.split != "train" or one.name in split
+        ]
+        return volume_lists.CaseList(
+            tuple(cases), whole.labels, whole.channels, whole.regions, whole.ignore, whole.folds
+        )
