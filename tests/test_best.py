@@ -13,7 +13,7 @@ from healsg import TaskTrainer
 from healsg.methods.supervised import Supervised
 from healsg.metric import Metric, counted
 from healsg.models.mlp import MLP
-from healsg.training.best import Monitor
+from healsg.training.best import BestTracker
 from helpers import Cut, copies, events, lines, record, state, train
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=5", "data.batch_size=256", "method=sgd", "quiet=true"]
@@ -57,7 +57,7 @@ def test_of_equal_numbers_the_one_with_the_lower_loss_is_best_and_else_the_first
     known = {"loss": False, "acc": True}
 
     def epochs(*pairs: tuple[float, float]) -> list[bool]:
-        monitor = Monitor("auto", "auto")
+        monitor = BestTracker("auto", "auto")
         rows = [
             {"val/acc": acc, "val/loss": loss, "epoch": place, "step": place} for place, (acc, loss) in enumerate(pairs)
         ]

@@ -17,7 +17,7 @@ from healsg.errors import ConfigError
 from healsg.evaluation.evaluator import evaluating
 from healsg.runner import TaskRunner
 from healsg.runs.checkpoint import load
-from healsg.training.device import Place, repeated
+from healsg.training.device import DeviceSetup, repeated
 
 MLP = ["model=mlp", "model.width=16"]
 VIT = ["model=vit", "model.depth=4", "model.width=12", "model.heads=2"]
@@ -67,7 +67,7 @@ def test_cuda_graphs_are_torchs_own_and_need_a_gpu(monkeypatch: pytest.MonkeyPat
             train(*MLP, "runner.cuda_graph=true", more)
     with pytest.raises(ConfigError, match=r"^runner.cuda_graph: .*; set runner.compile=true$"):
         train(*MLP, "runner.cuda_graph=true", "runner.compile=regional")
-    place, network, asked = Place("cpu", "fp32", False, False), nn.Linear(2, 2), []
+    place, network, asked = DeviceSetup("cpu", "fp32", False, False), nn.Linear(2, 2), []
     place.device = torch.device("cuda")
     monkeypatch.setattr(torch, "compile", lambda net, **options: asked.append(options) or net)
     for compile, cuda_graph in ((True, False), (False, True), (True, True), (False, False)):
@@ -185,7 +185,7 @@ class Scaled(nn.Module):
 
 
 def wrapped(network: nn.Module, compile: Any = "regional") -> nn.Module:
-    place = Place("cpu", "fp32", False, False)
+    place = DeviceSetup("cpu", "fp32", False, False)
     return place.wrap(network, compile, cuda_graph=False, find_unused_parameters=False)
 
 

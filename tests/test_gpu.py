@@ -11,7 +11,7 @@ import torch
 
 from healsg import BasicTask, TaskTrainer
 from healsg.runner import TaskRunner
-from healsg.training.device import Place
+from healsg.training.device import DeviceSetup
 from healsg.training.step import MicroBatch, TrainBatch
 
 if not torch.cuda.is_available():
@@ -52,7 +52,7 @@ def test_cuda_graphs_learn_what_plain_steps_learn() -> None:
 
 def test_batches_arrive_whole_while_the_device_works() -> None:
     """Copies on a stream of their own: what comes after them waits for them, and their memory is not taken early."""
-    place = Place("cuda", "fp32", False, False)
+    place = DeviceSetup("cuda", "fp32", False, False)
     work, found, expected = torch.eye(4096, device="cuda"), [], []
     for number in range(60):
         images = torch.full((64, 3, 64, 64), float(number)).pin_memory()

@@ -23,7 +23,7 @@ from healsg.metrics.classification import Confusion
 from healsg.metrics.gathered import Gathered
 from healsg.metrics.torchmetrics import TorchMetric
 from healsg.models.mlp import MLP
-from healsg.training.best import Monitor
+from healsg.training.best import BestTracker
 
 HERE = __name__
 
@@ -158,13 +158,13 @@ def test_of_other_numbers_the_mode_is_asked(name: str) -> None:
 )
 def test_auto_prefers_dice_then_iou_then_accuracy(measured: tuple[str, ...], watched: tuple[str, int]) -> None:
     numbers = {f"val/{name}": 0.5 for name in measured}
-    assert Monitor("auto", "auto").resolve(numbers, {"loss": False}) == watched
+    assert BestTracker("auto", "auto").resolve(numbers, {"loss": False}) == watched
 
 
 def test_auto_goes_with_what_a_metric_says_not_with_its_name() -> None:
-    assert Monitor("auto", "auto").resolve({"val/dice": 0.5}, {"dice": False}) == ("val/dice", -1)
+    assert BestTracker("auto", "auto").resolve({"val/dice": 0.5}, {"dice": False}) == ("val/dice", -1)
     with pytest.raises(ConfigError, match="val/dice does not say"):
-        Monitor("auto", "auto").resolve({"val/dice": 0.5}, {"dice": None})
+        BestTracker("auto", "auto").resolve({"val/dice": 0.5}, {"dice": None})
 
 
 def test_numbers_of_a_task_of_its_own() -> None:
@@ -203,7 +203,7 @@ def test_an_epoch_without_numbers_is_not_the_best() -> None:
 
 
 def test_between_equals_one_without_a_loss_is_not_better() -> None:
-    monitor, known = Monitor("val/acc", "auto"), {"acc": True}
+    monitor, known = BestTracker("val/acc", "auto"), {"acc": True}
     lines = [(0.5, 2.0), (0.5, float("nan")), (0.5, 2.0), (0.5, 1.0), (float("inf"), 1.0)]
     better = [
         monitor.better({"val/acc": acc, "val/loss": loss, "epoch": place, "step": place}, known)
@@ -214,4 +214,4 @@ def test_between_equals_one_without_a_loss_is_not_better() -> None:
 
 def test_a_list_of_numbers_cannot_be_watched() -> None:
     with pytest.raises(ConfigError, match="is a list of numbers"):
-        Monitor("val/each", "max").resolve({"val/each": [0.1, 0.2]}, {})
+        BestTracker("val/each", "max").resolve({"val/each": [0.1, 0.2]}, {})

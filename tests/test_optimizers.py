@@ -513,8 +513,8 @@ def test_torchs_fused_sgd_is_kept_from_the_loss_scaler() -> None:
     trainer = TaskTrainer.compose("model=mlp", "quiet=true", *parts)
     assert trainer.train()["status"] == "finished"
     assert trainer.task is not None
-    assert trainer.task.runner.place.scaler is not None
-    assert trainer.task.runner.place.scaler.get_scale() < 2**16, "no update was skipped"
+    assert trainer.task.runner.device_setup.scaler is not None
+    assert trainer.task.runner.device_setup.scaler.get_scale() < 2**16, "no update was skipped"
     assert all(group["fused"] is False for group in trainer.task.optimizer.param_groups)
 
 

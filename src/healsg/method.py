@@ -194,9 +194,9 @@ class TaskMethod(nn.Module):
 
         def inputs() -> Iterator[Tensor]:
             for batch, _ in task.train_loader.batches(0):
-                yield self.network_input(task.runner.place.move(batch))
+                yield self.network_input(task.runner.device_setup.move(batch))
 
-        average.measure_statistics(inputs(), task.runner.place.autocast)
+        average.measure_statistics(inputs(), task.runner.device_setup.autocast)
 
     def network_input(self, batch: Mapping[str, Any]) -> Tensor:
         """What the network sees of a batch, for measuring BatchNorm's statistics; of several streams the labelled."""

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from healsg.data.foreign import AnyLoader
     from healsg.data.info import DataInfo
     from healsg.model import TaskModel
-    from healsg.training.best import Directions, Monitor
-    from healsg.training.device import Place
+    from healsg.training.best import Directions, BestTracker
+    from healsg.training.device import DeviceSetup
     from healsg.training.meter import Meter
     from healsg.training.plan import Plan
     from healsg.training.progress import Progress
@@ -100,10 +100,10 @@ class Runner(Protocol):
     # --- its parts
 
     @property
-    def place(self) -> Place: ...
+    def device_setup(self) -> DeviceSetup: ...
 
     @property
-    def monitor(self) -> Monitor: ...
+    def best_tracker(self) -> BestTracker: ...
 
     @property
     def meter(self) -> Meter: ...

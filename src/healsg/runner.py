@@ -19,8 +19,8 @@ from healsg.errors import RunError
 from healsg.protocols import Task, Watcher
 from healsg.seeding import mix, seed_device
 from healsg.training import diagnose, memory
-from healsg.training.best import Mode, Monitor
-from healsg.training.device import Compile, Place, Precision, both, clear_gradients
+from healsg.training.best import Mode, BestTracker
+from healsg.training.device import Compile, DeviceSetup, Precision, both, clear_gradients
 from healsg.training.meter import Meter
 from healsg.training.plan import Plan, Position
 from healsg.training.progress import Progress
@@ -45,13 +45,13 @@ class TaskRunner:
 
     Args:
         epochs, steps: passes over the training data, or updates in their place.
-        device, precision, channels_last, threads, deterministic: see ``Place``.
+        device, precision, channels_last, threads, deterministic: see ``DeviceSetup``.
         accumulate, clip_norm: batches an update, as one batch that many times as large; the gradient's largest norm.
         auto_accumulate: where memory runs out, take batches in halves, quarters, ... and add their gradients up.
         compile, cuda_graph: ``torch.compile`` the network, or ``regional``; so that a GPU replays it as CUDA graphs.
         log_every: updates between two step lines in ``metrics.jsonl``, and between two reads of the device.
         eval_every, save_every: epochs between two evaluations; updates between two saves, beside each epoch's end.
-        monitor, mode, callbacks: what decides the best, see ``Monitor``; watchers by name.
+        monitor, mode, callbacks: what decides the best, see ``BestTracker``; watchers by name.
         max_time, limit_batches: seconds from the command's start by which the run has stopped; batches a pass.
         find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
         timeout: seconds that one of several processes waits for another one before the run ends with an error.
@@ -100,8 +100,8 @@ class TaskRunner:
         self.callbacks = dict(callbacks or {})
         self.wrapping = compile, cuda_graph, find_unused_parameters
         self.timeout = float(timeout)
-        self.place = Place(device, precision, channels_last, deterministic)
-        self.monitor = Monitor(monitor, mode)
+        self.device_setup = DeviceSetup(device, precision, channels_last, deterministic)
+        self.best_tracker = BestTracker(monitor, mode)
         self.meter = Meter()
         self.progress = Progress()
         self.plan = Plan(accumulate=accumulate)
@@ -158,12 +158,12 @@ class TaskRunner:
             threads: of the CPU, where the settings name no number.
         """
         distributed.connect(self.timeout)
-        self.place.activate(self.threads or threads)
+        self.device_setup.activate(self.threads or threads)
 
     def sharding(self, seed: int, least: int) -> Sharding:
         """How this runner wants batches dealt."""
         ranks = distributed.rank(), distributed.world()
-        return Sharding(seed, self.place.device, *ranks, self.accumulate, least, self.limit_batches)
+        return Sharding(seed, self.device_setup.device, *ranks, self.accumulate, least, self.limit_batches)
 
     def plan_run(self, train_loader: AnyLoader, seed: int, least: int) -> None:
         """Fix the length of the run, in updates and in epochs."""
@@ -190,9 +190,9 @@ class TaskRunner:
             batch = loader.counted(values, rows, at.batch)
             at.take_batch()
             self.progress.batch(at.batch, rows)
-            seed_device(self.place.device, at.batch, state=epoch_seed)
+            seed_device(self.device_setup.device, at.batch, state=epoch_seed)
             micro = MicroBatch(batch.samples, plan.closes(at.batch), plan.accumulate, world)
-            yield self.place.move(batch), micro
+            yield self.device_setup.move(batch), micro
         self.checkpointer.snapshot_done()  # what follows may change anything
 
     def eval_batches(self, task: Task, split: str) -> Iterator[dict[str, Any]]:
@@ -202,7 +202,7 @@ class TaskRunner:
         for position, (batch, rows) in enumerate(loader.batches(0), 1):
             self.progress.batch(position)
             if rows:
-                yield self.place.move(batch)
+                yield self.device_setup.move(batch)
             self.pause(task)
 
     def pause(self, task: Task) -> None:
@@ -228,8 +228,8 @@ class TaskRunner:
     def forward(self, task: Task, micro: MicroBatch) -> contextlib.AbstractContextManager[Any]:
         """What surrounds a forward pass: precision, and no exchange of gradients before the last batch of an update."""
         if micro.closes or not distributed.launched():
-            return self.place.autocast()
-        return both(task.net.no_sync(), self.place.autocast())  # type: ignore[operator]
+            return self.device_setup.autocast()
+        return both(task.net.no_sync(), self.device_setup.autocast())  # type: ignore[operator]
 
     @contextlib.contextmanager
     def drawn_together(self, batch: Mapping[str, Any]) -> Iterator[Samples | None]:
@@ -242,11 +242,11 @@ class TaskRunner:
         if not distributed.launched() or samples is None or samples.batch is None:
             yield None
             return
-        seed_device(self.place.device, self.position, state=mix(self.plan.shared_seed, self.epoch))
+        seed_device(self.device_setup.device, self.position, state=mix(self.plan.shared_seed, self.epoch))
         try:
             yield samples
         finally:
-            seed_device(self.place.device, "own", self.position, state=mix(self.plan.seed, self.epoch))
+            seed_device(self.device_setup.device, "own", self.position, state=mix(self.plan.seed, self.epoch))
 
     def backward(self, logs: dict[str, Any], micro: MicroBatch) -> dict[str, Any]:
         """Add the gradient of ``logs["loss"]`` to that of the update; the step's scalars with what they count."""
@@ -258,7 +258,7 @@ class TaskRunner:
             weights = self.accumulator.weights(loss, micro)
             scalars = reported(logs, micro, weights)
             total = weighted_sum(loss, weights)
-        torch.autograd.backward(self.place.scaler.scale(total) if self.place.scaler else total)
+        torch.autograd.backward(self.device_setup.scaler.scale(total) if self.device_setup.scaler else total)
         return scalars
 
     def update(self, task: Task, logs: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
@@ -274,7 +274,7 @@ class TaskRunner:
         if not micro.closes:
             return scalars, False
         optimizer = task.optimizer
-        scaler = self.place.scaler
+        scaler = self.device_setup.scaler
         self.accumulator.close(task.model.parameters(), micro)
         if self.clip_norm is not None:
             if scaler:
@@ -309,7 +309,7 @@ class TaskRunner:
 
     def fit(self, task: Task, checkpointer: Checkpointer) -> None:
         """Train from where the run stands to its end, keeping what must outlast a kill at any time."""
-        self.monitor.check(task.measured_names(), task.directions())
+        self.best_tracker.check(task.measured_names(), task.directions())
         with self.kept(checkpointer), diagnose.explained(task, checkpointer):
             while self.epoch < self.max_epoch and self.stop_reason is None:
                 began = time.monotonic()
@@ -327,7 +327,7 @@ class TaskRunner:
     def end_epoch(self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:
         """Book an epoch: its line, its schedule, whether it is the best, whether it is the last; then save."""
         numbers, best = self.measured(task, results, seconds)
-        name, sign = self.monitor.resolve(numbers, task.directions())
+        name, sign = self.best_tracker.resolve(numbers, task.directions())
         reasons = [callback.on_epoch_end(numbers, name, sign) for callback in self.callbacks.values()]
         self.stop_reason = next((reason for reason in reasons if reason), None)
         self.next_epoch()
@@ -342,9 +342,9 @@ class TaskRunner:
         numbers |= {"lr": self.last_rate(task), "seconds": round(seconds, 3)}
         known = task.directions()
         if task.interval == "epoch":
-            name, sign = self.monitor.resolve(numbers, known)
+            name, sign = self.best_tracker.resolve(numbers, known)
             task.step_scheduler(numbers.get(name), sign)
-        return numbers, self.monitor.better(numbers, known)
+        return numbers, self.best_tracker.better(numbers, known)
 
     def last_rate(self, task: Task) -> float:
         """The learning rate with which the last update was made; of the first group of parameters."""
@@ -365,8 +365,8 @@ class TaskRunner:
             "stop_reason": self.stop_reason,
             "rate": None if self.rate is None else float(self.rate),
             "meter": self.meter.state_dict(),
-            "monitor": self.monitor.state_dict(),
-            "scaler": self.place.scaler.state_dict() if self.place.scaler else {},
+            "monitor": self.best_tracker.state_dict(),
+            "scaler": self.device_setup.scaler.state_dict() if self.device_setup.scaler else {},
             "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
         }
 
@@ -380,8 +380,8 @@ class TaskRunner:
         self.progress.plan(self.total_steps, self.max_epoch)
         self.accumulator.clear()
         self.meter.load_state_dict(state["meter"])
-        self.monitor.load_state_dict(state["monitor"])
-        if self.place.scaler:
-            self.place.scaler.load_state_dict(state["scaler"])
+        self.best_tracker.load_state_dict(state["monitor"])
+        if self.device_setup.scaler:
+            self.device_setup.scaler.load_state_dict(state["scaler"])
         for name, callback in self.callbacks.items():
             callback.load_state_dict(state["callbacks"].get(name, callback.state_dict()))

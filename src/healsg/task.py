@@ -108,7 +108,7 @@ class BasicTask:
         if self.info is not None and not self.replaces("build_model"):
             self.task_model.check(self.info)
         self.task_method.check(self)
-        self.runner.monitor.check(self.measured_names(), self.directions())
+        self.runner.best_tracker.check(self.measured_names(), self.directions())
         memory.check(self.runner, self.task_method)
 
     def measured_names(self) -> list[str] | None:
@@ -184,7 +184,7 @@ class BasicTask:
         runner.plan_run(self.train_loader, seed, least)
         for module in (self.model, self.criterion, self.task_method):
             if isinstance(module, nn.Module):
-                runner.place.put(module)
+                runner.device_setup.move_module(module)
         self.train_epoch, self.val_epoch = TrainEpoch(self), EvalEpoch(self, "val")
         if training:
             distributed.meet()  # reading data may take one process longer than the timeout of what follows
@@ -212,7 +212,7 @@ class BasicTask:
         self.loaders = {split: loader}
         self.criterion = self.build_criterion()
         for module in (network, self.criterion):
-            runner.place.put(module)
+            runner.device_setup.move_module(module)
         return EvalEpoch(self, split, network)
 
     def choose_weights(self, fresh_weights: bool) -> None:
@@ -236,9 +236,9 @@ class BasicTask:
         self.task_model = model if fresh_weights else model.untrained()
 
     def _build_training(self) -> None:
-        self.net = self.runner.place.wrap(self.model, *self.runner.wrapping)
+        self.net = self.runner.device_setup.wrap(self.model, *self.runner.wrapping)
         self.optimizer = self.build_optimizer()
-        self.runner.place.unfuse_scaled_sgd(self.optimizer)
+        self.runner.device_setup.unfuse_scaled_sgd(self.optimizer)
         self.scheduler = self.build_scheduler()
 
     def facts(self) -> dict[str, Any]:
@@ -286,7 +286,7 @@ class BasicTask:
 
     @property
     def device(self) -> torch.device:
-        return self.runner.place.device
+        return self.runner.device_setup.device
 
     @property
     def epoch(self) -> int:

@@ -223,13 +223,13 @@ class TaskTrainer:
         if which == "best":
             task, network = network_of_run(self.composed, info, state)
             task.runner.prepare()
-            return Predictor(network, task.task_model, task.runner.place, info)
+            return Predictor(network, task.task_model, task.runner.device_setup, info)
         task = build_task(self.composed)
         with returning():
             task.build(fresh_weights=False, training=False, data_info=info)
         restore_weights(task, state, which)
         network = task.task_method.eval_model(task).eval().requires_grad_(False)
-        return Predictor(network, task.task_model, task.runner.place, info)
+        return Predictor(network, task.task_model, task.runner.device_setup, info)
 
 
 def _same_everywhere(composed: Composed) -> None:

@@ -92,12 +92,12 @@ class EvalEpoch:
         """The same with the numbers of each case."""
         task, runner = self.task, self.task.runner
         model = task.task_method.eval_model(task) if self.network is None else self.network
-        runner.place.align(model)
+        runner.device_setup.broadcast_buffers(model)
         loss, chosen = Loss(task.criterion), task.task_model.metrics(task.info)
         metrics = {name: one for name, one in chosen.items() if self.split in (one.splits or [self.split])}
         with evaluating(model), torch.no_grad():
             for batch in runner.eval_batches(task, self.split):
-                with runner.place.autocast():
+                with runner.device_setup.autocast():
                     output = task.task_model.predict(model, batch)
                 output = output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
                 loss.update(output, batch["target"])

@@ -18,7 +18,7 @@ from healsg.model import Network, TaskModel
 from healsg.runs.checkpointer import weights_state
 from healsg.runs.folder import RunFolder
 from healsg.task import BasicTask
-from healsg.training.device import Place
+from healsg.training.device import DeviceSetup
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Predictor:
     Args:
         network: with its weights.
         task_model: whose ``predict`` it is asked through.
-        place: the device and the precision.
+        device_setup: the device and the precision.
         info: what its inputs and outputs mean.
     """
 
-    def __init__(self, network: nn.Module, task_model: TaskModel, place: Place, info: DataInfo) -> None:
-        self.network, self.task_model, self.place, self.info = network, task_model, place, info
-        place.put(network)
+    def __init__(self, network: nn.Module, task_model: TaskModel, device_setup: DeviceSetup, info: DataInfo) -> None:
+        self.network, self.task_model, self.device_setup, self.info = network, task_model, device_setup, info
+        device_setup.move_module(network)
 
     def __call__(self, given: Any, batch_size: int = 64, features: bool = False) -> Prediction:
         """Predict.
@@ -82,8 +82,8 @@ class Predictor:
         outputs, hidden = [], []
         with evaluating(self.network), torch.no_grad():
             for batch, _ in loader.batches(0):
-                batch = self.place.move(batch)
-                with self.place.autocast():
+                batch = self.device_setup.move(batch)
+                with self.device_setup.autocast():
                     outputs.append(_whole(self.task_model.predict(self.network, batch)))
                     if isinstance(self.network, Network) and features:
                         hidden.append(_whole(self.network.features(batch["input"])))

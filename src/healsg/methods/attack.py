@@ -108,10 +108,10 @@ class Attack(nn.Module):
     ) -> contextlib.AbstractContextManager[Any]:
         """The context of an attack on ``model``: evaluation mode unless ``train_mode``, and the run's precision except
         fp16, in which the gradient of an image underflows without a loss scale."""
-        place = task.runner.place
+        setup = task.runner.device_setup
         full_precision = torch.autocast(task.device.type, enabled=False)
         mode = contextlib.nullcontext() if train_mode else evaluating(model)
-        return both(mode, full_precision if place.scaler else place.autocast())
+        return both(mode, full_precision if setup.scaler else setup.autocast())
 
     def measure(self, task: BasicTask, split: str) -> dict[str, float]:
         """The usual metrics of a split, and ``robust_acc``, the accuracy under this attack."""

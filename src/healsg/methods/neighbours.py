@@ -43,7 +43,7 @@ def measure(task: BasicTask, split: str, neighbours: int, temperature: float) ->
         return {}
     model: Any = task.task_method.eval_model(task)
     metric = Accuracy()
-    task.runner.place.align(model)
+    task.runner.device_setup.broadcast_buffers(model)
     with evaluating(model), torch.no_grad():
         seen = [(directions(task, model, batch), batch["target"]) for batch in task.runner.eval_batches(task, BANK)]
         empty = torch.zeros(0, model.num_features, device=task.device)  # a process may have got none
@@ -57,6 +57,6 @@ def measure(task: BasicTask, split: str, neighbours: int, temperature: float) ->
 
 def directions(task: BasicTask, model: Any, batch: dict[str, Any]) -> Tensor:
     """(N, D) features of a batch, scaled to length 1."""
-    with task.runner.place.autocast():
+    with task.runner.device_setup.autocast():
         features: Tensor = model(batch["input"], features=True)
     return F.normalize(wide(features).flatten(1), dim=1)

@@ -62,7 +62,7 @@ class SAM(Supervised):
 
     def gradient(self, task: BasicTask, loss: Tensor, weights: list[Tensor]) -> list[Tensor]:
         """The gradient of ``loss``, zero for weights that do not occur in it; under fp16 taken of the scaled loss."""
-        scaler = task.runner.place.scaler
+        scaler = task.runner.device_setup.scaler
         scale = scaler.scale(torch.ones_like(loss)) if scaler else None
         gradients = torch.autograd.grad(loss if scale is None else loss * scale, weights, allow_unused=True)
         dense = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=True)]

@@ -312,7 +312,7 @@ class Checkpointer(Watcher):
     def _hold_best(self, task: Task, copy: bool) -> None:
         """Keep the weights that are evaluated, with the numbers they reached, until the next save."""
         model = task.task_method.eval_model(task)
-        self.unsaved_best = {"best": task.runner.monitor.best or {}}
+        self.unsaved_best = {"best": task.runner.best_tracker.best or {}}
         if not copy and model is task.model:
             return  # the save that follows has them
         weights = model.state_dict()
@@ -332,9 +332,9 @@ class Checkpointer(Watcher):
         """The end of training: the digest of the final state, and the test split, once, with the best weights."""
         if task.runner.stop_reason:
             log.info("stopped early: %s", task.runner.stop_reason)
-        if task.runner.monitor.best is None:
-            if task.runner.monitor.name != "auto" and not self.forgot_best:
-                log.warning("runner.monitor: %s was never a number; best.pt is the end", task.runner.monitor.name)
+        if task.runner.best_tracker.best is None:
+            if task.runner.best_tracker.name != "auto" and not self.forgot_best:
+                log.warning("runner.monitor: %s was never a number; best.pt is the end", task.runner.best_tracker.name)
             self._hold_best(task, copy=True)
             if self.metrics_log:
                 self.writer.save({"best": self.unsaved_best})

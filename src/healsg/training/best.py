@@ -1,4 +1,4 @@
-"""Monitor: which number decides what is best, and what the best was."""
+"""BestTracker: which number decides what is best, and what the best was."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PREFERRED = ("dice", "iou", "acc")
 """What ``auto`` looks for on val, before the loss: the name and, of these, that more is better."""
 
 
-class Monitor:
+class BestTracker:
     """Watches one number of each epoch.
 
     Args:

@@ -52,7 +52,7 @@ def choose_device(wanted: str | int) -> torch.device:
     return device
 
 
-class Place:
+class DeviceSetup:
     """Puts modules and batches where they belong.
 
     Args:
@@ -96,7 +96,7 @@ class Place:
         """What surrounds a forward pass."""
         return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
 
-    def put(self, module: nn.Module) -> None:
+    def move_module(self, module: nn.Module) -> None:
         """Move a module here, in place."""
         module.to(device=self.device, dtype=torch.float64 if self.double else None)
         if self.channels_last:
@@ -166,7 +166,7 @@ class Place:
             for group in optimizer.param_groups:
                 group["fused"] = False
 
-    def align(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every process rank 0's buffers before an evaluation, so that the numbers are those of what is saved."""
         if distributed.launched():
             for buffer in model.buffers():

@@ -56,7 +56,7 @@ def explain(task: Task) -> RunError:
     ways = ["runner.auto_accumulate=true"] * (not runner.auto_accumulate)
     if batch and batch > 1:
         ways.insert(0, f"data.batch_size={batch // 2} runner.accumulate={2 * runner.accumulate} (the same update)")
-    ways += ["runner.precision=bf16"] * (runner.place.dtype is None)
+    ways += ["runner.precision=bf16"] * (runner.device_setup.dtype is None)
     return RunError(
         f"{device}: out of memory{in_use} at step {runner.step_count + 1} in the {runner.progress.phase} pass, with "
         f"{batch or 'all'} samples a batch in {runner.precision}; try {', or '.join(ways)}, or a smaller model; "

@@ -87,7 +87,7 @@ def _epoch(task: Task, exempt: set[str], gradients: list[str]) -> None:
         scalars, moved = runner.step(task, batch, micro)
         if not torch.isfinite(scalars["loss"]):
             raise _Found(f"step {step}: the loss is {scalars['loss'].item()}, of finite inputs and weights")
-        if gradients and not runner.place.scaler:
+        if gradients and not runner.device_setup.scaler:
             raise _Found(f"step {step}: the gradient of {gradients[0]} is not finite")
         finish_step(task, micro, scalars, moved)
     train = runner.meter.finish()
