@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from healsg.data.foreign import AnyLoader
     from healsg.data.info import DataInfo
     from healsg.model import TaskModel
-    from healsg.training.best import Directions, BestTracker
+    from healsg.training.best import BestTracker, Directions
     from healsg.training.device import DeviceSetup
     from healsg.training.meter import Meter
     from healsg.training.plan import Plan

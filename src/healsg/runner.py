@@ -19,7 +19,7 @@ from healsg.errors import RunError
 from healsg.protocols import Task, Watcher
 from healsg.seeding import mix, seed_device
 from healsg.training import diagnose, memory
-from healsg.training.best import Mode, BestTracker
+from healsg.training.best import BestTracker, Mode
 from healsg.training.device import Compile, DeviceSetup, Precision, both, clear_gradients
 from healsg.training.meter import Meter
 from healsg.training.plan import Plan, Position

@@ -35,9 +35,7 @@ def check_interpolations(config: dict[str, Any]) -> None:
             reason = f"stands for more than {LARGEST:,} characters, as interpolations of interpolations may"
             raise ConfigError(f"{measured.culprit or key}: {reason}; write out what is meant")
     if measured.computed > MOST_COMPUTED:
-        raise ConfigError(
-            f"config: has more than {MOST_COMPUTED} interpolations in others, such as ${{a.${{b}}}}"
-        )
+        raise ConfigError(f"config: has more than {MOST_COMPUTED} interpolations in others, such as ${{a.${{b}}}}")
 
 
 class _Sizes:

@@ -17,7 +17,7 @@ from healsg.seeding import seed_device
 from healsg.training.device import both
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 EVAL_SIZE = 0.25
@@ -77,7 +77,7 @@ class Attack(nn.Module):
         self.size = size
         self.random_start = random_start
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         """Find the raw image's unit and bounds in normalised inputs, ``(image - mean) / std``.
 
         Raises ConfigError where the data do not say how they are normalised.
@@ -103,9 +103,7 @@ class Attack(nn.Module):
             begin = input + radius * (2 * torch.rand_like(input) - 1) if self.random_start else input
         return ascend(loss, input, begin, radius, (self.low, self.high), self.steps, self.size)
 
-    def context(
-        self, task: BasicTask, model: nn.Module, train_mode: bool = False
-    ) -> contextlib.AbstractContextManager[Any]:
+    def context(self, task: Task, model: nn.Module, train_mode: bool = False) -> contextlib.AbstractContextManager[Any]:
         """The context of an attack on ``model``: evaluation mode unless ``train_mode``, and the run's precision except
         fp16, in which the gradient of an image underflows without a loss scale."""
         setup = task.runner.device_setup
@@ -113,7 +111,7 @@ class Attack(nn.Module):
         mode = contextlib.nullcontext() if train_mode else evaluating(model)
         return both(mode, full_precision if setup.scaler else setup.autocast())
 
-    def measure(self, task: BasicTask, split: str) -> dict[str, float]:
+    def measure(self, task: Task, split: str) -> dict[str, float]:
         """The usual metrics of a split, and ``robust_acc``, the accuracy under this attack."""
         numbers = EvalEpoch(task, split).measure()
         if not self.steps:

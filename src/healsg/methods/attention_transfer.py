@@ -14,7 +14,7 @@ from healsg.methods.within import Probe
 from healsg.types import NonNegative
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class AttentionTransfer(Distilled):
@@ -42,7 +42,7 @@ class AttentionTransfer(Distilled):
         self.layers = layers
         self.teacher_layers = teacher_layers
 
-    def with_heads(self, task: BasicTask, student: Probe, teacher: Probe) -> Student:
+    def with_heads(self, task: Task, student: Probe, teacher: Probe) -> Student:
         layers, self.places = self.layer_pairs(student, teacher, "maps")
         for pair in zip(layers, self.places, strict=True):
             axes = len(student.shapes[pair[0]]), len(teacher.shapes[pair[1]])
@@ -50,7 +50,7 @@ class AttentionTransfer(Distilled):
                 raise ConfigError(f"method.layers: {pair[0]} and the teacher's {pair[1]} are no maps (N, C, ...) alike")
         return Student(task.model, layers, [nn.Identity() for _ in layers])
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         input, mixed = self.labelled.inputs(task, batch)
         teacher = self.teach(input)
         output, maps = task.net(input)

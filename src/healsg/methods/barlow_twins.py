@@ -14,7 +14,7 @@ from healsg.training.step import rows_of
 from healsg.types import Count, NonNegative
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class BarlowTwins(SelfSupervised):
@@ -42,7 +42,7 @@ class BarlowTwins(SelfSupervised):
     def head(self, features: int) -> nn.Module:
         return perceptron(features, self.hidden, self.hidden, self.size)
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         views = batch["unlabelled"]
         first, second = halves(task.net(both_views(views)))
         with full_precision(task):

@@ -22,7 +22,7 @@ from healsg.methods.selfsupervised import (
 from healsg.types import Count, Kept
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class BYOL(SelfSupervised):
@@ -48,11 +48,11 @@ class BYOL(SelfSupervised):
         projector = perceptron(features, self.hidden, self.size)
         return Predicted(projector, perceptron(self.size, self.hidden, self.size))
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         super().setup(task)
         self.target = self.momentum_encoder(task)
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         input = both_views(batch["unlabelled"])
         with torch.no_grad():
             wanted1, wanted2 = halves(self.target(input)[0])
@@ -62,7 +62,7 @@ class BYOL(SelfSupervised):
             losses = cosine_distance(predicted1, wanted2) + cosine_distance(predicted2, wanted1)
             return {"loss": 2 * losses.mean(), "spread": spread(halves(projection)[0].detach())}
 
-    def after_update(self, task: BasicTask) -> None:
+    def after_update(self, task: Task) -> None:
         super().after_update(task)
         progress = task.runner.step_count / task.runner.total_steps
         follow(self.target, task.model, rising(self.momentum, progress))

@@ -12,7 +12,7 @@ from healsg.methods.supervised import Supervised
 from healsg.types import NonNegative, Share
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class ClassBalanced(Supervised):
@@ -33,11 +33,11 @@ class ClassBalanced(Supervised):
         self.beta = beta
         self.gamma = gamma
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         super().setup(task)
         self.register_buffer("class_weights", class_balanced_weights(class_counts(task), self.beta).float())
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         input, mixed = self.labelled.inputs(task, batch)
         output = task.net(input)
         target = self.labelled.class_probabilities(batch["target"], output, mixed)

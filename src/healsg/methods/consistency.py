@@ -21,7 +21,7 @@ from healsg.training.step import Mean, samples_of
 from healsg.types import Count, Fraction, NonNegative, Share
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class SemiSupervised(TaskMethod):
@@ -66,7 +66,7 @@ class SemiSupervised(TaskMethod):
         self.unlabelled_weight = unlabelled_weight
         self.labelled = LabelledSamples(label_smoothing, mixup, cutmix, random_erasing)
 
-    def check(self, task: BasicTask) -> None:
+    def check(self, task: Task) -> None:
         super().check(task)
         name = type(self).__name__
         data = type(task.task_data)
@@ -75,13 +75,13 @@ class SemiSupervised(TaskMethod):
             raise ConfigError(f"data: {data.__name__} gives no unlabelled samples, which {name} needs; data=cifar does")
         self.labelled.refuse_mixing(f"{name} learns from unlabelled samples, which have no target")
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         super().setup(task)
         self.labelled.setup(task, type(self).__name__ if self.replaces_criterion else None)
         unlabelled_source(task)
 
 
-def unlabelled_source(task: BasicTask) -> Source | None:
+def unlabelled_source(task: Task) -> Source | None:
     """The unlabelled samples; None where the task brings a loader that cannot be looked into.
 
     Raises ConfigError where there are none.
@@ -93,7 +93,7 @@ def unlabelled_source(task: BasicTask) -> Source | None:
     return loader.sources["unlabelled"] if isinstance(loader, Loader) else None
 
 
-def class_number(task: BasicTask) -> int:
+def class_number(task: Task) -> int:
     """The number of classes. Raises ConfigError where a task's own loaders do not tell it."""
     if task.info is None:
         raise ConfigError(f"method: {type(task.task_method).__name__} needs to know the classes; give the task a data")

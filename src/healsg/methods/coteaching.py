@@ -13,7 +13,7 @@ from healsg.methods.supervised import Supervised
 from healsg.types import Fraction, Share
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class Pair(nn.Module):
@@ -49,20 +49,20 @@ class CoTeaching(Supervised):
         self.noise = noise
         self.ramp = ramp
 
-    def check(self, task: BasicTask) -> None:
+    def check(self, task: Task) -> None:
         super().check(task)
         if key := next((key for key in ("layer_decay", "freeze", "unfreeze_every") if getattr(self, key)), None):
             raise ConfigError(f"method.{key}: co-teaching trains two networks from scratch; leave it out")
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         task.model = Pair(task.model, task.build_model())
         super().setup(task)
 
-    def trained_network(self, task: BasicTask) -> nn.Module:
+    def trained_network(self, task: Task) -> nn.Module:
         first: nn.Module = task.model.first  # type: ignore[assignment]
         return first
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         input, mixed = self.labelled.inputs(task, batch)
         first, second = task.net(input).unbind()
         target = self.labelled.class_probabilities(batch["target"], first, mixed)

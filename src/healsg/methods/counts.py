@@ -12,10 +12,10 @@ from healsg.data.loader import Loader
 from healsg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
-def labelled_targets(task: BasicTask) -> Tensor:
+def labelled_targets(task: Task) -> Tensor:
     """(N,) classes of the training samples, int64 on the CPU, by their index.
 
     Raises ConfigError where they are not known without reading samples, or a sample does not have exactly one class.
@@ -32,7 +32,7 @@ def labelled_targets(task: BasicTask) -> Tensor:
     return targets.cpu().long()
 
 
-def class_counts(task: BasicTask) -> Tensor:
+def class_counts(task: Task) -> Tensor:
     """(C,) how many training samples each class has, int64. Raises ConfigError, as ``labelled_targets``."""
     classes = task.info.num_classes if task.info else 0
     return torch.bincount(labelled_targets(task), minlength=classes)

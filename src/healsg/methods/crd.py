@@ -19,7 +19,7 @@ from healsg.training.step import rows_of
 from healsg.types import Count, NonNegative, Positive, Share
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class Embedding(nn.Linear):
@@ -76,7 +76,7 @@ class CRD(Distilled):
         self.layers = layers
         self.teacher_layers = teacher_layers
 
-    def with_heads(self, task: BasicTask, student: Probe, teacher: Probe) -> Student:
+    def with_heads(self, task: Task, student: Probe, teacher: Probe) -> Student:
         kind = "features" if student.features() and teacher.features() else "maps"
         layers, self.places = self.layer_pairs(student, teacher, kind, last=True)
         targets = labelled_targets(task)
@@ -90,7 +90,7 @@ class CRD(Distilled):
         sizes = student.shapes[layers[0]][1], teacher.shapes[self.places[0]][1]
         return Student(task.model, layers, [Embedding(sizes[0], self.dim)], Embedding(sizes[1], self.dim))
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         input, _ = self.labelled.inputs(task, batch)
         teacher = self.teach(input)
         output, embeddings = task.net(input, teacher.inner[0])

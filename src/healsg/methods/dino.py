@@ -16,7 +16,7 @@ from healsg.training.step import rows_of
 from healsg.types import Count, Kept, Positive, Share
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class Prototypes(nn.Module):
@@ -73,17 +73,17 @@ class DINO(SelfSupervised):
     def head(self, features: int) -> nn.Module:
         return Prototypes(features, self.hidden, self.bottleneck, self.prototypes)
 
-    def check(self, task: BasicTask) -> None:
+    def check(self, task: Task) -> None:
         super().check(task)
         if key := next((key for key in ("ema", "swa") if getattr(self, key)), None):
             raise ConfigError(f"method.{key}: DINO evaluates its teacher, which is an average already; set it to 0")
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         super().setup(task)
         self.target = self.momentum_encoder(task)
         self.register_buffer("center", torch.zeros(self.prototypes))
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         views = batch["unlabelled"]
         input = both_views(views)
         with torch.no_grad():
@@ -97,7 +97,7 @@ class DINO(SelfSupervised):
             self.move_center(torch.cat([teacher1, teacher2]), counts=rows_of(views, teacher1) > 0)
             return {"loss": losses.mean() / 2}
 
-    def after_update(self, task: BasicTask) -> None:
+    def after_update(self, task: Task) -> None:
         super().after_update(task)
         progress = task.runner.step_count / task.runner.total_steps
         follow(self.target, task.model, rising(self.momentum, progress))
@@ -110,5 +110,5 @@ class DINO(SelfSupervised):
         sums = distributed.sum_tensor(sums)
         self.center.lerp_((sums[:-1] / sums[-1]).to(self.center.dtype), 1.0 - self.center_momentum)
 
-    def eval_model(self, task: BasicTask) -> nn.Module:
+    def eval_model(self, task: Task) -> nn.Module:
         return self.target

@@ -9,7 +9,7 @@ from healsg.methods.teacher import Distilled
 from healsg.types import Fraction, NonNegative, Positive
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class DKD(Distilled):
@@ -40,7 +40,7 @@ class DKD(Distilled):
         self.beta = beta
         self.warmup = warmup
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         input, _ = self.labelled.inputs(task, batch)
         teacher = self.teach(input).output
         student = task.net(input)

@@ -14,7 +14,7 @@ from healsg.training.step import rows_of
 from healsg.types import NonNegative, Share
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class EarlyLearning(Supervised):
@@ -38,15 +38,15 @@ class EarlyLearning(Supervised):
         self.beta = beta
         self.weight = weight
 
-    def check(self, task: BasicTask) -> None:
+    def check(self, task: Task) -> None:
         super().check(task)
         self.labelled.refuse_mixing("elr remembers the prediction of each sample as it is")
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         super().setup(task)
         self.register_buffer("remembered", torch.zeros(len(labelled_targets(task)), len(class_counts(task))))
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         input, _ = self.labelled.inputs(task, batch)
         output = task.net(input)
         remembered = self.remember(batch, output.detach())

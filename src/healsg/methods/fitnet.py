@@ -14,7 +14,7 @@ from healsg.training.step import Loss
 from healsg.types import Fraction, Positive
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class Regressor(nn.Linear):
@@ -55,7 +55,7 @@ class FitNet(Distilled):
         self.layers = layers
         self.teacher_layers = teacher_layers
 
-    def with_heads(self, task: BasicTask, student: Probe, teacher: Probe) -> Student:
+    def with_heads(self, task: Task, student: Probe, teacher: Probe) -> Student:
         kind = "maps" if student.maps() and teacher.maps() else "features"
         layers, self.places = self.layer_pairs(student, teacher, kind, last=True)
         shapes = student.shapes[layers[0]], teacher.shapes[self.places[0]]
@@ -65,7 +65,7 @@ class FitNet(Distilled):
             )
         return Student(task.model, layers, [Regressor(shapes[0][1], shapes[1][1])])
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         input, mixed = self.labelled.inputs(task, batch)
         teacher = self.teach(input)
         output, (regressed,) = task.net(input)

@@ -9,7 +9,7 @@ from healsg.methods.consistency import SemiSupervised, forward_together, masked_
 from healsg.types import Fraction
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class FixMatch(SemiSupervised):
@@ -25,7 +25,7 @@ class FixMatch(SemiSupervised):
         super().__init__(**common)
         self.threshold = threshold
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         labelled, unlabelled = batch["labelled"], batch["unlabelled"]
         input, _ = self.labelled.inputs(task, labelled)
         output, weak, strong = forward_together(task.net, input, unlabelled["weak"], unlabelled["strong"])

@@ -23,7 +23,7 @@ from healsg.training.step import rows_of
 from healsg.types import Fraction
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class FlexMatch(SemiSupervised):
@@ -45,7 +45,7 @@ class FlexMatch(SemiSupervised):
         super().__init__(**common)
         self.threshold = threshold
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         super().setup(task)
         source = unlabelled_source(task)
         if source is None:
@@ -53,7 +53,7 @@ class FlexMatch(SemiSupervised):
         class_number(task)
         self.register_buffer("remembered", torch.full((len(source),), -1))
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         labelled, unlabelled = batch["labelled"], batch["unlabelled"]
         input, _ = self.labelled.inputs(task, labelled)
         output, weak, strong = forward_together(task.net, input, unlabelled["weak"], unlabelled["strong"])

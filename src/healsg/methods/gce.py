@@ -11,7 +11,7 @@ from healsg.methods.supervised import Supervised
 from healsg.types import Range
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class GeneralisedCrossEntropy(Supervised):
@@ -29,7 +29,7 @@ class GeneralisedCrossEntropy(Supervised):
         super().__init__(**common)
         self.q = q
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         input, mixed = self.labelled.inputs(task, batch)
         output = task.net(input)
         target = self.labelled.class_probabilities(batch["target"], output, mixed)

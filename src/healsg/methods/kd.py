@@ -15,7 +15,7 @@ from healsg.training.step import Loss, Mean, Samples, joined_samples, samples_of
 from healsg.types import Fraction, Natural, Positive
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class KD(Distilled):
@@ -42,14 +42,14 @@ class KD(Distilled):
             streams = {"labelled": ("input",), "unlabelled": ("input",)}
             self.needs = Needs(streams, {"unlabelled": unlabelled_ratio})
 
-    def check(self, task: BasicTask) -> None:
+    def check(self, task: Task) -> None:
         super().check(task)
         if task.runner.auto_accumulate and not self.needs.flat:
             raise ConfigError(
                 "runner.auto_accumulate: batches of several streams are not taken in pieces; set it to false"
             )
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         labelled = batch if self.needs.flat else batch["labelled"]
         input, mixed = self.labelled.inputs(task, labelled)
         rows = len(input)

@@ -17,7 +17,7 @@ from healsg.training.denominator import counts_alike, ignored, loss_over, mean_o
 from healsg.training.step import Loss
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 log = logging.getLogger("healsg")
 
@@ -50,7 +50,7 @@ class LabelledSamples:
         """Whether samples are mixed with each other."""
         return bool(self.mixup or self.cutmix)
 
-    def check(self, task: BasicTask, one_class: str | None) -> None:
+    def check(self, task: Task, one_class: str | None) -> None:
         """Refuse data of another kind, before they are read.
 
         Args:
@@ -75,7 +75,7 @@ class LabelledSamples:
             key = "mixup" if self.mixup else "cutmix"
             raise ConfigError(f"method.{key}: {reason}; set it to 0")
 
-    def setup(self, task: BasicTask, own_loss: str | None = None) -> None:
+    def setup(self, task: Task, own_loss: str | None = None) -> None:
         """Look at the criterion and the training targets.
 
         Args:
@@ -98,7 +98,7 @@ class LabelledSamples:
         if not (own_loss or mean_over_samples(task.criterion)):
             report_batch_criterion(task)
 
-    def inputs(self, task: BasicTask, batch: dict[str, Any]) -> tuple[Tensor, Mixing | None]:
+    def inputs(self, task: Task, batch: dict[str, Any]) -> tuple[Tensor, Mixing | None]:
         """What the network sees of a batch, and how its samples were mixed; None where they were not."""
         input: Tensor = batch["input"]
         if not (self.random_erasing or self.mixup or self.cutmix):
@@ -147,14 +147,14 @@ class LabelledSamples:
         return soft if mixed is None else mixed.of(soft)
 
 
-def training_targets(task: BasicTask) -> Tensor | None:
+def training_targets(task: Task) -> Tensor | None:
     """The targets of all labelled training samples, where they are known without reading samples."""
     sources = getattr(task.train_loader, "sources", {})
     source = sources.get("labelled")
     return None if source is None else source.targets
 
 
-def report_batch_criterion(task: BasicTask) -> None:
+def report_batch_criterion(task: Task) -> None:
     """Log what becomes of a criterion that is not a mean over samples where a batch is split. Raises ConfigError where
     the splitting was left to the runner."""
     name = type(task.criterion).__name__

@@ -15,7 +15,7 @@ from healsg.training.layers import head_of
 from healsg.types import Fraction, Positive, Share
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class CosineLinear(nn.Linear):
@@ -60,7 +60,7 @@ class LDAM(Supervised):
         self.beta = beta
         self.defer = defer
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         counts = class_counts(task)
         task.model = self.evaluated(task.model)
         self.register_buffer("margins", margins(counts, self.largest).float())
@@ -75,7 +75,7 @@ class LDAM(Supervised):
         network.head = cosine
         return network
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         input, mixed = self.labelled.inputs(task, batch)
         output = task.net(input)
         target = self.labelled.class_probabilities(batch["target"], output, mixed)

@@ -10,7 +10,7 @@ from healsg.methods.supervised import Supervised
 from healsg.training.layers import head_of
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class LinearProbe(Supervised):
@@ -26,7 +26,7 @@ class LinearProbe(Supervised):
     def __init__(self, freeze: Literal["body"] = "body", **common: Any) -> None:
         super().__init__(freeze=freeze, **common)
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         head_of(task.model, "a linear probe").reset_parameters()
         super().setup(task)
 

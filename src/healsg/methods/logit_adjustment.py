@@ -14,7 +14,7 @@ from healsg.training.layers import head_of
 from healsg.types import NonNegative
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class ShiftedLinear(nn.Linear):
@@ -46,7 +46,7 @@ class LogitAdjustment(Supervised):
         self.tau = tau
         self.when = when
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         offset = (self.tau * priors(class_counts(task)).log()).float()
         self.register_buffer("offset", offset)
         task.model = self.evaluated(task.model)
@@ -65,7 +65,7 @@ class LogitAdjustment(Supervised):
             network.head = shifted
         return network
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         input, mixed = self.labelled.inputs(task, batch)
         output = task.net(input)
         if self.when == "training":

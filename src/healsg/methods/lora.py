@@ -14,7 +14,7 @@ from healsg.training.layers import freeze, head_of
 from healsg.types import Count, Positive
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 ADAPTED: dict[type[nn.Module], str] = {
     nn.Linear: "weight",
@@ -70,14 +70,14 @@ class LoRA(Supervised):
         self.rank = rank
         self.alpha = alpha
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         head = head_of(task.model, "LoRA")
         freeze(task.model, "body")
         self.average = Average(task.model)
         adapt(task.model, head, self.rank, self.alpha)
         super().setup(task)
 
-    def weights_to_average(self, task: BasicTask) -> list[Tensor]:
+    def weights_to_average(self, task: Task) -> list[Tensor]:
         assert self.average is not None
         own = list(task.model.parameters())
         values = dict(zip(own, self.learned_values(task, own), strict=True))

@@ -17,7 +17,7 @@ from healsg.models.vit import EPSILON, TransformerLayer, VisionTransformer, ViT
 from healsg.types import Count, Share
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class MaskedAutoencoder(nn.Module):
@@ -91,14 +91,14 @@ class MAE(SelfSupervised):
         self.depth = depth
         self.heads = heads
 
-    def check(self, task: BasicTask) -> None:
+    def check(self, task: Task) -> None:
         super().check(task)
         if not isinstance(task.task_model, ViT):
             raise ConfigError(
                 f"method: mae hides patches from a transformer, not {type(task.task_model).__name__}; model=vit"
             )
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         network = task.model
         if not isinstance(network, VisionTransformer) or network.position.shape[1] - (network.token is not None) < 2:
             raise ConfigError("method: mae hides some of a VisionTransformer's patches, two or more; set model.patch")
@@ -114,12 +114,12 @@ class MAE(SelfSupervised):
         input: Tensor = batch["unlabelled"]["weak"]
         return input
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         input = batch["unlabelled"]["weak"]
         reconstructed, masked = task.net(input)
         patches = patchify(wide(input), task.model.patch)  # type: ignore[arg-type]
         target = normalised(patches) if self.normalise else patches
         return {"loss": masked_error(wide(reconstructed), target, wide(masked)).mean()}
 
-    def trained_network(self, task: BasicTask) -> nn.Module:
+    def trained_network(self, task: Task) -> nn.Module:
         return task.model.encoder if isinstance(task.model, MaskedAutoencoder) else task.model

@@ -14,7 +14,7 @@ from healsg.training.step import Mean, samples_of
 from healsg.types import Count, Fraction, NonNegative
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class MeanTeacher(SemiSupervised):
@@ -43,16 +43,16 @@ class MeanTeacher(SemiSupervised):
         super().__init__(unlabelled_ratio=unlabelled_ratio, unlabelled_weight=unlabelled_weight, **common)
         self.ramp = ramp
 
-    def check(self, task: BasicTask) -> None:
+    def check(self, task: Task) -> None:
         super().check(task)
         if not self.ema and not optimizer_averages(self.make_optimizer):
             raise ConfigError("method.ema: is the decay of the teacher, usually 0.99 to 0.999; it cannot be 0")
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         super().setup(task)
         self.eval_model(task).eval()
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         labelled, unlabelled = batch["labelled"], batch["unlabelled"]
         input, _ = self.labelled.inputs(task, labelled)
         output, student = forward_together(task.net, input, unlabelled["input"])

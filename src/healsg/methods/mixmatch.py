@@ -17,7 +17,7 @@ from healsg.training.step import Mean, Samples, samples_of
 from healsg.types import Count, Fraction, NonNegative, Positive
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class MixMatch(SemiSupervised):
@@ -53,7 +53,7 @@ class MixMatch(SemiSupervised):
         self.alpha = alpha
         self.ramp = ramp
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         labelled, unlabelled = batch["labelled"], batch["unlabelled"]
         input, _ = self.labelled.inputs(task, labelled)
         inputs = [input, unlabelled["weak"], unlabelled["input"]]

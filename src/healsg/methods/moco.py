@@ -17,7 +17,7 @@ from healsg.training.step import rows_of
 from healsg.types import Count, Kept, Positive
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class MoCo(SelfSupervised):
@@ -61,13 +61,13 @@ class MoCo(SelfSupervised):
     def head(self, features: int) -> nn.Module:
         return perceptron(features, self.hidden, self.size, norm=False)
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         super().setup(task)
         self.target = self.momentum_encoder(task)
         self.register_buffer("keys", F.normalize(torch.randn(self.queue, self.size), dim=1))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         views = batch["unlabelled"]
         with torch.no_grad():
             key = wide(self.target(views["view2"]))
@@ -77,7 +77,7 @@ class MoCo(SelfSupervised):
             self.enqueue(F.normalize(gather(key, rows_of(views, key)), dim=1))
         return {"loss": losses.mean()}
 
-    def after_update(self, task: BasicTask) -> None:
+    def after_update(self, task: Task) -> None:
         super().after_update(task)
         follow(self.target, task.model, self.momentum)
 

@@ -14,7 +14,7 @@ from healsg.methods.gathered import gather
 from healsg.metric import Accuracy
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 BANK = "bank"
 """The loader of the labelled training samples, each once and as in evaluation."""
@@ -37,7 +37,7 @@ def vote(query: Tensor, bank: Tensor, targets: Tensor, classes: int, neighbours:
     return weights.new_zeros(len(query), classes).scatter_add_(1, targets[places], weights)
 
 
-def measure(task: BasicTask, split: str, neighbours: int, temperature: float) -> dict[str, float]:
+def measure(task: Task, split: str, neighbours: int, temperature: float) -> dict[str, float]:
     """``{"acc": ...}`` of the split's samples by the vote of the bank's; nothing where a sample has not one class."""
     if task.info is None or task.info.kind != "multiclass":
         return {}
@@ -55,7 +55,7 @@ def measure(task: BasicTask, split: str, neighbours: int, temperature: float) ->
     return collect({"acc": metric})
 
 
-def directions(task: BasicTask, model: Any, batch: dict[str, Any]) -> Tensor:
+def directions(task: Task, model: Any, batch: dict[str, Any]) -> Tensor:
     """(N, D) features of a batch, scaled to length 1."""
     with task.runner.device_setup.autocast():
         features: Tensor = model(batch["input"], features=True)

@@ -13,7 +13,7 @@ from healsg.training.step import Loss, loss_of
 from healsg.types import Count, Natural, Positive
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class PGD(Supervised):
@@ -51,12 +51,12 @@ class PGD(Supervised):
         self.attack = Attack(eps, steps, step_size, random_start)
         self.eval_attack = Attack(eps, eval_steps, EVAL_SIZE, True)
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         super().setup(task)
         self.attack.setup(task)
         self.eval_attack.setup(task)
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         input, mixed = self.labelled.inputs(task, batch)
 
         def loss(output: Tensor) -> Tensor | Loss:
@@ -66,5 +66,5 @@ class PGD(Supervised):
             attacked = self.attack(lambda images: loss_of(loss(task.model(images))).value, input)
         return {"loss": loss(task.net(attacked))}
 
-    def evaluate(self, task: BasicTask, split: str) -> dict[str, float]:
+    def evaluate(self, task: Task, split: str) -> dict[str, float]:
         return self.eval_attack.measure(task, split)

@@ -11,7 +11,7 @@ from healsg.methods.consistency import SemiSupervised, forward_together, masked_
 from healsg.types import Count, Fraction, NonNegative
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class PseudoLabel(SemiSupervised):
@@ -42,12 +42,12 @@ class PseudoLabel(SemiSupervised):
         self.ramp_start = ramp_start
         self.ramp_end = ramp_end
 
-    def check(self, task: BasicTask) -> None:
+    def check(self, task: Task) -> None:
         super().check(task)
         if self.ramp_start > self.ramp_end:
             raise ConfigError(f"method.ramp_start: {self.ramp_start} lies after method.ramp_end={self.ramp_end}")
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         labelled, unlabelled = batch["labelled"], batch["unlabelled"]
         input, _ = self.labelled.inputs(task, labelled)
         output, weak = forward_together(task.net, input, unlabelled["weak"])

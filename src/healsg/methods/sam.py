@@ -16,7 +16,7 @@ from healsg.training.step import Loss, Mean, MicroBatch, loss_of, reported
 from healsg.types import NonNegative
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class SAM(Supervised):
@@ -38,7 +38,7 @@ class SAM(Supervised):
         super().__init__(**common)
         self.rho = rho
 
-    def step(self, task: BasicTask, batch: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
+    def step(self, task: Task, batch: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
         runner = task.runner
         self.before_step(task)
         weights: list[Tensor] = [weight for weight in task.model.parameters() if weight.requires_grad]
@@ -60,7 +60,7 @@ class SAM(Supervised):
         _, moved = runner.update(task, logs | {"loss": linear}, micro)
         return reported(logs, micro), moved
 
-    def gradient(self, task: BasicTask, loss: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    def gradient(self, task: Task, loss: Tensor, weights: list[Tensor]) -> list[Tensor]:
         """The gradient of ``loss``, zero for weights that do not occur in it; under fp16 taken of the scaled loss."""
         scaler = task.runner.device_setup.scaler
         scale = scaler.scale(torch.ones_like(loss)) if scaler else None

@@ -23,7 +23,7 @@ from healsg.training.layers import head_of
 from healsg.types import Count, Positive
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class SelfSupervised(TaskMethod):
@@ -51,13 +51,13 @@ class SelfSupervised(TaskMethod):
         """The projector, which takes (N, features)."""
         raise NotImplementedError
 
-    def check(self, task: BasicTask) -> None:
+    def check(self, task: Task) -> None:
         super().check(task)
         if task.info is None:
             name = type(self).__name__
             raise ConfigError(f"method: {name} needs views of the samples; a task with loaders of its own has none")
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         task.model = self.evaluated(task.model)
         super().setup(task)
 
@@ -67,7 +67,7 @@ class SelfSupervised(TaskMethod):
         network.head = self.head(network.num_features)  # type: ignore[arg-type]
         return network
 
-    def momentum_encoder(self, task: BasicTask) -> nn.Module:
+    def momentum_encoder(self, task: Task) -> nn.Module:
         """A copy of the network that learns, frozen like it in parts, and without gradients."""
         copied = copy.deepcopy(task.model).requires_grad_(False)
         if self.freezing is not None:
@@ -77,13 +77,13 @@ class SelfSupervised(TaskMethod):
     def network_input(self, batch: Mapping[str, Any]) -> Tensor:
         return both_views(batch["unlabelled"])
 
-    def measure_statistics(self, task: BasicTask, average: Average) -> None:
+    def measure_statistics(self, task: Task, average: Average) -> None:
         """Measure them for ``swa`` alone; the averages of an optimizer are evaluated with those of the network that
         learns."""
         if self.swa:
             super().measure_statistics(task, average)
 
-    def evaluate(self, task: BasicTask, split: str) -> dict[str, float]:
+    def evaluate(self, task: Task, split: str) -> dict[str, float]:
         return knn.measure(task, split, self.neighbours, self.neighbour_temperature)
 
 
@@ -101,7 +101,7 @@ def halves(output: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def full_precision(task: BasicTask) -> contextlib.AbstractContextManager[Any]:
+def full_precision(task: Task) -> contextlib.AbstractContextManager[Any]:
     """A context without autocast, for losses that are computed in the precision of their inputs."""
     return torch.autocast(task.device.type, enabled=False)
 

@@ -19,7 +19,7 @@ from healsg.methods.selfsupervised import (
 from healsg.types import Count
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class SimSiam(SelfSupervised):
@@ -47,7 +47,7 @@ class SimSiam(SelfSupervised):
         projector.append(nn.BatchNorm1d(self.size, affine=False))
         return Predicted(projector, perceptron(self.size, self.bottleneck, self.size))
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         projection, prediction = task.net(both_views(batch["unlabelled"]))
         projected1, projected2 = halves(projection)
         predicted1, predicted2 = halves(prediction)

@@ -23,7 +23,7 @@ from healsg.training.step import rows_of
 from healsg.types import Positive, Share
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class SoftMatch(SemiSupervised):
@@ -53,14 +53,14 @@ class SoftMatch(SemiSupervised):
         self.deviations = deviations
         self.alignment = alignment
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         super().setup(task)
         number = class_number(task)
         self.register_buffer("mean", torch.full((), 1.0 / number))
         self.register_buffer("variance", torch.ones(()))
         self.register_buffer("marginal", torch.full((number,), 1.0 / number))
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         labelled, unlabelled = batch["labelled"], batch["unlabelled"]
         input, _ = self.labelled.inputs(task, labelled)
         output, weak, strong = forward_together(task.net, input, unlabelled["weak"], unlabelled["strong"])

@@ -9,7 +9,7 @@ from healsg.methods.labelled import LabelledSamples
 from healsg.types import Fraction, NonNegative, Share
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class Supervised(TaskMethod):
@@ -42,16 +42,16 @@ class Supervised(TaskMethod):
         super().__init__(**common)
         self.labelled = LabelledSamples(label_smoothing, mixup, cutmix, random_erasing)
 
-    def check(self, task: BasicTask) -> None:
+    def check(self, task: Task) -> None:
         super().check(task)
         one_class = self.replaces_criterion or self.needs_one_class
         self.labelled.check(task, type(self).__name__ if one_class else None)
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         super().setup(task)
         self.labelled.setup(task, type(self).__name__ if self.replaces_criterion else None)
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         input, mixed = self.labelled.inputs(task, batch)
         output = task.net(input)
         return {"loss": self.labelled.loss(task.criterion, batch, output, mixed)}

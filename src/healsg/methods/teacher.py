@@ -29,6 +29,7 @@ from healsg.runs.saved_config import load_saved
 from healsg.types import Fraction, NonNegative, Share
 
 if TYPE_CHECKING:
+    from healsg.protocols import Task
     from healsg.task import BasicTask
 
 log = logging.getLogger("healsg")
@@ -41,7 +42,7 @@ itself be a teacher."""
 # --- the network of a run --------------------------------------------------------------------------------------------
 
 
-def task_of(folder: RunFolder, like: BasicTask) -> BasicTask:
+def task_of(folder: RunFolder, like: Task) -> BasicTask:
     """The task of a run as it was, on the CPU, without its own teacher; settings of the process are those of ``like``.
 
     Its configuration passes the checks that ``healsg eval`` makes. Raises ConfigError, RunError.
@@ -58,7 +59,7 @@ def task_of(folder: RunFolder, like: BasicTask) -> BasicTask:
         _student.reset(token)
 
 
-def network_of(folder: RunFolder, like: BasicTask) -> nn.Module:
+def network_of(folder: RunFolder, like: Task) -> nn.Module:
     """The network of a run with its best weights, in evaluation mode, without gradients. Raises HealsgError.
 
     It is made of the run's own files. Only where the checkpoint does not say what its data were, as for a task with
@@ -185,7 +186,7 @@ class Distilled(TaskMethod):
         self.places: list[str] = []
         """The modules of the teacher whose outputs are used, by name."""
 
-    def check(self, task: BasicTask) -> None:
+    def check(self, task: Task) -> None:
         super().check(task)
         name = type(self).__name__
         self.labelled.check(task, name)
@@ -194,7 +195,7 @@ class Distilled(TaskMethod):
         if _student.get():
             self.check_teacher(task)
 
-    def check_teacher(self, task: BasicTask) -> None:
+    def check_teacher(self, task: Task) -> None:
         """Refuse a run that is not there, has no weights or was trained on other classes or inputs. Raises
         ConfigError."""
         if not self.run:
@@ -215,7 +216,7 @@ class Distilled(TaskMethod):
         if folder.record.get("status") != "finished":
             log.warning("method.teacher: %s is not finished; the best weights that it has teach", folder.shown)
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         super().setup(task)
         self.labelled.setup(task)
         if not self.run or not _student.get():
@@ -234,7 +235,7 @@ class Distilled(TaskMethod):
         refuse_other("outputs", self.run, teacher.output[1:], student.output[1:])
         task.model = self.with_heads(task, student, teacher)
 
-    def with_heads(self, task: BasicTask, student: Probe, teacher: Probe) -> nn.Module:
+    def with_heads(self, task: Task, student: Probe, teacher: Probe) -> nn.Module:
         """The student with what learns on its inner outputs; sets ``places``. By default the network as it is."""
         return task.model
 
@@ -265,7 +266,7 @@ class Distilled(TaskMethod):
             raise ConfigError(f"method.layers: {chosen[0]} of the student and {chosen[1]} of the teacher make no pairs")
         return chosen[0], chosen[1]
 
-    def trained_network(self, task: BasicTask) -> nn.Module:
+    def trained_network(self, task: Task) -> nn.Module:
         return task.model.network if isinstance(task.model, Student) else task.model
 
     def teach(self, input: Tensor) -> ForwardOutput:
@@ -275,7 +276,7 @@ class Distilled(TaskMethod):
         return ForwardOutput(output, [found[name] for name in self.places])
 
 
-def some_samples(task: BasicTask) -> Tensor:
+def some_samples(task: Task) -> Tensor:
     """Two training samples as in evaluation, (2, ...) on the CPU."""
     loader = task.train_loader
     batches = loader.evaluation_view() if isinstance(loader, Loader) else loader

@@ -13,7 +13,7 @@ from healsg.methods.supervised import Supervised
 from healsg.types import Count, Natural, NonNegative, Positive
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 NOISE = 0.001
 """The standard deviation of the noise with which the attack begins: the divergence has no gradient at the image."""
@@ -50,12 +50,12 @@ class TRADES(Supervised):
         self.attack = Attack(eps, steps, step_size, False)
         self.eval_attack = Attack(eps, eval_steps, EVAL_SIZE, True)
 
-    def setup(self, task: BasicTask) -> None:
+    def setup(self, task: Task) -> None:
         super().setup(task)
         self.attack.setup(task)
         self.eval_attack.setup(task)
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         input, mixed = self.labelled.inputs(task, batch)
         begin = input + NOISE * self.attack.unit * torch.randn_like(input)
         with self.attack.context(task, task.model):
@@ -67,5 +67,5 @@ class TRADES(Supervised):
         natural = self.labelled.loss(task.criterion, batch, output, mixed)
         return {"loss": natural + self.beta * divergence(output, attacked_output).mean()}
 
-    def evaluate(self, task: BasicTask, split: str) -> dict[str, float]:
+    def evaluate(self, task: Task, split: str) -> dict[str, float]:
         return self.eval_attack.measure(task, split)

@@ -13,7 +13,7 @@ from healsg.training.step import Mean
 from healsg.types import Fraction, Positive
 
 if TYPE_CHECKING:
-    from healsg.task import BasicTask
+    from healsg.protocols import Task
 
 
 class UDA(SemiSupervised):
@@ -42,7 +42,7 @@ class UDA(SemiSupervised):
         self.temperature = temperature
         self.annealing = annealing
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Any]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         labelled, unlabelled = batch["labelled"], batch["unlabelled"]
         input, _ = self.labelled.inputs(task, labelled)
         output, weak, strong = forward_together(task.net, input, unlabelled["weak"], unlabelled["strong"])
