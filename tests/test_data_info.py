@@ -452,7 +452,7 @@ ALONE = {
 }
 
 
-LAST_NEEDS_THE_TASK = {"two networks", "a projector", "prototypes", "an encoder"}
+LAST_NEEDS_THE_TASK = {"two networks", "prototypes", "an encoder"}
 """Where ``last.pt`` holds more than the evaluated network, and the method does not say which part that is."""
 
 

@@ -24,6 +24,7 @@ from healsg.errors import ConfigError, DataError
 from healsg.evaluation.evaluator import EvalEpoch, in_units
 from healsg.losses.usual import MaskLoss, RegressionLoss, usual
 from healsg.methods import mixing
+from healsg.methods.labelled import LabelledSamples
 from healsg.seeding import Draw
 from healsg.training.denominator import loss_over
 from healsg.transforms.image import ImageTransform
@@ -177,11 +178,12 @@ def test_random_erasing_leaves_the_mask() -> None:
     task = built("method.random_erasing=1.0")
     batch = next(iter(task.runner.train_batches(task)))[0]
     before = batch["target"].clone()
-    input, mixed = task.task_method.prepare(task, batch)
+    method: Any = task.task_method
+    input, mixed = method.labelled.inputs(task, batch)
     assert mixed is None
     assert not torch.equal(input, batch["input"])
     assert torch.equal(batch["target"], before)
-    assert "mask stays" in " ".join((type(task.task_method).__doc__ or "").split())
+    assert "a mask stays as it is" in " ".join((LabelledSamples.__doc__ or "").split())
 
 
 # --- e: unlike sizes -------------------------------------------------------------------------------------------------
@@ -430,8 +432,9 @@ def test_a_patch_is_a_pure_function_of_seed_epoch_and_index() -> None:
     def dealt(epoch: int, batch_size: int, seed: int = 0, workers: int = 0) -> dict[int, Tensor]:
         cases = DatasetSource([blob(number, (8 + number, 9, 10)) for number in range(4)])
         source = patches_of(cases, (4, 4, 4), per_case=3, foreground=0.5)
-        loader = Loader({"labelled": source}, {"labelled": {"input": None}}, batch_size, shuffle=True, workers=workers)
-        loader.deal(Sharding(seed=seed))
+        views = {"labelled": {"input": None}}
+        sharding = Sharding(seed=seed)
+        loader = Loader({"labelled": source}, views, batch_size, shuffle=True, workers=workers, sharding=sharding)
         pairs = [(batch["index"], batch["input"]) for batch, _ in loader.batches(epoch)]
         return {int(i): one for index, input in pairs for i, one in zip(index, input, strict=True)}
 
@@ -495,8 +498,8 @@ def test_with_masks_each_of_two_processes_trains_on_one_patch_in_spite_of_batchn
     source = task.train_loader.sources["labelled"]
     rows = []
     for rank in (0, 1):
-        loader = Loader({"labelled": source}, {"labelled": {"input": None}}, 2, shuffle=True)
-        loader.deal(Sharding(rank=rank, world=2, least=task.runner.plan.least))
+        sharding = Sharding(rank=rank, world=2, least=task.runner.plan.least)
+        loader = Loader({"labelled": source}, {"labelled": {"input": None}}, 2, shuffle=True, sharding=sharding)
         rows.append(sum(count for _, count in loader.batches(0)))
     assert rows == [(len(source) + 1) // 2, len(source) // 2]
 
@@ -508,9 +511,13 @@ def test_whole_cases_are_shared_by_the_processes_of_an_evaluation(size: int) -> 
     seen = []
     for rank in (0, 1):
         loader = Loader(
-            {"labelled": source}, {"labelled": {"input": None}}, size, shuffle=False, whole_batches=size > 1
+            {"labelled": source},
+            {"labelled": {"input": None}},
+            size,
+            shuffle=False,
+            whole_batches=size > 1,
+            sharding=Sharding(rank=rank, world=2),
         )
-        loader.deal(Sharding(rank=rank, world=2))
         seen.append([case.name for batch, rows in loader.batches(0) if rows for case in batch["case"]])
     assert sorted(seen[0] + seen[1]) == [case.name for case in cases]
     assert len(seen[1]) == 3

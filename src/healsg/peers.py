@@ -52,7 +52,7 @@ def orphaned() -> bool:
     Only torchrun is watched. Other launchers, such as srun and mpirun, end their processes themselves, and a shell may
     well end before the processes that it has put into the background.
     """
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT
+    return os.getppid() != _PARENT and "TORCHELASTIC_RUN_ID" in os.environ
 
 
 class Peers:

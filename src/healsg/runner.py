@@ -275,7 +275,7 @@ class TaskRunner:
             return scalars, False
         optimizer = task.optimizer
         scaler = self.device_setup.scaler
-        self.accumulator.close(task.model.parameters(), micro)
+        self.accumulator.close(task.model, micro)
         if self.clip_norm is not None:
             if scaler:
                 scaler.unscale_(optimizer)

@@ -91,6 +91,18 @@ class ProcessLock:
         self.file.close()
 
 
+def is_locked(file: IO[Any]) -> bool:
+    """Whether another open file has the ``ProcessLock`` of this one; yes where there is no ``flock`` to ask."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
+
+
 # --- processes -------------------------------------------------------------------------------------------------------
 
 

@@ -328,7 +328,7 @@ class Loader:
             whole = self._views(stream, raw, self._drawn(order, stream, low, high, None))
             rows = [high - low] if self.joined else [stop - begin for begin, stop, _ in shards]
             for size, *values in zip(rows, *(_split(value, rows) for value in whole.values()), strict=True):
-                batch = dict(zip(whole, map(_aligned, values), strict=True))
+                batch = dict(zip(whole, values, strict=True))
                 yield (batch if self.flat else {stream: batch}), size
 
     def _read(
@@ -474,22 +474,23 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
-def _split(value: Any, rows: list[int]) -> list[Any]:
-    """Pieces of a batch's tensor or list, of so many rows each."""
-    if isinstance(value, Tensor):
-        return list(value.split(rows))
-    ends = [sum(rows[: place + 1]) for place in range(len(rows))]
-    return [value[end - size : end] for size, end in zip(rows, ends, strict=True)]
+def _split(value: Any, rows: list[int]) -> Iterator[Any]:
+    """Pieces of a batch's tensor or list, of so many rows each.
 
-
-def _aligned(value: Any) -> Any:
-    """A piece of a tensor, copied where it does not begin at an address at which tensors of its own do.
-
-    Kernels of matrix products on the CPU go by the address in how they add up, so that the numbers of a batch would
-    depend on what lies before it: on where a resumed run began, or on whether samples are held in memory.
+    A piece of a tensor is copied where it does not begin at an address at which tensors of its own do: kernels of matrix
+    products on the CPU go by the address in how they add up, so that the numbers of a batch would depend on what lies
+    before it: on where a resumed run began, or on whether samples are held in memory.
     """
-    misplaced = isinstance(value, Tensor) and value.is_cpu and value.data_ptr() % ALIGNED
-    return value.clone() if misplaced else value
+    if isinstance(value, Tensor) and value.is_cpu:
+        for piece in value.split(rows):
+            yield piece.clone() if piece.data_ptr() % ALIGNED else piece
+    elif isinstance(value, Tensor):
+        yield from value.split(rows)
+    else:
+        end = 0
+        for size in rows:
+            yield value[end : end + size]
+            end += size
 
 
 def _pinned(value: Any) -> Any:

@@ -31,8 +31,9 @@ class LabelledSamples:
         label_smoothing: the share of the target's probability that is spread evenly over all classes (Szegedy et al.
             2016, arXiv 1512.00567, section 7). The loss must take class probabilities, as for mixup and cutmix.
         mixup, cutmix: alpha of the Beta distribution of the shares in which two samples are mixed (see ``mixing``);
-            with both, each batch takes one of them at even odds.
-        random_erasing: the probability that a rectangle of an image is filled with noise (see ``mixing``).
+            with both, each batch takes one of them at even odds. CutMix pastes its box into masks too.
+        random_erasing: the probability that a rectangle of an image is filled with noise (see ``mixing``); a mask
+            stays as it is.
     """
 
     def __init__(

@@ -102,13 +102,15 @@ class RunFolder:
             self._lock = None
 
     def is_locked(self) -> bool:
-        """Whether a process of this machine trains here now, by the number that it has left in the lock's file.
+        """Whether a process of this machine trains here now. Nothing is written.
 
-        The lock itself is not tried: another process that begins at that moment would be refused.
+        The lock is tried only where the process whose number stands in its file lives, since another one that begins at
+        that moment would be refused.
         """
         try:
             with safefiles.open_to_read(self.path / ".lock") as file:
-                return _lives(file.read(100).decode(errors="replace").strip())
+                holder = file.read(100).decode(errors="replace").strip()
+                return _lives(holder) and system.is_locked(file)
         except (OSError, RunError):
             return False
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from healsg import distributed
 
@@ -230,14 +230,15 @@ class Accumulator:
         self.apart = False
         self.updating = False
 
-    def close(self, parameters: Iterable[Tensor], micro: MicroBatch) -> None:
-        """The update's last micro-batch was passed backward: turn the gradients of ``parameters`` into the update's.
+    def close(self, model: nn.Module, micro: MicroBatch) -> None:
+        """The update's last micro-batch was passed backward: turn the gradients of ``model`` into the update's.
 
         From here on a step that fails cannot be tried again.
         """
         self.updating = True
         if micro.weighted:
-            self.weigh([parameter.grad for parameter in parameters if parameter.grad is not None], micro.processes)
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            self.weigh(gradients, micro.processes)
 
     def weights(self, loss: Loss, micro: MicroBatch) -> list[Any]:
         """What the gradient of each term of this micro-batch is multiplied by; the total grows by it."""
