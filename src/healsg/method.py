@@ -67,17 +67,17 @@ class TaskMethod(nn.Module):
     """The streams and views that ``train_step`` finds in its batch."""
 
     mean_over_samples: ClassVar[bool] = False
-    """Whether the loss of a batch is the mean of its samples' own, so that a batch can be taken in pieces."""
+    """Whether the loss of a batch is the mean of the losses of its samples, so that a batch can be split."""
 
     leaves_weights: ClassVar[bool] = False
     """Whether weights move in ``runner.update`` alone and never in ``train_step``, so that a checkpoint may be copied
     beside it. A class says so for itself: what it inherits does not count."""
 
     starts_from_weights: ClassVar[bool] = False
-    """Whether it is for a network that has been trained: published weights are then what a model begins with."""
+    """Whether it is for a trained network: the model then starts with its published weights where it has any."""
 
     higher_is_better: ClassVar[Mapping[str, bool]] = {}
-    """By name of a number that ``evaluate`` gives, beside the model's metrics, whether more of it is better."""
+    """Whether more is better, by name of each number that ``evaluate`` adds to the model's metrics."""
 
     local_to_process: ClassVar[Mapping[str, str]] = {}
     """What each process, or each accumulated micro-batch, computes on its own samples, so that the step depends on how
@@ -227,9 +227,10 @@ class TaskMethod(nn.Module):
         return self.trained_network(task) if self.average is None else self.average.network
 
     def evaluated(self, network: nn.Module) -> nn.Module:
-        """What has the structure of ``eval_model``, made of the network that the model builds, so that the weights of
-        ``best.pt`` fit it. It is what a run is used with later, without its data; a method that changes ``task.model``
-        in ``setup`` so that ``eval_model`` differs from the model's own network makes the same change here.
+        """The network that the model builds, with the structure of ``eval_model``, so that ``best.pt`` fits it.
+
+        Prediction and evaluation use it, without the training data. A method whose ``setup`` changes ``task.model`` so
+        that ``eval_model`` has another structure makes the same change here.
         """
         return network
 

@@ -46,7 +46,8 @@ class Watcher:
 class Pass(Protocol):
     """One pass over a split: ``task.train_epoch`` and ``task.val_epoch``."""
 
-    def run(self) -> dict[str, float]: ...
+    def run(self) -> dict[str, float]:
+        """The numbers of the pass, such as ``{"loss": 0.31}``."""
 
 
 class Method(Protocol):

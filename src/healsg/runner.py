@@ -152,21 +152,21 @@ class TaskRunner:
     # --- assembly ----------------------------------------------------------------------------------------------------
 
     def prepare(self, threads: int | None = None) -> None:
-        """Join the other processes and take possession of the device.
+        """Join the other processes, and start to use the device.
 
         Args:
-            threads: of the CPU, where the settings name no number.
+            threads: CPU threads where the settings name no number.
         """
         distributed.connect(self.timeout)
         self.device_setup.activate(self.threads or threads)
 
     def sharding(self, seed: int, least: int) -> Sharding:
-        """How this runner wants batches dealt."""
+        """How loaders divide batches among the processes of this run."""
         ranks = distributed.rank(), distributed.world()
         return Sharding(seed, self.device_setup.device, *ranks, self.accumulate, least, self.limit_batches)
 
     def plan_run(self, train_loader: AnyLoader, seed: int, least: int) -> None:
-        """Fix the length of the run, in updates and in epochs."""
+        """Set the length of the run, in updates and in epochs."""
         length = len(train_loader)
         total_steps = self.steps or self.epochs * -(-length // self.accumulate)
         batch_size = float(getattr(train_loader, "batch_size", 1))
@@ -196,7 +196,7 @@ class TaskRunner:
         self.checkpointer.snapshot_done()  # what follows may change anything
 
     def eval_batches(self, task: Task, split: str) -> Iterator[dict[str, Any]]:
-        """The batches of a split that is only looked at."""
+        """The batches of an evaluation of a split, on the device."""
         loader = task.loaders[split]
         self.progress.start_pass(split, len(loader))
         for position, (batch, rows) in enumerate(loader.batches(0), 1):
@@ -226,17 +226,17 @@ class TaskRunner:
         return micro.rows // self.pieces >= self.plan.least
 
     def forward(self, task: Task, micro: MicroBatch) -> contextlib.AbstractContextManager[Any]:
-        """What surrounds a forward pass: precision, and no exchange of gradients before the last batch of an update."""
+        """The context of a forward pass: autocast, and no exchange of gradients before the update's last batch."""
         if micro.closes or not distributed.launched():
             return self.device_setup.autocast()
         return both(task.net.no_sync(), self.device_setup.autocast())  # type: ignore[operator]
 
     @contextlib.contextmanager
     def drawn_together(self, batch: Mapping[str, Any]) -> Iterator[Samples | None]:
-        """Let every process draw the same numbers for a while: those that one process alone would draw.
+        """A context in which all processes draw the same random numbers, those that a single process would draw.
 
-        Gives which samples of the batch of all processes this one has; None, and its own numbers, where there is no
-        other process or it is not known how many samples the others have.
+        It gives which samples of the batch of all processes this one has. Where there is no other process, or it is not
+        known how many samples the others have, it gives None and changes nothing.
         """
         samples = samples_of(batch)
         if not distributed.launched() or samples is None or samples.batch is None:
@@ -300,7 +300,7 @@ class TaskRunner:
 
     @contextlib.contextmanager
     def kept(self, checkpointer: Watcher) -> Iterator[None]:
-        """Let ``checkpointer`` be told of each update and evaluation for a while."""
+        """A context in which updates and evaluations are reported to ``checkpointer``."""
         before, self.checkpointer = self.checkpointer, checkpointer
         try:
             yield
@@ -308,7 +308,7 @@ class TaskRunner:
             self.checkpointer = before
 
     def fit(self, task: Task, checkpointer: Checkpointer) -> None:
-        """Train from where the run stands to its end, keeping what must outlast a kill at any time."""
+        """Train from where the run stands to its end, with ``checkpointer`` saving on the way."""
         self.best_tracker.check(task.measured_names(), task.directions())
         with self.kept(checkpointer), diagnose.explained(task, checkpointer):
             while self.epoch < self.max_epoch and self.stop_reason is None:
@@ -325,7 +325,7 @@ class TaskRunner:
         self.checkpointer.updated(task)
 
     def end_epoch(self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:
-        """Book an epoch: its line, its schedule, whether it is the best, whether it is the last; then save."""
+        """Finish an epoch: its line, the schedule, whether it is the best or, by a callback, the last; then save."""
         numbers, best = self.measured(task, results, seconds)
         name, sign = self.best_tracker.resolve(numbers, task.directions())
         reasons = [callback.on_epoch_end(numbers, name, sign) for callback in self.callbacks.values()]

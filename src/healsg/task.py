@@ -43,8 +43,8 @@ class BasicTask:
     """A task: what is learned, with what, and how.
 
     Override a builder to bring your own part; the others stay as they are. ``build`` calls them in this order, and each
-    finds what came before it on ``self``: loaders, ``model``, ``criterion``, then the method's own, then placement on
-    the device, ``optimizer``, ``scheduler``.
+    finds on ``self`` what the ones before it made: loaders, ``model``, ``criterion``, ``task_method.setup``, the move
+    to the device, ``optimizer``, ``scheduler``.
     """
 
     def __init__(
@@ -55,11 +55,15 @@ class BasicTask:
         task_method: TaskMethod,
         runner: TaskRunner,
     ) -> None:
-        self.config, self.args = config, config.args
-        self.task_data, self.task_model, self.task_method, self.runner = task_data, task_model, task_method, runner
+        self.config = config
+        self.args = config.args
+        self.task_data = task_data
+        self.task_model = task_model
+        self.task_method = task_method
+        self.runner = runner
         self.loaders: dict[str, AnyLoader] = {}
         self._start = current_folder()
-        """From where ``init_from`` is looked for, also where a builder changes the current directory."""
+        """The folder to which the path in ``init_from`` is relative, also where a builder changes the current one."""
         self.data_info: DataInfo | None = None
 
     # --- the six builders ------------------------------------------------------------------------------------------
@@ -96,7 +100,7 @@ class BasicTask:
 
     @property
     def info(self) -> DataInfo | None:
-        """What the data promise; None where the task brings loaders of its own."""
+        """What is known of the data before they are read; None where the task brings loaders of its own."""
         return None if self.replaces("build_dataloader") else self.task_data.info
 
     def replaces(self, name: str) -> bool:
@@ -133,14 +137,15 @@ class BasicTask:
         training: bool = True,
         data_info: DataInfo | None = None,
     ) -> None:
-        """Run the six builders, each with its own share of the seed, and place what they make on the device.
+        """Run the six builders, and move what they make to the device. Data and model are seeded separately.
 
         Args:
-            threads: of the CPU with which the run began, for one that goes on.
-            fresh_weights: whether the weights begin here, and ``init_from`` counts; False where a checkpoint follows.
-            training: whether optimizer and schedule are made too; False where the network is only looked at.
-            data_info: what the numbers mean to the weights of that checkpoint: the data are read with its classes and
-                its fitted preprocessing.
+            threads: CPU threads with which a resumed run began; None for torch's choice.
+            fresh_weights: whether the weights start here, from ``init_from`` if it is set; False where those of a
+                checkpoint are loaded afterwards.
+            training: whether the optimizer and the schedule are made too; False for an evaluation.
+            data_info: of the checkpoint whose weights are loaded afterwards: the data are read with its classes and its
+                fitted preprocessing.
 
         Raises:
             DataError: the data do not fit ``data_info``.
@@ -191,10 +196,10 @@ class BasicTask:
             self._build_training()
 
     def build_evaluation(self, network: nn.Module, split: str, data_info: DataInfo) -> EvalEpoch:
-        """Make what an evaluation of ``network`` on one split needs, and nothing for training.
+        """Make what the evaluation of ``network`` on one split needs, and nothing for training.
 
         Args:
-            network: in the structure that is evaluated, with its weights.
+            network: the evaluated network, with its weights.
             split: its name.
             data_info: what the weights were trained on.
 
@@ -243,11 +248,11 @@ class BasicTask:
 
     def facts(self) -> dict[str, Any]:
         """What ``run.json`` says of the parts."""
-        own = self.info is None
-        for told in data_lines(self.loaders, self.info):
-            log.info("%s", told)
-        for told in data_warnings(self.loaders):
-            log.warning("%s", told)
+        own_loaders = self.info is None
+        for line in data_lines(self.loaders, self.info):
+            log.info("%s", line)
+        for line in data_warnings(self.loaders):
+            log.warning("%s", line)
         left_out = self.train_loader.left_out
         if left_out:
             log.info("data.drop_last: %d samples of each epoch do not fill an update and are left out", left_out)
@@ -255,14 +260,14 @@ class BasicTask:
             log.info("the train loader is not a plain one: seeded each epoch, skipped forward when a run goes on")
         for line in self.task_model.omissions(self.info) if self.info else ():
             log.info("%s", line)
-        if not own and self.task_data.val_is_test:
+        if not own_loaders and self.task_data.val_is_test:
             log.info("the test part serves as val: the best checkpoint is chosen on it")
         return {
             "device": str(self.device),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "val_is_test": None if own else self.task_data.val_is_test,
+            "val_is_test": None if own_loaders else self.task_data.val_is_test,
             "samples_left_out": left_out,
-            **({} if own else self.task_data.facts()),
+            **({} if own_loaders else self.task_data.facts()),
         }
 
     def data_fingerprint(self) -> Fingerprint:
@@ -330,7 +335,7 @@ class BasicTask:
         return own | self.state_between_updates()
 
     def state_between_updates(self) -> dict[str, Any]:
-        """What of it, beside the network's buffers, may change before the next update."""
+        """The part of the state that may change before the next update; the network's buffers may too."""
         return {
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else {},
             "method": self.task_method.state_dict(),
@@ -348,14 +353,17 @@ class BasicTask:
 
 
 def least_rows(model: nn.Module, info: DataInfo | None = None) -> int:
-    """Rows with which a network can be trained: BatchNorm fails on one number a channel, hence two where there is any;
-    but one where targets are masks, since the pixels of one sample are many numbers."""
+    """The fewest rows of a batch with which a network can be trained.
+
+    BatchNorm fails on one number a channel, hence two where there is any; but one where targets are masks, since the
+    pixels of one sample are many numbers.
+    """
     if info is not None and info.placed:
         return 1
     return 1 + any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def _warn_of_other_inputs(trained_on: DataInfo, own: DataInfo) -> None:
-    """Say in what the inputs differ from those of the training, which only a changed setting can bring."""
+    """Warn where the inputs are not prepared as in training, which only a changed setting can cause."""
     if differing := list(differing_inputs(trained_on, own)):
         log.warning("data: the weights were trained on other inputs: %s", "; ".join(differing))

@@ -244,8 +244,8 @@ def _same_everywhere(composed: Composed) -> None:
         for key in settings[0] | other:
             one, two = settings[0].get(key), other.get(key)
             if one != two:
-                told = f"{key}: is {show(one)} on rank 0 and {show(two)} on rank {rank}"
-                raise ConfigError(f"{told}; start all processes with the same settings")
+                differs = f"{key}: is {show(one)} on rank 0 and {show(two)} on rank {rank}"
+                raise ConfigError(f"{differs}; start all processes with the same settings")
 
 
 def _check_shared(claimed: list[RunFolder]) -> None:

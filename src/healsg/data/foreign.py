@@ -1,4 +1,4 @@
-"""Loaders that a user's own task returns: plain ones are dealt anew, any other is seeded and skipped forward."""
+"""Loaders that a user's own task returns: a plain DataLoader is replaced by ``Loader``, any other is wrapped."""
 
 from __future__ import annotations
 
@@ -29,10 +29,18 @@ LOOK = 5.0
 
 
 class ForeignLoader:
-    """Any other iterable of batches: seeded by (seed, epoch), skipped forward on resume, each rank taking its rows.
+    """An iterable of batches that is not a plain DataLoader.
 
-    What it draws in this process while it makes a batch is seeded by the batch's position too, since the steps between
-    two batches draw from the same generators. What goes wrong in it is a DataError that names the batch.
+    The global generators are seeded by (seed, epoch) as a pass starts and by the position before each batch, since the
+    steps between two batches draw from the same generators. A resumed run skips the batches it has seen. Each process
+    takes its rows of a batch. An error of the loader becomes a DataError that names the batch.
+
+    Args:
+        loader: any iterable of batches; with ``sampler.set_epoch`` it is told the epoch.
+        name: of the split.
+        reading: its ``timeout`` counts, in seconds, for a DataLoader without one of its own.
+        sharding: this process's part of a batch; all of it where it is None.
+        look: see ``look``; for a loader that has it already.
     """
 
     in_memory = False
@@ -157,12 +165,20 @@ AnyLoader = Loader | ForeignLoader
 
 
 def wrap_loader(loader: Any, name: str, reading: Reading | None = None) -> AnyLoader:
-    """Make a loader of ours of what ``build_dataloader`` returned for the split ``name``.
+    """A loader of HEALSg for what ``build_dataloader`` returned for the split ``name``.
 
-    A plain map-style ``DataLoader`` is dealt anew; its data set, batch size, collate function, ``drop_last`` and
-    workers are kept, a random or sequential sampler becomes ours. So does a distributed one, whose batches are of one
-    process. ``reading`` is what the task's settings say of broken samples and of workers; the loader's own timeout and
-    prefetch factor come first. Raises DataError for a data set without a length.
+    A plain map-style ``DataLoader`` becomes a ``Loader`` with its data set, batch size, collate function, ``drop_last``
+    and workers; random and sequential sampling follow our seeds. With a ``DistributedSampler``, the batch size is that
+    of one process. Any other iterable becomes a ``ForeignLoader``.
+
+    Args:
+        loader: what was returned.
+        name: of the split.
+        reading: what the task's settings say of broken samples and of workers; the loader's own timeout and prefetch
+            factor come first.
+
+    Raises:
+        DataError: it is no loader, or its data set is empty or has no length.
     """
     if isinstance(loader, (Loader, ForeignLoader)):
         return loader
@@ -171,7 +187,9 @@ def wrap_loader(loader: Any, name: str, reading: Reading | None = None) -> AnyLo
     if not _is_plain(loader):
         return ForeignLoader(loader, name, reading)
     source: Source
-    dataset, collate, sampler = loader.dataset, loader.collate_fn, loader.sampler
+    dataset = loader.dataset
+    collate = loader.collate_fn
+    sampler = loader.sampler
     if not hasattr(dataset, "__len__"):
         raise DataError(f"the {name} loader: its data set, {type(dataset).__name__}, has no length; give it a __len__")
     if not len(dataset):

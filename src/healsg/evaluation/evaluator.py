@@ -66,7 +66,7 @@ def in_units(output: Tensor, info: DataInfo | None) -> Tensor:
 
 
 class EvalEpoch:
-    """One pass over a split that is only looked at.
+    """One evaluation pass over a split.
 
     Args:
         task: whose loaders have the split.
@@ -75,7 +75,9 @@ class EvalEpoch:
     """
 
     def __init__(self, task: Task, split: str, network: nn.Module | None = None) -> None:
-        self.task, self.split, self.network = task, split, network
+        self.task = task
+        self.split = split
+        self.network = network
 
     def run(self) -> dict[str, float]:
         """Measure ``task_method.eval_model``; e.g. ``{"loss": 0.05, "acc": 0.98}``, or nothing without such a split."""
@@ -110,9 +112,10 @@ class EvalEpoch:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Let a network be in evaluation mode, its blocks not compiled, for a while; each module gets back what it had.
+    """Put a network into evaluation mode, and restore the mode of each of its modules at the end.
 
-    Compiled blocks are the training step's: they would be compiled again, and round otherwise than ``healsg eval``.
+    Blocks that ``runner.compile=regional`` has compiled run uncompiled meanwhile: they would be compiled a second time
+    for evaluation, and their rounding would differ from that of ``healsg eval``.
     """
     modes = {module: module.training for module in model.modules()}
     aside = {block: block._compiled_call_impl for block in compiled if block in modes}

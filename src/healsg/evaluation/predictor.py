@@ -57,7 +57,10 @@ class Predictor:
     """
 
     def __init__(self, network: nn.Module, task_model: TaskModel, device_setup: DeviceSetup, info: DataInfo) -> None:
-        self.network, self.task_model, self.device_setup, self.info = network, task_model, device_setup, info
+        self.network = network
+        self.task_model = task_model
+        self.device_setup = device_setup
+        self.info = info
         device_setup.move_module(network)
 
     def __call__(self, given: Any, batch_size: int = 64, features: bool = False) -> Prediction:

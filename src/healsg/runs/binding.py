@@ -65,14 +65,14 @@ def changed_settings(held: dict[str, Any], now: Binding, may_grow: bool) -> list
     ``may_grow``: whether the run was finished, so that its length may have been raised.
     """
     old = _read(held, "config")
-    told = []
+    changed = []
     for key in [*now.config, *(key for key in old if key not in now.config)]:
         before, after = old.get(key), now.config.get(key)
         if json.dumps(before) == json.dumps(after):
             continue
         if not (may_grow and key in claim.LENGTH and claim.is_longer(before, after)):
-            told.append(f"{key}: the checkpoint was written with {show(before)}, not {show(after)}")
-    return told
+            changed.append(f"{key}: the checkpoint was written with {show(before)}, not {show(after)}")
+    return changed
 
 
 def changed_data(held: dict[str, Any], now: Binding, since: float) -> list[str]:

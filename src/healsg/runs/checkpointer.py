@@ -1,4 +1,4 @@
-"""Checkpointer: what a run saves while it trains, between the loop and the folder of the run; rank 0 alone writes."""
+"""Checkpointer: saves, restores and stops a run. The loop reports to it; rank 0 alone writes into the run's folder."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from healsg.training.interrupt import StopSignal
 log = logging.getLogger("healsg")
 
 REST = 1.0
-"""Seconds between two saves at the ends of epochs: what a kill may cost beside the step it hits."""
+"""The fewest seconds between two saves at the ends of epochs, so that a kill costs at most so much work more."""
 
 
 class Checkpointer(Watcher):
-    """Saves, restores, writes lines, and ends a run.
+    """Saves and restores a run, writes its lines into ``metrics.jsonl``, and stops it where that is asked for.
 
     Args:
         folder: the run's folder.
@@ -106,7 +106,7 @@ class Checkpointer(Watcher):
             self._go_on(task, path, state)
 
     def _go_on(self, task: Task, path: Path, state: dict[str, Any]) -> None:
-        """Let the task, and the lines, stand where they did when ``path`` was saved with ``state``."""
+        """Put the task and the lines of ``metrics.jsonl`` back to where ``path`` was saved with ``state``."""
         if path == self.folder.last:
             self.good_last = checkpoint.stamp(path)
         lost_best, forced = distributed.share(lambda: self._check(path, state))
@@ -260,18 +260,18 @@ class Checkpointer(Watcher):
             self.stop(task)
 
     def record_skipped(self, task: Task) -> None:
-        """Let ``run.json`` tell which samples were left out so far; all processes come here together."""
+        """Write into ``run.json`` which samples were left out so far; all processes must call it."""
         reading = task.task_data.reading
         if reading.on_error == "skip":
             before = self.folder.record.get("samples_skipped")
-            told = skipped_samples(task.loaders, reading, before)
-            if self.metrics_log and told != before:
-                self.folder.note(samples_skipped=told)
+            skipped = skipped_samples(task.loaders, reading, before)
+            if self.metrics_log and skipped != before:
+                self.folder.note(samples_skipped=skipped)
 
     def save(self, task: Task) -> None:
-        """Begin to write ``best.pt`` where there is a new one, then ``last.pt``; the one before it is kept too.
+        """Start to write ``best.pt`` where there is a new best, then ``last.pt``; the old one becomes ``previous.pt``.
 
-        What came of it is told by the next call. Raises RunError for the save before this one.
+        An error of the writing thread is raised by the next call. Raises RunError for the save before this one.
         """
         last = self.snapshot.begin()
         if self.metrics_log:
@@ -310,7 +310,7 @@ class Checkpointer(Watcher):
             self.good_last = checkpoint.stamp(last)
 
     def _hold_best(self, task: Task, copy: bool) -> None:
-        """Keep the weights that are evaluated, with the numbers they reached, until the next save."""
+        """Hold the evaluated weights, with the numbers they reached, for the next save."""
         model = task.task_method.eval_model(task)
         self.unsaved_best = {"best": task.runner.best_tracker.best or {}}
         if not copy and model is task.model:

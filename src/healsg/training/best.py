@@ -1,4 +1,4 @@
-"""BestTracker: which number decides what is best, and what the best was."""
+"""BestTracker: which number decides which epoch is the best, and the best so far."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ PREFERRED = ("dice", "iou", "acc")
 
 
 class BestTracker:
-    """Watches one number of each epoch.
+    """Finds the best epoch by one number, the monitored one (``runner.monitor``).
 
     Args:
-        name: its name in ``metrics.jsonl``; ``auto`` is ``val/dice``, ``val/iou`` or ``val/acc``, else ``val/loss``.
+        name: of that number in ``metrics.jsonl``; ``auto`` is ``val/dice``, ``val/iou`` or ``val/acc``, else
+            ``val/loss``.
         mode: whether more (``max``) or less (``min``) is better; ``auto`` is what the metric says of itself.
     """
 
     def __init__(self, name: str, mode: Mode) -> None:
-        self.name, self.mode = name, mode
+        self.name = name
+        self.mode = mode
         self.best: dict[str, Any] | None = None
 
     def check(self, measured: Sequence[str] | None, known: Directions) -> None:
@@ -46,9 +48,9 @@ class BestTracker:
         self._sign(f"val/{likely}" if self.name == "auto" else self.name, known)
 
     def resolve(self, numbers: Mapping[str, Any], known: Directions) -> tuple[str, int]:
-        """The watched name, and +1 where more is better, -1 where less is.
+        """The name of the monitored number, and +1 where more of it is better, -1 where less is.
 
-        Raises ConfigError for a wrong name, and where it is not known what is better.
+        Raises ConfigError where it was not measured, and where it is not known whether more is better.
         """
         name = self.name
         if name == "auto":
@@ -74,9 +76,9 @@ class BestTracker:
         return 1 if more else -1
 
     def better(self, numbers: Mapping[str, Any], known: Directions) -> bool:
-        """Take in an epoch's numbers; whether they are the best so far. Between equals the lower ``val/loss`` is.
+        """Compare an epoch's numbers with the best so far, and keep them where they are better.
 
-        A number that is not finite is never the best.
+        Of equal ones the lower ``val/loss`` is better. A number that is not finite is never the best.
         """
         name, sign = self.resolve(numbers, known)
         value, loss = numbers.get(name), numbers.get("val/loss", 0.0)

@@ -1,4 +1,4 @@
-"""Where and how precisely a network runs: the device, autocast, memory format, compilation, processes."""
+"""DeviceSetup: the device, precision (AMP), memory format, compilation and DDP wrapping of a run."""
 
 from __future__ import annotations
 
@@ -53,13 +53,14 @@ def choose_device(wanted: str | int) -> torch.device:
 
 
 class DeviceSetup:
-    """Puts modules and batches where they belong.
+    """Moves modules and batches to the device, and knows the precision in which they run.
 
     Args:
         device: see ``choose_device``.
-        precision: ``fp32``; ``tf32`` for products; ``bf16`` or ``fp16`` (with loss scaling) by autocast; ``fp64``.
-        channels_last: the memory format of images.
-        deterministic: refuse kernels whose result depends on chance.
+        precision: ``fp32``; ``tf32`` in matrix products and convolutions; ``bf16`` or ``fp16`` (with loss scaling) by
+            autocast; ``fp64``.
+        channels_last: whether images and the weights of convolutions get that memory format.
+        deterministic: whether kernels whose result is not reproducible are refused.
     """
 
     def __init__(self, device: str | int, precision: Precision, channels_last: bool, deterministic: bool) -> None:
@@ -70,19 +71,19 @@ class DeviceSetup:
         self.channels_last = channels_last
         self.deterministic = deterministic
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
-        self._plain = self.dtype is None and not self.double and not channels_last and self.device.type == "cpu"
-        self._aside: Any = None
-        """On a GPU that is in use, the stream on which batches are copied."""
+        self._moves_nothing = self.dtype is None and not self.double and not channels_last and self.device.type == "cpu"
+        self._copy_stream: Any = None
+        """The CUDA stream on which batches are copied, once ``activate`` has made it."""
 
     def activate(self, threads: int | None) -> None:
-        """Set what holds for the whole process, and begin to use the device.
+        """Set torch's process-wide switches, and start to use the device.
 
         Args:
-            threads: of the CPU; None leaves torch's choice. The number changes bits.
+            threads: CPU threads; None for torch's choice. Sums are rounded differently with another number.
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-            self._aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            self._copy_stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = self.tf32
         if self.device.type == "cuda" and self.dtype is None and not self.tf32 and not self.double:
@@ -93,11 +94,11 @@ class DeviceSetup:
         torch.set_num_threads(threads or THREADS)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """What surrounds a forward pass."""
+        """The context of a forward pass."""
         return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
 
     def move_module(self, module: nn.Module) -> None:
-        """Move a module here, in place."""
+        """Move a module to the device, in place."""
         module.to(device=self.device, dtype=torch.float64 if self.double else None)
         if self.channels_last:
             for parameter in module.parameters():
@@ -112,7 +113,7 @@ class DeviceSetup:
 
     def move(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch, or a batch of streams, on the device."""
-        if self._plain:
+        if self._moves_nothing:
             return batch
         moved = {key: self._moved(value) for key, value in batch.items()}
         return TrainBatch(moved, batch.samples) if isinstance(batch, TrainBatch) else moved
@@ -122,11 +123,11 @@ class DeviceSetup:
             return self.move(value)
         if not isinstance(value, Tensor):
             return value
-        if self._aside and value.is_cpu:  # while the GPU still works on the batch before
+        if self._copy_stream and value.is_cpu:  # copied while the GPU still works on the batch before
             here = torch.cuda.current_stream(self.device)
-            with torch.cuda.stream(self._aside):
+            with torch.cuda.stream(self._copy_stream):
                 value = value.to(self.device, non_blocking=True)
-            here.wait_stream(self._aside)
+            here.wait_stream(self._copy_stream)
             value.record_stream(here)
         dtype = torch.float64 if self.double and value.is_floating_point() else value.dtype
         images = self.channels_last and value.dim() == 4
@@ -134,7 +135,10 @@ class DeviceSetup:
         return value.to(self.device, dtype, memory_format=memory_format)
 
     def wrap(self, model: nn.Module, compile: Compile, cuda_graph: bool, find_unused_parameters: bool) -> nn.Module:
-        """What a training step calls: the network itself, distributed and compiled as asked. Raises ConfigError."""
+        """The network as a training step calls it: under DDP where there are several processes, compiled as asked.
+
+        Raises ConfigError where that is not possible.
+        """
         if cuda_graph and self.device.type != "cuda":
             raise ConfigError(f"runner.cuda_graph: needs a GPU that has CUDA, and this run is on {self.device}")
         net = model
@@ -157,9 +161,10 @@ class DeviceSetup:
         return net
 
     def unfuse_scaled_sgd(self, optimizer: Optimizer) -> None:
-        """Keep torch's fused SGD from the loss scaler: an update that the scaler skips leaves its momentum undefined.
+        """Let the loss scaler skip an update of torch's SGD by not calling it, in the place of its fused kernel.
 
-        Seen with torch 2.11 to 2.15: the momentum buffer of a skipped first update is memory that nobody wrote.
+        With torch 2.11 to 2.15 the fused kernel leaves the momentum buffer uninitialised where the first update is
+        skipped.
         """
         if self.scaler and isinstance(optimizer, torch.optim.SGD):
             optimizer._step_supports_amp_scaling = False
@@ -167,14 +172,17 @@ class DeviceSetup:
                 group["fused"] = False
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Give every process rank 0's buffers before an evaluation, so that the numbers are those of what is saved."""
+        """Give every process the buffers of rank 0, which are those that are saved, before an evaluation."""
         if distributed.launched():
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
 
 def repeated(model: nn.Module) -> list[nn.Module]:
-    """The innermost blocks of a class of their own that stand several in a row, as in residual networks."""
+    """The blocks of which a Sequential, ModuleList or ModuleDict holds several of one class, as in residual networks.
+
+    Of blocks within blocks, the innermost.
+    """
     blocks = dict[nn.Module, None]()
     for row in (module for module in model.modules() if isinstance(module, ROWS)):
         own = [child for child in row.children() if any(child.children()) and not isinstance(child, ROWS)]
@@ -184,10 +192,10 @@ def repeated(model: nn.Module) -> list[nn.Module]:
 
 
 def lay_out_state(optimizer: Optimizer) -> None:
-    """Give the optimizer's state of each weight, such as its momentum, that weight's memory layout.
+    """Give the optimizer's state of each weight, such as its momentum, the weight's memory layout.
 
-    A state that was saved under another memory format keeps that one when it is loaded, and torch's fused kernels go
-    through the memory of weight, gradient and state side by side, so that they would pair the wrong elements.
+    A loaded state keeps the memory format in which it was saved. torch's fused kernels read weight, gradient and state
+    in the order of their memory, and would combine the wrong elements where the layouts differ.
     """
     for weight, state in optimizer.state.items():
         for key, value in state.items():
@@ -206,6 +214,6 @@ def clear_gradients(optimizer: Optimizer) -> None:
 def both(
     outer: contextlib.AbstractContextManager[Any], inner: contextlib.AbstractContextManager[Any]
 ) -> Iterator[None]:
-    """Two surroundings as one."""
+    """Two context managers as one."""
     with outer, inner:
         yield

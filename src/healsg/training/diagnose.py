@@ -1,4 +1,4 @@
-"""Faults: what goes wrong in the loop, told in one line with what would help."""
+"""Errors of the loop as one line that names the cause and what may help."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ LOST = ("device-side assert", "illegal memory access", "unspecified launch failu
 
 @contextlib.contextmanager
 def explained(task: Task, checkpointer: Checkpointer) -> Iterator[None]:
-    """Surrounds the loop.
+    """The context of the loop, which explains its errors.
 
-    Raises RunError for numbers that are not finite, for memory that ran out and for a kernel that failed; DataError for
-    a worker of torch's DataLoader that was lost: that exception comes at whatever place this process is.
+    Raises:
+        RunError: for a NaN or infinity, exhausted memory, or a kernel that failed.
+        DataError: for a lost worker of torch's DataLoader, whose exception is raised wherever this process is.
     """
     try:
         yield
@@ -52,20 +53,20 @@ def _device_lost(task: Task, error: Exception) -> RunError:
 
 
 def _not_finite(task: Task, checkpointer: Checkpointer, error: NotFiniteError) -> RunError:
-    """Name the step and the tensor, as exactly as can be."""
+    """The error that names the step, and where the replay finds it the tensor."""
     runner = task.runner
     position = runner.position - error.batches
     step = runner.step_count - -(-runner.position // runner.accumulate) + -(-position // runner.accumulate)
     checkpointer.writer.close()
     state, first = None, None
-    with contextlib.suppress(Exception):  # the search is not to hide what it was for
+    with contextlib.suppress(Exception):  # a search that fails must not hide the error
         state = None if distributed.launched() else checkpointer.folder.last_state()
         first = first_not_finite(task, state, step, checkpointer.stop_signal) if state else None
     since = f"the checkpoint of step {state['runner']['step']} is good" if state else "the last checkpoint is good"
-    told = f"step {step}: {error}"
+    message = f"step {step}: {error}"
     if first:
-        told = first if first.startswith(f"step {step}:") else f"{first}; {told}"
+        message = first if first.startswith(f"step {step}:") else f"{first}; {message}"
     return RunError(
-        f"{told}; {since}: a smaller method.optimizer.lr, runner.clip_norm or runner.precision=fp32 may help, "
+        f"{message}; {since}: a smaller method.optimizer.lr, runner.clip_norm or runner.precision=fp32 may help, "
         "and go on from there with resume.force=true"
     )

@@ -1,4 +1,4 @@
-"""Memory: what is told when a device has none left, and a training step in pieces that need less of it."""
+"""Out of memory: the error message, and a training step that takes its batch in smaller pieces."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXHAUSTED = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "MPS backend out of memory",
 )
-"""What errors say that are of no type of their own."""
+"""Parts of the messages of errors that have no type of their own."""
 
 log = logging.getLogger("healsg")
 
@@ -47,7 +47,7 @@ def check(runner: Runner, method: Method) -> None:
 
 
 def explain(task: Task) -> RunError:
-    """What to say of a device that has no memory left: what was asked of it, and what needs less."""
+    """The error of a device that is out of memory: what was asked of it, and which settings need less."""
     runner, device = task.runner, task.device
     batch, in_use = getattr(task.train_loader, "batch_size", None), ""
     if device.type == "cuda":
@@ -71,19 +71,19 @@ def is_exhausted(error: BaseException) -> bool:
 
 
 def halve(task: Task, micro: MicroBatch, error: BaseException) -> bool:
-    """After a step that failed: whether memory ran out and the step may be tried again, in twice as many pieces.
+    """After a step that failed: whether it ran out of memory and may be tried again, in twice as many pieces.
 
-    Raises RunError where one sample alone is too much.
+    Raises RunError where the pieces cannot get any smaller.
     """
     runner = task.runner
     if not (runner.auto_accumulate and is_exhausted(error)) or runner.accumulator.updating:
-        return False  # half an update is not repeated
+        return False  # weights may have moved, so that the step cannot be repeated
     if not runner.halve_pieces(micro):
         raise explain(task) from error
     clear_gradients(task.optimizer)
     runner.accumulator.clear()
     if task.device.type in ("cuda", "mps"):
-        getattr(torch, task.device.type).empty_cache()  # what was freed may lie in the wrong places
+        getattr(torch, task.device.type).empty_cache()  # the free memory may be fragmented
     log.warning("out of memory: from step %d on, batches go in %d pieces", runner.step_count + 1, runner.pieces)
     return True
 

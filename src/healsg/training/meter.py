@@ -1,4 +1,4 @@
-"""Meter: the epoch's running means, kept on the device and read only when asked."""
+"""Meter: running means of an epoch, kept on the device and read only when they are shown or saved."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class Meter:
                 self.sums[name] = self.sums.get(name, 0.0) + value
                 self.window[name] = self.window.get(name, 0.0) + value
         if not math.isfinite(self.sums["loss"]):
-            place, row = next((i, row) for i, row in enumerate(rows) if not math.isfinite(row["loss"]))
+            step, row = next((i, row) for i, row in enumerate(rows) if not math.isfinite(row["loss"]))
             loss = row["loss"] / row[counts["loss"]]
-            raise NotFiniteError(f"train/loss ({loss})", len(rows) - 1 - place)
+            raise NotFiniteError(f"train/loss ({loss})", len(rows) - 1 - step)
 
     def recent(self) -> dict[str, float]:
         """The means since the last call: what a log line of steps shows."""

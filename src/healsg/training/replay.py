@@ -1,6 +1,6 @@
-"""Replay: go over the steps since the last checkpoint again, to find where a number first stopped being finite.
+"""Replay: repeat the steps since the last checkpoint, to find the first tensor that is not finite.
 
-A run is exact, so that the second time goes as the first; only this time every tensor is looked at.
+Runs are exactly reproducible, so the repeated steps are the same; this time every tensor is checked.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ LIMIT = 60.0
 """Seconds after which the search is given up."""
 
 
-class _Found(Exception):  # noqa: N818 - what is looked for
-    pass
+class _Found(Exception):  # noqa: N818 - it ends the search and is no error
+    """The search is over; the text says what was found, empty where nothing was."""
 
 
 class _Limited(Watcher):
-    """In the place of a run's checkpointer: keeps nothing, and ends a search that takes too long."""
+    """Takes the place of the checkpointer during the search: saves nothing, and ends one that takes too long."""
 
     def __init__(self, stop_signal: StopSignal) -> None:
         self.stop_signal = stop_signal
@@ -71,7 +71,7 @@ def first_not_finite(task: Task, state: dict[str, Any], last: int, stop_signal: 
 
 
 def _epoch(task: Task, exempt: set[str], gradients: list[str]) -> None:
-    """An epoch as it was, looking at every tensor. Raises _Found.
+    """Repeat an epoch, and check every tensor. Raises _Found.
 
     Args:
         exempt: weights and buffers that were not finite from the beginning.
@@ -117,5 +117,5 @@ def _bad_inputs(batch: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         elif isinstance(value, Tensor) and value.is_floating_point() and not (finite := torch.isfinite(value)).all():
             rows = (~finite.flatten(1).all(1) if value.dim() > 1 else ~finite).nonzero().flatten()[:5]
             index = batch.get("index")
-            told = index.to(rows.device)[rows] if isinstance(index, Tensor) else rows
-            yield prefix + name, ", ".join(str(int(row)) for row in told)
+            samples = index.to(rows.device)[rows] if isinstance(index, Tensor) else rows
+            yield prefix + name, ", ".join(str(int(sample)) for sample in samples)
