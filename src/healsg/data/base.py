@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -72,6 +72,10 @@ class TaskData:
         eval_batch_size: samples of one forward pass of an evaluation, such as 1 for whole volumes, whose sizes may
             differ; with several processes each takes whole batches in turn. None is ``batch_size``, shared by all.
     """
+
+    repeatable: ClassVar[bool] = False
+    """Whether reading draws nothing from the global random generators, so that the next job of a sweep may take over
+    what was read with the same settings. A class says so for itself: what it inherits does not count."""
 
     def __init__(
         self,

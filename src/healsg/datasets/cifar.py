@@ -61,6 +61,8 @@ class Cifar(Classification):
         common: the arguments of Classification.
     """
 
+    repeatable = True
+
     def __init__(
         self,
         classes: Literal[10, 100] = 10,

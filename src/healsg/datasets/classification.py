@@ -52,6 +52,8 @@ class Classification(TaskData):
         common: the arguments of TaskData.
     """
 
+    repeatable = True
+
     def __init__(
         self,
         labels: Count | None = None,

@@ -31,6 +31,8 @@ class Csv(Tables):
         common: the arguments of Tables; a picture's path is relative to its table's folder.
     """
 
+    repeatable = True
+
     def __init__(
         self,
         file: str,

@@ -40,6 +40,8 @@ class Digits(Classification):
         common: the arguments of Classification.
     """
 
+    repeatable = True
+
     def __init__(self, augment: Augment = "standard", flip: bool = False, shift: Natural = 1, **common: Any) -> None:
         super().__init__(**common)
         self.images = ImageViews(augment, flip, shift, MEAN, STD, maximum=16.0, size=8)

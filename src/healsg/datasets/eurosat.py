@@ -60,6 +60,8 @@ class EuroSAT(Classification):
         common: the arguments of Classification.
     """
 
+    repeatable = True
+
     def __init__(
         self,
         test_fraction: Share = 0.2,

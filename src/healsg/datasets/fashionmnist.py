@@ -40,6 +40,8 @@ class FashionMNIST(MNIST):
         common: the arguments of MNIST.
     """
 
+    repeatable = True
+
     published: ClassVar[Published] = Published(
         "FashionMNIST",
         FASHION,
@@ -61,6 +63,8 @@ class KMNIST(MNIST):
 
     The files lie in ``root/KMNIST/raw``, as torchvision puts them. The arguments are those of MNIST.
     """
+
+    repeatable = True
 
     published: ClassVar[Published] = Published(
         "KMNIST",

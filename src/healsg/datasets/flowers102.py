@@ -40,6 +40,8 @@ class Flowers102(PictureFiles):
     arguments are those of PictureFiles.
     """
 
+    repeatable = True
+
     place, archives = "flowers-102", (ARCHIVE,)
     parts: ClassVar[Mapping[str, str]] = {"train": "trnid", "val": "valid", "test": "tstid"}
 

@@ -42,6 +42,8 @@ class Food101(PictureFiles):
     The files lie in ``root/food-101``, as torchvision puts them. The arguments are those of PictureFiles.
     """
 
+    repeatable = True
+
     archives = (ARCHIVE,)
     parts: ClassVar[Mapping[str, str]] = {"train": "train", "test": "test"}
 

@@ -34,6 +34,8 @@ class HuggingFace(Tables):
         common: the arguments of Tables.
     """
 
+    repeatable = True
+
     def __init__(
         self,
         name: str,

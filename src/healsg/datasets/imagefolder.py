@@ -66,6 +66,8 @@ class ImageFolder(Classification):
         common: the arguments of Classification.
     """
 
+    repeatable = True
+
     def __init__(
         self,
         folder: str,

@@ -28,6 +28,8 @@ class ImageNet(PictureFiles):
         common: the arguments of PictureFiles, but for ``download`` and ``verify``.
     """
 
+    repeatable = True
+
     place = "imagenet"
     parts: ClassVar[Mapping[str, str]] = {"train": "train", "val": "val"}
 

@@ -49,6 +49,8 @@ class Imagenette(PictureFiles):
         common: the arguments of PictureFiles.
     """
 
+    repeatable = True
+
     parts: ClassVar[Mapping[str, str]] = {"train": "train", "val": "val"}
 
     def __init__(self, files: Literal["160px", "320px", "full"] = "160px", **common: Any) -> None:

@@ -75,6 +75,8 @@ class MedMNIST(Classification):
         common: the arguments of Classification.
     """
 
+    repeatable = True
+
     def __init__(
         self,
         name: Name = "pathmnist",

@@ -81,6 +81,8 @@ class MNIST(Classification):
         common: the arguments of Classification.
     """
 
+    repeatable = True
+
     published: ClassVar[Published] = Published("MNIST", PACKED, MIRRORS, MEAN, STD, tuple("0123456789"))
 
     def __init__(

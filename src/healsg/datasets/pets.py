@@ -47,6 +47,8 @@ class Pets(PictureFiles):
     The files lie in ``root/oxford-iiit-pet``, as torchvision puts them. The arguments are those of PictureFiles.
     """
 
+    repeatable = True
+
     place, archives = "oxford-iiit-pet", ARCHIVES
     parts: ClassVar[Mapping[str, str]] = {"train": "trainval", "test": "test"}
 

@@ -39,6 +39,8 @@ class PictureFiles(Classification):
         common: the arguments of Classification.
     """
 
+    repeatable = True
+
     place: ClassVar[str] = ""
     """The folder of the set, below ``root``."""
 

@@ -62,6 +62,8 @@ class STL10(Classification):
         common: the arguments of Classification.
     """
 
+    repeatable = True
+
     def __init__(
         self,
         augment: Augment = "standard",

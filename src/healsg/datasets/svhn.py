@@ -49,6 +49,8 @@ class SVHN(Classification):
         common: the arguments of Classification.
     """
 
+    repeatable = True
+
     def __init__(
         self,
         augment: Augment = "standard",

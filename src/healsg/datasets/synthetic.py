@@ -47,6 +47,8 @@ class Synthetic(Classification):
         common: the arguments of Classification.
     """
 
+    repeatable = True
+
     def __init__(
         self,
         shape: list[int] | None = None,

@@ -78,6 +78,8 @@ class Tables(Classification):
         common: the arguments of Classification.
     """
 
+    repeatable = True
+
     def __init__(
         self,
         target: str | list[str] = "label",

@@ -6,6 +6,7 @@ from typing import Any
 
 from healsg.config.schema import Composed
 from healsg.data.source import Source, TensorSource
+from healsg.parts import declares
 from healsg.runs.folder import RunFolder
 from healsg.task import BasicTask
 from healsg.trainer import TaskTrainer
@@ -15,9 +16,9 @@ LARGEST = 1 << 30
 
 
 def lend(kept: dict[str, Any], task: BasicTask, node: Any) -> None:
-    """Let a task have the data set of the one before it, where the settings are the same and the set is ours.
+    """Let a task have the data set of the one before it, where the settings are the same and the set is repeatable.
 
-    Those of others may draw from the global generators as they read, which are each job's own.
+    Another one may draw from the global generators as it reads, and these are each job's own.
 
     Args:
         kept: ``node`` and ``data`` of the task before it, if there was one; and then of this one.
@@ -25,7 +26,7 @@ def lend(kept: dict[str, Any], task: BasicTask, node: Any) -> None:
         node: its settings of ``data``.
     """
     own = task.task_data
-    if not type(own).__module__.startswith("healsg.datasets."):
+    if not declares(own, "repeatable"):
         return
     if kept.get("node") == node and type(kept["data"]) is type(own):
         kept["data"].reading = own.reading
