@@ -36,16 +36,21 @@ class Session:
     def __init__(
         self, composed: Composed, folder: RunFolder, progress: Progress, loggers: dict[str, Logger] | None = None
     ) -> None:
-        self.composed, self.folder, self.progress, self.loggers = composed, folder, progress, loggers or {}
+        self.composed = composed
+        self.folder = folder
+        self.progress = progress
+        self.loggers = loggers or {}
+        self.screen = leaf("screen.make_display")(progress, quiet=composed.values["quiet"] or distributed.rank() != 0)
         self.metrics_log: MetricsLog | None = None
         self.result: dict[str, Any] = {}
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
-        values, folder, leading = self.composed.values, self.folder, distributed.rank() == 0
+        folder = self.folder
+        leading = distributed.rank() == 0
         with contextlib.ExitStack() as stack:
             stack.callback(folder.unlock)
-            quiet = values["quiet"] or not leading
-            self.screen = stack.enter_context(leaf("screen.make_display")(self.progress, quiet=quiet))
+            stack.enter_context(self.screen)
             stack.enter_context(_logging(folder, self.screen.handler(), leading))
             if leading:
                 aside = leaf("background.Background")
