@@ -299,7 +299,7 @@ class TaskRunner:
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def kept(self, checkpointer: Watcher) -> Iterator[None]:
+    def reporting_to(self, checkpointer: Watcher) -> Iterator[None]:
         """A context in which updates and evaluations are reported to ``checkpointer``."""
         before, self.checkpointer = self.checkpointer, checkpointer
         try:
@@ -310,7 +310,7 @@ class TaskRunner:
     def fit(self, task: Task, checkpointer: Checkpointer) -> None:
         """Train from where the run stands to its end, with ``checkpointer`` saving on the way."""
         self.best_tracker.check(task.measured_names(), task.directions())
-        with self.kept(checkpointer), diagnose.explained(task, checkpointer):
+        with self.reporting_to(checkpointer), diagnose.explained(task, checkpointer):
             while self.epoch < self.max_epoch and self.stop_reason is None:
                 began = time.monotonic()
                 self.end_epoch(task, task.run_epoch(), time.monotonic() - began)

@@ -57,7 +57,7 @@ def first_not_finite(task: Task, state: dict[str, Any], last: int, stop_signal: 
 
     hook = task.optimizer.register_step_pre_hook(before_update)
     try:
-        with runner.kept(_Limited(stop_signal)):
+        with runner.reporting_to(_Limited(stop_signal)):
             while runner.step_count < last and runner.epoch < runner.max_epoch:
                 _epoch(task, exempt, gradients)
             _look_at_weights(task, exempt)
