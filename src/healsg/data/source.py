@@ -55,6 +55,15 @@ class Reading:
         self.at[0] = stream
         self.broken = {}
 
+    def begin_fetch(self) -> None:
+        """Samples are read next; none of them is broken so far."""
+        self.broken = {}
+        self.at[2] = 0
+
+    def write_to(self, at: Any) -> None:
+        """Let ``at`` be that memory, which another process reads, from here on."""
+        self.at = at
+
     def skip(self, sample: tuple[int, int], message: str) -> None:
         """Say once that a sample is left out. Raises DataError where there are too many."""
         if sample not in self.skipped:
@@ -252,10 +261,11 @@ class DatasetSource:
         return as_batch(sample)
 
     def _read(self, wanted: list[int], reading: Reading, draw: Draw | None) -> Sequence[Any]:
-        dataset, at = self.dataset, reading.at
+        dataset = self.dataset
+        at = reading.at
         passed_on = type(dataset) is Subset and not hasattr(dataset.dataset, "__getitems__")
         many = None if passed_on or self.generators else getattr(dataset, "__getitems__", None)
-        reading.broken, at[2] = {}, 0
+        reading.begin_fetch()
         if many:
             at[1], at[2] = wanted[0], len(wanted) - 1
             try:

@@ -130,7 +130,7 @@ def _work(
     threading.Thread(target=_outlive, daemon=True).start()
     torch.set_num_threads(1)
     become()
-    reading.at = at.numpy().data
+    reading.write_to(at.numpy().data)
     with contextlib.suppress(EOFError, OSError):  # a parent that is gone
         while True:
             turn, place = pipe.recv()
