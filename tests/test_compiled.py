@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 from healsg import TaskTrainer
 from healsg.errors import ConfigError
 from healsg.evaluation.evaluator import evaluating
-from healsg.runner import TaskRunner
 from healsg.runs.checkpoint import load
-from healsg.training.device import DeviceSetup, repeated
+from healsg.training.device import DeviceSetup, Place, repeated
+from helpers import lines, stopping_at
 
 MLP = ["model=mlp", "model.width=16"]
 VIT = ["model=vit", "model.depth=4", "model.width=12", "model.heads=2"]
@@ -33,11 +32,6 @@ def train(*options: str, name: str = "run") -> dict[str, Any]:
 
 def state(name: str) -> dict[str, Any]:
     return load(Path("runs") / name / "checkpoints/last.pt")
-
-
-def lines(name: str) -> list[dict[str, Any]]:
-    rows = map(json.loads, Path(f"runs/{name}/metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
@@ -243,19 +237,12 @@ def test_what_a_network_compiles_itself_stays_so(graphs: list[list[int | torch.S
 @pytest.mark.soak
 @pytest.mark.parametrize("compile", ["true", "regional"])
 @pytest.mark.parametrize("model", ["model=cnn", "model=resnet model.width=4", "model=vit model.depth=2"])
-def test_a_compiled_run_goes_on_bit_for_bit(model: str, compile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_run_goes_on_bit_for_bit(model: str, compile: str) -> None:
     """Where the last batch of an epoch, of another size, is the first that the new process sees, and around it."""
     options = [*model.split(), f"runner.compile={compile}", "runner.epochs=2"]
-    whole, tick = train(*options, name="whole"), TaskRunner.tick
+    whole = train(*options, name="whole")
     for place in (LAST - 2, LAST - 1, LAST):
-
-        def stopping(self: TaskRunner, task: Any, place: int = place) -> None:
-            tick(self, task)
-            if self.step_count == place:
-                self.checkpointer.stop(task)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(TaskRunner, "tick", stopping)
+        with stopping_at(place):
             assert train(*options, name=f"cut{place}")["status"] == "stopped"
         assert train(*options, name=f"cut{place}")["digest"] == whole["digest"]
         assert lines(f"cut{place}") == lines("whole")

@@ -18,28 +18,9 @@ from healsg.methods.supervised import Supervised
 from healsg.runs import claim
 from healsg.runs.folder import RunFolder
 from healsg.runs.saved_config import load_saved
-from helpers import Program, command, healsg
+from helpers import Program, command, healsg, record, stopping_at
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=2", "data.batch_size=128", "quiet=true"]
-
-
-def record(name: str) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((Path("runs") / name / "run.json").read_text())
-    return value
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let the next run be stopped, saved, after ``step``."""
-    from healsg.runner import TaskRunner
-
-    tick = TaskRunner.tick
-
-    def watched(self: TaskRunner, task: Any) -> None:
-        tick(self, task)
-        if self.step_count == step and self.checkpointer:
-            self.checkpointer.stop(task)
-
-    monkeypatch.setattr(TaskRunner, "tick", watched)
 
 
 def test_a_run_folder_is_no_package(tmp_path: Path, program: Program) -> None:
@@ -143,23 +124,21 @@ class Teacher(Supervised):
         return self.teacher
 
 
-def test_a_teacher_keeps_its_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_keeps_its_mode() -> None:
     options = ["trusted=[test_corners]", "method._target_=test_corners.Teacher", "data.batch_size=256", "quiet=true"]
     options += ["model.width=4", "runner.epochs=3"]
     whole = TaskTrainer.compose(*options, "name=whole").train()
-    with monkeypatch.context() as patch:
-        stop_at(patch, 7)
+    with stopping_at(7):
         assert TaskTrainer.compose(*options, "name=cut").train()["status"] == "stopped"
     assert TaskTrainer.compose(*options, "name=cut").train()["digest"] == whole["digest"]
 
 
-def test_an_extended_run_may_be_stopped_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extended_run_may_be_stopped_again() -> None:
     options = [*SHORT, "runner.log_every=1000"]
     for name in ("whole", "cut"):
         TaskTrainer.compose(*options, "runner.steps=4", f"name={name}").train()
     whole = TaskTrainer.compose(*options, "runner.steps=23", "name=whole").train()
-    with monkeypatch.context() as patch:
-        stop_at(patch, 12)
+    with stopping_at(12):
         TaskTrainer.compose(*options, "runner.steps=23", "name=cut").train()
     assert TaskTrainer.compose(*options, "runner.steps=23", "name=cut").train()["digest"] == whole["digest"]
     with pytest.raises(ConfigError, match=r"runner.steps"):

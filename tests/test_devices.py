@@ -30,7 +30,7 @@ from healsg.task import BasicTask
 from healsg.training.epoch import TrainEpoch
 from healsg.training.step import Accumulator, Mean, MicroBatch, Samples
 from healsg.transforms.views import ImageViews
-from helpers import REPOSITORY, beside
+from helpers import REPOSITORY, beside, stopping_at
 from pretend_device import PretendDevice
 
 SHORT = ["quiet=true", "fresh=true", "runner.limit_batches=2", "runner.epochs=2", "data.batch_size=32"]
@@ -134,19 +134,11 @@ def test_an_update_that_the_loss_scaler_skips_leaves_everything_as_it_was(optimi
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
 
 
-def test_counts_that_lie_on_the_device_are_saved_and_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_that_lie_on_the_device_are_saved_and_loaded() -> None:
     options = ["quiet=true", "method=schedule_free", "model=mlp", "runner.device=cpu", "runner.precision=fp16"]
     options += ["runner.steps=8"]
     whole = TaskTrainer.compose(*options, "name=whole").train()
-    tick = TaskRunner.tick
-
-    def stopping(self: TaskRunner, task: BasicTask) -> None:
-        tick(self, task)
-        if self.step_count == 4:
-            self.checkpointer.stop(task)  # type: ignore[attr-defined]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TaskRunner, "tick", stopping)
+    with stopping_at(4):
         assert TaskTrainer.compose(*options, "name=cut").train()["status"] == "stopped"
     assert TaskTrainer.compose(*options, "name=cut").train()["digest"] == whole["digest"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from healsg.methods.kd import KD
 from healsg.methods.teacher import Distilled
 from healsg.methods.within import outputs_of, probe
 from healsg.runs.checkpoint import load, save
+from helpers import record
 
 SMALL = ["model=cnn", "model.width=3", "quiet=true", "data.batch_size=64", "runner.limit_batches=2"]
 SMALL += ["runner.epochs=2"]
@@ -42,10 +42,6 @@ def trained(*options: str, name: str) -> BasicTask:
     assert trainer.train()["status"] == "finished"
     assert trainer.task is not None
     return trainer.task
-
-
-def record(name: str) -> dict[str, Any]:
-    return json.loads((Path("runs") / name / "run.json").read_text())
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from torch import Tensor
 from healsg import TaskTrainer
 from healsg.errors import ConfigError, RunError
 from healsg.methods.supervised import Supervised
-from healsg.runner import TaskRunner
 from healsg.runs import checkpoint
 from healsg.runs.writer import Writer
+from helpers import stopping_at
 
 SHORT = ["model=mlp", "model.width=16", "data.batch_size=256", "runner.log_every=4", "runner.epochs=3", "quiet=true"]
 MINE = [*SHORT, "name=run", "trusted=[test_faults]", "method=sgd", "method.optimizer.lr=0.05"]
@@ -204,15 +204,7 @@ def test_auto_accumulate_resumes_exactly(monkeypatch: pytest.MonkeyPatch) -> Non
     options = [*SHORT, "method=adamw", "model.dropout=0.2", "runner.auto_accumulate=true", "runner.save_every=1"]
     whole = TaskTrainer.compose(*options, "name=whole").train()
     for step in (2, 4, 9):
-        tick = TaskRunner.tick
-
-        def watched(self: TaskRunner, task: Any, step: int = step, tick: Any = tick) -> None:
-            tick(self, task)
-            if self.step_count == step and self.checkpointer:
-                self.checkpointer.stop(task)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(TaskRunner, "tick", watched)
+        with stopping_at(step):
             assert TaskTrainer.compose(*options, f"name=cut{step}").train()["status"] == "stopped"
         assert TaskTrainer.compose(*options, f"name=cut{step}").train()["digest"] == whole["digest"]
 

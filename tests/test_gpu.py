@@ -13,6 +13,7 @@ from healsg import BasicTask, TaskTrainer
 from healsg.runner import TaskRunner
 from healsg.training.device import DeviceSetup
 from healsg.training.step import MicroBatch, TrainBatch
+from helpers import stopping_at
 
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
@@ -72,17 +73,9 @@ def test_the_samples_lie_on_the_device() -> None:
     assert {value.device.type for value in batch.values()} == {"cuda"}
 
 
-def test_a_deterministic_run_goes_on_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deterministic_run_goes_on_bit_for_bit() -> None:
     whole = TaskTrainer.compose(*SHORT, "runner.deterministic=true", "name=whole").train()
-    tick = TaskRunner.tick
-
-    def stopping(self: TaskRunner, task: BasicTask) -> None:
-        tick(self, task)
-        if self.step_count == 7:
-            self.checkpointer.stop(task)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TaskRunner, "tick", stopping)
+    with stopping_at(7):
         assert TaskTrainer.compose(*SHORT, "runner.deterministic=true", "name=cut").train()["status"] == "stopped"
     again = TaskTrainer.compose(*SHORT, "runner.deterministic=true", "name=cut").train()
     assert again["digest"] == whole["digest"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from healsg import BasicTask, TaskTrainer
+from healsg import TaskTrainer
 from healsg.errors import ConfigError
 from healsg.evaluation.evaluator import EvalEpoch
 from healsg.runs.checkpoint import load
-from healsg.runs.checkpointer import Checkpointer
 from healsg.training.meter import Meter
+from helpers import at_saves, cut_at, events, record
 
 SHORT = ["model=mlp", "model.width=16", "data.batch_size=128", "quiet=true"]
 """1,167 samples to train with: 10 updates an epoch."""
@@ -25,36 +24,13 @@ def train(*options: str, name: str = "run") -> dict[str, Any]:
     return TaskTrainer.compose(*SHORT, *options, f"name={name}").train()
 
 
-def events(name: str, event: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (Path("runs") / name / "metrics.jsonl").read_text().splitlines()]
-    return [{key: row[key] for key in row if key != "seconds"} for row in rows if row["event"] == event]
-
-
 def state(name: str) -> dict[str, Any]:
     return load(Path("runs") / name / "checkpoints/last.pt")
 
 
-def record(name: str) -> dict[str, Any]:
-    return json.loads((Path("runs") / name / "run.json").read_text())
-
-
-class Cut(BaseException):
-    """Stands for a kill at a step boundary."""
-
-
 def cut_after(step: int, *options: str, name: str) -> None:
     """Run until ``step`` is saved, and be killed there."""
-    whole = Checkpointer.save
-
-    def save(self: Checkpointer, task: BasicTask) -> None:
-        whole(self, task)
-        if task.runner.step_count >= step:
-            raise Cut
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpointer, "save", save)
-        with pytest.raises(Cut):
-            train(*options, "runner.save_every=1", name=name)
+    cut_at(step, *SHORT, *options, "runner.save_every=1", f"name={name}")
 
 
 # --- lengths ---------------------------------------------------------------------------------------------------------
@@ -142,16 +118,10 @@ def test_the_meter_weighs_by_count() -> None:
     assert meter.recent() == {"loss": 3.0, "hits": 0.0}
 
 
-def test_a_save_falls_where_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_falls_where_it_should() -> None:
     saved: list[int] = []
-    whole = Checkpointer.save
-
-    def save(self: Checkpointer, task: BasicTask) -> None:
-        saved.append(task.runner.step_count)
-        whole(self, task)
-
-    monkeypatch.setattr(Checkpointer, "save", save)
-    train("runner.steps=15", "runner.save_every=4", "runner.accumulate=2")
+    with at_saves(lambda folder, step: saved.append(step)):
+        train("runner.steps=15", "runner.save_every=4", "runner.accumulate=2")
     assert saved[0] == 0
     assert {4, 8, 12} <= set(saved)
     assert saved[-1] == 15

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from healsg.methods.supervised import Supervised
 from healsg.runner import TaskRunner
 from healsg.runs.checkpoint import load
 from healsg.training.step import MicroBatch, TrainBatch
+from helpers import events
 
 
 def train(*options: str, name: str = "run") -> dict[str, Any]:
@@ -25,11 +25,6 @@ def train(*options: str, name: str = "run") -> dict[str, Any]:
 
 def state(name: str) -> dict[str, Any]:
     return load(Path("runs") / name / "checkpoints/last.pt")
-
-
-def events(name: str, event: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (Path("runs") / name / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["event"] == event]
 
 
 def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
