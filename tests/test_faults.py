@@ -15,7 +15,7 @@ from healsg.errors import ConfigError, RunError
 from healsg.methods.supervised import Supervised
 from healsg.runs import checkpoint
 from healsg.runs.writer import Writer
-from helpers import stopping_at
+from helpers import state, stopping_at, train
 
 SHORT = ["model=mlp", "model.width=16", "data.batch_size=256", "runner.log_every=4", "runner.epochs=3", "quiet=true"]
 MINE = [*SHORT, "name=run", "trusted=[test_faults]", "method=sgd", "method.optimizer.lr=0.05"]
@@ -73,8 +73,8 @@ def good_checkpoints() -> dict[str, Any]:
     """What lies in last.pt and best.pt; all of it finite."""
     paths = list(Path("runs/run/checkpoints").glob("*.pt"))
     states = {path.stem: checkpoint.load(path) for path in paths}
-    for name, state in states.items():
-        assert not list(checkpoint.not_finite(state)), name
+    for name, held in states.items():
+        assert not list(checkpoint.not_finite(held)), name
     return states
 
 
@@ -197,6 +197,36 @@ def test_auto_accumulate_is_the_same_update(monkeypatch: pytest.MonkeyPatch) -> 
         for name in ("whole", "pieces")
     ]
     assert means[0] == pytest.approx(means[1], abs=1e-12)
+
+
+class Exhausted(torch.autograd.Function):
+    """The identity, whose backward pass finds no memory."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def test_memory_that_runs_out_in_a_backward_pass_leaves_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither gradients nor counts: the pieces that follow are the same update as the whole batch."""
+    options = [*SHORT, *EXACT, "runner.steps=4"]
+    train(*options, "name=whole")
+    whole, sizes = Supervised.train_step, list[int]()
+
+    def train_step(self: Supervised, task: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        logs = whole(self, task, batch)
+        sizes.append(len(batch["input"]))
+        return logs | {"loss": Exhausted.apply(logs["loss"])} if sizes[-1] > 70 else logs
+
+    monkeypatch.setattr(Supervised, "train_step", train_step)
+    train(*options, "name=pieces", "runner.auto_accumulate=true")
+    assert sizes[:3] == [256, 128, 64]
+    for key, value in state("whole")["model"].items():
+        torch.testing.assert_close(state("pieces")["model"][key], value, rtol=0, atol=1e-12)
 
 
 def test_auto_accumulate_resumes_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
