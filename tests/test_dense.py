@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from conftest import Program
 from dense_data import Blobs, blob
 from healsg import DataInfo, TaskTrainer
 from healsg.build import build_task
+from healsg.cli import main
 from healsg.data import DatasetSource, Loader, Needs, TensorSource
 from healsg.data.case import Case, cases_of
 from healsg.data.info import SEGMENTATION
@@ -25,10 +29,12 @@ from healsg.evaluation.evaluator import EvalEpoch, in_units
 from healsg.losses.usual import MaskLoss, RegressionLoss, usual
 from healsg.methods import mixing
 from healsg.methods.labelled import LabelledSamples
+from healsg.runs.checkpoint import load
 from healsg.seeding import Draw
 from healsg.training.denominator import loss_over
 from healsg.transforms.image import ImageTransform
 from healsg.transforms.volume import VolumeTransform
+from test_distributed import events, launch
 
 CONF = str(Path(__file__).parent / "dense_conf")
 
@@ -533,3 +539,37 @@ def test_targets_of_a_regression_are_scaled_for_the_loss_alone() -> None:
     assert isinstance(loss, RegressionLoss)
     assert loss(torch.tensor([[-1.0], [1.0]]), target) == 0
     assert torch.equal(in_units(torch.tensor([[-1.0], [1.0]]), info).flatten(), target)
+
+
+def test_two_processes_take_the_step_of_one_on_masks(program: Program) -> None:
+    """Pixels to be ignored, a pasted box, one patch each; then whole cases of unlike sizes, evaluated in turn."""
+    shutil.copy(Path(__file__).parent / "dense_data.py", "dense_data.py")
+    options = ["data.unlike=true", "data.folder=files"]
+    options += [
+        "data.patch=[8,8]",
+        "data.eval_batch_size=1",
+        "data.ignore=255",
+        "data.unknown=true",
+        "data.batch_size=2",
+    ]
+    options += ["method.cutmix=1", "runner.epochs=2", "runner.precision=fp64", "data.val_fraction=0.25"]
+    trainer(*options, "name=one").train()
+    together = launch(program, "--config-dir", CONF, "data=blobs", "model=pixels", *options, "name=two")
+    assert together.returncode == 0, together.stderr
+    states = [load(Path("runs") / name / "checkpoints/last.pt")["model"] for name in ("one", "two")]
+    for key, value in states[0].items():
+        assert (value - states[1][key]).abs().max() < 1e-10, key
+    one, two = (events(Path("runs") / name, "test")[0] for name in ("one", "two"))
+    assert [two[key] for key in two if "/" in key] == pytest.approx([one[key] for key in one if "/" in key], rel=1e-10)
+
+
+def test_eval_gives_the_table_by_case(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer("runner.epochs=1", "name=run").train()
+    capsys.readouterr()
+    assert main(["eval", "run", "trusted=[dense_data]"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(found["cases"]) == [f"test{number}" for number in range(6)]
+    mean = sum(row["dice"] for row in found["cases"].values()) / 6
+    assert 0 <= mean <= 1
+    assert set(found["cases"]["test0"]) == {"dice", "dice.1", "dice.2", "iou", "iou.1", "iou.2"}
+    assert json.loads(Path("runs/run/eval-test-best.json").read_text()) == found

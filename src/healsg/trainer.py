@@ -18,7 +18,7 @@ from healsg.config.values import flat
 from healsg.data.info import DataInfo, saved_info
 from healsg.data.loader import Loader
 from healsg.errors import ConfigError, RunError
-from healsg.evaluation.evaluator import EvalEpoch
+from healsg.evaluation.evaluator import EvalEpoch, Evaluation
 from healsg.evaluation.predictor import Predictor, best_of, network_of_run
 from healsg.paths import returning
 from healsg.runs import binding, claim, redact
@@ -154,6 +154,10 @@ class TaskTrainer:
         return str(claimed[0].path)
 
     def evaluate(self, split: str = "test", which: str = "best", folder: RunFolder | None = None) -> dict[str, float]:
+        """The numbers of ``evaluation`` alone."""
+        return self.evaluation(split, which, folder).numbers
+
+    def evaluation(self, split: str = "test", which: str = "best", folder: RunFolder | None = None) -> Evaluation:
         """Evaluate the ``best`` or ``last`` weights of the trained run on a split.
 
         Raises:
@@ -167,11 +171,11 @@ class TaskTrainer:
         with returning():
             return self._evaluate(folder, split, which)
 
-    def _evaluate(self, folder: RunFolder, split: str, which: str) -> dict[str, float]:
+    def _evaluate(self, folder: RunFolder, split: str, which: str) -> Evaluation:
         state = weights_state(folder, which)
         info = saved_info(state)
         if info is not None and (alone := self._evaluation(info, state, split)) is not None:
-            return alone.measure()
+            return alone.by_case()
         task = build_task(self.composed)
         task.build(fresh_weights=False, training=False, data_info=info)
         if split not in task.loaders:
@@ -183,7 +187,8 @@ class TaskTrainer:
             raise RunError(f"{folder.shown}: its weights do not fit this model: {reason}") from error
         loader = task.loaders[split]
         task.loaders[split] = loader.evaluation_view() if isinstance(loader, Loader) else loader
-        return EvalEpoch(task, split).run()
+        replaced = task.task_method.evaluate(task, split)
+        return EvalEpoch(task, split).by_case() if replaced is None else Evaluation(replaced)
 
     def _evaluation(self, info: DataInfo, state: dict[str, Any], split: str) -> EvalEpoch | None:
         """The evaluation of a checkpoint's weights on one split alone, without the training data and without a teacher.

@@ -37,9 +37,10 @@ def run(arguments: list[str]) -> int:
     from healsg import distributed
     from healsg.trainer import TaskTrainer
 
-    metrics = TaskTrainer(composed).evaluate(own["split"], own["checkpoint"], folder)
+    found = TaskTrainer(composed).evaluation(own["split"], own["checkpoint"], folder)
     if distributed.rank() == 0:
-        text = json.dumps(finite({**own, "metrics": metrics}))
+        cases = {"cases": found.cases} if found.cases else {}
+        text = json.dumps(finite({**own, "metrics": found.numbers, **cases}))
         write_text(folder.path / f"eval-{own['split']}-{own['checkpoint']}.json", text + "\n")
         print(text)
     return 0

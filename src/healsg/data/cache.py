@@ -299,7 +299,7 @@ def _opened_apart(place: Path, first: Batch, count: int) -> Apart:
     for key, shapes in zip(("input", "target"), columns, strict=True):
         numbers = [math.prod(shape) for shape in shapes]
         flat = _mapped(place / key, first[key].new_empty(1), sum(numbers), shared=False)
-        pieces = flat.split(numbers)
+        pieces = torch.split(flat, numbers)
         parts[key] = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
     sums = _mapped(place / SUMS, torch.zeros(1, dtype=torch.int64), count, shared=False)
     return Apart(parts["input"], parts["target"], sums, place)

@@ -482,10 +482,10 @@ def _split(value: Any, rows: list[int]) -> Iterator[Any]:
     before it: on where a resumed run began, or on whether samples are held in memory.
     """
     if isinstance(value, Tensor) and value.is_cpu:
-        for piece in value.split(rows):
+        for piece in torch.split(value, rows):
             yield piece.clone() if piece.data_ptr() % ALIGNED else piece
     elif isinstance(value, Tensor):
-        yield from value.split(rows)
+        yield from torch.split(value, rows)
     else:
         end = 0
         for size in rows:

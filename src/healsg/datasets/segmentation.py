@@ -98,7 +98,7 @@ class Segmentation(Classification):
 
     def _classes(self, source: Source, key: str) -> Tensor:
         """(N,) a number for each stratum of the cases, from 0 on."""
-        _, layers = torch.unique(self.strata(source), return_inverse=True)
+        layers: Tensor = torch.unique(self.strata(source), return_inverse=True)[1]
         return layers
 
     def _counts(self, targets: Tensor) -> Tensor:

@@ -50,6 +50,9 @@ class RegressionLoss(nn.MSELoss):
         std: see there.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
         super().__init__()
         self.scales = mean is not None

@@ -14,7 +14,7 @@ def is_placed(batch: Mapping[str, Any]) -> bool:
     input, target = batch["input"], batch.get("target")
     if not isinstance(target, Tensor) or input.dim() < 4 or target.dim() not in (input.dim() - 1, input.dim()):
         return False
-    return target.shape[2 - input.dim() :] == input.shape[2:]
+    return bool(target.shape[2 - input.dim() :] == input.shape[2:])
 
 
 def moved_mask(target: Tensor, dims: int, move: Callable[[Tensor], Tensor], outside: int) -> Tensor:
