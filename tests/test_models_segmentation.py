@@ -195,10 +195,9 @@ def test_without_monai_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         Monai().check(info(1, 16, 16))
 
 
-def test_the_data_say_what_is_ignored() -> None:
-    class Told(DataInfo):  # as the kind of task has it
-        ignore = 255
-
-    criterion: Any = UNet(deep_supervision=False).criterion(Told((1, 8, 8), 3, "segmentation"))
+def test_the_data_say_what_is_ignored_and_which_regions_there_are() -> None:
+    regions = {"whole": (1, 2, 3), "core": (2, 3)}
+    told = DataInfo((1, 8, 8), 2, "segmentation", ignore=255, regions=regions)
+    criterion: Any = UNet(deep_supervision=False).criterion(told)
     assert isinstance(criterion, DiceCrossEntropy)
-    assert [part.ignore for part in criterion.parts.values()] == [255, 255]
+    assert [(part.ignore, part.regions) for part in criterion.parts.values()] == [(255, [(1, 2, 3), (2, 3)])] * 2

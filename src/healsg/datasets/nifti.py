@@ -83,7 +83,7 @@ class Volumes(Segmentation):
     def _found(self) -> volume_lists.CaseList:
         return self.found()
 
-    def part(self, name: str) -> list[volume_lists.Case]:
+    def part(self, name: str) -> list[volume_lists.CaseFiles]:
         """The cases of a part."""
         return [case for case in self._found.cases if (case.split or "train") == name]
 
@@ -111,15 +111,20 @@ class Volumes(Segmentation):
         fields = (plain.spacing, plain.orient, plain.intensity, plain.window, plain.crop)
         return Preparation(*fields, mapping, plain.ignore, plain.trust)
 
+    @cached_property
+    def _first(self) -> tuple[int, tuple[int, ...]]:
+        """The channels of the first case, and the sides of a patch or, without patches, of that case."""
+        images = self._found.cases[0].images
+        channels = len(images) if len(images) > 1 else read_geometry(images[0], self.plain.trust).channels
+        return channels, self.patch or steps_of_file(images[0], self.plain).wanted
+
     def described(self) -> DataInfo:
         labels = self._labels
         names = self.classes or [self._found.labels.get(label, str(label)) for label in labels]
         count = len(set(self.mapping.values())) if self.mapping is not None else len(labels)
         if len(names) != count and not self.regions:
             raise ConfigError(f"data.classes: {len(names)} names for {count} labels {list(labels)}")
-        first = self._found.cases[0]
-        channels = len(first.images) if len(first.images) > 1 else read_geometry(first.images[0]).channels
-        sides = self.patch or steps_of_file(first.images[0], self.plain).wanted
+        channels, sides = self._first
         plain = self.plain
         said: dict[str, Any] = {"orient": plain.orient, "intensity": plain.intensity, "labels": list(labels)}
         said |= {"spacing": list(plain.spacing)} if plain.spacing else {}
@@ -173,7 +178,9 @@ class Nifti(Volumes):
             return volume_lists.CaseList(volume_lists.paired(folder))
         cases = []
         for name, inner in parts.items():
-            cases += [volume_lists.Case(one.name, one.images, one.label, name) for one in volume_lists.paired(inner)]
+            cases += [
+                volume_lists.CaseFiles(one.name, one.images, one.label, name) for one in volume_lists.paired(inner)
+            ]
         return volume_lists.CaseList(tuple(cases))
 
 
@@ -228,7 +235,9 @@ class NnunetRaw(Volumes):
         train, val = whole.folds[self.nnunet_fold]
         split = {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}
         cases = [
-            volume_lists.Case(one.name, one.images, one.label, split[one.name] if one.split == "train" else one.split)
+            volume_lists.CaseFiles(
+                one.name, one.images, one.label, split[one.name] if one.split == "train" else one.split
+            )
             for one in whole.cases
             if one.split != "train" or one.name in split
         ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from healsg.data.source import line
-from healsg.datasets.volume_lists import Case
+from healsg.datasets.volume_lists import CaseFiles
 from healsg.datasets.volume_space import Steps, prepared, steps_for, windowed, z_scored
 from healsg.datasets.volumes import Array, Trusted, Volume, read_geometry, read_image, read_mask, require_same_space
 from healsg.errors import DataError
@@ -91,7 +91,7 @@ class PreparedCases:
         preparation: how they become inputs.
     """
 
-    def __init__(self, cases: Sequence[Case], preparation: Preparation) -> None:
+    def __init__(self, cases: Sequence[CaseFiles], preparation: Preparation) -> None:
         self.cases, self.preparation = list(cases), preparation
         self.paths = [str(case.images[0]) for case in cases]
         self.mask_paths = [str(case.label or case.images[0]) for case in cases]
@@ -168,7 +168,7 @@ def segmented(
     return preparation.restored(made)
 
 
-def labels_in(cases: Sequence[Case], preparation: Preparation) -> tuple[int, ...]:
+def labels_in(cases: Sequence[CaseFiles], preparation: Preparation) -> tuple[int, ...]:
     """All labels that the masks of cases hold but ``ignore``, sorted, for which each mask is read. Raises DataError."""
     found: set[int] = set()
     for case in cases:

@@ -1,7 +1,7 @@
 """Which volumes belong together, and to which split: folders, MSD and MONAI lists, nnU-Net's raw layout.
 
-Each function gives ``Case``s in the order of their names, or of the list. Lists are read as data: a missing file, an
-entry without an image or a case named twice is answered with one line that names the list.
+Each function gives ``CaseFiles`` in the order of their names, or of the list. Lists are read as data: a missing file,
+an entry without an image or a case named twice is answered with one line that names the list.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
-class Case:
-    """One patient's scan, or one of several.
+class CaseFiles:
+    """The files of one patient's scan, or of one of several.
 
     Args:
         name: unique in its data set.
@@ -62,7 +62,7 @@ class CaseList:
         folds: names of the cases for training and validation, by fold.
     """
 
-    cases: tuple[Case, ...]
+    cases: tuple[CaseFiles, ...]
     labels: Mapping[int, str] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -81,7 +81,7 @@ def volumes_in(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: cannot be read as a folder ({error.strerror})") from error
 
 
-def paired(folder: Path, masks: bool = True) -> tuple[Case, ...]:
+def paired(folder: Path, masks: bool = True) -> tuple[CaseFiles, ...]:
     """Images and masks of a folder, paired by name: ``images/`` and ``labels/``, or ``NAME`` and ``NAME_seg`` side by
     side.
 
@@ -103,7 +103,7 @@ def paired(folder: Path, masks: bool = True) -> tuple[Case, ...]:
     return _cases(images, own, others, masks)
 
 
-def _side_by_side(folder: Path, masks: bool) -> tuple[Case, ...]:
+def _side_by_side(folder: Path, masks: bool) -> tuple[CaseFiles, ...]:
     found = volumes_in(folder)
     is_mask = {path: stem(path).lower().endswith(MASK_ENDS) for path in found}
     own = _by_name([path for path in found if not is_mask[path]])
@@ -127,7 +127,7 @@ def _by_name(paths: Sequence[Path], ends: Sequence[str] = ()) -> dict[str, Path]
     return found
 
 
-def _cases(folder: Path, images: Mapping[str, Path], labels: Mapping[str, Path], masks: bool) -> tuple[Case, ...]:
+def _cases(folder: Path, images: Mapping[str, Path], labels: Mapping[str, Path], masks: bool) -> tuple[CaseFiles, ...]:
     if not images:
         raise DataError(f"{folder}: there is no volume in it; known are {', '.join(EXTENSIONS)}")
     alone = sorted(set(images) - set(labels)) if masks else []
@@ -137,7 +137,7 @@ def _cases(folder: Path, images: Mapping[str, Path], labels: Mapping[str, Path],
     lost = sorted(set(labels) - set(images))
     if lost:
         raise DataError(f"{labels[lost[0]]}: there is no image of its name")
-    return tuple(Case(name, (path,), labels.get(name)) for name, path in sorted(images.items()))
+    return tuple(CaseFiles(name, (path,), labels.get(name)) for name, path in sorted(images.items()))
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def decathlon(path: Path, folder: Path | None = None) -> CaseList:
     content, folder = read_json(path), folder or path.parent
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds no keys; a list of cases has training, validation or test")
-    cases: list[Case] = []
+    cases: list[CaseFiles] = []
     for key, entries in content.items():
         if isinstance(entries, list) and (key in PARTS or _lists_cases(entries)):
             split = PARTS.get(key) or str(key)
@@ -189,7 +189,7 @@ def _lists_cases(entries: Sequence[Any]) -> bool:
     return bool(entries) and all(isinstance(entry, dict) and "image" in entry for entry in entries)
 
 
-def _case(path: Path, where: str, entry: Any, folder: Path, split: str) -> Case:
+def _case(path: Path, where: str, entry: Any, folder: Path, split: str) -> CaseFiles:
     if isinstance(entry, str):
         entry = {"image": entry}
     given = entry.get("image") if isinstance(entry, dict) else None
@@ -206,12 +206,12 @@ def _case(path: Path, where: str, entry: Any, folder: Path, split: str) -> Case:
         if not file.is_file():
             raise DataError(f"{path}: {where} names {file}, and there is no such file")
     more = {key: value for key, value in entry.items() if key not in ("image", "label")}
-    return Case(stem(files[0]), tuple(files[: len(names)]), files[-1] if label else None, split, more)
+    return CaseFiles(stem(files[0]), tuple(files[: len(names)]), files[-1] if label else None, split, more)
 
 
-def _unique(path: Path, cases: Sequence[Case]) -> list[Case]:
+def _unique(path: Path, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
     """Cases of names that differ: a file in two splits is refused, other files of one name get their folder's too."""
-    seen: dict[Path, Case] = {}
+    seen: dict[Path, CaseFiles] = {}
     for case in cases:
         file = case.images[0].resolve()
         if file in seen:
@@ -219,7 +219,7 @@ def _unique(path: Path, cases: Sequence[Case]) -> list[Case]:
         seen[file] = case
     names = [case.name for case in cases]
     return [
-        Case(f"{case.images[0].parent.name}/{case.name}", case.images, case.label, case.split, case.entry)
+        CaseFiles(f"{case.images[0].parent.name}/{case.name}", case.images, case.label, case.split, case.entry)
         if names.count(case.name) > 1
         else case
         for case in cases
@@ -288,7 +288,7 @@ def _nnunet_labels(
     return labels, regions if several else {}, ignore
 
 
-def _nnunet_cases(folder: Path, part: str, ending: str, channels: int, split: str) -> list[Case]:
+def _nnunet_cases(folder: Path, part: str, ending: str, channels: int, split: str) -> list[CaseFiles]:
     images, labels = folder / f"images{part}", folder / f"labels{part}"
     found: dict[str, dict[int, Path]] = {}
     for path in volumes_in(images):
@@ -304,7 +304,9 @@ def _nnunet_cases(folder: Path, part: str, ending: str, channels: int, split: st
         label = labels / f"{name}{ending}"
         if not label.is_file() and split == "train":
             raise DataError(f"{label}: there is no such file, and {files[0].name} needs its mask")
-        cases.append(Case(name, tuple(files[n] for n in range(channels)), label if label.is_file() else None, split))
+        cases.append(
+            CaseFiles(name, tuple(files[n] for n in range(channels)), label if label.is_file() else None, split)
+        )
     return cases
 
 

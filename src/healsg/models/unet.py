@@ -285,10 +285,8 @@ def refuse_samples(model: TaskModel, info: DataInfo) -> None:
 
 
 def dense_settings(info: DataInfo) -> dict[str, Any]:
-    """What the data say of their labels: ``ignore``, and the labels of each of the ``regions``, where they have
-    them."""
-    regions = getattr(info, "regions", None)
-    return {"ignore": getattr(info, "ignore", None), "regions": list(regions.values()) if regions else None}
+    """What the data say of their labels to a loss: ``ignore``, and the labels of each of the ``regions``."""
+    return {"ignore": info.ignore, "regions": list(info.regions.values()) or None}
 
 
 class PyramidModel(DenseModel):
