@@ -15,7 +15,7 @@ from healsg import TaskTrainer
 from healsg.errors import ConfigError
 from healsg.evaluation.evaluator import evaluating
 from healsg.runs.checkpoint import load
-from healsg.training.device import DeviceSetup, Place, repeated
+from healsg.training.device import DeviceSetup, repeated
 from helpers import lines, stopping_at
 
 MLP = ["model=mlp", "model.width=16"]

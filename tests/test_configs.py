@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import yaml
 
 import fake_data
 import fake_tables
+import fake_volumes
+from conftest import beside
 from healsg import TaskTrainer
 from healsg.config.compose import Composer, conf_folder
 from healsg.config.signature import constructor
@@ -20,6 +23,10 @@ CONF = conf_folder()
 TINY = ["runner=debug", "runner.steps=2", "data.batch_size=16", "quiet=true"]
 FOUND = ["data.root=files", "data.download=false", "data.verify=false"]
 PICTURES = ["data.image_size=32", "data.workers=0"]
+UNET = ["model=unet", "model.width=4"]
+DRAWN = ["data.size=16", "data.train=20", "data.test=2"]
+SHAPES = ["data=shapes2d", *DRAWN]
+VOLUMES = [*UNET, "data.patch=[16,16,8]", "data.val_fraction=0.3"]
 SMALL: dict[str, list[str]] = {
     "data=cifar": FOUND,
     "data=mnist": FOUND,
@@ -41,14 +48,46 @@ SMALL: dict[str, list[str]] = {
     "model=vit": ["model.depth=1", "model.width=12"],
     "model=airbench": ["data=cifar", *FOUND, "model.width=4"],
     "model=timm": ["model.name=test_resnet"],
+    **{f"data={name}": [*UNET, *DRAWN] for name in ("shapes2d", "digits_seg")},
+    **{f"data={name}": [*UNET, *DRAWN, "data.patch=[8,8,8]"] for name in ("shapes3d", "tubes3d")},
+    "data=nifti": [*VOLUMES, "data.folder=files/scans"],
+    "data=decathlon": [*VOLUMES, "data.list=files/scans/list.json"],
+    "data=nnunet_raw": [*VOLUMES, "data.folder=files/raw"],
+    "data=seg2d": [*UNET, "data.folder=files/masked", "data.image_size=16", "data.val_fraction=0.3"],
+    "model=unet": [*SHAPES, "model.width=4"],
+    "model=resenc_unet": [*SHAPES, "model.width=4"],
+    "model=monai": [
+        *SHAPES,
+        *("+model.options.init_filters=8", "+model.options.blocks_down=[1,1]", "+model.options.blocks_up=[1]"),
+    ],
+    "model/metrics=segmentation": [*SHAPES, *UNET],
+    "model/metrics=surfaces": [*SHAPES, *UNET],
+    **{
+        f"model/loss={name}": [*SHAPES, *UNET]
+        for name in ("dice_ce", "cross_entropy", "dice", "focal", "tversky", "topk", "cldice")
+    },
 }
 """What makes an option small enough for a test, and lets it find its files."""
+
+NEEDS = {
+    "model=monai": "monai",
+    "model/metrics=surfaces": "monai",
+    **{f"data={name}": "nibabel" for name in ("nifti", "decathlon", "nnunet_raw")},
+}
+"""Options that need a package that the tests do not bring."""
+
+CLASSED = {"labels_per_class", "imbalance", "label_noise", "balanced"}
+"""Arguments of Classification that need one class a sample, which sets of masks do not have."""
 
 OTHER_DEFAULTS = {
     "data=digits": {"batch_size"},
     "data=imagefolder": {"workers", "folder"},
     "data=csv": {"file"},
     "data=hf": {"name"},
+    "data=nifti": {"folder"},
+    "data=decathlon": {"list"},
+    "data=nnunet_raw": {"folder"},
+    "data=seg2d": {"folder"},
     "model=resnet32x4": {"depth"},
     "method=finetune": {"optimizer", "scheduler", "decay_norms_and_biases", "layer_decay"},
 }
@@ -84,6 +123,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake_tables.write_medmnist(root)
     fake_tables.write_csv(root / "table.csv", fake_tables.rows())
     fake_tables.write_pictures_parquet(root / "parquet")
+    fake_volumes.write_pictures(root / "masked", 12)
+    if importlib.util.find_spec("nibabel"):
+        fake_volumes.write_scans(root / "scans")
+        fake_volumes.write_nnunet(root / "raw")
     return root
 
 
@@ -107,8 +150,11 @@ def small(choice: str) -> list[str]:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_option_trains(choice: str, files: Path) -> None:
     Path("files").symlink_to(files)
+    if package := NEEDS.get(choice):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'healsg[seg]'")
     group, _, option = choice.partition("=")
-    mlp = ["model=mlp", "model.width=8"] * (group != "model")
+    chosen = group == "model" or any(part.startswith("model=") for part in small(choice))
+    mlp = [] if chosen else ["model=mlp", "model.width=8"]
     trainer = TaskTrainer.compose(*TINY, *mlp, *small(choice))
     assert trainer.composed.choices[group] == option
     result = trainer.train()
@@ -171,7 +217,8 @@ def test_every_argument_stands_in_the_yaml(path: Path) -> None:
             continue
         first = {"params"} if node.get("_partial_") else set()
         written = set(node) - {"_target_", "_partial_", "defaults"}
-        assert written == set(made.parameters) - first - (elsewhere - written)
+        masks = CLASSED if "common/segmentation@_here_" in whole(path)["defaults"] else set()
+        assert written == set(made.parameters) - first - (elsewhere - written) - masks
         for name, parameter in made.parameters.items():
             if name in node and name not in OTHER_DEFAULTS.get(choice, set()):
                 default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
