@@ -13,7 +13,6 @@ import yaml
 import fake_data
 import fake_tables
 import fake_volumes
-from conftest import beside
 from healsg import TaskTrainer
 from healsg.config.compose import Composer, conf_folder
 from healsg.config.signature import constructor

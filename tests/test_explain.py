@@ -139,7 +139,8 @@ def test_options_of_ones_own_are_listed_and_explained(said: Answer, tmp_path: Pa
     folder.mkdir(parents=True)
     (tmp_path / "mine.py").write_text(
         'from healsg import TaskModel\n\n\nclass Mine(TaskModel):\n    """Mine (Doe 2020).\n\n    Args:\n'
-        '        width: of it,\n            in units.\n    """\n\n    def __init__(self, width: int = 3):\n        pass\n'
+        '        width: of it,\n            in units.\n    """\n\n'
+        "    def __init__(self, width: int = 3):\n        pass\n"
     )
     (folder / "mine.yaml").write_text("# My model\n_target_: mine.Mine\nwidth: 5\n")
     assert "mine" in said("list", "model", "--config-dir", "my_conf")
@@ -166,7 +167,8 @@ def test_help_is_short_and_has_the_comments(monkeypatch: pytest.MonkeyPatch) -> 
 def test_comments_are_those_beside_the_keys(tmp_path: Path) -> None:
     path = tmp_path / "one.yaml"
     path.write_text(
-        "# @package _global_\n# Above\na: 1 # one\nb:  # two\n  c: '#no'   # three\n  d: [1, # not this\n    2]  # four\n"
+        "# @package _global_\n# Above\na: 1 # one\nb:  # two\n  c: '#no'   # three\n"
+        "  d: [1, # not this\n    2]  # four\n"
         "e: |  # a text\n  # no comment\nf: x#y\n"
     )
     comments = read_comments(path)

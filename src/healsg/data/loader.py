@@ -477,9 +477,9 @@ def _moved(value: Any, device: torch.device) -> Any:
 def _split(value: Any, rows: list[int]) -> Iterator[Any]:
     """Pieces of a batch's tensor or list, of so many rows each.
 
-    A piece of a tensor is copied where it does not begin at an address at which tensors of its own do: kernels of matrix
-    products on the CPU go by the address in how they add up, so that the numbers of a batch would depend on what lies
-    before it: on where a resumed run began, or on whether samples are held in memory.
+    A piece of a tensor is copied where it does not begin at an address at which tensors of its own do: kernels of
+    matrix products on the CPU go by the address in how they add up, so that the numbers of a batch would depend on what
+    lies before it: on where a resumed run began, or on whether samples are held in memory.
     """
     if isinstance(value, Tensor) and value.is_cpu:
         for piece in torch.split(value, rows):
