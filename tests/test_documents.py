@@ -14,11 +14,12 @@ import yaml
 
 from healsg.build import build_task
 from healsg.cli import COMMANDS
+from healsg.commands.eval import with_parts
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.runs.folder import RunFolder
 from healsg.runs.saved_config import load_saved
-from helpers import REPOSITORY, Program, healsg
+from helpers import Program, REPOSITORY, healsg
 
 DOCUMENTS = [
     "README.md",
@@ -125,7 +126,7 @@ def test_commands_on_runs_name_a_run_of_the_document(document: str, tmp_path: Pa
             (folder / "config.yaml").write_text(yaml.safe_dump(values))
         elif command[0] == "healsg" and command[1] in ("resume", "eval"):
             overrides = [word for word in command[3:] if not word.startswith(SETTINGS)]
-            assert load_saved(RunFolder(tmp_path / "runs" / command[2]), overrides).values["name"] == command[2]
+            assert with_parts(RunFolder(tmp_path / "runs" / command[2]), overrides).values["name"] == command[2]
 
 
 def test_every_command_is_one_that_is_known() -> None:

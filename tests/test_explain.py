@@ -167,8 +167,8 @@ def test_help_is_short_and_has_the_comments(monkeypatch: pytest.MonkeyPatch) -> 
 def test_comments_are_those_beside_the_keys(tmp_path: Path) -> None:
     path = tmp_path / "one.yaml"
     path.write_text(
-        "# @package _global_\n# Above\na: 1 # one\nb:  # two\n  c: '#no'   # three\n"
-        "  d: [1, # not this\n    2]  # four\n"
+        "# @package _global_\n# Above\n"
+        "a: 1 # one\nb:  # two\n  c: '#no'   # three\n  d: [1, # not this\n    2]  # four\n"
         "e: |  # a text\n  # no comment\nf: x#y\n"
     )
     comments = read_comments(path)

@@ -303,3 +303,27 @@ def test_no_more_than_a_batch_is_held(asked: Answer, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(command.Answers, "_rows", rows)
     assert asked("run0", "pics/train", "pics/test", "--batch-size=4", "--json")[0] == 0
     assert living == [0, 4]
+
+
+def test_eval_of_other_data_and_with_further_metrics(asked: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    def evaluated(*arguments: str, status: int = 0) -> Any:
+        capsys.readouterr()
+        got, (out, err) = main(["eval", *arguments]), capsys.readouterr()
+        assert got == status, err
+        assert not status or err.count("\n") == 1
+        return err if status else json.loads(out)["metrics"]
+
+    usual = evaluated("run0")
+    rows = [f"{path.parent.name},{path}" for path in sorted(Path("pics/test").rglob("*.png"))]
+    Path("rows.csv").write_text("\n".join(["label,path", *rows]) + "\n")
+    table = ["data=csv", "data.file=rows.csv", "data.test_file=rows.csv", "data.image=path", "data.shift=0"]
+    assert evaluated("run0", *table) == pytest.approx(usual, abs=1e-5)
+    more = evaluated("run0", "model/metrics=[classification,top5]", "model.metrics.top5.k=1")
+    assert set(more) >= {*usual, "f1", "ece", "top5"}
+    assert more["acc"] == usual["acc"] == more["top5"]
+    assert "model/metrics=clasification: no such option; did you mean classification?" in evaluated(
+        "run0", "model/metrics=clasification", status=2
+    )
+    assert "did you mean" in evaluated("run0", "data=imagefoldr", status=2)
+    assert "data.file: is missing" in evaluated("run0", "data=csv", status=2)
+    assert "classes" in evaluated("run0", "data=digits", status=1)

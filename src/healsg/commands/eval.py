@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import difflib
 import json
+from typing import Any
 
-from healsg.commands.arguments import composed_once
+from healsg.commands.arguments import composed_once, parse_flags
+from healsg.config.catalogue import merged
+from healsg.config.check import explain_option
+from healsg.config.compose import Composer
+from healsg.config.schema import Composed
 from healsg.errors import ConfigError
-from healsg.runs.folder import find, finite, is_run, write_text
-from healsg.runs.saved_config import load_saved
+from healsg.runs.folder import RunFolder, find, finite, is_run, write_text
+from healsg.runs.saved_config import load_saved, read_saved
 
 USAGE = "healsg eval RUN [split=test] [checkpoint=best] [key=value ...]"
+
+HELP = f"""\
+usage: {USAGE}
+
+Prints the metrics of a run's weights on a split as JSON, and keeps them in the run's folder.
+
+  healsg eval exp1 split=val checkpoint=last
+  healsg eval exp1 data.folder=other                     the same kind of data elsewhere
+  healsg eval exp1 data=csv data.file=t.csv data.image=path
+                                                         another kind of data
+  healsg eval exp1 model/metrics=classification          further metrics
+
+  --config-dir DIR   with the options of a folder of your own"""
+
+KEPT = ("root", "batch_size", "workers", "image_size", "channels", "mean", "std", "timeout", "prefetch", "on_error")
+"""Settings of a run's data that another kind of data takes over: how samples are read, and what inputs look like."""
 
 
 def run(arguments: list[str]) -> int:
     """``RUN [split=test] [checkpoint=best|last] [overrides]``; prints and writes ``eval-<split>-<checkpoint>.json``."""
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: {USAGE}")
+    arguments, flags = parse_flags(arguments, (), ["--config-dir"])
+    if flags["help"]:
+        print(HELP)
         return 0
     if not arguments or ("=" in arguments[0] and not is_run(arguments[0])):
         raise ConfigError(f"{USAGE}: name a run, as a folder or a name under runs/")
@@ -33,7 +55,8 @@ def run(arguments: list[str]) -> int:
     if own["checkpoint"] not in ("best", "last"):
         raise ConfigError(f"checkpoint: {own['checkpoint']} is not one of best, last")
     folder = composed_once(lambda: find(arguments[0]))
-    composed = composed_once(lambda: load_saved(folder, overrides))
+    config_dir = str(flags["config-dir"]) if "config-dir" in flags else None
+    composed = composed_once(lambda: with_parts(folder, overrides, config_dir))
     from healsg import distributed
     from healsg.trainer import TaskTrainer
 
@@ -44,3 +67,29 @@ def run(arguments: list[str]) -> int:
         write_text(folder.path / f"eval-{own['split']}-{own['checkpoint']}.json", text + "\n")
         print(text)
     return 0
+
+
+def with_parts(folder: RunFolder, overrides: list[str], config_dir: str | None = None) -> Composed:
+    """The configuration of a run with other data or metrics, where ``overrides`` choose some. Raises ConfigError."""
+    groups = ("data", "model/metrics")
+    chosen = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in groups}
+    settings = [text for text in overrides if text.partition("=")[0] not in groups]
+    if not chosen:
+        return load_saved(folder, settings)
+    composer = Composer(config_dir)
+    parts: dict[str, Any] = {}
+    for group, value in chosen.items():
+        key = group.replace("/", ".")
+        parts[key] = {}
+        for option in value.strip("[]").split(",") if value != "null" else ():
+            if composer.layers.file_of(f"{group}/{option.strip()}") is None:
+                raise ConfigError(explain_option(group, option, composer.options(group)))
+            content: Any = merged(composer.layers.of(f"{group}/{option.strip()}"))
+            for name in key.split("."):
+                content = content[name]
+            parts[key] |= content
+    if "data" in parts:
+        before = read_saved(folder.config).get("data")
+        known = before if isinstance(before, dict) else {}
+        parts["data"] |= {key: known[key] for key in KEPT if key in known and key in parts["data"]}
+    return load_saved(folder, settings, parts)

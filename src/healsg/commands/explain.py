@@ -1,4 +1,4 @@
-"""``healsg explain``: all about an option (method=fixmatch) or a key (method.ema), from its YAML file and class."""
+"""``healsg explain``: all about an option (method=fixmatch) or a key (method.ema), from YAML files and sources."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from healsg.errors import ConfigError
 USAGE = """\
 usage: healsg explain GROUP=OPTION | KEY [key=value ...] [--config-dir DIR] [--json]
 
-  healsg explain method=fixmatch                      an option: what it is, its paper, its settings with their defaults
-  healsg explain method.ema                           a key: what it does, what it takes, what it is by default
-  healsg explain method.optimizer.lr method=sgd       the key of another choice of parts
+  healsg explain method=fixmatch                  an option: what it is, its
+                                                  paper, all its settings
+  healsg explain method.ema                       a key: what it does, what it
+                                                  takes, its default
+  healsg explain method.optimizer.lr method=sgd   a key of other parts
 
   --config-dir DIR   with the options of a folder of your own
   --json             for programs: one object"""

@@ -14,11 +14,13 @@ from healsg.errors import ConfigError
 USAGE = """\
 usage: healsg list [GROUP] [--config-dir DIR] [--json]
 
-Shows the options of a group (data, model, method, method/optimizer, recipe, ...) with a line each; without a GROUP, the
-groups. The option that is taken unless another one is chosen is marked by *. All about one: healsg explain method=NAME
+Shows the options of a group (data, model, method, method/optimizer, recipe, ...)
+with a line each; without a GROUP, the groups. The default is marked by *.
+All about one: healsg explain method=NAME
 
   --config-dir DIR   with the options of a folder of your own
-  --json             for programs: a list of objects with group, name, summary, default and file"""
+  --json             for programs: a list of objects with group, name, summary,
+                     default and file"""
 
 
 def run(arguments: list[str]) -> int:

@@ -33,21 +33,23 @@ usage: healsg predict RUN [RUN ...] PATH [PATH ...] [--flags] [key=value ...]
   healsg predict exp1 pictures/ --out predictions.csv
   healsg predict fold1 fold2 fold3 pictures/ --out predictions.jsonl --tta flips
 
-RUN is a folder or a name under runs/; the probabilities of several runs, or of all runs of a sweep, are averaged.
-PATH is a picture, a folder of pictures with all below it, a table (.csv, .tsv) or an array (.npz, .npy).
+RUN is a folder or a name under runs/; the probabilities of several runs, or of
+all runs of a sweep, are averaged. PATH is a picture, a folder of pictures with
+all below it, a table (.csv, .tsv) or an array (.npz, .npy).
 
-  --out FILE         a .csv or .jsonl file, or a folder for predictions.csv; without it the most probable classes are
-                     shown. The same command goes on with a file that was cut; FILE.json says with what it was made
+  --out FILE         a .csv or .jsonl file, or a folder for predictions.csv;
+                     without it the most probable classes are shown. The same
+                     command goes on with a file that was cut
   --checkpoint best  or last, for which the training data must be there
-  --tta flips        average over mirrored pictures; shifts: over moved ones; flips,shifts: over all of both
+  --tta flips        average over mirrored pictures; shifts: over moved ones;
+                     flips,shifts: over all of both
   --features         what the head of the network makes outputs of, too
-  --batch-size N     samples of one forward pass; data.batch_size of the run unless it is given
+  --batch-size N     samples of one forward pass; else the run's data.batch_size
   --workers N        threads that decode pictures
-  --explain DIR      pictures of where the network looked for the class that it gives (Grad-CAM)
   --json             lines of JSON on standard output
 
-key=value changes a setting of the runs, such as runner.device=cpu. The exit status is 0, or 3 where some samples cannot
-be read: their rows have the reason."""
+key=value changes a setting of the runs, such as runner.device=cpu. The exit
+status is 0, or 3 where some samples cannot be read: their rows say why."""
 
 UNREADABLE = 3
 """The exit status where some samples have an error in the place of a class."""
@@ -72,7 +74,6 @@ class Request:
         features: whether features are wanted.
         batch_size: of a forward pass; None is the first run's.
         workers: threads that read samples.
-        explain: the folder for pictures of where the network looked.
         json: whether standard output gets JSON.
     """
 
@@ -85,16 +86,13 @@ class Request:
     features: bool
     batch_size: int | None
     workers: int
-    explain: Path | None
     json: bool
 
 
 def run(arguments: list[str]) -> int:
     """``RUN [RUN ...] PATH [PATH ...] [flags] [overrides]``; 3 where some samples cannot be read."""
     switches = ["--features", "--json"]
-    rest, flags = parse_flags(
-        arguments, switches, ["--out", "--checkpoint", "--tta", "--batch-size", "--workers", "--explain"]
-    )
+    rest, flags = parse_flags(arguments, switches, ["--out", "--checkpoint", "--tta", "--batch-size", "--workers"])
     if flags["help"]:
         print(USAGE)
         return 0
@@ -137,7 +135,6 @@ def _request(rest: list[str], flags: dict[str, Any]) -> Request:
         features=bool(flags["features"]),
         batch_size=_count("--batch-size", flags.get("batch-size")),
         workers=_count("--workers", flags.get("workers")) or min(MOST_THREADS, os.cpu_count() or 1),
-        explain=Path(flags["explain"]) if flags.get("explain") else None,
         json=bool(flags["json"]),
     )
 

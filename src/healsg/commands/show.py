@@ -22,8 +22,8 @@ from healsg.runs.saved_config import read_saved
 USAGE = """\
 usage: healsg show RUN [--config-dir DIR] [--json]
 
-Shows which settings of a run differ from the defaults of its parts, its status, best and test numbers, and its files.
-RUN is a folder or a name under runs/.
+Shows which settings of a run differ from the defaults of its parts, its status,
+best and test numbers, and its files. RUN is a folder or a name under runs/.
 
   --config-dir DIR   where options of your own lie, if the run was started with it
   --json             for programs: one object"""

@@ -1,4 +1,4 @@
-"""``healsg train --help``: what can be chosen and set, grouped, with the comments of the YAML files."""
+"""``healsg train --help``: what can be chosen and set, by what one wants, with the comments of the YAML files."""
 
 from __future__ import annotations
 

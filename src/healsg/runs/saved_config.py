@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,13 @@ def read_saved(path: Path) -> dict[str, Any]:
     return values
 
 
-def load_saved(folder: RunFolder, overrides: Sequence[str]) -> Composed:
+def load_saved(folder: RunFolder, overrides: Sequence[str], parts: Mapping[str, Any] | None = None) -> Composed:
     """The configuration of a run that exists, with changes. It is data: what it trusts does not count.
+
+    Args:
+        folder: of the run.
+        overrides: settings that are changed.
+        parts: by dotted key, nodes that take the place of the run's own, before the settings are changed.
 
     Raises:
         ConfigError: an override names no key of it, or it does not pass the checks.
@@ -70,6 +75,8 @@ def load_saved(folder: RunFolder, overrides: Sequence[str]) -> Composed:
     values |= {"trusted": [], "fresh": False, "resume": {"force": False}}  # what was asked for then, not now
     try:
         saved = OmegaConf.create(values)
+        for key, node in (parts or {}).items():
+            OmegaConf.update(saved, key, node, merge=False, force_add=True)
         for override in parse(overrides):
             _change(saved, override)
         plain: Any = OmegaConf.to_container(saved, resolve=True)
