@@ -18,8 +18,7 @@ from healsg.commands.eval import with_parts
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.runs.folder import RunFolder
-from healsg.runs.saved_config import load_saved
-from helpers import Program, REPOSITORY, healsg
+from helpers import REPOSITORY, Program, healsg
 
 DOCUMENTS = [
     "README.md",
