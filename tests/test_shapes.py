@@ -16,8 +16,9 @@ TABLE = read_table()
 PICTURES, DIGITS = TABLE[:, :-1].reshape(-1, 1, 8, 8), TABLE[:, -1].long()
 
 SETS: dict[str, tuple[Callable[[int, int], Drawn], int]] = {
-    "shapes2d": (shapes2d, 2),
-    "shapes3d": (shapes3d, 2),
+    "shapes2d": (shapes2d, 1),
+    "shapes3d": (shapes3d, 1),
+    "by form": (lambda seed, index: shapes3d(seed, index, by_form=True), 2),
     "tubes3d": (lambda seed, index: tubes3d(seed, index, size=32), 1),
     "digits_seg": (lambda seed, index: digits_seg(seed, index, PICTURES, DIGITS), 1),
     "by digit": (lambda seed, index: digits_seg(seed, index, PICTURES, DIGITS, by_digit=True), 10),
@@ -71,7 +72,7 @@ def test_brightness_does_not_tell_the_classes() -> None:
     for draw in (shapes2d, shapes3d):
         inside: dict[int, list[float]] = {0: [], 1: [], 2: []}
         for index in range(6):
-            one = draw(1, index, **quiet)  # type: ignore[operator]
+            one = draw(1, index, by_form=True, **quiet)  # type: ignore[operator]
             for label in inside:
                 inside[label] += one.image[0][one.labels == label].tolist()
         assert abs(np.median(inside[1]) - np.median(inside[2])) < 0.05

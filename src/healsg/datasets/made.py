@@ -117,17 +117,20 @@ class Shapes2D(MadeImages):
     """Ellipses and rectangles among rods and small discs of the same brightness; see ``shapes``.
 
     Args:
+        by_form: ellipsoids and boxes are two classes, which differ by form alone; else both are one.
         common: the arguments of MadeImages.
     """
 
-    def __init__(self, **common: Any) -> None:
+    def __init__(self, by_form: bool = False, **common: Any) -> None:
         super().__init__(**common)
+        self.by_form = by_form
 
     def described(self) -> DataInfo:
-        return DataInfo((1, self.size, self.size), len(shapes.CLASSES), class_names=shapes.CLASSES)
+        names = shapes.CLASSES if self.by_form else shapes.BODIES
+        return DataInfo((1, self.size, self.size), len(names), class_names=names)
 
     def draw(self, part: str, seed: int, index: int) -> Drawn:
-        return shapes.shapes2d(seed, index, self.size, **self.strengths)
+        return shapes.shapes2d(seed, index, self.size, self.by_form, **self.strengths)
 
 
 class DigitsSeg(MadeImages):
@@ -199,17 +202,20 @@ class Shapes3D(MadeVolumes):
     """Ellipsoids and boxes among rods and small balls of the same brightness; see ``shapes``.
 
     Args:
+        by_form: ellipsoids and boxes are two classes, which differ by form alone; else both are one.
         common: the arguments of MadeVolumes.
     """
 
-    def __init__(self, **common: Any) -> None:
+    def __init__(self, by_form: bool = False, **common: Any) -> None:
         super().__init__(**common)
+        self.by_form = by_form
 
     def described(self) -> DataInfo:
-        return DataInfo((1, self.size, self.size, self.size), len(shapes.CLASSES), class_names=shapes.CLASSES)
+        names = shapes.CLASSES if self.by_form else shapes.BODIES
+        return DataInfo((1, self.size, self.size, self.size), len(names), class_names=names)
 
     def draw(self, part: str, seed: int, index: int) -> Drawn:
-        return shapes.shapes3d(seed, index, self.size, **self.strengths)
+        return shapes.shapes3d(seed, index, self.size, self.by_form, **self.strengths)
 
 
 class Tubes3D(MadeVolumes):

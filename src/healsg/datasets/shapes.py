@@ -1,13 +1,13 @@
 """Drawn images and volumes with masks: a pure function of (seed, index), made on the spot.
 
-Two classes that differ by form alone: ellipsoids (1) and boxes (2), turned at random. Beside them lie decoys of the
-same brightness, rods and small balls, which are background; so brightness does not tell a class. Over all lies a
-texture, a bias field and noise. Volumes have sizes of their own and voxels that are longer along the last axis.
+Bodies are ellipsoids and boxes, turned at random: one class, or two that differ by form alone. Beside them lie decoys
+of the same brightness, rods and small balls, which are background, so that brightness does not tell a class. Over all
+lies a texture, a bias field and noise. Volumes have sizes of their own and voxels that are longer along the last axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ Array = np.ndarray[Any, Any]
 Random = np.random.Generator
 
 CLASSES = ("background", "ellipsoid", "box")
+BODIES = ("background", "body")
+"""The names of the labels by form, and where all bodies have one."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,6 @@ def finished(random: Random, bright: Array, places: Array, texture: float, bias:
 
 # --- shapes ----------------------------------------------------------------------------------------------------------
 
-BODIES: dict[int, Callable[[Array, Array], Array]] = {1: ellipsoid, 2: box}
-
 
 def drawn_shapes(
     random: Random,
@@ -155,18 +155,21 @@ def _radii(random: Random, axes: int, scale: float, label: int, place: int) -> A
     return np.array([scale * random.uniform(0.25, 0.4), *[thin] * (axes - 1)], np.float32)
 
 
-def shapes2d(seed: int, index: int, size: int = 64, **strengths: Any) -> Drawn:
-    """Image ``index`` of a set: (1, size, size). ``strengths`` are those of ``drawn_shapes``."""
+def shapes2d(seed: int, index: int, size: int = 64, by_form: bool = False, **strengths: Any) -> Drawn:
+    """Image ``index`` of a set: (1, size, size); see ``shapes3d`` for ``by_form`` and ``strengths``."""
     image, labels = drawn_shapes(source(seed, "shapes2d", index), (size, size), (1.0, 1.0), **strengths)
-    return Drawn(image, labels, np.eye(4))
+    return Drawn(image, labels if by_form else labels.clip(max=1), np.eye(4))
 
 
-def shapes3d(seed: int, index: int, size: int = 40, spread: float = 0.25, **strengths: Any) -> Drawn:
+def shapes3d(
+    seed: int, index: int, size: int = 40, by_form: bool = False, spread: float = 0.25, **strengths: Any
+) -> Drawn:
     """Volume ``index`` of a set, of a size and a spacing of its own.
 
     Args:
         seed, index: decide all.
         size: the mean number of voxels along the first two axes.
+        by_form: label ellipsoids by 1 and boxes by 2; else both by 1.
         spread: by how much of it sizes differ, up and down.
         strengths: those of ``drawn_shapes``.
     """
@@ -177,7 +180,7 @@ def shapes3d(seed: int, index: int, size: int = 40, spread: float = 0.25, **stre
     shape = (round(sides[0]), round(sides[1]), max(8, round(sides[2] * within / across)))
     spacing = (within, within, across)
     image, labels = drawn_shapes(random, shape, spacing, **strengths)
-    return Drawn(image, labels, placed(shape, spacing))
+    return Drawn(image, labels if by_form else labels.clip(max=1), placed(shape, spacing))
 
 
 def placed(shape: Sequence[int], spacing: Sequence[float]) -> Array:
