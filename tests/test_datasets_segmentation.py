@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,22 @@ def test_labels_need_not_be_consecutive(tmp_path: Path) -> None:
     assert data.read("train").fetch(torch.tensor([0]))["target"].unique().tolist() == [0, 1, 2]
     made = np.array([[[[0, 1, 2]]]], np.uint8)
     assert data.preparation.restored(made).ravel().tolist() == [0, 4, 7]
+
+
+def test_other_masks_are_read_by_the_labels_that_weights_were_trained_on(tmp_path: Path) -> None:
+    pytest.importorskip("nibabel", reason="nibabel is not installed: pip install 'healsg[seg]'")
+    first = fake_volumes.write_scans(tmp_path / "first", 3, labels=(0, 4, 7))
+    other = fake_volumes.write_scans(tmp_path / "other", 2, labels=(0, 7))
+    saved = data_of("data=nifti", f"data.folder={first}", "data.patch=[8,8,8]").info
+    data = data_of("data=nifti", f"data.folder={other}", "data.patch=[8,8,8]").restored(saved)
+    assert data.read("train").fetch(torch.tensor([0]))["target"].unique().tolist() == [0, 2]
+    assert data.info.class_names == saved.class_names
+    with pytest.raises(DataError, match="the weights were trained on"):
+        data_of("data=nifti", f"data.folder={other}", "data.classes=[a,b]", "data.patch=[8,8,8]").restored(saved)
+    pictures = data_of("data=seg2d", f"data.folder={fake_volumes.write_pictures(tmp_path / 'pictures')}")
+    told = {**pictures.info.preprocessing, "labels": [0, 128, 255]}
+    info = replace(pictures.info, num_classes=3, class_names=("0", "128", "255"), preprocessing=told)
+    assert pictures.restored(info).mapping == {0: 0, 128: 1, 255: 2}
 
 
 @pytest.mark.parametrize("spacing", [None, (1.3, 1.1, 1.0)])

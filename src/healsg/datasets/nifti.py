@@ -3,6 +3,7 @@ layout."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,7 @@ class Volumes(Segmentation):
         if spacing is not None and (len(spacing) != 3 or min(spacing) < 0):
             raise ConfigError(f"data.spacing: {spacing}; give the size of a voxel along three axes, in mm")
         self.classes, self.mapping, self.flip = classes, mapping, flip
+        self._saved: DataInfo | None = None
         low, high = window or (0.0, 1.0)
         self.plain = Preparation(
             None if spacing is None else tuple(spacing), orient, intensity, (low, high), crop, {}, self.ignore, trust
@@ -95,10 +97,27 @@ class Volumes(Segmentation):
         known = self._found.labels
         if not known and self.classes:
             return tuple(range(len(self.classes)))
+        if not known and (saved := self._saved_labels):
+            return saved
         labels = tuple(sorted(known)) or labels_in(self.part("train"), self.plain)
         if labels != tuple(range(len(labels))):
             log.info("data: labels %s are the classes 0 to %d", ", ".join(map(str, labels)), len(labels) - 1)
         return labels
+
+    @property
+    def _saved_labels(self) -> tuple[int, ...]:
+        """The labels of the files that weights were trained on, in the order of their classes; empty without such."""
+        labels = self._saved.preprocessing.get("labels") if self._saved is not None else None
+        return tuple(labels) if isinstance(labels, list) and all(type(label) is int for label in labels) else ()
+
+    def restored(self, saved: DataInfo) -> Volumes:
+        """The same volumes with the labels and names of ``saved`` where neither settings nor a list give others; masks
+        may hold fewer. Raises DataError."""
+        made = copy.copy(self)
+        made.__dict__.pop("_labels", None)
+        made._saved = saved
+        super(Volumes, made).restored(saved)
+        return made
 
     @property
     def preparation(self) -> Preparation:
@@ -121,6 +140,8 @@ class Volumes(Segmentation):
     def described(self) -> DataInfo:
         labels = self._labels
         names = self.classes or [self._found.labels.get(label, str(label)) for label in labels]
+        if self._saved is not None and not self.classes and not self._found.labels and self._saved_labels == labels:
+            names = list(self._saved.class_names) or names
         count = len(set(self.mapping.values())) if self.mapping is not None else len(labels)
         if len(names) != count and not self.regions:
             raise ConfigError(f"data.classes: {len(names)} names for {count} labels {list(labels)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -187,6 +188,7 @@ class Seg2D(Segmentation):
         super().__init__(**common)
         self.folder, self.image_size, self.channels = folder, image_size, channels
         self.classes, self.given_mapping = classes, mapping
+        self._saved: DataInfo | None = None
         mean, std = (MEAN, STD) if channels == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))
         outside = 0 if self.ignore is None else self.ignore
         settings = {"size": image_size, "padding": "reflect", "outside": outside}
@@ -207,6 +209,9 @@ class Seg2D(Segmentation):
             return dict(self.given_mapping)
         if self.classes is not None and not self.regions:
             return {label: label for label in range(len(self.classes))}
+        saved = self._saved.preprocessing.get("labels") if self._saved is not None else None
+        if isinstance(saved, list) and all(type(label) is int for label in saved) and not self.regions:
+            return {label: place for place, label in enumerate(saved)}
         found = {0}
         for _, mask in self._pairs["train"]:
             found |= set(np.unique(read_mask_picture(mask)).tolist())
@@ -218,6 +223,15 @@ class Seg2D(Segmentation):
         if labels != list(range(len(labels))):
             log.info("data: labels %s are the classes 0 to %d", ", ".join(map(str, labels)), len(labels) - 1)
         return {label: place for place, label in enumerate(labels)}
+
+    def restored(self, saved: DataInfo) -> Seg2D:
+        """The same pictures with the labels of ``saved`` where the settings give no others; masks may hold fewer.
+        Raises DataError."""
+        made = copy.copy(self)
+        made.__dict__.pop("mapping", None)
+        made._saved = saved
+        super(Seg2D, made).restored(saved)
+        return made
 
     def described(self) -> DataInfo:
         mapping = self.mapping
