@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import beside
+from conftest import REPOSITORY, beside
 from healsg import BasicTask, TaskMethod, TaskTrainer
 from healsg.errors import ConfigError
 
@@ -157,3 +158,16 @@ def test_a_method_of_ones_own_has_averages_too() -> None:
     assert task.task_method.eval_model(task) is not task.model
     with pytest.raises(ConfigError, match=r"method: Alone\.setup does not call super\(\)\.setup\(task\)"):
         TaskTrainer.compose(*own, "method._target_=test_stacking.Alone").train()
+
+
+def test_each_method_shows_its_own_step_at_most_two_levels_deep() -> None:
+    """A family, then a paper's method; what has no step of its own adds only weights or a head to learn."""
+    for path in sorted((REPOSITORY / "src/healsg/methods").glob("*.py")):
+        module = import_module(f"healsg.methods.{path.stem}")
+        for kind in vars(module).values():
+            if not (isinstance(kind, type) and issubclass(kind, TaskMethod) and kind.__module__ == module.__name__):
+                continue
+            levels = kind.__mro__.index(TaskMethod)
+            assert levels <= 2, kind
+            own = {"train_step", "step"} & set(vars(kind))
+            assert own or levels == 1 or kind.__name__ in {"FineTune", "LinearProbe", "LoRA"}, kind

@@ -140,9 +140,9 @@ def document() -> str:
         "",
         "What stacks: `method.ema`, `method.swa`, `method.layer_decay`, `method.freeze` and",
         "`method.unfreeze_every` under every method (`method=simclr method.ema=0.99`; DINO evaluates its teacher,",
-        "so that it takes no further average); `method.label_smoothing` and `method.random_erasing` wherever",
-        "there are labels; `method.mixup` and `method.cutmix` where a sample's own class or index is not needed.",
-        "What does not fit is refused in one line.",
+        "so that it takes no further average); `method.label_smoothing` and `method.random_erasing` on labelled",
+        "samples; `method.mixup` and `method.cutmix` where all samples are labelled and the method does not need",
+        "each as it is. What does not fit is refused in one line.",
     ]
     for family in sorted({record["family"] for record in results.values()}):
         members = {name: record for name, record in results.items() if record["family"] == family}

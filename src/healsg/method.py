@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -199,9 +200,10 @@ class TaskMethod(nn.Module):
         average.measure_statistics(inputs(), task.runner.device_setup.autocast)
 
     def network_input(self, batch: Mapping[str, Any]) -> Tensor:
-        """What the network sees of a batch, for measuring BatchNorm's statistics; of several streams the labelled."""
-        input: Tensor = batch.get("labelled", batch)["input"]
-        return input
+        """What the network sees of a batch, for measuring BatchNorm's statistics: all views of the first stream."""
+        stream, views = next(iter(self.needs.streams.items()))
+        samples = batch if self.needs.flat else batch[stream]
+        return torch.cat([samples[view] for view in views])
 
     def evaluation_modules(self, model: nn.Module) -> list[str]:
         """The names of the modules of ``task.model`` that stay in evaluation mode: the frozen BatchNorm."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -109,10 +108,6 @@ class MAE(SelfSupervised):
         """Remove the classifier."""
         network.head = nn.Identity()
         return network
-
-    def network_input(self, batch: Mapping[str, Any]) -> Tensor:
-        input: Tensor = batch["unlabelled"]["weak"]
-        return input
 
     def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         input = batch["unlabelled"]["weak"]

@@ -74,9 +74,6 @@ class SelfSupervised(TaskMethod):
             self.freezing.include(copied)
         return copied
 
-    def network_input(self, batch: Mapping[str, Any]) -> Tensor:
-        return both_views(batch["unlabelled"])
-
     def measure_statistics(self, task: Task, average: Average) -> None:
         """Measure them for ``swa`` alone; the averages of an optimizer are evaluated with those of the network that
         learns."""
