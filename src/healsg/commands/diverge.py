@@ -181,7 +181,10 @@ def first_tensor(first: Path, second: Path) -> Divergence | None:
         names = row.get("names", names)
         if "step" in row:
             places[row["step"]] = offset, names
-    names, last, kill, begin = [], None, None, None
+    names = []
+    last: int | None = None
+    kill: int | None = None
+    begin: int | None = None
     with safefiles.open_to_read(first) as file:
         for _, row in entries(second):
             names = row.get("names", names)

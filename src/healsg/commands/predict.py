@@ -178,8 +178,7 @@ def predict(request: Request) -> int:
 
     members = []
     for folder, one in zip(request.runs, composed, strict=True):
-        trainer = TaskTrainer(one)
-        trainer.folder = folder
+        trainer = TaskTrainer(one, folder=folder)
         members.append((str(folder.shown), trainer.predictor(request.checkpoint)))
     ensemble = Ensemble(members, request.tta)
     data = composed[0].values["data"]
@@ -258,7 +257,9 @@ class Answers:
     """
 
     def __init__(self, ensemble: Ensemble, request: Request, batch_size: int) -> None:
-        self.ensemble, self.request, self.batch_size = ensemble, request, batch_size
+        self.ensemble = ensemble
+        self.request = request
+        self.batch_size = batch_size
         infos = [member.info for member in ensemble.members]
         self.inputs: list[DataInfo] = []
         """The different ways in which the networks want samples to be read."""

@@ -42,8 +42,8 @@ class Tracer(Checkpointer):
 
     plan: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
         self.names: list[str] = []
         self.turned = time.monotonic()
 
@@ -57,7 +57,9 @@ class Tracer(Checkpointer):
         self._watch(task)
 
     def _watch(self, task: Task) -> None:
-        took, plan, step = time.monotonic() - self.turned, self.plan, task.runner.step_count
+        took = time.monotonic() - self.turned
+        plan = self.plan
+        step = task.runner.step_count
         if os.getppid() != plan["parent"]:
             raise Stopped("the process that started this run is gone", 1)
         state = in_order(task.state_dict())

@@ -24,7 +24,10 @@ DEEPEST = 32
 _ASSEMBLED = ("task",)
 """Nodes whose missing arguments assembly gives."""
 
-_SHARE, _UNIT, _FROM_ZERO, _FROM_ONE = Range(0, 1, open_high=True), Range(0, 1), Range(low=0), Range(low=1)
+_SHARE = Range(0, 1, open_high=True)
+_UNIT = Range(0, 1)
+_FROM_ZERO = Range(low=0)
+_FROM_ONE = Range(low=1)
 _RANGES = dict.fromkeys(("lr", "weight_decay", "eps", "lambd", "lr_decay", "momentum_decay", "max_lr"), _FROM_ZERO)
 _RANGES |= dict.fromkeys(("momentum", "betas", "rho"), _SHARE) | dict.fromkeys(("dampening", "alpha"), _UNIT)
 _RANGES |= dict.fromkeys(("initial_accumulator_value", "eta_min", "min_lr", "gamma", "patience"), _FROM_ZERO)

@@ -9,15 +9,12 @@ import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from healsg.config import check
 from healsg.errors import ConfigError, RunError, one_line
 from healsg.runs import provenance
 from healsg.types import Natural
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass

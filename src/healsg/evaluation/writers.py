@@ -71,7 +71,9 @@ class CsvForm:
     """
 
     def __init__(self, names: Sequence[str], regression: bool = False, features: int = 0) -> None:
-        self.names, self.regression, self.features = list(map(printable, names)), regression, features
+        self.names = list(map(printable, names))
+        self.regression = regression
+        self.features = features
 
     def header(self) -> str:
         numbers = self.names if self.regression else [f"p_{name}" for name in self.names]
@@ -207,7 +209,10 @@ class File:
     """
 
     def __init__(self, path: Path, form: Form, about: Mapping[str, Any], batch_size: int) -> None:
-        self.path, self.form, self.about, self.batch_size = path, form, dict(about), batch_size
+        self.path = path
+        self.form = form
+        self.about = dict(about)
+        self.batch_size = batch_size
         self.beside = path.with_name(f"{path.name}.json")
         self.done: set[int] = set()
         self.unreadable = 0
@@ -243,7 +248,9 @@ class File:
         before = self._before()
         whole = before.get("finished") is True
         aligned = before.get("batch_size") == self.batch_size and not whole
-        end, keys, unreadable = 0, list[int](), 0
+        end = 0
+        keys: list[int] = []
+        unreadable = 0
         for place, (stop, line) in enumerate(self._lines()):
             if place == 0 and self.form.header():
                 end = stop
@@ -257,7 +264,9 @@ class File:
             if not aligned or len(keys) == self.batch_size:
                 self.done.update(keys)
                 self.unreadable += unreadable
-                end, keys, unreadable = stop, [], 0
+                end = stop
+                keys = []
+                unreadable = 0
         if end < self.path.stat().st_size:
             with self.path.open("r+b") as file:
                 file.truncate(end)

@@ -31,7 +31,6 @@ from healsg.types import Fraction, NonNegative, Share
 if TYPE_CHECKING:
     from healsg.protocols import Task
     from healsg.task import BasicTask
-    from healsg.protocols import Task
 
 log = logging.getLogger("healsg")
 
