@@ -288,15 +288,14 @@ def test_the_loop_goes_on_while_the_writer_writes() -> None:
     """What is saved is what the state was at the call, whatever becomes of it before the thread gets there."""
     import threading
 
-    gate, written = threading.Event(), list[dict[str, Any]]()
+    gates, written = [threading.Event(), threading.Event()], list[dict[str, Any]]()
 
     def write(state: dict[str, Any]) -> None:
-        gate.wait(10)
+        gates[len(written)].wait(60)
         written.append({key: value.clone() for key, value in state.items()})
 
     writer, weights = Writer(write), {"a": torch.zeros(3), "b": torch.ones(2, 2).t()}
-    for value in (1.0, 2.0):
-        gate.clear()
+    for gate, value in zip(gates, (1.0, 2.0), strict=True):
         weights["a"].fill_(value)
         writer.save(weights)
         weights["a"].fill_(-1.0)

@@ -549,7 +549,7 @@ def kill_one(chance: random.Random) -> bool:
     except DataError as error:
         said = str(error)
     killer.join()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert re.fullmatch(
         r"(loader worker \d was killed by signal 9 [^;]*;[^;]*(; it was last at sample \d+ of Faulty)?)?", said
     )
@@ -664,4 +664,4 @@ def hung() -> None:
 )
 def test_a_loader_of_ones_own_whose_worker_is_lost(call: Callable[[], None], said: str) -> None:
     """In a process of its own, since torch's alarm goes off anywhere."""
-    assert alone(lambda: said in refused(call), 10)
+    assert alone(lambda: said in refused(call), 60)

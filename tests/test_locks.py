@@ -47,7 +47,7 @@ def check_race(lines: list[list[str]], folder: Path, refusal: str = "is being tr
     for _, told, seconds in results[1:]:
         assert told.startswith("error: runs/run: " + refusal), told
         assert told.count("\n") == 1
-        assert seconds < 2, seconds
+        assert seconds < 2, f"{seconds} s of CPU, as if it had imported torch"
 
 
 def test_two_at_the_same_moment(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_mirror_that_raises_or_hangs_is_left_out_with_a_line() -> None:
     left_out += [f"warning: logger exit_{verb} is left out from here on: SystemExit: enough" for verb in VERBS]
     busy = [f"warning: hang_{verb} is still busy; what it lacks is in metrics.jsonl" for verb in VERBS]
     assert sorted(warnings) == sorted(left_out + busy)
-    assert seconds < 10
+    assert seconds < 60
 
 
 VERBS = ("start", "log", "finish")
@@ -131,7 +131,7 @@ def test_a_full_disk_for_what_a_mirror_writes(more: list[str], prepare: Callable
     (line,) = warnings
     assert line.startswith(f"warning: logger {name} is left out from here on: ")
     assert "No space left on device" in line
-    assert seconds < 10
+    assert seconds < 60
 
 
 def test_a_folder_in_the_place_of_the_report() -> None:
@@ -230,7 +230,7 @@ def check_offline(warnings: list[str]) -> None:
 def test_wandb_with_a_server_that_answers_500() -> None:
     warnings, seconds = faulty_server("500")
     check_offline(warnings)
-    assert seconds < 15
+    assert seconds < 60
 
 
 def test_wandb_is_not_installed() -> None:
@@ -238,7 +238,7 @@ def test_wandb_is_not_installed() -> None:
     Path("hidden/wandb.py").write_text("raise ImportError(\"No module named 'wandb'\")\n")
     warnings, seconds = trained(["use_wandb=true"], lambda: os.environ.update(PYTHONPATH="hidden", WANDB_API_KEY=KEY))
     assert warnings == ["warning: logger wandb is left out from here on: RuntimeError: No module named 'wandb'"]
-    assert seconds < 10
+    assert seconds < 60
 
 
 # --- long ------------------------------------------------------------------------------------------------------------
