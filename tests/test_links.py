@@ -364,3 +364,12 @@ def test_a_cache_is_read_and_written_through_no_link(home: Path) -> None:
     _write(Path("cache/made"), rows, Ten(), lambda tensors: None)  # type: ignore[arg-type]
     assert _mapped(Path("cache/made/input"), rows["input"], 10, shared=False).shape == (10, 4)
     assert content(home) == before
+
+
+def test_a_file_that_was_planted_under_a_temporary_name_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = Path("planted.tmp")
+    planted.write_text("of somebody else")
+    monkeypatch.setattr(safefiles, "temporary_name", lambda path: planted)
+    with pytest.raises(FileExistsError), safefiles.replacing(Path("record.json")) as file:
+        file.write(b"ours")
+    assert not Path("record.json").exists()

@@ -260,6 +260,10 @@ def test_refusals_name_the_key() -> None:
         TaskTrainer.compose(*options).train()
     with pytest.raises(ConfigError, match=r"seed: .* was started with 0, not 1; .*fresh=true"):
         TaskTrainer.compose(*options, "seed=1", "runner.epochs=2").train()
+    longer = [option for option in options if option != "runner.epochs=1"]
+    train(*longer, "runner.epochs=2")
+    with pytest.raises(ConfigError, match=r"runner\.epochs: .* was started with 2, not 1"):
+        train(*longer, "runner.epochs=1")
     assert TaskTrainer.compose(*options, "fresh=true", "seed=1").train()["status"] == "finished"
     assert record("run~1")["seed"] == 0
     assert record("run")["seed"] == 1
