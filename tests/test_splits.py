@@ -514,3 +514,10 @@ def test_methods_that_remember_samples_take_the_options(method):
     options = ["data.labels=60", "data.imbalance=10", "data.label_noise=0.4", "data.balanced=true"]
     settings = [f"method={method}", "model=mlp", "model.width=8", "runner=debug", "quiet=true"]
     assert TaskTrainer.compose(*settings, *options).train()["status"] == "finished"
+
+
+def test_each_class_draws_its_own_order():
+    """Sets whose classes lie side by side would otherwise give up the same places of each."""
+    _, second = stratified_split(torch.arange(3).repeat_interleave(40), 0.5, 0)
+    places = [set((second[second // 40 == label] % 40).tolist()) for label in range(3)]
+    assert places[0] != places[1] != places[2] != places[0]
