@@ -24,6 +24,7 @@ from healsg.runs.checkpoint import load
 from healsg.training import interrupt
 from healsg.training.device import choose_device
 from healsg.training.interrupt import StopSignal
+from healsg.training.parallel import Parallel
 from helpers import (
     METHODS,
     REPOSITORY,
@@ -291,14 +292,12 @@ def test_a_signal_that_two_send_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C reaches torchrun and its processes alike, and torchrun passes it on."""
     killed: list[int] = []
     monkeypatch.setattr(os, "kill", lambda process, number: killed.append(number))
-    for launched, expected in ((True, []), (False, [signal.SIGUSR1])):
-        monkeypatch.setattr(distributed, "launched", lambda launched=launched: launched)
-        with StopSignal() as stop_signal:
+    for processes, expected in ((Parallel(world=2), []), (Parallel(), [signal.SIGUSR1])):
+        with StopSignal(parallel=processes) as stop_signal:
             stop_signal._handle(signal.SIGUSR1, None)
             stop_signal._handle(signal.SIGUSR1, None)
         assert killed == expected
-    monkeypatch.setattr(distributed, "launched", lambda: True)
-    with StopSignal() as stop_signal:
+    with StopSignal(parallel=Parallel(world=2)) as stop_signal:
         stop_signal._handle(signal.SIGUSR1, None)
         stop_signal.received_at -= 5
         stop_signal._handle(signal.SIGUSR1, None)
@@ -316,9 +315,9 @@ for method, options in given.items():
     trainer = TaskTrainer.compose(f"method={method}", *options, f"name={method}")
     assert trainer.train()["status"] == "finished", method
     own = torch.cat([value.detach().double().flatten() for value in trainer.task.model.parameters()])
-    sums = distributed.gather((float(own.sum()), float(own.abs().sum())))
+    sums = distributed.processes().gather((float(own.sum()), float(own.abs().sum())))
     assert sums[0] == sums[1], (method, sums)
-if distributed.rank() == 0:
+if distributed.processes().rank == 0:
     print("the same weights in both processes:", len(given))
 """
 
@@ -595,20 +594,21 @@ def test_a_sweep_ends_with_a_process_that_fails_alone(monkeypatch: pytest.Monkey
     assert record(Path("runs/two/seed=1"))["status"] == "finished"
 
 
-def test_one_device_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "local_world", lambda: 2)
+def test_one_device_for_all_processes_is_refused() -> None:
+    two = Parallel(world=2, local_world=2)
     for wanted in ("cuda:0", 0, "0"):
         with pytest.raises(ConfigError, match="puts all processes of this machine on one device; give cuda"):
-            choose_device(wanted)
-    assert choose_device("cpu").type == "cpu"
+            choose_device(wanted, two)
+    assert choose_device("cpu", two).type == "cpu"
 
 
 def test_processes_ask_at_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow and a fast process exchange whether they stop about once a second, whatever an update takes."""
     clock, asked = [0.0], []
     monkeypatch.setattr(interrupt.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(distributed, "gather", lambda own: [own, (False, 2 * own[1])])
-    one = StopSignal()
+    two = Parallel(world=2)
+    monkeypatch.setattr(two, "gather", lambda own: [own, (False, 2 * own[1])])
+    one = StopSignal(parallel=two)
     for step in range(1, 1001):
         clock[0] += 0.01 if step <= 500 else 0.1
         before = one._next_step
@@ -619,5 +619,5 @@ def test_processes_ask_at_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> Non
     late = [step for step in asked if step > 600]
     assert {second - first for first, second in pairwise(early)} <= {49, 50}
     assert max(second - first for first, second in pairwise(late)) <= 5
-    monkeypatch.setattr(distributed, "gather", lambda own: [own, (True, own[1])])
+    monkeypatch.setattr(two, "gather", lambda own: [own, (True, own[1])])
     assert any(one.agreed_at(step) for step in range(1001, 1010))

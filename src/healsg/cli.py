@@ -96,7 +96,7 @@ def report(error: HealsgError, debug: bool = False) -> int:
     Of several processes one reports it. Before they have joined each other, a launcher ends all when rank 0 ends, so
     that the others are heard only where the mistake is theirs alone.
     """
-    if distributed.rank() > 0 and not distributed.connected():
+    if distributed.processes().rank > 0 and not distributed.connected():
         time.sleep(1.0)
     if distributed.reports() and not isinstance(error, distributed.ElsewhereError):
         if debug or os.environ.get("HYDRA_FULL_ERROR") == "1":

@@ -1,5 +1,5 @@
-"""Several processes, as torchrun starts them: their ranks, their process group from its beginning to its end, and what
-is exchanged through it. With one process all of it is free."""
+"""Several processes, as torchrun starts them: their process group from its beginning to its end. What is exchanged
+through it stands in ``training.parallel``. With one process all of it is free."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from healsg.errors import HealsgError, Stopped
 from healsg.peers import Ended, PeerError, Peers, orphaned
 from healsg.runs import redact
+from healsg.training.parallel import ElsewhereError, Parallel
 from healsg.training.progress import Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.distributed.distributed_c10d import Store
-
-T = TypeVar("T")
 
 TIMEOUT = 300.0
 """Seconds that a process waits for another one in a collective, before ``runner.timeout`` is known: its default."""
@@ -33,41 +31,9 @@ TOGETHER = 6.0
 
 
 @cache
-def world() -> int:
-    """The number of processes that a launcher started, from the environment alone; it never changes."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-@cache
-def launched() -> bool:
-    """Whether this process is one of several."""
-    return world() > 1
-
-
-@cache
-def rank() -> int:
-    """This process's number, from 0."""
-    return int(os.environ.get("RANK", "0")) if launched() else 0
-
-
-@cache
-def local_rank() -> int:
-    """This process's number on its machine: which of its devices it uses."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
-
-
-@cache
-def local_world() -> int:
-    """The number of processes on this machine, which share its devices."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched() else 1
-
-
-class ElsewhereError(HealsgError):
-    """Rank 0 met an error and has reported it; the other processes end with its status, in silence."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+def processes() -> Parallel:
+    """The processes of this launch, for what has no runner at hand; the environment is read once."""
+    return Parallel.of_launch()
 
 
 class Group:
@@ -96,13 +62,14 @@ class Group:
         self.parted = False  # by another process's error, so that no collective can be expected to work
         own = PrefixStore(f"healsg/{number}", store)
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        self.peers = Peers(own, rank(), world(), timeout, hosted)
+        own_rank, world = processes().rank, processes().world
+        self.peers = Peers(own, own_rank, world, timeout, hosted)
         self.peers.gather()  # those that are late would have no more than the timeout of gloo
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
             store=PrefixStore("group", own),
-            rank=rank(),
-            world_size=world(),
+            rank=own_rank,
+            world_size=world,
             timeout=timedelta(seconds=timeout),
         )
         self.peers.start()
@@ -130,7 +97,7 @@ def connect(timeout: float | None = None) -> None:
         timeout: seconds to wait for another process in a collective; None is what there is, or ``TIMEOUT``.
     """
     global _group, _groups
-    if not launched() or (_group and timeout in (None, _group.timeout)):
+    if not processes().several or (_group and timeout in (None, _group.timeout)):
         return
     if _group:
         store = _group.store
@@ -261,7 +228,7 @@ def recovered() -> bool:
     Where one failed alone, the others still wait for it in a collective, which only the end of its process ends.
     """
     global _group, _groups
-    if not launched():
+    if not processes().several:
         return True
     if _group is None or _group.parted or not _group.peers.all_failed(TOGETHER):
         return False
@@ -280,54 +247,3 @@ def meet() -> None:
     """
     if _group:
         _group.peers.meet()
-
-
-def share(make: Callable[[], T]) -> T:
-    """Let rank 0 make a plain value and give it, or the error that came instead, to all."""
-    if not launched():
-        return make()
-    import torch.distributed as dist
-
-    box: list[Any] = [None, None]
-    failure: BaseException | None = None
-    if rank() == 0:
-        try:
-            box[0] = make()
-        except BaseException as error:
-            failure = error
-            box[1] = (str(error), getattr(error, "status", 1))
-    dist.broadcast_object_list(box, src=0)
-    if failure is not None:
-        raise failure
-    if box[1] is not None:
-        raise ElsewhereError(*box[1])
-    value: T = box[0]
-    return value
-
-
-def sum_tensor(value: Tensor) -> Tensor:
-    """The sum of each process's ``value``; every process must call it."""
-    if launched():
-        import torch.distributed as dist
-
-        dist.all_reduce(value)
-    return value
-
-
-def gather(value: T) -> list[T]:
-    """Each process's small plain value, by rank."""
-    if not launched():
-        return [value]
-    import torch.distributed as dist
-
-    box: list[Any] = [None] * world()
-    dist.all_gather_object(box, value)
-    return box
-
-
-def barrier() -> None:
-    """Wait for the others."""
-    if launched():
-        import torch.distributed as dist
-
-        dist.barrier()

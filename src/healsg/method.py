@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from healsg import distributed
 from healsg.data.base import Needs
 from healsg.errors import ConfigError, one_line
 from healsg.training import layers
@@ -127,10 +126,9 @@ class TaskMethod(nn.Module):
         }
         if len(given := [key for key, value in kinds.items() if value]) > 1:
             raise ConfigError(f"{given[0]}: {given[1]} averages the weights already; leave one out")
-        if self.unfreeze_every and distributed.launched():
-            raise ConfigError(
-                "method.unfreeze_every: works in one process; in several, method.freeze holds parts fixed"
-            )
+        if self.unfreeze_every:
+            one = "method.unfreeze_every: works in one process; in several, method.freeze holds parts fixed"
+            task.runner.parallel.require_one(one)
 
     def setup(self, task: Task) -> None:
         """Make what the method needs beside the network: heads join ``task.model``, memory stays here. Raises

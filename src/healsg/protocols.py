@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from healsg.training.best import BestTracker, Directions
     from healsg.training.device import DeviceSetup
     from healsg.training.meter import Meter
+    from healsg.training.parallel import Parallel
     from healsg.training.plan import Plan
     from healsg.training.progress import Progress
     from healsg.training.step import Accumulator, MicroBatch, Samples, TrainBatch
@@ -99,6 +100,9 @@ class Runner(Protocol):
     def wrapping(self) -> tuple[Any, bool, bool]: ...
 
     # --- its parts
+
+    @property
+    def parallel(self) -> Parallel: ...
 
     @property
     def device_setup(self) -> DeviceSetup: ...

@@ -20,8 +20,9 @@ from healsg.protocols import Task, Watcher
 from healsg.seeding import mix, seed_device
 from healsg.training import diagnose, memory
 from healsg.training.best import BestTracker, Mode
-from healsg.training.device import Compile, DeviceSetup, Precision, both, clear_gradients
+from healsg.training.device import Compile, DeviceSetup, Precision, clear_gradients
 from healsg.training.meter import Meter
+from healsg.training.parallel import Parallel
 from healsg.training.plan import Plan, Position
 from healsg.training.progress import Progress
 from healsg.training.step import (
@@ -54,6 +55,7 @@ class TaskRunner:
         monitor, mode, callbacks: what decides the best, see ``BestTracker``; watchers by name.
         max_time, limit_batches: seconds from the command's start by which the run has stopped; batches a pass.
         find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
+        sync_batchnorm: for several processes, BatchNorm's statistics are those of the batch of all of them.
         timeout: seconds that one of several processes waits for another one before the run ends with an error.
     """
 
@@ -82,6 +84,7 @@ class TaskRunner:
         max_time: NonNegative | None = None,
         limit_batches: Count | None = None,
         find_unused_parameters: bool = False,
+        sync_batchnorm: bool = False,
         timeout: Positive = 300.0,
         callbacks: Mapping[str, Callback] | None = None,
     ) -> None:
@@ -100,13 +103,14 @@ class TaskRunner:
         self.callbacks = dict(callbacks or {})
         self.wrapping = compile, cuda_graph, find_unused_parameters
         self.timeout = float(timeout)
-        self.device_setup = DeviceSetup(device, precision, channels_last, deterministic)
+        self.parallel = Parallel.of_launch(sync_batchnorm)
+        self.device_setup = DeviceSetup(device, precision, channels_last, deterministic, self.parallel)
         self.best_tracker = BestTracker(monitor, mode)
-        self.meter = Meter()
+        self.meter = Meter(self.parallel)
         self.progress = Progress()
         self.plan = Plan(accumulate=accumulate)
         self.at = Position()
-        self.accumulator = Accumulator()
+        self.accumulator = Accumulator(parallel=self.parallel)
         self.pieces = 1
         self.rate: float | torch.Tensor | None = None
         self.stop_reason: str | None = None
@@ -162,7 +166,7 @@ class TaskRunner:
 
     def sharding(self, seed: int, least: int) -> Sharding:
         """How loaders divide batches among the processes of this run."""
-        ranks = distributed.rank(), distributed.world()
+        ranks = self.parallel.rank, self.parallel.world
         return Sharding(seed, self.device_setup.device, *ranks, self.accumulate, least, self.limit_batches)
 
     def plan_run(self, train_loader: AnyLoader, seed: int, least: int) -> None:
@@ -170,9 +174,9 @@ class TaskRunner:
         length = len(train_loader)
         total_steps = self.steps or self.epochs * -(-length // self.accumulate)
         batch_size = float(getattr(train_loader, "batch_size", 1))
-        seeds = mix(seed, "step", distributed.rank()), mix(seed, "step", 0)
+        seeds = mix(seed, "step", self.parallel.rank), mix(seed, "step", 0)
         self.plan = Plan(length, self.accumulate, total_steps, batch_size, least, *seeds)
-        self.accumulator = Accumulator(batch_size)
+        self.accumulator = Accumulator(batch_size, self.parallel)
         self.progress.plan(total_steps, self.max_epoch)
 
     # --- the verbs of a step -----------------------------------------------------------------------------------------
@@ -182,7 +186,7 @@ class TaskRunner:
         plan = self.plan
         at = self.at
         loader = task.train_loader
-        world = distributed.world()
+        world = self.parallel.world
         epoch_seed = mix(plan.seed, at.epoch)
         self.progress.start_epoch(task.epoch, plan.length)
         remaining = plan.last_batch(at) - at.batch
@@ -227,9 +231,7 @@ class TaskRunner:
 
     def forward(self, task: Task, micro: MicroBatch) -> contextlib.AbstractContextManager[Any]:
         """The context of a forward pass: autocast, and no exchange of gradients before the update's last batch."""
-        if micro.closes or not distributed.launched():
-            return self.device_setup.autocast()
-        return both(task.net.no_sync(), self.device_setup.autocast())  # type: ignore[operator]
+        return self.parallel.forward_context(task.net, micro.closes, micro.rows > 0, self.device_setup.autocast())
 
     @contextlib.contextmanager
     def drawn_together(self, batch: Mapping[str, Any]) -> Iterator[Samples | None]:
@@ -239,7 +241,7 @@ class TaskRunner:
         known how many samples the others have, it gives None and changes nothing.
         """
         samples = samples_of(batch)
-        if not distributed.launched() or samples is None or samples.batch is None:
+        if not self.parallel.several or samples is None or samples.batch is None:
             yield None
             return
         seed_device(self.device_setup.device, self.position, state=mix(self.plan.shared_seed, self.epoch))

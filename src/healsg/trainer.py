@@ -132,12 +132,12 @@ class TaskTrainer:
         claimed: list[RunFolder] = [folder] if folder else []
         if not claimed:
             _same_everywhere(self.composed)
-            distributed.share(lambda: claimed.append(claim.enter(self.composed, path)))
+            distributed.processes().share(lambda: claimed.append(claim.enter(self.composed, path)))
         try:
             _check_shared(claimed)
             task = self.task = self.make_task()
             loggers = build_loggers(self.composed)
-            where = distributed.share(lambda: self._write(claimed))
+            where = distributed.processes().share(lambda: self._write(claimed))
         except BaseException:
             if claimed:
                 claimed[0].abandon()
@@ -242,9 +242,7 @@ def _same_everywhere(composed: Composed) -> None:
 
     Raises ConfigError, which names the key.
     """
-    if not distributed.launched():
-        return
-    settings = distributed.gather(dict(flat(redact.config(composed.values))))
+    settings = distributed.processes().gather(dict(flat(redact.config(composed.values))))
     for rank, other in enumerate(settings):
         for key in settings[0] | other:
             one, two = settings[0].get(key), other.get(key)
@@ -262,10 +260,11 @@ def _check_shared(claimed: list[RunFolder]) -> None:
     Raises:
         RunError: what rank 0 wrote into the folder is not there on another node.
     """
-    if not distributed.launched():
+    parallel = distributed.processes()
+    if not parallel.several:
         return
-    folder, token = distributed.share(lambda: (str(claimed[0].path), claimed[0].leave_token()))
-    seen = distributed.gather((RunFolder(Path(folder)).has_token(token), platform.node()))
+    folder, token = parallel.share(lambda: (str(claimed[0].path), claimed[0].leave_token()))
+    seen = parallel.gather((RunFolder(Path(folder)).has_token(token), platform.node()))
     if claimed:
         claimed[0].take_token()
     if lacking := next((rank for rank, (there, _) in enumerate(seen) if not there), None):

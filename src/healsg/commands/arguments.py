@@ -104,7 +104,7 @@ def parse_flags(
 
 def claimed_early(composed: Composed, path: Path | None = None) -> RunFolder | None:
     """The run's folder, claimed before torch is imported, so that a refusal comes at once; None under a launcher."""
-    return None if distributed.launched() else claim.enter(composed, path)
+    return None if distributed.processes().several else claim.enter(composed, path)
 
 
 def composed_once(make: Callable[[], T]) -> T:
@@ -112,16 +112,16 @@ def composed_once(make: Callable[[], T]) -> T:
 
     Raises ConfigError for processes that were started with other arguments than rank 0, as on another node.
     """
-    if distributed.launched() and not distributed.connected():
+    if distributed.processes().several and not distributed.connected():
         distributed.connect()
         _same_command()
-    return distributed.share(make)
+    return distributed.processes().share(make)
 
 
 def _same_command() -> None:
     shown = [redact.override(argument) for argument in sys.argv[1:]]
     own = {"host": platform.node(), "arguments": shown, "healsg": _version("healsg"), "torch": _version("torch")}
-    every = distributed.gather(own)
+    every = distributed.processes().gather(own)
     for rank, other in enumerate(every):
         for key in ("arguments", "healsg", "torch"):
             if other[key] != every[0][key]:

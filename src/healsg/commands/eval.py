@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
     from healsg.trainer import TaskTrainer
 
     found = TaskTrainer(composed).evaluation(own["split"], own["checkpoint"], folder)
-    if distributed.rank() == 0:
+    if distributed.processes().rank == 0:
         cases = {"cases": found.cases} if found.cases else {}
         text = json.dumps(finite({**own, "metrics": found.numbers, **cases}))
         write_text(folder.path / f"eval-{own['split']}-{own['checkpoint']}.json", text + "\n")

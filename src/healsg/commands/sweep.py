@@ -48,7 +48,7 @@ def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
         stack.callback(folder.abandon)
         stack.callback(gc.unfreeze)
         rows += _one_by_one(name, jobs, sound, stop_signal)
-        if rows and distributed.rank() == 0:
+        if rows and distributed.processes().rank == 0:
             _table(name, rows)
         if distributed.failed():
             return 1

@@ -72,8 +72,7 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
-    if distributed.launched():
-        raise ConfigError("healsg verify: trains in one process; call it without a launcher")
+    distributed.processes().require_one("healsg verify: trains in one process; call it without a launcher")
     options, rest = _options(arguments)
     args = parse_arguments(rest)
     if args.multirun or args.cfg or args.info or args.shell_completion or args.hydra_help:

@@ -73,7 +73,7 @@ def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path 
             return DatasetSource(apart, targets=source.targets, about=about)
         return TensorSource(tensors["input"], tensors["target"], False, about)
     place = cache / _name(source, first)
-    if distributed.local_rank() == 0 and not place.is_dir():
+    if distributed.processes().local_rank == 0 and not place.is_dir():
         log.info("data.cache: %s, written to %s", told, place)
         try:
             _write(place, first, source, lambda tensors: _fill(tensors, source, workers, reading))

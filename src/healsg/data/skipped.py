@@ -33,7 +33,7 @@ def skipped_samples(loaders: Mapping[str, AnyLoader], reading: Reading, before: 
         (places.get(dataset, -1), index): redact.text(message) for (dataset, index), message in reading.skipped.items()
     }
     found: dict[tuple[int, int], str] = {}
-    for part in distributed.gather(own):
+    for part in distributed.processes().gather(own):
         found |= {sample: message for sample, message in part.items() if sample not in found}
     known = before if isinstance(before, dict) else {}
     number, first = known.get("number"), known.get("first")

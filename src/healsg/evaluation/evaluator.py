@@ -94,7 +94,7 @@ class EvalEpoch:
         """The same with the numbers of each case."""
         task, runner = self.task, self.task.runner
         model = task.task_method.eval_model(task) if self.network is None else self.network
-        runner.device_setup.broadcast_buffers(model)
+        runner.parallel.align(model)
         loss, chosen = Loss(task.criterion), task.task_model.metrics(task.info)
         metrics = {name: one for name, one in chosen.items() if self.split in (one.splits or [self.split])}
         with evaluating(model), torch.no_grad():
@@ -137,7 +137,7 @@ def table_of(metrics: Mapping[str, Metric]) -> dict[str, dict[str, float]]:
     going = {name: metric for name, metric in metrics.items() if metric.goes_by_case}
     if not going:
         return found
-    parts = distributed.gather({name: one.packed() for name, one in going.items() if one.state is not None})
+    parts = distributed.processes().gather({name: one.packed() for name, one in going.items() if one.state is not None})
     for name, metric in going.items():
         states = [part[name] for part in parts if name in part]
         for case, numbers in metric.by_case(states).items() if states else ():
@@ -157,7 +157,7 @@ def collect(metrics: dict[str, Metric], pause: Callable[[], None] | None = None)
     """
     own = {name: metric.packed() for name, metric in metrics.items() if metric.state is not None}
     values: dict[str, Any] = {}
-    parts = distributed.gather(own)
+    parts = distributed.processes().gather(own)
     for name, metric in metrics.items():
         states = [part[name] for part in parts if name in part]
         if states:

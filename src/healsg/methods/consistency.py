@@ -137,7 +137,7 @@ def sum_over_all(values: Tensor, rows: int | None = None) -> tuple[Tensor, Tenso
     """
     rows = len(values) if rows is None else rows
     total = precise(values[:rows]).sum(dim=0)
-    summed = distributed.sum_tensor(torch.cat([total.flatten(), total.new_full((1,), rows)]))
+    summed = distributed.processes().sum(torch.cat([total.flatten(), total.new_full((1,), rows)]))
     return summed[:-1].view(values.shape[1:]), summed[-1]
 
 

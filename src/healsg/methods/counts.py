@@ -49,10 +49,11 @@ def remember(memory: Tensor, places: Tensor, values: Tensor, counts: bool) -> No
         values: (..., N, D) their new values.
         counts: whether the samples are this process's own; it repeats others' where it has none.
     """
-    if not distributed.launched():
+    parallel = distributed.processes()
+    if not parallel.several:
         memory.index_copy_(-2, places, values)
         return
     change = torch.zeros_like(memory)
     if counts:
         change.index_copy_(-2, places, values - memory.index_select(-2, places))
-    memory += distributed.sum_tensor(change)
+    memory += parallel.sum(change)

@@ -123,7 +123,7 @@ class CRD(Distilled):
     def fix_constants(self, scores: Tensor) -> None:
         """Estimate the normalising constants from the first batch, of all processes; later batches change nothing."""
         estimate = scores.exp().mean(dim=(1, 2)) * self.memory.shape[1]
-        estimate = distributed.sum_tensor(estimate) / distributed.world()
+        estimate = distributed.processes().sum(estimate) / distributed.processes().world
         self.constants.copy_(torch.where(self.constants > 0, self.constants, estimate))
 
     @torch.no_grad()

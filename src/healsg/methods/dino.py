@@ -107,7 +107,7 @@ class DINO(SelfSupervised):
         """Move the centre towards the mean of (N, prototypes) scores over the processes whose samples count (equation
         4)."""
         sums = torch.cat([scores.sum(dim=0), scores.new_full((1,), len(scores))]) * float(counts)
-        sums = distributed.sum_tensor(sums)
+        sums = distributed.processes().sum(sums)
         self.center.lerp_((sums[:-1] / sums[-1]).to(self.center.dtype), 1.0 - self.center_momentum)
 
     def eval_model(self, task: Task) -> nn.Module:

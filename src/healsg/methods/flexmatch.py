@@ -81,6 +81,5 @@ class FlexMatch(SemiSupervised):
         if not rows_of(unlabelled, label):  # the rows are another process's
             label = torch.full_like(label, -1)
         new = torch.full_like(self.remembered, -1).scatter_reduce_(0, index, label, "amax")
-        if distributed.launched():
-            torch.distributed.all_reduce(new, op=torch.distributed.ReduceOp.MAX)
+        distributed.processes().largest(new)
         self.remembered.copy_(torch.where(new >= 0, new, self.remembered))

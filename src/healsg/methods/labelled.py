@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from healsg import distributed
 from healsg.errors import ConfigError
 from healsg.losses.classification import smooth
 from healsg.methods import mixing
@@ -161,7 +160,7 @@ def report_batch_criterion(task: Task) -> None:
     name = type(task.criterion).__name__
     if task.runner.auto_accumulate:
         raise ConfigError(f"runner.auto_accumulate: {name} is no mean over samples; set it to false")
-    if task.runner.accumulate > 1 or distributed.launched():
+    if task.runner.accumulate > 1 or task.runner.parallel.several:
         log.info("%s is no mean over samples: each accumulated batch and process has its own", name)
 
 

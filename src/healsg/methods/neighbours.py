@@ -43,7 +43,7 @@ def measure(task: Task, split: str, neighbours: int, temperature: float) -> dict
         return {}
     model: Any = task.task_method.eval_model(task)
     metric = Accuracy()
-    task.runner.device_setup.broadcast_buffers(model)
+    task.runner.parallel.align(model)
     with evaluating(model), torch.no_grad():
         seen = [(directions(task, model, batch), batch["target"]) for batch in task.runner.eval_batches(task, BANK)]
         empty = torch.zeros(0, model.num_features, device=task.device)  # a process may have got none

@@ -43,7 +43,7 @@ class Gathered(Metric):
 
     def is_full(self) -> bool:
         """Whether more was to be kept than may be."""
-        return self.kept > self.max_mib * MIB // distributed.world()
+        return self.kept > self.max_mib * MIB // distributed.processes().world
 
     def update(self, output: Tensor, target: Tensor) -> None:
         if self.is_full():

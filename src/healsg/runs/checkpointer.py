@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from healsg import distributed, safefiles
+from healsg import safefiles
 from healsg.data.skipped import skipped_samples
 from healsg.errors import ConfigError, NotFiniteError, RunError, one_line
 from healsg.evaluation.evaluator import EvalEpoch
@@ -99,7 +99,7 @@ class Checkpointer(Watcher):
         Raises:
             RunError, ConfigError: the checkpoint or what lies beside it is not of this run, its settings, its data.
         """
-        distributed.barrier()
+        task.runner.parallel.barrier()
         if state is None:
             self._begin_anew(task)
         else:
@@ -109,7 +109,7 @@ class Checkpointer(Watcher):
         """Put the task and the lines of ``metrics.jsonl`` back to where ``path`` was saved with ``state``."""
         if path == self.folder.last:
             self.good_last = checkpoint.stamp(path)
-        lost_best, forced = distributed.share(lambda: self._check(path, state))
+        lost_best, forced = task.runner.parallel.share(lambda: self._check(path, state))
         if lost_best:
             self.forgot_best = True
             progress = state["runner"]
@@ -119,7 +119,7 @@ class Checkpointer(Watcher):
             task.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, RunError) as error:
             raise RunError(f"{path}: does not fit this task: {one_line(error)}") from error
-        distributed.share(lambda: self._take_up_lines(state))
+        task.runner.parallel.share(lambda: self._take_up_lines(state))
         runner = task.runner
         epoch = min(task.epoch, task.max_epoch)
         log.info("going on at step %d of %d, epoch %d", runner.step_count, runner.total_steps, epoch)
@@ -224,11 +224,11 @@ class Checkpointer(Watcher):
             self.log_step(task)
         if runner.save_every and runner.step_count % runner.save_every == 0:
             self.save(task)
-        if self.stop_signal.agreed_at(runner.step_count) if distributed.launched() else self.stop_signal.asked():
+        if self.stop_signal.agreed_at(runner.step_count):
             self.stop(task)
 
     def evaluating(self, task: Task) -> None:
-        if not distributed.launched() and self.stop_signal.asked_within():
+        if self.stop_signal.asked_within():
             self.stop(task)
 
     def log_step(self, task: Task) -> None:
@@ -250,7 +250,7 @@ class Checkpointer(Watcher):
         self.show(numbers | {"best": best})
         log.debug("%s%s", "  ".join(f"{key} {value}" for key, value in numbers.items()), "  best" * best)
         ended = task.runner.epoch >= task.runner.max_epoch or task.runner.stop_reason is not None
-        due = any(distributed.gather(ended or time.monotonic() - self.saved_at >= REST))
+        due = any(task.runner.parallel.gather(ended or time.monotonic() - self.saved_at >= REST))
         if best:
             self._hold_best(task, copy=not due)
         self.record_skipped(task)
@@ -339,7 +339,7 @@ class Checkpointer(Watcher):
             if self.metrics_log:
                 self.writer.save({"best": self.unsaved_best})
         self.writer.wait()
-        distributed.barrier()
+        task.runner.parallel.barrier()
         final = task.state_dict()
         tested: dict[str, float] = {}
         self.testing = True

@@ -200,7 +200,7 @@ def _check_continuation(folder: RunFolder, config: dict[str, Any]) -> None:
     if finished and not differing:
         ways = "more runner.epochs train on, fresh=true starts anew, another name keeps both"
         raise RunError(f"{folder.shown}: is finished; {ways}")
-    processes, now = record.get("processes"), distributed.world()
+    processes, now = record.get("processes"), distributed.processes().world
     if processes not in (None, now):
         raise ConfigError(f"processes: {folder.shown} was started with {processes}, not {now}; {way_out}")
 
@@ -210,7 +210,12 @@ def _command() -> str:
 
 
 def _facts() -> dict[str, Any]:
-    return {"host": platform.node(), "versions": _versions(), "processes": distributed.world(), "process": os.getpid()}
+    return {
+        "host": platform.node(),
+        "versions": _versions(),
+        "processes": distributed.processes().world,
+        "process": os.getpid(),
+    }
 
 
 @functools.cache

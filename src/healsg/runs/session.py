@@ -40,14 +40,14 @@ class Session:
         self.folder = folder
         self.progress = progress
         self.loggers = loggers or {}
-        self.screen = leaf("screen.make_display")(progress, quiet=composed.values["quiet"] or distributed.rank() != 0)
+        self.screen = leaf("screen.make_display")(progress, quiet=composed.values["quiet"] or distributed.processes().rank != 0)
         self.metrics_log: MetricsLog | None = None
         self.result: dict[str, Any] = {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
         folder = self.folder
-        leading = distributed.rank() == 0
+        leading = distributed.processes().rank == 0
         with contextlib.ExitStack() as stack:
             stack.callback(folder.unlock)
             stack.enter_context(self.screen)

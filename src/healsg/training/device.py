@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from healsg import distributed
 from healsg.errors import ConfigError
+from healsg.training.parallel import Parallel
 from healsg.training.step import TrainBatch
 
 log = logging.getLogger("healsg")
@@ -29,8 +29,12 @@ compiled = weakref.WeakSet[nn.Module]()
 """The blocks that ``runner.compile=regional`` has compiled; an evaluation takes them as they are written."""
 
 
-def choose_device(wanted: str | int) -> torch.device:
-    """``auto`` (cuda, else mps, else cpu), a name such as ``cuda:1``, or the index of a GPU. Raises ConfigError."""
+def choose_device(wanted: str | int, parallel: Parallel) -> torch.device:
+    """``auto`` (cuda, else mps, else cpu), a name such as ``cuda:1``, or the index of a GPU. Raises ConfigError.
+
+    Args:
+        parallel: the processes, each of which gets a GPU of its own.
+    """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     name = f"cuda:{wanted}" if isinstance(wanted, int) or wanted.isdigit() else wanted
@@ -38,12 +42,12 @@ def choose_device(wanted: str | int) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"runner.device: {wanted!r} is no device; give auto, cpu, mps, cuda or a GPU index") from None
-    if device.index is not None and device.type != "cpu" and distributed.local_world() > 1:
+    if device.index is not None and device.type != "cpu" and parallel.local_world > 1:
         way = f"give {device.type}, and choose GPUs by CUDA_VISIBLE_DEVICES"
         raise ConfigError(f"runner.device: {wanted!r} puts all processes of this machine on one device; {way}")
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        index = distributed.local_rank() if device.index is None else device.index
+        index = parallel.local_rank if device.index is None else device.index
         if index >= count:
             raise ConfigError(f"runner.device: {wanted!r} asks for GPU {index}, and this machine has {count} usable")
         return torch.device("cuda", index)
@@ -61,10 +65,19 @@ class DeviceSetup:
             autocast; ``fp64``.
         channels_last: whether images and the weights of convolutions get that memory format.
         deterministic: whether kernels whose result is not reproducible are refused.
+        parallel: the processes of the run; one alone where it is None.
     """
 
-    def __init__(self, device: str | int, precision: Precision, channels_last: bool, deterministic: bool) -> None:
-        self.device = choose_device(device)
+    def __init__(
+        self,
+        device: str | int,
+        precision: Precision,
+        channels_last: bool,
+        deterministic: bool,
+        parallel: Parallel | None = None,
+    ) -> None:
+        self.parallel = parallel or Parallel()
+        self.device = choose_device(device, self.parallel)
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         self.tf32 = precision == "tf32"
         self.double = precision == "fp64"
@@ -141,10 +154,7 @@ class DeviceSetup:
         """
         if cuda_graph and self.device.type != "cuda":
             raise ConfigError(f"runner.cuda_graph: needs a GPU that has CUDA, and this run is on {self.device}")
-        net = model
-        if distributed.launched() and any(parameter.requires_grad for parameter in model.parameters()):
-            devices = [self.device] if self.device.type == "cuda" else None
-            net = nn.parallel.DistributedDataParallel(model, devices, find_unused_parameters=find_unused_parameters)
+        net = self.parallel.wrap(model, self.device, find_unused_parameters)
         if compile or cuda_graph:
             torch.compiler.reset()  # what another run of this process compiled counts against torch's limit
             if isinstance(model, torch._dynamo.OptimizedModule):
@@ -170,12 +180,6 @@ class DeviceSetup:
             optimizer._step_supports_amp_scaling = False
             for group in optimizer.param_groups:
                 group["fused"] = False
-
-    def broadcast_buffers(self, model: nn.Module) -> None:
-        """Give every process the buffers of rank 0, which are those that are saved, before an evaluation."""
-        if distributed.launched():
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
 
 
 def repeated(model: nn.Module) -> list[nn.Module]:

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from healsg import distributed
 from healsg.data.source import line
 from healsg.errors import DataError, NotFiniteError, RunError
 from healsg.training import memory
@@ -60,7 +59,7 @@ def _not_finite(task: Task, checkpointer: Checkpointer, error: NotFiniteError) -
     checkpointer.writer.close()
     state, first = None, None
     with contextlib.suppress(Exception):  # a search that fails must not hide the error
-        state = None if distributed.launched() else checkpointer.folder.last_state()
+        state = None if runner.parallel.several else checkpointer.folder.last_state()
         first = first_not_finite(task, state, step, checkpointer.stop_signal) if state else None
     since = f"the checkpoint of step {state['runner']['step']} is good" if state else "the last checkpoint is good"
     message = f"step {step}: {error}"

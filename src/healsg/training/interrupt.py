@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -9,8 +10,9 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from healsg import distributed, peers, system
+from healsg import peers, system
 from healsg.errors import Stopped
+from healsg.training.parallel import Parallel
 
 _ECHO = 1.0
 """Seconds in which a signal that comes again is the same one: a terminal or scheduler and torchrun both send it."""
@@ -35,9 +37,12 @@ class StopSignal:
 
     Args:
         max_time: seconds after which the run has saved and stopped; None for no limit.
+        parallel: the processes that stop together; those of the launch where it is None.
     """
 
-    def __init__(self, max_time: float | None = None) -> None:
+    def __init__(self, max_time: float | None = None, parallel: Parallel | None = None) -> None:
+        self.parallel = parallel or Parallel.of_launch()
+        self._echo = _ECHO if self.parallel.several else -math.inf
         self.max_time, self.began = max_time, time.monotonic()
         self.received: int | None = None
         self.received_at = 0.0
@@ -78,7 +83,7 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self.received_at = number, time.monotonic()
-        elif not distributed.launched() or time.monotonic() > self.received_at + _ECHO:
+        elif time.monotonic() > self.received_at + self._echo:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -113,20 +118,28 @@ class StopSignal:
         return now + ahead >= self.began + self.max_time
 
     def asked_within(self) -> bool:
-        """The same within an evaluation, where a stop gains nothing unless steps were taken since the process began."""
+        """The same within an evaluation, where a stop gains nothing unless steps were taken since the process began.
+
+        Several processes do not ask each other within an evaluation.
+        """
+        if self.parallel.several:
+            return False
         if self.received is not None or self.max_time is None or self.asked_at is None:
             return self.received is not None
         return time.monotonic() + 2 * self.saving + _LEAVING >= self.began + self.max_time
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop; every process must call it."""
-        return any(distributed.gather(self.asked()))
+        return any(self.parallel.gather(self.asked()))
 
     def agreed_at(self, step: int) -> bool:
-        """Whether any process was asked to stop, asked about once a second; every process must call it at each step.
+        """Whether any process was asked to stop; every process must call it at each step.
 
-        All processes ask at the same steps: the next one follows from the time that steps took, which all exchange.
+        Several ask each other about once a second, at the same steps: the next one follows from the time that steps
+        took, which all exchange.
         """
+        if not self.parallel.several:
+            return self.asked()
         if step < self._next_step:
             return False
         now = time.monotonic()
@@ -134,7 +147,7 @@ class StopSignal:
         if self._exchanged:
             began, first = self._exchanged
             pace = max(1e-6, now - began) / (step - first)
-        exchanged = distributed.gather((self.asked(), pace))
+        exchanged = self.parallel.gather((self.asked(), pace))
         slowest = max(pace for _, pace in exchanged)
         self._exchanged = now, step
         self._next_step = step + max(1, min(_MOST_STEPS, int(_EXCHANGE / slowest)))
@@ -144,7 +157,7 @@ class StopSignal:
         """What to raise once all is saved."""
         if peers.orphaned():
             return Stopped("stopped, since torchrun, which started it, is gone", 128 + system.HANGUP)
-        numbers = [number for number in distributed.gather(self.received) if number is not None]
+        numbers = [number for number in self.parallel.gather(self.received) if number is not None]
         if numbers:
             return Stopped(f"stopped by {system.signal_name(numbers[0])}", 128 + numbers[0])
         return Stopped("stopped by runner.max_time", 0)

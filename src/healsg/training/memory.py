@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from healsg import distributed
 from healsg.errors import ConfigError, RunError
 from healsg.training.device import clear_gradients
 from healsg.training.step import MicroBatch, Samples, TrainBatch, counts_of
@@ -37,8 +36,8 @@ def check(runner: Runner, method: Method) -> None:
         raise ConfigError("runner.cuda_graph: takes the network as a whole; set runner.compile=true")
     if not runner.auto_accumulate:
         return
-    if distributed.launched():
-        raise ConfigError("runner.auto_accumulate: works in one process; set data.batch_size and runner.accumulate")
+    one = "runner.auto_accumulate: works in one process; set data.batch_size and runner.accumulate"
+    runner.parallel.require_one(one)
     if runner.accumulate > 1:
         raise ConfigError("runner.auto_accumulate: takes batches apart by itself; leave runner.accumulate at 1")
     if not method.mean_over_samples or method.replaces("step"):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from healsg import distributed
 from healsg.errors import NotFiniteError, RunError
+from healsg.training.parallel import Parallel
 from healsg.training.step import counts_of
 
 
@@ -18,9 +18,13 @@ class Meter:
 
     ``add`` keeps references to device scalars; ``flush`` reads them all in one transfer and folds them in, step by step
     in double precision, so that the sums are the same bits wherever a save or a log line happened to flush.
+
+    Args:
+        parallel: the processes whose steps are added up; one alone where it is None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parallel: Parallel | None = None) -> None:
+        self.parallel = parallel or Parallel()
         self.pending: list[dict[str, Any]] = []
         self.sums: dict[str, float] = {}
         """Of the epoch, by name: the sum of mean times count and, under ``count``, that of the counts."""
@@ -43,8 +47,8 @@ class Meter:
         for logs in steps:
             if logs.keys() != names:
                 raise RunError(f"train_step returned {', '.join(names)}, now {', '.join(logs)}; keep one set")
-        alone, counts = steps[0]["loss"].is_cpu and not distributed.launched(), counts_of(names)
-        rows = [_weighted(logs, counts) for logs in steps] if alone else _read_together(steps, counts)
+        alone, counts = steps[0]["loss"].is_cpu and not self.parallel.several, counts_of(names)
+        rows = [_weighted(logs, counts) for logs in steps] if alone else self._read_together(steps, counts)
         steps.clear()
         for row in rows:
             for name, value in row.items():
@@ -54,6 +58,17 @@ class Meter:
             step, row = next((i, row) for i, row in enumerate(rows) if not math.isfinite(row["loss"]))
             loss = row["loss"] / row[counts["loss"]]
             raise NotFiniteError(f"train/loss ({loss})", len(rows) - 1 - step)
+
+    def _read_together(self, steps: list[dict[str, Any]], counts: dict[str, str]) -> list[dict[str, float]]:
+        """The same of scalars on a device, in one transfer and its widest type, summed over processes."""
+        device, names = steps[0]["loss"].device, [*counts, *(name for name in steps[0] if name not in counts)]
+        widest = torch.float32 if device.type == "mps" else torch.float64
+        cells = [torch.as_tensor(logs[name], dtype=widest, device=device) for logs in steps for name in names]
+        table = torch.stack(cells).view(len(steps), len(names))
+        for place, count in enumerate(counts.values()):
+            weights = table[:, names.index(count)]
+            table[:, place] = torch.where(weights > 0, table[:, place] * weights, 0.0)
+        return [dict(zip(names, row, strict=True)) for row in self.parallel.sum(table).tolist()]
 
     def recent(self) -> dict[str, float]:
         """The means since the last call: what a log line of steps shows."""
@@ -85,15 +100,3 @@ def _weighted(logs: dict[str, Any], counts: dict[str, str]) -> dict[str, float]:
     for name, count in counts.items():
         row[name] = row[name] * row[count] if row[count] > 0 else 0.0
     return row
-
-
-def _read_together(steps: list[dict[str, Any]], counts: dict[str, str]) -> list[dict[str, float]]:
-    """The same of scalars on a device, in one transfer and its widest type, summed over processes."""
-    device, names = steps[0]["loss"].device, [*counts, *(name for name in steps[0] if name not in counts)]
-    widest = torch.float32 if device.type == "mps" else torch.float64
-    cells = [torch.as_tensor(logs[name], dtype=widest, device=device) for logs in steps for name in names]
-    table = torch.stack(cells).view(len(steps), len(names))
-    for place, count in enumerate(counts.values()):
-        weights = table[:, names.index(count)]
-        table[:, place] = torch.where(weights > 0, table[:, place] * weights, 0.0)
-    return [dict(zip(names, row, strict=True)) for row in distributed.sum_tensor(table).tolist()]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from healsg import distributed
+from healsg.training.parallel import Parallel
 
 LEAST = 1e-9
 """What an update divides by in which nothing counts: its gradients are zero, and so it moves nothing."""
@@ -213,10 +213,12 @@ class Accumulator:
 
     Args:
         nominal: the samples of a full micro-batch, so that weights are near 1.
+        parallel: the processes whose gradients the update has; one alone where it is None.
     """
 
-    def __init__(self, nominal: float = 1.0) -> None:
+    def __init__(self, nominal: float = 1.0, parallel: Parallel | None = None) -> None:
         self.nominal = nominal
+        self.parallel = parallel or Parallel()
         self.total: Any = 0.0
         """What the first term is a mean over, in the update so far: of all processes or, if ``apart``, of this one."""
         self.apart = False
@@ -246,7 +248,7 @@ class Accumulator:
         count = wide_count(first, micro)
         weights = [count / self.nominal]
         for other in others:
-            weights.append(wide_count(other, micro) * _proportion(first, other, micro) / self.nominal)
+            weights.append(wide_count(other, micro) * self._proportion(first, other, micro) / self.nominal)
         samples = first.sampled(micro)
         if samples is not None and samples.batch is not None:
             self.total = self.total + samples.batch
@@ -255,13 +257,31 @@ class Accumulator:
             self.apart = self.apart or micro.processes > 1
         return weights
 
+    def _proportion(self, first: Mean, other: Mean, micro: MicroBatch) -> Any:
+        """The total of the first term over that of another one, in the update over all processes.
+
+        Exact where both count samples of which the update's number is known beforehand. Elsewhere (a loader of the
+        task's own; a criterion that divides by class weights) it is that of this micro-batch, which is exact where the
+        update has no other, or where all have the same proportion.
+        """
+        one, two = first.sampled(micro), other.sampled(micro)
+        if one is not None and two is not None:
+            if one.update is not None and two.update is not None:
+                return one.update / two.update
+            if one.batch is not None and two.batch is not None:
+                return one.batch / two.batch
+        counts = torch.stack([_scalar(wide_count(mean, micro), mean.value) for mean in (first, other)])
+        if micro.processes > 1:
+            counts = self.parallel.sum(counts)
+        return counts[0] / counts[1].clamp(min=LEAST)
+
     def weigh(self, gradients: list[Tensor], processes: int) -> None:
         """Turn the sums of weighted gradients, in place, into the gradient of the update."""
         if not gradients:
             return
         total = self.total
         if self.apart:
-            total = distributed.sum_tensor(_scalar(total, gradients[0]).clone())
+            total = self.parallel.sum(_scalar(total, gradients[0]).clone())
         if not isinstance(total, Tensor):
             torch._foreach_mul_(gradients, self.nominal * processes / max(total, LEAST))
             return
@@ -276,25 +296,6 @@ def wide_count(mean: Mean, micro: MicroBatch) -> Any:
     if isinstance(count, Tensor):
         return count.detach().to(torch.promote_types(mean.value.dtype, torch.float32))
     return count
-
-
-def _proportion(first: Mean, other: Mean, micro: MicroBatch) -> Any:
-    """The total of the first term over that of another one, in the update over all processes.
-
-    Exact where both count samples of which the update's number is known beforehand. Elsewhere (a loader of the task's
-    own; a criterion that divides by class weights) it is that of this micro-batch, which is exact where the update has
-    no other, or where all have the same proportion.
-    """
-    one, two = first.sampled(micro), other.sampled(micro)
-    if one is not None and two is not None:
-        if one.update is not None and two.update is not None:
-            return one.update / two.update
-        if one.batch is not None and two.batch is not None:
-            return one.batch / two.batch
-    counts = torch.stack([_scalar(wide_count(mean, micro), mean.value) for mean in (first, other)])
-    if micro.processes > 1:
-        counts = distributed.sum_tensor(counts)
-    return counts[0] / counts[1].clamp(min=LEAST)
 
 
 def weighted_sum(loss: Loss, weights: list[Any]) -> Tensor:

@@ -1,0 +1,120 @@
+"""Exchanges between processes through which gradients flow: rows of a batch, and the statistics of BatchNorm."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from healsg.errors import ConfigError
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def gather_rows(own: Tensor, counts: list[int], rank: int) -> Tensor:
+    """The first ``counts[rank]`` rows of every process, by rank, as one batch; see ``Parallel.gather_rows``."""
+    gathered: Tensor = _GatherRows.apply(own, counts, rank)
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather of rows; backwards the sum over processes of the gradients of a process's own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, counts: list[int], rank: int) -> Tensor:
+        ctx.counts, ctx.rows, ctx.rank = counts, len(own), rank
+        padded = own.new_zeros(max(counts), *own.shape[1:])
+        padded[: counts[rank]] = own[: counts[rank]]
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        start, count = sum(ctx.counts[: ctx.rank]), ctx.counts[ctx.rank]
+        own = total.new_zeros(ctx.rows, *total.shape[1:])
+        own[:count] = total[start : start + count]
+        return own, None, None
+
+
+# --- BatchNorm -------------------------------------------------------------------------------------------------------
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+_repeated: ContextVar[bool] = ContextVar("repeated", default=False)
+
+
+@contextlib.contextmanager
+def repeated_rows() -> Iterator[None]:
+    """Surrounds a forward pass whose rows are another process's: they do not enter BatchNorm's statistics."""
+    token = _repeated.set(True)
+    try:
+        yield
+    finally:
+        _repeated.reset(token)
+
+
+class SyncedBatchNorm(nn.SyncBatchNorm):
+    """BatchNorm over the batch of all processes. On GPUs it is torch's, which takes no tensors on the CPU; there the
+    mean and the variance are summed in two exchanges, so that they are those of one process to rounding."""
+
+    process_group = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not input.is_cpu:
+            return super().forward(input)
+        axes = [0, *range(2, input.dim())]
+        shape = [1, -1, *[1] * (input.dim() - 2)]
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
+        own = 0.0 if _repeated.get() else 1.0
+        rows = values.new_full((1,), own * (input.numel() // input.shape[1]))
+        sums = _sum_over_processes(torch.cat([own * values.sum(axes), rows]))
+        count = sums[-1]
+        mean = sums[:-1] / count
+        centred = values - mean.view(shape)
+        squares = _sum_over_processes(own * centred.square().sum(axes))
+        output = centred * (squares / count + self.eps).rsqrt().view(shape)
+        if self.affine:
+            output = output * self.weight.view(shape) + self.bias.view(shape)
+        if self.track_running_stats:
+            self._follow(mean.detach(), squares.detach() / (count - 1).clamp(min=1))
+        return output.to(input.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics towards a batch's mean and unbiased variance, as ``nn.BatchNorm2d`` does."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+
+def _sum_over_processes(value: Tensor) -> Tensor:
+    """The sum over processes, through which gradients flow: backwards they are summed over processes too."""
+    from torch.distributed.nn.functional import all_reduce  # late: see ``distributed.Group``
+
+    total: Tensor = all_reduce(value)
+    return total
+
+
+def synchronise(module: nn.Module) -> None:
+    """Let every BatchNorm in a module become a ``SyncedBatchNorm``, in place: whoever holds it keeps it.
+
+    Raises ConfigError for one that computes in a way of its own.
+    """
+    for part in module.modules():
+        if not isinstance(part, BATCH_NORMS):
+            continue
+        if type(part).forward is not nn.BatchNorm1d.forward:
+            name = type(part).__name__
+            raise ConfigError(f"runner.sync_batchnorm: {name} has a forward of its own; set it to false")
+        part.__class__ = SyncedBatchNorm  # as torch's lazy modules change theirs; parameters and hooks stay

@@ -1,0 +1,214 @@
+"""Parallel: the processes of a run as one object, which knows how the network is wrapped, when gradients are exchanged,
+and what else goes from process to process. With one process its methods do nothing, so that no caller asks first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from healsg.errors import ConfigError, HealsgError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+class ElsewhereError(HealsgError):
+    """Rank 0 met an error and has reported it; the other processes end with its status, in silence."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Parallel:
+    """What one process knows of the processes of its run. Their group is joined and left in ``distributed``.
+
+    Each process holds all weights (DistributedDataParallel). Sharded weights (FSDP2) would be another ``wrap``,
+    ``forward_context`` and ``align``.
+
+    Args:
+        rank, world: this process's number, from 0, and the number of processes.
+        local_rank, local_world: the same on this machine, whose devices the processes share.
+        sync_batchnorm: BatchNorm takes its statistics over the batch of all processes.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        world: int = 1,
+        local_rank: int = 0,
+        local_world: int = 1,
+        sync_batchnorm: bool = False,
+    ) -> None:
+        self.rank = rank
+        self.world = world
+        self.local_rank = local_rank
+        self.local_world = local_world
+        self.sync_batchnorm = sync_batchnorm
+        self.several = world > 1
+        """Whether there are other processes."""
+
+    @classmethod
+    def of_launch(cls, sync_batchnorm: bool = False) -> Parallel:
+        """The processes that a launcher such as torchrun started, from the environment alone."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world <= 1:
+            return cls(sync_batchnorm=sync_batchnorm)
+        rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+        return cls(rank, world, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), sync_batchnorm)
+
+    def require_one(self, mistake: str) -> None:
+        """Refuse several processes, for what works in one alone. Raises ConfigError with this message."""
+        if self.several:
+            raise ConfigError(mistake)
+
+    # --- the network and its gradients -------------------------------------------------------------------------------
+
+    def synchronise_norms(self, *modules: nn.Module) -> None:
+        """Let BatchNorm in these modules, in place, take its statistics over all processes, where that is asked for.
+
+        Raises ConfigError for a BatchNorm that computes in a way of its own.
+        """
+        if self.several and self.sync_batchnorm:
+            from healsg.training.collectives import synchronise
+
+            for module in modules:
+                synchronise(module)
+
+    def wrap(self, model: nn.Module, device: torch.device, find_unused_parameters: bool) -> nn.Module:
+        """What a training step calls so that gradients are exchanged; the network itself where none are.
+
+        Args:
+            model: the network, on ``device``.
+            find_unused_parameters: whether a step may leave parameters without a gradient.
+        """
+        if not self.several or not any(parameter.requires_grad for parameter in model.parameters()):
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        devices = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, devices, find_unused_parameters=find_unused_parameters)
+
+    def forward_context(
+        self, net: nn.Module, closes: bool, counts: bool, inner: contextlib.AbstractContextManager[Any]
+    ) -> contextlib.AbstractContextManager[Any]:
+        """What surrounds a forward pass: ``inner``, and what the processes need.
+
+        Args:
+            net: what ``wrap`` gave.
+            closes: whether the update follows; gradients are exchanged only then.
+            counts: whether this process has samples of its own, or repeats those of another one.
+        """
+        repeats = self.sync_batchnorm and not counts
+        if not self.several or (closes and not repeats):
+            return inner
+        stack = contextlib.ExitStack()
+        if not closes:
+            stack.enter_context(net.no_sync())  # type: ignore[operator]
+        if repeats:
+            from healsg.training.collectives import repeated_rows
+
+            stack.enter_context(repeated_rows())
+        stack.enter_context(inner)
+        return stack
+
+    def align(self, model: nn.Module) -> None:
+        """Give every process rank 0's buffers before an evaluation, so that the numbers are those of what is saved."""
+        if self.several:
+            import torch.distributed as dist
+
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    # --- tensors -----------------------------------------------------------------------------------------------------
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of each process's ``value``, in place; every process must call it."""
+        if self.several:
+            import torch.distributed as dist
+
+            dist.all_reduce(value)
+        return value
+
+    def largest(self, value: Tensor) -> Tensor:
+        """The largest of each process's ``value``, number by number and in place; every process must call it."""
+        if self.several:
+            import torch.distributed as dist
+
+            dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return value
+
+    def row_counts(self, rows: int) -> list[int]:
+        """How many rows each process has, by rank. The exchange goes over the CPU, so that no device is waited for."""
+        if not self.several:
+            return [rows]
+        import torch
+
+        counts = torch.zeros(self.world, dtype=torch.int64)
+        counts[self.rank] = rows
+        found: list[int] = self.sum(counts).tolist()
+        return found
+
+    def gather_rows(self, own: Tensor, rows: int | None = None) -> Tensor:
+        """The rows of all processes, by rank, as one batch; with one process ``own`` as it is.
+
+        The gradient of a process's rows is the sum of what all processes' losses give them. Where every process returns
+        the same loss of the whole batch, and its own rows as ``count``, the runner's mean over processes is thus the
+        gradient of that loss, as of one process with the joined batch.
+
+        Args:
+            own: (n, ...), the rows of this process; n may differ from process to process.
+            rows: how many of them count, the first ones; all by default. A process without samples repeats those of
+                others and has 0 that count.
+        """
+        if not self.several:
+            return own
+        from healsg.training.collectives import gather_rows
+
+        return gather_rows(own, self.row_counts(len(own) if rows is None else rows), self.rank)
+
+    # --- plain values ------------------------------------------------------------------------------------------------
+
+    def gather(self, value: T) -> list[T]:
+        """Each process's small plain value, by rank."""
+        if not self.several:
+            return [value]
+        import torch.distributed as dist
+
+        box: list[Any] = [None] * self.world
+        dist.all_gather_object(box, value)
+        return box
+
+    def share(self, make: Callable[[], T]) -> T:
+        """Let rank 0 make a plain value and give it, or the error that came instead, to all."""
+        if not self.several:
+            return make()
+        import torch.distributed as dist
+
+        box: list[Any] = [None, None]
+        failure: BaseException | None = None
+        if self.rank == 0:
+            try:
+                box[0] = make()
+            except BaseException as error:
+                failure = error
+                box[1] = (str(error), getattr(error, "status", 1))
+        dist.broadcast_object_list(box, src=0)
+        if failure is not None:
+            raise failure
+        if box[1] is not None:
+            raise ElsewhereError(*box[1])
+        value: T = box[0]
+        return value
+
+    def barrier(self) -> None:
+        """Wait for the others."""
+        if self.several:
+            import torch.distributed as dist
+
+            dist.barrier()
