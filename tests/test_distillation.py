@@ -24,6 +24,7 @@ from healsg.methods.kd import KD
 from healsg.methods.teacher import Distilled
 from healsg.methods.within import outputs_of, probe
 from healsg.runs.checkpoint import load, save
+from healsg.training import draws
 from helpers import record
 
 SMALL = ["model=cnn", "model.width=3", "quiet=true", "data.batch_size=64", "runner.limit_batches=2"]
@@ -136,6 +137,8 @@ def test_a_step_is_its_formula_and_the_student_is_kept_alone(teacher: str, monke
         memory = getattr(self, "memory", torch.zeros(0)).clone()
         place = torch.random.get_rng_state()
         logs = steps[type(self)](self, task, batch)
+        if isinstance(self, CRD):
+            self.remember()
         torch.random.set_rng_state(place)
         student = self.trained_network(task)
         with outputs_of(student) as own, outputs_of(self.teacher) as shown:
@@ -189,7 +192,7 @@ def contrast(method: Any, task: Any, batch: dict[str, Any], memory: Tensor, own:
     embedded = [
         F.normalize(head(each), dim=1) for head, each in ((task.model.heads[0], own), (task.model.beside, shown))
     ]
-    random = torch.rand(len(index), 16)
+    random = draws.uniform(task, batch, "negatives", (len(index), 16))
     drawn = torch.cat([index[:, None], others(random, target, method.order, method.counts)], dim=1)
     total = torch.zeros(2, dtype=torch.float64)
     for side in (0, 1):

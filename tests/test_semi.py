@@ -28,6 +28,7 @@ from healsg.methods.mixmatch import MixMatch
 from healsg.methods.pseudo_label import PseudoLabel
 from healsg.methods.softmatch import SoftMatch
 from healsg.methods.uda import UDA
+from healsg.training.parallel import Parallel
 from healsg.training.step import loss_of
 
 LABELLED, UNLABELLED, CLASSES, WIDTH, SAMPLES = 4, 9, 3, 5, 12
@@ -248,6 +249,7 @@ def test_flexmatch() -> None:
     for place, p in zip(case.index.tolist(), weak, strict=True):
         if p.max() > 0.7:
             remembered[place] = max(remembered[place], int(p.argmax()))
+    case.method.remember()  # type: ignore[operator]
     found: Tensor = case.method.remembered  # type: ignore[assignment]
     assert found.tolist() == remembered
     learned = [remembered.count(k) for k in range(CLASSES)]
@@ -263,9 +265,11 @@ def test_flexmatch_remembers_the_first_class_as_any_other() -> None:
     method = made(FlexMatch, threshold=0.7)
     Case(method)
     method.remembered.fill_(-1)
-    method.remember(torch.tensor([1, 2, 4]), torch.tensor([0, 3, -1]))
+    method.note({"index": torch.tensor([1, 2, 4])}, torch.tensor([0, 3, -1]))
+    method.remember()
     assert method.remembered[:5].tolist() == [-1, 0, 3, -1, -1]
-    method.remember(torch.tensor([2, 1]), torch.tensor([0, -1]))
+    method.note({"index": torch.tensor([2, 1])}, torch.tensor([0, -1]))
+    method.remember()
     assert method.remembered[:5].tolist() == [-1, 0, 0, -1, -1]
 
 
@@ -373,14 +377,16 @@ def test_what_several_processes_tell_each_other(monkeypatch: pytest.MonkeyPatch)
     """Another process brings three samples of its own to the means, and its classes to the memory."""
     own, other = numbers(5, 2), numbers(3, 2, seed=1)
     said = torch.cat([other.sum(dim=0), torch.tensor([3.0]).double()])
-    monkeypatch.setattr(consistency.distributed, "sum_tensor", lambda value: value + said)
+    two = Parallel(world=2)
+    monkeypatch.setattr(consistency.distributed, "processes", lambda: two)
+    monkeypatch.setattr(two, "sum", lambda value: value + said)
     near(consistency.mean_over_all(own), torch.cat([own, other]).mean(dim=0))
     method: Any = Case(made(FlexMatch)).method
-    monkeypatch.setattr(consistency.distributed, "launched", lambda: True)
     theirs = torch.tensor([-1, 2, 1] + [-1] * (SAMPLES - 3))
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda told, op: told.copy_(torch.maximum(told, theirs)))
+    monkeypatch.setattr(two, "largest", lambda told: torch.maximum(told, theirs))
     method.remembered[5] = 2
-    method.remember({"index": torch.tensor([0, 1, 5, 0])}, torch.tensor([1, 0, -1, -1]))
+    method.note({"index": torch.tensor([0, 1, 5, 0])}, torch.tensor([1, 0, -1, -1]))
+    method.remember()
     assert method.remembered.tolist() == [1, 2, 1, -1, -1, 2] + [-1] * (SAMPLES - 6)
 
 

@@ -80,10 +80,11 @@ class TaskMethod(nn.Module):
     """Whether more is better, by name of each number that ``evaluate`` adds to the model's metrics."""
 
     local_to_process: ClassVar[Mapping[str, str]] = {}
-    """What each process, or each accumulated micro-batch, computes on its own samples, so that the step depends on how
-    a
-    batch is split: by a short name, one sentence each. BatchNorm's statistics, which are the network's, are not listed.
-    """
+    """What each process computes of its own samples, so that the step depends on how many processes there are: by a
+    short name, one sentence each. BatchNorm's statistics, which are the network's, are not listed."""
+
+    local_to_micro_batch: ClassVar[Mapping[str, str]] = {}
+    """The same of what each accumulated micro-batch computes of its own samples, of all processes where it says so."""
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ Three kinds, by how often they are needed:
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import zlib
@@ -84,6 +85,19 @@ def hash_bits(index: Tensor, key: int) -> Tensor:
     bits = (bits ^ _shifted(bits, 30)) * _signed(_FIRST)
     bits = (bits ^ _shifted(bits, 27)) * _signed(_SECOND)
     return bits ^ _shifted(bits, 31)
+
+
+def uniform_of(index: Tensor, key: int, shape: tuple[int, ...]) -> Tensor:
+    """(N, *shape) float32 in [0, 1): for each of N samples its own numbers.
+
+    Args:
+        index: (N,) int64, each sample's index in its data set.
+        key: what ``mix(seed, purpose, epoch, ...)`` gave.
+        shape: of what is drawn for a sample.
+    """
+    own = hash_bits(index, key).view(-1, *[1] * len(shape))
+    places = torch.arange(math.prod(shape), device=index.device).view(shape)
+    return _shifted(hash_bits(own + places, mix(1, state=key)), 40).to(torch.float32) * 2.0**-24
 
 
 class Draw:

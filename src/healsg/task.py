@@ -32,6 +32,7 @@ from healsg.seeding import seed_everything
 from healsg.training import memory
 from healsg.training.device import lay_out_state
 from healsg.training.epoch import TrainEpoch
+from healsg.training.split import local_lines
 
 if TYPE_CHECKING:
     from healsg.config.schema import TaskConfig
@@ -259,6 +260,8 @@ class BasicTask:
             log.info("data.drop_last: %d samples of each epoch do not fill an update and are left out", left_out)
         if isinstance(self.train_loader, ForeignLoader):
             log.info("the train loader is not a plain one: seeded each epoch, skipped forward when a run goes on")
+        for line in local_lines(self.task_method, self.model, self.runner.parallel, self.runner.accumulate):
+            log.info("%s", line)
         for line in self.task_model.omissions(self.info) if self.info else ():
             log.info("%s", line)
         if not own_loaders and self.task_data.val_is_test:

@@ -266,8 +266,9 @@ class Loader:
         """Where in an epoch's order a stream's batch lies, over all processes."""
         if stream == self.longest:
             return self.bounds[position]
-        size = self.sizes[stream]
-        return position * size, (position + 1) * size
+        # In proportion, so that a last batch that is not full has as few of each stream, however it is split.
+        start, stop = (-(-place * self.sizes[stream] // self.sizes[self.longest]) for place in self.bounds[position])
+        return start, stop
 
     def batch(self, epoch: int, position: int) -> tuple[Batch, int]:
         """The batch at ``position`` of ``epoch``, wherever and whenever it is asked for."""

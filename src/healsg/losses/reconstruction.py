@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -29,7 +28,11 @@ def masked_error(made: Tensor, wanted: Tensor, hidden: Tensor) -> Tensor:
     return ((made - wanted).square().mean(dim=2) * hidden).sum(dim=1) / hidden.sum(dim=1)
 
 
-def random_order(rows: int, patches: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(rows, patches) a random order of the patches for each sample, and the place of each patch in it."""
-    order = torch.rand(rows, patches, device=device).argsort(dim=1)
+def random_order(drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, patches) a random order of the patches for each sample, and the place of each patch in it.
+
+    Args:
+        drawn: (N, patches) uniform numbers.
+    """
+    order = drawn.argsort(dim=1)
     return order, order.argsort(dim=1)

@@ -96,11 +96,15 @@ class Attack(nn.Module):
         for name, value in {"unit": 1 / stds, "low": -means / stds, "high": (1 - means) / stds}.items():
             self.register_buffer(name, value.float(), persistent=False)
 
+    def start(self, input: Tensor, drawn: Tensor) -> Tensor:
+        """Where the ascent begins, from uniform numbers of the inputs' shape; at the inputs without a random start."""
+        return input + self.eps * self.unit * (2 * drawn.to(input.dtype) - 1) if self.random_start else input
+
     def forward(self, loss: Callable[[Tensor], Tensor], input: Tensor, begin: Tensor | None = None) -> Tensor:
         """The attacked inputs, of the same shape; ``begin`` may say where the ascent begins."""
         radius = self.eps * self.unit
         if begin is None:
-            begin = input + radius * (2 * torch.rand_like(input) - 1) if self.random_start else input
+            begin = self.start(input, torch.rand_like(input)) if self.random_start else input
         return ascend(loss, input, begin, radius, (self.low, self.high), self.steps, self.size)
 
     def context(self, task: Task, model: nn.Module, train_mode: bool = False) -> contextlib.AbstractContextManager[Any]:

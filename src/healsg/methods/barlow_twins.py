@@ -29,8 +29,8 @@ class BarlowTwins(SelfSupervised):
         common: the arguments of SelfSupervised.
     """
 
-    local_to_process: ClassVar[Mapping[str, str]] = {
-        "statistics": "with runner.accumulate the correlations are those of each micro-batch (of all processes)"
+    local_to_micro_batch: ClassVar[Mapping[str, str]] = {
+        "statistics": "the correlations are those of a micro-batch (of all processes)"
     }
 
     def __init__(self, weight: NonNegative = 0.005, hidden: Count = 512, size: Count = 512, **common: Any) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from healsg.errors import ConfigError
 from healsg.losses.classification import cross_entropy
+from healsg.methods.gathered import gather
 from healsg.methods.supervised import Supervised
+from healsg.training.step import rows_of
 from healsg.types import Fraction, Share
 
 if TYPE_CHECKING:
@@ -41,6 +44,10 @@ class CoTeaching(Supervised):
         common: the arguments of Supervised.
     """
 
+    local_to_micro_batch: ClassVar[Mapping[str, str]] = {
+        "selection": "the samples with the smallest losses are those of a micro-batch (of all processes)"
+    }
+
     replaces_criterion = True
     mean_over_samples = False
 
@@ -71,7 +78,9 @@ class CoTeaching(Supervised):
 
         runner = task.runner
         left_out = left_out_share(self.noise, self.ramp, runner.step_count, runner.total_steps, runner.steps_per_epoch)
-        kept = max(1, int((1.0 - left_out) * len(input)))
+        both = gather(torch.stack([first_losses, second_losses], dim=1), rows_of(batch, input))  # of all processes
+        first_losses, second_losses = both.unbind(dim=1)
+        kept = max(1, int((1.0 - left_out) * len(both)))
         for_first, for_second = exchange(first_losses, second_losses, kept)
         return {"loss": first_losses[for_first].mean() + second_losses[for_second].mean()}
 

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from healsg import distributed
 from healsg.errors import ConfigError
 from healsg.losses.distillation import noise_contrastive
+from healsg.methods.consistency import mean_over_all
 from healsg.methods.counts import class_counts, labelled_targets, remember
 from healsg.methods.teacher import Distilled, Student
 from healsg.methods.within import Probe
+from healsg.training import draws
 from healsg.training.step import rows_of
 from healsg.types import Count, NonNegative, Positive, Share
 
@@ -50,7 +51,9 @@ class CRD(Distilled):
 
     whole_samples = True
     mean_over_samples = False  # the memory moves in the forward pass, so that no batch may be tried twice
-    local_to_process: ClassVar[Mapping[str, str]] = {"negatives": "each process draws the negatives of its own samples"}
+    local_to_micro_batch: ClassVar[Mapping[str, str]] = {
+        "constants": "the normalising constants are estimated from the run's first micro-batch (of all processes)"
+    }
     memory: Tensor
     constants: Tensor
     order: Tensor
@@ -75,6 +78,8 @@ class CRD(Distilled):
         self.momentum = momentum
         self.layers = layers
         self.teacher_layers = teacher_layers
+        self.seen: list[tuple[Tensor, Tensor, bool]] = []
+        """Of the update: the index and the embeddings of its samples, and whether they are this process's own."""
 
     def with_heads(self, task: Task, student: Probe, teacher: Probe) -> Student:
         kind = "features" if student.features() and teacher.features() else "maps"
@@ -96,20 +101,20 @@ class CRD(Distilled):
         output, embeddings = task.net(input, teacher.inner[0])
         embedded = torch.stack(embeddings).to(self.memory.dtype)  # (2, N, dim) of the student and of the teacher
 
-        scores = self.scores(embedded, self.contrasted(batch))
-        self.fix_constants(scores)
+        scores = self.scores(embedded, self.contrasted(task, batch))
+        self.fix_constants(scores, rows_of(batch, output))
         samples = self.memory.shape[1]
         student = noise_contrastive(scores[0], self.constants[0], samples)
         teacher_side = noise_contrastive(scores[1], self.constants[1], samples)
         distillation = self.weight * (student + teacher_side).mean()
-        self.remember(batch, embedded)
+        self.seen.append((batch["index"], embedded.detach(), rows_of(batch, output) > 0))
         labels = self.labelled.loss(task.criterion, batch, output)
         return {"loss": labels + distillation, "distillation": distillation.detach()}
 
-    def contrasted(self, batch: dict[str, Any]) -> Tensor:
+    def contrasted(self, task: Task, batch: dict[str, Any]) -> Tensor:
         """(N, 1 + negatives) the index of each sample itself, then of samples of other classes."""
         index = batch["index"]
-        random = torch.rand(len(index), min(self.negatives, self.memory.shape[1]), device=self.memory.device)
+        random = draws.uniform(task, batch, "negatives", (len(index), min(self.negatives, self.memory.shape[1])))
         return torch.cat([index.unsqueeze(1), others(random, batch["target"], self.order, self.counts)], dim=1)
 
     def scores(self, embedded: Tensor, contrasted: Tensor) -> Tensor:
@@ -120,19 +125,28 @@ class CRD(Distilled):
         return scores.gather(2, contrasted.expand(2, -1, -1))
 
     @torch.no_grad()
-    def fix_constants(self, scores: Tensor) -> None:
-        """Estimate the normalising constants from the first batch, of all processes; later batches change nothing."""
-        estimate = scores.exp().mean(dim=(1, 2)) * self.memory.shape[1]
-        estimate = distributed.processes().sum(estimate) / distributed.processes().world
+    def fix_constants(self, scores: Tensor, rows: int) -> None:
+        """Estimate the normalising constants from the first batch, of all processes; later batches change nothing.
+
+        Args:
+            scores: (2, N, 1 + negatives).
+            rows: how many of the N samples count, the first ones.
+        """
+        estimate = mean_over_all(scores.exp().mean(dim=2).T, rows).to(self.constants.dtype) * self.memory.shape[1]
         self.constants.copy_(torch.where(self.constants > 0, self.constants, estimate))
 
+    def after_update(self, task: Task) -> None:
+        super().after_update(task)
+        self.remember()
+
     @torch.no_grad()
-    def remember(self, batch: dict[str, Any], embedded: Tensor) -> None:
-        """Move the remembered embeddings of a batch's samples towards those of now."""
-        index = batch["index"]
-        memory = self.memory
-        moved = F.normalize(torch.lerp(embedded, memory[:, index], self.momentum), dim=2)
-        remember(memory, index, moved, counts=rows_of(batch, index) > 0)
+    def remember(self) -> None:
+        """Move the remembered embeddings of the update's samples towards those of now. Once an update, so that all its
+        micro-batches are contrasted with the same ones."""
+        for index, embedded, counts in self.seen:
+            moved = F.normalize(torch.lerp(embedded, self.memory[:, index], self.momentum), dim=2)
+            remember(self.memory, index, moved, counts)
+        self.seen.clear()
 
 
 def others(random: Tensor, target: Tensor, order: Tensor, counts: Tensor) -> Tensor:

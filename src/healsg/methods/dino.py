@@ -69,6 +69,8 @@ class DINO(SelfSupervised):
         self.bottleneck = bottleneck
         self.prototypes = prototypes
         self.target: nn.Module = nn.Identity()
+        self.sums: Tensor | None = None
+        """(prototypes + 1,) the sum of the teacher's scores in the update so far, and of how many."""
 
     def head(self, features: int) -> nn.Module:
         return Prototypes(features, self.hidden, self.bottleneck, self.prototypes)
@@ -94,21 +96,27 @@ class DINO(SelfSupervised):
             temperatures = self.student_temperature, self.teacher_temperature
             losses = self_distillation(student1, teacher2, center, *temperatures)
             losses = losses + self_distillation(student2, teacher1, center, *temperatures)
-            self.move_center(torch.cat([teacher1, teacher2]), counts=rows_of(views, teacher1) > 0)
+            self.add_scores(torch.cat([teacher1, teacher2]), counts=rows_of(views, teacher1) > 0)
             return {"loss": losses.mean() / 2}
 
     def after_update(self, task: Task) -> None:
         super().after_update(task)
+        self.move_center()
         progress = task.runner.step_count / task.runner.total_steps
         follow(self.target, task.model, rising(self.momentum, progress))
 
     @torch.no_grad()
-    def move_center(self, scores: Tensor, counts: bool) -> None:
-        """Move the centre towards the mean of (N, prototypes) scores over the processes whose samples count (equation
-        4)."""
+    def add_scores(self, scores: Tensor, counts: bool) -> None:
+        """Add up (N, prototypes) scores of the update, where this process's samples count."""
         sums = torch.cat([scores.sum(dim=0), scores.new_full((1,), len(scores))]) * float(counts)
-        sums = distributed.processes().sum(sums)
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def move_center(self) -> None:
+        """Move the centre towards the mean score of the update, over all processes (equation 4)."""
+        assert self.sums is not None
+        sums = distributed.processes().sum(self.sums)
         self.center.lerp_((sums[:-1] / sums[-1]).to(self.center.dtype), 1.0 - self.center_momentum)
+        self.sums = None
 
     def eval_model(self, task: Task) -> nn.Module:
         return self.target

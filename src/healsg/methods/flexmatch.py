@@ -44,6 +44,8 @@ class FlexMatch(SemiSupervised):
     def __init__(self, threshold: Fraction = 0.95, **common: Any) -> None:
         super().__init__(**common)
         self.threshold = threshold
+        self.new: Tensor | None = None
+        """What the update brings to ``remembered``; -1 for nothing."""
 
     def setup(self, task: Task) -> None:
         super().setup(task)
@@ -63,7 +65,7 @@ class FlexMatch(SemiSupervised):
         thresholds = curriculum_thresholds(self.remembered, output.shape[1], self.threshold).to(confidence.dtype)
         confident = (confidence > thresholds[label]).to(confidence.dtype)
         consistency = masked_mean(hard_cross_entropy(strong, label), confident, unlabelled)
-        self.remember(unlabelled, torch.where(confidence > self.threshold, label, -1))
+        self.note(unlabelled, torch.where(confidence > self.threshold, label, -1))
         return {
             "loss": supervised + self.unlabelled_weight * consistency,
             "supervised": supervised,
@@ -72,14 +74,24 @@ class FlexMatch(SemiSupervised):
             "threshold": thresholds.mean(),
         }
 
-    def remember(self, unlabelled: dict[str, Any], label: Tensor) -> None:
-        """Remember the classes (N,) of a batch's confident predictions by the samples' index; -1 changes nothing.
+    def after_update(self, task: Task) -> None:
+        super().after_update(task)
+        self.remember()
 
-        Where several processes, or several rows of a batch, bring the same sample, the largest class counts.
+    def remember(self) -> None:
+        """Remember what was noted since the last time, in all processes; every process must call it."""
+        assert self.new is not None
+        new = distributed.processes().largest(self.new)
+        self.remembered.copy_(torch.where(new >= 0, new, self.remembered))
+        self.new = None
+
+    def note(self, unlabelled: dict[str, Any], label: Tensor) -> None:
+        """Note the classes (N,) of a batch's confident predictions by the samples' index; -1 changes nothing.
+
+        Where several batches of an update, or several rows of a batch, bring the same sample, the largest class counts.
         """
-        index = unlabelled["index"]
+        if self.new is None:
+            self.new = torch.full_like(self.remembered, -1)
         if not rows_of(unlabelled, label):  # the rows are another process's
             label = torch.full_like(label, -1)
-        new = torch.full_like(self.remembered, -1).scatter_reduce_(0, index, label, "amax")
-        distributed.processes().largest(new)
-        self.remembered.copy_(torch.where(new >= 0, new, self.remembered))
+        self.new.scatter_reduce_(0, unlabelled["index"], label, "amax")

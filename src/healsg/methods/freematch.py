@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,10 @@ class FreeMatch(SemiSupervised):
         fairness_weight: of the self-adaptive fairness; w_f. 0.01 in the paper with the fewest labels.
         common: the arguments of SemiSupervised.
     """
+
+    local_to_micro_batch: ClassVar[Mapping[str, str]] = {
+        "averages": "thresholds and fairness take in the averages of a micro-batch (of all processes)"
+    }
 
     confidence: Tensor
     marginal: Tensor

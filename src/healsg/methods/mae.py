@@ -13,6 +13,7 @@ from healsg.losses.classification import wide
 from healsg.losses.reconstruction import masked_error, normalised, patchify, random_order
 from healsg.methods.selfsupervised import SelfSupervised
 from healsg.models.vit import EPSILON, TransformerLayer, VisionTransformer, ViT
+from healsg.training import draws
 from healsg.types import Count, Share
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.patch = encoder.patches.kernel_size[0]
-        count = encoder.position.shape[1] - (encoder.token is not None)
+        self.count = count = encoder.position.shape[1] - (encoder.token is not None)
         self.visible = min(count - 1, max(1, round(count * (1.0 - mask))))
         self.embedding = nn.Linear(encoder.num_features, width)
         self.token = nn.Parameter(torch.empty(1, 1, width))
@@ -43,10 +44,14 @@ class MaskedAutoencoder(nn.Module):
         for weight in (self.token, self.position):
             nn.init.trunc_normal_(weight, std=0.02)
 
-    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) to (N, patches, values), the reconstructed patches, and (N, patches), 1 for the masked ones."""
+    def forward(self, input: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) to (N, patches, values), the reconstructed patches, and (N, patches), 1 for the masked ones.
+
+        Args:
+            drawn: (N, patches) uniform numbers, which say what is masked.
+        """
         tokens = self.encoder.tokens(input)
-        order, place = random_order(len(tokens), tokens.shape[1], tokens.device)
+        order, place = random_order(drawn)
         shown = order[:, : self.visible, None].expand(-1, -1, tokens.shape[2])
         encoded = self.embedding(self.encoder.encode(tokens.gather(1, shown)))
         first, encoded = encoded[:, : -self.visible], encoded[:, -self.visible :]  # the class token, where there is one
@@ -110,8 +115,10 @@ class MAE(SelfSupervised):
         return network
 
     def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
-        input = batch["unlabelled"]["weak"]
-        reconstructed, masked = task.net(input)
+        views = batch["unlabelled"]
+        input = views["weak"]
+        drawn = draws.uniform(task, views, "mask", (len(input), task.model.count))  # type: ignore[arg-type]
+        reconstructed, masked = task.net(input, drawn)
         patches = patchify(wide(input), task.model.patch)  # type: ignore[arg-type]
         target = normalised(patches) if self.normalise else patches
         return {"loss": masked_error(wide(reconstructed), target, wide(masked)).mean()}

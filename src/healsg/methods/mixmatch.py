@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,10 @@ class MixMatch(SemiSupervised):
             code.
         common: the arguments of SemiSupervised.
     """
+
+    local_to_micro_batch: ClassVar[Mapping[str, str]] = {
+        "partners": "a sample is mixed with those of its micro-batch (of all processes)"
+    }
 
     replaces_criterion = True
     views = ("weak", "input")

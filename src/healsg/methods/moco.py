@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +33,6 @@ class MoCo(SelfSupervised):
         common: the arguments of SelfSupervised.
     """
 
-    local_to_process: ClassVar[Mapping[str, str]] = {
-        "order": "the order of the queue follows the processes, and with runner.accumulate it grows by micro-batch"
-    }
-
     keys: Tensor
     place: Tensor
 
@@ -57,6 +52,8 @@ class MoCo(SelfSupervised):
         self.hidden = hidden
         self.size = size
         self.target: nn.Module = nn.Identity()
+        self.new_keys: list[Tensor] = []
+        """Those of the update, of all processes."""
 
     def head(self, features: int) -> nn.Module:
         return perceptron(features, self.hidden, self.size, norm=False)
@@ -74,11 +71,13 @@ class MoCo(SelfSupervised):
         query = wide(task.net(views["view1"]))
         with full_precision(task):
             losses = queue_contrast(query, key, self.keys.clone(), self.temperature)
-            self.enqueue(F.normalize(gather(key, rows_of(views, key)), dim=1))
+            self.new_keys.append(F.normalize(gather(key, rows_of(views, key)), dim=1))
         return {"loss": losses.mean()}
 
     def after_update(self, task: Task) -> None:
         super().after_update(task)
+        self.enqueue(torch.cat(self.new_keys))  # here, so that all micro-batches of an update see the same queue
+        self.new_keys.clear()
         follow(self.target, task.model, self.momentum)
 
     def enqueue(self, keys: Tensor) -> None:

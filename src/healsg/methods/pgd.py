@@ -9,6 +9,7 @@ from torch import Tensor
 
 from healsg.methods.attack import EVAL_SIZE, Attack
 from healsg.methods.supervised import Supervised
+from healsg.training import draws
 from healsg.training.step import Loss, loss_of
 from healsg.types import Count, Natural, Positive
 
@@ -62,8 +63,10 @@ class PGD(Supervised):
         def loss(output: Tensor) -> Tensor | Loss:
             return self.labelled.loss(task.criterion, batch, output, mixed)
 
+        drawn = draws.uniform(task, batch, "attack", tuple(input.shape))
         with self.attack.context(task, task.model, self.train_mode):
-            attacked = self.attack(lambda images: loss_of(loss(task.model(images))).value, input)
+            begin = self.attack.start(input, drawn)
+            attacked = self.attack(lambda images: loss_of(loss(task.model(images))).value, input, begin)
         return {"loss": loss(task.net(attacked))}
 
     def evaluate(self, task: Task, split: str) -> dict[str, float]:

@@ -31,7 +31,10 @@ class SAM(Supervised):
     """
 
     local_to_process: ClassVar[Mapping[str, str]] = {
-        "worst point": "each process and each accumulated batch climbs to a point of its own (the paper's m-sharpness)"
+        "worst point": "each process climbs to a point of its own (the paper's m-sharpness)"
+    }
+    local_to_micro_batch: ClassVar[Mapping[str, str]] = {
+        "worst point": "each micro-batch climbs to a point of its own (the paper's m-sharpness)"
     }
 
     def __init__(self, rho: NonNegative = 0.05, **common: Any) -> None:

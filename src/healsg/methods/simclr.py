@@ -27,8 +27,8 @@ class SimCLR(SelfSupervised):
         common: the arguments of SelfSupervised.
     """
 
-    local_to_process: ClassVar[Mapping[str, str]] = {
-        "negatives": "with runner.accumulate the negatives of a sample are those of its micro-batch (of all processes)"
+    local_to_micro_batch: ClassVar[Mapping[str, str]] = {
+        "negatives": "a sample is contrasted with those of its micro-batch (of all processes)"
     }
 
     def __init__(self, temperature: Positive = 0.5, hidden: Count = 512, size: Count = 128, **common: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,10 @@ class SoftMatch(SemiSupervised):
         alignment: whether predictions are aligned.
         common: the arguments of SemiSupervised.
     """
+
+    local_to_micro_batch: ClassVar[Mapping[str, str]] = {
+        "averages": "the weights take in the averages of a micro-batch (of all processes)"
+    }
 
     mean: Tensor
     variance: Tensor

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
 from healsg.losses.classification import divergence
 from healsg.methods.attack import EVAL_SIZE, Attack
 from healsg.methods.supervised import Supervised
+from healsg.training import draws
 from healsg.types import Count, Natural, NonNegative, Positive
 
 if TYPE_CHECKING:
@@ -57,7 +56,8 @@ class TRADES(Supervised):
 
     def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         input, mixed = self.labelled.inputs(task, batch)
-        begin = input + NOISE * self.attack.unit * torch.randn_like(input)
+        noise = draws.normal(task, batch, "attack", tuple(input.shape)).to(input.dtype)
+        begin = input + NOISE * self.attack.unit * noise
         with self.attack.context(task, task.model):
             clean = task.model(input).detach()
             attacked = self.attack(lambda images: divergence(clean, task.model(images)).mean(), input, begin)

@@ -28,8 +28,8 @@ class VICReg(SelfSupervised):
         common: the arguments of SelfSupervised.
     """
 
-    local_to_process: ClassVar[Mapping[str, str]] = {
-        "statistics": "with runner.accumulate the variances and covariances are those of each micro-batch"
+    local_to_micro_batch: ClassVar[Mapping[str, str]] = {
+        "statistics": "the variances and covariances are those of a micro-batch (of all processes)"
     }
 
     def __init__(

@@ -40,7 +40,8 @@ class Session:
         self.folder = folder
         self.progress = progress
         self.loggers = loggers or {}
-        self.screen = leaf("screen.make_display")(progress, quiet=composed.values["quiet"] or distributed.processes().rank != 0)
+        quiet = composed.values["quiet"] or distributed.processes().rank != 0
+        self.screen = leaf("screen.make_display")(progress, quiet=quiet)
         self.metrics_log: MetricsLog | None = None
         self.result: dict[str, Any] = {}
         self._stack = contextlib.ExitStack()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from healsg.errors import ConfigError, HealsgError
@@ -107,15 +107,14 @@ class Parallel:
         repeats = self.sync_batchnorm and not counts
         if not self.several or (closes and not repeats):
             return inner
-        stack = contextlib.ExitStack()
+        contexts = [inner]
         if not closes:
-            stack.enter_context(net.no_sync())  # type: ignore[operator]
+            contexts.append(net.no_sync())  # type: ignore[operator]
         if repeats:
             from healsg.training.collectives import repeated_rows
 
-            stack.enter_context(repeated_rows())
-        stack.enter_context(inner)
-        return stack
+            contexts.append(repeated_rows())
+        return _all_of(contexts)
 
     def align(self, model: nn.Module) -> None:
         """Give every process rank 0's buffers before an evaluation, so that the numbers are those of what is saved."""
@@ -212,3 +211,12 @@ class Parallel:
             import torch.distributed as dist
 
             dist.barrier()
+
+
+@contextlib.contextmanager
+def _all_of(contexts: list[contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
+    """Several surroundings as one."""
+    with contextlib.ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield

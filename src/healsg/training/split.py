@@ -1,0 +1,60 @@
+"""What depends on how the batch of an update is split over processes and accumulated micro-batches.
+
+Everything else is the same to rounding for any number of both. A method declares what is not, in
+``local_to_process`` and ``local_to_micro_batch``; the list in docs/methods.md and the lines at the start of a run are
+made of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import nn
+
+from healsg.training.collectives import BATCH_NORMS
+from healsg.training.parallel import Parallel
+
+
+class Declares(Protocol):
+    """A method, or its class."""
+
+    @property
+    def local_to_process(self) -> Mapping[str, str]: ...
+
+    @property
+    def local_to_micro_batch(self) -> Mapping[str, str]: ...
+
+
+def local_lines(method: Declares, model: nn.Module, parallel: Parallel, accumulate: int) -> list[str]:
+    """What a run says at its start of what it does not share, a line each; nothing where the batch is not split.
+
+    Args:
+        method: what is trained with.
+        model: the network.
+        parallel: the processes.
+        accumulate: micro-batches of an update.
+    """
+    lines = []
+    trained = [module for module in model.modules() if module.training]
+    norm = any(isinstance(module, BATCH_NORMS) for module in trained)
+    if parallel.several:
+        lines += [f"local to each process: {text}" for text in method.local_to_process.values()]
+        if norm:
+            way = "runner.sync_batchnorm=true takes them over the batch of all"
+            lines.append(f"local to each process: BatchNorm's statistics; {way}")
+    if accumulate > 1:
+        lines += [f"local to each micro-batch: {text}" for text in method.local_to_micro_batch.values()]
+        if norm or any(isinstance(module, nn.SyncBatchNorm) for module in trained):
+            lines.append("local to each micro-batch: BatchNorm's statistics")
+    return lines
+
+
+def table(methods: Mapping[str, Declares]) -> list[str]:
+    """The rows of docs/methods.md: of each method, by the name of its option, that declares something."""
+    rows = ["| method | local to each process | local to each accumulated micro-batch |", "|---|---|---|"]
+    for name, method in methods.items():
+        cells = ["; ".join(local.values()) for local in (method.local_to_process, method.local_to_micro_batch)]
+        if any(cells):
+            rows.append(f"| `{name}` | {cells[0]} | {cells[1]} |")
+    return rows

@@ -1,0 +1,231 @@
+"""The same step on any number of processes and with any number of accumulated micro-batches: for every method, in
+float64, without BatchNorm, 20 updates give the same weights to 1e-10, except where the method declares what differs."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from healsg.errors import ConfigError
+from healsg.seeding import uniform_of
+from healsg.training.parallel import Parallel
+from healsg.training.split import local_lines
+from healsg.training.split import table as table_of
+from helpers import METHODS, REPOSITORY, beside, in_processes
+
+BATCH = 48
+"""Samples of an update, whatever the setting."""
+
+UPDATES = 20
+
+OPTIONS = ["runner.precision=fp64", f"runner.steps={UPDATES}", "runner.log_every=100", "quiet=true"]
+SMALL_SET = ["data.labels=310"]
+"""Its epoch ends with a batch of 22 samples, which 3 and 4 processes share unevenly."""
+
+ACTING: dict[str, list[str]] = {
+    "fixmatch": ["method.threshold=0.1"],
+    "uda": ["method.threshold=0.1"],
+    "flexmatch": ["method.threshold=0.12"],
+    "softmatch": ["method.momentum=0.5"],
+    "freematch": ["method.momentum=0.5"],
+    "pseudo_label": ["method.ramp_start=0", "method.ramp_end=0.1"],
+    "mean_teacher": ["method.ramp=0.1"],
+    "mixmatch": ["method.ramp=0.1"],
+    "class_balanced": ["data.imbalance=5"],
+    "ldam_drw": ["data.imbalance=5"],
+    "logit_adjustment": ["data.imbalance=5"],
+    "coteaching": ["data.label_noise=0.2", "method.ramp=0.5"],
+    # The bias of their last layer has no gradient but rounding errors, which AdamW would make steps of.
+    "barlow_twins": ["method/optimizer=sgd", "method.optimizer.lr=0.001"],
+    "vicreg": ["method/optimizer=sgd", "method.optimizer.lr=0.001"],
+    "pgd": ["method.steps=2"],
+    "trades": ["method.steps=2"],
+}
+"""By method, settings with which each of its terms acts within a few updates."""
+
+EQUAL = 1e-10
+
+State = dict[str, torch.Tensor]
+
+
+def settings(method: str, accumulate: int) -> list[str]:
+    """The overrides of a method in one setting; a teacher is trained where it needs one."""
+    own = beside(method)
+    network = [] if any(option.startswith("model=") for option in own) else ["model=mlp", "model.width=16"]
+    size = [f"data.batch_size={BATCH // accumulate}", f"runner.accumulate={accumulate}"]
+    small = [] if "data.imbalance=5" in ACTING.get(method, []) else SMALL_SET
+    return [f"method={method}", *network, *own, *ACTING.get(method, []), *small, *OPTIONS, *size]
+
+
+def state_after(overrides: list[str]) -> dict[str, State]:
+    """The weights and the method's own state after the updates."""
+    from healsg.build import build_task
+    from healsg.config.compose import Composer
+
+    task = build_task(Composer().compose(overrides))
+    task.build()
+    while task.runner.step_count < UPDATES:
+        task.train_epoch.run()
+        task.runner.next_epoch()
+    states = {"model": task.model.state_dict(), "method": task.task_method.state_dict()}
+    kept = {part: {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} for part, state in states.items()}
+    return kept | {"eval": task.task_method.eval_model(task).state_dict()}
+
+
+def run_all(given: dict[str, list[str]], world: int) -> None:
+    """Run every setting in ``world`` processes, forked once, and keep the final states of rank 0."""
+
+    def act(rank: int) -> None:
+        for name, overrides in given.items():
+            try:
+                state = state_after(overrides)
+            except Exception:
+                Path(f"{world}-{name}-{rank}.error").write_text(traceback.format_exc())
+                raise
+            if rank == 0:
+                torch.save(state, f"{world}-{name}.pt")
+
+    in_processes(world, act)
+
+
+def difference(first: str, second: str) -> float:
+    """The largest difference of two final states in any number; of numbers beyond 1 relative to them."""
+    states = [torch.load(f"{name}.pt", weights_only=True) for name in (first, second)]
+    found = 0.0
+    for part, values in states[0].items():
+        for key, value in values.items():
+            if value.numel() and value.is_floating_point():
+                assert value.dtype == torch.float64 or part == "method", key
+                gap = (value.double() - states[1][part][key].double()).abs() / value.double().abs().clamp(min=1.0)
+                found = max(found, float(gap.max()))
+    return found
+
+
+def table(methods: Iterable[str], worlds: Iterable[int], accumulations: Iterable[int]) -> dict[str, dict[str, float]]:
+    """By method and setting, the largest difference from the same accumulation in one process, or (one process,
+    accumulated) from one micro-batch."""
+    given = {f"{method}-{parts}": settings(method, parts) for method in methods for parts in accumulations}
+    for world in worlds:
+        run_all(given, world)
+    rows: dict[str, dict[str, float]] = {}
+    for method in methods:
+        row = rows[method] = {}
+        for world in worlds:
+            for parts in accumulations:
+                if world > 1:
+                    row[f"{world}x{parts}"] = difference(f"1-{method}-{parts}", f"{world}-{method}-{parts}")
+                elif parts > 1:
+                    row[f"1x{parts}"] = difference(f"1-{method}-1", f"1-{method}-{parts}")
+    return rows
+
+
+def show(rows: dict[str, dict[str, float]]) -> None:
+    names = list(next(iter(rows.values())))
+    print(f"{'method':<20}", *(f"{name:>9}" for name in names))
+    for method, row in rows.items():
+        print(f"{method:<20}", *(f"{row[name]:9.1e}" for name in names))
+
+
+def declared(method: str) -> type[Any]:
+    """The class of ``method=...``."""
+    from healsg.config.compose import Composer
+
+    target = Composer().compose([f"method={method}"], checked=False).values["method"]["_target_"]
+    module, _, name = target.rpartition(".")
+    found: type[Any] = getattr(import_module(module), name)
+    return found
+
+
+@pytest.fixture
+def _without_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BatchNorm1d", "BatchNorm2d"):
+        monkeypatch.setattr(nn, name, nn.Identity)
+
+
+@pytest.mark.usefixtures("_without_norm")
+def test_two_processes_with_four_micro_batches_take_the_step_of_one() -> None:
+    methods = ["supervised", "fixmatch", "flexmatch", "moco", "pgd"]
+    run_all({f"{method}-1": settings(method, 1) for method in methods}, 1)
+    run_all({f"{method}-4": settings(method, 4) for method in methods}, 2)
+    for method in methods:
+        assert difference(f"1-{method}-1", f"2-{method}-4") < EQUAL, method
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("_without_norm")
+def test_every_method_takes_the_same_step_except_where_it_declares_it() -> None:
+    rows = table(METHODS, (1, 2, 3, 4), (1, 4))
+    show(rows)
+    for method, row in rows.items():
+        kind = declared(method)
+        processes = max(value for name, value in row.items() if not name.startswith("1x"))
+        micro_batches = row["1x4"]
+        assert (processes < EQUAL) is not bool(kind.local_to_process), (method, row)
+        assert (micro_batches < EQUAL) is not bool(kind.local_to_micro_batch), (method, row)
+
+
+def test_batchnorm_is_that_of_the_batch_of_all_processes() -> None:
+    """51 labels: of the epoch's last batch, three samples, the second process has none and repeats some."""
+    small = ["data.labels=51", f"data.batch_size={BATCH}", *OPTIONS, "runner.steps=8", "runner.log_every=100"]
+    given = {
+        "network": ["model=cnn", "model.width=4", "method=sgd", *small],
+        "heads": ["model=mlp", "model.width=8", "method=byol", *beside("byol"), "method/optimizer=sgd", *small],
+    }
+    synced = {name: [*overrides, "runner.sync_batchnorm=true"] for name, overrides in given.items()}
+    run_all(given, 1)
+    run_all({**synced, "apart": given["network"]}, 2)
+    for name in given:
+        assert difference(f"1-{name}", f"2-{name}") < EQUAL, name
+    assert difference("1-network", "2-apart") > 1e-6
+
+
+def test_a_batchnorm_that_computes_by_itself_is_refused() -> None:
+    class Own(nn.BatchNorm2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return input
+
+    with pytest.raises(ConfigError, match=r"^runner\.sync_batchnorm: Own has a forward of its own; set it to false$"):
+        Parallel(world=2, sync_batchnorm=True).synchronise_norms(nn.Sequential(Own(3)))
+
+
+def test_a_run_says_what_it_does_not_share() -> None:
+    network, two = nn.Sequential(nn.BatchNorm1d(3)), Parallel(world=2)
+    sam = declared("sam")
+    lines = local_lines(sam, network, two, 1)
+    assert lines[0] == f"local to each process: {sam.local_to_process['worst point']}"
+    assert lines[1].startswith("local to each process: BatchNorm's statistics; runner.sync_batchnorm=true")
+    assert local_lines(sam, network, Parallel(), 1) == []
+    assert len(local_lines(declared("simclr"), nn.Linear(2, 2), Parallel(), 4)) == 1
+
+
+def test_the_documentation_lists_what_methods_declare() -> None:
+    rows = table_of({method: declared(method) for method in METHODS})
+    assert "\n".join(rows) + "\n" in (REPOSITORY / "docs/methods.md").read_text()
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3)])
+def test_a_sample_draws_the_same_numbers_in_any_batch(shape: tuple[int, ...]) -> None:
+    index = torch.tensor([5, 0, 1_000_000, 7])
+    whole = uniform_of(index, 3, shape)
+    assert whole.shape == (4, *shape)
+    assert torch.equal(uniform_of(index[1:3], 3, shape), whole[1:3])
+    many = uniform_of(torch.arange(4000), 3, shape)
+    assert 0.0 <= float(many.min()) < 0.01
+    assert 0.99 < float(many.max()) < 1.0
+    assert abs(float(many.mean()) - 0.5) < 0.01
+    assert abs(float(torch.corrcoef(many.flatten(1).T)[0, 1])) < 0.06
+    assert not torch.equal(uniform_of(index, 4, shape), whole)
+
+
+if __name__ == "__main__":
+    for name in ("BatchNorm1d", "BatchNorm2d"):
+        setattr(nn, name, nn.Identity)
+    show(table(sys.argv[1:] or METHODS, (1, 2, 3, 4), (1, 4)))
