@@ -217,7 +217,7 @@ def _differing(names: list[str], row: dict[str, Any], own: list[str], line: dict
 
 def _replay(first: RunFolder, second: RunFolder, until: int | None, overrides: list[str]) -> None:
     """Train both again with a trace, up to ``until``, and tell the exact step and tensor. Raises HealsgError."""
-    from healsg.commands.launching import launch
+    from healsg.commands.launching import TracedProcess, launch
 
     with tempfile.TemporaryDirectory(prefix="healsg-") as place:
         folders = []
@@ -229,7 +229,7 @@ def _replay(first: RunFolder, second: RunFolder, until: int | None, overrides: l
             runner["threads"] = runner["threads"] or folder.record.get("threads")
             folders.append(Path(place) / f"replay{number}")
             print(f"replaying {folder.shown} {f'to step {until}' if until else 'to its end'}", flush=True)
-            launch(composed, folders[-1], until=until)
+            launch(composed, RunFolder(folders[-1]), TracedProcess(until=until))
         found = first_tensor(folders[0] / TRACE, folders[1] / TRACE)
     if found:
         print(f"the replays differ first {found}; {found.detail}")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from healsg import distributed, safefiles
 from healsg.cli import as_mistake, report, say
 from healsg.commands.arguments import composed_once
+from healsg.commands.launching import InThisProcess, Result, launch
 from healsg.config.schema import Composed, check_init_from, verify
 from healsg.errors import ConfigError, one_line
 from healsg.runs import claim, redact
@@ -145,9 +146,7 @@ def run_job(name: str, job: str, composed: Composed, kept: dict[str, Any] | None
     try:
         if row := finished(folder, composed, job in (kept or {}).get("sound", ())):
             return row
-        from healsg.sweeps.sharing import JobTrainer
-
-        return ended(JobTrainer(composed, folder, kept).train())
+        return ended(launch(composed, folder, InThisProcess(kept)))
     except (Exception, SystemExit) as error:
         return failed(error, composed)
     finally:
@@ -170,9 +169,10 @@ def finished(folder: RunFolder, composed: Composed, sound: bool) -> Row | None:
     return {"status": "finished", "exit": 0, **_numbers(record)}
 
 
-def ended(result: dict[str, Any]) -> Row:
+def ended(result: Result) -> Row:
     """The row of a job that has been trained."""
-    return {"status": result["status"], "exit": result["exit"], **_numbers(result)}
+    numbers = _numbers({"best": result.best, "test": result.test})
+    return {"status": result.status, "exit": result.exit, **numbers}
 
 
 def failed(error: BaseException, composed: Composed) -> Row:

@@ -13,7 +13,7 @@ from typing import Any
 from healsg import distributed
 from healsg.commands.arguments import parse_arguments
 from healsg.commands.diverge import TRACE, entries, first_line, first_tensor
-from healsg.commands.launching import BrokenError, launch
+from healsg.commands.launching import BrokenError, TracedProcess, launch
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError, RunError
@@ -136,7 +136,7 @@ def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> l
         plans = moments(chance, whole.steps, options.kills, own_saves, number % 2) if number > 1 else []
         killed = 0
         try:
-            while not launch(composed, trial.folder.path, **(plans[killed] if killed < len(plans) else {})):
+            while launch(composed, trial.folder, _traced(plans, killed)).status == "killed":
                 killed += 1
         except BrokenError as error:
             trial.read()
@@ -152,6 +152,11 @@ def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> l
                 f"see: healsg diverge {shlex.join([str(whole.folder.shown), str(trial.folder.shown)])}",
             ]
     return []
+
+
+def _traced(plans: list[dict[str, Any]], killed: int) -> TracedProcess:
+    """What starts a run that was killed so many times already: the next plan, and none after the last one."""
+    return TracedProcess(**(plans[killed] if killed < len(plans) else {}))
 
 
 def moments(chance: random.Random, steps: int, kills: int, own_saves: bool, waits: int = 0) -> list[dict[str, Any]]:
