@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from healsg import torch_private
 
+PACKAGE = Path(torch_private.__file__).parent
 PRIVATE = [name for name in dir(torch) if name.startswith(("_foreach_", "_fused_"))]
 
 
@@ -37,6 +40,8 @@ def tensors(seed: int) -> list[Tensor]:
 CALLS: dict[str, list[Any]] = {
     "foreach_add": [tensors(1), tensors(2)],
     "foreach_add_": [tensors(1), 2.5],
+    "foreach_addcdiv_": [tensors(1), tensors(2), tensors(3)],
+    "foreach_addcmul": [tensors(1), tensors(2), tensors(3)],
     "foreach_addcmul_": [tensors(1), tensors(2), tensors(3)],
     "foreach_copy_": [tensors(1), tensors(2)],
     "foreach_div": [tensors(1), torch.tensor(3.0)],
@@ -46,6 +51,7 @@ CALLS: dict[str, list[Any]] = {
     "foreach_mul_": [tensors(1), torch.tensor(3.0)],
     "foreach_norm": [tensors(1)],
     "foreach_sign_": [tensors(1)],
+    "foreach_sqrt": [tensors(1)],
     "foreach_sqrt_": [tensors(1)],
     "foreach_sub_": [tensors(1), tensors(2)],
 }
@@ -120,3 +126,21 @@ def test_saved_buffers_are_those_of_the_state_dict() -> None:
     module.register_buffer("passing", torch.zeros(1), persistent=False)
     saved = {name for _, name in torch_private.saved_buffers(module)}
     assert saved == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+PRIVATE_NAMES = re.compile(
+    r"torch(\.\w+)*\._(?!_)\w+|from torch[\w.]* import .*\b_\w+|from torch[\w.]*\._\w+|hydra\._internal"
+    r"|(?<!self)\.(_buffers|_non_persistent_buffers_set|_compiled_call_impl|_version|_worker_info)\b"
+)
+
+
+def test_private_names_of_torch_and_hydra_are_in_one_module_each() -> None:
+    homes = {"torch_private.py", "config/hydra_loader.py"}
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if name not in homes:
+            lines = enumerate(path.read_text().splitlines(), 1)
+            found += [f"{name}:{number}: {line.strip()}" for number, line in lines if PRIVATE_NAMES.search(line)]
+    assert not found, "\n".join(found)
+    assert PRIVATE_NAMES.search((PACKAGE / "torch_private.py").read_text())

@@ -29,6 +29,7 @@ from healsg.runner import TaskRunner
 from healsg.runs import weights
 from healsg.runs.folder import weights_file
 from healsg.seeding import seed_everything
+from healsg.torch_private import BatchNorm
 from healsg.training import memory
 from healsg.training.device import lay_out_state
 from healsg.training.epoch import TrainEpoch
@@ -364,7 +365,7 @@ def least_rows(model: nn.Module, info: DataInfo | None = None) -> int:
     """
     if info is not None and info.placed:
         return 1
-    return 1 + any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return 1 + any(isinstance(module, BatchNorm) for module in model.modules())
 
 
 def _warn_of_other_inputs(trained_on: DataInfo, own: DataInfo) -> None:

@@ -6,7 +6,8 @@ updates one for a whole optimizer; the public way is a loop over the tensors, wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ def _list_operator(name: str, public: Callable[..., Tensor]) -> Callable[..., An
 
 foreach_add = _list_operator("add", torch.add)
 foreach_add_ = _list_operator("add_", Tensor.add_)
+foreach_addcdiv_ = _list_operator("addcdiv_", Tensor.addcdiv_)
+foreach_addcmul = _list_operator("addcmul", torch.addcmul)
 foreach_addcmul_ = _list_operator("addcmul_", Tensor.addcmul_)
 foreach_copy_ = _list_operator("copy_", Tensor.copy_)
 foreach_div = _list_operator("div", torch.div)
@@ -51,6 +54,7 @@ foreach_lerp_ = _list_operator("lerp_", Tensor.lerp_)
 foreach_mul_ = _list_operator("mul_", Tensor.mul_)
 foreach_norm = _list_operator("norm", _norm)
 foreach_sign_ = _list_operator("sign_", Tensor.sign_)
+foreach_sqrt = _list_operator("sqrt", torch.sqrt)
 foreach_sqrt_ = _list_operator("sqrt_", Tensor.sqrt_)
 foreach_sub_ = _list_operator("sub_", Tensor.sub_)
 
@@ -170,6 +174,19 @@ def is_compiled(model: nn.Module) -> bool:
     return hasattr(model, "_orig_mod")
 
 
+@contextlib.contextmanager
+def uncompiled(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Let modules that ``module.compile()`` has compiled run as they are written for a while."""
+    aside = {block: block._compiled_call_impl for block in blocks if hasattr(block, "_compiled_call_impl")}
+    try:
+        for block in aside:
+            block._compiled_call_impl = None  # type: ignore[assignment]
+        yield
+    finally:
+        for block, call in aside.items():
+            block._compiled_call_impl = call  # type: ignore[assignment]
+
+
 def prepare_compilation(blocks: int) -> None:
     """Let each of ``blocks`` be compiled as often as torch lets one, and be compiled anew where a hook is added.
 
@@ -183,6 +200,17 @@ def prepare_compilation(blocks: int) -> None:
 
 
 # --- modules and loader workers --------------------------------------------------------------------------------------
+
+
+BatchNorm: Any = getattr(
+    nn.modules.batchnorm, "_BatchNorm", (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+)
+"""What ``isinstance`` takes for a BatchNorm of any dimension."""
+
+
+def version_of(tensor: Tensor) -> int:
+    """A number that grows with each change of a tensor in place; 0 in any case where torch does not count."""
+    return int(getattr(tensor, "_version", 0))
 
 
 def saved_buffers(module: nn.Module) -> list[tuple[dict[str, Tensor | None], str]]:

@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 def parser() -> ArgumentParser:
     """The parser of Hydra's options, which raises ArgumentError for what is wrong with them."""
-    from hydra._internal.utils import get_args_parser
+    from healsg.config.hydra_loader import argument_parser
 
-    made = get_args_parser()
+    made = argument_parser()
     made.exit_on_error = False  # an argument of argparse's constructor, which Hydra does not pass on
     return made
 

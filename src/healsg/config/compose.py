@@ -42,16 +42,15 @@ class Composer:
 
     def __init__(self, config_dir: str | None = None, config_name: str = "config") -> None:
         from hydra import version
-        from hydra._internal.utils import create_config_search_path
         from hydra.core.config_search_path import SearchPathQuery
         from hydra.core.global_hydra import GlobalHydra
 
-        from healsg.config.hydra_loader import Layers, create_hydra
+        from healsg.config.hydra_loader import Layers, create_hydra, search_path_of
 
         self.name, self.project = config_name, project_folders()
         if not self.project:
             raise ConfigError("the current directory has been removed; change to one that exists")
-        search_path = create_config_search_path(str(conf_folder()))
+        search_path = search_path_of(conf_folder())
         if config_dir is not None:
             folder = Path(config_dir).resolve()
             if not folder.is_dir():

@@ -1,11 +1,13 @@
 """Hydra's loader of configuration files, with each file looked at before it is loaded.
 
 The folders of ``--config-dir`` and ``hydra.searchpath`` may hold files of anybody's; which of them are loaded only
-Hydra finds out, from the defaults lists. So the check stands where Hydra opens a file.
+Hydra finds out, from the defaults lists. So the check stands where Hydra opens a file. Hydra has no public names for
+this: all that is used of ``hydra._internal`` is imported here.
 """
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -46,6 +49,16 @@ class CheckedLoader(ConfigLoaderImpl):
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path=config_search_path)
         self.repository = CheckedRepository(config_search_path=config_search_path)
+
+
+def search_path_of(folder: Path) -> ConfigSearchPath:
+    """Hydra's search path that begins with a folder of configuration files."""
+    return create_config_search_path(str(folder))
+
+
+def argument_parser() -> ArgumentParser:
+    """The parser of Hydra's own options."""
+    return get_args_parser()
 
 
 def create_hydra(name: str, search_path: ConfigSearchPath) -> Hydra:

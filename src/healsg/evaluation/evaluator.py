@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from healsg import distributed
 from healsg.data.info import DataInfo
 from healsg.metric import Metric, computed, precise
+from healsg.torch_private import uncompiled
 from healsg.training.denominator import loss_over
 from healsg.training.device import compiled
 
@@ -118,15 +119,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     for evaluation, and their rounding would differ from that of ``healsg eval``.
     """
     modes = {module: module.training for module in model.modules()}
-    aside = {block: block._compiled_call_impl for block in compiled if block in modes}
     model.eval()
     try:
-        for block in aside:
-            block._compiled_call_impl = None
-        yield
+        with uncompiled([block for block in compiled if block in modes]):
+            yield
     finally:
-        for block, call in aside.items():
-            block._compiled_call_impl = call
         for module, training in modes.items():
             module.training = training
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from healsg.methods.supervised import Supervised
 from healsg.seeding import seed_device
+from healsg.torch_private import foreach_add_, foreach_copy_, foreach_norm
 from healsg.training.layers import BatchNorm
 from healsg.training.step import Loss, Mean, MicroBatch, loss_of, reported
 from healsg.types import NonNegative
@@ -51,13 +52,13 @@ class SAM(Supervised):
 
         before = [weight.detach().clone() for weight in weights]
         with torch.no_grad():
-            torch._foreach_add_(weights, ascent(gradient, self.rho))
+            foreach_add_(weights, ascent(gradient, self.rho))
         seed_device(task.device, runner.plan.seed, runner.epoch, runner.position)  # as in the first pass
         with runner.forward(task, micro), fixed_statistics(task.model):
             worst = loss_of(self.train_step(task, batch)["loss"])
         gradient = self.gradient(task, worst.value, weights)
         with torch.no_grad():
-            torch._foreach_copy_(weights, before)
+            foreach_copy_(weights, before)
 
         linear = loss_with_gradient(weights, gradient, worst)
         _, moved = runner.update(task, logs | {"loss": linear}, micro)
@@ -74,7 +75,7 @@ class SAM(Supervised):
 
 def ascent(gradient: list[Tensor], rho: float) -> list[Tensor]:
     """The step of length ``rho`` along a gradient, tensor by tensor (equation 2 for p = 2)."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradient)))
+    norm = torch.linalg.vector_norm(torch.stack(foreach_norm(gradient)))
     return [one * (rho / (norm + 1e-12)) for one in gradient]
 
 

@@ -18,6 +18,7 @@ from healsg.errors import ConfigError
 from healsg.losses.classification import wide
 from healsg.method import TaskMethod
 from healsg.methods import neighbours as knn
+from healsg.torch_private import foreach_lerp_
 from healsg.training.averaging import Average
 from healsg.training.layers import head_of
 from healsg.types import Count, Positive
@@ -105,7 +106,7 @@ def full_precision(task: Task) -> contextlib.AbstractContextManager[Any]:
 
 def follow(encoder: nn.Module, network: nn.Module, momentum: float) -> None:
     """Move the parameters of a momentum encoder towards those of the network: ``m * own + (1 - m) * new``."""
-    torch._foreach_lerp_([*encoder.parameters()], [*network.parameters()], 1.0 - momentum)
+    foreach_lerp_([*encoder.parameters()], [*network.parameters()], 1.0 - momentum)
 
 
 def rising(momentum: float, progress: float) -> float:

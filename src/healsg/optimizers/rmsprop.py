@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from healsg.optimizers.groups import GroupOptimizer
+from healsg.torch_private import (
+    foreach_add,
+    foreach_add_,
+    foreach_addcdiv_,
+    foreach_addcmul,
+    foreach_addcmul_,
+    foreach_lerp_,
+    foreach_mul_,
+    foreach_sqrt,
+    foreach_sqrt_,
+)
 from healsg.types import NonNegative, Share
 
 
@@ -53,14 +63,14 @@ class RMSprop(GroupOptimizer):
         state = dict(zip(names, self.state_of(weights, *names), strict=True))
         with self.loss_scaling(weights, gradients, *state.values()):
             if group["weight_decay"]:
-                gradients = list(torch._foreach_add(gradients, weights, alpha=group["weight_decay"]))
+                gradients = list(foreach_add(gradients, weights, alpha=group["weight_decay"]))
             rms = root_mean_square(gradients, state["square_avg"], state.get("grad_avg"), group["alpha"], group["eps"])
             if group["momentum"]:
-                torch._foreach_mul_(state["momentum_buffer"], group["momentum"])
-                torch._foreach_addcdiv_(state["momentum_buffer"], gradients, rms)
-                torch._foreach_add_(weights, state["momentum_buffer"], alpha=-group["lr"])
+                foreach_mul_(state["momentum_buffer"], group["momentum"])
+                foreach_addcdiv_(state["momentum_buffer"], gradients, rms)
+                foreach_add_(weights, state["momentum_buffer"], alpha=-group["lr"])
             else:
-                torch._foreach_addcdiv_(weights, gradients, rms, value=-group["lr"])
+                foreach_addcdiv_(weights, gradients, rms, value=-group["lr"])
 
 
 def root_mean_square(
@@ -74,13 +84,13 @@ def root_mean_square(
         means: those of the gradients, moved in place; given, the root is that of the variance.
         alpha: the share of the running means that is kept.
     """
-    torch._foreach_mul_(squares, alpha)
-    torch._foreach_addcmul_(squares, gradients, gradients, value=1 - alpha)
+    foreach_mul_(squares, alpha)
+    foreach_addcmul_(squares, gradients, gradients, value=1 - alpha)
     if means is None:
-        roots = torch._foreach_sqrt(squares)
+        roots = foreach_sqrt(squares)
     else:
-        torch._foreach_lerp_(means, gradients, 1 - alpha)
-        roots = torch._foreach_addcmul(squares, means, means, value=-1)
-        torch._foreach_sqrt_(roots)
-    torch._foreach_add_(roots, eps)
+        foreach_lerp_(means, gradients, 1 - alpha)
+        roots = foreach_addcmul(squares, means, means, value=-1)
+        foreach_sqrt_(roots)
+    foreach_add_(roots, eps)
     return list(roots)

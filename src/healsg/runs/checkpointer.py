@@ -220,11 +220,12 @@ class Checkpointer(Watcher):
     def updated(self, task: Task) -> None:
         """After each update: a line, a save and a stop where they are due; the device is waited for here alone."""
         runner = task.runner
-        if runner.step_count % runner.log_every == 0:
+        step = runner.step_count
+        if step % runner.log_every == 0:
             self.log_step(task)
-        if runner.save_every and runner.step_count % runner.save_every == 0:
+        if runner.save_every and step % runner.save_every == 0:
             self.save(task)
-        if self.stop_signal.agreed_at(runner.step_count):
+        if self.stop_signal.agreed_at(step):
             self.stop(task)
 
     def evaluating(self, task: Task) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from healsg.parts import declares
 from healsg.protocols import Task
 from healsg.runs import checkpoint
+from healsg.torch_private import saved_buffers
 
 
 class Snapshot:
@@ -28,10 +29,10 @@ class Snapshot:
         """Whether weights and the optimizer's state are copied by the writing thread."""
         self.weights = list(task.model.parameters()) if self.overlaps else []
         self._buffers = [
-            (f"{name}.{key}".removeprefix("."), module._buffers, key)
+            (f"{name}.{key}".removeprefix("."), held, key)
             for name, module in task.model.named_modules(remove_duplicate=False)
             if self.overlaps
-            for key in module._buffers.keys() - module._non_persistent_buffers_set
+            for held, key in saved_buffers(module)
         ]
         """Their names, and where each is found, since a forward pass may put another tensor in its place."""
 

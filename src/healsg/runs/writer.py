@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from healsg.errors import RunError
 from healsg.runs import checkpoint
+from healsg.torch_private import foreach_copy_, version_of
 
 Complete = Callable[[dict[str, Any]], dict[str, Any]]
 """From the copy of a part of a state to the whole state, whose further tensors are not copied yet."""
@@ -125,7 +126,7 @@ class _Save:
         self.began = time.monotonic()
         self.kept = kept
         self.complete = complete
-        self.versions = [(value, value._version) for value in watched]
+        self.versions = [(value, version_of(value)) for value in watched]
         self.state: dict[str, Any] = {}
         self.arrived: torch.cuda.Event | None = None
         """When all tensors of a GPU are copied."""
@@ -153,7 +154,7 @@ class _Save:
         self.seen |= {host.data_ptr(): (host, host) for host, _ in self.pairs}
         self.state = self._copy_of(self.complete(self.state))
         _fill(self.pairs[taken:])
-        if any(own._version != version for own, version in self.versions):
+        if any(version_of(own) != version for own, version in self.versions):
             way = "set the method's class attribute leaves_weights = False"
             raise RunError(f"a checkpoint was being copied when train_step changed weights; {way}")
 
@@ -200,7 +201,7 @@ def _fill(pairs: list[tuple[Tensor, Tensor]], waits: bool = True) -> None:
     """Copy the second of each pair into the first."""
     if pairs:
         with torch.no_grad():
-            torch._foreach_copy_([host for host, _ in pairs], [own for _, own in pairs], non_blocking=not waits)
+            foreach_copy_([host for host, _ in pairs], [own for _, own in pairs], non_blocking=not waits)
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from healsg.metric import precise
+from healsg.torch_private import foreach_copy_, foreach_lerp_
 from healsg.training.layers import BatchNorm, frozen
 
 
@@ -55,11 +56,11 @@ class Average(nn.Module):
         """
         for own, new in same_type_pairs(self.network.parameters(), weights):
             if isinstance(share, Tensor):
-                torch._foreach_lerp_(own, new, [share.to(own[0].dtype)] * len(own))
+                foreach_lerp_(own, new, [share.to(own[0].dtype)] * len(own))
             else:
-                torch._foreach_lerp_(own, new, share)
+                foreach_lerp_(own, new, share)
         for own, new in same_type_pairs(self.network.buffers(), buffers):
-            torch._foreach_copy_(own, new)
+            foreach_copy_(own, new)
 
     def next_share(self, begun: bool) -> float | Tensor:
         """The share of the next weights in a plain mean: 1/n for the n-th, 1 while the mean has not begun."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from healsg.errors import ConfigError
+from healsg.torch_private import is_compiled, prepare_compilation
 from healsg.training.parallel import Parallel
 from healsg.training.step import TrainBatch
 
@@ -157,11 +158,10 @@ class DeviceSetup:
         net = self.parallel.wrap(model, self.device, find_unused_parameters)
         if compile or cuda_graph:
             torch.compiler.reset()  # what another run of this process compiled counts against torch's limit
-            if isinstance(model, torch._dynamo.OptimizedModule):
+            if is_compiled(model):
                 raise ConfigError("runner.compile: the network is compiled already; set runner.compile=false")
             blocks = repeated(model) if compile == "regional" else []
-            torch._dynamo.config.recompile_limit = 8 * max(1, len(blocks))  # torch's own, for each of them
-            torch._dynamo.config.skip_nnmodule_hook_guards = False  # else a hook of one block is not seen in others
+            prepare_compilation(len(blocks))
             log.info("compiling %s: the first steps take a while", f"{len(blocks)} blocks" if blocks else "the network")
             if not blocks:
                 return torch.compile(net, mode="reduce-overhead" if cuda_graph else None, dynamic=False)  # type: ignore[return-value]

@@ -87,11 +87,6 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def _orphaned(self) -> None:
-        """Take the end of torchrun, which nobody will restart and which may have been killed, for a hang-up."""
-        if self.received is None and peers.orphaned():
-            self.received, self.received_at = system.HANGUP, time.monotonic()
-
     def restart_clock(self) -> None:
         """Let ``max_time`` count from now."""
         self.began = time.monotonic()
@@ -109,7 +104,10 @@ class StopSignal:
 
         The limit is kept if the next step, or the evaluation, takes no longer than what lay before this call did.
         """
-        self._orphaned()
+        if self.received is None and peers.orphaned():
+            # torchrun may have been killed, and nobody restarts it: its end is taken for a hang-up
+            self.received = system.HANGUP
+            self.received_at = time.monotonic()
         if self.received is not None or self.max_time is None:
             return self.received is not None
         now, before = time.monotonic(), self.asked_at

@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from healsg.errors import ConfigError
+from healsg.torch_private import BatchNorm
 
-BatchNorm = nn.modules.batchnorm._BatchNorm
 """In one, two and three dimensions, and synchronised over processes."""
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+
 T = TypeVar("T")
 
 
@@ -95,17 +96,21 @@ class Parallel:
         return DistributedDataParallel(model, devices, find_unused_parameters=find_unused_parameters)
 
     def forward_context(
-        self, net: nn.Module, closes: bool, counts: bool, inner: contextlib.AbstractContextManager[Any]
+        self, net: nn.Module, closes: bool, rows: int, inner: contextlib.AbstractContextManager[Any]
     ) -> contextlib.AbstractContextManager[Any]:
         """What surrounds a forward pass: ``inner``, and what the processes need.
 
         Args:
             net: what ``wrap`` gave.
             closes: whether the update follows; gradients are exchanged only then.
-            counts: whether this process has samples of its own, or repeats those of another one.
+            rows: this process's own samples; one without any repeats those of another process, which the shared
+                statistics of BatchNorm leave out.
+            inner: what surrounds the pass in any case.
         """
-        repeats = self.sync_batchnorm and not counts
-        if not self.several or (closes and not repeats):
+        if not self.several:
+            return inner
+        repeats = self.sync_batchnorm and not rows
+        if closes and not repeats:
             return inner
         contexts = [inner]
         if not closes:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from healsg.torch_private import foreach_mul_
 from healsg.training.parallel import Parallel
 
 LEAST = 1e-9
@@ -283,11 +284,11 @@ class Accumulator:
         if self.apart:
             total = self.parallel.sum(_scalar(total, gradients[0]).clone())
         if not isinstance(total, Tensor):
-            torch._foreach_mul_(gradients, self.nominal * processes / max(total, LEAST))
+            foreach_mul_(gradients, self.nominal * processes / max(total, LEAST))
             return
         factor = self.nominal * processes / total.clamp(min=LEAST)
         for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):  # of another type it is a kernel each
-            torch._foreach_mul_([gradient for gradient in gradients if gradient.dtype == dtype], factor.to(dtype))
+            foreach_mul_([gradient for gradient in gradients if gradient.dtype == dtype], factor.to(dtype))
 
 
 def wide_count(mean: Mean, micro: MicroBatch) -> Any:
