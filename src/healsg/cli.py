@@ -13,6 +13,7 @@ from healsg import console, distributed
 from healsg.errors import ConfigError, HealsgError, RunError
 from healsg.paths import leave_removed_folder
 from healsg.runs import redact
+from healsg.training.parallel import ElsewhereError
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -98,7 +99,7 @@ def report(error: HealsgError, debug: bool = False) -> int:
     """
     if distributed.processes().rank > 0 and not distributed.connected():
         time.sleep(1.0)
-    if distributed.reports() and not isinstance(error, distributed.ElsewhereError):
+    if distributed.reports() and not isinstance(error, ElsewhereError):
         if debug or os.environ.get("HYDRA_FULL_ERROR") == "1":
             print(redact.trace(error), end="", file=sys.stderr)
         print(f"error: {redact.text(str(error))}", file=sys.stderr, flush=True)

@@ -231,9 +231,7 @@ class TaskRunner:
 
     def forward(self, task: Task, micro: MicroBatch) -> contextlib.AbstractContextManager[Any]:
         """The context of a forward pass: autocast, and no exchange of gradients before the update's last batch."""
-        return self.parallel.forward_context(
-            task.net, micro.closes, micro.samples.rows, self.device_setup.autocast()
-        )
+        return self.parallel.forward_context(task.net, micro.closes, micro.samples.rows, self.device_setup.autocast())
 
     @contextlib.contextmanager
     def drawn_together(self, batch: Mapping[str, Any]) -> Iterator[Samples | None]:

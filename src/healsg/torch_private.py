@@ -180,11 +180,11 @@ def uncompiled(blocks: Iterable[nn.Module]) -> Iterator[None]:
     aside = {block: block._compiled_call_impl for block in blocks if hasattr(block, "_compiled_call_impl")}
     try:
         for block in aside:
-            block._compiled_call_impl = None  # type: ignore[assignment]
+            block._compiled_call_impl = None
         yield
     finally:
         for block, call in aside.items():
-            block._compiled_call_impl = call  # type: ignore[assignment]
+            block._compiled_call_impl = call
 
 
 def prepare_compilation(blocks: int) -> None:

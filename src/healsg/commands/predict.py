@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from healsg import safefiles
 from healsg.commands.arguments import parse_flags
@@ -241,7 +241,7 @@ def _identity(folder: RunFolder, which: str) -> dict[str, Any]:
     path = folder.best if which == "best" else folder.last
     try:
         with safefiles.open_to_read(path) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(cast("Any", file), "sha256").hexdigest()
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {one_line(error)}") from error
     return {"run": str(folder.shown), "id": folder.record.get("id"), "checkpoint": which, "sha256": digest}

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from healsg.config import check
 from healsg.config.interpolation import check_interpolations
@@ -21,6 +21,8 @@ from healsg.runs.folder import ROOT
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+
+    from healsg.config.hydra_loader import CheckedLoader
 
 MOST = 10_000
 """Jobs of a sweep."""
@@ -61,7 +63,7 @@ class Composer:
         GlobalHydra.instance().clear()
         self.hydra = create_hydra("healsg", search_path)
         self._loader = self.hydra.config_loader
-        self.layers = Layers(self._loader)
+        self.layers = Layers(cast("CheckedLoader", self._loader))
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Read overrides in Hydra's grammar. Raises ConfigError, which for a word alone says what it belongs to."""

@@ -46,6 +46,8 @@ class CheckedRepository(ConfigRepository):
 class CheckedLoader(ConfigLoaderImpl):
     """Hydra's loader over a ``CheckedRepository``."""
 
+    repository: CheckedRepository
+
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path=config_search_path)
         self.repository = CheckedRepository(config_search_path=config_search_path)
@@ -91,7 +93,7 @@ class Layers:
         loader: as a ``Composer`` has it.
     """
 
-    def __init__(self, loader: ConfigLoaderImpl) -> None:
+    def __init__(self, loader: CheckedLoader) -> None:
         self._repository = CachingConfigRepository(loader.repository)
         self._files = loader.repository
         self._parser = OverridesParser.create(config_loader=loader)

@@ -268,8 +268,8 @@ class File:
                 keys = []
                 unreadable = 0
         if end < self.path.stat().st_size:
-            with self.path.open("r+b") as file:
-                file.truncate(end)
+            with self.path.open("r+b") as written:
+                written.truncate(end)
         if not end:
             self._add(self.form.header())
         self._say()

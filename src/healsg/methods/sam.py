@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from healsg.methods.supervised import Supervised
 from healsg.seeding import seed_device
-from healsg.torch_private import foreach_add_, foreach_copy_, foreach_norm
-from healsg.training.layers import BatchNorm
+from healsg.torch_private import BatchNorm, foreach_add_, foreach_copy_, foreach_norm
 from healsg.training.step import Loss, Mean, MicroBatch, loss_of, reported
 from healsg.types import NonNegative
 

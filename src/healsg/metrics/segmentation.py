@@ -326,9 +326,9 @@ class CaseMetric(Gathered):
         kept = [rows for rows, _ in states]
         if any(rows is None for rows in kept):
             return math.nan
-        return self.value(self.joined(states)[0])
+        return self.value(self.rows_and_names(states)[0])
 
-    def joined(self, states: Sequence[Any]) -> tuple[tuple[Tensor, ...], list[str]]:
+    def rows_and_names(self, states: Sequence[Any]) -> tuple[tuple[Tensor, ...], list[str]]:
         """The rows of all processes and the names of their cases, in the order of the data set."""
         rows = tuple(torch.cat(column) for column in zip(*(rows for rows, _ in states), strict=True))
         named = [name for _, names in states for name in names]
@@ -340,7 +340,7 @@ class CaseMetric(Gathered):
     def by_case(self, states: Sequence[Any]) -> dict[str, dict[str, float]]:
         if any(rows is None for rows, _ in states):
             return {}
-        rows, names = self.joined(states)
+        rows, names = self.rows_and_names(states)
         table = self.table(rows)
         found: dict[str, dict[str, float]] = {}
         for name, values in zip(names, table, strict=True):

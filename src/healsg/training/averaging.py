@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from healsg.metric import precise
-from healsg.torch_private import foreach_copy_, foreach_lerp_
-from healsg.training.layers import BatchNorm, frozen
+from healsg.torch_private import BatchNorm, foreach_copy_, foreach_lerp_
+from healsg.training.layers import frozen
 
 
 def optimizer_averages(make_optimizer: Callable[..., Any]) -> bool:

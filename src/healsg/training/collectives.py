@@ -102,7 +102,7 @@ def _sum_over_processes(value: Tensor) -> Tensor:
     """The sum over processes, through which gradients flow: backwards they are summed over processes too."""
     from torch.distributed.nn.functional import all_reduce  # late: see ``distributed.Group``
 
-    total: Tensor = all_reduce(value)
+    total: Tensor = all_reduce(value)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -117,4 +117,4 @@ def synchronise(module: nn.Module) -> None:
         if type(part).forward is not nn.BatchNorm1d.forward:
             name = type(part).__name__
             raise ConfigError(f"runner.sync_batchnorm: {name} has a forward of its own; set it to false")
-        part.__class__ = SyncedBatchNorm  # as torch's lazy modules change theirs; parameters and hooks stay
+        part.__class__ = SyncedBatchNorm  # type: ignore[assignment]  # as torch's lazy modules change theirs; parameters and hooks stay
