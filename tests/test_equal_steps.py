@@ -72,7 +72,7 @@ def state_after(overrides: list[str]) -> dict[str, State]:
 
     task = build_task(Composer().compose(overrides))
     task.build()
-    while task.runner.step_count < UPDATES:
+    while task.runner.step_count < task.runner.total_steps:
         task.train_epoch.run()
         task.runner.next_epoch()
     states = {"model": task.model.state_dict(), "method": task.task_method.state_dict()}

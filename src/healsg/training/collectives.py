@@ -117,4 +117,5 @@ def synchronise(module: nn.Module) -> None:
         if type(part).forward is not nn.BatchNorm1d.forward:
             name = type(part).__name__
             raise ConfigError(f"runner.sync_batchnorm: {name} has a forward of its own; set it to false")
-        part.__class__ = SyncedBatchNorm  # type: ignore[assignment]  # as torch's lazy modules change theirs; parameters and hooks stay
+        # As torch's lazy modules change theirs: parameters, buffers and hooks stay where they are.
+        part.__class__ = SyncedBatchNorm  # type: ignore[assignment]

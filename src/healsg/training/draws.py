@@ -39,5 +39,5 @@ def uniform(task: Task, batch: Mapping[str, Any], purpose: str, shape: tuple[int
 def normal(task: Task, batch: Mapping[str, Any], purpose: str, shape: tuple[int, ...]) -> Tensor:
     """Numbers of the standard normal distribution; else as ``uniform``."""
     drawn = uniform(task, batch, purpose, shape) + 2.0**-25  # the middle of its step, so that 0 does not occur
-    normal: Tensor = torch.special.ndtri(drawn)
-    return normal
+    numbers: Tensor = torch.special.ndtri(drawn)
+    return numbers
