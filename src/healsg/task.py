@@ -193,7 +193,7 @@ class BasicTask:
             if isinstance(module, nn.Module):
                 runner.device_setup.move_module(module)
         self.train_epoch, self.val_epoch = TrainEpoch(self), EvalEpoch(self, "val")
-        runner.parallel.synchronise_norms(self.model, self.task_method)
+        runner.parallel.synchronise_norms(self.device, self.model, self.task_method)
         if training:
             distributed.meet()  # reading data may take one process longer than the timeout of what follows
             self._build_training()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from healsg.errors import ConfigError
@@ -61,15 +62,20 @@ def repeated_rows() -> Iterator[None]:
         _repeated.reset(token)
 
 
-class SyncedBatchNorm(nn.SyncBatchNorm):
-    """BatchNorm over the batch of all processes. On GPUs it is torch's, which takes no tensors on the CPU; there the
-    mean and the variance are summed in two exchanges, so that they are those of one process to rounding."""
+class GPUBatchNorm(nn.SyncBatchNorm):
+    """torch's own BatchNorm over the batch of all processes, on GPUs."""
 
     process_group = None
 
+
+class CPUBatchNorm(nn.BatchNorm1d):
+    """The same on CPUs, where torch has none, for inputs of any number of dimensions. The mean and the variance are
+    summed in two exchanges, so that they are those of one process to rounding."""
+
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not input.is_cpu:
-            return super().forward(input)
+        if not self.training:
+            kept = self.running_mean, self.running_var
+            return F.batch_norm(input, *kept, self.weight, self.bias, kept[0] is None, 0.0, self.eps)
         axes = [0, *range(2, input.dim())]
         shape = [1, -1, *[1] * (input.dim() - 2)]
         values = input.to(torch.promote_types(input.dtype, torch.float32))
@@ -98,24 +104,45 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
-def _sum_over_processes(value: Tensor) -> Tensor:
-    """The sum over processes, through which gradients flow: backwards they are summed over processes too."""
-    from torch.distributed.nn.functional import all_reduce  # late: see ``distributed.Group``
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over processes; backwards the sum over processes of its gradients."""
 
-    total: Tensor = all_reduce(value)  # type: ignore[no-untyped-call]
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum_over_processes(value: Tensor) -> Tensor:
+    total: Tensor = _SumOverProcesses.apply(value)
     return total
 
 
-def synchronise(module: nn.Module) -> None:
-    """Let every BatchNorm in a module become a ``SyncedBatchNorm``, in place: whoever holds it keeps it.
+SYNCED = (GPUBatchNorm, CPUBatchNorm)
 
-    Raises ConfigError for one that computes in a way of its own.
+
+def synchronise(module: nn.Module, device: torch.device) -> None:
+    """Let every BatchNorm in a module take its statistics over all processes. It is changed in place, so that whoever
+    holds it keeps it.
+
+    Args:
+        device: where the module runs.
+
+    Raises:
+        ConfigError: one has a forward of its own.
     """
     for part in module.modules():
-        if not isinstance(part, BATCH_NORMS):
+        if not isinstance(part, BATCH_NORMS) or isinstance(part, SYNCED):
             continue
         if type(part).forward is not nn.BatchNorm1d.forward:
             name = type(part).__name__
             raise ConfigError(f"runner.sync_batchnorm: {name} has a forward of its own; set it to false")
         # As torch's lazy modules change theirs: parameters, buffers and hooks stay where they are.
-        part.__class__ = SyncedBatchNorm  # type: ignore[assignment]
+        part.__class__ = CPUBatchNorm if device.type == "cpu" else GPUBatchNorm  # type: ignore[assignment]

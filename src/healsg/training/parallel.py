@@ -70,7 +70,7 @@ class Parallel:
 
     # --- the network and its gradients -------------------------------------------------------------------------------
 
-    def synchronise_norms(self, *modules: nn.Module) -> None:
+    def synchronise_norms(self, device: torch.device, *modules: nn.Module) -> None:
         """Let BatchNorm in these modules, in place, take its statistics over all processes, where that is asked for.
 
         Raises ConfigError for a BatchNorm that computes in a way of its own.
@@ -79,7 +79,7 @@ class Parallel:
             from healsg.training.collectives import synchronise
 
             for module in modules:
-                synchronise(module)
+                synchronise(module, device)
 
     def wrap(self, model: nn.Module, device: torch.device, find_unused_parameters: bool) -> nn.Module:
         """What a training step calls so that gradients are exchanged; the network itself where none are.

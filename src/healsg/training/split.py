@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import nn
 
-from healsg.training.collectives import BATCH_NORMS
+from healsg.training.collectives import BATCH_NORMS, SYNCED
 from healsg.training.parallel import Parallel
 
 
@@ -37,7 +37,8 @@ def local_lines(method: Declares, model: nn.Module, parallel: Parallel, accumula
     """
     lines = []
     trained = [module for module in model.modules() if module.training]
-    norm = any(isinstance(module, BATCH_NORMS) for module in trained)
+    synced = any(isinstance(module, SYNCED) for module in trained)
+    norm = any(isinstance(module, BATCH_NORMS) and not isinstance(module, SYNCED) for module in trained)
     if parallel.several:
         lines += [f"local to each process: {text}" for text in method.local_to_process.values()]
         if norm:
@@ -45,7 +46,7 @@ def local_lines(method: Declares, model: nn.Module, parallel: Parallel, accumula
             lines.append(f"local to each process: BatchNorm's statistics; {way}")
     if accumulate > 1:
         lines += [f"local to each micro-batch: {text}" for text in method.local_to_micro_batch.values()]
-        if norm or any(isinstance(module, nn.SyncBatchNorm) for module in trained):
+        if norm or synced:
             lines.append("local to each micro-batch: BatchNorm's statistics")
     return lines
 
