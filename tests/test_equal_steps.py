@@ -135,7 +135,7 @@ def show(rows: dict[str, dict[str, float]]) -> None:
         print(f"{method:<20}", *(f"{row[name]:9.1e}" for name in names))
 
 
-def declared(method: str) -> type[Any]:
+def declared(method: str) -> Any:
     """The class of ``method=...``."""
     node = yaml.safe_load((REPOSITORY / f"conf/method/{method}.yaml").read_text())
     while "_target_" not in node:  # it is that of the option which comes first in its defaults
@@ -143,8 +143,7 @@ def declared(method: str) -> type[Any]:
         node = yaml.safe_load((REPOSITORY / f"conf/method/{first}.yaml").read_text())
     target = node["_target_"]
     module, _, name = target.rpartition(".")
-    found: type[Any] = getattr(import_module(module), name)
-    return found
+    return getattr(import_module(module), name)
 
 
 @pytest.fixture
