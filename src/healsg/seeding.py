@@ -80,8 +80,8 @@ def _shifted(bits: Tensor, places: int) -> Tensor:
 
 
 def hash_bits(index: Tensor, key: int) -> Tensor:
-    """splitmix64 of each element of ``index`` (int64, any shape) under ``key``; the same bits on every device."""
-    bits = index * _signed(_GAMMA) + _signed(key)
+    """splitmix64 of each element of ``index`` (integers, any shape) under ``key``; the same bits on every device."""
+    bits = index.long() * _signed(_GAMMA) + _signed(key)
     bits = (bits ^ _shifted(bits, 30)) * _signed(_FIRST)
     bits = (bits ^ _shifted(bits, 27)) * _signed(_SECOND)
     return bits ^ _shifted(bits, 31)
@@ -105,7 +105,7 @@ class Draw:
 
     Args:
         key: what ``mix(seed, purpose, epoch, ...)`` gave.
-        index: (N,) int64, each sample's index in its data set.
+        index: (N,) int64 or int32, each sample's index in its data set.
         lasting: what ``mix(seed, purpose)`` gave, for what a sample keeps from epoch to epoch.
         epoch: that number, from 0.
         shared: the draws that all views of these samples have in common, where their targets have a place; see

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -227,3 +228,22 @@ def become_worker(number: int, workers: int, dataset: Any) -> None:
     except ImportError:  # data sets then take this for a process of its own
         return
     worker._worker_info = worker.WorkerInfo(id=number, num_workers=workers, seed=0, dataset=dataset)
+
+
+# --- torchvision's decoder --------------------------------------------------------------------------------------------
+
+
+@cache
+def jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
+    """What makes of a JPEG's bytes, (N,) uint8, its pixels, (C, H, W) uint8; None where torchvision has no decoder.
+
+    The operator is called by its own name because ``torchvision.io.decode_jpeg`` warns at each call that it will go, in
+    favour of TorchCodec. It raises RuntimeError for what it cannot decode.
+    """
+    try:
+        import torchvision.io  # noqa: F401 - which registers the operator
+
+        operator: Any = torch.ops.image.decode_jpeg
+    except (ImportError, AttributeError):
+        return None
+    return lambda content: operator(content, 0, False)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from healsg.data.sharding import Sharding
-from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource, UnlikeSizesError
+from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource, UnlikeSizesError, Windows
 from healsg.data.workers import Workers
-from healsg.errors import DataError
+from healsg.errors import ConfigError, DataError
 from healsg.parts import declares
 from healsg.seeding import Draw, generator, mix, seed_foreign
 from healsg.training.step import Samples, TrainBatch
@@ -60,7 +60,7 @@ class EpochOrder:
     Args:
         epoch: from 0.
         foreign_state: what global generators, which transforms of other libraries draw from, are seeded with.
-        orders: by stream, (N,) int64, the indices of its samples in their order.
+        orders: by stream, (N,) int64 or int32, the indices of its samples in their order.
         shards: by stream and position, this process's part of a batch: where it starts and stops in the order, and how
             many of these rows count (``Sharding.share``).
         draws: by stream and view, the random numbers of the samples.
@@ -140,6 +140,8 @@ class Loader:
         self.in_memory = all(isinstance(source, TensorSource) for source in sources.values())
         self.workers = 0 if self.in_memory else workers
         self.sources = {stream: self._placed(stream, source) for stream, source in sources.items()}
+        self.windowed = {stream: self._window_view(stream) for stream in sources} if shuffle else {}
+        """By stream the view for which parts of samples are read; None where whole ones are."""
         self.sizes = {stream: batch_size * self.ratio.get(stream, 1) for stream in sources}
         for stream, source in sources.items():
             if not len(source):
@@ -196,6 +198,22 @@ class Loader:
         on_cpu = any(getattr(transform, "on_cpu", False) for transform in self.views[stream].values())
         device = self.sharding.device
         return source.to(device) if not on_cpu and source.fits(device) else source
+
+    def _window_view(self, stream: str) -> str | None:
+        """The view of a stream for which the data set reads random windows; None where it reads whole samples.
+
+        Raises ConfigError where samples are held, so that there is nothing left to cut a window out of, and where a
+        mask would have to follow.
+        """
+        for view, transform in self.views[stream].items():
+            if hasattr(transform, "windows"):
+                if self.placed:
+                    raise ConfigError("data.augment: crop moves images by itself, and no mask follows; standard works")
+                if len(self.views[stream]) == 1 and getattr(self.sources[stream], "has_windows", False):
+                    return view
+                way = "data.in_memory and data.cache hold resized ones, and several views share one picture"
+                raise ConfigError(f"data.augment: crop cuts its windows out of whole pictures; {way}; leave one out")
+        return None
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -344,11 +362,12 @@ class Loader:
         reading = self.reading
         for place in chain([position], range(min(len(self), reading.max_errors))):
             start, stop, rows = order.shards[stream][place]
-            index = order.orders[stream][start:stop]
+            index = order.orders[stream][start:stop].long()
             reading.begin(list(self.sources).index(stream))
-            draw = order.sample_draws[stream].part(start, stop) if self.shuffle else None
+            draw = _own(order.sample_draws[stream], start, stop) if self.shuffle else None
             if isinstance(source, DatasetSource):
-                raw = source.fetch(index, reading, draw=draw)
+                windows = self._windows(order, stream, start, stop)
+                raw = source.fetch(index, reading, draw=draw, windows=windows)
             else:
                 raw = source.fetch(index, draw=draw)
             if not reading.broken:
@@ -359,12 +378,26 @@ class Loader:
                 return raw, kept, start, stop, rows and len(kept)
         raise DataError(f"data.on_error: no batch of which enough can be read; {missed[-1][2]}")
 
+    def _windows(self, order: EpochOrder, stream: str, start: int, stop: int) -> Windows | None:
+        """The parts of samples that the view of a stream shows; None where samples are read whole."""
+        view = self.windowed.get(stream)
+        if view is None:
+            return None
+        transform: Any = self.views[stream][view]
+        windows: Windows = transform.windows(_own(order.draws[stream][view], start, stop))
+        return windows
+
     def _drawn(self, order: EpochOrder, stream: str, start: int, stop: int, kept: Tensor | None) -> Draws:
         """The draws of a part of an epoch's order for each view that is made by a transform."""
         drawn: dict[str, Draw | None] = {}
         for view, transform in self.views[stream].items():
             draw = order.draws[stream][view] if transform and self.shuffle else None
-            drawn[view] = draw and (draw.part(start, stop) if kept is None else draw.of(kept))
+            if draw is not None and kept is not None:
+                drawn[view] = draw.of(kept)
+            elif draw is not None and self.in_memory:
+                drawn[view] = draw.part(start, stop)
+            else:
+                drawn[view] = draw and _own(draw, start, stop)
         return drawn
 
     def _early(self, stream: str, raw: Batch, draws: Draws) -> tuple[Batch, Draws]:
@@ -429,11 +462,12 @@ class Loader:
             wanted = spans[-1][1]
             size = len(source)
             passes = -(-wanted // size)
-            turns = [self._shuffled(size, seed, stream, epoch, turn) + turn * size for turn in range(passes)]
-            places = torch.cat(turns)  # a sample that comes again in this epoch has another place, hence other draws
+            # An epoch's order is the largest thing that a worker has: half as large in 32 bits, where they suffice.
+            small = not self.in_memory and passes * size < 1 << 31
+            places = self._places(size, passes, torch.int32 if small else torch.int64, (seed, stream, epoch))
             if isinstance(source, TensorSource):
                 places = places.to(source.input.device)
-            orders[stream] = places % size
+            orders[stream] = places if passes == 1 else places % size
             if self._takes_turns():
                 shards[stream] = [(start, stop, stop - start) for start, stop in spans]
             else:
@@ -444,8 +478,17 @@ class Loader:
             sample_draws[stream] = _draw(mix(seed, stream, "as it is read"), places, epoch)
         return EpochOrder(epoch, mix(seed, "samples", epoch), orders, shards, draws, sample_draws)
 
-    def _shuffled(self, size: int, *key: int | str) -> Tensor:
-        return torch.randperm(size, generator=generator(*key)) if self.shuffle else torch.arange(size)
+    def _places(self, size: int, passes: int, dtype: torch.dtype, key: tuple[int | str, ...]) -> Tensor:
+        """(passes * size,) places of an epoch's samples: a sample's index, and ``size`` more with each further pass.
+
+        A sample that comes again in an epoch has another place, hence other draws.
+        """
+        if not self.shuffle:
+            return torch.arange(passes * size, dtype=dtype)
+        turns = [torch.randperm(size, generator=generator(*key, turn), dtype=dtype) for turn in range(passes)]
+        for turn, places in enumerate(turns):
+            places += turn * size
+        return turns[0] if passes == 1 else torch.cat(turns)
 
     def _bounds(self) -> list[tuple[int, int]]:
         """Where in the longest stream's order each batch of all processes starts and stops."""
@@ -465,6 +508,11 @@ class Loader:
 
 def _draw(key: int, places: Tensor, epoch: int, shared: Draw | None = None) -> Draw:
     return Draw(mix(epoch, state=key), places, key, epoch, shared)
+
+
+def _own(draw: Draw, start: int, stop: int) -> Draw:
+    """The draws of a batch by themselves: a worker has no use for those of the whole epoch, which ``part`` keeps."""
+    return draw.part(start, stop).alone()
 
 
 def _on_device(transform: Transform | None) -> bool:

@@ -25,6 +25,8 @@ Batch = dict[str, Any]
 Collate = Callable[[list[Any]], Any]
 Check = Callable[[Batch, int], None]
 """Refuses a sample, given with its index in its data set. Raises DataError, which may begin with the culprit's file."""
+Windows = Sequence[Sequence[float]]
+"""By sample the numbers in [0, 1) that choose a part of it; what they mean, the data set says."""
 
 
 @dataclass
@@ -227,11 +229,22 @@ class DatasetSource:
     def __len__(self) -> int:
         return len(self.dataset) if self.chosen is None else len(self.chosen)
 
-    def fetch(self, index: Tensor, reading: Reading | None = None, *, draw: Draw | None = None) -> Batch:
+    def fetch(
+        self,
+        index: Tensor,
+        reading: Reading | None = None,
+        *,
+        draw: Draw | None = None,
+        windows: Windows | None = None,
+    ) -> Batch:
         """See ``Source``. Raises DataError that names the sample, or leaves it out as ``reading`` says;
-        UnlikeSizesError where they cannot be joined for their sizes."""
+        UnlikeSizesError where they cannot be joined for their sizes.
+
+        ``windows``, one a sample, are handed to the data set's ``windowed`` (see ``has_windows``).
+        """
         reading = reading or Reading()
-        samples = self._read(wanted := (index if self.chosen is None else self.chosen[index]).tolist(), reading, draw)
+        wanted = (index if self.chosen is None else self.chosen[index]).tolist()
+        samples = self._read(wanted, reading, draw, windows)
         if reading.broken:
             index = index[[place for place in range(len(wanted)) if place not in reading.broken]]
         if not len(samples):
@@ -260,11 +273,19 @@ class DatasetSource:
         (sample,) = self._read([number], Reading(), draw)
         return as_batch(sample)
 
-    def _read(self, wanted: list[int], reading: Reading, draw: Draw | None) -> Sequence[Any]:
+    @property
+    def has_windows(self) -> bool:
+        """Whether the data set reads a part of a sample that is chosen by numbers: it has a method ``windowed``."""
+        return callable(getattr(self.dataset, "windowed", None))
+
+    def _read(
+        self, wanted: list[int], reading: Reading, draw: Draw | None, windows: Windows | None = None
+    ) -> Sequence[Any]:
         dataset = self.dataset
         at = reading.at
         passed_on = type(dataset) is Subset and not hasattr(dataset.dataset, "__getitems__")
-        many = None if passed_on or self.generators else getattr(dataset, "__getitems__", None)
+        single = passed_on or self.generators or windows is not None
+        many = None if single else getattr(dataset, "__getitems__", None)
         reading.begin_fetch()
         if many:
             at[1], at[2] = wanted[0], len(wanted) - 1
@@ -278,7 +299,11 @@ class DatasetSource:
         for place, i in enumerate(wanted):
             at[1] = i
             try:
-                samples.append(many([i])[0] if many else self._one(i, place, seeds[place], draw))
+                if many:
+                    samples.append(many([i])[0])
+                else:
+                    window = None if windows is None else windows[place]
+                    samples.append(self._one(i, place, seeds[place], draw, window))
             except Exception as error:
                 said = f"{self.name(i)}: {line(error)}"
                 if reading.on_error == "raise":
@@ -286,10 +311,12 @@ class DatasetSource:
                 reading.broken[place] = i, said
         return samples
 
-    def _one(self, number: int, place: int, seed: int, draw: Draw | None) -> Any:
+    def _one(self, number: int, place: int, seed: int, draw: Draw | None, window: Sequence[float] | None) -> Any:
         """A sample by its number in the data set, checked when it is first read."""
         self.generators.seed(seed)
-        if draw is not None and hasattr(self.dataset, "drawn"):
+        if window is not None:
+            sample = self.dataset.windowed(number, window)
+        elif draw is not None and hasattr(self.dataset, "drawn"):
             sample = self.dataset.drawn(number, draw.of(torch.tensor([place])))
         else:
             sample = self.dataset[number]

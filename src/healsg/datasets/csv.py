@@ -81,7 +81,7 @@ class Csv(Tables):
         return {name: [v for v, of in zip(values, said, strict=True) if of == part] for name, values in table.items()}
 
     def pictures(self, values: Sequence[Any], targets: Tensor) -> Any:
-        return Pictures(values, targets, self.image_size, self.channels, self.reading.remark)  # type: ignore[arg-type]
+        return Pictures(values, targets, self.image_size, self.channels, self.reading.remark, self.decoder)
 
 
 def read_csv(path: Path, delimiter: str) -> dict[str, list[str]]:

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from healsg.data.source import line
-from healsg.datasets.decoding import Remark, decode, unremarked
+from healsg.datasets.decoding import Decoder, Remark, choose_decoder, decode, unremarked
+from healsg.datasets.resizing import Window
 from healsg.datasets.files import locate
 from healsg.datasets.tables import Columns, Tables
 from healsg.errors import ConfigError, DataError
@@ -109,7 +110,7 @@ class HuggingFace(Tables):
         return values
 
     def pictures(self, values: Sequence[Any], targets: Tensor) -> Any:
-        return StoredPictures(values, targets, self.image_size, self.channels, self.reading.remark)
+        return StoredPictures(values, targets, self.image_size, self.channels, self.reading.remark, self.decoder)
 
 
 def label_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
@@ -127,20 +128,32 @@ class StoredPictures:
     Args:
         values: Arrow's ``{bytes, path}`` or bytes.
         targets: of each.
-        size, channels, remark: as ``healsg.datasets.imagefolder.Pictures`` has them.
+        size, channels, remark, decoder: as ``healsg.datasets.imagefolder.Pictures`` has them.
     """
 
     def __init__(
-        self, values: Sequence[Any], targets: Tensor, size: int, channels: int, remark: Remark = unremarked
+        self,
+        values: Sequence[Any],
+        targets: Tensor,
+        size: int,
+        channels: int,
+        remark: Remark = unremarked,
+        decoder: Decoder = "auto",
     ) -> None:
         self.values, self.targets, self.size, self.channels = values, targets, size, channels
-        self.remark = remark
+        self.remark, self.decoder = remark, choose_decoder(decoder, len(values))
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return decode(io.BytesIO(self._content(index)), self.size, self.channels, self.remark), self.targets[index]
+        content = io.BytesIO(self._content(index))
+        return decode(content, self.size, self.channels, self.remark, self.decoder), self.targets[index]
+
+    def windowed(self, index: int, window: Window) -> tuple[Tensor, Tensor]:
+        """As that of ``Pictures``."""
+        content = io.BytesIO(self._content(index))
+        return decode(content, self.size, self.channels, self.remark, self.decoder, window), self.targets[index]
 
     def _content(self, index: int) -> bytes:
         stored = self.values[index].as_py()

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
-
 from healsg.data.base import DataInfo
 from healsg.data.loader import Transform
 from healsg.data.source import DatasetSource, line
 from healsg.datasets.archives import Archive, provide
 from healsg.datasets.classification import Classification
+from healsg.datasets.decoding import Decoder
 from healsg.datasets.files import log
 from healsg.datasets.imagefolder import MEAN, PICTURE, STD, Pictures
 from healsg.errors import DataError
@@ -36,6 +35,7 @@ class PictureFiles(Classification):
         download: fetch the archives where neither they nor what is in them lie under ``root``.
         verify: take only archives with the published checksums. What is unpacked already is taken as it is.
         workers: loader processes that decode the pictures.
+        decoder: of JPEGs; see ``ImageFolder``.
         common: the arguments of Classification.
     """
 
@@ -60,11 +60,13 @@ class PictureFiles(Classification):
         download: bool = True,
         verify: bool = True,
         workers: Natural = 2,
+        decoder: Decoder = "auto",
         **common: Any,
     ) -> None:
         super().__init__(workers=workers, **common)
+        self.decoder: Decoder = decoder
         self.image_size, self.download, self.verify = image_size, download, verify
-        self.images = ImageViews(augment, flip, shift, MEAN, STD, padding=padding, size=image_size)
+        self.images = ImageViews(augment, flip, shift, MEAN, STD, padding=padding, size=image_size, files=True)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -101,8 +103,8 @@ class PictureFiles(Classification):
         classes = self.info.num_classes
         if wrong := [path for path, target in zip(paths, targets, strict=True) if not 0 <= target < classes]:
             raise DataError(f"{folder}: the label of {wrong[0]} lies outside the set's {classes} classes")
-        dataset = Pictures(paths, targets, self.image_size, 3, self.reading.remark)
-        return DatasetSource(dataset, targets=torch.tensor(targets))
+        dataset = Pictures(paths, targets, self.image_size, 3, self.reading.remark, self.decoder)
+        return DatasetSource(dataset, targets=dataset.targets)
 
     def provide(self, folder: Path) -> None:
         """See to it that the files are in ``folder``."""

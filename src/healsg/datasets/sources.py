@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from healsg.data.source import UNKNOWN, Batch, DatasetSource, Reading, Source, TensorSource
+from healsg.data.source import UNKNOWN, Batch, DatasetSource, Reading, Source, TensorSource, Windows
 from healsg.errors import DataError
 from healsg.seeding import Draw
 
@@ -30,8 +30,15 @@ class UnlabelledTensors(TensorSource):
 class UnlabelledDataset(DatasetSource):
     """A map-style data set whose batches hold no ``target``."""
 
-    def fetch(self, index: Tensor, reading: Reading | None = None, *, draw: Draw | None = None) -> Batch:
-        return _without_target(super().fetch(index, reading, draw=draw))
+    def fetch(
+        self,
+        index: Tensor,
+        reading: Reading | None = None,
+        *,
+        draw: Draw | None = None,
+        windows: Windows | None = None,
+    ) -> Batch:
+        return _without_target(super().fetch(index, reading, draw=draw, windows=windows))
 
     def sample(self, index: int, draw: Draw | None = None) -> Batch:
         return _without_target(super().sample(index, draw))
@@ -40,8 +47,15 @@ class UnlabelledDataset(DatasetSource):
 class RelabelledDataset(DatasetSource):
     """A map-style data set whose targets are those that ``targets`` tells, not its own."""
 
-    def fetch(self, index: Tensor, reading: Reading | None = None, *, draw: Draw | None = None) -> Batch:
-        batch = super().fetch(index, reading, draw=draw)
+    def fetch(
+        self,
+        index: Tensor,
+        reading: Reading | None = None,
+        *,
+        draw: Draw | None = None,
+        windows: Windows | None = None,
+    ) -> Batch:
+        batch = super().fetch(index, reading, draw=draw, windows=windows)
         if "target" in batch and self.targets is not None:
             batch["target"] = self.targets[batch["index"]]
         return batch
@@ -86,8 +100,8 @@ def unlabelled(source: Source, more: Source | None = None) -> Source:
 
 
 def _chosen(source: DatasetSource) -> Subset[object]:
-    index = range(len(source)) if source.chosen is None else source.chosen.tolist()
-    return Subset(source.dataset, index)
+    index = range(len(source)) if source.chosen is None else source.chosen.numpy()  # no list, which workers would copy
+    return Subset(source.dataset, index)  # type: ignore[arg-type]
 
 
 def _unknown(source: Source) -> DataError:

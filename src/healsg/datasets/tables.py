@@ -21,6 +21,7 @@ from healsg.datasets.classification import Classification
 from healsg.datasets.columns import ask_about_numbers, classes_of, has_label, indices, is_number, number, numbers
 from healsg.datasets.files import log
 from healsg.datasets.folders import is_picture
+from healsg.datasets.decoding import Decoder
 from healsg.datasets.imagefolder import MEAN, PICTURE, STD
 from healsg.datasets.labels import shown
 from healsg.errors import ConfigError, DataError
@@ -75,6 +76,7 @@ class Tables(Classification):
         test_fraction: the share of the training rows that serves as test part where there is none.
         missing_labels: what a row without a label means (empty, ``NA``, ``nan``, ``null``, ``?``): stop, leave the row
             out, or take such a word for a class of that name.
+        decoder: of pictures that are JPEGs; see ``ImageFolder``.
         common: the arguments of Classification.
     """
 
@@ -96,9 +98,11 @@ class Tables(Classification):
         test_fraction: Share = 0.0,
         missing_labels: Literal["raise", "drop", "keep"] = "raise",
         classes: list[str | float] | None = None,
+        decoder: Decoder = "auto",
         **common: Any,
     ) -> None:
         super().__init__(**common)
+        self.decoder: Decoder = decoder
         self.target = [target] if isinstance(target, str) else list(target)
         self.kind, self.kind_given, self.missing_labels = kind or "multiclass", kind is not None, missing_labels
         self.columns, self.image, self.test_fraction = columns, image, test_fraction
@@ -111,7 +115,7 @@ class Tables(Classification):
             raise ConfigError(f"data.columns: {columns}; name at least one, each once, and none that data.target names")
         mean, std = (MEAN, STD) if channels == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))
         size = image_size if image else shift + 1
-        self.images = ImageViews(augment, flip, shift, mean, std, padding=padding, size=size)
+        self.images = ImageViews(augment, flip, shift, mean, std, padding=padding, size=size, files=True)
         self._scaling = Standardise(torch.zeros(()), torch.ones(()), noise)
         self.given_classes = classes
         self._saved: DataInfo | None = None

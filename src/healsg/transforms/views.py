@@ -20,7 +20,9 @@ from healsg.transforms.placed import is_placed
 from healsg.transforms.volume import VolumeTransform
 from healsg.types import Count, Natural, Positive
 
-Augment = Literal["none", "light", "standard", "alternating", "strong", "randaugment", "trivialaugment", "autoaugment"]
+Augment = Literal[
+    "none", "light", "standard", "alternating", "strong", "randaugment", "trivialaugment", "autoaugment", "crop"
+]
 
 SMALL = 28
 """Pixels of the shorter side from which a crop or a change of colour leaves enough to see."""
@@ -42,12 +44,12 @@ class ImageViews:
     ``none`` is plain; ``standard`` a flip and a shift by whole pixels, as the set has them; ``alternating`` the same
     with a flip every other epoch (see ``random_flip``); ``light`` is ``standard`` from 28 pixels on, below that a
     rotation by 5 degrees and a shift by 0.7 pixels; ``strong`` turns, shifts, enlarges, shears and changes contrast and
-    colours, with noise on small images and cutout on others; the rest are torchvision's policies after ``standard``,
-    sample by sample.
+    colours, with noise on small images and cutout on others; ``crop`` shows a window of 8 to 100 % of the area in full
+    size, flipped where the set flips; the rest are torchvision's policies after ``standard``, sample by sample.
 
     Where targets have a place, such as masks, all views of a sample have one flip and one shift, those of
     ``standard``, in the place of what else would move them, and the target follows; colours, contrast, noise and cutout
-    are drawn by view. torchvision's policies are refused then.
+    are drawn by view. torchvision's policies and ``crop`` are refused then.
 
     Args:
         augment: the name of the augmentation of ``input``.
@@ -59,6 +61,7 @@ class ImageViews:
         padding: what comes in from outside, ``zero`` or ``reflect``.
         size: the images' shorter side in pixels.
         outside: the label of a mask's pixels that come in from outside with ``zero`` padding.
+        files: the images are decoded from files of any size, so that ``crop`` cuts its window out before resizing.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class ImageViews:
         maximum: Positive = 255.0,
         padding: Padding = "zero",
         outside: int = 0,
+        files: bool = False,
     ) -> None:
         self.standard = ImageTransform(flip, shift, mean, std, padding, size, maximum, outside=outside)
         self.plain = ImageTransform(False, 0, mean, std, padding, size, maximum)
@@ -90,6 +94,9 @@ class ImageViews:
                     f"data.augment: {augment} takes images of 1 or 3 channels, and these have {len(mean)}"
                 )
             made[augment] = PolicyTransform(augment, self.standard)
+        if augment == "crop":
+            whole = ImageTransform(flip, 0, mean, std, padding, size, maximum)
+            made[augment] = FromWindow(flip, 0, mean, std, padding, size, maximum) if files else RandomWindow(whole)
         if augment not in made:
             raise ConfigError(f"data.augment: {augment!r} is not one of {', '.join(get_args(Augment))}")
         twin = made["strong"] if size < SMALL else SelfSupervised(self.standard)
@@ -152,6 +159,33 @@ class FloatTransform:
         images = batch["input"].to(torch.float32) * (1 / self.usual.maximum)
         changed = self.recolour(images, draw) if placed else self.change(images, draw)
         return self.unit(batch | {"input": changed}, None)
+
+
+class RandomWindow(FloatTransform):
+    """A random window of each image in full size, 8 to 100 % of its area, flipped where the set flips."""
+
+    per_sample = True
+
+    def move(self, images: Tensor, draw: Draw) -> Tensor:
+        return affine.random_resized_crop(images, draw, flip=self.flip)
+
+    def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
+        if draw is not None and (draw.shared is not draw or is_placed(batch)):
+            raise ConfigError("data.augment: crop moves images by itself, and no mask follows; standard works")
+        return super().__call__(batch, draw)
+
+
+class FromWindow(ImageTransform):
+    """The flip and the normalisation of images that are random windows of their pictures already.
+
+    The loader asks for ``windows`` and hands them to the data set, which resizes only these parts of its pictures.
+    """
+
+    per_sample = True
+
+    def windows(self, draw: Draw) -> list[list[float]]:
+        """By sample the four numbers of ``healsg.datasets.resizing.window_box``."""
+        return uniform(draw, 4, which=2).tolist()
 
 
 class SmallLight(FloatTransform):

@@ -1,0 +1,174 @@
+"""The loader of picture files against torchvision's ImageFolder: python -m benchmarks.pictures [rounds] [pictures]
+
+Both deal the same JPEGs of 500x400 in batches of 64 as normalised float32, flipped at random: resized on the shorter side
+to 224 and cut to the centre, or as random resized crops. The other side is torchvision's ImageFolder with its PIL loader,
+transforms v2 on PIL images or on uint8 tensors, and torch's DataLoader. CPU seconds of all processes for one epoch, the
+sides by turns, workers 0 and 2; before that an epoch that is not counted. A ratio is one of a round; medians and ranges.
+
+The cache: the same epochs from ``data.cache=true``, what filling it takes, and the size that is told beforehand.
+
+The pictures are cuts of scikit-learn's two photographs, mirrored and with noise, of JPEG quality 90.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from healsg.data.base import Needs
+from healsg.datasets.imagefolder import MEAN, STD, ImageFolder
+
+BATCH, SIZE = 64, 224
+
+
+def write(folder: Path, count: int) -> None:
+    """``count`` JPEGs in two classes."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    rng = np.random.default_rng(0)
+    photographs = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+    for number in range(count):
+        label = number % 2
+        top, left = rng.integers(0, 27), rng.integers(0, 140)
+        cut = photographs[label][top : top + 400, left : left + 500] + rng.normal(0, 4, (400, 500, 3))
+        cut = cut[:, ::-1] if rng.random() < 0.5 else cut
+        (place := folder / f"class{label}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(cut.clip(0, 255).astype(np.uint8)).save(place / f"{number:05}.jpg", quality=90)
+
+
+def ours(folder: Path, workers: int, crop: bool, **options: Any) -> Callable[[int], Iterable[Any]]:
+    """Epochs of the training loader as a run has it."""
+    data = ImageFolder(
+        str(folder),
+        root=str(folder.parent),
+        image_size=SIZE,
+        augment="crop" if crop else "standard",
+        shift=0,
+        val_fraction=0,
+        batch_size=BATCH,
+        workers=workers,
+        **{"decoder": "torchvision", **options},
+    )
+    loader = data.loaders(Needs())["train"]
+    return lambda epoch: loader.batches(epoch)
+
+
+def theirs(folder: Path, workers: int, crop: bool, tensors: bool) -> Callable[[int], Iterable[Any]]:
+    """Epochs of torchvision's ImageFolder, read by PIL and changed by transforms v2."""
+    from torch.utils.data import DataLoader
+    from torchvision import datasets
+    from torchvision.transforms import v2
+
+    resized = [v2.RandomResizedCrop(SIZE, antialias=True)] if crop else [v2.Resize(SIZE), v2.CenterCrop(SIZE)]
+    steps = [*resized, v2.RandomHorizontalFlip()]
+    steps = [v2.ToImage(), *steps] if tensors else [*steps, v2.ToImage()]
+    change = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+    dataset = datasets.ImageFolder(str(folder), change)
+    loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    return lambda epoch: loader
+
+
+def cpu(children: list[int]) -> float:
+    """CPU seconds of this process and of the workers."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    ticks = 0
+    for child in children:
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return own.ru_utime + own.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def workers_of(process: int) -> list[int]:
+    """The processes that this one has started and that live."""
+    listed = Path(f"/proc/{process}/task/{process}/children")
+    return [int(one) for one in listed.read_text().split()] if listed.exists() else []
+
+
+def measured(epoch: Iterable[Any]) -> float:
+    """CPU seconds of one epoch."""
+    began = cpu(children := workers_of(os.getpid()))
+    for batch in epoch:
+        del batch
+    return cpu(children) - began
+
+
+def middle(values: list[float], unit: str = "") -> str:
+    return f"{statistics.median(values):.3f}{unit} ({min(values):.3f} to {max(values):.3f})"
+
+
+def compare(folder: Path, pictures: int, rounds: int, workers: int, crop: bool) -> None:
+    """One table: each side's milliseconds a picture, and our share of each of the others."""
+    sides = {
+        "ours, torchvision": ours(folder, workers, crop),
+        "ours, pil": ours(folder, workers, crop, decoder="pil"),
+        "ImageFolder, v2 on PIL": theirs(folder, workers, crop, tensors=False),
+        "ImageFolder, v2 on tensors": theirs(folder, workers, crop, tensors=True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, epochs in sides.items():
+            took = measured(epochs(number))
+            if number:
+                seconds[name].append(took)
+    print(f"\n{'random resized crop' if crop else 'resize'} to {SIZE}, workers {workers}, ms of CPU a picture")
+    for name, values in seconds.items():
+        print(f"  {name:28} {middle([1000 * value / pictures for value in values])}")
+    for name in ("ours, torchvision", "ours, pil"):
+        for other in ("ImageFolder, v2 on PIL", "ImageFolder, v2 on tensors"):
+            ratios = [own / base for own, base in zip(seconds[name], seconds[other], strict=True)]
+            print(f"  {name} / {other[13:]}: {middle(ratios)}")
+    sys.stdout.flush()
+    del sides
+    gc.collect()
+
+
+def caching(folder: Path, pictures: int, rounds: int) -> None:
+    """Seconds of the first epoch with a cache, which fills it, and of the others, with and without one."""
+    began = time.process_time()
+    cached = ours(folder, 0, False, cache=True)
+    filling = time.process_time() - began
+    plain = ours(folder, 0, False)
+    rows: dict[str, list[float]] = {"with": [], "without": []}
+    for number in range(rounds + 1):
+        rows["with"].append(measured(cached(number)))
+        rows["without"].append(measured(plain(number)))
+    first = filling + rows["with"][0]
+    print(f"\ncache, workers 0, ms of CPU a picture: filling {1000 * filling / pictures:.3f}")
+    print(
+        f"  first epoch with filling {1000 * first / pictures:.3f}, without {1000 * rows['without'][0] / pictures:.3f}"
+    )
+    for name, values in rows.items():
+        print(f"  later epochs {name:8} {middle([1000 * value / pictures for value in values[1:]])}")
+    two = (first + statistics.median(rows["with"][1:])) / (rows["without"][0] + statistics.median(rows["without"][1:]))
+    print(f"  two epochs with / without: {two:.3f}", flush=True)
+
+
+def main() -> None:
+    rounds, pictures = [*map(int, sys.argv[1:]), *[5, 192][len(sys.argv) - 1 :]][:2]
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        write(folder := Path(place) / "pictures", pictures)
+        print(f"torch {torch.__version__}, {pictures} pictures, {rounds} rounds, one thread")
+        for crop in (False, True):
+            for workers in (0, 2):
+                compare(folder, pictures, rounds, workers, crop)
+        logging.getLogger("healsg").setLevel(logging.INFO)
+        logging.getLogger("healsg").addHandler(logging.StreamHandler(sys.stdout))
+        caching(folder, pictures, rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""PathList: a million paths in one piece of memory, which loader processes share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+
+class PathList(Sequence[str]):
+    """Paths as one buffer of bytes and the offsets at which each begins.
+
+    A list of strings would be copied into every loader process page by page, since reading a string changes its
+    reference count. A string is made when its path is asked for, and goes with who asked.
+
+    Args:
+        paths: any texts, also such as have no encoding in UTF-8 (names of files may be any bytes).
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        content, ends = bytearray(), [0]
+        for path in paths:
+            content += str(path).encode("utf-8", "surrogatepass")
+            ends.append(len(content))
+        self.content: Tensor = torch.frombuffer(content or bytearray(1), dtype=torch.uint8)
+        self.offsets: Tensor = torch.tensor(ends, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]  # from the end where it is negative; IndexError beyond
+        begin, end = self.offsets[place : place + 2].tolist()
+        return self.content[begin:end].numpy().tobytes().decode("utf-8", "surrogatepass")
+
+    def __iter__(self) -> Iterator[str]:
+        whole, begin = memoryview(self.content.numpy()), 0
+        for ends in self.offsets[1:].split(1 << 12):  # a list of all of them would be a million numbers
+            for end in ends.tolist():
+                yield bytes(whole[begin:end]).decode("utf-8", "surrogatepass")
+                begin = end
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, PathList):
+            return torch.equal(self.offsets, other.offsets) and torch.equal(self.content, other.content)
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
