@@ -1,9 +1,10 @@
 """The loader of picture files against torchvision's ImageFolder: python -m benchmarks.pictures [rounds] [pictures]
 
-Both deal the same JPEGs of 500x400 in batches of 64 as normalised float32, flipped at random: resized on the shorter side
-to 224 and cut to the centre, or as random resized crops. The other side is torchvision's ImageFolder with its PIL loader,
-transforms v2 on PIL images or on uint8 tensors, and torch's DataLoader. CPU seconds of all processes for one epoch, the
-sides by turns, workers 0 and 2; before that an epoch that is not counted. A ratio is one of a round; medians and ranges.
+Both deal the same JPEGs of 500x400 in batches of 64 as normalised float32, flipped at random: resized on the shorter
+side to 224 and cut to the centre, or as random resized crops. The other side is torchvision's ImageFolder with its PIL
+loader, transforms v2 on PIL images or on uint8 tensors, and torch's DataLoader. CPU seconds of all processes for one
+epoch, the sides by turns, workers 0 and 2; before that an epoch that is not counted. A ratio is one of a round; medians
+and ranges.
 
 The cache: the same epochs from ``data.cache=true``, what filling it takes, and the size that is told beforehand.
 

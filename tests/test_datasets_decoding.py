@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from tests import fake_data
 
 from healsg.data.base import Needs
 from healsg.data.sharding import Sharding
@@ -19,7 +20,6 @@ from healsg.datasets.imagefolder import ImageFolder, Pictures
 from healsg.datasets.path_list import PathList
 from healsg.datasets.resizing import window_box
 from healsg.errors import ConfigError, DataError
-from tests import fake_data
 
 Pixels = np.ndarray[Any, Any]
 

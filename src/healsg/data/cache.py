@@ -27,7 +27,7 @@ log = logging.getLogger("healsg")
 CHUNK = 64
 """Samples that are read together."""
 
-FORMAT = 2
+FORMAT = 3
 """Of a cache; others are made anew."""
 
 SUMS, LAYOUT = "sums", "layout"

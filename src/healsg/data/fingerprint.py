@@ -91,7 +91,7 @@ def _of_dataset(dataset: Any) -> Fingerprint:
     if isinstance(paths, Sequence) and len(paths) and isinstance(paths[0], (str, Path)):
         labels = getattr(dataset, "targets", None)
         known = {} if labels is None else {"labels": _of_tensor(torch.as_tensor(labels))}
-        return _of_files([str(path) for path in paths]) | known
+        return _of_files(paths if isinstance(paths[0], str) else [str(path) for path in paths]) | known
     return {}
 
 
@@ -112,7 +112,7 @@ def _of_tensor(tensor: Tensor) -> str:
     return total.hexdigest()
 
 
-def _of_files(paths: list[str]) -> Fingerprint:
+def _of_files(paths: Sequence[str]) -> Fingerprint:
     """Names, sizes and times of files, and the contents of all or of some; a file that is not there counts too."""
     common = _common_folder(paths)
     facts = np.fromiter((fact for path in paths for fact in _stat(path)), dtype=np.int64, count=4 * len(paths))
@@ -124,16 +124,19 @@ def _of_files(paths: list[str]) -> Fingerprint:
         "times": hashlib.sha256(times.tobytes()).hexdigest(),
         "newest": [int(changes[newest]), paths[newest]],
     }
-    readable = [path if real else "" for path, real in zip(paths, regular.tolist(), strict=True)]
     if len(paths) <= MANY and int(sizes.sum()) <= WHOLE_FILES:
-        found["contents"] = _joined(_content(path, None) for path in readable)
+        found["contents"] = _joined(
+            _content(path if real else "", None) for path, real in zip(paths, regular, strict=True)
+        )
     else:
         places = np.linspace(0, len(paths) - 1, min(SAMPLED, len(paths))).round().astype(int).tolist()
-        found["sample"] = [[int(times[place]), _content(readable[place], SAMPLED_BYTES)] for place in places]
+        found["sample"] = [
+            [int(times[place]), _content(paths[place] if regular[place] else "", SAMPLED_BYTES)] for place in places
+        ]
     return found
 
 
-def _common_folder(paths: list[str]) -> str:
+def _common_folder(paths: Sequence[str]) -> str:
     """The folder in or below which all files lie; empty where there is none."""
     try:
         return os.path.commonpath([os.path.dirname(path) for path in (min(paths), max(paths))])  # noqa: PTH120

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from healsg.data.source import line
 from healsg.datasets.decoding import Decoder, Remark, choose_decoder, decode, unremarked
-from healsg.datasets.resizing import Window
 from healsg.datasets.files import locate
+from healsg.datasets.resizing import Window
 from healsg.datasets.tables import Columns, Tables
 from healsg.errors import ConfigError, DataError
 from healsg.paths import shown

@@ -19,9 +19,9 @@ from healsg.data.loader import Transform
 from healsg.data.source import DatasetSource, Source, TensorSource
 from healsg.datasets.classification import Classification
 from healsg.datasets.columns import ask_about_numbers, classes_of, has_label, indices, is_number, number, numbers
+from healsg.datasets.decoding import Decoder
 from healsg.datasets.files import log
 from healsg.datasets.folders import is_picture
-from healsg.datasets.decoding import Decoder
 from healsg.datasets.imagefolder import MEAN, PICTURE, STD
 from healsg.datasets.labels import shown
 from healsg.errors import ConfigError, DataError

@@ -1,0 +1,75 @@
+"""What a data set of a million paths costs each loader worker: python -m benchmarks.memory_paths [paths] [epochs]
+
+Epochs of the loader with two workers over a thousand paths and over a million, in a process of their own each. No file
+is read: a data set that keeps its paths and targets as ``Pictures`` does, with a reader that gives a small tensor.
+Private memory (Private_Dirty of smaps_rollup, or RssAnon where there is none) of each worker after each epoch, in MB;
+beside it the same with a list of strings and a list of numbers in the place of ``PathList`` and a tensor.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from healsg.data.loader import Loader
+from healsg.data.source import DatasetSource
+from healsg.datasets.imagefolder import Pictures
+
+
+class Unread(Pictures):
+    """Pictures whose files are not there."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return torch.full((2,), float(len(self.paths[index]))), self.targets[index]
+
+
+def private(process: int) -> float:
+    """The memory in MB that a process has for itself."""
+    try:
+        rows = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        return sum(int(row.split()[1]) for row in rows if row.startswith(("Private_Dirty", "Pss_Anon"))) / 1000
+    except OSError:
+        rows = Path(f"/proc/{process}/status").read_text().splitlines()
+        return next(int(row.split()[1]) for row in rows if row.startswith("RssAnon")) / 1000
+
+
+def measure(kind: str, count: int, epochs: int) -> None:
+    """Print a line an epoch."""
+    torch.set_num_threads(1)
+    paths = [f"/data/pictures/train/class{number % 1000:04}/picture_{number:08}.jpg" for number in range(count)]
+    targets = [number % 1000 for number in range(count)]
+    dataset = Unread(paths, targets, 224, 3, decoder="pil")
+    if kind == "lists":
+        dataset.paths, dataset.targets = paths, targets  # type: ignore[assignment]
+    else:
+        del paths, targets
+    loader = Loader({"labelled": DatasetSource(dataset)}, {"labelled": {"input": None}}, 256, shuffle=True, workers=2)
+    for epoch in range(epochs):
+        rows = sum(rows for _, rows in loader.batches(epoch))
+        assert rows == count
+        assert loader._workers is not None
+        grown = [private(process.pid) for process, _ in loader._workers.hands]
+        print(
+            f"{kind:9} {count:8} paths, epoch {epoch + 1}: {', '.join(f'{each:.1f}' for each in grown)} MB", flush=True
+        )
+
+
+def main() -> None:
+    if len(sys.argv) > 3:
+        measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+        return
+    count, epochs = [*map(int, sys.argv[1:]), *[1_000_000, 3][len(sys.argv) - 1 :]][:2]
+    for kind in ("PathList", "lists"):
+        for number in (1000, count):
+            subprocess.run(
+                [sys.executable, "-m", "benchmarks.memory_paths", kind, str(number), str(epochs)], check=True
+            )
+
+
+if __name__ == "__main__":
+    main()
