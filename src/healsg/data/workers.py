@@ -26,6 +26,9 @@ from healsg.data.source import Reading, line
 from healsg.errors import DataError, HealsgError
 from healsg.torch_private import become_worker
 
+LARGEST_KEPT = 1 << 30
+"""Bytes of a batch up to which a worker uses the memory of the one before again."""
+
 
 class Workers:
     """Processes that run ``prepare`` ahead, in turn.
@@ -129,6 +132,7 @@ def _work(
         signal.signal(each, signal.SIG_IGN)
     threading.Thread(target=_outlive, daemon=True).start()
     torch.set_num_threads(1)
+    system.keep_freed_memory(LARGEST_KEPT)
     become()
     reading.write_to(at.numpy().data)
     with contextlib.suppress(EOFError, OSError):  # a parent that is gone
