@@ -70,6 +70,7 @@ def test_numbers_are_each_samples_own():
     assert torch.equal(uniform(Draw(5, chosen), 3), whole[chosen])
     assert torch.equal(uniform(draw(50).part(10, 20), 3), whole[10:20])
     assert torch.equal(bell(draw(50).part(10, 20), 5), bell(draw(50), 5)[10:20])
+    assert torch.equal(uniform(Draw(5, chosen.int()), 3), whole[chosen])
 
 
 # --- geometry --------------------------------------------------------------------------------------------------------

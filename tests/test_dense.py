@@ -138,9 +138,10 @@ def test_what_a_shift_brings_into_a_mask_has_the_label_outside(outside: int) -> 
     )
 
 
-def test_policies_that_move_images_are_refused_for_masks() -> None:
-    with pytest.raises(ConfigError, match="no mask follows"):
-        Blobs(augment="randaugment").loaders(Needs())["train"].batch(0, 0)
+@pytest.mark.parametrize("augment", ["randaugment", "crop"])
+def test_what_moves_images_by_itself_is_refused_for_masks(augment: str) -> None:
+    with pytest.raises(ConfigError, match=f"^data.augment: {augment} moves images by itself, and no mask follows"):
+        Blobs(augment=augment).loaders(Needs())["train"].batch(0, 0)
 
 
 # --- d: mixing -------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def orientation_of(opened: Image.Image) -> int:
         orientation = opened.getexif().get(ORIENTATION)
     except (SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OSError, struct.error):
         return 1  # the pixels can be read: only what is said beside them is damaged
-    return orientation if orientation in range(2, 9) else 1
+    return next((turn for turn in range(2, 9) if turn == orientation), 1)
 
 
 def as_shown(pixels: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:

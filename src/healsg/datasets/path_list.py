@@ -44,8 +44,8 @@ class PathList(Sequence[str]):
         return self.content[begin:end].numpy().tobytes().decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
-        whole, begin = memoryview(self.content.numpy()), 0
-        for ends in self.offsets[1:].split(1 << 12):  # a list of all of them would be a million numbers
+        whole, begin = self.content.numpy().data, 0
+        for ends in torch.split(self.offsets[1:], 1 << 12):  # a list of all of them would be a million numbers
             for end in ends.tolist():
                 yield bytes(whole[begin:end]).decode("utf-8", "surrogatepass")
                 begin = end
