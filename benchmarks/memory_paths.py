@@ -32,7 +32,7 @@ def private(process: int) -> float:
     """The memory in MB that a process has for itself."""
     try:
         rows = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        return sum(int(row.split()[1]) for row in rows if row.startswith(("Private_Dirty", "Pss_Anon"))) / 1000
+        return sum(int(row.split()[1]) for row in rows if row.startswith("Private_Dirty")) / 1000
     except OSError:
         rows = Path(f"/proc/{process}/status").read_text().splitlines()
         return next(int(row.split()[1]) for row in rows if row.startswith("RssAnon")) / 1000
@@ -41,13 +41,10 @@ def private(process: int) -> float:
 def measure(kind: str, count: int, epochs: int) -> None:
     """Print a line an epoch."""
     torch.set_num_threads(1)
-    paths = [f"/data/pictures/train/class{number % 1000:04}/picture_{number:08}.jpg" for number in range(count)]
-    targets = [number % 1000 for number in range(count)]
-    dataset = Unread(paths, targets, 224, 3, decoder="pil")
+    names = (f"/data/pictures/train/class{number % 1000:04}/picture_{number:08}.jpg" for number in range(count))
+    dataset = Unread(names, torch.arange(count) % 1000, 224, 3, decoder="pil")
     if kind == "lists":
-        dataset.paths, dataset.targets = paths, targets  # type: ignore[assignment]
-    else:
-        del paths, targets
+        dataset.paths, dataset.targets = list(dataset.paths), dataset.targets.tolist()  # type: ignore[assignment]
     loader = Loader({"labelled": DatasetSource(dataset)}, {"labelled": {"input": None}}, 256, shuffle=True, workers=2)
     for epoch in range(epochs):
         rows = sum(rows for _, rows in loader.batches(epoch))

@@ -22,7 +22,7 @@ from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
 from healsg.evaluation.evaluator import collect
 from healsg.losses.usual import LabelsLoss, RegressionLoss
-from healsg.metric import Accuracy, Metric
+from healsg.metric import Accuracy, Metric, count_of_all, predicted
 from healsg.metrics.classification import F1, BalancedAccuracy, CalibrationError, Confusion, TopK
 from healsg.metrics.multilabel import LabelAccuracy
 from healsg.metrics.ranking import AUROC, area
@@ -505,3 +505,15 @@ def test_an_auroc_of_many_classes_can_be_stopped_at_each_of_them() -> None:
     with pytest.raises(InterruptedError):
         collect({"auroc": metric}, stop)
     assert collect({"auroc": metric})["auroc"] == metric.of([metric.packed()])
+
+
+@pytest.mark.parametrize("classes", [999, 1000, 1023, 1024, 1025, 5000])
+def test_the_predicted_class_among_many_is_that_of_argmax(classes):
+    draws = torch.Generator().manual_seed(0)
+    output = torch.randint(0, 40, (64, classes), generator=draws).float()  # with many that are the largest
+    output[3, classes // 2] = output[3, 7] = math.nan
+    output[5] = -math.inf
+    output[6, -1] = math.inf
+    assert torch.equal(predicted(output), output.argmax(dim=1))
+    assert count_of_all(output).isnan()
+    assert count_of_all(output[6:]).item() == output[6:].numel()

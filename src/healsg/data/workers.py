@@ -7,6 +7,7 @@ here each has a pipe of its own, and a row of shared memory says which sample it
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -133,6 +134,7 @@ def _work(
     threading.Thread(target=_outlive, daemon=True).start()
     torch.set_num_threads(1)
     system.keep_freed_memory(LARGEST_KEPT)
+    gc.freeze()  # a collection would write to, and so copy, every page on which the parent's objects lie
     become()
     reading.write_to(at.numpy().data)
     with contextlib.suppress(EOFError, OSError):  # a parent that is gone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -186,16 +186,19 @@ class ImageFolder(Classification):
         present = inner_folders(folder)
         if unknown := sorted(set(present) - set(classes)):
             raise DataError(f"{folder}: the class {unknown[0]!r} is not in the training part")
-        paths: list[str] = []
-        targets: list[int] = []
-        skipped, empty = 0, []
-        for label, name in enumerate(classes):
-            pictures, others = _pictures(folder / name) if name in present else ([], 0)
-            if not pictures:
-                empty.append(name)
-            paths += pictures
-            targets += [label] * len(pictures)
-            skipped += others
+        counts: list[int] = []
+        skipped: list[int] = []
+
+        def pictures() -> Iterator[str]:
+            for name in classes:
+                found, others = _pictures(folder / name) if name in present else ([], 0)
+                counts.append(len(found))
+                skipped.append(others)
+                yield from found
+
+        paths = PathList(pictures())  # class by class, so that there never are strings for all of them
+        empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+        targets = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64))
         if empty and (not paths or (part == "train" and self._saved is None)):
             raise DataError(f"{folder / empty[0]}: no pictures in it ({', '.join(EXTENSIONS)})")
         if empty:
@@ -203,7 +206,12 @@ class ImageFolder(Classification):
         if beside := sum(1 for _ in pictures_in(folder)):
             log.warning("%s: %d pictures lie beside the class folders and are left out", folder, beside)
         log.info(
-            "%s: %d %s pictures in %d classes, %d other files skipped", folder, len(paths), part, len(classes), skipped
+            "%s: %d %s pictures in %d classes, %d other files skipped",
+            folder,
+            len(paths),
+            part,
+            len(classes),
+            sum(skipped),
         )
         dataset = Pictures(paths, targets, self.image_size, self.channels, self.reading.remark, self.decoder)
         return DatasetSource(dataset, targets=dataset.targets)
@@ -232,7 +240,8 @@ class Pictures:
         remark: Remark = unremarked,
         decoder: Decoder = "auto",
     ) -> None:
-        self.paths, self.targets = PathList(paths), torch.as_tensor(targets)
+        self.paths = paths if isinstance(paths, PathList) else PathList(paths)
+        self.targets = torch.as_tensor(targets)
         self.size, self.channels, self.remark = size, channels, remark
         self.decoder: Literal["torchvision", "pil"] = choose_decoder(decoder, len(self.paths))
 

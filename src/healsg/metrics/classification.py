@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from healsg.data.base import DataInfo
-from healsg.metric import Metric, count_of, counted, known, precise
+from healsg.metric import Metric, count_of, count_of_all, counted, known, precise, predicted
 from healsg.types import Count
 
 log = logging.getLogger("healsg")
@@ -86,7 +86,7 @@ class BalancedAccuracy(Metric):
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
         samples, classes = known(output, target), output.shape[1]
-        hits = tally(target, output.argmax(dim=1) == target, classes)
+        hits = tally(target, predicted(output) == target, classes)
         return torch.cat([hits, tally(target, samples, classes), count_of(output, samples).view(1)])
 
     def value(self, state: list[float]) -> float:
@@ -109,9 +109,9 @@ class F1(Metric):
         if labels:
             true, taken = target > 0.5, output > 0
             sums = [precise((true & taken).sum(dim=0)), precise(true.sum(dim=0) + taken.sum(dim=0))]
-            count = count_of(output, torch.ones_like(taken))
+            count = count_of_all(output)
         else:
-            samples, taken, classes = known(output, target), output.argmax(dim=1), output.shape[1]
+            samples, taken, classes = known(output, target), predicted(output), output.shape[1]
             both = tally(target, samples, classes) + tally(taken, samples, classes)
             sums = [tally(target, taken == target, classes), both]
             count = count_of(output, samples)

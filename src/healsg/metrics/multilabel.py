@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from healsg.metric import Metric, count_of, counted
+from healsg.metric import Metric, count_of_all, counted
 
 
 class LabelAccuracy(Metric):
@@ -21,4 +20,4 @@ class LabelAccuracy(Metric):
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
         right = (output > 0) == (target > 0.5)
-        return counted(right.sum(), count_of(output, torch.ones_like(right)))
+        return counted(right.count_nonzero(), count_of_all(output))
