@@ -227,8 +227,8 @@ def test_several_streams() -> None:
     loader = streams(numbered(10), numbered(100), Sharding())
     assert (len(loader), loader.samples) == (9, 100), "the longest stream, at three times the batch, makes the epoch"
     batches = dealt(loader)
-    assert [len(batch["labelled"]["input"]) for batch, _ in batches] == [4] * 9
     assert [len(batch["unlabelled"]["weak"]) for batch, _ in batches] == [12] * 8 + [4]
+    assert [len(batch["labelled"]["input"]) for batch, _ in batches] == [4] * 8 + [2], "the last one in proportion"
     assert set(batches[0][0]["unlabelled"]) == {"weak", "strong", "target", "index"}
     seen = Counter(int(i) for batch, _ in batches for i in batch["unlabelled"]["index"])
     assert set(seen.values()) == {1}
@@ -240,7 +240,7 @@ def test_several_streams() -> None:
         weak, strong = batch["unlabelled"]["weak"] - stored, batch["unlabelled"]["strong"] - stored
         assert not (weak == strong).any(), "each view has draws of its own"
     values = torch.cat([batch["labelled"]["input"] for batch, _ in batches])
-    assert len(values.unique()) == 36, "a sample that comes again in an epoch is drawn anew"
+    assert len(values.unique()) == 34, "a sample that comes again in an epoch is drawn anew"
     assert same(dealt(loader, 0, 5), batches[5:])
 
 

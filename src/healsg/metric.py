@@ -155,7 +155,7 @@ def predicted(output: Tensor) -> Tensor:
         return output.argmax(dim=1)
     width = math.isqrt(classes)
     even = classes // width * width
-    largest = [output[:, :even].unflatten(1, (-1, width)).amax(dim=2)]
+    largest = [output[:, :even].reshape(len(output), -1, width).amax(dim=2)]
     if even < classes:
         largest.append(output[:, even:].amax(dim=1, keepdim=True))
     block = torch.cat(largest, dim=1).argmax(dim=1, keepdim=True) * width
