@@ -446,6 +446,7 @@ class Loader:
     def _order_of(self, epoch: int) -> EpochOrder:
         """The order of ``epoch``, which is kept until another epoch is asked for."""
         if self._order is None or self._order.epoch != epoch:
+            self._order = None  # first, so that the new one takes its memory: a worker need not have room for two
             self._order = self._make_order(epoch)
         return self._order
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Window = Sequence[float]
 """Four numbers in [0, 1) that choose a part of a picture; see ``window_box``."""
@@ -66,12 +69,14 @@ def resized(pixels: Tensor, size: int, window: Window | None = None) -> Tensor:
 
 def resized_floats(image: Image.Image, size: int, window: Window | None = None) -> Tensor:
     """The same of a picture of floating-point numbers, by Pillow: (1, size, size) float32."""
+    from PIL.Image import Resampling
+
     if window is not None:
         left, top, wide, high = window_box(window, *image.size)
-        image = image.crop((left, top, left + wide, top + high)).resize((size, size), Image.Resampling.BILINEAR)
+        image = image.crop((left, top, left + wide, top + high)).resize((size, size), Resampling.BILINEAR)
     else:
         high, wide, top, left = _centre(image.height, image.width, size)
-        image = image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+        image = image.resize((wide, high), Resampling.BILINEAR).crop((left, top, left + size, top + size))
     return torch.from_numpy(np.array(image)).unsqueeze(0)
 
 
