@@ -248,8 +248,8 @@ def listed(source: DatasetSource | None) -> list[tuple[Path, int]]:
     """The files of a part and their labels, where both ways to the labels agree."""
     assert source is not None
     assert source.targets is not None
-    assert source.targets.tolist() == source.dataset.targets
-    return [(Path(path), label) for path, label in zip(source.dataset.paths, source.dataset.targets, strict=True)]
+    assert source.targets.tolist() == source.dataset.targets.tolist()
+    return [(Path(path), label) for path, label in zip(source.dataset.paths, source.dataset.targets.tolist(), strict=True)]
 
 
 def theirs(paths: Any, labels: Any) -> list[tuple[Path, int]]:
