@@ -1,4 +1,4 @@
-"""``healsg predict RUN PATH...``: classes and probabilities of new samples, from what a run left behind."""
+"""``healsg predict RUN PATH...``: classes and probabilities of new samples, or masks, from what a run left behind."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from healsg import safefiles
 from healsg.commands.arguments import parse_flags
+from healsg.commands.predict_masks import predict_masks
+from healsg.commands.predict_request import UNREADABLE, Request
 from healsg.config.names import did_you_mean
 from healsg.errors import ConfigError, RunError, one_line
 from healsg.paths import current_folder
@@ -32,61 +33,34 @@ usage: healsg predict RUN [RUN ...] PATH [PATH ...] [--flags] [key=value ...]
 
   healsg predict exp1 pictures/ --out predictions.csv
   healsg predict fold1 fold2 fold3 pictures/ --out predictions.jsonl --tta flips
+  healsg predict exp2 scans/ --out masks/                a run of a segmentation
 
 RUN is a folder or a name under runs/; the probabilities of several runs, or of
 all runs of a sweep, are averaged. PATH is a picture, a folder of pictures with
-all below it, a table (.csv, .tsv) or an array (.npz, .npy).
+all below it, a table (.csv, .tsv) or an array (.npz, .npy). A segmentation takes
+volumes (.nii, .nii.gz, .mha, .mhd, .nrrd) or pictures, and gives each a mask in
+its own space and kind of file; scores are averaged.
 
   --out FILE         a .csv or .jsonl file, or a folder for predictions.csv;
                      without it the most probable classes are shown. The same
-                     command goes on with a file that was cut
+                     command goes on with a file that was cut. Masks go into
+                     a folder; those that are there are not made again
   --checkpoint best  or last, for which the training data must be there
-  --tta flips        average over mirrored pictures; shifts: over moved ones;
-                     flips,shifts: over all of both
+  --tta flips        average over mirrored pictures or volumes; shifts: over
+                     moved ones; flips,shifts: over all of both
   --features         what the head of the network makes outputs of, too
-  --batch-size N     samples of one forward pass; else the run's data.batch_size
+  --batch-size N     samples of one forward pass; else the run's data.batch_size.
+                     Of a segmentation windows, 1 where nothing is said
   --workers N        threads that decode pictures
   --json             lines of JSON on standard output
 
 key=value changes a setting of the runs, such as runner.device=cpu. The exit
 status is 0, or 3 where some samples cannot be read: their rows say why."""
 
-UNREADABLE = 3
-"""The exit status where some samples have an error in the place of a class."""
-
 IN_FOLDER = "predictions.csv"
 """The file's name where ``--out`` is a folder."""
 
 MOST_THREADS = 8
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for.
-
-    Args:
-        runs: whose networks are asked.
-        paths: of the samples.
-        overrides: of the runs' settings.
-        out: the file; None is standard output.
-        checkpoint: ``best`` or ``last``.
-        tta: the test-time augmentation.
-        features: whether features are wanted.
-        batch_size: of a forward pass; None is the first run's.
-        workers: threads that read samples.
-        json: whether standard output gets JSON.
-    """
-
-    runs: list[RunFolder]
-    paths: list[str]
-    overrides: list[str]
-    out: Path | None
-    checkpoint: str
-    tta: list[str]
-    features: bool
-    batch_size: int | None
-    workers: int
-    json: bool
 
 
 def run(arguments: list[str]) -> int:
@@ -123,13 +97,12 @@ def _request(rest: list[str], flags: dict[str, Any]) -> Request:
         raise ConfigError(f"--tta: {unknown} is none{near}")
     given = flags.get("out")
     out = _out(Path(given)) if given else None
-    if out is not None and flags["json"]:
-        raise ConfigError("--json: is for standard output; a file gets JSON by its name: --out FILE.jsonl")
     return Request(
         runs=runs,
         paths=paths,
         overrides=overrides,
         out=out,
+        given=given,
         checkpoint=checkpoint,
         tta=tta,
         features=bool(flags["features"]),
@@ -180,6 +153,10 @@ def predict(request: Request) -> int:
     for folder, one in zip(request.runs, composed, strict=True):
         trainer = TaskTrainer(one, folder=folder)
         members.append((str(folder.shown), trainer.predictor(request.checkpoint)))
+    if members[0][1].info.placed:
+        return predict_masks(request, members, [_identity(one, request.checkpoint) for one in request.runs])
+    if request.out is not None and request.json:
+        raise ConfigError("--json: is for standard output; a file gets JSON by its name: --out FILE.jsonl")
     ensemble = Ensemble(members, request.tta)
     data = composed[0].values["data"]
     samples = samples_of(request.paths, ensemble.info, data.get("image"))

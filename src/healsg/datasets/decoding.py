@@ -109,13 +109,66 @@ def decode(
     """
     from PIL import Image
 
+    levels = _upright(picture, size, channels, remark, decoder)
+    if levels.dtype == np.float32:
+        return resized_floats(Image.fromarray(levels), size, window).expand(channels, size, size).contiguous()
+    made = resized(_with_channels(levels), size, window)
+    return made if len(made) == channels else made.expand(channels, size, size).contiguous()
+
+
+def decode_whole(picture: str, shorter: int | None, channels: int) -> tuple[Tensor, tuple[int, int]]:
+    """A picture as ``decode`` sees it, but without the crop: (channels, H, W), and its own (height, width) as shown.
+
+    Args:
+        picture: the path.
+        shorter: to which its shorter side is resized; None keeps its size.
+        channels: 3 for colour, 1 for grey.
+
+    Raises:
+        ValueError: see ``decode``.
+    """
+    from PIL import Image
+
+    levels = _upright(picture, shorter, channels, unremarked, "pil")
+    own = (levels.shape[0], levels.shape[1])
+    if shorter is None:
+        made = _with_channels(levels).permute(2, 0, 1)
+    elif levels.dtype == np.float32:
+        made = whole_floats(Image.fromarray(levels), shorter)
+    else:
+        made = whole(_with_channels(levels), shorter)
+    return made.expand(channels, -1, -1).contiguous(), own
+
+
+def _with_channels(levels: np.ndarray[Any, Any]) -> Tensor:
+    """(H, W, C) of (H, W) or (H, W, C)."""
+    pixels = torch.from_numpy(levels)
+    return pixels if pixels.dim() == 3 else pixels.unsqueeze(2)
+
+
+def _upright(
+    picture: str | BytesIO,
+    size: int | None,
+    channels: int,
+    remark: Remark,
+    decoder: Literal["torchvision", "pil"],
+) -> np.ndarray[Any, Any]:
+    """The levels of a picture as a viewer shows it: uint8 (H, W) or (H, W, C), or float32 (H, W) of more than 8 bits.
+
+    Args:
+        size: to which its shorter side will be resized; None keeps its size. A picture is refused that would grow
+            beyond bounds.
+    """
+    from PIL import Image
+
     if not isinstance(picture, BytesIO) and not S_ISREG(os.stat(picture).st_mode):  # noqa: PTH116, a Path is slow
         raise ValueError("not a file")
     with Image.open(picture, formats=FORMATS) as opened:
         width, height = opened.size
         shorter = min(width, height)
-        if not shorter or max(width * height, size * width // shorter * (size * height // shorter)) > PIXELS:
-            raise ValueError(f"{width} x {height} pixels, which cannot be resized to a shorter side of {size}")
+        wanted = size or shorter
+        if not shorter or max(width * height, wanted * width // shorter * (wanted * height // shorter)) > PIXELS:
+            raise ValueError(f"{width} x {height} pixels, which cannot be resized to a shorter side of {wanted}")
         pages = getattr(opened, "n_frames", 1)
         if pages > 1 and opened.format == "TIFF":
             raise ValueError(f"{pages} pages in one TIFF file: save each page that is meant as a file of its own")
@@ -131,13 +184,10 @@ def decode(
             remark(TURNED)
         if full is not None:
             remark(DEEP)
-            deep = Image.fromarray(as_shown(_deep(opened, full), orientation))
-            return resized_floats(deep, size, window).expand(channels, size, size).contiguous()
+            return as_shown(_deep(opened, full), orientation)
         if pixels is None:
             pixels = np.array(_plain(opened, channels, remark))
-        upright = torch.from_numpy(as_shown(pixels, orientation))
-        made = resized(upright if upright.dim() == 3 else upright.unsqueeze(2), size, window)
-        return made if len(made) == channels else made.expand(channels, size, size).contiguous()
+        return as_shown(pixels, orientation)
 
 
 def orientation_of(opened: Image.Image) -> int:

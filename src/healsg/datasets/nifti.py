@@ -15,7 +15,7 @@ from healsg.data.loader import Transform
 from healsg.data.source import About, DatasetSource
 from healsg.datasets import volume_lists
 from healsg.datasets.files import locate, log
-from healsg.datasets.segmentation import Segmentation
+from healsg.datasets.segmentation import Segmentation, labels_of
 from healsg.datasets.volume_cases import Intensity, Preparation, PreparedCases, labels_in, steps_of_file
 from healsg.datasets.volumes import Trusted, read_geometry, spacing_of
 from healsg.errors import ConfigError
@@ -91,9 +91,9 @@ class Volumes(Segmentation):
 
     @cached_property
     def _labels(self) -> tuple[int, ...]:
-        """The labels of the files, in the order of the classes."""
+        """One label of the files for each class, in their order."""
         if self.mapping is not None:
-            return tuple(old for old, new in sorted(self.mapping.items(), key=lambda pair: pair[1]))
+            return labels_of(self.mapping)
         known = self._found.labels
         if not known and self.classes:
             return tuple(range(len(self.classes)))
@@ -151,6 +151,7 @@ class Volumes(Segmentation):
         said |= {"spacing": list(plain.spacing)} if plain.spacing else {}
         said |= {"window": list(plain.window)} if plain.intensity == "window" else {}
         said |= {"crop": plain.crop} if plain.crop is not None else {}
+        said |= {"trust": plain.trust} if plain.trust != "agreeing" else {}
         return DataInfo((channels, *sides), count, class_names=tuple(names), preprocessing=said)
 
     @property

@@ -80,6 +80,20 @@ def resized_floats(image: Image.Image, size: int, window: Window | None = None) 
     return torch.from_numpy(np.array(image)).unsqueeze(0)
 
 
+def whole(pixels: Tensor, shorter: int) -> Tensor:
+    """A picture of bytes (H, W, C) with its shorter side resized to ``shorter``, without a crop: (C, height, width)."""
+    high, wide, _, _ = _centre(pixels.shape[0], pixels.shape[1], shorter)
+    return _interpolated(pixels, high, wide)
+
+
+def whole_floats(image: Image.Image, shorter: int) -> Tensor:
+    """The same of a picture of floating-point numbers, by Pillow: (1, height, width) float32."""
+    from PIL.Image import Resampling
+
+    high, wide, _, _ = _centre(image.height, image.width, shorter)
+    return torch.from_numpy(np.array(image.resize((wide, high), Resampling.BILINEAR))).unsqueeze(0)
+
+
 def _centre(height: int, width: int, size: int) -> tuple[int, int, int, int]:
     """Height and width with the shorter side resized to ``size``, then top and left of the centre."""
     shorter = min(height, width)

@@ -22,7 +22,7 @@ from healsg.datasets.decoding import FORMATS, PIXELS, decode
 from healsg.datasets.files import locate, log
 from healsg.datasets.folders import is_picture
 from healsg.datasets.imagefolder import MEAN, STD
-from healsg.datasets.segmentation import Segmentation
+from healsg.datasets.segmentation import Segmentation, labels_of
 from healsg.datasets.volume_lists import IMAGES, LABELS, MASK_ENDS
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.views import Augment, ImageViews
@@ -236,10 +236,13 @@ class Seg2D(Segmentation):
     def described(self) -> DataInfo:
         mapping = self.mapping
         count = len(set(mapping.values()))
-        names = self.classes or [str(old) for old, _ in sorted(mapping.items(), key=lambda pair: pair[1])][:count]
+        names = self.classes or [str(old) for old in labels_of(mapping)]
         if len(names) != count and not self.regions:
             raise ConfigError(f"data.classes: {len(names)} names for {count} labels {sorted(mapping)}")
-        size, said = self.image_size, {"resize": "the shorter side", "crop": "the centre", "labels": sorted(mapping)}
+        size, said = (
+            self.image_size,
+            {"resize": "the shorter side", "crop": "the centre", "labels": list(labels_of(mapping))},
+        )
         return DataInfo((self.channels, size, size), count, class_names=tuple(names), preprocessing=said)
 
     @property

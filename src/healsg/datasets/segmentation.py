@@ -17,6 +17,30 @@ from healsg.errors import ConfigError
 from healsg.types import Count, Range
 
 
+def labels_of(mapping: Mapping[int, int]) -> tuple[int, ...]:
+    """One label of the files for each class, in the order of the classes: the smallest, where several are one class."""
+    first: dict[int, int] = {}
+    for old in sorted(mapping):
+        first.setdefault(mapping[old], old)
+    return tuple(first[new] for new in sorted(first))
+
+
+def region_labels(regions: Mapping[str, Sequence[int]]) -> list[tuple[int, int]]:
+    """How masks of one label a pixel are made of overlapping regions: ``(place, label)`` of each, in the order in which
+    they are written, later ones over earlier ones.
+
+    Larger regions come first, and each writes the smallest of its labels that no smaller region within it has, such as
+    1, 2 and 3 of ``{"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}``.
+    """
+    sets = [frozenset(labels) for labels in regions.values()]
+    order = sorted(range(len(sets)), key=lambda place: (-len(sets[place]), place))
+    written = []
+    for place in order:
+        inner = {label for other in sets if other < sets[place] for label in other}
+        written.append((place, min(sets[place] - inner or sets[place])))
+    return written
+
+
 class Segmentation(Classification):
     """Images or volumes with a mask each. ``labels``, ``fraction``, ``val_fraction``, ``fold`` and ``group`` count
     cases, stratified by what the set says of them (``About.strata``).

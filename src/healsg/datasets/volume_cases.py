@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from healsg.data.info import DataInfo
 from healsg.data.source import line
 from healsg.datasets.volume_lists import CaseFiles
 from healsg.datasets.volume_space import Steps, prepared, steps_for, windowed, z_scored
@@ -83,6 +84,26 @@ def relabelled(array: Array, mapping: Mapping[int, int]) -> Array:
     return made
 
 
+def preparation_of(info: DataInfo) -> Preparation:
+    """How the inputs of a network were made, as its checkpoint says. Volumes of a set that says nothing, such as one
+    that was drawn, stay as they are."""
+    how = info.preprocessing
+    labels = how.get("labels") or ()
+    mapping = {} if info.regions else {label: place for place, label in enumerate(labels)}
+    if "intensity" not in how:
+        return Preparation(orient=False, intensity="none", mapping=mapping)
+    spacing, window = how.get("spacing"), how.get("window") or (0.0, 1.0)
+    return Preparation(
+        spacing=None if spacing is None else tuple(spacing),
+        orient=how["orient"],
+        intensity=how["intensity"],
+        window=(window[0], window[1]),
+        crop=how.get("crop"),
+        mapping=mapping,
+        trust=how.get("trust", "agreeing"),
+    )
+
+
 class PreparedCases:
     """A map-style data set of whole cases: ``(input, target)``, the target all background where a case has no mask.
 
@@ -150,7 +171,7 @@ def segmented(
     """
     steps = preparation.steps(image)
     input = preparation.input(image, steps)
-    if steps.wanted == tuple(high - low for low, high in steps.box) or regions:
+    if steps.wanted == tuple(high - low for low, high in steps.box):
         made = labels(predict, input, windows, device, regions).numpy()
         return preparation.restored(steps.backward(made[None]))
     axis = slab_axis(input.shape[1:])
@@ -164,7 +185,7 @@ def segmented(
                 slice(first, first + output.shape[axis + 1]) if at == axis else slice(None) for at in range(3)
             )
             scores[(slice(None), *place)] = output.cpu().numpy()
-        made = steps.backward_scores(scores)
+        made = steps.backward_scores(scores, regions=regions)
     return preparation.restored(made)
 
 

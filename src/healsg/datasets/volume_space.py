@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from healsg.datasets.volumes import Affine, Array, spacing_of
+from healsg.evaluation.sliding_window import chosen
 
 Box = tuple[tuple[int, int], ...]
 """First voxel and end along each axis."""
@@ -159,11 +160,11 @@ def resampled_image(array: Array, wanted: Sequence[int]) -> Array:
     return found
 
 
-def labels_at(scores: Any, wanted: Sequence[int], rows: int = 16) -> Array:
-    """The class of the largest score at another shape, (X, Y, Z) uint8 or int16: scores (K, X, Y, Z), a tensor or a
-    (memory-mapped) array, interpolated linearly as ``resampled_image`` does, ``rows`` at a time."""
+def labels_at(scores: Any, wanted: Sequence[int], rows: int = 16, regions: Sequence[int] = ()) -> Array:
+    """The label of each voxel at another shape, (X, Y, Z) uint8 or int16: scores (K, X, Y, Z), a tensor or a
+    (memory-mapped) array, interpolated linearly as ``resampled_image`` does, ``rows`` at a time; then ``chosen``."""
     depth, size = scores.shape[1], wanted[0]
-    made = np.zeros(tuple(wanted), dtype=np.uint8 if scores.shape[0] <= 256 else np.int16)
+    made = np.zeros(tuple(wanted), dtype=np.int16 if max([scores.shape[0] - 1, *regions]) > 255 else np.uint8)
     for first in range(0, size, rows):
         place = (torch.arange(first, min(first + rows, size), dtype=torch.float64) + 0.5) * depth / size - 0.5
         place = place.clamp(0, depth - 1)
@@ -174,7 +175,7 @@ def labels_at(scores: Any, wanted: Sequence[int], rows: int = 16) -> Array:
         share = (place - low).float().view(1, -1, 1, 1)
         between: Tensor = part[:, low - start] * (1 - share) + part[:, high - start] * share
         planes = F.interpolate(between, tuple(wanted[1:]), mode="bilinear", align_corners=False)
-        made[first : first + len(low)] = planes.argmax(dim=0).numpy()
+        made[first : first + len(low)] = chosen(planes, regions).numpy()
     return made
 
 
@@ -234,9 +235,9 @@ class Steps:
         """A mask (1, X, Y, Z) of the common space in the file's; ``fill`` where nothing was predicted."""
         return self._whole(resampled_labels(labels, [high - low for low, high in self.box]), fill)
 
-    def backward_scores(self, scores: Any, fill: int = 0, rows: int = 16) -> Array:
+    def backward_scores(self, scores: Any, fill: int = 0, rows: int = 16, regions: Sequence[int] = ()) -> Array:
         """The mask (1, X, Y, Z) in the file's space of scores (K, X, Y, Z) of the common one; see ``labels_at``."""
-        return self._whole(labels_at(scores, [high - low for low, high in self.box], rows)[None], fill)
+        return self._whole(labels_at(scores, [high - low for low, high in self.box], rows, regions)[None], fill)
 
     def _whole(self, labels: Array, fill: int) -> Array:
         whole = uncropped(labels, self.box, [self.shape[axis] for axis in self.turn.order], fill)

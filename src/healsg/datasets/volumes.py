@@ -9,10 +9,12 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -282,6 +284,8 @@ def _itk_geometry(path: Path) -> Geometry:
     origin, spacing, direction = reader.GetOrigin(), reader.GetSpacing(), reader.GetDirection()
     entries = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
     header = {"origin": origin, "spacing": spacing, "direction": direction, "entries": entries}
+    if extension(path) == ".nrrd":
+        header["space"] = _nrrd_space(path)
     affine = affine_of(origin, spacing, direction)
     _require_affine(affine, path)
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID()).lower()
@@ -426,8 +430,11 @@ def _write_itk(path: Path, array: Array, geometry: Geometry) -> None:
             if not key.startswith(("ITK_", "NRRD_space", "NRRD_kinds")):  # those are of the stored numbers
                 image.SetMetaData(key, value)
     kind = extension(path)
+    space = geometry.header.get("space") if isinstance(geometry.header, dict) else None
     if kind == ".mhd":
         _moved(path, image, ".mha", _split_header)
+    elif kind == ".nrrd" and space:
+        _moved(path, image, kind, partial(_with_space, space))
     else:
         _moved(path, image, kind, None)
 
@@ -459,6 +466,37 @@ def _moved(path: Path, image: Any, kind: str, then: Callable[[Path, Path], None]
             then(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+_SPACE = (b"space directions:", b"space origin:")
+
+MOST_HEADER = 1 << 20
+"""Bytes in which an NRRD header ends."""
+
+
+def _nrrd_space(path: Path) -> dict[bytes, list[bytes]]:
+    """The vectors of an NRRD file's space as its header writes them: the product of direction and spacing, which cannot
+    be had back bit for bit from the two that ITK makes of it."""
+    with path.open("rb") as file:
+        lines = file.read(MOST_HEADER).partition(b"\n\n")[0].splitlines()
+    found = {key: line for line in lines for key in _SPACE if line.startswith(key)}
+    return {key: _VECTOR.findall(line) for key, line in found.items()}
+
+
+_VECTOR = re.compile(rb"\([^)]*\)")
+
+
+def _with_space(space: dict[bytes, list[bytes]], written: Path, path: Path) -> None:
+    """Move a written NRRD file to ``path``, with these vectors in its header."""
+    head, mark, numbers = written.read_bytes().partition(b"\n\n")
+    lines = []
+    for entry in head.split(b"\n"):
+        vectors = next((vectors for key, vectors in space.items() if entry.startswith(key)), [])
+        pieces = _VECTOR.split(entry)
+        same = bool(vectors) and len(vectors) == len(pieces) - 1
+        lines.append(b"".join(map(b"".join, zip(pieces, [*vectors, b""], strict=True))) if same else entry)
+    with replacing(path) as file:
+        file.write(b"\n".join(lines) + mark + numbers)
 
 
 def _split_header(whole: Path, path: Path) -> None:

@@ -98,6 +98,17 @@ class Predictor:
             return Prediction(output, probabilities, None, found, output > 0 if overlapping else output.argmax(dim=1))
         return Prediction(output, *self._meaning(output), found)
 
+    def scores(self, input: Tensor) -> Tensor:
+        """What the network gives of inputs as it sees them, float32 or wider, on the device.
+
+        Args:
+            input: (N, C, *spatial), prepared, on any device.
+        """
+        batch = self.device_setup.move({"input": input})
+        with evaluating(self.network), torch.no_grad(), self.device_setup.autocast():
+            output: Tensor = self.task_model.predict(self.network, batch)
+        return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+
     def _meaning(self, output: Tensor) -> tuple[Tensor | None, list[str] | list[list[str]] | None]:
         names = self.info.class_names or tuple(map(str, range(self.info.num_classes)))
         if self.info.kind == "multiclass":

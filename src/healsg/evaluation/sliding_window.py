@@ -182,15 +182,19 @@ def labels(
         if made is None:
             wide = max([len(output) - 1, *regions]) > 255
             made = torch.zeros(tuple(image.shape[1:]), dtype=torch.int16 if wide else torch.uint8)
-        if regions:
-            found = torch.zeros(output.shape[1:], dtype=torch.int64, device=output.device)
-            for label, inside in zip(regions, output > 0, strict=True):
-                found = torch.where(inside, label, found)
-        else:
-            found = output.argmax(dim=0)
-        made.narrow(axis, first, output.shape[axis + 1]).copy_(found)
+        made.narrow(axis, first, output.shape[axis + 1]).copy_(chosen(output, regions))
     assert made is not None
     return made
+
+
+def chosen(scores: Tensor, regions: Sequence[int] = ()) -> Tensor:
+    """(...) int64: the class of the largest of (K, ...) scores; where outputs are regions, what ``labels`` says."""
+    if not regions:
+        return scores.argmax(dim=0)
+    found = torch.zeros(scores.shape[1:], dtype=torch.int64, device=scores.device)
+    for label, inside in zip(regions, scores > 0, strict=True):
+        found = torch.where(inside, label, found)
+    return found
 
 
 def slab_axis(sides: Sequence[int]) -> int:

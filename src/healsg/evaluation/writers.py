@@ -285,7 +285,7 @@ class File:
         plain = json.loads(json.dumps(self.about))
         for key, value in plain.items():
             if held.get(key) != value:
-                raise RunError(f"{self.path}: was written with {_differing(key, held.get(key), value)}; {way}")
+                raise RunError(f"{self.path}: was written with {differing(key, held.get(key), value)}; {way}")
         return held
 
     def _lines(self) -> Iterator[tuple[int, str]]:
@@ -299,7 +299,7 @@ class File:
                 yield end, line.decode("utf-8", "replace").rstrip("\n")
 
 
-def _differing(key: str, held: Any, wanted: Any) -> str:
+def differing(key: str, held: Any, wanted: Any) -> str:
     """In words, how what a file was made with differs from what is asked for now."""
     if key == "runs" and isinstance(held, list) and all(isinstance(one, dict) for one in held):
         before, now = ([f"{one.get('run')} ({one.get('checkpoint')})" for one in runs] for runs in (held, wanted))

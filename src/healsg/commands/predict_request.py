@@ -1,0 +1,42 @@
+"""What a command line asks ``healsg predict`` for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from healsg.runs.folder import RunFolder
+
+UNREADABLE = 3
+"""The exit status where some samples cannot be read."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Args:
+        runs: whose networks are asked.
+        paths: of the samples.
+        overrides: of the runs' settings.
+        out: the file; None is standard output.
+        given: what ``--out`` said; None where it was not there.
+        checkpoint: ``best`` or ``last``.
+        tta: the test-time augmentation.
+        features: whether features are wanted.
+        batch_size: of a forward pass; None is the first run's.
+        workers: threads that read samples.
+        json: whether standard output gets JSON.
+    """
+
+    runs: list[RunFolder]
+    paths: list[str]
+    overrides: list[str]
+    out: Path | None
+    given: str | None
+    checkpoint: str
+    tta: list[str]
+    features: bool
+    batch_size: int | None
+    workers: int
+    json: bool

@@ -1,0 +1,166 @@
+"""Segmenter: from the file of a volume or picture to its mask, in the file's own space and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from healsg.data.info import DataInfo, differing_classes, differing_inputs
+from healsg.datasets.decoding import decode_whole
+from healsg.datasets.mask_files import Scan
+from healsg.datasets.prepared import transform_of
+from healsg.datasets.segmentation import region_labels
+from healsg.datasets.volume_cases import preparation_of, segmented
+from healsg.datasets.volumes import Array, Volume, read_image, write_volume
+from healsg.errors import ConfigError, DataError
+from healsg.evaluation.predictor import Predictor
+from healsg.evaluation.sliding_window import Predict, Windows, chosen, ensemble, memory, slab_axis, slabs
+from healsg.models.unet import DenseModel
+from healsg.safefiles import replacing
+
+ROWS = 64
+"""Rows of a picture that are brought to its own size at once."""
+
+
+class Segmenter:
+    """Networks with the same classes and inputs as one, for files. Scores are averaged: over windows, mirror images and
+    networks, as nnU-Net averages those of its folds.
+
+    Args:
+        members: the networks, with the names by which messages call them.
+        mirror: whether predictions are averaged over mirror images along all axes.
+        batch: windows of one forward pass.
+
+    Raises:
+        ConfigError: classes or inputs of the networks differ.
+    """
+
+    def __init__(self, members: Sequence[tuple[str, Predictor]], mirror: bool = False, batch: int = 1) -> None:
+        name, first = members[0]
+        for other, predictor in members[1:]:
+            differences = [differing_classes(first.info, predictor.info)]
+            differences += differing_inputs(first.info, predictor.info)
+            if told := "; ".join(filter(None, differences)):
+                raise ConfigError(f"{other}: cannot be averaged with {name} (there): {told}")
+        self.info: DataInfo = first.info
+        self.device = first.device_setup.device
+        self.volumes = len(self.info.input_shape) == 4
+        self.windows = _windows(first, mirror, batch)
+        self.scores: Predict = ensemble([predictor.scores for _, predictor in members])
+        written = region_labels(self.info.regions)
+        self.regions = [label for _, label in written]
+        self.order = torch.tensor([place for place, _ in written], dtype=torch.int64)
+
+    def predicted(self, batch: Tensor) -> Tensor:
+        """(N, K, ...) scores of windows, those of regions in the order in which they are written."""
+        output = self.scores(batch)
+        return output.index_select(1, self.order.to(output.device)) if self.regions else output
+
+    def write(self, scan: Scan, path: Path) -> dict[str, Any]:
+        """Predict the mask of a scan and write it, whole or not at all.
+
+        Returns:
+            ``shape``, ``spacing`` in mm of a volume, ``labels``, the number of voxels or pixels of each label that is
+            predicted, and ``memory``, the bytes that averaging took.
+
+        Raises:
+            DataError: the scan cannot be read, or does not fit the network.
+            OSError: the mask cannot be written.
+        """
+        return self._volume(scan, path) if self.volumes else self._picture(scan, path)
+
+    def _fits(self, path: Path, channels: int) -> None:
+        if channels != self.info.input_shape[0]:
+            raise DataError(f"{path}: has {channels} channels; the network takes {self.info.input_shape[0]}")
+
+    def _volume(self, scan: Scan, path: Path) -> dict[str, Any]:
+        preparation = preparation_of(self.info)
+        image = read_image(scan.files, preparation.trust)
+        self._fits(scan.files[0], len(image.array))
+        scaled = transform_of(self.info)
+
+        def predict(batch: Tensor) -> Tensor:
+            return self.predicted(batch if scaled is None else scaled({"input": batch}, None)["input"])
+
+        made = segmented(predict, image, preparation, self.windows, self.device, self.regions)
+        write_volume(path, made, image)
+        return _facts(made[0], self._memory(image.geometry.shape)) | {"spacing": _rounded(image)}
+
+    def _picture(self, scan: Scan, path: Path) -> dict[str, Any]:
+        channels, size = self.info.input_shape[0], self.info.input_shape[-1]
+        file = scan.files[0]
+        shorter = size if "resize" in self.info.preprocessing else None
+        try:
+            stored, sides = decode_whole(str(file), shorter, channels)
+        except Exception as error:  # a damaged file makes decoders raise almost anything
+            raise DataError(f"{file}: cannot be read as a picture ({error})") from error
+        scaled = transform_of(self.info)
+        full = float(self.info.preprocessing.get("maximum", 255.0))
+        input = stored if full == 255 else stored.float() * (full / 255)
+        if scaled is not None:
+            input = scaled({"input": input[None]}, None)["input"][0]
+        made = self._labels_of_picture(input, sides)
+        labels = self.info.preprocessing.get("labels")
+        if labels and not self.regions:
+            made = np.asarray(labels, dtype=np.int32)[made]
+        write_mask_picture(path, made)
+        return _facts(made, self._memory(input.shape[1:]))
+
+    def _labels_of_picture(self, input: Tensor, sides: tuple[int, int]) -> Array:
+        """(H, W) of the picture's own size: scores interpolated, then compared, some rows at a time."""
+        axis = slab_axis(input.shape[1:])
+        parts = [part.cpu() for _, part in slabs(self.predicted, input, self.windows, self.device, axis)]
+        scores = torch.cat(parts, dim=axis + 1)
+        if tuple(scores.shape[1:]) == sides:
+            return chosen(scores, self.regions).numpy().astype(np.int32)
+        made = np.zeros(sides, dtype=np.int32)
+        depth = scores.shape[1]
+        for first in range(0, sides[0], ROWS):
+            place = (torch.arange(first, min(first + ROWS, sides[0]), dtype=torch.float64) + 0.5) * depth / sides[0]
+            place = (place - 0.5).clamp(0, depth - 1)
+            low = place.floor().long()
+            high = (low + 1).clamp(max=depth - 1)
+            share = (place - low).float().view(1, -1, 1)
+            rows = scores[:, low] * (1 - share) + scores[:, high] * share
+            wide = F.interpolate(rows, sides[1], mode="linear", align_corners=False)
+            made[first : first + len(low)] = chosen(wide, self.regions).numpy()
+        return made
+
+    def _memory(self, sides: Sequence[int]) -> int:
+        return memory(sides, self.windows, self.info.num_classes)
+
+
+def _windows(predictor: Predictor, mirror: bool, batch: int) -> Windows:
+    """Windows of a training sample's size, as the model has them in evaluation."""
+    model, size = predictor.task_model, tuple(predictor.info.input_shape[1:])
+    axes = tuple(range(len(size))) if mirror else ()
+    if not isinstance(model, DenseModel):
+        return Windows(size, batch=batch, mirror=axes)
+    own = () if model.mirror else axes  # which ``predict`` mirrors by itself
+    return Windows(size, model.windows, model.overlap, batch=batch, mirror=own)
+
+
+def write_mask_picture(path: Path, labels: Array) -> None:
+    """Labels (H, W) as a grey PNG or TIFF file of 8 bits, or of 16 where they need these, whole or not at all."""
+    from PIL import Image
+
+    kind = "TIFF" if path.suffix.lower() in (".tif", ".tiff") else "PNG"
+    shown = Image.fromarray(labels.astype(np.uint16 if labels.max(initial=0) > np.iinfo(np.uint8).max else np.uint8))
+    with replacing(path) as file:
+        shown.save(file, format=kind)
+
+
+def _facts(mask: Array, taken: int) -> dict[str, Any]:
+    found, counts = np.unique(mask, return_counts=True)
+    labels = {str(int(label)): int(count) for label, count in zip(found, counts, strict=True)}
+    return {"shape": list(mask.shape), "labels": labels, "memory": taken}
+
+
+def _rounded(image: Volume) -> list[float]:
+    return [round(side, 6) for side in image.geometry.spacing]

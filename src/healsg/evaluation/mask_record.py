@@ -1,0 +1,108 @@
+"""MaskRecord: which masks of a folder are done, and of which weights they are, so that a killed prediction goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from healsg.errors import RunError
+from healsg.evaluation.writers import differing
+from healsg.runs.folder import write_text
+
+ABOUT, LINES = "predictions.json", "predictions.jsonl"
+"""What the masks were made with, and a line for each of them."""
+
+
+class MaskRecord:
+    """The record of a folder of masks.
+
+    A mask counts as done where its line and its file are there and the image has not changed since; the line is
+    written after the file, so that a kill between both predicts it again.
+
+    Args:
+        folder: of the masks; made where it is not there.
+        about: what they are made with, as plain values: where another folder's differs, it is refused.
+
+    Raises:
+        RunError: the folder holds masks of other weights or settings, or predictions.json is none of ours.
+        OSError: it cannot be made or written.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.about, self.lines = folder / ABOUT, folder / LINES
+        self.done: dict[str, dict[str, Any]] = {}
+        self.fresh = not self.about.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.fresh:
+            write_text(self.about, json.dumps(dict(about), indent=1, ensure_ascii=False) + "\n")
+        else:
+            self._require(json.loads(json.dumps(dict(about))))
+            self._read()
+
+    def is_done(self, files: Sequence[Path], mask: Path) -> dict[str, Any] | None:
+        """The line of a mask that need not be predicted again; None where it must be.
+
+        Args:
+            files: of the scan.
+            mask: its mask's path in the folder.
+
+        Raises:
+            RunError: the mask is there, but is that of other files, or of nothing that this record knows.
+        """
+        there, line = (self.folder / mask).exists(), self.done.get(str(mask))
+        if line is None:
+            if there and self.fresh:
+                raise RunError(f"{self.folder / mask}: is there, and was not written by healsg predict; {_WAY}")
+            return None
+        if line.get("files") != [str(file.absolute()) for file in files]:
+            other = ", ".join(map(str, line.get("files") or ["something else"]))
+            raise RunError(f"{self.folder / mask}: is the mask of {other}, not of {files[0]}; {_WAY}")
+        return line if there and line.get("stamp") == _stamp(files) else None
+
+    def add(self, files: Sequence[Path], mask: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Say that a mask is written; returns its line."""
+        names = [str(file.absolute()) for file in files]
+        line = {"files": names, "mask": str(mask), "stamp": _stamp(files), **facts}
+        with self.lines.open("ab", buffering=0) as file:
+            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+        self.done[str(mask)] = line
+        return line
+
+    def _require(self, wanted: Mapping[str, Any]) -> None:
+        try:
+            before = json.loads(self.about.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.about}: was not written by healsg predict; {_WAY}") from error
+        held = before if isinstance(before, dict) else {}
+        for key, value in wanted.items():
+            if held.get(key) != value:
+                told = differing(key, held.get(key), value)
+                raise RunError(f"{self.folder}: its masks were written with {told}; {_WAY}")
+
+    def _read(self) -> None:
+        """The lines that are whole. What a kill left of the last one is cut off."""
+        if not self.lines.exists():
+            return
+        content = self.lines.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            with self.lines.open("r+b") as file:
+                file.truncate(end)
+        for number, text in enumerate(content[:end].splitlines(), 1):
+            try:
+                line = json.loads(text)
+                self.done[line["mask"]] = line
+            except (ValueError, TypeError, KeyError) as error:
+                raise RunError(f"{self.lines}: line {number} is none that was written here; {_WAY}") from error
+
+
+_WAY = "take another --out, or remove it"
+
+
+def _stamp(files: Sequence[Path]) -> list[list[int]]:
+    """Size and time of change of each file."""
+    found = [file.stat() for file in files]
+    return [[one.st_size, one.st_mtime_ns] for one in found]
