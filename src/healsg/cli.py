@@ -18,6 +18,7 @@ from healsg.training.parallel import ElsewhereError
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 COMMANDS = {
+    "check": "read every sample and try one step before training: healsg check data=... [--page FILE]",
     "train": "train a task, or a sweep of tasks (-m)",
     "resume": "go on with a run: healsg resume RUN",
     "eval": "evaluate a run: healsg eval RUN [split=test] [checkpoint=best]",
@@ -38,7 +39,7 @@ COMMANDS = {
 ELSEWHERE = ("resume", "eval", "predict", "show", "runs", "compare", "diff", "watch", "rm", "diverge")
 """Commands on runs that exist, which need no current directory."""
 
-ANSWERS = ("eval", "predict", "list", "explain", "show", "runs", "compare", "diff", "diverge")
+ANSWERS = ("check", "eval", "predict", "list", "explain", "show", "runs", "compare", "diff", "diverge")
 """Commands whose work is what they print; the others have done theirs also where it cannot be shown."""
 
 

@@ -49,6 +49,9 @@ thead th { position: sticky; top: 0; background: var(--back); }
 .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .matrix td, .matrix th { padding: .1rem .5rem; }
 tr.best { font-weight: 600; color: var(--c2); }
+.cards { display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)); }
+.cards figure { padding: .4rem; overflow: hidden; font-size: .8rem; overflow-wrap: anywhere; }
+.cards img { display: block; max-width: 100%; margin: 0 auto .3rem; image-rendering: auto; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .75rem; overflow: auto;
   font-size: .85rem; }
 """

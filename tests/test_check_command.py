@@ -1,0 +1,138 @@
+"""``healsg check``: all that is wrong with a data set is told before a run, and the parts are tried together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from healsg.cli import main
+from healsg.commands.check_findings import misspelt
+
+Check = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def check(capsys: pytest.CaptureFixture[str]) -> Check:
+    """What ``healsg check --json`` prints, and its status as ``status``."""
+
+    def run(*arguments: str) -> dict[str, Any]:
+        capsys.readouterr()
+        status = main(["check", *arguments, "--json"])
+        out, err = capsys.readouterr()
+        assert out, err
+        found: dict[str, Any] = json.loads(out)
+        return found | {"status": status}
+
+    return run
+
+
+def picture(path: Path, seed: int, *shape: int, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(values).save(path, **options)
+
+
+@pytest.fixture
+def messy(tmp_path: Path) -> Path:
+    """Pictures as people have them: broken ones, four kinds of pixels, copies, an empty class, a misspelt one."""
+    folder = tmp_path / "Bilder füchse"
+    for number, name in enumerate(("katze", "hunde", "füchse", "hunds")):
+        for place in range(8):
+            picture(folder / "train" / name / f"{place}.png", 10 * number + place, 20, 24, 3)
+            picture(folder / "val" / name / f"{place}.png", 1000 + 10 * number + place, 20, 24, 3)
+    picture(folder / "train/katze/alpha.png", 1, 20, 20, 4)
+    picture(folder / "train/katze/grey.png", 2, 20, 20)
+    Image.fromarray(np.full((20, 20), 60000, np.uint16)).save(folder / "train/katze/deep.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(folder / "train/hunde/turned.jpg", 3, 20, 30, 3, exif=turned)
+    (folder / "train/hunde/broken.jpg").write_bytes(b"no picture")
+    (folder / "val/katze/empty.png").write_bytes(b"")
+    (folder / "val/katze/copy.png").write_bytes((folder / "train/katze/0.png").read_bytes())
+    (folder / "train/nothing").mkdir()
+    (folder / "train/nothing/.DS_Store").write_bytes(b"x")
+    return folder
+
+
+def test_a_messy_folder_is_told_whole(check: Check, messy: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    found = check("data=imagefolder", f"data.folder='{messy}'", "data.image_size=18", "model=cnn", f"--page={page}")
+    assert found["status"] == 1
+    assert found["fatal"] is True
+    assert {Path(one["sample"]).name for one in found["bad"]} == {"broken.jpg", "empty.png"}
+    assert found["splits"]["train"]["classes"] == {"füchse": 8, "hunde": 9, "hunds": 8, "katze": 11, "nothing": 0}
+    assert found["splits"]["val"]["unreadable"] == 1
+    assert set(found["pictures"]["modes"]) == {"RGB", "RGBA", "L", "I;16"}
+    assert found["pictures"]["bits"]["16"] == 1
+    assert found["pictures"]["orientations"]["6"] == 1
+    assert [{Path(one["sample"]).name for one in group} for group in found["duplicates"]] == [{"0.png", "copy.png"}]
+    told = [f"{one['level']} {one['message']}" for one in found["findings"]]
+    assert any("fatal" in text and "nothing: no pictures in it" in text for text in told)
+    assert any("'hunde'" in text and "'hunds'" in text and "nearly the same name" in text for text in told)
+    assert found["task"]["step"]["loss"] > 0, "the parts are tried on what can be read"
+    assert found["command"].startswith("healsg train data=imagefolder 'data.folder=")
+    text = page.read_text(encoding="utf-8")
+    assert len(text) < 1_000_000
+    assert "data:image/jpeg;base64," in text
+    assert "broken.jpg" in text
+    assert "<script" not in text
+    assert "http" not in text
+
+
+def test_samples_that_are_left_out_are_not_fatal(check: Check, messy: Path) -> None:
+    (messy / "train/nothing/.DS_Store").unlink()
+    (messy / "train/nothing").rmdir()
+    found = check(
+        *("data=imagefolder", f"data.folder='{messy}'", "data.image_size=18", "model=cnn", "data.on_error=skip")
+    )
+    assert found["status"] == 0
+    assert len(found["bad"]) == 2
+
+
+def test_parts_that_do_not_fit_are_told_beside_the_data(check: Check, tmp_path: Path) -> None:
+    rows = [f"{number}.5,1,{'' if number == 3 else number % 7},x{number % 2}" for number in range(40)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,same,c,label", *rows]))
+    found = check("data=csv", f"data.file={tmp_path / 't.csv'}", "model=cnn")
+    told = {one["subject"]: one for one in found["findings"]}
+    assert told["parts"]["level"] == "fatal"
+    assert "model=mlp" in told["parts"]["message"]
+    assert "'same'" in told["columns"]["message"] or "c 1" in told["columns"]["message"]
+    assert found["splits"]["train"]["missing"].get("c", 0) + found["splits"]["val"].get("missing", {}).get("c", 0) == 1
+    assert found["status"] == 1
+
+
+def test_masks_are_counted_by_pixel(check: Check, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["data=shapes2d", "model=unet", "model.width=4", "model.stages=2", "data.val_fraction=0.2"]
+    found = check(*options)
+    assert found["status"] == 0, found["findings"]
+    shares = found["splits"]["train"]["pixels"]
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
+    assert min(shares.values()) > 0
+
+
+def test_a_sound_set_ends_with_the_command_to_train(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "data=digits", "model=mlp"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "train with: healsg train data=digits model=mlp"
+    assert main(["check", "data=imagefolder", "data.folder=nowhere"]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (("hunde", "hunds", "katze"), [("hunde", "hunds")]),
+        (("cats", "Cats", "dogs"), [("cats", "Cats")]),
+        (("class1", "class2", "type_a", "type_b"), []),
+        (("benign", "bengin"), [("benign", "bengin")]),
+        (("pear", "peach", "plum"), []),
+    ],
+)
+def test_names_that_differ_in_a_letter_are_misspelt(names: tuple[str, ...], wanted: list[tuple[str, ...]]) -> None:
+    assert misspelt(names) == wanted
