@@ -24,6 +24,7 @@ import torch
 from healsg import TaskTrainer
 from healsg.commands import diverge, fingerprints, launching, trace, verify
 from healsg.commands.diverge import first_tensor
+from healsg.config.compose import Composer
 from healsg.errors import ConfigError, HealsgError, RunError
 from healsg.runs.folder import RunFolder
 from helpers import REPOSITORY, beside
@@ -265,23 +266,22 @@ def test_kills_are_spread_over_the_run() -> None:
 # --- the trace -----------------------------------------------------------------------------------------------------
 
 
-def test_a_traced_run_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traced_run_is_the_same_run() -> None:
     options = [*SHORT, "method=sgd", "runner.accumulate=2"]
     plain = TaskTrainer.compose(*options, "name=plain").train()
-    plan = dict.fromkeys(("save", "settle", "kill", "share", "until"))
-    monkeypatch.setattr(TaskTrainer, "checkpointer_type", trace.Tracer)
-    monkeypatch.setattr(trace.Tracer, "plan", plan | {"parent": os.getppid(), "until": 4})
-    assert TaskTrainer.compose(*options, "name=traced").train()["status"] == "stopped"
-    trace.Tracer.plan["until"] = None
-    assert TaskTrainer.compose(*options, "name=traced").train()["digest"] == plain["digest"]
+    plan: dict[str, Any] = dict.fromkeys(("save", "settle", "kill", "share", "until"))
+    plan |= {"parent": os.getppid()}
+    composed = Composer().compose([*options, "name=traced"])
+    assert trace.TracedTrainer(composed, plan | {"until": 4}).train()["status"] == "stopped"
+    assert trace.TracedTrainer(composed, plan).train()["digest"] == plain["digest"]
     rows = [row for _, row in diverge.entries(Path("runs/traced") / diverge.TRACE)]
     assert [row.get("step", "begin") for row in rows] == ["begin", 1, 2, 3, 4, "begin", *range(1, 10)]
     names = rows[1]["names"]
     assert {"model.body.1.weight", "optimizer.state.0.momentum_buffer", "runner.meter.sums.loss"} <= set(names)
     sections = [name.split(".")[0] for name in names]
     assert sections == sorted(sections, key=fingerprints.SECTIONS.index)
-    monkeypatch.setitem(trace.Tracer.plan, "parent", -1)
-    orphan = TaskTrainer.compose(*options, "name=orphan").train()
+    orphaned = Composer().compose([*options, "name=orphan"])
+    orphan = trace.TracedTrainer(orphaned, plan | {"parent": -1}).train()
     assert (orphan["status"], orphan["exit"]) == ("stopped", 1)
 
 

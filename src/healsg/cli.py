@@ -82,8 +82,9 @@ def _answer(arguments: Sequence[str] | None) -> int:
 
 
 def as_mistake(error: Exception) -> HealsgError | None:
-    """What can be told in one line: our own errors, a key that a task asks for, a full or closed disk; else None."""
-    if type(error).__module__ == "omegaconf.errors" and (key := getattr(error, "full_key", None)):
+    """What a user can mend, as an error with a message of one line: an error of our own, a key that a task reads and
+    nobody set, a full disk. None for anything else."""
+    if _is_of_omegaconf(error) and (key := getattr(error, "full_key", None)):
         return RunError(f"{key}: the task reads it, and it is not set; give it: +{key}=...")
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         made = RunError(f"{error.filename or 'a file'}: cannot be written ({error.strerror})")
@@ -92,8 +93,17 @@ def as_mistake(error: Exception) -> HealsgError | None:
     return error if isinstance(error, HealsgError) else None
 
 
+def _is_of_omegaconf(error: Exception) -> bool:
+    """Whether omegaconf raised an error; it cannot have where it was never imported."""
+    if "omegaconf.errors" not in sys.modules:
+        return False
+    from omegaconf.errors import OmegaConfBaseException
+
+    return isinstance(error, OmegaConfBaseException)
+
+
 def report(error: HealsgError, debug: bool = False) -> int:
-    """Tell a mistake on standard error, with its traceback where that was asked for; returns the exit status.
+    """Print an error to standard error, with its traceback where that was asked for; returns the exit status.
 
     Of several processes one reports it. Before they have joined each other, a launcher ends all when rank 0 ends, so
     that the others are heard only where the mistake is theirs alone.

@@ -74,6 +74,11 @@ class Group:
         )
         self.peers.start()
 
+    def fail(self, parted: bool = False) -> None:
+        """An error has left this process without the others; ``parted`` where it came from another process."""
+        self.failed = True
+        self.parted = self.parted or parted
+
     def close(self, met: bool = False) -> None:
         """Leave the group, all processes together; ``met`` where they have just found each other."""
         import torch.distributed as dist
@@ -185,19 +190,18 @@ def first_cause(
         yield
     except (Stopped, PeerError, ElsewhereError) as error:
         if (group := group or _group) and not isinstance(error, Stopped):
-            group.failed = True
-            group.parted = group.parted or isinstance(error, PeerError)
+            group.fail(parted=isinstance(error, PeerError))
         raise
     except BaseException as error:
         if (group := group or _group) is None:
             raise
-        group.failed = True
+        group.fail()
         if not isinstance(error, (Exception, SystemExit)):
             raise
         cause = group.peers.cause_of(error)
         if cause is error:
             raise
-        group.parted = True
+        group.fail(parted=True)
         raise cause from error
 
 

@@ -236,7 +236,9 @@ class Peers:
             return False
 
     def _all(self, name: str, seconds: float | None) -> bool:
-        key, began, pause = f"{name}/{self._meetings}", time.monotonic(), 0.001
+        key = f"{name}/{self._meetings}"
+        began = time.monotonic()
+        pause = 0.001
         arrived = self._store.add(key, 1)
         while arrived < self.world:
             if seconds is not None and time.monotonic() > began + seconds:

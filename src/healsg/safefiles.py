@@ -19,7 +19,9 @@ from typing import IO, BinaryIO, cast
 
 from healsg.errors import RunError
 
-FILE, FOLDER, LINK = "a regular file", "a folder", "a symbolic link"
+FILE = "a regular file"
+FOLDER = "a folder"
+LINK = "a symbolic link"
 
 REPLACED = ("config.yaml", "run.json", "report.html", "wandb.json")
 """Files of a run that are only ever replaced whole, so that another hard link of the old one keeps its content."""

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
-_GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_GAMMA = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
 
 
 def mix(*parts: int | str, state: int = 0) -> int:
@@ -113,7 +115,10 @@ class Draw:
     """
 
     def __init__(self, key: int, index: Tensor, lasting: int = 0, epoch: int = 0, shared: Draw | None = None) -> None:
-        self.key, self.index, self.lasting, self.epoch = key, index, lasting, epoch
+        self.key = key
+        self.index = index
+        self.lasting = lasting
+        self.epoch = epoch
         self.common = shared
         self._drawn: dict[int, Tensor] = {}
 
@@ -166,7 +171,9 @@ class Draw:
 
 class _Part(Draw):
     def __init__(self, whole: Draw, start: int, stop: int) -> None:
-        self.whole, self.start, self.stop = whole, start, stop
+        self.whole = whole
+        self.start = start
+        self.stop = stop
 
     @property
     def shared(self) -> Draw:

@@ -46,9 +46,6 @@ class TaskTrainer:
         folder: of the run, where it has one; else ``train`` acquires it.
     """
 
-    checkpointer_type: type[Checkpointer] = Checkpointer
-    """What keeps a run; ``healsg verify`` puts in its place one that also watches every step."""
-
     def __init__(self, composed: Composed, description: str = "", folder: RunFolder | None = None) -> None:
         self.composed = composed
         self.config = composed.values
@@ -94,7 +91,7 @@ class TaskTrainer:
                 bound = binding.of_run(self.config, task.data_fingerprint(), task.split_digest)
                 force = self.config["resume"]["force"]
                 info = None if task.data_info is None else task.data_info.state_dict()
-                with self.checkpointer_type(
+                with self.make_checkpointer(
                     self.folder,
                     session.metrics_log,
                     stop_signal,
@@ -124,6 +121,10 @@ class TaskTrainer:
     def make_task(self) -> BasicTask:
         """The parts of the task, made and joined. Raises ConfigError."""
         return build_task(self.composed)
+
+    def make_checkpointer(self, *given: Any) -> Checkpointer:
+        """The ``Checkpointer`` of the run; ``healsg verify`` has one that also watches each step."""
+        return Checkpointer(*given)
 
     def _begin(self, folder: RunFolder | None) -> tuple[BasicTask, dict[str, Logger], RunFolder]:
         """Acquire the folder, make the parts, and only then write; rank 0 does so for all."""

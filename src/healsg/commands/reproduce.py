@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import math
 import re
-from argparse import Namespace
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from healsg.cli import say
 from healsg.commands import train
@@ -51,15 +51,16 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
-    args, name, seeds, baseline = _options(arguments)
-    found = recipes(args.config_dir)
-    if name is None:
+    asked = _options(arguments)
+    found = recipes(asked.config_dir)
+    if asked.recipe is None:
         _list(found)
         return 0
-    options = [f"--config-dir={args.config_dir}"] * bool(args.config_dir)
-    plans = composed_once(lambda: chain(name, found))
-    composer = cache(lambda: Composer(args.config_dir))
-    given = [_passed(target, plans[-1], args.overrides) for target in plans]
+    recipe = asked.recipe
+    options = [f"--config-dir={asked.config_dir}"] * bool(asked.config_dir)
+    plans = composed_once(lambda: chain(recipe, found))
+    composer = cache(lambda: Composer(asked.config_dir))
+    given = [_passed(target, plans[-1], asked.overrides) for target in plans]
     changed = composed_once(lambda: [_changed(composer(), *each) for each in zip(plans, given, strict=True)])
     drawn = [_draws(composer(), *each) for each in zip(plans, given, strict=True)]
     target = plans[-1]
@@ -68,13 +69,13 @@ def run(arguments: list[str]) -> int:
         composed_once(lambda: verify(composer().compose(_without(target, 0, kept, drawn[-1]), checked=False)))
     _announce(plans)
     values = []
-    for seed in seeds:
+    for seed in asked.seeds:
         for plan, overrides, draws in zip(plans, given, drawn, strict=True):
             if code := _train(composer, options, plan.run(seed), _overrides(plan, seed, overrides, draws)):
                 return code
         values.append(_measured(target, seed))
     off = []
-    for seed in seeds if target.without and baseline and reaches(target, values) else ():
+    for seed in asked.seeds if target.without and asked.baseline and reaches(target, values) else ():
         if code := _train(composer, options, target.run(seed, off=True), _without(target, seed, kept, drawn[-1])):
             return code
         off.append(_measured(target, seed, off=True))
@@ -83,11 +84,19 @@ def run(arguments: list[str]) -> int:
     return int(not passed)
 
 
-def _options(arguments: list[str]) -> tuple[Namespace, str | None, range, bool]:
-    """Hydra's options with the overrides, the recipe's name, the seeds, whether the method-off runs are made.
+class _Options(NamedTuple):
+    """What was asked on the command line."""
 
-    Raises ConfigError.
-    """
+    recipe: str | None
+    overrides: list[str]
+    config_dir: str | None
+    seeds: range
+    baseline: bool
+    """Whether the runs with the method off are made."""
+
+
+def _options(arguments: list[str]) -> _Options:
+    """Read the arguments. Raises ConfigError."""
     own, rest = {"seeds": 1, "seed": 0}, []
     baseline = True
     for argument in arguments:
@@ -108,10 +117,11 @@ def _options(arguments: list[str]) -> tuple[Namespace, str | None, range, bool]:
     names = [text for text in args.overrides if "=" not in text and not text.startswith("~")]
     if len(names) > 1 or (args.overrides and args.overrides[:1] != names):
         raise ConfigError(f"healsg reproduce RECIPE [seeds=1] [key=value ...]: {' '.join(args.overrides)} is not of it")
-    args.overrides = args.overrides[1:]
-    if taken := next((text for text in args.overrides if text.split("=")[0] in ("name", "recipe")), None):
+    overrides = args.overrides[1:]
+    if taken := next((text for text in overrides if text.split("=")[0] in ("name", "recipe")), None):
         raise ConfigError(f"{taken}: reproduce names its runs by itself, runs/reproduce-RECIPE-SEED")
-    return args, names[0] if names else None, range(own["seed"], own["seed"] + own["seeds"]), baseline
+    seeds = range(own["seed"], own["seed"] + own["seeds"])
+    return _Options(names[0] if names else None, overrides, args.config_dir, seeds, baseline)
 
 
 def _passed(target: Target, last: Target, given: list[str]) -> list[str]:

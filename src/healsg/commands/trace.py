@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -40,10 +40,9 @@ class Tracer(Checkpointer):
     ``parent``, the process that started it, is gone.
     """
 
-    plan: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, *given: Any) -> None:
+    def __init__(self, plan: dict[str, Any], *given: Any) -> None:
         super().__init__(*given)
+        self.plan = plan
         self.names: list[str] = []
         self.turned = time.monotonic()
 
@@ -93,14 +92,31 @@ class Tracer(Checkpointer):
         timer.start()
 
 
+class TracedTrainer(TaskTrainer):
+    """``TaskTrainer`` of a run that a ``Tracer`` saves.
+
+    Args:
+        composed: the checked configuration.
+        plan: of the ``Tracer``.
+        folder: of the run, where it has one.
+    """
+
+    def __init__(self, composed: Composed, plan: dict[str, Any], folder: RunFolder | None = None) -> None:
+        super().__init__(composed, folder=folder)
+        self.plan = plan
+
+    def make_checkpointer(self, *given: Any) -> Checkpointer:
+        return Tracer(self.plan, *given)
+
+
 def main() -> int:
     """Train what the plan on standard input says, traced; returns the exit status of ``healsg train``."""
     plan = yaml.safe_load(sys.stdin.buffer)
-    sys.argv, Tracer.plan, TaskTrainer.checkpointer_type = plan["command"], plan, Tracer
+    sys.argv = plan["command"]  # run.json records it as the run's command line
     made = plan["composed"]
     composed = Composed(**made | {"project": tuple(map(Path, made["project"]))})
     try:
-        return int(TaskTrainer(composed, folder=RunFolder(Path(plan["folder"]))).train()["exit"])
+        return int(TracedTrainer(composed, plan, RunFolder(Path(plan["folder"]))).train()["exit"])
     except Exception as error:
         if mistake := as_mistake(error):
             return report(mistake, debug=composed.values["debug"])

@@ -33,7 +33,9 @@ class Kind:
     range: types.Range | None = None
 
 
-ANY, PART, NONE = Kind(), Kind("part"), Kind("none")
+ANY = Kind()
+PART = Kind("part")
+NONE = Kind("none")
 
 
 def read_kind(node: ast.expr | None, module: Module, search: Sequence[Path] = (), depth: int = 8) -> Kind:

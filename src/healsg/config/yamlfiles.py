@@ -90,8 +90,7 @@ def measure(content: bytes) -> tuple[int, int]:
         else:
             continue
         if opened:
-            opened[-1].values += values
-            opened[-1].levels = max(opened[-1].levels, levels)
+            opened[-1].add(values, levels)
         total = max(total, values, opened[-1].values if opened else 0)
         deepest = max(deepest, levels + len(opened))
         if total > MOST or deepest > DEEPEST:
@@ -106,3 +105,8 @@ class _Collection:
         self.anchor = anchor
         self.values = 0
         self.levels = 0
+
+    def add(self, values: int, levels: int) -> None:
+        """One of its elements has ended, which stands for so many values in so many levels."""
+        self.values += values
+        self.levels = max(self.levels, levels)

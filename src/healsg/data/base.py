@@ -94,7 +94,9 @@ class TaskData:
         self.start = current_folder()
         """From where paths in the settings are meant, also where a task changes the current directory later."""
         self.root = self.start / Path(root).expanduser()
-        self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.workers = workers
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.drop_last, self.reading = drop_last, Reading(on_error, max_errors, timeout, prefetch)
         self.fingerprints: dict[str, Fingerprint] = {}
@@ -166,7 +168,9 @@ class TaskData:
 
     def splits(self) -> dict[str, Source]:
         """``train``, ``val`` and, where the set has one, ``test``."""
-        train, val, test = self.stored("train"), self.stored("val"), self.stored("test")
+        train = self.stored("train")
+        val = self.stored("val")
+        test = self.stored("test")
         if train is None or not len(train):
             raise DataError(f"{type(self).__name__}: the training part is empty")
         if val is None:

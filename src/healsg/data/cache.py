@@ -110,7 +110,10 @@ class Mapped:
     """
 
     def __init__(self, input: Tensor, target: Tensor, sums: Tensor, place: Path) -> None:
-        self.input, self.target, self.sums, self.place = input, target, sums, place
+        self.input = input
+        self.target = target
+        self.sums = sums
+        self.place = place
         self.checked = torch.zeros(len(sums), dtype=torch.bool)
 
     def __len__(self) -> int:
@@ -148,7 +151,10 @@ class Apart:
     def __init__(
         self, input: list[Tensor], target: list[Tensor], sums: Tensor | None = None, place: Path | None = None
     ) -> None:
-        self.input, self.target, self.sums, self.place = input, target, sums, place
+        self.input = input
+        self.target = target
+        self.sums = sums
+        self.place = place
         self.checked = torch.full((len(input),), sums is None)
 
     def __len__(self) -> int:
@@ -248,7 +254,9 @@ def _read_apart(source: Source, workers: int, reading: Reading) -> Iterator[tupl
 
 def _in_memory_apart(source: Source, workers: int, reading: Reading, free: int | None) -> Apart:
     """Samples of unlike sizes in memory. Raises ConfigError where they do not fit."""
-    inputs, targets, taken = list[Tensor](), list[Tensor](), 0
+    inputs = list[Tensor]()
+    targets = list[Tensor]()
+    taken = 0
     for input, target in _read_apart(source, workers, reading):
         inputs.append(input)
         targets.append(target)

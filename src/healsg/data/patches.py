@@ -39,8 +39,12 @@ class Patches:
         outside: int = 0,
         ignore: int | None = None,
     ) -> None:
-        self.cases, self.size, self.count = cases, size, count
-        self.foreground, self.outside, self.ignore = foreground, outside, ignore
+        self.cases = cases
+        self.size = size
+        self.count = count
+        self.foreground = foreground
+        self.outside = outside
+        self.ignore = ignore
         self.places: dict[int, list[Tensor]] = {}
         """By case, of each of its foreground classes some flat places; found when the case is first read."""
 

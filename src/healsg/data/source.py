@@ -168,7 +168,9 @@ class TensorSource:
     def __init__(self, input: Tensor, target: Tensor, joined: bool = True, about: About = UNKNOWN) -> None:
         if len(input) != len(target):
             raise DataError(f"{len(input)} inputs do not go with {len(target)} targets")
-        self.input, self.target, self.targets = input, target, target
+        self.input = input
+        self.target = target
+        self.targets = target
         self.joined, self.about = joined, about
 
     def __len__(self) -> int:
@@ -222,7 +224,10 @@ class DatasetSource:
         check: Check | None = None,
     ) -> None:
         self.dataset, self.collate = dataset, stacked if collate in (None, default_collate) else collate
-        self.targets, self.chosen, self.about, self.check = targets, chosen, about, check
+        self.targets = targets
+        self.chosen = chosen
+        self.about = about
+        self.check = check
         self.generators = generators_of(dataset)
         self.checked: set[int] = set()
 

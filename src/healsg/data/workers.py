@@ -50,7 +50,9 @@ class Workers:
         sources: Sequence[Any],
         begin: Callable[[int], None] | None = None,
     ) -> None:
-        self.reading, self.sources, self.turn = reading, sources, 0
+        self.reading = reading
+        self.sources = sources
+        self.turn = 0
         self.at = torch.tensor([[0, -1, 0]] * count)
         self.at.share_memory_()  # type: ignore[no-untyped-call]
         self.hands: list[tuple[Any, Any]] = []
@@ -80,7 +82,9 @@ class Workers:
                 yield self._receive(place % count, turn)
 
     def _receive(self, number: int, turn: int) -> Any:
-        (process, pipe), got, waited = self.hands[number], 0, 0.0
+        process, pipe = self.hands[number]
+        got = 0
+        waited = 0.0
         try:
             while got != turn:  # older answers belong to a pass that was left early
                 while not pipe.poll(0.5):

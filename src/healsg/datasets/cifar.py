@@ -77,7 +77,9 @@ class Cifar(Classification):
         super().__init__(**common)
         if classes not in STATISTICS:
             raise ConfigError(f"data.classes: {classes}, but CIFAR has 10 or 100")
-        self.classes, self.download, self.verify = classes, download, verify
+        self.classes = classes
+        self.download = download
+        self.verify = verify
         self.images = ImageViews(augment, flip, shift, *STATISTICS[classes], padding=padding, size=32)
 
     @property

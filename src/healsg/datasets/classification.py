@@ -69,12 +69,18 @@ class Classification(TaskData):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.labels, self.labels_per_class, self.fraction = labels, labels_per_class, fraction
+        self.labels = labels
+        self.labels_per_class = labels_per_class
+        self.fraction = fraction
         self.fold, self.group = read_fold(fold), group
-        self.imbalance, self.label_noise, self.balanced = imbalance, label_noise, balanced
+        self.imbalance = imbalance
+        self.label_noise = label_noise
+        self.balanced = balanced
         self.in_memory, self.cache = in_memory, cache
         self._pool: Source | None = None
         self._facts: dict[str, Any] = {}
+        self._drawn: list[bytes] = []
+        """What ``splits`` chose, in order; ``split_digest`` is its hash."""
         given = [key for key in ("labels", "labels_per_class", "fraction") if getattr(self, key) is not None]
         if given[1:]:
             raise ConfigError(f"data.{given[1]}: data.{given[0]} says already how many labels are kept; leave one out")
@@ -137,14 +143,14 @@ class Classification(TaskData):
 
     def splits(self) -> dict[str, Source]:
         self.check_options()
-        self._digest = hashlib.sha256()
+        self._drawn = []
         parts = super().splits()
         parts["train"] = self._label(self._thin(parts["train"]))
         for split, source in parts.items():  # also where the set comes split, so that nothing was drawn
-            self._digest.update(f"{split} {len(source)}".encode())
+            self._drawn.append(f"{split} {len(source)}".encode())
             if source.targets is not None:
                 self._seen(source.targets.cpu())
-        self._facts["split_digest"] = self._digest.hexdigest()
+        self._facts["split_digest"] = hashlib.sha256(b"".join(self._drawn)).hexdigest()
         return parts
 
     def hold_out(self, train: Source) -> tuple[Source, Source | None]:
@@ -245,7 +251,9 @@ class Classification(TaskData):
         if self.labels is None and self.labels_per_class is None and self.fraction is None:
             return None
         layers = splits.of_cases(self._classes(train, "labels"), case_numbers(train))
-        counts, each, there = self._counts(layers), self.labels_per_class, len(layers)
+        counts = self._counts(layers)
+        each = self.labels_per_class
+        there = len(layers)
         if each is not None:
             if each > int(counts.min()):
                 raise ConfigError(f"data.labels_per_class: {each}, but class {int(counts.argmin())} has {counts.min()}")
@@ -291,7 +299,7 @@ class Classification(TaskData):
         return torch.bincount(targets.long(), minlength=self.info.num_classes)
 
     def _seen(self, chosen: Tensor) -> None:
-        self._digest.update(chosen.numpy().tobytes())
+        self._drawn.append(chosen.numpy().tobytes())
 
 
 def read_fold(text: str | None) -> tuple[int, int] | None:

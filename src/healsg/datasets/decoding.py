@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from healsg import torch_private
-from healsg.datasets.resizing import Window, resized, resized_floats
+from healsg.datasets.resizing import Window, resized, resized_floats, whole, whole_floats
 from healsg.errors import ConfigError
 
 if TYPE_CHECKING:

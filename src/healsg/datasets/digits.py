@@ -27,7 +27,9 @@ from healsg.types import Natural
 MEAN, STD = (0.3053,), (0.3760,)
 """Of the training part, with 16 as 1."""
 
-TEST_SAMPLES, SAMPLES, TEST_SEED = 500, 1797, 1797
+TEST_SAMPLES = 500
+SAMPLES = 1797
+TEST_SEED = 1797
 
 
 class Digits(Classification):

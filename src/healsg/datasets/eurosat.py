@@ -74,7 +74,9 @@ class EuroSAT(Classification):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.test_fraction, self.download, self.verify = test_fraction, download, verify
+        self.test_fraction = test_fraction
+        self.download = download
+        self.verify = verify
         self.images = ImageViews(augment, flip, shift, MEAN, STD, padding=padding, size=64)
 
     @property

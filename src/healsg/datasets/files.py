@@ -139,7 +139,9 @@ def download(urls: Sequence[str], target: Path, sums: Sums, by_hand: str, most: 
     is published, by the next call, and thrown away where that leads to another content. Where no size is published it
     has at most ``most`` bytes. Raises DataError of one line that ends with ``by_hand``.
     """
-    part, reason, size = target.with_name(target.name + ".part"), "no address", sums.size or most
+    part = target.with_name(target.name + ".part")
+    reason = "no address"
+    size = sums.size or most
     target.parent.mkdir(parents=True, exist_ok=True)
     for url in [url for url in urls for _ in range(2)]:
         log.info("downloading %s to %s", url, target)

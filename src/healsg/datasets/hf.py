@@ -48,7 +48,9 @@ class HuggingFace(Tables):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.name, self.config, self.revision = name, config, revision
+        self.name = name
+        self.config = config
+        self.revision = revision
         self.parts = {"train": train, "val": val, "test": test}
         self.place: Path | None = None
         try:
@@ -140,8 +142,12 @@ class StoredPictures:
         remark: Remark = unremarked,
         decoder: Decoder = "auto",
     ) -> None:
-        self.values, self.targets, self.size, self.channels = values, targets, size, channels
-        self.remark, self.decoder = remark, choose_decoder(decoder, len(values))
+        self.values = values
+        self.targets = targets
+        self.size = size
+        self.channels = channels
+        self.remark = remark
+        self.decoder = choose_decoder(decoder, len(values))
 
     def __len__(self) -> int:
         return len(self.values)

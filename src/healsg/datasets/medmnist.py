@@ -94,8 +94,13 @@ class MedMNIST(Classification):
         if name not in SETS:
             way = f"; data.file={name} reads one's own file" if name.endswith(".npz") else ""
             raise ConfigError(f"data.name: {name!r} is not one of {', '.join(SETS)}{way}")
-        self.name, self.size, self.published, self.file = name, size, SETS[name], file
-        self.download, self.verify, self.is_volume = download, verify, name.endswith("3d")
+        self.name = name
+        self.size = size
+        self.published = SETS[name]
+        self.file = file
+        self.download = download
+        self.verify = verify
+        self.is_volume = name.endswith("3d")
         self._views = (augment, flip, shift, padding)
         if file is not None:
             return

@@ -70,7 +70,9 @@ class Volumes(Segmentation):
             raise ConfigError(f"data.window: {window}; intensity=window needs two intensities, such as [-200, 300]")
         if spacing is not None and (len(spacing) != 3 or min(spacing) < 0):
             raise ConfigError(f"data.spacing: {spacing}; give the size of a voxel along three axes, in mm")
-        self.classes, self.mapping, self.flip = classes, mapping, flip
+        self.classes = classes
+        self.mapping = mapping
+        self.flip = flip
         self._saved: DataInfo | None = None
         low, high = window or (0.0, 1.0)
         self.plain = Preparation(

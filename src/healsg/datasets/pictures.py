@@ -65,7 +65,9 @@ class PictureFiles(Classification):
     ) -> None:
         super().__init__(workers=workers, **common)
         self.decoder: Decoder = decoder
-        self.image_size, self.download, self.verify = image_size, download, verify
+        self.image_size = image_size
+        self.download = download
+        self.verify = verify
         self.images = ImageViews(augment, flip, shift, MEAN, STD, padding=padding, size=image_size, files=True)
 
     @property

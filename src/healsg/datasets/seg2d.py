@@ -118,7 +118,11 @@ class Pictures:
     def __init__(
         self, pairs: Sequence[Pair], size: int, channels: int, mapping: Mapping[int, int], ignore: int | None
     ) -> None:
-        self.pairs, self.size, self.channels, self.mapping, self.ignore = list(pairs), size, channels, mapping, ignore
+        self.pairs = list(pairs)
+        self.size = size
+        self.channels = channels
+        self.mapping = mapping
+        self.ignore = ignore
         self.paths, self.mask_paths = ([str(path) for path in column] for column in zip(*pairs, strict=True))
 
     def __len__(self) -> int:
@@ -186,7 +190,9 @@ class Seg2D(Segmentation):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.folder, self.image_size, self.channels = folder, image_size, channels
+        self.folder = folder
+        self.image_size = image_size
+        self.channels = channels
         self.classes, self.given_mapping = classes, mapping
         self._saved: DataInfo | None = None
         mean, std = (MEAN, STD) if channels == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))

@@ -72,7 +72,11 @@ class Synthetic(Classification):
             raise ConfigError(f"data.shape: {list(self.shape)} has a side below 1")
         if images and len(self.shape) not in (3, 4):
             raise ConfigError(f"data.shape: {list(self.shape)} is no image; set data.images=false")
-        self.classes, self.kind, self.images, self.separation, self.seed = classes, kind, images, separation, seed
+        self.classes = classes
+        self.kind = kind
+        self.images = images
+        self.separation = separation
+        self.seed = seed
         self.sizes = {"train": train, "val": val, "test": test}
         self.seen = (
             image_views(augment, flip, shift, LEVEL / 255, STEP / 255, self.shape, "zero", "these are")

@@ -281,7 +281,9 @@ def _itk_geometry(path: Path) -> Geometry:
         raise DataError(f"{path}: is 4D with one channel {size}; store it as 3D")
     if len(size) != 3 or min(size) < 1:
         raise DataError(f"{path}: has the shape {size}; a volume is 3D, with channels in its voxels")
-    origin, spacing, direction = reader.GetOrigin(), reader.GetSpacing(), reader.GetDirection()
+    origin = reader.GetOrigin()
+    spacing = reader.GetSpacing()
+    direction = reader.GetDirection()
     entries = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
     header = {"origin": origin, "spacing": spacing, "direction": direction, "entries": entries}
     if extension(path) == ".nrrd":

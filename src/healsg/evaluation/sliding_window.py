@@ -239,7 +239,10 @@ class _Sums:
     """
 
     def __init__(self, sides: Sequence[int], windows: Windows, axis: int, weight: Tensor) -> None:
-        self.sides, self.windows, self.axis, self.weight = sides, windows, axis, weight
+        self.sides = sides
+        self.windows = windows
+        self.axis = axis
+        self.weight = weight
         self.base = 0
         """The row at which the sums begin; those before are complete."""
         self.total: Tensor | None = None

@@ -7,7 +7,11 @@ from html import escape
 
 Points = list[tuple[float, float]]
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 260, 58, 40, 12
+WIDTH = 460
+HEIGHT = 260
+LEFT = 58
+BOTTOM = 40
+TOP = 12
 MOST_POINTS = 1000
 
 

@@ -152,7 +152,10 @@ class Live(Display):
             pace = self.pace.look(self.progress, time.monotonic())
             head, done, rest, tail = live_line(self.progress, pace, self.console.width - 1, bar)
         except Exception as error:  # an error here would end the thread that draws
-            head, done, rest, tail = f"the display failed: {error!r}", "", "", ""
+            head = f"the display failed: {error!r}"
+            done = ""
+            rest = ""
+            tail = ""
         pieces = ((head + "  ", "bold"), (done, "green"), (rest, "dim"), "  " + tail)
         return Text.assemble(*pieces, no_wrap=True, overflow="crop")
 

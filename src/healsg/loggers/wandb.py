@@ -51,9 +51,15 @@ class Wandb(Logger):
         mode: Literal["online", "offline", "disabled"] = "online",
         timeout: Positive = 8.0,
     ) -> None:
-        self.project, self.group, self.name, self.mode, self.timeout = project, group, name, mode, timeout
+        self.project = project
+        self.group = group
+        self.name = name
+        self.mode = mode
+        self.timeout = timeout
         self.patience = timeout + 1
         self.process: subprocess.Popen[str] | None = None
+        self.upload = ""
+        """The command that uploads the curves later; known once the run is."""
 
     def start(self, folder: Path, record: dict[str, Any]) -> None:
         mode = os.environ.get("WANDB_MODE", "online") if self.mode == "online" else self.mode

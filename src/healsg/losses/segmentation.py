@@ -360,7 +360,9 @@ class OverlapLoss(DenseLoss):
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(ignore, regions, class_weights)
-        self.batch, self.background, self.smooth = batch, background, smooth
+        self.batch = batch
+        self.background = background
+        self.smooth = smooth
         self.mean_over_samples = not batch
 
     def overlaps(self, both: Tensor, made: Tensor, true: Tensor) -> Tensor:
@@ -431,7 +433,10 @@ class CentrelineDice(DenseLoss):
         regions: Regions | None = None,
     ) -> None:
         super().__init__(ignore, regions)
-        self.share, self.iterations, self.background, self.smooth = share, iterations, background, smooth
+        self.share = share
+        self.iterations = iterations
+        self.background = background
+        self.smooth = smooth
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         truth, counted = self.prepared(output, target)

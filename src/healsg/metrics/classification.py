@@ -111,7 +111,9 @@ class F1(Metric):
             sums = [precise((true & taken).sum(dim=0)), precise(true.sum(dim=0) + taken.sum(dim=0))]
             count = count_of_all(output)
         else:
-            samples, taken, classes = known(output, target), predicted(output), output.shape[1]
+            samples = known(output, target)
+            taken = predicted(output)
+            classes = output.shape[1]
             both = tally(target, samples, classes) + tally(taken, samples, classes)
             sums = [tally(target, taken == target, classes), both]
             count = count_of(output, samples)

@@ -301,7 +301,9 @@ class CaseMetric(Gathered):
         max_mib: Count = 1024,
     ) -> None:
         super().__init__(max_mib)
-        self.ignore, self.regions, self.background = ignore, regions, background
+        self.ignore = ignore
+        self.regions = regions
+        self.background = background
         self.names: list[tuple[int, str]] = []
         """The index and the name of each case, in the order of the rows."""
 

@@ -31,7 +31,9 @@ def patch_moments(batches: Iterable[Tensor], most: int = IMAGES) -> Tensor:
     Args:
         batches: of images (N, channels, height, width); no more are asked for than are needed.
     """
-    moments, images, patches = torch.zeros(()), 0, 0
+    moments = torch.zeros(())
+    images = 0
+    patches = 0
     for batch in batches:
         rows = F.unfold(batch[: most - images].cpu().double(), KERNEL).transpose(0, 1).flatten(1)
         moments, patches = moments + rows @ rows.mT, patches + rows.shape[1]
@@ -179,7 +181,9 @@ class Airbench(TaskModel):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.width, self.whitening, self.epsilon = width, whitening, epsilon
+        self.width = width
+        self.whitening = whitening
+        self.epsilon = epsilon
         self.temperature, self.batchnorm_momentum = temperature, batchnorm_momentum
         self.head_deviation, self.views = head_deviation, views
 

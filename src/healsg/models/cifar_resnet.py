@@ -31,7 +31,9 @@ class CifarResidualNetwork(Network):
 
     def __init__(self, channels: int, classes: int, depth: int, width_factor: int, stem_width: int) -> None:
         super().__init__()
-        self.stem, before, stages = stem(2, channels, stem_width, large=False), stem_width, []
+        self.stem = stem(2, channels, stem_width, large=False)
+        before = stem_width
+        stages = []
         for stage in range(3):
             after, blocks = 16 * width_factor * 2**stage, []
             for position in range((depth - 2) // 6):
@@ -65,7 +67,9 @@ class CifarResNet(TaskModel):
         super().__init__(**common)
         if depth < 8 or (depth - 2) % 6:
             raise ConfigError(f"model.depth: {depth} is not 6 n + 2 (8, 14, 20, 32, 44, 56, 110, ...)")
-        self.depth, self.width_factor, self.stem_width = depth, width_factor, stem_width
+        self.depth = depth
+        self.width_factor = width_factor
+        self.stem_width = stem_width
 
     def check(self, info: DataInfo) -> None:
         super().check(info)

@@ -56,7 +56,9 @@ class MLP(TaskModel):
 
     def __init__(self, width: Count = 128, depth: Natural = 1, dropout: Share = 0.0, **common: Any) -> None:
         super().__init__(**common)
-        self.width, self.depth, self.dropout = width, depth, dropout
+        self.width = width
+        self.depth = depth
+        self.dropout = dropout
 
     def build(self, info: DataInfo) -> nn.Module:
         return PerceptronNetwork(math.prod(info.input_shape), info.num_classes, self.width, self.depth, self.dropout)

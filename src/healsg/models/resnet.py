@@ -181,7 +181,10 @@ class ResNet(TaskModel):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.depth, self.width, self.stem, self.dim = depth, width, stem, dim
+        self.depth = depth
+        self.width = width
+        self.stem = stem
+        self.dim = dim
         self.zero_init_residual, self.preactivation = zero_init_residual, preactivation
 
     def check(self, info: DataInfo) -> None:

@@ -88,7 +88,10 @@ class Timm(TaskModel):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.name, self.use_published, self.weights, self.options = name, pretrained, weights, dict(options or {})
+        self.name = name
+        self.use_published = pretrained
+        self.weights = weights
+        self.options = dict(options or {})
         self.file = current_folder() / Path(weights).expanduser() if weights else None
 
     def pretrained(self) -> Timm | None:

@@ -115,7 +115,9 @@ class Torchvision(TaskModel):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.name, self.weights, self.options = name, weights, dict(options or {})
+        self.name = name
+        self.weights = weights
+        self.options = dict(options or {})
         self.empty = False
 
     def pretrained(self) -> Torchvision | None:

@@ -139,14 +139,20 @@ class Decoder(nn.Module):
 
     def __init__(self, shape: Shape, outputs: int, number: int, norm: Norm, dropout: float, deep: int) -> None:
         super().__init__()
-        up, stages, others = [], [], []
+        up = []
+        stages = []
+        others = []
         for place in range(len(shape.channels) - 2, -1, -1):
-            below, own, stride = shape.channels[place + 1], shape.channels[place], shape.strides[place + 1]
+            below = shape.channels[place + 1]
+            own = shape.channels[place]
+            stride = shape.strides[place + 1]
             up.append(TRANSPOSED[shape.dim](below, own, stride, stride))
             stages.append(plain_stage(2 * own, own, shape.kernels[place], (1,) * shape.dim, number, norm, dropout))
             if 0 < place <= deep:
                 others.append(CONVOLUTION[shape.dim](own, outputs, 1))
-        self.up, self.stages, self.others = nn.ModuleList(up), nn.ModuleList(stages), nn.ModuleList(others)
+        self.up = nn.ModuleList(up)
+        self.stages = nn.ModuleList(stages)
+        self.others = nn.ModuleList(others)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The encoder's maps, finest first, to the finest map and the coarser outputs, finest first; in evaluation mode
@@ -257,7 +263,10 @@ class DenseModel(TaskModel):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.loss, self.windows, self.overlap, self.mirror = loss, windows, overlap, mirror
+        self.loss = loss
+        self.windows = windows
+        self.overlap = overlap
+        self.mirror = mirror
 
     def criterion(self, info: DataInfo) -> nn.Module:
         loss = self.loss or DiceCrossEntropy(**dense_settings(info))
@@ -320,8 +329,14 @@ class PyramidModel(DenseModel):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.width, self.stages, self.strides, self.kernels = width, stages, strides, kernels
-        self.deep_supervision, self.norm, self.dropout, self.dim = deep_supervision, norm, dropout, dim
+        self.width = width
+        self.stages = stages
+        self.strides = strides
+        self.kernels = kernels
+        self.deep_supervision = deep_supervision
+        self.norm = norm
+        self.dropout = dropout
+        self.dim = dim
         self.deeply_supervised = deep_supervision
 
     def shape(self, info: DataInfo) -> Shape:

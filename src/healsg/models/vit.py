@@ -168,8 +168,13 @@ class ViT(TaskModel):
         super().__init__(**common)
         if width % heads:
             raise ConfigError(f"model.heads: {heads} heads do not divide model.width={width}")
-        self.patch, self.depth, self.width, self.heads = patch, depth, width, heads
-        self.mlp_ratio, self.dropout, self.stochastic_depth = mlp_ratio, dropout, stochastic_depth
+        self.patch = patch
+        self.depth = depth
+        self.width = width
+        self.heads = heads
+        self.mlp_ratio = mlp_ratio
+        self.dropout = dropout
+        self.stochastic_depth = stochastic_depth
         self.pooling = pooling
 
     def check(self, info: DataInfo) -> None:

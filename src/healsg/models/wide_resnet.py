@@ -77,7 +77,9 @@ class WideResidualNetwork(Network):
         shortcut: str,
     ) -> None:
         super().__init__()
-        self.stem, before, groups = convolution(2, channels, 16, 3), 16, []
+        self.stem = convolution(2, channels, 16, 3)
+        before = 16
+        groups = []
         for group in range(3):
             after, blocks = 16 * widen_factor * 2**group, []
             for position in range((depth - 4) // 6):
@@ -130,8 +132,12 @@ class WideResNet(TaskModel):
         super().__init__(**common)
         if depth < 10 or (depth - 4) % 6:
             raise ConfigError(f"model.depth: {depth} is not 6 n + 4 (10, 16, 22, 28, 34, 40, ...)")
-        self.depth, self.widen_factor, self.dropout = depth, widen_factor, dropout
-        self.negative_slope, self.batchnorm_momentum, self.shortcut = negative_slope, batchnorm_momentum, shortcut
+        self.depth = depth
+        self.widen_factor = widen_factor
+        self.dropout = dropout
+        self.negative_slope = negative_slope
+        self.batchnorm_momentum = batchnorm_momentum
+        self.shortcut = shortcut
 
     def check(self, info: DataInfo) -> None:
         super().check(info)

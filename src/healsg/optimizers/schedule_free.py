@@ -82,7 +82,9 @@ class ScheduleFreeAdamW(GroupOptimizer):
     def _move(
         self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]]
     ) -> None:
-        (near, decay), lr, counts = group["betas"], float(group["lr"]), group["largest_lr"] ** 2
+        near, decay = group["betas"]
+        lr = float(group["lr"])
+        counts = group["largest_lr"] ** 2
         iterates = [state["z"] for state in states]
         moments = [state["second_moment"] for state in states]
         corrections, shares = _corrections_and_shares(weights, states, decay, counts)

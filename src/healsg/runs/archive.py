@@ -67,7 +67,9 @@ class Part(io.BufferedIOBase):
     """The first ``size`` bytes of a file, as a file of their own. Closing it leaves the file open."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.size, self.place = file, size, 0
+        self.file = file
+        self.size = size
+        self.place = 0
 
     def readable(self) -> bool:
         return True

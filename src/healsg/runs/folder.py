@@ -52,7 +52,9 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.last, self.previous = self.checkpoints / "last.pt", self.checkpoints / "previous.pt"
         self.best = self.checkpoints / "best.pt"
-        self.config, self.record_file, self.metrics = path / "config.yaml", path / "run.json", path / "metrics.jsonl"
+        self.config = path / "config.yaml"
+        self.record_file = path / "run.json"
+        self.metrics = path / "metrics.jsonl"
         self.began = time.time()
         self._lock: ProcessLock | None = None
 

@@ -45,7 +45,9 @@ def is_key_file(path: str) -> bool:
 def without_secrets(patch: str) -> str:
     """A patch in which each line that seems to hold a secret is hidden as a whole."""
     detectors = _detectors()
-    name, in_key, lines = "", False, []
+    name = ""
+    in_key = False
+    lines = []
     for line in patch.split("\n"):
         if line.startswith("diff --git "):
             in_key = False

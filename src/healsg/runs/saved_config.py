@@ -116,7 +116,9 @@ def _change(saved: Any, override: Override) -> None:
     """Apply one override to the configuration of a run that exists. Raises ConfigError."""
     from omegaconf import OmegaConf
 
-    key, text, value = override.key_or_group, override.input_line, override.value()
+    key = override.key_or_group
+    text = override.input_line
+    value = override.value()
     if override.is_sweep_override():
         raise ConfigError(f"{text}: several values; a run that exists takes one, and a list is {key}=[a,b]")
     if override.is_delete() or "/" in key:

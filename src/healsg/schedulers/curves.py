@@ -45,7 +45,9 @@ class Schedule:
     needs_metric = False
 
     def __init__(self, curve: Curve, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> None:
-        self.curve, self.optimizer, self.interval = curve, optimizer, curve.interval
+        self.curve = curve
+        self.optimizer = optimizer
+        self.interval = curve.interval
         self.stride = (steps_per_epoch if self.interval == "epoch" else 1, max(1, total_steps))
         self.count = 0
         self._apply()
@@ -191,7 +193,10 @@ class OneCycle(Curve):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.rise, self.start_factor, self.final, self.anneal = rise, start_factor, final, anneal
+        self.rise = rise
+        self.start_factor = start_factor
+        self.final = final
+        self.anneal = anneal
 
     def shape(self, progress: float) -> float:
         between = half_cosine if self.anneal == "cosine" else linear

@@ -28,7 +28,9 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, counts: list[int], rank: int) -> Tensor:
-        ctx.counts, ctx.rows, ctx.rank = counts, len(own), rank
+        ctx.counts = counts
+        ctx.rows = len(own)
+        ctx.rank = rank
         padded = own.new_zeros(max(counts), *own.shape[1:])
         padded[: counts[rank]] = own[: counts[rank]]
         parts = [torch.empty_like(padded) for _ in counts]

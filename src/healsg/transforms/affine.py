@@ -90,7 +90,9 @@ def random_affine(
     u = uniform(draw, 6, which)
     signed = u * 2 - 1
     mirror = torch.where(u[:, 5] < 0.5, -1.0, 1.0) if flip else None
-    angle, right, down = signed[:, 0] * radians(rotation), signed[:, 1] * shift, signed[:, 2] * shift
+    angle = signed[:, 0] * radians(rotation)
+    right = signed[:, 1] * shift
+    down = signed[:, 2] * shift
     return resample(
         images,
         affine_matrix(angle, right, down, 1 + signed[:, 3] * scale, signed[:, 4] * shear, mirror),

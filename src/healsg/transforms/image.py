@@ -23,9 +23,9 @@ Padding = Literal["zero", "reflect"]
 
 
 def pad(images: Tensor, pixels: int, padding: Padding = "zero") -> Tensor:
-    """Widen (N, C, H, W) images by ``pixels`` on every side: with zeros, or mirrored without repeating the border.
+    """Pad (N, C, H, W) images by ``pixels`` on every side: with zeros, or by reflection without repeating the border.
 
-    ``reflect`` wants ``pixels`` smaller than H and W.
+    ``reflect`` needs ``pixels`` to be smaller than H and W.
     """
     if padding == "zero":
         return F.pad(images, (pixels, pixels, pixels, pixels))
@@ -47,7 +47,7 @@ def random_shift(images: Tensor, draw: Draw, pixels: int, which: int = 0, paddin
         draw: the N samples' draws.
         pixels: the largest shift, in pixels.
         which: the draw of the rows; ``which + 1`` is that of the columns.
-        padding: what comes in from outside, ``zero`` or ``reflect``.
+        padding: what fills the pixels that come from outside the image, ``zero`` or ``reflect``.
     """
     if not pixels:
         return images
@@ -64,10 +64,10 @@ def random_shift(images: Tensor, draw: Draw, pixels: int, which: int = 0, paddin
 
 
 def random_flip(images: Tensor, draw: Draw, which: int = 0, alternate: bool = False) -> Tensor:
-    """Logger each of the (N, C, H, W) images left to right with probability 1/2.
+    """Mirror each of the (N, C, H, W) images left to right with probability 1/2.
 
-    ``alternate``: by chance in the first epoch alone, and then each image the other way with every epoch, so that two
-    epochs show both sides of all (the alternating flip of Jordan 2024, arXiv 2404.00498).
+    With ``alternate`` only the first epoch is drawn; from then on each image is mirrored in every other epoch, so that
+    two successive epochs show every image both ways (the alternating flip of Jordan 2024, arXiv 2404.00498).
     """
     count = len(images)
     both = torch.cat([images, images.flip(3)])
@@ -87,7 +87,7 @@ def scaling(images: Tensor, mean: Sequence[float], std: Sequence[float], scale: 
 
 
 def check_view(view: str, what: str, known: Collection[str] = ("input", "weak", "view1", "view2")) -> None:
-    """Refuse a view of ``what`` that is not one of those ``known``. Raises ConfigError."""
+    """Raise ConfigError unless ``view`` is one of those in ``known``, the views that ``what`` (images, volumes) has."""
     if view not in known:
         raise ConfigError(f"data: no {view!r} view of {what}, which the method needs; there are {', '.join(known)}")
 
@@ -103,21 +103,22 @@ class ImageTransform:
         shift: the largest shift in pixels; 0 is none.
         mean: each channel's mean, with ``maximum`` as 1.
         std: each channel's standard deviation, with ``maximum`` as 1.
-        padding: what a shift brings in from outside, ``zero`` or ``reflect``.
+        padding: what fills the pixels that a shift leaves empty, ``zero`` or ``reflect``.
         size: the images' shorter side in pixels, where it is known; a shift must be smaller.
-        maximum: the value stored for full intensity.
+        maximum: the stored value of full intensity, 255 for uint8.
         alternate: flip each image every other epoch; see ``random_flip``.
         outside: the label of a mask's pixels that a shift brings in with ``zero`` padding.
     """
 
     per_sample = True
-    """A sample is changed by itself, whatever the others of its batch are; see ``Loader``."""
+    """The result for a sample does not depend on the other samples of its batch; see ``Loader``."""
 
     words: ClassVar[tuple[str, str]] = ("pixels", "images")
 
     shares_geometry: ClassVar[bool] = True
-    """Whether samples whose targets have a place are moved by ``Draw.shared`` alone, so that one target goes with all
-    views of a sample. Of a transform that does not say so, each view has a target of its own."""
+    """Whether images with dense targets (masks) are moved by ``Draw.shared`` alone, the geometric draw that all views
+    of a sample share, so that one moved target fits all of them. Where a transform does not declare it, each view gets
+    its own moved target."""
 
     def __init__(
         self,
@@ -134,8 +135,13 @@ class ImageTransform:
         if size is not None and shift >= size:
             pixels, images = self.words
             raise ConfigError(f"data.shift: {shift} {pixels}, but the {images} have {size}; set less than that")
-        self.flip, self.shift, self.padding, self.alternate = flip, shift, padding, alternate
-        self.mean, self.std, self.maximum = tuple(mean), tuple(std), maximum
+        self.flip = flip
+        self.shift = shift
+        self.padding = padding
+        self.alternate = alternate
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+        self.maximum = maximum
         self.outside = outside
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
@@ -149,11 +155,12 @@ class ImageTransform:
         return batch | {"input": images.to(torch.float32, copy=True).mul_(factor).add_(offset)}
 
     def described(self) -> dict[str, Any]:
-        """Each channel's mean and deviation and the stored value of full intensity; see ``DataInfo.preprocessing``."""
+        """Each channel's mean and standard deviation, and the stored value of full intensity, for
+        ``DataInfo.preprocessing``."""
         return {"mean": list(self.mean), "std": list(self.std), "maximum": self.maximum}
 
     def moved(self, batch: Batch, draw: Draw) -> Batch:
-        """Flip and shift each image of a batch and, where its target is a mask, that too, by the same numbers."""
+        """Flip and shift each image of a batch and, where targets are masks, each mask like its image."""
         images: Tensor = batch["input"]
         batch = batch | {"input": self.move(images, draw.shared)}
         if is_placed(batch):

@@ -27,7 +27,9 @@ class Standardise:
     per_sample = True
 
     def __init__(self, centre: Tensor, spread: Tensor, noise: NonNegative = 0.0) -> None:
-        self.centre, self.spread, self.noise = centre, spread, noise
+        self.centre = centre
+        self.spread = spread
+        self.noise = noise
 
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
         raw: Tensor = batch["input"]

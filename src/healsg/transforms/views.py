@@ -116,7 +116,10 @@ def image_views(
 
     Raises ConfigError for another ``augment`` of volumes; ``what`` begins its clause "these are volumes".
     """
-    means, stds, size, usual = (mean,) * shape[0], (std,) * shape[0], min(shape[1:]), augment == "standard"
+    means = (mean,) * shape[0]
+    stds = (std,) * shape[0]
+    size = min(shape[1:])
+    usual = augment == "standard"
     if len(shape) == 3:
         return ImageViews(augment, flip, shift, means, stds, size=size, padding=padding)
     if augment not in ("none", "standard"):
@@ -135,7 +138,9 @@ class FloatTransform:
     shares_geometry = True
 
     def __init__(self, standard: ImageTransform) -> None:
-        self.usual, self.mean, self.std = standard, standard.mean, standard.std
+        self.usual = standard
+        self.mean = standard.mean
+        self.std = standard.std
         self.flip, self.padding = standard.flip, standard.padding
         self.unit = ImageTransform(False, 0, standard.mean, standard.std, maximum=1.0)
 
@@ -273,7 +278,9 @@ class PolicyTransform:
 
     def __init__(self, policy: Policy, standard: ImageTransform) -> None:
         self.policy: Policy = policy
-        self.usual, self.mean, self.std = standard, standard.mean, standard.std
+        self.usual = standard
+        self.mean = standard.mean
+        self.std = standard.std
         self.whole = ImageTransform(False, 0, standard.mean, standard.std)
 
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:

@@ -1,4 +1,4 @@
-"""Random flips and shifts and the normalisation of whole batches of volumes, as ``image`` has them for images."""
+"""Random flips, random shifts and normalisation of whole batches of volumes: the counterpart of ``image``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from healsg.transforms.image import ImageTransform, Padding, check_view
 class VolumeTransform(ImageTransform):
     """``ImageTransform`` of (N, C, D, H, W) volumes: mirrored along each axis with probability 1/2, shifted along each.
 
-    Pixels are voxels here, and ``alternate`` is not known.
+    Lengths are in voxels; ``alternate`` is not supported.
     """
 
     per_sample = True
@@ -28,26 +28,26 @@ class VolumeTransform(ImageTransform):
         return images
 
     def of(self, view: str, split: str = "train") -> VolumeTransform:
-        """This transform, for the views it can make. Raises ConfigError for one that asks for more."""
+        """This transform, which serves every view of a volume that it supports. Raises ConfigError for any other."""
         check_view(view, "volumes")
         return self
 
 
 def move_along(volumes: Tensor, axis: int, mirrored: Tensor, shift: Tensor, padding: Padding) -> Tensor:
-    """Logger and shift each of the (N, C, ...) volumes along one axis.
+    """Mirror and shift each of the (N, C, ...) volumes along one axis.
 
     Args:
         volumes: of any type.
         axis: 2 or more.
-        mirrored: (N,) bool, which are mirrored, before they are shifted.
-        shift: (N,) int64, by how many voxels, less than there are along the axis.
-        padding: what comes in from outside.
+        mirrored: (N,) bool: whether each volume is mirrored, which happens before the shift.
+        shift: (N,) int64: by how many voxels, fewer than the axis has.
+        padding: what fills the voxels that come from outside.
     """
     size = volumes.shape[axis]
-    place = torch.arange(size, device=volumes.device) + shift.view(-1, 1)
-    inside = (place >= 0) & (place < size)
-    place = torch.where(place < 0, -place, torch.where(place >= size, 2 * (size - 1) - place, place))
-    place = torch.where(mirrored.view(-1, 1), size - 1 - place, place)
+    source = torch.arange(size, device=volumes.device) + shift.view(-1, 1)
+    inside = (source >= 0) & (source < size)
+    source = torch.where(source < 0, -source, torch.where(source >= size, 2 * (size - 1) - source, source))
+    source = torch.where(mirrored.view(-1, 1), size - 1 - source, source)
     along = [len(volumes) if at == 0 else size if at == axis else 1 for at in range(volumes.dim())]
-    moved = volumes.gather(axis, place.view(along).expand_as(volumes))
+    moved = volumes.gather(axis, source.view(along).expand_as(volumes))
     return moved * inside.view(along).to(moved.dtype) if padding == "zero" else moved
