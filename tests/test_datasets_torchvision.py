@@ -249,7 +249,8 @@ def listed(source: DatasetSource | None) -> list[tuple[Path, int]]:
     assert source is not None
     assert source.targets is not None
     assert source.targets.tolist() == source.dataset.targets.tolist()
-    return [(Path(path), label) for path, label in zip(source.dataset.paths, source.dataset.targets.tolist(), strict=True)]
+    labels = source.dataset.targets.tolist()
+    return [(Path(path), label) for path, label in zip(source.dataset.paths, labels, strict=True)]
 
 
 def theirs(paths: Any, labels: Any) -> list[tuple[Path, int]]:
