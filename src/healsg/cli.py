@@ -24,6 +24,8 @@ COMMANDS = {
     "eval": "evaluate a run: healsg eval RUN [split=test] [checkpoint=best]",
     "verify": "prove that a task resumes exactly: it is trained whole, twice, and killed at random",
     "predict": "classes and probabilities of new samples: healsg predict RUN PATH... --out FILE",
+    "export": "the network of a run as ONNX, with a program and a model card: healsg export RUN --out DIR",
+    "serve": "a page on this machine to try a run on pictures: healsg serve RUN",
     "list": "what can be chosen: healsg list data|model|method|recipe",
     "explain": "all about an option or a key: healsg explain method=fixmatch",
     "show": "what a run was, and where its files lie: healsg show RUN",
@@ -36,7 +38,10 @@ COMMANDS = {
     "diverge": "where two runs first differ: healsg diverge RUN RUN",
 }
 
-ELSEWHERE = ("resume", "eval", "predict", "show", "runs", "compare", "diff", "watch", "rm", "diverge")
+ELSEWHERE = (
+    *("resume", "eval", "predict", "export", "serve"),
+    *("show", "runs", "compare", "diff", "watch", "rm", "diverge"),
+)
 """Commands on runs that exist, which need no current directory."""
 
 ANSWERS = ("check", "eval", "predict", "list", "explain", "show", "runs", "compare", "diff", "diverge")

@@ -1,0 +1,176 @@
+"""The proof of an export: a fresh process, in which healsg cannot be imported, predicts the validation split anew."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from healsg.data.info import DataInfo
+from healsg.data.loader import Loader
+from healsg.data.source import DatasetSource, Source
+from healsg.datasets.imagefolder import Pictures
+from healsg.errors import ConfigError, DataError, RunError
+from healsg.evaluation.evaluator import evaluating, in_units
+from healsg.evaluation.predictor import Predictor
+
+TOLERANCE = 1e-5
+"""How far a probability may be off; of a regression, in standard deviations of the targets."""
+
+REFUSED = {"onnx": ("torch", "healsg"), "pt2": ("healsg",)}
+"""By format what the fresh process must not import."""
+
+PROCESS = """
+import json, sys
+sys.dont_write_bytecode = True
+with open(sys.argv[1], encoding="utf-8") as file:
+    request = json.load(file)
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in request["refused"]:
+            raise ImportError(f"{name} must not be needed")
+for name in request["refused"]:
+    assert name not in sys.modules, name
+sys.meta_path.insert(0, Refused())
+sys.path.insert(0, request["folder"])
+import numpy
+import predict
+found = [next(predict.predictions(request["paths"], 1)), *predict.predictions(request["paths"])]
+for name, numbers in found:
+    if isinstance(numbers, str):
+        sys.exit(f"{name}: {numbers}")
+numpy.save(request["found"], numpy.stack([numbers for _, numbers in found]))
+"""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What HEALSg itself says of the validation split.
+
+    Args:
+        outputs: (N, C) probabilities, or (N, ...) numbers of a regression in the unit of their targets.
+        targets: (N, ...) the labels or numbers that are right.
+        index: (N,) which samples of the split these are; those that cannot be read may be left out.
+        source: of the split, as stored.
+    """
+
+    outputs: Tensor
+    targets: Tensor
+    index: Tensor
+    source: Source
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well the fresh process reproduced it.
+
+    Args:
+        samples: how many.
+        largest: the largest difference of a probability, or of a number in standard deviations of the targets.
+    """
+
+    samples: int
+    largest: float
+
+
+def reference(predictor: Predictor, loader: Loader) -> Reference:
+    """Predict a split as an evaluation does: by the loader's own reading and preprocessing."""
+    info = predictor.info
+    outputs, targets, index = [], [], []
+    with evaluating(predictor.network), torch.no_grad():
+        for batch, _ in loader.batches(0):
+            if not len(batch["index"]):
+                continue  # none of its samples can be read
+            outputs.append(predictor.task_model.predict(predictor.network, batch).float())
+            targets.append(torch.as_tensor(batch["target"]))
+            index.append(batch["index"])
+    if not outputs:
+        raise DataError("healsg export: no sample of the val split can be read, so that nothing can be checked")
+    output = torch.cat(outputs)
+    found = {"multiclass": lambda: output.softmax(dim=1), "multilabel": output.sigmoid}
+    numbers = found[info.kind]() if info.kind in found else in_units(output, info)
+    return Reference(numbers, torch.cat(targets), torch.cat(index), next(iter(loader.sources.values())))
+
+
+def reproduce(folder: Path, to: str, made: Reference, info: DataInfo) -> Agreement:
+    """Let a fresh process predict the raw samples by ``predict.py`` in ``folder``, and compare.
+
+    Args:
+        folder: with ``predict.py``, ``classes.json`` and the network.
+        to: the format.
+        made: what it has to reproduce.
+        info: what the outputs mean.
+
+    Raises:
+        RunError: the process fails, or its predictions differ.
+    """
+    with tempfile.TemporaryDirectory(prefix="healsg-export-") as place:
+        request, found = Path(place, "request.json"), Path(place, "found.npy")
+        asked = {
+            "folder": str(folder.absolute()),
+            "refused": REFUSED[to],
+            "paths": raw_samples(made, Path(place)),
+            "found": str(found),
+        }
+        request.write_text(json.dumps(asked), encoding="utf-8")
+        line = [sys.executable, "-I", "-c", PROCESS, str(request)]
+        done = subprocess.run(line, cwd=place, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode or not found.is_file():
+            said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            raise RunError(f"healsg export: predict.py fails in a process of its own: {said[:300]}")
+        numbers = torch.from_numpy(np.load(found))
+    return compared(numbers, made.outputs, info)
+
+
+def compared(found: Tensor, wanted: Tensor, info: DataInfo) -> Agreement:
+    """The agreement of a fresh process's numbers, of which the first sample stands before all, predicted alone.
+
+    Raises RunError that says how far they are off.
+    """
+    wanted = torch.cat([wanted[:1], wanted])
+    if found.shape != wanted.shape:
+        raise RunError(f"healsg export: predict.py gives {tuple(found.shape)} numbers, not {tuple(wanted.shape)}")
+    difference = (found.double() - wanted.double()).abs()
+    if info.kind == "regression" and "target_std" in info.preprocessing:
+        difference = difference / torch.tensor(info.preprocessing["target_std"]).double().view(-1)
+    elif info.kind == "regression":
+        difference = difference / wanted.double().abs().clamp(min=1)
+    largest = difference.max().item()
+    count = len(wanted) - 1
+    off = int((~(difference <= TOLERANCE)).flatten(1).any(dim=1)[1:].sum())
+    if not largest <= TOLERANCE:
+        raise RunError(
+            f"healsg export: the exported network is not the run's: {off} of {count} predictions of the val split are "
+            f"off by more than {TOLERANCE:.0e}, by {largest:.2g} at most"
+        )
+    if info.kind == "multiclass":
+        other = int((found.argmax(dim=1) != wanted.argmax(dim=1))[1:].sum())
+    else:
+        other = int(((found > 0.5) != (wanted > 0.5)).any(dim=1)[1:].sum()) if info.kind == "multilabel" else 0
+    if other:
+        raise RunError(f"healsg export: {other} of {count} samples of the val split get another class")
+    return Agreement(count, largest)
+
+
+def raw_samples(made: Reference, place: Path) -> list[str]:
+    """Where the raw samples lie: the files of pictures, or an .npz that is written to ``place``. Raises ConfigError."""
+    source = made.source
+    if isinstance(source, DatasetSource) and type(source.dataset) is Pictures:
+        numbers: Any = made.index if source.chosen is None else source.chosen[made.index]
+        return [str(Path(source.dataset.paths[number]).absolute()) for number in numbers.tolist()]
+    parts = []
+    for index in torch.split(made.index, 1024):
+        stored = source.fetch(index)["input"]
+        if not isinstance(stored, Tensor):
+            raise ConfigError("healsg export: the samples of this data set are no tensors; no program reads them")
+        parts.append(stored.float().cpu().numpy())
+    np.savez(place / "samples.npz", input=np.concatenate(parts))
+    return [str(place / "samples.npz")]

@@ -1,0 +1,255 @@
+"""``healsg export``: an archive that predicts as the run does, without torch and healsg, or none at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from healsg import DataInfo, TaskTrainer
+from healsg.cli import main
+from healsg.datasets import columns, decoding, folders
+from healsg.errors import ConfigError, RunError
+from healsg.exporting import network, program
+from healsg.exporting.card import UNFILLED, wilson
+from healsg.exporting.check import compared
+
+SMALL = ["runner.epochs=1", "quiet=true", "data.workers=0"]
+PICTURES = ["data=imagefolder", "data.folder=pics", "data.image_size=16", "data.shift=0", "model=cnn", "model.width=4"]
+TABLE = ["data=csv", "data.file=t.csv", "model=mlp", "model.width=8"]
+KINDS = ["png", "png L", "png RGBA", "png LA", "png P", "png 16", "jpg", "jpg L", "jpg CMYK", "bmp", "webp", "tif"]
+TURNED = [f"jpg turned {turn}" for turn in (2, 3, 4, 5, 6, 7, 8)] + ["tif turned 6", "png turned 5"]
+
+
+def written(kind: str, folder: Path, size: tuple[int, int] = (37, 23), name: str = "x") -> Path:
+    """A picture of a kind such as ``png RGBA``, ``png 16`` or ``jpg turned 6``, of noise and a slope."""
+    suffix, *how = kind.split()
+    rng = np.random.default_rng(size[0])
+    levels = rng.integers(0, 200, (size[1], size[0], 3)) + np.linspace(0, 55, size[0])[:, None]
+    picture = Image.fromarray(levels.astype(np.uint8))
+    options: dict[str, Any] = {}
+    if how[:1] == ["turned"]:
+        options["exif"] = picture.getexif()
+        options["exif"][decoding.ORIENTATION] = int(how[1])
+    elif how in (["RGBA"], ["LA"]):
+        picture.putalpha(picture.convert("L"))
+        picture = picture.convert(how[0])
+    elif how == ["16"]:
+        picture = Image.fromarray((levels[..., 0] * 250).astype(np.uint16))
+    elif how:
+        picture = picture.quantize(20) if how[0] == "P" else picture.convert(how[0])
+    picture.save(path := folder / f"{name}.{suffix}", **options)
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs on pictures of all kinds, and one on a table."""
+    folder = tmp_path_factory.mktemp("made")
+    before = Path.cwd()
+    os.chdir(folder)
+    for part, kinds in (("train", KINDS[:4]), ("val", [*KINDS, *TURNED]), ("test", KINDS[:3])):
+        for place, name in enumerate(("apple", "kiwi é")):
+            (inner := Path("pics", part, name)).mkdir(parents=True)
+            for number, kind in enumerate(kinds):
+                written(kind, inner, (20 + 5 * number, 30 + 20 * place), str(number))
+    rng = np.random.default_rng(0)
+    rows = [f"{a:.3f},{b:.3f},{'yes' if a + b > 0 else 'no'}" for a, b in rng.normal(size=(60, 2))]
+    rows[50:] = ["," + row.partition(",")[2] for row in rows[50:]]
+    Path("t.csv").write_text("\n".join(["a,b,label", *rows]) + "\n")
+    for seed in (0, 1):
+        TaskTrainer.compose(*PICTURES, *SMALL, f"seed={seed}", f"name=run{seed}").train()
+    TaskTrainer.compose(*TABLE, *SMALL, "name=table").train()
+    os.chdir(before)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def archive(made: Path) -> Path:
+    """The one ONNX archive of the quick tests, in the folder of the runs."""
+    pytest.importorskip("onnxscript", reason="healsg[export] is not installed")
+    pytest.importorskip("onnxruntime", reason="healsg[export] is not installed")
+    before = Path.cwd()
+    os.chdir(made)
+    try:
+        assert main(["export", "run0", "--to", "onnx", "--out", "archive"]) == 0
+    finally:
+        os.chdir(before)
+    return made / "archive"
+
+
+def asked(folder: Path, *paths: str) -> tuple[int, list[dict[str, str]], str]:
+    """``python predict.py PATH...`` of an archive by hand: its status, rows and errors."""
+    line = [sys.executable, "-I", str(folder / "predict.py"), *paths]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    return done.returncode, list(csv.DictReader(done.stdout.splitlines())), done.stderr
+
+
+def test_an_archive_is_used_by_hand_and_says_what_the_run_says(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(archive.parent)
+    assert sorted(path.name for path in archive.iterdir()) == ["README.md", "classes.json", "model.onnx", "predict.py"]
+    shutil.copytree("pics/test", tmp_path / "test")
+    (tmp_path / "test/broken.png").write_bytes(Path("pics/test/apple/0.png").read_bytes()[:100])
+    status, rows, errors = asked(archive, str(tmp_path / "test"))
+    assert status == 3, errors
+    assert "broken.png: " in errors
+    assert list(rows[0]) == ["file", "class", "probability", "p_apple", "p_kiwi é"]
+    found = TaskTrainer.load("run0").predictor()([row["file"] for row in rows])
+    assert len(rows) == 6
+    assert [row["class"] for row in rows] == found.classes
+    assert found.probabilities is not None
+    own = torch.tensor([[float(row["p_apple"]), float(row["p_kiwi é"])] for row in rows])
+    torch.testing.assert_close(own, found.probabilities, rtol=0, atol=1e-5)
+
+
+def test_the_card_says_what_is_known_and_leaves_the_rest_to_be_filled_in(archive: Path) -> None:
+    text = (archive / "README.md").read_text(encoding="utf-8")
+    record = json.loads((archive.parent / "runs/run0/run.json").read_text())
+    low, high = wilson(record["test"]["test/acc"], 6)
+    assert f"| test/acc | {record['test']['test/acc']:.4f} | {low:.4f} to {high:.4f} | 6 |" in text
+    for known in (record["data_digest"], record["command"], record["versions"]["torch"], "apple, kiwi é"):
+        assert known in text
+    assert f"reproduced all {2 * len([*KINDS, *TURNED])} predictions" in text
+    assert f"## Intended use\n\n{UNFILLED}" in text
+    assert "names no published weights" in text
+
+
+def test_a_network_that_is_not_the_runs_is_refused_and_nothing_is_left(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(archive.parent)
+    before = sorted(path.name for path in Path().iterdir())
+
+    def other(predictor: Any, to: str, folder: Path) -> None:
+        shutil.copy(archive / "model.onnx", folder)
+
+    monkeypatch.setattr(network, "write_network", other)
+    assert main(["export", "run1", "--out", "wrong"]) == 1
+    assert "predictions of the val split are off by more than 1e-05, by 0." in capsys.readouterr().err
+    assert sorted(path.name for path in Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *TURNED])
+def test_the_program_reads_pictures_level_for_level(kind: str, tmp_path: Path) -> None:
+    for size in ((37, 23), (500, 330), (7, 9), (16, 16), (1, 5)):
+        path = written(kind, tmp_path, size)
+        for channels in (1, 3):
+            expected = decoding.decode(str(path), 16, channels).float().numpy()
+            np.testing.assert_array_equal(program.picture(path, (channels, 16, 16)), expected)
+
+
+def test_the_program_knows_the_same_files_and_words() -> None:
+    assert program.FORMATS == decoding.FORMATS
+    assert program.SUFFIXES == folders.EXTENSIONS
+    assert program.MISSING == columns.MISSING
+    assert [program.number(text) for text in ("1.5", " TRUE", "false")] == [1.5, 1.0, 0.0]
+    assert np.isnan(program.number("NA"))
+
+
+def test_weights_alone_need_no_proof(
+    made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_file = pytest.importorskip("safetensors.torch", reason="healsg[export] is not installed").load_file
+    monkeypatch.chdir(made)
+    capsys.readouterr()
+    assert main(["export", "table", "--to", "safetensors", "--out", str(tmp_path / "weights"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert list(facts["files"]) == ["README.md", "classes.json", "model.json", "model.safetensors"]
+    state = TaskTrainer.load("table").predictor().network.state_dict()
+    read = load_file(tmp_path / "weights/model.safetensors")
+    assert all(torch.equal(read[name], state[name]) for name in state)
+    assert list(json.loads((tmp_path / "weights/model.json").read_text())["tensors"]) == list(state)
+    assert json.loads((tmp_path / "weights/classes.json").read_text())["columns"] == ["a", "b"]
+
+
+def test_differences_are_named() -> None:
+    info = DataInfo((2,), 2)
+    right = torch.tensor([[0.7, 0.3], [0.2, 0.8], [0.4, 0.6]])
+    found = torch.cat([right[:1], right])
+    assert compared(found, right, info).samples == 3
+    found[2, 0] += 0.01
+    with pytest.raises(RunError, match=r"1 of 3 predictions .* by more than 1e-05, by 0\.01 at most"):
+        compared(found, right, info)
+    with pytest.raises(RunError, match=r"3 of 3 predictions"):
+        compared(found * torch.nan, right, info)
+    near = torch.tensor([[0.5, 0.5 + 1e-6]])
+    with pytest.raises(RunError, match="1 of 1 samples of the val split get another class"):
+        compared(near.flip(1).repeat(2, 1), near, info)
+
+
+def test_mistakes_are_one_line_before_anything_is_read(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made)
+    assert main(["export", "run0", "--out", "pics"]) == 2
+    assert "--out: pics is there already" in capsys.readouterr().err
+    assert main(["export", "run0", "--out", "a/b", "--to", "safetensors"]) == 2
+    assert "--out: there is no folder" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["export", "run0", "--out", "new"]) == 2
+    assert "onnxscript is not installed; install it with: pip install 'healsg[export]'" in capsys.readouterr().err
+    masks: Any = SimpleNamespace(info=DataInfo((1, 8, 8), 2, kind="segmentation"))
+    with pytest.raises(ConfigError, match="a segmentation task cannot be exported yet"):
+        network.Exported(masks)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+@pytest.mark.parametrize("data", ["digits", "table", "regression", "multilabel"])
+def test_other_kinds_of_data(to: str, data: str, made: Path, tmp_path: Path) -> None:
+    shutil.copy(made / "t.csv", "t.csv")
+    rng = np.random.default_rng(0)
+    numbers = [f"{a:.3f},{b:.3f},{1000 + 300 * a:.2f},{int(a > 0)},{int(b > 0)}" for a, b in rng.normal(size=(80, 2))]
+    Path("n.csv").write_text("\n".join(["a,b,y,u,v", *numbers]) + "\n")
+    of_numbers = ["data=csv", "data.file=n.csv", "model=mlp", "model.width=8", "data.columns=[a,b]"]
+    settings = {
+        "digits": ["data=digits", "model=cnn"],
+        "table": TABLE,
+        "regression": [*of_numbers, "data.target=y", "data.kind=regression"],
+        "multilabel": [*of_numbers, "data.target=[u,v]", "data.kind=multilabel"],
+    }
+    TaskTrainer.compose(*settings[data], "runner.epochs=1", "quiet=true", "name=run").train()
+    assert main(["export", "run", "--to", to, "--out", "archive"]) == 0
+    given = {"digits": "samples.npy", "table": "t.csv"}.get(data, "n.csv")
+    np.save("samples.npy", np.zeros((3, 1, 8, 8), np.uint8))
+    status, rows, errors = asked(tmp_path / "archive", given)
+    assert status == 0, errors
+    assert len(rows) == {"digits": 3, "table": 60}.get(data, 80)
+
+
+MODELS = ["resnet", "vit", "mlp", "cnn", "wide_resnet", "airbench", "resnet8x4", "resnet32x4", "torchvision", "timm"]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("data", ["digits", "pictures", "grey", "synthetic"])
+@pytest.mark.parametrize("model", MODELS)
+def test_models_and_data(model: str, data: str, made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every model that fits a set is exported; one that does not is left out."""
+    monkeypatch.chdir(made)
+    pictures = PICTURES[:4]
+    sets = {
+        "digits": ["data=digits"],
+        "pictures": [*pictures, "data.image_size=32"],
+        "grey": [*pictures, "data.channels=1"],
+        "synthetic": ["data=synthetic"],
+    }
+    name = f"name={model}-{data}"
+    try:
+        trainer = TaskTrainer.compose(*sets[data], f"model={model}", "runner=debug", "quiet=true", name, "fresh=true")
+        trainer.train()
+    except ConfigError as error:
+        pytest.skip(f"{model} does not go with {data}: {error}")
+    assert main(["export", f"{model}-{data}", "--out", str(tmp_path / "archive")]) == 0
