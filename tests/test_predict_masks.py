@@ -123,6 +123,26 @@ def test_a_killed_prediction_goes_on_and_other_weights_are_refused(
     assert asked("run0", "scans", "--out", "cut")[2] == "cut: 1 masks, 2 were there\n"
 
 
+def test_cases_are_kept_at_the_end_and_shown_worst_first(asked: Answer, capsys: pytest.CaptureFixture[str]) -> None:
+    from healsg.evaluation.evaluator import worst_first
+
+    Path("pictures/train").mkdir()
+    for name in ("images", "masks"):
+        Path("pictures", name).rename(Path("pictures/train", name))
+    shutil.copytree("pictures/train", "pictures/test")
+    data = ["data=seg2d", "data.folder=pictures", "data.image_size=32"]
+    TaskTrainer.compose(*TINY, *data, "name=tested").train()
+    kept = json.loads(Path("runs/tested/eval-test-best.json").read_text())
+    assert list(kept["cases"]) == [f"p{number}" for number in range(6)]
+    capsys.readouterr()
+    assert main(["eval", "tested"]) == 0
+    out, table = capsys.readouterr()
+    assert json.loads(out) == kept
+    dice = {name: numbers["dice"] for name, numbers in kept["cases"].items()}
+    assert [line.split()[0] for line in table.splitlines()] == ["case", *sorted(dice, key=lambda name: dice[name])]
+    assert worst_first({"a": {"dice": 0.5}, "b": {"dice": float("nan")}, "c": {"dice": 0.0}}) == ["c", "a", "b"]
+
+
 def test_a_damaged_file_is_told_and_the_others_are_predicted(asked: Answer) -> None:
     path = Path("scans/images/case1.nii.gz")
     path.write_bytes(path.read_bytes()[:900])

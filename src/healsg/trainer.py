@@ -188,8 +188,7 @@ class TaskTrainer:
             raise RunError(f"{folder.shown}: its weights do not fit this model: {reason}") from error
         loader = task.loaders[split]
         task.loaders[split] = loader.evaluation_view() if isinstance(loader, Loader) else loader
-        replaced = task.task_method.evaluate(task, split)
-        return EvalEpoch(task, split).by_case() if replaced is None else Evaluation(replaced)
+        return EvalEpoch(task, split).evaluation()
 
     def _evaluation(self, info: DataInfo, state: dict[str, Any], split: str) -> EvalEpoch | None:
         """The evaluation of a checkpoint's weights on one split alone, without the training data and without a teacher.

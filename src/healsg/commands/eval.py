@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import difflib
-import json
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
+from healsg.commands import tables
 from healsg.commands.arguments import composed_once, parse_flags
 from healsg.config.catalogue import merged
 from healsg.config.check import explain_option
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError
-from healsg.runs.folder import RunFolder, find, finite, is_run, write_text
+from healsg.runs.folder import RunFolder, find, is_run
 from healsg.runs.saved_config import load_saved, read_saved
+
+if TYPE_CHECKING:
+    from healsg.evaluation.evaluator import Evaluation
+
+SHOWN = 20
+"""Cases that the table on the screen has; the file has all."""
 
 USAGE = "healsg eval RUN [split=test] [checkpoint=best] [key=value ...]"
 
 HELP = f"""\
 usage: {USAGE}
 
-Prints the metrics of a run's weights on a split as JSON, and keeps them in the run's folder.
+Prints the metrics of a run's weights on a split as JSON, and keeps them in the run's folder. Cases,
+such as those of a segmentation, are shown beside it on standard error, the worst first.
 
   healsg eval exp1 split=val checkpoint=last
   healsg eval exp1 data.folder=other                     the same kind of data elsewhere
@@ -58,15 +66,27 @@ def run(arguments: list[str]) -> int:
     config_dir = str(flags["config-dir"]) if "config-dir" in flags else None
     composed = composed_once(lambda: with_parts(folder, overrides, config_dir))
     from healsg import distributed
+    from healsg.runs.evaluations import write_evaluation
     from healsg.trainer import TaskTrainer
 
     found = TaskTrainer(composed).evaluation(own["split"], own["checkpoint"], folder)
     if distributed.processes().rank == 0:
-        cases = {"cases": found.cases} if found.cases else {}
-        text = json.dumps(finite({**own, "metrics": found.numbers, **cases}))
-        write_text(folder.path / f"eval-{own['split']}-{own['checkpoint']}.json", text + "\n")
-        print(text)
+        print(write_evaluation(folder, own["split"], own["checkpoint"], found))
+        if found.cases:
+            _show_cases(found)
     return 0
+
+
+def _show_cases(found: Evaluation) -> None:
+    """The table by case on standard error, the worst first, so that standard output stays JSON."""
+    from healsg.evaluation.evaluator import worst_first
+
+    names = worst_first(found.cases, SHOWN)
+    columns = list(dict.fromkeys(key for numbers in found.cases.values() for key in numbers))
+    rows = [[name, *(found.cases[name].get(key) for key in columns)] for name in names]
+    tables.show(["case", *columns], rows, sys.stderr)
+    if len(found.cases) > SHOWN:
+        print(f"and {len(found.cases) - SHOWN} better ones", file=sys.stderr)
 
 
 def with_parts(folder: RunFolder, overrides: list[str], config_dir: str | None = None) -> Composed:

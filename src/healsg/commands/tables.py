@@ -7,7 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 GAP = 2
 """Blanks between two columns."""
@@ -28,7 +28,7 @@ def cell(value: Any) -> str:
     return str(value)
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | None = None) -> None:
     """Print a table as wide as the terminal.
 
     Where it does not fit, columns are left out from the right, and named below; a first column that is too wide by
@@ -37,7 +37,9 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     Args:
         columns: their names, the most important ones first.
         rows: the values, one for each column.
+        file: where it goes; None is standard output.
     """
+    file = sys.stdout if file is None else file
     from rich.cells import cell_len, set_cell_size
 
     cells = [[cell(value) for value in row] for row in rows]
@@ -46,7 +48,7 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     ]
     widths = [max(map(cell_len, [name, *(row[place] for row in cells)])) for place, name in enumerate(columns)]
     shown = len(columns)
-    if sys.stdout.isatty():
+    if file.isatty():
         width = shutil.get_terminal_size().columns
         while shown > 2 and sum(widths[:shown]) + GAP * (shown - 1) > width:
             shown -= 1
@@ -60,9 +62,9 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
                 text = set_cell_size(text, widths[place] - 1) + "…"
             blank = " " * (widths[place] - cell_len(text))
             parts.append(blank + text if numeric[place] else text + blank)
-        print((" " * GAP).join(parts).rstrip())
+        print((" " * GAP).join(parts).rstrip(), file=file)
     if shown < len(columns):
-        print(f"left out for lack of width: {', '.join(columns[shown:])}")
+        print(f"left out for lack of width: {', '.join(columns[shown:])}", file=file)
 
 
 def show_json(value: Any) -> None:

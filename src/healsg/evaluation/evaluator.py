@@ -57,6 +57,23 @@ class Evaluation:
     cases: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
+def worst_first(cases: Mapping[str, Mapping[str, float]], most: int | None = None) -> list[str]:
+    """The names of cases, those with the lowest Dice first (or, without one, the lowest first number), and last those
+    that have none, since a class is neither there nor predicted.
+
+    Args:
+        cases: by name their numbers by name.
+        most: so many at most; None gives all.
+    """
+
+    def rank(name: str) -> tuple[bool, float]:
+        numbers = cases[name]
+        value = numbers.get("dice", next(iter(numbers.values()), math.nan))
+        return math.isnan(value), value
+
+    return sorted(cases, key=rank)[:most]
+
+
 def in_units(output: Tensor, info: DataInfo | None) -> Tensor:
     """The outputs of a network in the unit of their targets, from which a regression's loss is scaled away."""
     scale = {} if info is None else info.preprocessing
@@ -82,10 +99,14 @@ class EvalEpoch:
 
     def run(self) -> dict[str, float]:
         """Measure ``task_method.eval_model``; e.g. ``{"loss": 0.05, "acc": 0.98}``, or nothing without such a split."""
+        return self.evaluation().numbers
+
+    def evaluation(self) -> Evaluation:
+        """The same with the numbers of each case, where the method has no evaluation of its own."""
         if self.split not in self.task.loaders:
-            return {}
+            return Evaluation({})
         replaced = self.task.task_method.evaluate(self.task, self.split)
-        return self.measure() if replaced is None else replaced
+        return self.by_case() if replaced is None else Evaluation(replaced)
 
     def measure(self) -> dict[str, float]:
         """The usual pass: ``task_model.predict`` on every batch, the loss and the model's metrics over all samples."""

@@ -14,11 +14,12 @@ from torch import Tensor
 from healsg import safefiles
 from healsg.data.skipped import skipped_samples
 from healsg.errors import ConfigError, NotFiniteError, RunError, one_line
-from healsg.evaluation.evaluator import EvalEpoch
+from healsg.evaluation.evaluator import EvalEpoch, Evaluation
 from healsg.protocols import Task, Watcher
 from healsg.runs import binding, checkpoint
 from healsg.runs.binding import Binding
 from healsg.runs.claim import TRAINED, has_trained, new_id
+from healsg.runs.evaluations import write_evaluation
 from healsg.runs.folder import RunFolder, began_at, naming
 from healsg.runs.metrics_log import MetricsLog
 from healsg.runs.snapshot import Snapshot
@@ -342,17 +343,19 @@ class Checkpointer(Watcher):
         self.writer.wait()
         task.runner.parallel.barrier()
         final = task.state_dict()
-        tested: dict[str, float] = {}
+        tested = Evaluation({})
         self.testing = True
         if "test" in task.loaders:
             weights = checkpoint.load(self.folder.best)["model"]
             with checkpoint.weights_of(task.task_method.eval_model(task), weights):
-                tested = EvalEpoch(task, "test").run()
+                tested = EvalEpoch(task, "test").evaluation()
         self.record_skipped(task)
-        test = {f"test/{name}": value for name, value in tested.items()}
+        test = {f"test/{name}": value for name, value in tested.numbers.items()}
         if self.metrics_log:
             runner = task.runner
             self.metrics_log.check()
+            if tested.cases:
+                write_evaluation(self.folder, "test", "best", tested)
             if test:
                 self.metrics_log.write({"event": "test", "epoch": runner.epoch, "step": runner.step_count} | test)
             lasting = checkpoint.digest(final | {"history": self.metrics_log.history})
