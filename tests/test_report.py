@@ -13,6 +13,8 @@ import pytest
 
 from healsg.loggers.plots import thin, ticks
 from healsg.loggers.report import write_report
+from healsg.loggers.report_samples import wilson
+from helpers import trainer
 
 
 def epoch(number: int, **metrics: Any) -> dict[str, Any]:
@@ -36,9 +38,11 @@ def check_whole(page: str) -> None:
 
     class Check(HTMLParser):
         def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-            assert tag not in ("script", "img", "link", "iframe")
-            assert not {"src", "href", "onload"} & {name for name, _ in attributes}
-            if tag not in ("meta",):
+            assert tag not in ("script", "link", "iframe")
+            assert not {"href", "onload", "onerror"} & {name for name, _ in attributes}
+            sources = [value or "" for name, value in attributes if name == "src"]
+            assert all(re.fullmatch(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*", source) for source in sources)
+            if tag not in ("meta", "img", "br"):
                 opened.append(tag)
 
         def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -51,6 +55,35 @@ def check_whole(page: str) -> None:
     assert not opened
     drawn = re.findall(r' (?:d|cx|cy|x|y|x1|y1)="([^"]*)"', page)
     assert not [text for text in drawn if "nan" in text or "inf" in text]
+
+
+def samples_of(folder: Path, **changed: Any) -> None:
+    """What a run leaves of its samples: two classes, ten samples, of which two are mistakes."""
+    kept = {
+        "target": 0,
+        "predicted": 1,
+        "confidence": 0.9,
+        "loss": 2.3,
+        "name": "bilder/füchse <1>.png",
+        "jpeg": "QUJD",
+    }
+    found = {
+        "split": "test",
+        "classes": ["<cat>", "dog"],
+        "mistakes": [kept],
+        "losses": [kept],
+        "masks": [],
+        "count": 10,
+        "hits": 8,
+        "true": [5, 5],
+        "predicted": [4, 6],
+        "correct": [4, 4],
+        "confusion": [[4, 1], [1, 4]],
+        "ece": 0.1,
+        "bins": [{"count": 8, "confidence": 0.9, "accuracy": 1.0}, {"count": 2, "confidence": 0.6, "accuracy": 0.5}],
+    }
+    (folder / "media").mkdir(exist_ok=True)
+    (folder / "media/samples.json").write_text(json.dumps(found | changed), encoding="utf-8")
 
 
 def figures(page: str) -> dict[str, str]:
@@ -158,3 +191,55 @@ def test_ticks_are_round() -> None:
     assert ticks(0.3, 30.0, 1.0) == [10.0, 20.0, 30.0]
     assert ticks(1.0, 3.0, 1.0) == [1.0, 2.0, 3.0]
     assert ticks(-2e-7, 2e-7) == pytest.approx([-2e-7, -1e-7, 0.0, 1e-7, 2e-7])
+
+
+def test_the_result_stands_first_and_where_it_came_from_last(tmp_path: Path) -> None:
+    samples_of(tmp_path)
+    record = {"choices": {"data": "digits", "model": "cnn"}, "test": {"test/acc": 0.8}, "status": "finished"}
+    record["best"] = {"monitor": "val/acc", "value": 0.9, "epoch": 2}
+    page = report(tmp_path, [epoch(1, val_acc=0.7), epoch(2, val_acc=0.9)], record, "seed: 0\n")
+    order = ["data digits", "best val/acc", "test/acc", ">&lt;cat&gt;</th>", "Classes", "Curves", "Calibration"]
+    order += ["Most confident mistakes", "Largest losses", "How to go on", "Epochs", "Provenance", "Configuration"]
+    places = [page.index(text) for text in order]
+    assert places == sorted(places)
+    assert "95 % interval 0.4902 to 0.9433, 10 samples" in page
+    assert "dog, not &lt;cat&gt;" in page
+    assert "best, epoch 2" in figures(page)["acc"]
+    assert len(page) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"mistakes": [{"jpeg": '"><script>', "target": "x", "predicted": -1, "name": ["<b>"]}, 3, None]},
+        {"true": [1, "2"], "bins": [{"count": "x"}, 4], "ece": "y"},
+        {"classes": [1, {}], "confusion": [[1], [2, 3]], "count": -5},
+        {"bins": [{"count": 1, "confidence": 7, "accuracy": 0}], "masks": "all", "losses": {"a": 1}},
+    ],
+)
+def test_samples_of_anybody_are_data(tmp_path: Path, changed: dict[str, Any]) -> None:
+    samples_of(tmp_path, **changed)
+    assert "<script" not in report(tmp_path, [epoch(1, val_acc=0.5)], {"test": {"test/acc": 0.8}})
+
+
+@pytest.mark.parametrize(("hits", "count", "low", "high"), [(8, 10, 0.4902, 0.9433), (0, 20, 0.0, 0.1611)])
+def test_an_interval_is_wilsons(hits: int, count: int, low: float, high: float) -> None:
+    assert wilson(hits, count) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_a_run_keeps_what_its_samples_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = trainer("data=digits", "model=mlp", "runner.epochs=1", "name=told", "quiet=true")
+    result = run.train()
+    found = json.loads(Path("runs/told/media/samples.json").read_text())
+    assert found["split"] == "test"
+    assert found["count"] == sum(found["true"]) == sum(map(sum, found["confusion"])) == 500
+    assert found["hits"] / found["count"] == pytest.approx(result["test"]["test/acc"])
+    confidences = [one["confidence"] for one in found["mistakes"]]
+    assert confidences == sorted(confidences, reverse=True)
+    assert all(one["target"] != one["predicted"] for one in found["mistakes"])
+    assert found["losses"][0]["loss"] >= found["losses"][-1]["loss"] > 0
+    page = Path("runs/told/report.html").read_text(encoding="utf-8")
+    check_whole(page)
+    assert page.count("<img") == len(found["mistakes"]) + len(found["losses"])
+    assert len(page) < 1_000_000

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from healsg import distributed
-from healsg.build import build_loggers, build_task
+from healsg.build import build_loggers, build_task, leaf
 from healsg.config.check import show
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
@@ -100,6 +100,7 @@ class TaskTrainer:
                     Snapshot(task),
                     info,
                     force,
+                    leaf("samples.SampleCollector")(task.data_info),
                 ) as checkpointer:
                     checkpointer.begin(task, path, state)
                     session.begin(facts | {"data_digest": bound.data_digest}, runner.step_count)

@@ -6,7 +6,8 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,16 @@ class Loss(Metric):
         ignored."""
         pairs = zip(state[::2], state[1::2], strict=True)
         return math.fsum(total / count if count else math.nan for total, count in pairs)
+
+
+class Collector(Protocol):
+    """Sees what an evaluation makes of each sample, for the report."""
+
+    def see(self, output: Any, batch: Mapping[str, Any]) -> None:
+        """A batch, and the network's output for it."""
+
+    def write(self, folder: Path, split: str, loader: Any) -> None:
+        """The evaluation of ``split`` is done: write what was seen into the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +101,16 @@ class EvalEpoch:
         task: whose loaders have the split.
         split: its name.
         network: what is measured; ``task_method.eval_model`` where it is None.
+        collector: sees each batch with its output; none where it is None.
     """
 
-    def __init__(self, task: Task, split: str, network: nn.Module | None = None) -> None:
+    def __init__(
+        self, task: Task, split: str, network: nn.Module | None = None, collector: Collector | None = None
+    ) -> None:
         self.task = task
         self.split = split
         self.network = network
+        self.collector = collector
 
     def run(self) -> dict[str, float]:
         """Measure ``task_method.eval_model``; e.g. ``{"loss": 0.05, "acc": 0.98}``, or nothing without such a split."""
@@ -128,6 +143,8 @@ class EvalEpoch:
                 output = in_units(output, task.data_info)
                 for metric in metrics.values():
                     metric.see(output, batch)
+                if self.collector is not None:
+                    self.collector.see(output, batch)
         measured: dict[str, Metric] = {"loss": loss, **metrics}
         return Evaluation(collect(measured, lambda: runner.pause(task)), table_of(metrics))
 

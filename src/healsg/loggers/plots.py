@@ -45,8 +45,15 @@ def _range(values: list[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def figure(title: str, curves: dict[str, dict[str, Points]], unit: str) -> str:
-    """One plot with its axes, its key and its title."""
+def figure(title: str, curves: dict[str, dict[str, Points]], unit: str, marked: float | None = None) -> str:
+    """One plot with its axes, its key and its title.
+
+    Args:
+        title: above it.
+        curves: by name the points of its epochs and of its steps.
+        unit: of the horizontal axis.
+        marked: where on that axis the best epoch lies.
+    """
     finite = {
         name: {kind: thin([p for p in points if abs(p[1]) < 1e100]) for kind, points in kinds.items()}
         for name, kinds in curves.items()
@@ -55,11 +62,11 @@ def figure(title: str, curves: dict[str, dict[str, Points]], unit: str) -> str:
     odd = sum(not abs(p[1]) < 1e100 for kinds in curves.values() for points in kinds.values() for p in points)
     keys = "".join(f'<span class="key" style="--c:var(--c{i})">{escape(name)}</span>' for i, name in enumerate(curves))
     keys += f"<small>{odd} values are not finite</small>" * bool(odd)
-    drawing = _drawing(finite, everything, unit) if everything else ""
+    drawing = _drawing(finite, everything, unit, marked) if everything else ""
     return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}<div>{keys}</div></figure>"
 
 
-def _drawing(curves: dict[str, dict[str, Points]], everything: Points, unit: str) -> str:
+def _drawing(curves: dict[str, dict[str, Points]], everything: Points, unit: str, marked: float | None) -> str:
     (left, right), (low, high) = (_range([p[i] for p in everything]) for i in (0, 1))
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
@@ -73,6 +80,10 @@ def _drawing(curves: dict[str, dict[str, Points]], everything: Points, unit: str
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
     for value in ticks(left, right, 1.0):
         parts.append(f'<text x="{at((value, low))[0]:.1f}" y="{HEIGHT - 22}" text-anchor="middle">{value:g}</text>')
+    if marked is not None and left <= marked <= right:
+        x = at((marked, low))[0]
+        hint = f"<title>best, epoch {marked:g}</title>"
+        parts.append(f'<line class="best" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">{hint}</line>')
     for i, (name, kinds) in enumerate(curves.items()):
         parts.append(f'<g style="--c:var(--c{i})">')
         for kind, points in kinds.items():
@@ -84,3 +95,30 @@ def _drawing(curves: dict[str, dict[str, Points]], everything: Points, unit: str
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"><title>{hint}</title></circle>')
         parts.append("</g>")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+
+
+def reliability(bins: list[tuple[float, float, int]]) -> str:
+    """The reliability diagram: by bin the mean confidence, the accuracy and the number of samples, all in 0..1."""
+    side = HEIGHT - BOTTOM - TOP
+    most = max(count for _, _, count in bins) or 1
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return LEFT + x * (WIDTH - LEFT - 12), HEIGHT - BOTTOM - y * side
+
+    middle = f'x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle"'
+    parts = [f"<text {middle}>confidence; circles: accuracy, by area the samples</text>"]
+    for value in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        x, y = at(value, value)
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 22}" text-anchor="middle">{value:g}</text>')
+    (x1, y1), (x2, y2) = at(0, 0), at(1, 1)
+    parts.append(f'<line class="best" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>')
+    points = [at(confidence, accuracy) for confidence, accuracy, _ in bins]
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    parts.append(f'<g style="--c:var(--c0)"><path d="M{path}"/>' if len(points) > 1 else '<g style="--c:var(--c0)">')
+    for (x, y), (confidence, accuracy, count) in zip(points, bins, strict=True):
+        hint = f"<title>{count} samples, confidence {confidence:.3f}, accuracy {accuracy:.3f}</title>"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{2 + 6 * math.sqrt(count / most):.1f}">{hint}</circle>')
+    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</g></svg>'
+    return f"<figure><figcaption>confidence and accuracy</figcaption>{drawing}</figure>"

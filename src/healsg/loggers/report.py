@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -12,12 +14,24 @@ from typing import Any
 
 from healsg.errors import RunError
 from healsg.loggers.plots import Points, figure
+from healsg.loggers.report_samples import calibration, class_table, names_of, whole_number, wilson, worst
 from healsg.runs.folder import write_text
 from healsg.runs.logger import Logger
 from healsg.safefiles import read_bytes
 
 LARGEST = 1 << 28
 """Bytes of a file that a report reads: some million lines of metrics."""
+
+SAMPLES = "media/samples.json"
+"""What ``loggers.samples`` leaves."""
+
+PARTS = ("data", "model", "method")
+
+LEADING = ("/acc", "/dice", "/iou", "/loss")
+"""Metrics whose numbers stand first."""
+
+MOST_NUMBERS = 8
+"""Numbers of the test part at the beginning; all of them stand below."""
 
 MOST_ROWS, MOST_PLOTS, MOST_CURVES, MOST_CLASSES = 200, 24, 6, 100
 
@@ -41,6 +55,12 @@ svg path { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round
 svg path.thin { stroke-width: 1; opacity: .35; }
 svg circle { fill: var(--c); }
 svg line { stroke: var(--line); }
+svg line.best { stroke: var(--c2); stroke-dasharray: 4 3; }
+.result { font-size: 1.1rem; margin: .3rem 0; overflow-wrap: anywhere; }
+.result b { font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.note { color: var(--faint); margin: .3rem 0; overflow-wrap: anywhere; }
+.cards.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
+.matrix th:first-child { text-align: left; }
 .scroll { overflow: auto; max-height: 32rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { padding: .2rem .8rem .2rem 0; text-align: right; white-space: nowrap; }
@@ -70,7 +90,8 @@ class Report(Logger):
 
 
 def write_report(folder: Path, status: str | None = None) -> Path:
-    """Write ``report.html`` of the run in ``folder`` from ``metrics.jsonl``, ``run.json`` and ``config.yaml``.
+    """Write ``report.html`` of the run in ``folder``, from its ``metrics.jsonl``, ``run.json``, ``config.yaml`` and
+    ``media/samples.json``: the result first, then classes, curves and single samples, where it came from last.
 
     ``status`` is how the run ended, where ``run.json`` does not say so yet. What is missing or damaged of these is left
     out. Returns its path; raises OSError where it cannot be written.
@@ -82,11 +103,22 @@ def write_report(folder: Path, status: str | None = None) -> Path:
     name = str(record.get("name") or folder.resolve().name)
     config = _text(folder / "config.yaml")
     best = record.get("best")
+    best_epoch = best.get("epoch") if isinstance(best, dict) else None
+    samples = next(iter(read_lines(folder / SAMPLES, whole=True)), {})
+    matrices = list(_matrices(record.get("test"), names_of(samples)))
+    if not matrices and samples.get("confusion"):
+        matrices = list(_matrices({f"{samples.get('split')}/confusion": samples["confusion"]}, names_of(samples)))
     sections = [
-        f"<h1>{escape(name)}</h1>{_facts(record)}",
-        f'<h2>Curves</h2><div class="plots">{"".join(_plots(lines, epochs))}</div>' if lines else "",
-        f"<h2>Epochs</h2>{_table(epochs, best.get('epoch') if isinstance(best, dict) else None)}" if epochs else "",
-        *_matrices(record.get("test")),
+        f"<h1>{escape(name)}</h1>",
+        result(record, samples, config),
+        *matrices,
+        class_table(samples),
+        f'<h2>Curves</h2><div class="plots">{"".join(_plots(lines, epochs, best_epoch))}</div>' if lines else "",
+        calibration(samples),
+        *worst(samples),
+        _ways_on(folder, name, record),
+        f"<h2>Epochs</h2>{_table(epochs, best_epoch)}" if epochs else "",
+        f"<h2>Provenance</h2>{_facts(record)}" if record else "",
         f"<h2>Configuration</h2><pre>{escape(config)}</pre>" if config else "",
     ]
     page = (
@@ -97,6 +129,53 @@ def write_report(folder: Path, status: str | None = None) -> Path:
     path = folder / "report.html"
     write_text(path, page)
     return path
+
+
+def result(record: dict[str, Any], samples: dict[str, Any], config: str) -> str:
+    """What was trained on what, and how good it became."""
+    chosen = record.get("choices")
+    known = chosen if isinstance(chosen, dict) else {}
+    options = {role: known.get(role) or _target(role, config) for role in PARTS}
+    parts = [f"{role} {escape(str(option))}" for role, option in options.items() if option]
+    shown = [f'<p class="note">{", ".join(parts)}</p>' if parts else ""]
+    best = record.get("best")
+    if isinstance(best, dict) and isinstance(best.get("monitor"), str) and _is_number(best.get("value")):
+        epoch = f" in epoch {best['epoch']:g}" if _is_number(best.get("epoch")) else ""
+        shown.append(f'<p class="result">best {escape(best["monitor"])} <b>{best["value"]:.4f}</b>{epoch}</p>')
+    count, hits, split = samples.get("count"), samples.get("hits"), samples.get("split")
+    counted = whole_number(count) and whole_number(hits) and count > 0 and hits <= count
+    test = record.get("test")
+    numbers = {key: value for key, value in (test if isinstance(test, dict) else {}).items() if _is_number(value)}
+    if counted and f"{split}/acc" not in numbers:
+        numbers |= {f"{split}/acc": hits / count}
+    for key in sorted(numbers, key=lambda key: (not key.endswith(LEADING), key))[:MOST_NUMBERS]:
+        interval = ""
+        if counted and key == f"{split}/acc" and abs(numbers[key] - hits / count) < 1e-6:
+            low, high = wilson(hits, count)
+            interval = f" (95 % interval {low:.4f} to {high:.4f}, {count:,} samples)"
+        shown.append(f'<p class="result">{escape(key)} <b>{numbers[key]:.4f}</b>{interval}</p>')
+    status, reason = record.get("status"), record.get("reason")
+    if status and status != "finished":
+        shown.append(f'<p class="note">{_show(status)}{": " + _show(reason) if reason else ""}</p>')
+    return "".join(shown)
+
+
+def _target(role: str, config: str) -> str:
+    """The class of a part, as it stands in ``config.yaml``; matched as text, since the file may be anybody's."""
+    found = re.search(rf"^{role}:\n(?:  .*\n)*?  _target_: [\w.]*?(\w+)$", config, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _ways_on(folder: Path, name: str, record: dict[str, Any]) -> str:
+    """The commands with which the run is used, or gone on with."""
+    if not record:
+        return ""
+    run = shlex.quote(name if folder.resolve().parent.name == "runs" else str(folder))
+    ways = [f"healsg predict {run} PATH... --out predictions.csv", f"healsg eval {run} split=test"]
+    ways.append(f"healsg export {run} --to onnx --out DIR")
+    finished = record.get("status") == "finished"
+    ways.append(f"healsg resume {run} runner.epochs=N  # train on" if finished else f"healsg resume {run}")
+    return f"<h2>How to go on</h2><pre>{escape(chr(10).join(ways))}</pre>"
 
 
 def _text(path: Path) -> str:
@@ -140,19 +219,20 @@ def _is_matrix(value: Any) -> bool:
     return all(isinstance(row, list) and len(row) == len(rows) and all(map(_is_number, row)) for row in rows)
 
 
-def _matrices(test: Any) -> Iterable[str]:
+def _matrices(test: Any, names: list[str]) -> Iterable[str]:
     """A table of each matrix that the test part gave: true classes down, predicted ones across, shares as shades."""
     for name, rows in test.items() if isinstance(test, dict) else ():
         if not _is_matrix(rows) or len(rows) > MOST_CLASSES:
             continue
-        head = "".join(f"<th>{label}</th>" for label in range(len(rows)))
+        named = names if len(names) == len(rows) else [str(label) for label in range(len(rows))]
+        head = "".join(f"<th>{escape(label)}</th>" for label in named)
         body = ""
-        for label, row in enumerate(rows):
+        for label, row in zip(named, rows, strict=True):
             shares = [100 * count / (sum(row) or 1) for count in row]
             cells = zip(row, shares, strict=True)
             shades = "color-mix(in srgb, var(--c0) {:.0f}%, transparent)"
             text = "".join(f'<td style="background: {shades.format(share)}">{_show(n)}</td>' for n, share in cells)
-            body += f"<tr><th>{label}</th>{text}</tr>"
+            body += f"<tr><th>{escape(label)}</th>{text}</tr>"
         table = f"<table><thead><tr><th>true / predicted</th>{head}</tr></thead><tbody>{body}</tbody></table>"
         yield f'<h2>{escape(str(name))}</h2><div class="scroll matrix">{table}</div>'
 
@@ -191,8 +271,9 @@ def _table(epochs: list[dict[str, Any]], best: Any) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _plots(lines: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> Iterable[str]:
-    """A figure for each family of metrics: ``train/loss`` and ``val/loss`` together, the learning rates together."""
+def _plots(lines: list[dict[str, Any]], epochs: list[dict[str, Any]], best: Any) -> Iterable[str]:
+    """A figure for each family of metrics: ``train/loss`` and ``val/loss`` together, the learning rates together. The
+    best epoch is marked."""
     clock = _clock(epochs)
     families: dict[str, dict[str, dict[str, Points]]] = {}
     for line in lines:
@@ -208,7 +289,8 @@ def _plots(lines: list[dict[str, Any]], epochs: list[dict[str, Any]]) -> Iterabl
                 family.setdefault(key, {"epoch": [], "step": []})[kind].append((x, value))
     for title in sorted(families, key=lambda title: title == "lr")[:MOST_PLOTS]:
         curves = families[title]
-        yield figure(title, dict(list(curves.items())[:MOST_CURVES]), "epoch" if epochs else "step")
+        marked = float(best) if epochs and _is_number(best) else None
+        yield figure(title, dict(list(curves.items())[:MOST_CURVES]), "epoch" if epochs else "step", marked)
 
 
 def _clock(epochs: list[dict[str, Any]]) -> Callable[[float], float]:

@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from healsg import safefiles
+from healsg.data.loader import Loader
 from healsg.data.skipped import skipped_samples
 from healsg.errors import ConfigError, NotFiniteError, RunError, one_line
-from healsg.evaluation.evaluator import EvalEpoch, Evaluation
+from healsg.evaluation.evaluator import Collector, EvalEpoch, Evaluation
 from healsg.protocols import Task, Watcher
 from healsg.runs import binding, checkpoint
 from healsg.runs.binding import Binding
@@ -32,6 +33,10 @@ REST = 1.0
 """The fewest seconds between two saves at the ends of epochs, so that a kill costs at most so much work more."""
 
 
+LOOKED_AT = 10_000
+"""Samples of ``val`` up to which a run without a test split ends with a pass over them for the report."""
+
+
 class Checkpointer(Watcher):
     """Saves and restores a run, writes its lines into ``metrics.jsonl``, and stops it where that is asked for.
 
@@ -45,6 +50,7 @@ class Checkpointer(Watcher):
         data_info: what the inputs and outputs of the weights mean, as each checkpoint keeps it; None where the task has
             loaders of its own.
         force: whether the run goes on in spite of what does not fit.
+        collector: sees the evaluation of the best weights, for the report; none where it is None.
     """
 
     def __init__(
@@ -57,7 +63,9 @@ class Checkpointer(Watcher):
         snapshot: Snapshot,
         data_info: dict[str, Any] | None = None,
         force: bool = False,
+        collector: Collector | None = None,
     ) -> None:
+        self.collector = collector
         self.folder = folder
         self.metrics_log = metrics_log
         self.stop_signal = stop_signal
@@ -343,12 +351,8 @@ class Checkpointer(Watcher):
         self.writer.wait()
         task.runner.parallel.barrier()
         final = task.state_dict()
-        tested = Evaluation({})
         self.testing = True
-        if "test" in task.loaders:
-            weights = checkpoint.load(self.folder.best)["model"]
-            with checkpoint.weights_of(task.task_method.eval_model(task), weights):
-                tested = EvalEpoch(task, "test").evaluation()
+        tested = self._evaluate_best(task)
         self.record_skipped(task)
         test = {f"test/{name}": value for name, value in tested.numbers.items()}
         if self.metrics_log:
@@ -360,6 +364,29 @@ class Checkpointer(Watcher):
                 self.metrics_log.write({"event": "test", "epoch": runner.epoch, "step": runner.step_count} | test)
             lasting = checkpoint.digest(final | {"history": self.metrics_log.history})
             self.folder.finished(final["runner"]["monitor"]["best"], test, lasting)
+
+    def _evaluate_best(self, task: Task) -> Evaluation:
+        """Measure the best weights on the test split; the collector sees it.
+
+        Without a test split nothing is measured, and the collector sees a pass over ``val`` if that is small.
+        """
+        val = task.loaders.get("val")
+        looks = self.collector is not None and isinstance(val, Loader) and val.samples <= LOOKED_AT
+        if "test" in task.loaders:
+            split = "test"
+        elif looks and not task.task_method.replaces("evaluate"):
+            split = "val"
+        else:
+            return Evaluation({})
+        weights = checkpoint.load(self.folder.best)["model"]
+        with checkpoint.weights_of(task.task_method.eval_model(task), weights):
+            measured = EvalEpoch(task, split, collector=self.collector).evaluation()
+        if self.collector is not None:
+            try:
+                self.collector.write(self.folder.path, split, task.loaders[split])
+            except (OSError, RunError) as error:  # the report lacks a part; the run is whole
+                log.warning("the report lacks its samples: %s", one_line(error))
+        return measured if split == "test" else Evaluation({})
 
 
 def resumable(folder: RunFolder) -> tuple[Path, dict[str, Any] | None]:

@@ -1,0 +1,221 @@
+"""What a run's report says of single samples: collected in the evaluation of the best weights, written as
+``media/samples.json``: counts by class, calibration, the most confident mistakes and the largest losses."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from healsg import distributed, safefiles
+from healsg.data.info import DataInfo
+from healsg.data.source import DatasetSource, line
+from healsg.loggers.thumbnails import shown_levels, thumbnail, with_mask
+from healsg.runs.folder import finite, write_text
+
+FILE = "media/samples.json"
+
+KEPT = 16
+"""Samples that are shown of each kind."""
+
+BINS = 15
+"""Of the reliability diagram, as in Guo et al. 2017 (arXiv 1706.04599)."""
+
+MOST_CLASSES = 100
+"""Classes up to which the confusion matrix is written."""
+
+Array = np.ndarray[Any, Any]
+
+
+class _Worst:
+    """The ``KEPT`` samples with the largest values so far, with what shows them."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[float, dict[str, Any]]] = []
+
+    def add(self, values: Array, show: Any) -> None:
+        """``values``: (N,), -inf for samples that do not count; ``show(row)`` gives what is kept of one."""
+        for row in np.argsort(-values, kind="stable")[:KEPT]:
+            value = float(values[row])
+            if value == -np.inf or (len(self.kept) == KEPT and value <= self.kept[-1][0]):
+                break
+            self.kept.append((value, show(int(row))))
+            self.kept.sort(key=lambda pair: -pair[0])
+            del self.kept[KEPT:]
+
+
+class SampleCollector:
+    """Sees every batch of one evaluation: classes of (N, C) scores, or masks of (N, C, *spatial) scores.
+
+    Anything else, such as numbers that are predicted, is passed over.
+
+    Args:
+        info: what the outputs mean; None where the task has loaders of its own.
+    """
+
+    def __init__(self, info: DataInfo | None) -> None:
+        self.info = info
+        self.targets: list[Array] = []
+        self.predicted: list[Array] = []
+        self.confidence: list[Array] = []
+        self.losses: list[Array] = []
+        self.mistakes, self.largest, self.masks = _Worst(), _Worst(), _Worst()
+
+    def see(self, output: Any, batch: Mapping[str, Any]) -> None:
+        """Take in a batch and the network's output for it."""
+        target = batch.get("target")
+        if not isinstance(output, Tensor) or not isinstance(target, Tensor) or target.is_floating_point():
+            return
+        kind = self.info.kind if self.info is not None else "multiclass"
+        if output.dim() == 2 and target.dim() == 1 and output.shape[1] > 1 and kind == "multiclass":
+            self._see_classes(output.detach().float(), target.long(), batch)
+        elif self.info is not None and self.info.placed and not self.info.regions and output.dim() == target.dim() + 1:
+            self._see_masks(output.detach(), target, batch)
+
+    def _see_classes(self, output: Tensor, target: Tensor, batch: Mapping[str, Any]) -> None:
+        known = (target >= 0) & (target < output.shape[1])
+        if not bool(known.all()):
+            return
+        confidence, predicted = output.softmax(dim=1).max(dim=1)
+        losses = F.cross_entropy(output, target, reduction="none")
+        columns = [value.cpu().numpy() for value in (target, predicted, confidence, losses)]
+        for column, kept in zip(columns, (self.targets, self.predicted, self.confidence, self.losses), strict=True):
+            kept.append(column)
+
+        def show(row: int) -> dict[str, Any]:
+            facts = {"target": int(columns[0][row]), "predicted": int(columns[1][row])}
+            facts |= {"confidence": float(columns[2][row]), "loss": float(columns[3][row])}
+            return facts | self._picture(batch, row)
+
+        wrong = columns[0] != columns[1]
+        self.mistakes.add(np.where(wrong, columns[2], -np.inf), show)
+        self.largest.add(np.nan_to_num(columns[3], nan=-np.inf), show)
+
+    def _see_masks(self, output: Tensor, target: Tensor, batch: Mapping[str, Any]) -> None:
+        predicted, own = output.argmax(dim=1).cpu().numpy(), target.cpu().numpy()
+        scores = np.array([self._dice(predicted[row], own[row]) for row in range(len(own))])
+
+        def show(row: int) -> dict[str, Any]:
+            masks = {"mask": own[row], "found": predicted[row]}
+            return {"dice": float(scores[row]), "masks": masks} | self._picture(batch, row)
+
+        self.masks.add(np.where(np.isnan(scores), -np.inf, -scores), show)
+
+    def _dice(self, predicted: Array, own: Array) -> float:
+        """The mean Dice of the foreground classes that either mask holds; nan where neither holds any."""
+        assert self.info is not None
+        counted = own != self.info.ignore if self.info.ignore is not None else np.ones(own.shape, bool)
+        scores = []
+        for label in range(1, self.info.num_classes):
+            one, two = (predicted == label) & counted, (own == label) & counted
+            if total := int(one.sum()) + int(two.sum()):
+                scores.append(2 * int((one & two).sum()) / total)
+        return float(np.mean(scores)) if scores else float("nan")
+
+    def _picture(self, batch: Mapping[str, Any], row: int) -> dict[str, Any]:
+        """A sample's index, its case and its input."""
+        facts: dict[str, Any] = {}
+        index, cases, input = batch.get("index"), batch.get("case"), batch.get("input")
+        if isinstance(index, Tensor):
+            facts["index"] = int(index[row])
+        if isinstance(cases, (list, tuple)):
+            facts["name"] = line(str(cases[row].name))
+        if isinstance(input, Tensor) and input.dim() in (4, 5):
+            facts["input"] = input[row].detach().cpu().numpy()
+        return facts
+
+    # --- the end of the evaluation -----------------------------------------------------------------------------------
+
+    def write(self, folder: Path, split: str, loader: Any) -> None:
+        """Write what was seen into the run's folder, unless nothing was; every process must call it.
+
+        Args:
+            folder: of the run.
+            split: that was evaluated.
+            loader: of it, whose data set may know the samples' files.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        columns = [np.concatenate(kept) if kept else np.zeros(0) for kept in self._columns]
+        if distributed.processes().several:
+            parts = distributed.processes().gather([column.tolist() for column in columns])
+            columns = [np.concatenate([np.array(part[place]) for part in parts]) for place in range(len(columns))]
+        shown = {"mistakes": self.mistakes, "losses": self.largest, "masks": self.masks}
+        named = {kind: [self._shown(facts, loader) for _, facts in worst.kept] for kind, worst in shown.items()}
+        if distributed.processes().rank != 0 or not (len(columns[0]) or named["masks"]):
+            return
+        found: dict[str, Any] = {"split": split, **named}
+        found["classes"] = list(self.info.class_names) if self.info is not None else []
+        if len(columns[0]):
+            classes = self.info.num_classes if self.info is not None else int(max(map(np.max, columns[:2]))) + 1
+            found |= measured(columns[0].astype(int), columns[1].astype(int), columns[2], classes)
+        safefiles.make_folder(folder / "media")
+        write_text(folder / FILE, json.dumps(finite(found)) + "\n")
+
+    @property
+    def _columns(self) -> list[list[Array]]:
+        return [self.targets, self.predicted, self.confidence, self.losses]
+
+    def _shown(self, facts: dict[str, Any], loader: Any) -> dict[str, Any]:
+        """What is written of a sample: numbers, a name, a small picture."""
+        input, masks, index = facts.get("input"), facts.get("masks"), facts.get("index")
+        plain = {key: value for key, value in facts.items() if key not in ("input", "masks")}
+        if "name" not in plain and index is not None:
+            plain["name"] = _name(loader, index)
+        scale = self.info.preprocessing if self.info is not None else {}
+        levels = None if input is None else shown_levels(input, scale.get("mean"), scale.get("std"))
+        if levels is not None:
+            if masks:
+                beside = [levels, *(with_mask(levels, mask) for mask in masks.values())]
+                levels = np.concatenate(beside, axis=1)
+            jpeg = thumbnail(levels, 96 if not masks else 288)
+            plain["jpeg"] = base64.b64encode(jpeg).decode()
+        return plain
+
+
+def _name(loader: Any, index: int) -> str:
+    """The file of a sample where its data set knows it, else its index."""
+    sources = getattr(loader, "sources", None)
+    source = next(iter(sources.values())) if isinstance(sources, Mapping) and sources else None
+    if not isinstance(source, DatasetSource):
+        return f"sample {index}"
+    number = index if source.chosen is None else int(source.chosen[index])
+    paths = getattr(source.dataset, "paths", None)
+    return line(str(paths[number])) if paths is not None and number < len(paths) else f"sample {index}"
+
+
+def measured(targets: Array, predicted: Array, confidence: Array, classes: int) -> dict[str, Any]:
+    """Counts by class, the confusion matrix of a few classes, and the bins of the reliability diagram.
+
+    Args:
+        targets, predicted: (N,) class indices.
+        confidence: (N,) the probability of the predicted class.
+        classes: how many there are.
+    """
+    hits = targets == predicted
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    sums = [np.bincount(place, weights, BINS) for weights in (None, confidence, hits.astype(float))]
+    counts = sums[0].astype(int)
+    gaps = np.abs(sums[1] - sums[2]).sum() / max(1, len(targets))
+    confusion = np.bincount(targets * classes + predicted, minlength=classes**2) if classes <= MOST_CLASSES else None
+    return {
+        "count": len(targets),
+        "hits": int(hits.sum()),
+        "true": np.bincount(targets, minlength=classes).tolist(),
+        "predicted": np.bincount(predicted, minlength=classes).tolist(),
+        "correct": np.bincount(targets[hits], minlength=classes).tolist(),
+        "confusion": None if confusion is None else confusion.reshape(classes, classes).tolist(),
+        "ece": float(gaps),
+        "bins": [
+            {"count": int(n), "confidence": float(c / n), "accuracy": float(a / n)}
+            for n, c, a in zip(counts, sums[1], sums[2], strict=True)
+            if n
+        ],
+    }
