@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,85 @@ def test_rm_removes_runs_and_nothing_else(make: Make, capsys: pytest.CaptureFixt
     assert Path("runs/a/config.yaml").exists()
     assert main(["rm", "a", "sweep", "--yes"]) == 0
     assert sorted(path.name for path in Path("runs").iterdir()) == [".index.json", "link", "live", "outside"]
+
+
+def test_rm_leaves_what_only_looks_like_a_run(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    options = Path("conf")
+    options.mkdir()
+    (options / "config.yaml").write_text("seed: 0")
+    for name in ("conf", "conf/"):
+        assert main(["rm", name, "--yes"]) == 1
+        assert "conf: is no run, since no run.json lies there" in capsys.readouterr().err
+    assert (options / "config.yaml").exists()
+
+
+def test_a_root_is_where_names_are_looked_for(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("a", acc=0.5)
+    make("b")
+    shutil.copytree("runs/a", "other/a")
+    assert main(["rm", "b", "--root", "other", "--yes"]) == 1, "it lies below runs/"
+    assert "b: is no run; give a folder or a name under other/" in capsys.readouterr().err
+    assert main(["watch", "a", "--root", "other", "--once"]) == 0
+    assert "other/a" in capsys.readouterr().out
+    assert main(["rm", "a", "--root", "other", "--yes"]) == 0
+    assert "removed: 1 run," in capsys.readouterr().out
+    assert Path("runs/a").exists()
+    assert Path("other").exists(), "the folder of all runs stays"
+    assert not Path("other/a").exists()
+
+
+def test_one_hostile_run_hides_no_other(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("good")
+    huge = 10**400
+    best = {"monitor": "val/acc", "value": 0.5}
+    make("begin", begin="nonsense")
+    make("early", begin="0001-01-01T00:00:00+0000")
+    make("list", best=best | {"metrics": ["x"]})
+    make("choices", choices=["x"])
+    make("seconds", seconds=huge)
+    make("number", best=best | {"metrics": {"val/acc": huge}})
+    make("lock", "running").joinpath(".lock").write_text(f"process {10**30}")
+    rows = [(5, 1e308), (1, -1e308), (9, huge), (True, 1.0)]
+    lines = [json.dumps({"event": "epoch", "epoch": epoch, "val/acc": value}) for epoch, value in rows]
+    make("lines", "running").joinpath("metrics.jsonl").write_text("\n".join(lines))
+    found = {row["name"]: row["status"] for row in as_json(capsys, "runs")}
+    assert found["good"] == found["begin"] == found["number"] == "finished"
+    assert found["list"] == found["choices"] == found["seconds"] == "unreadable"
+    assert found["lock"] == found["lines"] == "dead"
+    for name in found:
+        for command in (["show", name], ["diff", "good", name], ["compare", "good", name], ["watch", name, "--once"]):
+            assert main(command) in (0, 1, 2)
+            assert "Traceback" not in capsys.readouterr().err
+
+
+def test_texts_of_a_run_do_not_steer_the_terminal(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b[2Jx\rrow\ntwo\u202e\x9b"
+    path = make(
+        "a", evil, choices={"data": evil, "model": evil, "method": evil}, command=evil, reason=evil, device=evil
+    )
+    make("b", best={"monitor": evil, "value": 0.5, "metrics": {evil: 0.5}}, test={evil: 0.5})
+    path.joinpath("metrics.jsonl").write_text(json.dumps({"event": "epoch", "epoch": 1, f"{evil}/acc": 0.5}))
+    for command in ("runs", "show a", "show b", "diff a b", "compare a b", "compare b"):
+        main(command.split())
+    main(["watch", "--once"])
+    main(["watch", "a", "--once", "--metric", f"{evil}/acc"])
+    main(["watch", "a", "--once", "--metric", "val/acc"])
+    printed = "".join(capsys.readouterr())
+    assert "\\x1b[2Jx" in printed
+    assert [line for line in printed.split("\n") if set("\x1b\r\u202e\x9b") & set(line)] == []
+
+
+def test_secrets_of_another_s_run_are_not_shown(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("a")
+    path = make("b")
+    secret = "hunter2hunter2"
+    config = yaml.safe_load((path / "config.yaml").read_text()) | {"data": {"password": secret}}
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    for command in (["diff", "a", "b"], ["runs", "--columns", "data.password"], ["show", "b"], ["compare", "a", "b"]):
+        main(command)
+        main([*command, "--json"])
+    assert secret not in "".join(capsys.readouterr())
+    assert secret not in Path("runs", registry.INDEX).read_text()
 
 
 def test_watch_draws_curves_and_sorts_by_what_needs_a_look(

@@ -118,7 +118,8 @@ def report(error: HealsgError, debug: bool = False) -> int:
     if distributed.reports() and not isinstance(error, ElsewhereError):
         if debug or os.environ.get("HYDRA_FULL_ERROR") == "1":
             print(redact.trace(error), end="", file=sys.stderr)
-        print(f"error: {redact.text(str(error))}", file=sys.stderr, flush=True)
+        lines = (console.visible(line) for line in redact.text(str(error)).split("\n"))
+        print("error: " + "\n".join(lines), file=sys.stderr, flush=True)
     distributed.reported()
     return error.status
 

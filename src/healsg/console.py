@@ -1,4 +1,7 @@
-"""Standard output and standard error that cannot end a run: closed, a pipe without a reader, a disk that is full."""
+"""Standard output and standard error that cannot end a run: closed, a pipe without a reader, a disk that is full.
+
+What is printed of a run folder may be anybody's text: ``visible`` keeps it from steering the terminal.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,27 @@ import contextlib
 import errno
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
 GONE = (errno.EPIPE, errno.EBADF, errno.EIO, errno.ESHUTDOWN, errno.ECONNRESET)
 """Nobody reads any more: the pipe, the terminal or the descriptor is gone."""
+
+
+_STEERING = {"Cc", "Cs", "Zl", "Zp"}
+_TURNING = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def visible(text: str) -> str:
+    """A text on one line, in which what a terminal would obey is escaped: control characters and turns of direction."""
+    if text.isprintable():
+        return text
+    escaped = []
+    for one in text:
+        obeyed = one in _TURNING or unicodedata.category(one) in _STEERING
+        escaped.append(one.encode("unicode_escape").decode() if obeyed else one)
+    return "".join(escaped)
 
 
 class LastingStream:

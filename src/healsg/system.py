@@ -118,6 +118,8 @@ def lives(number: int) -> bool:
         return True  # os.kill(number, 0) would send Ctrl-C there
     try:
         os.kill(number, 0)
+    except OverflowError:  # no process has such a number
+        return False
     except OSError as error:
         return isinstance(error, PermissionError)
     return True

@@ -16,7 +16,9 @@ from healsg.commands.statistics import MOST, Difference, adjusted, difference, i
 from healsg.commands.tables import cell, show, show_json
 from healsg.config.names import is_below
 from healsg.config.values import flat
+from healsg.console import visible
 from healsg.errors import ConfigError, RunError
+from healsg.runs import redact
 from healsg.runs.claim import FREE
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.registry import FINISHED, Listed, listed, root_of
@@ -70,7 +72,7 @@ def run(arguments: list[str]) -> int:
         show_json(_as_json(metric, sign, settings, gaps, chances, said))
         return 0
     _show(metric, settings, gaps, sign)
-    print(*said, sep="\n")
+    print(*map(visible, said), sep="\n")
     return 0
 
 
@@ -123,12 +125,13 @@ def grouped(runs: list[tuple[str, RunFolder, dict[str, Any]]], metric: str) -> l
     first = next(iter(counting.values()))
     swept = [key for key in keys if any(own.get(key) != first.get(key) for own in counting.values())]
     differing = {name: {key: own.get(key) for key in swept} for name, own in counting.items()}
-    labels = _labels(differing, swept, {name: record for name, _, record in runs})
+    public = {name: redact.config(own) for name, own in differing.items()}
+    labels = _labels(public, swept, {name: record for name, _, record in runs})
     settings: dict[str, Setting] = {}
     for name, _, record in runs:
         own = differing[name]
         mark = repr(sorted(own.items()))
-        settings.setdefault(mark, Setting(labels[name], own, [], {}, {}))
+        settings.setdefault(mark, Setting(labels[name], public[name], [], {}, {}))
         repetition = tuple(values[name].get(key) for key in REPETITIONS)
         one = settings[mark]
         if repetition in one.val:
@@ -199,7 +202,7 @@ def _runs(given: Iterable[str], root: Path) -> list[tuple[str, RunFolder, dict[s
     for name in given:
         short = name.rstrip("/").removeprefix(f"{root}/")
         jobs = [one for one in everything if one.name == short or one.name.startswith(f"{short}/")]
-        folders = [RunFolder(one.path) for one in _finished(jobs, name)] if jobs else [find(name)]
+        folders = [RunFolder(one.path) for one in _finished(jobs, name)] if jobs else [find(name, root=root)]
         for folder in folders:
             record = folder.record
             if record.get("status") != FINISHED:

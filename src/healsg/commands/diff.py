@@ -8,6 +8,7 @@ from healsg.commands.flags import Flags
 from healsg.commands.tables import show, show_json
 from healsg.config.names import is_below
 from healsg.config.values import flat
+from healsg.runs import redact
 from healsg.runs.claim import FREE
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.saved_config import read_saved
@@ -43,7 +44,7 @@ def run(arguments: list[str]) -> int:
 
 def differences(first: RunFolder, second: RunFolder) -> dict[str, dict[str, tuple[Any, Any]]]:
     """By part (configuration, code, environment, numbers) what differs: the values of both runs by key."""
-    configs = [dict(flat(read_saved(folder.config))) for folder in (first, second)]
+    configs = [dict(flat(redact.config(read_saved(folder.config)))) for folder in (first, second)]
     records = [first.record, second.record]
     free = ("name", *(key for key in FREE if key != "name"))
     settings = {key: pair for key, pair in _differing(*configs).items() if not is_below(key, free)}

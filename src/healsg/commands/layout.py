@@ -7,6 +7,8 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from healsg.console import visible
+
 WIDEST = 120
 """Characters of a line of prose, however wide the terminal is."""
 
@@ -26,6 +28,7 @@ def printed(text: str) -> int:
 
 def rows(pairs: Sequence[tuple[str, str]], indent: int = 2) -> Iterator[str]:
     """Lines in two columns: on the left what is named, on the right what is said of it, wrapped."""
+    pairs = [(visible(left), visible(right.replace("\n", " "))) for left, right in pairs]
     fitting = [printed(left) for left, _ in pairs if printed(left) <= MOST_LEFT]
     column = indent + max(fitting, default=0) + 2
     for left, right in pairs:
@@ -45,5 +48,9 @@ def prose(text: str, indent: int = 0) -> Iterator[str]:
             yield ""
         space = " " * indent
         yield from textwrap.wrap(
-            paragraph, width(), initial_indent=space, subsequent_indent=space, break_on_hyphens=False
+            visible(paragraph.replace("\n", " ")),
+            width(),
+            initial_indent=space,
+            subsequent_indent=space,
+            break_on_hyphens=False,
         )

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from healsg import safefiles
 from healsg.commands.flags import Flags
+from healsg.console import visible
 from healsg.errors import ConfigError, RunError
+from healsg.paths import absolute
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.registry import is_live, listed, root_of
 
@@ -30,17 +32,17 @@ def run(arguments: list[str]) -> int:
             folder.lock()  # raises where another process has it
             held.append(folder)
         size = sum(_size(folder.path) for folder in held)
-        print(*(str(folder.shown) for folder in held), sep="\n")
+        print(*(visible(str(folder.shown)) for folder in held), sep="\n")
         if not args.yes and not _agreed(len(held), size):
             print("nothing was removed")
             return 1
         for folder in held:
             shutil.rmtree(folder.path)
-            _remove_empty_sweep(folder.path.parent)
+            _remove_empty_sweep(folder.path.parent, root_of(args.root))
     finally:
         for folder in held:
             folder.unlock()
-    print(f"removed: {len(folders)} runs, {size / 1e6:.1f} MB")
+    print(f"removed: {_counted(len(folders))}, {size / 1e6:.1f} MB")
     return 0
 
 
@@ -48,19 +50,25 @@ def _folders(name: str, root: Path) -> list[Path]:
     """The folders of a run, or of the jobs of a sweep. Raises RunError where there is none."""
     short = name.rstrip("/").removeprefix(f"{root}/")
     jobs = [one.path for one in listed(root) if one.name.startswith(f"{short}/")] if root.is_dir() else []
-    folders = jobs or [find(name).path]
+    folders = jobs or [find(short, root=root).path]
     for folder in folders:
         safefiles.check_run_folder(folder, writing=True)
+        if not safefiles.kind_of(folder / "run.json"):  # such as conf/, where a config.yaml lies too
+            raise RunError(f"{folder}: is no run, since no run.json lies there; remove it by hand")
         if folder.is_symlink():
             raise RunError(f"{folder}: is a link; remove it by hand")
     return folders
 
 
-def _remove_empty_sweep(path: Path) -> None:
-    """Remove the folder of a sweep whose last job has gone, with its table."""
-    if path.name != "runs" and [entry.name for entry in path.iterdir()] in ([], ["sweep.csv"]):
+def _remove_empty_sweep(path: Path, root: Path) -> None:
+    """Remove the folder of a sweep below ``root`` whose last job has gone, with its table."""
+    if path.parent == absolute(root) and [entry.name for entry in path.iterdir()] in ([], ["sweep.csv"]):
         (path / "sweep.csv").unlink(missing_ok=True)
         path.rmdir()
+
+
+def _counted(runs: int) -> str:
+    return f"{runs} run{'s' * (runs != 1)}"
 
 
 def _size(path: Path) -> int:
@@ -70,4 +78,4 @@ def _size(path: Path) -> int:
 def _agreed(count: int, size: int) -> bool:
     if not sys.stdin.isatty():
         raise ConfigError("healsg rm: nobody can be asked here; --yes removes without asking")
-    return input(f"remove {count} runs, {size / 1e6:.1f} MB? [y/N] ").strip().lower() in ("y", "yes")
+    return input(f"remove {_counted(count)}, {size / 1e6:.1f} MB? [y/N] ").strip().lower() in ("y", "yes")

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from healsg.console import visible
+
 GAP = 2
 """Blanks between two columns."""
 NARROWEST = 12
@@ -25,7 +27,7 @@ def cell(value: Any) -> str:
         if not math.isfinite(value) or (value == int(value) and abs(value) < 1e6):
             return f"{value:g}"
         return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
-    return str(value)
+    return visible(str(value))
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | None = None) -> None:
@@ -42,6 +44,7 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | N
     file = sys.stdout if file is None else file
     from rich.cells import cell_len, set_cell_size
 
+    columns = [visible(name) for name in columns]
     cells = [[cell(value) for value in row] for row in rows]
     numeric = [
         all(isinstance(row[place], (int, float)) or row[place] is None for row in rows) for place in range(len(columns))

@@ -5,7 +5,6 @@ Without names it shows a table of all runs, the live ones first; with names thei
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import sys
@@ -18,8 +17,10 @@ from typing import Any
 from healsg import safefiles
 from healsg.commands.flags import Flags
 from healsg.commands.tables import cell
+from healsg.console import visible
 from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import RunFolder, find
+from healsg.runs.record import parse
 from healsg.runs.registry import DEAD, LIVE, Listed, age, is_live, listed, root_of
 
 MOST = 1 << 26
@@ -40,8 +41,8 @@ def run(arguments: list[str]) -> int:
     args = flags.parse_args(arguments)
     if not 0.1 <= args.every <= 3600:
         raise ConfigError(f"--every {args.every}: give seconds from 0.1 to 3600")
-    folders = [find(name) for name in args.runs]
     root = root_of(args.root)
+    folders = [find(name, root=root) for name in args.runs]
 
     def picture() -> str:
         size = shutil.get_terminal_size((100, 30))
@@ -79,8 +80,8 @@ def overview(runs: Sequence[Listed], width: int, lines: int) -> str:
     newest_first = list(reversed(runs))
     order = sorted(newest_first, key=lambda one: rank.get(one.status, 2))
     counts = {status: sum(one.status == status for one in runs) for status in dict.fromkeys(o.status for o in order)}
-    head = "  ".join(f"{count} {status}" for status, count in counts.items()) or "no run yet"
-    rows = [_line(one) for one in order[: max(1, lines)]]
+    head = visible("  ".join(f"{count} {status}" for status, count in counts.items())) or "no run yet"
+    rows = [tuple(map(visible, _line(one))) for one in order[: max(1, lines)]]
     name = max([len(row[0]) for row in rows], default=0)
     name = min(name, max(16, width // 2))
     shown = [f"{_cut(row[0], name):{name}}  {row[1]:10} {row[2]}"[:width] for row in rows]
@@ -133,7 +134,7 @@ def curves(folder: RunFolder, wanted: Sequence[str], width: int, height: int) ->
         raise ConfigError(f"--metric {missing[0]}: {folder.shown} has no such number; there is {known}")
     last = rows[-1] if rows else {}
     told = [f"{name} {cell(float(last[name]))}" for name in names if name in last]
-    head = "  ".join([str(folder.shown), status, f"epoch {last.get('epoch', 0)}", *told])
+    head = visible("  ".join([str(folder.shown), status, f"epoch {last.get('epoch', 0)}", *told]))
     if not rows or not names:
         return f"{head[:width]}\nno epoch is complete yet"
     each = max(12, (width - 3 * (len(names) - 1)) // len(names))
@@ -156,10 +157,10 @@ def epochs(path: Path) -> list[dict[str, Any]]:
         for text in file.read(MOST).splitlines():
             if b'"event": "epoch"' in text:
                 with suppress(ValueError, RecursionError):
-                    row = json.loads(text)
-                    if isinstance(row, dict) and isinstance(row.get("epoch"), int):
+                    row = parse(text)
+                    if isinstance(row, dict) and type(row.get("epoch")) is int:
                         rows.append({key: value for key, value in row.items() if _is_number(value)})
-    return rows
+    return sorted(rows, key=lambda row: row["epoch"])
 
 
 def _is_number(value: Any) -> bool:
@@ -170,12 +171,13 @@ def _plot(name: str, points: Sequence[tuple[float, float]], width: int, height: 
     """A curve as lines of ``width`` characters: its name and range, then the dots."""
     low, high = min(value for _, value in points), max(value for _, value in points)
     title = f"{name}  {cell(float(low))} to {cell(float(high))}"
-    return [_cut(title, width).ljust(width), *braille(points, width, height)]
+    return [_cut(visible(title), width).ljust(width), *braille(points, width, height)]
 
 
 def braille(points: Sequence[tuple[float, float]], width: int, height: int) -> list[str]:
     """A curve drawn in braille characters, each of 2 by 4 dots, scaled to fill ``width`` by ``height`` of them."""
     left, right = points[0][0], points[-1][0]
+    points = [(place, value / 2) for place, value in points]  # so that no difference of two values overflows
     low, high = min(value for _, value in points), max(value for _, value in points)
     cells = [[0] * width for _ in range(height)]
     before: tuple[int, int] | None = None

@@ -292,20 +292,22 @@ def _is_run(path: Path) -> bool:
         return False
 
 
-def find(run: str, start: Path | None = None) -> RunFolder:
+def find(run: str, start: Path | None = None, root: Path = ROOT) -> RunFolder:
     """The folder of a run given as a path or as a name under ``runs/``, from ``start`` or the current directory.
 
-    No known file in it is a link. Raises RunError.
+    No known file in it is a link. Another ``root`` than ``runs/`` was named by the user: there it is looked for first.
+    Raises RunError.
     """
     start = start or current_folder()
-    for path in (start / run, start / ROOT / run):
+    places = (start / run, start / root / run)
+    for path in places if root == ROOT else places[::-1]:
         if _is_run(path):
             safefiles.check_run_folder(path)
             return RunFolder(path)
-    root = start / ROOT
+    named, root = root, start / root
     known = sorted(path.parent.relative_to(root) for path in root.glob("**/config.yaml") if ".hydra" not in path.parts)
     names = ", ".join(str(name) for name in known[-5:]) or "none yet"
-    raise RunError(f"{run}: is no run; give a folder or a name under {ROOT}/ ({names})")
+    raise RunError(f"{run}: is no run; give a folder or a name under {named}/ ({names})")
 
 
 def weights_file(source: str, start: Path | None = None) -> Path:

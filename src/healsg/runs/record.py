@@ -26,6 +26,7 @@ def _is_number(value: Any) -> bool:
 
 def _is_best(value: Any) -> bool:
     fits = isinstance(value, dict) and isinstance(value.get("monitor"), str)
+    fits = fits and (value.get("metrics") is None or isinstance(value["metrics"], dict))
     return fits and (value.get("value") is None or _is_number(value["value"]))
 
 
@@ -51,7 +52,8 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "earlier": (_is_list_of(dict), "a list of results"),
     "samples": (_is_mapping, "a mapping"),
     "versions": (_is_mapping, "a mapping"),
-    "best": (_is_best, "a mapping with monitor, a text, and value, a number"),
+    "choices": (_is_mapping, "a mapping"),
+    "best": (_is_best, "a mapping with monitor, a text, value, a number, and metrics, a mapping"),
     "test": (_is_mapping, "a mapping"),
     "last": (_is_mapping, "a mapping"),
 }
@@ -65,7 +67,7 @@ def read_record(path: Path) -> dict[str, Any]:
         RunError: a field that is read back has a value of another type, or one that makes no sense; it is named.
     """
     try:
-        record = json.loads(safefiles.read_bytes(path, LARGEST))
+        record = parse(safefiles.read_bytes(path, LARGEST))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(record, dict):
@@ -80,6 +82,14 @@ def read_record(path: Path) -> dict[str, Any]:
     if _depth(record) > DEEPEST:
         raise RunError(f"{shown(path)}: is nested more than {DEEPEST} levels deep; {way}")
     return record
+
+
+def parse(text: bytes) -> Any:
+    """The value of a JSON text that may be anybody's: a whole number beyond 64 bits is read as a float.
+
+    Raises ValueError, RecursionError.
+    """
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 19 else float(digits))
 
 
 def _depth(value: Any) -> int:

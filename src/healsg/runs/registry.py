@@ -7,6 +7,7 @@ of change are those of before; it is written anew by whoever lists the runs, and
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -21,8 +22,9 @@ from typing import Any
 from healsg import safefiles
 from healsg.config.values import flat
 from healsg.errors import RunError
+from healsg.runs import redact
 from healsg.runs.folder import ROOT, RunFolder, began_at, write_text
-from healsg.runs.record import read_record
+from healsg.runs.record import parse, read_record
 from healsg.runs.saved_config import read_saved
 
 INDEX = ".index.json"
@@ -178,7 +180,8 @@ def _facts(path: Path) -> dict[str, Any]:
     if isinstance(choices, dict):
         facts |= {group: choices[group] for group in ("data", "model", "method") if group in choices}
     facts |= {key: record.get(key) for key in ("seed", "begin", "end", "seconds", "host", "device", "reason", "commit")}
-    facts["began"] = began_at(record) if record.get("begin") else None
+    began = began_at(record)
+    facts["began"] = began if math.isfinite(began) else None
     best = record.get("best") or {}
     last = record.get("last") or last_epoch(path / "metrics.jsonl")
     facts |= {"monitor": best.get("monitor"), "best": best.get("value")}
@@ -196,7 +199,7 @@ def last_epoch(path: Path) -> dict[str, Any]:
         for text in reversed(file.read(TAIL).splitlines()):
             if b'"event": "epoch"' in text:
                 with suppress(ValueError, RecursionError):
-                    row = json.loads(text)
+                    row = parse(text)
                     if isinstance(row, dict):
                         return row
     return {}
@@ -205,7 +208,7 @@ def last_epoch(path: Path) -> dict[str, Any]:
 def _settings(path: Path, keys: list[str]) -> dict[str, Any]:
     """What keys of the configuration are set to; None where it has no such key, or cannot be read."""
     try:
-        values = dict(flat(read_saved(path / "config.yaml")))
+        values = dict(flat(redact.config(read_saved(path / "config.yaml"))))
     except RunError:
         values = {}
     return {key: values.get(key) for key in keys}
@@ -224,7 +227,10 @@ def age(seconds: float) -> str:
 
 def shown_time(began: float | None) -> str:
     """A time in seconds since the epoch as date and minute, of the local zone."""
-    return "" if not began else datetime.fromtimestamp(began).strftime("%Y-%m-%d %H:%M")
+    try:
+        return "" if not began else datetime.fromtimestamp(began).strftime("%Y-%m-%d %H:%M")
+    except (OverflowError, ValueError, OSError):  # such as the year 0 of a zone west of Greenwich
+        return ""
 
 
 def root_of(given: str | None) -> Path:
