@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from healsg import system
 from healsg.errors import RunError
 from healsg.runs import archive, checkpoint
 
@@ -105,7 +106,7 @@ def test_ordinary_states_are_read() -> None:
 
 def test_a_file_that_is_larger_than_memory_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(PATH, sized(10_000))
-    monkeypatch.setattr(archive, "_memory", lambda: 1000)
+    monkeypatch.setattr(system, "physical_memory", lambda: 1000)
     monkeypatch.setattr(archive, "sha256", lambda *values: pytest.fail("it was read"))
     with pytest.raises(RunError, match=r"last\.pt: has [\d,]+ bytes, more than the memory of this machine \(1,000\)"):
         checkpoint.load(PATH)

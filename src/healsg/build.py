@@ -1,4 +1,4 @@
-"""From a checked configuration to the parts of a task: the only place where targets are imported and called."""
+"""Makes the parts of a task from a checked configuration; only this module imports and calls targets."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def build_task(composed: Composed, data_info: DataInfo | None = None, samples: bool = True) -> BasicTask:
-    """Make the parts and join them: the only place where targets are imported and called.
+    """Make the parts of a task and the task that joins them.
 
     Args:
         composed: the checked configuration.
-        data_info: of a checkpoint whose evaluated network alone is wanted, for which the training data need not be
-            there: the data set is read as its weights saw it, and whether training could go on is not checked.
-        samples: whether samples are wanted; without, and with ``data_info``, the data set is not made.
+        data_info: the ``DataInfo`` of a checkpoint, if its network is to be evaluated. The data set then takes classes
+            and preprocessing from it, the training data may be missing, and the checks for training are left out.
+        samples: whether the task needs samples. If not, and ``data_info`` is given, the data set is not made at all.
 
     Raises:
         ConfigError: a part cannot be made, or the parts do not fit each other.
@@ -66,7 +66,18 @@ def build_task(composed: Composed, data_info: DataInfo | None = None, samples: b
 
 
 def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial: bool = False) -> Any:
-    """Call the constructor that a checked node names, if it makes what belongs there. Raises ConfigError."""
+    """Call the constructor that a checked node names.
+
+    Args:
+        node: with a ``_target_``.
+        key: the node's key, for messages.
+        composed: the configuration, for ``trusted`` and the project's folders.
+        kind: the class that the result must be an instance of.
+        partial: return a ``functools.partial`` of the constructor instead of calling it.
+
+    Raises:
+        ConfigError: the target is no ``kind``, or refuses its arguments.
+    """
     from hydra.errors import HydraException
     from hydra.utils import get_object, instantiate
 
@@ -91,13 +102,13 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
             raise
         cause = error.__cause__ or error
         if isinstance(cause, ConfigError):
-            raise ConfigError(str(cause)) from error  # not the cause itself: it would be the cause of its own
+            raise ConfigError(str(cause)) from error  # a new error, since the old one would become its own cause
         raise ConfigError(f"{key}: {node['_target_']} cannot be made: {one_line(cause)}") from error
 
 
 @contextlib.contextmanager
 def weights_only() -> Iterator[None]:
-    """Let torch.load read tensors and plain values alone, also where a library asks for more, as torchvision does."""
+    """Force ``weights_only=True`` in every torch.load, also in libraries that pass False, as torchvision does."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -110,7 +121,7 @@ def weights_only() -> Iterator[None]:
 
 
 def build_loggers(composed: Composed) -> dict[str, Logger]:
-    """The loggers of a run: the loggers that were chosen, Weights & Biases, the report. Raises ConfigError."""
+    """The loggers of a run by name: those that were chosen, Weights & Biases, the report. Raises ConfigError."""
     values = composed.values
     nodes = {name: node for name, node in (values["logger"] or {}).items() if node is not None}
     from healsg.runs.logger import Logger
@@ -122,6 +133,6 @@ def build_loggers(composed: Composed) -> dict[str, Logger]:
 
 
 def leaf(path: str) -> Any:
-    """A class or function of ``healsg.loggers`` by its address, as a ``_target_`` would name it."""
+    """A class of ``healsg.loggers`` by its path, such as ``wandb.Wandb``, imported only now."""
     module, _, name = path.partition(".")
     return getattr(import_module(f"healsg.loggers.{module}"), name)

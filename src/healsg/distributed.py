@@ -1,5 +1,7 @@
-"""Several processes, as torchrun starts them: their process group from its beginning to its end. What is exchanged
-through it stands in ``training.parallel``. With one process all of it is free."""
+"""The process group of a launch by torchrun: joining it, leaving it, and what happens to it after an error.
+
+The collectives themselves are in ``training.parallel``. With a single process nothing here does anything.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +26,25 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 TIMEOUT = 300.0
-"""Seconds that a process waits for another one in a collective, before ``runner.timeout`` is known: its default."""
+"""Seconds that a process waits for another one in a collective, until the configuration with ``runner.timeout``, whose
+default this is, is known."""
 
 TOGETHER = 6.0
-"""Seconds within which all processes meet an error that is the same in all of them."""
+"""Seconds within which an error that occurs in every process has occurred in all of them."""
 
 
 @cache
 def processes() -> Parallel:
-    """The processes of this launch, for what has no runner at hand; the environment is read once."""
+    """The processes of this launch, for code that has no runner; the environment is read once."""
     return Parallel.of_launch()
 
 
 class Group:
-    """The default process group, and what its processes know of each other.
+    """torch's default process group together with its failure detection (``Peers``).
 
     Args:
-        store: of the launch.
-        number: of the groups before this one in this process, the same in all processes.
+        store: the key-value store of the launch.
+        number: how many groups this process has joined, with this one; the same in all processes.
         timeout: seconds that a process waits for another one in a collective.
     """
 
@@ -49,22 +52,22 @@ class Group:
         import torch
         import torch.distributed as dist
 
-        # Ten functions in here have the default group of the moment of their import as the default of an argument.
-        # DistributedDataParallel imports them too; after init_process_group they would hold the group for ever. Then
-        # destroying it would not end gloo's threads, and one that gives back its last tensor while the interpreter
-        # ends aborts the process ("terminate called without an active exception").
+        # Imported before init_process_group on purpose: ten functions of this module have the default group, as it is
+        # at import, as the default of an argument. DistributedDataParallel imports the module too. Imported later, they
+        # would keep the group alive for ever; destroying it would not end gloo's threads, and a thread that frees its
+        # last tensor while the interpreter exits aborts the process ("terminate called without an active exception").
         import torch.distributed.nn.functional
         from torch.distributed.distributed_c10d import PrefixStore
 
         self.store = store
         self.timeout = timeout
         self.failed = False
-        self.parted = False  # by another process's error, so that no collective can be expected to work
+        self.parted = False  # failed because of another process's error, so that collectives cannot be expected to work
         own = PrefixStore(f"healsg/{number}", store)
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         own_rank, world = processes().rank, processes().world
         self.peers = Peers(own, own_rank, world, timeout, hosted)
-        self.peers.gather()  # those that are late would have no more than the timeout of gloo
+        self.peers.gather()  # else a process that starts late would be bound by the timeout of gloo
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
             store=PrefixStore("group", own),
@@ -75,19 +78,19 @@ class Group:
         self.peers.start()
 
     def fail(self, parted: bool = False) -> None:
-        """An error has left this process without the others; ``parted`` where it came from another process."""
+        """Mark the group as unusable after an error; ``parted`` if the error is another process's."""
         self.failed = True
         self.parted = self.parted or parted
 
     def close(self, met: bool = False) -> None:
-        """Leave the group, all processes together; ``met`` where they have just found each other."""
+        """Leave the group, all processes together; ``met`` if they have just passed a barrier."""
         import torch.distributed as dist
 
-        if not met and not orphaned():  # else the store is gone too
+        if not met and not orphaned():  # without torchrun the store is gone too
             self.peers.meet()
-        dist.barrier()  # none reads the store any more, which rank 0 may hold
+        dist.barrier()  # after it no process reads the store any more, which may be part of rank 0
         self.peers.stop()
-        gc.collect()  # a network under DistributedDataParallel holds the group, and often lies in a cycle
+        gc.collect()  # a DistributedDataParallel wrapper holds the group, and is often part of a reference cycle
         dist.destroy_process_group()
 
 
@@ -96,10 +99,11 @@ _groups = 0
 
 
 def connect(timeout: float | None = None) -> None:
-    """Join the others: gloo for tensors on the CPU, nccl for those on a GPU. Every process must call it.
+    """Join the process group: gloo for tensors on the CPU, nccl for those on a GPU. Every process must call it.
 
     Args:
-        timeout: seconds to wait for another process in a collective; None is what there is, or ``TIMEOUT``.
+        timeout: seconds to wait for another process in a collective; None keeps that of the current group or, where
+            there is none, is ``TIMEOUT``.
     """
     global _group, _groups
     if not processes().several or (_group and timeout in (None, _group.timeout)):
@@ -114,11 +118,11 @@ def connect(timeout: float | None = None) -> None:
 
 
 def _join() -> Store:
-    """The store of the launch, which the launcher keeps or else rank 0."""
+    """The key-value store of the launch, which the launcher or else rank 0 hosts."""
     from torch.distributed.rendezvous import rendezvous
 
     atexit.unregister(close)
-    atexit.register(close)  # for programs of the user's own; the commands close by themselves
+    atexit.register(close)  # for users' programs; the commands of HEALSg call it themselves
     joined: tuple[Store, int, int] = next(rendezvous("env://", timeout=timedelta(seconds=TIMEOUT)))
     return joined[0]
 
@@ -126,8 +130,8 @@ def _join() -> Store:
 def close(status: int = 1) -> None:
     """Leave the process group at the end of a program; after an error this ends the process with ``status``.
 
-    After an error collectives may be under way that never end. The group's destructor waits for them, and so would the
-    end of the interpreter. So all that was written is flushed, and the process is ended without destructors.
+    After an error, collectives may be pending that never complete. The group's destructor waits for them, and so would
+    the exit of the interpreter. Therefore the output is flushed and the process ended without destructors.
     """
     global _group
     if _group is None:
@@ -150,7 +154,7 @@ def close(status: int = 1) -> None:
 
 
 class Command:
-    """Surrounds a command: its processes leave together, or after an error each ends with the command's status."""
+    """A context around a command: its processes leave the group together, or after an error end with its status."""
 
     def __init__(self) -> None:
         self.status = 1
@@ -159,7 +163,7 @@ class Command:
         return self
 
     def ends(self, status: int) -> int:
-        """The command ends with this exit status, which is returned."""
+        """Set the exit status of the command, which is returned."""
         self.status = status
         return status
 
@@ -173,16 +177,18 @@ class Command:
 def first_cause(
     progress: Progress | None = None, ended: Ended | None = None, group: Group | None = None
 ) -> Iterator[None]:
-    """Surrounds what the processes do together. An error in here is shown to the others; an error that only follows
-    from another process's, such as a closed connection, is replaced by that one.
+    """A context around the joint work of the processes, after which all of them raise the first error.
+
+    An error in here is published to the other processes. An error that is only a consequence of another process's, such
+    as a closed connection, is replaced by that one.
 
     Args:
-        progress: where this process is, which messages name.
-        ended: called with status and reason where the run must be left while the main thread hangs.
-        group: the group to look at; the one that is connected where it is None.
+        progress: the position of this process, which messages name.
+        ended: called with status and reason where the process must be ended while its main thread hangs.
+        group: the group; None is the current one.
 
     Raises:
-        PeerError: another process met an error, is gone, or does not answer.
+        PeerError: another process failed, died, or does not answer.
     """
     if progress is not None and _group:
         _group.peers.follow(progress, ended)
@@ -206,30 +212,30 @@ def first_cause(
 
 
 def connected() -> bool:
-    """Whether this process has joined the others."""
+    """Whether this process has joined a process group."""
     return _group is not None
 
 
 def reports() -> bool:
-    """Whether this process is the one that reports the error which ends the command."""
+    """Whether this process is the one that prints the error which ends the command."""
     return _group.peers.reports() if _group else True
 
 
 def reported() -> None:
-    """The error has been reported: the other processes need not wait any longer."""
+    """Publish that the error has been printed, so that the other processes need not wait any longer."""
     if _group:
         _group.peers.reported()
 
 
 def failed() -> bool:
-    """Whether an error has left this process without the others."""
+    """Whether the group cannot be used any more because of an error."""
     return _group is not None and _group.failed
 
 
 def recovered() -> bool:
-    """After an error: whether all processes have met one, so that they could begin anew together.
+    """After an error: whether it occurred in all processes, in which case they have joined a new group.
 
-    Where one failed alone, the others still wait for it in a collective, which only the end of its process ends.
+    If one process failed alone, the others wait for it in a collective, which ends only when its process does.
     """
     global _group, _groups
     if not processes().several:
@@ -245,9 +251,9 @@ def recovered() -> bool:
 
 
 def meet() -> None:
-    """Wait for the others, for as long as they live; every process must call it. Raises PeerError.
+    """Wait for all other processes as long as they are alive; every process must call it. Raises PeerError.
 
-    For what may take one process longer than ``runner.timeout``: reading, caching or downloading data.
+    This barrier is for work that may take one process longer than ``runner.timeout``, such as downloading data.
     """
     if _group:
         _group.peers.meet()

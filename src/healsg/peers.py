@@ -1,7 +1,8 @@
-"""What the processes of one launch know of each other: who lives, where each of them is, and which error came first.
+"""Failure detection among the processes of one launch: which ranks are alive, where each one is, who failed first.
 
-All of it goes through the launch's key-value store, beside the process group, because it is needed most when a
-collective does not come back: that raises only "connection closed" or "timed out", long after and far from the cause.
+The processes exchange this through the key-value store of the launch, not through the process group, because it is
+needed most when a collective fails. A failed collective raises only "connection closed" or "timed out", often minutes
+after the cause and on another rank.
 """
 
 from __future__ import annotations
@@ -26,43 +27,43 @@ if TYPE_CHECKING:
 log = logging.getLogger("healsg")
 
 BEAT = 1.0
-"""Seconds between two signs of life, and between two looks at those of the others."""
+"""Seconds between two heartbeats, and between two readings of those of the others."""
 STALE = 3.5
-"""Seconds without a sign of life after which a process is taken for gone, once a collective has failed."""
+"""Seconds without a heartbeat after which a process counts as dead, once a collective has failed."""
 PATIENCE = 2.0
-"""Seconds that a process whose collective failed waits for another one to record the error that was the cause."""
+"""Seconds that a process whose collective failed waits for another one to record the error behind it."""
 JOINING = 300.0
-"""Seconds that a process may at least begin later than the first one: nodes start, and import torch, unevenly."""
+"""Seconds, at least, by which processes may start after the first one: nodes differ in how fast they import torch."""
 GRACE = 10.0
-"""Seconds that the main thread has to end by itself after another rank's error, or the end of the launcher."""
+"""Seconds that the main thread has to end by itself after another rank failed or the launcher died."""
 
-_PARENT = os.getppid()  # read at import: torchrun may be killed before this process has joined the others
+_PARENT = os.getppid()  # read at import, since torchrun may be killed before this process has joined the others
 
 Ended = Callable[[str, str], object]
-"""Called with the status and the reason of a run that a process has to leave while its main thread hangs."""
+"""Called with status and reason when the process must be ended although its main thread hangs; it records the run."""
 
 
 class PeerError(RunError):
-    """Another process of the launch met an error, is gone or does not answer; the message says which, where and why."""
+    """Another process of the launch failed, died or does not answer; the message names rank, phase and cause."""
 
 
 def orphaned() -> bool:
-    """Whether torchrun, which started this process, is gone.
+    """Whether torchrun started this process and is no longer alive.
 
     Only torchrun is watched. Other launchers, such as srun and mpirun, end their processes themselves, and a shell may
-    well end before the processes that it has put into the background.
+    well end before its background jobs.
     """
     return os.getppid() != _PARENT and "TORCHELASTIC_RUN_ID" in os.environ
 
 
 class Peers:
-    """This process's view of the others. A thread shows that this process lives, and looks after the others.
+    """This process's view of the other processes. A thread publishes a heartbeat and reads those of the others.
 
     Args:
-        store: of the launch, with a prefix of its own for each process group.
-        rank, world: of this process.
-        timeout: seconds after which a process that shows no sign of life fails the run.
-        hosted: whether the store is a part of rank 0's process, and not of the launcher's.
+        store: the key-value store of the launch, with a prefix that is unique to this process group.
+        rank, world: this process's rank and the number of processes.
+        timeout: seconds without a heartbeat from a process after which the run fails.
+        hosted: whether the store is part of rank 0's process, and not of the launcher's.
     """
 
     def __init__(self, store: Store, rank: int, world: int, timeout: float, hosted: bool) -> None:
@@ -83,36 +84,41 @@ class Peers:
         self._thread = threading.Thread(target=self._watch, name="healsg-peers", daemon=True)
 
     def gather(self) -> None:
-        """Wait until all processes have come this far, within a bounded time. Raises PeerError, which names a rank."""
+        """Wait a limited time until all processes have joined. Raises PeerError, which names the missing ranks."""
         if not self._all("gathering", max(self.timeout, JOINING)):
             absent = [rank for rank in range(self.world) if not self._store.check([f"beat/{rank}"])]
             names = ", ".join(map(str, absent)) or "another one"
             raise PeerError(f"rank {names} has not joined the other processes within {max(self.timeout, JOINING):g} s")
 
     def start(self) -> None:
-        """Begin to look after the others, which have gathered."""
+        """Start the thread, once ``gather`` has returned."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and wait for it: it must not outlive the store or the interpreter."""
+        """End the thread and wait for it, since it must not outlive the store or the interpreter."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(GRACE)
 
     def follow(self, progress: Progress, ended: Ended | None) -> None:
-        """Publish from now on where ``progress`` is; ``ended`` records a run whose main thread hangs."""
+        """Publish from now on the position in ``progress``; ``ended`` records a run whose main thread hangs."""
         self._progress = progress
         self._ended = ended
 
     @property
     def where(self) -> str:
-        """Where this process is."""
-        return _place(self._state())
+        """This process's phase, epoch and step, as text."""
+        return _position(self._state())
 
     # --- errors ----------------------------------------------------------------------------------------------------
 
     def record(self, text: str, where: str | None) -> None:
-        """Let all know of an error of this process; ``where`` is None for what is said of another one."""
+        """Publish an error to all processes.
+
+        Args:
+            text: the error.
+            where: the position of this process; None where the error is that another process is missing.
+        """
         value = json.dumps({"rank": self.rank, "where": where, "text": text})
         try:
             number = self._store.add("errors", 1)
@@ -126,16 +132,16 @@ class Peers:
         for number in range(1, store.add("errors", 0) + 1):
             if not store.check([f"error/{number}"]):  # counted, and about to be written
                 continue
-            told = json.loads(store.get(f"error/{number}"))
-            if told["rank"] != self.rank:
-                where = "" if told["where"] is None else f"rank {told['rank']}, {told['where']}: "
-                return PeerError(f"{where}{told['text']}")
+            error = json.loads(store.get(f"error/{number}"))
+            if error["rank"] != self.rank:
+                where = "" if error["where"] is None else f"rank {error['rank']}, {error['where']}: "
+                return PeerError(f"{where}{error['text']}")
         return None
 
     def cause_of(self, error: BaseException) -> BaseException:
-        """What to raise in the place of ``error``: the error of another process where this one only follows from it.
+        """The error to raise instead of ``error``: that of another process, if ``error`` is only a consequence of it.
 
-        An error of this process's own is recorded for the others, and returned.
+        If the error arose in this process, it is published to the others and returned as it is.
         """
         self._noticed = True
         if not is_lost(error):
@@ -151,7 +157,7 @@ class Peers:
             return PeerError(f"rank 0 or the launcher is gone without a word; {one_line(error)}")
 
     def _lost(self, error: BaseException) -> PeerError:
-        """Why the connection to the others was lost: what another one has recorded, or which one is missing."""
+        """Why the connection to the others was lost: the error that another one published, or which one is missing."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if found := self.first_error():
@@ -174,19 +180,19 @@ class Peers:
         return PeerError(text)
 
     def _silent(self, rank: int) -> str:
-        where = _place(self._seen[rank][0])
+        where = _position(self._seen[rank][0])
         return f"rank {rank} has not answered for {self.timeout:g} s (runner.timeout), last heard of in: {where}"
 
     def _gone(self, rank: int) -> str:
-        where = _place(self._seen[rank][0])
+        where = _position(self._seen[rank][0])
         return f"rank {rank} is gone without a word (killed, or out of memory?), last heard of in: {where}"
 
-    # --- who tells the user ----------------------------------------------------------------------------------------
+    # --- which process reports to the user -------------------------------------------------------------------------
 
     def reports(self) -> bool:
-        """Whether this process is the one that reports the error on the screen: rank 0, or where it is gone another.
+        """Whether this process is the one that prints the error: rank 0 or, if that is dead, the first of the others.
 
-        The others wait until rank 0 has done so: a launcher ends all processes as soon as one of them has ended.
+        The others wait until rank 0 has printed it, since a launcher kills all processes as soon as one has ended.
         """
         if self.rank == 0:
             first, self._reported = not self._reported, True
@@ -201,7 +207,7 @@ class Peers:
             return not self._reported
 
     def reported(self) -> None:
-        """Let the others end: the error has been reported."""
+        """Publish that the error has been printed, so that the other processes may end."""
         self._reported = True
         try:
             if self.rank == 0:
@@ -216,19 +222,19 @@ class Peers:
         except RuntimeError:
             log.debug("the store of the launch is gone")
 
-    # --- meeting without a limit of time ---------------------------------------------------------------------------
+    # --- a barrier without a time limit ----------------------------------------------------------------------------
 
     def meet(self) -> None:
-        """Wait for all others, for as long as they live; every process must call it. Raises PeerError.
+        """Wait for all other processes as long as they are alive; every process must call it. Raises PeerError.
 
-        A collective gives up after ``timeout``. This is for what may take one process longer than that, such as
-        reading, caching or downloading data.
+        A collective fails after ``timeout``. This barrier is for work that may take one process longer than that, such
+        as reading, caching or downloading data.
         """
         self._meetings += 1
         self._all("meeting", None)
 
     def all_failed(self, seconds: float) -> bool:
-        """Whether all processes call this within some seconds of each other."""
+        """Whether all processes call this within ``seconds`` of each other."""
         self._meetings += 1
         try:
             return self._all("failed", seconds)
@@ -255,10 +261,10 @@ class Peers:
     # --- the thread ------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Show each second that this process lives; leave it where its main thread can no longer do so by itself.
+        """Publish a heartbeat each second, and end this process where its main thread cannot.
 
-        The main thread may hang in a collective, in CUDA or in a file system, where no signal and no exception reaches
-        it.
+        The main thread may hang in a collective, in CUDA or in a file system, where neither a signal nor an exception
+        reaches it.
         """
         store = _own_connection(self._store)
         doomed: tuple[str, str, float] | None = None  # status, reason, since when
@@ -271,7 +277,7 @@ class Peers:
                 self._report(doomed[1])
 
     def _doom(self, store: Store) -> tuple[str, str, float] | None:
-        """Why the run cannot go on, if so: the status and the reason, and since when."""
+        """The status, the reason and the time if the run cannot go on; None if it can."""
         now = time.monotonic()
         if orphaned():
             log.warning("torchrun, which started this process, is gone: the run is saved and stopped")
@@ -291,7 +297,7 @@ class Peers:
         return None
 
     def _report(self, reason: str) -> None:
-        """Report another rank's error on the screen, where the main thread has not: it may hang in a collective."""
+        """Print another rank's error if the main thread has not done so, since it may hang in a collective."""
         if not self._reported:
             self._reported = True
             text = redact.text(reason)
@@ -302,7 +308,7 @@ class Peers:
         self.reported()
 
     def _leave(self, status: str, reason: str) -> None:
-        """End this process from here: its main thread hangs where it cannot be reached."""
+        """End the process from this thread, since the main thread hangs and cannot be reached."""
         try:
             if self._ended:
                 self._ended(status, reason)
@@ -320,7 +326,7 @@ class Peers:
         store.set(f"beat/{self.rank}", json.dumps({"beat": self._beats, **self._state()}))
 
     def _look(self, store: Store) -> None:
-        """Take in the others' signs of life, and when this process saw each of them change."""
+        """Read the others' heartbeats, and note when each of them last changed."""
         ranks = [rank for rank in range(self.world) if rank != self.rank]
         beats = store.multi_get([f"beat/{rank}" for rank in ranks])
         now = time.monotonic()
@@ -330,22 +336,22 @@ class Peers:
                 self._seen[rank] = state, now
 
     def _missing(self, seconds: float) -> int | None:
-        """The process that has shown no sign of life for some seconds, if there is one."""
+        """The lowest rank without a heartbeat in the last ``seconds``; None where there is none."""
         now = time.monotonic()
         return next((rank for rank, (_, since) in sorted(self._seen.items()) if now > since + seconds), None)
 
     def _last(self) -> int | None:
-        """The process that is the furthest behind this one, if one is: its main thread hangs, and not its watch."""
+        """The rank that is the furthest behind this one, if any: its main thread hangs, though its thread is alive."""
         own = self._state()
         behind = [(_order(state), rank) for rank, (state, _) in self._seen.items() if _order(state) < _order(own)]
         return min(behind)[1] if behind else None
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error says only that another process could not be reached, or follows from such a one."""
+    """Whether an error, or one of its causes, means only that another process could not be reached."""
     from torch.distributed import DistError
 
-    seen = set[int]()  # a chain of causes may lead back to where it began
+    seen = set[int]()  # a chain of causes may be circular
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         text = str(cause)
@@ -357,7 +363,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def _own_connection(store: Store) -> Store:
-    """The same store through a connection of one's own: one that waits does not hold up another thread."""
+    """The same store through a separate connection, so that one thread's waiting does not block another thread."""
     own = store.clone()
     own.set_timeout(timedelta(seconds=GRACE / 2))
     return own
@@ -367,7 +373,7 @@ def _order(state: dict[str, Any]) -> tuple[int, int, int]:
     return state["epoch"], state["step"], state["batch"]
 
 
-def _place(state: dict[str, Any]) -> str:
+def _position(state: dict[str, Any]) -> str:
     if not state["epoch"]:
         return str(state["phase"])
     return f"{state['phase']}, epoch {state['epoch']}, step {state['step']}"

@@ -1,6 +1,7 @@
-"""Types that a constructor's arguments are declared with: ordinary types with the range of values that make sense.
+"""Types for the arguments of constructors: numbers with the range of values that make sense.
 
-The checks read them from the source, before anything is imported, so ``lr: Positive`` is all an author writes.
+``config.signature`` reads the annotations from the source, so that ``lr: Positive`` in a constructor is enough for a
+wrong value to be refused before anything is imported.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Annotated
 
 @dataclass(frozen=True)
 class Range:
-    """An interval of numbers. ``open_low`` and ``open_high`` exclude the ends; nan lies outside every range."""
+    """An interval of numbers. ``open_low`` and ``open_high`` exclude the ends; NaN is outside every range."""
 
     low: float = float("-inf")
     high: float = float("inf")
@@ -30,7 +31,7 @@ class Range:
 
 
 MOST_THREADS = 1024
-"""Threads of the CPU: as many as the largest machines have, and few enough to be started on any."""
+"""The largest number of CPU threads that is accepted: as many as large machines have, and few enough for any."""
 
 Count = Annotated[int, Range(low=1)]
 Natural = Annotated[int, Range(low=0)]

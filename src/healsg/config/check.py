@@ -1,4 +1,4 @@
-"""The check of a composed configuration against the constructors it names, before anything is imported."""
+"""Checks a composed configuration against the signatures of the constructors it names, without importing them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _WORDS |= {"dict": "a mapping", "list": "a list", "part": "a part", "any": "a va
 _HYDRA = {"_partial_": Kind("bool"), "_recursive_": Kind("bool")}
 _HYDRA["_convert_"] = Kind("literal", values=("none", "partial", "object", "all"))
 DEEPEST = 32
-"""Levels of a configuration, one inside the other."""
+"""Levels of nesting that a configuration may have."""
 
 _ASSEMBLED = ("task",)
-"""Nodes whose missing arguments assembly gives."""
+"""Nodes whose missing arguments are given when the task is assembled."""
 
 _SHARE = Range(0, 1, open_high=True)
 _UNIT = Range(0, 1)
@@ -32,7 +32,7 @@ _RANGES = dict.fromkeys(("lr", "weight_decay", "eps", "lambd", "lr_decay", "mome
 _RANGES |= dict.fromkeys(("momentum", "betas", "rho"), _SHARE) | dict.fromkeys(("dampening", "alpha"), _UNIT)
 _RANGES |= dict.fromkeys(("initial_accumulator_value", "eta_min", "min_lr", "gamma", "patience"), _FROM_ZERO)
 _RANGES |= dict.fromkeys(("step_size", "T_max", "T_0", "max_iter", "ns_steps", "total_iters"), _FROM_ONE)
-"""Of torch.optim's and trusted packages' arguments, whose annotations tell no range."""
+"""Ranges of arguments of torch.optim and trusted packages, whose annotations have none."""
 
 
 def check(
@@ -47,24 +47,25 @@ def check(
     Args:
         config: the composed configuration, a DictConfig or plain values; interpolations are resolved.
         schema_target: the dataclass of the top level.
-        trusted: packages, modules or definitions beyond the usual ones that may be called.
-        project: the folders whose modules are the user's own; one folder joins the current one, which is the default.
+        trusted: packages, modules or definitions that may be called in addition to the built-in ones.
+        project: the folders whose modules may be called as the user's own. A single folder is added to the current one;
+            None is the current one alone.
 
     Raises:
         ConfigError: one line: the key, what is wrong, what would be right.
     """
     folders = [Path.cwd(), *([project] if project else [])] if isinstance(project, Path | None) else list(project)
     plain = _plain(config, resolve=True)
-    places = list(entries(plain))
-    nodes = [(key, value) for key, value in places if isinstance(value, dict) and "_target_" in value]
+    items = list(entries(plain))
+    nodes = [(key, value) for key, value in items if isinstance(value, dict) and "_target_" in value]
     for key, node in nodes:
         try:
             targets.allowed(node["_target_"], trusted, folders)
         except ConfigError as error:
             raise ConfigError(f"{_join(key, '_target_')}: {error}") from None
-    if missing := next((key for key, value in places if value == "???"), None):
+    if missing := next((key for key, value in items if value == "???"), None):
         raise ConfigError(f"{missing}: is missing; set {missing}=...")
-    if large := next((key for key, value in places if huge(value)), None):
+    if large := next((key for key, value in items if huge(value)), None):
         raise ConfigError(f"{large}: is too large a number; whole numbers have 64 bits")
     top = constructor(schema_target)
     assert top is not None
@@ -120,7 +121,7 @@ def _refuse_missing(key: str, known: dict[str, Parameter], given: dict[str, Any]
 
 
 def describe(kind: Kind) -> str:
-    """What a kind takes, in words: ``a whole number (int >= 1)``."""
+    """The values that a kind accepts, in words: ``a whole number (int >= 1)``."""
     if kind.name == "literal":
         return f"{'one of' if len(kind.values) > 1 else 'the word'} {', '.join(map(str, kind.values))}"
     if kind.name == "union":
@@ -133,7 +134,7 @@ def describe(kind: Kind) -> str:
 
 
 def misfit(key: str, value: Any, kind: Kind) -> str | None:
-    """Why ``value`` cannot stand at ``key``, as one line that begins with the key; None where it can."""
+    """Why ``key`` does not accept ``value``, as one line that begins with the key; None where it does."""
     mismatch = f"{key}: {show(value)} is not {describe(kind)}"
     if kind.name == "union":
         lines = {inner: misfit(key, value, inner) for inner in kind.inner}
@@ -181,12 +182,12 @@ def _is_of(value: Any, kind: Kind) -> bool:
 
 
 def huge(value: Any) -> bool:
-    """Whether a value is a whole number that 64 bits cannot hold."""
+    """Whether a value is an integer of more than 64 bits."""
     return isinstance(value, int) and value.bit_length() > 63
 
 
 def show(value: Any) -> str:
-    """A value as a config writes it."""
+    """A value in the notation of a configuration, such as ``null`` and ``true``."""
     return str(value).lower().replace("none", "null") if value is None or isinstance(value, bool) else repr(value)
 
 
@@ -214,7 +215,7 @@ def _children(value: Any, key: str) -> list[tuple[str, Any]]:
 
 
 def entries(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Every value of a configuration, with its dotted key, the whole first. Raises ConfigError where it is too deep."""
+    """Every value of a configuration, outer ones first, with its dotted key. Raises ConfigError if too deep."""
     if depth > DEEPEST:
         raise ConfigError(f"{key[:60]}...: lies more than {DEEPEST} levels deep")
     yield key, value
@@ -223,9 +224,9 @@ def entries(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, An
 
 
 def explain_unknown(key: str, config: Any, value: str = "") -> str:
-    """Why ``key`` (of an override) cannot be set in ``config``: there is none; the nearest one that there is.
+    """The message for the override of a key that does not exist in ``config``; it suggests the nearest key.
 
-    ``value`` is what was to be set, as it was given, so that the answer can be typed as it stands.
+    ``value`` is the override's value; the suggestion includes it, so that it can be typed as it is.
     """
     plain = _plain(config, resolve=False)
     key = key.lstrip("+~").split("=")[0]
@@ -237,7 +238,7 @@ def explain_unknown(key: str, config: Any, value: str = "") -> str:
 
 
 def nearest(key: str, plain: dict[str, Any]) -> str | None:
-    """The key of a configuration that ``key`` is probably meant to be: of the same last name, else a similar one."""
+    """The key that was probably meant by ``key``: one with the same last name, else a similar one."""
     leaf = key.rpartition(".")[2]
     keys = [place for place, _ in entries(plain) if _is_key(place, key)]
     near = [place for place in keys if place.rpartition(".")[2] == leaf]
@@ -247,13 +248,13 @@ def nearest(key: str, plain: dict[str, Any]) -> str | None:
 
 
 def _is_key(place: str, key: str) -> bool:
-    """Whether a place of a configuration is one that an override can name, and does not lie below ``key`` itself."""
+    """Whether an override can name ``place``, the key of some value, and it is not ``key`` itself or below it."""
     return bool(place) and "[" not in place and f"{place}.".find(f"{key}.") != 0
 
 
 def option_of(key: str, value: str, groups: Mapping[str, Sequence[str]]) -> str | None:
-    """``group=option`` where ``key`` names a group, such as ``optimizer`` or ``method.optimizer``, that has the option
-    ``value``, or a similar one."""
+    """``group=option`` if ``key``, such as ``optimizer`` or ``method.optimizer``, names a group that has the option
+    ``value`` or a similar one; else None."""
     path = key.replace(".", "/")
     for group, options in groups.items():
         if group == path or group.endswith(f"/{path}"):
@@ -264,12 +265,12 @@ def option_of(key: str, value: str, groups: Mapping[str, Sequence[str]]) -> str 
 
 
 def example(current: Any) -> str:
-    """What may stand behind a key's ``=`` in an answer, where ``current`` stands now."""
+    """A value to show after ``key=`` in a suggestion; ``current`` is the key's value now."""
     return show(not current) if isinstance(current, bool) else "..."
 
 
 def explain_word(word: str, groups: Mapping[str, Sequence[str]], config: Any) -> str:
-    """Why a word alone, such as ``cifar``, is no setting: the group or key to which it probably belongs."""
+    """The message for a word without ``=``, such as ``cifar``; it suggests the group or key that was probably meant."""
     meant = [f"{group}={word}" for group, options in groups.items() if word in options]
     if not meant:
         found = [(place, value) for place, value in entries(_plain(config, resolve=False)) if _is_key(place, "")]
@@ -282,13 +283,13 @@ def explain_word(word: str, groups: Mapping[str, Sequence[str]], config: Any) ->
 
 
 def explain_option(group: str, option: str, options: Sequence[str]) -> str:
-    """Why ``group=option`` cannot be chosen: there is no such file; the options that there are."""
+    """The message for an option that a group does not have; it lists those that it has."""
     near = did_you_mean(option, options)
     return f"{group}={option}: no such option{near or ';'} {group} is one of {', '.join(options) or 'nothing'}"
 
 
 def explain_addition(key: str, config: Any) -> str:
-    """Why ``+key=value`` is refused: nothing reads it. The nearest key that something reads, or the free node."""
+    """The message for ``+key=value`` where nothing reads the key; it suggests the nearest key and the node ``args``."""
     key = key.lstrip("+~").split("=")[0]
     line = explain_unknown(key, config).split("; there are")[0].replace("no such key", "nothing reads it")
     return f"{line} (settings of your own go under args: +args.{key.rpartition('.')[2]}=...)"

@@ -1,4 +1,4 @@
-"""Composer: from ``conf/``, the user's own folder and a command line to a checked configuration, without torch."""
+"""Composer: composes ``conf/``, a user's folder and a command line to a checked configuration, without torch."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from healsg.config.hydra_loader import CheckedLoader
 
 MOST = 10_000
-"""Jobs of a sweep."""
+"""The largest number of jobs in a sweep."""
 
 
 def conf_folder() -> Path:
-    """The configuration that comes with the package: inside it when installed, beside ``src/`` in a checkout."""
+    """The ``conf/`` of the package: inside it when installed, beside ``src/`` in a checkout."""
     inside = Path(__file__).parents[1] / "conf"
     return inside if inside.is_dir() else Path(__file__).parents[3] / "conf"
 
 
 class Composer:
-    """Composes configurations from ``conf/`` and, where it is given, the user's own folder.
+    """Composes configurations from ``conf/`` and, if given, a folder of the user's.
 
     Args:
-        config_dir: a folder of the user's own with groups or recipes, searched after ``conf/``.
+        config_dir: a user's folder with groups or recipes, searched in addition to ``conf/``.
         config_name: the primary config.
     """
 
@@ -66,16 +66,19 @@ class Composer:
         self.layers = Layers(cast("CheckedLoader", self._loader))
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
-        """Read overrides in Hydra's grammar. Raises ConfigError, which for a word alone says what it belongs to."""
+        """Parse overrides in Hydra's grammar. Raises ConfigError, which suggests a key for a word without ``=``."""
         for override in overrides:
             if re.fullmatch(r"[\w/@][\w./@-]*", override):
                 raise ConfigError(check.explain_word(override, self.choices(), self.base([])))
         return parse(overrides, self._loader)
 
     def suggest(self, key: str, value: str, overrides: Sequence[str]) -> str | None:
-        """The setting that ``key``, which is none, and ``value`` are probably meant to be; None where none is near.
+        """The override that was probably meant by an unknown ``key`` with ``value``; None where nothing is similar.
 
-        ``overrides`` are the others of the command, of which those that choose parts count.
+        Args:
+            key: a key that does not exist.
+            value: its value, as text.
+            overrides: the other overrides of the command; those that choose parts decide which keys there are.
         """
         if option := check.option_of(key, value, self.choices()):
             return option
@@ -88,7 +91,7 @@ class Composer:
         return meant and f"{meant}={value or check.example(current)}"
 
     def compose(self, overrides: Sequence[str], checked: bool = True) -> Composed:
-        """Compose, resolve and check. Raises ConfigError, in one line."""
+        """Compose a configuration, resolve its interpolations and check it. Raises ConfigError of one line."""
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
@@ -136,13 +139,13 @@ class Composer:
             raise ConfigError(f"a configuration file cannot be read: {one_line(error)}") from error
         except ConfigError:
             raise
-        except Exception as error:  # Hydra raises anything for a line that is odd enough
+        except Exception as error:  # Hydra raises all kinds of exceptions for malformed overrides
             raise self._explained(error, overrides) from error
         OmegaConf.set_struct(config, False)
         return config
 
     def without_null(self, overrides: Sequence[str]) -> list[str]:
-        """The overrides as Hydra takes them: ``group=null``, which it refuses, is its ``~group``."""
+        """The overrides with ``~group`` for ``group=null``, which Hydra does not accept."""
         given = []
         for override in self.parse(overrides):
             none = override.value() is None and not override.is_delete() and self.options(override.key_or_group)
@@ -150,7 +153,7 @@ class Composer:
         return given
 
     def _explained(self, error: Exception, overrides: Sequence[str]) -> ConfigError:
-        """Why a composition failed, in one line: an unknown option, an unknown key, or what Hydra says."""
+        """Why a composition failed, in one line: an unknown option, an unknown key, or Hydra's own message."""
         groups, values = [], []
         for override in self.parse(overrides):
             key, option = override.key_or_group, override.value()
@@ -177,7 +180,7 @@ class Composer:
         return ConfigError(one_line(error))
 
     def base(self, overrides: Sequence[str]) -> Any:
-        """The configuration with the parts that ``overrides`` choose, and no other setting of theirs."""
+        """The configuration with those of ``overrides`` that choose options of groups, and without the others."""
         chosen = [
             str(override.input_line)
             for override in self.parse(overrides)
@@ -188,14 +191,14 @@ class Composer:
         return base
 
     def choices(self) -> dict[str, list[str]]:
-        """The options by group, those of the outermost groups first."""
+        """The options of each group, outer groups first."""
         groups = sorted(self.groups(), key=lambda group: group.count("/"))
         return {group: self.options(group) for group in groups if group != "data/common"}
 
     def options(self, group: str) -> list[str]:
         try:
             return [str(option) for option in self._loader.get_group_options(group)]
-        except OSError:  # a name that no file can have
+        except OSError:  # not a possible file name
             return []
 
     def groups(self, parent: str = "") -> list[str]:
@@ -203,10 +206,9 @@ class Composer:
         return here + [inner for group in here for inner in self.groups(group)]
 
     def sweep(self, overrides: Sequence[str]) -> list[list[str]]:
-        """The jobs of a sweep: the product of all swept values, each as a list of overrides.
+        """The jobs of a sweep, each as a list of overrides: the product of all swept values.
 
-        A job's overrides stand in the order of those given, and differ from them where they are swept. Raises
-        ConfigError.
+        A job's overrides are in the given order, with one value in place of each swept list. Raises ConfigError.
         """
         jobs: list[list[str]] = [[]]
         for given, override in zip(overrides, self.parse(overrides), strict=True):
@@ -222,7 +224,7 @@ class Composer:
 
 
 def _several(override: str) -> str:
-    """What to say of several values where there is no sweep."""
+    """The message for an override with several values in a command without ``-m``."""
     key, _, value = override.partition("=")
     line = f"{override}: several values are the jobs of a sweep, for which add -m"
     if re.match(r"\w+\(", value):
@@ -232,7 +234,7 @@ def _several(override: str) -> str:
 
 
 def _refuse_texts(given: str, understood: str) -> None:
-    """In a sweep refuse a value with commas that was taken for one text, unless it names a file or run. Raises
+    """In a sweep, refuse a value with commas that was parsed as a single text, unless it names a file or a run. Raises
     ConfigError."""
     value = given.partition("=")[2]
     if given == understood or "," not in value or Path(value).exists() or (ROOT / value).exists():
@@ -243,7 +245,7 @@ def _refuse_texts(given: str, understood: str) -> None:
 
 
 def _swept(override: Override) -> list[str]:
-    """The values of a swept override as text, at most one more than a sweep may have. Raises ConfigError."""
+    """The values of a swept override as text, at most ``MOST + 1`` of them. Raises ConfigError."""
     from hydra.core.override_parser.types import RangeSweep
     from hydra.errors import HydraException
 

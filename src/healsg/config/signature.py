@@ -1,4 +1,4 @@
-"""The constructor is the schema: what a class or function takes, read from its source without importing it."""
+"""The constructor is the schema: reads the signature of a class or function from its source, without importing it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _ROOTS = {"object", "ABC", "Generic", "Protocol"}
 
 @dataclass(frozen=True)
 class Kind:
-    """What values an argument takes.
+    """The values that an argument accepts.
 
-    ``name`` is ``any``, ``part`` (an object that a node makes), ``int``, ``float``, ``bool``, ``str``, ``none``,
-    ``literal``, ``list``, ``tuple``, ``dict`` or ``union``; ``inner`` are the kinds of elements or members.
+    ``name`` is ``any``, ``part`` (an object that a node with a ``_target_`` makes), ``int``, ``float``, ``bool``,
+    ``str``, ``none``, ``literal``, ``list``, ``tuple``, ``dict`` or ``union``. ``inner`` are the kinds of a
+    container's elements or a union's members, ``values`` those of a literal.
     """
 
     name: str = "any"
@@ -39,7 +40,14 @@ NONE = Kind("none")
 
 
 def read_kind(node: ast.expr | None, module: Module, search: Sequence[Path] = (), depth: int = 8) -> Kind:
-    """The kind that an annotation in ``module`` declares; ``any`` where it says nothing that can be checked."""
+    """The kind of an annotation in ``module``; ``any`` where it cannot be checked.
+
+    Args:
+        node: the annotation's syntax; None where there is none.
+        module: in whose source it is written, for names.
+        search: folders to look for modules in before ``sys.path``.
+        depth: how many aliases, such as ``Padding = Literal[...]``, are followed.
+    """
     match node:
         case ast.Constant(value=None):
             return NONE
@@ -88,7 +96,7 @@ def _generic(node: ast.Subscript, module: Module, search: Sequence[Path], depth:
 
 
 def ranged(kind: Kind, interval: types.Range | None) -> Kind:
-    """``kind`` with ``interval`` for the numbers in it that have no range yet."""
+    """``kind`` with the range ``interval`` for all numbers in it that have none."""
     inner = tuple(ranged(one, interval) for one in kind.inner)
     return replace(kind, inner=inner, range=kind.range or (interval if kind.name in ("int", "float") else None))
 
@@ -133,7 +141,7 @@ def _named(name: str, module: Module, search: Sequence[Path], depth: int) -> Kin
 
 
 class Parameter(NamedTuple):
-    """An argument. ``default`` is ``...`` where there is none, or where it is not written as a literal."""
+    """An argument. ``default`` is ``...`` where there is none, or where it is no literal."""
 
     name: str
     kind: Kind
@@ -142,7 +150,7 @@ class Parameter(NamedTuple):
 
 
 class Constructor(NamedTuple):
-    """What a target takes by name; ``open`` where it takes names that its source does not show."""
+    """The arguments of a target; ``open`` if it also takes others, whose names its source does not show."""
 
     target: str
     kind: Literal["class", "function"]
@@ -152,13 +160,14 @@ class Constructor(NamedTuple):
 
 
 Taken = tuple[dict[str, Parameter], bool]
-"""What a constructor takes, and whether it is open."""
+"""The arguments of a constructor, and whether it is open (see ``Constructor``)."""
 
 
 def constructor(target: str, search: Sequence[Path] = ()) -> Constructor | None:
-    """What ``target``, a dotted path, takes; None where its source does not tell (C extensions, made at run time).
+    """The arguments of ``target``, a dotted path; None where its source does not show them, as with C extensions.
 
-    ``search`` are folders to look into before ``sys.path``. Raises ConfigError where there is no such module or name.
+    ``search`` are folders to look for modules in before ``sys.path``. Raises ConfigError where there is no such module
+    or name.
     """
     found = resolve(target, search)
     if isinstance(found.node, ast.FunctionDef):
@@ -185,7 +194,7 @@ def _of_class(found: Definition, search: Sequence[Path], depth: int = 12) -> Tak
 
 
 def _of_bases(node: ast.ClassDef, module: Module, search: Sequence[Path], depth: int) -> Taken | None:
-    """What a class takes by inheritance, by the first base that takes anything; None where a base cannot be read."""
+    """The arguments that a class inherits, from the first base that has any; None where a base cannot be read."""
     for base in node.bases:
         path = ast.unparse(base.value if isinstance(base, ast.Subscript) else base).split(".")
         if path[-1] not in _ROOTS:
@@ -199,7 +208,7 @@ def _of_bases(node: ast.ClassDef, module: Module, search: Sequence[Path], depth:
 
 
 def _forwarding(maker: ast.FunctionDef) -> ast.Call | None:
-    """The call ``super().__init__(..., **kwargs)`` that hands a constructor's own ``**kwargs`` on."""
+    """The call ``super().__init__(..., **kwargs)`` that passes a constructor's ``**kwargs`` on; None without one."""
     for call in ast.walk(maker):
         if isinstance(call, ast.Call) and ast.unparse(call.func) in ("super().__init__", "super().__new__"):
             handed = [ast.unparse(word.value) for word in call.keywords if word.arg is None]
@@ -225,7 +234,7 @@ def _parameter(name: str, kind: Kind, default: ast.expr | None) -> Parameter:
 
 
 def _fields(node: ast.ClassDef, module: Module, search: Sequence[Path]) -> dict[str, Parameter]:
-    """The fields of a dataclass that its constructor takes."""
+    """The fields of a dataclass that are arguments of its constructor."""
     made = {}
     for item in node.body:
         if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):

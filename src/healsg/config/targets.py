@@ -1,6 +1,8 @@
-"""Targets: where a ``_target_`` leads, read from source without importing anything, and whether a config may call it.
+"""Targets: finds the definition of a ``_target_`` in the source, without importing it, and decides whether it may be
+called.
 
-A config may be somebody else's, so that it counts as data: what it calls is defined where parts are, or it is refused.
+A configuration may come from somebody else. It may therefore call only parts: classes of the modules in ``PARTS``, of
+the user's project, or of packages that the user named in ``trusted``.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _PLACES = (
 
 
 class Module(NamedTuple):
-    """A module that was found, not imported: its source file, its submodules' folders; neither, where it is opaque."""
+    """A module that was found but not imported: its source file and, of a package, the folders of its submodules. Both
+    are missing where there is no source, as with C extensions."""
 
     name: str
     file: Path | None
@@ -40,7 +43,7 @@ class Module(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """Where a dotted path leads: the defining module, the name in it, its syntax (None where it cannot be told)."""
+    """A definition: the module, the name in it, and its syntax (None where that is unknown)."""
 
     module: Module
     name: str
@@ -52,7 +55,8 @@ class Definition(NamedTuple):
 
 
 class _Names(NamedTuple):
-    """What a module binds: by name its syntax, or the path it is imported from; star imports; what a star exports."""
+    """The names of a module: for each its syntax or the path that it is imported from; the modules of star imports; and
+    the names in ``__all__``."""
 
     bound: dict[str, str | ast.AST]
     stars: tuple[str, ...]
@@ -60,7 +64,8 @@ class _Names(NamedTuple):
 
 
 def find_module(name: str, folders: Iterable[str | Path], installed: bool = False) -> Module | None:
-    """The module ``name`` whose last part lies in one of ``folders``, or is built in or ``installed`` by a hook."""
+    """The module ``name``, whose last part is looked for in ``folders``; with ``installed`` also through import hooks,
+    which find built-in modules and editable installations."""
     spec = PathFinder.find_spec(name.rpartition(".")[2], [str(folder) for folder in folders])
     if spec is None and installed:
         with suppress(ImportError, ValueError):
@@ -72,7 +77,7 @@ def find_module(name: str, folders: Iterable[str | Path], installed: bool = Fals
 
 
 def split(path: str, search: Sequence[Path] = ()) -> tuple[Module | None, list[str]]:
-    """The longest module that ``path`` begins with, its last part left aside, and the parts that remain."""
+    """The longest module that ``path`` without its last part begins with, and the parts that remain."""
     parts = path.split(".")
     module = find_module(parts[0], [*search, *sys.path], installed=True)
     for index in range(1, len(parts) - 1) if module else ():
@@ -84,7 +89,7 @@ def split(path: str, search: Sequence[Path] = ()) -> tuple[Module | None, list[s
 
 
 def resolve(path: str, search: Sequence[Path] = (), depth: int = 20) -> Definition:
-    """Follow ``package.module.Name`` through re-exports to its definition. Raises ConfigError where none is."""
+    """Follow ``package.module.Name`` through re-exports to its definition. Raises ConfigError where there is none."""
     module, rest = split(path, search)
     if not module:
         raise ConfigError(f"there is no module {path.split('.')[0]}; is it spelled right, is it installed?")
@@ -92,7 +97,7 @@ def resolve(path: str, search: Sequence[Path] = (), depth: int = 20) -> Definiti
 
 
 def within(module: Module, rest: Sequence[str], search: Sequence[Path] = (), depth: int = 20) -> Definition:
-    """What the dotted name ``rest`` means inside ``module``. Raises ConfigError where the module has no such name."""
+    """The definition of the dotted name ``rest`` in ``module``. Raises ConfigError where there is no such name."""
     unknown = Definition(module, ".".join(rest), None)
     if not rest or not (module.file or module.folders) or depth < 0:
         return unknown
@@ -115,7 +120,7 @@ def within(module: Module, rest: Sequence[str], search: Sequence[Path] = (), dep
 
 
 def names_of(module: Module) -> _Names:
-    """What the source of ``module`` binds at its top level; read again where the file has changed."""
+    """The names at the top level of ``module``; cached until the file changes."""
     return _read(module, module.file.stat().st_mtime_ns if module.file else 0)
 
 
@@ -132,7 +137,7 @@ def _lookup(module: Module, name: str, search: Sequence[Path], depth: int) -> tu
 
 
 def _star(path: str, search: Sequence[Path]) -> Module | None:
-    """The module of ``from path import *``, where its source can be read."""
+    """The module of ``from path import *``; None where its source cannot be read."""
     module, rest = split(f"{path}.*", search)
     return module if module and rest == ["*"] and (module.file or module.folders) else None
 
@@ -163,7 +168,8 @@ def _read(module: Module, stamp: int) -> _Names:
     return _Names(bound, tuple(stars), public)
 
 
-def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:  # with those under if, try and with
+def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """All statements, also those inside ``if``, ``try`` and ``with``."""
     for node in body:
         yield node
         for field in ("body", "orelse", "finalbody") if isinstance(node, (ast.If, ast.Try, ast.With)) else ():
@@ -171,7 +177,7 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:  # with those u
 
 
 def named(node: Any) -> Iterator[Any]:
-    """Every ``_target_`` in a config's node, however deep."""
+    """Every ``_target_`` in a node of a configuration, at any depth."""
     if isinstance(node, dict) and "_target_" in node:
         yield node["_target_"]
     for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -179,9 +185,10 @@ def named(node: Any) -> Iterator[Any]:
 
 
 def allowed(target: Any, trusted: Sequence[str] = (), project: Sequence[Path] = ()) -> None:
-    """Refuse a ``_target_`` that is not a part, a module of the ``project`` folders, or ``trusted`` by name.
+    """Refuse a ``_target_`` unless it is a part of HEALSg or torch, a class of a module in the ``project`` folders, or
+    in a ``trusted`` package.
 
-    Nothing is imported. Raises ConfigError; the caller puts the key before it.
+    Nothing is imported. Raises ConfigError, to whose message the caller adds the key.
     """
     parts = target.split(".") if isinstance(target, str) and target.isascii() else []
     if len(parts) < 2 or any(not p.isidentifier() or keyword.iskeyword(p) or p.startswith("__") for p in parts):
@@ -203,7 +210,10 @@ def allowed(target: Any, trusted: Sequence[str] = (), project: Sequence[Path] = 
 
 
 def verify_origin(part: Any, target: str, trusted: Sequence[str] = (), project: Sequence[Path] = ()) -> None:
-    """Refuse what an import gave for ``target`` if it is not what its source promised. Raises ConfigError."""
+    """Refuse an imported ``part`` if its origin is not one that ``allowed`` accepts. Raises ConfigError.
+
+    A module may behave otherwise at import than its source suggests, so the result is checked a second time.
+    """
     origin = f"{getattr(part, '__module__', None)}.{getattr(part, '__qualname__', '?')}"
     family = _family(origin, trusted, project)
     if family is None or not (inspect.isclass(part) or (inspect.isfunction(part) and family in ("trusted", "builder"))):
@@ -214,15 +224,15 @@ def verify_origin(part: Any, target: str, trusted: Sequence[str] = (), project: 
 
 
 def _family(path: str, trusted: Sequence[str], project: Sequence[Path]) -> str | None:
-    """Why a dotted path may be called: ``trusted``, ``builder``, ``part`` or ``project``; None where it may not."""
+    """Why a configuration may call a dotted path: it is ``trusted``, a ``builder`` (a function of torchvision.models),
+    a ``part``, or of the ``project``; None where it may not."""
     if is_below(path, trusted):
         return "trusted"
     if path.startswith("torchvision.models."):
         return None if "._" in path or ".feature_extraction." in path else "builder"
     if path.startswith("healsg.data.") and path.count(".") > 2 and not path.startswith("healsg.data.base."):
-        return (
-            None  # loaders, workers and caches are no parts; a name that the package re-exports is judged by its home
-        )
+        # Loaders, workers and caches are no parts. A name that healsg.data re-exports is judged by its own module.
+        return None
     if path.startswith(PARTS):
         return None if path.startswith(_DOORS) or path.rpartition(".")[2].startswith("_") else "part"
     top = path.split(".")[0]
@@ -231,14 +241,14 @@ def _family(path: str, trusted: Sequence[str], project: Sequence[Path]) -> str |
 
 
 def _installed(top: str, project: Sequence[Path]) -> str | None:
-    """The file of the installed module ``top`` that lies outside the project."""
+    """The file of the installed module ``top``, outside the project; None where there is none."""
     folders = {folder.resolve() for folder in project}
     spec = PathFinder.find_spec(top, [entry for entry in sys.path if Path(entry).resolve() not in folders])
     return spec.origin if spec else None
 
 
 def _refuse_shadow(top: str, project: Sequence[Path]) -> None:
-    """Refuse a module of the project that stands where an installed one of that name is meant."""
+    """Refuse a module of the project that has the name of an installed one, which it would hide."""
     own = find_module(top, project)
     if own and own.file:
         other = _installed(top, project)

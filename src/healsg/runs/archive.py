@@ -1,4 +1,4 @@
-"""The archive inside a checkpoint, which may come from anybody: looked at without reading or unpacking all of it."""
+"""Checks of a checkpoint file from an untrusted source, made before its archive is read or unpacked."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CHUNK = 1 << 20
 """Bytes that are read at a time."""
 
 SPARSE = 64
-"""How many times the bytes that a file takes on the disk it may have, where it is large. What compressing file systems
-reach with the weights of a network, which are noise, is far less."""
+"""The largest ratio of a large file's size to the space that it takes on the disk. A sparse file exceeds it; with a
+network's weights, which are noise, a compressing file system reaches far less."""
 
 
 def require_size(file: BinaryIO, path: Path) -> None:
-    """Refuse a file that is larger than the memory of this machine, or that hardly has any content.
+    """Refuse a file that is larger than this machine's memory, or that is sparse.
 
-    Raises RunError. File systems that do not tell how much a file takes on the disk say 0, which decides nothing.
+    Raises RunError. Some file systems report that every file takes 0 bytes on the disk, which is not counted as sparse.
     """
     status = os.fstat(file.fileno())
     size = status.st_size
@@ -40,7 +40,7 @@ def sha256(file: BinaryIO, size: int) -> bytes:
     total = hashlib.sha256()
     while size > 0:
         chunk = file.read(min(CHUNK, size))
-        if not chunk:  # it has become shorter meanwhile
+        if not chunk:  # the file was truncated meanwhile
             break
         total.update(chunk)
         size -= len(chunk)
@@ -48,13 +48,14 @@ def sha256(file: BinaryIO, size: int) -> bytes:
 
 
 def require_stored(archive: io.BufferedIOBase, size: int) -> None:
-    """Refuse a zip archive that would take more memory than the ``size`` of its file.
+    """Refuse a zip archive that would expand to more than the ``size`` of its file.
 
-    torch stores its entries as they are: one that is compressed, or that shares its bytes with others, is not torch's.
-    The archive must end where the file does, so that every reader takes the same end for it.
+    torch does not compress the entries of an archive. Compressed entries, and entries that share their bytes (so that
+    their sizes add up to more than the file), come from elsewhere. A comment is refused too, so that the archive ends
+    where the file does and every reader finds the same directory of entries.
 
     Raises:
-        ValueError, zipfile.BadZipFile: it is no such archive.
+        ValueError, zipfile.BadZipFile: the archive is not as torch writes it.
     """
     with zipfile.ZipFile(cast("BinaryIO", archive)) as content:
         entries = content.infolist()
@@ -64,12 +65,12 @@ def require_stored(archive: io.BufferedIOBase, size: int) -> None:
 
 
 class Part(io.BufferedIOBase):
-    """The first ``size`` bytes of a file, as a file of their own. Closing it leaves the file open."""
+    """A readable file made of the first ``size`` bytes of another one. Closing it leaves the other one open."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file = file
         self.size = size
-        self.place = 0
+        self.position = 0
 
     def readable(self) -> bool:
         return True
@@ -78,24 +79,24 @@ class Part(io.BufferedIOBase):
         return True
 
     def tell(self) -> int:
-        return self.place
+        return self.position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
-        self.place = max(0, start + offset)
-        return self.place
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
+        self.position = max(0, start + offset)
+        return self.position
 
     def read(self, size: int | None = -1) -> bytes:
-        left = max(0, self.size - self.place)
-        self.file.seek(self.place)
+        left = max(0, self.size - self.position)
+        self.file.seek(self.position)
         content = self.file.read(left if size is None or size < 0 else min(size, left))
-        self.place += len(content)
+        self.position += len(content)
         return content
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        left = max(0, self.size - self.place)
-        self.file.seek(self.place)
+        left = max(0, self.size - self.position)
+        self.file.seek(self.position)
         count = cast("io.BufferedReader", self.file).readinto(view[:left]) or 0
-        self.place += count
+        self.position += count
         return count

@@ -1,4 +1,5 @@
-"""Claim a folder for a run: its name, whether what lies there may be continued, and the record of how it began."""
+"""Acquire a folder for a run: its name, its lock, the check whether a run in it may be continued, and the files that
+are written at the start."""
 
 from __future__ import annotations
 
@@ -48,45 +49,47 @@ FREE = (
     *("data.root", "data.workers", "data.timeout", "data.prefetch", "data.max_errors", "data.in_memory", "data.cache"),
     *("runner.save_every", "runner.max_time", "runner.timeout"),
 )
-"""Keys that cannot alter a run's result: they may differ when it goes on."""
+"""Keys that cannot alter a run's result, so that they may change when it is continued."""
 
 BEGINNING = (".lock", ".lock" + HELD, "run.json", ".hydra")
-"""What a run that was killed as it began may leave without a ``config.yaml``."""
+"""Files that a run may leave without a ``config.yaml`` if it is killed while it starts."""
 
 TRAINED = "trained"
-"""The key of ``run.json`` that says whether an update was ever saved."""
+"""The key of ``run.json`` that records whether an update was ever saved."""
 
 LENGTH = ("runner.epochs", "runner.steps")
-"""Keys that may grow on a finished run."""
+"""Keys that may be raised to train a finished run further."""
 
 
 def new_name(choices: dict[str, str]) -> str:
-    """A name that is unique by itself: date, time, parts, a short id."""
+    """A unique name for a run that was given none: date, time, the chosen parts, a short random id."""
     parts = [choices[group] for group in ("data", "model", "method") if choices.get(group)]
     return "_".join([time.strftime("%Y-%m-%d_%H-%M-%S"), "-".join(parts).replace("/", "_"), secrets.token_hex(2)])
 
 
 def new_id() -> str:
-    """What a run is told from all others by, whatever its name and folder."""
+    """A random id of a run, which stays when its folder is renamed or moved."""
     return secrets.token_hex(8)
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is no single folder's. Raises ConfigError."""
+    """Raise ConfigError unless ``name`` can be the name of a single folder."""
     odd = not name or len(name.encode()) > 200 or name != name.strip() or name[0] == "."
     if odd or re.search(r"[/\\\x00-\x1f]", name):
         raise ConfigError(f"name: {name!r} is no name of a folder: up to 200 bytes, no slash, no leading dot")
 
 
 def enter(composed: Composed, path: Path | None = None) -> RunFolder:
-    """Lock the folder of the run that was composed, making it where there is none; nothing is written there yet.
+    """Create the folder of a run if it does not exist, lock it, and check that the run may start or continue there.
+
+    Nothing but the lock is written yet.
 
     Args:
         composed: the run's configuration.
-        path: the folder; ``runs/<name>`` where it is None.
+        path: the folder; None stands for ``runs/<name>``.
 
     Raises:
-        RunError: another process trains there, or the run is finished.
+        RunError: another process trains there, or the run there is finished.
         ConfigError: the run there was started with other settings; the message names the key.
     """
     values = composed.values
@@ -109,9 +112,9 @@ def enter(composed: Composed, path: Path | None = None) -> RunFolder:
 
 
 def has_trained(folder: RunFolder) -> bool:
-    """Whether the run in a folder has made an update, so that there is something to go on with.
+    """Whether the run in a folder has trained for at least one update, so that there is something to continue.
 
-    A run that has not holds its name for nobody: its checkpoint of step 0 is what any new run begins with.
+    A run that has not may be replaced by one with other settings, since no training is lost.
     """
     if folder.metrics.exists() and folder.metrics.stat().st_size > 0:
         return True
@@ -120,13 +123,13 @@ def has_trained(folder: RunFolder) -> bool:
 
 
 def begin(folder: RunFolder, composed: Composed) -> RunFolder:
-    """Write ``config.yaml``, ``.hydra/`` and ``run.json``, without secrets; ``fresh`` sets an old run aside."""
+    """Write ``config.yaml``, ``.hydra/`` and ``run.json``, without secrets; ``fresh`` renames an old run."""
     config = composed.values
     if config["fresh"] and folder.config.exists():
         folder = _set_aside(folder)
     trained = has_trained(folder)
     if not trained:
-        folder.record_file.unlink(missing_ok=True)
+        folder.record_file.unlink(missing_ok=True)  # of an earlier start that came to nothing
     if record := folder.record:
         ended = {key: record.get(key) for key in ("end", "best", "test", "digest")}
         earlier = [*(record.get("earlier") or []), *([ended] if ended["digest"] else [])]
@@ -136,7 +139,7 @@ def begin(folder: RunFolder, composed: Composed) -> RunFolder:
     else:
         beginning = {"command": _command(), "seed": config["seed"], "begin": timestamp(), TRAINED: trained}
         beginning["choices"] = {group: redact.text(option) for group, option in composed.choices.items()}
-        if not trained:  # else run.json was lost, and the checkpoints say which run this is
+        if not trained:  # else run.json was lost, and the id is in the checkpoints
             beginning["id"] = new_id()
         patch = bool(config.get("record_patch"))
         code = provenance.code_state(folder.path, absolute(ROOT), current_folder(), patch)
@@ -158,7 +161,7 @@ def begin(folder: RunFolder, composed: Composed) -> RunFolder:
 
 
 def _set_aside(folder: RunFolder) -> RunFolder:
-    """Move a run out of the way of a fresh one; nothing is deleted."""
+    """Rename the folder of an old run to ``<name>~<number>`` and lock a new one; nothing is deleted."""
     path = folder.path
     number = next(i for i in range(1, 10**6) if not path.with_name(f"{path.name}~{i}").exists())
     path.rename(path.with_name(f"{path.name}~{number}"))
@@ -169,14 +172,14 @@ def _set_aside(folder: RunFolder) -> RunFolder:
 
 
 def changed(folder: RunFolder, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings, by key, in which ``config`` differs from the run in ``folder`` and that count: (old, new)."""
+    """The settings in which ``config`` differs from the run in ``folder``, by key: (old, new); except FREE."""
     old, new = counting(read_saved(folder.config)), counting(config)
     keys = [key for key in [*new, *(key for key in old if key not in new)] if old.get(key) != new.get(key)]
     return {key: (old.get(key), new.get(key)) for key in keys}
 
 
 def counting(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that can alter the result, by dotted key, without secrets."""
+    """The settings that can alter the result (all but those in FREE), by dotted key, without secrets."""
     return {key: value for key, value in flat(redact.config(config)) if not is_below(key, FREE)}
 
 
@@ -186,7 +189,7 @@ def config_digest(config: dict[str, Any]) -> str:
 
 
 def is_longer(old: Any, new: Any) -> bool:
-    """Whether a number of epochs or steps has been raised."""
+    """Whether both are whole numbers and ``new`` is larger, as when ``runner.epochs`` is raised."""
     return type(old) is int and type(new) is int and new > old
 
 

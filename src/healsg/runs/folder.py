@@ -1,4 +1,4 @@
-"""RunFolder: the files that a run leaves behind, under ``runs/<name>/``."""
+"""RunFolder: the files of a run in ``runs/<name>/``, their lock, and functions that find a run by its name."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from healsg.system import ProcessLock
 log = logging.getLogger("healsg")
 ROOT = Path("runs")
 TOKEN = ".shared.tmp"
-"""A file that is there for a moment, as several processes begin."""
+"""A file that exists for a moment while several processes start, to check that their nodes share the folder."""
 VISIBLE = 5.0
-"""Seconds within which another node sees a new file."""
+"""Seconds within which another node must see a new file on a shared file system."""
 _held: set[ProcessLock] = set()
 
 
 def _let_go() -> None:
-    """In a forked child, such as a loader worker: a lock is its parent's alone, and must end with it."""
+    """In a forked child, such as a loader worker: close the inherited locks, which must end with the parent."""
     for lock in _held:
         lock.let_go()
 
@@ -39,16 +39,16 @@ system.in_forked_child(_let_go)
 
 
 class RunFolder:
-    """One run's folder. The process that trains holds its lock; others may read.
+    """The folder of one run. The process that trains holds its lock; other processes may read.
 
     Args:
-        path: the folder. It is made absolute, since the code of a task may change the current directory.
+        path: the folder. It is made absolute, since a task's code may change the current directory.
     """
 
     def __init__(self, path: Path) -> None:
         path = self.path = absolute(path)
         self.shown = shown(path)
-        """Its path as messages call it."""
+        """The path as messages show it."""
         self.checkpoints = path / "checkpoints"
         self.last, self.previous = self.checkpoints / "last.pt", self.checkpoints / "previous.pt"
         self.best = self.checkpoints / "best.pt"
@@ -59,18 +59,21 @@ class RunFolder:
         self._lock: ProcessLock | None = None
 
     def lock(self, patience: float = 0.5) -> None:
-        """Become the one process that trains here, in a folder that is made where there is none.
+        """Acquire the exclusive right to train here; the folder is created if it does not exist.
 
-        The lock ends with the process, however it ends. Where it names no process that lives, its holder has yet to
-        say its number, or was killed as it began a child, such as git: for that this waits ``patience`` seconds.
-        Raises RunError where another process has it.
+        The lock is released when the process ends, however it ends. If the lock is held but its file names no living
+        process, then its holder has not yet written its process number, or was killed while it started a child (such as
+        git) that inherited the lock. Both pass within ``patience`` seconds, for which this waits.
+
+        Raises:
+            RunError: another process holds the lock.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = safefiles.open_text_to_append(self.path / ".lock")
         except (FileExistsError, NotADirectoryError) as error:
             raise RunError(f"{shown(Path(error.filename))}: is no folder; use another name, or take it away") from None
-        except FileNotFoundError:  # whoever held it has taken the folder away in between
+        except FileNotFoundError:  # its last holder has removed the folder meanwhile
             return self.lock()
         lock = ProcessLock(file, self.path / ".lock")
         try:
@@ -82,13 +85,13 @@ class RunFolder:
                 file.close()
                 time.sleep(0.05)
                 return self.lock(patience - 0.05)
-            told = f"is being trained by {holder or 'another process'}; wait for it, or use another name"
+            reason = f"is being trained by {holder or 'another process'}; wait for it, or use another name"
             if not isinstance(error, BlockingIOError):
-                told = f"cannot be locked on this file system ({error.strerror}); start in a folder on another one"
+                reason = f"cannot be locked on this file system ({error.strerror}); start in a folder on another one"
             file.close()
-            raise RunError(f"{self.shown}: {told}") from None
+            raise RunError(f"{self.shown}: {reason}") from None
         if not _is_still(file, self.path / ".lock"):
-            lock.release()  # whoever held it has taken the file away in between
+            lock.release()  # its last holder has removed the file meanwhile
             return self.lock()
         self._lock = lock
         _held.add(lock)
@@ -106,8 +109,8 @@ class RunFolder:
     def is_locked(self) -> bool:
         """Whether a process of this machine trains here now. Nothing is written.
 
-        The lock is tried only where the process whose number stands in its file lives, since another one that begins at
-        that moment would be refused.
+        Testing the lock means holding it for a moment, in which another process that starts would be refused. So it is
+        tested only if the process whose number is in the file is alive.
         """
         try:
             with safefiles.open_to_read(self.path / ".lock") as file:
@@ -117,13 +120,13 @@ class RunFolder:
             return False
 
     def leave_token(self) -> str:
-        """Write something into the locked folder by which other nodes know that they see the same one."""
+        """Write a random token into the locked folder, by which other nodes verify that they see the same folder."""
         token = secrets.token_hex(8)
         write_text(self.path / TOKEN, token)
         return token
 
     def has_token(self, token: str) -> bool:
-        """Whether this process sees that token here, which a file system over the network may show late."""
+        """Whether this process can read that token here; waits, since network file systems may show it late."""
         deadline = time.monotonic() + VISIBLE
         while True:
             with contextlib.suppress(OSError, ValueError):
@@ -137,7 +140,7 @@ class RunFolder:
         (self.path / TOKEN).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove what a killed save left behind."""
+        """Remove temporary files that a save left behind when it was killed."""
         for leftover in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
             if safefiles.kind_of(leftover) == safefiles.FILE:
                 leftover.unlink(missing_ok=True)
@@ -166,14 +169,14 @@ class RunFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What ``run.json`` holds; empty where there is none or it cannot be read.
+        """The content of ``run.json``; empty if it does not exist or cannot be read.
 
-        Raises RunError where a field that is read back has a value of another type.
+        Raises RunError if a field has a value of a wrong type.
         """
         return read_record(self.record_file)
 
     def note(self, **facts: Any) -> None:
-        """Add to ``run.json``, or change what it says, in one atomic step."""
+        """Set fields of ``run.json``, in one atomic step."""
         write_text(self.record_file, json.dumps(finite(self.record | facts), indent=2, default=str) + "\n")
 
     def ended(self, status: str, reason: str | None = None) -> None:
@@ -182,7 +185,7 @@ class RunFolder:
         self.note(status=status, reason=reason, end=timestamp(), seconds=seconds)
 
     def finished(self, best: dict[str, Any] | None, test: dict[str, float], digest: str) -> None:
-        """Record the results of a run that came to its end."""
+        """Record the results of a finished run."""
         self.note(best=best, test=test, digest=digest, last=self.last_line("epoch"))
 
     def last_line(self, event: str) -> dict[str, Any]:
@@ -197,24 +200,24 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is a file of a state to go on from, good or not."""
+        """Whether there is a checkpoint to continue from, intact or not."""
         return self.last.exists() or self.previous.exists()
 
     def last_state(self) -> dict[str, Any] | None:
-        """The newest good state; None where no save was ever completed. Raises RunError, see ``last_checkpoint``."""
+        """The state in ``last_checkpoint``."""
         return self.last_checkpoint()[1]
 
     def last_checkpoint(self) -> tuple[Path, dict[str, Any] | None]:
-        """The newest good state and the file that holds it; None where no save was ever completed.
+        """The newest intact checkpoint: its file and its state, None where no save was ever completed.
 
         Raises:
-            RunError: there are checkpoints, and none of them is good.
+            RunError: there are checkpoints, but none of them is intact.
         """
         from healsg.runs import checkpoint
 
         problems = []
         for path in (self.last, self.previous):
-            if os.path.lexists(path):  # also a link that leads nowhere: it is not passed over in silence
+            if os.path.lexists(path):  # also a dangling link, which is reported instead of skipped
                 try:
                     state = checkpoint.load(path)
                 except RunError as error:
@@ -229,13 +232,13 @@ class RunFolder:
 
 
 def _lives(holder: str) -> bool:
-    """Whether ``process NUMBER`` is there, on this machine."""
+    """Whether the process in a text such as ``process 123`` is alive on this machine."""
     number = holder.removeprefix("process ")
     return number.isdecimal() and system.lives(int(number))
 
 
 def _is_still(file: IO[str], path: Path) -> bool:
-    """Whether an open file is the one that lies at ``path``."""
+    """Whether an open file is the one at ``path``, and was not replaced meanwhile."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except FileNotFoundError:
@@ -243,7 +246,7 @@ def _is_still(file: IO[str], path: Path) -> bool:
 
 
 def finite(value: Any) -> Any:
-    """A plain value as JSON can hold it: numbers that are not finite become None."""
+    """A plain value with None in place of inf and NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -257,7 +260,7 @@ def timestamp() -> str:
 
 
 def began_at(record: dict[str, Any]) -> float:
-    """When a run began, in seconds since the epoch, by what its ``run.json`` says; infinity where it does not."""
+    """When a run began according to its ``run.json``, in seconds since the epoch; infinity where that is missing."""
     try:
         return datetime.strptime(record["begin"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
     except (KeyError, TypeError, ValueError):
@@ -266,7 +269,7 @@ def began_at(record: dict[str, Any]) -> float:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an OSError tell which file it is about; a full disk's own does not."""
+    """Add the path to an OSError: that of a full disk does not name the file."""
     try:
         yield
     except OSError as error:
@@ -274,7 +277,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new one, never a part. Raises OSError."""
+    """Write a small file atomically: a reader sees the old or the new content, never a part. Raises OSError."""
     with naming(path), safefiles.replacing(path) as file:
         file.write(text.encode("utf-8"))
 
@@ -285,18 +288,18 @@ def is_run(run: str) -> bool:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a ``config.yaml`` lies in a folder, of whatever kind: what is no regular file is refused by name."""
+    """Whether a folder holds a ``config.yaml``, also one that is no regular file, which is then refused by its name."""
     try:
         return bool(safefiles.kind_of(path / "config.yaml"))
-    except (OSError, ValueError):  # no name of a file
+    except (OSError, ValueError):  # not a possible file name
         return False
 
 
 def find(run: str, start: Path | None = None, root: Path = ROOT) -> RunFolder:
-    """The folder of a run given as a path or as a name under ``runs/``, from ``start`` or the current directory.
+    """The folder of a run: a path, or a name under ``runs/``, relative to ``start`` or else the current directory.
 
-    No known file in it is a link. Another ``root`` than ``runs/`` was named by the user: there it is looked for first.
-    Raises RunError.
+    Another ``root`` than ``runs/`` was named by the user: there the name is looked for first. Raises RunError where there
+    is none, or where a file of it is a link.
     """
     start = start or current_folder()
     places = (start / run, start / root / run)
@@ -311,9 +314,9 @@ def find(run: str, start: Path | None = None, root: Path = ROOT) -> RunFolder:
 
 
 def weights_file(source: str, start: Path | None = None) -> Path:
-    """The checkpoint that ``init_from`` names: a file, or the best weights of a run, from ``start`` on.
+    """The checkpoint that ``init_from`` names: a file, or the best weights of a run, relative to ``start``.
 
-    A path that the user gave may lead through links, and comes back without them; what lies in a run may not.
+    A path that the user gave may contain links, which are resolved; files inside a run may not be links.
 
     Raises RunError.
     """

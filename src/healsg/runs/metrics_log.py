@@ -1,4 +1,4 @@
-"""MetricsLog: ``metrics.jsonl``, one line an event, each exactly once; and the loggers that get the same lines."""
+"""MetricsLog: writes ``metrics.jsonl``, one line for each event, and passes the lines on to the loggers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ log = logging.getLogger("healsg")
 FORCE = "resume.force=true goes on with the lines that are whole, and keeps the file as it is beside them"
 
 LARGEST_LINE = 1 << 20
-"""Bytes that are read of a damaged file beyond what it should hold."""
+"""Bytes of a damaged file that are read beyond its expected size."""
 
 
 class MetricsLog:
-    """Writes lines and remembers how far, so that a resumed run cuts off what it will write again.
+    """Writes ``metrics.jsonl`` such that each event is in it exactly once, also after a run was killed and resumed.
+
+    A checkpoint holds the length of the file at the save; a resumed run truncates the file to it, since it will write
+    the later lines again.
 
     Args:
         path: the file.
-        loggers: by name; one that raises is dropped with a line and never hurts the run.
+        loggers: by name; a logger that raises is removed with a warning, and the run continues.
     """
 
     def __init__(self, path: Path, loggers: dict[str, Logger] | None = None) -> None:
@@ -43,10 +46,10 @@ class MetricsLog:
         """Open the loggers."""
         self.started = True
         for name in list(self.loggers):
-            self._tell(name, "start", self.path.parent, record)
+            self._call(name, "start", self.path.parent, record)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one event. The history, a chained hash of all lines, leaves times out."""
+        """Append one event. The hash of all lines (``history``) is over everything but the times."""
         line = finite(line)
         text = json.dumps(line).encode() + b"\n"
         try:
@@ -59,17 +62,19 @@ class MetricsLog:
         lasting = json.dumps({key: value for key, value in line.items() if key != "seconds"})
         self.history = hashlib.sha256((self.history + lasting).encode()).hexdigest()
         for name in list(self.loggers) if self.started else []:
-            self._tell(name, "log", line)
+            self._call(name, "log", line)
 
     def clear(self) -> None:
-        """Begin again with no line."""
+        """Remove all lines."""
         self._cut(0, hashlib.sha256())
 
     def check(self) -> None:
-        """See to it that the file is still the one that this run writes.
+        """Check that nobody else has changed the file since this run opened it.
 
-        Where it was removed or replaced while the run went on, it is written again from the file that is still open.
-        Raises RunError where lines were taken from it or put into it.
+        If it was removed or replaced, it is written again from the file that is still open.
+
+        Raises:
+            RunError: lines were added or removed.
         """
         own = os.fstat(self._file.fileno())
         if own.st_size != self.offset:
@@ -82,37 +87,38 @@ class MetricsLog:
         self._replace(os.pread(self._file.fileno(), own.st_size, 0))
 
     def sync(self) -> None:
-        """Bring all lines to the disk, before a checkpoint that counts on them."""
+        """Flush all lines to the disk; called before the checkpoint that records their length."""
         os.fsync(self._file.fileno())
 
     def close(self, status: str) -> None:
         """Close the file, and the loggers that were opened."""
         for name in list(self.loggers) if self.started else []:
-            self._tell(name, "finish", status)
+            self._call(name, "finish", status)
         with contextlib.suppress(OSError):
             self._file.close()
 
-    def _tell(self, name: str, verb: str, *values: Any) -> None:
+    def _call(self, name: str, method: str, *values: Any) -> None:
+        """Call a method of a logger, and remove the logger if it raises."""
         try:
-            getattr(self.loggers[name], verb)(*values)
+            getattr(self.loggers[name], method)(*values)
         except (Exception, SystemExit) as error:
-            told = " ".join(str(error).split())
-            log.warning("logger %s is left out from here on: %s: %s", name, type(error).__name__, told)
+            reason = " ".join(str(error).split())
+            log.warning("logger %s is left out from here on: %s: %s", name, type(error).__name__, reason)
             del self.loggers[name]
 
     def state_dict(self) -> dict[str, Any]:
         return {"offset": self.offset, "history": self.history, "sha256": self._written.hexdigest()}
 
     def load_state_dict(self, state: dict[str, Any], step: int = 0, force: bool = False) -> None:
-        """Cut the file back to where it was at a save, after a look at whether its lines are still those.
+        """Truncate the file to its length at a save, after a check of its content against the hash in ``state``.
 
-        Lines that only came in twice, or whose ends were changed, are put right. Where others were changed or lost, the
-        file is kept aside if ``force`` is set, and the run goes on with the lines that are whole.
+        Duplicated lines and changed line ends are repaired. If lines were changed or lost otherwise, ``force`` decides:
+        with it the damaged file is copied to another name, and the run continues with the lines that are intact.
 
         Args:
-            state: as ``state_dict`` gave it at the save.
+            state: the result of ``state_dict`` at the save.
             step: the update at which that was.
-            force: whether the run may go on without some of its lines.
+            force: whether the run may continue without some of its lines.
 
         Raises:
             RunError: lines are missing or changed.
@@ -128,16 +134,16 @@ class MetricsLog:
             if not (mended or force):
                 how = f"lines are missing, {size} of {offset} bytes are left" if size < offset else "lines were changed"
                 raise RunError(f"{self.path}: {how}, or are of another run, since its checkpoint was written; {FORCE}")
-            told = "its lines are restored" if mended else f"{lines.count(10)} lines of it are whole and stay"
+            outcome = "its lines are restored" if mended else f"{lines.count(10)} lines of it are whole and stay"
             kept = f"; what it was is {self._keep_aside().name}" if size else ""
-            log.warning("%s: lines were changed or lost; %s%s", self.path, told, kept)
+            log.warning("%s: lines were changed or lost; %s%s", self.path, outcome, kept)
             self._replace(lines)
             offset = len(lines)
         self.history = state["history"]
         self._cut(offset, written)
 
     def _hashed(self, size: int) -> Any:
-        """The SHA-256 of the file's first ``size`` bytes."""
+        """The SHA-256 object of the file's first ``size`` bytes, which is updated by the lines to come."""
         total, at = hashlib.sha256(), 0
         while chunk := os.pread(self._file.fileno(), min(size - at, 1 << 20), at):
             total.update(chunk)
@@ -149,7 +155,7 @@ class MetricsLog:
         self.offset, self._written = size, written
 
     def _keep_aside(self) -> Path:
-        """Copy the file as it is to a name of its own."""
+        """Copy the file as it is to an unused name beside it; returns that."""
         names = (f"{self.path.name}.damaged{number or ''}" for number in range(10**6))
         kept = next(path for path in map(self.path.with_name, names) if not os.path.lexists(path))
         with naming(kept), safefiles.open_to_read(self.path) as file, safefiles.replacing(kept) as copy:
@@ -157,7 +163,7 @@ class MetricsLog:
         return kept
 
     def _replace(self, content: bytes) -> None:
-        """Let the file hold ``content``, in one atomic step. Raises RunError."""
+        """Replace the file's content in one atomic step. Raises RunError."""
         try:
             with safefiles.replacing(self.path, sync=True) as file:
                 file.write(content)
@@ -168,7 +174,7 @@ class MetricsLog:
 
 
 def recovered(content: bytes, step: int, size: int) -> bytes:
-    """The whole lines of a damaged ``metrics.jsonl`` as they were written, each once, up to ``step`` and ``size``."""
+    """The intact lines of a damaged ``metrics.jsonl``, each once, up to update ``step`` and at most ``size`` bytes."""
     lines = dict[bytes, None]()
     left = size
     for text in content.split(b"\n"):

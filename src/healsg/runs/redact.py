@@ -1,8 +1,8 @@
-"""Keep secrets out of what is written: values of keys, variables and addresses that look like them, and known tokens.
+"""Removes secrets from text before it is written to files or logs.
 
-Three things find a secret: the name that it is given (``is_secret_name``), its value, once a name has told that it is
-one, and its form (``_SHAPE`` and the detector of the package detect-secrets). None of them finds a secret that has an
-ordinary name and an ordinary form; docs/reliability.md says what is covered.
+A secret is recognised in three ways: by the name of its key or variable (``is_secret_name``); by its value, after that
+was found under such a name; and by its form (``_SHAPE``, and the plugins of the package detect-secrets). A secret with
+an ordinary name and an ordinary form is not recognised; docs/reliability.md says what is covered.
 """
 
 from __future__ import annotations
@@ -21,50 +21,50 @@ HIDDEN = "***"
 # --- names -----------------------------------------------------------------------------------------------------------
 
 _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
-"""The words of a name: ``apiToken``, ``API_TOKEN``, ``APIToken`` and ``X-Api-Token`` all hold ``api`` and ``token``."""
+"""The words of a name: ``apiToken``, ``API_TOKEN``, ``APIToken`` and ``X-Api-Token`` have the words api and token."""
 
 _ENDINGS = (
     *("password", "passwords", "passwd", "passphrase", "passcode", "secret", "secrets", "credential", "credentials"),
     *("apikey", "apikeys", "accesskey", "secretkey", "privatekey", "authkey", "apitoken", "accesstoken", "authtoken"),
     *("authorization", "oauth", "webhook", "webhooks", "connectionstring", "dbpass", "userpass"),
 )
-"""A word that ends so makes a name a secret's, such as ``dbpassword``."""
+"""A name is secret if one of its words ends with one of these, such as ``dbpassword``."""
 
 _WHOLE = ("auth", "pwd", "jwt", "bearer")
-"""A word that is one of these, anywhere in a name."""
+"""A name is secret if one of its words is one of these."""
 
 _KEYS = (
     *("api", "access", "private", "secret", "auth", "account", "signing", "encryption", "shared", "master", "service"),
     *("storage", "subscription", "ssh", "deploy", "license", "client", "session", "consumer", "app", "application"),
     *("wandb", "openai", "anthropic", "azure", "aws", "gcp", "google", "hf", "github", "gitlab", "comet", "neptune"),
 )
-"""What makes a key a secret one: ``api_key``, ``accessKeys``; not ``sort_key``."""
+"""A name is secret if ``key`` or ``keys`` follows one of these: ``api_key``, ``accessKeys``; not ``sort_key``."""
 
 _PLAIN_TOKENS = (
     *("cls", "class", "mask", "pad", "padding", "eos", "bos", "unk", "sep", "special", "register", "dist", "distill"),
     *("start", "end", "stop", "first", "last", "next", "prev", "image", "patch", "text", "prompt", "query", "per"),
     *("max", "min", "num", "n", "new", "each", "extra", "global", "summary", "latent", "audio", "video", "time"),
 )
-"""Words before ``token`` that make it a piece of a model's input: ``cls_token``, ``pad_token``."""
+"""Words before ``token`` that make it one of a model's input, which is no secret: ``cls_token``, ``pad_token``."""
 
 _SECRET_TOKENS = ("access", "api", "auth", "bearer", "refresh", "session", "secret", "id", "deploy", "hf", "bot")
-"""Words before ``tokens`` that make them secrets; ``tokens`` alone are counted."""
+"""Words before ``tokens`` that make them secrets; ``tokens`` alone, or after other words, is usually a number."""
 
 _PLAIN_PASSES = (
     *("forward", "backward", "first", "second", "third", "last", "next", "one", "two", "single", "double", "multi"),
     *("per", "each", "every", "extra", "all", "low", "high", "band", "n", "num", "max", "min", "train", "val", "test"),
 )
-"""Words before ``pass`` that make it a pass over data or a filter."""
+"""Words before ``pass`` that make it a pass over data or a filter, which is no secret."""
 
 _PASSWORDS = ("pass", "password", "passwords", "passwd", "passphrase", "passcode", "pwd")
-"""Words of names whose values are hidden also where they are small numbers."""
+"""Words of names whose values are hidden even if they are small numbers."""
 
 _PAIRS = {("connection", "string"), ("hook", "url"), ("private", "pem")}
 
 
 @lru_cache(4096)
 def is_secret_name(name: str) -> bool:
-    """Whether a key, a variable, an attribute or a header is called as secrets are; of a dotted key, any part of it."""
+    """Whether the name of a key, variable, attribute or header suggests a secret; for a dotted key, any part of it."""
     return any(_names_secret([word.lower() for word in _WORDS.findall(part)]) for part in re.split(r"[./]", name))
 
 
@@ -111,23 +111,23 @@ _SHAPE = re.compile(
     r"|(?<=[/.]webhook/)[\w/-]{16,}|(?<=[/.]webhooks/)[\w/-]{16,}",
     re.DOTALL,
 )
-"""Tokens that services issue, known by their beginnings, addresses that are secrets themselves, and private keys."""
+"""Tokens that services issue with a known prefix, webhook addresses, which are secrets themselves, and private keys."""
 
 _CANDIDATE = re.compile(r"(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{20,}")
-"""What a text must hold for the detector to be asked, whose import takes a sixth of a second."""
+"""Only text with such a run of letters and digits is passed to detect-secrets, whose import takes 0.17 s."""
 
 _OTHERS = ("KeywordDetector", "Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector")
-"""Detectors that go by names, which are ours above, or by chance, which would hide digests and addresses."""
+"""Plugins that are not used: one goes by names, as ``is_secret_name`` does; the others would hide digests and IPs."""
 
 
 def has_detector() -> bool:
-    """Whether the package detect-secrets is installed, as our own dependencies ask for."""
+    """Whether the package detect-secrets is installed, which is one of the dependencies."""
     return find_spec("detect_secrets") is not None
 
 
 @lru_cache(1)
 def _detectors() -> list[Any]:
-    """What detect-secrets has for the forms of tokens. It asks no service: only ``analyze_string`` is called."""
+    """The plugins of detect-secrets that know forms of tokens. Only their ``analyze_string`` is used: no network."""
     if not has_detector():
         return []
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
@@ -149,18 +149,19 @@ def _detected(line: str) -> str:
 # --- values that are known -------------------------------------------------------------------------------------------
 
 _PLACES = {"PWD", "OLDPWD"}
-"""Variables whose names look like secrets, and which hold folders."""
+"""Variables whose names look secret (``pwd``), but which hold folders."""
 _met: set[str] = set()
+"""Secrets that ``config`` has found in configurations."""
 
 
 def values() -> set[str]:
-    """The secrets that are known by their values: those of the environment, of the command line, of configurations."""
+    """The secrets known by value: those of the environment, of the command line and of configurations."""
     return {value for value in _around(len(os.environ), *sys.argv[1:]) | _met if len(value) >= 8}
 
 
 @lru_cache(1)
 def _around(variables: int, *arguments: str) -> set[str]:
-    """The secrets of the environment and of the command line, looked for again where either has changed its length."""
+    """The secrets of the environment and the command line; searched again when the number of variables changes."""
     known = {value for name, value in os.environ.items() if name not in _PLACES and is_secret_name(name)}
     for argument in arguments:
         if (begin := _OVERRIDE.match(argument)) and is_secret_name(begin[0]):
@@ -176,11 +177,11 @@ def _known(line: str) -> str:
     return _detected(_SHAPE.sub(HIDDEN, _QUERY.sub(rf"\g<1>{HIDDEN}", _ADDRESS.sub(HIDDEN, line))))
 
 
-# --- what is written -------------------------------------------------------------------------------------------------
+# --- redaction -------------------------------------------------------------------------------------------------------
 
 
 def _hide(pattern: re.Pattern[str], line: str) -> str:
-    """Hide what a pattern of (before, name, between, value) finds, where the name is a secret's."""
+    """Hide the value in each match of a pattern of groups (before, name, between, value) if the name is secret."""
 
     def hidden(found: re.Match[str]) -> str:
         return f"{found[1]}{found[2]}{found[3]}{HIDDEN}" if is_secret_name(found[2]) else found[0]
@@ -189,28 +190,28 @@ def _hide(pattern: re.Pattern[str], line: str) -> str:
 
 
 def text(line: str) -> str:
-    """A line without known secrets, passwords in addresses, and what is assigned to a key that looks like one."""
+    """A line without known secrets, passwords in addresses, and values assigned to secret names."""
     return _hide(_SPACED, _hide(_INSIDE, _hide(_ASSIGNED, _known(line))))
 
 
 def trace(error: BaseException) -> str:
-    """An error's traceback without known secrets; the lines of code in it stay whole."""
+    """An error's traceback without known secrets; its lines of code are not redacted by names."""
     return _known("".join(traceback.format_exception(error)))
 
 
 def override(argument: str) -> str:
-    """One argument of a command line; all of its value is hidden where its key looks like a secret."""
+    """One argument of a command line; its whole value is hidden if its key has a secret name."""
     begin = _OVERRIDE.match(argument)
     return f"{begin[0]}{HIDDEN}" if begin and is_secret_name(begin[0]) else text(argument)
 
 
 def code(source: str) -> str:
-    """Source code, of which only known secrets, passwords in addresses and literals of secrets are hidden."""
+    """Source code without known secrets, passwords in addresses, and literals assigned to secret names."""
     return _hide(_BARE, _hide(_LITERAL, _known(source)))
 
 
 def config(value: Any, key: str = "") -> Any:
-    """A plain configuration without secrets; what stands below a key that looks like one is hidden with it."""
+    """A plain configuration without secrets; everything below a key with a secret name is hidden."""
     if isinstance(value, dict):
         return {name: config(inner, key if is_secret_name(key) else str(name)) for name, inner in value.items()}
     if isinstance(value, list):
@@ -220,7 +221,7 @@ def config(value: Any, key: str = "") -> Any:
     if isinstance(value, str) and value:
         _met.add(value)
         return HIDDEN
-    if type(value) is int and (_is_password(key) or abs(value) >= 10**5):  # a small number counts or chooses something
+    if type(value) is int and (_is_password(key) or abs(value) >= 10**5):  # a small number is a count or a choice
         _met.add(str(value))
         return HIDDEN
     return value

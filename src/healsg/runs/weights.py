@@ -1,5 +1,7 @@
-"""Initial weights from a file: a checkpoint of HEALSg, a state dict of PyTorch, or safetensors, with a report of what
-fitted. ``init_from`` and the local files of published weights are read here."""
+"""Initial weights from a file: a checkpoint of HEALSg, a state dict of PyTorch, or safetensors.
+
+``init_from`` and local files of published weights are read here. A report says which tensors were loaded.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +20,22 @@ from healsg.paths import shown
 from healsg.runs import checkpoint
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
-"""Under which keys programs keep the weights beside optimizer, epoch and so on."""
+"""Keys under which other programs save the weights, beside optimizer, epoch and so on."""
 
 WRAPPERS = ("module.", "model.", "_orig_mod.", "net.", "network.", "backbone.", "encoder.")
-"""What wrappers such as DistributedDataParallel, Lightning and torch.compile put before the names of weights."""
+"""Prefixes that wrappers such as DistributedDataParallel, Lightning and torch.compile add to the names of weights."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, and what the numbers meant in training, where the file says so."""
+    """Tensors by name and, where the file has it, the ``DataInfo`` they were trained with."""
 
     tensors: dict[str, Tensor]
     data_info: DataInfo | None = None
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a file of weights onto the CPU, as data: nothing in it is run.
+    """Read a file of weights onto the CPU. No code in it is executed.
 
     Raises:
         RunError: the file is missing or damaged, or holds no weights.
@@ -55,7 +57,7 @@ def read_weights(path: Path) -> Weights:
         return Weights(_read_safetensors(path) if safe else _read_torch(path))
     except HealsgError:
         raise
-    except Exception as error:  # what was made to look like weights raises almost anything
+    except Exception as error:  # the readers raise almost any exception for a malformed file
         kinds = "a checkpoint of HEALSg (or its end is missing), a state dict of PyTorch, or safetensors"
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise RunError(f"{path}: cannot be read as {kinds}: {reason[:200]}") from error
@@ -72,14 +74,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of ``torch.save``: those of a state dict, or of one among other things."""
+    """The tensors of a file written by ``torch.save``: a state dict, or a dict that holds one under a key of NESTED."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            # torch.save never compresses; a small file that does may hold more than there is memory.
+            # torch.save never compresses. A small compressed file may expand to more than the memory.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise RunError(f"{path}: is a compressed archive, which torch.save does not write")
     value: Any = torch.load(path, map_location="cpu", weights_only=True)
-    for _ in range(4):  # dicts in dicts, which in a hostile file may go round in a circle
+    for _ in range(4):  # a fixed depth, since dicts in a hostile file may contain themselves
         inner = [value[key] for key in NESTED if isinstance(value, dict) and isinstance(value.get(key), dict)]
         value = inner[0] if inner else value
     tensors = value.items() if isinstance(value, dict) else ()
@@ -94,13 +96,16 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def renamed(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors under the names of ``own``: without a wrapper's prefix, or inside the part that most of it is.
+    """Rename tensors to the names of ``own``, a state dict, by removing or adding prefixes.
+
+    Prefixes of wrappers are removed, and that of the network's main child (see ``_main_parts``) is added, if more
+    tensors then match ``own`` by name and shape.
 
     Returns:
-        The tensors, under the names of which most fit by name and shape; and how they were made, for a report, empty
-        where they are as they were.
+        The tensors under the names with the most matches; and a description of the change for the report, which is
+        empty where there was none.
     """
-    best, said = tensors, ""
+    best, change = tensors, ""
     most = len(fitting(tensors, own))
     for removed in _prefixes(tensors):
         bare = {key.removeprefix(removed): one for key, one in tensors.items() if key.startswith(removed)}
@@ -109,12 +114,12 @@ def renamed(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> tuple[dict[st
             if (count := len(fitting(candidate, own))) > most:
                 best, most = candidate, count
                 changes = [f"without {removed!r}"] * bool(removed) + [f"with {added!r} before them"] * bool(added)
-                said = f"names {' and '.join(changes)}"
-    return best, said
+                change = f"names {' and '.join(changes)}"
+    return best, change
 
 
 def bare_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors without the prefixes that wrappers put before all of their names, and these prefixes."""
+    """The tensors without the wrappers' prefixes that all of their names share, and these prefixes."""
     removed = ""
     while wrapper := next((one for one in WRAPPERS if tensors and all(key.startswith(one) for key in tensors)), None):
         tensors = {key.removeprefix(wrapper): one for key, one in tensors.items()}
@@ -123,12 +128,12 @@ def bare_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
 
 
 def fitting(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the tensors that ``own`` has too, in the same shape."""
+    """The tensors whose name and shape are in ``own``."""
     return {key: one for key, one in tensors.items() if key in own and own[key].shape == one.shape}
 
 
 def _prefixes(tensors: Iterable[str]) -> list[str]:
-    """Nothing, and all prefixes of names that consist of wrappers, up to three."""
+    """The empty prefix, and every prefix in the names that consists of up to three of WRAPPERS."""
     found = [""]
     for _ in range(3):
         longer = [one + wrapper for one in found for wrapper in WRAPPERS]
@@ -137,15 +142,15 @@ def _prefixes(tensors: Iterable[str]) -> list[str]:
 
 
 def _main_parts(own: dict[str, Tensor]) -> list[str]:
-    """The child that holds at least half of a network's tensors, as a prefix of their names; often ``body.``."""
+    """The child that holds at least half of a network's tensors, as a prefix such as ``body.``; at most two."""
     parts = {key.split(".")[0] for key in own if "." in key}
     return [f"{part}." for part in sorted(parts) if 2 * sum(key.startswith(f"{part}.") for key in own) >= len(own)]
 
 
 def head_prefix(model: nn.Module, outputs: int) -> str | None:
-    """The beginning of the names of the weights that make outputs of features: ``head.``, or the last linear layer.
+    """The prefix of the names of the classifier's weights: ``head.``, or that of the last linear layer.
 
-    None where the network has neither.
+    None where the network has no ``head`` and its last linear layer does not have ``outputs`` outputs.
     """
     if isinstance(getattr(model, "head", None), nn.Module):
         return "head."
@@ -158,20 +163,21 @@ def head_prefix(model: nn.Module, outputs: int) -> str | None:
 
 
 def initialise(model: nn.Module, path: Path, info: DataInfo | None = None) -> tuple[str, list[str]]:
-    """Load into ``model`` the weights of a file that fit by name and shape.
+    """Load into ``model`` those weights of a file that match by name and shape.
 
-    The head is taken only where the classes are the same, in the same order; files of other programs do not say.
+    The head is not loaded if the file was trained on other classes, or on the same ones in another order. Files of
+    other programs do not name their classes; their head is loaded if its shape matches.
 
     Args:
         model: the network.
         path: the file.
-        info: what ``model`` is for, where that is known.
+        info: the ``DataInfo`` of the task, where it is known.
 
     Returns:
-        A report in one line, and warnings of what the numbers mean otherwise here.
+        A report in one line, and a list of warnings about inputs that differ from those of the file.
 
     Raises:
-        RunError: the file cannot be read, or nothing in it fits.
+        RunError: the file cannot be read, or nothing in it matches.
     """
     found = read_weights(path)
     own = model.state_dict()

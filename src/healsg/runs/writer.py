@@ -1,7 +1,8 @@
-"""Writer: a thread writes checkpoints, from a copy of the state.
+"""Writer: a thread that writes checkpoints from a copy of the state, while training continues.
 
-What the next forward pass may change is copied before ``save`` returns. What stays as it is until the next update may
-be left to the thread, which copies it while that forward pass and its backward pass go on.
+The part of the state that the next forward pass may change (BatchNorm's statistics, counters) is copied before ``save``
+returns. The part that stays constant until the next update (weights, optimizer state) may be copied by the thread,
+during the forward and backward pass before that update.
 """
 
 from __future__ import annotations
@@ -20,60 +21,61 @@ from healsg.runs import checkpoint
 from healsg.torch_private import foreach_copy_, version_of
 
 Complete = Callable[[dict[str, Any]], dict[str, Any]]
-"""From the copy of a part of a state to the whole state, whose further tensors are not copied yet."""
+"""Takes the copy of the first part of a state and returns the whole state, whose other tensors are not copied yet."""
 
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 
 
 class Writer:
-    """Copies a state into host memory, which is kept from save to save, and lets a thread write the copy.
+    """Copies a state into host memory, which is reused from save to save, and has a thread write the copy.
 
-    One save is under way at a time. What the thread raises is raised by the next call here.
+    There is one save at a time. An exception in the thread is raised by the next call of a method here.
 
     Args:
-        write: what the thread does with the copy.
+        write: called by the thread with the copy.
     """
 
     def __init__(self, write: Callable[[dict[str, Any]], None]) -> None:
         self.seconds = 0.0
-        """What the last save took from beginning to end."""
+        """The duration of the last save."""
         self._write = write
-        self._saving = _thread.allocate_lock()  # held while a save is under way
+        self._saving = _thread.allocate_lock()  # held from the start of a save to its end
         self._copying = _thread.allocate_lock()  # held while the thread copies
         self._failure: BaseException | None = None
         self._host: list[Tensor] = []
-        self._saves: SimpleQueue[_Save | None] | None = None  # what the thread takes from, from the first save on
+        self._saves: SimpleQueue[_Save | None] | None = None  # the thread's queue; None before the first save
 
     def save(self, state: dict[str, Any], complete: Complete | None = None, watched: Sequence[Tensor] = ()) -> None:
-        """Begin to write ``state``, tensors and plain values in dicts and lists; it may change once this returns.
+        """Start to write ``state``, which may change as soon as this returns.
 
         Args:
-            complete: called by the thread; what it adds to the copy of ``state`` is copied then, and may change once
-                ``snapshot_done`` returns.
-            watched: tensors among what it adds; that they do not change too early is checked by their version counters.
+            state: tensors and plain values in dicts and lists.
+            complete: called by the thread to add the second part of the state, which it then copies. That part may
+                change only after ``snapshot_done`` has returned.
+            watched: tensors of the second part; their version counters are compared to detect a change before that.
         """
         self.wait()
         save = _Save(self._host, complete, watched)
         save.copy_now(state)
         if self._saves is None:
             saves = SimpleQueue[_Save | None]()
-            _thread.start_new_thread(self._run, (saves,))  # threading would wait for it to begin
+            _thread.start_new_thread(self._run, (saves,))  # threading.Thread.start would wait for it
             self._saves = saves
         self._saves.put(save)
         self._saving, self._copying = save.saving, save.copying  # only now: the thread releases them
 
     def snapshot_done(self) -> None:
-        """Wait until all of the state is copied."""
+        """Wait until all of the state is copied; called before the weights change."""
         with self._copying:
             pass
 
     def check(self) -> None:
-        """Raise what the thread raised, without waiting for it."""
+        """Raise the exception of a save that has failed, without waiting for one in progress."""
         if not self._saving.locked():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the save under way, if there is one."""
+        """Wait for the save in progress, if there is one; raises its exception."""
         with self._saving:
             pass
         failure, self._failure = self._failure, None
@@ -81,7 +83,7 @@ class Writer:
             raise failure
 
     def close(self) -> None:
-        """Let the thread end, whatever comes of what it is writing."""
+        """End the thread after the save in progress; its exception is dropped."""
         with self._saving:
             pass
         if self._saves is not None:
@@ -105,20 +107,20 @@ class Writer:
             save.saving.release()
 
     def _copy_rest(self, save: _Save) -> None:
-        """Let the thread's part of the copy be made, then let the loop go on."""
+        """Copy the second part of the state, then release the training loop."""
         if save.complete:
             try:
                 save.copy_rest()
             finally:
                 save.copying.release()
-                time.sleep(1e-4)  # a loop that waits for this goes first
+                time.sleep(1e-4)  # yields, so that a loop that waits for the lock runs first
 
 
 class _Save:
-    """One save: a state that is copied into kept memory.
+    """One save: a state and its copy.
 
     Args:
-        kept: the memory, tensor by tensor; it is replaced where one does not fit.
+        kept: the tensors in host memory of earlier saves, reused in order; one that does not fit is replaced.
         complete, watched: see ``Writer.save``.
     """
 
@@ -129,11 +131,11 @@ class _Save:
         self.versions = [(value, version_of(value)) for value in watched]
         self.state: dict[str, Any] = {}
         self.arrived: torch.cuda.Event | None = None
-        """When all tensors of a GPU are copied."""
+        """The event on the GPU's stream after the last copy."""
         self.pairs: list[tuple[Tensor, Tensor]] = []
-        """The copy of each tensor, and the tensor."""
+        """For each tensor of the state: its copy in host memory, and the tensor."""
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
-        """The same by the address of the tensor."""
+        """The same pairs by the address of the tensor."""
         self.saving = _thread.allocate_lock()
         self.copying = _thread.allocate_lock()
         self.saving.acquire()
@@ -141,14 +143,14 @@ class _Save:
             self.copying.acquire()
 
     def copy_now(self, state: dict[str, Any]) -> None:
-        """Copy a state. Copies from a GPU are only begun; ``copied`` waits for them."""
+        """Copy the first part. Copies from a GPU are asynchronous; ``copied`` waits for them."""
         self.state = self._copy_of(state)
         device = next((own.device for _, own in self.pairs if own.is_cuda), None)
         _fill(self.pairs, waits=device is None)
         self.arrived = torch.cuda.current_stream(device).record_event() if device else None
 
     def copy_rest(self) -> None:
-        """Copy what completes the state. Raises RunError where that has changed meanwhile."""
+        """Copy the second part. Raises RunError if it has changed meanwhile."""
         assert self.complete is not None
         taken = len(self.pairs)
         self.seen |= {host.data_ptr(): (host, host) for host, _ in self.pairs}
@@ -159,17 +161,17 @@ class _Save:
             raise RunError(f"a checkpoint was being copied when train_step changed weights; {way}")
 
     def copied(self) -> dict[str, Any]:
-        """The copy, once all of it is there."""
+        """The copy; waits for the GPU."""
         if self.arrived is not None:
-            torch.cuda.set_device(self.arrived.device)  # a thread begins with the first
+            torch.cuda.set_device(self.arrived.device)  # a new thread starts on the first GPU
             self.arrived.synchronize()
         return self.state
 
     def _copy_of(self, value: Any) -> Any:
-        """``value`` with containers of its own, and with kept memory in the place of tensors, yet to be filled.
+        """``value`` with new containers, and with host tensors, yet to be filled, instead of its tensors.
 
-        A tensor that comes twice, as the weights of the best epoch do, is copied once. What a checkpoint cannot hold
-        stays, to be refused by name.
+        A tensor that occurs twice, such as weights that are also those of the best epoch, is copied once. A value that
+        a checkpoint cannot hold is left as it is, and ``checkpoint.save`` refuses it by name.
         """
         kind = type(value)
         if isinstance(value, dict):
@@ -183,22 +185,22 @@ class _Save:
         return value
 
     def _memory(self, own: Tensor) -> Tensor:
-        """The kept memory of a tensor: the next, or the one that it has already."""
+        """The host tensor for a tensor: that of its first occurrence, or the next one of ``kept``."""
         known = self.seen.get(own.data_ptr())
         if known and _form(known[1]) == _form(own):
             return known[0]
-        place = len(self.pairs)
-        host = self.kept[place] if place < len(self.kept) else None
+        number = len(self.pairs)
+        host = self.kept[number] if number < len(self.kept) else None
         if host is None or host.shape != own.shape or host.dtype != own.dtype:
             host = torch.empty_like(own, device="cpu", requires_grad=False, pin_memory=own.is_cuda)
-            self.kept[place : place + 1] = [host]
+            self.kept[number : number + 1] = [host]
         self.seen[own.data_ptr()] = host, own
         self.pairs.append((host, own))
         return host
 
 
 def _fill(pairs: list[tuple[Tensor, Tensor]], waits: bool = True) -> None:
-    """Copy the second of each pair into the first."""
+    """Copy the second tensor of each pair into the first."""
     if pairs:
         with torch.no_grad():
             foreach_copy_([host for host, _ in pairs], [own for _, own in pairs], non_blocking=not waits)

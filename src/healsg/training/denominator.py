@@ -1,16 +1,16 @@
-"""What a criterion is a mean over: samples, or what it divides by in their place.
+"""The denominator of a criterion: the number of samples, or whatever else its mean is divided by.
 
 A criterion is a module called with ``(output, target)`` that returns a scalar. Most are means in which each sample
-counts alike; accumulated batches, processes and batches of an evaluation are then weighed by their samples. Others say
-what they divide by:
+counts alike, so that accumulated batches, processes and the batches of an evaluation are weighted by their numbers of
+samples. The others declare their denominator:
 
-* ``nn.CrossEntropyLoss`` and ``nn.NLLLoss`` of class indices leave ``ignore_index`` out and divide by the sum of the
+* ``nn.CrossEntropyLoss`` and ``nn.NLLLoss`` of class indices skip ``ignore_index`` and divide by the sum of the
   targets' class weights. With class probabilities they divide by the number of samples.
-* A criterion of one's own may have ``denominator(output, target)``, a number or 0-dimensional tensor.
-* A sum of means over unlike things, such as Dice over samples and cross entropy over pixels that are not ignored, may
-  have ``means(output, target)``, a ``Loss`` of several terms.
-* What is no mean over samples at all, such as a Dice loss over the whole batch, has ``mean_over_samples = False``:
-  each batch of each process has a loss of its own, and these are averaged.
+* A user's criterion may have a method ``denominator(output, target)`` that returns a number or 0-dimensional tensor.
+* A sum of means with different denominators, such as Dice over samples plus cross entropy over the pixels that are not
+  ignored, may have a method ``means(output, target)`` that returns a ``Loss`` of several terms.
+* A loss that is no mean over samples, such as Dice summed over the whole batch, sets ``mean_over_samples = False``. It
+  is computed for each batch on each process, and these values are averaged.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ _BY_CLASS = (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward)
 
 
 def mean_over_samples(criterion: Any) -> bool:
-    """Whether a criterion is a mean to which each sample contributes by itself: what it declares, else what its
-    ``reduction`` says; MONAI's ``batch=True`` joins the samples of a batch before anything is divided."""
+    """Whether a criterion is a mean to which each sample contributes independently of the others.
+
+    It is what the criterion declares as ``mean_over_samples``. Otherwise ``reduction`` must be ``mean``, and MONAI's
+    ``batch``, which sums over the samples before dividing, must not be set.
+    """
     declared = getattr(criterion, "mean_over_samples", None)
     if declared is not None:
         return bool(declared)
@@ -36,14 +39,16 @@ def mean_over_samples(criterion: Any) -> bool:
 
 
 def weighs_classes(criterion: Any) -> bool:
-    """Whether a criterion is one of torch's that divide by the class weights of the targets that are not ignored, or a
-    subclass that declares that it does so too (``divides_as_torch``)."""
+    """Whether a criterion divides by the class weights of the targets that are not ignored, as two of torch's do.
+
+    A subclass with a ``forward`` of its own declares it as ``divides_as_torch``.
+    """
     own = getattr(type(criterion), "forward", None) in _BY_CLASS or getattr(criterion, "divides_as_torch", False)
     return own and criterion.reduction == "mean"
 
 
 def ignored(criterion: Any, target: Tensor) -> Tensor | None:
-    """(N, ...) which of the class indices a criterion leaves out; None for targets of another kind."""
+    """(N, ...) bool: which class indices a criterion ignores; None where targets are probabilities or none can be."""
     if target.is_floating_point() or not weighs_classes(criterion):
         return None
     left_out: Tensor = target == criterion.ignore_index
@@ -51,27 +56,30 @@ def ignored(criterion: Any, target: Tensor) -> Tensor | None:
 
 
 def counts_alike(criterion: Any, targets: Tensor | None) -> bool:
-    """Whether all samples count alike, so that nothing has to be counted.
+    """Whether every sample counts alike, so that the number of samples is the denominator.
 
     Args:
-        targets: all targets that there are; None where they are not known.
+        criterion: the criterion.
+        targets: the targets of all samples; None where they are not known.
     """
     if getattr(criterion, "denominator", None) is not None or getattr(criterion, "means", None) is not None:
         return False
     if not weighs_classes(criterion):
         return True
     if criterion.weight is not None or criterion.ignore_index >= 0 or targets is None:
-        return False  # torch takes class probabilities with an ignored class not at all
+        return False  # torch refuses class probabilities together with an ignore_index
     return targets.is_floating_point() or not bool((targets == criterion.ignore_index).any())
 
 
 def loss_over(criterion: Any, output: Tensor, target: Tensor, classes: Tensor | None = None) -> Loss:
-    """``criterion(output, target)`` with what it is a mean over; 0 over 0 where every target is ignored.
+    """``criterion(output, target)`` with its denominator; value and denominator are 0 where every target is ignored.
 
     Args:
-        target: what the criterion takes.
-        classes: the class indices from which ``target``, class probabilities, was made by smoothing or mixing. The
-            loss is then divided by what it would be divided by for these, as torch's own label smoothing is.
+        criterion: the criterion.
+        output: the network's output.
+        target: the target, as the criterion takes it.
+        classes: the class indices from which label smoothing or mixing made ``target`` (class probabilities). The loss
+            is then divided by the class weights of these indices, as torch's own label smoothing does.
     """
     given = target if classes is None else classes
     means = getattr(criterion, "means", None)
@@ -93,12 +101,12 @@ def loss_over(criterion: Any, output: Tensor, target: Tensor, classes: Tensor | 
     else:
         total = criterion.weight[given.masked_fill(left_out, 0)].masked_fill(left_out, 0.0).sum()
     value = _sum(criterion, output, target) / torch.where(total > 0, total, 1)
-    places = given[0].numel()  # of a sample, so that the count is in samples whatever their size
-    return Mean(value, total if places == 1 else total.to(value.dtype) / places)
+    pixels = given[0].numel()  # dividing by it expresses the denominator in samples, whatever their size
+    return Mean(value, total if pixels == 1 else total.to(value.dtype) / pixels)
 
 
 def _sum(criterion: Any, output: Tensor, target: Tensor) -> Tensor:
-    """The sum of which the criterion is the mean."""
+    """The criterion with ``reduction="sum"``: the numerator of its mean."""
     if isinstance(criterion, nn.NLLLoss):
         return F.nll_loss(output, target, criterion.weight, ignore_index=criterion.ignore_index, reduction="sum")
     ignore_index = -100 if target.is_floating_point() else criterion.ignore_index

@@ -1,4 +1,4 @@
-"""When to stop: signals set a flag, ``runner.max_time`` watches the clock, and the loop asks at its step boundaries."""
+"""Stopping a run early: a signal sets a flag, ``runner.max_time`` is a limit; the loop checks both between steps."""
 
 from __future__ import annotations
 
@@ -15,29 +15,32 @@ from healsg.errors import Stopped
 from healsg.training.parallel import Parallel
 
 _ECHO = 1.0
-"""Seconds in which a signal that comes again is the same one: a terminal or scheduler and torchrun both send it."""
+"""Seconds within which a second signal counts as the first one delivered twice: a terminal or scheduler sends it to
+torchrun and to the ranks, and torchrun forwards it to them."""
 _EXCHANGE = 1.0
-"""Seconds between two steps at which several processes tell each other whether they were asked to stop."""
+"""Seconds, about, between two steps at which several processes exchange whether they received a stop signal."""
 _MOST_STEPS = 1000
+"""Steps, at most, between two such exchanges."""
 _LEAVING = 4.0
-"""Seconds kept in hand before ``max_time`` for what follows the last save: the record, the report, the exit."""
+"""Seconds reserved before ``max_time`` for what follows the last save: ``run.json``, the report, the exit."""
 
 _entered: list[StopSignal] = []
-"""Those that the main thread is in, the outermost first."""
+"""The StopSignals whose ``with`` block the main thread is in, the outermost first."""
 
 
 class StopSignal:
-    """Surrounds a run. The first signal asks for a save and a stop at the next step; a second one ends at once.
+    """A context around a run that handles stop signals. The first signal requests a save and a stop at the next step; a
+    second one ends the process at once.
 
-    A signal that is ignored when it is entered, as a shell does with SIGINT for what runs in the background of a
-    script and nohup with SIGHUP, stays ignored.
+    A signal that is already ignored on entry stays ignored: a shell ignores SIGINT for background jobs of a script, and
+    nohup ignores SIGHUP.
 
-    One may lie within another, as that of a run in that of its command: a signal that came before the inner one was
-    entered counts for it, one that came to the inner counts for the outer, and the time runs since the outer began.
+    Contexts may be nested, such as that of a run within that of its command. A signal that the outer one has received
+    counts for the inner one, and the other way round. ``max_time`` is counted from the start of the outer one.
 
     Args:
-        max_time: seconds after which the run has saved and stopped; None for no limit.
-        parallel: the processes that stop together; those of the launch where it is None.
+        max_time: seconds within which the run must have saved and stopped; None for no limit.
+        parallel: the processes that stop together; None stands for all processes of the launch.
     """
 
     def __init__(self, max_time: float | None = None, parallel: Parallel | None = None) -> None:
@@ -48,7 +51,7 @@ class StopSignal:
         self.received_at = 0.0
         self.asked_at: float | None = None
         self.saving = 0.0
-        """The seconds that the last save took: kept in hand before the limit."""
+        """Seconds that a save takes, which are reserved before the limit."""
         self._before: dict[int, Any] = {}
         self._outer: StopSignal | None = None
         self._exchanged: tuple[float, int] | None = None  # when, and at which step
@@ -76,7 +79,7 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _hear_of(self, other: StopSignal) -> None:
-        """A signal that the other received counts here."""
+        """Take over the signal that ``other`` received."""
         self.received = other.received
         self.received_at = other.received_at
 
@@ -88,24 +91,24 @@ class StopSignal:
             os.kill(os.getpid(), number)
 
     def restart_clock(self) -> None:
-        """Let ``max_time`` count from now."""
+        """Count ``max_time`` from now on."""
         self.began = time.monotonic()
 
     def expect_saving(self, seconds: float) -> None:
-        """A save takes about so long, which is kept in hand before the limit."""
+        """Reserve ``seconds`` for a save, an estimate until there is a measurement."""
         self.saving = seconds
 
     def saving_took(self, seconds: float) -> None:
-        """A save took so long: the longest one is kept in hand."""
+        """Take note of the duration of a save; the longest so far is reserved before the limit."""
         self.saving = max(self.saving, seconds)
 
     def asked(self) -> bool:
-        """Whether this process was asked to stop; the loop calls it at each step boundary.
+        """Whether this process has to stop; the loop calls it between steps.
 
-        The limit is kept if the next step, or the evaluation, takes no longer than what lay before this call did.
+        ``max_time`` is kept if the next step, or evaluation, takes no longer than the one between the last two calls.
         """
         if self.received is None and peers.orphaned():
-            # torchrun may have been killed, and nobody restarts it: its end is taken for a hang-up
+            # torchrun was killed, and nothing restarts it: treated like a hang-up of the terminal
             self.received = system.HANGUP
             self.received_at = time.monotonic()
         if self.received is not None or self.max_time is None:
@@ -116,9 +119,10 @@ class StopSignal:
         return now + ahead >= self.began + self.max_time
 
     def asked_within(self) -> bool:
-        """The same within an evaluation, where a stop gains nothing unless steps were taken since the process began.
+        """The same within an evaluation.
 
-        Several processes do not ask each other within an evaluation.
+        A stop there is useful only if this process has trained some steps, which would be lost otherwise. Several
+        processes do not exchange anything during an evaluation, so they never stop within one.
         """
         if self.parallel.several:
             return False
@@ -127,21 +131,21 @@ class StopSignal:
         return time.monotonic() + 2 * self.saving + _LEAVING >= self.began + self.max_time
 
     def agreed(self) -> bool:
-        """Whether any process was asked to stop; every process must call it."""
+        """Whether any process has to stop. A collective: every process must call it."""
         return any(self.parallel.gather(self.asked()))
 
     def agreed_at(self, step: int) -> bool:
-        """Whether any process was asked to stop; every process must call it at each step.
+        """Whether any process has to stop. A collective: every process must call it at each step.
 
-        Several ask each other about once a second, at the same steps: the next one follows from the time that steps
-        took, which all exchange.
+        The processes exchange about once a second, and must do so at the same step. Each exchange therefore includes
+        the duration of a step, from which all processes compute the same next step at which to exchange.
         """
         if not self.parallel.several:
             return self.asked()
         if step < self._next_step:
             return False
         now = time.monotonic()
-        pace = _EXCHANGE  # of a step, in seconds, which is not known before the second call
+        pace = _EXCHANGE  # seconds a step takes; unknown before the second exchange
         if self._exchanged:
             began, first = self._exchanged
             pace = max(1e-6, now - began) / (step - first)
@@ -152,7 +156,7 @@ class StopSignal:
         return any(asked for asked, _ in exchanged)
 
     def stopped(self) -> Stopped:
-        """What to raise once all is saved."""
+        """The exception to raise once everything is saved."""
         if peers.orphaned():
             return Stopped("stopped, since torchrun, which started it, is gone", 128 + system.HANGUP)
         numbers = [number for number in self.parallel.gather(self.received) if number is not None]
@@ -162,15 +166,18 @@ class StopSignal:
 
 
 def _owner(handler: Any) -> StopSignal | None:
-    """The StopSignal whose handler of signals this is."""
+    """The StopSignal that a signal handler belongs to."""
     owner = getattr(handler, "__self__", None)
     return owner if isinstance(owner, StopSignal) else None
 
 
-def _spare() -> None:
-    """In a forked child, such as a loader worker: a SIGTERM that a scheduler sends to all is for the run to answer."""
+def _leave_to_parent() -> None:
+    """In a forked child, such as a loader worker: ignore a SIGTERM that does not come from the parent.
+
+    A scheduler sends SIGTERM to every process of a job; the run itself handles it, and needs its workers until then.
+    """
     if _owner(signal.getsignal(signal.SIGTERM)):
         system.end_only_by(os.getppid())
 
 
-system.in_forked_child(_spare)
+system.in_forked_child(_leave_to_parent)

@@ -1,8 +1,9 @@
-"""What a training step is made of: the samples of a micro-batch, the means that a loss consists of, and the sum of the
-gradients of an update.
+"""The values of one training step: which samples a micro-batch holds (``Samples``, ``MicroBatch``), a loss as a sum of
+means (``Loss``, ``Mean``), and the accumulation of gradients over the micro-batches of an update (``Accumulator``).
 
-A step is split in two ways: over processes, and over accumulated micro-batches. Both give the gradient of the whole
-batch when each mean is weighed by what it is a mean over: a loss term says so (``Mean``), and ``Accumulator`` weighs.
+The batch of an update is split over processes and over accumulated micro-batches. A mean over the whole batch is the
+average of the parts' means, weighted by the number of samples (or pixels, or class weights) in each part. So every term
+of a loss carries its denominator, and ``Accumulator`` computes the weights from it.
 """
 
 from __future__ import annotations
@@ -17,27 +18,30 @@ from healsg.torch_private import foreach_mul_
 from healsg.training.parallel import Parallel
 
 LEAST = 1e-9
-"""What an update divides by in which nothing counts: its gradients are zero, and so it moves nothing."""
+"""The least denominator. Where no sample of an update counts, the gradients are zero, and dividing by this keeps them
+zero instead of making them NaN."""
 
 
 class Samples(NamedTuple):
     """Which samples of a micro-batch this process has.
 
-    A process that got none repeats some of another's, so that it takes part in every exchange; its ``rows`` are 0.
+    Where the last batch has fewer samples than there are processes, a process without samples computes on copies of
+    another one's, since every process must take part in the collectives; its ``rows`` is then 0.
     """
 
     rows: int
-    """Samples here that count."""
+    """Number of samples of this process that count."""
     first: int = 0
-    """The place of the first of them in the micro-batch of all processes."""
+    """Index of this process's first sample in the micro-batch of all processes."""
     batch: int | None = None
-    """Samples of the micro-batch over all processes; None where only they know together."""
+    """Samples of the micro-batch over all processes; None where no single process knows the sum."""
     update: int | None = None
-    """Samples of all micro-batches of the update, over all processes; None where that is not known beforehand."""
+    """Samples of all micro-batches of the update, over all processes; None where that is not known in advance."""
 
 
 class TrainBatch(dict[str, Any]):
-    """A batch as ``train_step`` gets it: tensors by name, or streams of them by name, each a batch of its own."""
+    """A batch as ``train_step`` gets it: tensors by name or, where there are several streams (``labelled``,
+    ``unlabelled``), one ``TrainBatch`` for each stream by name."""
 
     def __init__(self, values: Mapping[str, Any], samples: Samples) -> None:
         super().__init__(values)
@@ -45,19 +49,19 @@ class TrainBatch(dict[str, Any]):
 
 
 def samples_of(batch: Mapping[str, Any]) -> Samples | None:
-    """What is known of the samples of a batch or stream; None for a plain dict, all of whose rows count."""
+    """The ``Samples`` of a batch or stream; None for a plain dict, all of whose rows count."""
     return getattr(batch, "samples", None)
 
 
 def joined_samples(first: Samples, second: Samples) -> Samples:
-    """The samples of two streams taken together."""
+    """The samples of two streams whose rows are concatenated."""
     batch = first.batch + second.batch if first.batch is not None and second.batch is not None else None
     update = first.update + second.update if first.update is not None and second.update is not None else None
     return Samples(first.rows + second.rows, 0, batch, update)
 
 
 def rows_of(batch: Mapping[str, Any], tensor: Tensor) -> int:
-    """How many rows of a tensor of this batch count: all, or 0 where they are another process's."""
+    """How many rows of a tensor of this batch count: all of them, or 0 where they are copies of another process's."""
     samples = samples_of(batch)
     return len(tensor) if samples is None or samples.rows else 0
 
@@ -66,47 +70,47 @@ class MicroBatch(NamedTuple):
     """The facts of one forward and backward pass, handed to ``TaskMethod.step`` with the batch."""
 
     samples: Samples
-    """Of its only stream, or of the first one."""
+    """Those of its only stream, or of the first of several."""
     closes: bool = True
-    """Whether the update follows, since this is its last micro-batch."""
+    """Whether this is the last micro-batch of its update, after which the optimizer steps."""
     parts: int = 1
-    """Micro-batches of the update."""
+    """Number of micro-batches in the update."""
     processes: int = 1
-    """Processes whose gradients the update has."""
+    """Number of processes whose gradients are averaged in the update."""
 
     @property
     def rows(self) -> int:
-        """Samples of this process that count."""
+        """Number of samples of this process that count."""
         return self.samples.rows
 
     @property
     def weighted(self) -> bool:
-        """Whether the update has further gradients beside this one, so that each is weighed."""
+        """Whether the update combines several gradients, of micro-batches or processes, so that each needs a weight."""
         return self.parts > 1 or self.processes > 1
 
 
-# --- what a loss is made of ------------------------------------------------------------------------------------------
+# --- losses as sums of means -----------------------------------------------------------------------------------------
 
 Over = Samples | Tensor | float | None
 
 
 class Loss:
-    """A sum of means, each over samples of its own: what ``+`` and ``*`` make of ``Mean``, numbers and scalar tensors.
+    """A sum of means, each with its own denominator; the result of ``+`` and ``*`` with ``Mean``, numbers and tensors.
 
-    ``supervised + weight * Mean(distance, samples_of(batch["unlabelled"]))`` is one; a scalar tensor in such a sum
-    counts as a mean over the batch's own samples.
+    An example is ``supervised + weight * Mean(distance, samples_of(batch["unlabelled"]))``. A scalar tensor in such a
+    sum counts as a mean over the samples of the batch (of its first stream, where there are several).
     """
 
     __slots__ = ()
 
     @property
     def terms(self) -> tuple[Mean, ...]:
-        """One or more; no two are over the same samples."""
+        """The means of the sum, at least one; terms with the same denominator have been added up already."""
         raise NotImplementedError
 
     @property
     def value(self) -> Tensor:
-        """The sum of the terms' values: the loss of this micro-batch by itself."""
+        """The sum of the terms' values: the loss of this micro-batch on its own."""
         first, *others = self.terms
         total: Tensor = first.value
         for other in others:
@@ -129,17 +133,18 @@ class Loss:
         return joined([Mean(term.value / factor, term.over) for term in self.terms])
 
     def detach(self) -> Loss:
-        """The same without a gradient, as it is logged."""
+        """The same loss without gradients, for logging."""
         return joined([Mean(term.value.detach(), term.over) for term in self.terms])
 
 
 class Mean(Loss):
-    """A scalar that is a mean, and what it is a mean over.
+    """A scalar that is a mean, together with its denominator.
 
     Args:
         value: 0-dimensional.
-        over: the samples of a stream (``samples_of``); or a number or 0-dimensional tensor, such as a sum of class
-            weights; or None for the batch's own samples, those of its first stream where there are several.
+        over: the denominator: the samples of a stream (``samples_of``); or a number or 0-dimensional tensor, such as
+            the sum of the targets' class weights; or None for the samples of the batch, of its first stream where there
+            are several.
     """
 
     __slots__ = ("_value", "over")
@@ -157,7 +162,7 @@ class Mean(Loss):
         return self._value
 
     def counted(self, micro: MicroBatch) -> Any:
-        """How many of them this process has in this micro-batch: a number, or a 0-dimensional tensor."""
+        """This process's part of the denominator in this micro-batch: a number, or a 0-dimensional tensor."""
         if self.over is None:
             return micro.samples.rows
         if isinstance(self.over, Samples):
@@ -165,14 +170,14 @@ class Mean(Loss):
         return self.over if micro.samples.rows else 0
 
     def sampled(self, micro: MicroBatch) -> Samples | None:
-        """The samples it is a mean over; None where it is one over something else."""
+        """The samples that are the denominator; None where it is something else, such as a sum of class weights."""
         if self.over is None:
             return micro.samples
         return self.over if isinstance(self.over, Samples) else None
 
 
 class Sum(Loss):
-    """Means over unlike samples."""
+    """A sum of means with different denominators."""
 
     __slots__ = ("_terms",)
 
@@ -185,19 +190,19 @@ class Sum(Loss):
 
 
 def loss_of(value: Any, over: Over = None) -> Loss:
-    """A loss as it is; a scalar as a mean over ``over``."""
+    """``value`` itself where it is a ``Loss``; a scalar becomes a mean over ``over``."""
     return value if isinstance(value, Loss) else Mean(value, over)
 
 
 def joined(terms: Iterable[Mean]) -> Loss:
-    """The sum of means, in which those over the same samples are one."""
+    """The sum of some means; those with the same denominator are added up to one."""
     kept: list[Mean] = []
     for term in terms:
-        place = next((i for i, other in enumerate(kept) if other.over is term.over), None)
-        if place is None:
+        same = next((i for i, other in enumerate(kept) if other.over is term.over), None)
+        if same is None:
             kept.append(term)
         else:
-            kept[place] = Mean(kept[place].value + term.value, term.over)
+            kept[same] = Mean(kept[same].value + term.value, term.over)
     return kept[0] if len(kept) == 1 else Sum(kept)
 
 
@@ -205,38 +210,40 @@ def joined(terms: Iterable[Mean]) -> Loss:
 
 
 class Accumulator:
-    """Sums the gradients of an update's micro-batches, in the parameters' ``grad``, and weighs them.
+    """Computes the weights with which the gradients of an update's micro-batches add up in the parameters' ``grad``.
 
-    The gradient of a mean over ``count`` is added with the weight ``count / nominal``, and when the update is complete
-    all are multiplied by ``nominal * processes / total``; the processes since DistributedDataParallel divides by them.
-    Where a loss has several terms, ``total`` is that of the first, and the weights of the others are relative to it.
-    Nothing here reads a value or waits for a device.
+    A term whose denominator is ``count`` in this micro-batch and process gets the weight ``count / nominal``. When the
+    update is complete, the accumulated gradients are multiplied by ``nominal * processes / total``, where ``total`` is
+    the denominator of the whole update; the factor ``processes`` undoes the average that DistributedDataParallel takes.
+    With one term this is the gradient of the mean over the whole batch. Where a loss has several terms, ``total``
+    belongs to the first, and the weights of the others contain the ratio of the two totals (see ``_proportion``).
+    Nothing here reads a tensor's value or waits for a device.
 
     Args:
-        nominal: the samples of a full micro-batch, so that weights are near 1.
-        parallel: the processes whose gradients the update has; one alone where it is None.
+        nominal: samples of a full micro-batch; it cancels out, and keeps the weights near 1.
+        parallel: the processes whose gradients are averaged; None is one process alone.
     """
 
     def __init__(self, nominal: float = 1.0, parallel: Parallel | None = None) -> None:
         self.nominal = nominal
         self.parallel = parallel or Parallel()
         self.total: Any = 0.0
-        """What the first term is a mean over, in the update so far: of all processes or, if ``apart``, of this one."""
+        """The denominator of the first term so far: over all processes or, with ``apart``, of this one alone."""
         self.apart = False
-        """Whether the processes still have to add their totals up."""
+        """Whether the totals of the processes still have to be summed."""
         self.updating = False
-        """Whether the weights are about to move: what fails from here on cannot be tried again."""
+        """Whether the optimizer step has begun: an error after this cannot be recovered by computing the step again."""
 
     def clear(self) -> None:
-        """Begin another update."""
+        """Reset for the next update."""
         self.total = 0.0
         self.apart = False
         self.updating = False
 
     def close(self, model: nn.Module, micro: MicroBatch) -> None:
-        """The update's last micro-batch was passed backward: turn the gradients of ``model`` into the update's.
+        """Scale the gradients of ``model`` after the backward pass of the update's last micro-batch.
 
-        From here on a step that fails cannot be tried again.
+        From here on a step that fails cannot be computed again.
         """
         self.updating = True
         if micro.weighted:
@@ -244,7 +251,7 @@ class Accumulator:
             self.weigh(gradients, micro.processes)
 
     def weights(self, loss: Loss, micro: MicroBatch) -> list[Any]:
-        """What the gradient of each term of this micro-batch is multiplied by; the total grows by it."""
+        """The weight of each term of this micro-batch's loss; also adds the micro-batch to the total."""
         first, *others = loss.terms
         count = wide_count(first, micro)
         weights = [count / self.nominal]
@@ -259,11 +266,12 @@ class Accumulator:
         return weights
 
     def _proportion(self, first: Mean, other: Mean, micro: MicroBatch) -> Any:
-        """The total of the first term over that of another one, in the update over all processes.
+        """The denominator of the first term divided by that of another one, for the update over all processes.
 
-        Exact where both count samples of which the update's number is known beforehand. Elsewhere (a loader of the
-        task's own; a criterion that divides by class weights) it is that of this micro-batch, which is exact where the
-        update has no other, or where all have the same proportion.
+        It is exact where both denominators are numbers of samples that are known in advance. Otherwise (a task with a
+        loader of its own, or a first term that divides by class weights) the ratio of this micro-batch stands in for
+        that of the update, which is exact only if the update has one micro-batch or all have the same ratio. Exactness
+        would need the class weights of micro-batches that are not loaded yet, or a second set of gradients.
         """
         one, two = first.sampled(micro), other.sampled(micro)
         if one is not None and two is not None:
@@ -277,7 +285,7 @@ class Accumulator:
         return counts[0] / counts[1].clamp(min=LEAST)
 
     def weigh(self, gradients: list[Tensor], processes: int) -> None:
-        """Turn the sums of weighted gradients, in place, into the gradient of the update."""
+        """Scale the weighted sums of gradients, in place, to the gradient of the update."""
         if not gradients:
             return
         total = self.total
@@ -287,12 +295,13 @@ class Accumulator:
             foreach_mul_(gradients, self.nominal * processes / max(total, LEAST))
             return
         factor = self.nominal * processes / total.clamp(min=LEAST)
-        for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):  # of another type it is a kernel each
+        # By type, since a list of mixed types, or a factor of another one, costs a kernel for each tensor.
+        for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
             foreach_mul_([gradient for gradient in gradients if gradient.dtype == dtype], factor.to(dtype))
 
 
 def wide_count(mean: Mean, micro: MicroBatch) -> Any:
-    """How many this process has of what a mean is over; a tensor in at least float32."""
+    """``mean.counted``; a tensor is converted to at least float32, since half precision cannot count samples."""
     count = mean.counted(micro)
     if isinstance(count, Tensor):
         return count.detach().to(torch.promote_types(mean.value.dtype, torch.float32))
@@ -300,7 +309,7 @@ def wide_count(mean: Mean, micro: MicroBatch) -> Any:
 
 
 def weighted_sum(loss: Loss, weights: list[Any]) -> Tensor:
-    """The sum of the terms' values, each times its weight."""
+    """The sum of the terms' values, each multiplied by its weight."""
     total: Tensor | None = None
     for term, weight in zip(loss.terms, weights, strict=True):
         value: Tensor = term.value * weight
@@ -316,15 +325,19 @@ def _scalar(count: Any, like: Tensor) -> Tensor:
     )
 
 
-# --- what a step reports ---------------------------------------------------------------------------------------------
+# --- the scalars of a step -------------------------------------------------------------------------------------------
 
 
 def reported(logs: Mapping[str, Any], micro: MicroBatch, weights: list[Any] | None = None) -> dict[str, Any]:
-    """A step's scalars, each as one tensor, and what they count: ``count`` for those over the batch's own samples, and
-    under the name and ``COUNT`` for any other.
+    """The scalars of a step as tensors, with the denominators by which they are averaged over steps and processes.
+
+    The denominator of means over the batch's samples stands under ``count``, that of any other scalar under its name
+    followed by ``COUNT``.
 
     Args:
-        weights: of the terms of the loss, where the update has further gradients.
+        logs: what ``train_step`` returned.
+        micro: the micro-batch.
+        weights: the weights of the loss's terms; None where the update has a single gradient.
     """
     scalars: dict[str, Any] = {}
     for name, value in logs.items():
@@ -334,9 +347,9 @@ def reported(logs: Mapping[str, Any], micro: MicroBatch, weights: list[Any] | No
         first, *others = value.terms
         scalars[name] = first.value
         of_loss = name == "loss" and weights is not None and not (isinstance(weights[0], float) and weights[0] == 0)
-        for place, other in enumerate(others, 1):
-            share = weights[place] / weights[0] if weights is not None and of_loss else 1.0
-            scalars[name] = scalars[name] + other.value * share
+        for number, other in enumerate(others, 1):
+            relative = weights[number] / weights[0] if weights is not None and of_loss else 1.0
+            scalars[name] = scalars[name] + other.value * relative
         if first.over is not None:
             scalars[name + COUNT] = first.counted(micro)
     rows = micro.samples.rows
@@ -345,10 +358,10 @@ def reported(logs: Mapping[str, Any], micro: MicroBatch, weights: list[Any] | No
 
 
 COUNT = " count"
-"""Behind the name of a scalar: what it is a mean over."""
+"""The suffix of a scalar's name under which its denominator is reported."""
 
 
 def counts_of(names: Collection[str]) -> dict[str, str]:
-    """By scalar the name of its count: one of its own, or that of the batch."""
+    """For each scalar the name of its denominator: a separate one where there is one, else ``count``."""
     scalars = [name for name in names if name != "count" and not name.endswith(COUNT)]
     return {name: name + COUNT if name + COUNT in names else "count" for name in scalars}

@@ -1,6 +1,6 @@
-"""Rotation, shift, scale, shear, flip and crop of whole batches in one bilinear sampling.
+"""Rotation, shift, scale, shear, flip and crop of whole batches, each as one bilinear resampling.
 
-Each function is pure: a sample's result depends on the sample and its own numbers, never on its neighbours.
+The functions are pure: the result for a sample depends on the sample and its parameters, not on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from healsg.transforms.numbers import between, uniform
 
 
 def resample(images: Tensor, matrix: Tensor, padding: Padding = "zero") -> Tensor:
-    """Each output pixel from the place that its image's matrix says, bilinearly.
+    """Resample images by an affine map, bilinearly.
 
     Args:
         images: (N, C, H, W) floating point.
-        matrix: (N, 2, 3) float32: from (column, row, 1) of an output pixel, in pixels from the image's centre, to the
-            place in the input, likewise.
-        padding: what lies outside, ``zero`` or ``reflect``.
+        matrix: (N, 2, 3) float32, which maps (column, row, 1) of an output pixel to (column, row) in the input, both in
+            pixels relative to the image's centre.
+        padding: the values outside the image, ``zero`` or ``reflect``.
     """
     height, width = images.shape[2:]
     column = torch.arange(width, device=images.device, dtype=torch.float32) - (width - 1) / 2
     row = (torch.arange(height, device=images.device, dtype=torch.float32) - (height - 1) / 2).unsqueeze(1)
-    a = matrix.view(-1, 6, 1, 1).unbind(1)  # element by element: a matrix product may round by the batch's size
+    a = matrix.view(-1, 6, 1, 1).unbind(1)  # no matrix product, whose rounding may depend on the batch size
     across, down = a[0] * column + a[1] * row + a[2], a[3] * column + a[4] * row + a[5]
     grid = torch.stack([across * (2 / width), down * (2 / height)], dim=3)
     outside = "zeros" if padding == "zero" else "reflection"
@@ -39,19 +39,19 @@ def resample(images: Tensor, matrix: Tensor, padding: Padding = "zero") -> Tenso
 def affine_matrix(
     angle: Tensor, right: Tensor, down: Tensor, scale: Tensor, shear: Tensor, flip: Tensor | None = None
 ) -> Tensor:
-    """(N, 2, 3) for ``resample``: images are flipped, sheared, enlarged, turned about their centre, then shifted.
+    """The (N, 2, 3) matrix for ``resample`` that flips, shears, scales, rotates about the centre and then shifts.
 
     Args:
-        angle: (N,) radians, counterclockwise as one sees it.
-        right: (N,) pixels.
-        down: (N,) pixels.
-        scale: (N,) above 0; 2 shows everything twice as large.
-        shear: (N,) pixels that a row is pushed right for each that it lies lower.
+        angle: (N,) rotation in radians, counterclockwise in the displayed image.
+        right: (N,) shift to the right, in pixels.
+        down: (N,) shift downwards, in pixels.
+        scale: (N,) above 0; 2 doubles the size of everything in the image.
+        shear: (N,) pixels by which each row is shifted right relative to the row above it.
         flip: (N,) -1 mirrors left to right, 1 does not.
     """
-    cos, sin = precise(angle).cos().float(), precise(angle).sin().float()  # rounded alike whatever the batch's size
+    cos, sin = precise(angle).cos().float(), precise(angle).sin().float()  # rounding independent of the batch size
     mirror = torch.ones_like(cos) if flip is None else flip
-    # The inverse, since resample asks where a pixel comes from.
+    # The inverse of the described map, since resample needs the source of each output pixel.
     first, second = torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)
     first = (first - shear.unsqueeze(1) * second) / scale.unsqueeze(1) * mirror.unsqueeze(1)
     second = second / scale.unsqueeze(1)
@@ -74,18 +74,18 @@ def random_affine(
     padding: Padding = "zero",
     which: int = 0,
 ) -> Tensor:
-    """Turn, shift, enlarge, shear and flip each image by its own evenly drawn amounts.
+    """Rotate, shift, scale, shear and flip each image by uniformly drawn amounts.
 
     Args:
         images: (N, C, H, W) floating point.
         draw: the samples' draws, of which ``which`` and ``which + 1`` are used.
-        rotation: at most so many degrees either way.
-        shift: at most so many pixels in each direction, in fractions.
-        scale: between 1 - scale and 1 + scale.
-        shear: at most so many pixels a row, either way.
-        flip: mirror with probability 1/2.
-        padding: what comes in from outside.
-        which: the first of the draws.
+        rotation: the largest rotation in either direction, in degrees.
+        shift: the largest shift in each direction, in pixels; fractions are drawn too.
+        scale: the factor is drawn from [1 - scale, 1 + scale].
+        shear: the largest shear in either direction, in pixels per row.
+        flip: mirror left to right with probability 1/2.
+        padding: the values outside the image, ``zero`` or ``reflect``.
+        which: number of the first draw.
     """
     u = uniform(draw, 6, which)
     signed = u * 2 - 1
@@ -103,18 +103,19 @@ def random_affine(
 def random_resized_crop(
     images: Tensor, draw: Draw, *, smallest: float = 0.08, ratio: float = 4 / 3, flip: bool = False, which: int = 0
 ) -> Tensor:
-    """A random window of each image, shown in full size (Szegedy et al. 2015, arXiv 1409.4842, section 6).
+    """Crop a random window of each image and resize it to the full size (Szegedy et al. 2015, arXiv 1409.4842,
+    section 6).
 
-    The window's share of the area is drawn evenly, the logarithm of its aspect likewise; a window wider or higher than
-    the image is cut to it.
+    The window's fraction of the area and the logarithm of its aspect ratio are drawn uniformly; a window wider or
+    higher than the image is clipped to it.
 
     Args:
         images: (N, C, H, W) floating point.
         draw: the samples' draws, of which ``which`` and ``which + 1`` are used.
-        smallest: the least share of the area; the largest is 1.
-        ratio: the aspect lies between its inverse and this.
-        flip: mirror with probability 1/2.
-        which: the first of the draws.
+        smallest: the smallest fraction of the area; the largest is 1.
+        ratio: the aspect ratio is drawn from [1 / ratio, ratio].
+        flip: mirror left to right with probability 1/2.
+        which: number of the first draw.
     """
     height, width = images.shape[2:]
     u = uniform(draw, 5, which)

@@ -1,6 +1,7 @@
-"""Brightness, contrast, saturation, hue, grey, blur, noise and cutout of whole batches, each image by its own numbers.
+"""Brightness, contrast, saturation, hue, grey, blur, noise and cutout of whole batches, with parameters for each image.
 
-Images are (N, C, H, W) floating point in 0..1; amounts are (N,). Every function is pure: no image sees its neighbours.
+Images are (N, C, H, W) floating point in 0..1; parameters are (N,). The functions are pure: the result for an image
+does not depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from healsg.metric import precise
 
 GREY = (0.299, 0.587, 0.114)
-"""The weights of red, green and blue in brightness as it is seen (ITU-R BT.601)."""
+"""The weights of red, green and blue in luma (ITU-R BT.601)."""
 
 
 def _each(amount: Tensor) -> Tensor:
@@ -22,7 +23,7 @@ def _each(amount: Tensor) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """(N, 1, H, W): brightness as it is seen of 3 channels, the mean of any other number."""
+    """(N, 1, H, W): luma of images of 3 channels; the mean over the channels of others."""
     if images.shape[1] == 3:
         red, green, blue = images.unbind(1)
         return (red * GREY[0] + green * GREY[1] + blue * GREY[2]).unsqueeze(1)
@@ -30,18 +31,21 @@ def grey(images: Tensor) -> Tensor:
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Times ``factor``."""
+    """Multiply by ``factor``."""
     return (images * _each(factor)).clamp_(0, 1)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """The distance from the image's mean brightness times ``factor``."""
-    mean = precise(grey(images)).mean(dim=(1, 2, 3), keepdim=True).float()  # rounded alike whatever the batch's size
+    """Multiply the difference from the image's mean luma by ``factor``."""
+    mean = precise(grey(images)).mean(dim=(1, 2, 3), keepdim=True).float()  # rounding independent of the batch size
     return (mean + (images - mean) * _each(factor)).clamp_(0, 1)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """The distance from grey times ``factor``: 0 is grey, 1 changes nothing. Images of one channel stay."""
+    """Multiply the difference from grey by ``factor``: 0 gives grey, 1 changes nothing.
+
+    Images of other than 3 channels are returned unchanged.
+    """
     if images.shape[1] != 3:
         return images
     bare = grey(images)
@@ -49,7 +53,10 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turn the colours about the axis of greys by ``turn`` of a full circle. Images of other than 3 channels stay."""
+    """Rotate the colours about the grey axis of the RGB cube by ``turn`` of a full circle.
+
+    Images of other than 3 channels are returned unchanged.
+    """
     if images.shape[1] != 3:
         return images
     angle = precise(turn) * (2 * pi)
@@ -65,14 +72,14 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
 
 
 def add_noise(images: Tensor, noise: Tensor, deviation: float | Tensor) -> Tensor:
-    """Images plus ``noise`` ((N, C * H * W), of variance 1) times ``deviation``."""
+    """Add ``noise`` (N, C * H * W) of variance 1, multiplied by ``deviation``."""
     return (images + noise.view(images.shape) * deviation).clamp_(0, 1)
 
 
 def blur(images: Tensor, deviation: Tensor, radius: int) -> Tensor:
-    """Gaussian blur with each image's own standard deviation in pixels, cut off at ``radius`` pixels."""
-    place = precise(torch.arange(-radius, radius + 1, device=images.device))
-    weight = (-(place**2) / (2 * precise(deviation).view(-1, 1) ** 2)).exp()
+    """Gaussian blur with a standard deviation in pixels for each image; the kernel is cut off at ``radius`` pixels."""
+    offset = precise(torch.arange(-radius, radius + 1, device=images.device))
+    weight = (-(offset**2) / (2 * precise(deviation).view(-1, 1) ** 2)).exp()
     weight = (weight / weight.sum(dim=1, keepdim=True)).float()
     for axis in (3, 2):
         size = images.shape[axis]
@@ -89,10 +96,10 @@ def cutout(images: Tensor, across: Tensor, down: Tensor, size: Tensor | float, f
 
     Args:
         images: (N, C, H, W).
-        across: (N,) where its centre lies, as a share of the width.
-        down: (N,) likewise of the height. Near a border a part of the square lies outside.
-        size: of its sides, in pixels.
-        fill: what it holds.
+        across: (N,) column of the square's centre, as a fraction of the width.
+        down: (N,) row of the centre, as a fraction of the height. Near a border, part of the square is outside.
+        size: the square's side in pixels, one for all or (N,).
+        fill: the value that covers it.
     """
     height, width = images.shape[2:]
     half = size / 2

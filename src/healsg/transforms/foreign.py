@@ -1,4 +1,5 @@
-"""torchvision's policies, sample by sample, each seeded by the sample's own draw whatever the number of workers."""
+"""torchvision's augmentation policies, applied sample by sample, each seeded by the sample's draw, so that the result
+does not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ Policy = Literal["randaugment", "trivialaugment", "autoaugment"]
 
 @cache
 def policy_of(name: Policy, cifar: bool) -> Any:
-    """RandAugment (arXiv 1909.13719; 2 operations of strength 9), TrivialAugment Wide (arXiv 2103.10158) or AutoAugment
-    (arXiv 1805.09501; the policy found on CIFAR-10 or that found on ImageNet), as torchvision has them."""
+    """torchvision's RandAugment (arXiv 1909.13719; 2 operations of magnitude 9), TrivialAugment Wide (arXiv 2103.10158)
+    or AutoAugment (arXiv 1805.09501; the policy for CIFAR-10 with ``cifar``, else that for ImageNet)."""
     from torchvision import transforms
     from torchvision.transforms import AutoAugmentPolicy
 
@@ -28,15 +29,15 @@ def policy_of(name: Policy, cifar: bool) -> Any:
 
 
 def apply_policy(name: Policy, images: Tensor, draw: Draw, which: int = 0) -> Tensor:
-    """Change each image by its own random operations.
+    """Apply a policy to each image with random operations of its own.
 
-    The CPU's default generator, from which the policies draw, is left as it was.
+    The policies draw from the CPU's default generator, whose state is restored afterwards.
 
     Args:
-        name: of the policy.
-        images: (N, C, H, W) uint8, 1 or 3 channels.
+        name: the policy.
+        images: (N, C, H, W) uint8 of 1 or 3 channels.
         draw: the samples' draws, of which ``which`` seeds each sample.
-        which: the draw.
+        which: number of the draw.
     """
     policy = policy_of(name, cifar=min(images.shape[2:]) <= 64)
     state, changed = torch.get_rng_state(), []

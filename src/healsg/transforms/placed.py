@@ -1,4 +1,4 @@
-"""Targets that have a place on their input, such as masks: they are moved as it is, and keep their labels."""
+"""Dense targets, such as masks, which geometric transforms move together with their images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def is_placed(batch: Mapping[str, Any]) -> bool:
-    """Whether each target of a batch is a mask: (N, *spatial), or several (N, R, *spatial), on inputs (N, C, *spatial)
-    of two or three spatial axes."""
+    """Whether the targets of a batch are masks, (N, *spatial) or (N, R, *spatial), of the inputs (N, C, *spatial) with
+    two or three spatial axes."""
     input, target = batch["input"], batch.get("target")
     if not isinstance(target, Tensor) or input.dim() < 4 or target.dim() not in (input.dim() - 1, input.dim()):
         return False
@@ -18,18 +18,18 @@ def is_placed(batch: Mapping[str, Any]) -> bool:
 
 
 def moved_mask(target: Tensor, dims: int, move: Callable[[Tensor], Tensor], outside: int) -> Tensor:
-    """A mask after ``move``, in its own type and shape.
+    """Apply a geometric transform to masks; their type and shape stay the same.
 
     Args:
         target: (N, *spatial) or (N, R, *spatial).
-        dims: of an input, (N, C, *spatial).
-        move: from (N, C, *spatial) of any type to the same, by whole places or by the nearest one; what comes in from
-            outside is 0.
-        outside: the label of what comes in from outside.
+        dims: the number of axes of an input, (N, C, *spatial).
+        move: takes and returns (N, C, *spatial) of any type. It moves pixels without interpolation, and fills those
+            that come from outside with 0.
+        outside: the label of pixels that come from outside.
     """
     planes = target if target.dim() == dims else target.unsqueeze(1)
     if outside and not planes.is_floating_point():
-        wide = planes.long() - outside  # so that the 0 from outside becomes this label
+        wide = planes.long() - outside  # so that the 0 that fills becomes this label
         moved = (move(wide) + outside).to(target.dtype)
     else:
         moved = move(planes)

@@ -1,4 +1,4 @@
-"""The standardisation of numbers, and noise on them."""
+"""Standardisation of numeric inputs, with noise in training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from healsg.types import NonNegative
 
 
 class Standardise:
-    """``(input - centre) / spread``, what is missing (nan) as 0, and in training noise on top.
+    """``(input - centre) / spread``; missing values (NaN) become 0. In training, noise is added.
 
     Args:
-        centre: of each number, in a sample's shape or one that broadcasts to it.
-        spread: likewise; not 0.
-        noise: deviation of the nearly normal noise that each number of a training sample gets.
+        centre: the mean of each number, in a shape that broadcasts to a sample's.
+        spread: the standard deviation of each number, likewise; not 0.
+        noise: standard deviation of the approximately normal noise on the standardised numbers.
     """
 
     per_sample = True
@@ -41,12 +41,12 @@ class Standardise:
         return batch | {"input": numbers}
 
     def described(self) -> dict[str, Any]:
-        """Mean and deviation of each number, as ``DataInfo.preprocessing`` has them."""
+        """Mean and standard deviation of each number, for ``DataInfo.preprocessing``."""
         centre, spread = (value.flatten().tolist() for value in (self.centre, self.spread))
         return {"mean": centre, "std": spread, "missing": "mean"}
 
     def of(self, view: str, split: str = "train") -> Standardise:
-        """This transform, for the views it can make. Raises ConfigError for one that asks for more."""
+        """This transform, which serves every view that it supports. Raises ConfigError for any other."""
         check_view(view, "numbers")
         if view in ("view1", "view2") and split == "train" and not self.noise:
             raise ConfigError("data.noise: 0 makes both views of a sample the same; set it above 0")
@@ -54,9 +54,9 @@ class Standardise:
 
 
 def statistics(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column of (N, F) numbers, float32 (F,), those that are missing (nan) apart.
+    """Mean and standard deviation of each column of (N, F) numbers, float32 (F,), without missing values (NaN).
 
-    A column that never differs has the deviation 1, an empty one the mean 0.
+    The standard deviation of a constant column is given as 1, the mean of an empty one as 0.
     """
     wide = numbers.double()
     known = ~wide.isnan()
@@ -66,5 +66,5 @@ def statistics(numbers: Tensor) -> tuple[Tensor, Tensor]:
     spread = ((filled - centre).square() * known).sum(dim=0).div(count).sqrt()
     low = torch.where(known, wide, torch.inf).amin(dim=0)
     high = torch.where(known, wide, -torch.inf).amax(dim=0)
-    varies = (low < high) & (spread > 0)  # the mean of equal numbers may be rounded, and their deviation is not 0 then
+    varies = (low < high) & (spread > 0)  # rounding may give a constant column a deviation above 0
     return centre.float(), torch.where(varies, spread, 1.0).float()

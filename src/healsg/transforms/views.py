@@ -1,4 +1,5 @@
-"""The views of an image by name: what ``data.augment`` and the methods' ``weak``, ``strong`` and ``view1`` are."""
+"""The augmentations of images: those that ``data.augment`` names, and the views that methods ask for (``weak``,
+``strong``, ``view1``, ``view2``)."""
 
 from __future__ import annotations
 
@@ -25,31 +26,32 @@ Augment = Literal[
 ]
 
 SMALL = 28
-"""Pixels of the shorter side from which a crop or a change of colour leaves enough to see."""
+"""Pixels of the shorter side from which images are large enough for crops, colour changes and cutout."""
 
 BLURRED = 64
-"""Pixels of the shorter side from which the self-supervised view is blurred, as SimCLR does on ImageNet, not CIFAR."""
+"""Pixels of the shorter side from which the self-supervised view is blurred: SimCLR blurs ImageNet, but not CIFAR."""
 
 
 class ImageViews:
-    """What a set of images offers as views, each a transform of whole batches.
+    """The views of a set of images by name, each a transform of whole batches.
 
     ============ ==============================================================================================
-    ``input``    as ``augment`` says on training samples; plain elsewhere
+    ``input``    the augmentation ``augment`` on training samples; ``none`` in evaluation
     ``weak``     ``light``
     ``strong``   ``strong``
     ``view1/2``  two draws of the self-supervised augmentation; the strong one on images below 28 pixels
     ============ ==============================================================================================
 
-    ``none`` is plain; ``standard`` a flip and a shift by whole pixels, as the set has them; ``alternating`` the same
-    with a flip every other epoch (see ``random_flip``); ``light`` is ``standard`` from 28 pixels on, below that a
-    rotation by 5 degrees and a shift by 0.7 pixels; ``strong`` turns, shifts, enlarges, shears and changes contrast and
-    colours, with noise on small images and cutout on others; ``crop`` shows a window of 8 to 100 % of the area in full
-    size, flipped where the set flips; the rest are torchvision's policies after ``standard``, sample by sample.
+    The augmentations: ``none`` only normalises. ``standard`` is the set's random flip and shift by whole pixels, and
+    ``alternating`` the same with a flip in every other epoch (see ``random_flip``). ``light`` is ``standard``, but for
+    images below 28 pixels a rotation by up to 5 degrees and a shift by up to 0.7 pixels. ``strong`` rotates, shifts,
+    scales, shears and changes contrast and colours, with noise on images below 28 pixels and cutout on others. ``crop``
+    shows a window of 8 to 100 % of the area in full size, flipped where the set flips. The rest are torchvision's
+    policies, applied sample by sample after ``standard``.
 
-    Where targets have a place, such as masks, all views of a sample have one flip and one shift, those of
-    ``standard``, in the place of what else would move them, and the target follows; colours, contrast, noise and cutout
-    are drawn by view. torchvision's policies and ``crop`` are refused then.
+    With dense targets, such as masks, all views of a sample share one flip and one shift, those of ``standard``, which
+    replace every other geometric change, and the target is moved alike. Colours, contrast, noise and cutout are drawn
+    for each view. torchvision's policies and ``crop`` are refused in that case.
 
     Args:
         augment: the name of the augmentation of ``input``.
@@ -57,10 +59,10 @@ class ImageViews:
         shift: the largest shift of ``standard``, in pixels.
         mean: each channel's mean, with ``maximum`` as 1.
         std: each channel's standard deviation, likewise.
-        maximum: the value stored for full intensity.
-        padding: what comes in from outside, ``zero`` or ``reflect``.
+        maximum: the stored value of full intensity, 255 for uint8.
+        padding: what fills the pixels that come from outside the image, ``zero`` or ``reflect``.
         size: the images' shorter side in pixels.
-        outside: the label of a mask's pixels that come in from outside with ``zero`` padding.
+        outside: the label of a mask's pixels that come from outside, with ``zero`` padding.
         files: the images are decoded from files of any size, so that ``crop`` cuts its window out before resizing.
     """
 
@@ -104,7 +106,7 @@ class ImageViews:
         self.views["input"] = made[augment]
 
     def of(self, view: str, split: str = "train") -> Transform:
-        """The transform that makes ``view`` in ``split``. Raises ConfigError for a view that there is not."""
+        """The transform of ``view`` in ``split``. Raises ConfigError for an unknown view."""
         check_view(view, "these images", self.views)
         return self.views[view] if split == "train" else self.plain
 
@@ -112,9 +114,9 @@ class ImageViews:
 def image_views(
     augment: Augment, flip: bool, shift: int, mean: float, std: float, shape: Sequence[int], padding: Padding, what: str
 ) -> ImageViews | VolumeTransform:
-    """The views of samples of ``shape``: images, or volumes, which know ``none`` and ``standard`` alone.
+    """The views of samples of ``shape``: images, or volumes, for which there is only ``none`` and ``standard``.
 
-    Raises ConfigError for another ``augment`` of volumes; ``what`` begins its clause "these are volumes".
+    Raises ConfigError for another ``augment`` of volumes; ``what`` is the subject of its message, such as "these are".
     """
     means = (mean,) * shape[0]
     stds = (std,) * shape[0]
@@ -128,10 +130,10 @@ def image_views(
 
 
 class FloatTransform:
-    """Images as floating point in 0..1, moved and coloured where there is a draw, then normalised.
+    """A base class: images become floating point in 0..1, are changed if there is a draw, and are then normalised.
 
     Args:
-        standard: the set's usual transform: its flip, padding and normalisation.
+        standard: the set's standard transform, from which flip, padding and normalisation are taken.
     """
 
     per_sample = True
@@ -145,15 +147,15 @@ class FloatTransform:
         self.unit = ImageTransform(False, 0, standard.mean, standard.std, maximum=1.0)
 
     def move(self, images: Tensor, draw: Draw) -> Tensor:
-        """Where the pixels of (N, C, H, W) float32 images in 0..1 come to lie."""
+        """The geometric change of (N, C, H, W) float32 images in 0..1."""
         return images
 
     def recolour(self, images: Tensor, draw: Draw) -> Tensor:
-        """What becomes of the pixels' values, likewise."""
+        """The change of the pixels' values, likewise."""
         return images
 
     def change(self, images: Tensor, draw: Draw) -> Tensor:
-        """(N, C, H, W) float32 in 0..1 to the same."""
+        """Both changes of (N, C, H, W) float32 images in 0..1."""
         return self.recolour(self.move(images, draw), draw)
 
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
@@ -220,8 +222,8 @@ class SmallStrong(FloatTransform):
 
 
 class Strong(FloatTransform):
-    """All that is done to whole batches: turned, shifted by up to an eighth, enlarged, sheared; brightness, contrast,
-    saturation and hue; a square of half the size covered with the mean, as FixMatch's strong view has one."""
+    """A rotation by up to 25 degrees, a shift by up to an eighth of the side, scale and shear 0.2; brightness,
+    contrast, saturation and hue; and cutout of half the side with the mean colour, as in FixMatch's strong view."""
 
     per_sample = True
 
@@ -244,8 +246,9 @@ class Strong(FloatTransform):
 class SelfSupervised(FloatTransform):
     """The augmentation of SimCLR (Chen et al. 2020, arXiv 2002.05709, appendix A), its strength 0.5 as on CIFAR-10.
 
-    A window of 8 to 100 % of the area, a flip where the set flips, with probability 0.8 other brightness, contrast,
-    saturation (each by up to 0.4) and hue (0.1), with 0.2 grey; from 64 pixels on with 0.5 blurred by 0.1 to 2 pixels.
+    A crop of 8 to 100 % of the area; a flip if the set flips; with probability 0.8 a change of brightness, contrast and
+    saturation (each by up to 0.4) and hue (by up to 0.1); with probability 0.2 conversion to grey; and, from 64 pixels
+    on, with probability 0.5 a Gaussian blur with a standard deviation of 0.1 to 2 pixels.
     """
 
     per_sample = True
@@ -269,12 +272,12 @@ class SelfSupervised(FloatTransform):
 
 
 class PolicyTransform:
-    """The set's flip and shift, then a policy of torchvision's, sample by sample, then the normalisation."""
+    """The set's flip and shift, then a policy of torchvision sample by sample, then the normalisation."""
 
     per_sample = True
 
     on_cpu = True
-    """Samples held in memory stay on the CPU: on a GPU each operation on each of them would wait for the device."""
+    """Samples held in memory stay on the CPU, since on a GPU each operation on a sample would wait for the device."""
 
     def __init__(self, policy: Policy, standard: ImageTransform) -> None:
         self.policy: Policy = policy
