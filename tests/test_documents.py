@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+import fake_data
+from healsg import TaskTrainer
 from healsg.build import build_task
-from healsg.cli import COMMANDS
+from healsg.cli import COMMANDS, main
 from healsg.commands.eval import with_parts
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
@@ -21,15 +24,10 @@ from healsg.runs.folder import RunFolder
 from helpers import REPOSITORY, Program, healsg
 
 DOCUMENTS = [
-    "README.md",
-    "README.zh.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "docs/extending.md",
-    "docs/recipes.md",
-    "docs/runs.md",
+    *("README.md", "README.zh.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+    *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")),
 ]
-WITH_COMMANDS = ["README.md", "docs/extending.md", "docs/runs.md"]
+WITH_COMMANDS = ["README.md", "docs/data.md", "docs/extending.md", "docs/runs.md"]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:python train\.py|healsg train|uv run train\.py) ?[^`]*)`")
 SETTINGS = ("split=", "checkpoint=")
@@ -53,8 +51,8 @@ def commands(document: str) -> list[list[str]]:
 
 
 def arguments(words: list[str]) -> list[str] | None:
-    """What a command hands to ``train``; None where it is another command."""
-    if words[:2] == ["healsg", "train"]:
+    """What a command hands to ``train``, as ``verify`` also does; None where it is another command."""
+    if words[:2] in (["healsg", "train"], ["healsg", "verify"]):
         return words[2:]
     if words[0] in ("python", "torchrun", "uv") and "train.py" in words:
         return words[words.index("train.py") + 1 :]
@@ -107,7 +105,7 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize("document", WITH_COMMANDS)
 def test_train_commands_make_their_parts(document: str, examples: Path) -> None:
     lines = [words for command in commands(document) if (words := arguments(command)) is not None]
-    assert len(lines) >= 4
+    assert len(lines) >= 2
     for words in lines:
         for job in composed(words):
             build_task(job)
@@ -126,6 +124,95 @@ def test_commands_on_runs_name_a_run_of_the_document(document: str, tmp_path: Pa
         elif command[0] == "healsg" and command[1] in ("resume", "eval"):
             overrides = [word for word in command[3:] if not word.startswith(SETTINGS)]
             assert with_parts(RunFolder(tmp_path / "runs" / command[2]), overrides).values["name"] == command[2]
+
+
+READING = ("predict", "list", "explain", "show", "runs", "compare", "diff", "watch", "diverge", "rm")
+"""Commands that train nothing."""
+
+
+@pytest.fixture(scope="module")
+def runs_of_the_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small runs of the names that the documents use, and with new images."""
+    folder = tmp_path_factory.mktemp("documents")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fake_data.write_imagefolder("pictures", parts=("train", "val", "test"))
+        small = ["data=imagefolder", "data.folder=pictures", "data.image_size=16", "data.workers=0"]
+        small += ["data.augment=none", "data.shift=0", "model.width=4", "runner.epochs=1", "quiet=true"]
+        for seed, name in enumerate(["exp1", "exp2", "fold1", "fold2", "fold3"]):
+            TaskTrainer.compose(*small, f"seed={seed}", f"name={name}").train()
+        for name in ("compare", "sweep1"):
+            assert main(["train", "-m", *small, "method=sgd,adamw", "seed=0,1", f"name={name}"]) == 0
+        shutil.copytree(next(Path("pictures/train").iterdir()), "new_images")
+    return folder
+
+
+@pytest.fixture
+def beside_runs(runs_of_the_documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, as the current directory."""
+    folder = tmp_path / "beside"
+    shutil.copytree(runs_of_the_documents, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/runs.md"])
+def test_commands_that_read_runs_run(document: str, beside_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each in the order of the document, but for the removal of runs, which comes last."""
+    lines = [words for words in commands(document) if words[0] == "healsg" and words[1] in READING]
+    assert len(lines) >= 6
+    for _, command, *rest in sorted(lines, key=lambda words: words[1] == "rm"):
+        once = ["--once"] if command == "watch" and "--once" not in rest else []
+        status = main([command, *rest, *once])
+        printed = capsys.readouterr()
+        assert status == 0 or (command in ("diff", "diverge") and status == 1), (command, rest, printed.err)
+        assert "error" not in printed.err
+        assert printed.out or "--out" in rest
+
+
+def test_recipes_of_the_documents_compose() -> None:
+    lines = [words[2:] for words in commands("docs/recipes.md") if words[:2] == ["healsg", "reproduce"] and words[2:]]
+    assert len(lines) >= 4
+    for recipe, *rest in lines:
+        options = ("seeds=", "seed=", "baseline=")
+        settings = [word for word in rest if not word.startswith(options)]
+        assert Composer().compose([f"recipe={recipe}", *settings]).choices["recipe"] == recipe
+
+
+def test_python_of_the_documents_compiles_and_uses_runs(beside_runs: Path) -> None:
+    found = [
+        (document, block) for document in DOCUMENTS for language, block in blocks(document) if language == "python"
+    ]
+    assert len(found) >= 6
+    for document, block in found:
+        compile(block, document, "exec")
+    (predicts,) = (block for document, block in found if document == "docs/runs.md" and ".predictor()" in block)
+    names: dict[str, Any] = {}
+    exec(compile(predicts, "docs/runs.md", "exec"), names)
+    assert len(names["found"].classes) == len(list(Path("new_images").iterdir()))
+
+
+PROOF = re.compile(r"`((?:pytest|python|healsg) [^`]+)`")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_proofs_name_tests_and_programs_that_exist(document: str) -> None:
+    """``pytest FILE -k WORDS``: the files exist, and the words are in them; ``python -m benchmarks.X``: it exists."""
+    for text in PROOF.findall(BLOCK.sub("", text_of(document))):
+        words = shlex.split(text)
+        if words[0] == "healsg":
+            assert words[1] in COMMANDS, text
+        elif words[0] == "pytest":
+            files = [REPOSITORY / word for word in words if word.startswith("tests/")]
+            chosen = words[words.index("-k") + 1] if "-k" in words else ""
+            contents = "".join(file.read_text() for file in files)
+            for word in set(re.findall(r"\w+", chosen)) - {"and", "or", "not"}:
+                assert word in contents, text
+        elif words[1] == "-m":
+            module = REPOSITORY / words[2].replace(".", "/")
+            assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), text
+        else:
+            assert (REPOSITORY / words[1]).is_file(), text
 
 
 def test_every_command_is_one_that_is_known() -> None:

@@ -17,6 +17,7 @@ import yaml
 
 import fake_data
 import fake_tables
+import fake_volumes
 from healsg import BasicTask, TaskTrainer
 from healsg.build import build_task
 from healsg.commands import resume
@@ -29,6 +30,10 @@ METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml
 NO_DOWNLOAD = ["data.download=false", "data.verify=false"]
 SMALL_SET = [*NO_DOWNLOAD, "data.batch_size=32"]
 SMALL_PICTURES = ["data.image_size=16", "data.shift=2", "data.batch_size=16"]
+
+UNET = ["model=unet", "model.width=4", "data.batch_size=4"]
+VOLUMES = [*UNET, "data.patch=[16,16,8]", "data.val_fraction=0.3"]
+DRAWN = ["data.size=16", "data.train=20", "data.test=2"]
 
 SETS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "digits": (lambda root: None, ["data.batch_size=256"]),
@@ -60,6 +65,15 @@ SETS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda root: fake_tables.write_pictures_parquet(root / "parquet"),
         ["data.name=parquet", "data.image=image", *SMALL_PICTURES],
     ),
+    "seg2d": (
+        lambda root: fake_volumes.write_pictures(root / "masked", 12),
+        [*UNET, "data.folder=masked", "data.image_size=16", "data.val_fraction=0.3"],
+    ),
+    "nifti": (lambda root: fake_volumes.write_scans(root / "scans"), [*VOLUMES, "data.folder=scans"]),
+    "decathlon": (lambda root: fake_volumes.write_scans(root / "scans"), [*VOLUMES, "data.list=scans/list.json"]),
+    "nnunet_raw": (lambda root: fake_volumes.write_nnunet(root / "raw"), [*VOLUMES, "data.folder=raw"]),
+    **{name: (lambda root: None, [*UNET, *DRAWN]) for name in ("shapes2d", "digits_seg")},
+    **{name: (lambda root: None, [*UNET, *DRAWN, "data.patch=[8,8,8]"]) for name in ("shapes3d", "tubes3d")},
     "synthetic": (
         lambda root: None,
         ["data.shape=[1,8,8]", "data.train=150", "data.test=40", "data.shift=2", "data.batch_size=32"],
@@ -75,7 +89,8 @@ def options(data: str = "digits", method: str = "adamw") -> list[str]:
     write, settings = SETS[data]
     write(Path("data"))
     settings = [f"data={data}", *settings]
-    return [f"method={method}", *SMALL, *settings, *beside(method, *settings)]
+    small = ["quiet=true"] if "model=unet" in settings else SMALL
+    return [f"method={method}", *small, *settings, *beside(method, *settings)]
 
 
 def digest(*settings: str, **names: str) -> str:
@@ -204,9 +219,13 @@ def epoch_of(task: BasicTask, split: str, epoch: int = 0) -> dict[str, torch.Ten
     return {key: torch.cat([batch[key] for batch in batches]) for key in ("input", "target", "index")}
 
 
-@pytest.fixture(params=sorted(SETS))
+WHOLE = [name for name, (_, settings) in sorted(SETS.items()) if "model=unet" not in settings]
+"""The sets whose samples are whole, of one size, and not patches that another seed draws elsewhere."""
+
+
+@pytest.fixture(params=WHOLE)
 def pair(request: pytest.FixtureRequest) -> tuple[BasicTask, BasicTask]:
-    """The same task with two seeds, on every data set."""
+    """The same task with two seeds, on every data set of whole samples."""
     settings = [*options(request.param), "data.workers=0"]
     return built(0, settings), built(1, settings)
 

@@ -298,8 +298,9 @@ def _is_run(path: Path) -> bool:
 def find(run: str, start: Path | None = None, root: Path = ROOT) -> RunFolder:
     """The folder of a run: a path, or a name under ``runs/``, relative to ``start`` or else the current directory.
 
-    Another ``root`` than ``runs/`` was named by the user: there the name is looked for first. Raises RunError where there
-    is none, or where a file of it is a link.
+    Another ``root`` than ``runs/`` was named by the user: there the name is looked for first.
+
+    Raises RunError where there is none, or where a file of it is a link.
     """
     start = start or current_folder()
     places = (start / run, start / root / run)
