@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import fake_data
+import fake_masks
 import fake_tables
 import fake_volumes
 from healsg import TaskTrainer
@@ -53,6 +54,10 @@ SMALL: dict[str, list[str]] = {
     "data=decathlon": [*VOLUMES, "data.list=files/scans/list.json"],
     "data=nnunet_raw": [*VOLUMES, "data.folder=files/raw"],
     "data=seg2d": [*UNET, "data.folder=files/masked", "data.image_size=16", "data.val_fraction=0.3"],
+    **{
+        f"data={name}": [*UNET, f"data.folder=files/{name}", "data.image_size=16", "data.val_fraction=0.3"]
+        for name in ("voc", "cityscapes", "coco_seg")
+    },
     "model=unet": [*SHAPES, "model.width=4"],
     "model=resenc_unet": [*SHAPES, "model.width=4"],
     "model=monai": [
@@ -87,6 +92,7 @@ OTHER_DEFAULTS = {
     "data=decathlon": {"list"},
     "data=nnunet_raw": {"folder"},
     "data=seg2d": {"folder"},
+    "data=coco_seg": {"folder"},
     "model=resnet32x4": {"depth"},
     "method=finetune": {"optimizer", "scheduler", "decay_norms_and_biases", "layer_decay"},
 }
@@ -123,6 +129,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake_tables.write_csv(root / "table.csv", fake_tables.rows())
     fake_tables.write_pictures_parquet(root / "parquet")
     fake_volumes.write_pictures(root / "masked", 12)
+    for name in ("voc", "cityscapes", "coco_seg"):
+        getattr(fake_masks, f"write_{name}")(root / name)
     if importlib.util.find_spec("nibabel"):
         fake_volumes.write_scans(root / "scans")
         fake_volumes.write_nnunet(root / "raw")

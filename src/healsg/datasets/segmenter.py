@@ -93,9 +93,8 @@ class Segmenter:
         return _facts(made[0], self._memory(image.geometry.shape)) | {"spacing": _rounded(image)}
 
     def _picture(self, scan: Scan, path: Path) -> dict[str, Any]:
-        channels, size = self.info.input_shape[0], self.info.input_shape[-1]
+        channels, shorter = self.info.input_shape[0], self.info.preprocessing.get("size")
         file = scan.files[0]
-        shorter = size if "resize" in self.info.preprocessing else None
         try:
             stored, sides = decode_whole(str(file), shorter, channels)
         except Exception as error:  # a damaged file makes decoders raise almost anything
@@ -109,7 +108,8 @@ class Segmenter:
         labels = self.info.preprocessing.get("labels")
         if labels and not self.regions:
             made = np.asarray(labels, dtype=np.int32)[made]
-        write_mask_picture(path, made)
+        colours = self.info.preprocessing.get("colours")
+        write_mask_picture(path, made, None if self.regions else colours)
         return _facts(made, self._memory(input.shape[1:]))
 
     def _labels_of_picture(self, input: Tensor, sides: tuple[int, int]) -> Array:
@@ -146,12 +146,15 @@ def _windows(predictor: Predictor, mirror: bool, batch: int) -> Windows:
     return Windows(size, model.windows, model.overlap, batch=batch, mirror=own)
 
 
-def write_mask_picture(path: Path, labels: Array) -> None:
-    """Labels (H, W) as a grey PNG or TIFF file of 8 bits, or of 16 where they need these, whole or not at all."""
+def write_mask_picture(path: Path, labels: Array, colours: Sequence[Sequence[int]] | None = None) -> None:
+    """Labels (H, W) as a PNG or TIFF file, whole or not at all: grey of 8 bits, or of 16 where they need these; or the
+    colours of the labels."""
     from PIL import Image
 
     kind = "TIFF" if path.suffix.lower() in (".tif", ".tiff") else "PNG"
-    shown = Image.fromarray(labels.astype(np.uint16 if labels.max(initial=0) > np.iinfo(np.uint8).max else np.uint8))
+    wide = labels.max(initial=0) > np.iinfo(np.uint8).max
+    values = labels if colours is None else np.asarray(colours)[labels]
+    shown = Image.fromarray(values.astype(np.uint16 if wide and colours is None else np.uint8))
     with replacing(path) as file:
         shown.save(file, format=kind)
 

@@ -1,0 +1,166 @@
+"""Masks that are pictures: labels of grey values, palettes and colours; and pictures with their masks as samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from healsg.data.source import line
+from healsg.datasets.decoding import FORMATS, PIXELS, decode
+from healsg.datasets.mask_pairs import Pair
+from healsg.errors import DataError
+
+Array = np.ndarray[Any, Any]
+Colours = Mapping[str, Sequence[int]]
+"""Red, green and blue of each class by name, in the order of the labels."""
+
+ReadMask = Callable[[Pair], Array]
+"""From a pair to (H, W) int32, the labels of its mask in the picture's own size."""
+
+GREY = ("P", "L", "1", "I;16", "I", "I;16B")
+"""Pillow's modes of masks with one number a pixel."""
+
+SHOWN = 4
+"""Colours that a message gives."""
+
+
+def read_mask_picture(path: Path, colours: Colours | None = None) -> Array:
+    """(H, W) int32 the labels of a mask: indices of a palette, grey values of 8 or 16 bits, or places of its colours.
+
+    Args:
+        path: the file.
+        colours: of the classes; with it the mask is seen as colours, whatever it is stored as.
+
+    Raises:
+        DataError: it cannot be read, or has colours that are not known.
+    """
+    from PIL import Image
+
+    try:
+        if not S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+            raise ValueError("not a file")
+        with Image.open(path, formats=FORMATS) as opened:
+            if opened.width * opened.height > PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} pixels")
+            opened.load()
+            if colours is None and opened.mode in GREY:
+                shown = opened.convert("L") if opened.mode == "1" else opened
+                return np.asarray(shown).astype(np.int32)
+            values = np.asarray(opened.convert("RGB"))
+    except Exception as error:
+        raise DataError(f"{path}: cannot be read as a mask ({line(error)[:200]})") from error
+    if colours is not None:
+        return _by_colour(values, colours, path)
+    if (values == values[..., :1]).all():
+        return values[..., 0].astype(np.int32)
+    raise DataError(
+        f"{path}: a mask of colours, {_table(values)}; say which class each is: data.colours={{NAME: [R, G, B]}}"
+    )
+
+
+def _packed(values: Array) -> Array:
+    """(..., 3) bytes as one number."""
+    wide = values.astype(np.int32)
+    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+
+
+def _by_colour(values: Array, colours: Colours, path: Path) -> Array:
+    known = _packed(np.asarray(list(colours.values())))
+    order = np.argsort(known)
+    packed = _packed(values)
+    place = np.searchsorted(known[order], packed).clip(max=len(known) - 1)
+    labels: Array = order[place].astype(np.int32)
+    unknown = known[labels] != packed
+    if unknown.any():
+        raise DataError(f"{path}: has colours that data.colours does not name: {_table(values[unknown])}")
+    return labels
+
+
+def _table(values: Array) -> str:
+    """Colours for a message, the most frequent first, with their number of pixels."""
+    found, counts = np.unique(_packed(values), return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    told = [
+        f"[{one >> 16}, {one >> 8 & 255}, {one & 255}] ({count})"
+        for one, count in zip(found[order], counts[order], strict=True)
+    ]
+    return ", ".join(told[:SHOWN]) + (f" and {len(told) - SHOWN} more" if len(told) > SHOWN else "")
+
+
+def fitted(labels: Array, size: int) -> Array:
+    """(size, size) of (H, W) labels: resized on the shorter side by nearest neighbour and cut to the centre, as
+    ``decode`` does with the picture."""
+    from PIL import Image
+    from PIL.Image import Resampling
+
+    shown = Image.fromarray(labels.astype(np.int32))
+    shorter = min(shown.size)
+    width, height = (size * side // shorter for side in shown.size)
+    shown = shown.resize((width, height), Resampling.NEAREST)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(shown.crop((left, top, left + size, top + size)))
+
+
+class Pictures:
+    """A map-style data set of pictures and masks: ``(input, target)``, (C, size, size) and (size, size) uint8.
+
+    Args:
+        pairs: of files.
+        read_mask: gives the labels of a pair.
+        size: height and width.
+        channels: 3 for colour, 1 for grey.
+        mapping: from the labels of the files to 0, 1, 2, ...
+        ignore: the label that is left as it is.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        read_mask: ReadMask,
+        size: int,
+        channels: int,
+        mapping: Mapping[int, int],
+        ignore: int | None,
+    ) -> None:
+        self.pairs, self.read_mask = list(pairs), read_mask
+        self.size, self.channels, self.mapping, self.ignore = size, channels, mapping, ignore
+        self.paths = [str(pair.image) for pair in pairs]
+        self.mask_paths = [str(pair.mask) for pair in pairs]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        pair = self.pairs[index]
+        whole, shape = self.read_mask(pair), picture_shape(pair.image)
+        if whole.shape != shape:
+            told = f"the mask is {whole.shape[0]} x {whole.shape[1]}, its picture {shape[0]} x {shape[1]}"
+            raise DataError(f"{pair.mask}: {told}")
+        labels = fitted(whole, self.size)
+        known = dict(self.mapping) | ({} if self.ignore is None else {self.ignore: self.ignore})
+        there = np.unique(labels).tolist()
+        if others := [label for label in there if label not in known]:
+            hint = "; is 255 the foreground? 'data.mapping={0: 0, 255: 1}'" if there in ([0, 255], [255]) else ""
+            raise DataError(f"{pair.mask}: holds the label {others[0]}, and those known are {sorted(known)}{hint}")
+        target = np.zeros(labels.shape, np.uint8)
+        for old, new in known.items():
+            target[labels == old] = new
+        return decode(str(pair.image), self.size, self.channels), torch.from_numpy(target)
+
+
+def picture_shape(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture, from its header. Raises DataError."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            return opened.height, opened.width
+    except Exception as error:
+        raise DataError(f"{path}: cannot be read as a picture ({line(error)[:200]})") from error
