@@ -18,9 +18,12 @@ from healsg import TaskTrainer
 from healsg.build import build_task
 from healsg.cli import COMMANDS, main
 from healsg.commands.eval import with_parts
+from healsg.commands.search import plan_search, wanted
+from healsg.commands.sweep import as_run
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.runs.folder import RunFolder
+from healsg.sweeps.space import written
 from helpers import REPOSITORY, Program, healsg
 
 DOCUMENTS = [
@@ -82,9 +85,13 @@ def composed(words: list[str]) -> list[Composed]:
     assert set(flags) <= {"-m", "--help"}
     overrides = [word for word in words if not word.startswith("-")]
     composer = Composer(directory)
+    if wanted(overrides):
+        plan = plan_search(composer, overrides)
+        values = plan.search.propose(plan.space, 0, [], "min")
+        return [as_run(one) for one in plan.composed([{key: written(key, value) for key, value in values.items()}])]
     jobs = composer.sweep(overrides)
     assert (len(jobs) > 1) == ("-m" in flags)
-    return [composer.compose(job) for job in jobs]
+    return [as_run(composer.compose(job)) for job in jobs]
 
 
 @pytest.fixture

@@ -25,7 +25,10 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         *("runs/__init__.py", "runs/archive.py", "runs/checkpoint.py", "runs/folder.py", "runs/logger.py"),
         *("runs/patch.py", "runs/provenance.py", "runs/record.py", "runs/redact.py", "evaluation/__init__.py"),
     ),
-    "config, data and model": ("config/*", "data/*", "metric.py", "model.py"),
+    "config, data and model": (
+        *("config/*", "data/*", "metric.py", "model.py"),
+        *("sweeps/__init__.py", "sweeps/launcher.py", "sweeps/proposals.py", "sweeps/space.py"),
+    ),
     "training": ("protocols.py", "method.py", "runner.py", "training/*", "evaluation/*", "runs/*"),
     "task": (
         *("task.py", "build.py", "trainer.py", "__init__.py", "runs/session.py"),
@@ -36,6 +39,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
 """The frame from its lowest layer to its highest. A file belongs to the layer that names it, before patterns count."""
 
 LEAVES = ["datasets", "metrics", "models", "methods", "transforms", "losses", "optimizers", "schedulers", "loggers"]
+LEAVES += ["launchers", "searches"]
 
 USUAL = {
     ("model.py", "losses/usual.py"),

@@ -23,6 +23,10 @@ class RunError(HealsgError):
     """A run cannot be started, continued or read."""
 
 
+class BusyError(RunError):
+    """Another process trains in a run's folder."""
+
+
 class NotFiniteError(RunError):
     """A number of the training became NaN or infinite; ``batches`` counts back from the last batch to where."""
 

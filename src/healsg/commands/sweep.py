@@ -1,30 +1,32 @@
-"""``-m``: the jobs of a sweep one after the other in one process, each in its own folder, and a table at the end."""
+"""``-m``: the jobs of a sweep, one after the other or several at once, each in its own folder, and a table."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import gc
 import hashlib
-import io
 import json
-import re
 import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from healsg import distributed, safefiles
+from healsg.build import make
 from healsg.cli import as_mistake, report, say
 from healsg.commands.arguments import composed_once
 from healsg.commands.launching import InThisProcess, Result, launch
+from healsg.commands.sweep_table import Row, numbers, table
 from healsg.config.schema import Composed, check_init_from, verify
-from healsg.errors import ConfigError, one_line
+from healsg.errors import BusyError, ConfigError, one_line
 from healsg.runs import claim, redact
-from healsg.runs.folder import ROOT, RunFolder, write_text
+from healsg.runs.folder import ROOT, RunFolder
 from healsg.sweeps.jobs import compose_jobs
+from healsg.sweeps.launcher import LOST, JobLauncher, Order
 from healsg.training.interrupt import StopSignal
 
 if TYPE_CHECKING:
@@ -33,38 +35,131 @@ if TYPE_CHECKING:
 Jobs = list[tuple[str, Composed]]
 """The jobs by name."""
 
-Plan = tuple[str, Jobs, set[str]]
-"""The sweep's name, its jobs, and the names of those whose configurations are known to be right."""
+Plan = tuple[str, Jobs, set[str], JobLauncher | None]
+"""The sweep's name, its jobs, the names of those whose configurations are known to be right, and what runs them."""
 
-Row = dict[str, Any]
-"""What the table says of a job: ``job``, ``status``, ``exit``, its numbers or the ``reason`` why it has none."""
+BUSY = "busy"
+"""The status of a job that another command trains."""
+
+PATIENCE = 20.0
+"""Seconds that commands on the same sweep wait for each other, as they begin and as they write the table."""
 
 
 def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
     """Run every job; 0 where all are finished, 1 where one failed, 2 where the command was wrong."""
-    name, jobs, sound = composed_once(lambda: plan(composer(), overrides))
+    name, jobs, sound, launcher = composed_once(lambda: plan(composer(), overrides))
     folder, rows = RunFolder(ROOT / name), list[Row]()
-    composed_once(folder.lock)
+    composed_once(lambda: begin_sweep(folder, jobs))
     with StopSignal() as stop_signal, contextlib.ExitStack() as stack:
-        stack.callback(folder.abandon)
+        stack.callback(end_sweep, folder, jobs)
         stack.callback(gc.unfreeze)
-        rows += _one_by_one(name, jobs, sound, stop_signal)
+        if launcher:
+            stack.callback(launcher.close)
+        rows += run_jobs(name, jobs, sound, launcher, stop_signal)
+        places = {job: place for place, (job, _) in enumerate(jobs)}
+        rows.sort(key=lambda row: places[row["job"]])
         if rows and distributed.processes().rank == 0:
-            _table(name, rows)
+            with held(folder):
+                table(name, rows)
         if distributed.failed():
             return 1
         if len(rows) < len(jobs) or any(row["exit"] >= 128 for row in rows):
-            return stop_signal.stopped().status
-    return 1 if any(row["status"] == "failed" for row in rows) else 0
+            return stop_signal.stopped().status or max(row["exit"] for row in rows)
+    return 1 if any(row["status"] in ("failed", LOST) for row in rows) else 0
 
 
-def _one_by_one(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal) -> Iterator[Row]:
+@contextlib.contextmanager
+def held(folder: RunFolder) -> Iterator[None]:
+    """Lock the folder of a sweep, which several commands may work on, for a moment. Raises RunError."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            folder.lock()
+            break
+        except BusyError:
+            if folder.config.exists() or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+    try:
+        yield
+    finally:
+        folder.abandon()
+
+
+def begin_sweep(folder: RunFolder, jobs: Jobs) -> None:
+    """Take a folder for a sweep; the one of its first job keeps a run from taking it. Raises RunError."""
+    with held(folder), contextlib.suppress(FileExistsError):
+        (folder.path / jobs[0][0]).mkdir()
+
+
+def end_sweep(folder: RunFolder, jobs: Jobs) -> None:
+    """Take away the folder of a sweep in which no job has begun."""
+    for empty in (folder.path / jobs[0][0], folder.path, folder.path.parent):
+        with contextlib.suppress(OSError):
+            empty.rmdir()
+
+
+def run_jobs(
+    name: str, jobs: Jobs, sound: set[str], launcher: JobLauncher | None, stop_signal: StopSignal
+) -> Iterator[Row]:
+    """Train the jobs; gives a row of each as it ends, and ends early where a stop was asked for.
+
+    Those that another command trains at this moment come last: it is waited for.
+
+    Args:
+        name: of the sweep.
+        jobs: by name.
+        sound: the names of those whose configurations are known to be right.
+        launcher: what runs them; one after the other in this process where it is None.
+        stop_signal: of the command.
+    """
+    left, waits = dict(jobs), False
+    while left:
+        ready = [job for job in left if not (waits and RunFolder(ROOT / name / job).is_locked())]
+        for row in [_of_another(name, job) for job in ready] if waits else []:
+            if row is not None:
+                ready.remove(row["job"])
+                del left[row["job"]]
+                yield row
+        chosen = [(job, left[job]) for job in ready]
+        if launcher is None:
+            rows = _one_by_one(name, chosen, sound, stop_signal, len(jobs) - len(left))
+        else:
+            rows = _at_once(name, chosen, sound, stop_signal, launcher)
+        for row in rows:
+            if row["status"] != BUSY:
+                del left[row["job"]]
+                yield row
+        if distributed.processes().several or stop_signal.received is not None:
+            return
+        if left and not waits:
+            say(f"waiting for {len(left)} jobs that another command trains: {', '.join([*left][:3])}")
+            waits = True
+            left = {job: _continued(composed) for job, composed in left.items()}
+        elif left:
+            time.sleep(0.5)
+
+
+def _of_another(name: str, job: str) -> Row | None:
+    """The row of a job that has failed in the command that was waited for; None where it is to be gone on with."""
+    record = RunFolder(ROOT / name / job).record
+    if record.get("status") != "failed":
+        return None
+    return {"job": job, "status": "failed", "exit": 1, "reason": str(record.get("reason"))}
+
+
+def _continued(composed: Composed) -> Composed:
+    """The configuration of a job that another command has trained meanwhile: it is not started anew."""
+    return replace(composed, values=composed.values | {"fresh": False})
+
+
+def _one_by_one(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal, before: int) -> Iterator[Row]:
     kept: dict[str, Any] = {"sound": sound}
     for number, (job, composed) in enumerate(jobs, 1):
         if stop_signal.agreed():
             break
         stop_signal.restart_clock()
-        say(f"job {number} of {len(jobs)}: {job}")
+        say(f"job {before + number} of {before + len(jobs)}: {job}")
         row = {"job": job, **run_job(name, job, composed, kept)}
         if "torch" in sys.modules and not gc.get_freeze_count():
             gc.freeze()  # what has been imported is not to be looked through after each job
@@ -73,6 +168,28 @@ def _one_by_one(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal)
             if number < len(jobs):
                 say("a process failed alone, which ends them all; the same command goes on with the jobs that are left")
             break
+
+
+def _at_once(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal, launcher: JobLauncher) -> Iterator[Row]:
+    orders = [order(name, job, composed, job in sound) for job, composed in jobs]
+    for place, answer in launcher.results(orders, lambda: stop_signal.received):
+        row = {"job": jobs[place][0], **answer}
+        if row["status"] != BUSY:
+            say(": ".join([row["job"], row["status"], *filter(None, [row.get("reason")])]))
+        yield row
+
+
+def order(name: str, job: str, composed: Composed, sound: bool) -> Order:
+    """What a worker is told of a job.
+
+    Args:
+        name: of the sweep.
+        job: the name of its folder there.
+        composed: its configuration.
+        sound: whether that is known to be right.
+    """
+    made = {**vars(composed), "project": [str(path) for path in composed.project]}
+    return {"name": name, "job": job, "composed": yaml.safe_dump(made), "sound": sound, "command": sys.argv}
 
 
 def plan(composer: Composer, overrides: list[str]) -> Plan:
@@ -87,12 +204,36 @@ def plan(composer: Composer, overrides: list[str]) -> Plan:
     problems = [_problem(composed) for _, composed in jobs]
     if all(problems):
         raise ConfigError(problems[0])
-    name = jobs[0][1].values["name"] or f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_sweep_{secrets.token_hex(2)}"
+    name = jobs[0][1].values["name"] or new_sweep_name("sweep")
     claim.check_name(name)
     if (ROOT / name / "config.yaml").exists():
         raise ConfigError(f"name: {ROOT / name} is one run; give the sweep another name")
+    if (ROOT / name / "search.json").exists():
+        raise ConfigError(f"name: {ROOT / name} is a search; give the sweep another name")
     sound = {job for (job, _), problem in zip(jobs, problems, strict=True) if not problem}
-    return name, _without_repeated(jobs), sound
+    launcher = launcher_of(jobs[problems.index("")][1])
+    return name, _without_repeated([(job, as_run(composed)) for job, composed in jobs]), sound, launcher
+
+
+def new_sweep_name(kind: str) -> str:
+    """A name that is unique by itself."""
+    return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{kind}_{secrets.token_hex(2)}"
+
+
+def launcher_of(composed: Composed) -> JobLauncher | None:
+    """What runs the jobs, as a checked configuration says. Raises ConfigError."""
+    if not composed.values["launcher"]:
+        return None
+    if distributed.processes().several:
+        raise ConfigError("launcher: starts processes of its own; leave torchrun out, or the launcher")
+    launcher: JobLauncher = make(composed.values["launcher"], "launcher", composed, JobLauncher)
+    return launcher
+
+
+def as_run(composed: Composed) -> Composed:
+    """The configuration of one job by itself, without what is the whole sweep's."""
+    choices = {group: option for group, option in composed.choices.items() if group not in ("launcher", "search")}
+    return replace(composed, values=composed.values | {"launcher": None, "search": None}, choices=choices)
 
 
 def _without_repeated(jobs: Jobs) -> Jobs:
@@ -147,6 +288,10 @@ def run_job(name: str, job: str, composed: Composed, kept: dict[str, Any] | None
         if row := finished(folder, composed, job in (kept or {}).get("sound", ())):
             return row
         return ended(launch(composed, folder, InThisProcess(kept)))
+    except BusyError as error:
+        if distributed.processes().several:
+            return failed(error, composed)
+        return {"status": BUSY, "exit": 1}
     except (Exception, SystemExit) as error:
         return failed(error, composed)
     finally:
@@ -166,13 +311,12 @@ def finished(folder: RunFolder, composed: Composed, sound: bool) -> Row | None:
     if record.get("status") != "finished" or composed.values["fresh"] or claim.changed(folder, composed.values):
         return None
     say(f"{folder.shown}: is finished")
-    return {"status": "finished", "exit": 0, **_numbers(record)}
+    return {"status": "finished", "exit": 0, **numbers(record)}
 
 
 def ended(result: Result) -> Row:
     """The row of a job that has been trained."""
-    numbers = _numbers({"best": result.best, "test": result.test})
-    return {"status": result.status, "exit": result.exit, **numbers}
+    return {"status": result.status, "exit": result.exit, **numbers({"best": result.best, "test": result.test})}
 
 
 def failed(error: BaseException, composed: Composed) -> Row:
@@ -182,80 +326,3 @@ def failed(error: BaseException, composed: Composed) -> Row:
         return {"status": "failed", "exit": mistake.status, "reason": redact.text(one_line(mistake))}
     print(redact.trace(error), end="", file=sys.stderr)
     return {"status": "failed", "exit": 1, "reason": redact.text(f"{type(error).__name__}: {one_line(error)}")}
-
-
-def _numbers(record: dict[str, Any]) -> dict[str, float]:
-    best, tested = (found if isinstance(found := record.get(key), dict) else {} for key in ("best", "test"))
-    numbers = {f"best {best['monitor']}": best["value"]} if {"monitor", "value"} <= best.keys() else {}
-    return numbers | {name: value for name, value in tested.items() if isinstance(value, float)}
-
-
-def _table(name: str, rows: list[Row]) -> None:
-    """Show the jobs of this call with their best numbers, and write those of all calls as ``sweep.csv``."""
-    columns = _columns(rows)
-    text = [[_cell(row.get(column, "")) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in [columns, *text]) for i in range(len(columns))]
-    for line in [columns, *text]:
-        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    path = ROOT / name / "sweep.csv"
-    known = all_rows(ROOT / name, rows)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, _columns(known), extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(known)
-    write_text(path, buffer.getvalue())
-    more = f", with {len(known) - len(rows)} jobs of earlier calls" if len(known) > len(rows) else ""
-    say(f"table: {path}{more}")
-
-
-def _columns(rows: list[Row]) -> list[str]:
-    """The keys of all rows: the job and its status, its numbers, and at the end the reason why it has none."""
-    names = [key for row in rows for key in row if key not in ("job", "status", "exit", "reason")]
-    reason = ["reason"] * any("reason" in row for row in rows)
-    return list(dict.fromkeys(["job", "status", *names, *reason]))
-
-
-def all_rows(folder: Path, rows: list[Row]) -> list[Row]:
-    """The rows of all jobs in a sweep's folder: those of the table that is there, others that lie there, this call's.
-
-    A job that failed before it had a folder is known from the table alone, as it was.
-
-    Args:
-        rows: of this call. Where one was refused, such as for a changed setting, what lies in its folder counts.
-    """
-    known = {row["job"]: row for row in _read_table(folder / "sweep.csv")}
-    own = {row["job"]: row for row in rows}
-    records = {job.name: RunFolder(job).record for job in folder.iterdir() if _is_job(job)}
-    for job in sorted(records, key=lambda job: (str(records[job].get("begin")), job)):
-        if records[job] and (job in known or job not in own):
-            known[job] = _row_of(job, records[job])
-    for job, row in own.items():
-        if row["status"] == "failed" and records.get(job, {}).get("status") == "finished":
-            known[job] = {**_row_of(job, records[job]), "reason": row["reason"]}
-        else:
-            known[job] = row
-    return list(known.values())
-
-
-def _read_table(path: Path) -> list[Row]:
-    """The rows of ``sweep.csv``; none where there is none, or it is not one of ours."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(file)]
-    except (OSError, ValueError, csv.Error):
-        return []
-    return [row for row in rows if "job" in row and "status" in row]
-
-
-def _is_job(path: Path) -> bool:
-    """Whether a folder is that of a job, and not one that ``fresh=true`` has set aside."""
-    return path.is_dir() and not path.is_symlink() and not re.search(r"~\d+$", path.name)
-
-
-def _row_of(job: str, record: dict[str, Any]) -> Row:
-    row = {"job": job, "status": str(record.get("status")), **_numbers(record)}
-    return row | ({"reason": str(record["reason"])} if record.get("reason") else {})
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

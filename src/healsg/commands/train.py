@@ -11,6 +11,7 @@ from argparse import Namespace
 from healsg.commands.arguments import claimed_early, composed_once, parse_arguments, parser
 from healsg.commands.train_help import help_lines
 from healsg.config.compose import Composer
+from healsg.config.schema import Composed
 from healsg.errors import ConfigError, one_line
 from healsg.runs import redact
 from healsg.training.interrupt import StopSignal
@@ -31,11 +32,14 @@ def run(arguments: list[str]) -> int:
 
     overrides = [override for override in args.overrides if not override.startswith("hydra.mode=")]
     if args.multirun or "hydra.mode=MULTIRUN" in args.overrides:
+        from healsg.commands.search import run_search, wanted
         from healsg.commands.sweep import run_sweep
 
+        if wanted(overrides):
+            return run_search(composer, overrides)
         return run_sweep(composer, overrides)
     stop_signal = StopSignal()  # from here on the time counts
-    composed = composed_once(lambda: composer().compose(overrides))
+    composed = composed_once(lambda: _of_one_run(composer().compose(overrides)))
     with stop_signal:
         folder = claimed_early(composed)
         from healsg.trainer import TaskTrainer
@@ -44,6 +48,14 @@ def run(arguments: list[str]) -> int:
             folder.abandon()
             return 128 + stop_signal.received
         return int(TaskTrainer(composed).train(folder)["exit"])
+
+
+def _of_one_run(composed: Composed) -> Composed:
+    """Refuse what only a sweep has. Raises ConfigError."""
+    for key, does in (("launcher", "runs"), ("search", "proposes")):
+        if composed.values.get(key):
+            raise ConfigError(f"{key}: {does} the jobs of a sweep; add -m")
+    return composed
 
 
 def _show(args: Namespace, everything: bool) -> int:

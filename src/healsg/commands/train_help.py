@@ -40,6 +40,8 @@ SECTIONS = {
 SWEEP = (
     ("-m key=a,b,c", "the jobs are the product of all values; one line each: runs/<name>/<job>/"),
     ("-m 'seed=range(0,5)'", "whole numbers from 0 to 4"),
+    ("-m launcher=local", "several jobs at once: launcher.workers=4"),
+    ("-m search=tpe", "trials that are proposed, over interval(a,b), tag(log,interval(a,b)), choice(a,b)"),
     ("--help-all", "every setting"),
     ("--cfg job", "the whole configuration as YAML; with --resolve its interpolations are written out"),
     ("--config-dir DIR", "options, recipes and settings of your own, beside those that come with HEALSg"),

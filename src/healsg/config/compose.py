@@ -100,8 +100,7 @@ class Composer:
             if override.is_sweep_override():
                 raise ConfigError(_several(str(override.input_line)))
             if override.is_hydra_override() and override.get_key_element() not in ("hydra.searchpath", "hydra.mode"):
-                key = override.get_key_element()
-                raise ConfigError(f"{key}: is not read here; a run's folder is runs/<name>, set name=...")
+                raise ConfigError(_hydras(override.get_key_element()))
         config = self._load(overrides)
         hydra_node = config.hydra
         chosen = hydra_node.runtime.choices.items()
@@ -223,6 +222,15 @@ class Composer:
         return jobs
 
 
+def _hydras(key: str) -> str:
+    """What to say of a setting of Hydra's own."""
+    ours = {"hydra/launcher": "launcher=local launcher.workers=4", "hydra/sweeper": "search=tpe search.trials=24"}
+    name = key.replace(".", "/")
+    if found := next((group for group in ours if name.startswith(group)), None):
+        return f"{key}: Hydra's own are not used here; write {ours[found]}"
+    return f"{key}: is not read here; a run's folder is runs/<name>, set name=..."
+
+
 def _several(override: str) -> str:
     """The message for an override with several values in a command without ``-m``."""
     key, _, value = override.partition("=")
@@ -250,7 +258,9 @@ def _swept(override: Override) -> list[str]:
     from hydra.errors import HydraException
 
     if not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line}: an interval is no list of values; give them one by one")
+        raise ConfigError(
+            f"{override.input_line}: an interval is no list of values; give them, or search it: search=tpe"
+        )
     try:
         if isinstance(given := override.value(), RangeSweep):
             size: Any = (given.stop or 0) - (given.start or 0)

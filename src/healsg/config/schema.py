@@ -40,6 +40,8 @@ class TaskConfig:
     logger: Any
     recipe: Any
     record_patch: bool = False
+    launcher: Any = None
+    search: Any = None
 
 
 @dataclass(frozen=True)

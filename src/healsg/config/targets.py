@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from healsg.config.names import did_you_mean, is_below
 from healsg.errors import ConfigError
 
-_OWN = "datasets models methods metrics transforms optimizers schedulers losses loggers callbacks "
+_OWN = "datasets models methods metrics transforms optimizers schedulers losses loggers callbacks launchers searches "
 _OWN += "task runner data model method"
 PARTS = (*(f"healsg.{name}." for name in _OWN.split()), "torch.nn.", "torch.optim.", "torchvision.transforms.")
 _RESERVED = sys.stdlib_module_names | {"healsg", "torch", "torchvision"}

@@ -363,7 +363,11 @@ class Checkpointer(Watcher):
             if test:
                 self.metrics_log.write({"event": "test", "epoch": runner.epoch, "step": runner.step_count} | test)
             lasting = checkpoint.digest(final | {"history": self.metrics_log.history})
-            self.folder.finished(final["runner"]["monitor"]["best"], test, lasting)
+            best = final["runner"]["monitor"]["best"]
+            self.folder.finished(best, test, lasting)
+            if best is not None:  # for whoever compares runs by that number, such as a search
+                sign = runner.best_tracker.resolve(best["metrics"], task.directions())[1]
+                self.folder.note(mode="max" if sign > 0 else "min")
 
     def _evaluate_best(self, task: Task) -> Evaluation:
         """Measure the best weights on the test split; the collector sees it.

@@ -45,6 +45,8 @@ FREE = (
         "logger",
         "recipe",
         "record_patch",
+        "launcher",
+        "search",
     ),
     *("data.root", "data.workers", "data.timeout", "data.prefetch", "data.max_errors", "data.in_memory", "data.cache"),
     *("runner.save_every", "runner.max_time", "runner.timeout"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from healsg import safefiles, system
-from healsg.errors import RunError
+from healsg.errors import BusyError, RunError
 from healsg.paths import absolute, current_folder, shown
 from healsg.runs.record import read_record
 from healsg.system import ProcessLock
@@ -66,7 +66,8 @@ class RunFolder:
         git) that inherited the lock. Both pass within ``patience`` seconds, for which this waits.
 
         Raises:
-            RunError: another process holds the lock.
+            BusyError: another process holds the lock.
+            RunError: the file system has no locks.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -85,10 +86,11 @@ class RunFolder:
                 file.close()
                 time.sleep(0.05)
                 return self.lock(patience - 0.05)
-            reason = f"is being trained by {holder or 'another process'}; wait for it, or use another name"
-            if not isinstance(error, BlockingIOError):
-                reason = f"cannot be locked on this file system ({error.strerror}); start in a folder on another one"
             file.close()
+            if isinstance(error, BlockingIOError):
+                reason = f"is being trained by {holder or 'another process'}; wait for it, or use another name"
+                raise BusyError(f"{self.shown}: {reason}") from None
+            reason = f"cannot be locked on this file system ({error.strerror}); start in a folder on another one"
             raise RunError(f"{self.shown}: {reason}") from None
         if not _is_still(file, self.path / ".lock"):
             lock.release()  # its last holder has removed the file meanwhile

@@ -1,0 +1,51 @@
+"""The product of all values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from healsg.errors import ConfigError
+from healsg.sweeps.proposals import Mode, Search, Trial
+from healsg.sweeps.space import Choice, Dimension, Space, Value
+from healsg.types import Count
+
+
+class Grid(Search):
+    """Tries all combinations of values, the last key's fastest.
+
+    Args:
+        trials: the first so many; None is all.
+        batch: trials of a round.
+    """
+
+    def __init__(self, trials: Count | None = None, batch: Count = 4) -> None:
+        super().__init__(trials, batch)
+
+    def check(self, space: Space) -> None:
+        for key, dimension in space.items():
+            if not isinstance(dimension, Choice) and not dimension.whole:
+                raise ConfigError(f"{key}: a grid takes values, not an interval; write {key}=choice(...)")
+
+    def count(self, space: Space) -> int:
+        every = math.prod(_size(dimension) for dimension in space.values())
+        return every if self.trials is None else min(self.trials, every)
+
+    def propose(self, space: Space, number: int, before: Sequence[Trial], mode: Mode) -> dict[str, Value]:
+        chosen: dict[str, Value] = {}
+        for key, dimension in reversed(list(space.items())):
+            number, place = divmod(number, _size(dimension))
+            chosen[key] = _at(dimension, place)
+        return {key: chosen[key] for key in space}
+
+
+def _size(dimension: Dimension) -> int:
+    if isinstance(dimension, Choice):
+        return len(dimension.values)
+    return int(dimension.high - dimension.low) // dimension.step + 1
+
+
+def _at(dimension: Dimension, place: int) -> Value:
+    if isinstance(dimension, Choice):
+        return dimension.values[place]
+    return int(dimension.low) + place * dimension.step

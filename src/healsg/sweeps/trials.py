@@ -1,0 +1,141 @@
+"""The trials of a search: their values in ``search.json``, what became of them in their own folders.
+
+Nothing else is kept: a search that goes on, wherever its folder lies now, is rebuilt from these files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from healsg import safefiles
+from healsg.config.check import show
+from healsg.errors import ConfigError, RunError
+from healsg.runs.folder import RunFolder, write_text
+from healsg.sweeps.proposals import Mode, Search, Trial
+from healsg.sweeps.space import Space
+
+LARGEST = 1 << 26
+"""Bytes of a ``search.json``."""
+
+
+class Trials:
+    """The trials in the folder of a search. Whoever changes them has the folder locked.
+
+    Args:
+        folder: of the search.
+        search: what proposes trials.
+        space: what is searched over.
+
+    Raises:
+        ConfigError: the search there was started with other settings; the message names the key.
+        RunError: ``search.json`` is damaged.
+    """
+
+    def __init__(self, folder: RunFolder, search: Search, space: Space) -> None:
+        self.folder = folder
+        self.search = search
+        self.space = space
+        self.file = folder.path / "search.json"
+        self.rows: list[dict[str, Any]] = []
+        self.read()
+
+    def read(self) -> None:
+        """Take over what other commands have proposed meanwhile."""
+        try:
+            content = json.loads(safefiles.read_bytes(self.file, LARGEST))
+        except FileNotFoundError:
+            self.rows = []
+            return
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._damaged("cannot be read") from error
+        if not isinstance(content, dict) or not isinstance(content.get("trials"), list):
+            raise self._damaged("has no trials")
+        own, known = self._settings(), content.get("settings")
+        if not isinstance(known, dict):
+            raise self._damaged("has no settings")
+        for key in [*own, *(key for key in known if key not in own)]:
+            if own.get(key) != known.get(key):
+                old, new = show(known.get(key)), show(own.get(key))
+                raise ConfigError(
+                    f"{key}: {self.folder.shown} was started with {old}, not {new}; use another name, or fresh=true"
+                )
+        for number, row in enumerate(content["trials"]):
+            if not isinstance(row, dict) or not _lies_in(row.get("parameters"), self.space):
+                raise self._damaged(f"trial {number} does not lie in what is searched over")
+        self.rows = content["trials"]
+
+    def _damaged(self, told: str) -> RunError:
+        return RunError(f"{self.file}: {told}; restore it, or use another name, or fresh=true")
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same where a search goes on, as it is in JSON."""
+        shown = {key: str(dimension) for key, dimension in self.space.items()}
+        return {**self.search.settings(), **shown}
+
+    def job(self, number: int) -> str:
+        """The name of a trial's folder."""
+        return f"{number:04d}"
+
+    def propose(self, numbers: Sequence[int]) -> None:
+        """Propose the trials of a round that have not been yet, and write them down before any of them is begun."""
+        before = self.all()
+        for number in numbers[max(0, len(self.rows) - numbers[0]) :]:
+            first = number // self.search.batch * self.search.batch
+            known = [*before[:first], *(replace(trial, status="open", value=None) for trial in before[first:])]
+            values = self.search.propose(self.space, number, known, self.mode(first))
+            before.append(Trial(number, values))
+            self.rows.append({"parameters": values})
+        self.write()
+
+    def fail(self, number: int, reason: str) -> None:
+        """A trial has failed and has no folder that says so."""
+        self.rows[number]["failed"] = reason
+        self.write()
+
+    def write(self) -> None:
+        write_text(self.file, json.dumps({"settings": self._settings(), "trials": self.rows}, indent=1) + "\n")
+
+    def record(self, number: int) -> dict[str, Any]:
+        return RunFolder(self.folder.path / self.job(number)).record
+
+    def trial(self, number: int) -> Trial:
+        """A trial, as its folder says."""
+        row, record = self.rows[number], self.record(number)
+        trial = Trial(number, row["parameters"])
+        if record.get("status") == "finished":
+            value = (record.get("best") or {}).get("value")
+            return replace(trial, status="failed" if value is None else "finished", value=value)
+        if record.get("status") == "failed" or row.get("failed"):
+            return replace(trial, status="failed")
+        return trial
+
+    def all(self) -> list[Trial]:
+        return [self.trial(number) for number in range(len(self.rows))]
+
+    def mode(self, before: int | None = None) -> Mode:
+        """Whether more or less of the objective is better, as the first trial with a number says.
+
+        Args:
+            before: only trials of lower numbers are asked; None for all.
+        """
+        found = (self.record(number).get("mode") for number in range(len(self.rows) if before is None else before))
+        return next((mode for mode in found if mode), "min")
+
+    def ranked(self) -> list[Trial]:
+        """The finished trials, the best first; of equal ones the one that was proposed first."""
+        sign = -1 if self.mode() == "max" else 1
+        return sorted(
+            (trial for trial in self.all() if trial.value is not None),
+            key=lambda trial: (sign * (trial.value if trial.value is not None else math.inf), trial.number),
+        )
+
+
+def _lies_in(values: Any, space: Space) -> bool:
+    """Whether values that were read from a file are those of a trial."""
+    if not isinstance(values, dict) or list(values) != list(space):
+        return False
+    return all(type(value) in (int, float, str) and value in space[key] for key, value in values.items())

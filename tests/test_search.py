@@ -1,0 +1,186 @@
+"""``search=...``: trials in rounds, rebuilt from the folders of the runs; the same ones for any number of workers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from healsg.cli import main
+from healsg.config.compose import Composer
+from healsg.searches.grid import Grid
+from healsg.searches.sampled import TPE
+from healsg.sweeps.proposals import Trial
+from healsg.sweeps.space import space_of
+from helpers import ended, forked, record, wait_for
+
+pytest.importorskip("optuna")
+
+TINY = ["train", "model=mlp", "model.width=8", "data.batch_size=256", "runner.steps=12", "quiet=true", "-m"]
+SEARCH = [*TINY, "search=tpe", "search.trials=6", "search.batch=2", "search.startup=2"]
+SPACE = ["method.optimizer.lr=tag(log,interval(1e-4,1e-1))", "method.label_smoothing=choice(0,0.1)"]
+
+
+def outcome(name: str) -> dict[str, tuple[object, ...]]:
+    """The values, the status and the digest of each trial."""
+    trials = json.loads(Path("runs", name, "search.json").read_text())["trials"]
+    runs = [record(f"{name}/{number:04d}") for number in range(len(trials))]
+    pairs = enumerate(zip(trials, runs, strict=True))
+    return {f"{at:04d}": (trial["parameters"], run["status"], run["digest"]) for at, (trial, run) in pairs}
+
+
+def ranking(name: str) -> list[str]:
+    with Path("runs", name, "sweep.csv").open(newline="") as file:
+        return [row["job"] for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a search by one process."""
+    here, folder = Path.cwd(), tmp_path_factory.mktemp("search")
+    os.chdir(folder)
+    try:
+        assert main([*SEARCH, *SPACE, "name=one"]) == 0
+    finally:
+        os.chdir(here)
+    return folder / "runs/one"
+
+
+def test_a_search_ends_with_a_table_best_first_and_the_command_of_the_best(
+    undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(undisturbed, "runs/moved")
+    before = outcome("moved")
+    assert main([*SEARCH, *SPACE, "name=moved"]) == 0, "a finished search is shown again, wherever it lies"
+    told = capsys.readouterr().out
+    values = {job: record(f"moved/{job}")["best"]["value"] for job in before}
+    assert ranking("moved") == sorted(values, key=lambda job: (-values[job], job))
+    assert len({str(trial[0]) for trial in before.values()}) == 6
+    best = ranking("moved")[0]
+    assert f"best: runs/moved/{best}, again by: healsg train model=mlp" in told
+    assert f"method.optimizer.lr={before[best][0]['method.optimizer.lr']!r}" in told  # type: ignore[index]
+    assert outcome("moved") == before
+    assert main(["compare", "moved"]) == 0
+    assert main(["runs", "--where", "status=finished"]) == 0
+    assert "moved/0003" in capsys.readouterr().out
+
+
+def test_two_workers_that_are_killed_try_the_same_trials(undisturbed: Path) -> None:
+    line = [*SEARCH, *SPACE, "name=two", "launcher=local", "launcher.workers=2"]
+    child = forked(line)
+    wait_for(lambda: Path("runs/two/0002/run.json").exists(), 60)
+    os.kill(child, signal.SIGKILL)
+    assert ended(child) == 137
+    Path("runs/two").rename("runs/there")
+    assert ended(forked([*line[:-3], "name=there", *line[-2:]])) == 0, Path("output").read_text()
+    shutil.copytree(undisturbed, "runs/one")
+    assert outcome("there") == outcome("one")
+    assert ranking("there") == ranking("one")
+
+
+def test_more_trials_go_on_with_the_search(undisturbed: Path) -> None:
+    more = [*SEARCH, *SPACE, "name=more"]
+    assert main([*more, "search.trials=3"]) == 0
+    assert main(more) == 0
+    shutil.copytree(undisturbed, "runs/one")
+    assert outcome("more") == outcome("one")
+
+
+def test_a_failed_trial_is_recorded_and_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    line = [*TINY, "search=grid", "method.optimizer.lr=choice(0.01,1e38)", "model.width=choice(4,0)", "name=grid"]
+    assert main(line) == 0
+    assert "4 trials, 1 finished, 3 failed" in capsys.readouterr().out
+    began = record("grid/0002")["begin"], record("grid/0002").get("continued")
+    assert record("grid/0002")["status"] == "failed"
+    assert not Path("runs/grid/0001/run.json").exists(), "a width of 0 is refused before there is a run"
+    assert main(line) == 0
+    told = capsys.readouterr().out
+    assert "4 trials, 1 finished, 3 failed" in told
+    assert "job 1" not in told
+    assert (record("grid/0002")["begin"], record("grid/0002").get("continued")) == began
+
+
+def test_proposals_depend_on_the_rounds_before_alone() -> None:
+    space = space_of(Composer().parse([*SPACE, "model.width=int(interval(4,64))", "seed=range(0,9,2)"]))
+
+    def search(order: int) -> list[Trial]:
+        done: list[Trial] = []
+        for first in range(0, 12, 4):
+            for number in range(first, first + 4):
+                values = TPE(startup=4).propose(space, number, done, "max")
+                done.append(Trial(number, values))
+            for number in range(first, first + 4)[::order]:
+                value = float(done[number].parameters["method.optimizer.lr"])
+                done[number] = Trial(number, done[number].parameters, "finished", value)
+        return done
+
+    assert search(1) == search(-1)
+    for trial in search(1):
+        assert all(trial.parameters[key] in space[key] for key in space)
+
+
+def test_a_grid_covers_the_product() -> None:
+    space = space_of(Composer().parse(["model.width=choice(4,8)", "seed=range(0,6,2)"]))
+    grid = Grid()
+    found = [tuple(grid.propose(space, number, [], "max").values()) for number in range(grid.count(space))]
+    assert found == [(width, seed) for width in ("4", "8") for seed in (0, 2, 4)]
+    assert Grid(trials=4).count(space) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "answer"),
+    [
+        (["method.optimizer.lr=interval(0.1,0.01)"], "method.optimizer.lr=interval(0.1,0.01): an interval goes from"),
+        (
+            ["method.optimizer.lr=tag(log,interval(0,1))"],
+            "method.optimizer.lr=tag(log,interval(0,1)): with the tag log",
+        ),
+        (
+            ["method.optimizer.lr=tag(ln,interval(0,1))"],
+            "method.optimizer.lr=tag(ln,interval(0,1)): there is no tag ln",
+        ),
+        ([], "search: there is nothing to search over"),
+        (["search=tpee", "seed=0,1"], "search=tpee: no such option; did you mean tpe?"),
+        (["search.batch=0", "seed=0,1"], "search.batch: 0 is out of range: >= 1"),
+        (
+            ["search=grid", "method.label_smoothing=interval(0,0.1)"],
+            "method.label_smoothing: a grid takes values, not an interval",
+        ),
+        (["search.batch=1,2"], "search.batch: is that of the whole search"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line(given: list[str], answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = [] if any(one.startswith("search=") for one in given) else ["search=random"]
+    assert main([*TINY, *chosen, *given]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {answer}")
+    assert told.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_without_optuna_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("healsg.searches.sampled.find_spec", lambda name: None)
+    assert main([*TINY, "search=tpe", "seed=0,1"]) == 2
+    assert capsys.readouterr().err == "error: search: needs Optuna; pip install 'healsg[search]'\n"
+    assert "optuna" not in sys.modules or not Path("runs").exists()
+
+
+def test_other_settings_are_refused_by_their_key(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(undisturbed, "runs/one")
+    for other in ("search.batch=3", "search.seed=1", "method.label_smoothing=choice(0,0.2)"):
+        line = [*SEARCH, *SPACE, "name=one"]
+        given = [one for one in line if one.partition("=")[0] != other.partition("=")[0]]
+        assert main([*given, other]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {other.partition('=')[0]}: runs/one was started with ")
+    Path("runs/one/search.json").write_text('{"settings": {}, "trials": 1}')
+    assert main([*SEARCH, *SPACE, "name=one"]) == 1
+    assert "search.json: has no trials" in capsys.readouterr().err
