@@ -167,6 +167,7 @@ def beside_runs(runs_of_the_documents: Path, tmp_path: Path, monkeypatch: pytest
 def test_commands_that_read_runs_run(document: str, beside_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each in the order of the document, but for the removal of runs, which comes last."""
     lines = [words for words in commands(document) if words[0] == "healsg" and words[1] in READING]
+    lines = [words for words in lines if "scans/" not in words]  # of a segmentation: tests/test_predict_masks.py
     assert len(lines) >= 6
     for _, command, *rest in sorted(lines, key=lambda words: words[1] == "rm"):
         once = ["--once"] if command == "watch" and "--once" not in rest else []
@@ -218,7 +219,7 @@ def test_proofs_name_tests_and_programs_that_exist(document: str) -> None:
         elif words[1] == "-m":
             module = REPOSITORY / words[2].replace(".", "/")
             assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), text
-        else:
+        elif words[1] != "predict.py":  # which healsg export writes: tests/test_export.py
             assert (REPOSITORY / words[1]).is_file(), text
 
 

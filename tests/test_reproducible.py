@@ -16,6 +16,7 @@ import torch
 import yaml
 
 import fake_data
+import fake_masks
 import fake_tables
 import fake_volumes
 from healsg import BasicTask, TaskTrainer
@@ -32,6 +33,7 @@ SMALL_SET = [*NO_DOWNLOAD, "data.batch_size=32"]
 SMALL_PICTURES = ["data.image_size=16", "data.shift=2", "data.batch_size=16"]
 
 UNET = ["model=unet", "model.width=4", "data.batch_size=4"]
+MASKED = [*UNET, "data.image_size=16", "data.val_fraction=0.3"]
 VOLUMES = [*UNET, "data.patch=[16,16,8]", "data.val_fraction=0.3"]
 DRAWN = ["data.size=16", "data.train=20", "data.test=2"]
 
@@ -67,8 +69,11 @@ SETS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "seg2d": (
         lambda root: fake_volumes.write_pictures(root / "masked", 12),
-        [*UNET, "data.folder=masked", "data.image_size=16", "data.val_fraction=0.3"],
+        [*MASKED, "data.folder=masked"],
     ),
+    "voc": (lambda root: fake_masks.write_voc(root / "voc"), [*MASKED, "data.folder=voc"]),
+    "cityscapes": (lambda root: fake_masks.write_cityscapes(root / "cityscapes"), [*MASKED, "data.folder=cityscapes"]),
+    "coco_seg": (lambda root: fake_masks.write_coco_seg(root / "coco"), [*MASKED, "data.folder=coco"]),
     "nifti": (lambda root: fake_volumes.write_scans(root / "scans"), [*VOLUMES, "data.folder=scans"]),
     "decathlon": (lambda root: fake_volumes.write_scans(root / "scans"), [*VOLUMES, "data.list=scans/list.json"]),
     "nnunet_raw": (lambda root: fake_volumes.write_nnunet(root / "raw"), [*VOLUMES, "data.folder=raw"]),
