@@ -27,7 +27,8 @@ from healsg.commands.serve import is_loopback, listen
 pytest.importorskip("starlette", reason="healsg[serve] is not installed")
 pytest.importorskip("uvicorn", reason="healsg[serve] is not installed")
 pytest.importorskip("python_multipart", reason="healsg[serve] is not installed")
-testclient = pytest.importorskip("starlette.testclient", reason="starlette's TestClient needs httpx")
+pytest.importorskip("httpx2", reason="starlette's TestClient needs httpx2, which healsg[dev] brings")
+testclient = pytest.importorskip("starlette.testclient")
 
 SETTINGS = ["data=imagefolder", "data.folder=pics", "data.image_size=16", "data.shift=0", "data.workers=0"]
 TINY = ["model=cnn", "model.width=4", "runner.epochs=1", "quiet=true", "name=run"]

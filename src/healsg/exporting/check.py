@@ -124,10 +124,17 @@ def reproduce(folder: Path, to: str, made: Reference, info: DataInfo) -> Agreeme
         line = [sys.executable, "-I", "-c", PROCESS, str(request)]
         done = subprocess.run(line, cwd=place, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode or not found.is_file():
-            said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            said = _error_of(done.stderr) or f"exit status {done.returncode}"
             raise RunError(f"healsg export: predict.py fails in a process of its own: {said[:300]}")
         numbers = torch.from_numpy(np.load(found))
     return compared(numbers, made.outputs, info)
+
+
+def _error_of(stderr: str) -> str:
+    """What stands after the last indented line of a traceback, on one line."""
+    lines = stderr.rstrip().splitlines()
+    last = max((place for place, text in enumerate(lines) if text.startswith("  ")), default=-1)
+    return " ".join(" ".join(lines[last + 1 :]).split())
 
 
 def compared(found: Tensor, wanted: Tensor, info: DataInfo) -> Agreement:

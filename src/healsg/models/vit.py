@@ -122,7 +122,8 @@ class VisionTransformer(Network):
     def encode(self, tokens: Tensor) -> Tensor:
         """(N, any number of patches, width) to the same after all layers; with a class token, that comes first."""
         if self.token is not None:
-            first = (self.token + self.position[:, :1]).expand(len(tokens), -1, -1)
+            # shape[0], not len(), which would fix the size of a batch where the network is exported
+            first = (self.token + self.position[:, :1]).expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([first, tokens], dim=1)
         hidden: Tensor = self.norm(self.layers(self.dropout(tokens)))
         return hidden
