@@ -34,17 +34,18 @@ COMMANDS = {
     "compare": "which setting is better, over seeds and folds: healsg compare RUN...",
     "diff": "in what two runs differ: healsg diff RUN RUN",
     "watch": "watch runs train, from another terminal: healsg watch [RUN...]",
+    "ledger": "samples that a run forgot or found hard: healsg ledger RUN (of runner.ledger=true)",
     "rm": "remove runs: healsg rm RUN...",
     "diverge": "where two runs first differ: healsg diverge RUN RUN",
 }
 
 ELSEWHERE = (
     *("resume", "eval", "predict", "export", "serve"),
-    *("show", "runs", "compare", "diff", "watch", "rm", "diverge"),
+    *("show", "runs", "compare", "diff", "watch", "ledger", "rm", "diverge"),
 )
 """Commands on runs that exist, which need no current directory."""
 
-ANSWERS = ("check", "eval", "predict", "list", "explain", "show", "runs", "compare", "diff", "diverge")
+ANSWERS = ("check", "eval", "predict", "list", "explain", "show", "runs", "compare", "diff", "ledger", "diverge")
 """Commands whose work is what they print; the others have done theirs also where it cannot be shown."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -42,6 +43,12 @@ class Watcher:
 
     def end_epoch(self, task: Task, numbers: dict[str, Any], best: bool) -> None:
         """An epoch is complete; ``numbers`` are its line in ``metrics.jsonl``."""
+
+
+class SampleLedger(Protocol):
+    """What a training run keeps of each sample; see ``training.ledger.Ledger``."""
+
+    def write(self, folder: Path, epoch: int) -> None: ...
 
 
 class Pass(Protocol):
@@ -121,6 +128,9 @@ class Runner(Protocol):
 
     @property
     def accumulator(self) -> Accumulator: ...
+
+    @property
+    def ledger(self) -> SampleLedger | None: ...
 
     # --- how far the run is
 

@@ -21,6 +21,7 @@ from healsg.seeding import mix, seed_device
 from healsg.training import diagnose, memory
 from healsg.training.best import BestTracker, Mode
 from healsg.training.device import Compile, DeviceSetup, Precision, clear_gradients
+from healsg.training.ledger import Ledger
 from healsg.training.meter import Meter
 from healsg.training.parallel import Parallel
 from healsg.training.plan import Plan, Position
@@ -57,6 +58,7 @@ class TaskRunner:
         find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
         sync_batchnorm: for several processes, BatchNorm's statistics are those of the batch of all of them.
         timeout: seconds that one of several processes waits for another one before the run ends with an error.
+        ledger: keep loss, confidence and correctness of every training sample in every epoch; see ``Ledger``.
     """
 
     leaves_weights: ClassVar[bool] = True
@@ -86,6 +88,7 @@ class TaskRunner:
         find_unused_parameters: bool = False,
         sync_batchnorm: bool = False,
         timeout: Positive = 300.0,
+        ledger: bool = False,
         callbacks: Mapping[str, Callback] | None = None,
     ) -> None:
         self.epochs = epochs
@@ -115,6 +118,9 @@ class TaskRunner:
         self.rate: float | torch.Tensor | None = None
         self.stop_reason: str | None = None
         self.checkpointer: Watcher = Watcher()
+        self.keeps_ledger = ledger
+        self.ledger: Ledger | None = None
+        """The samples' numbers of this epoch, once the task is built for training."""
 
     # --- how long the run is, and how far ----------------------------------------------------------------------------
 
@@ -179,6 +185,12 @@ class TaskRunner:
         self.accumulator = Accumulator(batch_size, self.parallel)
         self.progress.plan(total_steps, self.max_epoch)
 
+    def open_ledger(self, task: Task) -> None:
+        """Let each step's outputs be seen where ``ledger`` is set. Raises ConfigError where samples have no class."""
+        if self.keeps_ledger:
+            self.ledger = Ledger(task)
+            self.ledger.watch(task.net)
+
     # --- the verbs of a step -----------------------------------------------------------------------------------------
 
     def train_batches(self, task: Task) -> Iterator[tuple[TrainBatch, MicroBatch]]:
@@ -196,7 +208,10 @@ class TaskRunner:
             self.progress.batch(at.batch, rows)
             seed_device(self.device_setup.device, at.batch, state=epoch_seed)
             micro = MicroBatch(batch.samples, plan.closes(at.batch), plan.accumulate, world)
-            yield self.device_setup.move(batch), micro
+            moved = self.device_setup.move(batch)
+            if self.ledger is not None:
+                self.ledger.deal(moved)
+            yield moved, micro
         self.checkpointer.snapshot_done()  # what follows may change anything
 
     def eval_batches(self, task: Task, split: str) -> Iterator[dict[str, Any]]:
@@ -360,7 +375,9 @@ class TaskRunner:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands: enough to go on at the next step."""
+        ledger = self.ledger.state_dict() if self.ledger is not None else {}
         return {
+            **({"ledger": ledger} if ledger else {}),
             **self.at.state_dict(),
             "pieces": self.pieces,
             "total_steps": self.total_steps,
@@ -379,6 +396,8 @@ class TaskRunner:
         if self.position > self.length:
             raise RunError(f"batch {self.position} of an epoch is where the run stands, and it has {self.length} now")
         self.rate = state["rate"]
+        if self.ledger is not None:
+            self.ledger.load_state_dict(state.get("ledger", {}))
         self.progress.plan(self.total_steps, self.max_epoch)
         self.accumulator.clear()
         self.meter.load_state_dict(state["meter"])

@@ -245,6 +245,7 @@ class BasicTask:
 
     def _build_training(self) -> None:
         self.net = self.runner.device_setup.wrap(self.model, *self.runner.wrapping)
+        self.runner.open_ledger(self)
         self.optimizer = self.build_optimizer()
         self.runner.device_setup.unfuse_scaled_sgd(self.optimizer)
         self.scheduler = self.build_scheduler()

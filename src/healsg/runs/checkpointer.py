@@ -257,6 +257,8 @@ class Checkpointer(Watcher):
         """The epoch's line, the best weights where they are, and a save, unless the last one was a moment ago."""
         if self.metrics_log:
             self.metrics_log.write(numbers)
+        if task.runner.ledger is not None:
+            task.runner.ledger.write(self.folder.path, task.runner.epoch)
         self.show(numbers | {"best": best})
         log.debug("%s%s", "  ".join(f"{key} {value}" for key, value in numbers.items()), "  best" * best)
         ended = task.runner.epoch >= task.runner.max_epoch or task.runner.stop_reason is not None

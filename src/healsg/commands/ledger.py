@@ -1,0 +1,168 @@
+"""``healsg ledger RUN``: which training samples a run forgot, never learned, or found hard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from healsg.commands.arguments import parse_flags
+from healsg.commands.tables import show, show_json
+from healsg.errors import ConfigError, RunError
+from healsg.runs.folder import RunFolder, find
+from healsg.safefiles import read_bytes
+
+USAGE = """\
+usage: healsg ledger RUN [--top N] [--json]
+
+Of a run with runner.ledger=true: how often each training sample was forgotten
+(right in one epoch, wrong in the next that it was dealt in; Toneva et al. 2019,
+arXiv 1812.05159), which were never learned, and the hardest by mean loss.
+
+  --top N   so many of the hardest samples (20)
+  --json    for programs: one object"""
+
+LARGEST = 1 << 30
+"""Bytes of a file that is read."""
+
+Array = np.ndarray[Any, Any]
+
+
+def run(arguments: list[str]) -> int:
+    """``RUN [--top N] [--json]``."""
+    rest, flags = parse_flags(arguments, ["--json"], ["--top"])
+    if flags["help"]:
+        print(USAGE)
+        return 0
+    if len(rest) != 1:
+        raise ConfigError("healsg ledger RUN: name one run, as a folder or a name under runs/")
+    top = str(flags.get("top", "20"))
+    if not (top.isdecimal() and 0 < len(top) < 8):
+        raise ConfigError(f"--top: {top} is no number of samples; --top 50 shows fifty")
+    folder = find(rest[0])
+    facts = facts_of(folder, int(top))
+    if flags["json"]:
+        show_json(facts)
+    else:
+        _print(facts)
+    return 0
+
+
+class Read:
+    """The ledger of a run: by epoch and sample. Raises RunError where there is none, or it is damaged.
+
+    ``losses`` and ``confidence`` are (E, N) float, nan where a sample was not dealt; ``correct`` is (E, N) uint8, with
+    255 there; ``targets`` (N,) the class indices, -1 where not known; ``names`` of the N samples.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        place = folder.path / "ledger"
+        facts = _described(place, folder)
+        count = facts["samples"]
+        self.classes = [str(name) for name in facts.get("classes") or ()]
+        rows: dict[str, list[Array]] = {"losses": [], "confidence": [], "correct": []}
+        for epoch in range(1, 1_000_000):
+            path = place / f"{epoch:04}.bin"
+            if not path.is_file():
+                break
+            content = _content(path, 5 * count)
+            values = np.frombuffer(content, "<f2", 2 * count).astype(np.float32)
+            rows["losses"].append(values[:count])
+            rows["confidence"].append(values[count:])
+            rows["correct"].append(np.frombuffer(content, np.uint8, count, 4 * count))
+        if not rows["correct"]:
+            raise RunError(f"{place}: no epoch was completed yet")
+        self.correct = np.stack(rows["correct"])
+        unseen = self.correct == 255
+        self.losses, self.confidence = (
+            np.where(unseen, np.nan, np.stack(rows[key])) for key in ("losses", "confidence")
+        )
+        self.targets = np.frombuffer(_content(place / "targets.bin", 4 * count), "<i4", count)
+        names = place / "names.txt"
+        listed = read_bytes(names, LARGEST).decode(errors="replace").split("\n") if names.is_file() else []
+        self.names = listed[:count] if len(listed) > count else [f"sample {number}" for number in range(count)]
+
+
+def _described(place: Path, folder: RunFolder) -> dict[str, Any]:
+    path = place / "ledger.json"
+    if not path.is_file():
+        raise RunError(f"{folder.shown}: has no ledger; train with runner.ledger=true")
+    try:
+        facts = json.loads(read_bytes(path, LARGEST))
+        if type(facts["samples"]) is int and 0 < facts["samples"] < 1 << 31:
+            return dict(facts)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise RunError(f"{path}: is damaged; it does not say how many samples there are")
+
+
+def _content(path: Path, size: int) -> bytes:
+    content = read_bytes(path, LARGEST)
+    if len(content) != size:
+        raise RunError(f"{path}: is damaged, {len(content)} bytes where {size} belong")
+    return content
+
+
+def forgotten(correct: Array) -> Array:
+    """(N,) how often each sample was right and, the next time that it was dealt, wrong; from (E, N) with 255: not."""
+    counts = np.zeros(correct.shape[1], int)
+    last = np.full(correct.shape[1], 255)
+    for row in correct:
+        counts += (last == 1) & (row == 0)
+        last = np.where(row == 255, last, row)
+    return counts
+
+
+def facts_of(folder: RunFolder, top: int) -> dict[str, Any]:
+    """What a ledger tells, as plain values."""
+    read = Read(folder)
+    dealt = (read.correct != 255).any(axis=0)
+    counts = forgotten(read.correct)
+    learned = (read.correct == 1).any(axis=0)
+    seen = (read.correct != 255).sum(axis=0)
+    means = np.where(np.isnan(read.losses), 0, read.losses).sum(axis=0) / np.maximum(seen, 1)
+    order = np.argsort(np.where(dealt, -means, np.inf), kind="stable")[: min(top, int(dealt.sum()))]
+    histogram = {str(times): int((counts[learned] == times).sum()) for times in range(4)}
+    histogram["4 and more"] = int((counts[learned] >= 4).sum())
+    epochs = [
+        {"epoch": number, "loss": float(np.nanmean(losses)), "correct": float((right[right != 255] == 1).mean())}
+        for number, (losses, right) in enumerate(zip(read.losses, read.correct, strict=True), 1)
+        if (right != 255).any()
+    ]
+    return {
+        "schema": 1,
+        "run": str(folder.shown),
+        "samples": int(dealt.sum()),
+        "epochs": epochs,
+        "forgotten": histogram,
+        "never_learned": int((dealt & ~learned).sum()),
+        "hardest": [_sample(read, int(number), means, counts, learned) for number in order],
+    }
+
+
+def _sample(read: Read, number: int, means: Array, counts: Array, learned: Array) -> dict[str, Any]:
+    label = int(read.targets[number])
+    confident = read.confidence[:, number]
+    dealt = confident[~np.isnan(confident)]
+    return {
+        "index": number,
+        "name": read.names[number],
+        "class": read.classes[label] if 0 <= label < len(read.classes) else str(label),
+        "loss": float(means[number]),
+        "confidence": float(dealt[-1]),
+        "forgotten": int(counts[number]),
+        "learned_in": int((read.correct[:, number] == 1).argmax()) + 1 if learned[number] else None,
+    }
+
+
+def _print(facts: dict[str, Any]) -> None:
+    last = facts["epochs"][-1]
+    samples = f"{facts['samples']} training samples, {last['epoch']} epochs"
+    print(f"{facts['run']}: {samples}, right at last {last['correct']:.4f}\n")
+    rows = [[times, count] for times, count in facts["forgotten"].items()]
+    show(["forgotten, times", "samples"], [*rows, ["never learned", facts["never_learned"]]])
+    print("\nhardest, by mean loss (labels worth a look)")
+    keys = ("name", "class", "loss", "confidence", "forgotten", "learned_in")
+    show(["sample", *keys[1:]], [[one[key] for key in keys] for one in facts["hardest"]])
