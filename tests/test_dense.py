@@ -26,6 +26,7 @@ from healsg.data.sharding import Sharding
 from healsg.data.source import About, Batch
 from healsg.errors import ConfigError, DataError
 from healsg.evaluation.evaluator import EvalEpoch, in_units
+from healsg.losses.segmentation import CrossEntropy
 from healsg.losses.usual import MaskLoss, RegressionLoss, usual
 from healsg.methods import mixing
 from healsg.methods.labelled import LabelledSamples
@@ -574,3 +575,15 @@ def test_eval_gives_the_table_by_case(capsys: pytest.CaptureFixture[str]) -> Non
     assert 0 <= mean <= 1
     assert set(found["cases"]["test0"]) == {"dice", "dice.1", "dice.2", "iou", "iou.1", "iou.2"}
     assert json.loads(Path("runs/run/eval-test-best.json").read_text()) == found
+
+
+@pytest.mark.parametrize("criterion", [MaskLoss(), CrossEntropy(regions=[[1], [1, 2]])])
+def test_a_network_with_one_output_a_sample_is_refused_for_masks(criterion: nn.Module) -> None:
+    with pytest.raises(ConfigError, match=r"model: it has outputs of shape \(4, 3\), and the targets are masks .*unet"):
+        criterion(torch.zeros(4, 3), torch.zeros(4, 8, 8, dtype=torch.uint8))
+
+
+def test_a_classifier_on_masks_ends_in_one_line() -> None:
+    task = built("model=cnn", "method.label_smoothing=0.1")
+    with pytest.raises(ConfigError, match=r"model: it has outputs of shape .* masks .* model=unet"):
+        task.run_epoch()

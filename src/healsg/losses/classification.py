@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from healsg.errors import ConfigError
+
 
 def smooth(target: Tensor, output: Tensor, share: float = 0.0) -> Tensor:
     """Class probabilities of ``output``'s shape (N, C, ...) from indices (N, ...): ``share`` spread evenly over all
@@ -87,3 +89,14 @@ def margins(counts: Tensor, largest: float) -> Tensor:
     1906.07413); float64."""
     raw = counts.to(torch.float64).clamp(min=1.0) ** -0.25
     return raw * (largest / raw.max())
+
+
+def require_pixels(output: Tensor, target: Tensor) -> None:
+    """Raises ConfigError where ``output`` is not (N, C, *spatial) for masks (N, *spatial), or for their probabilities.
+
+    Which networks have an output for each pixel is not known before they have given one.
+    """
+    axes = target.dim() if target.is_floating_point() else target.dim() + 1
+    if output.dim() != axes:
+        shapes = f"outputs of shape {tuple(output.shape)}, and the targets are masks of shape {tuple(target.shape)}"
+        raise ConfigError(f"model: it has {shapes}; one with an output for each pixel is model=unet")

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from healsg.errors import ConfigError
-from healsg.losses.classification import wide
+from healsg.losses.classification import require_pixels, wide
 from healsg.training.denominator import loss_over, mean_over_samples
 from healsg.training.step import Loss
 from healsg.types import Count, Fraction, Kept, NonNegative, Positive
@@ -44,6 +44,7 @@ def dense_target(
         ``truth`` (N, C, ...), 0 or 1 (or probabilities), 0 throughout where a pixel is ignored; and ``counted``
         (N, 1, ...), 0 or 1, or None where ``ignore`` is None, so that all count. Both in at least float32.
     """
+    require_pixels(output, target)
     dtype = torch.promote_types(output.dtype, torch.float32)
     if target.is_floating_point():
         truth = target.to(dtype)
@@ -223,7 +224,7 @@ class DenseLoss(nn.Module):
         if class_weights is not None and (not len(class_weights) or min(class_weights) < 0 or not sum(class_weights)):
             raise ConfigError(f"class_weights: {list(class_weights)} has no weight above 0, or one below")
         if regions is not None and (not len(regions) or not all(len(region) for region in regions)):
-            raise ConfigError(f"regions: {regions} names no label for some output; give each a list of labels")
+            raise ConfigError(f"data.regions: {regions} names no label for some output; give each a list of labels")
         if class_weights is not None and regions is not None and len(class_weights) != len(regions):
             raise ConfigError(f"class_weights: {len(class_weights)} weights for {len(regions)} regions")
         self.ignore, self.regions = ignore, regions

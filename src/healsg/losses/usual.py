@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from healsg.data.info import DataInfo
-from healsg.losses.classification import wide
+from healsg.losses.classification import require_pixels, wide
 
 
 def usual(info: DataInfo) -> nn.Module | None:
@@ -82,6 +82,7 @@ class MaskLoss(nn.CrossEntropyLoss):
         super().__init__(ignore_index=-100 if ignore is None else ignore)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        require_pixels(input, target)
         if target.is_floating_point():
             return F.cross_entropy(wide(input), target)
         target = target.long()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from healsg.errors import ConfigError
-from healsg.losses.classification import smooth
+from healsg.losses.classification import require_pixels, smooth
 from healsg.methods import mixing
 from healsg.methods.mixing import Mixing
 from healsg.training.denominator import counts_alike, ignored, loss_over, mean_over_samples, weighs_classes
@@ -115,6 +115,8 @@ class LabelledSamples:
     ) -> Tensor | Loss:
         """The criterion's loss, a mean over the samples of the batch; ``step.Mean`` where it is over something else."""
         labels: Tensor = batch["target"]
+        if labels.ndim > 2 and getattr(output, "ndim", 3) == 2:
+            require_pixels(output, labels)
         pasted = mixed.pasted(labels) if mixed is not None else None
         if pasted is not None:  # the box of cutmix lies in the mask too, which stays one of labels
             labels = pasted
