@@ -198,7 +198,7 @@ def test_show_tells_what_a_run_was(said: Answer) -> None:
     }
     record = json.loads(Path("runs/run/run.json").read_text())
     Path("runs/run/run.json").write_text(json.dumps(record | {"status": "running"}))
-    assert said("show", "run", "--json")["status"] == "killed"
+    assert said("show", "run", "--json")["status"] == "dead"
     (Path("runs/run/.hydra") / "hydra.yaml").write_text("hydra: {runtime: {choices: {model: nowhere}}}")
     assert said("show", "run", "--json")["changed"] is None
     assert "no run" in said("show", "nowhere", status=1)

@@ -301,3 +301,9 @@ def test_many_runs_fit_the_screen(make: Make) -> None:
 def test_watch_refuses_a_pause_of_nothing(make: Make) -> None:
     with pytest.raises(ConfigError, match=r"--every 0\.0: give seconds from 0\.1"):
         watch.run(["--every", "0"])
+
+
+def test_watch_shows_the_number_that_chooses_the_best() -> None:
+    rows = [{"epoch": 1, "train/loss": 2.0, "val/loss": 1.0, "val/acc": 0.5, "val/iou": 0.4, "val/dice": 0.6}]
+    assert watch._usual(rows) == ["train/loss", "val/dice"]
+    assert watch._usual([{"epoch": 1, "val/loss": 1.0}]) == ["val/loss"]

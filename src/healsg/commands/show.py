@@ -17,6 +17,7 @@ from healsg.config.values import flat
 from healsg.errors import ConfigError, one_line
 from healsg.runs import redact
 from healsg.runs.folder import RunFolder, find, finite
+from healsg.runs.registry import DEAD, LIVE, is_live
 from healsg.runs.saved_config import read_saved
 
 USAGE = """\
@@ -67,8 +68,8 @@ def facts_of(folder: RunFolder, config_dir: str | None = None) -> dict[str, Any]
     found = choices_of(folder)
     choices = {group: found[group] for group in sorted(found, key=_place)}
     status = str(record.get("status") or "unknown")
-    if status == "running" and not folder.is_locked():
-        status = "killed"
+    if status == "running":
+        status = LIVE if is_live(folder.path, record) else DEAD
     changed: list[dict[str, Any]] | None = None
     reason = None
     try:
@@ -131,7 +132,7 @@ def changes(values: dict[str, Any], choices: dict[str, str], config_dir: str | N
 def lines_of(facts: dict[str, Any]) -> list[str]:
     """The same for a terminal."""
     status = facts["status"]
-    ways = {"killed": "goes on", "stopped": "goes on", "failed": "tries again"}
+    ways = {DEAD: "goes on", "stopped": "goes on", "failed": "tries again"}
     way = f"healsg resume {facts['run']} {ways[status]}" if status in ways else ""
     told = "; ".join(filter(None, [status, facts["reason"], way]))
     head = [("status", told)]

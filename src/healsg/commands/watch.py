@@ -22,6 +22,7 @@ from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.record import parse
 from healsg.runs.registry import DEAD, LIVE, Listed, age, is_live, listed, root_of
+from healsg.training.best import PREFERRED
 
 MOST = 1 << 26
 """Bytes of a ``metrics.jsonl`` that are read for its curves: its end."""
@@ -144,8 +145,10 @@ def curves(folder: RunFolder, wanted: Sequence[str], width: int, height: int) ->
 
 
 def _usual(rows: Sequence[dict[str, Any]]) -> list[str]:
-    names = [key for key in ("train/loss", "val/loss", "val/acc", "val/dice", "val/iou") if any(key in r for r in rows)]
-    return names[:1] + names[-1:] if len(names) > 1 else names
+    """The training loss, and the number by which the best epoch is chosen where nothing else is configured."""
+    measured = {key for row in rows for key in row}
+    val = [f"val/{name}" for name in (*PREFERRED, "loss") if f"val/{name}" in measured]
+    return [name for name in ("train/loss", *val[:1]) if name in measured]
 
 
 def epochs(path: Path) -> list[dict[str, Any]]:
