@@ -29,8 +29,8 @@ class EarlyStopping(Callback):
     """Stop when the monitored number has not got better for a while.
 
     Args:
-        patience: how many evaluations without a better number are borne.
-        min_delta: by how much a number must be better to count.
+        patience: evaluations without improvement after which the run stops.
+        min_delta: by how much a number must improve to count.
     """
 
     def __init__(self, patience: Count = 10, min_delta: NonNegative = 0.0) -> None:

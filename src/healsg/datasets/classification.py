@@ -23,7 +23,7 @@ from healsg.errors import ConfigError, DataError
 from healsg.types import Count, Range, Share
 
 LISTED_CLASSES = 100
-"""Classes up to which ``run.json`` lists their counts; of more it tells the least and the largest."""
+"""Classes up to which ``run.json`` lists all counts; with more it has the smallest and the largest count."""
 
 
 class Classification(TaskData):
@@ -46,7 +46,7 @@ class Classification(TaskData):
         imbalance: samples of the largest class, the first, over those of the smallest, the last; exponential between.
         label_noise: the share of training labels that is replaced, each by another class chosen evenly; or a file
             (.csv, .json, .npy) with a matrix whose row i says what becomes of class i, and adds up to 1.
-        balanced: deal all classes equally often, by repeating samples.
+        balanced: draw all classes equally often, by repeating samples of the smaller ones.
         in_memory: read each sample once, and hold them all as tensors; refused where they would not fit.
         cache: the same in files below ``root``/cache that are mapped into memory, and found again by the next run.
         common: the arguments of TaskData.

@@ -1,4 +1,4 @@
-"""Imagenette: 13,394 pictures of ten easily told classes of ImageNet, in the second edition.
+"""Imagenette: 13,394 pictures of ten easily distinguished classes of ImageNet, in the second edition.
 
 Source: J. Howard, https://github.com/fastai/imagenette, 2019.
 """

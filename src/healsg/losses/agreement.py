@@ -1,5 +1,5 @@
-"""Losses that let two views of a sample agree, without other samples to be told apart from. Pure functions; each gives
-the samples' own losses, whose mean is what is minimised."""
+"""Losses that make two views of a sample agree, without negative samples. Pure functions that return a loss for each
+sample, of which the mean is minimised."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def self_distillation(
 
     Args:
         student, teacher: (N, K) scores of two different views of the same samples.
-        center: (K,), what is taken off the teacher's scores.
-        student_temperature, teacher_temperature: what the scores are divided by.
+        center: (K,), subtracted from the teacher's scores.
+        student_temperature, teacher_temperature: the temperatures of the scores.
     """
     wanted = ((teacher.detach() - center) / teacher_temperature).softmax(dim=1)
     return -(wanted * (student / student_temperature).log_softmax(dim=1)).sum(dim=1)

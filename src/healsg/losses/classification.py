@@ -1,8 +1,8 @@
 """Losses of scores and classes, as pure functions.
 
-Throughout, ``output`` is (N, C, ...) scores and ``target`` (N, C, ...) class probabilities: what label smoothing and
-mixup make of indices, or indices turned into them by ``smooth``. Each function gives the samples' own losses,
-(N, ...), in at least float32; their mean is what is minimised.
+Throughout, ``output`` is (N, C, ...) logits and ``target`` (N, C, ...) class probabilities, which label smoothing,
+mixup or ``smooth`` have made of class indices. Each function returns the losses of the samples, (N, ...), in at least
+float32, of which the mean is minimised.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def smooth(target: Tensor, output: Tensor, share: float = 0.0) -> Tensor:
     """Class probabilities of ``output``'s shape (N, C, ...) from indices (N, ...): ``share`` spread evenly over all
     classes, the rest on the target's own (Szegedy et al. 2016, arXiv 1512.00567, section 7).
 
-    Targets that are no indices, but numbers or as many as the outputs, are taken as they are.
+    Targets that are not class indices (floating point, or of ``output``'s shape) are only converted in type.
     """
     dtype = torch.promote_types(output.dtype, torch.float32)
     if target.is_floating_point() or target.shape == output.shape:
@@ -67,7 +67,7 @@ def divergence(output: Tensor, other: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-# --- unequal classes: what is made of ``counts``, the (C,) training samples of each class ----------------------------
+# --- unequal classes: functions of ``counts``, the (C,) numbers of training samples of each class --------------------
 
 
 def priors(counts: Tensor) -> Tensor:

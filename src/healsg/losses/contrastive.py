@@ -1,5 +1,5 @@
-"""Contrastive losses: a sample's views are told apart from other samples. Pure functions of (N, D) embeddings of any
-length, which are scaled to length 1 here; each gives the samples' own losses, whose mean is what is minimised."""
+"""Contrastive losses: a view must be closer to the other view of its sample than to other samples. Pure functions of
+(N, D) embeddings, which are normalised here; they return a loss for each sample, of which the mean is minimised."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """(2N,) normalised temperature-scaled cross entropy of SimCLR (Chen et al. 2020, arXiv 2002.05709, equation 1):
-    each of the 2N views finds its sample's other view among the 2N - 1 others.
+    each of the 2N views classifies which of the 2N - 1 others is the second view of its sample.
 
     Args:
         first, second: (N, D), the two views of the same samples.
-        temperature: what cosine similarities are divided by.
+        temperature: of the cosine similarities.
     """
     views = F.normalize(torch.cat([first, second]), dim=1)
     scores = views @ views.T / temperature
@@ -24,13 +24,13 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
 
 
 def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """(N,) InfoNCE of MoCo (He et al. 2020, arXiv 1911.05722, equation 1): each query finds its own key among those of
-    earlier batches.
+    """(N,) InfoNCE of MoCo (He et al. 2020, arXiv 1911.05722, equation 1): each query is classified between its key and
+    the keys of earlier batches.
 
     Args:
         query, key: (N, D), two views of the same samples; no gradient goes into the key.
-        queue: (K, D), keys of other samples, of length 1.
-        temperature: what cosine similarities are divided by.
+        queue: (K, D), normalised keys of other samples.
+        temperature: of the cosine similarities.
     """
     query, key = F.normalize(query, dim=1), F.normalize(key.detach(), dim=1)
     own = (query * key).sum(dim=1, keepdim=True)

@@ -1,7 +1,7 @@
 """Losses of knowledge distillation, as pure functions.
 
-``output`` and ``taught`` are (N, C) scores of the student and of its teacher, or (N, C, ...) maps of theirs. Each gives
-the samples' own losses, (N,), in at least float32; their mean is what is minimised.
+``output`` and ``taught`` are (N, C) logits of the student and of its teacher, or (N, C, ...) feature maps of theirs.
+Each function returns the losses of the samples, (N,), in at least float32, of which the mean is minimised.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def soft_targets(output: Tensor, taught: Tensor, temperature: float) -> Tensor:
 
 
 def decoupled(output: Tensor, taught: Tensor, target: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
-    """``T^2 (alpha TCKD + beta NCKD)``: what the teacher says of the sample's own class against all others, and of the
-    others among each other (Zhao et al. 2022, arXiv 2203.08679, equation 7).
+    """``T^2 (alpha TCKD + beta NCKD)``: the divergence of the binary distributions of the target class against all
+    others, and that of the distributions over the other classes (Zhao et al. 2022, arXiv 2203.08679, equation 7).
 
     Args:
         output, taught: (N, C) scores.
         target: (N,) class indices.
-        temperature: T, what scores are divided by.
+        temperature: T, by which logits are divided.
         alpha, beta: the two parts' weights.
     """
     student, teacher = log_softmax(wide(output) / temperature), log_softmax(wide(taught) / temperature)
@@ -43,15 +43,15 @@ def decoupled(output: Tensor, taught: Tensor, target: Tensor, temperature: float
 
 
 def hint(output: Tensor, taught: Tensor) -> Tensor:
-    """Half the squared distance of two maps (N, C, ...) of the same channels, as a mean over their values (Romero et
-    al. 2015, arXiv 1412.6550, equation 3, whose sum it is but for the number of values)."""
+    """Half the mean squared difference of two feature maps (N, C, ...) with the same channels (Romero et al. 2015,
+    arXiv 1412.6550, equation 3, with a mean instead of a sum over the values)."""
     student, teacher = same_size(wide(output), wide(taught))
     return 0.5 * (student - teacher).square().flatten(1).mean(dim=1)
 
 
 def attention(output: Tensor, taught: Tensor) -> Tensor:
-    """The mean squared distance of where two maps (N, C, ...) look: the channels' mean square, scaled to length 1
-    (Zagoruyko and Komodakis 2017, arXiv 1612.03928, section 3.1, with p = 2, as their code has it)."""
+    """The mean squared difference of two attention maps: the mean square over the channels of maps (N, C, ...),
+    normalised (Zagoruyko and Komodakis 2017, arXiv 1612.03928, section 3.1 with p = 2, as in their code)."""
     looks = [values.square().mean(dim=1).flatten(1) for values in same_size(wide(output), wide(taught))]
     student, teacher = (F.normalize(look, dim=1) for look in looks)
     return (student - teacher).square().mean(dim=1)
@@ -62,9 +62,9 @@ def noise_contrastive(scores: Tensor, constant: Tensor, samples: int) -> Tensor:
     2020, arXiv 1910.10699, equations 17 to 19; Wu et al. 2018, arXiv 1805.01978, equations 5 to 8).
 
     Args:
-        scores: (N, 1 + K) cosines over the temperature, those of the true pairs first.
-        constant: (), what makes e^score a probability over all samples.
-        samples: M, all samples of the training set.
+        scores: (N, 1 + K) cosines divided by the temperature, the positive pairs first.
+        constant: (), the normalisation of e^score to a probability over all samples.
+        samples: M, the number of training samples.
     """
     drawn = scores.shape[1] - 1
     odds = scores - constant.log() - torch.log(torch.as_tensor(drawn / samples, dtype=scores.dtype))
@@ -72,7 +72,7 @@ def noise_contrastive(scores: Tensor, constant: Tensor, samples: int) -> Tensor:
 
 
 def same_size(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps (N, C, ...), each axis pooled to the smaller of both."""
+    """Two feature maps (N, C, ...), average-pooled to the smaller size of both along each axis."""
     axes = first.dim() - 2
     wanted = [min(sizes) for sizes in zip(first.shape[2:], second.shape[2:], strict=True)]
     made = [

@@ -13,7 +13,7 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 def normalised(patches: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """Each patch less its mean, over its deviation (He et al. 2022, arXiv 2111.06377, section 3)."""
+    """Each patch minus its mean, divided by its standard deviation (He et al. 2022, arXiv 2111.06377, section 3)."""
     centred = patches - patches.mean(dim=2, keepdim=True)
     return centred / (patches.var(dim=2, keepdim=True) + epsilon).sqrt()
 
@@ -23,13 +23,13 @@ def masked_error(made: Tensor, wanted: Tensor, hidden: Tensor) -> Tensor:
 
     Args:
         made, wanted: (N, patches, values).
-        hidden: (N, patches), 1 where a patch was hidden, else 0; every sample hides as many.
+        hidden: (N, patches), 1 where a patch was hidden, else 0; the same number in every sample.
     """
     return ((made - wanted).square().mean(dim=2) * hidden).sum(dim=1) / hidden.sum(dim=1)
 
 
 def random_order(drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, patches) a random order of the patches for each sample, and the place of each patch in it.
+    """(N, patches) a random permutation of the patches for each sample, and its inverse: the rank of each patch.
 
     Args:
         drawn: (N, patches) uniform numbers.

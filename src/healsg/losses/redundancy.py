@@ -1,5 +1,5 @@
-"""Losses over the statistics of a whole batch, which keep embeddings from collapsing by what their numbers have in
-common. Pure functions of (N, D) embeddings of two views, N at least 2; each gives scalars."""
+"""Losses on the statistics of a batch of embeddings (variances, covariances), which prevent their collapse. Pure
+functions of (N, D) embeddings of two views, with N at least 2; they return scalars."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:
-    """The sum of the squares of a square matrix beside its diagonal."""
+    """The sum of the squared off-diagonal elements of a square matrix."""
     return matrix.square().sum() - matrix.diagonal().square().sum()
 
 
 def variance(views: Tensor, least: float = 1.0, epsilon: float = 1e-4) -> Tensor:
-    """The mean over the D numbers of ``max(0, least - sqrt(var + epsilon))`` (Bardes et al. 2022, arXiv 2105.04906,
-    equations 1 and 2); the variance is the unbiased one."""
+    """The mean over the D dimensions of ``max(0, least - sqrt(var + epsilon))`` (Bardes et al. 2022, arXiv 2105.04906,
+    equations 1 and 2), with the unbiased variance."""
     return (least - (views.var(dim=0) + epsilon).sqrt()).relu().mean()
 
 
 def covariance(views: Tensor) -> Tensor:
-    """``1 / D`` times the sum of the squared covariances of different numbers (arXiv 2105.04906, equations 3, 4)."""
+    """``1 / D`` times the sum of the squared covariances of different dimensions (arXiv 2105.04906, equations 3, 4)."""
     centred = views - views.mean(dim=0)
     return off_diagonal(centred.T @ centred / (len(views) - 1)) / views.shape[1]
 
@@ -42,7 +42,7 @@ def barlow_twins(first: Tensor, second: Tensor, weight: float, epsilon: float = 
 
     Args:
         first, second: (N, D).
-        weight: of what is beside the diagonal.
+        weight: of the off-diagonal elements.
         epsilon: added to variances.
     """
     scaled = [
@@ -53,8 +53,8 @@ def barlow_twins(first: Tensor, second: Tensor, weight: float, epsilon: float = 
 
 
 def spread(views: Tensor) -> Tensor:
-    """The mean deviation of the numbers of embeddings that are scaled to length 1, times ``sqrt(D)``: 1 where they fill
-    the sphere, 0 where all samples are at one point (arXiv 2011.10566, figure 2)."""
+    """The mean standard deviation of the dimensions of normalised embeddings, times ``sqrt(D)``: 1 if they are spread
+    over the sphere, 0 if they have collapsed to a point (arXiv 2011.10566, figure 2)."""
     unit = F.normalize(views, dim=1)
     deviation: Tensor = unit.std(dim=0, unbiased=False).mean()
     return deviation * math.sqrt(views.shape[1])

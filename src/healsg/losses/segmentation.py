@@ -1,19 +1,19 @@
-"""Losses of dense targets: one class, or several regions, a pixel or voxel.
+"""Losses of dense targets, which give each pixel or voxel one class, or membership in several regions.
 
 The first half are pure functions; the second half are the criteria that a configuration names. Throughout, ``output``
-is (N, C, ...) scores and ``target`` is (N, ...) class indices, or (N, C, ...) probabilities as smoothing and mixing
-make them. What all criteria understand:
+is (N, C, ...) logits and ``target`` is (N, ...) class indices, or (N, C, ...) probabilities from label smoothing or
+mixing. All criteria have these arguments:
 
 ``ignore``
-    A label whose pixels count nowhere: neither in a sum over pixels nor in a number of pixels. In probabilities, a
-    pixel is ignored where all of its probabilities are 0 (of regions none is then, since the background is of no
-    region).
+    A label whose pixels are excluded, from sums over pixels as well as from numbers of pixels. With probabilities, a
+    pixel is ignored if all of its probabilities are 0. (With regions no pixel is ignored in that case, since pixels of
+    the background belong to no region and look the same.)
 ``regions``
     Lists of labels, one for each of the C outputs, which may overlap (whole tumour, tumour core). Each output is then a
     binary decision of its own: sigmoid instead of softmax.
 
-Each criterion declares what it divides by, as ``healsg.training.denominator`` reads it: ``mean_over_samples``,
-``denominator(output, target)``, or ``means(output, target)`` where it is a sum of means over unlike things.
+Each criterion declares its denominator for ``healsg.training.denominator``: ``mean_over_samples``,
+``denominator(output, target)``, or ``means(output, target)`` where it is a sum of means with different denominators.
 """
 
 from __future__ import annotations
@@ -204,10 +204,10 @@ def centreline_dice(
 
 
 class DenseLoss(nn.Module):
-    """What the criteria of dense targets share.
+    """The base class of the criteria.
 
     Args:
-        ignore: the label whose pixels count nowhere.
+        ignore: the label whose pixels are excluded.
         regions: the labels of each output, where outputs are regions; see the module.
         class_weights: one weight for each output.
     """

@@ -1,7 +1,7 @@
-"""What semi-supervised methods make of predictions, as pure functions.
+"""Targets, losses, thresholds and weights of semi-supervised methods, as pure functions.
 
-``output`` is (N, C) scores; ``probabilities`` (N, C) are predictions, and ``confidence`` (N,) their largest values.
-Losses are the samples' own, (N,), in at least float32, unless a function says otherwise.
+``output`` is (N, C) logits; ``probabilities`` (N, C) are predictions, and ``confidence`` (N,) their largest values.
+Losses are returned for each sample, (N,), in at least float32, unless a function says otherwise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from healsg.losses.classification import log_softmax
 
 
 def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
-    """``p_j^(1/T) / sum_k p_k^(1/T)``: nearer to one class for T below 1 (MixMatch, arXiv 1905.02249, equation 7)."""
+    """``p_j^(1/T) / sum_k p_k^(1/T)``, of lower entropy for T below 1 (MixMatch, arXiv 1905.02249, equation 7)."""
     powers = (probabilities / probabilities.amax(dim=1, keepdim=True)) ** (1.0 / temperature)
     return powers / powers.sum(dim=1, keepdim=True)
 
@@ -30,8 +30,8 @@ def align(probabilities: Tensor, marginal: Tensor, wanted: Tensor) -> Tensor:
 
 
 def histogram(classes: Tensor, number: int, chosen: Tensor | None = None) -> Tensor:
-    """(C,) how many of ``classes`` (N,) are each of ``number``, int64; of ``chosen`` (N,) bool alone where given.
-    A negative class is none."""
+    """(C,) int64: how often each of the ``number`` classes occurs in ``classes`` (N,), where ``chosen`` (N,) is true or
+    None. Negative entries are not counted."""
     hits = classes[:, None] == torch.arange(number, device=classes.device)
     return (hits if chosen is None else hits & chosen[:, None]).sum(dim=0)
 
@@ -40,7 +40,7 @@ def histogram(classes: Tensor, number: int, chosen: Tensor | None = None) -> Ten
 
 
 def hard_cross_entropy(output: Tensor, label: Tensor) -> Tensor:
-    """``- log p_label`` for classes ``label`` (N,), which are all that is known of them."""
+    """``- log p_label`` for class indices ``label`` (N,)."""
     return -log_softmax(output).gather(1, label[:, None]).squeeze(1)
 
 
@@ -57,7 +57,7 @@ def fairness(strong: Tensor, selected: Tensor, marginal: Tensor, counts: Tensor)
     A class that none of the selected has is left out of ``b``; the loss is 0 where no sample is selected.
 
     Args:
-        strong: (N, C) probabilities of the strong views, which learn from it.
+        strong: (N, C) probabilities of the strong views, which get the gradient.
         selected: (N,) bool, the samples whose weak views are confident enough.
         marginal, counts: (C,) moving averages of the weak views' predictions and of the histogram of their classes.
     """

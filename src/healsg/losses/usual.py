@@ -1,4 +1,4 @@
-"""The loss of each kind of task where nothing else is chosen."""
+"""The default loss of each kind of task."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def usual(info: DataInfo) -> nn.Module | None:
 
 
 def fitted(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs in the shape of their targets, so that (N, 1) is (N,); and both in one type, at least float32."""
+    """Outputs reshaped to their targets' shape, such as (N, 1) to (N,), and both in one type, at least float32."""
     output = wide(output)
     return output.reshape(target.shape), target.to(output.dtype)
 
@@ -45,9 +45,9 @@ class RegressionLoss(nn.MSELoss):
     """Mean squared error of targets (N,) or (N, K) and outputs of that shape or, for one number, (N, 1).
 
     Args:
-        mean: of each of the K numbers, and ``std`` likewise: the network's outputs are then compared with
-            ``(target - mean) / std``, so that numbers of any unit are learned alike. None scales nothing.
-        std: see there.
+        mean: the mean of each of the K numbers. The outputs are compared with ``(target - mean) / std``, so that the
+            loss does not depend on the unit. None uses the targets as they are.
+        std: the standard deviation of each number.
     """
 
     mean: Tensor

@@ -10,7 +10,7 @@ from healsg.metric import Metric, count_of_all, counted
 
 
 class LabelAccuracy(Metric):
-    """The share of the labels, over all samples, that are told rightly: a score above 0 says yes; in 0..1.
+    """The share of the labels, over all samples, that are predicted correctly, a score above 0 being a yes; in 0..1.
 
     A score that is nan makes it nan.
     """
