@@ -25,6 +25,7 @@ from helpers import (
     beside,
     copies,
     ended,
+    epochs_of,
     forked,
     forked_until,
     goes_on_exactly,
@@ -251,6 +252,19 @@ def test_max_time_stops_with_status_0_and_resume_finishes() -> None:
     assert (result["status"], result["exit"]) == ("stopped", 0)
     assert main(["resume", "timed", "runner.max_time=null"]) == 0
     assert record("timed")["digest"] == whole["digest"]
+
+
+def test_a_paused_run_goes_on_exactly() -> None:
+    """Its schedule is that of the whole length, and the saved configuration does not pause it again."""
+    options = [*SHORT, "runner.epochs=4", "method/scheduler=cosine", "quiet=true"]
+    whole = train(*options, "name=whole")
+    for pause in (1, 1, 3):
+        result = train(*options, "name=paused", f"runner.pause_after={pause}")
+        assert (result["status"], result["exit"]) == ("stopped", 0)
+        assert epochs_of("paused") == pause
+        assert record("paused")["best"]["monitor"] == record("paused")["monitor"]
+    assert main(["resume", "paused"]) == 0
+    assert record("paused")["digest"] == whole["digest"]
 
 
 def test_refusals_name_the_key() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from healsg.searches.grid import Grid
 from healsg.searches.sampled import TPE
 from healsg.sweeps.proposals import Trial
 from healsg.sweeps.space import space_of
-from helpers import ended, forked, record, wait_for
+from helpers import ended, epochs_of, events, forked, record, wait_for
 
 pytest.importorskip("optuna")
 
@@ -106,6 +108,50 @@ def test_a_failed_trial_is_recorded_and_not_repeated(capsys: pytest.CaptureFixtu
     assert (record("grid/0002")["begin"], record("grid/0002").get("continued")) == began
 
 
+HALVING = ["search=random", "search.trials=6", "search.batch=3", "search.rungs=2", "search.factor=2"]
+HALVING += ["runner.steps=null", "runner.epochs=4", "method/scheduler=cosine"]
+
+
+def test_successive_halving_goes_on_with_the_best_and_changes_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    line = [*TINY, *HALVING, SPACE[0], "name=half"]
+    assert main(line) == 0
+    told = capsys.readouterr().out
+    assert "6 trials, 3 finished, 0 failed" in told
+    epochs = {f"{number:04d}": epochs_of(f"half/{number:04d}") for number in range(6)}
+    assert sorted(epochs.values()) == [2, 2, 2, 4, 4, 4], "no epoch is trained twice"
+    early = {job: max(row["val/acc"] for row in events(f"half/{job}", "epoch")[:2]) for job in epochs}
+    best = sorted(early, key=lambda job: (-early[job], job))[:3]
+    assert {job for job, count in epochs.items() if count == 4} == set(best)
+    assert sorted(ranking("half")[:3]) == sorted(best)
+    winner = ranking("half")[0]
+    again = shlex.split(told.splitlines()[-1].partition("healsg ")[2])
+    assert main([*again, "quiet=true", "name=again"]) == 0
+    assert record("again")["digest"] == record(f"half/{winner}")["digest"], "as a run that never paused"
+
+
+def test_a_halving_that_is_killed_ends_as_the_undisturbed_one() -> None:
+    line = [*TINY, *HALVING, SPACE[0]]
+    assert ended(forked([*line, "name=whole"])) == 0
+    killed = [*line, "name=killed", "launcher=local", "launcher.workers=2"]
+    for epoch, job in ((1, "0004"), (3, "0000")):
+        child = forked(killed)
+        wait_for(partial(_is_past, Path("runs/killed"), job, epoch), 60)
+        os.kill(child, signal.SIGKILL)
+        ended(child)
+    assert ended(forked([*line, "name=killed"])) == 0, Path("output").read_text()
+    for number in range(6):
+        whole, other = (record(f"{name}/{number:04d}") for name in ("whole", "killed"))
+        for key in ("status", "digest", "best"):
+            assert other.get(key) == whole.get(key)
+    assert ranking("killed") == ranking("whole")
+
+
+def _is_past(folder: Path, job: str, epoch: int) -> bool:
+    """Whether a trial, or at a later rung any of them, has trained an epoch."""
+    jobs = [path.name for path in folder.glob("0*")] if epoch > 2 else [job]
+    return any(epochs_of(f"{folder.name}/{one}") >= epoch for one in jobs)
+
+
 def test_proposals_depend_on_the_rounds_before_alone() -> None:
     space = space_of(Composer().parse([*SPACE, "model.width=int(interval(4,64))", "seed=range(0,9,2)"]))
 
@@ -152,6 +198,8 @@ def test_a_grid_covers_the_product() -> None:
             ["search=grid", "method.label_smoothing=interval(0,0.1)"],
             "method.label_smoothing: a grid takes values, not an interval",
         ),
+        (["search.rungs=2", "seed=0,1"], "runner.steps: the rungs of a search count epochs"),
+        (["search.rungs=3", "runner.steps=null", "runner.epochs=8", "seed=0,1"], "search.rungs: 3 rungs by factor 3"),
         (["search.batch=1,2"], "search.batch: is that of the whole search"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -54,6 +54,8 @@ class TaskRunner:
         log_every: updates between two step lines in ``metrics.jsonl``, and between two reads of the device.
         eval_every, save_every: epochs between two evaluations; updates between two saves, beside each epoch's end.
         monitor, mode, callbacks: what decides the best, see ``BestTracker``; watchers by name.
+        pause_after: epochs after which the run saves and stops. Its schedule is that of the whole length, and whoever
+            goes on with it does so exactly.
         max_time, limit_batches: seconds from the command's start by which the run has stopped; batches a pass.
         find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
         sync_batchnorm: for several processes, BatchNorm's statistics are those of the batch of all of them.
@@ -90,6 +92,7 @@ class TaskRunner:
         timeout: Positive = 300.0,
         ledger: bool = False,
         callbacks: Mapping[str, Callback] | None = None,
+        pause_after: Count | None = None,
     ) -> None:
         self.epochs = epochs
         self.steps = steps
@@ -102,6 +105,7 @@ class TaskRunner:
         self.eval_every = eval_every
         self.save_every = save_every
         self.max_time = max_time
+        self.pause_after = pause_after
         self.limit_batches = limit_batches
         self.callbacks = dict(callbacks or {})
         self.wrapping = compile, cuda_graph, find_unused_parameters
@@ -329,6 +333,8 @@ class TaskRunner:
         self.best_tracker.check(task.measured_names(), task.directions())
         with self.reporting_to(checkpointer), diagnose.explained(task, checkpointer):
             while self.epoch < self.max_epoch and self.stop_reason is None:
+                if self.pause_after is not None and self.epoch >= self.pause_after:
+                    checkpointer.pause(task)
                 began = time.monotonic()
                 self.end_epoch(task, task.run_epoch(), time.monotonic() - began)
             checkpointer.finish(task)

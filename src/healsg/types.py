@@ -34,6 +34,7 @@ MOST_THREADS = 1024
 """The largest number of CPU threads that is accepted: as many as large machines have, and few enough for any."""
 
 Count = Annotated[int, Range(low=1)]
+Factor = Annotated[int, Range(low=2)]
 Natural = Annotated[int, Range(low=0)]
 Positive = Annotated[float, Range(low=0, open_low=True)]
 NonNegative = Annotated[float, Range(low=0)]

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from healsg import distributed
@@ -46,6 +46,7 @@ class SearchPlan:
         space: what is searched over.
         search: what proposes the trials.
         launcher: what runs them.
+        pauses: the epoch of each rung, see ``Search.pauses``.
         fresh: whether a search of this name is set aside.
     """
 
@@ -55,7 +56,13 @@ class SearchPlan:
     space: Space
     search: Search
     launcher: JobLauncher | None
+    pauses: Sequence[int | None]
     fresh: bool
+
+    @property
+    def count(self) -> int:
+        """The trials of the whole search."""
+        return self.search.count(self.space)
 
     def composed(self, rows: Sequence[dict[str, str]]) -> list[Composed]:
         """The configurations of trials, each given by the overrides of its keys."""
@@ -87,7 +94,7 @@ def run_search(composer: Callable[[], Composer], overrides: list[str]) -> int:
             _show(plan, trials)
     if status is not None:
         return status
-    return 0 if trials.ranked() else 1
+    return 0 if trials.ranked(plan.count, plan.pauses) else 1
 
 
 def plan_search(composer: Composer, overrides: list[str]) -> SearchPlan:
@@ -108,7 +115,20 @@ def plan_search(composer: Composer, overrides: list[str]) -> SearchPlan:
     there = [file for file in ("config.yaml", "sweep.csv", "search.json") if (ROOT / name / file).exists()]
     if there and "search.json" not in there:
         raise ConfigError(f"name: {ROOT / name} is another run or sweep; give the search another name")
-    return SearchPlan(name, composer, overrides, space, search, launcher_of(first), bool(first.values["fresh"]))
+    pauses = _pauses(search, first)
+    return SearchPlan(name, composer, overrides, space, search, launcher_of(first), pauses, first.values["fresh"])
+
+
+def _pauses(search: Search, composed: Composed) -> Sequence[int | None]:
+    """The epoch of each rung. Raises ConfigError where there are not enough epochs."""
+    runner = composed.values["runner"]
+    if search.rungs > 1 and runner["steps"] is not None:
+        raise ConfigError("runner.steps: the rungs of a search count epochs; set runner.epochs")
+    pauses = search.pauses(runner["epochs"])
+    if (first := pauses[0]) is not None and first < runner["eval_every"]:
+        least = runner["eval_every"] * search.factor ** (search.rungs - 1)
+        raise ConfigError(f"search.rungs: {search.rungs} rungs by factor {search.factor} take {least} epochs or more")
+    return pauses
 
 
 def _line(composer: Composer, overrides: Sequence[str], values: dict[str, str]) -> list[str]:
@@ -130,73 +150,93 @@ def _set_aside(folder: RunFolder) -> None:
 
 
 def _all_rounds(plan: SearchPlan, trials: Trials, stop_signal: StopSignal) -> int | None:
-    """Run the rounds; the exit status where a stop came before their end, else None."""
-    count = plan.search.count(plan.space)
+    """Run the rounds, and then the rungs; the exit status where a stop came before their end, else None."""
+    count = plan.count
     for first in range(0, count, plan.search.batch):
-        if stop_signal.asked():
-            return stop_signal.stopped().status
-        round_ = range(first, min(count, first + plan.search.batch))
+        numbers: Sequence[int] = range(first, min(count, first + plan.search.batch))
         with held(trials.folder):
             trials.read()
-            trials.propose(round_)
-        for _ in range(ATTEMPTS):
-            rows = _one_round(plan, trials, round_, stop_signal)
-            if stop_signal.received is not None or any(row["exit"] >= 128 for row in rows):
-                return stop_signal.stopped().status or max(row["exit"] for row in rows)
-            if not any(row["status"] == LOST for row in rows):
-                break
-        with held(trials.folder):
-            trials.read()
-            for row in rows:
-                if row["status"] in ("failed", LOST) and trials.trial(int(row["job"])).status == "open":
-                    trials.fail(int(row["job"]), str(row.get("reason")))
-        if any(trials.trial(number).status == "open" for number in round_):
-            say("the same command goes on with the trials that are left")
-            return 0
+            trials.propose(numbers, plan.pauses[0])
+        if (status := _until_done(plan, trials, numbers, plan.pauses[0], stop_signal)) is not None:
+            return status
+    for rung, pause in enumerate(plan.pauses[1:], 1):
+        numbers = trials.promoted(count, rung, plan.pauses)
+        if (status := _until_done(plan, trials, numbers, pause, stop_signal)) is not None:
+            return status
     return None
 
 
-def _one_round(plan: SearchPlan, trials: Trials, round_: Sequence[int], stop_signal: StopSignal) -> list[Row]:
-    """Run the trials of a round that are neither finished nor failed; their rows."""
-    left = [number for number in round_ if trials.trial(number).status == "open"]
+def _until_done(
+    plan: SearchPlan, trials: Trials, numbers: Sequence[int], pause: int | None, stop_signal: StopSignal
+) -> int | None:
+    """Train some trials to an epoch, or their end; the exit status where a stop came before that, else None."""
+    if stop_signal.asked():
+        return stop_signal.stopped().status
+    for _ in range(ATTEMPTS):
+        rows = _train(plan, trials, numbers, pause, stop_signal)
+        if stop_signal.received is not None or any(row["exit"] >= 128 for row in rows):
+            return stop_signal.stopped().status or max(row["exit"] for row in rows)
+        if not any(row["status"] == LOST for row in rows):
+            break
+    with held(trials.folder):
+        trials.read()
+        for row in rows:
+            if row["status"] in ("failed", LOST) and trials.trial(int(row["job"]), pause).status == "open":
+                trials.fail(int(row["job"]), str(row.get("reason")))
+    if any(trials.trial(number, pause).status == "open" for number in numbers):
+        say("the same command goes on with the trials that are left")
+        return 0
+    return None
+
+
+def _train(
+    plan: SearchPlan, trials: Trials, numbers: Sequence[int], pause: int | None, stop_signal: StopSignal
+) -> list[Row]:
+    """Train those of some trials that are neither done nor failed; their rows."""
+    left = [number for number in numbers if trials.trial(number, pause).status == "open"]
     if not left:
         return []
     values = [trials.trial(number).parameters for number in left]
     composed = plan.composed([{key: written(key, value) for key, value in row.items()} for row in values])
-    jobs = [(trials.job(number), _fresh(as_run(one))) for number, one in zip(left, composed, strict=True)]
+    jobs = [(trials.job(number), _of_trial(one, pause)) for number, one in zip(left, composed, strict=True)]
     for job, one in jobs:
         folder = RunFolder(trials.folder.path / job)
         if folder.config.exists() and claim.has_trained(folder) and (other := claim.changed(folder, one.values)):
             key, (old, new) = next(iter(other.items()))
             raise ConfigError(f"{key}: {folder.shown} was started with {old}, not {new}; use another name")
-    say(f"trials {round_[0]} to {round_[-1]} of {plan.search.count(plan.space)}")
+    to_epoch = f", to epoch {pause}" if pause else ""
+    say(f"trials {', '.join(job for job, _ in jobs)} of {plan.count}{to_epoch}")
     return list(run_jobs(plan.name, jobs, set(), plan.launcher, stop_signal))
 
 
-def _fresh(composed: Composed) -> Composed:
+def _of_trial(composed: Composed, pause: int | None) -> Composed:
     """A trial's configuration: ``fresh=true`` has set the whole search aside, and counts for no trial."""
-    composed.values["fresh"] = False
-    return composed
+    run = as_run(composed)
+    runner = run.values["runner"] | ({"pause_after": pause} if pause else {})
+    return replace(run, values=run.values | {"fresh": False, "runner": runner})
 
 
 def _show(plan: SearchPlan, trials: Trials) -> None:
     """The table, the best first, and the command of the best."""
-    ranked = trials.ranked()
-    order = [*ranked, *(trial for trial in trials.all() if trial.value is None)]
+    ranked = trials.ranked(plan.count, plan.pauses)
+    known = {trial.number for trial in ranked}
+    order = [*ranked, *(trial for trial in trials.all() if trial.number not in known)]
     rows: list[Row] = []
     for trial in order:
         record = trials.record(trial.number)
         reason = record.get("reason") or trials.rows[trial.number].get("failed")
+        status = record.get("status") if trial.status == "finished" else trial.status
         rows.append(
             {"job": trials.job(trial.number), **trial.parameters}
-            | {"status": trial.status, **numbers(record)}
+            | {"status": str(status), **numbers(record)}
             | ({"reason": str(reason)} if reason and trial.status == "failed" else {})
         )
     if not rows:
         return
     show([{key: value for key, value in row.items() if key != "reason"} for row in rows[:SHOWN]])
     failed = sum(trial.status == "failed" for trial in order)
-    more = f"{len(rows)} trials, {len(ranked)} finished, {failed} failed"
+    finished = sum(row["status"] == "finished" for row in rows)
+    more = f"{len(rows)} trials, {finished} finished, {failed} failed"
     say(f"{more}; all of them: {trials.folder.shown / 'sweep.csv'}")
     write(trials.folder.path / "sweep.csv", rows)
     if ranked:

@@ -14,7 +14,7 @@ from torch import Tensor
 from healsg import safefiles
 from healsg.data.loader import Loader
 from healsg.data.skipped import skipped_samples
-from healsg.errors import ConfigError, NotFiniteError, RunError, one_line
+from healsg.errors import ConfigError, NotFiniteError, RunError, Stopped, one_line
 from healsg.evaluation.evaluator import Collector, EvalEpoch, Evaluation
 from healsg.protocols import Task, Watcher
 from healsg.runs import binding, checkpoint
@@ -340,6 +340,23 @@ class Checkpointer(Watcher):
             self.record_skipped(task)
         raise self.stop_signal.stopped()
 
+    def pause(self, task: Task) -> None:
+        """Save and leave a run that is to be gone on with, between two epochs. Raises Stopped."""
+        self.save(task)
+        self.writer.wait()
+        self.record_skipped(task)
+        best = task.runner.best_tracker.best
+        if self.metrics_log:
+            self.folder.note(best=best, last=self.folder.last_line("epoch"))
+            self._note_objective(task, best)
+        raise Stopped(f"stopped by runner.pause_after, after epoch {task.runner.epoch}", 0)
+
+    def _note_objective(self, task: Task, best: dict[str, Any] | None) -> None:
+        """Record by which number, and in which direction, this run is compared with others, as a search does."""
+        if best is not None:
+            sign = task.runner.best_tracker.resolve(best["metrics"], task.directions())[1]
+            self.folder.note(monitor=best["monitor"], mode="max" if sign > 0 else "min")
+
     def finish(self, task: Task) -> None:
         """The end of training: the digest of the final state, and the test split, once, with the best weights."""
         if task.runner.stop_reason:
@@ -367,9 +384,7 @@ class Checkpointer(Watcher):
             lasting = checkpoint.digest(final | {"history": self.metrics_log.history})
             best = final["runner"]["monitor"]["best"]
             self.folder.finished(best, test, lasting)
-            if best is not None:  # for whoever compares runs by that number, such as a search
-                sign = runner.best_tracker.resolve(best["metrics"], task.directions())[1]
-                self.folder.note(mode="max" if sign > 0 else "min")
+            self._note_objective(task, best)
 
     def _evaluate_best(self, task: Task) -> Evaluation:
         """Measure the best weights on the test split; the collector sees it.

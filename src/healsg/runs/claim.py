@@ -49,7 +49,7 @@ FREE = (
         "search",
     ),
     *("data.root", "data.workers", "data.timeout", "data.prefetch", "data.max_errors", "data.in_memory", "data.cache"),
-    *("runner.save_every", "runner.max_time", "runner.timeout"),
+    *("runner.save_every", "runner.max_time", "runner.timeout", "runner.pause_after"),
 )
 """Keys that cannot alter a run's result, so that they may change when it is continued."""
 

@@ -54,6 +54,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "versions": (_is_mapping, "a mapping"),
     "choices": (_is_mapping, "a mapping"),
     "best": (_is_best, "a mapping with monitor, a text, value, a number, and metrics, a mapping"),
+    "monitor": (_is_text, "a text"),
     "mode": (lambda value: value in ("max", "min"), "max or min"),
     "test": (_is_mapping, "a mapping"),
     "last": (_is_mapping, "a mapping"),

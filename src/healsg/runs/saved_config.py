@@ -73,6 +73,8 @@ def load_saved(folder: RunFolder, overrides: Sequence[str], parts: Mapping[str, 
 
     values = read_saved(folder.config)
     values |= {"trusted": [], "fresh": False, "resume": {"force": False}}  # what was asked for then, not now
+    if isinstance(runner := values.get("runner"), dict) and runner.get("pause_after") is not None:
+        values["runner"] = runner | {"pause_after": None}
     try:
         saved = OmegaConf.create(values)
         for key, node in (parts or {}).items():

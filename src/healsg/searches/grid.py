@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from healsg.errors import ConfigError
 from healsg.sweeps.proposals import Mode, Search, Trial
 from healsg.sweeps.space import Choice, Dimension, Space, Value
-from healsg.types import Count
+from healsg.types import Count, Factor
 
 
 class Grid(Search):
@@ -17,10 +17,11 @@ class Grid(Search):
     Args:
         trials: the first so many; None is all.
         batch: trials of a round.
+        rungs, factor: see ``Search``.
     """
 
-    def __init__(self, trials: Count | None = None, batch: Count = 4) -> None:
-        super().__init__(trials, batch)
+    def __init__(self, trials: Count | None = None, batch: Count = 4, rungs: Count = 1, factor: Factor = 3) -> None:
+        super().__init__(trials, batch, rungs, factor)
 
     def check(self, space: Space) -> None:
         for key, dimension in space.items():

@@ -11,7 +11,7 @@ from typing import Any
 from healsg.errors import ConfigError
 from healsg.sweeps.proposals import Mode, Search, Trial
 from healsg.sweeps.space import Choice, Dimension, Space, Value
-from healsg.types import Count, Natural
+from healsg.types import Count, Factor, Natural
 
 
 class Random(Search):
@@ -21,10 +21,13 @@ class Random(Search):
         trials: runs in all.
         batch: trials of a round.
         seed: of the proposals; that of the runs is the key ``seed`` of the whole configuration.
+        rungs, factor: see ``Search``.
     """
 
-    def __init__(self, trials: Count = 24, batch: Count = 4, seed: Natural = 0) -> None:
-        super().__init__(trials, batch)
+    def __init__(
+        self, trials: Count = 24, batch: Count = 4, seed: Natural = 0, rungs: Count = 1, factor: Factor = 3
+    ) -> None:
+        super().__init__(trials, batch, rungs, factor)
         self.seed = seed
 
     def check(self, space: Space) -> None:
@@ -68,11 +71,20 @@ class TPE(Random):
         trials: runs in all.
         batch: trials of a round.
         seed: of the proposals; that of the runs is the key ``seed`` of the whole configuration.
+        rungs, factor: see ``Search``.
         startup: trials that are drawn at random before the estimator is asked.
     """
 
-    def __init__(self, trials: Count = 24, batch: Count = 4, seed: Natural = 0, startup: Natural = 10) -> None:
-        super().__init__(trials, batch, seed)
+    def __init__(
+        self,
+        trials: Count = 24,
+        batch: Count = 4,
+        seed: Natural = 0,
+        startup: Natural = 10,
+        rungs: Count = 1,
+        factor: Factor = 3,
+    ) -> None:
+        super().__init__(trials, batch, seed, rungs, factor)
         self.startup = startup
 
     def sampler(self, seed: int) -> Any:

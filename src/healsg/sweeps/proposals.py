@@ -34,13 +34,18 @@ class Search(ABC):
 
     Args:
         trials: runs in all; None for as many as there are.
+        rungs, factor: of synchronous successive halving (Jamieson and Talwalkar 2016). All trials are trained to the
+            first rung; of ``factor`` trials at a rung one goes on, to ``factor`` times the epochs. At the last rung a
+            run is at its end. With one rung all are trained to it.
         batch: trials of a round. They are proposed from what the rounds before it have found, and from nothing else, so
             that neither the number of workers nor the order in which they end changes a trial.
     """
 
-    def __init__(self, trials: int | None, batch: int) -> None:
+    def __init__(self, trials: int | None, batch: int, rungs: int = 1, factor: int = 3) -> None:
         self.trials = trials
         self.batch = batch
+        self.rungs = rungs
+        self.factor = factor
 
     def check(self, space: Space) -> None:  # noqa: B027 - most have nothing to refuse
         """Refuse a space that cannot be searched, before anything is started. Raises ConfigError."""
@@ -62,4 +67,9 @@ class Search(ABC):
 
     def settings(self) -> dict[str, object]:
         """What must be the same where a search goes on, by key."""
-        return {"search": type(self).__name__, "search.batch": self.batch}
+        halving = {"search.rungs": self.rungs, "search.factor": self.factor} if self.rungs > 1 else {}
+        return {"search": type(self).__name__, "search.batch": self.batch, **halving}
+
+    def pauses(self, epochs: int) -> list[int | None]:
+        """For each rung the epoch at which a run of so many epochs pauses there; None at the last one, its end."""
+        return [epochs // self.factor ** (self.rungs - 1 - rung) for rung in range(self.rungs - 1)] + [None]

@@ -5,6 +5,7 @@ Nothing else is kept: a search that goes on, wherever its folder lies now, is re
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -80,9 +81,14 @@ class Trials:
         """The name of a trial's folder."""
         return f"{number:04d}"
 
-    def propose(self, numbers: Sequence[int]) -> None:
-        """Propose the trials of a round that have not been yet, and write them down before any of them is begun."""
-        before = self.all()
+    def propose(self, numbers: Sequence[int], epoch: int | None = None) -> None:
+        """Propose the trials of a round that have not been yet, and write them down before any of them is begun.
+
+        Args:
+            numbers: of the round.
+            epoch: of the first rung, by whose numbers they are proposed; None where that is the end.
+        """
+        before = self.all(epoch)
         for number in numbers[max(0, len(self.rows) - numbers[0]) :]:
             first = number // self.search.batch * self.search.batch
             known = [*before[:first], *(replace(trial, status="open", value=None) for trial in before[first:])]
@@ -102,19 +108,50 @@ class Trials:
     def record(self, number: int) -> dict[str, Any]:
         return RunFolder(self.folder.path / self.job(number)).record
 
-    def trial(self, number: int) -> Trial:
-        """A trial, as its folder says."""
+    def trial(self, number: int, epoch: int | None = None) -> Trial:
+        """A trial, as its folder says.
+
+        Args:
+            number: of the trial.
+            epoch: what has become of it by the end of this epoch, whether or not it went on since; None: by its end.
+        """
         row, record = self.rows[number], self.record(number)
-        trial = Trial(number, row["parameters"])
-        if record.get("status") == "finished":
-            value = (record.get("best") or {}).get("value")
+        trial, status = Trial(number, row["parameters"]), record.get("status")
+        value = (record.get("best") or {}).get("value")
+        if epoch is not None and (lines := self._epochs(number)):
+            reached = max(int(line["epoch"]) for line in lines)
+            if status == "finished" or reached > epoch or (reached == epoch and status != "running"):
+                value = self._best(lines, epoch)
+                status = "finished"
+        if status == "finished":
             return replace(trial, status="failed" if value is None else "finished", value=value)
-        if record.get("status") == "failed" or row.get("failed"):
+        if status == "failed" or row.get("failed"):
             return replace(trial, status="failed")
         return trial
 
-    def all(self) -> list[Trial]:
-        return [self.trial(number) for number in range(len(self.rows))]
+    def _epochs(self, number: int) -> list[dict[str, Any]]:
+        """The lines of a trial's epochs."""
+        try:
+            text = safefiles.read_bytes(self.folder.path / self.job(number) / "metrics.jsonl", LARGEST)
+        except OSError:
+            return []
+        lines = []
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError):  # the last one, of a run that was killed
+                lines.append(json.loads(line))
+        return [line for line in lines if isinstance(line, dict) and line.get("event") == "epoch"]
+
+    def _best(self, lines: Sequence[dict[str, Any]], epoch: int) -> float | None:
+        """The best number of the objective up to an epoch."""
+        monitor = next((name for number in range(len(self.rows)) if (name := self.record(number).get("monitor"))), "")
+        values = [line.get(monitor) for line in lines if line["epoch"] <= epoch]
+        found = [float(value) for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
+        if not found:
+            return None
+        return max(found) if self.mode() == "max" else min(found)
+
+    def all(self, epoch: int | None = None) -> list[Trial]:
+        return [self.trial(number, epoch) for number in range(len(self.rows))]
 
     def mode(self, before: int | None = None) -> Mode:
         """Whether more or less of the objective is better, as the first trial with a number says.
@@ -125,13 +162,34 @@ class Trials:
         found = (self.record(number).get("mode") for number in range(len(self.rows) if before is None else before))
         return next((mode for mode in found if mode), "min")
 
-    def ranked(self) -> list[Trial]:
-        """The finished trials, the best first; of equal ones the one that was proposed first."""
+    def promoted(self, count: int, rung: int, pauses: Sequence[int | None]) -> list[int]:
+        """The numbers of the trials that are trained to a rung, in the order in which they were proposed.
+
+        Args:
+            count: of the trials of the search.
+            rung: 0 is the first, which all trials reach.
+            pauses: the epoch of each rung, see ``Search.pauses``.
+        """
+        chosen = list(range(min(count, len(self.rows))))
+        for below in range(rung):
+            at_rung = [self.trial(number, pauses[below]) for number in chosen]
+            best = self.sorted([trial for trial in at_rung if trial.status == "finished"])
+            chosen = sorted(trial.number for trial in best[: max(1, count // self.search.factor ** (below + 1))])
+        return chosen
+
+    def ranked(self, count: int, pauses: Sequence[int | None]) -> list[Trial]:
+        """The trials that have a number, the best first: those of the last rung, then those of the one before."""
+        found: dict[int, Trial] = {}
+        for rung in reversed(range(len(pauses))):
+            at_rung = [self.trial(number, pauses[rung]) for number in self.promoted(count, rung, pauses)]
+            for trial in self.sorted([trial for trial in at_rung if trial.status == "finished"]):
+                found.setdefault(trial.number, trial)
+        return list(found.values())
+
+    def sorted(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Finished trials, the best first; of equal ones the one that was proposed first."""
         sign = -1 if self.mode() == "max" else 1
-        return sorted(
-            (trial for trial in self.all() if trial.value is not None),
-            key=lambda trial: (sign * (trial.value if trial.value is not None else math.inf), trial.number),
-        )
+        return sorted(trials, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
 
 def _lies_in(values: Any, space: Space) -> bool:
