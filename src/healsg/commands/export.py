@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,7 +150,9 @@ def _proved(made: Path, to: str, predictor: Predictor, task: BasicTask) -> tuple
     from healsg.exporting.check import reference, reproduce
 
     (made / "predict.py").write_text(program(to), encoding="utf-8")
-    wanted = reference(predictor, task.task_data.evaluation_loader("val"))
+    loader = task.task_data.evaluation_loader("val")
+    print(f"{loader.samples} samples of the val split are predicted by the run and by predict.py", file=sys.stderr)
+    wanted = reference(predictor, loader)
     agreement = reproduce(made, to, wanted, predictor.info)
     if predictor.info.kind != "multiclass":
         return agreement, None
