@@ -112,9 +112,19 @@ class Draw:
         epoch: that number, from 0.
         shared: the draws that all views of these samples have in common, where their targets have a place; see
             ``shared``.
+        host: the same draws on the CPU, where these are on another device; see ``host``.
     """
 
-    def __init__(self, key: int, index: Tensor, lasting: int = 0, epoch: int = 0, shared: Draw | None = None) -> None:
+    def __init__(
+        self,
+        key: int,
+        index: Tensor,
+        lasting: int = 0,
+        epoch: int = 0,
+        shared: Draw | None = None,
+        host: Draw | None = None,
+    ) -> None:
+        self._host = host
         self.key = key
         self.index = index
         self.lasting = lasting
@@ -127,6 +137,12 @@ class Draw:
         """The draws of a sample's geometry. Where its target has a place, such as a mask, all views of the sample have
         the same ones, so that the views match and one target goes with all; elsewhere each view has its own."""
         return self if self.common is None else self.common
+
+    @property
+    def host(self) -> Draw:
+        """The same draws where they were before they were moved: on the CPU, whose numbers can be read without waiting
+        for a device."""
+        return self if self._host is None else self._host
 
     def bits(self, which: int) -> Tensor:
         """(N,) int64 in [0, 2**24), one number a sample; ``which`` tells several draws of one sample apart."""
@@ -158,7 +174,7 @@ class Draw:
     def to(self, device: torch.device) -> Draw:
         """The same draws, made on another device."""
         common = None if self.common is None else self.common.to(device)
-        return Draw(self.key, self.index.to(device), self.lasting, self.epoch, common)
+        return Draw(self.key, self.index.to(device), self.lasting, self.epoch, common, self.host)
 
     def part(self, start: int, stop: int) -> Draw:
         """The draws of samples ``start`` to ``stop``: the same numbers, computed once for all."""
@@ -174,6 +190,10 @@ class _Part(Draw):
         self.whole = whole
         self.start = start
         self.stop = stop
+
+    @property
+    def host(self) -> Draw:
+        return self
 
     @property
     def shared(self) -> Draw:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from healsg.datasets.volumes import spacing_of
 from healsg.seeding import mix
 from healsg.transforms.views import Augment, ImageViews
 from healsg.transforms.volume import VolumeTransform
+from healsg.transforms.volume_views import VolumeAugment, VolumeViews
 from healsg.types import Count, Natural, NonNegative
 
 MEAN, STD = 0.15, 0.4
@@ -171,7 +172,8 @@ class MadeVolumes(Made):
         size: voxels along the first two axes, about.
         patch: see ``Segmentation``.
         foreground: see ``Segmentation``.
-        augment: ``standard`` mirrors training patches, ``none`` does nothing.
+        augment: ``standard`` mirrors training patches, ``nnunet`` also turns, scales and changes intensities, ``none``
+            does nothing.
         flip: mirror along each axis at random.
         batch_size: patches of one forward pass, over all processes.
         eval_batch_size: volumes of one forward pass of an evaluation; their sizes differ.
@@ -183,7 +185,7 @@ class MadeVolumes(Made):
         size: Count = 40,
         patch: Sequence[Count] | None = (32, 32, 16),
         foreground: float = 0.5,
-        augment: Literal["none", "standard"] = "standard",
+        augment: VolumeAugment = "standard",
         flip: bool = True,
         batch_size: Count = 2,
         eval_batch_size: Count | None = 1,
@@ -192,7 +194,8 @@ class MadeVolumes(Made):
         usual: dict[str, Any] = {"patch": patch, "foreground": foreground if patch else 0.0}
         super().__init__(**usual, batch_size=batch_size, eval_batch_size=eval_batch_size, **common)
         self.size = size
-        self.views = VolumeTransform(flip and augment == "standard", 0, (MEAN,), (STD,), maximum=1.0)
+        standard = VolumeTransform(flip and augment != "none", 0, (MEAN,), (STD,), maximum=1.0)
+        self.views = VolumeViews(augment, standard, self.ignore or 0)
 
     def transform(self, view: str, split: str) -> Transform:
         return self.views.of(view, split)

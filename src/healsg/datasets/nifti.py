@@ -20,6 +20,7 @@ from healsg.datasets.volume_cases import Intensity, Preparation, PreparedCases, 
 from healsg.datasets.volumes import Trusted, read_geometry, spacing_of
 from healsg.errors import ConfigError
 from healsg.transforms.volume import VolumeTransform
+from healsg.transforms.volume_views import VolumeAugment, VolumeViews
 from healsg.types import Count
 
 
@@ -39,6 +40,8 @@ class Volumes(Segmentation):
         window: the two intensities that become 0 and 1 with ``intensity=window``.
         crop: cut away what is not above this intensity; None keeps all.
         trust: of a file whose sform and qform disagree: ``sform`` or ``qform``; ``agreeing`` refuses it.
+        augment: of training patches: ``standard`` mirrors them, ``nnunet`` also turns, scales and changes intensities,
+            ``none`` does nothing.
         flip: mirror training patches along each axis at random.
         patch: see ``Segmentation``.
         foreground: see ``Segmentation``.
@@ -57,6 +60,7 @@ class Volumes(Segmentation):
         window: list[float] | None = None,
         crop: float | None = None,
         trust: Trusted = "agreeing",
+        augment: VolumeAugment = "standard",
         flip: bool = True,
         patch: Sequence[Count] | None = (64, 64, 64),
         foreground: float = 0.33,
@@ -72,7 +76,8 @@ class Volumes(Segmentation):
             raise ConfigError(f"data.spacing: {spacing}; give the size of a voxel along three axes, in mm")
         self.classes = classes
         self.mapping = mapping
-        self.flip = flip
+        self.augment = augment
+        self.flip = flip and augment != "none"
         self._saved: DataInfo | None = None
         low, high = window or (0.0, 1.0)
         self.plain = Preparation(
@@ -179,7 +184,8 @@ class Volumes(Segmentation):
 
     def transform(self, view: str, split: str) -> Transform:
         channels = self.info.input_shape[0]
-        return VolumeTransform(self.flip, 0, (0.0,) * channels, (1.0,) * channels, maximum=1.0).of(view, split)
+        standard = VolumeTransform(self.flip, 0, (0.0,) * channels, (1.0,) * channels, maximum=1.0)
+        return VolumeViews(self.augment, standard, self.ignore or 0).of(view, split)
 
 
 class Nifti(Volumes):

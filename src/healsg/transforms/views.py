@@ -16,13 +16,14 @@ from healsg.seeding import Draw
 from healsg.transforms import affine, colour
 from healsg.transforms.foreign import Policy, apply_policy
 from healsg.transforms.image import ImageTransform, Padding, check_view
+from healsg.transforms.nnunet import NnunetTransform
 from healsg.transforms.numbers import bell, between, uniform
 from healsg.transforms.placed import is_placed
 from healsg.transforms.volume import VolumeTransform
 from healsg.types import Count, Natural, Positive
 
 Augment = Literal[
-    "none", "light", "standard", "alternating", "strong", "randaugment", "trivialaugment", "autoaugment", "crop"
+    "none", "light", "standard", "alternating", "strong", "randaugment", "trivialaugment", "autoaugment", "crop", "nnunet"
 ]
 
 SMALL = 28
@@ -46,8 +47,9 @@ class ImageViews:
     ``alternating`` the same with a flip in every other epoch (see ``random_flip``). ``light`` is ``standard``, but for
     images below 28 pixels a rotation by up to 5 degrees and a shift by up to 0.7 pixels. ``strong`` rotates, shifts,
     scales, shears and changes contrast and colours, with noise on images below 28 pixels and cutout on others. ``crop``
-    shows a window of 8 to 100 % of the area in full size, flipped where the set flips. The rest are torchvision's
-    policies, applied sample by sample after ``standard``.
+    shows a window of 8 to 100 % of the area in full size, flipped where the set flips. ``nnunet`` is ``standard`` and
+    then nnU-Net's rotation, scale, noise, blur, brightness, contrast, low resolution and gamma. The rest are
+    torchvision's policies, applied sample by sample after ``standard``.
 
     With dense targets, such as masks, all views of a sample share one flip and one shift, those of ``standard``, which
     replace every other geometric change, and the target is moved alike. Colours, contrast, noise and cutout are drawn
@@ -90,6 +92,8 @@ class ImageViews:
         }
         if augment == "alternating":
             made[augment] = ImageTransform(flip, shift, mean, std, padding, size, maximum, True, outside)
+        if augment == "nnunet":
+            made[augment] = NnunetTransform(self.standard, outside)
         if augment in ("randaugment", "trivialaugment", "autoaugment"):
             if len(mean) not in (1, 3):
                 raise ConfigError(
