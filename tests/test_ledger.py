@@ -4,7 +4,6 @@ workers and without; and a run that keeps one is the same run."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,8 @@ OPTIONS = ("data=digits", "model=mlp", "data.labels=300", "data.batch_size=64", 
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    return
 
 
 def written(run: str) -> dict[str, bytes]:

@@ -197,10 +197,12 @@ def group_findings(sources: Mapping[str, Source], info: DataInfo) -> Iterator[Fi
         total = sum(len(own) for own in paths.values())
         if not FEWEST_GROUPS <= len(known) <= total / 2:
             continue
-        names = {number: name for name, number in known.items()}
+        called = {number: name for name, number in known.items()}
         for one, two in combinations(held, 2):
-            if common := sorted(set(held[one].tolist()) & set(held[two].tolist())):
-                told = f"{len(common)} of {len(known)} beginnings of file names, such as {names[common[0]]!r}, are in"
+            if numbers := sorted(set(held[one].tolist()) & set(held[two].tolist())):
+                told = (
+                    f"{len(numbers)} of {len(known)} beginnings of file names, such as {called[numbers[0]]!r}, are in"
+                )
                 told = told if way == "prefix" else told.replace("beginnings of file names", "folders within classes")
                 hint = f"if each is one patient or scene, data.group={way} keeps it on one side"
                 yield Finding("warning", "groups", f"{told} {one} and in {two}; {hint}")

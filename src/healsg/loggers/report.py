@@ -142,8 +142,10 @@ def result(record: dict[str, Any], samples: dict[str, Any], config: str) -> str:
     if isinstance(best, dict) and isinstance(best.get("monitor"), str) and _is_number(best.get("value")):
         epoch = f" in epoch {best['epoch']:g}" if _is_number(best.get("epoch")) else ""
         shown.append(f'<p class="result">best {escape(best["monitor"])} <b>{best["value"]:.4f}</b>{epoch}</p>')
-    count, hits, split = samples.get("count"), samples.get("hits"), samples.get("split")
-    counted = whole_number(count) and whole_number(hits) and count > 0 and hits <= count
+    split = samples.get("split")
+    totals: list[Any] = [samples.get(key) for key in ("count", "hits")]
+    count, hits = totals if all(map(whole_number, totals)) else [0, 0]
+    counted = count > 0 and hits <= count
     test = record.get("test")
     numbers = {key: value for key, value in (test if isinstance(test, dict) else {}).items() if _is_number(value)}
     if counted and f"{split}/acc" not in numbers:

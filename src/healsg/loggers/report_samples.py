@@ -52,11 +52,15 @@ def names_of(found: dict[str, Any]) -> list[str]:
 def class_table(found: dict[str, Any]) -> str:
     """Precision, recall with its interval, F1 and the number of samples of each class."""
     names = names_of(found)
-    columns = [numbers(found.get(key), len(names)) for key in ("true", "predicted", "correct")]
-    if not names or None in columns:
+    true_counts, predicted_counts, hits = (
+        numbers(found.get(key), len(names)) for key in ("true", "predicted", "correct")
+    )
+    if not names or true_counts is None or predicted_counts is None or hits is None:
         return ""
     rows = []
-    for name, true, predicted, correct in list(zip(names, *columns, strict=True))[:MOST_ROWS]:  # type: ignore[arg-type]
+    for name, true, predicted, correct in list(zip(names, true_counts, predicted_counts, hits, strict=True))[
+        :MOST_ROWS
+    ]:
         low, high = wilson(correct, true)
         recall = f"{correct / true:.3f}" if true else ""
         interval = f"{low:.3f} to {high:.3f}" if true else ""

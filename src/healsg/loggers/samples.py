@@ -89,7 +89,7 @@ class SampleCollector:
             kept.append(column)
 
         def show(row: int) -> dict[str, Any]:
-            facts = {"target": int(columns[0][row]), "predicted": int(columns[1][row])}
+            facts: dict[str, Any] = {"target": int(columns[0][row]), "predicted": int(columns[1][row])}
             facts |= {"confidence": float(columns[2][row]), "loss": float(columns[3][row])}
             return facts | self._picture(batch, row)
 

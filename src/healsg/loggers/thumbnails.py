@@ -45,7 +45,8 @@ def _levels(array: np.ndarray[Any, Any], mean: Any, std: Any) -> np.ndarray[Any,
     else:
         low = finite.min()
         finite = (finite - low) / ((finite.max() - low) or 1.0)
-    return (finite * 255).round().clip(0, 255).astype(np.uint8)
+    levels: np.ndarray[Any, Any] = (finite * 255).round().clip(0, 255).astype(np.uint8)
+    return levels
 
 
 def with_mask(picture: np.ndarray[Any, Any], mask: Any) -> np.ndarray[Any, Any]:
