@@ -150,7 +150,8 @@ def calls_per_step(epochs: int = 12) -> tuple[float, float]:
 
 def test_calls_per_step(program: Program) -> None:
     """In a process of its own, since what other tests import adds calls."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
     done = program([sys.executable, "-c", "import test_cost; print(*test_cost.calls_per_step())"], env=environment)
     alone, everything = map(float, done.stdout.split())
     print(f"\ncalls a step: {alone:.1f} in the training pass, {everything:.1f} with evaluation and lines")

@@ -587,3 +587,21 @@ def test_a_classifier_on_masks_ends_in_one_line() -> None:
     task = built("model=cnn", "method.label_smoothing=0.1")
     with pytest.raises(ConfigError, match=r"model: it has outputs of shape .* masks .* model=unet"):
         task.run_epoch()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("data.ignore=-5", r"data\.ignore: -5 is no label of a mask; give one from 0 to 255"),
+        ("data.ignore=300", r"data\.ignore: 300 is no label of a mask"),
+        (
+            "data.regions={a:[1,99]}",
+            r"data\.regions\.a: 99 is no label of the masks; the labels of this set are 0 to 1",
+        ),
+        ("data.patch=[4,4,4]", r"data\.patch: \[4, 4, 4\] for inputs of 2 spatial axes; give 2 sizes"),
+    ],
+)
+def test_labels_that_no_mask_can_hold_are_refused(setting: str, words: str) -> None:
+    composed = TaskTrainer.compose("data=shapes2d", "model=unet", "data.size=16", setting)
+    with pytest.raises(ConfigError, match=words):
+        composed.train()

@@ -297,6 +297,10 @@ class Answers:
                 rows.append(Row(name, sample.row, error=printable(str(tensors))))
                 continue
             numbers = found.outputs if found.probabilities is None else found.probabilities
+            if not numbers[place].isfinite().all():
+                rows.append(Row(name, sample.row, error="the network's outputs are no finite numbers; is the input?"))
+                place += 1
+                continue
             classes = None if found.classes is None else found.classes[place]
             features = () if found.features is None else found.features[place].tolist()
             rows.append(Row(name, sample.row, classes, numbers[place].tolist(), features))

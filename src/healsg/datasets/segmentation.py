@@ -41,6 +41,10 @@ def region_labels(regions: Mapping[str, Sequence[int]]) -> list[tuple[int, int]]
     return written
 
 
+LARGEST_LABEL = 255
+"""Masks are held as bytes."""
+
+
 class Segmentation(Classification):
     """Images or volumes with a mask each. ``labels``, ``fraction``, ``val_fraction``, ``fold`` and ``group`` count
     cases, stratified by what the set says of them (``About.strata``).
@@ -89,8 +93,12 @@ class Segmentation(Classification):
         shape = own.input_shape
         if self.patch is not None:
             if len(self.patch) != len(shape) - 1:
-                raise ConfigError(f"data.patch: {list(self.patch)} for inputs of {len(shape) - 1} spatial axes")
+                axes = len(shape) - 1
+                raise ConfigError(
+                    f"data.patch: {list(self.patch)} for inputs of {axes} spatial axes; give {axes} sizes"
+                )
             shape = (shape[0], *self.patch)
+        self._check_labels(own.num_classes)
         names = tuple(self.regions) if self.regions else own.class_names
         return DataInfo(
             shape,
@@ -102,6 +110,16 @@ class Segmentation(Classification):
             ignore=self.ignore,
             regions=self.regions,
         )
+
+    def _check_labels(self, classes: int) -> None:
+        """Refuse labels that no mask of ``classes`` classes can hold. Raises ConfigError."""
+        if self.ignore is not None and not 0 <= self.ignore <= LARGEST_LABEL:
+            raise ConfigError(f"data.ignore: {self.ignore} is no label of a mask; give one from 0 to {LARGEST_LABEL}")
+        for name, labels in self.regions.items():
+            unknown = [label for label in labels if not 0 <= label < classes]
+            if unknown:
+                known = f"the labels of this set are 0 to {classes - 1}"
+                raise ConfigError(f"data.regions.{name}: {unknown[0]} is no label of the masks; {known}")
 
     def sampled(self, source: Source) -> Source:
         if self.patch is None:

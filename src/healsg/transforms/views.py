@@ -23,7 +23,16 @@ from healsg.transforms.volume import VolumeTransform
 from healsg.types import Count, Natural, Positive
 
 Augment = Literal[
-    "none", "light", "standard", "alternating", "strong", "randaugment", "trivialaugment", "autoaugment", "crop", "nnunet"
+    "none",
+    "light",
+    "standard",
+    "alternating",
+    "strong",
+    "randaugment",
+    "trivialaugment",
+    "autoaugment",
+    "crop",
+    "nnunet",
 ]
 
 SMALL = 28
