@@ -46,8 +46,12 @@ FORBIDDEN = {
 }
 """What turns data into a program, by its whole name; it is not even mentioned."""
 
-RESTRICTED = {("datasets/files.py", "pickle.Unpickler")}
-"""The base class of the unpickler that knows arrays alone."""
+RESTRICTED = {
+    ("datasets/files.py", "pickle.Unpickler"),
+    ("torch_private.py", "torch.ops.image"),
+    ("torch_private.py", "torch.ops.image.decode_jpeg"),
+}
+"""The base class of the unpickler that knows arrays alone, and torchvision's decoder of JPEGs, by its operator."""
 
 
 def imports(tree: ast.AST) -> set[str]:
