@@ -147,7 +147,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, **series: list[float]) -> None:
 )
 def test_the_monitor_decides_what_is_best(watched: str, mode: str, epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, loss=[9, 8, 7, 6], acc=[0.1, 0.9, 0.2, 0.3], error=[5, 4, 1, 2])
-    monkeypatch.setattr("healsg.training.best.BestTracker.check", lambda self, task: None)
+    monkeypatch.setattr("healsg.training.best.BestTracker.check", lambda *given: None)
     result = train("runner.epochs=4", f"runner.monitor={watched}", f"runner.mode={mode}")
     assert result["best"]["epoch"] == epoch
     assert load(Path("runs/run/checkpoints/best.pt"))["best"] == result["best"]
