@@ -54,9 +54,11 @@ def commands(document: str) -> list[list[str]]:
 
 
 def arguments(words: list[str]) -> list[str] | None:
-    """What a command hands to ``train``, as ``verify`` also does; None where it is another command."""
+    """The settings of a command that takes those of ``train``; None for any other command."""
     if words[:2] in (["healsg", "train"], ["healsg", "verify"]):
         return words[2:]
+    if words[:2] == ["healsg", "check"]:
+        return words[2 : words.index("--page")] if "--page" in words else words[2:]
     if words[0] in ("python", "torchrun", "uv") and "train.py" in words:
         return words[words.index("train.py") + 1 :]
     return None
@@ -133,7 +135,7 @@ def test_commands_on_runs_name_a_run_of_the_document(document: str, tmp_path: Pa
             assert with_parts(RunFolder(tmp_path / "runs" / command[2]), overrides).values["name"] == command[2]
 
 
-READING = ("predict", "list", "explain", "show", "runs", "compare", "diff", "watch", "diverge", "rm")
+READING = ("predict", "list", "explain", "show", "runs", "compare", "diff", "watch", "ledger", "diverge", "rm")
 """Commands that train nothing."""
 
 
@@ -146,8 +148,8 @@ def runs_of_the_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fake_data.write_imagefolder("pictures", parts=("train", "val", "test"))
         small = ["data=imagefolder", "data.folder=pictures", "data.image_size=16", "data.workers=0"]
         small += ["data.augment=none", "data.shift=0", "model.width=4", "runner.epochs=1", "quiet=true"]
-        for seed, name in enumerate(["exp1", "exp2", "fold1", "fold2", "fold3"]):
-            TaskTrainer.compose(*small, f"seed={seed}", f"name={name}").train()
+        for seed, name in enumerate(["exp1", "exp2", "fold1", "fold2", "fold3", "kept"]):
+            TaskTrainer.compose(*small, "runner.ledger=true", f"seed={seed}", f"name={name}").train()
         for name in ("compare", "sweep1"):
             assert main(["train", "-m", *small, "method=sgd,adamw", "seed=0,1", f"name={name}"]) == 0
         shutil.copytree(next(Path("pictures/train").iterdir()), "new_images")
