@@ -101,6 +101,7 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the documents' own modules and YAML files, and a package that is installed elsewhere."""
     for document in WITH_COMMANDS:
         write_examples(document, tmp_path)
+    fake_data.write_imagefolder(tmp_path / "DIR")
     package = tmp_path.with_name(f"{tmp_path.name}-installed") / "my_package"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
