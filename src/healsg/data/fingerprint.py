@@ -44,7 +44,7 @@ MEANING = {
     "times": "files written at other times",
     "split": "another split",
 }
-"""What it means where an entry differs; the entries that a digest is made of, in the order in which they are told."""
+"""What it means where an entry differs; the entries that a digest is made of, in the order of messages."""
 
 
 def of_source(source: Source) -> Fingerprint:
@@ -71,7 +71,7 @@ def of_loader(loader: Any) -> Fingerprint:
 
 
 def _of_dataset(dataset: Any) -> Fingerprint:
-    """What can be told of a map-style data set without reading its samples.
+    """What is known of a map-style data set without reading its samples.
 
     A data set may have a method ``fingerprint`` that returns a text; else its files are known if it has ``paths``, or
     ``samples`` as those of torchvision. Of any other kind only the length and the labels count.
@@ -189,20 +189,22 @@ def differences(old: Fingerprint, new: Fingerprint, since: float) -> list[str]:
         new: the fingerprint now.
         since: when the run began, in seconds since the epoch; files that were changed later are named.
     """
-    told = []
+    inside = []
     inner = {key for found in (old, new) for key, value in found.items() if isinstance(value, dict)}
     for key in sorted(inner):
-        told += [f"{key}: {text}" for text in differences(_as_dict(old.get(key)), _as_dict(new.get(key)), since)]
+        inside += [
+            f"{key}: {text}" for text in differences(_as_dict(old.get(key)), _as_dict(new.get(key)), since)
+        ]
     differing = [key for key in MEANING if key not in inner and old.get(key) != new.get(key)]
     if "times" in differing and ("contents" in old or _copied(old.get("sample"), new.get("sample"))):
         differing.remove("times")
     if not differing:
-        return told
+        return inside
     text = ", ".join(MEANING[key] for key in differing)
     changed, path = new.get("newest") or (0, "")
     if changed > since * 1e9:
         text += f"; {path} was changed since"
-    return [text, *told]
+    return [text, *inside]
 
 
 def _as_dict(value: Any) -> Fingerprint:

@@ -1,4 +1,4 @@
-"""Sharding: how batches are dealt, and each process's share of one."""
+"""Sharding: how batches are split over processes and accumulated micro-batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import torch
 
 @dataclass(frozen=True)
 class Sharding:
-    """How the runner wants batches dealt: to whom, in which groups, how small they may become."""
+    """How the batches of an epoch are split, as the runner asks for it.
+
+    Args:
+        seed: of the order of the samples.
+        device: on which batches are delivered.
+        rank, world: this process, and the number of processes.
+        accumulate: micro-batches in an update.
+        least: the smallest number of rows that a process may get.
+        limit: batches an epoch; None for all.
+    """
 
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -20,10 +29,10 @@ class Sharding:
     limit: int | None = None
 
     def share(self, start: int, stop: int) -> tuple[int, int, int]:
-        """This rank's piece of the samples ``start`` to ``stop``, and how many of them count.
+        """This rank's range of the samples ``start`` to ``stop``, and how many of them count.
 
-        A rank for which no ``least`` samples remain repeats the first ones with a count of 0, so that it takes part in
-        every exchange.
+        If fewer than ``least`` samples remain for a rank, it gets a copy of the first ones with a count of 0, since
+        every process must take part in the collectives.
         """
         size = stop - start
         if self.world == 1:

@@ -85,10 +85,10 @@ def fold_of(targets: Tensor, folds: int, seed: int) -> Tensor:
 
 
 def side_of(targets: Tensor, groups: Tensor, shares: list[float], seed: int) -> Tensor:
-    """(N,) the side of each sample, so that no group lies on two sides and each side has about its share of a class.
+    """(N,) the side of each sample, such that no group is on two sides and each side has about its share of each class.
 
-    The groups are dealt from the largest to the smallest, equal ones in random order, each to the side whose classes it
-    brings nearest to what they should be. No side stays empty where there are as many groups as sides.
+    The groups are assigned from the largest to the smallest, equal ones in random order, each to the side whose class
+    counts it brings nearest to their targets. No side stays empty if there are at least as many groups as sides.
 
     Args:
         targets: (N,) classes.
@@ -194,7 +194,7 @@ def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tenso
 
     Args:
         targets: (N,) class indices.
-        fraction: the share of the second part; its size is ``round(fraction * N)``, dealt to the classes by the
+        fraction: the share of the second part; its size is ``round(fraction * N)``, divided among the classes by the
             largest remainder, so that it differs by less than one sample from the exact share in every class.
 
     Returns:

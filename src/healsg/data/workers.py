@@ -1,7 +1,7 @@
-"""Workers: processes that prepare batches ahead. One that dies, hangs or raises is told, never waited for in vain.
+"""Workers: processes that prepare batches in advance. If one dies, hangs or raises, the run ends with a message.
 
-torch's DataLoader shares one queue between its workers, so that one that is killed as it writes can block all of them;
-here each has a pipe of its own, and a row of shared memory says which sample it is reading.
+torch's DataLoader shares one queue between its workers, so that a worker that is killed while it writes can block all
+of them. Here each worker has a pipe of its own, and a row of shared memory holds the sample that it is reading.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def code_state(run: Path, root: Path, start: Path, patch: bool = False) -> dict[
 
     Returns:
         ``commit``, None where there is no repository that may be asked; ``dirty``, whether tracked files differ from
-        it, where that can be told without a filter; ``patch`` where it was asked for and something differs.
+        it, where that is known without a filter; ``patch`` where it was asked for and something differs.
     """
     top = repository(start)
     if top is None or _belongs_to_run(top, run, root):

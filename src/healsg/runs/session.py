@@ -118,7 +118,7 @@ class Session:
 
 
 class _LogFile(logging.FileHandler):
-    """``train.log``; a full disk is told by what must be written, not by the log."""
+    """``train.log``; a full disk is reported by the files that must be written, not by the log."""
 
     def _open(self) -> io.TextIOWrapper:
         return safefiles.open_text_to_append(Path(self.baseFilename))
