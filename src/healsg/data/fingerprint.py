@@ -192,9 +192,7 @@ def differences(old: Fingerprint, new: Fingerprint, since: float) -> list[str]:
     inside = []
     inner = {key for found in (old, new) for key, value in found.items() if isinstance(value, dict)}
     for key in sorted(inner):
-        inside += [
-            f"{key}: {text}" for text in differences(_as_dict(old.get(key)), _as_dict(new.get(key)), since)
-        ]
+        inside += [f"{key}: {text}" for text in differences(_as_dict(old.get(key)), _as_dict(new.get(key)), since)]
     differing = [key for key in MEANING if key not in inner and old.get(key) != new.get(key)]
     if "times" in differing and ("contents" in old or _copied(old.get("sample"), new.get("sample"))):
         differing.remove("times")
