@@ -27,7 +27,7 @@ FILES = (
     *(".lock", "config.yaml", "run.json", "metrics.jsonl", "train.log", "report.html", "wandb.json", "trace.jsonl"),
     *("eval-test-best.json", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
 )
-FOLDERS = ("checkpoints", ".hydra", "wandb", "tensorboard")
+FOLDERS = ("checkpoints", ".hydra", "wandb", "tensorboard", "media", "ledger")
 COMMANDS: dict[str, list[str]] = {
     "resume": ["resume", "run", "runner.max_time=null"],
     "eval": ["eval", "run"],

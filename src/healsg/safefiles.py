@@ -29,7 +29,7 @@ REPLACED = ("config.yaml", "run.json", "report.html", "wandb.json")
 WRITTEN_IN_PLACE = (".lock", ".lock.held", "metrics.jsonl", "train.log", "trace.jsonl")
 """Files of a run that are appended to, or cut: what is written reaches every hard link of them."""
 
-FOLDERS = ("checkpoints", ".hydra", "wandb", "tensorboard")
+FOLDERS = ("checkpoints", ".hydra", "wandb", "tensorboard", "media", "ledger")
 
 _HYDRA = ("config.yaml", "hydra.yaml", "overrides.yaml")
 _OPEN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
