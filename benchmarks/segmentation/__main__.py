@@ -14,7 +14,6 @@ import argparse
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -119,4 +118,4 @@ def _write(lines: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
