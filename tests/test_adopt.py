@@ -114,7 +114,7 @@ class Told(SubsetRandomSampler):
 def test_a_sampler_is_told_the_epoch_before_it_deals() -> None:
     sampler = Told()
     loader = wrap_loader(DataLoader(Noisy(12), batch_size=3, sampler=sampler), "train")
-    loader.deal(Sharding(seed=5))  # type: ignore[union-attr]
+    loader = loader.sharded(Sharding(seed=5))
     for epoch in (0, 3, 1):
         taken = [int(target) for batch, _ in loader.batches(epoch) for target in batch["target"]]
         assert taken == [(place + epoch) % 12 for place in range(12)]

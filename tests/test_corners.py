@@ -269,7 +269,7 @@ def test_a_loader_worker_does_not_hold_the_lock(tmp_path: Path) -> None:
     try:
         time.sleep(1.0)
         assert first._lock is not None
-        first._lock.close()  # what the death of this process would do
+        first._lock.let_go()  # what the death of this process would do
         second.lock()
         second.unlock()
     finally:

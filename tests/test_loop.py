@@ -11,7 +11,7 @@ import torch
 
 from healsg import TaskTrainer
 from healsg.errors import ConfigError
-from healsg.evaluation.evaluator import EvalEpoch
+from healsg.evaluation.evaluator import EvalEpoch, Evaluation
 from healsg.runs.checkpoint import load
 from healsg.training.meter import Meter
 from helpers import at_saves, cut_at, events, record
@@ -133,12 +133,12 @@ def test_a_save_falls_where_it_should() -> None:
 def scripted(monkeypatch: pytest.MonkeyPatch, **series: list[float]) -> None:
     """Let each evaluation on val give the next of these numbers."""
 
-    def measure(self: EvalEpoch) -> dict[str, float]:
+    def by_case(self: EvalEpoch) -> Evaluation:
         if self.split == "test":
-            return {"acc": 0.5}
-        return {name: values[self.task.runner.epoch] for name, values in series.items()}
+            return Evaluation({"acc": 0.5})
+        return Evaluation({name: values[self.task.runner.epoch] for name, values in series.items()})
 
-    monkeypatch.setattr(EvalEpoch, "measure", measure)
+    monkeypatch.setattr(EvalEpoch, "by_case", by_case)
 
 
 @pytest.mark.parametrize(
@@ -204,14 +204,14 @@ def test_plateau_follows_the_monitor(watched: str, monkeypatch: pytest.MonkeyPat
 def test_a_stop_while_testing_keeps_the_last_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test runs with the best weights; what is saved then must not be those."""
     whole = train("runner.epochs=3", name="whole")
-    measure = EvalEpoch.measure
+    by_case = EvalEpoch.by_case
 
-    def interrupted(self: EvalEpoch) -> dict[str, float]:
+    def interrupted(self: EvalEpoch) -> Evaluation:
         if self.split == "test":
             self.task.runner.checkpointer.stop_signal.received = signal.SIGTERM  # type: ignore[union-attr]
-        return measure(self)
+        return by_case(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(EvalEpoch, "measure", interrupted)
+        patch.setattr(EvalEpoch, "by_case", interrupted)
         assert train("runner.epochs=3")["exit"] == 128 + signal.SIGTERM
     assert train("runner.epochs=3")["digest"] == whole["digest"]

@@ -125,7 +125,7 @@ def project(tmp_path: Path) -> Path:
 
 
 ROOMS = ("datasets", "models", "methods", "metrics", "transforms", "optimizers", "schedulers", "losses", "loggers")
-ROOMS += ("callbacks", "task", "runner", "data", "model", "method")
+ROOMS += ("callbacks", "task", "runner", "data", "model", "method", "launchers", "searches")
 """The modules of ours whose classes are parts, as a literal copy."""
 
 

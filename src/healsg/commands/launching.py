@@ -69,7 +69,7 @@ class InThisProcess:
         from healsg.sweeps.sharing import JobTrainer
 
         result = JobTrainer(composed, folder, self.kept).train()
-        return Result(result["status"], result["exit"], result["best"], result["test"] or {})
+        return Result(result["status"], result["exit"], result.get("best"), result.get("test") or {})
 
 
 class TracedProcess:

@@ -147,6 +147,8 @@ def network_of_run(
     with torch.random.fork_rng(devices=[]):
         own = task.replaces("build_model")
         network = task.task_method.evaluated(task.build_model() if own else task.task_model.build(info))
+    if task.runner.device_setup.double:
+        network.double()  # before the weights, which a float32 network would round
     try:
         network.load_state_dict(_evaluated_weights(task, state))
     except RuntimeError as error:
