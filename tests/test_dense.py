@@ -543,6 +543,7 @@ def test_targets_of_a_regression_are_scaled_for_the_loss_alone() -> None:
     assert torch.equal(in_units(torch.tensor([[-1.0], [1.0]]), info).flatten(), target)
 
 
+@pytest.mark.soak
 def test_two_processes_take_the_step_of_one_on_masks(program: Program) -> None:
     """Pixels to be ignored, a pasted box, one patch each; then whole cases of unlike sizes, evaluated in turn."""
     shutil.copy(Path(__file__).parent / "dense_data.py", "dense_data.py")

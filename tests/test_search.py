@@ -130,6 +130,7 @@ def test_successive_halving_goes_on_with_the_best_and_changes_no_run(capsys: pyt
     assert record("again")["digest"] == record(f"half/{winner}")["digest"], "as a run that never paused"
 
 
+@pytest.mark.soak
 def test_a_halving_that_is_killed_ends_as_the_undisturbed_one() -> None:
     line = [*TINY, *HALVING, SPACE[0]]
     assert ended(forked([*line, "name=whole"])) == 0
