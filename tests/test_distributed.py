@@ -153,6 +153,7 @@ SEMI = {
 """By semi-supervised method, settings with which its unlabelled term acts from the beginning."""
 
 
+@pytest.mark.soak
 def test_each_term_is_weighed_by_its_own_samples() -> None:
     """In one, two and three processes: 310 labelled samples in batches of 60, of which the last has unlike shares."""
     options = ["model=mlp", "model.width=16", "data.labels=310", "data.batch_size=60", "runner.precision=fp64"]
@@ -182,6 +183,7 @@ MIXED = {
 }
 
 
+@pytest.mark.soak
 def test_what_is_drawn_for_a_batch_is_drawn_for_all_processes() -> None:
     """Partners, shares, boxes and noise do not depend on the number of processes."""
     options = ["model=mlp", "model.width=16", "data.labels=310", "data.batch_size=60", "runner.precision=fp64"]
@@ -284,7 +286,7 @@ def test_a_signal_to_one_process_alone_stops_all_of_them() -> None:
     told = record("two")
     assert (told["status"], told["reason"]) == ("stopped", "stopped by SIGTERM")
     stopped = load(Path("runs/two/checkpoints/last.pt"))["runner"]
-    assert 2 * 19 <= stopped["step"] < 400 * 19, "not at the end alone"
+    assert 19 <= stopped["step"] < 400 * 19, "not at the end alone"
     assert two_ranks(lambda rank: train(*line, "runner.max_time=0", "name=two"))[0] == [0, 0], "both go on from it"
 
 
