@@ -70,6 +70,8 @@ def network_of(folder: RunFolder, like: Task) -> nn.Module:
     if info is not None:
         with contextlib.suppress(RunError):
             _, network = network_of_run(load_saved(folder, []), info, state)
+            if not like.runner.device_setup.double:
+                network.float()  # a teacher of an fp64 run sees what its student sees
             if like.data_info is not None and (scale := rescaling(info, like.data_info)) is not None:
                 log.info("method.teacher: %s gets inputs with the mean and deviation of its own training", folder.shown)
                 rescale_inputs(network, *scale)
