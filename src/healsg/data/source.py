@@ -270,7 +270,11 @@ class DatasetSource:
                 apart,
             ) from error
         batch.setdefault("index", index)
-        return self.about.added(batch)
+        return self.completed(self.about.added(batch))
+
+    def completed(self, batch: Batch) -> Batch:
+        """A batch as it is given out; a subclass leaves its targets out, or replaces them."""
+        return batch
 
     def sample(self, index: int, draw: Draw | None = None) -> Batch:
         """One sample, not joined to a batch. Raises DataError that names it."""

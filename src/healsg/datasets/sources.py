@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from healsg.data.source import UNKNOWN, Batch, DatasetSource, Reading, Source, TensorSource, Windows
+from healsg.data.source import UNKNOWN, Batch, DatasetSource, Source, TensorSource
 from healsg.errors import DataError
 from healsg.seeding import Draw
 
@@ -30,15 +30,8 @@ class UnlabelledTensors(TensorSource):
 class UnlabelledDataset(DatasetSource):
     """A map-style data set whose batches hold no ``target``."""
 
-    def fetch(
-        self,
-        index: Tensor,
-        reading: Reading | None = None,
-        *,
-        draw: Draw | None = None,
-        windows: Windows | None = None,
-    ) -> Batch:
-        return _without_target(super().fetch(index, reading, draw=draw, windows=windows))
+    def completed(self, batch: Batch) -> Batch:
+        return _without_target(batch)
 
     def sample(self, index: int, draw: Draw | None = None) -> Batch:
         return _without_target(super().sample(index, draw))
@@ -47,15 +40,7 @@ class UnlabelledDataset(DatasetSource):
 class RelabelledDataset(DatasetSource):
     """A map-style data set whose targets are those that ``targets`` tells, not its own."""
 
-    def fetch(
-        self,
-        index: Tensor,
-        reading: Reading | None = None,
-        *,
-        draw: Draw | None = None,
-        windows: Windows | None = None,
-    ) -> Batch:
-        batch = super().fetch(index, reading, draw=draw, windows=windows)
+    def completed(self, batch: Batch) -> Batch:
         if "target" in batch and self.targets is not None:
             batch["target"] = self.targets[batch["index"]]
         return batch
