@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,12 +32,20 @@ MEAN, STD = 0.15, 0.4
 class Made(Segmentation):
     """What the sets that are drawn share: parts of so many cases, each a pure function of (seed, part, index).
 
+    A subclass has ``size``, about the pixels of a side, and ``views``, which make what the network sees.
+
     Args:
         train, val, test: cases of each part; no ``val`` cases leave it to ``val_fraction``.
         seed: of everything that is drawn; not that of the run.
         texture, bias, noise: strengths of the texture, the bias field and the noise, where objects are 1 brighter.
         common: the arguments of Segmentation.
     """
+
+    axes: ClassVar[int]
+    """The spatial axes of a case."""
+
+    size: int
+    views: ImageViews | VolumeViews
 
     def __init__(
         self,
@@ -57,6 +65,17 @@ class Made(Segmentation):
     def draw(self, part: str, seed: int, index: int) -> Drawn:
         """Case ``index`` of a part."""
         raise NotImplementedError
+
+    def names(self) -> tuple[str, ...]:
+        """The classes, the background first."""
+        raise NotImplementedError
+
+    def described(self) -> DataInfo:
+        names = self.names()
+        return DataInfo((1, *[self.size] * self.axes), len(names), class_names=names)
+
+    def transform(self, view: str, split: str) -> Transform:
+        return self.views.of(view, split)
 
     @property
     def has_val(self) -> bool:
@@ -98,6 +117,8 @@ class MadeImages(Made):
         common: the arguments of Made.
     """
 
+    axes = 2
+
     def __init__(
         self,
         size: Count = 64,
@@ -109,9 +130,6 @@ class MadeImages(Made):
         super().__init__(**common)
         self.size = size
         self.views = ImageViews(augment, flip, shift, (MEAN,), (STD,), size=size, maximum=1.0, padding="reflect")
-
-    def transform(self, view: str, split: str) -> Transform:
-        return self.views.of(view, split)
 
 
 class Shapes2D(MadeImages):
@@ -126,9 +144,8 @@ class Shapes2D(MadeImages):
         super().__init__(**common)
         self.by_form = by_form
 
-    def described(self) -> DataInfo:
-        names = shapes.CLASSES if self.by_form else shapes.BODIES
-        return DataInfo((1, self.size, self.size), len(names), class_names=names)
+    def names(self) -> tuple[str, ...]:
+        return shapes.CLASSES if self.by_form else shapes.BODIES
 
     def draw(self, part: str, seed: int, index: int) -> Drawn:
         return shapes.shapes2d(seed, index, self.size, self.by_form, **self.strengths)
@@ -147,9 +164,8 @@ class DigitsSeg(MadeImages):
         super().__init__(**common)
         self.by_digit, self.most = by_digit, most
 
-    def described(self) -> DataInfo:
-        names = digits_seg.class_names(self.by_digit)
-        return DataInfo((1, self.size, self.size), len(names), class_names=names)
+    def names(self) -> tuple[str, ...]:
+        return digits_seg.class_names(self.by_digit)
 
     @cached_property
     def _pictures(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -180,6 +196,8 @@ class MadeVolumes(Made):
         common: the arguments of Made.
     """
 
+    axes = 3
+
     def __init__(
         self,
         size: Count = 40,
@@ -197,9 +215,6 @@ class MadeVolumes(Made):
         standard = VolumeTransform(flip and augment != "none", 0, (MEAN,), (STD,), maximum=1.0)
         self.views = VolumeViews(augment, standard, self.ignore or 0)
 
-    def transform(self, view: str, split: str) -> Transform:
-        return self.views.of(view, split)
-
 
 class Shapes3D(MadeVolumes):
     """Ellipsoids and boxes among rods and small balls of the same brightness; see ``shapes``.
@@ -213,9 +228,8 @@ class Shapes3D(MadeVolumes):
         super().__init__(**common)
         self.by_form = by_form
 
-    def described(self) -> DataInfo:
-        names = shapes.CLASSES if self.by_form else shapes.BODIES
-        return DataInfo((1, self.size, self.size, self.size), len(names), class_names=names)
+    def names(self) -> tuple[str, ...]:
+        return shapes.CLASSES if self.by_form else shapes.BODIES
 
     def draw(self, part: str, seed: int, index: int) -> Drawn:
         return shapes.shapes3d(seed, index, self.size, self.by_form, **self.strengths)
@@ -234,8 +248,8 @@ class Tubes3D(MadeVolumes):
         super().__init__(**common)
         self.depth, self.thick = depth, thick
 
-    def described(self) -> DataInfo:
-        return DataInfo((1, self.size, self.size, self.size), len(tubes.CLASSES), class_names=tubes.CLASSES)
+    def names(self) -> tuple[str, ...]:
+        return tubes.CLASSES
 
     def draw(self, part: str, seed: int, index: int) -> Drawn:
         return tubes.tubes3d(seed, index, self.size, self.depth, self.thick, **self.strengths)
