@@ -22,8 +22,9 @@ from healsg.cli import main
 from healsg.datasets import columns, decoding, folders
 from healsg.errors import ConfigError, RunError
 from healsg.exporting import network, program
-from healsg.exporting.card import UNFILLED, wilson
+from healsg.exporting.card import UNFILLED
 from healsg.exporting.check import compared
+from healsg.metrics.interval import wilson
 
 SMALL = ["runner.epochs=1", "quiet=true", "data.workers=0"]
 PICTURES = ["data=imagefolder", "data.folder=pics", "data.image_size=16", "data.shift=0", "model=cnn", "model.width=4"]
@@ -118,7 +119,7 @@ def test_an_archive_is_used_by_hand_and_says_what_the_run_says(
 def test_the_card_says_what_is_known_and_leaves_the_rest_to_be_filled_in(archive: Path) -> None:
     text = (archive / "README.md").read_text(encoding="utf-8")
     record = json.loads((archive.parent / "runs/run0/run.json").read_text())
-    low, high = wilson(record["test"]["test/acc"], 6)
+    low, high = wilson(record["test"]["test/acc"] * 6, 6)
     assert f"| test/acc | {record['test']['test/acc']:.4f} | {low:.4f} to {high:.4f} | 6 |" in text
     for known in (record["data_digest"], record["command"], record["versions"]["torch"], "apple, kiwi é"):
         assert known in text

@@ -13,7 +13,7 @@ import pytest
 
 from healsg.loggers.plots import thin, ticks
 from healsg.loggers.report import write_report
-from healsg.loggers.report_samples import wilson
+from healsg.metrics.interval import wilson
 from helpers import trainer
 
 

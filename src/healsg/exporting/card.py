@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,7 @@ from typing import Any
 from healsg.data.info import DataInfo
 from healsg.evaluation.predictor import Predictor
 from healsg.exporting.check import Agreement
-
-Z95 = 1.959963984540054
-"""The 97.5 % point of the normal distribution."""
+from healsg.metrics.interval import wilson
 
 UNFILLED = "To be filled in by whoever passes this network on"
 """How a section begins that only a person can write."""
@@ -68,14 +65,6 @@ class Facts:
     accuracy: float | None
     test_samples: int | None
     licences: Sequence[str]
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share of ``count`` independent samples (Wilson 1927, equation 3 of Brown et al. 2001)."""
-    square = Z95 * Z95
-    centre = (share + square / (2 * count)) / (1 + square / count)
-    half = Z95 / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def card(facts: Facts) -> str:
@@ -137,7 +126,7 @@ def _metrics(facts: Facts) -> str:
     for name, value, count in rows:
         if not isinstance(value, (int, float)):
             continue
-        between = "{:.4f} to {:.4f}".format(*wilson(value, count)) if count else ""
+        between = "{:.4f} to {:.4f}".format(*wilson(value * count, count)) if count else ""
         lines.append(f"| {name} | {value:.4f} | {between} | {count or ''} |")
     notes = "Intervals are Wilson's, for independent samples. They do not cover the choice of the best epoch on val."
     if facts.record.get("val_is_test"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from bisect import bisect_right
@@ -14,9 +13,11 @@ from typing import Any
 
 from healsg.errors import RunError
 from healsg.loggers.plots import Points, figure
-from healsg.loggers.report_samples import calibration, class_table, names_of, whole_number, wilson, worst
+from healsg.loggers.report_samples import calibration, class_table, names_of, whole_number, worst
+from healsg.metrics.interval import wilson
 from healsg.runs.folder import write_text
 from healsg.runs.logger import Logger
+from healsg.runs.record import row_of
 from healsg.safefiles import read_bytes
 
 LARGEST = 1 << 28
@@ -191,12 +192,9 @@ def read_lines(path: Path, whole: bool = False) -> Iterable[dict[str, Any]]:
     """The JSON objects of a file, one a line or one in all; damaged ones are skipped."""
     text = _text(path)
     for part in [text] if whole else text.split("\n"):
-        try:
-            value = json.loads(part)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict):
-            yield value
+        row = row_of(part)
+        if row is not None:
+            yield row
 
 
 def _is_number(value: Any) -> bool:

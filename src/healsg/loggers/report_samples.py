@@ -3,32 +3,19 @@ data, since a run's folder may come from anybody."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
 from healsg.loggers.plots import reliability
+from healsg.metrics.interval import wilson
 
 MOST_ROWS = 200
 """Classes of the table."""
 
 LARGEST_PICTURE = 40_000
 """Characters of a picture in base64; a larger one is not ours."""
-
-Z = 1.959964
-"""Of the normal distribution, for intervals of 95 %."""
-
-
-def wilson(hits: float, count: float) -> tuple[float, float]:
-    """The 95 % interval of a share by Wilson's score (Wilson 1927)."""
-    if count <= 0:
-        return 0.0, 1.0
-    share = hits / count
-    middle = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)
-    half = Z / (1 + Z * Z / count) * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def whole_number(value: Any) -> bool:
