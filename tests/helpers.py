@@ -511,3 +511,16 @@ class WithoutTorch:
 
     def close(self) -> None:
         self.process.communicate(timeout=60)
+
+
+UNLABELLED_ACTS: dict[str, list[str]] = {
+    "fixmatch": ["method.threshold=0.1"],
+    "uda": ["method.threshold=0.1"],
+    "flexmatch": ["method.threshold=0.12"],
+    "softmatch": ["method.momentum=0.5"],
+    "freematch": ["method.momentum=0.5"],
+    "pseudo_label": ["method.ramp_start=0", "method.ramp_end=0.1"],
+    "mean_teacher": ["method.ramp=0.1"],
+    "mixmatch": ["method.ramp=0.1"],
+}
+"""By semi-supervised method, settings with which its unlabelled term acts from the beginning."""

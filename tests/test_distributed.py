@@ -28,6 +28,7 @@ from healsg.training.parallel import Parallel
 from helpers import (
     METHODS,
     REPOSITORY,
+    UNLABELLED_ACTS,
     Program,
     be_rank,
     beside,
@@ -140,37 +141,24 @@ def test_one_and_two_processes_agree(program: Program) -> None:
         assert record(Path("runs/two") / job)["processes"] == 2
 
 
-SEMI = {
-    "fixmatch": ["method.threshold=0.1"],
-    "uda": ["method.threshold=0.1"],
-    "flexmatch": ["method.threshold=0.12"],
-    "softmatch": ["method.momentum=0.5"],
-    "freematch": ["method.momentum=0.5"],
-    "pseudo_label": ["method.ramp_start=0", "method.ramp_end=0.1"],
-    "mean_teacher": ["method.ramp=0.1"],
-    "mixmatch": ["method.ramp=0.1"],
-}
-"""By semi-supervised method, settings with which its unlabelled term acts from the beginning."""
-
-
 @pytest.mark.soak
 def test_each_term_is_weighed_by_its_own_samples() -> None:
     """In one, two and three processes: 310 labelled samples in batches of 60, of which the last has unlike shares."""
     options = ["model=mlp", "model.width=16", "data.labels=310", "data.batch_size=60", "runner.precision=fp64"]
     options += ["method/optimizer=sgd", "method.optimizer.lr=0.05", "runner.epochs=1", "runner.log_every=4"]
 
-    def train(name: str, methods: Iterable[str] = SEMI) -> None:
+    def train(name: str, methods: Iterable[str] = UNLABELLED_ACTS) -> None:
         for method in methods:
-            settings = SEMI[method]
+            settings = UNLABELLED_ACTS[method]
             given = [f"method={method}", *settings, "method.unlabelled_ratio=2", *options, "quiet=true"]
             assert TaskTrainer.compose(*given, f"name={name}-{method}").train()["status"] == "finished"
 
     train("one")
-    for count, name, methods in ((2, "two", ["fixmatch", "mixmatch"]), (3, "three", list(SEMI))):
+    for count, name, methods in ((2, "two", ["fixmatch", "mixmatch"]), (3, "three", list(UNLABELLED_ACTS))):
         in_processes(count, lambda rank, name=name, methods=methods: train(name, methods))  # type: ignore[misc]
         for method in methods:
             agree(Path(f"runs/one-{method}"), Path(f"runs/{name}-{method}"))
-    for method in SEMI:
+    for method in UNLABELLED_ACTS:
         last = events(Path(f"runs/one-{method}"), "epoch")[-1]
         assert last["train/unlabelled"] > 0, f"{method}: its term acted"
 

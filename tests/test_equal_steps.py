@@ -20,7 +20,7 @@ from healsg.seeding import uniform_of
 from healsg.training.parallel import Parallel
 from healsg.training.split import local_lines
 from healsg.training.split import table as table_of
-from helpers import METHODS, REPOSITORY, beside, in_processes
+from helpers import METHODS, REPOSITORY, UNLABELLED_ACTS, beside, in_processes
 
 BATCH = 48
 """Samples of an update, whatever the setting."""
@@ -32,14 +32,7 @@ SMALL_SET = ["data.labels=310"]
 """Its epoch ends with a batch of 22 samples, which 3 and 4 processes share unevenly."""
 
 ACTING: dict[str, list[str]] = {
-    "fixmatch": ["method.threshold=0.1"],
-    "uda": ["method.threshold=0.1"],
-    "flexmatch": ["method.threshold=0.12"],
-    "softmatch": ["method.momentum=0.5"],
-    "freematch": ["method.momentum=0.5"],
-    "pseudo_label": ["method.ramp_start=0", "method.ramp_end=0.1"],
-    "mean_teacher": ["method.ramp=0.1"],
-    "mixmatch": ["method.ramp=0.1"],
+    **UNLABELLED_ACTS,
     "class_balanced": ["data.imbalance=5"],
     "ldam_drw": ["data.imbalance=5"],
     "logit_adjustment": ["data.imbalance=5"],

@@ -242,6 +242,11 @@ class DenseLoss(nn.Module):
         return weighted[:, first_class(losses.shape[1], background, self.regions) :].mean()
 
 
+def pixels_that_count(truth: Tensor, counted: Tensor | None) -> Tensor:
+    """Their number, a scalar, from the truth (N, C, *spatial) and what of it counts; None where all does."""
+    return truth.new_full((), truth[:, 0].numel()) if counted is None else counted.sum()
+
+
 def first_class(classes: int, background: bool, regions: Regions | None) -> int:
     """The first class that an overlap is measured of: 1 without the background, which regions do not have."""
     return 0 if background or regions is not None or classes == 1 else 1
@@ -275,7 +280,7 @@ class PixelLoss(DenseLoss):
         if self.weights is not None and self.regions is None:
             scale = self.weights.to(truth.dtype).view(1, -1, *[1] * (truth.dim() - 2))
             return (truth * scale).sum()
-        return truth.new_full((), truth[:, 0].numel()) if counted is None else counted.sum()
+        return pixels_that_count(truth, counted)
 
 
 class CrossEntropy(PixelLoss):
@@ -309,7 +314,7 @@ class Focal(PixelLoss):
         return pixel_focal(output, truth, self.gamma, self.weights, self.regions)
 
     def _weight(self, truth: Tensor, counted: Tensor | None) -> Tensor:
-        return truth.new_full((), truth[:, 0].numel()) if counted is None else counted.sum()
+        return pixels_that_count(truth, counted)
 
 
 class TopK(DenseLoss):
