@@ -21,16 +21,24 @@ from healsg.errors import ConfigError, RunError
 from healsg.runs import redact
 from healsg.runs.claim import FREE
 from healsg.runs.folder import RunFolder, find
-from healsg.runs.registry import FINISHED, Listed, listed, root_of
+from healsg.runs.registry import FINISHED, Listed, listed, named, root_of
 from healsg.runs.saved_config import read_saved
 
 REPETITIONS = ("seed", "data.split_seed", "data.fold")
 """Keys in which runs of one setting differ."""
 
 LESS_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "nll", "brier", "ece", "hd95", "assd", "perplexity")
-"""Names of numbers, and endings of them, of which less is better where the configuration does not say."""
+"""Names of numbers, and endings of them, of which less is better where the runs do not say."""
 
 SIGNIFICANT = 0.05
+
+
+class Finished(NamedTuple):
+    """A finished run: its name, its folder, and what its ``run.json`` holds."""
+
+    name: str
+    folder: RunFolder
+    record: dict[str, Any]
 
 
 class Setting(NamedTuple):
@@ -109,24 +117,24 @@ def verdict(best: Setting, others: list[Setting], gaps: list[Difference], chance
     return lines
 
 
-def grouped(runs: list[tuple[str, RunFolder, dict[str, Any]]], metric: str) -> list[Setting]:
+def grouped(runs: list[Finished], metric: str) -> list[Setting]:
     """Runs as settings, each with its repetitions.
 
     Args:
-        runs: names, folders and records of finished runs.
+        runs: finished ones.
         metric: the name of a number of val.
 
     Raises:
         RunError: a run has no such number.
     """
-    values = {name: dict(flat(read_saved(folder.config))) for name, folder, _ in runs}
+    values = {one.name: dict(flat(read_saved(one.folder.config))) for one in runs}
     counting = {name: _counting(own) for name, own in values.items()}
     keys = sorted({key for own in counting.values() for key in own})
     first = next(iter(counting.values()))
     swept = [key for key in keys if any(own.get(key) != first.get(key) for own in counting.values())]
     differing = {name: {key: own.get(key) for key in swept} for name, own in counting.items()}
     public = {name: redact.config(own) for name, own in differing.items()}
-    labels = _labels(public, swept, {name: record for name, _, record in runs})
+    labels = _labels(public, swept, {one.name: one.record for one in runs})
     settings: dict[str, Setting] = {}
     for name, _, record in runs:
         own = differing[name]
@@ -195,19 +203,18 @@ def _number(name: str, record: dict[str, Any], metric: str) -> float:
     return float(value)
 
 
-def _runs(given: Iterable[str], root: Path) -> list[tuple[str, RunFolder, dict[str, Any]]]:
+def _runs(given: Iterable[str], root: Path) -> list[Finished]:
     """The finished runs that are named, alone or by their sweep. Raises RunError where nothing is."""
     everything = listed(root) if root.is_dir() else []
-    chosen: dict[str, tuple[str, RunFolder, dict[str, Any]]] = {}
+    chosen: dict[str, Finished] = {}
     for name in given:
-        short = name.rstrip("/").removeprefix(f"{root}/")
-        jobs = [one for one in everything if one.name == short or one.name.startswith(f"{short}/")]
+        jobs = named(everything, name, root)
         folders = [RunFolder(one.path) for one in _finished(jobs, name)] if jobs else [find(name, root=root)]
         for folder in folders:
             record = folder.record
             if record.get("status") != FINISHED:
                 raise RunError(f"{folder.shown}: is not finished; healsg resume {folder.shown}")
-            chosen[str(folder.path)] = (str(folder.shown), folder, record)
+            chosen[str(folder.path)] = Finished(str(folder.shown), folder, record)
     return list(chosen.values())
 
 
@@ -220,20 +227,20 @@ def _finished(jobs: list[Listed], name: str) -> list[Listed]:
     return done
 
 
-def _common_monitor(runs: list[tuple[str, RunFolder, dict[str, Any]]]) -> str:
+def _common_monitor(runs: list[Finished]) -> str:
     """The number by which all runs chose their best epoch. Raises ConfigError where they do not agree."""
-    names = {str((record.get("best") or {}).get("monitor")) for _, _, record in runs}
+    names = {str((one.record.get("best") or {}).get("monitor")) for one in runs}
     if len(names) > 1:
         raise ConfigError(f"--metric: the runs chose their best epoch by {', '.join(sorted(names))}; name one of them")
     return names.pop()
 
 
-def _less_is_better(runs: list[tuple[str, RunFolder, dict[str, Any]]], metric: str) -> bool:
-    """Whether less is better, by what the runs were told, else by the name."""
-    for _, folder, _ in runs:
-        runner = read_saved(folder.config).get("runner")
-        if isinstance(runner, dict) and runner.get("monitor") == metric and runner.get("mode") in ("min", "max"):
-            return bool(runner["mode"] == "min")
+def _less_is_better(runs: list[Finished], metric: str) -> bool:
+    """Whether less is better: as the runs chose their best epoch by this number, else by its name."""
+    modes = (one.record.get("mode") for one in runs if one.record.get("monitor") == metric)
+    mode = next((mode for mode in modes if mode is not None), None)
+    if mode is not None:
+        return bool(mode == "min")
     return metric.rpartition("/")[2].partition(".")[0].endswith(LESS_IS_BETTER)
 
 

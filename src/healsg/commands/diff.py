@@ -7,7 +7,7 @@ from typing import Any
 from healsg.commands.flags import Flags
 from healsg.commands.tables import show, show_json
 from healsg.config.names import is_below
-from healsg.config.values import flat
+from healsg.config.values import differing, flat
 from healsg.runs import redact
 from healsg.runs.claim import FREE
 from healsg.runs.folder import RunFolder, find
@@ -46,12 +46,12 @@ def differences(first: RunFolder, second: RunFolder) -> dict[str, dict[str, tupl
     """By part (configuration, code, environment, numbers) what differs: the values of both runs by key."""
     configs = [dict(flat(redact.config(read_saved(folder.config)))) for folder in (first, second)]
     records = [first.record, second.record]
-    free = ("name", *(key for key in FREE if key != "name"))
-    settings = {key: pair for key, pair in _differing(*configs).items() if not is_below(key, free)}
-    aside = {key: pair for key, pair in _differing(*configs).items() if is_below(key, free) and key != "name"}
-    code = _differing(*({key: record.get(key) for key in CODE} for record in records))
-    here = _differing(*(dict(flat({key: record.get(key) for key in ENVIRONMENT})) for record in records))
-    numbers = _differing(*map(_numbers, records))
+    changed = differing(*configs)
+    settings = {key: pair for key, pair in changed.items() if not is_below(key, FREE)}
+    aside = {key: pair for key, pair in changed.items() if is_below(key, FREE) and key != "name"}
+    code = differing(*({key: record.get(key) for key in CODE} for record in records))
+    here = differing(*(dict(flat({key: record.get(key) for key in ENVIRONMENT})) for record in records))
+    numbers = differing(*map(_numbers, records))
     parts = {"configuration": settings, "code": code, "environment": here, "numbers": numbers}
     return parts | ({"cannot alter the result": aside} if aside else {})
 
@@ -61,11 +61,6 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
     found = {"best": best.get("value"), "best epoch": best.get("epoch"), "epochs": last.get("epoch")}
     found |= {"digest": record.get("digest"), "data digest": record.get("data_digest")}
     return found | (best.get("metrics") or {}) | (record.get("test") or {})
-
-
-def _differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-    return {key: (one.get(key), other.get(key)) for key in keys}
 
 
 def _short(value: Any) -> Any:

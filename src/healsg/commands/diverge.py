@@ -6,17 +6,19 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from healsg import safefiles
 from healsg.config.names import is_below
-from healsg.config.values import flat
+from healsg.config.values import differing, flat
+from healsg.console import visible
 from healsg.errors import ConfigError, RunError
+from healsg.runs import redact
 from healsg.runs.claim import FREE
 from healsg.runs.folder import RunFolder, find, is_run
+from healsg.runs.record import row_of
 from healsg.runs.saved_config import load_saved, read_saved
 
 USAGE = "healsg diverge RUN RUN [replay=true [key=value ...]]"
@@ -77,23 +79,25 @@ def run(arguments: list[str]) -> int:
 
 def _tell(name: str, found: list[str]) -> None:
     for number, line in enumerate(found or ["same"]):
-        print(f"{'' if number else name:12}{line}")
+        print(f"{'' if number else name:12}{visible(line)}")
 
 
 def settings(first: RunFolder, second: RunFolder) -> list[str]:
     """The settings, by key, in which two runs differ. Raises RunError."""
-    old, new = (dict(flat(read_saved(folder.config))) for folder in (first, second))
-    differing = [key for key in {**old, **new} if key != "name" and old.get(key) != new.get(key)]
+    configs = (dict(flat(redact.config(read_saved(folder.config)))) for folder in (first, second))
     free = " (cannot alter the result)"
-    told = [f"{key}: {old.get(key)} | {new.get(key)}" + free * is_below(key, FREE) for key in differing]
+    told = [
+        f"{key}: {old} | {new}" + free * is_below(key, FREE)
+        for key, (old, new) in differing(*configs).items()
+        if key != "name"
+    ]
     return told[:SHOWN] + [f"and {len(told) - SHOWN} more"] * (len(told) > SHOWN)
 
 
 def facts(first: RunFolder, second: RunFolder) -> list[str]:
     """What ``run.json`` says differently of machine, software and code."""
-    old, new = (dict(flat({key: folder.record.get(key) for key in FACTS})) for folder in (first, second))
-    differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [key if key == "patch" else f"{key}: {old.get(key)} | {new.get(key)}" for key in differing]
+    records = (dict(flat({key: folder.record.get(key) for key in FACTS})) for folder in (first, second))
+    return [key if key == "patch" else f"{key}: {old} | {new}" for key, (old, new) in differing(*records).items()]
 
 
 def first_line(first: RunFolder, second: RunFolder) -> tuple[str, dict[str, Any]]:
@@ -104,8 +108,7 @@ def first_line(first: RunFolder, second: RunFolder) -> tuple[str, dict[str, Any]
             where = f"line {number}: {row.get('event')}, epoch {row.get('epoch')}, step {row.get('step')}: "
             if one is None or other is None:
                 return f"{where}only in {(first if one else second).shown}", row
-            keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-            return where + ", ".join(f"{key} {one.get(key)} | {other.get(key)}" for key in keys), row
+            return where + ", ".join(f"{key} {old} | {new}" for key, (old, new) in differing(one, other).items()), row
     return "", {}
 
 
@@ -125,10 +128,9 @@ def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         while text := file.readline(LONGEST + 1):
             if len(text) > LONGEST:
                 raise RunError(f"{path}: has a line of more than {LONGEST:,} bytes at byte {offset:,}")
-            with suppress(ValueError, RecursionError):
-                row = json.loads(text)
-                if isinstance(row, dict):
-                    yield offset, row
+            row = row_of(text)
+            if row is not None:
+                yield offset, row
             offset += len(text)
 
 

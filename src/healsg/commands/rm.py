@@ -12,7 +12,7 @@ from healsg.console import visible
 from healsg.errors import ConfigError, RunError
 from healsg.paths import absolute
 from healsg.runs.folder import RunFolder, find
-from healsg.runs.registry import is_live, listed, root_of
+from healsg.runs.registry import Listed, is_live, listed, named, root_of, short_name
 
 
 def run(arguments: list[str]) -> int:
@@ -22,7 +22,9 @@ def run(arguments: list[str]) -> int:
     flags.add_argument("--yes", "-y", action="store_true", help="do not ask")
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
     args = flags.parse_args(arguments)
-    folders = list(dict.fromkeys(path for name in args.runs for path in _folders(name, root_of(args.root))))
+    root = root_of(args.root)
+    everything = listed(root) if root.is_dir() else []
+    folders = list(dict.fromkeys(path for name in args.runs for path in _folders(name, everything, root)))
     held = []
     try:
         for path in folders:
@@ -38,7 +40,7 @@ def run(arguments: list[str]) -> int:
             return 1
         for folder in held:
             shutil.rmtree(folder.path)
-            _remove_empty_sweep(folder.path.parent, root_of(args.root))
+            _remove_empty_sweep(folder.path.parent, root)
     finally:
         for folder in held:
             folder.unlock()
@@ -46,11 +48,10 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _folders(name: str, root: Path) -> list[Path]:
+def _folders(name: str, everything: list[Listed], root: Path) -> list[Path]:
     """The folders of a run, or of the jobs of a sweep. Raises RunError where there is none."""
-    short = name.rstrip("/").removeprefix(f"{root}/")
-    jobs = [one.path for one in listed(root) if one.name.startswith(f"{short}/")] if root.is_dir() else []
-    folders = jobs or [find(short, root=root).path]
+    jobs = [one.path for one in named(everything, name, root)]
+    folders = jobs or [find(short_name(name, root), root=root).path]
     for folder in folders:
         safefiles.check_run_folder(folder, writing=True)
         if not safefiles.kind_of(folder / "run.json"):  # such as conf/, where a config.yaml lies too

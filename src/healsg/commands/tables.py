@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from healsg.console import visible
+from healsg.loggers.screen import number
 
 GAP = 2
 """Blanks between two columns."""
@@ -26,7 +27,7 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         if not math.isfinite(value) or (value == int(value) and abs(value) < 1e6):
             return f"{value:g}"
-        return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+        return number(value)
     return visible(str(value))
 
 

@@ -14,14 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from healsg import safefiles
 from healsg.commands.flags import Flags
 from healsg.commands.tables import cell
 from healsg.console import visible
-from healsg.errors import ConfigError, RunError
+from healsg.errors import ConfigError
 from healsg.runs.folder import RunFolder, find
-from healsg.runs.record import parse
-from healsg.runs.registry import DEAD, LIVE, Listed, age, is_live, listed, root_of
+from healsg.runs.record import row_of
+from healsg.runs.registry import DEAD, EPOCH, LIVE, Listed, age, is_live, last_lines, listed, root_of
 from healsg.training.best import PREFERRED
 
 MOST = 1 << 26
@@ -154,15 +153,9 @@ def _usual(rows: Sequence[dict[str, Any]]) -> list[str]:
 def epochs(path: Path) -> list[dict[str, Any]]:
     """The lines of epochs of a ``metrics.jsonl``, of which a part that is still being written is passed over."""
     rows = []
-    with suppress(OSError, RunError), safefiles.open_to_read(path) as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - MOST))
-        for text in file.read(MOST).splitlines():
-            if b'"event": "epoch"' in text:
-                with suppress(ValueError, RecursionError):
-                    row = parse(text)
-                    if isinstance(row, dict) and type(row.get("epoch")) is int:
-                        rows.append({key: value for key, value in row.items() if _is_number(value)})
+    for row in (row_of(text) for text in last_lines(path, MOST) if EPOCH in text):
+        if row is not None and type(row.get("epoch")) is int:
+            rows.append({key: value for key, value in row.items() if _is_number(value)})
     return sorted(rows, key=lambda row: row["epoch"])
 
 

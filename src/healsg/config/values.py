@@ -15,6 +15,12 @@ def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
+def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """By key the values of both, where they differ; None stands for a key that is not there."""
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    return {key: (one.get(key), other.get(key)) for key in keys}
+
+
 def has_key(config: Any, key: str) -> bool:
     """Whether a configuration has a dotted key."""
     from omegaconf import OmegaConf

@@ -17,7 +17,7 @@ from typing import IO, Any
 from healsg import safefiles, system
 from healsg.errors import BusyError, RunError
 from healsg.paths import absolute, current_folder, shown
-from healsg.runs.record import read_record
+from healsg.runs.record import read_record, row_of
 from healsg.system import ProcessLock
 
 log = logging.getLogger("healsg")
@@ -192,11 +192,9 @@ class RunFolder:
 
     def last_line(self, event: str) -> dict[str, Any]:
         """The last line of ``metrics.jsonl`` of one kind of event."""
-        for text in reversed(self.metrics.read_text(errors="replace").splitlines()):
-            if f'"event": "{event}"' in text:
-                with contextlib.suppress(ValueError):
-                    return dict(json.loads(text))
-        return {}
+        lines = reversed(self.metrics.read_text(errors="replace").splitlines())
+        found = (row_of(text) for text in lines if f'"event": "{event}"' in text)
+        return next((row for row in found if row is not None), {})
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -86,7 +86,16 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def parse(text: bytes) -> Any:
+def row_of(text: bytes | str) -> dict[str, Any] | None:
+    """The JSON object of a line; None for a line that is none, such as one that a kill has cut."""
+    try:
+        row = parse(text)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def parse(text: bytes | str) -> Any:
     """The value of a JSON text that may be anybody's: a whole number beyond 64 bits is read as a float.
 
     Raises ValueError, RecursionError.

@@ -24,7 +24,7 @@ from healsg.config.values import flat
 from healsg.errors import RunError
 from healsg.runs import redact
 from healsg.runs.folder import ROOT, RunFolder, began_at, write_text
-from healsg.runs.record import parse, read_record
+from healsg.runs.record import read_record, row_of
 from healsg.runs.saved_config import read_saved
 
 INDEX = ".index.json"
@@ -32,6 +32,9 @@ FORMAT = 1
 
 SILENT = 300.0
 """Seconds without a new line in ``metrics.jsonl`` after which a run of another machine is taken for dead."""
+
+EPOCH = b'"event": "epoch"'
+"""In the lines of epochs."""
 
 TAIL = 1 << 16
 """Bytes at the end of ``metrics.jsonl`` that are read of a run that has not finished."""
@@ -194,15 +197,28 @@ def _facts(path: Path) -> dict[str, Any]:
 
 def last_epoch(path: Path) -> dict[str, Any]:
     """The last line of an epoch in a ``metrics.jsonl``, of which the end alone is read; empty where there is none."""
+    found = (row_of(text) for text in reversed(last_lines(path, TAIL)) if EPOCH in text)
+    return next((row for row in found if row is not None), {})
+
+
+def last_lines(path: Path, most: int) -> list[bytes]:
+    """The lines in the last ``most`` bytes of a file, the first of them perhaps cut; none where it cannot be read."""
     with suppress(OSError, RunError), safefiles.open_to_read(path) as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-        for text in reversed(file.read(TAIL).splitlines()):
-            if b'"event": "epoch"' in text:
-                with suppress(ValueError, RecursionError):
-                    row = parse(text)
-                    if isinstance(row, dict):
-                        return row
-    return {}
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+        return file.read(most).splitlines()
+    return []
+
+
+def named(runs: Iterable[Listed], name: str, root: Path) -> list[Listed]:
+    """The run of this name, or the jobs of the sweep of this name; ``root`` may stand before it, as a shell completes
+    it."""
+    short = short_name(name, root)
+    return [one for one in runs if one.name == short or one.name.startswith(f"{short}/")]
+
+
+def short_name(name: str, root: Path) -> str:
+    """The name of a run below ``root``, before which that folder may stand."""
+    return name.rstrip("/").removeprefix(f"{root}/")
 
 
 def _settings(path: Path, keys: list[str]) -> dict[str, Any]:

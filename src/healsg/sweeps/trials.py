@@ -5,7 +5,6 @@ Nothing else is kept: a search that goes on, wherever its folder lies now, is re
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from healsg import safefiles
 from healsg.config.check import show
 from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import RunFolder, write_text
+from healsg.runs.record import row_of
 from healsg.sweeps.proposals import Mode, Search, Trial
 from healsg.sweeps.space import Space
 
@@ -135,11 +135,8 @@ class Trials:
             text = safefiles.read_bytes(self.folder.path / self.job(number) / "metrics.jsonl", LARGEST)
         except OSError:
             return []
-        lines = []
-        for line in text.splitlines():
-            with contextlib.suppress(ValueError):  # the last one, of a run that was killed
-                lines.append(json.loads(line))
-        return [line for line in lines if isinstance(line, dict) and line.get("event") == "epoch"]
+        lines = map(row_of, text.splitlines())  # the last one may be cut, of a run that was killed
+        return [line for line in lines if line is not None and line.get("event") == "epoch"]
 
     def _best(self, lines: Sequence[dict[str, Any]], epoch: int) -> float | None:
         """The best number of the objective up to an epoch."""
