@@ -209,5 +209,10 @@ def set_folder_aside(path: Path) -> Path | None:
     """Move a folder that lies where a file belongs out of the way, to ``NAME~1`` or the next that is free."""
     if kind_of(path) != FOLDER:
         return None
-    number = next(number for number in range(1, 10**6) if not kind_of(path.with_name(f"{path.name}~{number}")))
-    return path.rename(path.with_name(f"{path.name}~{number}"))
+    return path.rename(aside_name(path))
+
+
+def aside_name(path: Path) -> Path:
+    """The first of ``NAME~1``, ``NAME~2``, ... under which nothing lies: where what has this name is moved aside to."""
+    names = (path.with_name(f"{path.name}~{number}") for number in range(1, 10**6))
+    return next(name for name in names if not kind_of(name))

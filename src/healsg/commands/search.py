@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from healsg import distributed
+from healsg import distributed, safefiles
 from healsg.build import make
 from healsg.cli import say
 from healsg.commands.sweep import as_run, held, launcher_of, new_sweep_name, run_jobs
@@ -141,8 +141,7 @@ def _line(composer: Composer, overrides: Sequence[str], values: dict[str, str]) 
 def _set_aside(folder: RunFolder) -> None:
     """Move an earlier search out of the way; nothing is deleted."""
     path = folder.path
-    number = next(i for i in range(1, 10**6) if not path.with_name(f"{path.name}~{i}").exists())
-    aside = path.with_name(f"{path.name}~{number}")
+    aside = safefiles.aside_name(path)
     aside.mkdir()
     for entry in path.iterdir():
         if not entry.name.startswith(".lock"):

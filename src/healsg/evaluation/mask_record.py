@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from healsg.errors import RunError
-from healsg.evaluation.writers import differing
+from healsg.evaluation.writers import WAY, settings_of
 from healsg.runs.folder import write_text
 
 ABOUT, LINES = "predictions.json", "predictions.jsonl"
@@ -39,7 +39,8 @@ class MaskRecord:
         if self.fresh:
             write_text(self.about, json.dumps(dict(about), indent=1, ensure_ascii=False) + "\n")
         else:
-            self._require(json.loads(json.dumps(dict(about))))
+            foreign = f"{self.about}: was not written by healsg predict"
+            settings_of(self.about, about, foreign, f"{self.folder}: its masks were written with")
             self._read()
 
     def is_done(self, files: Sequence[Path], mask: Path) -> dict[str, Any] | None:
@@ -55,11 +56,11 @@ class MaskRecord:
         there, line = (self.folder / mask).exists(), self.done.get(str(mask))
         if line is None:
             if there and self.fresh:
-                raise RunError(f"{self.folder / mask}: is there, and was not written by healsg predict; {_WAY}")
+                raise RunError(f"{self.folder / mask}: is there, and was not written by healsg predict; {WAY}")
             return None
         if line.get("files") != [str(file.absolute()) for file in files]:
             other = ", ".join(map(str, line.get("files") or ["something else"]))
-            raise RunError(f"{self.folder / mask}: is the mask of {other}, not of {files[0]}; {_WAY}")
+            raise RunError(f"{self.folder / mask}: is the mask of {other}, not of {files[0]}; {WAY}")
         return line if there and line.get("stamp") == _stamp(files) else None
 
     def add(self, files: Sequence[Path], mask: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,17 +71,6 @@ class MaskRecord:
             file.write((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
         self.done[str(mask)] = line
         return line
-
-    def _require(self, wanted: Mapping[str, Any]) -> None:
-        try:
-            before = json.loads(self.about.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.about}: was not written by healsg predict; {_WAY}") from error
-        held = before if isinstance(before, dict) else {}
-        for key, value in wanted.items():
-            if held.get(key) != value:
-                told = differing(key, held.get(key), value)
-                raise RunError(f"{self.folder}: its masks were written with {told}; {_WAY}")
 
     def _read(self) -> None:
         """The lines that are whole. What a kill left of the last one is cut off."""
@@ -96,10 +86,7 @@ class MaskRecord:
                 line = json.loads(text)
                 self.done[line["mask"]] = line
             except (ValueError, TypeError, KeyError) as error:
-                raise RunError(f"{self.lines}: line {number} is none that was written here; {_WAY}") from error
-
-
-_WAY = "take another --out, or remove it"
+                raise RunError(f"{self.lines}: line {number} is none that was written here; {WAY}") from error
 
 
 def _stamp(files: Sequence[Path]) -> list[list[int]]:

@@ -18,6 +18,9 @@ from healsg.runs.folder import write_text
 SUFFIXES = (".csv", ".jsonl")
 """The kinds of files."""
 
+WAY = "take another --out, or remove it"
+"""What to do about results that something else has written."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -276,17 +279,8 @@ class File:
 
     def _before(self) -> dict[str, Any]:
         """What the file beside it says. Raises RunError where it is of something else."""
-        way = "take another --out, or remove it"
-        try:
-            before = json.loads(self.beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.path}: is there, and was not written by healsg predict; {way}") from error
-        held = before if isinstance(before, dict) else {}
-        plain = json.loads(json.dumps(self.about))
-        for key, value in plain.items():
-            if held.get(key) != value:
-                raise RunError(f"{self.path}: was written with {differing(key, held.get(key), value)}; {way}")
-        return held
+        foreign = f"{self.path}: is there, and was not written by healsg predict"
+        return settings_of(self.beside, self.about, foreign, f"{self.path}: was written with")
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         """Each whole line, with where it ends."""
@@ -297,6 +291,29 @@ class File:
                     return
                 end += len(line)
                 yield end, line.decode("utf-8", "replace").rstrip("\n")
+
+
+def settings_of(file: Path, about: Mapping[str, Any], foreign: str, other: str) -> dict[str, Any]:
+    """What a file says of how predictions were made, which must be as they are made now.
+
+    Args:
+        file: the JSON that was written beside them.
+        about: what they are made with now.
+        foreign: the message where the file is missing or is not JSON.
+        other: the beginning of the message where they were made with something else.
+
+    Raises:
+        RunError: one of the two messages, and what to do.
+    """
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{foreign}; {WAY}") from error
+    held = before if isinstance(before, dict) else {}
+    for key, value in json.loads(json.dumps(dict(about))).items():
+        if held.get(key) != value:
+            raise RunError(f"{other} {differing(key, held.get(key), value)}; {WAY}")
+    return held
 
 
 def differing(key: str, held: Any, wanted: Any) -> str:

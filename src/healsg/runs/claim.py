@@ -165,8 +165,7 @@ def begin(folder: RunFolder, composed: Composed) -> RunFolder:
 def _set_aside(folder: RunFolder) -> RunFolder:
     """Rename the folder of an old run to ``<name>~<number>`` and lock a new one; nothing is deleted."""
     path = folder.path
-    number = next(i for i in range(1, 10**6) if not path.with_name(f"{path.name}~{i}").exists())
-    path.rename(path.with_name(f"{path.name}~{number}"))
+    path.rename(safefiles.aside_name(path))
     fresh = RunFolder(path)
     fresh.lock()
     folder.unlock()
