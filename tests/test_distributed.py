@@ -59,12 +59,19 @@ def descendants(process: int) -> list[int]:
 
 
 class Launch:
-    """A run under torchrun that is watched and interrupted; none of its processes outlives it."""
+    """A run of two processes that is watched and interrupted; none of its processes outlives it.
 
-    def __init__(self, *arguments: str) -> None:
+    Args:
+        arguments: of ``train.py``.
+        by_torchrun: whether torchrun starts the processes, or ``runner.processes=2``.
+    """
+
+    def __init__(self, *arguments: str, by_torchrun: bool = True) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        own = [sys.executable, str(REPOSITORY / "train.py"), *arguments, "runner.processes=2"]
+        line = torchrun(*arguments) if by_torchrun else own
         self.process = subprocess.Popen(
-            torchrun(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )
         self.processes: list[int] = []
 
@@ -233,16 +240,16 @@ def test_a_typo_is_one_line(program: Program) -> None:
 
 
 def test_stops_kills_and_resumes(capsys: pytest.CaptureFixture[str]) -> None:
-    """A network with BatchNorm: stopped by SIGTERM to torchrun, killed, finished; the same digest as in one go."""
+    """Started by ``runner.processes`` with BatchNorm; stopped by SIGTERM, killed, finished: the digest of one go."""
     options = ["model=cnn", "model.width=4", "runner.epochs=9", "runner.log_every=5", "runner.save_every=7"]
     options += ["data.batch_size=63"]
     assert two_ranks(lambda rank: train(*options, "name=whole"))[0] == [0, 0]
     folder = Path("runs/cut")
-    with Launch(*options, "name=cut") as run:
+    with Launch(*options, "name=cut", by_torchrun=False) as run:
         run.until("epoch 2/")
         run.process.send_signal(signal.SIGTERM)
-        run.process.communicate(timeout=60)
-        assert run.process.returncode != 0
+        _, errors = run.process.communicate(timeout=60)
+        assert (run.process.returncode, errors) == (128 + signal.SIGTERM, "")
     assert record(folder)["status"] == "stopped"
     assert record(folder)["reason"] == "stopped by SIGTERM"
     stopped = load(folder / "checkpoints/last.pt")["runner"]["step"]

@@ -18,7 +18,7 @@ import pytest
 from healsg.cli import main
 from healsg.config.compose import Composer
 from healsg.searches.grid import Grid
-from healsg.searches.sampled import TPE, Random
+from healsg.searches.sampled import GP, TPE, Random
 from healsg.sweeps.proposals import Trial
 from healsg.sweeps.space import space_of
 from helpers import ended, epochs_of, events, forked, record, wait_for
@@ -154,14 +154,15 @@ def _is_past(folder: Path, job: str, epoch: int) -> bool:
     return any(epochs_of(f"{folder.name}/{one}") >= epoch for one in jobs)
 
 
-def test_proposals_depend_on_the_rounds_before_alone() -> None:
+@pytest.mark.parametrize("kind", [TPE, GP])
+def test_proposals_depend_on_the_rounds_before_alone(kind: type[TPE]) -> None:
     space = space_of(Composer().parse([*SPACE, "model.width=int(interval(4,64))", "seed=range(0,9,2)"]))
 
     def search(order: int) -> list[Trial]:
         done: list[Trial] = []
         for first in range(0, 12, 4):
             for number in range(first, first + 4):
-                values = TPE(startup=4).propose(space, number, done, "max")
+                values = kind(startup=4).propose(space, number, done, "max")
                 done.append(Trial(number, values))
             for number in range(first, first + 4)[::order]:
                 value = float(done[number].parameters["method.optimizer.lr"])
@@ -174,7 +175,8 @@ def test_proposals_depend_on_the_rounds_before_alone() -> None:
 
 
 @pytest.mark.soak
-def test_tpe_finds_more_than_chance() -> None:
+@pytest.mark.parametrize("kind", [TPE, GP])
+def test_a_model_of_the_trials_finds_more_than_chance(kind: type[TPE]) -> None:
     """40 trials in rounds of 4 on a bowl with a choice; at least 15 of 20 seeds."""
     space = space_of(Composer().parse(["a=tag(log,interval(1e-5,1))", "b=interval(0,1)", "c=choice(x,y,z)"]))
 
@@ -190,8 +192,8 @@ def test_tpe_finds_more_than_chance() -> None:
                 done.append(Trial(trial.number, trial.parameters, "finished", value))
         return min(trial.value for trial in done if trial.value is not None)
 
-    better = sum(least(TPE(seed=seed)) < least(Random(seed=seed)) for seed in range(20))
-    print(f"TPE is better with {better} of 20 seeds")
+    better = sum(least(kind(seed=seed)) < least(Random(seed=seed)) for seed in range(20))
+    print(f"{kind.__name__} is better with {better} of 20 seeds")
     assert better >= 15
 
 

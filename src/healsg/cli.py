@@ -6,8 +6,9 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from types import TracebackType
 
 from healsg import console, distributed
 from healsg.errors import ConfigError, HealsgError, RunError
@@ -65,26 +66,62 @@ def _answer(arguments: Sequence[str] | None) -> int:
         with console.lasting_streams():
             print(_version() if command == "--version" else _usage())
         return 0
-    with console.lasting_streams() as output:
-        try:
-            if command not in COMMANDS:
-                raise ConfigError(f"healsg {command}: no such command; there is {', '.join(COMMANDS)}")
-            if command in ELSEWHERE:
-                leave_removed_folder()
-            with distributed.first_cause():
-                status: int = import_module(f"healsg.commands.{command}").run(rest)
-            if command in ANSWERS:
-                output.check()
-        except Exception as error:
-            if mistake := as_mistake(error):
-                return report(mistake, debug="debug=true" in rest)
-            print(redact.trace(error), end="", file=sys.stderr)
-            distributed.reports()  # waits until rank 0 has reported it as well
-            distributed.reported()
-            return 1
-        except KeyboardInterrupt:
-            return 130
+    with console.lasting_streams() as output, Mistakes("debug=true" in rest) as mistakes:
+        if command not in COMMANDS:
+            raise ConfigError(f"healsg {command}: no such command; there is {', '.join(COMMANDS)}")
+        if command in ELSEWHERE:
+            leave_removed_folder()
+        with distributed.first_cause():
+            status: int = import_module(f"healsg.commands.{command}").run(rest)
+        if command in ANSWERS:
+            output.check()
         return status
+    return mistakes.status
+
+
+def finish(work: Callable[[], int], debug: bool) -> int:
+    """Do the work of a process that another one has started, as ``main`` does that of a command.
+
+    Args:
+        work: gives the exit status.
+        debug: whether a mistake is shown with its traceback.
+    """
+    with distributed.Command() as command:
+        with console.lasting_streams(), Mistakes(debug) as mistakes, distributed.first_cause():
+            return command.ends(work())
+        return command.ends(mistakes.status)
+
+
+class Mistakes:
+    """A context around a command: an error in it is reported, and ``status`` is the exit status that it has.
+
+    Args:
+        debug: whether a mistake is shown with its traceback.
+    """
+
+    def __init__(self, debug: bool) -> None:
+        self.debug = debug
+        self.status = 0
+
+    def __enter__(self) -> Mistakes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, KeyboardInterrupt):
+            self.status = 130
+        elif isinstance(error, Exception):
+            self.status = self._report(error)
+        return isinstance(error, (Exception, KeyboardInterrupt))
+
+    def _report(self, error: Exception) -> int:
+        if mistake := as_mistake(error):
+            return report(mistake, self.debug)
+        print(redact.trace(error), end="", file=sys.stderr)
+        distributed.reports()  # waits until rank 0 has reported it as well
+        distributed.reported()
+        return 1
 
 
 def as_mistake(error: Exception) -> HealsgError | None:

@@ -59,6 +59,8 @@ class TaskRunner:
         max_time, limit_batches: seconds from the command's start by which the run has stopped; batches a pass.
         find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
         sync_batchnorm: for several processes, BatchNorm's statistics are those of the batch of all of them.
+        processes: how many the command starts on this machine for the run (``commands.processes``); None is one, or
+            those that a launcher such as torchrun has started.
         timeout: seconds that one of several processes waits for another one before the run ends with an error.
         ledger: keep loss, confidence and correctness of every training sample in every epoch; see ``Ledger``.
     """
@@ -93,6 +95,7 @@ class TaskRunner:
         ledger: bool = False,
         callbacks: Mapping[str, Callback] | None = None,
         pause_after: Count | None = None,
+        processes: Count | None = None,
     ) -> None:
         self.epochs = epochs
         self.steps = steps
@@ -106,6 +109,7 @@ class TaskRunner:
         self.save_every = save_every
         self.max_time = max_time
         self.pause_after = pause_after
+        self.processes = processes
         self.limit_batches = limit_batches
         self.callbacks = dict(callbacks or {})
         self.wrapping = compile, cuda_graph, find_unused_parameters

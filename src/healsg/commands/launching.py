@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 
 from healsg import system
+from healsg.commands import processes
 from healsg.config.schema import Composed
 from healsg.errors import HealsgError
 from healsg.runs.folder import RunFolder
@@ -72,14 +74,45 @@ class InThisProcess:
         return Result(result["status"], result["exit"], result.get("best"), result.get("test") or {})
 
 
-class TracedProcess:
-    """Trains in a fresh process, traced: without loggers and ``runner.max_time``.
+class InProcesses:
+    """Trains in several fresh processes of this machine, for ``runner.processes``.
 
     Args:
+        count: of the processes.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __call__(self, composed: Composed, folder: RunFolder) -> Result:
+        """Raises BrokenError where the run failed, and BusyError where another command trains in the folder."""
+        processes.refuse_if_locked(folder)
+        code, lines = processes.run_agent(self.count, processes.job_of(composed, folder.path, time.monotonic()))
+        record = RunFolder(folder.path).record
+        if code == 0 or code > 128:
+            print(*lines, sep="\n", end="\n" * bool(lines), file=sys.stderr)
+            status = "finished" if record.get("status") == "finished" else "stopped"
+            return Result(status, code, record.get("best"), record.get("test") or {})
+        raise _broken(folder, code, lines)
+
+
+def _broken(folder: RunFolder, code: int, lines: list[str]) -> BrokenError:
+    """The error of a process that ended as it should not; its last line is the message, those before are shown."""
+    print(*lines[:-1], sep="\n", end="\n" * (len(lines) > 1), file=sys.stderr)
+    ended = f"ended by {system.signal_name(-code)}" if code < 0 else f"ended with status {code}"
+    return BrokenError(lines[-1].removeprefix("error: ") if lines and code > 0 else f"{folder.path}: {ended}", code)
+
+
+class TracedProcess:
+    """Trains in a fresh process, or in several, traced: without loggers and ``runner.max_time``.
+
+    Args:
+        count: of the processes.
         plan: what ``Tracer`` follows: ``save``, ``settle``, ``kill``, ``share``, ``until``.
     """
 
-    def __init__(self, **plan: Any) -> None:
+    def __init__(self, count: int = 1, **plan: Any) -> None:
+        self.count = count
         self.plan = plan
 
     def __call__(self, composed: Composed, folder: RunFolder) -> Result:
@@ -87,24 +120,19 @@ class TracedProcess:
 
         Raises BrokenError where it ended otherwise; the last line that it wrote is the message, those before are shown.
         """
-        code, lines = self._run(self._instructions(composed, folder))
+        traced = _untimed(composed, folder)
+        plan = dict.fromkeys(("save", "settle", "kill", "share", "until")) | self.plan
+        if self.count == 1:
+            code, lines = self._run(_instructions(traced, folder, plan))
+        else:
+            job = processes.job_of(traced, folder.path, time.monotonic(), plan)
+            code, lines = processes.run_agent(self.count, job, quiet=True)
         record = RunFolder(folder.path).record
         finished = record.get("status") == "finished"
         if code == 0 or (system.was_killed(code) and (finished or self.plan.get("kill"))):
             status = "finished" if finished else "stopped" if code == 0 else "killed"
             return Result(status, code if code >= 0 else 128 - code, record.get("best"), record.get("test") or {})
-        print(*lines[:-1], sep="\n", end="\n" * (len(lines) > 1), file=sys.stderr)
-        where = folder.path
-        ended = f"{where}: ended by {system.signal_name(-code)}" if code < 0 else f"{where}: ended with status {code}"
-        raise BrokenError(lines[-1].removeprefix("error: ") if lines and code > 0 else ended, code)
-
-    def _instructions(self, composed: Composed, folder: RunFolder) -> dict[str, Any]:
-        """What ``trace.main`` reads."""
-        values = composed.values | {"name": folder.path.name, "fresh": False, "quiet": True, "resume": {"force": False}}
-        values |= {"use_wandb": False, "logger": None, "runner": composed.values["runner"] | {"max_time": None}}
-        made = {**vars(composed), "values": values, "project": [str(path) for path in composed.project]}
-        whole = dict.fromkeys(("save", "settle", "kill", "share", "until")) | self.plan
-        return whole | {"composed": made, "folder": str(folder.path), "command": sys.argv, "parent": os.getpid()}
+        raise _broken(folder, code, lines)
 
     def _run(self, instructions: dict[str, Any]) -> tuple[int, list[str]]:
         """The exit status of the process, and the lines that it wrote as errors."""
@@ -121,6 +149,19 @@ class TracedProcess:
                 child.wait()
             errors.seek(0)
             return child.returncode, errors.read().decode(errors="replace").strip().splitlines()
+
+
+def _untimed(composed: Composed, folder: RunFolder) -> Composed:
+    """The configuration of a run without loggers, a limit of time, and what asks for another start."""
+    values = composed.values | {"name": folder.path.name, "fresh": False, "quiet": True, "resume": {"force": False}}
+    values |= {"use_wandb": False, "logger": None, "runner": composed.values["runner"] | {"max_time": None}}
+    return replace(composed, values=values)
+
+
+def _instructions(composed: Composed, folder: RunFolder, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``trace.main`` reads."""
+    made = {**vars(composed), "project": [str(path) for path in composed.project]}
+    return {**plan, "composed": made, "folder": str(folder.path), "command": sys.argv, "parent": os.getpid()}
 
 
 class BrokenError(HealsgError):

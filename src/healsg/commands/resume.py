@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from healsg.commands import processes
 from healsg.commands.arguments import claimed_early, composed_once
 from healsg.errors import ConfigError
 from healsg.runs.folder import find, is_run
@@ -19,6 +20,8 @@ def run(arguments: list[str]) -> int:
     stop_signal = StopSignal()
     folder = composed_once(lambda: find(arguments[0]))
     composed = composed_once(lambda: load_saved(folder, arguments[1:]))
+    if (count := processes.wanted(composed, folder)) > 1:
+        return processes.become_agent(count, processes.job_of(composed, folder.path, stop_signal.began))
     with stop_signal:
         claimed = claimed_early(composed, folder.path)
         from healsg.trainer import TaskTrainer

@@ -18,8 +18,9 @@ import yaml
 from healsg import distributed, safefiles
 from healsg.build import make
 from healsg.cli import as_mistake, report, say
+from healsg.commands import processes
 from healsg.commands.arguments import composed_once
-from healsg.commands.launching import InThisProcess, Result, launch
+from healsg.commands.launching import InProcesses, InThisProcess, Result, launch
 from healsg.commands.sweep_table import Row, numbers, table
 from healsg.config.schema import Composed, check_init_from, verify
 from healsg.errors import BusyError, ConfigError, one_line
@@ -212,6 +213,7 @@ def plan(composer: Composer, overrides: list[str]) -> Plan:
         raise ConfigError(f"name: {ROOT / name} is a search; give the sweep another name")
     sound = {job for (job, _), problem in zip(jobs, problems, strict=True) if not problem}
     launcher = launcher_of(jobs[problems.index("")][1])
+    _check_processes(jobs)
     return name, _without_repeated([(job, as_run(composed)) for job, composed in jobs]), sound, launcher
 
 
@@ -228,6 +230,14 @@ def launcher_of(composed: Composed) -> JobLauncher | None:
         raise ConfigError("launcher: starts processes of its own; leave torchrun out, or the launcher")
     launcher: JobLauncher = make(composed.values["launcher"], "launcher", composed, JobLauncher)
     return launcher
+
+
+def _check_processes(jobs: Jobs) -> None:
+    """Refuse jobs that cannot have the processes that they ask for. Raises ConfigError."""
+    for _, composed in jobs:
+        launcher = composed.values["launcher"]
+        if processes.wanted(composed) > 1 and launcher and launcher.get("devices") is not None:
+            raise ConfigError("launcher.devices: gives each job one GPU; leave it, or runner.processes, out")
 
 
 def as_run(composed: Composed) -> Composed:
@@ -287,7 +297,8 @@ def run_job(name: str, job: str, composed: Composed, kept: dict[str, Any] | None
     try:
         if row := finished(folder, composed, job in (kept or {}).get("sound", ())):
             return row
-        return ended(launch(composed, folder, InThisProcess(kept)))
+        count = processes.wanted(composed)
+        return ended(launch(composed, folder, InProcesses(count) if count > 1 else InThisProcess(kept)))
     except BusyError as error:
         if distributed.processes().several:
             return failed(error, composed)

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from healsg import safefiles, system
-from healsg.cli import as_mistake, report
+from healsg.cli import as_mistake, finish, report
 from healsg.commands.diverge import TRACE
 from healsg.commands.fingerprints import fingerprint, in_order
+from healsg.commands.processes import own_job
 from healsg.config.schema import Composed
+from healsg.distributed import processes
 from healsg.errors import Stopped
 from healsg.runs.checkpointer import Checkpointer
 from healsg.runs.folder import RunFolder
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 class Tracer(Checkpointer):
     """A checkpointer that also writes the trace, and follows a plan, in which each step may be None.
+
+    Of several processes rank 0 writes it, and all end at a kill, with the agent that started them.
 
     The plan: after the update ``save`` it saves, and with ``settle`` waits until the save is on the disk; after
     ``kill`` the process ends by SIGKILL, ``share`` of a step's time later; after ``until`` it stops. It ends too when
@@ -80,16 +84,25 @@ class Tracer(Checkpointer):
 
     def _write_trace(self, row: dict[str, Any]) -> None:
         """A line of its own, also where a kill has left a part of one."""
+        if processes().rank > 0:
+            return
         with safefiles.open_to_append(self.folder.path / TRACE) as file:
             file.write(f"\n{json.dumps(row, separators=(',', ':'))}\n".encode())
 
     @staticmethod
     def _kill(delay: float) -> None:
         if delay <= 0:
-            system.kill(os.getpid())
-        timer = threading.Timer(delay, system.kill, (os.getpid(),))
+            _end()
+        timer = threading.Timer(delay, _end)
         timer.daemon = True
         timer.start()
+
+
+def _end() -> None:
+    """End this process by SIGKILL, and before it the agent of several."""
+    if processes().several:
+        system.kill(os.getppid())
+    system.kill(os.getpid())
 
 
 class TracedTrainer(TaskTrainer):
@@ -107,6 +120,15 @@ class TracedTrainer(TaskTrainer):
 
     def make_checkpointer(self, *given: Any) -> Checkpointer:
         return Tracer(self.plan, *given)
+
+
+def rank() -> int:
+    """One process of a traced run that an agent has started (``processes.become_agent``); returns its exit status."""
+    job = own_job()
+    plan = (job.traced or {}) | {"parent": os.getppid()}
+    return finish(
+        lambda: int(TracedTrainer(job.composed, plan, job.folder).train()["exit"]), job.composed.values["debug"]
+    )
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ import io
 import signal
 from argparse import Namespace
 
+from healsg.commands import processes
 from healsg.commands.arguments import claimed_early, composed_once, parse_arguments, parser
 from healsg.commands.train_help import help_lines
 from healsg.config.compose import Composer
@@ -40,6 +41,8 @@ def run(arguments: list[str]) -> int:
         return run_sweep(composer, overrides)
     stop_signal = StopSignal()  # from here on the time counts
     composed = composed_once(lambda: _of_one_run(composer().compose(overrides)))
+    if (count := processes.wanted(composed)) > 1:
+        return processes.become_agent(count, processes.job_of(composed, None, stop_signal.began))
     with stop_signal:
         folder = claimed_early(composed)
         from healsg.trainer import TaskTrainer

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from healsg import distributed
+from healsg.commands import processes
 from healsg.commands.arguments import parse_arguments
 from healsg.commands.diverge import TRACE, entries, first_line, first_tensor
 from healsg.commands.launching import BrokenError, TracedProcess, launch
@@ -72,7 +73,9 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
-    distributed.processes().require_one("healsg verify: trains in one process; call it without a launcher")
+    distributed.processes().require_one(
+        "healsg verify: starts its processes itself; call it without a launcher, and give runner.processes"
+    )
     options, rest = _options(arguments)
     args = parse_arguments(rest)
     if args.multirun or args.cfg or args.info or args.shell_completion or args.hydra_help:
@@ -131,12 +134,13 @@ def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> l
     """Train all; what to say where they differ, nothing where they agree. Raises BrokenError."""
     whole, chance = trials["whole"], random.Random(options.verify_seed)
     own_saves = composed.values["runner"]["save_every"] is not None
+    count = processes.wanted(composed)
     for number, (name, trial) in enumerate(trials.items()):
         print(f"{name}: {trial.folder.shown}", flush=True)
         plans = moments(chance, whole.steps, options.kills, own_saves, number % 2) if number > 1 else []
         killed = 0
         try:
-            while launch(composed, trial.folder, _traced(plans, killed)).status == "killed":
+            while launch(composed, trial.folder, _traced(count, plans, killed)).status == "killed":
                 killed += 1
         except BrokenError as error:
             trial.read()
@@ -154,9 +158,10 @@ def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> l
     return []
 
 
-def _traced(plans: list[dict[str, Any]], killed: int) -> TracedProcess:
-    """What starts a run that was killed so many times already: the next plan, and none after the last one."""
-    return TracedProcess(**(plans[killed] if killed < len(plans) else {}))
+def _traced(count: int, plans: list[dict[str, Any]], killed: int) -> TracedProcess:
+    """What starts a run on ``count`` processes that was killed so many times already: the next plan, and none after the
+    last one."""
+    return TracedProcess(count, **(plans[killed] if killed < len(plans) else {}))
 
 
 def moments(chance: random.Random, steps: int, kills: int, own_saves: bool, waits: int = 0) -> list[dict[str, Any]]:

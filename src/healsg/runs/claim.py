@@ -50,6 +50,7 @@ FREE = (
     ),
     *("data.root", "data.workers", "data.timeout", "data.prefetch", "data.max_errors", "data.in_memory", "data.cache"),
     *("runner.save_every", "runner.max_time", "runner.timeout", "runner.pause_after"),
+    "runner.processes",  # their number is in run.json, however they were started, and checked there
 )
 """Keys that cannot alter a run's result, so that they may change when it is continued."""
 

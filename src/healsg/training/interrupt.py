@@ -90,9 +90,9 @@ class StopSignal:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    def restart_clock(self) -> None:
-        """Count ``max_time`` from now on."""
-        self.began = time.monotonic()
+    def restart_clock(self, began: float | None = None) -> None:
+        """Count ``max_time`` from now on, or from ``began``, by ``time.monotonic``, where another process began."""
+        self.began = time.monotonic() if began is None else began
 
     def expect_saving(self, seconds: float) -> None:
         """Reserve ``seconds`` for a save, an estimate until there is a measurement."""

@@ -1,0 +1,214 @@
+"""``runner.processes``: a run on several processes of this machine, started by torch's elastic agent as by torchrun.
+
+A process that is to start others becomes the *agent*: it hands each of them, its *ranks*, the checked configuration,
+passes signals on, and ends with their status. ``train`` and ``resume`` become the agent themselves; a sweep and
+``healsg verify`` start one for each run (``InProcesses``), since they have more to do afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from healsg import distributed, system
+from healsg.cli import finish
+from healsg.config.schema import Composed
+from healsg.errors import BusyError, ConfigError
+from healsg.runs import redact
+from healsg.runs.folder import RunFolder
+from healsg.training.interrupt import StopSignal
+
+JOB = "HEALSG_JOB"
+"""The environment variable with which a rank is told what to do, as YAML. It may hold secrets: others on this machine
+can read neither it nor a process's standard input, but they could read arguments."""
+
+_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from healsg.commands.{} import {}; sys.exit({}())"
+_WATCH = 1.0
+"""Seconds between two looks at whether the process that has started the agent lives."""
+_SAVING = 600
+"""Seconds that the ranks have to save after a signal, before they are killed."""
+
+
+def wanted(composed: Composed, folder: RunFolder | None = None) -> int:
+    """How many processes this one has to start for a run; 1 where it is to train in this process itself.
+
+    Args:
+        composed: the checked configuration.
+        folder: of a run that goes on: without ``runner.processes`` it does so on as many processes as it had.
+
+    Raises:
+        ConfigError: a launcher such as torchrun has started another number already.
+    """
+    runner = composed.values["runner"]
+    given = runner.get("processes") if isinstance(runner, dict) else None
+    world = distributed.processes().world
+    if "WORLD_SIZE" in os.environ:
+        if given not in (None, world):
+            raise ConfigError(f"runner.processes: is {given}, but a launcher such as torchrun has started {world}")
+        return 1
+    if given is None and folder is not None:
+        return int(folder.record.get("processes") or 1)
+    return given or 1
+
+
+def program(module: str, function: str) -> list[str]:
+    """The command line of a fresh process that calls a function of a module of ``healsg.commands``."""
+    return [sys.executable, "-P", "-c", _PROGRAM.format(module, function, function), str(Path(__file__).parents[2])]
+
+
+def job_of(composed: Composed, path: Path | None, began: float, traced: Mapping[str, Any] | None = None) -> str:
+    """What a rank is told.
+
+    Args:
+        composed: the checked configuration.
+        path: the run's folder; None stands for that of its name.
+        began: when the command began, by ``time.monotonic``.
+        traced: the plan of ``trace.Tracer`` for a traced run; its ranks are those of ``trace.rank``.
+    """
+    made = {**vars(composed), "project": [str(folder) for folder in composed.project]}
+    folder = None if path is None else str(path)
+    job = {"composed": made, "folder": folder, "command": sys.argv, "began": began}
+    text: str = yaml.safe_dump(job | {"traced": None if traced is None else dict(traced)})
+    return text
+
+
+def become_agent(count: int, job: str) -> int:
+    """Start ``count`` ranks, wait for them, and give the exit status of the run.
+
+    It is that of the rank that failed first, 1 where that was killed, and 128 + signal where this process got a signal,
+    which the ranks are sent.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.disable()  # this process does nothing else, and the ranks say themselves what failed
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; the number decides the last bits
+    os.environ[JOB] = job
+    heard = [number for number in system.STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    longer: dict[str, Any] = {}
+    if "shutdown_timeout" in LaunchConfig.__dataclass_fields__:  # newer than the oldest torch that is supported
+        longer["shutdown_timeout"] = _SAVING
+    with tempfile.TemporaryDirectory() as logs:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=f"healsg-{os.getpid()}",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",  # any free port
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+            signals_to_handle=",".join(signal.Signals(number).name for number in heard),
+            **longer,
+        )
+        python, *arguments = program("processes" if yaml.safe_load(job)["traced"] is None else "trace", "rank")
+        try:
+            elastic_launch(config, python)(*arguments)
+        except ChildFailedError as error:
+            return max(1, error.get_first_failure()[1].exitcode)
+        except SignalException as error:
+            return 128 + int(error.sigval)
+    return 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a rank was told, see ``job_of``."""
+
+    composed: Composed
+    folder: RunFolder | None
+    began: float
+    traced: dict[str, Any] | None
+
+
+def own_job() -> Job:
+    """What this process was told, which is a rank; the secrets in it are known from now on."""
+    job = yaml.safe_load(os.environ.pop(JOB))
+    sys.argv = job["command"]  # run.json records it as the run's command line
+    made = job["composed"]
+    composed = Composed(**made | {"project": tuple(map(Path, made["project"]))})
+    redact.config(composed.values)
+    folder = None if job["folder"] is None else RunFolder(Path(job["folder"]))
+    return Job(composed, folder, job["began"], job["traced"])
+
+
+def rank() -> int:
+    """One process of a run that an agent has started; returns its exit status."""
+    job = own_job()
+
+    def work() -> int:
+        with StopSignal() as stop_signal:
+            stop_signal.restart_clock(job.began)
+            from healsg.trainer import TaskTrainer  # imported late, so that a signal is heard from the start
+
+            return int(TaskTrainer(job.composed, folder=job.folder).train()["exit"])
+
+    return finish(work, job.composed.values["debug"])
+
+
+def agent() -> int:
+    """The agent of one run, as a process of its own: what it is to do stands on standard input."""
+    told = yaml.safe_load(sys.stdin.buffer)
+    threading.Thread(target=_end_with, args=(told["parent"],), daemon=True).start()
+    return become_agent(told["count"], told["job"])
+
+
+def _end_with(parent: int) -> None:
+    """End as by SIGTERM once the process that has started this one is gone; the ranks save."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run_agent(count: int, job: str, quiet: bool = False) -> tuple[int, list[str]]:
+    """Start an agent and wait for it, passing stop signals on.
+
+    Args:
+        count: of its ranks.
+        job: see ``job_of``.
+        quiet: whether what it prints is dropped, but for errors.
+
+    Returns:
+        Its exit status (negative where a signal has killed it), and the lines that were written as errors.
+    """
+    told = yaml.safe_dump({"count": count, "job": job, "parent": os.getpid()}).encode()
+    output = subprocess.DEVNULL if quiet else None
+    with tempfile.TemporaryFile() as errors, StopSignal() as stop_signal:
+        # a session of its own: Ctrl-C reaches this process alone, which passes it on once
+        child = subprocess.Popen(
+            program("processes", "agent"), stdin=subprocess.PIPE, stdout=output, stderr=errors, start_new_session=True
+        )
+        assert child.stdin is not None
+        with child.stdin as orders:
+            orders.write(told)
+        passed_on = False
+        try:
+            while child.poll() is None:
+                if stop_signal.received is not None and not passed_on:
+                    child.send_signal(signal.Signals(stop_signal.received))
+                    passed_on = True
+                time.sleep(0.05)
+        finally:
+            system.kill_family(child)
+            child.wait()
+        errors.seek(0)
+        return child.returncode, errors.read().decode(errors="replace").strip().splitlines()
+
+
+def refuse_if_locked(folder: RunFolder) -> None:
+    """Raise BusyError where another command trains in a folder, before processes are started for it."""
+    if folder.is_locked():
+        raise BusyError(f"{folder.shown}: another process trains there")
