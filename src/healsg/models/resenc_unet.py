@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
+from healsg.models.planning import Budget
 from healsg.models.unet import (
     CONVOLUTION,
     Decoder,
     Norm,
     PyramidModel,
+    Shape,
     UNetwork,
     activated,
     convolution,
+    decoder_values,
     initialise,
+    map_sizes,
     normalisation,
 )
 from healsg.types import Count
 
 BLOCKS = (1, 3, 4, 6, 6, 6, 6)
 """Blocks of each stage, of the published presets M and L."""
+
+Preset = Literal["M", "L"]
+
+BUDGETS: dict[str, Budget] = {
+    "M": Budget(memory=8, values=(135e6, 680e6), covered=1.0, for_two=False),
+    "L": Budget(memory=24, values=(380e6, 2100e6), covered=1.0, for_two=False),
+}
+"""Of the presets; unlike the plain U-Net's they do not bound a batch by a share of the data set."""
 
 AVERAGE: dict[int, Any] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
@@ -65,20 +77,36 @@ class ResidualBlock(nn.Module):
 class ResEncUNet(PyramidModel):
     """A U-Net whose encoder is residual and deeper than its decoder, for images and volumes of any number of channels.
 
-    The published presets M and L are this with larger patches and batches (``stages``, ``strides`` and the data's
-    patch).
+    The published presets M and L have the same stages, and differ in the patches and batches that ``healsg plan`` finds
+    for them.
 
     Args:
         blocks: of each stage; None takes the published 1, 3, 4, 6, 6, 6.
+        preset: by which ``healsg plan`` sizes patch and batch: ``M``, for about 9 GB, or ``L``, for 24 GB.
         convolutions: of each stage of the decoder.
         common: the arguments of PyramidModel.
     """
 
     title: ClassVar[str] = "residual U-Net"
 
-    def __init__(self, blocks: list[int] | None = None, convolutions: Count = 1, **common: Any) -> None:
+    def __init__(
+        self, blocks: list[int] | None = None, convolutions: Count = 1, preset: Preset = "M", **common: Any
+    ) -> None:
         super().__init__(**common)
-        self.blocks, self.convolutions = blocks, convolutions
+        self.blocks = blocks
+        self.convolutions = convolutions
+        self.preset = preset
+
+    @property
+    def budget(self) -> Budget:
+        return BUDGETS[self.preset]
+
+    def values(self, shape: Shape, sides: Sequence[int], outputs: int) -> int:
+        maps = map_sizes(shape, sides)
+        blocks = zip(maps, self.numbers(len(maps)), strict=True)
+        encoder = maps[0] + sum(2 * number * size for size, number in blocks)  # the stem, two convolutions a block
+        shortcuts = sum(maps[1:])
+        return encoder + shortcuts + decoder_values(shape, sides, outputs, self.convolutions)
 
     def numbers(self, stages: int) -> list[int]:
         """The blocks of each stage. Raises ConfigError."""

@@ -16,6 +16,7 @@ from healsg.errors import ConfigError
 from healsg.evaluation.sliding_window import Rule, Windows, whole
 from healsg.losses.segmentation import DeepSupervision, DiceCrossEntropy
 from healsg.model import Network, TaskModel
+from healsg.models.planning import Budget
 from healsg.types import Count, Share
 
 CONVOLUTION: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -362,8 +363,21 @@ class PyramidModel(DenseModel):
         kernels = by_axis([3] * len(strides) if self.kernels is None else self.kernels, dim, "model.kernels")
         if len(kernels) != len(strides) or any(side % 2 == 0 for kernel in kernels for side in kernel):
             raise ConfigError(f"model.kernels: {self.kernels}; give an odd number for each of {len(strides)} stages")
-        channels = tuple(min(self.width * 2**place, max(WIDEST[dim], self.width)) for place in range(len(strides)))
-        return Shape(channels, strides, kernels)
+        return self.laid_out(strides, kernels)
+
+    def laid_out(self, strides: tuple[tuple[int, ...], ...], kernels: tuple[tuple[int, ...], ...]) -> Shape:
+        """These stages with the channels that they have."""
+        widest = max(WIDEST[len(strides[0])], self.width)
+        return Shape(tuple(min(self.width * 2**place, widest) for place in range(len(strides))), strides, kernels)
+
+    @property
+    def budget(self) -> Budget:
+        """By which ``healsg plan`` sizes patch and batch for this network."""
+        raise NotImplementedError
+
+    def values(self, shape: Shape, sides: Sequence[int], outputs: int) -> int:
+        """The numbers in the maps of all convolutions for one sample: what memory is estimated by, as in nnU-Net."""
+        raise NotImplementedError
 
     def check(self, info: DataInfo) -> None:
         refuse_samples(self, info)
@@ -381,6 +395,16 @@ class PyramidModel(DenseModel):
         return max(0, len(shape.channels) - 3) if self.deep_supervision else 0
 
 
+def map_sizes(shape: Shape, sides: Sequence[int]) -> list[int]:
+    """The numbers in one map of each stage."""
+    return [width * math.prod(own) for width, own in zip(shape.channels, shape.sides(sides), strict=True)]
+
+
+def decoder_values(shape: Shape, sides: Sequence[int], outputs: int, convolutions: int) -> int:
+    """The numbers in a decoder's maps: its convolutions, the transposed ones, the finest output."""
+    return sum(map_sizes(shape, sides)[:-1]) * (convolutions + 1) + outputs * math.prod(sides)
+
+
 class UNet(PyramidModel):
     """nnU-Net's plain U-Net, for images and volumes of any number of channels.
 
@@ -392,6 +416,14 @@ class UNet(PyramidModel):
     def __init__(self, convolutions: Count = 2, **common: Any) -> None:
         super().__init__(**common)
         self.convolutions = convolutions
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(memory=8, values=(85e6, 560e6), covered=0.05, for_two=True)
+
+    def values(self, shape: Shape, sides: Sequence[int], outputs: int) -> int:
+        encoder = self.convolutions * sum(map_sizes(shape, sides))
+        return encoder + decoder_values(shape, sides, outputs, self.convolutions)
 
     def build(self, info: DataInfo) -> nn.Module:
         shape = self.shape(info)
