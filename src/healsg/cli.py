@@ -20,6 +20,7 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 COMMANDS = {
     "check": "read every sample and try one step before training: healsg check data=... [--page FILE]",
+    "plan": "patch, batch and stages of a U-Net for a segmentation set: healsg plan data=...",
     "train": "train a task, or a sweep of tasks (-m)",
     "resume": "go on with a run: healsg resume RUN",
     "eval": "evaluate a run: healsg eval RUN [split=test] [checkpoint=best]",
@@ -46,7 +47,20 @@ ELSEWHERE = (
 )
 """Commands on runs that exist, which need no current directory."""
 
-ANSWERS = ("check", "eval", "predict", "list", "explain", "show", "runs", "compare", "diff", "ledger", "diverge")
+ANSWERS = (
+    "check",
+    "plan",
+    "eval",
+    "predict",
+    "list",
+    "explain",
+    "show",
+    "runs",
+    "compare",
+    "diff",
+    "ledger",
+    "diverge",
+)
 """Commands whose work is what they print; the others have done theirs also where it cannot be shown."""
 
 

@@ -16,6 +16,7 @@ from healsg.data.source import About, DatasetSource
 from healsg.datasets import volume_lists
 from healsg.datasets.files import locate, log
 from healsg.datasets.segmentation import Segmentation, labels_of
+from healsg.datasets.survey import Survey, survey_volumes
 from healsg.datasets.volume_cases import Intensity, Preparation, PreparedCases, labels_in, steps_of_file
 from healsg.datasets.volumes import Trusted, read_geometry, spacing_of
 from healsg.errors import ConfigError
@@ -160,6 +161,9 @@ class Volumes(Segmentation):
         said |= {"crop": plain.crop} if plain.crop is not None else {}
         said |= {"trust": plain.trust} if plain.trust != "agreeing" else {}
         return DataInfo((channels, *sides), count, class_names=tuple(names), preprocessing=said)
+
+    def survey(self) -> Survey:
+        return survey_volumes(self.part("train"), self.plain, self._found.channels)
 
     @property
     def has_val(self) -> bool:

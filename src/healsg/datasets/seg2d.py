@@ -18,8 +18,9 @@ from healsg.data.source import About, DatasetSource
 from healsg.datasets.files import locate, log
 from healsg.datasets.imagefolder import MEAN, STD
 from healsg.datasets.mask_pairs import Pair, listed_pictures, matched_pictures, paired_pictures
-from healsg.datasets.mask_pictures import Array, Colours, Pictures, ReadMask, read_mask_picture
+from healsg.datasets.mask_pictures import Array, Colours, Pictures, ReadMask, picture_shape, read_mask_picture
 from healsg.datasets.segmentation import Segmentation, labels_of
+from healsg.datasets.survey import Survey, survey_pictures
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Count, Natural
@@ -132,6 +133,9 @@ class MaskedPictures(Segmentation):
         size = self.image_size
         said = {"resize": "the shorter side", "crop": "the centre", "size": size, "labels": list(labels_of(mapping))}
         return DataInfo((self.channels, size, size), count, class_names=tuple(names), preprocessing=said)
+
+    def survey(self) -> Survey:
+        return survey_pictures([picture_shape(pair.image) for pair in self._pairs["train"]])
 
     @property
     def has_val(self) -> bool:

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from healsg.data.case import Case
 from healsg.data.info import SEGMENTATION, DataInfo
 from healsg.data.patches import patches_of
 from healsg.data.source import DatasetSource, Source, TensorSource
 from healsg.datasets.classification import Classification
 from healsg.datasets.groups import numbers
-from healsg.errors import ConfigError
+from healsg.datasets.survey import Survey
+from healsg.errors import ConfigError, DataError
 from healsg.types import Count, Range
 
 
@@ -81,6 +83,20 @@ class Segmentation(Classification):
         if self.patch is None and (samples_per_epoch is not None or patches_per_case > 1 or foreground):
             key = "samples_per_epoch" if samples_per_epoch else "foreground" if foreground else "patches_per_case"
             raise ConfigError(f"data.{key}: is for patches, and data.patch gives no size; set that, or leave it out")
+
+    def survey(self) -> Survey:
+        """What ``healsg plan`` needs to know of the training cases: here those of ``read``, as they are. Raises
+        DataError."""
+        source = self.read("train")
+        if not isinstance(source, (TensorSource, DatasetSource)):
+            raise DataError("data: has no training cases that could be planned for")
+        shapes, spacings = [], []
+        cases = source.about.cases or [Case("")] * len(source)
+        for number, case in enumerate(cases):
+            sides = tuple(source.fetch(torch.tensor([number]))["input"].shape[2:])
+            shapes.append(sides)
+            spacings.append(case.spacing[: len(sides)] or (1.0,) * len(sides))
+        return Survey(tuple(shapes), tuple(spacings))
 
     def described(self) -> DataInfo:
         """What is known of the set before samples are read, without ``ignore`` and ``regions``: the shape of an input,

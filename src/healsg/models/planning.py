@@ -198,6 +198,11 @@ def fitted_patch(
     cube = (CUBE[axes] ** axes / math.prod(inverse)) ** (1 / axes)
     wanted = [min(round(along * cube), side) for along, side in zip(inverse, median, strict=True)]
     found = topology(spacing, wanted)
+    if len(found.strides) < 2:
+        raise ConfigError(
+            f"data: a median case has {'x'.join(f'{side:g}' for side in median)}, which a U-Net cannot halve; "
+            f"it needs {2 * LEAST_EDGE} along two axes"
+        )
     most = budget.scaled(axes, memory)
     share = LEAST_BATCH / budget.batch[axes - 2] if budget.for_two else 1.0
     while (values := count(found)) * share > most:
@@ -207,7 +212,7 @@ def fitted_patch(
         shorter = topology(spacing, _less(found.patch, longest, found.multiple[longest]))
         patch = _less(found.patch, longest, shorter.multiple[longest])
         smaller = topology(spacing, patch)
-        if min(patch) < 1 or smaller.patch == found.patch:
+        if min(patch) < 1 or smaller.patch == found.patch or len(smaller.strides) < 2:
             raise ConfigError(
                 f"--memory: {memory:g} GB does not hold {LEAST_BATCH} patches of {'x'.join(map(str, found.patch))}; "
                 "give more, or a smaller network (model.width)"
