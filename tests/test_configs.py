@@ -60,6 +60,12 @@ SMALL: dict[str, list[str]] = {
     },
     "model=unet": [*SHAPES, "model.width=4"],
     "model=resenc_unet": [*SHAPES, "model.width=4"],
+    **{f"model={name}": [*SHAPES, "model.width=4"] for name in ("resenc_unet_m", "resenc_unet_l")},
+    "model=smp": ["data=shapes2d", "data.size=32", *DRAWN[1:], "model.encoder=resnet18"],
+    "model=torchvision_seg": [
+        *("data=seg2d", "data.folder=files/masked", "data.image_size=32", "data.val_fraction=0.3"),
+        "model.name=lraspp_mobilenet_v3_large",
+    ],
     "model=monai": [
         *SHAPES,
         *("+model.options.init_filters=8", "+model.options.blocks_down=[1,1]", "+model.options.blocks_up=[1]"),
@@ -75,6 +81,7 @@ SMALL: dict[str, list[str]] = {
 
 NEEDS = {
     "model=monai": "monai",
+    "model=smp": "segmentation_models_pytorch",
     "model/metrics=surfaces": "monai",
     **{f"data={name}": "nibabel" for name in ("nifti", "decathlon", "nnunet_raw")},
 }
@@ -94,6 +101,7 @@ OTHER_DEFAULTS = {
     "data=seg2d": {"folder"},
     "data=coco_seg": {"folder"},
     "model=resnet32x4": {"depth"},
+    "model=resenc_unet_l": {"preset"},
     "method=finetune": {"optimizer", "scheduler", "decay_norms_and_biases", "layer_decay"},
 }
 """Where a YAML's value is meant to differ from the constructor's default, or the constructor has none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ from healsg.errors import ConfigError
 from healsg.losses.segmentation import DeepSupervision, Dice, DiceCrossEntropy
 from healsg.models.monai import Monai
 from healsg.models.resenc_unet import ResEncUNet
+from healsg.models.smp import Smp
+from healsg.models.torchvision_seg import TorchvisionSegmentation
 from healsg.models.unet import UNet, usual_strides
+from healsg.runs import weights
 
 needs_monai = pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason="pip install 'healsg[seg]'")
 
@@ -129,6 +133,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "SegResNetDS": ({"init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2}, (1, 16, 16, 16)),
     "BasicUNetPlusPlus": ({"features": [4, 4, 8, 8, 8, 4], "deep_supervision": True}, (1, 32, 32)),
     "UNETR": ({"hidden_size": 12, "mlp_dim": 16, "num_heads": 2, "feature_size": 4}, (1, 16, 16, 16)),
+    "SwinUNETR": ({"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}, (1, 64, 64)),
     "MedNeXt": ({"init_filters": 4, "encoder_expansion_ratio": 2, "deep_supervision": True}, (1, 32, 32)),
     "VNet": ({}, (1, 16, 16, 16)),
 }
@@ -138,7 +143,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_monai_learn_and_predict(name: str) -> None:
-    if name == "UNETR":
+    if "UNETR" in name:
         pytest.importorskip("einops", reason="einops is not installed: pip install 'healsg[seg]'")
     options, shape = NETWORKS[name]
     model, data = Monai(name, options), info(*shape)
@@ -193,6 +198,104 @@ def test_without_monai_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'healsg\[seg\]'"):
         Monai().check(info(1, 16, 16))
+
+
+# --- those of smp and torchvision -------------------------------------------------------------------------------------
+
+needs_smp = pytest.mark.skipif(
+    importlib.util.find_spec("segmentation_models_pytorch") is None, reason="pip install 'healsg[smp]'"
+)
+LRASPP = "lraspp_mobilenet_v3_large"
+
+
+@needs_smp
+def test_architectures_and_encoders_of_smp_by_name(tmp_path: Path) -> None:
+    data = info(1, 32, 32)
+    model = Smp("Unet", "resnet18", options={"decoder_channels": [16, 8, 8, 4, 4]})
+    model.check(data)
+    network: Any = model.build(data)
+    batch = torch.randn(2, 1, 32, 32)
+    model.criterion(data)(network(batch), torch.randint(0, 3, (2, 32, 32))).backward()
+    assert all(value.grad is not None for value in network.parameters())
+    assert network.eval()(batch).shape == (2, 3, 32, 32)
+    torch.save(network.body.encoder.state_dict(), tmp_path / "encoder.pt")
+    other: Any = Smp("FPN", "resnet18", weights=str(tmp_path / "encoder.pt")).build(info(3, 32, 32))
+    assert torch.equal(other.body.encoder.layer1[0].conv1.weight, network.body.encoder.layer1[0].conv1.weight)
+    mean = other.body.encoder.conv1.weight.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(mean, network.body.encoder.conv1.weight)
+
+
+def test_torchvisions_networks_have_a_second_output_where_it_is_wanted(tmp_path: Path) -> None:
+    data = info(3, 32, 32)
+    model = TorchvisionSegmentation("fcn_resnet50", aux=True)
+    model.check(data)
+    network: Any = model.build(data)
+    batch = torch.randn(1, 3, 32, 32)
+    outputs = network(batch)
+    assert [tuple(one.shape) for one in outputs] == [(1, 3, 32, 32)] * 2
+    assert isinstance(model.criterion(data), DeepSupervision)
+    assert network.heads == ("body.classifier.4.", "body.aux_classifier.4.")
+    torch.save(network.body.state_dict(), tmp_path / "fcn.pt")
+    again = TorchvisionSegmentation("fcn_resnet50", weights=str(tmp_path / "fcn.pt")).build(info(3, 32, 32, classes=5))
+    assert isinstance(again(batch), Tensor), "without the second output"
+    assert again(batch).shape == (1, 5, 32, 32)
+    own = again.state_dict()["body.backbone.conv1.weight"]
+    assert torch.equal(own, network.body.backbone.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "words"),
+    [
+        (lambda: Smp("Unett"), info(1, 32, 32), "model.name: smp has no 'Unett'; the nearest are Unet"),
+        (lambda: Smp(encoder="resnet19"), info(1, 32, 32), "model.encoder: smp has no 'resnet19'"),
+        (lambda: Smp(weights="gone.pt"), info(1, 32, 32), "model.weights: there is no file gone.pt"),
+        (lambda: Smp(), info(1, 32, 32, 32), "takes images"),
+        (lambda: TorchvisionSegmentation("fcn"), info(3, 32, 32), "model.name: torchvision has no 'fcn'"),
+        (lambda: TorchvisionSegmentation(), info(1, 32, 32), r"take images \(3, height, width\)"),
+        (lambda: TorchvisionSegmentation(LRASPP, aux=True), info(3, 32, 32), "model.aux"),
+        (lambda: TorchvisionSegmentation(weights="BEST"), info(3, 32, 32), "model.weights: torchvision has no 'BEST'"),
+        (lambda: TorchvisionSegmentation(), info(3, 32, 32, kind="multiclass"), "an output for each pixel"),
+    ],
+)
+def test_what_smp_and_torchvision_do_not_have_is_refused(model: Any, data: DataInfo, words: str) -> None:
+    made = model()
+    if isinstance(made, Smp):
+        pytest.importorskip("segmentation_models_pytorch", reason="pip install 'healsg[smp]'")
+    with pytest.raises(ConfigError, match=words) as caught:
+        made.check(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_smp_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'healsg\[smp\]'"):
+        Smp().check(info(1, 16, 16))
+
+
+# --- init_from -------------------------------------------------------------------------------------------------------
+
+
+def test_weights_for_other_channels_are_adapted_and_those_of_other_classes_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    torch.manual_seed(0)
+    first: Any = UNet(width=4).build(info(1, 32, 32, classes=3))
+    torch.save(first.state_dict(), file)
+    other: Any = UNet(width=4).build(info(2, 32, 32, classes=5))
+    report, _ = weights.initialise(other, file, info(2, 32, 32, classes=5))
+    kernels = [network.encoder[0][0][0].weight for network in (first, other)]
+    torch.testing.assert_close(kernels[1].sum(dim=1, keepdim=True), kernels[0])
+    assert torch.equal(first.encoder[1][0][0].weight, other.encoder[1][0][0].weight)
+    assert "1 adapted to other input channels (encoder.0.0.0.weight)" in report
+    assert "of another shape (" in report
+    assert "head.weight" in report
+
+
+def test_outputs_of_all_resolutions_belong_to_the_classes(tmp_path: Path) -> None:
+    from healsg.runs.weights import head_prefixes
+
+    network = UNet(width=4).build(info(1, 32, 32))
+    names = [name for name in network.state_dict() if name.startswith(head_prefixes(network, 3))]
+    assert names == ["decoder.others.0.weight", "decoder.others.0.bias", "head.weight", "head.bias"]
 
 
 def test_the_data_say_what_is_ignored_and_which_regions_there_are() -> None:

@@ -233,7 +233,7 @@ def as_yaml(composed: Composed, answer: Mapping[str, Any], settings: Settings, g
     data, model = answer["parts"]["data"], answer["parts"]["model"]
     head = [
         "# @package _global_",
-        f"# A plan for {answer['cases']} cases by nnU-Net's rules, for {answer['memory']:g} GB: data={data} model={model}.",
+        f"# A plan by nnU-Net's rules: data={data} ({answer['cases']} cases), model={model}, {answer['memory']:g} GB.",
         f"#   train:  {answer['command']}",
         f"#   made:   {made}",
         f"#   stages: {' '.join(map(str, answer['features']))} channels, "

@@ -6,18 +6,17 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from healsg.data.base import DataInfo
 from healsg.data.source import line
 from healsg.errors import ConfigError
 from healsg.model import TaskModel
+from healsg.models.foreign_dense import ForeignDense, last_head, require_masks, try_out
 from healsg.models.torchvision import set_apart
-from healsg.models.unet import DenseModel, DenseNetwork
+from healsg.models.unet import DenseModel
 
 ALIASES = {
     "spatial_dims": "dim",
@@ -39,41 +38,6 @@ USUAL: dict[str, dict[str, Any]] = {
     "FlexibleUNet": {"backbone": "efficientnet-b0"},
 }
 """Arguments without a default in MONAI, where ``options`` does not give them."""
-
-
-class MonaiNetwork(DenseNetwork):
-    """A MONAI network with an output for each pixel. In training it gives a list of outputs, the finest first, where it
-    has several; in evaluation the finest.
-
-    Args:
-        body: MONAI's network.
-        name: what MONAI calls it.
-        window: see ``DenseNetwork``.
-    """
-
-    def __init__(self, body: nn.Module, name: str, window: Sequence[int]) -> None:
-        super().__init__(window)
-        self.body, self.name = body, name
-        self.head = nn.Identity()
-        self.num_features = 0
-
-    def features(self, input: Tensor) -> Tensor:
-        """Raises ConfigError: MONAI's networks do not tell body and head apart."""
-        raise ConfigError(
-            f"model.name: MONAI's {self.name} does not tell its features for this method; model=unet and model=resnet "
-            "do"
-        )
-
-    def forward(self, input: Tensor, features: bool = False) -> Tensor | list[Tensor]:  # type: ignore[override]
-        if features:
-            return self.features(input)
-        output = self.body(input)
-        if isinstance(output, Tensor):
-            if output.dim() != input.dim() + 1:
-                return output
-            output = output.unbind(dim=1)  # DynUNet stacks its resolutions, enlarged to the finest
-        several = list(output)
-        return several if self.training and len(several) > 1 else several[0]
 
 
 class Monai(DenseModel):
@@ -124,13 +88,8 @@ class Monai(DenseModel):
             if isinstance(output, Tensor) and output.dim() == 2:
                 return set_apart(body, info.num_classes, self.name)
             raise ConfigError(f"model.name: MONAI's {self.name} has an output for each pixel; this task is {info.kind}")
-        network = MonaiNetwork(body, self.name, info.input_shape[1:])
-        made = try_out(network, info)
-        wanted = (1, info.num_classes, *info.input_shape[1:])
-        if not isinstance(made, Tensor) or tuple(made.shape) != wanted:
-            shape = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
-            raise ConfigError(f"model.name: MONAI's {self.name} gives {shape}, and a mask has {list(wanted)}")
-        return network
+        heads = last_head(body, info.num_classes)
+        return require_masks(ForeignDense(body, f"MONAI's {self.name}", info.input_shape[1:], heads), info)
 
     def _class(self) -> Any:
         """The network's class. Raises ConfigError for a name that MONAI does not have."""
@@ -177,12 +136,3 @@ class Monai(DenseModel):
             )
         said = line(error)[:300]
         return ConfigError(f"model: MONAI's {self.name} cannot take {info.input_shape}{given}: {said}")
-
-
-def try_out(network: nn.Module, info: DataInfo) -> Any:
-    """What comes of one empty sample, in evaluation mode."""
-    network.eval()
-    with torch.no_grad():
-        output = network(torch.zeros(1, *info.input_shape))
-    network.train()
-    return output

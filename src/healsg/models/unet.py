@@ -182,6 +182,9 @@ class DenseNetwork(Network):
         window: the spatial size of its training samples, by which larger images are predicted in windows.
     """
 
+    heads: tuple[str, ...] = ("head.", "decoder.others.")
+    """Prefixes of the weights that belong to the classes, which ``init_from`` leaves out for other classes."""
+
     def __init__(self, window: Sequence[int]) -> None:
         super().__init__()
         self.window = tuple(window)

@@ -147,23 +147,56 @@ def _main_parts(own: dict[str, Tensor]) -> list[str]:
     return [f"{part}." for part in sorted(parts) if 2 * sum(key.startswith(f"{part}.") for key in own) >= len(own)]
 
 
-def head_prefix(model: nn.Module, outputs: int) -> str | None:
-    """The prefix of the names of the classifier's weights: ``head.``, or that of the last linear layer.
+def head_prefixes(model: nn.Module, outputs: int) -> tuple[str, ...]:
+    """The prefixes of the names of the weights that belong to the classes: the ``heads`` that a network names, its
+    ``head``, or its last linear layer.
 
-    None where the network has no ``head`` and its last linear layer does not have ``outputs`` outputs.
+    Nothing where the network has no ``head`` and its last linear layer does not have ``outputs`` outputs.
     """
+    if isinstance(named := getattr(model, "heads", None), tuple):
+        return named
     if isinstance(getattr(model, "head", None), nn.Module):
-        return "head."
+        return ("head.",)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     last = linear[-1] if linear else None
-    return f"{last}." if last is not None and model.get_submodule(last).out_features == outputs else None
+    return (f"{last}.",) if last is not None and model.get_submodule(last).out_features == outputs else ()
+
+
+def other_channels(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the first convolutions for another number of input channels, of those that differ in that alone.
+
+    Those of one channel more or less are repeated in turn and scaled, so that the sum over the channels of inputs of
+    one value stays (as timm adapts published weights). First are the convolutions that have as many input channels as
+    the first one in the order of the network.
+
+    Args:
+        tensors: under the names of ``own``.
+        own: the network's state.
+    """
+    kernels = [key for key, one in own.items() if one.dim() >= 4]
+    if not kernels:
+        return {}
+    channels = own[kernels[0]].shape[1]
+    made = {}
+    for key in kernels:
+        have, want = tensors.get(key), own[key]
+        same = have is not None and have.dim() == want.dim() and have[:, :1].shape == want[:, :1].shape
+        if have is None or not same or want.shape[1] != channels or have.shape[1] == channels:
+            continue
+        times = -(-channels // have.shape[1])
+        repeated = have.repeat(1, times, *[1] * (have.dim() - 2))[:, :channels]
+        made[key] = repeated * (have.shape[1] / channels)
+    return made
 
 
 # --- init_from ------------------------------------------------------------------------------------------------------
 
 
-def initialise(model: nn.Module, path: Path, info: DataInfo | None = None) -> tuple[str, list[str]]:
-    """Load into ``model`` those weights of a file that match by name and shape.
+def initialise(
+    model: nn.Module, path: Path, info: DataInfo | None = None, key: str = "init_from"
+) -> tuple[str, list[str]]:
+    """Load into ``model`` those weights of a file that match by name and shape, and the first convolution's for another
+    number of input channels (``other_channels``).
 
     The head is not loaded if the file was trained on other classes, or on the same ones in another order. Files of
     other programs do not name their classes; their head is loaded if its shape matches.
@@ -172,6 +205,7 @@ def initialise(model: nn.Module, path: Path, info: DataInfo | None = None) -> tu
         model: the network.
         path: the file.
         info: the ``DataInfo`` of the task, where it is known.
+        key: that names the file, for messages.
 
     Returns:
         A report in one line, and a list of warnings about inputs that differ from those of the file.
@@ -185,26 +219,30 @@ def initialise(model: nn.Module, path: Path, info: DataInfo | None = None) -> tu
     taken = fitting(tensors, own)
     if not taken:
         held = ", ".join(list(tensors)[:3])
-        raise RunError(f"init_from: nothing in {shown(path)} fits this model; it holds {held}, ...")
-    classes, head = "", None
+        raise RunError(f"{key}: nothing in {shown(path)} fits this model; it holds {held}, ...")
+    adapted = other_channels(tensors, own)
+    classes = ""
+    heads: tuple[str, ...] = ()
     warnings: list[str] = []
     if info is not None and found.data_info is not None:
         classes = differing_classes(found.data_info, info)
-        head = head_prefix(model, info.num_classes) if classes else None
+        heads = head_prefixes(model, info.num_classes) if classes else ()
         if differing := list(differing_inputs(found.data_info, info)):
-            warnings.append(f"init_from {shown(path)}: was trained on other inputs: {'; '.join(differing)}")
-    left = [key for key in taken if head and key.startswith(head)]
-    taken = {key: one for key, one in taken.items() if key not in left}
-    model.load_state_dict(taken, strict=False)
+            warnings.append(f"{key} {shown(path)}: was trained on other inputs: {'; '.join(differing)}")
+    left = [name for name in taken if heads and name.startswith(heads)]
+    taken = {name: one for name, one in taken.items() if name not in left}
+    model.load_state_dict(taken | adapted, strict=False)
+    shapes = [name for name in tensors if name in own and own[name].shape != tensors[name].shape]
     parts = {
+        "adapted to other input channels": list(adapted),
         f"not taken, since they are for {classes}": left,
-        "of another shape": [key for key in tensors if key in own and own[key].shape != tensors[key].shape],
-        "not in it": [key for key in own if key not in tensors],
-        "not used": [key for key in tensors if key not in own],
+        "of another shape": [name for name in shapes if name not in adapted],
+        "not in it": [name for name in own if name not in tensors],
+        "not used": [name for name in tensors if name not in own],
     }
     reported = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in parts.items() if keys]
     reported += [changed] * bool(changed)
-    return f"init_from {shown(path)}: {len(taken)} of {len(own)} tensors loaded" + "".join(
+    return f"{key} {shown(path)}: {len(taken)} of {len(own)} tensors loaded" + "".join(
         f"; {one}" for one in reported
     ), warnings
 
