@@ -54,7 +54,9 @@ def read_list(path: Path, images: Path) -> tuple[dict[int, str], list[Pair]]:
             name = Path(str(one["file_name"]))
             if name.is_absolute() or ".." in name.parts:
                 raise ValueError(f"file_name {name} leads out of the folder")
-            pairs.append(Pair(images / name, path, objects=tuple(inner for _, inner in drawn)))
+            height, width = one.get("height"), one.get("width")
+            sides = (int(height), int(width)) if height and width else None
+            pairs.append(Pair(images / name, path, objects=tuple(inner for _, inner in drawn), sides=sides))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: is no list of COCO annotations ({type(error).__name__}: {line(error)[:200]})"
@@ -82,6 +84,8 @@ def drawn(pair: Pair, ignore: int | None = None) -> Array:
         DataError: an outline does not fit the picture.
     """
     height, width = picture_shape(pair.image)
+    if pair.sides not in (None, (height, width)):
+        raise DataError(f"{pair.image}: is {height} x {width}, and {pair.mask} says {'{} x {}'.format(*pair.sides)}")
     mask = np.zeros((height, width), dtype=np.int32)
     for category, crowd, outline in pair.objects:
         try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from healsg.data.source import line
 from healsg.datasets.folders import is_picture
-from healsg.datasets.volume_lists import IMAGES, LABELS, MASK_ENDS, PARTS
+from healsg.datasets.volume_lists import IMAGES, LABELS, MASK_ENDS, PARTS, volumes_in
 from healsg.errors import ConfigError, DataError
 
 
@@ -24,12 +24,14 @@ class Pair:
         mask: the mask's file, or the file that describes it, by which messages call it.
         group: such as a patient or a city; empty where nothing says.
         objects: what is drawn into the mask, where it is no picture by itself.
+        sides: height and width that a list says of the picture; None where nothing does.
     """
 
     image: Path
     mask: Path
     group: str = ""
     objects: tuple[Any, ...] = ()
+    sides: tuple[int, int] | None = None
 
 
 def paired_pictures(folder: Path) -> list[Pair]:
@@ -43,6 +45,8 @@ def paired_pictures(folder: Path) -> list[Pair]:
     together = images == folder
     own = {path.stem: path for path in _pictures(images) if not (together and _is_mask(path))}
     others = {_bare(path): path for path in _pictures(masks) if not together or _is_mask(path)}
+    if set(others) - set(own) or not own:
+        _refuse_volumes(images)
     if not own:
         raise DataError(f"{images}: there is no picture in it")
     alone = sorted(set(own) - set(others))
@@ -59,6 +63,12 @@ def _pictures(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if is_picture(path.name) and path.is_file())
     except OSError as error:
         raise DataError(f"{folder}: cannot be read as a folder ({error.strerror})") from error
+
+
+def _refuse_volumes(folder: Path) -> None:
+    """Raises DataError for a volume that lies in the place of a picture."""
+    if found := volumes_in(folder):
+        raise DataError(f"{found[0]}: is a volume, and this set takes pictures; data=nifti takes volumes")
 
 
 def _is_mask(path: Path) -> bool:
@@ -128,6 +138,19 @@ def listed_pictures(table: Path, folder: Path) -> dict[str, list[Pair]]:
     if not parts.get("train"):
         raise DataError(f"{table}: no row is for training")
     return parts
+
+
+def check_groups(parts: Mapping[str, Sequence[Pair]], name: str) -> None:
+    """Raises DataError for a group with pictures in two parts; ``name`` is what groups are called, such as patient."""
+    first: dict[str, tuple[str, Pair]] = {}
+    for part, pairs in parts.items():
+        for pair in pairs:
+            other, known = first.setdefault(pair.group, (part, pair))
+            if pair.group and other != part:
+                raise DataError(
+                    f"{pair.image}: {name} {line(pair.group)} is in {other} ({known.image.name}) and in {part}; "
+                    "put all of its pictures into one part"
+                )
 
 
 def check_pairs(pairs: Sequence[Pair]) -> Sequence[Pair]:

@@ -27,6 +27,9 @@ ReadMask = Callable[[Pair], Array]
 GREY = ("P", "L", "1", "I;16", "I", "I;16B")
 """Pillow's modes of masks with one number a pixel."""
 
+LOSSY = ("JPEG", "MPO", "JPEG2000")
+"""Pillow's formats that need not keep a label as it was written."""
+
 SHOWN = 4
 """Colours that a message gives."""
 
@@ -49,6 +52,8 @@ def read_mask_picture(path: Path, colours: Colours | None = None) -> Array:
         with Image.open(path, formats=FORMATS) as opened:
             if opened.width * opened.height > PIXELS:
                 raise ValueError(f"{opened.width} x {opened.height} pixels")
+            if opened.format in LOSSY:
+                raise ValueError("a JPEG, whose compression changes labels; write masks as PNG or TIFF")
             opened.load()
             if colours is None and opened.mode in GREY:
                 shown = opened.convert("L") if opened.mode == "1" else opened

@@ -17,7 +17,7 @@ from healsg.data.loader import Transform
 from healsg.data.source import About, DatasetSource
 from healsg.datasets.files import locate, log
 from healsg.datasets.imagefolder import MEAN, STD
-from healsg.datasets.mask_pairs import Pair, listed_pictures, matched_pictures, paired_pictures
+from healsg.datasets.mask_pairs import Pair, check_groups, listed_pictures, matched_pictures, paired_pictures
 from healsg.datasets.mask_pictures import Array, Colours, Pictures, ReadMask, picture_shape, read_mask_picture
 from healsg.datasets.segmentation import Segmentation, labels_of
 from healsg.datasets.survey import Survey, survey_pictures
@@ -85,7 +85,10 @@ class MaskedPictures(Segmentation):
 
     @cached_property
     def _pairs(self) -> Mapping[str, Sequence[Pair]]:
-        return self.found(self.place)
+        parts = self.found(self.place)
+        if self.group is not None:
+            check_groups(parts, self.group)
+        return parts
 
     @cached_property
     def mapping(self) -> dict[int, int]:
