@@ -117,7 +117,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         [COLOURS],
         r"masks/p1.png: has colours that data.colours does not name: \[9, 8, 7\]",
     ),
-    "colours without a table": (colours, [NAMED], r"masks/p1.png: a mask of colours"),
+    "colours without a table": (colours, [NAMED], r"masks/p\d.png: a mask of colours"),
     "a patch of three sides": (lambda folder: None, ["data.patch=[8,8,8]"], "data.patch: .* give 2 sizes"),
 }
 
