@@ -186,7 +186,7 @@ def test_small_samples_that_are_looked_at_go_together(monkeypatch: pytest.Monkey
     assert [rows for _, rows in dealt(loader)] == [32, 32, 11], "eight batches as one"
     assert torch.cat([batch["index"] for batch, _ in dealt(loader)]).tolist() == list(range(75))
     assert [rows for _, rows in loader.batches(0, 17)] == [7]
-    monkeypatch.setattr("healsg.data.loader.TOGETHER", 3 * 4 * 4 * loader.sources["labelled"].input[0].numel())
+    monkeypatch.setattr("healsg.data.slices.TOGETHER", 3 * 4 * 4 * loader.sources["labelled"].input[0].numel())
     assert [rows for _, rows in dealt(loader)][:2] == [12, 12], "within so many bytes"
     own = wrap_loader(DataLoader(TensorDataset(torch.rand(9, 2), torch.arange(9)), 4), "val")
     assert [rows for _, rows in own.batches(0)] == [4, 4, 1], "a loader of one's own keeps its batch size"
