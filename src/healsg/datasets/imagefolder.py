@@ -92,7 +92,10 @@ class ImageFolder(Classification):
         self.decoder: Decoder = decoder
         self._saved: DataInfo | None = None
         self._group_names: dict[str, int] = {}
-        self.folder, self.image_size, self.channels, self.test_fraction = folder, image_size, channels, test_fraction
+        self.folder = folder
+        self.image_size = image_size
+        self.channels = channels
+        self.test_fraction = test_fraction
         means, stds = _per_channel("mean", mean, MEAN, channels), _per_channel("std", std, STD, channels)
         if min(stds) <= 0:
             raise ConfigError(f"data.std: {list(stds)}, but a standard deviation is above 0")
@@ -242,7 +245,9 @@ class Pictures:
     ) -> None:
         self.paths = paths if isinstance(paths, PathList) else PathList(paths)
         self.targets = torch.as_tensor(targets)
-        self.size, self.channels, self.remark = size, channels, remark
+        self.size = size
+        self.channels = channels
+        self.remark = remark
         self.decoder: Literal["torchvision", "pil"] = choose_decoder(decoder, len(self.paths))
 
     def __len__(self) -> int:
@@ -268,7 +273,9 @@ def _per_channel(key: str, given: list[float] | None, usual: Sequence[float], ch
 
 def _pictures(folder: Path) -> tuple[list[str], int]:
     """The picture files below ``folder``, sorted, and the number of other files. A folder in itself counts once."""
-    found, others, seen = [], 0, set()
+    found = []
+    others = 0
+    seen = set()
 
     def fail(error: OSError) -> None:
         raise unlisted(error) from error

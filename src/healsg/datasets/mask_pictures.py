@@ -135,7 +135,10 @@ class Pictures:
         ignore: int | None,
     ) -> None:
         self.pairs, self.read_mask = list(pairs), read_mask
-        self.size, self.channels, self.mapping, self.ignore = size, channels, mapping, ignore
+        self.size = size
+        self.channels = channels
+        self.mapping = mapping
+        self.ignore = ignore
         self.paths = [str(pair.image) for pair in pairs]
         self.mask_paths = [str(pair.mask) for pair in pairs]
 

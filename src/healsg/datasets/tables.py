@@ -104,9 +104,15 @@ class Tables(Classification):
         super().__init__(**common)
         self.decoder: Decoder = decoder
         self.target = [target] if isinstance(target, str) else list(target)
-        self.kind, self.kind_given, self.missing_labels = kind or "multiclass", kind is not None, missing_labels
-        self.columns, self.image, self.test_fraction = columns, image, test_fraction
-        self.image_size, self.channels, self.noise = image_size, channels, noise
+        self.kind = kind or "multiclass"
+        self.kind_given = kind is not None
+        self.missing_labels = missing_labels
+        self.columns = columns
+        self.image = image
+        self.test_fraction = test_fraction
+        self.image_size = image_size
+        self.channels = channels
+        self.noise = noise
         if not self.target or (self.kind == "multiclass" and len(self.target) > 1):
             raise ConfigError(f"data.target: {self.target} for a {self.kind} task; a class a sample is one column")
         if image and columns:

@@ -84,7 +84,9 @@ class Agreement:
 def reference(predictor: Predictor, loader: Loader) -> Reference:
     """Predict a split as an evaluation does: by the loader's own reading and preprocessing."""
     info = predictor.info
-    outputs, targets, index = [], [], []
+    outputs = []
+    targets = []
+    index = []
     with evaluating(predictor.network), torch.no_grad():
         for batch, _ in loader.batches(0):
             if not len(batch["index"]):

@@ -60,7 +60,10 @@ class Prepared(nn.Module):
     def __init__(self, info: DataInfo) -> None:
         super().__init__()
         transform = transform_of(info)
-        factor, offset, centre, spread = None, None, None, None
+        factor = None
+        offset = None
+        centre = None
+        spread = None
         if isinstance(transform, ImageTransform):
             example = torch.zeros(1, *info.input_shape)
             factor, offset = scaling(example, transform.mean, transform.std, transform.maximum)

@@ -65,7 +65,9 @@ class SampleCollector:
         self.predicted: list[Array] = []
         self.confidence: list[Array] = []
         self.losses: list[Array] = []
-        self.mistakes, self.largest, self.masks = _Worst(), _Worst(), _Worst()
+        self.mistakes = _Worst()
+        self.largest = _Worst()
+        self.masks = _Worst()
 
     def see(self, output: Any, batch: Mapping[str, Any]) -> None:
         """Take in a batch and the network's output for it."""
@@ -121,7 +123,9 @@ class SampleCollector:
     def _picture(self, batch: Mapping[str, Any], row: int) -> dict[str, Any]:
         """A sample's index, its case and its input."""
         facts: dict[str, Any] = {}
-        index, cases, input = batch.get("index"), batch.get("case"), batch.get("input")
+        index = batch.get("index")
+        cases = batch.get("case")
+        input = batch.get("input")
         if isinstance(index, Tensor):
             facts["index"] = int(index[row])
         if isinstance(cases, (list, tuple)):
@@ -165,7 +169,9 @@ class SampleCollector:
 
     def _shown(self, facts: dict[str, Any], loader: Any) -> dict[str, Any]:
         """What is written of a sample: numbers, a name, a small picture."""
-        input, masks, index = facts.get("input"), facts.get("masks"), facts.get("index")
+        input = facts.get("input")
+        masks = facts.get("masks")
+        index = facts.get("index")
         plain = {key: value for key, value in facts.items() if key not in ("input", "masks")}
         if "name" not in plain and index is not None:
             plain["name"] = _name(loader, index)

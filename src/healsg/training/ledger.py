@@ -109,7 +109,9 @@ class Ledger:
         self.pending.clear()
         self.waiting = 0
         self.begun = True
-        output, index, target = output.float(), index.to(output.device), target.long()
+        output = output.float()
+        index = index.to(output.device)
+        target = target.long()
         loss = F.cross_entropy(output, target, reduction="none")
         self.loss[index] = loss.clamp(max=HIGHEST).half()
         self.confidence[index] = (-loss).exp().half()

@@ -258,7 +258,9 @@ def coarsened(image: Tensor, zoom: float) -> Tensor:
 
 def powered(image: Tensor, gamma: float) -> Tensor:
     """The intensities, as a share of their range, to the power of ``gamma``; mean and deviation as before."""
-    mean, deviation, low = image.mean(), image.std(), image.min()
+    mean = image.mean()
+    deviation = image.std()
+    low = image.min()
     spread = (image.max() - low).clamp(min=1e-7)
     made = ((image - low) / spread) ** gamma * spread + low
     made = made - made.mean()
