@@ -37,6 +37,7 @@ ACTING: dict[str, list[str]] = {
     "ldam_drw": ["data.imbalance=5"],
     "logit_adjustment": ["data.imbalance=5"],
     "coteaching": ["data.label_noise=0.2", "method.ramp=0.5"],
+    "dividemix": ["data.label_noise=0.2", "method.warmup=0", "method.ramp=0.1"],
     # The bias of their last layer has no gradient but rounding errors, which AdamW would make steps of.
     "barlow_twins": ["method/optimizer=sgd", "method.optimizer.lr=0.001"],
     "vicreg": ["method/optimizer=sgd", "method.optimizer.lr=0.001"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from typing import Any
 
@@ -251,3 +252,30 @@ def test_several_streams_over_processes() -> None:
         index = [part["labelled"]["index"].tolist() for part, _ in (first, second)]
         assert index[0] + index[1] == together[0]["labelled"]["index"].tolist()
         assert first[1] + second[1] == together[1]
+
+
+def test_batches_for_a_gpu_are_page_locked_outside_of_the_loops_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same batches as ever; the thread ends with a pass that is left early, and its errors reach the loop."""
+    threads: list[str] = []
+
+    def pinned(value: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return value
+
+    monkeypatch.setattr("healsg.data.loader._pinned", pinned)
+    loader = plain(DatasetSource(Noisy(21)), 4, workers=1)
+    on_gpu = loader.sharded(Sharding(seed=1, device=torch.device("cuda:0")))
+    wanted = dealt(loader.sharded(Sharding(seed=1)))
+    assert [batch["index"].tolist() for batch, *_ in dealt(on_gpu)] == [batch["index"].tolist() for batch, *_ in wanted]
+    assert set(threads) == {"pinning"}
+    passing = on_gpu.batches(1)
+    next(passing)
+    passing.close()  # type: ignore[attr-defined]
+    assert "pinning" not in {thread.name for thread in threading.enumerate()}
+
+    def failing(value: Any) -> Any:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr("healsg.data.loader._pinned", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        dealt(on_gpu)

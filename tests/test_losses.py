@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from healsg.errors import ConfigError
 from healsg.losses import classification as losses
+from healsg.losses.mixture import share_of_smaller
 from healsg.methods import lora, mixing
 from healsg.methods.attack import ascend
 from healsg.methods.coteaching import exchange
@@ -520,3 +521,16 @@ def test_low_rank_changes_merged_and_unmerged() -> None:
         for name, parameter in plain.named_parameters():
             parameter.copy_(lora.merged(model, name, values))
         near(plain(given), model(given), 1e-12)
+
+
+def test_a_mixture_tells_small_losses_from_large_ones_as_scikit_learn_does() -> None:
+    from sklearn.mixture import GaussianMixture
+
+    random = np.random.default_rng(3)
+    values = np.concatenate([random.normal(0.3, 0.1, 300), random.normal(2.0, 0.6, 200)])
+    scaled = ((values - values.min()) / (values.max() - values.min()))[:, None]
+    model = GaussianMixture(2, reg_covar=5e-4, max_iter=200, tol=1e-6, random_state=0).fit(scaled)
+    theirs = model.predict_proba(scaled)[:, model.means_.argmin()]
+    ours = share_of_smaller(torch.from_numpy(values)).numpy()
+    assert np.abs(ours - theirs).mean() < 0.02
+    assert torch.isfinite(share_of_smaller(torch.ones(5))).all()

@@ -121,6 +121,7 @@ def half(method: str, precision: str, *more: str) -> None:
         ["method=sgd", "method.mixup=0.4", "method.ema=0.9"],
         ["method=gce", "method/optimizer=adamw"],
         ["method=coteaching"],
+        ["method=dividemix"],
         ["method=linear_probe", "method.optimizer.lr=0.03"],
         ["method=sam"],
         ["method=ldam_drw"],
@@ -361,6 +362,19 @@ def test_co_teaching_keeps_fewer_and_gives_one_network(monkeypatch: pytest.Monke
     assert moving == set(task.model.parameters())
 
 
+def test_dividemix_tells_right_labels_from_wrong_ones() -> None:
+    """The wrong labels are found, by both networks, and what is saved is the mean of both."""
+    options = ["method=dividemix", "data.label_noise=0.4", "data.batch_size=64", "runner.epochs=8"]
+    task = trained(*SMALL, "model.width=64", *options)
+    noisy = task.train_loader.sources["labelled"].targets
+    clean = trained(*SMALL, "runner.steps=1", name="clean").train_loader.sources["labelled"].targets
+    right = noisy == clean
+    for divided in task.task_method.clean:
+        assert float(divided[right].mean()) > float(divided[~right].mean()) + 0.4
+    names = set(load(Path("runs/run/checkpoints/best.pt"))["model"])
+    assert {name.partition(".")[0] for name in names} == {"first", "second"}
+
+
 def test_co_teaching_leaves_all_out_in_the_last_epoch_of_the_ramp() -> None:
     """The authors' ``numpy.linspace(0, noise, 10)`` over the first 10 of 200 epochs, and less than two epochs of it."""
     shares = [left_out_share(0.2, 0.05, 390 * epoch + step, 200 * 390, 390) for epoch in range(12) for step in (0, 389)]
@@ -514,6 +528,8 @@ REFUSED = {
     "method=elr method.mixup=0.2": r"method\.mixup: elr remembers the prediction of each sample as it is; set it to 0",
     "method=linear_probe method.freeze=head": r"method\.freeze: 'head' is not the word body",
     "method=coteaching method.layer_decay=0.5": r"method\.layer_decay: co-teaching trains two networks",
+    "method=dividemix method.mixup=0.2": r"method\.mixup: dividemix mixes the samples itself",
+    "method=dividemix method.freeze=body": r"method\.freeze: DivideMix trains two networks",
     "method=gce method.q=1.5": r"method\.q: 1\.5 is out of range",
     "method=sam runner.auto_accumulate=true": "the loss of SAM is no mean over samples",
 }

@@ -1,4 +1,5 @@
-"""An experiment: a method against the fair baseline, over seeds that set the split, the weights and the order."""
+"""An experiment: a method against a baseline, both tuned with equal effort on one half of the digits and measured on
+the other half."""
 
 from __future__ import annotations
 
@@ -8,14 +9,34 @@ import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 Stages = tuple[tuple[str, ...], ...]
+Grid = tuple[tuple[str, ...], ...]
+Side = Literal["baseline", "method"]
 
-COMMON = (
-    *("data=digits", "data.val_fraction=0", "model=cnn", "model.width=16", "method.optimizer.lr=3e-3"),
-    *("runner.eval_every=1000000", "quiet=true"),
+CHOOSING = range(3)
+"""Seeds, and so folds of the choosing half, over which the settings of a grid are compared."""
+
+REPORTING = range(100, 105)
+"""Seeds, and so all five folds of the reporting half."""
+
+DATA = (
+    *("data=digits", "data._target_=benchmarks.methods.halves.HalfDigits", "trusted=[benchmarks]"),
+    *("data.val_fraction=0", "runner.eval_every=1000000", "quiet=true"),
 )
-"""The test part is looked at once, at the end of a run, and chooses nothing."""
+"""The test part is looked at once, at the end of a run."""
+
+COMMON = (*DATA, "model=cnn", "model.width=16")
+
+
+def grid(rates: tuple[str, ...] = ("3e-3", "1e-2"), **settings: tuple[Any, ...]) -> Grid:
+    """Every learning rate with every value of the settings, where ``__`` stands for a dot: ``runner__steps=(100,)``."""
+    combined: Grid = tuple((f"method.optimizer.lr={rate}",) for rate in rates)
+    for key, values in settings.items():
+        dotted = key.replace("__", ".")
+        combined = tuple((*chosen, f"{dotted}={value}") for chosen in combined for value in values)
+    return combined
 
 
 @dataclass(frozen=True)
@@ -26,10 +47,9 @@ class Experiment:
         name: of the row, alone in all families.
         setting: the data and the budget, for the reader.
         baseline, method: stages, each the overrides of one ``healsg train``; ``{0}``, ``{1}``, ... stand for the name
-            of an earlier stage's run. ``seed=S data.split_seed=S`` come before them. ``baseline`` may be empty where
-            ``least`` alone is asked for.
-        gain: what the mean paired gain must reach, in points (100 times ``measure``).
-        least: what the method's mean must reach, in points.
+            of an earlier stage's run. The seed, the half and the fold come before them.
+        baseline_grid, method_grid: settings that are tried on the choosing half, each added to the last stage; as many
+            for the baseline as for the method.
         measure: a number of the last stage: of its test, else of its last epoch, as in ``metrics.jsonl``; or
             ``recall:0,1,2``, the mean recall of these classes on the test part.
         note: what the reader must know beside it.
@@ -39,10 +59,19 @@ class Experiment:
     setting: str
     baseline: Stages
     method: Stages
-    gain: float | None = None
-    least: float | None = None
+    baseline_grid: Grid
+    method_grid: Grid
     measure: str = "test/acc"
     note: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.baseline_grid) != len(self.method_grid):
+            raise ValueError(f"{self.name}: {len(self.baseline_grid)} settings against {len(self.method_grid)}")
+
+    def stages(self, side: Side, chosen: tuple[str, ...]) -> Stages:
+        """The stages of a side with a setting of its grid."""
+        stages: Stages = getattr(self, side)
+        return (*stages[:-1], (*stages[-1], *chosen))
 
 
 @dataclass
@@ -55,6 +84,10 @@ class Finished:
     failed: str = ""
 
 
+class FailedRunError(Exception):
+    """A run of an experiment that did not finish, in one line."""
+
+
 class Bench:
     """Runs stages in the current folder; the same overrides are run once."""
 
@@ -62,29 +95,45 @@ class Bench:
         self.done: dict[tuple[str, ...], Finished] = {}
 
     def run(self, overrides: tuple[str, ...]) -> Finished:
-        """One ``healsg train``; what it raises is told, not raised."""
+        """One ``healsg train``; what it raises is in the result."""
         if overrides not in self.done:
             name = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:16]
             self.done[overrides] = train(f"run-{name}", overrides)
         return self.done[overrides]
 
-    def stages(self, stages: Stages, seed: int, measure: str) -> tuple[float | None, float, str]:
-        """The measure of the last stage in points, the CPU seconds of all, and why it failed."""
+    def stages(self, stages: Stages, seed: int, half: str, measure: str) -> tuple[float, float]:
+        """The measure of the last stage in points, and the CPU seconds of all. Raises FailedRunError."""
         names: list[str] = []
         seconds = 0.0
         for number, stage in enumerate(stages):
-            overrides = [f"seed={seed}", f"data.split_seed={seed}", *stage]
+            overrides = [f"seed={seed}", f"data.split_seed={seed}", f"+data.half={half}", *stage]
             for place, name in enumerate(names):
                 overrides = [override.replace(f"{{{place}}}", name) for override in overrides]
             finished = self.run(tuple(overrides))
             if finished.failed:
-                return None, seconds, f"seed {seed}, stage {number}: {finished.failed}"
+                raise FailedRunError(f"seed {seed}, stage {number}: {finished.failed}")
             names.append(finished.name)
             seconds += finished.seconds
         try:
-            return 100 * measured(finished, measure), seconds, ""
+            return 100 * measured(finished, measure), seconds
         except Exception as error:
-            return None, seconds, f"seed {seed}: {measure}: {error!r}"
+            raise FailedRunError(f"seed {seed}: {measure}: {error!r}") from error
+
+    def choose(self, experiment: Experiment, side: Side) -> dict[str, Any]:
+        """The setting of a grid with the best mean over the choosing half's folds, with the means of all."""
+        settings: Grid = getattr(experiment, f"{side}_grid")
+        means = []
+        for setting in settings:
+            stages = experiment.stages(side, setting)
+            values = [self.stages(stages, seed, "choose", experiment.measure)[0] for seed in CHOOSING]
+            means.append(round(statistics.mean(values), 3))
+        return {"tried": [list(setting) for setting in settings], "means": means, "best": means.index(max(means))}
+
+    def report(self, experiment: Experiment, side: Side, chosen: dict[str, Any]) -> dict[str, Any]:
+        """The values and seconds of the chosen setting on every fold of the reporting half."""
+        stages = experiment.stages(side, tuple(chosen["tried"][chosen["best"]]))
+        pairs = [self.stages(stages, seed, "report", experiment.measure) for seed in REPORTING]
+        return {"values": [value for value, _ in pairs], "seconds": [round(seconds, 2) for _, seconds in pairs]}
 
 
 def train(name: str, overrides: tuple[str, ...]) -> Finished:
@@ -97,7 +146,7 @@ def train(name: str, overrides: tuple[str, ...]) -> Finished:
     except Exception as error:  # a broken method is a row of the table, not the end of it
         return Finished(name, failed=f"{type(error).__name__}: {error}".splitlines()[0])
     if result["status"] != "finished":
-        return Finished(name, failed=f"status {result['status']}")
+        raise SystemExit(f"the run was {result['status']}; --missing goes on with the rows that are missing")
     seconds = time.process_time() - began
     rows = [json.loads(line) for line in (Path("runs") / name / "metrics.jsonl").read_text().splitlines()]
     numbers: dict[str, float] = {}
@@ -126,7 +175,7 @@ def recalls(name: str) -> list[float]:
     from healsg.runs.folder import find
     from healsg.trainer import TaskTrainer
 
-    task = build_task(TaskTrainer.load(name).composed)
+    task = build_task(TaskTrainer.load(name, "trusted=[benchmarks]").composed)
     state = weights_state(find(name), "best")
     task.build(fresh_weights=False, training=False, data_info=saved_info(state))
     restore_weights(task, state, "best")

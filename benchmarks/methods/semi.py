@@ -7,31 +7,28 @@ one.
 
 from __future__ import annotations
 
-from benchmarks.methods.experiment import COMMON, Experiment
+from typing import Any
 
-FEW = (*COMMON, "data.labels=40", "data.batch_size=40", "data.augment=strong", "method.ema=0.999")
+from benchmarks.methods.experiment import COMMON, Experiment, grid
+
+FEW = (*COMMON, "data.labels=40", "data.batch_size=40", "data.augment=strong", "method.ema=0.99")
+STEPS = grid(runner__steps=(150, 300))
 
 
-def experiment(name: str, *settings: str, gain: float | None = None, steps: int = 300, note: str = "") -> Experiment:
-    """A method on 40 labels."""
-    few = (*FEW, f"runner.steps={steps}")
-    return Experiment(
-        name,
-        f"40 labels, {steps} updates",
-        ((*few, "method=supervised"),),
-        ((*few, f"method={name}", "method.unlabelled_ratio=3", *settings),),
-        gain,
-        note=note,
-    )
+def experiment(name: str, **tuned: tuple[Any, ...]) -> Experiment:
+    """A method on 40 labels, with two values of one setting of its own."""
+    few = (*FEW, f"method={name}", "method.unlabelled_ratio=3", "runner.steps=300")
+    baseline = (*FEW, "method=supervised")
+    return Experiment(name, "40 labels, 300 updates (baseline 150 or 300)", (baseline,), (few,), STEPS, grid(**tuned))
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    experiment("fixmatch", "method.threshold=0.8", gain=2.5, steps=400),
-    experiment("mean_teacher", "method.unlabelled_weight=30", gain=2.5, steps=500),
-    experiment("flexmatch", "method.threshold=0.8"),
-    experiment("freematch", "method.momentum=0.97"),
-    experiment("softmatch", "method.momentum=0.97"),
-    experiment("uda"),
-    experiment("pseudo_label", "method.unlabelled_weight=1", note="Without a threshold, as in the paper."),
-    experiment("mixmatch", "method.ramp=0.3"),
+    experiment("fixmatch", method__threshold=(0.8, 0.95)),
+    experiment("mean_teacher", method__unlabelled_weight=(10, 30)),
+    experiment("flexmatch", method__threshold=(0.8, 0.95)),
+    experiment("freematch", method__momentum=(0.97, 0.99)),
+    experiment("softmatch", method__momentum=(0.97, 0.99)),
+    experiment("uda", method__threshold=(0.6, 0.8)),
+    experiment("pseudo_label", method__unlabelled_weight=(1, 3)),
+    experiment("mixmatch", method__unlabelled_weight=(25, 75)),
 )

@@ -1,30 +1,23 @@
-"""Supervised training, its optimizers, and what stacks on it."""
+"""Optimizers and what stacks on supervised training, against AdamW."""
 
 from __future__ import annotations
 
-from benchmarks.methods.experiment import COMMON, Experiment
+from benchmarks.methods.experiment import COMMON, Experiment, Grid, grid
 
-LIGHT = (*COMMON, "data.augment=light", "runner.steps=400")
-SETTING = "100 labels, no augmentation, 300 updates"
-FEW = (*COMMON, "data.labels=100", "data.augment=none", "data.batch_size=50", "runner.steps=300")
+SETTING = "100 labels, no augmentation; 100 or 300 updates"
+FEW = (*COMMON, "data.labels=100", "data.augment=none", "data.batch_size=50")
+STEPS = grid(runner__steps=(100, 300))
 
 
-def stacked(name: str, *method: str) -> Experiment:
+def stacked(name: str, *method: str, rates: Grid = STEPS, note: str = "") -> Experiment:
     """Something that stacks on AdamW, or stands in its place."""
-    return Experiment(name, SETTING, (FEW,), ((*FEW, *method),))
+    return Experiment(name, SETTING, (FEW,), ((*FEW, *method),), STEPS, rates, note=note)
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
-    Experiment("supervised", "all labels, light augmentation, 400 updates", (), (LIGHT,), least=99.2),
-    Experiment(
-        "muon",
-        f"{SETTING}; the baseline is SGD",
-        ((*FEW, "method=sgd", "method.optimizer.lr=0.3"),),
-        ((*FEW, "method=muon", "method.optimizer.lr=0.05"),),
-        gain=1.0,
-        note="both learning rates are the best of a grid on seeds 0 to 2",
-    ),
-    stacked("sam", "method=sam", "method.rho=0.1"),
+    stacked("sgd", "method=sgd", rates=grid(("0.1", "0.3"), runner__steps=(100, 300))),
+    stacked("muon", "method=muon", rates=grid(("0.02", "0.05"), runner__steps=(100, 300))),
+    stacked("sam", "method=sam", "method.rho=0.1", note="two gradients an update"),
     stacked("schedule_free", "method=schedule_free"),
     stacked("mixup", "method.mixup=0.4"),
     stacked("cutmix", "method.cutmix=1"),

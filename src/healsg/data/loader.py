@@ -20,7 +20,7 @@ from healsg.data.slices import is_by_sample, sliced
 from healsg.data.source import Batch, Reading, Source, TensorSource
 from healsg.data.views import Transform as Transform
 from healsg.data.views import make_views
-from healsg.data.workers import Workers
+from healsg.data.workers import Workers, prepared_ahead
 from healsg.training.step import Samples, TrainBatch
 
 
@@ -190,7 +190,10 @@ class Loader:
             prepare = self._new_preparer().prepare
             sources = list(self.sources.values())
             self._workers = Workers(prepare, self.workers, self.reading, sources, self.worker_init_fn)
-        return (part for prepared in self._workers.deal(places) for part in self._finished(prepared))
+        prepared_batches: Iterator[Prepared] = self._workers.deal(places)
+        if self.sharding.device.type == "cuda":
+            prepared_batches = prepared_ahead(prepared_batches, _pinned_parts, self.sharding.device)
+        return (part for prepared in prepared_batches for part in self._finished(prepared))
 
     def counted(self, batch: Batch, rows: int, position: int) -> TrainBatch:
         """A batch that ``batches`` gave for ``position``, with ``rows``, as a training step gets it."""
@@ -219,8 +222,6 @@ class Loader:
         device = self.sharding.device
         alone = len(prepared.parts) == 1
         for dealt, later in prepared.parts:
-            if self.workers and device.type == "cuda":
-                dealt = {stream: _pinned(batch) for stream, batch in dealt.items()}
             for stream, draws in later.items():
                 if draws:
                     raw = {key: _moved(value, device) for key, value in dealt[stream].items()}
@@ -232,6 +233,11 @@ class Loader:
 
 def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def _pinned_parts(prepared: Prepared) -> Prepared:
+    """The same with its batches in page-locked memory."""
+    return prepared._replace(parts=[(_pinned(dealt), later) for dealt, later in prepared.parts])
 
 
 def _pinned(value: Any) -> Any:

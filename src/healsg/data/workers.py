@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import queue
 import signal
 import threading
 import traceback
@@ -17,7 +18,7 @@ from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.multiprocessing import Pipe, Process
@@ -26,6 +27,8 @@ from healsg import system
 from healsg.data.source import Reading, line
 from healsg.errors import DataError, HealsgError
 from healsg.torch_private import become_worker
+
+Given = TypeVar("Given")
 
 LARGEST_KEPT = 1 << 30
 """Bytes of a batch up to which a worker uses the memory of the one before again."""
@@ -114,6 +117,46 @@ class Workers:
         self.end()
         where = f"; it was last at {self.sources[stream].name(index)}" if index >= 0 else ""
         return f"loader worker {number} {how}{where}{f' and {more} more' if more else ''}"
+
+
+def prepared_ahead(given: Iterator[Given], prepare: Callable[[Given], Given], device: torch.device) -> Iterator[Given]:
+    """``prepare`` of each of ``given``, one ahead, in a thread of its own: page-locking memory takes as long as copying
+    it, and the loop's thread has a GPU to keep busy.
+
+    What is raised in the thread is raised here. The thread ends with the iterator, also where that is left early.
+    """
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
+    left = threading.Event()
+
+    def put(ends: bool, value: Any) -> None:
+        while not left.is_set():
+            with contextlib.suppress(queue.Full):
+                return ready.put((ends, value), timeout=0.1)
+
+    def work() -> None:
+        try:
+            if device.type == "cuda" and torch.cuda.is_available():
+                torch.cuda.set_device(device)  # of this thread, whose memory would otherwise be the first GPU's
+            for each in given:
+                if left.is_set():
+                    return
+                put(False, prepare(each))
+            put(True, None)
+        except BaseException as error:  # raised in the loop's thread
+            put(True, error)
+
+    thread = threading.Thread(target=work, name="pinning", daemon=True)
+    thread.start()
+    try:
+        ends, value = ready.get()
+        while not ends:
+            yield value
+            ends, value = ready.get()
+        if value is not None:
+            raise value
+    finally:
+        left.set()
+        thread.join()
 
 
 def _end(hands: list[tuple[Any, Any]]) -> None:

@@ -54,9 +54,15 @@ def task_of(folder: RunFolder, like: Task) -> BasicTask:
     settings += ["runner.compile=false", "runner.cuda_graph=false", f"runner.threads={torch.get_num_threads()}"]
     token = _student.set(False)
     try:
-        return build_task(load_saved(folder, settings))
+        return build_task(load_saved(folder, [*settings, *trusted(like)]))
     finally:
         _student.reset(token)
+
+
+def trusted(like: Task) -> list[str]:
+    """What the student's own command line trusts, which holds for its teacher's parts too, as an override."""
+    packages = list(like.config.trusted)
+    return [f"trusted=[{','.join(packages)}]"] if packages else []
 
 
 def network_of(folder: RunFolder, like: Task) -> nn.Module:
@@ -69,7 +75,7 @@ def network_of(folder: RunFolder, like: Task) -> nn.Module:
     info, state = best_of(folder)
     if info is not None:
         with contextlib.suppress(RunError):
-            _, network = network_of_run(load_saved(folder, []), info, state)
+            _, network = network_of_run(load_saved(folder, trusted(like)), info, state)
             if not like.runner.device_setup.double:
                 network.float()  # a teacher of an fp64 run sees what its student sees
             if like.data_info is not None and (scale := rescaling(info, like.data_info)) is not None:
@@ -206,7 +212,7 @@ class Distilled(TaskMethod):
             )
         try:
             folder = find(self.run, self.start)
-            load_saved(folder, [])
+            load_saved(folder, trusted(task))
             if not safefiles.require(folder.best):
                 raise RunError(f"{folder.shown} has no best weights yet; train it first")
             info, _ = best_of(folder)
