@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -62,6 +62,8 @@ class TaskRunner:
         processes: how many the command starts on this machine for the run (``commands.processes``); None is one, or
             those that a launcher such as torchrun has started.
         timeout: seconds that one of several processes waits for another one before the run ends with an error.
+        tune: seconds in which the command measures how the task trains fastest (``commands.tune``) before the run
+            begins; it then stands here as None, and the settings that were chosen are plain ones.
         ledger: keep loss, confidence and correctness of every training sample in every epoch; see ``Ledger``.
     """
 
@@ -79,7 +81,7 @@ class TaskRunner:
         clip_norm: Positive | None = None,
         compile: Compile = False,
         cuda_graph: bool = False,
-        channels_last: bool = False,
+        channels_last: bool | Literal["auto"] = "auto",
         threads: Threads | None = None,
         deterministic: bool = False,
         log_every: Count = 50,
@@ -96,6 +98,7 @@ class TaskRunner:
         callbacks: Mapping[str, Callback] | None = None,
         pause_after: Count | None = None,
         processes: Count | None = None,
+        tune: Positive | None = None,
     ) -> None:
         self.epochs = epochs
         self.steps = steps
@@ -110,6 +113,7 @@ class TaskRunner:
         self.max_time = max_time
         self.pause_after = pause_after
         self.processes = processes
+        self.tune = tune
         self.limit_batches = limit_batches
         self.callbacks = dict(callbacks or {})
         self.wrapping = compile, cuda_graph, find_unused_parameters

@@ -189,6 +189,7 @@ class BasicTask:
         sharding = runner.sharding(seed, least)
         self.loaders = {split: loader.sharded(sharding) for split, loader in self.loaders.items()}
         runner.plan_run(self.train_loader, seed, least)
+        runner.device_setup.choose_layout(self.model)
         for module in (self.model, self.criterion, self.task_method):
             if isinstance(module, nn.Module):
                 runner.device_setup.move_module(module)
@@ -219,6 +220,7 @@ class BasicTask:
         _warn_of_other_inputs(data_info, self.data_info)
         self.loaders = {split: loader}
         self.criterion = self.build_criterion()
+        runner.device_setup.choose_layout(network)
         for module in (network, self.criterion):
             runner.device_setup.move_module(module)
         return EvalEpoch(self, split, network)

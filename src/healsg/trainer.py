@@ -78,6 +78,8 @@ class TaskTrainer:
         Raises:
             HealsgError: something the user can mend. Whatever else is raised in the run is raised here.
         """
+        if self.config["runner"].get("tune") is not None:
+            raise ConfigError("runner.tune: the command healsg train measures; from Python, give plain settings")
         with returning():
             task, loggers, self.folder = self._begin(folder)
             runner = task.runner

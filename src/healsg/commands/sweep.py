@@ -22,6 +22,7 @@ from healsg.commands import processes
 from healsg.commands.arguments import composed_once
 from healsg.commands.launching import InProcesses, InThisProcess, Result, launch
 from healsg.commands.sweep_table import Row, numbers, table
+from healsg.commands.tune import tuned_jobs
 from healsg.config.schema import Composed, check_init_from, verify
 from healsg.errors import BusyError, ConfigError, one_line
 from healsg.runs import claim, redact
@@ -114,7 +115,7 @@ def run_jobs(
         launcher: what runs them; one after the other in this process where it is None.
         stop_signal: of the command.
     """
-    left, waits = dict(jobs), False
+    left, waits = dict(tuned_jobs(name, jobs)), False
     while left:
         ready = [job for job in left if not (waits and RunFolder(ROOT / name / job).is_locked())]
         for row in [_of_another(name, job) for job in ready] if waits else []:

@@ -11,6 +11,7 @@ from argparse import Namespace
 from healsg.commands import processes
 from healsg.commands.arguments import claimed_early, composed_once, parse_arguments, parser
 from healsg.commands.train_help import help_lines
+from healsg.commands.tune import tuned
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError, one_line
@@ -40,7 +41,7 @@ def run(arguments: list[str]) -> int:
             return run_search(composer, overrides)
         return run_sweep(composer, overrides)
     stop_signal = StopSignal()  # from here on the time counts
-    composed = composed_once(lambda: _of_one_run(composer().compose(overrides)))
+    composed = composed_once(lambda: tuned(_of_one_run(composer().compose(overrides))))
     if (count := processes.wanted(composed)) > 1:
         return processes.become_agent(count, processes.job_of(composed, None, stop_signal.began))
     with stop_signal:

@@ -15,6 +15,7 @@ from healsg.commands import processes
 from healsg.commands.arguments import parse_arguments
 from healsg.commands.diverge import TRACE, entries, first_line, first_tensor
 from healsg.commands.launching import BrokenError, TracedProcess, launch
+from healsg.commands.tune import tuned
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError, RunError
@@ -82,7 +83,7 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(
             "healsg verify: takes the settings of one run, and of the options --config-dir, --config-name"
         )
-    composed = Composer(args.config_dir, args.config_name or "config").compose(args.overrides)
+    composed = tuned(Composer(args.config_dir, args.config_name or "config").compose(args.overrides))
     base = f"verify-{composed.values['name'] or claim.new_name(composed.choices)}"
     claim.check_name(f"{base}-killed{options.runs}")
     names = ["whole", "again", *(f"killed{number}" for number in range(1, options.runs + 1))]

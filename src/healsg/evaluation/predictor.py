@@ -61,6 +61,7 @@ class Predictor:
         self.task_model = task_model
         self.device_setup = device_setup
         self.info = info
+        device_setup.choose_layout(network)
         device_setup.move_module(network)
 
     def __call__(self, given: Any, batch_size: int = 64, features: bool = False) -> Prediction:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from healsg.errors import ConfigError
 from healsg.torch_private import is_compiled, prepare_compilation
+from healsg.training.layout import image_dims, prefers_channels_last
 from healsg.training.parallel import Parallel
 from healsg.training.step import TrainBatch
 
@@ -25,6 +26,7 @@ THREADS = torch.get_num_threads()
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
 Compile = bool | Literal["regional"]
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 ROWS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 compiled = weakref.WeakSet[nn.Module]()
 """The blocks that ``runner.compile=regional`` has compiled; an evaluation takes them as they are written."""
@@ -64,7 +66,8 @@ class DeviceSetup:
         device: see ``choose_device``.
         precision: ``fp32``; ``tf32`` in matrix products and convolutions; ``bf16`` or ``fp16`` (with loss scaling) by
             autocast; ``fp64``.
-        channels_last: whether images and the weights of convolutions get that memory format.
+        channels_last: whether pictures, volumes and the weights of convolutions get that memory format; ``auto`` by
+            the layers of the network, see ``choose_layout``.
         deterministic: whether kernels whose result is not reproducible are refused.
         parallel: the processes of the run; one alone where it is None.
     """
@@ -73,7 +76,7 @@ class DeviceSetup:
         self,
         device: str | int,
         precision: Precision,
-        channels_last: bool,
+        channels_last: bool | Literal["auto"],
         deterministic: bool,
         parallel: Parallel | None = None,
     ) -> None:
@@ -82,10 +85,12 @@ class DeviceSetup:
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         self.tf32 = precision == "tf32"
         self.double = precision == "fp64"
-        self.channels_last = channels_last
+        self.wanted_layout = channels_last
+        self.image_dims: tuple[int, ...] = (4,) if channels_last is True else ()
+        """Dimensions of the tensors that get the format: 4 for pictures and the weights of their convolutions, 5 for
+        volumes; none where the format stays. ``choose_layout`` looks at the network."""
         self.deterministic = deterministic
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
-        self._moves_nothing = self.dtype is None and not self.double and not channels_last and self.device.type == "cpu"
         self._copy_stream: Any = None
         """The CUDA stream on which batches are copied, once ``activate`` has made it."""
 
@@ -111,13 +116,23 @@ class DeviceSetup:
         """The context of a forward pass."""
         return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
 
+    def choose_layout(self, network: nn.Module) -> None:
+        """Choose the memory format of pictures and weights for this network, before anything is moved.
+
+        It must be called wherever a network is to be run; the choice depends on nothing but its layers, the device and
+        the precision (``layout.prefers_channels_last``), so that training and evaluation agree.
+        """
+        wanted = self.wanted_layout
+        if wanted == "auto":
+            wanted = prefers_channels_last(network, self.device.type, self.dtype is not None or self.tf32)
+        self.image_dims = image_dims(network) if wanted else ()
+
     def move_module(self, module: nn.Module) -> None:
         """Move a module to the device, in place."""
         module.to(device=self.device, dtype=torch.float64 if self.double else None)
-        if self.channels_last:
-            for parameter in module.parameters():
-                if parameter.dim() == 4:
-                    parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        for parameter in module.parameters():
+            if parameter.dim() in self.image_dims:
+                parameter.data = parameter.data.to(memory_format=FORMATS[parameter.dim()])
 
     @overload
     def move(self, batch: TrainBatch) -> TrainBatch: ...
@@ -127,7 +142,7 @@ class DeviceSetup:
 
     def move(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch, or a batch of streams, on the device."""
-        if self._moves_nothing:
+        if self.dtype is None and not self.double and not self.image_dims and self.device.type == "cpu":
             return batch
         moved = {key: self._moved(value) for key, value in batch.items()}
         return TrainBatch(moved, batch.samples) if isinstance(batch, TrainBatch) else moved
@@ -144,8 +159,7 @@ class DeviceSetup:
             here.wait_stream(self._copy_stream)
             value.record_stream(here)
         dtype = torch.float64 if self.double and value.is_floating_point() else value.dtype
-        images = self.channels_last and value.dim() == 4
-        memory_format = torch.channels_last if images else torch.preserve_format
+        memory_format = FORMATS[value.dim()] if value.dim() in self.image_dims else torch.preserve_format
         return value.to(self.device, dtype, memory_format=memory_format)
 
     def wrap(self, model: nn.Module, compile: Compile, cuda_graph: bool, find_unused_parameters: bool) -> nn.Module:
