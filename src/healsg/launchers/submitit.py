@@ -1,0 +1,160 @@
+"""``launcher=submitit``: each job of a sweep as a job of Slurm, submitted by submitit; or of this machine, to try it.
+
+The scheduler decides when and where a job runs. A job that it preempts or that reaches its time saves, is queued again,
+and goes on: it is the same run. The command that has submitted the jobs waits for them and writes the table. It may be
+left: the jobs go on without it, and the same command collects what has finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from healsg import system
+from healsg.errors import ConfigError
+from healsg.runs.folder import ROOT
+from healsg.sweeps.launcher import LOST, Answer, JobLauncher, Order
+from healsg.types import Count
+
+_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from healsg.commands.worker import main; sys.exit(main())"
+_POLL = 0.5
+"""Seconds between two looks at the jobs."""
+_SAVING = 90.0
+"""Seconds that a job has to save when the scheduler takes its machine away; submitit's signal comes 90 s before."""
+
+
+class SubmititLauncher(JobLauncher):
+    """Submits the jobs of a sweep.
+
+    Args:
+        executor: ``slurm``, or ``local`` for processes of this machine.
+        workers: jobs that run at once.
+        minutes: of a job, after which the scheduler ends it; it saves before, and is queued again.
+        requeues: times that a job may be queued again.
+        options: what submitit's executor takes besides, such as ``{slurm_partition: gpu, gpus_per_node: 1}``.
+    """
+
+    def __init__(
+        self,
+        executor: Literal["slurm", "local"] = "slurm",
+        workers: Count = 16,
+        minutes: Count = 60,
+        requeues: Count = 3,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if find_spec("submitit") is None:
+            raise ConfigError("launcher: needs submitit; pip install 'healsg[submitit]'")
+        self.executor = executor
+        self.workers = workers
+        self.minutes = minutes
+        self.requeues = requeues
+        self.options = dict(options or {})
+
+    def results(self, orders: Sequence[Order], asked: Callable[[], int | None]) -> Iterator[tuple[int, Answer]]:
+        waiting = list(enumerate(orders))
+        running: dict[int, Any] = {}
+        if not orders:
+            return
+        executor = self._executor(orders[0]["name"])
+        # Slurm limits an array by itself, so that all jobs are there when this command is left
+        limit = len(waiting) if self.executor == "slurm" else self.workers
+        while waiting or running:
+            if asked():
+                if running:
+                    print(f"{len(running)} jobs go on without this command; the same command collects them", flush=True)
+                return
+            if chosen := waiting[: limit - len(running)]:
+                waiting = waiting[len(chosen) :]
+                with executor.batch() if self.executor == "slurm" else contextlib.nullcontext():
+                    submitted = [executor.submit(Submitted(order)) for _, order in chosen]
+                running |= {place: job for (place, _), job in zip(chosen, submitted, strict=True)}
+            for place in [place for place, job in running.items() if job.done()]:
+                yield place, _answer(running.pop(place))
+            time.sleep(_POLL if running else 0)
+
+    def close(self) -> None:
+        """Nothing of the jobs is this process's."""
+
+    def _executor(self, sweep: str) -> Any:
+        import submitit
+
+        folder = (ROOT / sweep / ".submitit").resolve()
+        try:
+            executor = submitit.AutoExecutor(
+                folder=folder, cluster=self.executor, **{f"{self.executor}_max_num_timeout": self.requeues}
+            )
+            arrays = {"slurm_array_parallelism": self.workers} if self.executor == "slurm" else {}
+            executor.update_parameters(name=sweep, timeout_min=self.minutes, **arrays, **self.options)
+        except (RuntimeError, TypeError, ValueError, NameError) as error:
+            raise ConfigError(f"launcher: submitit refuses it: {str(error).splitlines()[0]}") from error
+        return executor
+
+
+def _answer(job: Any) -> Answer:
+    """How a job ended."""
+    try:
+        answer: Answer = job.result()
+        return answer
+    except Exception as error:  # of submitit, whatever happened there
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = f"job {job.job_id}: {lines[-1]}; the same command goes on with it"
+        return {"status": LOST, "exit": 1, "reason": reason}
+
+
+class Submitted:
+    """What runs on the machine that the scheduler chose: it trains one job in a process of its own.
+
+    submitit pickles it; ``checkpoint`` is what it calls when the scheduler takes the machine away.
+
+    Args:
+        order: of the job.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> Answer:
+        """Train; raises RuntimeError where the process that trains ended without an answer."""
+        line = [sys.executable, "-P", "-c", _PROGRAM, str(Path(__file__).parents[2])]
+        self._child = child = subprocess.Popen(
+            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with child.stdin as orders, child.stdout as answers:
+            answer = self._ask(orders, answers)
+        code = child.wait()
+        if answer is None:
+            ended = f"by {system.signal_name(-code)}" if code < 0 else f"with status {code}"
+            raise RuntimeError(f"its process was ended {ended}")
+        return answer
+
+    def _ask(self, orders: IO[bytes], answers: IO[bytes]) -> Answer | None:
+        orders.write(json.dumps(self.order).encode() + b"\n")
+        orders.flush()
+        line = answers.readline()
+        answer: Answer | None = json.loads(line) if line.endswith(b"\n") else None
+        return answer
+
+    def checkpoint(self) -> Any:
+        """Let the run save and stop; what is queued again is the same job."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._child is not None:
+            self._child.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(_SAVING)
+            system.kill_family(self._child)
+        return DelayedSubmission(Submitted(self.order))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"order": self.order, "_child": None}
