@@ -28,6 +28,7 @@ DRAWN = ["data.size=16", "data.train=20", "data.test=2"]
 SHAPES = ["data=shapes2d", *DRAWN]
 VOLUMES = [*UNET, "data.patch=[16,16,8]", "data.val_fraction=0.3"]
 SMALL: dict[str, list[str]] = {
+    "runner=fast": ["runner.tune=null"],  # what it measures, the command does
     "data=cifar": FOUND,
     "data=mnist": FOUND,
     "data=imagefolder": ["data.folder=files/pictures", *PICTURES],
