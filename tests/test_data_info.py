@@ -479,6 +479,7 @@ def test_the_evaluated_network_is_made_of_the_checkpoint_alone(case: str) -> Non
         weights = network_of_run(composed, info, last)[1].state_dict()
         assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     model.load_state_dict(state["model"])
+    task.runner.device_setup.move_module(network)  # into the memory format of the model
     with torch.no_grad():
         outputs = [one(input) for one in (network, model)]
     assert torch.equal(*(one[0] if isinstance(one, tuple) else one for one in outputs))

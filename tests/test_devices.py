@@ -34,7 +34,7 @@ from helpers import REPOSITORY, beside, stopping_at
 from pretend_device import PretendDevice
 
 SHORT = ["quiet=true", "fresh=true", "runner.limit_batches=2", "runner.epochs=2", "data.batch_size=32"]
-SHORT += ["runner.log_every=1000"]
+SHORT += ["runner.log_every=1000", "runner.channels_last=false"]  # auto chooses by the type of the device
 CNN = ["model=cnn", "model.width=4"]
 REGIONS = [(TaskRunner, "step", "step"), (TrainEpoch, "run", "train"), (EvalEpoch, "run", "eval")]
 REGIONS += [(Checkpointer, "save", "save"), (BasicTask, "build", "build")]

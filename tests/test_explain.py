@@ -99,7 +99,7 @@ def test_a_key_is_explained(said: Answer) -> None:
     assert "batches an update" in found["comment"]
     assert "moving average" in said("explain", "method.ema")
     assert said("explain", "method.optimizer.lr", "method=sgd", "--json")["default"] == 0.1
-    assert said("explain", "method.threshold", "--json")["default"] == 0.95  # which the usual method has not
+    assert said("explain", "method.negatives", "--json")["default"] == 16384  # which the usual method has not
     assert said("explain", "data.folder", "data=imagefolder", "--json")["required"] is True
 
 
