@@ -37,6 +37,7 @@ COMMANDS = {
     "diff": "in what two runs differ: healsg diff RUN RUN",
     "watch": "watch runs train, from another terminal: healsg watch [RUN...]",
     "ledger": "samples that a run forgot or found hard: healsg ledger RUN (of runner.ledger=true)",
+    "rerun": "train a run again, and say whether it ends the same: healsg rerun RUN",
     "rm": "remove runs: healsg rm RUN...",
     "diverge": "where two runs first differ: healsg diverge RUN RUN",
 }
