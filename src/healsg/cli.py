@@ -38,13 +38,14 @@ COMMANDS = {
     "watch": "watch runs train, from another terminal: healsg watch [RUN...]",
     "ledger": "samples that a run forgot or found hard: healsg ledger RUN (of runner.ledger=true)",
     "rerun": "train a run again, and say whether it ends the same: healsg rerun RUN",
+    "archive": "a run as one file, and back: healsg archive RUN | --unpack FILE",
     "rm": "remove runs: healsg rm RUN...",
     "diverge": "where two runs first differ: healsg diverge RUN RUN",
 }
 
 ELSEWHERE = (
     *("resume", "eval", "predict", "export", "serve"),
-    *("show", "runs", "compare", "diff", "watch", "ledger", "rm", "diverge"),
+    *("show", "runs", "compare", "diff", "watch", "ledger", "archive", "rm", "diverge"),
 )
 """Commands on runs that exist, which need no current directory."""
 
