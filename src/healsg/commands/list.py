@@ -20,7 +20,8 @@ All about one: healsg explain method=NAME
 
   --config-dir DIR   with the options of a folder of your own
   --json             for programs: a list of objects with group, name, summary,
-                     default and file"""
+                     default, file and origin: healsg, the installed package that
+                     adds it, or the folder of your own"""
 
 
 def run(arguments: list[str]) -> int:
@@ -39,7 +40,7 @@ def run(arguments: list[str]) -> int:
     if flags["json"]:
         print(json.dumps([option for options in found for option in options], ensure_ascii=False, indent=1))
     elif rest:
-        print("\n".join(layout.rows([(_marked(option), option["summary"]) for option in found[0]])))
+        print("\n".join(layout.rows([(_marked(option), _told(option)) for option in found[0]])))
     else:
         lines = [(group, _names(options)) for group, options in zip(groups, found, strict=True)]
         print("\n".join(layout.rows(lines)))
@@ -48,10 +49,16 @@ def run(arguments: list[str]) -> int:
 
 
 def _described(group: str, catalogue: Catalogue, usual: dict[str, str]) -> list[dict[str, Any]]:
-    return [
-        {"group": group, "name": name, "summary": summary, "default": usual.get(group) == name, "file": str(file)}
-        for name, (summary, file) in catalogue.summaries(group).items()
-    ]
+    described = []
+    for name, (summary, file) in catalogue.summaries(group).items():
+        option = {"group": group, "name": name, "summary": summary, "default": usual.get(group) == name}
+        described.append(option | {"file": str(file), "origin": catalogue.composer.origin(file)})
+    return described
+
+
+def _told(option: dict[str, Any]) -> str:
+    """What a row says of an option: its summary, and whose it is where it is not ours."""
+    return option["summary"] + (f" (of {option['origin']})" if option["origin"] != "healsg" else "")
 
 
 def _marked(option: dict[str, Any]) -> str:

@@ -9,14 +9,15 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from healsg.config import check
+from healsg.config import check, packages, targets
 from healsg.config.interpolation import check_interpolations
 from healsg.config.names import did_you_mean
 from healsg.config.overrides import parse
 from healsg.config.schema import Composed, TaskConfig, check_init_from, quoted, verify
 from healsg.config.values import has_key
 from healsg.errors import ConfigError, one_line
-from healsg.paths import project_folders
+from healsg.paths import project_folders, shown
+from healsg.runs import provenance
 from healsg.runs.folder import ROOT
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ def conf_folder() -> Path:
 
 
 class Composer:
-    """Composes configurations from ``conf/`` and, if given, a folder of the user's.
+    """Composes configurations from the shipped ``conf/``, a folder ``conf/`` in the current directory, the user's other
+    folder where one is given, and those of installed packages that add parts.
 
     Args:
-        config_dir: a user's folder with groups or recipes, searched in addition to ``conf/``.
+        config_dir: a user's folder with groups or recipes, searched in addition.
         config_name: the primary config.
     """
 
@@ -53,17 +55,23 @@ class Composer:
         if not self.project:
             raise ConfigError("the current directory has been removed; change to one that exists")
         search_path = search_path_of(conf_folder())
-        if config_dir is not None:
-            folder = Path(config_dir).resolve()
-            if not folder.is_dir():
-                raise ConfigError(f"--config-dir: there is no folder {config_dir}")
-            self.project.append(folder.parent)
+        given = [] if config_dir is None else [Path(config_dir).resolve()]
+        if given and not given[0].is_dir():
+            raise ConfigError(f"--config-dir: there is no folder {config_dir}")
+        self.project += [folder.parent for folder in given]
+        self._origins = {folder: str(shown(folder)) for folder in [*given, *_own_folders()]}
+        self._origins |= _added_folders()
+        for folder in self._origins:
             search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
         version.setbase("1.3")
         GlobalHydra.instance().clear()
         self.hydra = create_hydra("healsg", search_path)
         self._loader = self.hydra.config_loader
         self.layers = Layers(cast("CheckedLoader", self._loader))
+
+    def origin(self, file: Path) -> str:
+        """Whose option a file of the configuration is: ``healsg``, an installed package, or a folder of the user's."""
+        return next((name for folder, name in self._origins.items() if file.is_relative_to(folder)), "healsg")
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Parse overrides in Hydra's grammar. Raises ConfigError, which suggests a key for a word without ``=``."""
@@ -220,6 +228,34 @@ class Composer:
                 raise ConfigError(f"{override.input_line}: makes no jobs, or more than {MOST:,}; give fewer values")
             jobs = [[*job, value] for job in jobs for value in values]
         return jobs
+
+
+def _own_folders() -> list[Path]:
+    """The ``conf/`` of the current directory, unless that is a run's, which may be anybody's, or the shipped one."""
+    shipped = conf_folder().resolve()
+    folders = [place.resolve() / "conf" for place in project_folders() if not provenance.within_run(place.resolve())]
+    return [folder for folder in folders if folder.is_dir() and folder.resolve() != shipped]
+
+
+def _added_folders() -> dict[Path, str]:
+    """The ``conf/`` of each installed package that adds parts, and what the package is called.
+
+    Raises ConfigError where there is no such folder, or it has an option of the name of one of ours or another's.
+    """
+    found: dict[Path, str] = {}
+    for name, package in packages.added():
+        place = targets.package_folder(package)
+        folder = place / "conf" if place else None
+        if folder is None or not folder.is_dir():
+            raise ConfigError(f"{name}: its entry point {packages.GROUP} names {package}, which has no folder conf/")
+        for file in sorted(folder.rglob("*.yaml")):
+            option = file.relative_to(folder)
+            others = {conf_folder(): "healsg", **found}
+            if other := next((whose for where, whose in others.items() if (where / option).exists()), None):
+                taken = f"{option.with_suffix('').as_posix()} is an option of {other} already"
+                raise ConfigError(f"{name}: {taken}; rename {file}, or uninstall the package")
+        found[folder.resolve()] = name
+    return found
 
 
 def _hydras(key: str) -> str:

@@ -2,7 +2,8 @@
 called.
 
 A configuration may come from somebody else. It may therefore call only parts: classes of the modules in ``PARTS``, of
-the user's project, or of packages that the user named in ``trusted``.
+installed packages that add parts (``healsg.config.packages``), of the user's project, or of packages that the user
+named in ``trusted``.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from healsg.config.names import did_you_mean, is_below
+from healsg.config.packages import GROUP, RESERVED, added
 from healsg.errors import ConfigError
 
 _OWN = "datasets models methods metrics transforms optimizers schedulers losses loggers callbacks launchers searches "
 _OWN += "task runner data model method"
 PARTS = (*(f"healsg.{name}." for name in _OWN.split()), "torch.nn.", "torch.optim.", "torchvision.transforms.")
-_RESERVED = sys.stdlib_module_names | {"healsg", "torch", "torchvision"}
 _DOORS = tuple(f"torch.nn.{name}." for name in ("utils", "parallel", "cpp", "attention", "modules._functions"))
 _PLACES = (
     "parts come from healsg, torch.nn, torch.optim, torchvision.models, torchvision.transforms, "
-    "modules in the current directory, or packages named in trusted=[...]"
+    f"modules in the current directory, installed packages with an entry point {GROUP}, or packages named in "
+    "trusted=[...]"
 )
 
 
@@ -74,6 +76,15 @@ def find_module(name: str, folders: Iterable[str | Path], installed: bool = Fals
         return None
     file = Path(spec.origin) if isinstance(spec.loader, SourceFileLoader) and spec.origin else None
     return Module(name, file, tuple(((file or not spec.origin) and spec.submodule_search_locations) or ()))
+
+
+def package_folder(name: str) -> Path | None:
+    """The folder of an installed package, which is not imported; None where there is none."""
+    top, *inner = name.split(".")
+    module = find_module(top, sys.path, installed=True)
+    for part in inner:
+        module = find_module(f"{module.name}.{part}", module.folders) if module else None
+    return Path(module.folders[0]) if module and module.folders else None
 
 
 def split(path: str, search: Sequence[Path] = ()) -> tuple[Module | None, list[str]]:
@@ -185,8 +196,8 @@ def named(node: Any) -> Iterator[Any]:
 
 
 def allowed(target: Any, trusted: Sequence[str] = (), project: Sequence[Path] = ()) -> None:
-    """Refuse a ``_target_`` unless it is a part of HEALSg or torch, a class of a module in the ``project`` folders, or
-    in a ``trusted`` package.
+    """Refuse a ``_target_`` unless it is a part of HEALSg or torch, a class of an installed package that adds parts, a
+    class of a module in the ``project`` folders, or in a ``trusted`` package.
 
     Nothing is imported. Raises ConfigError, to whose message the caller adds the key.
     """
@@ -225,7 +236,7 @@ def verify_origin(part: Any, target: str, trusted: Sequence[str] = (), project: 
 
 def _family(path: str, trusted: Sequence[str], project: Sequence[Path]) -> str | None:
     """Why a configuration may call a dotted path: it is ``trusted``, a ``builder`` (a function of torchvision.models),
-    a ``part``, or of the ``project``; None where it may not."""
+    a ``part``, ``added`` by an installed package, or of the ``project``; None where it may not."""
     if is_below(path, trusted):
         return "trusted"
     if path.startswith("torchvision.models."):
@@ -235,8 +246,10 @@ def _family(path: str, trusted: Sequence[str], project: Sequence[Path]) -> str |
         return None
     if path.startswith(PARTS):
         return None if path.startswith(_DOORS) or path.rpartition(".")[2].startswith("_") else "part"
+    if is_below(path, [one.package for one in added()]):
+        return "added"
     top = path.split(".")[0]
-    own = None if top in _RESERVED else find_module(top, project)
+    own = None if top in RESERVED else find_module(top, project)
     return "project" if own and own.file else None
 
 
