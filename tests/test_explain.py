@@ -130,7 +130,7 @@ def test_list_says_what_can_be_chosen(said: Answer) -> None:
     lines = said("list", "model").splitlines()
     assert any(line.startswith("  * cnn ") for line in lines)
     found = said("list", "recipe", "--json")
-    assert {"group", "name", "summary", "default", "file"} == set(found[0])
+    assert {"group", "name", "summary", "default", "file", "origin"} == set(found[0])
     assert len(found) == len(list((conf_folder() / "recipe").glob("*.yaml")))
     assert all(option["summary"] for option in said("list", "--json"))
     assert "method/optimizer" in said("list")

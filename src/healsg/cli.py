@@ -28,6 +28,7 @@ COMMANDS = {
     "predict": "classes and probabilities of new samples: healsg predict RUN PATH... --out FILE",
     "export": "the network of a run as ONNX, with a program and a model card: healsg export RUN --out DIR",
     "serve": "a page on this machine to try a run on pictures: healsg serve RUN",
+    "new": "a part of your own to begin with: healsg new data|model|method NAME",
     "list": "what can be chosen: healsg list data|model|method|recipe",
     "explain": "all about an option or a key: healsg explain method=fixmatch",
     "show": "what a run was, and where its files lie: healsg show RUN",
