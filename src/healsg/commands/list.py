@@ -58,7 +58,8 @@ def _described(group: str, catalogue: Catalogue, usual: dict[str, str]) -> list[
 
 def _told(option: dict[str, Any]) -> str:
     """What a row says of an option: its summary, and whose it is where it is not ours."""
-    return option["summary"] + (f" (of {option['origin']})" if option["origin"] != "healsg" else "")
+    whose = "" if option["origin"] == "healsg" else f" (of {option['origin']})"
+    return f"{option['summary']}{whose}"
 
 
 def _marked(option: dict[str, Any]) -> str:

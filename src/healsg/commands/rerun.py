@@ -172,7 +172,7 @@ def _train(composed: Composed, first: RunFolder, second: RunFolder, quiet: bool)
 
         if threads != THREADS:
             if not quiet:
-                say(f"note: on {threads} threads as then, in place of {THREADS}: their number decides the last bits")
+                say(f"note: runner.threads={threads} as then, in place of {THREADS}: the number decides the last bits")
             composed = replace(composed, values=composed.values | {"runner": runner | {"threads": threads}})
     return launch(composed, second, InProcesses(count) if count > 1 else None)
 

@@ -176,7 +176,8 @@ def _public_document(path: Path, content: bytes) -> bytes | None:
     if public == value:
         return None
     if path.suffix == ".yaml":
-        return yaml.safe_dump(public, sort_keys=False, allow_unicode=True).encode()
+        text: str = yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
+        return text.encode()
     return (json.dumps(public, indent=2) + "\n").encode()
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from healsg import BasicTask, TaskMethod
+from healsg import TaskMethod
+from healsg.protocols import Task
 from healsg.types import NonNegative
 
 
@@ -25,7 +26,7 @@ class NewMethod(TaskMethod):
         super().__init__(**common)
         self.weight = weight
 
-    def train_step(self, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Named scalars, of which ``loss`` is minimised; no tensor's value is read here (``.item()``, ``if loss > 1``),
         so that nothing waits for the device."""
         output = task.net(batch["input"])
