@@ -10,8 +10,10 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from healsg import TaskTrainer
 from healsg.cli import main
 from helpers import record, train
 
@@ -60,7 +62,9 @@ def test_a_run_comes_out_of_its_archive_as_it_was(run: Path, tmp_path: Path, mon
     assert contents(other / "runs/a") == whole
     assert [path.name for path in (other / "runs").iterdir()] == ["a"], "nothing else is left there"
     assert main(["rerun", "a"]) == 0
+    assert record("a-rerun")["choices"] == record("a")["choices"]
     assert main(["eval", "a", "split=val"]) == 0
+    assert len(TaskTrainer.load("a").predictor()(np.zeros((2, 1, 8, 8), dtype=np.uint8)).classes) == 2
     digest = record("a")["digest"]
     assert main(["resume", "a", "runner.steps=6"]) == 0
     assert record("a")["digest"] != digest

@@ -98,7 +98,10 @@ def _composed(first: RunFolder, second: RunFolder, overrides: list[str], quiet: 
             raise ConfigError(f"{key}: a rerun keeps the settings; only what cannot alter the result may be given")
     composed = load_saved(first, overrides)
     values = composed.values | {"name": second.path.name}
-    return replace(composed, values=values | {"quiet": True} if quiet else values)
+    choices = {
+        group: option for group, option in (first.record.get("choices") or {}).items() if isinstance(option, str)
+    }
+    return replace(composed, values=values | {"quiet": True} if quiet else values, choices=choices)
 
 
 def code_notes(first: RunFolder, second: RunFolder, any_commit: bool) -> list[str]:

@@ -7,6 +7,7 @@ would grow beyond bounds are refused.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -163,33 +164,32 @@ def _public(path: Path, source: BinaryIO) -> BinaryIO:
 
 
 def _public_document(path: Path, content: bytes) -> bytes | None:
-    """A JSON or YAML file without secrets; None where it holds none."""
+    """A JSON or YAML file without secrets; None where it holds none. A damaged one is looked through as a text."""
     try:
         if path.suffix == ".yaml":
             check_file(path)
             value = yaml.safe_load(content)
         else:
             value = parse(content)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: cannot be read: {one_line(error)}") from error
-    public = redact.config(value)
+        public = redact.config(value)
+    except (ValueError, RecursionError, yaml.YAMLError):
+        text = b"".join(_public_line(path, line) for line in content.splitlines(keepends=True))
+        return None if text == content else text
     if public == value:
         return None
     if path.suffix == ".yaml":
-        text: str = yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
-        return text.encode()
+        written: str = yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
+        return written.encode()
     return (json.dumps(public, indent=2) + "\n").encode()
 
 
 def _public_line(path: Path, line: bytes) -> bytes:
     """A line of a text, with its end, without secrets."""
     if path.suffix == ".jsonl":
-        try:
+        with contextlib.suppress(ValueError, RecursionError):  # what a kill has left of a line is a text
             value = parse(line)
-        except (ValueError, RecursionError):  # what a kill has left of a line
-            return line
-        public = redact.config(value)
-        return line if public == value else json.dumps(public).encode() + b"\n"
+            public = redact.config(value)
+            return line if public == value else json.dumps(public).encode() + b"\n"
     text = line.decode("utf-8", "surrogateescape")
     return redact.text(text).encode("utf-8", "surrogateescape")
 
