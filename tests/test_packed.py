@@ -64,7 +64,8 @@ def test_a_run_comes_out_of_its_archive_as_it_was(run: Path, tmp_path: Path, mon
     assert main(["rerun", "a"]) == 0
     assert record("a-rerun")["choices"] == record("a")["choices"]
     assert main(["eval", "a", "split=val"]) == 0
-    assert len(TaskTrainer.load("a").predictor()(np.zeros((2, 1, 8, 8), dtype=np.uint8)).classes) == 2
+    predicted = TaskTrainer.load("a").predictor()(np.zeros((2, 1, 8, 8), dtype=np.uint8))
+    assert len(predicted.outputs) == 2
     digest = record("a")["digest"]
     assert main(["resume", "a", "runner.steps=6"]) == 0
     assert record("a")["digest"] != digest
