@@ -24,7 +24,8 @@ from healsg.runs.folder import RunFolder, weights_file
 
 SETTINGS = ["model=mlp", "model.width=8", "runner.steps=4", "runner.save_every=1", "data.batch_size=256", "quiet=true"]
 FILES = (
-    *(".lock", "config.yaml", "run.json", "metrics.jsonl", "train.log", "report.html", "wandb.json", "trace.jsonl"),
+    *(".lock", "config.yaml", "run.json", "metrics.jsonl", "media.jsonl", "train.log", "report.html", "wandb.json"),
+    "trace.jsonl",
     *("eval-test-best.json", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
 )
 FOLDERS = ("checkpoints", ".hydra", "wandb", "tensorboard", "media", "ledger")

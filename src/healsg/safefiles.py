@@ -26,7 +26,7 @@ LINK = "a symbolic link"
 REPLACED = ("config.yaml", "run.json", "report.html", "wandb.json")
 """Files of a run that are only ever replaced whole, so that another hard link of the old one keeps its content."""
 
-WRITTEN_IN_PLACE = (".lock", ".lock.held", "metrics.jsonl", "train.log", "trace.jsonl")
+WRITTEN_IN_PLACE = (".lock", ".lock.held", "metrics.jsonl", "media.jsonl", "train.log", "trace.jsonl")
 """Files of a run that are appended to, or cut: what is written reaches every hard link of them."""
 
 FOLDERS = ("checkpoints", ".hydra", "wandb", "tensorboard", "media", "ledger")
