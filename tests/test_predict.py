@@ -282,6 +282,39 @@ def test_mistakes_are_one_line(asked: Answer) -> None:
     assert not list(Path().glob("*.csv.json"))
 
 
+def test_explain_draws_where_the_network_looked_and_names_the_pictures(asked: Answer) -> None:
+    assert asked("run0", "run1", "pics/test", "--explain", "--out", "p.csv")[0] == 0
+    assert asked("run0", "run1", "pics/test", "--out", "plain.csv")[0] == 0
+    rows, plain = rows_of("p.csv"), rows_of("plain.csv")
+    assert list(rows[0]) == ["file", "row", "class", "probability", "p_apple", "p_kiwi", "explain", "error"]
+    assert [{key: row[key] for key in plain[0]} for row in rows] == plain
+    pictures = [Path(row["explain"]) for row in rows]
+    assert sorted(pictures) == sorted(Path("p-explain").iterdir())
+    assert len({path.read_bytes() for path in pictures}) == len(rows)
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.size == (224, 224)
+    before = {path: path.stat().st_mtime_ns for path in pictures}
+    assert asked("run0", "run1", "pics/test", "--explain", "--out", "p.csv")[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in pictures} == before
+    assert "was written with explain" in asked("run0", "run1", "pics/test", "--explain", "--out", "plain.csv")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run0", "pics/test", "--explain"], "say where these go: --out FILE.csv"),
+        (["table", "t.csv", "--explain", "--out", "p.csv"], "--explain: is for classes of pictures"),
+        (["run0", "pics/test", "--explian", "--out", "p.csv"], "--explain"),
+    ],
+)
+def test_what_cannot_be_explained_is_one_line(asked: Answer, arguments: list[str], told: str) -> None:
+    status, out, err = asked(*arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert told in err
+    assert not Path("p.csv").exists()
+
+
 def test_no_more_than_a_batch_is_held(asked: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
     from healsg.datasets import samples
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from healsg import safefiles
 from healsg.commands.arguments import parse_flags
+from healsg.commands.predict_explain import Explanations
 from healsg.commands.predict_masks import predict_masks
 from healsg.commands.predict_request import UNREADABLE, Request
 from healsg.config.names import did_you_mean
@@ -48,6 +49,9 @@ its own space and kind of file; scores are averaged.
   --checkpoint best  or last, for which the training data must be there
   --tta flips        average over mirrored pictures or volumes; shifts: over
                      moved ones; flips,shifts: over all of both
+  --explain          a picture of each picture with where the network looked
+                     (Grad-CAM; occlusion of transformers), in a folder
+                     beside --out, named in its lines
   --features         what the head of the network makes outputs of, too
   --batch-size N     samples of one forward pass; else the run's data.batch_size.
                      Of a segmentation windows, 1 where nothing is said
@@ -65,7 +69,7 @@ MOST_THREADS = 8
 
 def run(arguments: list[str]) -> int:
     """``RUN [RUN ...] PATH [PATH ...] [flags] [overrides]``; 3 where some samples cannot be read."""
-    switches = ["--features", "--json"]
+    switches = ["--explain", "--features", "--json"]
     rest, flags = parse_flags(arguments, switches, ["--out", "--checkpoint", "--tta", "--batch-size", "--workers"])
     if flags["help"]:
         print(USAGE)
@@ -96,6 +100,8 @@ def _request(rest: list[str], flags: dict[str, Any]) -> Request:
         near = did_you_mean(unknown, ["flips", "shifts"]) or "; there are flips, shifts"
         raise ConfigError(f"--tta: {unknown} is none{near}")
     given = flags.get("out")
+    if flags["explain"] and not given:
+        raise ConfigError("--explain: writes pictures beside the predictions; say where these go: --out FILE.csv")
     out = _out(Path(given)) if given else None
     return Request(
         runs=runs,
@@ -109,6 +115,7 @@ def _request(rest: list[str], flags: dict[str, Any]) -> Request:
         batch_size=_count("--batch-size", flags.get("batch-size")),
         workers=_count("--workers", flags.get("workers")) or min(MOST_THREADS, os.cpu_count() or 1),
         json=bool(flags["json"]),
+        explain=bool(flags["explain"]),
     )
 
 
@@ -154,6 +161,8 @@ def predict(request: Request) -> int:
         trainer = TaskTrainer(one, folder=folder)
         members.append((str(folder.shown), trainer.predictor(request.checkpoint)))
     if members[0][1].info.placed:
+        if request.explain:
+            members[0][1].explainer()  # which refuses a segmentation
         return predict_masks(request, members, [_identity(one, request.checkpoint) for one in request.runs])
     if request.out is not None and request.json:
         raise ConfigError("--json: is for standard output; a file gets JSON by its name: --out FILE.jsonl")
@@ -162,8 +171,9 @@ def predict(request: Request) -> int:
     samples = samples_of(request.paths, ensemble.info, data.get("image"))
     configured = data.get("batch_size")
     batch_size = request.batch_size or (configured if isinstance(configured, int) else 64)
+    explanations = Explanations(ensemble, request.out) if request.explain and request.out else None
     writer = _writer(request, ensemble, batch_size)
-    found = Answers(ensemble, request, batch_size)
+    found = Answers(ensemble, request, batch_size, explanations)
     found.write(samples, writer)
     return _end(writer, request, found)
 
@@ -186,7 +196,9 @@ def _writer(request: Request, ensemble: Ensemble, batch_size: int) -> Writer:
     regression = ensemble.info.kind == "regression"
     as_json = request.json or (request.out is not None and request.out.suffix.lower() == ".jsonl")
     features = _features_of(ensemble) if request.features else 0
-    form: Form = JsonForm(ensemble.names, regression) if as_json else CsvForm(ensemble.names, regression, features)
+    form: Form = JsonForm(ensemble.names, regression)
+    if not as_json:
+        form = CsvForm(ensemble.names, regression, features, request.explain)
     if request.out is None:
         return Lines(form) if request.json else Screen(ensemble.names, regression)
     request.out.parent.mkdir(parents=True, exist_ok=True)
@@ -197,6 +209,7 @@ def _writer(request: Request, ensemble: Ensemble, batch_size: int) -> Writer:
         "tta": request.tta,
         "features": request.features,
         "settings": request.overrides,
+        **({"explain": True} if request.explain else {}),
     }
     return File(request.out, form, about, batch_size)
 
@@ -231,9 +244,13 @@ class Answers:
         ensemble: the networks.
         request: what is asked for.
         batch_size: samples of a batch, readable or not.
+        explanations: what draws where the networks looked; None where that was not asked for.
     """
 
-    def __init__(self, ensemble: Ensemble, request: Request, batch_size: int) -> None:
+    def __init__(
+        self, ensemble: Ensemble, request: Request, batch_size: int, explanations: Explanations | None = None
+    ) -> None:
+        self.explanations = explanations
         self.ensemble = ensemble
         self.request = request
         self.batch_size = batch_size
@@ -287,8 +304,13 @@ class Answers:
             torch.stack([tensors[place] for tensors in whole]) for place in range(len(self.inputs) * bool(whole))
         ]
         found: Prediction | None = None
+        pictures = [""] * len(whole)
         if whole:
-            found = self.ensemble([stacked[place] for place in self.of_member], self.request.features)
+            batches = [stacked[place] for place in self.of_member]
+            found = self.ensemble(batches, self.request.features)
+            if self.explanations is not None:
+                readable = [one for one, tensors in zip(batch, read, strict=True) if not isinstance(tensors, str)]
+                pictures = self.explanations.draw(readable, batches, found)
         rows = []
         place = 0
         for sample, tensors in zip(batch, read, strict=True):
@@ -303,7 +325,8 @@ class Answers:
                 continue
             classes = None if found.classes is None else found.classes[place]
             features = () if found.features is None else found.features[place].tolist()
-            rows.append(Row(name, sample.row, classes, numbers[place].tolist(), features))
+            row = Row(name, sample.row, classes, numbers[place].tolist(), features, explained=pictures[place])
+            rows.append(row)
             place += 1
         return rows
 

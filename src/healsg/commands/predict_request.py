@@ -27,6 +27,7 @@ class Request:
         batch_size: of a forward pass; None is the first run's.
         workers: threads that read samples.
         json: whether standard output gets JSON.
+        explain: whether pictures of where the network looked are wanted.
     """
 
     runs: list[RunFolder]
@@ -40,3 +41,4 @@ class Request:
     batch_size: int | None
     workers: int
     json: bool
+    explain: bool = False

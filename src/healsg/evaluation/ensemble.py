@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from healsg.data.info import DataInfo, differing_classes
 from healsg.errors import ConfigError
+from healsg.evaluation.heat_maps import Explainer
 from healsg.evaluation.predictor import Prediction, Predictor
 
 View = Callable[[Tensor], Tensor]
@@ -107,6 +109,28 @@ class Ensemble:
             return Prediction(outputs, None, None, found[0].features)
         mean = torch.stack(probabilities).mean(dim=0)
         return Prediction(outputs, mean, self._classes(mean), found[0].features)
+
+    def explainers(self) -> list[Explainer]:
+        """What tells where each network looks. Raises ConfigError where one takes no pictures, or has no such map."""
+        return [member.explainer() for member in self.members]
+
+    def heat_maps(self, batches: Sequence[Tensor], found: Prediction, explainers: Sequence[Explainer]) -> Tensor:
+        """Where the networks looked for the most probable class of each sample: (N, H, W), the mean of their maps.
+
+        Args:
+            batches: the same samples as the data set of each member stores them; their plain view is explained.
+            found: what the ensemble said of them.
+            explainers: of ``explainers``.
+        """
+        classes = (found.outputs if found.probabilities is None else found.probabilities).argmax(dim=1)
+        maps = [
+            member.heat_maps(batch, classes, explainer)
+            for member, batch, explainer in zip(self.members, batches, explainers, strict=True)
+        ]
+        if len({one.shape for one in maps}) > 1:
+            shape = [*maps[0].shape[1:]]
+            maps = [F.interpolate(one[:, None], shape, mode="bilinear")[:, 0] for one in maps]
+        return torch.stack(maps).mean(dim=0)
 
     def _classes(self, probabilities: Tensor) -> list[str] | list[list[str]]:
         if self.info.kind == "multiclass":

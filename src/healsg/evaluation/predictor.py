@@ -14,6 +14,7 @@ from healsg.data.info import DataInfo, saved_info
 from healsg.data.loader import Loader
 from healsg.errors import ConfigError, RunError, one_line
 from healsg.evaluation.evaluator import evaluating, in_units
+from healsg.evaluation.heat_maps import Explainer, explainer_of
 from healsg.model import Network, TaskModel
 from healsg.runs.checkpointer import weights_state
 from healsg.runs.folder import RunFolder
@@ -98,6 +99,45 @@ class Predictor:
             probabilities = output.sigmoid() if overlapping else output.softmax(dim=1)
             return Prediction(output, probabilities, None, found, output > 0 if overlapping else output.argmax(dim=1))
         return Prediction(output, *self._meaning(output), found)
+
+    def explainer(self) -> Explainer:
+        """What tells where the network looks, of pictures as ``prepared`` gives them.
+
+        Raises:
+            ConfigError: it takes no pictures, or is neither convolutional nor a vision transformer.
+        """
+        if self.info.placed or self.info.input_names or len(self.info.input_shape) != 3:
+            takes = f"{', '.join(self.info.input_names[:3])}, ..." if self.info.input_names else self.info.input_shape
+            what = "a segmentation says where itself" if self.info.placed else f"this network takes {takes}"
+            raise ConfigError(f"--explain: is for classes of pictures (channels, height, width); {what}")
+        generator = torch.Generator().manual_seed(0)
+        example = torch.randn(2, *self.info.input_shape, generator=generator)
+        if self.device_setup.double:
+            example = example.double()
+
+        def predict(input: Tensor) -> Tensor:
+            with self.device_setup.autocast():
+                output: Tensor = self.task_model.predict(self.network, {"input": input})
+            return output
+
+        with evaluating(self.network):
+            return explainer_of(self.network, predict, self.device_setup.move({"input": example})["input"])
+
+    def heat_maps(self, given: Any, classes: Tensor, explainer: Explainer) -> Tensor:
+        """Where the network looked in each sample of one batch: (N, H, W) in 0..1, on the CPU.
+
+        Args:
+            given: samples as the data set stores them, (N, C, H, W).
+            classes: (N,) the index of the output to explain.
+            explainer: of this predictor.
+        """
+        from healsg.datasets import prepared
+
+        source, view = prepared.source_of(given, self.info), prepared.transform_of(self.info)
+        loader = Loader({"labelled": source}, {"labelled": {"input": view}}, len(given), shuffle=False)
+        ((batch, _),) = loader.batches(0)
+        with evaluating(self.network):
+            return explainer(self.device_setup.move(batch)["input"], classes)
 
     def scores(self, input: Tensor) -> Tensor:
         """What the network gives of inputs as it sees them, float32 or wider, on the device.

@@ -33,6 +33,7 @@ class Row:
         numbers: the probability of each class or label, or each predicted number.
         features: what the head makes outputs of, where they were asked for.
         error: why it could not be read; empty where it could.
+        explained: the file of the picture that shows where the network looked, where that was asked for.
     """
 
     file: str
@@ -41,6 +42,7 @@ class Row:
     numbers: Sequence[float] = ()
     features: Sequence[float] = ()
     error: str = ""
+    explained: str = ""
 
 
 class Writer(Protocol):
@@ -65,35 +67,41 @@ def key_of(file: str, row: int | None) -> int:
 
 
 class CsvForm:
-    """Rows as lines of CSV: ``file``, ``row``, ``class``, ``probability``, ``p_<class>`` ..., ``f<n>`` ..., ``error``.
+    """Rows as lines of CSV: ``file``, ``row``, ``class``, ``probability``, ``p_<class>`` ..., ``f<n>`` ...,
+    ``explain``, ``error``.
 
     Args:
         names: the classes, or the predicted numbers.
         regression: whether these are numbers, which have columns of their own names and no class.
         features: how many features there are.
+        explained: whether there is a picture of where the network looked.
     """
 
-    def __init__(self, names: Sequence[str], regression: bool = False, features: int = 0) -> None:
+    def __init__(
+        self, names: Sequence[str], regression: bool = False, features: int = 0, explained: bool = False
+    ) -> None:
         self.names = list(map(printable, names))
         self.regression = regression
         self.features = features
+        self.explained = explained
 
     def header(self) -> str:
         numbers = self.names if self.regression else [f"p_{name}" for name in self.names]
         own = [] if self.regression else ["class", "probability"]
-        return _csv_line(["file", "row", *own, *numbers, *(f"f{place}" for place in range(self.features)), "error"])
+        features = [f"f{place}" for place in range(self.features)]
+        return _csv_line(["file", "row", *own, *numbers, *features, *["explain"] * self.explained, "error"])
 
     def line(self, row: Row) -> str:
         where = [row.file, "" if row.row is None else row.row]
         own = [] if self.regression else [_joined(row.classes), _number(_largest(row))]
         numbers = [_number(value) for value in row.numbers] or [""] * len(self.names)
         features = [_number(value) for value in row.features] or [""] * self.features
-        return _csv_line([*where, *own, *numbers, *features, row.error])
+        return _csv_line([*where, *own, *numbers, *features, *[row.explained] * self.explained, row.error])
 
     def read(self, line: str) -> tuple[str, int | None, bool]:
         """The file and row of a line, and whether it holds an error. Raises ValueError."""
         (cells,) = csv.reader([line], strict=True)
-        if len(cells) != 3 + len(self.names) + self.features + 2 * (not self.regression):
+        if len(cells) != 3 + len(self.names) + self.features + self.explained + 2 * (not self.regression):
             raise ValueError("another number of columns")
         return cells[0], int(cells[1]) if cells[1] else None, bool(cells[-1])
 
@@ -118,6 +126,8 @@ class JsonForm:
             made |= {"class": row.classes, "probability": _finite(_largest(row)), "probabilities": numbers}
         if len(row.features):
             made["features"] = [_finite(value) for value in row.features]
+        if row.explained:
+            made["explain"] = row.explained
         return json.dumps(made, ensure_ascii=False) + "\n"
 
     def read(self, line: str) -> tuple[str, int | None, bool]:
