@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from healsg.cli import main
-from healsg.commands.ledger import Read, forgotten
+from healsg.commands.ledger import Read, forgotten, forgotten_by_epoch
+from healsg.evaluation.label_errors import candidates, thresholds
 from healsg.runs.folder import RunFolder
 from helpers import record, stopped_at, train
 
@@ -69,6 +70,57 @@ def test_the_command_tells_what_was_forgotten(capsys: pytest.CaptureFixture[str]
 def test_forgetting_is_right_and_then_wrong() -> None:
     correct = np.array([[1, 0, 1, 255], [0, 1, 255, 255], [1, 1, 0, 255], [0, 1, 0, 255]], np.uint8)
     assert forgotten(correct).tolist() == [2, 0, 1, 0]
+    assert forgotten_by_epoch(correct).tolist() == [0, 1, 1, 1]
+
+
+def planted(labels: np.ndarray, seed: int, share: float = 0.1) -> np.ndarray:
+    """The labels of which a share are others; which are, and which they become, is drawn."""
+    rng = np.random.default_rng(seed)
+    wrong = labels.copy()
+    chosen = rng.choice(len(labels), round(share * len(labels)), replace=False)
+    wrong[chosen] = (labels[chosen] + rng.integers(1, 10, len(chosen))) % 10
+    return wrong
+
+
+def digits_in_files(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits as a table with planted label errors: the true labels, and those in the file."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    wrong = planted(found.target, seed)
+    lines = [",".join([*(f"p{place}" for place in range(64)), "label"])]
+    lines += [",".join([*map(str, row.astype(int)), f"d{label}"]) for row, label in zip(found.data, wrong, strict=True)]
+    Path("digits.csv").write_text("\n".join(lines) + "\n")
+    return found.target, wrong
+
+
+FOLDS = ("data=csv", "data.file=digits.csv", "model=mlp", "quiet=true", "data.batch_size=64")
+
+
+def test_label_errors_are_found_by_the_runs_that_held_them_out(capsys: pytest.CaptureFixture[str]) -> None:
+    true, wrong = digits_in_files(0)
+    for fold in ("1/2", "2/2"):
+        train(*FOLDS, "runner.epochs=8", f"data.fold={fold}", f"name=folds{fold[0]}")
+    capsys.readouterr()
+    assert main(["ledger", "errors", "folds1", "folds2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["judged"] == found["samples"] == len(true)
+    named = {one["index"] for one in found["errors"]}
+    planted_errors = set(np.flatnonzero(true != wrong).tolist())
+    assert len(named & planted_errors) / len(planted_errors) > 0.75
+    assert len(named & planted_errors) / len(named) > 0.6
+    for one in found["errors"]:
+        assert one["label"] == f"d{wrong[one['index']]}"
+    assert main(["ledger", "errors", "folds1", "folds2", "--top", "3"]) == 0
+    assert "more: --top N" in capsys.readouterr().out
+
+
+def test_confident_learning_takes_what_is_confidently_another_class() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    sure = np.array([0.9, 0.8, 0.1, 0.2, 0.3, 0.95])  # of class 0
+    probabilities = np.stack([sure, 1 - sure], axis=1)
+    assert thresholds(labels, probabilities) == pytest.approx([0.6, 1 - (0.2 + 0.3 + 0.95) / 3])
+    assert candidates(labels, probabilities).tolist() == [5, 2], "the least probable label first"
 
 
 def test_a_method_without_one_class_a_sample_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

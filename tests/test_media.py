@@ -14,6 +14,7 @@ from PIL import Image
 from healsg.errors import RunError
 from healsg.runs import media
 from healsg.runs.media import MediaLog
+from helpers import train
 
 LEVELS = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
 
@@ -74,3 +75,20 @@ def test_a_foreign_media_jsonl_leads_nowhere(tmp_path: Path) -> None:
     (tmp_path / "media/a.png").symlink_to(tmp_path / "secret")
     with pytest.raises(RunError, match="a symbolic link"):
         media.read(tmp_path, entry | {"file": "media/a.png"})
+
+
+def test_a_run_logs_its_samples_and_what_its_task_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = train("data=digits", "model=mlp", "runner.steps=2", "logger=tensorboard", "quiet=true", "name=run")
+    folder = Path(trained["folder"])
+    kinds = {(entry["kind"], entry["name"]) for entry in media.entries(folder)}
+    assert {("table", "test/confusion"), ("image", "test/mistakes"), ("image", "test/predictions")} <= kinds
+    (confusion,) = [entry for entry in media.entries(folder) if entry["name"] == "test/confusion"]
+    rows = json.loads(media.read(folder, confusion))["rows"]
+    assert sum(sum(row[1:]) for row in rows) == 500
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert "test/mistakes" in events.Tags()["images"]
+    assert any("confusion" in tag for tag in events.Tags()["tensors"])

@@ -41,6 +41,9 @@ class Watcher:
     def evaluating(self, task: Task) -> None:
         """A batch or another part of an evaluation is done."""
 
+    def log_media(self, kind: str, name: str, task: Task, *content: Any, **options: Any) -> None:
+        """The task logs an image, a table or a plot; see ``MediaLog``, whose methods are the kinds."""
+
     def end_epoch(self, task: Task, numbers: dict[str, Any], best: bool) -> None:
         """An epoch is complete; ``numbers`` are its line in ``metrics.jsonl``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -309,6 +309,31 @@ class BasicTask:
     @property
     def max_epoch(self) -> int:
         return self.runner.max_epoch
+
+    # --- what a task logs beside numbers -----------------------------------------------------------------------------
+
+    def log_image(self, name: str, picture: Any, caption: str = "") -> None:
+        """Log an image into ``media/`` and to the loggers; nothing outside of a run, and on all ranks but 0.
+
+        Args:
+            name: such as ``val/overlay``.
+            picture: (H, W) or (H, W, 3) uint8 levels, or the bytes of a PNG or JPEG file.
+            caption: a line below it.
+
+        Raises:
+            ValueError: the picture is none of these.
+        """
+        self.runner.checkpointer.log_media("image", name, self, picture, caption=caption)
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> None:
+        """Log a table of plain values; see ``log_image``. Raises ValueError for a row of another length."""
+        self.runner.checkpointer.log_media("table", name, self, columns, rows, caption=caption)
+
+    def log_plot(
+        self, name: str, curves: Mapping[str, Sequence[tuple[float, float]]], x: str = "x", caption: str = ""
+    ) -> None:
+        """Log curves: by name their points; ``x`` is what the horizontal axis shows. See ``log_image``."""
+        self.runner.checkpointer.log_media("plot", name, self, curves, x=x, caption=caption)
 
     # --- the schedule ----------------------------------------------------------------------------------------------
 

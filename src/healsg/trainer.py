@@ -103,6 +103,7 @@ class TaskTrainer:
                     info,
                     force,
                     leaf("samples.SampleCollector")(task.data_info),
+                    session.media_log,
                 ) as checkpointer:
                     checkpointer.begin(task, path, state)
                     session.begin(facts | {"data_digest": bound.data_digest}, runner.step_count)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from healsg.commands.arguments import parse_flags
+from healsg.commands.ledger_errors import errors_of, runs_of, show_errors
 from healsg.commands.tables import show, show_json
 from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import RunFolder, find
@@ -16,12 +17,21 @@ from healsg.safefiles import read_bytes
 
 USAGE = """\
 usage: healsg ledger RUN [--top N] [--json]
+       healsg ledger errors RUN [RUN ...] [--top N] [--json]
 
 Of a run with runner.ledger=true: how often each training sample was forgotten
 (right in one epoch, wrong in the next that it was dealt in; Toneva et al. 2019,
-arXiv 1812.05159), which were never learned, and the hardest by mean loss.
+arXiv 1812.05159), which were never learned, the hardest by mean loss, and how
+many lie where by their mean confidence.
 
-  --top N   so many of the hardest samples (20)
+errors lists labels that are likely wrong, by confident learning (Northcutt et
+al. 2021, arXiv 1911.00068) on the probabilities of runs that held the samples
+out. It needs no ledger; name the runs of all folds, or their sweep:
+
+  healsg train -m data=imagefolder data.folder=DIR data.fold=1/5,2/5,3/5,4/5,5/5 name=folds
+  healsg ledger errors folds
+
+  --top N   so many samples are shown (20)
   --json    for programs: one object"""
 
 LARGEST = 1 << 30
@@ -36,11 +46,16 @@ def run(arguments: list[str]) -> int:
     if flags["help"]:
         print(USAGE)
         return 0
-    if len(rest) != 1:
-        raise ConfigError("healsg ledger RUN: name one run, as a folder or a name under runs/")
+    errors = len(rest) > 1 and rest[0] == "errors"
+    if len(rest) != 1 and not errors:
+        raise ConfigError("healsg ledger RUN: name one run, as a folder or a name under runs/; or: errors RUN...")
     top = str(flags.get("top", "20"))
     if not (top.isdecimal() and 0 < len(top) < 8):
         raise ConfigError(f"--top: {top} is no number of samples; --top 50 shows fifty")
+    if errors:
+        suspects = errors_of(runs_of(rest[1:]))
+        show_json(suspects) if flags["json"] else show_errors(suspects, int(top))
+        return 0
     folder = find(rest[0])
     facts = facts_of(folder, int(top))
     if flags["json"]:
@@ -115,6 +130,13 @@ def forgotten(correct: Array) -> Array:
     return counts
 
 
+def forgotten_by_epoch(correct: Array) -> Array:
+    """(E,) how many samples were wrong in each epoch that had been right when they were dealt before; see
+    ``forgotten``."""
+    found = [forgotten(correct[: epoch + 1]).sum() for epoch in range(len(correct))]
+    return np.diff(found, prepend=0)
+
+
 def facts_of(folder: RunFolder, top: int) -> dict[str, Any]:
     """What a ledger tells, as plain values."""
     read = Read(folder)
@@ -127,10 +149,19 @@ def facts_of(folder: RunFolder, top: int) -> dict[str, Any]:
     histogram = {str(times): int((counts[learned] == times).sum()) for times in range(4)}
     histogram["4 and more"] = int((counts[learned] >= 4).sum())
     epochs = [
-        {"epoch": number, "loss": float(np.nanmean(losses)), "correct": float((right[right != 255] == 1).mean())}
-        for number, (losses, right) in enumerate(zip(read.losses, read.correct, strict=True), 1)
+        {
+            "epoch": number,
+            "loss": float(np.nanmean(losses)),
+            "correct": float((right[right != 255] == 1).mean()),
+            "forgotten": int(lost),
+        }
+        for number, (losses, right, lost) in enumerate(
+            zip(read.losses, read.correct, forgotten_by_epoch(read.correct), strict=True), 1
+        )
         if (right != 255).any()
     ]
+    sure = np.where(np.isnan(read.confidence), 0, read.confidence).sum(axis=0) / np.maximum(seen, 1)
+    bins = np.histogram(sure[dealt], bins=10, range=(0.0, 1.0))[0]
     return {
         "schema": 1,
         "run": str(folder.shown),
@@ -138,6 +169,9 @@ def facts_of(folder: RunFolder, top: int) -> dict[str, Any]:
         "epochs": epochs,
         "forgotten": histogram,
         "never_learned": int((dealt & ~learned).sum()),
+        "confidence": [
+            {"from": place / 10, "to": (place + 1) / 10, "samples": int(count)} for place, count in enumerate(bins)
+        ],
         "hardest": [_sample(read, int(number), means, counts, learned) for number in order],
     }
 
@@ -163,6 +197,15 @@ def _print(facts: dict[str, Any]) -> None:
     print(f"{facts['run']}: {samples}, right at last {last['correct']:.4f}\n")
     rows = [[times, count] for times, count in facts["forgotten"].items()]
     show(["forgotten, times", "samples"], [*rows, ["never learned", facts["never_learned"]]])
+    print("\nmean confidence in the own class: samples, hard ones first")
+    most = max(one["samples"] for one in facts["confidence"]) or 1
+    for one in facts["confidence"]:
+        bar = "#" * -(-40 * one["samples"] // most)
+        print(f"{one['from']:.1f}-{one['to']:.1f} {one['samples']:7} {bar}".rstrip())
+    print("\nforgotten by epoch")
+    many = facts["epochs"]
+    shown = [many[round(at)] for at in np.linspace(0, len(many) - 1, min(len(many), 10))]
+    show(list(many[0]), [list(one.values()) for one in shown])
     print("\nhardest, by mean loss (labels worth a look)")
     keys = ("name", "class", "loss", "confidence", "forgotten", "learned_in")
     show(["sample", *keys[1:]], [[one[key] for key in keys] for one in facts["hardest"]])

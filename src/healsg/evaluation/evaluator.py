@@ -21,6 +21,7 @@ from healsg.training.device import compiled
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
+    from healsg.runs.media import MediaLog
 
 
 class Loss(Metric):
@@ -53,6 +54,9 @@ class Collector(Protocol):
 
     def write(self, folder: Path, split: str, loader: Any) -> None:
         """The evaluation of ``split`` is done: write what was seen into the run's folder."""
+
+    def log_media(self, media_log: MediaLog, epoch: int, step: int) -> None:
+        """Log what was written as images and tables, for the loggers."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,11 @@ class Background(Logger):
         if self.listens and self.thread.is_alive() and not self.calls.full():
             self.calls.put_nowait(("log", dict(line)))
 
+    def media(self, folder: Path, entry: dict[str, Any]) -> None:
+        shows = type(self.logger).media is not Logger.media
+        if shows and self.thread.is_alive() and not self.calls.full():
+            self.calls.put_nowait(("media", folder, dict(entry)))
+
     def finish(self, status: str) -> None:
         end = time.monotonic() + self.grace
         if self.thread.is_alive():

@@ -16,13 +16,21 @@ from torch import Tensor
 from healsg import distributed, safefiles
 from healsg.data.info import DataInfo
 from healsg.data.source import DatasetSource, line
-from healsg.loggers.thumbnails import shown_levels, thumbnail, with_mask
+from healsg.loggers.thumbnails import contact_sheet, shown_levels, thumbnail, with_mask
 from healsg.runs.folder import finite, write_text
+from healsg.runs.media import MediaLog
 
 FILE = "media/samples.json"
 
 KEPT = 16
 """Samples that are shown of each kind."""
+
+SHEETS = {
+    "predictions": "the first samples",
+    "mistakes": "the most confident mistakes",
+    "losses": "the largest losses",
+    "masks": "the worst masks: picture, mask, prediction",
+}
 
 BINS = 15
 """Of the reliability diagram, as in Guo et al. 2017 (arXiv 1706.04599)."""
@@ -65,9 +73,12 @@ class SampleCollector:
         self.predicted: list[Array] = []
         self.confidence: list[Array] = []
         self.losses: list[Array] = []
+        self.first = _Worst()
         self.mistakes = _Worst()
         self.largest = _Worst()
         self.masks = _Worst()
+        self.found: dict[str, Any] = {}
+        """What was written, on rank 0."""
 
     def see(self, output: Any, batch: Mapping[str, Any]) -> None:
         """Take in a batch and the network's output for it."""
@@ -95,6 +106,7 @@ class SampleCollector:
             facts |= {"confidence": float(columns[2][row]), "loss": float(columns[3][row])}
             return facts | self._picture(batch, row)
 
+        self.first.add(-np.arange(len(target)) - float(sum(map(len, self.targets))), show)
         wrong = columns[0] != columns[1]
         self.mistakes.add(np.where(wrong, columns[2], -np.inf), show)
         self.largest.add(np.nan_to_num(columns[3], nan=-np.inf), show)
@@ -151,17 +163,44 @@ class SampleCollector:
         if distributed.processes().several:
             parts = distributed.processes().gather([column.tolist() for column in columns])
             columns = [np.concatenate([np.array(part[place]) for part in parts]) for place in range(len(columns))]
-        shown = {"mistakes": self.mistakes, "losses": self.largest, "masks": self.masks}
+        shown = {"predictions": self.first, "mistakes": self.mistakes, "losses": self.largest, "masks": self.masks}
         named = {kind: [self._shown(facts, loader) for _, facts in worst.kept] for kind, worst in shown.items()}
         if distributed.processes().rank != 0 or not (len(columns[0]) or named["masks"]):
             return
         found: dict[str, Any] = {"split": split, **named}
         found["classes"] = list(self.info.class_names) if self.info is not None else []
+        self.found = found
         if len(columns[0]):
             classes = self.info.num_classes if self.info is not None else int(max(map(np.max, columns[:2]))) + 1
             found |= measured(columns[0].astype(int), columns[1].astype(int), columns[2], classes)
         safefiles.make_folder(folder / "media")
         write_text(folder / FILE, json.dumps(finite(found)) + "\n")
+
+    def log_media(self, media_log: MediaLog, epoch: int, step: int) -> None:
+        """Log what was written: the confusion matrix, and sheets of the first and the worst samples with their facts.
+
+        Args:
+            media_log: of the run.
+            epoch, step: at which the evaluated run stands.
+        """
+        found = self.found
+        if not found:
+            return
+        split, classes = found["split"], found["classes"]
+        if found.get("confusion"):
+            names = classes or [str(label) for label in range(len(found["confusion"]))]
+            rows = [[name, *counts] for name, counts in zip(names, found["confusion"], strict=True)]
+            columns = ["true, below: predicted", *names]
+            media_log.table(f"{split}/confusion", epoch, columns, rows, "samples by true and predicted class", step)
+        for kind in ("predictions", "mistakes", "losses", "masks"):
+            if shown := found[kind]:
+                keys = [key for key in shown[0] if key != "jpeg"]
+                rows = [[_class_name(key, one.get(key), classes) for key in keys] for one in shown]
+                media_log.table(f"{split}/{kind}", epoch, keys, rows, step=step)
+                pictures = [base64.b64decode(one["jpeg"]) for one in shown if "jpeg" in one]
+                if pictures:
+                    caption = f"{SHEETS[kind]}, from left to right as in the table {split}/{kind}"
+                    media_log.image(f"{split}/{kind}", epoch, contact_sheet(pictures), caption, step)
 
     @property
     def _columns(self) -> list[list[Array]]:
@@ -184,6 +223,12 @@ class SampleCollector:
             jpeg = thumbnail(levels, 96 if not masks else 288)
             plain["jpeg"] = base64.b64encode(jpeg).decode()
         return plain
+
+
+def _class_name(key: str, value: Any, classes: list[str]) -> Any:
+    """A value of a sample as a table shows it: the name of a class, not its index."""
+    is_class = key in ("target", "predicted") and isinstance(value, int) and 0 <= value < len(classes)
+    return classes[value] if is_class else value
 
 
 def _name(loader: Any, index: int) -> str:

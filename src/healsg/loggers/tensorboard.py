@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from healsg.errors import ConfigError
+from healsg.loggers.media import drawn, levels_of, markdown
 from healsg.runs.logger import Logger
+from healsg.runs.media import read
 from healsg.safefiles import make_folder
 from healsg.types import Positive
 
@@ -38,6 +40,15 @@ class TensorBoard(Logger):
         for key, value in line.items():
             if isinstance(value, int | float) and key not in ("step", "epoch", "best"):
                 self.writer.add_scalar(key, value, self.step)
+
+    def media(self, folder: Path, entry: dict[str, Any]) -> None:
+        content = read(folder, entry)
+        step = self.step if entry["step"] is None else entry["step"]
+        if entry["kind"] == "table":
+            self.writer.add_text(entry["name"], markdown(content), step)
+            return
+        image = content if entry["kind"] == "image" else drawn(content)
+        self.writer.add_image(entry["name"], levels_of(image), step, dataformats="HWC")
 
     def finish(self, status: str) -> None:
         if self.writer is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
@@ -73,6 +74,24 @@ def thumbnail(picture: np.ndarray[Any, Any], side: int = SIDE) -> bytes:
     image = Image.fromarray(picture).resize(size, Resampling.NEAREST if longer < side else Resampling.BILINEAR)
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def contact_sheet(jpegs: Sequence[bytes], columns: int = 4) -> bytes:
+    """Small pictures as one PNG, row by row on white, each in a cell as large as the largest."""
+    from PIL import Image
+
+    pictures = []
+    for jpeg in jpegs:
+        with Image.open(BytesIO(jpeg)) as opened:
+            pictures.append(opened.convert("RGB"))
+    width, height = (max(picture.size[axis] for picture in pictures) + 4 for axis in (0, 1))
+    columns = min(columns, len(pictures))
+    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
+    for place, picture in enumerate(pictures):
+        sheet.paste(picture, (place % columns * width + 2, place // columns * height + 2))
+    buffer = BytesIO()
+    sheet.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -22,8 +22,10 @@ from healsg.paths import current_folder, shown
 from healsg.runs import redact
 from healsg.runs.folder import write_text
 from healsg.runs.logger import Logger
+from healsg.runs.media import entries
 from healsg.runs.provenance import within_run
-from healsg.safefiles import make_folder, read_bytes
+from healsg.runs.record import row_of
+from healsg.safefiles import make_folder, open_text_to_append, open_to_read, read_bytes
 from healsg.types import Positive
 
 log = logging.getLogger("healsg")
@@ -77,16 +79,32 @@ class Wandb(Logger):
             self.upload = f"{upload}/run-*-{key}"
             url, trouble = self._open({**init, "mode": "online"}, self.timeout)
             if not trouble:
-                return log.info("wandb: %s", url)
+                log.info("wandb: %s", url)
+                return self._catch_up(folder)
         self.upload = f"{upload}/offline-run-*-{key}"
         if failure := self._open({**init, "mode": "offline"}, 60.0)[1]:
             self.process = None
             raise RuntimeError(failure)
         if mode == "online":
             log.warning("wandb goes on offline (%s); to upload later: %s", trouble, self.upload)
+        self._catch_up(folder)
+
+    def _catch_up(self, folder: Path) -> None:
+        """Send the lines that the run has already, of which the far end leaves out those that were shown: a kill may
+        have come between the writing of a line and its sending."""
+        with contextlib.suppress(OSError), open_to_read(folder / "metrics.jsonl") as lines:
+            for row in map(row_of, lines):
+                if row is not None:
+                    self.log(row)
+        for entry in entries(folder):
+            self.media(folder, entry)
 
     def log(self, line: dict[str, Any]) -> None:
-        self._send({key: value for key, value in line.items() if isinstance(value, int | float)})
+        numbers = {key: value for key, value in line.items() if isinstance(value, int | float)}
+        self._send({"numbers": numbers, "key": f"{line.get('event')} {line['step']}" if "step" in line else None})
+
+    def media(self, folder: Path, entry: dict[str, Any]) -> None:
+        self._send({"media": entry, "path": str((folder / entry["file"]).resolve())})
 
     def finish(self, status: str) -> None:
         self._send({"finish": status})
@@ -173,14 +191,79 @@ def serve_wandb() -> None:
     if answer[1]:
         os._exit(1)
     message: dict[str, Any] = {}
+    sent = Sent(Path(order["init"]["dir"]) / "wandb" / f"sent-{order['init']['id']}")
     for text in orders:
         message = json.loads(text)
         if "finish" in message:
             break
-        run.log(message)
+        if "media" in message:
+            entry = message["media"]
+            if sent.add(f"{entry['kind']} {entry['name']} {entry['epoch']} {entry['step']}"):
+                log_media(wandb, run, entry, Path(message["path"]))
+        elif sent.add(message["key"]):
+            run.log(message["numbers"])
     threading.Timer(60, os._exit, (1,)).start()
     run.finish(exit_code=int(message.get("finish", "failed") == "failed"))
     os._exit(0)
+
+
+class Sent:
+    """What the runs of one id were shown, so that lines that a resumed run writes again are not shown twice.
+
+    Args:
+        path: a line for each; it may end in the half of one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = open_text_to_append(path)
+        self.file.seek(0)
+        self.keys = set(self.file.read().splitlines())
+        self.file.write("\n")
+
+    def add(self, key: str | None) -> bool:
+        """Whether this is new, or has no key; from now on it is known."""
+        if key is None:
+            return True
+        key = json.dumps(key)
+        if key in self.keys:
+            return False
+        self.keys.add(key)
+        self.file.write(f"{key}\n")
+        self.file.flush()
+        return True
+
+
+def log_media(wandb: Any, run: Any, entry: dict[str, Any], path: Path) -> None:
+    """Log an image, a table or a plot with the client's own types; one that cannot be read is left out.
+
+    Args:
+        wandb: the client.
+        run: its run.
+        entry: the line of ``media.jsonl``.
+        path: of its file.
+    """
+    at = {} if entry["step"] is None else {"step": entry["step"]}
+    try:
+        if entry["kind"] == "image":
+            run.log({entry["name"]: wandb.Image(str(path), caption=entry["caption"] or None), **at})
+            return
+        held = json.loads(read_bytes(path, 1 << 28))
+        if entry["kind"] == "table":
+            run.log(
+                {
+                    entry["name"]: wandb.Table(
+                        columns=list(map(str, held["columns"])), data=held["rows"], allow_mixed_types=True
+                    ),
+                    **at,
+                }
+            )
+            return
+        curves = held["curves"].values()
+        xs, ys = ([[point[axis] for point in curve] for curve in curves] for axis in (0, 1))
+        shown = wandb.plot.line_series(xs, ys, keys=list(held["curves"]), title=entry["name"], xname=held["x"])
+        run.log({entry["name"]: shown, **at})
+    except Exception as error:  # the client's types refuse what they like; the numbers go on
+        print(f"{path}: {error}", file=sys.stderr)
 
 
 def _connect(url: str) -> None:

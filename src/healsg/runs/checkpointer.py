@@ -22,6 +22,7 @@ from healsg.runs.binding import Binding
 from healsg.runs.claim import TRAINED, has_trained, new_id
 from healsg.runs.evaluations import write_evaluation
 from healsg.runs.folder import RunFolder, began_at, naming
+from healsg.runs.media import MediaLog
 from healsg.runs.metrics_log import MetricsLog
 from healsg.runs.snapshot import Snapshot
 from healsg.runs.writer import Writer
@@ -51,6 +52,7 @@ class Checkpointer(Watcher):
             loaders of its own.
         force: whether the run goes on in spite of what does not fit.
         collector: sees the evaluation of the best weights, for the report; none where it is None.
+        media_log: images, tables and plots; None on all ranks but 0.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Checkpointer(Watcher):
         data_info: dict[str, Any] | None = None,
         force: bool = False,
         collector: Collector | None = None,
+        media_log: MediaLog | None = None,
     ) -> None:
+        self.media_log = media_log
         self.collector = collector
         self.folder = folder
         self.metrics_log = metrics_log
@@ -142,6 +146,8 @@ class Checkpointer(Watcher):
             if self.folder.record.get("continued"):
                 log.info("no save of this run was ever completed: it starts at step 0")
             self.metrics_log.clear()
+            if self.media_log:
+                self.media_log.rewind(-1, -1)
             self.folder.previous.unlink(missing_ok=True)
         self._exempt_not_finite(task.state_dict())
         self.save(task)
@@ -186,6 +192,8 @@ class Checkpointer(Watcher):
         """Let the lines end where they did at the save. Raises RunError where they are not those of then."""
         assert self.metrics_log is not None  # on rank 0, which alone does it
         self.metrics_log.load_state_dict(state["metrics_log"], state["runner"]["step"], self.force)
+        if self.media_log:
+            self.media_log.rewind(state["runner"]["step"], state["runner"]["epoch"])
 
     def _identify(self, held: Any) -> str:
         """This run's own mark, which ``run.json`` keeps; where that was lost, that of its checkpoint."""
@@ -252,6 +260,11 @@ class Checkpointer(Watcher):
             self.metrics_log.write(
                 line | {f"train/{k}": v for k, v in means.items()} | {"lr": task.runner.last_rate(task)}
             )
+
+    def log_media(self, kind: str, name: str, task: Task, *content: Any, **options: Any) -> None:
+        if self.media_log:
+            step = task.runner.step_count
+            getattr(self.media_log, kind)(name, min(task.epoch, task.max_epoch), *content, step=step, **options)
 
     def end_epoch(self, task: Task, numbers: dict[str, Any], best: bool) -> None:
         """The epoch's line, the best weights where they are, and a save, unless the last one was a moment ago."""
@@ -405,6 +418,8 @@ class Checkpointer(Watcher):
         if self.collector is not None:
             try:
                 self.collector.write(self.folder.path, split, task.loaders[split])
+                if self.media_log:
+                    self.collector.log_media(self.media_log, task.runner.epoch, task.runner.step_count)
             except (OSError, RunError) as error:  # the report lacks a part; the run is whole
                 log.warning("the report lacks its samples: %s", one_line(error))
         return measured if split == "test" else Evaluation({})

@@ -19,5 +19,13 @@ class Logger:
     def log(self, line: dict[str, Any]) -> None:
         """One line, as it stands in ``metrics.jsonl``."""
 
+    def media(self, folder: Path, entry: dict[str, Any]) -> None:
+        """An image, a table or a plot, as its line stands in ``media.jsonl``; ``runs.media.read`` gives its file.
+
+        Args:
+            folder: the run's folder.
+            entry: the line.
+        """
+
     def finish(self, status: str) -> None:
         """The run ended: ``finished``, ``stopped`` or ``failed``."""

@@ -64,6 +64,11 @@ class MetricsLog:
         for name in list(self.loggers) if self.started else []:
             self._call(name, "log", line)
 
+    def forward_media(self, entry: dict[str, Any]) -> None:
+        """Show the loggers an image, a table or a plot: its line in ``media.jsonl``."""
+        for name in list(self.loggers) if self.started else []:
+            self._call(name, "media", self.path.parent, entry)
+
     def clear(self) -> None:
         """Remove all lines."""
         self._cut(0, hashlib.sha256())

@@ -17,6 +17,7 @@ from healsg.errors import HealsgError, Stopped
 from healsg.runs import redact
 from healsg.runs.folder import RunFolder
 from healsg.runs.logger import Logger
+from healsg.runs.media import MediaLog
 from healsg.runs.metrics_log import MetricsLog
 from healsg.training.progress import Progress
 
@@ -43,6 +44,7 @@ class Session:
         quiet = composed.values["quiet"] or distributed.processes().rank != 0
         self.screen = leaf("screen.make_display")(progress, quiet=quiet)
         self.metrics_log: MetricsLog | None = None
+        self.media_log: MediaLog | None = None
         self.result: dict[str, Any] = {}
         self._stack = contextlib.ExitStack()
 
@@ -58,6 +60,7 @@ class Session:
                 self.metrics_log = MetricsLog(
                     folder.metrics, {name: aside(own, name) for name, own in self.loggers.items()}
                 )
+                self.media_log = MediaLog(folder.path, self.metrics_log.forward_media)
             self.screen.begin(folder.path.name)
             self._stack = stack.pop_all()
         return self
