@@ -25,10 +25,10 @@ from healsg.runs.folder import RunFolder, weights_file
 SETTINGS = ["model=mlp", "model.width=8", "runner.steps=4", "runner.save_every=1", "data.batch_size=256", "quiet=true"]
 FILES = (
     *(".lock", "config.yaml", "run.json", "metrics.jsonl", "media.jsonl", "train.log", "report.html", "wandb.json"),
-    "trace.jsonl",
+    *("trace.jsonl", "swanlab.json"),
     *("eval-test-best.json", ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"),
 )
-FOLDERS = ("checkpoints", ".hydra", "wandb", "tensorboard", "media", "ledger")
+FOLDERS = ("checkpoints", ".hydra", "wandb", "swanlab", "tensorboard", "media", "ledger")
 COMMANDS: dict[str, list[str]] = {
     "resume": ["resume", "run", "runner.max_time=null"],
     "eval": ["eval", "run"],

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from healsg.errors import ConfigError
 from healsg.loggers.background import Background
+from healsg.loggers.swanlab import SwanLab
 from healsg.loggers.tensorboard import TensorBoard
 from healsg.loggers.wandb import Wandb
 from healsg.runs.logger import Logger
+from healsg.runs.media import MediaLog
 
 RECORD = {"name": "trial", "config": {"seed": 3}, "resumed": False, "step": 0}
 LINES = [
@@ -218,3 +225,58 @@ def test_wandb_that_cannot_start_is_left_out(
         logger.log(LINES[0])
         logger.finish("failed")
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["logger wandb is left out from here on"]
+
+
+@pytest.fixture
+def swanlab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run, where SwanLab's client is the one of ``fake_swanlab.py``."""
+    client = tmp_path / "client"
+    client.mkdir()
+    shutil.copy(Path(__file__).with_name("fake_swanlab.py"), client / "swanlab.py")
+    monkeypatch.syspath_prepend(str(client))
+    package = Path(sys.modules["healsg"].__file__ or "").parents[1]
+    monkeypatch.setenv("PYTHONPATH", f"{client}{os.pathsep}{package}")
+    monkeypatch.delenv("SWANLAB_API_KEY", raising=False)
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+def calls(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "swanlab/calls.jsonl").read_text().splitlines()]
+
+
+def test_swanlab_gets_numbers_and_media_once_also_where_a_run_goes_on(
+    swanlab: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for start in (0, 1):  # the second time the lines before it are there, and the run writes the last one again
+        logger = SwanLab(project="trials", timeout=20)
+        logger.start(swanlab, {**RECORD, "resumed": bool(start), "step": 4 * start})
+        kept = MediaLog(swanlab, partial(logger.media, swanlab))
+        lines = [{"event": "epoch", "epoch": n, "step": 4 * n, "val/acc": n / 10} for n in (1, 2)]
+        with (swanlab / "metrics.jsonl").open("a") as file:
+            for line in lines[start:]:
+                file.write(json.dumps(line) + "\n")
+                logger.log(line)
+        kept.image("overlay", 1, np.zeros((4, 4, 3), np.uint8), "worst", step=4)
+        kept.table("confusion", 1, ["class", "cat"], [["cat|s", 3]], step=4)
+        kept.plot("recall", 1, {"cat": [(0, 1), (1, 0.5)]}, step=4)
+        logger.finish("failed" if not start else "finished")
+    seen = calls(swanlab)
+    opened = [call for call in seen if call["call"] == "init"]
+    assert [call["mode"] for call in opened] == ["offline", "offline"], "there is no key"
+    assert caplog.text.count("goes on offline (no API key was provided)") == 2
+    assert {call["id"] for call in opened} == {json.loads((swanlab / "swanlab.json").read_text())["id"]}
+    logged = [(list(call["data"]), call["step"]) for call in seen if call["call"] == "log"]
+    media = [(["overlay"], 4), (["confusion"], 4), (["recall"], 4)]
+    assert logged == [(["val/acc"], 4), (["val/acc"], 8), *media]
+    held = {name: value for call in seen if call["call"] == "log" for name, value in call["data"].items()}
+    assert held["confusion"]["content"] == "| class | cat |\n| --- | --- |\n| cat\\|s | 3 |"
+    assert held["overlay"]["caption"] == "worst"
+    assert held["recall"]["source"] == "levels (400, 640, 3)"
+    assert [call["state"] for call in seen if call["call"] == "finish"] == ["crashed", "success"]
+
+
+def test_swanlab_is_refused_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("healsg.loggers.swanlab.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install healsg\[swanlab\]"):
+        SwanLab()

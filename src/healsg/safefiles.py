@@ -23,13 +23,13 @@ FILE = "a regular file"
 FOLDER = "a folder"
 LINK = "a symbolic link"
 
-REPLACED = ("config.yaml", "run.json", "report.html", "wandb.json")
+REPLACED = ("config.yaml", "run.json", "report.html", "wandb.json", "swanlab.json")
 """Files of a run that are only ever replaced whole, so that another hard link of the old one keeps its content."""
 
 WRITTEN_IN_PLACE = (".lock", ".lock.held", "metrics.jsonl", "media.jsonl", "train.log", "trace.jsonl")
 """Files of a run that are appended to, or cut: what is written reaches every hard link of them."""
 
-FOLDERS = ("checkpoints", ".hydra", "wandb", "tensorboard", "media", "ledger")
+FOLDERS = ("checkpoints", ".hydra", "wandb", "swanlab", "tensorboard", "media", "ledger")
 
 _HYDRA = ("config.yaml", "hydra.yaml", "overrides.yaml")
 _OPEN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

@@ -1,0 +1,234 @@
+"""Loggers whose client runs in a process of its own: it may hang, crash or print without the run noticing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from healsg.paths import current_folder
+from healsg.runs import redact
+from healsg.runs.folder import write_text
+from healsg.runs.logger import Logger
+from healsg.runs.media import entries
+from healsg.runs.provenance import within_run
+from healsg.runs.record import row_of
+from healsg.safefiles import make_folder, open_text_to_append, open_to_read, read_bytes
+
+log = logging.getLogger("healsg")
+
+LARGEST = 1 << 28
+"""Bytes of a table or plot that a client reads."""
+
+
+class FarEnd(Protocol):
+    """The client's run, in its own process."""
+
+    url: str
+
+    def log(self, numbers: dict[str, Any]) -> None:
+        """A line of numbers by name, ``step`` among them."""
+
+    def media(self, entry: dict[str, Any], path: Path) -> None:
+        """An image, a table or a plot: its line in ``media.jsonl``, and its file."""
+
+    def finish(self, failed: bool) -> None:
+        """The run has ended."""
+
+
+class Client(Logger):
+    """The near end. ``NAME.json`` in the run's folder keeps the id that a resumed run goes on with.
+
+    Args:
+        timeout: seconds in which the server must answer.
+    """
+
+    title: ClassVar[str]
+    """The client's package, which is also the name of its folder in the run's folder."""
+    environment: ClassVar[dict[str, str]] = {}
+    """Variables that the client's process gets."""
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self.patience = timeout + 1
+        self.process: subprocess.Popen[str] | None = None
+        self.upload = ""
+        """The command that uploads the curves later; known once the run is."""
+
+    def prepare(self, folder: Path, names: dict[str, str | None], config: Any) -> dict[str, Any]:
+        """The client's folder and the run's id; what both are to be opened with."""
+        path = folder / f"{self.title}.json"
+        key = _known_id(path) or uuid.uuid4().hex[:8]
+        make_folder(folder / self.title)
+        write_text(path, json.dumps({"id": key}) + "\n")
+        init = {name: value and redact.text(value) for name, value in names.items()}
+        return init | {"id": key, "resume": "allow", "dir": str(folder.resolve()), "config": config}
+
+    def log(self, line: dict[str, Any]) -> None:
+        numbers = {key: value for key, value in line.items() if isinstance(value, int | float)}
+        self._send({"numbers": numbers, "key": f"{line.get('event')} {line['step']}" if "step" in line else None})
+
+    def media(self, folder: Path, entry: dict[str, Any]) -> None:
+        self._send({"media": entry, "path": str((folder / entry["file"]).resolve())})
+
+    def finish(self, status: str) -> None:
+        self._send({"finish": status})
+        try:
+            if self.process:
+                self.process.communicate(timeout=4.0)
+                self._check()
+        except subprocess.TimeoutExpired:
+            log.warning("%s is still uploading; if curves are missing there: %s", self.title, self.upload)
+
+    def catch_up(self, folder: Path) -> None:
+        """Send the lines that the run has already, of which the far end leaves out those that were shown: a kill may
+        have come between the writing of a line and its sending."""
+        with contextlib.suppress(OSError), open_to_read(folder / "metrics.jsonl") as lines:
+            for row in map(row_of, lines):
+                if row is not None:
+                    self.log(row)
+        for entry in entries(folder):
+            self.media(folder, entry)
+
+    def open(self, init: dict[str, Any], seconds: float) -> tuple[str, str]:
+        """Start the process; its answer is the run's address there, or the trouble it had."""
+        program = (
+            "import sys; sys.path.append(sys.argv.pop()); "
+            f"from healsg.loggers.{self.title} import serve_{self.title}; serve_{self.title}()"
+        )
+        command = [sys.executable, "-P", "-c", program, str(Path(__file__).parents[2])]
+        self.process = subprocess.Popen(
+            command,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, **self.environment},
+            cwd=_trusted_folder(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        killer = threading.Timer(seconds, self.process.kill)
+        killer.daemon = True
+        killer.start()
+        answer = ""
+        with contextlib.suppress(BrokenPipeError):
+            self._send({"init": init, "timeout": seconds, "pid": os.getpid()})
+            answer = self.process.stdout.readline() if self.process.stdout else ""
+        killer.cancel()
+        url, trouble = json.loads(answer) if answer else ("", f"no answer within {seconds:g} s")
+        if trouble:
+            self.process.communicate()
+        return url, trouble
+
+    def _check(self) -> None:
+        if self.process and self.process.poll():
+            raise RuntimeError(f"its process ended with status {self.process.returncode}")
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._check()
+        if self.process:
+            print(json.dumps(message, default=str), file=self.process.stdin, flush=True)
+
+
+def _known_id(path: Path) -> str | None:
+    """The id in ``NAME.json``; None where there is none, or one that is odd in a command that is shown."""
+    try:
+        known = json.loads(read_bytes(path, 1 << 16))["id"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return known if isinstance(known, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", known) else None
+
+
+def _trusted_folder() -> Path:
+    """Where the client is started: it takes settings, such as the server to which the key is sent, from the file
+    ``wandb/settings`` of the current directory, which may be a run from somebody else."""
+    here = current_folder()
+    return here if here.is_dir() and not within_run(here) else Path("/")
+
+
+# --- the far end -----------------------------------------------------------------------------------------------------
+
+
+def serve(title: str, open_run: Callable[[dict[str, Any]], FarEnd]) -> None:
+    """Open the run, log what stdin says until told to finish or until the run's process has gone.
+
+    Args:
+        title: see ``Client``.
+        open_run: from the first message to the run; what it raises is answered as trouble.
+    """
+    orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")  # which the client's processes do not inherit
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    order = json.loads(orders.readline())
+    try:
+        run = open_run(order)
+        answer = [run.url, ""]
+    except Exception as error:
+        answer = ["", " ".join(str(error).split())[:200] or repr(error)]
+    print(json.dumps(answer), file=answers, flush=True)
+    if answer[1]:
+        os._exit(1)
+    message: dict[str, Any] = {}
+    sent = Sent(Path(order["init"]["dir"]) / title / f"sent-{order['init']['id']}")
+    for text in orders:
+        message = json.loads(text)
+        if "finish" in message:
+            break
+        pass_on(run, message, sent)
+    threading.Timer(60, os._exit, (1,)).start()
+    run.finish(message.get("finish", "failed") == "failed")
+    os._exit(0)
+
+
+def pass_on(run: FarEnd, message: dict[str, Any], sent: Sent) -> None:
+    """Show the run one message, unless it was shown that before."""
+    if "media" not in message:
+        if sent.add(message["key"]):
+            run.log(message["numbers"])
+        return
+    entry = message["media"]
+    if sent.add(f"{entry['kind']} {entry['name']} {entry['epoch']} {entry['step']}"):
+        try:
+            run.media(entry, Path(message["path"]))
+        except Exception as error:  # the client's types refuse what they like; the numbers go on
+            print(f"{message['path']}: {error}", file=sys.stderr)
+
+
+class Sent:
+    """What the runs of one id were shown, so that lines that a resumed run writes again are not shown twice.
+
+    Args:
+        path: a line for each; it may end in the half of one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = open_text_to_append(path)
+        self.file.seek(0)
+        self.keys = set(self.file.read().splitlines())
+        self.file.write("\n")
+
+    def add(self, key: str | None) -> bool:
+        """Whether this is new, or has no key; from now on it is known."""
+        if key is None:
+            return True
+        key = json.dumps(key)
+        if key in self.keys:
+            return False
+        self.keys.add(key)
+        self.file.write(f"{key}\n")
+        self.file.flush()
+        return True
+
+
+def content_of(path: Path) -> Any:
+    """A table's or plot's file. Raises OSError, ValueError, RunError."""
+    return json.loads(read_bytes(path, LARGEST))
