@@ -83,6 +83,7 @@ SMALL: dict[str, list[str]] = {
 NEEDS = {
     "model=monai": "monai",
     "model=smp": "segmentation_models_pytorch",
+    "logger=swanlab": "swanlab",
     "model/metrics=surfaces": "monai",
     **{f"data={name}": "nibabel" for name in ("nifti", "decathlon", "nnunet_raw")},
 }
@@ -167,7 +168,7 @@ def small(choice: str) -> list[str]:
 def test_every_option_trains(choice: str, files: Path) -> None:
     Path("files").symlink_to(files)
     if package := NEEDS.get(choice):
-        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'healsg[seg]'")
+        pytest.importorskip(package, reason=f"{package} is not installed: an extra of healsg")
     group, _, option = choice.partition("=")
     chosen = group == "model" or any(part.startswith("model=") for part in small(choice))
     mlp = [] if chosen else ["model=mlp", "model.width=8"]
