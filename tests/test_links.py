@@ -201,7 +201,7 @@ def test_loggers_write_into_no_linked_folder(run: Path, home: Path) -> None:
 
 
 def test_an_odd_id_of_wandb_reaches_no_command_that_is_shown(run: Path) -> None:
-    from healsg.loggers.wandb import _known_id
+    from healsg.loggers.client import _known_id
 
     for odd in ('{"id": "; touch x #"}', '{"id": 5}', "[]", "{}", "", "[" * 10000):
         (run / "wandb.json").write_text(odd)

@@ -12,7 +12,7 @@ import yaml
 
 from fake_wandb import KEY, FakeWandb
 from healsg.config.values import flat
-from healsg.loggers.wandb import _trusted_folder
+from healsg.loggers.client import _trusted_folder
 from healsg.runs import redact
 from helpers import REPOSITORY
 from test_logger_faults import slowed

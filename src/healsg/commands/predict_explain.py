@@ -79,8 +79,9 @@ def overlay(picture: np.ndarray[Any, Any], heat: np.ndarray[Any, Any]) -> np.nda
     size = width * times, height * times
     base = np.asarray(Image.fromarray(picture).resize(size, Resampling.NEAREST), np.float64)
     values = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Resampling.BILINEAR), np.float64)
-    at, colours = zip(*COLOURS, strict=True)
-    drawn = np.stack([np.interp(values, at, [colour[channel] for colour in colours]) for channel in range(3)], axis=2)
+    at = [place for place, _ in COLOURS]
+    colours = np.array([colour for _, colour in COLOURS])
+    drawn = np.stack([np.interp(values, at, colours[:, channel]) for channel in range(3)], axis=2)
     share = SHARE * values[..., None].clip(0, 1)
     made: np.ndarray[Any, Any] = ((1 - share) * base + share * drawn).round().astype(np.uint8)
     return made
