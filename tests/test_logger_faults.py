@@ -113,9 +113,9 @@ def full_for_the_report() -> None:
 
 
 def full_for_wandb() -> None:
-    from healsg.loggers import wandb
+    from healsg.loggers import client
 
-    wandb.write_text = no_space
+    client.write_text = no_space
 
 
 @pytest.mark.parametrize(

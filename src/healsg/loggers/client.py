@@ -227,8 +227,3 @@ class Sent:
         self.file.write(f"{key}\n")
         self.file.flush()
         return True
-
-
-def content_of(path: Path) -> Any:
-    """A table's or plot's file. Raises OSError, ValueError, RunError."""
-    return json.loads(read_bytes(path, LARGEST))

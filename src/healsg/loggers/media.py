@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from io import BytesIO
 from typing import Any
 
@@ -27,9 +28,22 @@ def markdown(content: bytes) -> str:
     return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
 
+def html(content: bytes) -> str:
+    """A table's file as HTML."""
+    table = json.loads(content)
+    lines = [("th", table["columns"]), *(("td", row) for row in table["rows"][:MOST_ROWS])]
+    rows = ("".join(f"<{tag}>{escape(_text(value))}</{tag}>" for value in line) for tag, line in lines)
+    return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+
 def _cell(value: Any) -> str:
-    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _text(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)
 
 
 def levels_of(content: bytes) -> np.ndarray[Any, Any]:

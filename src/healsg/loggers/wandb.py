@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from healsg.loggers.client import Client, content_of, serve
+from healsg.loggers.client import LARGEST, Client, serve
+from healsg.loggers.media import drawn, html, levels_of
 from healsg.paths import shown
+from healsg.safefiles import read_bytes
 from healsg.types import Positive
 
 log = logging.getLogger("healsg")
@@ -99,13 +101,9 @@ class WandbRun:
         """An image, a table or a plot as the client's own type."""
         if entry["kind"] == "image":
             return self.wandb.Image(str(path), caption=entry["caption"] or None)
-        held = content_of(path)
-        if entry["kind"] == "table":
-            columns = list(map(str, held["columns"]))
-            return self.wandb.Table(columns=columns, data=held["rows"], allow_mixed_types=True)
-        curves = held["curves"].values()
-        xs, ys = ([[point[axis] for point in curve] for curve in curves] for axis in (0, 1))
-        return self.wandb.plot.line_series(xs, ys, keys=list(held["curves"]), title=entry["name"], xname=held["x"])
+        if entry["kind"] == "table":  # a wandb.Table is an artifact: the run's end would wait until the server has it
+            return self.wandb.Html(html(read_bytes(path, LARGEST)), inject=False)
+        return self.wandb.Image(levels_of(drawn(read_bytes(path, LARGEST))), caption=entry["caption"] or None)
 
     def finish(self, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))
