@@ -20,6 +20,7 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 COMMANDS = {
     "check": "read every sample and try one step before training: healsg check data=... [--page FILE]",
+    "forecast": "time, memory and disk of a run or a sweep before it: healsg forecast data=... [-m]",
     "plan": "patch, batch and stages of a U-Net for a segmentation set: healsg plan data=...",
     "train": "train a task, or a sweep of tasks (-m)",
     "resume": "go on with a run: healsg resume RUN",
@@ -52,6 +53,7 @@ ELSEWHERE = (
 
 ANSWERS = (
     "check",
+    "forecast",
     "plan",
     "eval",
     "predict",

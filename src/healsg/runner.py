@@ -65,6 +65,8 @@ class TaskRunner:
         tune: seconds in which the command measures how the task trains fastest (``commands.tune``) before the run
             begins; it then stands here as None, and the settings that were chosen are plain ones.
         ledger: keep loss, confidence and correctness of every training sample in every epoch; see ``Ledger``.
+        forecast: measure before the run, in a process of its own, what it will take; ``run.json`` has that beside what
+            it took (``TaskTrainer`` does so).
     """
 
     leaves_weights: ClassVar[bool] = True
@@ -95,6 +97,7 @@ class TaskRunner:
         sync_batchnorm: bool = False,
         timeout: Positive = 300.0,
         ledger: bool = False,
+        forecast: bool = False,
         callbacks: Mapping[str, Callback] | None = None,
         pause_after: Count | None = None,
         processes: Count | None = None,
@@ -131,6 +134,7 @@ class TaskRunner:
         self.stop_reason: str | None = None
         self.checkpointer: Watcher = Watcher()
         self.keeps_ledger = ledger
+        self.forecast = forecast
         self.ledger: Ledger | None = None
         """The samples' numbers of this epoch, once the task is built for training."""
 

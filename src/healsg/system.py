@@ -183,6 +183,65 @@ def physical_memory() -> int | None:
         return None
 
 
+def available_memory() -> int | None:
+    """The bytes that a process can still take without swapping, its control group's limit counted; None if unknown."""
+    free: int | None = None
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        left = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        free = left if free is None else min(free, left)
+    return free
+
+
+def _status(field: str) -> int | None:
+    """A size that Linux tells of this process, in bytes."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])
+    return None
+
+
+def held_memory() -> int | None:
+    """The bytes of memory that this process holds now; None where the system does not say."""
+    return _status("VmRSS")
+
+
+def forget_peak_memory() -> bool:
+    """Let ``peak_memory`` count from now on; False where the system cannot."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    return False
+
+
+def peak_memory() -> int | None:
+    """The most bytes of memory that this process has held at once so far; None where the system does not say."""
+    if (known := _status("VmHWM")) is not None:
+        return known
+    with contextlib.suppress(ImportError):
+        resource = import_module("resource")
+        most: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if os.uname().sysname == "Darwin" else 1024 * most
+    return None
+
+
+def cpu_seconds() -> float:
+    """The CPU time of this process and of its children, those that still run included where Linux tells it."""
+    times = os.times()
+    total = times.user + times.system + times.children_user + times.children_system
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        ticks = os.sysconf("SC_CLK_TCK")
+        for task in Path("/proc/self/task").iterdir():
+            for child in (task / "children").read_text().split():
+                with contextlib.suppress(OSError, IndexError):  # it has just ended
+                    fields = Path("/proc", child, "stat").read_text().rpartition(")")[2].split()
+                    total += (int(fields[11]) + int(fields[12])) / ticks
+    return total
+
+
 def reserve(file: IO[bytes], size: int) -> None:
     """Let a new file have ``size`` bytes that are reserved on the disk. Raises OSError where there is no room."""
     if hasattr(os, "posix_fallocate"):

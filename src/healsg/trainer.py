@@ -24,10 +24,12 @@ from healsg.paths import returning
 from healsg.runs import binding, claim, redact
 from healsg.runs.checkpointer import Checkpointer, restore_weights, resumable, weights_state
 from healsg.runs.folder import RunFolder, find
+from healsg.runs.forecast import forecast
 from healsg.runs.logger import Logger
 from healsg.runs.saved_config import load_saved
 from healsg.runs.session import Session
 from healsg.runs.snapshot import Snapshot
+from healsg.runs.usage import Usage
 from healsg.task import BasicTask
 from healsg.training.interrupt import StopSignal
 
@@ -81,9 +83,11 @@ class TaskTrainer:
         if self.config["runner"].get("tune") is not None:
             raise ConfigError("runner.tune: the command healsg train measures; from Python, give plain settings")
         with returning():
+            made = self._forecast()
+            usage = Usage()
             task, loggers, self.folder = self._begin(folder)
             runner = task.runner
-            session = Session(self.composed, self.folder, runner.progress, loggers)
+            session = Session(self.composed, self.folder, runner.progress, loggers, usage)
             together = distributed.first_cause(runner.progress, session.lost)
             with StopSignal(runner.max_time) as stop_signal, session, together:
                 began = time.monotonic()
@@ -106,7 +110,7 @@ class TaskTrainer:
                     session.media_log,
                 ) as checkpointer:
                     checkpointer.begin(task, path, state)
-                    session.begin(facts | {"data_digest": bound.data_digest}, runner.step_count)
+                    session.begin(facts | made | {"data_digest": bound.data_digest}, runner.step_count)
                     runner.fit(task, checkpointer)
         return session.result
 
@@ -121,6 +125,13 @@ class TaskTrainer:
         info = None if state is None else saved_info(state)
         task.build(threads=folder.record.get("threads"), fresh_weights=state is None, data_info=info)
         return task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
+
+    def _forecast(self) -> dict[str, Any]:
+        """What ``run.json`` keeps of the forecast of a run that is to begin, with ``runner.forecast``; else nothing."""
+        begun = self.folder is not None and self.folder.has_checkpoint
+        if not self.config["runner"].get("forecast") or begun or distributed.processes().several:
+            return {}
+        return {"forecast": forecast(self.composed)}
 
     def make_task(self) -> BasicTask:
         """The parts of the task, made and joined. Raises ConfigError."""

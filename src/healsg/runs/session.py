@@ -19,6 +19,7 @@ from healsg.runs.folder import RunFolder
 from healsg.runs.logger import Logger
 from healsg.runs.media import MediaLog
 from healsg.runs.metrics_log import MetricsLog
+from healsg.runs.usage import Usage
 from healsg.training.progress import Progress
 
 log = logging.getLogger("healsg")
@@ -32,11 +33,18 @@ class Session:
         folder: its folder, locked; unlocked at the end.
         progress: what the loop tells the screen.
         loggers: what else is shown the metrics, by name.
+        usage: what the run uses, counted since it began.
     """
 
     def __init__(
-        self, composed: Composed, folder: RunFolder, progress: Progress, loggers: dict[str, Logger] | None = None
+        self,
+        composed: Composed,
+        folder: RunFolder,
+        progress: Progress,
+        loggers: dict[str, Logger] | None = None,
+        usage: Usage | None = None,
     ) -> None:
+        self.usage = usage or Usage()
         self.composed = composed
         self.folder = folder
         self.progress = progress
@@ -88,7 +96,8 @@ class Session:
                     self.folder.ended("running", reason)  # until all is written: a kill in between is gone on from
                 self.metrics_log.close(status)
                 with contextlib.suppress(OSError):
-                    self.folder.note(status=status)
+                    used = self.usage.so_far(self.folder.path, self.folder.record.get("usage"))
+                    self.folder.note(status=status, usage=used)
             if status != "failed":
                 self._tell(status, reason, getattr(error, "status", 130) if stopped else 0)
         return stopped

@@ -1,0 +1,294 @@
+"""``healsg forecast``: what a run or a sweep will take, from a few real steps; and how good such forecasts were."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from healsg.commands import layout, processes
+from healsg.commands.arguments import parse_flags
+from healsg.commands.tables import show, show_json
+from healsg.config.compose import Composer
+from healsg.config.schema import Composed, check_init_from, verify
+from healsg.errors import ConfigError
+from healsg.loggers.screen import clock
+from healsg.runs.folder import RunFolder
+from healsg.runs.forecast import BUDGET, forecast
+from healsg.runs.registry import listed, root_of
+
+USAGE = """\
+usage: healsg forecast [-m] [key=value ...] [--seconds S] [--json] [--config-dir DIR]
+       healsg forecast --record [--root DIR] [--json]
+
+Measures a few real steps, an evaluation, a save and the loader, with the arguments of
+train, and says how long the run will take (CPU and wall time), the peak of its memory,
+its disk space, and the largest batch that fits. Each number has an interval that is to
+hold it nine times of ten. Nothing is trained, and nothing is left behind.
+
+  healsg forecast data=imagefolder data.folder=DIR model=torchvision method=finetune
+  healsg forecast -m data=digits method=sgd,adamw seed=0,1,2
+
+A run that begins with runner.forecast=true keeps its forecast in run.json, beside what
+it took; --record compares the two over all such runs.
+
+  -m                 a sweep: the sum over its jobs, one after the other
+  --seconds S        of training steps that are measured (default: 3)
+  --record           how far past forecasts were off, and how often the interval held
+  --root DIR         the folder of the runs (default: runs)
+  --json             for programs
+  --config-dir DIR   with options of a folder of your own"""
+
+SCHEMA = 1
+"""Of what ``--json`` prints; it grows when a key changes its meaning."""
+
+COSTLESS = {"seed", "name", "split_seed", "lr", "weight_decay"}
+"""Last words of keys in which jobs may differ and still cost the same: one of them is measured for all."""
+
+AMOUNTS = ("cpu_seconds", "wall_seconds", "peak_memory", "disk")
+
+
+def run(arguments: list[str]) -> int:
+    """``[-m] [overrides] [--seconds S] [--json]``, or ``--record``."""
+    given = ["--multirun" if argument == "-m" else argument for argument in arguments]
+    overrides, flags = parse_flags(given, ["--json", "--record", "--multirun"], ["--seconds", "--config-dir", "--root"])
+    if flags["help"]:
+        print(USAGE)
+        return 0
+    if flags["record"]:
+        if overrides or flags["multirun"]:
+            raise ConfigError("--record: looks at past runs, and takes no settings")
+        root = flags.get("root")
+        return _record(str(root) if root else None, bool(flags["json"]))
+    if "root" in flags:
+        raise ConfigError("--root: goes with --record")
+    directory = flags.get("config-dir")
+    composer = Composer(str(directory) if directory else None)
+    jobs = _jobs(composer, overrides) if flags["multirun"] else [("", _one(composer, overrides))]
+    answer = forecast_of(jobs, _budget(flags.get("seconds")))
+    if flags["json"]:
+        show_json(answer)
+    else:
+        _print(answer)
+    return 0
+
+
+def _budget(given: str | bool | None) -> float:
+    if given is None:
+        return BUDGET
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 3600:
+        raise ConfigError(f"--seconds {given}: is no number of seconds above 0, at most 3600")
+    return seconds
+
+
+def _one(composer: Composer, overrides: list[str]) -> Composed:
+    composed = composer.compose(overrides)
+    for key, does in (("launcher", "runs"), ("search", "proposes")):
+        if composed.values.get(key):
+            raise ConfigError(f"{key}: {does} the jobs of a sweep; add -m")
+    return composed
+
+
+def _jobs(composer: Composer, overrides: list[str]) -> list[tuple[str, Composed]]:
+    """The jobs of a sweep by name. Raises ConfigError, also for a wrong job."""
+    from healsg.commands.search import wanted
+    from healsg.commands.sweep import plan
+
+    if wanted(overrides):
+        raise ConfigError("search: proposes its jobs while it runs; forecast one of them, without -m and search")
+    _, jobs, sound, _ = plan(composer, overrides)
+    for name, composed in jobs:
+        if name not in sound:
+            verify(composed)
+            check_init_from(composed)
+    return jobs
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Jobs that cost the same: their names, and the forecast of one of them."""
+
+    names: list[str]
+    forecast: dict[str, Any]
+
+
+def forecast_of(jobs: list[tuple[str, Composed]], budget: float) -> dict[str, Any]:
+    """The forecast of a run, or the sum over the jobs of a sweep, as ``--json`` prints it. Raises HealsgError."""
+    kinds: dict[str, list[tuple[str, Composed]]] = {}
+    for name, composed in jobs:
+        if processes.wanted(composed) > 1:
+            raise ConfigError("runner.processes: a forecast is of a run on one process; leave it out")
+        kinds.setdefault(kind_of(composed.values), []).append((name, composed))
+    found = [Kind([name for name, _ in same], forecast(_as_run(same[0][1]), budget)) for same in kinds.values()]
+    total = {key: _total(found, key) for key in AMOUNTS}
+    first = found[0].forecast
+    return {
+        "schema": SCHEMA,
+        "jobs": len(jobs),
+        "device": first["device"],
+        **total,
+        "imports": first["imports"],
+        "largest_batch": first["largest_batch"] if len(found) == 1 else None,
+        "kinds": [{"jobs": kind.names, **kind.forecast} for kind in found],
+    }
+
+
+def _as_run(composed: Composed) -> Composed:
+    from healsg.commands.sweep import as_run
+
+    return as_run(composed)
+
+
+def kind_of(values: Any) -> str:
+    """What a job costs by, as text: its settings without those that change no time."""
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without(inner) for key, inner in value.items() if key not in COSTLESS}
+        return [without(inner) for inner in value] if isinstance(value, list) else value
+
+    return json.dumps(without(values), sort_keys=True, default=str)
+
+
+def _total(kinds: list[Kind], key: str) -> dict[str, float] | None:
+    """The sum over all jobs, of their memory the largest."""
+    amounts = [(kind.forecast[key], len(kind.names)) for kind in kinds]
+    if any(amount is None for amount, _ in amounts):
+        return None
+    if key == "peak_memory":
+        return {part: max(amount[part] for amount, _ in amounts) for part in ("value", "low", "high")}
+    total = {part: sum(amount[part] * count for amount, count in amounts) for part in ("value", "low", "high")}
+    if key.endswith("_seconds"):
+        start = kinds[0].forecast["imports"][key.removesuffix("_seconds")]
+        total = {part: value + start for part, value in total.items()}
+    return {part: round(value, 3) for part, value in total.items()}
+
+
+# --- how good forecasts were -----------------------------------------------------------------------------------------
+
+
+def record_of(root: str | None) -> list[dict[str, Any]]:
+    """Of each finished run with a forecast, by amount: the forecast, the truth, the error and whether the interval
+    held. Runs that went on in another process are left out: their memory and imports are those of several."""
+    rows = []
+    for found in listed(root_of(root)):
+        record = RunFolder(found.path).record
+        made, used = record.get("forecast"), record.get("usage")
+        if found.status != "finished" or not isinstance(made, dict) or not isinstance(used, dict):
+            continue
+        if used.get("processes") != 1:
+            continue
+        row: dict[str, Any] = {"run": found.name}
+        for key in AMOUNTS:
+            amount, truth = made.get(key), used.get(key)
+            if isinstance(amount, dict) and isinstance(truth, (int, float)) and truth > 0:
+                value, low, high = (float(amount[part]) for part in ("value", "low", "high"))
+                held = low <= truth <= high
+                row[key] = {"forecast": value, "truth": truth, "error": value / truth - 1, "held": held}
+        rows.append(row)
+    return rows
+
+
+def summary_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By amount: the number of runs, the median of the errors' sizes, and how often the interval held."""
+    summary = {}
+    for key in AMOUNTS:
+        known = [row[key] for row in rows if key in row]
+        if known:
+            median = statistics.median(abs(one["error"]) for one in known)
+            summary[key] = {"runs": len(known), "median_error": median, "held": sum(one["held"] for one in known)}
+    return summary
+
+
+def _record(root: str | None, as_json: bool) -> int:
+    rows = record_of(root)
+    summary = summary_of(rows)
+    if as_json:
+        show_json({"schema": SCHEMA, "summary": summary, "runs": rows})
+        return 0
+    if not rows:
+        print("no finished run has a forecast yet; runner.forecast=true makes one as a run begins")
+        return 0
+    heads = ["run", *(f"{key.removesuffix('_seconds').replace('_', ' ')} error" for key in AMOUNTS)]
+    show(heads, [[row["run"], *(_error(row.get(key)) for key in AMOUNTS)] for row in rows])
+    print("* outside of its interval\n")
+    names = {"cpu_seconds": "CPU time", "wall_seconds": "wall time", "peak_memory": "memory", "disk": "disk"}
+    for key, one in summary.items():
+        told = f"median error {one['median_error']:.1%}, the interval held {one['held']} of {one['runs']} times"
+        print(f"{names[key]:9}  {told}")
+    return 0
+
+
+def _error(one: dict[str, Any] | None) -> str:
+    return "" if one is None else f"{one['error']:+.1%}" + " *" * (not one["held"])
+
+
+# --- what is said ----------------------------------------------------------------------------------------------------
+
+
+def _print(answer: dict[str, Any]) -> None:
+    kinds = answer["kinds"]
+    if answer["jobs"] > 1:
+        rows = [[kind["jobs"][0], len(kind["jobs"]), *(_shown(key, kind[key]) for key in AMOUNTS)] for kind in kinds]
+        show(["first job", "jobs", "CPU time each", "wall time each", "memory", "disk each"], rows)
+        print()
+    print("\n".join(layout.rows(list(_lines(answer)), indent=0)))
+
+
+def _lines(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = [
+        ("wall time", _shown("wall_seconds", answer["wall_seconds"])),
+        ("CPU time", _shown("cpu_seconds", answer["cpu_seconds"])),
+        ("memory", _shown("peak_memory", answer["peak_memory"])),
+        ("disk", _shown("disk", answer["disk"])),
+    ]
+    if len(answer["kinds"]) == 1:
+        kind = answer["kinds"][0]
+        spent = ", ".join(f"{name} {span(seconds)}" for name, seconds in kind["parts"].items())
+        lines.append(("CPU time by part", f"{spent}, importing {span(kind['imports']['cpu'])}"))
+        share = kind["loader"]["share"]
+        if kind["samples_a_second"] and share is not None:
+            told = f"{kind['samples_a_second']:,.0f} samples a second; the loader takes {share:.0%} of a step's time"
+            lines.append(("speed", told))
+        lines.append(("largest batch", _batch_line(kind)))
+        lines.append(("measured", f"{kind['measured_steps']} of {kind['updates']} updates on {kind['device']}"))
+    return lines
+
+
+def _batch_line(kind: dict[str, Any]) -> str:
+    largest = kind["largest_batch"]
+    if largest is None:
+        return "is not known here"
+    if largest["rows"] is None:
+        return f"is not limited by memory as far as can be measured (now {kind['batch']})"
+    if largest["reason"]:
+        return f"{largest['rows']}: {largest['reason']}"
+    return f"{largest['rows']:,} samples, {size(largest['bytes_a_sample'])} each (now {kind['batch']})"
+
+
+def _shown(key: str, amount: dict[str, float] | None) -> str:
+    if amount is None:
+        return "is not known here"
+    text = span if key.endswith("_seconds") else size
+    return f"{text(amount['value'])} ({text(amount['low'])} to {text(amount['high'])})"
+
+
+def span(seconds: float) -> str:
+    """A time for people: ``0.8 s``, ``1:05``, ``3:05:00``."""
+    return f"{seconds:.1f} s" if seconds < 10 else clock(seconds)
+
+
+def size(count: float) -> str:
+    """Bytes for people: ``12 kB``, ``3.4 GB``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:.0f} B"

@@ -1,0 +1,47 @@
+"""The forecast of a run: made by a process of its own, so that nothing of it reaches the run or its digest."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from healsg.config.schema import Composed
+from healsg.errors import RunError
+
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from healsg.commands.forecast_measure import main; main()"
+
+BUDGET = 3.0
+"""Seconds of CPU time that the steps of a forecast are measured for."""
+
+
+def forecast(composed: Composed, budget: float = BUDGET) -> dict[str, Any]:
+    """Measure a few steps of a task in a fresh process; what the whole run will take, as plain values.
+
+    Args:
+        composed: the checked configuration.
+        budget: seconds of training steps; an evaluation, saving and reading the data come beside.
+
+    Raises:
+        RunError: the task cannot be built, or takes no step; the reason is in the message.
+    """
+    made = {**vars(composed), "project": [str(path) for path in composed.project]}
+    told = yaml.safe_dump({"composed": made, "budget": budget})
+    command = [sys.executable, "-P", "-c", _PROGRAM, str(Path(__file__).parents[2])]
+    child = subprocess.run(
+        command, input=told.encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ), check=False
+    )
+    lines = child.stdout.decode(errors="replace").splitlines()
+    try:
+        answer = json.loads(lines[-1])
+        if "error" in answer:
+            raise RunError(str(answer["error"]))
+    except (IndexError, ValueError, TypeError):
+        reason = child.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"status {child.returncode}"]
+        raise RunError(f"forecast: the process that measures has ended: {reason[0]}") from None
+    return dict(answer)
