@@ -61,7 +61,7 @@ def forecast_and_truth(settings: str, seed: int) -> dict[str, Any]:
     given = [*settings.split(), f"seed={seed}", "quiet=true"]
     with tempfile.TemporaryDirectory() as place:
         made = subprocess.run([*PROGRAM, "forecast", "--json", *given], cwd=place, stdout=subprocess.PIPE, check=True)
-        left = sorted(os.listdir(place))
+        left = sorted(path.name for path in Path(place).iterdir())
         forecast = json.loads(made.stdout)
         began = time.perf_counter()
         child = subprocess.Popen([*PROGRAM, "train", "name=run", *given], cwd=place, stdout=subprocess.DEVNULL)

@@ -354,7 +354,7 @@ def _available(task: BasicTask) -> int | None:
 
 
 def _peak_of_step(task: BasicTask, times: int) -> int | None:
-    """Bytes at the peak of a step with ``times`` batches at once, twice, so that what is kept between steps is there."""
+    """Bytes at the peak of a step with ``times`` batches at once; the second of two steps counts."""
     import torch
 
     runner = task.runner

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,9 +32,7 @@ def forecast(composed: Composed, budget: float = BUDGET) -> dict[str, Any]:
     made = {**vars(composed), "project": [str(path) for path in composed.project]}
     told = yaml.safe_dump({"composed": made, "budget": budget})
     command = [sys.executable, "-P", "-c", _PROGRAM, str(Path(__file__).parents[2])]
-    child = subprocess.run(
-        command, input=told.encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ), check=False
-    )
+    child = subprocess.run(command, input=told.encode(), capture_output=True, check=False)
     lines = child.stdout.decode(errors="replace").splitlines()
     try:
         answer = json.loads(lines[-1])

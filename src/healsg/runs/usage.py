@@ -44,7 +44,7 @@ def folder_size(folder: Path) -> int:
     for place, _, names in os.walk(folder):
         for name in names:
             try:
-                status = os.lstat(os.path.join(place, name))
+                status = Path(place, name).lstat()
             except OSError:  # it has just been replaced
                 continue
             sizes[status.st_dev, status.st_ino] = status.st_size
