@@ -73,7 +73,7 @@ def forecast_and_truth(settings: str, seed: int) -> dict[str, Any]:
     truth = {
         "cpu_seconds": used.ru_utime + used.ru_stime,
         "wall_seconds": wall,
-        "peak_memory": used.ru_maxrss * 1024,
+        "peak_memory": run["usage"]["peak_memory"],
         "disk": run["usage"]["disk"],
     }
     return {"settings": settings, "seed": seed, "left": left, "forecast": forecast, "truth": truth}

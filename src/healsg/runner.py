@@ -65,6 +65,8 @@ class TaskRunner:
         tune: seconds in which the command measures how the task trains fastest (``commands.tune``) before the run
             begins; it then stands here as None, and the settings that were chosen are plain ones.
         ledger: keep loss, confidence and correctness of every training sample in every epoch; see ``Ledger``.
+        keep_every, keep_best: epochs between two, and how many of the best, that keep a checkpoint of their own; see
+            ``Retention``.
         forecast: measure before the run, in a process of its own, what it will take; ``run.json`` has that beside what
             it took (``TaskTrainer`` does so).
     """
@@ -98,6 +100,8 @@ class TaskRunner:
         timeout: Positive = 300.0,
         ledger: bool = False,
         forecast: bool = False,
+        keep_every: Count | None = None,
+        keep_best: Count | None = None,
         callbacks: Mapping[str, Callback] | None = None,
         pause_after: Count | None = None,
         processes: Count | None = None,
@@ -135,6 +139,8 @@ class TaskRunner:
         self.checkpointer: Watcher = Watcher()
         self.keeps_ledger = ledger
         self.forecast = forecast
+        self.keep_every = keep_every
+        self.keep_best = keep_best
         self.ledger: Ledger | None = None
         """The samples' numbers of this epoch, once the task is built for training."""
 

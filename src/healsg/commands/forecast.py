@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,20 +123,21 @@ class Kind:
 
 def forecast_of(jobs: list[tuple[str, Composed]], budget: float) -> dict[str, Any]:
     """The forecast of a run, or the sum over the jobs of a sweep, as ``--json`` prints it. Raises HealsgError."""
+    composing = time.process_time()  # this process has done nothing else yet
     kinds: dict[str, list[tuple[str, Composed]]] = {}
     for name, composed in jobs:
         if processes.wanted(composed) > 1:
             raise ConfigError("runner.processes: a forecast is of a run on one process; leave it out")
         kinds.setdefault(kind_of(composed.values), []).append((name, composed))
     found = [Kind([name for name, _ in same], forecast(_as_run(same[0][1]), budget)) for same in kinds.values()]
-    total = {key: _total(found, key) for key in AMOUNTS}
+    total = {key: _total(found, key, composing) for key in AMOUNTS}
     first = found[0].forecast
     return {
         "schema": SCHEMA,
         "jobs": len(jobs),
         "device": first["device"],
         **total,
-        "imports": first["imports"],
+        "imports": {name: round(value + composing, 3) for name, value in first["imports"].items()},
         "largest_batch": first["largest_batch"] if len(found) == 1 else None,
         "kinds": [{"jobs": kind.names, **kind.forecast} for kind in found],
     }
@@ -158,8 +160,14 @@ def kind_of(values: Any) -> str:
     return json.dumps(without(values), sort_keys=True, default=str)
 
 
-def _total(kinds: list[Kind], key: str) -> dict[str, float] | None:
-    """The sum over all jobs, of their memory the largest."""
+def _total(kinds: list[Kind], key: str, composing: float) -> dict[str, float] | None:
+    """The sum over all jobs, of their memory the largest.
+
+    Args:
+        kinds: the jobs.
+        key: the amount.
+        composing: seconds that composing and checking the configuration takes, once.
+    """
     amounts = [(kind.forecast[key], len(kind.names)) for kind in kinds]
     if any(amount is None for amount, _ in amounts):
         return None
@@ -167,7 +175,7 @@ def _total(kinds: list[Kind], key: str) -> dict[str, float] | None:
         return {part: max(amount[part] for amount, _ in amounts) for part in ("value", "low", "high")}
     total = {part: sum(amount[part] * count for amount, count in amounts) for part in ("value", "low", "high")}
     if key.endswith("_seconds"):
-        start = kinds[0].forecast["imports"][key.removesuffix("_seconds")]
+        start = kinds[0].forecast["imports"][key.removesuffix("_seconds")] + composing
         total = {part: value + start for part, value in total.items()}
     return {part: round(value, 3) for part, value in total.items()}
 

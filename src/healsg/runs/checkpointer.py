@@ -24,6 +24,8 @@ from healsg.runs.evaluations import write_evaluation
 from healsg.runs.folder import RunFolder, began_at, naming
 from healsg.runs.media import MediaLog
 from healsg.runs.metrics_log import MetricsLog
+from healsg.runs.record import row_of
+from healsg.runs.retention import Retention, described, file_of, others
 from healsg.runs.snapshot import Snapshot
 from healsg.runs.writer import Writer
 from healsg.training.interrupt import StopSignal
@@ -90,6 +92,12 @@ class Checkpointer(Watcher):
         self.saved_at = -REST
         self.unsaved_best: dict[str, Any] | None = None
         """What the next save writes as ``best.pt``; without ``model`` it is the weights of that moment."""
+        self.retention = Retention(None, None)
+        """Which epochs keep a file of their own, once the run has begun."""
+        self.unsaved_epoch: dict[str, Any] | None = None
+        """What the next save writes as the file of its epoch."""
+        self.values: dict[int, Any] = {}
+        """The monitored number by epoch."""
         self.exempt: set[str] = set()
         """The tensors that may hold inf or NaN."""
         self.testing = False
@@ -113,6 +121,7 @@ class Checkpointer(Watcher):
             RunError, ConfigError: the checkpoint or what lies beside it is not of this run, its settings, its data.
         """
         task.runner.parallel.barrier()
+        self.retention = Retention(task.runner.keep_every, task.runner.keep_best)
         if state is None:
             self._begin_anew(task)
         else:
@@ -133,6 +142,7 @@ class Checkpointer(Watcher):
         except (RuntimeError, ValueError, KeyError, RunError) as error:
             raise RunError(f"{path}: does not fit this task: {one_line(error)}") from error
         task.runner.parallel.share(lambda: self._take_up_lines(state))
+        self._rank_epochs(task)
         runner = task.runner
         epoch = min(task.epoch, task.max_epoch)
         log.info("going on at step %d of %d, epoch %d", runner.step_count, runner.total_steps, epoch)
@@ -275,14 +285,49 @@ class Checkpointer(Watcher):
         self.show(numbers | {"best": best})
         log.debug("%s%s", "  ".join(f"{key} {value}" for key, value in numbers.items()), "  best" * best)
         ended = task.runner.epoch >= task.runner.max_epoch or task.runner.stop_reason is not None
-        due = any(task.runner.parallel.gather(ended or time.monotonic() - self.saved_at >= REST))
+        self._note_kept()
+        self._rank(task, numbers)
+        keeps = numbers["epoch"] in self.retention.wanted()
+        due = any(task.runner.parallel.gather(ended or keeps or time.monotonic() - self.saved_at >= REST))
         if best:
             self._hold_best(task, copy=not due)
+        if keeps:
+            self._hold_epoch(task, numbers)
         self.record_skipped(task)
         if due:
             self.save(task)
         if self.stop_signal.agreed():
             self.stop(task)
+
+    def _rank(self, task: Task, numbers: dict[str, Any]) -> None:
+        """Let an epoch count among those of which some keep their files."""
+        name, sign = task.runner.best_tracker.resolve(numbers, task.directions())
+        self.values[numbers["epoch"]] = value = numbers.get(name)
+        self.retention.add(numbers["epoch"], value, sign, numbers.get("val/loss"))
+
+    def _rank_epochs(self, task: Task) -> None:
+        """The same for the epochs before a resume, from their lines, which end where the run goes on."""
+        if self.metrics_log and (self.retention.every or self.retention.best):
+            rows = map(row_of, self.folder.metrics.read_bytes().splitlines())
+            for row in rows:
+                if row is not None and row.get("event") == "epoch":
+                    self._rank(task, row)
+
+    def _note_kept(self) -> None:
+        """Name in ``run.json`` the files of epochs that are on the disk."""
+        if self.metrics_log and (self.retention.every or self.retention.best):
+            self.writer.wait()
+            kept = described(self.folder.checkpoints, self.retention.wanted(), self.values)
+            if kept != self.folder.record.get("kept"):
+                self.folder.note(kept=kept)
+
+    def _hold_epoch(self, task: Task, numbers: dict[str, Any]) -> None:
+        """Hold the evaluated weights of an epoch that keeps them, for the next save."""
+        weights = task.task_method.eval_model(task).state_dict()
+        copied = checkpoint.like(weights, {key: _cloned(value) for key, value in weights.items()})
+        name, _ = task.runner.best_tracker.resolve(numbers, task.directions())
+        reached = {"monitor": name, "value": numbers.get(name), "epoch": numbers["epoch"], "step": numbers["step"]}
+        self.unsaved_epoch = {"best": reached, "model": copied}
 
     def record_skipped(self, task: Task) -> None:
         """Write into ``run.json`` which samples were left out so far; all processes must call it."""
@@ -307,11 +352,14 @@ class Checkpointer(Watcher):
             files = {"last": last | {"metrics_log": self.metrics_log.state_dict()}}
             if self.unsaved_best:
                 files["best"] = self.unsaved_best
+            if self.unsaved_epoch:
+                files["epoch"] = self.unsaved_epoch
             if self.snapshot.overlaps:
                 self.writer.save(files, self.snapshot.complete, self.snapshot.weights)
             else:
                 self.writer.save(self.snapshot.complete(files))
         self.unsaved_best = None
+        self.unsaved_epoch = None
         self.saved_at = time.monotonic()
         self.stop_signal.saving_took(self.writer.seconds)
 
@@ -326,6 +374,9 @@ class Checkpointer(Watcher):
         kept = {binding.KEY: self.belongs, "data_info": self.data_info}
         if "best" in states:
             checkpoint.save(self.folder.best, states["best"] | kept)
+        if "epoch" in states:
+            kept_as = file_of(self.folder.checkpoints, states["epoch"]["best"]["epoch"])
+            checkpoint.save(kept_as, states["epoch"] | kept)
         if "last" in states:
             last = self.folder.last
             if self.good_last is not None and checkpoint.stamp(last) == self.good_last:
@@ -333,6 +384,11 @@ class Checkpointer(Watcher):
                     checkpoint.keep_previous(last, self.folder.previous)
             checkpoint.save(last, states["last"] | kept)
             self.good_last = checkpoint.stamp(last)
+            if (
+                self.retention.every or self.retention.best
+            ):  # last, so that a kill leaves a file too many, never one less
+                for path in others(self.folder.checkpoints, self.retention.wanted()):
+                    path.unlink(missing_ok=True)
 
     def _hold_best(self, task: Task, copy: bool) -> None:
         """Hold the evaluated weights, with the numbers they reached, for the next save."""
@@ -350,6 +406,7 @@ class Checkpointer(Watcher):
         if not self.testing:
             self.save(task)
             self.writer.wait()
+            self._note_kept()
             self.record_skipped(task)
         raise self.stop_signal.stopped()
 
@@ -357,6 +414,7 @@ class Checkpointer(Watcher):
         """Save and leave a run that is to be gone on with, between two epochs. Raises Stopped."""
         self.save(task)
         self.writer.wait()
+        self._note_kept()
         self.record_skipped(task)
         best = task.runner.best_tracker.best
         if self.metrics_log:
@@ -381,6 +439,7 @@ class Checkpointer(Watcher):
             if self.metrics_log:
                 self.writer.save({"best": self.unsaved_best})
         self.writer.wait()
+        self._note_kept()
         task.runner.parallel.barrier()
         final = task.state_dict()
         self.testing = True
