@@ -14,7 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from healsg.loggers.screen import Display, Live, Pace, Plain, Quiet, clock, columns, fitting, live_line, make_display
+from healsg.loggers.screen import (
+    Display,
+    Live,
+    Pace,
+    Plain,
+    Quiet,
+    best_of,
+    clock,
+    columns,
+    fitting,
+    live_line,
+    make_display,
+)
 from healsg.training.progress import Progress
 
 LINE = {
@@ -153,6 +165,15 @@ def test_the_live_line_fits(width: int) -> None:
         assert len(done) == round(0.7 * len(done + rest))
     if width == 100:
         assert tail == "3:05 left  loss 0.3100  val/acc 0.9120  12,346/s"
+
+
+def test_the_live_line_names_the_best_epoch_and_the_memory_where_there_is_room() -> None:
+    line = {"epoch": 7, "val/acc": 0.9312, "val/loss": 0.2, "best": True, "monitor": "val/acc"}
+    best = best_of(line)
+    assert best == "best val/acc 0.9312 (epoch 7)"
+    assert live_line(Progress(), (None, None), 80, "-#", best, 3 << 30)[3] == f"{best}  3.0 GiB"
+    assert live_line(Progress(), (None, None), 30, "-#", best, 3 << 30)[3] == "3.0 GiB"
+    assert best_of({"epoch": 1, "val/loss": 0.2, "monitor": None}) == ""
 
 
 def test_the_live_line_of_a_run_that_is_being_prepared() -> None:

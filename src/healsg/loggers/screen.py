@@ -9,6 +9,7 @@ import time
 from collections import deque
 from typing import Any, TextIO, cast
 
+from healsg import system
 from healsg.console import LastingStream
 from healsg.training.progress import Progress
 
@@ -120,6 +121,7 @@ class Live(Display):
 
         super().__init__(progress, stream)
         self.header, self.pace = [""], Pace()
+        self.best = ""
         self.console = Console(file=cast(TextIO, self.stream), force_terminal=True)
         own: dict[str, Any] = {f"redirect_{name}": _is_terminal(getattr(sys, name)) for name in ("stdout", "stderr")}
         own |= {"get_renderable": self._line, "refresh_per_second": 8, "transient": True}
@@ -130,6 +132,8 @@ class Live(Display):
         self.live.start(refresh=True)
 
     def epoch(self, line: dict[str, Any]) -> None:
+        if line.get("best"):
+            self.best = best_of(line)
         cells = {"epoch": self.place(line), **columns(line)}
         shown = fitting(cells, self.console.width - 2)
         if shown != self.header:
@@ -150,7 +154,9 @@ class Live(Display):
         try:
             bar = ".#" if self.console.options.ascii_only else "─━"
             pace = self.pace.look(self.progress, time.monotonic())
-            head, done, rest, tail = live_line(self.progress, pace, self.console.width - 1, bar)
+            head, done, rest, tail = live_line(
+                self.progress, pace, self.console.width - 1, bar, self.best, system.held_memory()
+            )
         except Exception as error:  # an error here would end the thread that draws
             head = f"the display failed: {error!r}"
             done = ""
@@ -188,14 +194,38 @@ class Pace:
         return rate, to_do * (now - self.first[0]) / steps if steps > 0 and progress.total_steps else None
 
 
-def live_line(progress: Progress, pace: tuple[float | None, float | None], width: int, bar: str) -> list[str]:
-    """The live line in ``width`` characters: its head, the bar's done and open part, its tail. ``pace`` holds samples a
-    second and seconds left, ``bar`` the letters for what is open and what is done."""
+def best_of(line: dict[str, Any]) -> str:
+    """What the live line says of an epoch that is the best so far: its monitored number, and the epoch."""
+    name = line.get("monitor")
+    value = line.get(name) if isinstance(name, str) else None
+    return f"best {name} {number(value)} (epoch {line.get('epoch')})" if isinstance(value, int | float) else ""
+
+
+def live_line(
+    progress: Progress,
+    pace: tuple[float | None, float | None],
+    width: int,
+    bar: str,
+    best: str = "",
+    memory: int | None = None,
+) -> list[str]:
+    """The live line: its head, the bar's done and open part, its tail; what there is no room for is left out.
+
+    Args:
+        progress: where the run is.
+        pace: samples a second and seconds left.
+        width: characters of the line.
+        bar: the letters for what is open and what is done.
+        best: see ``best_of``.
+        memory: bytes that the run holds.
+    """
     rate, left = pace
     head = (progress.phase + f" {progress.epoch}/{progress.max_epoch}" * bool(progress.max_epoch))[:width]
     wanted = [f"{clock(left)} left"] if left is not None else []
     wanted += [f"{name} {number(value)}" for name, value in dict(progress.numbers).items()]
+    wanted += [best] * bool(best)
     wanted += [f"{rate:,.0f}/s"] if rate else []
+    wanted += [f"{memory / 2**30:.1f} GiB"] if memory else []
     room = width - len(head) - 4
     length = min(30, max(5, room // 3)) * (progress.length > 0 and room >= 5)
     tail: list[str] = []

@@ -282,7 +282,8 @@ class Checkpointer(Watcher):
             self.metrics_log.write(numbers)
         if task.runner.ledger is not None:
             task.runner.ledger.write(self.folder.path, task.runner.epoch)
-        self.show(numbers | {"best": best})
+        reached = task.runner.best_tracker.best or {}
+        self.show(numbers | {"best": best, "monitor": reached.get("monitor")})
         log.debug("%s%s", "  ".join(f"{key} {value}" for key, value in numbers.items()), "  best" * best)
         ended = task.runner.epoch >= task.runner.max_epoch or task.runner.stop_reason is not None
         self._note_kept()

@@ -69,7 +69,7 @@ class Session:
                     folder.metrics, {name: aside(own, name) for name, own in self.loggers.items()}
                 )
                 self.media_log = MediaLog(folder.path, self.metrics_log.forward_media)
-            self.screen.begin(folder.path.name)
+            self.screen.begin(str(folder.shown))
             self._stack = stack.pop_all()
         return self
 
