@@ -77,7 +77,6 @@ def measured(composed: Composed, budget: float) -> dict[str, Any]:
     saves = _saves(task, clock)
     length = _length(task, val)
     peak = _peak(task)
-    task.load_state_dict(begin)
     step = mean_of(again)
     warm = first if task.train_loader.in_memory else first[:WARM]
     facts = Measured(
@@ -102,7 +101,7 @@ def measured(composed: Composed, budget: float) -> dict[str, Any]:
         "samples_a_second": round(rows / step.wall, 1) if rows and step.wall > 0 else None,
         **forecast,
         "loader": _loader(task, clock, step, budget),
-        "largest_batch": _largest(task, rows),
+        "largest_batch": _largest(task, rows, begin),
     }
 
 
@@ -320,7 +319,7 @@ def _rows(task: BasicTask) -> int:
     return int(getattr(task.train_loader, "batch_size", 0) or 0)
 
 
-def _largest(task: BasicTask, rows: int) -> dict[str, Any] | None:
+def _largest(task: BasicTask, rows: int, begin: dict[str, Any]) -> dict[str, Any] | None:
     """The largest batch that fits, from steps with one batch and with two of them at once."""
     from healsg.training import memory
 
@@ -330,7 +329,9 @@ def _largest(task: BasicTask, rows: int) -> dict[str, Any] | None:
     if available is None:
         return None
     try:
+        task.load_state_dict(copy.deepcopy(begin))
         small = _peak_of_step(task, 1)
+        task.load_state_dict(begin)
         large = _peak_of_step(task, 2)
     except RuntimeError as error:
         if memory.is_exhausted(error):
@@ -361,7 +362,10 @@ def _peak_of_step(task: BasicTask, times: int) -> int | None:
     cuda = task.device.type == "cuda"
     for _ in range(2):
         with closing(runner.train_batches(task)) as batches:  # type: ignore[type-var]
-            batch, micro = next(batches)
+            taken = next(batches, None)
+            if taken is None:  # a run of fewer steps than are needed here
+                return None
+            batch, micro = taken
             samples = micro.samples._replace(
                 rows=micro.rows * times,
                 batch=None if micro.samples.batch is None else micro.samples.batch * times,
