@@ -18,10 +18,6 @@ MEMORY_ERROR = 0.10
 DISK_ERROR = 0.25
 """That of the run's folder."""
 
-UNSEEN = 0.3
-"""CPU time that no measurement sees, as a share of that of the imports: what is imported late, and the report. It is
-the median over the first runs of ``benchmarks.forecast calibrate``."""
-
 SPREAD = 1.645
 """Standard deviations on each side of the mean that hold 90 % of a normal distribution."""
 BLOCKS = 8
@@ -189,8 +185,7 @@ def predict(measured: Measured, length: Length) -> Forecast:
     wall = (training + evaluating).wall
     saves, bests = saves_of(length, wall)
     saving = measured.save * saves + measured.save_best * bests
-    ending = measured.end + measured.imports * UNSEEN
-    run = measured.build + training + evaluating + saving + ending
+    run = measured.build + training + evaluating + saving + measured.end
     noise = spread_of(measured.steps)
     errors = [math.hypot(error, SPREAD * share) for error, share in zip((TIME_ERROR, WALL_ERROR), noise, strict=True)]
     lines = length.epochs + length.updates // length.log_every
@@ -207,7 +202,7 @@ def predict(measured: Measured, length: Length) -> Forecast:
             "training": training.cpu,
             "evaluating": evaluating.cpu,
             "saving": saving.cpu,
-            "ending": ending.cpu,
+            "ending": measured.end.cpu,
         },
     )
 
