@@ -25,6 +25,7 @@ from healsg.training.ledger import Ledger
 from healsg.training.meter import Meter
 from healsg.training.parallel import Parallel
 from healsg.training.plan import Plan, Position
+from healsg.training.profiling import Profiling
 from healsg.training.progress import Progress
 from healsg.training.step import (
     Accumulator,
@@ -67,6 +68,7 @@ class TaskRunner:
         ledger: keep loss, confidence and correctness of every training sample in every epoch; see ``Ledger``.
         keep_every, keep_best: epochs between two, and how many of the best, that keep a checkpoint of their own; see
             ``Retention``.
+        profile: record where the time of a few updates goes; see ``Profiling``.
         forecast: measure before the run, in a process of its own, what it will take; ``run.json`` has that beside what
             it took (``TaskTrainer`` does so).
     """
@@ -102,6 +104,7 @@ class TaskRunner:
         forecast: bool = False,
         keep_every: Count | None = None,
         keep_best: Count | None = None,
+        profile: bool = False,
         callbacks: Mapping[str, Callback] | None = None,
         pause_after: Count | None = None,
         processes: Count | None = None,
@@ -141,6 +144,7 @@ class TaskRunner:
         self.forecast = forecast
         self.keep_every = keep_every
         self.keep_best = keep_best
+        self.profiling = Profiling(profile)
         self.ledger: Ledger | None = None
         """The samples' numbers of this epoch, once the task is built for training."""
 
@@ -349,7 +353,9 @@ class TaskRunner:
     def fit(self, task: Task, checkpointer: Checkpointer) -> None:
         """Train from where the run stands to its end, with ``checkpointer`` saving on the way."""
         self.best_tracker.check(task.measured_names(), task.directions())
-        with self.reporting_to(checkpointer), diagnose.explained(task, checkpointer):
+        recording = self.profiling.recording(checkpointer.folder.path, task.device)
+        leading = recording if self.parallel.rank == 0 else contextlib.nullcontext()
+        with self.reporting_to(checkpointer), diagnose.explained(task, checkpointer), leading:
             while self.epoch < self.max_epoch and self.stop_reason is None:
                 if self.pause_after is not None and self.epoch >= self.pause_after:
                     checkpointer.pause(task)
@@ -363,6 +369,7 @@ class TaskRunner:
 
     def tick(self, task: Task) -> None:
         """After each update: the one place of the training pass that may wait for the device."""
+        self.profiling.step()
         self.checkpointer.updated(task)
 
     def end_epoch(self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:

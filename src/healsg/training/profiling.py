@@ -1,0 +1,86 @@
+"""``runner.profile``: where the time of a few updates goes, as a trace and a table in the run's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from healsg import safefiles
+from healsg.errors import one_line
+
+TRACE = "trace.json.gz"
+"""For chrome://tracing and https://ui.perfetto.dev."""
+TABLE = "profile.txt"
+
+WAIT, WARM, ACTIVE = 5, 2, 8
+"""Updates that pass before, that the profiler warms up in, and that it records."""
+ROWS = 40
+
+log = logging.getLogger("healsg")
+
+
+class Profiling:
+    """Records the updates 8 to 15 that this process makes; a run of fewer ones leaves what there was.
+
+    Args:
+        wanted: whether it does so; else it does nothing.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self._profiler: Any = None
+
+    @contextlib.contextmanager
+    def recording(self, folder: Path, device: torch.device) -> Iterator[None]:
+        """The context of the loop. The files are written as soon as the updates are recorded.
+
+        Args:
+            folder: of the run.
+            device: what is recorded beside the CPU.
+        """
+        if not self.wanted:
+            yield
+            return
+        kinds = torch.profiler.ProfilerActivity
+        with torch.profiler.profile(
+            activities=[kinds.CPU, *[kinds.CUDA] * (device.type == "cuda")],
+            schedule=torch.profiler.schedule(wait=WAIT, warmup=WARM, active=ACTIVE, repeat=1),
+            on_trace_ready=lambda profiler: write(profiler, folder, device),
+        ) as profiler:
+            self._profiler = profiler
+            try:
+                yield
+            finally:
+                self._profiler = None
+
+    def step(self) -> None:
+        """An update is complete."""
+        if self._profiler is not None:
+            self._profiler.step()
+
+
+def write(profiler: Any, folder: Path, device: torch.device) -> None:
+    """Write what was recorded; where that fails the run goes on without it."""
+    order = f"self_{'cuda' if device.type == 'cuda' else 'cpu'}_time_total"
+    try:
+        table = profiler.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60)
+        with tempfile.TemporaryDirectory() as place:
+            made = Path(place, TRACE)
+            profiler.export_chrome_trace(str(made))
+            files = {
+                TRACE: made.read_bytes(),
+                TABLE: f"{ACTIVE} updates at most, the costliest first\n{table}\n".encode(),
+            }
+        for name, content in files.items():
+            with safefiles.replacing(folder / name) as file:
+                file.write(content)
+    except (OSError, RuntimeError, AssertionError) as error:
+        log.warning("runner.profile: nothing was written: %s", one_line(error))
+        return
+    log.info("runner.profile: %s (a table) and %s are written", TABLE, TRACE)
