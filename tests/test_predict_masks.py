@@ -249,3 +249,57 @@ def test_a_mask_returns_voxel_for_voxel_into_an_oblique_space(
     assert back.geometry.affine.tobytes() == read.geometry.affine.tobytes()
     assert back.geometry.spacing == read.geometry.spacing
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "no temporary file is left"
+
+
+def test_a_volume_is_predicted_from_a_map_of_its_file(tmp_path: Path) -> None:
+    """Of each kind of file the numbers are those that are read at once, and so is the mask, resampled and not."""
+    pytest.importorskip("nibabel", reason="nibabel is not installed: pip install 'healsg[seg]'")
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install 'healsg[seg]'")
+    from healsg.data.scratch import Scratch
+    from healsg.datasets.mapped_volumes import mapped_image
+    from healsg.datasets.volume_cases import Preparation, segmented
+    from healsg.datasets.volumes import Geometry, Volume, read_image, write_volume
+    from healsg.evaluation.sliding_window import Windows
+
+    random = np.random.default_rng(0)
+    affine = np.diag([-1.0, -2.0, 3.0, 1.0])
+    files = []
+    for kind in KINDS:
+        for dtype, channels in (("int16", 1), ("float32", 1), ("uint8", 2)):
+            image = (random.normal(size=(channels, 13, 11, 6)) * 40 + 100).astype(dtype)
+            file = tmp_path / f"{dtype}{kind}"
+            write_volume(
+                file, image, Volume(file, image, Geometry(image.shape[1:], affine, channels, image.dtype, None))
+            )
+            files.append(file)
+    for kind in (".mha", ".nrrd", ".mhd"):
+        raw = tmp_path / f"raw{kind}"
+        sitk.WriteImage(sitk.ReadImage(str(tmp_path / "int16.nrrd")), str(raw), useCompression=False)
+        files.append(raw)
+    for kind in (".nii", ".nii.gz"):
+        import nibabel
+
+        stored = nibabel.Nifti1Image(random.integers(-500, 500, (13, 11, 6)).astype(np.int16), affine)
+        stored.header.set_slope_inter(0.37, 11.5)
+        nibabel.save(stored, tmp_path / f"scaled{kind}")
+        files.append(tmp_path / f"scaled{kind}")
+    preparations = [
+        Preparation(mapping={3: 0, 5: 1}),
+        Preparation(spacing=(1.3, 1.7, 2.0), crop=90.0, mapping={3: 0, 5: 1}),
+        Preparation(intensity="window", window=(50.0, 150.0), spacing=(1.0, 2.0, 2.0)),
+    ]
+    for place, file in enumerate(files):
+        with Scratch(tmp_path) as scratch:
+            read, mapped = read_image([file]), mapped_image([file], scratch.empty)
+            np.testing.assert_array_equal(mapped.array, read.array, strict=True, err_msg=file.name)
+            preparation = preparations[place % 3]
+            given = (preparation, Windows((8, 8, 4)))
+            made = segmented(by_sign, mapped, *given, empty=scratch.empty)
+            np.testing.assert_array_equal(made, segmented(by_sign, read, *given), strict=True)
+            assert len(np.unique(made)) == 2
+            assert isinstance(made, np.memmap)
+
+
+def by_sign(batch: torch.Tensor) -> torch.Tensor:
+    """Scores of two classes: whether a number is above half."""
+    return torch.cat([0.5 - batch[:, :1], batch[:, :1] - 0.5], dim=1)

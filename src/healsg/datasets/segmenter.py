@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from healsg.data.info import DataInfo, differing_classes, differing_inputs
+from healsg.data.scratch import Scratch
 from healsg.datasets.decoding import decode_whole
+from healsg.datasets.mapped_volumes import mapped_image
 from healsg.datasets.mask_files import Scan
 from healsg.datasets.prepared import transform_of
 from healsg.datasets.segmentation import region_labels
 from healsg.datasets.volume_cases import preparation_of, segmented
-from healsg.datasets.volumes import Array, Volume, read_image, write_volume
+from healsg.datasets.volumes import Array, Volume, write_volume
 from healsg.errors import ConfigError, DataError
 from healsg.evaluation.predictor import Predictor
 from healsg.evaluation.sliding_window import Predict, Windows, chosen, ensemble, memory, slab_axis, slabs
@@ -81,16 +84,17 @@ class Segmenter:
 
     def _volume(self, scan: Scan, path: Path) -> dict[str, Any]:
         preparation = preparation_of(self.info)
-        image = read_image(scan.files, preparation.trust)
-        self._fits(scan.files[0], len(image.array))
         scaled = transform_of(self.info)
 
         def predict(batch: Tensor) -> Tensor:
             return self.predicted(batch if scaled is None else scaled({"input": batch}, None)["input"])
 
-        made = segmented(predict, image, preparation, self.windows, self.device, self.regions)
-        write_volume(path, made, image)
-        return _facts(made[0], self._memory(image.geometry.shape)) | {"spacing": _rounded(image)}
+        with Scratch(path.parent) as scratch:
+            image = mapped_image(scan.files, scratch.empty, preparation.trust)
+            self._fits(scan.files[0], len(image.array))
+            made = segmented(predict, image, preparation, self.windows, self.device, self.regions, scratch.empty)
+            write_volume(path, made, image)
+            return _facts(made[0], self._memory(image.geometry.shape)) | {"spacing": _rounded(image)}
 
     def _picture(self, scan: Scan, path: Path) -> dict[str, Any]:
         channels, shorter = self.info.input_shape[0], self.info.preprocessing.get("size")
@@ -160,8 +164,11 @@ def write_mask_picture(path: Path, labels: Array, colours: Sequence[Sequence[int
 
 
 def _facts(mask: Array, taken: int) -> dict[str, Any]:
-    found, counts = np.unique(mask, return_counts=True)
-    labels = {str(int(label)): int(count) for label, count in zip(found, counts, strict=True)}
+    counted: Counter[int] = Counter()
+    for row in mask:  # the whole of it would be sorted in memory
+        found, counts = np.unique(row, return_counts=True)
+        counted.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+    labels = {str(label): counted[label] for label in sorted(counted)}
     return {"shape": list(mask.shape), "labels": labels, "memory": taken}
 
 

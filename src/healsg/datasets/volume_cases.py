@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from healsg.data.info import DataInfo
+from healsg.data.scratch import Empty
 from healsg.data.source import line
 from healsg.datasets.volume_lists import CaseFiles
-from healsg.datasets.volume_space import Steps, prepared, steps_for, windowed, z_scored
+from healsg.datasets.volume_space import Steps, labels_at, prepared, steps_for, windowed, z_scored
 from healsg.datasets.volumes import Array, Trusted, Volume, read_geometry, read_image, read_mask, require_same_space
 from healsg.errors import DataError
-from healsg.evaluation.sliding_window import Predict, Windows, labels, slab_axis, slabs
+from healsg.evaluation.sliding_window import Predict, Windows, chosen, slab_axis, slabs
 
 Intensity = Literal["zscore", "window", "none"]
 
@@ -51,12 +51,12 @@ class Preparation:
         """How the image is brought into the common space."""
         return steps_for(image.array, image.geometry.affine, self.spacing, self.orient, self.crop)
 
-    def input(self, image: Volume, steps: Steps) -> Array:
-        """(C, X, Y, Z) float32 of the common space."""
-        made = prepared(image.array, steps)
+    def input(self, image: Volume, steps: Steps, empty: Empty = np.empty) -> Array:
+        """(C, X, Y, Z) float32 of the common space; ``empty`` makes the arrays of its size."""
+        made = prepared(image.array, steps, empty)
         if self.intensity == "window":
-            return windowed(made, *self.window)
-        return z_scored(made) if self.intensity == "zscore" else made
+            return windowed(made, *self.window, empty)
+        return z_scored(made, empty=empty) if self.intensity == "zscore" else made
 
     def target(self, mask: Volume, steps: Steps) -> Array:
         """(X, Y, Z) labels 0, 1, 2, ... of the common space. Raises DataError for a label that is not mapped."""
@@ -155,11 +155,12 @@ def segmented(
     windows: Windows,
     device: torch.device | str = "cpu",
     regions: Sequence[int] = (),
+    empty: Empty = np.empty,
 ) -> Array:
     """(1, X, Y, Z): the mask of an image in its file's own space and labels.
 
     Where no voxel is resampled, labels are taken slab by slab and turned back as they are. Else the scores of the
-    common space lie in a temporary file of float16, and are interpolated and compared slab by slab.
+    common space are kept as float16, and are interpolated and compared some rows at a time.
 
     Args:
         predict: the network, from (N, C, ...) windows to scores.
@@ -168,25 +169,41 @@ def segmented(
         windows: how the volume is taken apart.
         device: where windows are predicted.
         regions: see ``sliding_window.labels``.
+        empty: makes all arrays of the volume's size: with that of a ``Scratch``, memory does not grow with the volume.
     """
     steps = preparation.steps(image)
-    input = preparation.input(image, steps)
-    if steps.wanted == tuple(high - low for low, high in steps.box):
-        made = labels(predict, input, windows, device, regions).numpy()
-        return preparation.restored(steps.backward(made[None]))
+    input = preparation.input(image, steps, empty)
     axis = slab_axis(input.shape[1:])
-    with tempfile.TemporaryFile() as file:
-        scores: Any = None
-        for first, output in slabs(predict, input, windows, device, axis):
-            if scores is None:
-                shape = (len(output), *input.shape[1:])
-                scores = np.memmap(file, dtype=np.float16, mode="w+", shape=shape)
-            place = tuple(
-                slice(first, first + output.shape[axis + 1]) if at == axis else slice(None) for at in range(3)
-            )
-            scores[(slice(None), *place)] = output.cpu().numpy()
-        made = steps.backward_scores(scores, regions=regions)
-    return preparation.restored(made)
+    outputs = slabs(predict, input, windows, device, axis, empty)
+    parts: Iterable[tuple[int, Array]]
+    if steps.wanted == steps.sides:
+        parts = ((first, chosen(output, regions).cpu().numpy()) for first, output in outputs)
+    else:
+        scores = _scores(outputs, input.shape[1:], axis, empty)
+        axis, parts = 0, labels_at(scores, steps.sides, regions)
+    made: Array | None = None
+    for first, labels in parts:
+        restored = preparation.restored(labels)
+        if made is None:
+            made = empty((1, *image.geometry.shape), restored.dtype)
+            made[...] = preparation.restored(np.zeros((), dtype=restored.dtype))
+        rows = slice(first, first + labels.shape[axis])
+        place = tuple(rows if at == axis else slice(None) for at in range(3))
+        steps.inside(made)[(0, *place)] = restored
+    assert made is not None
+    return made
+
+
+def _scores(outputs: Iterable[tuple[int, Tensor]], sides: Sequence[int], axis: int, empty: Empty) -> Array:
+    """(K, X, Y, Z) float16 of slabs along ``axis``."""
+    scores: Array | None = None
+    for first, output in outputs:
+        if scores is None:
+            scores = empty((len(output), *sides), np.float16)
+        rows = slice(first, first + output.shape[axis + 1])
+        scores[(slice(None), *(rows if at == axis else slice(None) for at in range(3)))] = output.cpu().numpy()
+    assert scores is not None
+    return scores
 
 
 def labels_in(cases: Sequence[CaseFiles], preparation: Preparation) -> tuple[int, ...]:

@@ -7,7 +7,8 @@ slab.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from healsg.data.scratch import Empty
 from healsg.datasets.volumes import Affine, Array, spacing_of
 from healsg.evaluation.sliding_window import chosen
 
@@ -91,10 +93,16 @@ def axis_codes(affine: Affine) -> str:
 def foreground(array: Array, above: float = 0.0, margin: int = 0) -> Box:
     """The smallest box around all voxels above a value in some channel, with a margin inside the volume; the whole
     volume where there is none."""
-    inside = np.any(array > above, axis=0)
+    sides = array.shape[1:]
+    held = [np.zeros(side, dtype=bool) for side in sides]
+    for row in range(sides[0]):
+        inside = np.any(array[:, row] > above, axis=0)
+        held[0][row] = inside.any()
+        held[1] |= inside.any(axis=1)
+        held[2] |= inside.any(axis=0)
     box = []
-    for axis, side in enumerate(inside.shape):
-        along = np.flatnonzero(np.any(inside, axis=tuple(other for other in range(inside.ndim) if other != axis)))
+    for side, along_axis in zip(sides, held, strict=True):
+        along = np.flatnonzero(along_axis)
         box.append(
             (max(0, int(along[0]) - margin), min(side, int(along[-1]) + 1 + margin)) if len(along) else (0, side)
         )
@@ -111,13 +119,6 @@ def cropped_affine(affine: Affine, box: Box) -> Affine:
     moved = np.eye(4)
     moved[:3, 3] = [low for low, _ in box]
     return np.asarray(affine @ moved)
-
-
-def uncropped(array: Array, box: Box, shape: Sequence[int], fill: float = 0) -> Array:
-    """An array (C, ...) put back where it was cut from, ``fill`` around it."""
-    whole = np.full((len(array), *shape), fill, dtype=array.dtype)
-    whole[(slice(None), *(slice(low, high) for low, high in box))] = array
-    return whole
 
 
 # --- spacing ---------------------------------------------------------------------------------------------------------
@@ -151,20 +152,38 @@ def resampled_labels(array: Array, wanted: Sequence[int]) -> Array:
     return array
 
 
-def resampled_image(array: Array, wanted: Sequence[int]) -> Array:
-    """Numbers (C, X, Y, Z) at another shape, float32, interpolated linearly along each axis."""
+def resampled_image(array: Array, wanted: Sequence[int], empty: Empty = np.empty) -> Array:
+    """Numbers (C, X, Y, Z) at another shape, float32, interpolated linearly along each axis.
+
+    Args:
+        array: of any whole or floating-point type.
+        wanted: the shape along the spatial axes.
+        empty: makes the arrays of the volume's size.
+    """
+    given = array
+    if array.dtype != np.float32 or not array.flags.c_contiguous:
+        given = empty(array.shape, np.float32)
+        given[...] = array
     if array.shape[1:] == tuple(wanted):
-        return np.ascontiguousarray(array, dtype=np.float32)
-    given = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    found: Array = F.interpolate(given[None], tuple(wanted), mode="trilinear", align_corners=False)[0].numpy()
-    return found
+        return given
+    made = empty((len(array), *wanted), np.float32)
+    # what F.interpolate calls, but for a result that may lie in a file
+    torch.ops.aten.upsample_trilinear3d.out(
+        torch.from_numpy(given)[None], list(wanted), False, out=torch.from_numpy(made)[None]
+    )
+    return made
 
 
-def labels_at(scores: Any, wanted: Sequence[int], rows: int = 16, regions: Sequence[int] = ()) -> Array:
-    """The label of each voxel at another shape, (X, Y, Z) uint8 or int16: scores (K, X, Y, Z), a tensor or a
-    (memory-mapped) array, interpolated linearly as ``resampled_image`` does, ``rows`` at a time; then ``chosen``."""
+ROWS = 1 << 17
+"""Voxels whose scores are interpolated at once, in rows of at most 16."""
+
+
+def labels_at(scores: Any, wanted: Sequence[int], regions: Sequence[int] = ()) -> Iterator[tuple[int, Array]]:
+    """The label of each voxel at another shape, as ``(first, labels)``: some rows (x, Y, Z), int64, from ``first`` on.
+    Scores (K, X, Y, Z), a tensor or a (memory-mapped) array, are interpolated linearly as ``resampled_image`` does, and
+    then ``chosen``."""
     depth, size = scores.shape[1], wanted[0]
-    made = np.zeros(tuple(wanted), dtype=np.int16 if max([scores.shape[0] - 1, *regions]) > 255 else np.uint8)
+    rows = min(16, max(1, ROWS // max(1, math.prod(wanted[1:]))))
     for first in range(0, size, rows):
         place = (torch.arange(first, min(first + rows, size), dtype=torch.float64) + 0.5) * depth / size - 0.5
         place = place.clamp(0, depth - 1)
@@ -175,28 +194,50 @@ def labels_at(scores: Any, wanted: Sequence[int], rows: int = 16, regions: Seque
         share = (place - low).float().view(1, -1, 1, 1)
         between: Tensor = part[:, low - start] * (1 - share) + part[:, high - start] * share
         planes = F.interpolate(between, tuple(wanted[1:]), mode="bilinear", align_corners=False)
-        made[first : first + len(low)] = chosen(planes, regions).numpy()
-    return made
+        yield first, chosen(planes, regions).numpy()
 
 
 # --- intensity -------------------------------------------------------------------------------------------------------
 
 
-def windowed(array: Array, low: float, high: float) -> Array:
-    """Float32 in 0..1: the part of the intensities between two values, such as -200 and 300 HU of a CT."""
-    scaled: Array = (np.clip(array, low, high).astype(np.float32) - np.float32(low)) / np.float32(high - low)
-    return scaled
+CHUNK = 1 << 16
+"""Numbers that are scaled or summed at once, which fixes the order in which sums are rounded."""
 
 
-def z_scored(array: Array, inside: Array | None = None) -> Array:
-    """Float32: each channel (C, ...) less its mean, over its deviation; of the voxels ``inside`` (...), where given, as
-    for an MR image without its black surroundings."""
-    made = np.empty(array.shape, dtype=np.float32)
-    for channel, values in enumerate(array):
-        chosen = values if inside is None or not inside.any() else values[inside]
-        mean, deviation = float(chosen.mean(dtype=np.float64)), float(chosen.std(dtype=np.float64))
-        made[channel] = (values.astype(np.float32) - np.float32(mean)) / np.float32(max(deviation, 1e-8))
+def windowed(array: Array, low: float, high: float, empty: Empty = np.empty) -> Array:
+    """Float32 in 0..1: the part of the intensities between two values, such as -200 and 300 HU of a CT. ``empty`` makes
+    the result."""
+    made = empty(array.shape, np.float32)
+    for given, scaled in _chunks(array, made):
+        scaled[...] = (np.clip(given, low, high).astype(np.float32) - np.float32(low)) / np.float32(high - low)
     return made
+
+
+def z_scored(array: Array, inside: Array | None = None, empty: Empty = np.empty) -> Array:
+    """Float32: each channel (C, ...) less its mean, over its deviation; of the voxels ``inside`` (...), where given, as
+    for an MR image without its black surroundings. ``empty`` makes the result."""
+    made = empty(array.shape, np.float32)
+    for values, scaled in zip(array, made, strict=True):
+        mean, deviation = _moments(values if inside is None or not inside.any() else values[inside])
+        for given, target in _chunks(values, scaled):
+            target[...] = (given.astype(np.float32) - np.float32(mean)) / np.float32(max(deviation, 1e-8))
+    return made
+
+
+def _chunks(given: Array, made: Array) -> Iterator[tuple[Array, Array]]:
+    """Two contiguous arrays of one shape, chunk by chunk."""
+    flat, flat_made = np.ascontiguousarray(given).reshape(-1), made.reshape(-1)
+    for first in range(0, flat.size, CHUNK):
+        yield flat[first : first + CHUNK], flat_made[first : first + CHUNK]
+
+
+def _moments(values: Array) -> tuple[float, float]:
+    """Mean and deviation, summed chunk by chunk in float64."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    firsts = range(0, flat.size, CHUNK)
+    mean = sum(float(flat[first : first + CHUNK].sum(dtype=np.float64)) for first in firsts) / flat.size
+    squares = sum(float(((flat[first : first + CHUNK].astype(np.float64) - mean) ** 2).sum()) for first in firsts)
+    return mean, math.sqrt(squares / flat.size)
 
 
 def percentile_window(values: Array, low: float = 0.5, high: float = 99.5) -> tuple[float, float, float, float]:
@@ -233,15 +274,18 @@ class Steps:
 
     def backward(self, labels: Array, fill: int = 0) -> Array:
         """A mask (1, X, Y, Z) of the common space in the file's; ``fill`` where nothing was predicted."""
-        return self._whole(resampled_labels(labels, [high - low for low, high in self.box]), fill)
+        made = np.full((1, *self.shape), fill, dtype=labels.dtype)
+        self.inside(made)[...] = resampled_labels(labels, self.sides)
+        return made
 
-    def backward_scores(self, scores: Any, fill: int = 0, rows: int = 16, regions: Sequence[int] = ()) -> Array:
-        """The mask (1, X, Y, Z) in the file's space of scores (K, X, Y, Z) of the common one; see ``labels_at``."""
-        return self._whole(labels_at(scores, [high - low for low, high in self.box], rows, regions)[None], fill)
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Of the box, in voxels of the file."""
+        return tuple(high - low for low, high in self.box)
 
-    def _whole(self, labels: Array, fill: int) -> Array:
-        whole = uncropped(labels, self.box, [self.shape[axis] for axis in self.turn.order], fill)
-        return np.ascontiguousarray(turned(whole, self.turn.back))
+    def inside(self, made: Array) -> Array:
+        """The box, turned, of an array (1, X, Y, Z) of the file's space: a view, to be written to."""
+        return cropped(turned(made, self.turn), self.box)
 
 
 def steps_for(
@@ -273,6 +317,6 @@ def steps_for(
     return Steps(shape, turn, box, wanted, resampled_affine(affine, sides, wanted))
 
 
-def prepared(array: Array, steps: Steps) -> Array:
-    """An image (C, X, Y, Z) of its file's space in the common one, float32."""
-    return resampled_image(cropped(turned(array, steps.turn), steps.box), steps.wanted)
+def prepared(array: Array, steps: Steps, empty: Empty = np.empty) -> Array:
+    """An image (C, X, Y, Z) of its file's space in the common one, float32; ``empty`` makes arrays of its size."""
+    return resampled_image(cropped(turned(array, steps.turn), steps.box), steps.wanted, empty)

@@ -135,7 +135,7 @@ def read_volume(path: Path, trust: Trusted = "agreeing") -> Volume:
     if extension(path) in NIFTI:
         image = _open_nifti(path)
         geometry = _nifti_geometry(path, image, trust)
-        with _damage(path):
+        with damage(path):
             stored = np.asanyarray(image.dataobj)
         array = _channels_first(stored, geometry)
         return Volume(path, array, geometry)
@@ -143,7 +143,7 @@ def read_volume(path: Path, trust: Trusted = "agreeing") -> Volume:
     need("SimpleITK")
     import SimpleITK as sitk  # noqa: N813 - its usual name
 
-    with _damage(path):
+    with damage(path):
         stored = sitk.GetArrayFromImage(sitk.ReadImage(os.fspath(path)))
     # (Z, Y, X) or (Z, Y, X, C) to (C, X, Y, Z)
     array = (
@@ -200,7 +200,7 @@ def read_mask(path: Path, labels: Sequence[int] | None = None, trust: Trusted = 
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def damage(path: Path) -> Iterator[None]:
     """Answer whatever a library says of a damaged file with one line that names it."""
     try:
         with warnings.catch_warnings():
@@ -218,7 +218,7 @@ def _open_nifti(path: Path) -> Any:
 
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
-    with _damage(path):
+    with damage(path):
         image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image):
             raise DataError(f"{path}: is no NIfTI file, but {type(image).__name__}")
@@ -247,7 +247,7 @@ def _nifti_geometry(path: Path, image: Any, trust: Trusted) -> Geometry:
 
 def _nifti_affine(path: Path, header: Any, shape: Sequence[int], trust: Trusted) -> Affine:
     """The affine that is meant. Raises DataError where sform and qform mean two, and none is trusted."""
-    with _damage(path):
+    with damage(path):
         sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
         best: Affine = header.get_best_affine()
     if sform is None or qform is None:
@@ -274,7 +274,7 @@ def _itk_geometry(path: Path) -> Geometry:
         raise DataError(f"{path}: there is no such file")
     reader = sitk.ImageFileReader()
     reader.SetFileName(os.fspath(path))
-    with _damage(path):
+    with damage(path):
         reader.ReadImageInformation()
     size, channels = tuple(reader.GetSize()), reader.GetNumberOfComponents()
     if len(size) == 4 and size[3] == 1:
@@ -336,8 +336,10 @@ def corner_distance(first: Affine, second: Affine, shape: Sequence[int]) -> floa
 
 def require_finite(volume: Volume) -> None:
     """Raises DataError for numbers that are NaN or infinite."""
-    if volume.array.dtype.kind == "f" and not np.isfinite(volume.array).all():
-        broken = int((~np.isfinite(volume.array)).sum())
+    if volume.array.dtype.kind != "f":
+        return
+    planes = (volume.array[..., place] for place in range(volume.array.shape[-1]))
+    if broken := sum(plane.size - np.count_nonzero(np.isfinite(plane)) for plane in planes):
         raise DataError(f"{volume.path}: {broken} of its numbers are NaN or infinite; replace them")
 
 

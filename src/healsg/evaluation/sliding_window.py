@@ -25,15 +25,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from healsg.data.scratch import Empty
 from healsg.errors import ConfigError
 
 Rule = Literal["monai", "nnunet"]
 Predict = Callable[[Tensor], Tensor]
 """(N, C, ...) windows to (N, K, ...) outputs of the same size."""
+
+PIECE = 1 << 20
+"""Outputs that are averaged at once."""
 
 SIGMA = 0.125
 """The deviation of the Gaussian weights, as a share of the window's side."""
@@ -126,7 +131,12 @@ def ensemble(predictors: Sequence[Predict]) -> Predict:
 
 
 def slabs(
-    predict: Predict, image: Any, windows: Windows, device: torch.device | str = "cpu", axis: int | None = None
+    predict: Predict,
+    image: Any,
+    windows: Windows,
+    device: torch.device | str = "cpu",
+    axis: int | None = None,
+    empty: Empty = np.empty,
 ) -> Iterator[tuple[int, Tensor]]:
     """Predict an image slab by slab: ``(first, output)`` with ``output`` (K, ...) of the rows from ``first`` on,
     float32 on ``device``. One after the other they are the whole output.
@@ -137,6 +147,7 @@ def slabs(
         windows: how it is taken apart.
         device: where windows are predicted and outputs averaged.
         axis: the spatial axis along which slabs follow each other; the longest where it is None.
+        empty: makes the arrays of the sums where ``device`` is the CPU, such as ``Scratch.empty``.
     """
     sides = tuple(image.shape[1:])
     if len(sides) != len(windows.size):
@@ -145,7 +156,7 @@ def slabs(
     padded = [max(side, window) for side, window in zip(sides, windows.size, strict=True)]
     before = [(whole - side) // 2 for whole, side in zip(padded, sides, strict=True)]
     inside = [slice(pad, pad + side) for pad, side in zip(before, sides, strict=True)]
-    sum_of = _Sums(padded, windows, axis, weights(windows).to(device))
+    sum_of = _Sums(padded, windows, axis, weights(windows).to(device), empty)
     averaged = mirrored(predict, windows.mirror)
     places = _places(padded, windows, axis)
     for first in range(0, len(places), windows.batch):
@@ -153,9 +164,11 @@ def slabs(
         cut = [_window(image, place, windows.size, before) for place in batch]
         outputs = averaged(torch.stack(cut).to(device))
         for place, output in zip(batch, outputs, strict=True):
-            yield from _visible(sum_of.advance(place[axis]), inside, axis)
+            for done in sum_of.advance(place[axis]):
+                yield from _visible(done, inside, axis)
             sum_of.add(place, output)
-    yield from _visible(sum_of.advance(padded[axis]), inside, axis)
+    for done in sum_of.advance(padded[axis]):
+        yield from _visible(done, inside, axis)
 
 
 def whole(
@@ -179,19 +192,21 @@ def labels(
     axis = slab_axis(image.shape[1:])
     made: Tensor | None = None
     for first, output in slabs(predict, image, windows, device, axis):
+        part = chosen(output, regions)
         if made is None:
-            wide = max([len(output) - 1, *regions]) > 255
-            made = torch.zeros(tuple(image.shape[1:]), dtype=torch.int16 if wide else torch.uint8)
-        made.narrow(axis, first, output.shape[axis + 1]).copy_(chosen(output, regions))
+            made = torch.zeros(tuple(image.shape[1:]), dtype=part.dtype)
+        made.narrow(axis, first, output.shape[axis + 1]).copy_(part)
     assert made is not None
     return made
 
 
 def chosen(scores: Tensor, regions: Sequence[int] = ()) -> Tensor:
-    """(...) int64: the class of the largest of (K, ...) scores; where outputs are regions, what ``labels`` says."""
+    """(...) uint8 or, of more than 256 classes, int16: the class of the largest of (K, ...) scores; where outputs are
+    regions, what ``labels`` says."""
+    kind = torch.int16 if max([len(scores) - 1, *regions]) > 255 else torch.uint8
     if not regions:
-        return scores.argmax(dim=0)
-    found = torch.zeros(scores.shape[1:], dtype=torch.int64, device=scores.device)
+        return scores.argmax(dim=0).to(kind)
+    found = torch.zeros(scores.shape[1:], dtype=kind, device=scores.device)
     for label, inside in zip(regions, scores > 0, strict=True):
         found = torch.where(inside, label, found)
     return found
@@ -236,25 +251,31 @@ class _Sums:
         windows: of which each adds.
         axis: along which windows come in order.
         weight: of a window's pixels.
+        empty: makes the arrays of sums on the CPU.
     """
 
-    def __init__(self, sides: Sequence[int], windows: Windows, axis: int, weight: Tensor) -> None:
+    def __init__(self, sides: Sequence[int], windows: Windows, axis: int, weight: Tensor, empty: Empty) -> None:
         self.sides = sides
         self.windows = windows
         self.axis = axis
         self.weight = weight
+        self.empty = empty
         self.base = 0
         """The row at which the sums begin; those before are complete."""
         self.total: Tensor | None = None
-        self.counted = weight.new_zeros(self._shape())
+        self.counted = self._zeros()
 
-    def _shape(self) -> list[int]:
-        return [self.windows.size[axis] if axis == self.axis else side for axis, side in enumerate(self.sides)]
+    def _zeros(self, *channels: int) -> Tensor:
+        sides = [self.windows.size[axis] if axis == self.axis else side for axis, side in enumerate(self.sides)]
+        shape = [*channels, *sides]
+        if self.weight.device.type != "cpu":
+            return self.weight.new_zeros(shape)
+        return torch.from_numpy(self.empty(shape, np.float32)).zero_()
 
     def add(self, place: Sequence[int], output: Tensor) -> None:
         """Add a window that starts at ``base`` along the axis."""
         if self.total is None:
-            self.total = self.weight.new_zeros([len(output), *self._shape()])
+            self.total = self._zeros(len(output))
         box = tuple(
             slice(None) if axis == self.axis else slice(start, start + size)
             for axis, (start, size) in enumerate(zip(place, self.windows.size, strict=True))
@@ -262,26 +283,28 @@ class _Sums:
         self.total[(slice(None), *box)] += output.float() * self.weight
         self.counted[box] += self.weight
 
-    def advance(self, start: int) -> tuple[int, Tensor] | None:
-        """The mean of the rows before ``start``, with the first of them, which are dropped; None where there are
-        none."""
+    def advance(self, start: int) -> Iterator[tuple[int, Tensor]]:
+        """The means of the rows before ``start``, some rows at a time, each with its first row; then drop them."""
         rows = min(start - self.base, self.windows.size[self.axis])
         if rows <= 0 or self.total is None:
-            return None
-        first, self.base = self.base, start
-        done = self.total.narrow(self.axis + 1, 0, rows) / self.counted.narrow(self.axis, 0, rows)
+            return
+        plane = math.prod(self.sides) // self.sides[self.axis] * len(self.total)
+        at_once = max(1, PIECE // plane)
+        for at in range(0, rows, at_once):
+            count = min(at_once, rows - at)
+            sums, counted = self.total.narrow(self.axis + 1, at, count), self.counted.narrow(self.axis, at, count)
+            yield self.base + at, sums / counted
+        self.base = start
         for sums, axis in ((self.total, self.axis + 1), (self.counted, self.axis)):
             kept = sums.shape[axis] - rows
-            if kept:
-                sums.narrow(axis, 0, kept).copy_(sums.narrow(axis, rows, kept).clone())
+            for at in range(0, kept, rows):  # parts that do not overlap with where they go
+                count = min(rows, kept - at)
+                sums.narrow(axis, at, count).copy_(sums.narrow(axis, at + rows, count))
             sums.narrow(axis, kept, rows).zero_()
-        return first, done
 
 
-def _visible(done: tuple[int, Tensor] | None, inside: Sequence[slice], axis: int) -> Iterator[tuple[int, Tensor]]:
+def _visible(done: tuple[int, Tensor], inside: Sequence[slice], axis: int) -> Iterator[tuple[int, Tensor]]:
     """The part of complete rows that lies in the image and not in its padding."""
-    if done is None:
-        return
     first, output = done
     low, high = max(first, inside[axis].start), min(first + output.shape[axis + 1], inside[axis].stop)
     if low < high:
