@@ -10,11 +10,13 @@ import gzip
 import importlib.util
 import os
 import re
+import shutil
+import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -419,12 +421,53 @@ def _write_nifti(path: Path, array: Array, geometry: Geometry) -> None:
 
 
 def _write_itk(path: Path, array: Array, geometry: Geometry) -> None:
+    """SimpleITK, which takes whole images alone, writes the header, that of an image of one voxel; the numbers are
+    compressed and written plane by plane."""
+    kind, sides = extension(path), array.shape[1:]
+    head = _itk_header(path, array, geometry)
+    with tempfile.TemporaryFile(dir=path.parent) as packed:
+        if kind == ".nrrd":
+            with gzip.GzipFile("", "wb", 2, packed, mtime=0) as file:
+                _write_planes(file.write, array)
+        else:
+            stream = zlib.compressobj(2)
+            _write_planes(lambda plane: packed.write(stream.compress(plane)), array)
+            packed.write(stream.flush())
+        size = " ".join(map(str, sides)).encode()
+        numbers = path.with_name(path.name[: -len(kind)] + ".zraw")
+        if kind == ".nrrd":
+            head = re.sub(rb"(?m)^sizes: (.*?)1 1 1$", rb"sizes: \g<1>" + size, head)
+            space = geometry.header.get("space") if isinstance(geometry.header, dict) else None
+            head = _with_space(space, head) if space else head
+        else:
+            head = re.sub(rb"(?m)^DimSize = .*$", b"DimSize = " + size, head)
+            head = re.sub(rb"(?m)^CompressedDataSize = .*$", b"CompressedDataSize = %d" % packed.tell(), head)
+        packed.seek(0)
+        if kind == ".mhd":  # the numbers first, the header that names them last
+            with replacing(numbers) as file:
+                shutil.copyfileobj(packed, file)
+            head = head.replace(b"= LOCAL\n", b"= " + os.fsencode(numbers.name) + b"\n")
+        with replacing(path) as file:
+            file.write(head)
+            if kind != ".mhd":
+                shutil.copyfileobj(packed, file)
+
+
+def _write_planes(write: Callable[[bytes], Any], array: Array) -> None:
+    """The numbers of (C, X, Y, Z) as ITK has them: little-endian, the channel and the first axis change fastest."""
+    for place in range(array.shape[-1]):
+        plane = array[..., place].transpose(2, 1, 0)
+        write(plane.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+
+
+def _itk_header(path: Path, array: Array, geometry: Geometry) -> bytes:
+    """The header of a compressed MetaImage or NRRD file, up to its numbers, with sides of 1."""
     need("SimpleITK")
     import SimpleITK as sitk  # noqa: N813
 
     vector = len(array) > 1
-    stored = array.transpose(3, 2, 1, 0) if vector else array[0].transpose(2, 1, 0)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(stored), isVector=vector)
+    one = np.zeros((1, 1, 1, len(array)) if vector else (1, 1, 1), dtype=array.dtype)
+    image = sitk.GetImageFromArray(one, isVector=vector)
     origin, spacing, direction = itk_parts(geometry)
     image.SetOrigin(origin)
     image.SetSpacing(spacing)
@@ -433,14 +476,18 @@ def _write_itk(path: Path, array: Array, geometry: Geometry) -> None:
         for key, value in geometry.header["entries"].items():
             if not key.startswith(("ITK_", "NRRD_space", "NRRD_kinds")):  # those are of the stored numbers
                 image.SetMetaData(key, value)
-    kind = extension(path)
-    space = geometry.header.get("space") if isinstance(geometry.header, dict) else None
-    if kind == ".mhd":
-        _moved(path, image, ".mha", _split_header)
-    elif kind == ".nrrd" and space:
-        _moved(path, image, kind, partial(_with_space, space))
-    else:
-        _moved(path, image, kind, None)
+    nrrd = extension(path) == ".nrrd"
+    beside = temporary_name(path)
+    beside = beside.with_name(beside.name + (".nrrd" if nrrd else ".mha"))
+    try:
+        sitk.WriteImage(image, os.fspath(beside), useCompression=True)
+        written = beside.read_bytes()
+    except RuntimeError as error:
+        raise OSError(f"{path}: cannot be written ({line(error)[:200]})") from error
+    finally:
+        beside.unlink(missing_ok=True)
+    mark = b"\n\n" if nrrd else b"ElementDataFile = LOCAL\n"
+    return written[: written.index(mark) + len(mark)]
 
 
 def itk_parts(geometry: Geometry) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
@@ -451,25 +498,6 @@ def itk_parts(geometry: Geometry) -> tuple[tuple[float, ...], tuple[float, ...],
     spacing = spacing_of(affine)
     direction = (affine[:3, :3] / np.asarray(spacing)).ravel().tolist()
     return tuple(affine[:3, 3].tolist()), spacing, tuple(direction)
-
-
-def _moved(path: Path, image: Any, kind: str, then: Callable[[Path, Path], None] | None) -> None:
-    """Let SimpleITK, which takes names alone, write beside ``path``, and move the file there."""
-    import SimpleITK as sitk  # noqa: N813
-
-    beside = temporary_name(path)
-    beside = beside.with_name(beside.name + kind)
-    try:
-        try:
-            sitk.WriteImage(image, os.fspath(beside), useCompression=True)
-        except RuntimeError as error:
-            raise OSError(f"{path}: cannot be written ({line(error)[:200]})") from error
-        if then is None:
-            beside.replace(path)
-        else:
-            then(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 _SPACE = (b"space directions:", b"space origin:")
@@ -490,25 +518,12 @@ def _nrrd_space(path: Path) -> dict[bytes, list[bytes]]:
 _VECTOR = re.compile(rb"\([^)]*\)")
 
 
-def _with_space(space: dict[bytes, list[bytes]], written: Path, path: Path) -> None:
-    """Move a written NRRD file to ``path``, with these vectors in its header."""
-    head, mark, numbers = written.read_bytes().partition(b"\n\n")
+def _with_space(space: dict[bytes, list[bytes]], head: bytes) -> bytes:
+    """The header of an NRRD file with these vectors in it."""
     lines = []
     for entry in head.split(b"\n"):
         vectors = next((vectors for key, vectors in space.items() if entry.startswith(key)), [])
         pieces = _VECTOR.split(entry)
         same = bool(vectors) and len(vectors) == len(pieces) - 1
         lines.append(b"".join(map(b"".join, zip(pieces, [*vectors, b""], strict=True))) if same else entry)
-    with replacing(path) as file:
-        file.write(b"\n".join(lines) + mark + numbers)
-
-
-def _split_header(whole: Path, path: Path) -> None:
-    """Make of a MetaImage in one file one in two: the numbers first, the header that names them last."""
-    content, mark = whole.read_bytes(), b"ElementDataFile = LOCAL\n"
-    end = content.index(mark)
-    numbers = path.with_name(path.name[: -len(".mhd")] + ".zraw")
-    with replacing(numbers) as file:
-        file.write(content[end + len(mark) :])
-    with replacing(path) as file:
-        file.write(content[:end] + b"ElementDataFile = " + os.fsencode(numbers.name) + b"\n")
+    return b"\n".join(lines)
