@@ -143,6 +143,13 @@ def test_cases_are_kept_at_the_end_and_shown_worst_first(asked: Answer, capsys: 
     assert worst_first({"a": {"dice": 0.5}, "b": {"dice": float("nan")}, "c": {"dice": 0.0}}) == ["c", "a", "b"]
 
 
+def test_what_a_large_volume_takes_is_told_before(asked: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("healsg.commands.predict_masks.TOLD", 0)
+    status, _, told = asked("run0", "scans/images/case1.nii.gz", "--out", "masks")
+    assert status == 0
+    assert "case1.nii.gz: takes about " in told.splitlines()[0]
+
+
 def test_a_damaged_file_is_told_and_the_others_are_predicted(asked: Answer) -> None:
     path = Path("scans/images/case1.nii.gz")
     path.write_bytes(path.read_bytes()[:900])

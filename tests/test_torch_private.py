@@ -144,3 +144,11 @@ def test_private_names_of_torch_and_hydra_are_in_one_module_each() -> None:
             found += [f"{name}:{number}: {line.strip()}" for number, line in lines if PRIVATE_NAMES.search(line)]
     assert not found, "\n".join(found)
     assert PRIVATE_NAMES.search((PACKAGE / "torch_private.py").read_text())
+
+
+def test_interpolation_into_given_memory_is_that_of_torch() -> None:
+    given, size = torch.rand(1, 2, 5, 6, 7, generator=torch.Generator().manual_seed(0)), (9, 4, 8)
+    wanted = torch.nn.functional.interpolate(given, size, mode="trilinear", align_corners=False)
+    made = torch.empty_like(wanted)
+    torch_private.interpolate_into(made, given)
+    assert torch.equal(made, wanted)

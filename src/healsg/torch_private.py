@@ -230,6 +230,21 @@ def become_worker(number: int, workers: int, dataset: Any) -> None:
     worker._worker_info = worker.WorkerInfo(id=number, num_workers=workers, seed=0, dataset=dataset)
 
 
+# --- interpolation into given memory ----------------------------------------------------------------------------------
+
+
+def interpolate_into(made: Tensor, given: Tensor) -> None:
+    """Write into ``made`` (N, C, X, Y, Z) what F.interpolate makes of ``given`` by trilinear interpolation, without
+    aligned corners. Without the private name the result is in memory first."""
+    size = list(made.shape[2:])
+    try:
+        kernel: Any = torch._C._nn.upsample_trilinear3d
+    except AttributeError:
+        made.copy_(torch.nn.functional.interpolate(given, size, mode="trilinear", align_corners=False))
+        return
+    kernel(given, size, False, None, None, None, out=made)
+
+
 # --- torchvision's decoder --------------------------------------------------------------------------------------------
 
 

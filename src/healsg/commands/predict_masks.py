@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from healsg.evaluation.predictor import Predictor
 
 
+TOLD = 1 << 28
+"""Bytes of intermediate files from which on a volume's needs are told before it is predicted."""
+
+
 def predict_masks(request: Request, members: Sequence[tuple[str, Predictor]], runs: Sequence[dict[str, Any]]) -> int:
     """Write the mask of each file, one after the other; returns the exit status.
 
@@ -51,6 +55,12 @@ def predict_masks(request: Request, members: Sequence[tuple[str, Predictor]], ru
         path = folder / scan.mask
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            memory, disk = segmenter.needs(scan)
+            if disk > TOLD:
+                told = (
+                    f"about {memory >> 20} MiB of memory beside the network's, {disk >> 20} MiB of the disk meanwhile"
+                )
+                print(f"{scan.files[0]}: takes {told}", file=sys.stderr, flush=True)
             facts = segmenter.write(scan, path)
         except DataError as error:
             unreadable += 1

@@ -19,8 +19,8 @@ from healsg.datasets.mapped_volumes import mapped_image
 from healsg.datasets.mask_files import Scan
 from healsg.datasets.prepared import transform_of
 from healsg.datasets.segmentation import region_labels
-from healsg.datasets.volume_cases import preparation_of, segmented
-from healsg.datasets.volumes import Array, Volume, write_volume
+from healsg.datasets.volume_cases import needs, preparation_of, segmented
+from healsg.datasets.volumes import Array, Volume, read_geometry, write_volume
 from healsg.errors import ConfigError, DataError
 from healsg.evaluation.predictor import Predictor
 from healsg.evaluation.sliding_window import Predict, Windows, chosen, ensemble, memory, slab_axis, slabs
@@ -64,6 +64,15 @@ class Segmenter:
         """(N, K, ...) scores of windows, those of regions in the order in which they are written."""
         output = self.scores(batch)
         return output.index_select(1, self.order.to(output.device)) if self.regions else output
+
+    def needs(self, scan: Scan) -> tuple[int, int]:
+        """About the bytes of memory, beside the network's own, and of the disk that ``write`` takes for a volume; none
+        for a picture. Raises DataError."""
+        if not self.volumes:
+            return 0, 0
+        preparation = preparation_of(self.info)
+        geometry = read_geometry(scan.files[0], preparation.trust)
+        return needs(geometry, preparation, self.windows, self.info.num_classes)
 
     def write(self, scan: Scan, path: Path) -> dict[str, Any]:
         """Predict the mask of a scan and write it, whole or not at all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,19 @@ from healsg.data.scratch import Empty
 from healsg.data.source import line
 from healsg.datasets.volume_lists import CaseFiles
 from healsg.datasets.volume_space import Steps, labels_at, prepared, steps_for, windowed, z_scored
-from healsg.datasets.volumes import Array, Trusted, Volume, read_geometry, read_image, read_mask, require_same_space
+from healsg.datasets.volumes import (
+    Array,
+    Geometry,
+    Trusted,
+    Volume,
+    read_geometry,
+    read_image,
+    read_mask,
+    require_same_space,
+)
 from healsg.errors import DataError
-from healsg.evaluation.sliding_window import Predict, Windows, chosen, slab_axis, slabs
+from healsg.evaluation.sliding_window import PIECE, Predict, Windows, chosen, slab_axis, slabs
+from healsg.evaluation.sliding_window import memory as averaging
 
 Intensity = Literal["zscore", "window", "none"]
 
@@ -204,6 +215,19 @@ def _scores(outputs: Iterable[tuple[int, Tensor]], sides: Sequence[int], axis: i
         scores[(slice(None), *(rows if at == axis else slice(None) for at in range(3)))] = output.cpu().numpy()
     assert scores is not None
     return scores
+
+
+def needs(geometry: Geometry, preparation: Preparation, windows: Windows, outputs: int) -> tuple[int, int]:
+    """About the bytes that ``segmented`` takes at most with a ``Scratch`` on the CPU: of memory, beside what the
+    network itself takes for a batch of windows, and of the disk."""
+    empty = np.broadcast_to(np.zeros((), np.float32), (1, *geometry.shape))
+    steps = steps_for(empty, geometry.affine, preparation.spacing, preparation.orient)
+    own, common = math.prod(geometry.shape), math.prod(steps.wanted)
+    plane = outputs * max(common // max(steps.wanted), math.prod(steps.sides[1:]))
+    window = math.prod(windows.size) * (geometry.channels * windows.batch + outputs * (windows.batch + 2))
+    memory = 4 * (window + 6 * max(PIECE, plane))
+    images = 4 * geometry.channels * (2 * own + 2 * common)
+    return memory, images + averaging(steps.wanted, windows, outputs) + 2 * outputs * common + own
 
 
 def labels_in(cases: Sequence[CaseFiles], preparation: Preparation) -> tuple[int, ...]:

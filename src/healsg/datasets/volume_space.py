@@ -20,6 +20,7 @@ from torch import Tensor
 from healsg.data.scratch import Empty
 from healsg.datasets.volumes import Affine, Array, spacing_of
 from healsg.evaluation.sliding_window import chosen
+from healsg.torch_private import interpolate_into
 
 Box = tuple[tuple[int, int], ...]
 """First voxel and end along each axis."""
@@ -167,10 +168,7 @@ def resampled_image(array: Array, wanted: Sequence[int], empty: Empty = np.empty
     if array.shape[1:] == tuple(wanted):
         return given
     made = empty((len(array), *wanted), np.float32)
-    # what F.interpolate calls, but for a result that may lie in a file
-    torch.ops.aten.upsample_trilinear3d.out(
-        torch.from_numpy(given)[None], list(wanted), False, out=torch.from_numpy(made)[None]
-    )
+    interpolate_into(torch.from_numpy(made)[None], torch.from_numpy(given)[None])
     return made
 
 
