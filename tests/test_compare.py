@@ -14,6 +14,7 @@ import yaml
 from healsg.cli import main
 from healsg.commands.compare import is_clear
 from healsg.commands.statistics import adjusted, difference, interval, runs_needed
+from healsg.commands.sweep_table import numbers, table
 
 
 def by_seed(values: list[float], start: int = 0) -> dict[Any, float]:
@@ -88,8 +89,8 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep of three settings and four seeds: one setting is clearly worse, two hardly differ."""
     monkeypatch.chdir(tmp_path)
     measured = {0.1: (0.90, 0.92, 0.91, 0.89), 0.2: (0.91, 0.90, 0.92, 0.90), 0.9: (0.50, 0.52, 0.49, 0.51)}
-    for lr, numbers in measured.items():
-        for seed, acc in enumerate(numbers):
+    for lr, values in measured.items():
+        for seed, acc in enumerate(values):
             path = tmp_path / "runs/s" / f"method.optimizer.lr={lr},seed={seed}"
             path.mkdir(parents=True)
             best = {"monitor": "val/acc", "value": acc, "epoch": 1, "step": 1}
@@ -150,3 +151,38 @@ def test_mistakes_of_compare_are_one_line(sweep: Path, capsys: pytest.CaptureFix
         assert words in capsys.readouterr().err
     assert main(["compare", "s"]) == 0
     assert "s: 1 of 12 runs are not finished, and left out" in capsys.readouterr().out
+
+
+def test_the_page_has_the_settings_and_their_curves_with_bands(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run in (sweep / "s").iterdir():
+        last = json.loads((run / "run.json").read_text())["best"]["value"]
+        lines = [{"event": "epoch", "epoch": n, "step": n, "val/acc": last - 0.1 / n, "seconds": 1} for n in (1, 2, 3)]
+        (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert main(["compare", "s", "--page", "out.html"]) == 0
+    assert "page: out.html" in capsys.readouterr().out
+    page = Path("out.html").read_text()
+    assert page.count('<path class="band"') == 3, "an interval around each of three means"
+    assert page.count("<tr class=best><th>method.optimizer.lr=0.") == 1
+    assert "no clear winner" in page
+    assert "best, epoch 1" in page
+    assert "prefers-color-scheme: dark" in page
+    assert not any(word in page for word in ("<script", "http", "src="))
+    assert main(["compare", "s", "--page", "nowhere/out.html"]) == 2
+    assert capsys.readouterr().err == "error: --page nowhere/out.html: there is no folder nowhere\n"
+
+
+def test_a_sweep_ends_with_its_jobs_best_first_and_what_compare_says(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"job": job.name, "status": "finished", "exit": 0, **numbers(json.loads((job / "run.json").read_text()))}
+        for job in sorted((sweep / "s").iterdir())
+    ]
+    table("s", [{"job": "bad", "status": "failed", "exit": 1, "reason": "no"}, *rows])
+    ended = capsys.readouterr().out.splitlines()
+    values = [float(line.split()[2]) for line in ended[1:13]]
+    assert values == sorted(values, reverse=True)
+    assert ended[13].startswith("bad")
+    assert main(["compare", "s"]) == 0
+    assert ended[15:-1] == capsys.readouterr().out.splitlines()
+    assert ended[-1] == "table: runs/s/sweep.csv"

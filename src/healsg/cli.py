@@ -85,7 +85,17 @@ def _answer(arguments: Sequence[str] | None) -> int:
         with console.lasting_streams():
             print(_version() if command == "--version" else _usage())
         return 0
+    if command == "--complete":  # the shell asks, by the script of --completion
+        from healsg.commands.completion import candidates
+
+        print(*candidates(COMMANDS, rest), sep="\n")
+        return 0
     with console.lasting_streams() as output, Mistakes("debug=true" in rest) as mistakes:
+        if command == "--completion":
+            from healsg.commands.completion import script
+
+            print(script(rest))
+            return 0
         if command not in COMMANDS:
             raise ConfigError(f"healsg {command}: no such command; there is {', '.join(COMMANDS)}")
         if command in ELSEWHERE:
@@ -189,7 +199,7 @@ def say(line: str) -> None:
 
 def _usage() -> str:
     lines = [f"  healsg {command:9} {told}" for command, told in COMMANDS.items()]
-    return "usage: healsg COMMAND ...\n\n" + "\n".join(lines) + "\n\nhealsg COMMAND --help says more"
+    return "usage: healsg COMMAND ...\n\n" + "\n".join(lines) + "" + more
 
 
 def _version() -> str:

@@ -7,6 +7,7 @@ their number on val; the test part stands aside and chooses nothing.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,9 @@ LESS_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "nll", "brier", "ece", 
 """Names of numbers, and endings of them, of which less is better where the runs do not say."""
 
 SIGNIFICANT = 0.05
+
+_SET_ASIDE = re.compile(r"~\d+$")
+"""The end of the name of a job's folder that ``fresh=true`` has set aside."""
 
 
 class Finished(NamedTuple):
@@ -58,30 +62,98 @@ class Setting(NamedTuple):
     test: dict[tuple[Any, ...], float]
 
 
+class Comparison(NamedTuple):
+    """What a comparison found.
+
+    Args:
+        metric: the number of val by which settings are ranked.
+        sign: 1 where more of it is better, else -1.
+        settings: the best first.
+        gaps: how far the best one leads each of the others.
+        chances: of leads as large as these without a difference, adjusted for their number.
+        verdict: what that allows to say, in one or two lines.
+    """
+
+    metric: str
+    sign: int
+    settings: list[Setting]
+    gaps: list[Difference]
+    chances: list[float]
+    verdict: list[str]
+
+
 def run(arguments: list[str]) -> int:
     """Print the settings, best first, their differences from the best one, and what that allows to say."""
     flags = Flags("compare", "Compare settings over their seeds and folds: chosen on val, with test aside.")
     flags.add_argument("runs", nargs="+", metavar="RUN", help="runs or sweeps: folders, or names below runs/")
     flags.add_argument("--metric", metavar="NAME", help="a number of val in place of runner.monitor, such as val/acc")
     flags.add_argument("--less", action="store_true", help="less of it is better")
+    flags.add_argument("--page", metavar="FILE", help="write a page (HTML) with the curves over each other")
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
     flags.add_argument("--json", action="store_true", help="for programs")
     args = flags.parse_args(arguments)
+    page = Path(args.page) if args.page else None
+    if page and not page.parent.is_dir():
+        raise ConfigError(f"--page {page}: there is no folder {page.parent}")
     found = _runs(args.runs, root_of(args.root))
-    metric = args.metric or _common_monitor(found)
-    settings = grouped(found, metric)
-    sign = -1 if args.less or _less_is_better(found, metric) else 1
+    compared = comparison(found, args.metric or _common_monitor(found), args.less)
+    if page:
+        from healsg.commands.compare_page import write_page
+
+        write_page(page, compared, {one.name: one.folder for one in found})
+    if args.json:
+        show_json(_as_json(compared))
+        return 0
+    show_comparison(compared)
+    if page:
+        print(visible(f"page: {page}"))
+    return 0
+
+
+def of_sweep(folder: Path) -> Comparison | None:
+    """The finished jobs in the folder of a sweep, compared as ``healsg compare`` does; None where they cannot be, such
+    as without numbers of val."""
+    jobs = [RunFolder(path) for path in sorted(folder.iterdir()) if path.is_dir() and not _SET_ASIDE.search(path.name)]
+    try:
+        done = [Finished(f"{folder.name}/{job.path.name}", job, job.record) for job in jobs]
+        done = [one for one in done if one.record.get("status") == FINISHED]
+        return comparison(done, _common_monitor(done)) if done else None
+    except (ConfigError, RunError):
+        return None
+
+
+def comparison(runs: list[Finished], metric: str, less: bool = False) -> Comparison:
+    """Rank the settings of finished runs by a number of val.
+
+    Args:
+        runs: at least one.
+        metric: the name of the number.
+        less: whether less of it is better; else that is as the runs say, or as its name does.
+
+    Raises:
+        RunError: a run has no such number, or two are the same repetition of one setting.
+    """
+    settings = grouped(runs, metric)
+    sign = -1 if less or _less_is_better(runs, metric) else 1
     settings.sort(key=lambda one: -sign * interval(list(one.val.values()))[0])
     best, *others = settings
     gaps = [difference(_signed(best.val, sign), _signed(other.val, sign)) for other in others]
     chances = adjusted([gap.chance for gap in gaps])
-    said = verdict(best, others, gaps, chances)
-    if args.json:
-        show_json(_as_json(metric, sign, settings, gaps, chances, said))
-        return 0
-    _show(metric, settings, gaps, sign)
-    print(*map(visible, said), sep="\n")
-    return 0
+    return Comparison(metric, sign, settings, gaps, chances, verdict(best, others, gaps, chances))
+
+
+def show_comparison(compared: Comparison, most: int | None = None) -> None:
+    """Print the settings as a table, the best first, and the verdict.
+
+    Args:
+        compared: what is shown.
+        most: settings that are shown; None for all.
+    """
+    columns, rows = rows_of(compared)
+    show(columns, rows[:most])
+    if most is not None and len(rows) > most:
+        print(f"{most} of {len(rows)} settings; healsg compare shows all")
+    print(*map(visible, compared.verdict), sep="\n", flush=True)
 
 
 def is_clear(chances: list[float]) -> bool:
@@ -248,7 +320,9 @@ def _signed(numbers: dict[tuple[Any, ...], float], sign: int) -> dict[Any, float
     return {key: sign * value for key, value in numbers.items()}
 
 
-def _show(metric: str, settings: list[Setting], gaps: list[Difference], sign: int) -> None:
+def rows_of(compared: Comparison) -> tuple[list[str], list[list[Any]]]:
+    """The names of the columns, and of each setting what stands in them."""
+    metric, sign, settings, gaps, *_ = compared
     test = f"test/{metric.rpartition('/')[2]}"
     tested = any(one.test for one in settings)
     rows = []
@@ -260,7 +334,7 @@ def _show(metric: str, settings: list[Setting], gaps: list[Difference], sign: in
         rows.append(row)
     pairs = max((gap.pairs for gap in gaps), default=0)
     behind = "behind the best, paired" if pairs else "behind the best"
-    show(["setting", "runs", metric, behind, *[test] * tested], rows)
+    return ["setting", "runs", metric, behind, *[test] * tested], rows
 
 
 def _gap(gap: Difference, sign: int) -> str:
@@ -273,9 +347,8 @@ def _with_interval(values: list[float]) -> str:
     return cell(mean) if math.isinf(half) else f"{cell(mean)} ± {cell(half)}"
 
 
-def _as_json(
-    metric: str, sign: int, settings: list[Setting], gaps: list[Difference], chances: list[float], said: list[str]
-) -> dict[str, Any]:
+def _as_json(compared: Comparison) -> dict[str, Any]:
+    metric, sign, settings, gaps, chances, said = compared
     rows = []
     for place, one in enumerate(settings):
         mean, half = interval(list(one.val.values()))

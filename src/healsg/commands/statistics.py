@@ -46,11 +46,11 @@ class Difference(NamedTuple):
 
 def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
     """The mean, and half the width of its t interval: infinite for one value."""
-    from scipy import stats
-
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, math.inf
+    from scipy import stats
+
     quantile = float(stats.t.ppf((1 + level) / 2, len(values) - 1))
     return mean, quantile * _spread(values) / math.sqrt(len(values))
 
@@ -80,8 +80,6 @@ def _paired(gaps: list[float]) -> Difference:
 
 
 def _unpaired(first: list[float], second: list[float]) -> Difference:
-    from scipy import stats
-
     least = min(len(first), len(second))
     mean = math.fsum(first) / len(first) - math.fsum(second) / len(second)
     if least < 2:
@@ -90,6 +88,8 @@ def _unpaired(first: list[float], second: list[float]) -> Difference:
     error = math.sqrt(sum(shares))
     if error == 0:
         return Difference(mean, 0.0, 0.0 if mean else 1.0, 0, least, 0.0)
+    from scipy import stats
+
     degrees = sum(shares) ** 2 / sum(
         share**2 / (len(values) - 1) for share, values in zip(shares, (first, second), strict=True)
     )

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from healsg.cli import say
+from healsg.commands.compare import Comparison, of_sweep, show_comparison
+from healsg.console import visible
 from healsg.runs.folder import ROOT, RunFolder, write_text
+
+SHOWN = 20
+"""Jobs, and settings, that the table at the end of a sweep shows."""
 
 Row = dict[str, Any]
 """What the table says of a job: ``job``, ``status``, ``exit``, its numbers or the ``reason`` why it has none."""
@@ -22,13 +27,43 @@ def numbers(record: dict[str, Any]) -> dict[str, float]:
 
 
 def table(name: str, rows: list[Row]) -> None:
-    """Show the jobs of this call with their best numbers, and write those of all calls as ``sweep.csv``."""
-    show(rows)
+    """Show the jobs of this call with their best numbers, and write those of all calls as ``sweep.csv``.
+
+    The best jobs stand first, and those without a number last. Below them is what ``healsg compare`` says of all jobs
+    in the folder that are finished.
+    """
     path = ROOT / name / "sweep.csv"
+    compared = of_sweep(ROOT / name)
+    ordered = ranked(rows, compared)
+    show(ordered[:SHOWN])
+    if len(rows) > SHOWN:
+        say(f"{SHOWN} of {len(rows)} jobs of this call, the best first; the others stand in {path}")
+    if compared and len(compared.settings) > 1:
+        repeated = any(len(one.val) > 1 for one in compared.settings)
+        say("")
+        if repeated:
+            show_comparison(compared, most=SHOWN)
+        else:
+            say("\n".join(map(visible, compared.verdict)))
     known = all_rows(ROOT / name, rows)
     write(path, known)
     more = f", with {len(known) - len(rows)} jobs of earlier calls" if len(known) > len(rows) else ""
     say(f"table: {path}{more}")
+
+
+def ranked(rows: list[Row], compared: Comparison | None) -> list[Row]:
+    """Rows with the best first, those without the number by which settings are compared last, in their order.
+
+    Args:
+        rows: of the jobs.
+        compared: says by which number, and which direction is better.
+    """
+    if compared is None:
+        return rows
+    key = f"best {compared.metric}"
+    having = [row for row in rows if isinstance(row.get(key), (int, float)) and row["status"] == "finished"]
+    lacking = [row for row in rows if row not in having]
+    return sorted(having, key=lambda row: -compared.sign * row[key]) + lacking
 
 
 def show(rows: list[Row]) -> None:

@@ -6,6 +6,8 @@ import math
 from html import escape
 
 Points = list[tuple[float, float]]
+Band = list[tuple[float, float, float]]
+"""Places on the horizontal axis, each with the lower and the upper end of what is shaded there."""
 
 WIDTH = 460
 HEIGHT = 260
@@ -45,7 +47,13 @@ def _range(values: list[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def figure(title: str, curves: dict[str, dict[str, Points]], unit: str, marked: float | None = None) -> str:
+def figure(
+    title: str,
+    curves: dict[str, dict[str, Points]],
+    unit: str,
+    marked: float | None = None,
+    bands: dict[str, Band] | None = None,
+) -> str:
     """One plot with its axes, its key and its title.
 
     Args:
@@ -53,20 +61,25 @@ def figure(title: str, curves: dict[str, dict[str, Points]], unit: str, marked: 
         curves: by name the points of its epochs and of its steps.
         unit: of the horizontal axis.
         marked: where on that axis the best epoch lies.
+        bands: by name of a curve what is shaded around it.
     """
+    bands = bands or {}
     finite = {
         name: {kind: thin([p for p in points if abs(p[1]) < 1e100]) for kind, points in kinds.items()}
         for name, kinds in curves.items()
     }
     everything = [p for kinds in finite.values() for points in kinds.values() for p in points]
+    everything += [(x, y) for band in bands.values() for x, *ends in band for y in ends]
     odd = sum(not abs(p[1]) < 1e100 for kinds in curves.values() for points in kinds.values() for p in points)
     keys = "".join(f'<span class="key" style="--c:var(--c{i})">{escape(name)}</span>' for i, name in enumerate(curves))
     keys += f"<small>{odd} values are not finite</small>" * bool(odd)
-    drawing = _drawing(finite, everything, unit, marked) if everything else ""
+    drawing = _drawing(finite, everything, unit, marked, bands) if everything else ""
     return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}<div>{keys}</div></figure>"
 
 
-def _drawing(curves: dict[str, dict[str, Points]], everything: Points, unit: str, marked: float | None) -> str:
+def _drawing(
+    curves: dict[str, dict[str, Points]], everything: Points, unit: str, marked: float | None, bands: dict[str, Band]
+) -> str:
     (left, right), (low, high) = (_range([p[i] for p in everything]) for i in (0, 1))
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
@@ -86,6 +99,10 @@ def _drawing(curves: dict[str, dict[str, Points]], everything: Points, unit: str
         parts.append(f'<line class="best" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">{hint}</line>')
     for i, (name, kinds) in enumerate(curves.items()):
         parts.append(f'<g style="--c:var(--c{i})">')
+        if band := bands.get(name):
+            outline = [*((x, high_end) for x, _, high_end in band), *((x, low_end) for x, low_end, _ in reversed(band))]
+            path = "L".join("{:.1f} {:.1f}".format(*at(p)) for p in outline)
+            parts.append(f'<path class="band" d="M{path}Z"/>')
         for kind, points in kinds.items():
             path = "L".join("{:.1f} {:.1f}".format(*at(p)) for p in points)
             parts.append(f'<path class="{"thin" if kind == "step" else ""}" d="M{path}"/>' if len(points) > 1 else "")

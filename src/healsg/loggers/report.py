@@ -54,6 +54,7 @@ svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--faint); font-size: 12px; }
 svg path { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
 svg path.thin { stroke-width: 1; opacity: .35; }
+svg path.band { fill: var(--c); stroke: none; opacity: .18; }
 svg circle { fill: var(--c); }
 svg line { stroke: var(--line); }
 svg line.best { stroke: var(--c2); stroke-dasharray: 4 3; }

@@ -105,6 +105,12 @@ def listed(root: Path, keys: Iterable[str] = ()) -> list[Listed]:
     return sorted(found, key=lambda run: (run.facts.get("began") or 0.0, run.name))
 
 
+def names(root: Path) -> list[str]:
+    """The names of the runs and of the sweeps below ``root``, of which no file is read."""
+    runs = [name for name, _, _ in _records(root)]
+    return sorted({*runs, *(name.partition("/")[0] for name in runs)})
+
+
 def is_live(path: Path, facts: Mapping[str, Any]) -> bool:
     """Whether a run that says it is running has a process that trains it.
 
