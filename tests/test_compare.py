@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from healsg.cli import main
-from healsg.commands.compare import is_clear
+from healsg.commands.comparison import is_clear
 from healsg.commands.statistics import adjusted, difference, interval, runs_needed
 from healsg.commands.sweep_table import numbers, table
 

@@ -44,8 +44,8 @@ def test_the_product_of_all_values(program: Program) -> None:
     rows = table()
     assert [row["job"] for row in rows] == expected
     assert {row["status"] for row in rows} == {"finished"}
-    shown = [line for line in done.stdout.splitlines() if line.startswith("method=")]
-    for line, row in zip(shown, rows, strict=True):
+    shown = [line for line in done.stdout.splitlines() if line.startswith("method=") and ",seed=" in line]
+    for line, row in zip(shown, sorted(rows, key=lambda row: -float(row["best val/acc"])), strict=True):
         assert line.split() == [row["job"], row["status"], *(f"{float(row[key]):.4f}" for key in list(row)[2:])]
         record = json.loads((SWEEP / row["job"] / "run.json").read_text())
         assert float(row["test/acc"]) == record["test"]["test/acc"]

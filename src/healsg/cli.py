@@ -199,7 +199,8 @@ def say(line: str) -> None:
 
 def _usage() -> str:
     lines = [f"  healsg {command:9} {told}" for command, told in COMMANDS.items()]
-    return "usage: healsg COMMAND ...\n\n" + "\n".join(lines) + "" + more
+    more = "\n\nhealsg COMMAND --help says more; healsg --completion bash|zsh|fish completes by TAB"
+    return "usage: healsg COMMAND ...\n\n" + "\n".join(lines) + more
 
 
 def _version() -> str:

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from healsg.commands.compare import Comparison, Setting, rows_of
+from healsg.commands.comparison import Comparison, Setting, rows_of
 from healsg.commands.statistics import interval
 from healsg.commands.tables import cell
 from healsg.console import visible

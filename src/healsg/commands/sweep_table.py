@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from healsg.cli import say
-from healsg.commands.compare import Comparison, of_sweep, show_comparison
+from healsg.commands.compare import show_comparison
+from healsg.commands.comparison import Comparison, of_sweep
 from healsg.console import visible
 from healsg.runs.folder import ROOT, RunFolder, write_text
 
