@@ -108,7 +108,7 @@ def _curves(setting: Setting, folders: Mapping[str, RunFolder]) -> dict[str, Cur
     curves: dict[str, Curve] = {}
     for run in setting.names:
         for line in read_lines(folders[run].metrics):
-            epoch = line.get("epoch")
+            epoch: Any = line.get("epoch")
             if line.get("event") != "epoch" or not _is_number(epoch):
                 continue
             for name, value in line.items():

@@ -84,7 +84,7 @@ def candidates(commands: Iterable[str], typed: list[str]) -> list[str]:
     """
     *before, word = typed or [""]
     if not before:
-        found = [*commands, "--help", "--version", "--completion"]
+        found: Iterable[str] = [*commands, "--help", "--version", "--completion"]
     elif before == ["--completion"]:
         found = list(SCRIPTS)
     else:
