@@ -521,6 +521,7 @@ UNLABELLED_ACTS: dict[str, list[str]] = {
     "freematch": ["method.momentum=0.5"],
     "pseudo_label": ["method.ramp_start=0", "method.ramp_end=0.1"],
     "mean_teacher": ["method.ramp=0.1"],
+    "cps": [],
     "mixmatch": ["method.ramp=0.1"],
 }
 """By semi-supervised method, settings with which its unlabelled term acts from the beginning."""

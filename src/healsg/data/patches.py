@@ -56,7 +56,10 @@ class Patches:
         return self.drawn(index, Draw(mix(0, "patches"), torch.tensor([index])))
 
     def drawn(self, index: int, draw: Draw) -> Batch:
-        """The patch that the draw of one sample says, of the case that its index says."""
+        """The patch that the draw of one sample says, of the case that its index says.
+
+        The ``target`` of a case without a mask is 1 where the patch lies in the case, and 0 in its padding.
+        """
         number = index % len(self.cases)
         sample = self.cases.sample(number, draw)
         input: Tensor = torch.as_tensor(sample["input"])
@@ -74,7 +77,9 @@ class Patches:
             drawn = int(u[3 + axis] * (free + 1)) if centre is None else centre[axis] - wanted // 2
             corner.append(min(max(drawn, 0), free))
         patch = {"input": self._cut(input, corner, 0)}
-        if target is not None:
+        if target is None:  # a network must not learn from its own predictions of what is no part of the case
+            patch["target"] = self._cut(torch.ones(sides, dtype=torch.uint8), corner, 0)
+        else:
             patch["target"] = self._cut(target, corner, self.outside)
         return patch
 

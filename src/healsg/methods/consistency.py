@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -45,6 +46,9 @@ class SemiSupervised(TaskMethod):
     views: ClassVar[tuple[str, ...]] = ("weak", "strong")
     """Of the unlabelled samples."""
 
+    dense: ClassVar[bool] = False
+    """Whether targets may be masks, of which each pixel is then predicted and compared by itself."""
+
     replaces_criterion: ClassVar[bool] = False
     """Whether ``train_step`` has a loss for class probabilities in the place of ``task.criterion``."""
 
@@ -70,7 +74,10 @@ class SemiSupervised(TaskMethod):
         super().check(task)
         name = type(self).__name__
         data = type(task.task_data)
-        self.labelled.check(task, name)
+        masks = task.info is not None and task.info.placed
+        if masks:
+            refuse_masks(name, self.dense, bool(task.info and task.info.regions))
+        self.labelled.check(task, None if masks else name)
         if task.info and data.streams is TaskData.streams:
             raise ConfigError(f"data: {data.__name__} gives no unlabelled samples, which {name} needs; data=cifar does")
         self.labelled.refuse_mixing(f"{name} learns from unlabelled samples, which have no target")
@@ -79,6 +86,29 @@ class SemiSupervised(TaskMethod):
         super().setup(task)
         self.labelled.setup(task, type(self).__name__ if self.replaces_criterion else None)
         unlabelled_source(task)
+        if task.info and task.info.placed:
+            require_one_geometry(task, self.needs.streams["unlabelled"])
+
+
+def refuse_masks(name: str, dense: bool, regions: bool) -> None:
+    """Raises ConfigError where a semi-supervised method does not learn these masks."""
+    if not dense:
+        raise ConfigError(f"method: {name} learns one class a sample; mean_teacher, cps and fixmatch learn masks")
+    if regions:
+        raise ConfigError(f"data.regions: {name} needs one class a pixel, and regions overlap; leave it out")
+
+
+def require_one_geometry(task: Task, views: Sequence[str]) -> None:
+    """Raises ConfigError where a view of unlabelled masks is moved by itself, so that predictions of two views do not
+    go together pixel by pixel."""
+    if not isinstance(task.train_loader, Loader) or len(views) < 2:
+        return
+    transforms = task.train_loader.views["unlabelled"]
+    for view in views:
+        if transforms[view] is not None and not getattr(transforms[view], "shares_geometry", False):
+            name = type(task.task_method).__name__
+            told = f"{name} compares the views of a sample pixel by pixel, and {view!r} is moved by itself"
+            raise ConfigError(f"data.augment: {told}; set method.view=strong, or data.augment=standard")
 
 
 def unlabelled_source(task: Task) -> Source | None:
@@ -100,26 +130,54 @@ def class_number(task: Task) -> int:
     return task.info.num_classes
 
 
-def forward_together(network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """The network's outputs of several batches, from one forward pass, so that BatchNorm sees them as one."""
-    outputs: tuple[Tensor, ...] = network(torch.cat(inputs)).split([len(input) for input in inputs])
-    return outputs
+def forward_together(network: nn.Module, *inputs: Tensor) -> tuple[Any, ...]:
+    """The network's outputs of several batches, from one forward pass, so that BatchNorm sees them as one.
+
+    Where the network gives a list (deep supervision) or a tuple (two networks) of outputs, each batch has such a one.
+    """
+    return split_output(network(torch.cat(inputs)), [len(input) for input in inputs])
 
 
-def masked_mean(losses: Tensor, mask: Tensor, batch: dict[str, Any]) -> Mean:
-    """``mean(losses * mask)``, a mean over all samples of a batch, selected or not.
+def split_output(output: Any, sizes: list[int]) -> tuple[Any, ...]:
+    """An output, or a list or tuple of outputs, by batches of so many rows."""
+    if isinstance(output, Tensor):
+        return output.split(sizes)
+    parts = [split_output(part, sizes) for part in output]
+    return tuple(type(output)(part[place] for part in parts) for place in range(len(sizes)))
+
+
+def finest(output: Tensor | Sequence[Tensor]) -> Tensor:
+    """The output at the resolution of the input, where deep supervision gives several, the finest first."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def inside(batch: dict[str, Any]) -> Tensor | None:
+    """(N, *spatial) bool: which pixels of unlabelled patches lie in their cases; None where all do, or where samples
+    have no pixels. Data tell it in the place of the masks that are not known (see ``Patches``), 1 inside."""
+    known = batch.get("target")
+    return None if known is None or known.dim() < 3 else known == 1
+
+
+def masked_mean(losses: Tensor, mask: Tensor, batch: dict[str, Any], counted: Tensor | None = None) -> Mean:
+    """``mean(losses * mask)``, a mean over all samples (or pixels) of a batch, selected or not.
 
     Args:
-        losses: (N,) the samples' own.
-        mask: (N,) 1 for a sample that counts and 0 for one that does not, or a weight between.
+        losses: (N,) the samples' own, or (N, *spatial) those of pixels.
+        mask: of the same shape, 1 for a sample that counts and 0 for one that does not, or a weight between.
         batch: the stream of the samples.
+        counted: (N, *spatial) bool, the pixels that the mean is over; None is all.
     """
-    return Mean((losses * mask).mean(), samples_of(batch))
+    return mean_over(losses * mask, batch, counted)
 
 
-def mean_over(values: Tensor, batch: dict[str, Any]) -> Mean:
-    """The mean of floating-point values (N,) of a batch's samples, such as the mask of those that are selected."""
-    return Mean(values.mean(), samples_of(batch))
+def mean_over(values: Tensor, batch: dict[str, Any], counted: Tensor | None = None) -> Mean:
+    """The mean of floating-point values (N,) or (N, *spatial) of a batch's samples, such as the mask of those that are
+    selected; over ``counted`` pixels alone where it is given, by whose number it weighs, in units of whole samples."""
+    if counted is None:
+        return Mean(values.mean(), samples_of(batch))
+    number = counted.sum().to(values.dtype)
+    value = (values * counted).sum() / number.clamp(min=1.0)
+    return Mean(value, number / counted[0].numel())
 
 
 def probabilities(output: Tensor) -> Tensor:

@@ -8,27 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from healsg.errors import ConfigError
 from healsg.losses.classification import cross_entropy
 from healsg.methods.gathered import gather
+from healsg.methods.pair import Pair, refuse_parts
 from healsg.methods.supervised import Supervised
 from healsg.training.step import rows_of
 from healsg.types import Fraction, Share
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
-
-
-class Pair(nn.Module):
-    """Two networks on the same input: in training the outputs of both, (2, N, C); in evaluation the first one's."""
-
-    def __init__(self, first: nn.Module, second: nn.Module) -> None:
-        super().__init__()
-        self.first, self.second = first, second
-
-    def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = self.first(input)
-        return torch.stack([output, self.second(input)]) if self.training else output
 
 
 class CoTeaching(Supervised):
@@ -58,8 +46,7 @@ class CoTeaching(Supervised):
 
     def check(self, task: Task) -> None:
         super().check(task)
-        if key := next((key for key in ("layer_decay", "freeze", "unfreeze_every") if getattr(self, key)), None):
-            raise ConfigError(f"method.{key}: co-teaching trains two networks from scratch; leave it out")
+        refuse_parts(self, "co-teaching")
 
     def setup(self, task: Task) -> None:
         task.model = Pair(task.model, task.build_model())
@@ -71,7 +58,7 @@ class CoTeaching(Supervised):
 
     def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         input, mixed = self.labelled.inputs(task, batch)
-        first, second = task.net(input).unbind()
+        first, second = task.net(input)
         target = self.labelled.class_probabilities(batch["target"], first, mixed)
         first_losses = cross_entropy(first, target)
         second_losses = cross_entropy(second, target)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from healsg.losses.semi import hard_cross_entropy
-from healsg.methods.consistency import SemiSupervised, forward_together, masked_mean, mean_over, probabilities
+from healsg.methods.consistency import (
+    SemiSupervised,
+    finest,
+    forward_together,
+    inside,
+    masked_mean,
+    mean_over,
+    probabilities,
+)
 from healsg.types import Fraction
 
 if TYPE_CHECKING:
@@ -14,12 +22,14 @@ if TYPE_CHECKING:
 
 class FixMatch(SemiSupervised):
     """Where the prediction of an unlabelled sample's weak view is confident, it is the label of the strong view
-    (equation 4).
+    (equation 4). Where targets are masks, each pixel is a sample of its own.
 
     Args:
         threshold: the probability from which a prediction is confident; tau.
         common: the arguments of SemiSupervised.
     """
+
+    dense = True
 
     def __init__(self, threshold: Fraction = 0.95, **common: Any) -> None:
         super().__init__(**common)
@@ -31,12 +41,12 @@ class FixMatch(SemiSupervised):
         output, weak, strong = forward_together(task.net, input, unlabelled["weak"], unlabelled["strong"])
         supervised = self.labelled.loss(task.criterion, labelled, output)
 
-        confidence, label = probabilities(weak).max(dim=1)
+        confidence, label = probabilities(finest(weak)).max(dim=1)
         confident = (confidence >= self.threshold).to(confidence.dtype)
-        consistency = masked_mean(hard_cross_entropy(strong, label), confident, unlabelled)
+        consistency = masked_mean(hard_cross_entropy(finest(strong), label), confident, unlabelled, inside(unlabelled))
         return {
             "loss": supervised + self.unlabelled_weight * consistency,
             "supervised": supervised,
             "unlabelled": consistency.detach(),
-            "selected": mean_over(confident, unlabelled),
+            "selected": mean_over(confident, unlabelled, inside(unlabelled)),
         }

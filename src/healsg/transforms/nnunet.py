@@ -83,6 +83,29 @@ class NnunetTransform:
         return made
 
 
+class IntensityTransform:
+    """The set's own flips and normalisation, then the noise, blur, brightness, contrast, low resolution and gamma of
+    ``NnunetTransform``: a view that differs from the others of its sample in its intensities alone.
+
+    Args:
+        standard: the set's flips, shifts and normalisation.
+    """
+
+    per_sample = True
+
+    shares_geometry = True
+
+    def __init__(self, standard: ImageTransform) -> None:
+        self.standard = standard
+
+    def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
+        made = self.standard(batch, draw)
+        if draw is not None:
+            made = made | {"input": made["input"].clone()}
+            recolour(made["input"], draw)
+        return made
+
+
 # --- where pixels come from ------------------------------------------------------------------------------------------
 
 

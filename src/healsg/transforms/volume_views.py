@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 from healsg.data.loader import Transform
-from healsg.transforms.nnunet import NnunetTransform
+from healsg.transforms.nnunet import IntensityTransform, NnunetTransform
 from healsg.transforms.volume import VolumeTransform
 
 VolumeAugment = Literal["none", "standard", "nnunet"]
 
 
 class VolumeViews:
-    """What a set of volumes offers as views: ``input`` as ``augment`` says on training samples, all others as
-    ``standard`` has them.
+    """What a set of volumes offers as views: ``input`` as ``augment`` says on training samples, ``strong`` with other
+    intensities (see ``IntensityTransform``), all others as ``standard`` has them.
 
     Args:
         augment: of ``input``; ``nnunet`` is ``standard`` and then what ``NnunetTransform`` does.
@@ -27,5 +27,7 @@ class VolumeViews:
 
     def of(self, view: str, split: str = "train") -> Transform:
         """The transform that makes ``view`` in ``split``. Raises ConfigError for a view that there is not."""
+        if view == "strong":
+            return IntensityTransform(self.standard)
         other = self.standard.of(view, split)
         return self.input if view == "input" and split == "train" else other
