@@ -141,7 +141,7 @@ def forward_together(network: nn.Module, *inputs: Tensor) -> tuple[Any, ...]:
 def split_output(output: Any, sizes: list[int]) -> tuple[Any, ...]:
     """An output, or a list or tuple of outputs, by batches of so many rows."""
     if isinstance(output, Tensor):
-        return output.split(sizes)
+        return torch.split(output, sizes)
     parts = [split_output(part, sizes) for part in output]
     return tuple(type(output)(part[place] for part in parts) for place in range(len(sizes)))
 
