@@ -37,7 +37,9 @@ def run(arguments: list[str]) -> int:
     """Train again and compare; 0 where the digests are equal, 1 where not."""
     flags = Flags("rerun", DESCRIPTION)
     flags.add_argument("run", metavar="RUN", help="a folder, or a name below runs/")
-    flags.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="only what cannot alter the result")
+    flags.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="only what cannot alter the result"
+    )
     flags.add_argument("--name", help="of the new run (default: NAME-rerun)")
     flags.add_argument("--any-commit", action="store_true", help="with the code as it is here, whatever it was then")
     flags.add_argument(
