@@ -114,8 +114,8 @@ settings (learning rate, number of updates or a setting of the method's own; lis
 folds. On the other half the chosen settings are then trained five times, each time with another seed and another fifth
 held out to test on, so that no test image took part in a choice. Settings outside the grid are the option's defaults,
 or sizes that fit 718 training images of 64 pixels; some of these (heads of the self-supervised methods, `method.eps`,
-`unlabelled_ratio=3`) were found in an earlier benchmark whose test images were other digits of the same set, some of the
-second half among them.
+`unlabelled_ratio=3`) were found in an earlier benchmark, whose test images were digits too, some of them now in the
+second half.
 
 The columns of the baseline and the method are mean and standard deviation over the five folds. The paired gain has the
 t interval of 95 % over the folds, whose training sets overlap. "Shown to work" means that this interval lies above 0,
