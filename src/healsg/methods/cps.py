@@ -31,8 +31,9 @@ class CrossPseudoSupervision(SemiSupervised):
     one optimizer. The first one is evaluated and saved.
 
     Args:
-        unlabelled_ratio: as for SemiSupervised; 1 in the paper.
-        unlabelled_weight: of the cross pseudo supervision; the paper's lambda.
+        unlabelled_ratio: as for SemiSupervised.
+        unlabelled_weight: of the cross pseudo supervision; the paper's lambda, which depends on the data: the authors'
+            code (TorchSemiSeg) has 6 for Cityscapes.
         threshold: the probability from which a prediction is a label; 0, as in the paper, takes all.
         ramp: the share of the run over which the weight grows, along a sigmoid; 0, as in the paper, is at once.
         ema: as for SemiSupervised, of the first network; the paper has none.
