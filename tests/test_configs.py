@@ -185,13 +185,10 @@ OPTIMIZERS, SCHEDULERS = options("method/optimizer"), options("method/scheduler"
 
 
 PLACES = range(max(len(OPTIMIZERS), len(SCHEDULERS)))
-QUICK = 1
-"""Pairs that the quick part tries with each method; the rest is for ``-m soak``."""
 
 
-@pytest.mark.parametrize(
-    "place", [place if place < QUICK else pytest.param(place, marks=pytest.mark.soak) for place in PLACES]
-)
+@pytest.mark.soak  # each option by itself is tried above
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("method", options("method"))
 def test_every_method_with_every_optimizer_and_every_schedule(method: str, place: int) -> None:
     """Each method meets each of both, and over the methods each optimizer meets each schedule."""

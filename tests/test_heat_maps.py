@@ -41,7 +41,9 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", ["convolutional", pytest.param("class token", marks=pytest.mark.soak), "mean of tokens"]
+)
 def test_the_map_lies_on_the_patch_that_alone_tells_the_class(name: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

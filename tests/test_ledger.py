@@ -97,6 +97,7 @@ def digits_in_files(seed: int) -> tuple[np.ndarray, np.ndarray]:
 FOLDS = ("data=csv", "data.file=digits.csv", "model=mlp", "quiet=true", "data.batch_size=64")
 
 
+@pytest.mark.soak
 def test_label_errors_are_found_by_the_runs_that_held_them_out(capsys: pytest.CaptureFixture[str]) -> None:
     true, wrong = digits_in_files(0)
     for fold in ("1/2", "2/2"):

@@ -41,7 +41,7 @@ def test_every_second_epoch_and_the_best_two_are_kept_and_named() -> None:
     assert "kept" not in record("plain")
 
 
-@pytest.mark.parametrize("step", [2, 7])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.soak), 7])
 def test_a_run_that_was_stopped_keeps_the_same_files(step: int) -> None:
     options = [*OPTIONS, "runner.keep_every=3", "runner.keep_best=1", "runner.save_every=1"]
     train(*options, "name=whole")

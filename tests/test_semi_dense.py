@@ -57,7 +57,9 @@ def test_unlabelled_patches_of_volumes_are_learned_from_under_deep_supervision(m
     assert all(parameter.grad is not None for parameter in task.model.parameters())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["cps", *(pytest.param(name, marks=pytest.mark.soak) for name in ("mean_teacher", "fixmatch"))]
+)
 def test_a_run_on_masks_goes_on_bit_for_bit(method: str) -> None:
     settings = [*METHODS[method], "data.patch=[8,8]", "data.flip=true", "data.augment=strong", "runner.epochs=2"]
     whole = blobs(*settings, "name=whole").train()
