@@ -32,7 +32,7 @@ def test_lines_for_a_file_hold_no_control_codes(program: Program) -> None:
     assert not CONTROL.search(done.stdout)
     rows = done.stdout.splitlines()
     assert [row.split()[1] for row in rows if row.startswith("epoch")] == ["1/3", "2/3", "3/3"]
-    assert rows[0] == "run"
+    assert rows[0] == "runs/run"
     assert rows[-2:] == ["finished: runs/run", "go on with: healsg eval runs/run split=val"]
 
 

@@ -255,7 +255,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["run0"], 2, "name a run, and pictures"),
     (["nowhere", "pics"], 1, "nowhere: is no run"),
     (["run0", "nowhere.png"], 1, "nowhere.png: there is no such file or folder"),
-    (["run0", "runs"], 1, "runs: no pictures in it"),
+    (["run0", "nothing"], 1, "nothing: no pictures in it"),
     (["run0", "pics", "--out", "a.txt"], 2, "neither a .csv or .jsonl file nor a folder"),
     (["run0", "pics", "--out", "no/a.csv"], 2, "--out: there is no folder no"),
     (["run0", "pics", "--outt=a.csv"], 2, "did you mean --out?"),
@@ -275,6 +275,7 @@ def test_mistakes_are_one_line(asked: Answer) -> None:
     np.savez("bad.npz", x=np.zeros((2, 3)))
     np.savez("objects.npz", x=np.array([{}], dtype=object))
     Path("no.npz").write_text("no archive")
+    Path("nothing").mkdir()
     for arguments, status, told in WRONG:
         got, out, err = asked(*arguments)
         assert (got, out, err.count("\n")) == (status, "", 1), (arguments, err)

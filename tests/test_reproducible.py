@@ -316,7 +316,7 @@ def test_another_seed_is_one_key_of_the_record() -> None:
     folders = [RunFolder(Path(f"runs/seed{seed}")) for seed in (0, 1)]
     configs = [dict(flat(yaml.safe_load(folder.config.read_text()))) for folder in folders]
     assert {key for key in configs[0] if configs[0][key] != configs[1][key]} == {"name", "seed"}
-    ours = {"seed", "command", "begin", "end", "process", "seconds"}
+    ours = {"seed", "command", "begin", "end", "process", "seconds", "usage"}
     of_chance = {"best", "last", "test", "digest", "id", "config_digest"}
     records = [folder.record for folder in folders]
     assert records[0].keys() == records[1].keys()

@@ -369,7 +369,8 @@ class TaskRunner:
 
     def tick(self, task: Task) -> None:
         """After each update: the one place of the training pass that may wait for the device."""
-        self.profiling.step()
+        if self.profiling.wanted:  # asked here, since a call a step would count
+            self.profiling.step()
         self.checkpointer.updated(task)
 
     def end_epoch(self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:

@@ -228,6 +228,15 @@ def peak_memory() -> int | None:
     return None
 
 
+def process_age() -> float | None:
+    """Seconds since this process began; None where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        began = ticks / os.sysconf("SC_CLK_TCK")
+        return float(Path("/proc/uptime").read_text().split()[0]) - began
+    return None
+
+
 def cpu_seconds() -> float:
     """The CPU time of this process and of its children, those that still run included where Linux tells it."""
     times = os.times()

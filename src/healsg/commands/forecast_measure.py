@@ -134,12 +134,8 @@ class Clock:
     def since_start() -> Seconds:
         """Since the process began; where the system does not say when that was, its CPU time serves for both."""
         cpu = time.process_time()
-        try:
-            ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-            began = ticks / os.sysconf("SC_CLK_TCK")
-            return Seconds(cpu, float(Path("/proc/uptime").read_text().split()[0]) - began)
-        except (OSError, ValueError, IndexError, AttributeError):
-            return Seconds(cpu, cpu)
+        lived = system.process_age()
+        return Seconds(cpu, cpu if lived is None else lived)
 
 
 # --- training steps --------------------------------------------------------------------------------------------------

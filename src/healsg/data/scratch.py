@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from healsg import system
 from healsg.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -44,8 +44,7 @@ class Scratch:
         file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - closed with all others
         self.files.callback(file.close)
         try:
-            if hasattr(os, "posix_fallocate"):  # a full disk would end the process at a write
-                os.posix_fallocate(file.fileno(), 0, max(1, size))
+            system.reserve(file, max(1, size))  # a full disk would end the process at a write
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
