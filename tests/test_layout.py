@@ -39,11 +39,12 @@ def test_the_format_follows_from_layers_device_and_precision(
     network: nn.Module, device: str, reduced: bool, wanted: bool
 ) -> None:
     assert prefers_channels_last(network, device, reduced) is wanted
+    assert prefers_channels_last(network, device, reduced, threads=2) is (wanted and device != "cpu")
 
 
 @pytest.mark.parametrize(("setting", "last"), [("auto", True), ("true", True), ("false", False)])
 def test_weights_have_the_format_in_training_and_in_prediction(setting: str, last: bool) -> None:
-    run = trainer("model=cnn", "runner.steps=2", f"runner.channels_last={setting}", "name=run")
+    run = trainer("model=cnn", "runner.threads=1", "runner.steps=2", f"runner.channels_last={setting}", "name=run")
     run.train()
     for network in (run.task.model, run.predictor().network):
         weights = [weight for weight in network.parameters() if weight.dim() == 4 and min(weight.shape[1:]) > 1]
@@ -53,6 +54,7 @@ def test_weights_have_the_format_in_training_and_in_prediction(setting: str, las
 
 def test_volumes_have_the_format_and_their_masks_do_not() -> None:
     task = trained(
+        "runner.threads=1",
         *(
             "data=shapes3d",
             "data.train=3",

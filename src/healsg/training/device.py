@@ -119,12 +119,13 @@ class DeviceSetup:
     def choose_layout(self, network: nn.Module) -> None:
         """Choose the memory format of pictures and weights for this network, before anything is moved.
 
-        It must be called wherever a network is to be run; the choice depends on nothing but its layers, the device and
-        the precision (``layout.prefers_channels_last``), so that training and evaluation agree.
+        It must be called wherever a network is to be run; the choice depends on nothing but its layers, the device, the
+        precision and the number of threads (``layout.prefers_channels_last``), so that training and evaluation agree.
         """
         wanted = self.wanted_layout
         if wanted == "auto":
-            wanted = prefers_channels_last(network, self.device.type, self.dtype is not None or self.tf32)
+            reduced = self.dtype is not None or self.tf32
+            wanted = prefers_channels_last(network, self.device.type, reduced, torch.get_num_threads())
         self.image_dims = image_dims(network) if wanted else ()
 
     def move_module(self, module: nn.Module) -> None:

@@ -1,9 +1,10 @@
 """The memory format that ``runner.channels_last=auto`` gives a network: a rule without a clock.
 
 In ``channels_last`` the channels of a pixel lie beside each other. The kernels of some layers are much faster with it,
-those of others slower, so it is chosen by the layers. The same network on the same kind of device always gets the same
-format, so that the same command has the same digest. The rule follows ``python -m benchmarks.layouts``
-(``benchmarks/results/layouts.txt``); for GPUs, where that was not run, PyTorch's own advice.
+those of others slower, so it is chosen by the layers. The same network with the same number of
+threads on the same kind of device always gets the same format, so that the same command has the same digest. The rule
+follows ``python -m benchmarks.layouts`` (``benchmarks/results/layouts.txt``, one thread); for GPUs, where that was not
+run, PyTorch's own advice.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ def image_dims(network: nn.Module) -> tuple[int, ...]:
     return tuple(sorted({module.weight.dim() for module in convolutions(network)}))
 
 
-def prefers_channels_last(network: nn.Module, device: str, reduced: bool) -> bool:
+def prefers_channels_last(network: nn.Module, device: str, reduced: bool, threads: int = 1) -> bool:
     """Whether a training step of ``network`` is expected to be faster in ``channels_last``.
 
     Args:
         network: the network.
         device: the type of the device: ``cpu``, ``cuda``, ``mps``.
         reduced: whether products are computed in bf16, fp16 or TF32.
+        threads: CPU threads. With several, small pictures are far slower in ``channels_last`` (the default run on two
+            threads: 47 s after 11), so that it is for one alone.
     """
     found = convolutions(network)
     if len(found) < FEWEST:
@@ -38,7 +41,7 @@ def prefers_channels_last(network: nn.Module, device: str, reduced: bool) -> boo
     flat = all(isinstance(module, nn.Conv2d) for module in found)
     if device == "cuda":
         return flat and reduced  # tensor cores read channels_last; in fp32 there is no such reason
-    if device != "cpu":
+    if device != "cpu" or threads > 1:
         return False
     if flat and any(isinstance(module, nn.InstanceNorm2d) for module in network.modules()):
         return False  # its kernel for channels_last is slow, that for volumes is not
