@@ -287,7 +287,8 @@ class Checkpointer(Watcher):
         log.debug("%s%s", "  ".join(f"{key} {value}" for key, value in numbers.items()), "  best" * best)
         ended = task.runner.epoch >= task.runner.max_epoch or task.runner.stop_reason is not None
         self._note_kept()
-        self._rank(task, numbers)
+        if self.retention.active:
+            self._rank(task, numbers)
         keeps = numbers["epoch"] in self.retention.wanted()
         due = any(task.runner.parallel.gather(ended or keeps or time.monotonic() - self.saved_at >= REST))
         if best:
@@ -308,7 +309,7 @@ class Checkpointer(Watcher):
 
     def _rank_epochs(self, task: Task) -> None:
         """The same for the epochs before a resume, from their lines, which end where the run goes on."""
-        if self.metrics_log and (self.retention.every or self.retention.best):
+        if self.metrics_log and self.retention.active:
             rows = map(row_of, self.folder.metrics.read_bytes().splitlines())
             for row in rows:
                 if row is not None and row.get("event") == "epoch":
@@ -316,7 +317,7 @@ class Checkpointer(Watcher):
 
     def _note_kept(self) -> None:
         """Name in ``run.json`` the files of epochs that are on the disk."""
-        if self.metrics_log and (self.retention.every or self.retention.best):
+        if self.metrics_log and self.retention.active:
             self.writer.wait()
             kept = described(self.folder.checkpoints, self.retention.wanted(), self.values)
             if kept != self.folder.record.get("kept"):
@@ -385,9 +386,7 @@ class Checkpointer(Watcher):
                     checkpoint.keep_previous(last, self.folder.previous)
             checkpoint.save(last, states["last"] | kept)
             self.good_last = checkpoint.stamp(last)
-            if (
-                self.retention.every or self.retention.best
-            ):  # last, so that a kill leaves a file too many, never one less
+            if self.retention.active:  # last, so that a kill leaves a file too many, never one less
                 for path in others(self.folder.checkpoints, self.retention.wanted()):
                     path.unlink(missing_ok=True)
 

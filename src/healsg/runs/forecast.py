@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from healsg import system
 from healsg.config.schema import Composed
 from healsg.errors import RunError
-
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from healsg.commands.forecast_measure import main; main()"
 
 BUDGET = 3.0
 """Seconds of CPU time that the steps of a forecast are measured for."""
@@ -29,9 +26,8 @@ def forecast(composed: Composed, budget: float = BUDGET) -> dict[str, Any]:
     Raises:
         RunError: the task cannot be built, or takes no step; the reason is in the message.
     """
-    made = {**vars(composed), "project": [str(path) for path in composed.project]}
-    told = yaml.safe_dump({"composed": made, "budget": budget})
-    command = [sys.executable, "-P", "-c", _PROGRAM, str(Path(__file__).parents[2])]
+    told = yaml.safe_dump({"composed": composed.as_plain(), "budget": budget})
+    command = system.program("healsg.commands.forecast_measure", "main")
     child = subprocess.run(command, input=told.encode(), capture_output=True, check=False)
     lines = child.stdout.decode(errors="replace").splitlines()
     try:

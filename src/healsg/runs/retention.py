@@ -25,6 +25,11 @@ class Retention:
         self.ranks: dict[int, tuple[float, float]] = {}
         """By epoch, what it is ordered by: the lower, the better; infinite where nothing finite was monitored."""
 
+    @property
+    def active(self) -> bool:
+        """Whether any epoch is to keep a file."""
+        return bool(self.every or self.best)
+
     def add(self, epoch: int, value: Any, sign: int, loss: Any) -> None:
         """An epoch has ended with this monitored ``value``, of which more is better where ``sign`` is 1; of equal ones
         the one with the lower ``val/loss``, and then the earlier one, is better."""
