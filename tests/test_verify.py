@@ -97,7 +97,7 @@ class Forked:
     def __init__(self, line: list[str], stderr: Any, **options: Any) -> None:
         self.stderr, self.returncode = stderr.fileno(), None
 
-    def communicate(self, plan: bytes) -> None:
+    def communicate(self, plan: bytes, timeout: float | None) -> None:
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()

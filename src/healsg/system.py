@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from importlib import import_module
@@ -123,6 +124,15 @@ def lives(number: int) -> bool:
     except OSError as error:
         return isinstance(error, PermissionError)
     return True
+
+
+def program(module: str, function: str) -> list[str]:
+    """The command line of a fresh process that calls a function of a module of HEALSg and ends with what it returns.
+
+    The folder that holds the package comes last in the search path, and the current one not at all (``-P``).
+    """
+    text = f"import sys; sys.path.append(sys.argv.pop()); from {module} import {function}; sys.exit({function}())"
+    return [sys.executable, "-P", "-c", text, str(Path(__file__).parents[1])]
 
 
 def kill(number: int) -> None:

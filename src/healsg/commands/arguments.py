@@ -118,6 +118,14 @@ def composed_once(make: Callable[[], T]) -> T:
     return distributed.processes().share(make)
 
 
+def of_one_run(composed: Composed) -> Composed:
+    """Refuse what only a sweep has. Raises ConfigError."""
+    for key, does in (("launcher", "runs"), ("search", "proposes")):
+        if composed.values.get(key):
+            raise ConfigError(f"{key}: {does} the jobs of a sweep; add -m")
+    return composed
+
+
 def _same_command() -> None:
     shown = [redact.override(argument) for argument in sys.argv[1:]]
     own = {"host": platform.node(), "arguments": shown, "healsg": _version("healsg"), "torch": _version("torch")}

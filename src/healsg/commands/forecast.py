@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from healsg.commands import layout, processes
-from healsg.commands.arguments import parse_flags
+from healsg.commands.arguments import of_one_run, parse_flags
 from healsg.commands.tables import show, show_json
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed, check_init_from, verify
@@ -70,7 +70,7 @@ def run(arguments: list[str]) -> int:
         raise ConfigError("--root: goes with --record")
     directory = flags.get("config-dir")
     composer = Composer(str(directory) if directory else None)
-    jobs = _jobs(composer, overrides) if flags["multirun"] else [("", _one(composer, overrides))]
+    jobs = _jobs(composer, overrides) if flags["multirun"] else [("", of_one_run(composer.compose(overrides)))]
     answer = forecast_of(jobs, _budget(flags.get("seconds")))
     if flags["json"]:
         show_json(answer)
@@ -89,14 +89,6 @@ def _budget(given: str | bool | None) -> float:
     if not 0 < seconds <= 3600:
         raise ConfigError(f"--seconds {given}: is no number of seconds above 0, at most 3600")
     return seconds
-
-
-def _one(composer: Composer, overrides: list[str]) -> Composed:
-    composed = composer.compose(overrides)
-    for key, does in (("launcher", "runs"), ("search", "proposes")):
-        if composed.values.get(key):
-            raise ConfigError(f"{key}: {does} the jobs of a sweep; add -m")
-    return composed
 
 
 def _jobs(composer: Composer, overrides: list[str]) -> list[tuple[str, Composed]]:

@@ -44,9 +44,7 @@ def main() -> None:
     answer_to = os.dup(1)
     os.dup2(2, 1)
     logging.getLogger("healsg").setLevel(logging.ERROR)
-    made = told["composed"]
-    composed = Composed(**made | {"project": tuple(map(Path, made["project"]))})
-    redact.config(composed.values)
+    composed = Composed.of_plain(told["composed"])
     try:
         answer = measured(composed, float(told["budget"]))
     except HealsgError as error:

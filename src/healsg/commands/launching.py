@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
@@ -123,10 +122,11 @@ class TracedProcess:
         traced = _untimed(composed, folder)
         plan = dict.fromkeys(("save", "settle", "kill", "share", "until")) | self.plan
         if self.count == 1:
-            code, lines = self._run(_instructions(traced, folder, plan))
+            told = yaml.safe_dump(_instructions(traced, folder, plan)).encode()
+            code, lines = ask(system.program("healsg.commands.trace", "main"), told)
         else:
             job = processes.job_of(traced, folder.path, time.monotonic(), plan)
-            code, lines = processes.run_agent(self.count, job, quiet=True)
+            code, lines = processes.run_agent(self.count, job, "healsg.commands.trace", quiet=True)
         record = RunFolder(folder.path).record
         finished = record.get("status") == "finished"
         if code == 0 or (system.was_killed(code) and (finished or self.plan.get("kill"))):
@@ -134,21 +134,29 @@ class TracedProcess:
             return Result(status, code if code >= 0 else 128 - code, record.get("best"), record.get("test") or {})
         raise _broken(folder, code, lines)
 
-    def _run(self, instructions: dict[str, Any]) -> tuple[int, list[str]]:
-        """The exit status of the process, and the lines that it wrote as errors."""
-        program = "import sys; sys.path.append(sys.argv[1]); from healsg.commands.trace import main; sys.exit(main())"
-        line = [sys.executable, "-P", "-c", program, str(Path(__file__).parents[2])]
-        with tempfile.TemporaryFile() as errors:
-            child = subprocess.Popen(
-                line, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
-            )
-            try:
-                child.communicate(yaml.safe_dump(instructions).encode())
-            finally:  # the child, and what it has started: loader workers
-                system.kill_family(child)
-                child.wait()
-            errors.seek(0)
-            return child.returncode, errors.read().decode(errors="replace").strip().splitlines()
+
+def ask(program: list[str], told: bytes, seconds: float | None = None) -> tuple[int, list[str]]:
+    """Run a fresh process that reads its task on standard input, and that prints nothing but errors.
+
+    Args:
+        program: its command line.
+        told: what it reads.
+        seconds: after which it is ended, and TimeoutExpired is raised; None waits.
+
+    Returns:
+        Its exit status (negative where a signal has killed it), and the lines that it wrote as errors.
+    """
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(
+            program, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+        )
+        try:
+            child.communicate(told, timeout=seconds)
+        finally:  # the child, and what it has started: loader workers
+            system.kill_family(child)
+            child.wait()
+        errors.seek(0)
+        return child.returncode, errors.read().decode(errors="replace").strip().splitlines()
 
 
 def _untimed(composed: Composed, folder: RunFolder) -> Composed:
@@ -160,8 +168,8 @@ def _untimed(composed: Composed, folder: RunFolder) -> Composed:
 
 def _instructions(composed: Composed, folder: RunFolder, plan: Mapping[str, Any]) -> dict[str, Any]:
     """What ``trace.main`` reads."""
-    made = {**vars(composed), "project": [str(path) for path in composed.project]}
-    return {**plan, "composed": made, "folder": str(folder.path), "command": sys.argv, "parent": os.getpid()}
+    told = {"composed": composed.as_plain(), "folder": str(folder.path), "command": sys.argv, "parent": os.getpid()}
+    return {**plan, **told}
 
 
 class BrokenError(HealsgError):

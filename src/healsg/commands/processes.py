@@ -26,7 +26,6 @@ from healsg import distributed, system
 from healsg.cli import finish
 from healsg.config.schema import Composed
 from healsg.errors import BusyError, ConfigError
-from healsg.runs import redact
 from healsg.runs.folder import RunFolder
 from healsg.training.interrupt import StopSignal
 
@@ -34,7 +33,6 @@ JOB = "HEALSG_JOB"
 """The environment variable with which a rank is told what to do, as YAML. It may hold secrets: others on this machine
 can read neither it nor a process's standard input, but they could read arguments."""
 
-_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from healsg.commands.{} import {}; sys.exit({}())"
 _WATCH = 1.0
 """Seconds between two looks at whether the process that has started the agent lives."""
 _SAVING = 600
@@ -63,11 +61,6 @@ def wanted(composed: Composed, folder: RunFolder | None = None) -> int:
     return given or 1
 
 
-def program(module: str, function: str) -> list[str]:
-    """The command line of a fresh process that calls a function of a module of ``healsg.commands``."""
-    return [sys.executable, "-P", "-c", _PROGRAM.format(module, function, function), str(Path(__file__).parents[2])]
-
-
 def job_of(composed: Composed, path: Path | None, began: float, traced: Mapping[str, Any] | None = None) -> str:
     """What a rank is told.
 
@@ -77,15 +70,13 @@ def job_of(composed: Composed, path: Path | None, began: float, traced: Mapping[
         began: when the command began, by ``time.monotonic``.
         traced: the plan of ``trace.Tracer`` for a traced run; its ranks are those of ``trace.rank``.
     """
-    made = {**vars(composed), "project": [str(folder) for folder in composed.project]}
-    folder = None if path is None else str(path)
-    job = {"composed": made, "folder": folder, "command": sys.argv, "began": began}
-    text: str = yaml.safe_dump(job | {"traced": None if traced is None else dict(traced)})
+    job = {"composed": composed.as_plain(), "folder": None if path is None else str(path), "command": sys.argv}
+    text: str = yaml.safe_dump(job | {"began": began, "traced": None if traced is None else dict(traced)})
     return text
 
 
-def become_agent(count: int, job: str) -> int:
-    """Start ``count`` ranks, wait for them, and give the exit status of the run.
+def become_agent(count: int, job: str, ranks: str = __name__) -> int:
+    """Start ``count`` processes of the module ``ranks``, wait for them, and give the exit status of the run.
 
     It is that of the rank that failed first, 1 where that was killed, and 128 + signal where this process got a signal,
     which the ranks are sent.
@@ -114,7 +105,7 @@ def become_agent(count: int, job: str) -> int:
             signals_to_handle=",".join(signal.Signals(number).name for number in heard),
             **longer,
         )
-        python, *arguments = program("processes" if yaml.safe_load(job)["traced"] is None else "trace", "rank")
+        python, *arguments = system.program(ranks, "rank")
         try:
             elastic_launch(config, python)(*arguments)
         except ChildFailedError as error:
@@ -138,11 +129,8 @@ def own_job() -> Job:
     """What this process was told, which is a rank; the secrets in it are known from now on."""
     job = yaml.safe_load(os.environ.pop(JOB))
     sys.argv = job["command"]  # run.json records it as the run's command line
-    made = job["composed"]
-    composed = Composed(**made | {"project": tuple(map(Path, made["project"]))})
-    redact.config(composed.values)
     folder = None if job["folder"] is None else RunFolder(Path(job["folder"]))
-    return Job(composed, folder, job["began"], job["traced"])
+    return Job(Composed.of_plain(job["composed"]), folder, job["began"], job["traced"])
 
 
 def rank() -> int:
@@ -163,7 +151,7 @@ def agent() -> int:
     """The agent of one run, as a process of its own: what it is to do stands on standard input."""
     told = yaml.safe_load(sys.stdin.buffer)
     threading.Thread(target=_end_with, args=(told["parent"],), daemon=True).start()
-    return become_agent(told["count"], told["job"])
+    return become_agent(told["count"], told["job"], told["ranks"])
 
 
 def _end_with(parent: int) -> None:
@@ -173,24 +161,24 @@ def _end_with(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run_agent(count: int, job: str, quiet: bool = False) -> tuple[int, list[str]]:
+def run_agent(count: int, job: str, ranks: str = __name__, quiet: bool = False) -> tuple[int, list[str]]:
     """Start an agent and wait for it, passing stop signals on.
 
     Args:
         count: of its ranks.
         job: see ``job_of``.
+        ranks: the module whose ``rank`` they call.
         quiet: whether what it prints is dropped, but for errors.
 
     Returns:
         Its exit status (negative where a signal has killed it), and the lines that were written as errors.
     """
-    told = yaml.safe_dump({"count": count, "job": job, "parent": os.getpid()}).encode()
+    told = yaml.safe_dump({"count": count, "job": job, "ranks": ranks, "parent": os.getpid()}).encode()
     output = subprocess.DEVNULL if quiet else None
     with tempfile.TemporaryFile() as errors, StopSignal() as stop_signal:
         # a session of its own: Ctrl-C reaches this process alone, which passes it on once
-        child = subprocess.Popen(
-            program("processes", "agent"), stdin=subprocess.PIPE, stdout=output, stderr=errors, start_new_session=True
-        )
+        line = system.program(__name__, "agent")
+        child = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=output, stderr=errors, start_new_session=True)
         assert child.stdin is not None
         with child.stdin as orders:
             orders.write(told)

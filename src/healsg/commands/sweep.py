@@ -190,8 +190,8 @@ def order(name: str, job: str, composed: Composed, sound: bool) -> Order:
         composed: its configuration.
         sound: whether that is known to be right.
     """
-    made = {**vars(composed), "project": [str(path) for path in composed.project]}
-    return {"name": name, "job": job, "composed": yaml.safe_dump(made), "sound": sound, "command": sys.argv}
+    made = yaml.safe_dump(composed.as_plain())
+    return {"name": name, "job": job, "composed": made, "sound": sound, "command": sys.argv}
 
 
 def plan(composer: Composer, overrides: list[str]) -> Plan:

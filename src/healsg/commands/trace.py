@@ -135,8 +135,7 @@ def main() -> int:
     """Train what the plan on standard input says, traced; returns the exit status of ``healsg train``."""
     plan = yaml.safe_load(sys.stdin.buffer)
     sys.argv = plan["command"]  # run.json records it as the run's command line
-    made = plan["composed"]
-    composed = Composed(**made | {"project": tuple(map(Path, made["project"]))})
+    composed = Composed.of_plain(plan["composed"])
     try:
         return int(TracedTrainer(composed, plan, RunFolder(Path(plan["folder"]))).train()["exit"])
     except Exception as error:

@@ -9,11 +9,10 @@ import signal
 from argparse import Namespace
 
 from healsg.commands import processes
-from healsg.commands.arguments import claimed_early, composed_once, parse_arguments, parser
+from healsg.commands.arguments import claimed_early, composed_once, of_one_run, parse_arguments, parser
 from healsg.commands.train_help import help_lines
 from healsg.commands.tune import tuned
 from healsg.config.compose import Composer
-from healsg.config.schema import Composed
 from healsg.errors import ConfigError, one_line
 from healsg.runs import redact
 from healsg.training.interrupt import StopSignal
@@ -41,7 +40,7 @@ def run(arguments: list[str]) -> int:
             return run_search(composer, overrides)
         return run_sweep(composer, overrides)
     stop_signal = StopSignal()  # from here on the time counts
-    composed = composed_once(lambda: tuned(_of_one_run(composer().compose(overrides))))
+    composed = composed_once(lambda: tuned(of_one_run(composer().compose(overrides))))
     if (count := processes.wanted(composed)) > 1:
         return processes.become_agent(count, processes.job_of(composed, None, stop_signal.began))
     with stop_signal:
@@ -52,14 +51,6 @@ def run(arguments: list[str]) -> int:
             folder.abandon()
             return 128 + stop_signal.received
         return int(TaskTrainer(composed).train(folder)["exit"])
-
-
-def _of_one_run(composed: Composed) -> Composed:
-    """Refuse what only a sweep has. Raises ConfigError."""
-    for key, does in (("launcher", "runs"), ("search", "proposes")):
-        if composed.values.get(key):
-            raise ConfigError(f"{key}: {does} the jobs of a sweep; add -m")
-    return composed
 
 
 def _show(args: Namespace, everything: bool) -> int:

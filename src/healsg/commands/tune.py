@@ -22,7 +22,7 @@ import yaml
 
 from healsg import distributed, system
 from healsg.cli import finish, say
-from healsg.commands.processes import program
+from healsg.commands.launching import ask
 from healsg.commands.tables import show
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError, RunError, one_line
@@ -169,7 +169,7 @@ def measured(composed: Composed, budget: float) -> tuple[list[Row], int]:
     Returns:
         The rows, the plain setting's first, and the number of steps of the whole run.
     """
-    made = {**vars(with_choice(composed, {})), "project": [str(path) for path in composed.project]}
+    made = with_choice(composed, {}).as_plain()
     given = [override.partition("=")[0].lstrip("+") for override in composed.overrides]
     fixed = [key for key in KEYS if f"runner.{key}" in given]
     say(f"runner.tune: measuring how this task trains fastest here, within about {budget:g} s")
@@ -188,24 +188,11 @@ def measured(composed: Composed, budget: float) -> tuple[list[Row], int]:
 
 def _run(told: bytes, seconds: float) -> str:
     """Run the process that measures, at most so many seconds; gives why it ended, should it have found nothing."""
-    with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(
-            program("tune", "measure"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            start_new_session=True,
-        )
-        try:
-            child.communicate(told, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return f"runner.tune: nothing could be measured within {seconds:g} s; leave it out: runner.tune=null"
-        finally:
-            system.kill_family(child)
-            child.wait()
-        errors.seek(0)
-        lines = errors.read().decode(errors="replace").strip().splitlines()
-    ended = f"runner.tune: the process that measures ended with status {child.returncode}"
+    try:
+        code, lines = ask(system.program(__name__, "measure"), told, seconds)
+    except subprocess.TimeoutExpired:
+        return f"runner.tune: nothing could be measured within {seconds:g} s; leave it out: runner.tune=null"
+    ended = f"runner.tune: the process that measures ended with status {code}"
     return lines[-1].removeprefix("error: ") if lines else ended
 
 
@@ -233,9 +220,7 @@ def measure() -> int:
     """Measure what standard input says; the rows go to a file. Returns the exit status."""
     told = yaml.safe_load(sys.stdin.buffer)
     sys.argv = told["command"]
-    made = told["composed"]
-    composed = Composed(**made | {"project": tuple(map(Path, made["project"]))})
-    redact.config(composed.values)
+    composed = Composed.of_plain(told["composed"])
 
     def work() -> int:
         bench = Bench(composed, time.monotonic() + told["budget"])

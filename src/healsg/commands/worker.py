@@ -8,14 +8,12 @@ import queue
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from healsg.commands.sweep import run_job
 from healsg.config.schema import Composed
-from healsg.runs import redact
 from healsg.training.interrupt import StopSignal
 
 
@@ -54,9 +52,7 @@ def main() -> int:
         while (given := orders.next()) is not None:
             stop_signal.restart_clock()
             sys.argv = given["command"]
-            made = yaml.safe_load(given["composed"])
-            composed = Composed(**made | {"project": tuple(map(Path, made["project"]))})
-            redact.config(composed.values)  # so that it knows the secrets
+            composed = Composed.of_plain(yaml.safe_load(given["composed"]))
             kept["sound"] = {given["job"]} if given["sound"] else set()
             row = run_job(given["name"], given["job"], composed, kept)
             print(json.dumps(row), file=answers, flush=True)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from healsg.config import check
 from healsg.errors import ConfigError, RunError, one_line
-from healsg.runs import provenance
+from healsg.runs import provenance, redact
 from healsg.types import Natural
 
 
@@ -53,6 +54,16 @@ class Composed:
     hydra: dict[str, Any] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     project: tuple[Path, ...] = ()
+
+    def as_plain(self) -> dict[str, Any]:
+        """Plain values, by which another process is handed the configuration as YAML or JSON."""
+        return {**vars(self), "project": [str(path) for path in self.project]}
+
+    @classmethod
+    def of_plain(cls, values: Mapping[str, Any]) -> Composed:
+        """The configuration that ``as_plain`` gave; its secrets are known from now on."""
+        redact.config(values["values"])
+        return cls(**{**values, "project": tuple(map(Path, values["project"]))})
 
 
 def verify(composed: Composed) -> None:

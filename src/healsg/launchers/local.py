@@ -8,18 +8,15 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import IO
 
 from healsg import system
 from healsg.sweeps.launcher import LOST, Answer, JobLauncher, Order
 from healsg.types import Count
 
-_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from healsg.commands.worker import main; sys.exit(main())"
 _POLL = 0.1
 """Seconds between two looks at whether the pool was asked to stop."""
 _PATIENCE = 30.0
@@ -103,7 +100,7 @@ class _Worker:
     ) -> None:
         self.slot = slot
         self.job: int | None = None
-        line = [sys.executable, "-P", "-c", _PROGRAM, str(Path(__file__).parents[2])]
+        line = system.program("healsg.commands.worker", "main")
         # A session of its own: Ctrl-C reaches the pool alone, which tells its workers once.
         self.process = subprocess.Popen(
             line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True

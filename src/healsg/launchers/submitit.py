@@ -11,11 +11,9 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import IO, Any, Literal
 
 from healsg import system
@@ -24,7 +22,6 @@ from healsg.runs.folder import ROOT
 from healsg.sweeps.launcher import LOST, Answer, JobLauncher, Order
 from healsg.types import Count
 
-_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from healsg.commands.worker import main; sys.exit(main())"
 _POLL = 0.5
 """Seconds between two looks at the jobs."""
 _SAVING = 90.0
@@ -124,7 +121,7 @@ class Submitted:
 
     def __call__(self) -> Answer:
         """Train; raises RuntimeError where the process that trains ended without an answer."""
-        line = [sys.executable, "-P", "-c", _PROGRAM, str(Path(__file__).parents[2])]
+        line = system.program("healsg.commands.worker", "main")
         self._child = child = subprocess.Popen(
             line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from healsg import system
 from healsg.paths import current_folder
 from healsg.runs import redact
 from healsg.runs.folder import write_text
@@ -49,6 +50,8 @@ class Client(Logger):
     """The near end. ``NAME.json`` in the run's folder keeps the id that a resumed run goes on with.
 
     Args:
+        project, group, name: the project's name; one under which runs are shown together; the run's there, None for the
+            one that it has here.
         timeout: seconds in which the server must answer.
     """
 
@@ -57,21 +60,25 @@ class Client(Logger):
     environment: ClassVar[dict[str, str]] = {}
     """Variables that the client's process gets."""
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, project: str, group: str | None, name: str | None, timeout: float) -> None:
+        self.project = project
+        self.group = group
+        self.name = name
         self.timeout = timeout
         self.patience = timeout + 1
         self.process: subprocess.Popen[str] | None = None
         self.upload = ""
         """The command that uploads the curves later; known once the run is."""
 
-    def prepare(self, folder: Path, names: dict[str, str | None], config: Any) -> dict[str, Any]:
+    def prepare(self, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         """The client's folder and the run's id; what both are to be opened with."""
+        names = {"project": self.project, "group": self.group, "name": self.name or record.get("name")}
         path = folder / f"{self.title}.json"
         key = _known_id(path) or uuid.uuid4().hex[:8]
         make_folder(folder / self.title)
         write_text(path, json.dumps({"id": key}) + "\n")
         init = {name: value and redact.text(value) for name, value in names.items()}
-        return init | {"id": key, "resume": "allow", "dir": str(folder.resolve()), "config": config}
+        return init | {"id": key, "resume": "allow", "dir": str(folder.resolve()), "config": record.get("config")}
 
     def log(self, line: dict[str, Any]) -> None:
         numbers = {key: value for key, value in line.items() if isinstance(value, int | float)}
@@ -101,13 +108,8 @@ class Client(Logger):
 
     def open(self, init: dict[str, Any], seconds: float) -> tuple[str, str]:
         """Start the process; its answer is the run's address there, or the trouble it had."""
-        program = (
-            "import sys; sys.path.append(sys.argv.pop()); "
-            f"from healsg.loggers.{self.title} import serve_{self.title}; serve_{self.title}()"
-        )
-        command = [sys.executable, "-P", "-c", program, str(Path(__file__).parents[2])]
         self.process = subprocess.Popen(
-            command,
+            system.program(f"healsg.loggers.{self.title}", f"serve_{self.title}"),
             text=True,
             start_new_session=True,
             env={**os.environ, **self.environment},
@@ -127,6 +129,7 @@ class Client(Logger):
         url, trouble = json.loads(answer) if answer else ("", f"no answer within {seconds:g} s")
         if trouble:
             self.process.communicate()
+            self.process = None
         return url, trouble
 
     def _check(self) -> None:

@@ -46,24 +46,19 @@ class SwanLab(Client):
     ) -> None:
         if find_spec("swanlab") is None:
             raise ConfigError("logger.swanlab: not installed; pip install healsg[swanlab]")
-        super().__init__(timeout)
-        self.project = project
-        self.group = group
-        self.name = name
+        super().__init__(project, group, name, timeout)
         self.mode = mode
 
     def start(self, folder: Path, record: dict[str, Any]) -> None:
         if self.mode == "disabled":
             return
-        names = {"project": self.project, "group": self.group, "name": self.name or record.get("name")}
-        init = self.prepare(folder, names, record.get("config"))
+        init = self.prepare(folder, record)
         self.upload = f"swanlab sync {shlex.quote(str(shown(folder) / 'swanlab'))}/run-*-{init['id']}"
         url, trouble = self.open({**init, "mode": self.mode}, self.timeout if self.mode == "online" else 60.0)
         if trouble and self.mode == "online":
             log.warning("swanlab goes on offline (%s); to upload later: %s", trouble, self.upload)
             url, trouble = self.open({**init, "mode": "offline"}, 60.0)
         if trouble:
-            self.process = None
             raise RuntimeError(trouble)
         if url:
             log.info("swanlab: %s", url)

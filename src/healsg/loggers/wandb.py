@@ -45,18 +45,14 @@ class Wandb(Client):
         mode: Literal["online", "offline", "disabled"] = "online",
         timeout: Positive = 8.0,
     ) -> None:
-        super().__init__(timeout)
-        self.project = project
-        self.group = group
-        self.name = name
+        super().__init__(project, group, name, timeout)
         self.mode = mode
 
     def start(self, folder: Path, record: dict[str, Any]) -> None:
         mode = os.environ.get("WANDB_MODE", "online") if self.mode == "online" else self.mode
         if mode == "disabled":
             return
-        names = {"project": self.project, "group": self.group, "name": self.name or record.get("name")}
-        init = self.prepare(folder, names, record.get("config"))
+        init = self.prepare(folder, record)
         upload = f"wandb sync {shlex.quote(str(shown(folder) / 'wandb'))}"
         trouble = ""
         if mode == "online":
@@ -67,7 +63,6 @@ class Wandb(Client):
         if mode != "online" or trouble:
             self.upload = f"{upload}/offline-run-*-{init['id']}"
             if failure := self.open({**init, "mode": "offline"}, 60.0)[1]:
-                self.process = None
                 raise RuntimeError(failure)
         if trouble:
             log.warning("wandb goes on offline (%s); to upload later: %s", trouble, self.upload)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from healsg import distributed
 from healsg.data.base import Needs
 from healsg.data.loader import Loader
-from healsg.errors import ConfigError
 from healsg.evaluation.evaluator import evaluating
 from healsg.losses.classification import cross_entropy, log_softmax
 from healsg.losses.mixture import share_of_smaller
@@ -21,6 +20,7 @@ from healsg.methods.consistency import probabilities
 from healsg.methods.counts import labelled_targets
 from healsg.methods.gathered import gather
 from healsg.methods.mixmatch import draw
+from healsg.methods.pair import refuse_parts
 from healsg.methods.supervised import Supervised
 from healsg.training.step import rows_of
 from healsg.types import Fraction, NonNegative, Positive
@@ -103,8 +103,7 @@ class DivideMix(Supervised):
     def check(self, task: Task) -> None:
         super().check(task)
         self.labelled.refuse_mixing("dividemix mixes the samples itself")
-        if key := next((key for key in ("layer_decay", "freeze", "unfreeze_every") if getattr(self, key)), None):
-            raise ConfigError(f"method.{key}: DivideMix trains two networks from scratch; leave it out")
+        refuse_parts(self, "DivideMix")
 
     def setup(self, task: Task) -> None:
         task.model = Ensemble(task.model, task.build_model())
