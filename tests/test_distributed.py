@@ -525,8 +525,21 @@ def test_processes_end_with_their_launcher(number: int) -> None:
     assert saved >= events(Path("runs/two"), "epoch")[-1]["step"], "it was saved when it was stopped"
 
 
-def test_other_arguments_on_another_node_are_refused() -> None:
-    statuses, both = two_ranks(lambda rank: train(*SMALL, f"runner.epochs={2 + rank}"))
+def test_other_arguments_on_another_node_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And rank 0, whose process is the store of the launch, stays until the slower rank 1 has asked the last time."""
+    leave = peers.Peers.leave
+
+    def leave_late(self: peers.Peers) -> None:
+        time.sleep(2.5)
+        self.first_error()
+        leave(self)
+
+    def act(rank: int) -> int:
+        if rank == 1:
+            monkeypatch.setattr(peers.Peers, "leave", leave_late)
+        return train(*SMALL, f"runner.epochs={2 + rank}")
+
+    statuses, both = two_ranks(act)
     assert statuses == [2, 2], [one.said for one in both]
     assert both[0].said.count("\n") == 1
     assert re.match(

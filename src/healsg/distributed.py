@@ -150,6 +150,7 @@ def close(status: int = 1) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # it may be closed
             stream.flush()
+    group.peers.leave()
     os._exit(status)
 
 

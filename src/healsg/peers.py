@@ -209,18 +209,35 @@ class Peers:
     def reported(self) -> None:
         """Publish that the error has been printed, so that the other processes may end."""
         self._reported = True
+        if self.rank != 0:
+            return
         try:
-            if self.rank == 0:
-                self._store.set("reported", "1")
-            else:
-                self._store.add("left", 1)
-            deadline = time.monotonic() + PATIENCE
-            while self._hosted and self.rank == 0 and time.monotonic() < deadline:
-                if self._store.add("left", 0) >= self.world - 1:
-                    break
+            self._store.set("reported", "1")
+        except RuntimeError:
+            log.debug("the store of the launch is gone")
+
+    def leave(self) -> None:
+        """Use the store for the last time, just before the process ends after an error.
+
+        Where rank 0 hosts the store, it waits for the others that are alive: torch prints a stack trace in a process
+        whose store disappears while it asks something.
+        """
+        self.stop()
+        try:
+            if self.rank != 0:
+                self._store.set(f"left/{self.rank}", "1")
+            deadline = time.monotonic() + GRACE
+            while self._hosted and self.rank == 0 and time.monotonic() < deadline and self._awaited():
                 time.sleep(0.02)
         except RuntimeError:
             log.debug("the store of the launch is gone")
+
+    def _awaited(self) -> bool:
+        """Whether a process that is alive may still use the store."""
+        self._look(self._store)
+        silent = self._silent_ranks(STALE)
+        alive = (rank for rank in range(self.world) if rank != self.rank and rank not in silent)
+        return not all(self._store.check([f"left/{rank}"]) for rank in alive)
 
     # --- a barrier without a time limit ----------------------------------------------------------------------------
 
@@ -335,10 +352,14 @@ class Peers:
             if rank not in self._seen or self._seen[rank][0]["beat"] != state["beat"]:
                 self._seen[rank] = state, now
 
+    def _silent_ranks(self, seconds: float) -> list[int]:
+        """The ranks without a heartbeat in the last ``seconds``, in order."""
+        now = time.monotonic()
+        return [rank for rank, (_, since) in sorted(self._seen.items()) if now > since + seconds]
+
     def _missing(self, seconds: float) -> int | None:
         """The lowest rank without a heartbeat in the last ``seconds``; None where there is none."""
-        now = time.monotonic()
-        return next((rank for rank, (_, since) in sorted(self._seen.items()) if now > since + seconds), None)
+        return next(iter(self._silent_ranks(seconds)), None)
 
     def _last(self) -> int | None:
         """The rank that is the furthest behind this one, if any: its main thread hangs, though its thread is alive."""
