@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from torch.optim import SGD, Optimizer, lr_scheduler
 
 from healsg.errors import ConfigError
-from healsg.schedulers.curves import Constant, Cosine, Curve, MultiStep, OneCycle, Poly, Step
+from healsg.schedulers.curves import Constant, Cosine, CosineArc, Curve, MultiStep, OneCycle, Poly, Step
 from healsg.schedulers.plateau import Plateau
 
 CONF = Path(__file__).parents[1] / "conf" / "method" / "scheduler"
@@ -53,6 +54,7 @@ ORACLES: list[tuple[Curve, Callable[[Optimizer], Any]]] = [
     (Constant(), lambda o: lr_scheduler.ConstantLR(o, factor=1.0)),
     (Cosine(), lambda o: lr_scheduler.CosineAnnealingLR(o, TOTAL)),
     (Cosine(final=0.1), lambda o: lr_scheduler.CosineAnnealingLR(o, TOTAL, eta_min=0.05)),
+    (CosineArc(), lambda o: lr_scheduler.LambdaLR(o, lambda k: math.cos(7 * math.pi * k / (16 * TOTAL)))),
     (Step(every=0.1, gamma=0.3), lambda o: lr_scheduler.StepLR(o, 4, gamma=0.3)),
     (Step(every=0.3), lambda o: lr_scheduler.StepLR(o, 12)),
     (MultiStep(milestones=[0.7, 0.3]), lambda o: lr_scheduler.MultiStepLR(o, [12, 28])),
@@ -89,7 +91,7 @@ def test_warmup_is_a_straight_line_then_the_rest_of_the_curve() -> None:
     assert rates[10:] == pytest.approx(walk(after, lr_scheduler.CosineAnnealingLR(after, 30), 30))
 
 
-@pytest.mark.parametrize("curve", [Constant, Step, MultiStep, Cosine, OneCycle, Poly])
+@pytest.mark.parametrize("curve", [Constant, Step, MultiStep, Cosine, CosineArc, OneCycle, Poly])
 def test_factors_stay_between_zero_and_one(curve: type[Curve]) -> None:
     for warmup in (0.0, 0.1, 0.99):
         made = curve(warmup=warmup)
@@ -149,6 +151,11 @@ def test_resuming_is_exact_and_a_longer_run_keeps_its_own_length(interval: Any) 
 def test_milestones_outside_the_run_are_refused(milestones: list[float]) -> None:
     with pytest.raises(ConfigError, match=r"^method.scheduler.milestones"):
         MultiStep(milestones=milestones)
+
+
+def test_an_arc_beyond_half_a_cosine_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^method.scheduler.arc: 0.6"):
+        CosineArc(arc=0.6)
 
 
 def test_plateau_reduces_and_resumes() -> None:

@@ -193,7 +193,8 @@ class _Part(Draw):
 
     @property
     def host(self) -> Draw:
-        return self
+        host = self.whole.host
+        return self if host is self.whole else host.part(self.start, self.stop)
 
     @property
     def shared(self) -> Draw:

@@ -173,6 +173,28 @@ class Cosine(Curve):
         return half_cosine(1.0, self.final, self.rest(progress))
 
 
+class CosineArc(Curve):
+    """The first part of half a cosine, ``cos(pi * arc * progress)``, which ends above zero (Sohn et al. 2020, arXiv
+    2001.07685, section 2.3, with 7/16 of it).
+
+    Args:
+        arc: how much of half a cosine; up to 0.5, where the factor reaches zero.
+        common: see ``Curve``.
+
+    Raises:
+        ConfigError: ``arc`` is above 0.5, so that the learning rate would become negative.
+    """
+
+    def __init__(self, arc: Fraction = 7 / 16, **common: Any) -> None:
+        super().__init__(**common)
+        self.arc = arc
+        if arc > 0.5:
+            raise ConfigError(f"method.scheduler.arc: {arc:g}, but beyond 0.5 the learning rate is negative")
+
+    def shape(self, progress: float) -> float:
+        return math.cos(math.pi * self.arc * self.rest(progress))
+
+
 class OneCycle(Curve):
     """Up to the optimizer's learning rate and down to almost nothing (Smith and Topin 2017, arXiv 1708.07120).
 

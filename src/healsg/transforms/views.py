@@ -13,7 +13,7 @@ from healsg.data.loader import Transform
 from healsg.data.source import Batch
 from healsg.errors import ConfigError
 from healsg.seeding import Draw
-from healsg.transforms import affine, colour
+from healsg.transforms import affine, colour, randaugment
 from healsg.transforms.foreign import Policy, apply_policy
 from healsg.transforms.image import ImageTransform, Padding, check_view
 from healsg.transforms.nnunet import NnunetTransform
@@ -54,11 +54,11 @@ class ImageViews:
 
     The augmentations: ``none`` only normalises. ``standard`` is the set's random flip and shift by whole pixels, and
     ``alternating`` the same with a flip in every other epoch (see ``random_flip``). ``light`` is ``standard``, but for
-    images below 28 pixels a rotation by up to 5 degrees and a shift by up to 0.7 pixels. ``strong`` rotates, shifts,
-    scales, shears and changes contrast and colours, with noise on images below 28 pixels and cutout on others. ``crop``
-    shows a window of 8 to 100 % of the area in full size, flipped where the set flips. ``nnunet`` is ``standard`` and
-    then nnU-Net's rotation, scale, noise, blur, brightness, contrast, low resolution and gamma. The rest are
-    torchvision's policies, applied sample by sample after ``standard``.
+    images below 28 pixels a rotation by up to 5 degrees and a shift by up to 0.7 pixels. ``strong`` is FixMatch's
+    RandAugment with cutout, but for images below 28 pixels a rotation, shift, scale, shear, contrast and noise.
+    ``crop`` shows a window of 8 to 100 % of the area in full size, flipped where the set flips. ``nnunet`` is
+    ``standard`` and then nnU-Net's rotation, scale, noise, blur, brightness, contrast, low resolution and gamma. The
+    rest are torchvision's policies, applied sample by sample after ``standard``.
 
     With dense targets, such as masks, all views of a sample share one flip and one shift, those of ``standard``, which
     replace every other geometric change, and the target is moved alike. Colours, contrast, noise and cutout are drawn
@@ -235,16 +235,21 @@ class SmallStrong(FloatTransform):
 
 
 class Strong(FloatTransform):
-    """A rotation by up to 25 degrees, a shift by up to an eighth of the side, scale and shear 0.2; brightness,
-    contrast, saturation and hue; and cutout of half the side with the mean colour, as in FixMatch's strong view."""
+    """The set's flip and shift, then FixMatch's RandAugment with cutout (see ``randaugment``).
+
+    Where targets are masks, only flip and shift move pixels, alike in all views, and ``recolour`` takes the place of
+    RandAugment: brightness, contrast, saturation and hue, and cutout of half the side with the mean colour.
+    """
 
     per_sample = True
 
-    def move(self, images: Tensor, draw: Draw) -> Tensor:
-        shift = min(images.shape[2:]) / 8
-        return affine.random_affine(
-            images, draw, rotation=25, shift=shift, scale=0.2, shear=0.2, flip=self.flip, padding=self.padding
-        )
+    def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
+        if draw is None or draw.shared is not draw or is_placed(batch):
+            return super().__call__(batch, draw)
+        images = self.usual.move(batch["input"], draw).to(torch.float32) * (1 / self.usual.maximum)
+        u = uniform(draw.host, randaugment.NUMBERS, which=2)
+        changed = randaugment.randaugment(images, u, self._fill(images))
+        return self.unit(batch | {"input": changed}, None)
 
     def recolour(self, images: Tensor, draw: Draw) -> Tensor:
         u = uniform(draw, 6, which=2)
@@ -252,8 +257,11 @@ class Strong(FloatTransform):
         images = colour.contrast(images, between(u[:, 1], 0.6, 1.4))
         images = colour.saturation(images, between(u[:, 2], 0.4, 1.6))
         images = colour.hue(images, between(u[:, 3], -0.1, 0.1))
-        mean = [torch.full((1, 1), value, device=images.device) for value in self.mean]
-        return colour.cutout(images, u[:, 4], u[:, 5], min(images.shape[2:]) / 2, torch.stack(mean))
+        return colour.cutout(images, u[:, 4], u[:, 5], min(images.shape[2:]) / 2, self._fill(images))
+
+    def _fill(self, images: Tensor) -> Tensor:
+        """(C, 1, 1) the mean colour, made without a copy from the CPU."""
+        return torch.stack([torch.full((1, 1), value, device=images.device) for value in self.mean])
 
 
 class SelfSupervised(FloatTransform):
