@@ -10,6 +10,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ import fake_tables
 from healsg import TaskTrainer
 from healsg.build import build_task
 from healsg.cli import main
+from healsg.commands import reproduce
 from healsg.commands.published import chain, read_target, recipes, verdict
 from healsg.config.compose import Composer
 from helpers import REPOSITORY, Program
@@ -242,17 +244,21 @@ def test_each_seed_draws_its_own_labels(capsys: pytest.CaptureFixture[str]) -> N
             for seed in (1, 2)
         ]
 
-    for name, data in {"few": {"labels": 40}, "noisy": {"label_noise": 0.2}, "unequal": {"imbalance": 10.0}}.items():
-        option = recipe(name, data=data)
-        assert main(["reproduce", name, "seed=1", "seeds=2", *option]) == 0
-        assert draws(name) == [1, 2]
-        assert "not the published setting" not in capsys.readouterr().out
+    option = recipe("few", data={"labels": 40})
+    assert main(["reproduce", "few", "seed=1", "seeds=2", *option]) == 0
+    assert draws("few") == [1, 2]
+    assert "not the published setting" not in capsys.readouterr().out
     assert main(["reproduce", "few", "fresh=true", "seed=1", "seeds=2", *option, "data.split_seed=5"]) == 0
     assert draws("few") == [5, 5]
     assert capsys.readouterr().out.endswith("; not the published setting: data.split_seed\n")
-    option = recipe("all")
-    assert main(["reproduce", "all", "seed=1", "seeds=2", *option]) == 0
-    assert draws("all") == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("data", "drawn"), [({"label_noise": 0.2}, True), ({"imbalance": 10.0}, True), ({"batch_size": 32}, False)]
+)
+def test_only_what_draws_labels_or_samples_draws_them_by_seed(data: dict[str, Any], drawn: bool) -> None:
+    recipe("own", data=data)
+    assert reproduce._draws(Composer("mine"), read_target(Path("mine/recipe/own.yaml")), []) == drawn
 
 
 def test_a_recipe_passes_where_it_gains_over_its_method_off(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from healsg import distributed
 from healsg.cli import say
+from healsg.commands import tables
 from healsg.commands.compare import show_comparison
 from healsg.commands.comparison import Comparison, of_sweep
 from healsg.console import visible
@@ -68,12 +70,10 @@ def ranked(rows: list[Row], compared: Comparison | None) -> list[Row]:
 
 
 def show(rows: list[Row]) -> None:
-    """Print rows with their columns under each other."""
-    columns = _columns(rows)
-    text = [[_cell(row.get(column, "")) for column in columns] for row in rows]
-    widths = [max(len(line[i]) for line in [columns, *text]) for i in range(len(columns))]
-    for line in [columns, *text]:
-        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    """Print rows as a table, of several processes once."""
+    if distributed.processes().rank == 0:
+        columns = _columns(rows)
+        tables.show(columns, [[row.get(column) for column in columns] for row in rows])
 
 
 def write(path: Path, rows: list[Row]) -> None:
@@ -132,7 +132,3 @@ def _is_job(path: Path) -> bool:
 def _row_of(job: str, record: dict[str, Any]) -> Row:
     row = {"job": job, "status": str(record.get("status")), **numbers(record)}
     return row | ({"reason": str(record["reason"])} if record.get("reason") else {})
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -15,6 +15,7 @@ from healsg.commands import processes
 from healsg.commands.arguments import parse_arguments
 from healsg.commands.diverge import TRACE, entries, first_line, first_tensor
 from healsg.commands.launching import BrokenError, TracedProcess, launch
+from healsg.commands.tables import show
 from healsg.commands.tune import tuned
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
@@ -201,11 +202,9 @@ def _exact(trials: dict[str, Trial], options: Options) -> str:
 
 
 def _table(trials: dict[str, Trial]) -> None:
-    rows = [("run", "steps", "killed after step", "went on from step", "digest")]
+    rows = []
     for name, trial in trials.items():
         digest = str(trial.folder.record.get("digest") or "-")[:12]
         kills, begins = (" ".join(map(str, steps)) or "-" for steps in (trial.kills, trial.begins))
-        rows.append((name, str(trial.steps or "-"), kills, begins, digest))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        rows.append((name, trial.steps or None, kills, begins, digest))
+    show(["run", "steps", "killed after step", "went on from step", "digest"], rows)
