@@ -182,7 +182,7 @@ def recalls(name: str) -> list[float]:
     model, found, wanted = task.task_method.eval_model(task), [], []
     with evaluating(model), torch.no_grad():
         for batch, _ in task.loaders["test"].batches(0):
-            found.append(task.task_model.predict(model, batch["input"]).argmax(dim=1))
+            found.append(task.task_model.predict(model, batch).argmax(dim=1))
             wanted.append(batch["target"])
     right, target = torch.cat(found) == torch.cat(wanted), torch.cat(wanted)
     return [float(right[target == label].double().mean()) for label in range(int(target.max()) + 1)]

@@ -11,8 +11,16 @@ from torch import Tensor, nn
 
 from healsg.methods.supervised import Supervised
 from healsg.seeding import seed_device
-from healsg.torch_private import BatchNorm, foreach_add_, foreach_copy_, foreach_norm
-from healsg.training.step import Loss, Mean, MicroBatch, loss_of, reported
+from healsg.torch_private import (
+    BatchNorm,
+    foreach_add_,
+    foreach_clone,
+    foreach_copy_,
+    foreach_div,
+    foreach_mul,
+    foreach_norm,
+)
+from healsg.training.step import Mean, MicroBatch, loss_of, reported
 from healsg.types import NonNegative
 
 if TYPE_CHECKING:
@@ -49,7 +57,7 @@ class SAM(Supervised):
             logs = self.train_step(task, batch)
         gradient = self.gradient(task, loss_of(logs["loss"]).value, weights)
 
-        before = [weight.detach().clone() for weight in weights]
+        before = foreach_clone([weight.detach() for weight in weights])
         with torch.no_grad():
             foreach_add_(weights, ascent(gradient, self.rho))
         seed_device(task.device, runner.plan.seed, runner.epoch, runner.position)  # as in the first pass
@@ -59,8 +67,10 @@ class SAM(Supervised):
         with torch.no_grad():
             foreach_copy_(weights, before)
 
-        linear = loss_with_gradient(weights, gradient, worst)
-        _, moved = runner.update(task, logs | {"loss": linear}, micro)
+        # The runner's own backward pass, with its scaling and the exchange between processes, takes this gradient.
+        first, *_ = worst.terms
+        loss = Mean(WithGradient.apply(worst.value.detach(), gradient, *weights), first.over)
+        _, moved = runner.update(task, logs | {"loss": loss}, micro)
         return reported(logs, micro), moved
 
     def gradient(self, task: Task, loss: Tensor, weights: list[Tensor]) -> list[Tensor]:
@@ -69,21 +79,27 @@ class SAM(Supervised):
         scale = scaler.scale(torch.ones_like(loss)) if scaler else None
         gradients = torch.autograd.grad(loss if scale is None else loss * scale, weights, allow_unused=True)
         dense = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=True)]
-        return dense if scale is None else [gradient / scale for gradient in dense]
+        return dense if scale is None else foreach_div(dense, scale)
 
 
 def ascent(gradient: list[Tensor], rho: float) -> list[Tensor]:
     """The step of length ``rho`` along a gradient, tensor by tensor (equation 2 for p = 2)."""
     norm = torch.linalg.vector_norm(torch.stack(foreach_norm(gradient)))
-    return [one * (rho / (norm + 1e-12)) for one in gradient]
+    scaled: list[Tensor] = foreach_mul(gradient, rho / (norm + 1e-12))
+    return scaled
 
 
-def loss_with_gradient(weights: list[Tensor], gradient: list[Tensor], loss: Loss) -> Mean:
-    """A linear function of the weights that has this gradient, so that the runner's own backward pass and update, with
-    their scaling and exchange between processes, take the gradient of another point. It is a mean over what the first
-    term of ``loss`` is one over."""
-    products = [(weight * one).sum() for weight, one in zip(weights, gradient, strict=True)]
-    return Mean(torch.stack(products).sum(), loss.terms[0].over)
+class WithGradient(torch.autograd.Function):
+    """A value whose gradient by the weights is given: that of another point, taken before."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradient: list[Tensor], *weights: Tensor) -> Tensor:
+        ctx.gradient = gradient
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *foreach_mul(ctx.gradient, outer)
 
 
 @contextlib.contextmanager
