@@ -14,6 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as reference
 
+from healsg import TaskTrainer
 from healsg.errors import ConfigError
 from healsg.seeding import Draw
 from healsg.transforms import affine, colour, foreign, randaugment
@@ -294,6 +295,28 @@ def test_strong_pictures_lose_a_square_of_up_to_half_their_side():
     covered = (made({"input": grey}, draw(200))["input"].abs().amax(1) < 1e-6).float().mean((1, 2))
     assert 0.2 < float(covered.max()) <= 0.25
     assert 0.05 < float(covered.mean()) < 1 / 12, "the mean of a quarter of u**2, less what lies outside"
+
+
+def test_views_with_settings_of_a_method():
+    usual = transform("view1", "pictures")
+    images = {"input": stored(60, SHAPES["pictures"])}
+    assert torch.equal(usual.adjusted()(images, draw(60))["input"], usual(images, draw(60))["input"])
+    inverted = [usual.adjusted(solarise=chance)(images, draw(60))["input"] for chance in (0.0, 0.25, 1.0)]
+    changed = [(view != inverted[0]).flatten(1).any(1).float().mean() for view in inverted]
+    assert changed[0] == 0
+    assert 0.1 < changed[1] < 0.45
+    assert changed[2] > 0.95
+    whole = usual.adjusted(smallest_crop=1.0).move(images["input"].float(), draw(60))
+    assert (whole - images["input"].float()).abs().mean() < (
+        usual.move(images["input"].float(), draw(60)) - images["input"].float()
+    ).abs().mean()
+
+
+@pytest.mark.parametrize("method", ["dino", "vicreg"])
+def test_settings_of_views_that_have_no_colours_are_refused(method):
+    options = ["data=digits", "model=mlp", f"method={method}", "method.solarise=[0,0.2]", "quiet=true"]
+    with pytest.raises(ConfigError, match="solarise are of crops and colours, which these samples' view2 has not"):
+        TaskTrainer.compose(*options).train()
 
 
 def smooth_levels() -> Tensor:

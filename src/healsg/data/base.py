@@ -33,16 +33,25 @@ class Needs:
     """What a method asks of the data: by stream, the views of each sample it wants.
 
     ``Needs()`` is one stream of ``input`` and ``target``. With several streams a batch is a dict of such dicts.
-    ``ratio`` says how many times ``data.batch_size`` a stream's batch holds, where it is not 1.
+    ``ratio`` says how many times ``data.batch_size`` a stream's batch holds, where it is not 1. ``settings`` says by
+    view what differs from the usual one; its transform is then ``Adjustable``.
     """
 
     streams: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"labelled": ("input",)})
     ratio: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def flat(self) -> bool:
         """Whether a batch is one dict, not a dict of streams."""
         return list(self.streams) == ["labelled"]
+
+
+@runtime_checkable
+class Adjustable(Protocol):
+    """A transform that a method may ask for with settings of its own."""
+
+    def adjusted(self, **settings: float) -> Transform: ...
 
 
 @runtime_checkable
@@ -259,7 +268,7 @@ class TaskData:
     def _loader(self, sources: dict[str, Source], needs: Needs, split: str) -> Loader:
         """The loader of one split, whose views were looked at."""
         training = split == "train"
-        views = {stream: {view: self.transform(view, split) for view in needs.streams[stream]} for stream in sources}
+        views = {stream: {view: self._view(view, split, needs) for view in needs.streams[stream]} for stream in sources}
         for stream, transforms in views.items():
             self._check_views(sources[stream], transforms)
         return Loader(
@@ -276,6 +285,17 @@ class TaskData:
             placed=self.info.placed,
             whole_batches=not training and self.eval_batch_size is not None,
         )
+
+    def _view(self, view: str, split: str, needs: Needs) -> Transform | None:
+        """The transform of a view, with the method's settings of it. Raises ConfigError where it has none."""
+        transform: Any = self.transform(view, split)
+        if not (settings := needs.settings.get(view)):
+            return transform  # type: ignore[no-any-return]
+        if not isinstance(transform, Adjustable):
+            told = f"{', '.join(settings)} are of crops and colours, which these samples' {view} has not"
+            raise ConfigError(f"method: {told}; leave them out")
+        adjusted: Transform = transform.adjusted(**settings)
+        return adjusted
 
     def _check_views(self, source: Source, transforms: Mapping[str, Transform | None]) -> None:
         """Refuse views of a sample that are one and the same, which a method would compare in vain.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from healsg import distributed
 from healsg.errors import ConfigError
 from healsg.losses.agreement import self_distillation
-from healsg.methods.selfsupervised import SelfSupervised, both_views, follow, full_precision, halves, rising
+from healsg.methods.selfsupervised import SelfSupervised, both_views, follow, full_precision, halves, rising, two_views
 from healsg.training.step import rows_of
 from healsg.types import Count, Kept, Positive, Share
 
@@ -44,6 +44,9 @@ class DINO(SelfSupervised):
         momentum: the share of the teacher that an update keeps at first; it rises to 1 over the run.
         center_momentum: the share of the centre of the teacher's scores that a batch keeps.
         hidden, bottleneck, prototypes: units of the head's layers; 2,048, 256 and 65,536 in the paper.
+        smallest_crop: the smallest share of the area that a view shows.
+        saturation: the most by which a view's saturation changes.
+        solarise: the probability with which the first and the second view are solarised.
         common: the arguments of SelfSupervised.
     """
 
@@ -58,9 +61,13 @@ class DINO(SelfSupervised):
         hidden: Count = 512,
         bottleneck: Count = 128,
         prototypes: Count = 1024,
+        smallest_crop: Share = 0.08,
+        saturation: Share = 0.4,
+        solarise: tuple[Share, Share] = (0.0, 0.0),
         **common: Any,
     ) -> None:
         super().__init__(**common)
+        self.needs = two_views(smallest_crop, saturation, solarise)
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
         self.momentum = momentum

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -83,6 +83,21 @@ class SelfSupervised(TaskMethod):
 
     def evaluate(self, task: Task, split: str) -> dict[str, float]:
         return knn.measure(task, split, self.neighbours, self.neighbour_temperature)
+
+
+def two_views(smallest_crop: float, saturation: float, solarise: Sequence[float]) -> Needs:
+    """Two views whose crops and colours are not the usual ones; see ``transforms.views.SelfSupervised``.
+
+    Args:
+        smallest_crop, saturation: of both views.
+        solarise: the probability of it, in the first and in the second view.
+    """
+    usual = {"smallest_crop": 0.08, "saturation": 0.4, "solarise": 0.0}
+    settings = {}
+    for view, chance in zip(("view1", "view2"), solarise, strict=True):
+        own = {"smallest_crop": smallest_crop, "saturation": saturation, "solarise": chance}
+        settings[view] = {} if own == usual else own
+    return Needs(SelfSupervised.needs.streams, settings=settings)
 
 
 # --- what a step is made of ------------------------------------------------------------------------------------------

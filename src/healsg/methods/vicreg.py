@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from healsg.losses.redundancy import vicreg
 from healsg.methods.gathered import gather
-from healsg.methods.selfsupervised import SelfSupervised, both_views, full_precision, halves, perceptron
+from healsg.methods.selfsupervised import SelfSupervised, both_views, full_precision, halves, perceptron, two_views
 from healsg.training.step import rows_of
-from healsg.types import Count, NonNegative
+from healsg.types import Count, NonNegative, Share
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
@@ -25,6 +25,9 @@ class VICReg(SelfSupervised):
     Args:
         invariance, variance, covariance: the weights of the three terms.
         hidden, size: units of the expander's two hidden layers, and of its output; 8,192 each in the paper.
+        smallest_crop: the smallest share of the area that a view shows.
+        saturation: the most by which a view's saturation changes.
+        solarise: the probability with which the first and the second view are solarised.
         common: the arguments of SelfSupervised.
     """
 
@@ -39,9 +42,13 @@ class VICReg(SelfSupervised):
         covariance: NonNegative = 1.0,
         hidden: Count = 512,
         size: Count = 512,
+        smallest_crop: Share = 0.08,
+        saturation: Share = 0.4,
+        solarise: tuple[Share, Share] = (0.0, 0.0),
         **common: Any,
     ) -> None:
         super().__init__(**common)
+        self.needs = two_views(smallest_crop, saturation, solarise)
         self.invariance = invariance
         self.variance = variance
         self.covariance = covariance

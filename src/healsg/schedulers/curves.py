@@ -185,7 +185,7 @@ class CosineArc(Curve):
         ConfigError: ``arc`` is above 0.5, so that the learning rate would become negative.
     """
 
-    def __init__(self, arc: Fraction = 7 / 16, **common: Any) -> None:
+    def __init__(self, arc: Fraction = 0.4375, **common: Any) -> None:
         super().__init__(**common)
         self.arc = arc
         if arc > 0.5:

@@ -71,6 +71,11 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
     return torch.stack(turned, dim=1).clamp_(0, 1)
 
 
+def solarise(images: Tensor, threshold: Tensor) -> Tensor:
+    """Invert the values from ``threshold`` on."""
+    return torch.where(images < _each(threshold), images, 1 - images)
+
+
 def add_noise(images: Tensor, noise: Tensor, deviation: float | Tensor) -> Tensor:
     """Add ``noise`` (N, C * H * W) of variance 1, multiplied by ``deviation``."""
     return (images + noise.view(images.shape) * deviation).clamp_(0, 1)

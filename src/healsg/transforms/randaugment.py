@@ -93,7 +93,7 @@ def posterize(images: Tensor, amount: Tensor) -> Tensor:
 
 def solarize(images: Tensor, amount: Tensor) -> Tensor:
     """Invert the pixels from ``amount`` on."""
-    return torch.where(images < amount.view(-1, 1, 1, 1), images, 1 - images)
+    return colour.solarise(images, amount)
 
 
 def sharpness(images: Tensor, amount: Tensor) -> Tensor:

@@ -270,26 +270,55 @@ class SelfSupervised(FloatTransform):
     A crop of 8 to 100 % of the area; a flip if the set flips; with probability 0.8 a change of brightness, contrast and
     saturation (each by up to 0.4) and hue (by up to 0.1); with probability 0.2 conversion to grey; and, from 64 pixels
     on, with probability 0.5 a Gaussian blur with a standard deviation of 0.1 to 2 pixels.
+
+    Args:
+        standard: see ``FloatTransform``.
+        smallest_crop: the smallest share of the area that a crop shows.
+        saturation: the most by which saturation changes.
+        solarise: the probability with which the upper half of the levels is inverted in the end.
     """
 
     per_sample = True
 
+    def __init__(
+        self, standard: ImageTransform, smallest_crop: float = 0.08, saturation: float = 0.4, solarise: float = 0.0
+    ) -> None:
+        super().__init__(standard)
+        self.smallest_crop = smallest_crop
+        self.saturation = saturation
+        self.solarise = solarise
+
+    def adjusted(self, **settings: float) -> SelfSupervised:
+        """The same with other settings."""
+        return SelfSupervised(self.usual, **settings)
+
     def move(self, images: Tensor, draw: Draw) -> Tensor:
-        return affine.random_resized_crop(images, draw, flip=self.flip)
+        return affine.random_resized_crop(images, draw, smallest=self.smallest_crop, flip=self.flip)
 
     def recolour(self, images: Tensor, draw: Draw) -> Tensor:
-        u = uniform(draw, 8, which=2)
+        u = uniform(draw, 9, which=2)
         jitter = u[:, 4] < 0.8
-        factor = torch.where(jitter.unsqueeze(1), between(u[:, :3], 0.6, 1.4), 1.0)
+        amounts = torch.stack(
+            [
+                between(u[:, 0], 0.6, 1.4),
+                between(u[:, 1], 0.6, 1.4),
+                between(u[:, 2], 1 - self.saturation, 1 + self.saturation),
+            ],
+            dim=1,
+        )
+        factor = torch.where(jitter.unsqueeze(1), amounts, 1.0)
         images = colour.brightness(images, factor[:, 0])
         images = colour.contrast(images, factor[:, 1])
         images = colour.saturation(images, torch.where(u[:, 5] < 0.2, 0.0, factor[:, 2]))
         images = colour.hue(images, torch.where(jitter, between(u[:, 3], -0.1, 0.1), 0.0))
         size = min(images.shape[2:])
-        if size < BLURRED:
+        if size >= BLURRED:
+            deviation = torch.where(u[:, 6] < 0.5, between(u[:, 7], 0.1, 2.0), 0.01)
+            images = colour.blur(images, deviation, radius=max(1, min(size // 20, 6)))
+        if not self.solarise:
             return images
-        deviation = torch.where(u[:, 6] < 0.5, between(u[:, 7], 0.1, 2.0), 0.01)
-        return colour.blur(images, deviation, radius=max(1, min(size // 20, 6)))
+        from_half = torch.where(u[:, 8] < self.solarise, 0.5, 2.0).to(images.dtype)
+        return colour.solarise(images, from_half)
 
 
 class PolicyTransform:
