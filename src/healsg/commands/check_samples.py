@@ -82,10 +82,10 @@ class Seen:
 
 def read_split(split: str, source: Source, info: DataInfo) -> Seen:
     """Read all samples of a split once."""
-    seen = Seen(count=len(source))
     if isinstance(source, TensorSource):
-        _read_tensors(seen, source, info)
-    elif isinstance(source, DatasetSource):
+        return _read_tensors(source, info)
+    seen = Seen(count=len(source))
+    if isinstance(source, DatasetSource):
         _read_files(seen, split, source, info)
     return seen
 
@@ -93,23 +93,32 @@ def read_split(split: str, source: Source, info: DataInfo) -> Seen:
 # --- samples in memory -----------------------------------------------------------------------------------------------
 
 
-def _read_tensors(seen: Seen, source: TensorSource, info: DataInfo) -> None:
-    input, target = source.input.cpu(), source.target.cpu()
-    table = input.dim() == 2 and input.is_floating_point()
-    seen.shapes[tuple(input.shape[1:])] = len(input)
-    if table:
+def _numbers_of(input: Tensor, target: Tensor, info: DataInfo) -> dict[str, Any]:
+    """What the numbers of inputs and targets say: the fields of ``Seen`` of these names."""
+    found: dict[str, Any] = {}
+    if input.dim() == 2 and input.is_floating_point():  # a table, whose missing values are NaN
         names = info.input_names or tuple(f"column {place}" for place in range(input.shape[1]))
         unknown = input.isnan()
-        seen.missing = {name: int(n) for name, n in zip(names, unknown.sum(dim=0).tolist(), strict=True) if n}
+        found["missing"] = {name: int(n) for name, n in zip(names, unknown.sum(dim=0).tolist(), strict=True) if n}
         low = torch.where(unknown, torch.inf, input).amin(dim=0)
         high = torch.where(unknown, -torch.inf, input).amax(dim=0)
-        seen.constant = [name for name, same in zip(names, (low >= high).tolist(), strict=True) if same]
+        found["constant"] = [name for name, same in zip(names, (low >= high).tolist(), strict=True) if same]
         wrong = input.isinf().any(dim=1)
+    elif input.is_floating_point():
+        wrong = ~input.flatten(1).isfinite().all(dim=1)
     else:
         wrong = torch.zeros(len(input), dtype=torch.bool)
-        if input.is_floating_point():
-            wrong = ~input.flatten(1).isfinite().all(dim=1)
-    seen.not_finite = [f"sample {place}" for place in wrong.nonzero().flatten().tolist()]
+    found["not_finite"] = [f"sample {place}" for place in wrong.nonzero().flatten().tolist()]
+    if target.is_floating_point() and target.numel():
+        found["targets_range"] = float(target.min()), float(target.max())
+    return found
+
+
+def _read_tensors(source: TensorSource, info: DataInfo) -> Seen:
+    input = source.input.cpu()
+    target = source.target.cpu()
+    seen = Seen(count=len(source), **_numbers_of(input, target, info))
+    seen.shapes[tuple(input.shape[1:])] = len(input)
     one_class = target.dim() == 1 and not target.is_floating_point()
     labels = target.tolist() if one_class else [None] * len(target)
     rows = input.contiguous().numpy()
@@ -124,8 +133,7 @@ def _read_tensors(seen: Seen, source: TensorSource, info: DataInfo) -> None:
             seen.targets[label] += 1
         if _wanted(seen, label):
             _keep_picture(seen, label, name, rows[place], target[place] if info.placed else None)
-    if target.is_floating_point() and target.numel():
-        seen.targets_range = float(target.min()), float(target.max())
+    return seen
 
 
 # --- samples in files ------------------------------------------------------------------------------------------------
@@ -140,7 +148,8 @@ def _read_files(seen: Seen, split: str, source: DatasetSource, info: DataInfo) -
     for place, found in _samples(source, parallel=paths is not None):
         path = paths[numbers[place]] if paths is not None else None
         name = path or source.name(numbers[place])
-        seen.paths += [path] if path else []
+        if path:
+            seen.paths.append(path)
         facts = None if path is None else picture_facts(path)
         if facts is not None:
             seen.sizes[facts["size"]] += 1
