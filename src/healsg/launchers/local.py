@@ -57,7 +57,7 @@ class LocalPool(JobLauncher):
                 return
             with contextlib.suppress(queue.Empty):
                 worker, line = self._events.get(timeout=_POLL)
-                ended, worker.job = worker.job, None
+                ended = worker.free()
                 if self._slots[worker.slot] is worker and (line is None or _asked_to_end(line)):
                     self._slots[worker.slot] = None
                 if ended is not None:
@@ -124,6 +124,12 @@ class _Worker:
         with contextlib.suppress(OSError):  # it has just ended, which its last event says
             self._orders.write(json.dumps(order).encode() + b"\n")
             self._orders.flush()
+
+    def free(self) -> int | None:
+        """Note that its job has ended; the job, None where it had none."""
+        ended = self.job
+        self.job = None
+        return ended
 
     def stop(self, number: int) -> None:
         """Send it a signal."""
