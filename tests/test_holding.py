@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fake_data
 from healsg import TaskTrainer
@@ -53,6 +55,15 @@ def test_all_ways_train_to_the_same_digest(pictures: Path, way: str) -> None:
     plain = trained("plain", *WAYS[way])
     assert trained("memory", *WAYS[way], "data.in_memory=true") == plain
     assert trained("mapped", *WAYS[way], "data.cache=true", "data.workers=2") == plain
+
+
+def test_pictures_of_8_and_16_bits_are_held_together_and_a_cache_says_what_to_do(pictures: Path) -> None:
+    whole = pictures / "train/bee/003.png"
+    grey = np.asarray(Image.open(whole).convert("L")).astype(np.uint16) * 257
+    Image.fromarray(grey).save(whole)
+    assert trained("memory", "data.in_memory=true") == trained("plain")
+    with pytest.raises(DataError, match=r"of 8 and of 16 bits; convert them to one, or set data\.in_memory=true"):
+        data(pictures, cache=True).splits()
 
 
 def test_all_ways_evaluate_to_the_same_numbers(pictures: Path) -> None:

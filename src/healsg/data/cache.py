@@ -65,7 +65,7 @@ def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path 
         log.info("data.in_memory: %s%s", told, f" of {_bytes(free)} free" if free is not None else "")
         try:
             tensors = {key: torch.empty((len(source), *first[key].shape[1:]), dtype=first[key].dtype) for key in sizes}
-            _fill(tensors, source, workers, reading)
+            _fill(tensors, source, workers, reading, widens=True)
         except UnlikeSizesError:
             if not unlike:
                 raise
@@ -200,7 +200,18 @@ def available() -> int | None:
         return free
 
 
-def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Reading) -> None:
+def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Reading, widens: bool = False) -> None:
+    """Read all samples into ``tensors``.
+
+    Args:
+        tensors: by key, with a row for each sample.
+        source: the samples.
+        workers: processes that read.
+        reading: what they say of it.
+        widens: whether a tensor may be replaced by one of a type that holds all samples, as a batch of them would
+            have it: pictures of 8 bits (uint8) among some of 16 (float32).
+    """
+
     def read(_: int, number: int) -> tuple[Batch | str, list[str]]:
         try:
             batch = source.fetch(torch.arange(number * CHUNK, min((number + 1) * CHUNK, len(source))))
@@ -222,7 +233,15 @@ def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Rea
                     crew.end()
                 raise UnlikeSizesError(batch if isinstance(batch, str) else told, [])
             if batch[key].dtype != rows.dtype:
-                raise DataError(told)
+                wider = torch.promote_types(batch[key].dtype, rows.dtype)
+                if not widens and wider != rows.dtype:
+                    raise DataError(
+                        f"data.cache: samples are of two types, {rows.dtype} and {batch[key].dtype}, such as pictures "
+                        "of 8 and of 16 bits; convert them to one, or set data.in_memory=true in its place"
+                    )
+                if wider != rows.dtype:
+                    tensors[key] = whole.to(wider)
+                    rows = tensors[key][number * CHUNK : (number + 1) * CHUNK]
             rows.copy_(batch[key])
     if crew:
         crew.end()

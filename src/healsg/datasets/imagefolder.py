@@ -203,7 +203,8 @@ class ImageFolder(Classification):
         empty = [name for name, count in zip(classes, counts, strict=True) if not count]
         targets = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64))
         if empty and (not paths or (part == "train" and self._saved is None)):
-            raise DataError(f"{folder / empty[0]}: no pictures in it ({', '.join(EXTENSIONS)})")
+            kinds = ", ".join(EXTENSIONS)
+            raise DataError(f"{folder / empty[0]}: no pictures in it ({kinds}); put some there, or remove the folder")
         if empty:
             log.warning("%s: no %s pictures of the classes %s", folder, part, shown(empty))
         if beside := sum(1 for _ in pictures_in(folder)):
