@@ -10,6 +10,7 @@ from typing import Any
 
 from healsg.commands import layout, processes
 from healsg.commands.arguments import of_one_run, parse_flags
+from healsg.commands.forecast_model import TIME_ERROR, WALL_ERROR, Amount
 from healsg.commands.tables import show, show_json
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed, check_init_from, verify
@@ -172,8 +173,9 @@ def _total(kinds: list[Kind], key: str, beside: float) -> dict[str, float] | Non
         return {part: max(amount[part] for amount, _ in amounts) for part in ("value", "low", "high")}
     total = {part: sum(amount[part] * count for amount, count in amounts) for part in ("value", "low", "high")}
     if key.endswith("_seconds"):
-        start = kinds[0].forecast["imports"][key.removesuffix("_seconds")] + beside
-        total = {part: value + start for part, value in total.items()}
+        clock, error = ("cpu", TIME_ERROR) if key == "cpu_seconds" else ("wall", WALL_ERROR)
+        start = Amount.within(kinds[0].forecast["imports"][clock] + beside, error)
+        total = (Amount(**total) + start).as_json()
     return {part: round(value, 3) for part, value in total.items()}
 
 
