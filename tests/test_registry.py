@@ -192,6 +192,15 @@ def test_rm_leaves_what_only_looks_like_a_run(make: Make, capsys: pytest.Capture
     assert (options / "config.yaml").exists()
 
 
+def test_watch_shows_the_jobs_of_a_sweep(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("sweep/seed=0", "sweep/seed=1", "alone"):
+        make(name)
+    assert main(["watch", "sweep", "--once"]) == 0
+    shown = capsys.readouterr().out
+    assert "sweep/seed=1" in shown
+    assert "alone" not in shown
+
+
 def test_a_root_is_where_names_are_looked_for(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     make("a", acc=0.5)
     make("b")

@@ -1,6 +1,7 @@
 """``healsg watch [RUN...]``: runs as they train, read from their files, so that leaving it leaves them alone.
 
-Without names it shows a table of all runs, the live ones first; with names their curves, in braille.
+Without names it shows a table of all runs, the live ones first; the name of a sweep shows that of its jobs, and names of
+runs their curves, in braille.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from healsg.console import visible
 from healsg.errors import ConfigError
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.record import row_of
-from healsg.runs.registry import DEAD, EPOCH, LIVE, Listed, age, is_live, last_lines, listed, root_of
+from healsg.runs.registry import DEAD, EPOCH, LIVE, Listed, age, is_live, last_lines, listed, named, root_of, short_name
 from healsg.training.best import PREFERRED
 
 MOST = 1 << 26
@@ -33,7 +34,7 @@ _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 def run(arguments: list[str]) -> int:
     """Show until it is left by Ctrl-C, or once."""
     flags = Flags("watch", "Watch runs train. It reads their files alone: leaving it by Ctrl-C leaves the runs alone.")
-    flags.add_argument("runs", nargs="*", metavar="RUN", help="show the curves of these; else a table of all runs")
+    flags.add_argument("runs", nargs="*", metavar="RUN", help="curves of runs, the table of a sweep; else of all runs")
     flags.add_argument("--metric", action="append", default=[], metavar="NAME", help="a curve, such as val/acc")
     flags.add_argument("--every", type=float, default=2.0, help="seconds between two looks (default: 2)")
     flags.add_argument("--once", action="store_true", help="show once and end, such as for a file")
@@ -42,14 +43,19 @@ def run(arguments: list[str]) -> int:
     if not 0.1 <= args.every <= 3600:
         raise ConfigError(f"--every {args.every}: give seconds from 0.1 to 3600")
     root = root_of(args.root)
-    folders = [find(name, root=root) for name in args.runs]
+    everything = listed(root) if root.is_dir() else []
+    sweeps = [name for name in args.runs if _is_sweep(everything, name, root)]
+    folders = [find(name, root=root) for name in args.runs if name not in sweeps]
 
     def picture() -> str:
         size = shutil.get_terminal_size((100, 30))
-        if folders:
-            height = min(12, max(4, (size.lines - 2) // len(folders) - 3))
-            return "\n".join(curves(folder, args.metric, size.columns, height) for folder in folders)
-        return overview(listed(root) if root.is_dir() else [], size.columns, size.lines - 3)
+        height = min(12, max(4, (size.lines - 2) // max(1, len(folders)) - 3))
+        parts = [curves(folder, args.metric, size.columns, height) for folder in folders]
+        if sweeps or not folders:
+            runs = listed(root) if root.is_dir() else []
+            runs = [one for name in sweeps for one in named(runs, name, root)] if sweeps else runs
+            parts.append(overview(runs, size.columns, size.lines - 3))
+        return "\n".join(parts)
 
     if args.once or not sys.stdout.isatty():
         print(picture())
@@ -63,6 +69,12 @@ def run(arguments: list[str]) -> int:
             live.update(Text(picture(), no_wrap=True, overflow="crop"), refresh=True)
             time.sleep(args.every)
     return 0
+
+
+def _is_sweep(runs: Sequence[Listed], name: str, root: Path) -> bool:
+    """Whether there are jobs of a sweep of this name, and no run."""
+    jobs = named(runs, name, root)
+    return bool(jobs) and all(job.name != short_name(name, root) for job in jobs)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
