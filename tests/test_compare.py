@@ -186,3 +186,21 @@ def test_a_sweep_ends_with_its_jobs_best_first_and_what_compare_says(
     assert main(["compare", "s"]) == 0
     assert ended[15:-1] == capsys.readouterr().out.splitlines()
     assert ended[-1] == "table: runs/s/sweep.csv"
+
+
+def test_folds_are_pooled_each_sample_by_the_run_that_held_it_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = ["data=digits", "model=mlp", "model.width=8", "runner.epochs=1", "quiet=true"]
+    assert main(["train", "-m", *small, "data.fold=1/2,2/2", "name=folds"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "folds", "--pooled", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (one,) = found["pooled"]
+    values = found["settings"][0]["val"]["values"]
+    assert one["samples"] == one["of"]
+    assert one["acc"] == pytest.approx(sum(values) / 2, abs=2e-3), "the folds are of one size, to a few samples"
+    assert one["low"] < one["acc"] < one["high"]
+    assert main(["compare", "folds", "--pooled"]) == 0
+    assert "out of fold" in capsys.readouterr().out

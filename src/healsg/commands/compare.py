@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from healsg.commands.comparison import Comparison, Finished, common_monitor, comparison, is_clear, rows_of
 from healsg.commands.flags import Flags
 from healsg.commands.statistics import interval
-from healsg.commands.tables import show, show_json
+from healsg.commands.tables import cell, show, show_json
 from healsg.console import visible
 from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import RunFolder, find
@@ -22,6 +22,9 @@ def run(arguments: list[str]) -> int:
     flags.add_argument("runs", nargs="+", metavar="RUN", help="runs or sweeps: folders, or names below runs/")
     flags.add_argument("--metric", metavar="NAME", help="a number of val in place of runner.monitor, such as val/acc")
     flags.add_argument("--less", action="store_true", help="less of it is better")
+    flags.add_argument(
+        "--pooled", action="store_true", help="of folds: the accuracy over all samples that were held out"
+    )
     flags.add_argument("--page", metavar="FILE", help="write a page (HTML) with the curves over each other")
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
     flags.add_argument("--json", action="store_true", help="for programs")
@@ -31,17 +34,58 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"--page {page}: there is no folder {page.parent}")
     found = _runs(args.runs, root_of(args.root))
     compared = comparison(found, args.metric or common_monitor(found), args.less)
+    folders = {one.name: one.folder for one in found}
+    pools = [pooled(one.label, [folders[name] for name in one.names]) for one in compared.settings if args.pooled]
     if page:
         from healsg.commands.compare_page import write_page
 
-        write_page(page, compared, {one.name: one.folder for one in found})
+        write_page(page, compared, folders)
     if args.json:
-        show_json(_as_json(compared))
+        show_json(_as_json(compared) | {"pooled": [one._asdict() for one in pools]})
         return 0
     show_comparison(compared)
+    if pools:
+        print("\nout of fold: each sample by the runs that held it out; Wilson's interval, of the samples alone")
+        show(["setting", "samples", "acc", "95 % interval"], [_pooled_row(one) for one in pools])
     if page:
         print(visible(f"page: {page}"))
     return 0
+
+
+class Pooled(NamedTuple):
+    """The accuracy of a setting over all samples that its runs held out.
+
+    Args:
+        label: of the setting.
+        samples: that some run held out, each counted once.
+        of: samples of the training part.
+        acc: the share that the mean of the probabilities of the runs that held it out gets right.
+        low, high: Wilson's 95 % interval, for independent samples.
+    """
+
+    label: str
+    samples: int
+    of: int
+    acc: float
+    low: float
+    high: float
+
+
+def pooled(label: str, runs: list[RunFolder]) -> Pooled:
+    """Evaluate what each run of a setting held out. Raises RunError where a run held nothing out."""
+    from healsg.commands.ledger_errors import OutOfFold
+    from healsg.metrics.interval import wilson
+
+    found = OutOfFold(runs)
+    right = int((found.probabilities.argmax(axis=1) == found.labels[found.judged]).sum())
+    count = len(found.judged)
+    low, high = wilson(right, count)
+    return Pooled(label, count, len(found.labels), right / count, low, high)
+
+
+def _pooled_row(one: Pooled) -> list[Any]:
+    samples = str(one.samples) if one.samples == one.of else f"{one.samples} of {one.of}"
+    return [one.label, samples, cell(one.acc), f"{cell(one.low)} to {cell(one.high)}"]
 
 
 def show_comparison(compared: Comparison, most: int | None = None) -> None:

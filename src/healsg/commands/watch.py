@@ -1,7 +1,7 @@
 """``healsg watch [RUN...]``: runs as they train, read from their files, so that leaving it leaves them alone.
 
-Without names it shows a table of all runs, the live ones first; the name of a sweep shows that of its jobs, and names of
-runs their curves, in braille.
+Without names it shows a table of all runs, the live ones first; the name of a sweep shows that of its jobs, and names
+of runs their curves, in braille.
 """
 
 from __future__ import annotations
