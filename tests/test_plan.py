@@ -78,7 +78,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     fake_volumes.write_scans(tmp_path / "scans")
     fake_volumes.write_pictures(tmp_path / "pictures")
-    (tmp_path / "my/recipe").mkdir(parents=True)
     return tmp_path
 
 

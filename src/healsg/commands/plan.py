@@ -76,6 +76,7 @@ def run(arguments: list[str]) -> int:
     made = _joined("healsg plan", *options, *map(redact.override, overrides), "--memory", f"{answer['memory']:g}")
     text = as_yaml(composed, answer, settings, given, made)
     if out is not None:
+        _make(out.parent)
         with replacing(out) as file:
             file.write(text.encode())
     if flags["json"]:
@@ -107,9 +108,15 @@ def _out(given: str | bool | None) -> Path | None:
     path = Path(str(given))
     if path.suffix != ".yaml":
         raise ConfigError(f"--out: {given} is no .yaml file")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--out: there is no folder {path.absolute().parent}")
     return path
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing. Raises ConfigError where something else lies there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: the folder {folder} cannot be made ({error.strerror})") from error
 
 
 def plan(composed: Composed, given: list[str], memory: float | None) -> dict[str, Any]:
