@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +22,8 @@ class FakeWandb:
         self.mode, self.bodies = mode, list[str]()
         self.runs: dict[str, dict[str, Any]] = {}
         """What was seen of each run, by id: how often it was ``opened``, the ``history`` by offset, ``complete``."""
+        self.sweep: dict[str, Any] = {}
+        self.trials: list[dict[str, Any]] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.server.daemon_threads = True
         self.server.handle_error = lambda *arguments: None  # type: ignore[method-assign]
@@ -65,8 +68,38 @@ class FakeWandb:
         if path != "/graphql":
             return {}
         order = json.loads(body)
-        given, known = order["variables"], order["operationName"]
-        return {"data": {"RunResumeStatus": self._status, "UpsertBucket": self._upsert}.get(known, self._other)(given)}
+        named = re.search(r"(?:query|mutation)\s+(\w+)", order["query"])
+        known = order.get("operationName") or (named[1] if named else "")
+        answers = {"RunResumeStatus": self._status, "UpsertBucket": self._upsert}
+        answers |= {"SweepWithRuns": self._sweep, "CreateAgent": self._agent, "Heartbeat": self._heartbeat}
+        answers |= {"Viewer": self._viewer}
+        return {"data": answers.get(known, self._other)(order.get("variables") or {})}
+
+    def _viewer(self, given: dict[str, Any]) -> dict[str, Any]:
+        viewer = {"id": "1", "entity": "somebody", "username": "somebody", "email": "", "flags": "{}"}
+        return {"viewer": viewer | {"teams": {"edges": []}}}
+
+    def _sweep(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"sweep": {"config": json.dumps(self.sweep), "runs": {"edges": []}}}}
+
+    def _agent(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"createAgent": {"agent": {"id": "agent-1"}}}
+
+    def _heartbeat(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The next trial once no run is running, and the end after the last one."""
+        commands: list[dict[str, Any]] = []
+        if not json.loads(given["runState"]):
+            commands = [self.trials.pop(0)] if self.trials else [{"type": "exit"}]
+        return {"agentHeartbeat": {"agent": {"id": "agent-1"}, "commands": json.dumps(commands)}}
+
+    def grid(self, sweep: dict[str, Any]) -> None:
+        """From here on this is the sweep that an agent of any id gets: a trial for each combination of its values."""
+        self.sweep = sweep
+        keys = list(sweep["parameters"])
+        for number, values in enumerate(product(*(sweep["parameters"][key]["values"] for key in keys))):
+            args = {key: {"value": value} for key, value in zip(keys, values, strict=True)}
+            trial = {"type": "run", "run_id": f"trial{number}", "args": args, "program": sweep["program"]}
+            self.trials.append(trial)
 
     def _stream(self, run: dict[str, Any], sent: dict[str, Any]) -> dict[str, Any]:
         new = (sent.get("files") or {}).get("wandb-history.jsonl", {})

@@ -74,11 +74,15 @@ class Client(Logger):
         """The client's folder and the run's id; what both are to be opened with."""
         names = {"project": self.project, "group": self.group, "name": self.name or record.get("name")}
         path = folder / f"{self.title}.json"
-        key = _known_id(path) or uuid.uuid4().hex[:8]
+        key = _known_id(path) or self.assigned_id() or uuid.uuid4().hex[:8]
         make_folder(folder / self.title)
         write_text(path, json.dumps({"id": key}) + "\n")
         init = {name: value and redact.text(value) for name, value in names.items()}
         return init | {"id": key, "resume": "allow", "dir": str(folder.resolve()), "config": record.get("config")}
+
+    def assigned_id(self) -> str | None:
+        """The id that whoever started this process has given the run; None where there is none."""
+        return None
 
     def log(self, line: dict[str, Any]) -> None:
         numbers = {key: value for key, value in line.items() if isinstance(value, int | float)}
@@ -148,6 +152,11 @@ def _known_id(path: Path) -> str | None:
         known = json.loads(read_bytes(path, 1 << 16))["id"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return plain_id(known)
+
+
+def plain_id(known: Any) -> str | None:
+    """An id as it is; None where it is none, or odd in a command that is shown."""
     return known if isinstance(known, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", known) else None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from healsg.loggers.client import LARGEST, Client, serve
+from healsg.loggers.client import LARGEST, Client, plain_id, serve
 from healsg.loggers.media import drawn, html, levels_of
 from healsg.paths import shown
 from healsg.safefiles import read_bytes
@@ -47,6 +47,11 @@ class Wandb(Client):
     ) -> None:
         super().__init__(project, group, name, timeout)
         self.mode = mode
+
+    def assigned_id(self) -> str | None:
+        """That of a trial which ``wandb agent`` has started. WANDB_RUN_ID without a sweep is not taken: the jobs of a
+        sweep of ours would share it."""
+        return plain_id(os.environ.get("WANDB_RUN_ID")) if os.environ.get("WANDB_SWEEP_ID") else None
 
     def start(self, folder: Path, record: dict[str, Any]) -> None:
         mode = os.environ.get("WANDB_MODE", "online") if self.mode == "online" else self.mode
