@@ -26,7 +26,7 @@ from healsg.datasets.archives import unpack
 from healsg.datasets.cifar import Cifar
 from healsg.datasets.files import Sums, download, fetch
 from healsg.datasets.mnist import MNIST
-from healsg.errors import DataError
+from healsg.errors import ConfigError, DataError
 from helpers import fork
 
 WANTED = ("data_batch_1", "test_batch")
@@ -327,6 +327,25 @@ def test_a_cut_download_is_thrown_away_where_it_leads_to_something_else(monkeypa
     shorter = Server(CONTENT[:4000])
     refused(lambda: get(monkeypatch, shorter), "download failed")
     assert shorter.wishes == ["bytes=5000-", None], "no such range"
+
+
+def test_a_mirror_is_asked_first_and_believed_no_more_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in (CONTENT, b"x" * len(CONTENT), b"x"):
+        asked = []
+
+        def answer(request: urllib.request.Request, given: bytes = given, asked: list[str] = asked) -> Any:
+            asked.append(request.full_url)
+            content = given if "mirror" in request.full_url else CONTENT
+            return Server(content)(request)
+
+        Path("root").mkdir(exist_ok=True)
+        Path("root/set.tar.gz").unlink(missing_ok=True)
+        serve_https(monkeypatch, answer)
+        download([URL], Path("root/set.tar.gz"), SUMS, "by hand", mirror="https://mirror.example/data/")
+        assert asked[0] == "https://mirror.example/data/set.tar.gz"
+        assert Path("root/set.tar.gz").read_bytes() == CONTENT
+    with pytest.raises(ConfigError, match=r"data\.mirror: http://mirror.example is no https address"):
+        Cifar(mirror="http://mirror.example")
 
 
 def test_a_download_whose_size_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:

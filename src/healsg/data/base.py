@@ -80,6 +80,8 @@ class TaskData:
         prefetch: batches that each loader process keeps ready, at most 64.
         eval_batch_size: samples of one forward pass of an evaluation, such as 1 for whole volumes, whose sizes may
             differ; with several processes each takes whole batches in turn. None is ``batch_size``, shared by all.
+        mirror: an https address below which published files are looked for first, by their names. What it gives is
+            compared with the published size and checksum, as any download is.
     """
 
     repeatable: ClassVar[bool] = False
@@ -99,7 +101,11 @@ class TaskData:
         timeout: NonNegative = 600.0,
         prefetch: Count = 2,
         eval_batch_size: Count | None = None,
+        mirror: str | None = None,
     ) -> None:
+        if mirror is not None and not mirror.startswith("https://"):
+            raise ConfigError(f"data.mirror: {mirror} is no https address, such as https://mirror.example/data/")
+        self.mirror = mirror
         self.start = current_folder()
         """From where paths in the settings are meant, also where a task changes the current directory later."""
         self.root = self.start / Path(root).expanduser()

@@ -48,7 +48,7 @@ class Archive:
         return self.url.rsplit("/", 1)[1]
 
 
-def provide(archives: Sequence[Archive], place: Path, download: bool, verify: bool) -> None:
+def provide(archives: Sequence[Archive], place: Path, download: bool, verify: bool, mirror: str | None = None) -> None:
     """See to it that each archive's folder lies in ``place``: unpacked already, from the archive, or from the network.
 
     Raises DataError of one line, which says what can be put there by hand.
@@ -59,7 +59,7 @@ def provide(archives: Sequence[Archive], place: Path, download: bool, verify: bo
             continue
         sums = Sums(sha256=archive.sha256, size=archive.size)
         by_hand = f"put {path.name} (from {archive.url}) or its unpacked folder {folder.name} into {place}"
-        obtain([archive.url], path, sums, by_hand, download)
+        obtain([archive.url], path, sums, by_hand, download, mirror=mirror)
         with exclusive(place):
             if not folder.is_dir():  # another process may have put it there
                 unpack_folder(path, sums if verify else Sums(), folder, archive.suffixes)

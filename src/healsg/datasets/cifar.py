@@ -118,7 +118,7 @@ class Cifar(Classification):
         with exclusive(archive.parent):
             missing = _missing(folder, names)  # another process may have put them there
             if missing and not archive.is_file():
-                download([published.url], archive, sums, by_hand)
+                download([published.url], archive, sums, by_hand, mirror=self.mirror)
             if missing:
                 unpack(checked_bytes(archive, sums if self.verify else Sums()), archive, folder, missing)
 

@@ -121,7 +121,15 @@ def exclusive(folder: Path) -> Iterator[None]:
         raise DataError(f"{folder}: files cannot be put there ({line(error)}); check data.root") from error
 
 
-def obtain(urls: Sequence[str], target: Path, sums: Sums, by_hand: str, allowed: bool, most: int = MOST) -> None:
+def obtain(
+    urls: Sequence[str],
+    target: Path,
+    sums: Sums,
+    by_hand: str,
+    allowed: bool,
+    most: int = MOST,
+    mirror: str | None = None,
+) -> None:
     """See to it that ``target`` is there, by a ``download`` where that is allowed; else raise DataError."""
     if target.is_file():
         return
@@ -129,11 +137,15 @@ def obtain(urls: Sequence[str], target: Path, sums: Sums, by_hand: str, allowed:
         raise DataError(f"{target}: not there; set data.download=true, or {by_hand}")
     with exclusive(target.parent):
         if not target.is_file():  # another process may have put it there
-            download(urls, target, sums, by_hand, most)
+            download(urls, target, sums, by_hand, most, mirror)
 
 
-def download(urls: Sequence[str], target: Path, sums: Sums, by_hand: str, most: int = MOST) -> None:
+def download(
+    urls: Sequence[str], target: Path, sums: Sums, by_hand: str, most: int = MOST, mirror: str | None = None
+) -> None:
     """Fetch ``target`` from the first of ``urls`` that gives the published file; all must be https.
+
+    A ``mirror`` is asked before them, for a file of the target's name; see ``TaskData``.
 
     The file appears under its name only when it is whole. One that was cut is gone on with, at once or, where the size
     is published, by the next call, and thrown away where that leads to another content. Where no size is published it
@@ -143,7 +155,8 @@ def download(urls: Sequence[str], target: Path, sums: Sums, by_hand: str, most: 
     reason = "no address"
     size = sums.size or most
     target.parent.mkdir(parents=True, exist_ok=True)
-    for url in [url for url in urls for _ in range(2)]:
+    asked = [f"{mirror.rstrip('/')}/{target.name}", *urls] if mirror else urls
+    for url in [url for url in asked for _ in range(2)]:
         log.info("downloading %s to %s", url, target)
         try:
             fetch(url, part, size)

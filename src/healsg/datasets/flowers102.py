@@ -55,7 +55,7 @@ class Flowers102(PictureFiles):
         super().provide(folder)
         for name in LABELS:
             by_hand = f"put {name} (from {PAGE}) into {folder}"
-            obtain([PAGE + name], folder / name, _sums(name), by_hand, self.download)
+            obtain([PAGE + name], folder / name, _sums(name), by_hand, self.download, mirror=self.mirror)
 
     def listed(self, part: str, folder: Path) -> Listed:
         names = [folder / name for name in LABELS]

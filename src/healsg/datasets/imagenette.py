@@ -65,7 +65,7 @@ class Imagenette(PictureFiles):
         return tuple(NAMES.values())
 
     def provide(self, folder: Path) -> None:
-        provide([self.archive], folder, self.download, self.verify)
+        provide([self.archive], folder, self.download, self.verify, self.mirror)
 
     def listed(self, part: str, folder: Path) -> Listed:
         return of_folders(folder / self.archive.folder / part, ".jpeg", tuple(NAMES))

@@ -155,7 +155,7 @@ class MedMNIST(Classification):
             raise DataError(f"MedMNIST: {file} is not in {place}; set data.download=true, or {by_hand}")
         # its size is not published: no more than its images have
         most = max(MOST, sum(self.published.samples) * (prod(self.info.input_shape) + 1024))
-        obtain([f"{ADDRESS}{file}?download=1"], path, sums, by_hand, self.download, most)
+        obtain([f"{ADDRESS}{file}?download=1"], path, sums, by_hand, self.download, most, self.mirror)
         if not self.verify:
             log.warning("data.verify=false: %s is taken without a check", path)
         with checked_file(path, sums if self.verify else Sums()) as opened:

@@ -138,7 +138,8 @@ class MNIST(Classification):
             raise DataError(f"{name}: {missing()[0]} is not in {folder}; set data.download=true, or {by_hand}")
         with exclusive(self.root.absolute()):
             for name in missing():
-                download([mirror + name for mirror in mirrors], folder / name, self.published.sums(name), by_hand)
+                urls = [place + name for place in mirrors]
+                download(urls, folder / name, self.published.sums(name), by_hand, mirror=self.mirror)
 
     def _present(self, path: Path) -> bool:
         return path.is_file() or (not self.verify and path.with_suffix("").is_file())

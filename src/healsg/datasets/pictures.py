@@ -110,7 +110,7 @@ class PictureFiles(Classification):
 
     def provide(self, folder: Path) -> None:
         """See to it that the files are in ``folder``."""
-        provide(self.archives, folder, self.download, self.verify)
+        provide(self.archives, folder, self.download, self.verify, self.mirror)
 
 
 def parsed(path: Path, parse: Callable[[str], Listed]) -> Listed:

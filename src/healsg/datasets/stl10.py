@@ -90,7 +90,7 @@ class STL10(Classification):
         if part not in FILES:
             return None
         folder = self.root.absolute() / ARCHIVE.folder
-        provide([ARCHIVE], folder.parent, self.download, self.verify)
+        provide([ARCHIVE], folder.parent, self.download, self.verify, self.mirror)
         if not self.verify:
             log.warning("data.verify=false: the %s files in %s are taken without a check", part, folder)
         paths = [folder / name for name in FILES[part]]

@@ -78,7 +78,7 @@ class SVHN(Classification):
         path, (size, sha256) = self.root.absolute() / f"{part}_32x32.mat", FILES[part]
         sums = Sums(sha256=sha256, size=size)
         by_hand = f"put {path.name} (from {PAGE}) into {path.parent}"
-        obtain([PAGE + path.name], path, sums, by_hand, self.download)
+        obtain([PAGE + path.name], path, sums, by_hand, self.download, mirror=self.mirror)
         if not self.verify:
             log.warning("data.verify=false: %s is taken without a check", path)
         images, labels = read_mat(path, sums if self.verify else Sums(), ("X", "y"))

@@ -48,7 +48,16 @@ FREE = (
         "launcher",
         "search",
     ),
-    *("data.root", "data.workers", "data.timeout", "data.prefetch", "data.max_errors", "data.in_memory", "data.cache"),
+    *(
+        "data.root",
+        "data.mirror",
+        "data.workers",
+        "data.timeout",
+        "data.prefetch",
+        "data.max_errors",
+        "data.in_memory",
+        "data.cache",
+    ),
     *("runner.save_every", "runner.max_time", "runner.timeout", "runner.pause_after"),
     "runner.processes",  # their number is in run.json, however they were started, and checked there
 )
