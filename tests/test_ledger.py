@@ -124,6 +124,22 @@ def test_confident_learning_takes_what_is_confidently_another_class() -> None:
     assert candidates(labels, probabilities).tolist() == [5, 2], "the least probable label first"
 
 
+def test_candidates_are_those_of_cleanlab() -> None:
+    """The package of the paper's authors, by the same way of pruning."""
+    pytest.importorskip("cleanlab")
+    from cleanlab.filter import find_label_issues
+
+    rng = np.random.default_rng(1)
+    true = rng.integers(0, 5, 2000)
+    labels = np.where(rng.random(2000) < 0.15, rng.integers(0, 5, 2000), true)
+    scores = rng.normal(0, 1, (2000, 5)) + 3 * np.eye(5)[true]
+    probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    issues = find_label_issues(labels, probabilities, filter_by="prune_by_noise_rate", n_jobs=1)
+    found, wanted = set(candidates(labels, probabilities).tolist()), set(np.flatnonzero(issues).tolist())
+    assert len(wanted) > 200
+    assert len(found ^ wanted) <= 5, "they round the joint such that its sum stays: a count may differ by one"
+
+
 def test_a_method_without_one_class_a_sample_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "data=digits", "model=cnn", "method=simclr", "runner.ledger=true", "quiet=true"]) == 2
     assert "runner.ledger" in capsys.readouterr().err
