@@ -1,10 +1,13 @@
-"""``wandb agent`` drives ``train.py`` by overrides, as docs/coming.md says, and gets its metric."""
+"""``wandb agent`` drives ``train.py`` by overrides, as docs/coming.md says, and gets its metric; ``wandb sync`` takes
+what a run left that was offline and killed."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import yaml
 
 from fake_wandb import FakeWandb
 from healsg.loggers.wandb import Wandb
-from helpers import REPOSITORY
+from helpers import REPOSITORY, epochs_of, healsg, lines
 from test_site import blocks
 
 
@@ -58,3 +61,37 @@ def test_an_agent_trains_each_trial_and_gets_its_metric(tmp_path: Path) -> None:
 
 def _is(config: Path, key: str) -> bool:
     return key in (config.parent / "wandb.json").read_text()
+
+
+@pytest.mark.soak
+def test_a_run_that_was_offline_and_killed_five_times_arrives_as_one(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY / "src")}
+    given = [
+        "use_wandb=true",
+        "wandb.mode=offline",
+        "model=mlp",
+        "runner.epochs=120",
+        "runner.save_every=10",
+        "name=run",
+    ]
+    for kill in range(6):
+        child = subprocess.Popen(healsg("train", *given, "quiet=true"), cwd=tmp_path, env={**os.environ, **home})
+        while kill < 5 and child.poll() is None and epochs_of(tmp_path / "runs/run") < 15 * (kill + 1):
+            time.sleep(0.02)
+        if kill < 5:
+            assert child.poll() is None, "it is to be killed before its end"
+            child.send_signal(signal.SIGKILL)
+        assert child.wait(timeout=120) == (0 if kill == 5 else -signal.SIGKILL)
+        time.sleep(1.0)  # the client ends by itself once the run is gone
+    folders = sorted(str(path) for path in (tmp_path / "runs/run/wandb").glob("offline-run-*"))
+    assert len(folders) == 6
+    with FakeWandb() as server:
+        environment = {**os.environ, **home, **server.environment}
+        line = [sys.executable, "-m", "wandb", "sync", *folders]
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (key,) = server.runs
+        epochs = [(row["step"], row["val/acc"]) for row in server.rows(key) if "val/acc" in row]
+    kept = [(row["step"], row["val/acc"]) for row in lines(tmp_path / "runs/run") if row["event"] == "epoch"]
+    assert sorted(set(epochs)) == sorted(kept), "every epoch has arrived"
+    assert len(epochs) == len(kept), "and once"
