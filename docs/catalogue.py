@@ -107,7 +107,8 @@ def main(arguments: list[str]) -> int:
     made = pages(Catalogue(Composer()))
     if arguments == ["--check"]:
         stale = [name for name, text in made.items() if not is_current(HERE / name, text)]
-        print(*(f"docs/catalogue/{name}: not current; python docs/catalogue.py writes it" for name in stale), sep="\n")
+        for name in stale:
+            print(f"docs/catalogue/{name}: not current; python docs/catalogue.py writes it")
         return int(bool(stale))
     HERE.mkdir(exist_ok=True)
     for name, text in made.items():
