@@ -159,6 +159,24 @@ def test_the_groups_are_those_of_the_design() -> None:
     assert len(CHOICES) >= 25
 
 
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.startswith("model/")])
+def test_a_nested_option_is_in_the_configuration(choice: str) -> None:
+    group, _, option = choice.partition("=")
+    wanted = yaml.safe_load((CONF / group / f"{option}.yaml").read_text())
+    model = Composer().compose([*SHAPES, *UNET, choice], checked=False).values["model"]
+    assert wanted.items() <= model[group.partition("/")[2]].items()
+
+
+@pytest.mark.parametrize("path", [path for path in NODES if path.parent.name == "model"], ids=lambda path: path.stem)
+def test_a_null_does_not_remove_the_option_that_was_chosen(path: Path) -> None:
+    """What stands after ``_self_`` in the defaults is merged over a file's own keys."""
+    content = yaml.safe_load(path.read_text())
+    defaults = [entry if isinstance(entry, str) else next(iter(entry)) for entry in content.get("defaults", [])]
+    for name in defaults:
+        if name in content and content[name] is None:
+            assert defaults.index(name) > defaults.index("_self_")
+
+
 def small(choice: str) -> list[str]:
     """The choice, with what makes it small."""
     return [choice, *SMALL.get(choice, []), *beside(choice.removeprefix("method="))]

@@ -205,8 +205,8 @@ def test_labels_of_several_classes_refuse_what_needs_one() -> None:
 def test_volumes_are_moved_and_mirrored_as_wholes() -> None:
     volumes = torch.randint(1, 255, (40, 2, 5, 6, 7), dtype=torch.uint8)
     draw = Draw(3, torch.arange(40))
-    for padding in ("zero", "reflect"):
-        moved = VolumeTransform(True, 1, (0.0,) * 2, (1.0,) * 2, padding, maximum=1.0)(  # type: ignore[arg-type]
+    for padding, shift in (("zero", 1), ("reflect", 1), ("zero", 0)):
+        moved = VolumeTransform(True, shift, (0.0,) * 2, (1.0,) * 2, padding, maximum=1.0)(  # type: ignore[arg-type]
             {"input": volumes}, draw
         )["input"]
         for volume, given, row in zip(moved, volumes, range(40), strict=True):
@@ -214,7 +214,7 @@ def test_volumes_are_moved_and_mirrored_as_wholes() -> None:
             for place, axis in enumerate((1, 2, 3)):
                 if int(draw.integers(2 * place, 0, 1)[row]):
                     made = made.flip(axis)
-                by, size = int(draw.integers(2 * place + 1, -1, 1)[row]), made.shape[axis]
+                by, size = int(draw.integers(2 * place + 1, -shift, shift)[row]), made.shape[axis]
                 rolled = made.roll(-by, axis)
                 if by:
                     edge, inner = (size - 1, size - 2) if by > 0 else (0, 1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from healsg.data.info import DataInfo
 from healsg.errors import ConfigError
-from healsg.losses.segmentation import DeepSupervision, Dice, DiceCrossEntropy
+from healsg.losses.segmentation import DeepSupervision, Dice, DiceCrossEntropy, Focal
 from healsg.models.monai import Monai
 from healsg.models.resenc_unet import ResEncUNet
 from healsg.models.smp import Smp
@@ -304,4 +304,8 @@ def test_the_data_say_what_is_ignored_and_which_regions_there_are() -> None:
     told = DataInfo((1, 8, 8), 2, "segmentation", ignore=255, regions=regions)
     criterion: Any = UNet(deep_supervision=False).criterion(told)
     assert isinstance(criterion, DiceCrossEntropy)
+    chosen: Any = UNet(deep_supervision=False, loss=Focal()).criterion(told)
+    assert (chosen.ignore, chosen.regions, chosen.gamma) == (255, [(1, 2, 3), (2, 3)], 2.0)
+    own: Any = UNet(deep_supervision=False, loss=Focal(ignore=7)).criterion(told)
+    assert own.ignore == 7
     assert [(part.ignore, part.regions) for part in criterion.parts.values()] == [(255, [(1, 2, 3), (2, 3)])] * 2

@@ -18,6 +18,7 @@ Each criterion declares its denominator for ``healsg.training.denominator``: ``m
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -235,11 +236,26 @@ class DenseLoss(nn.Module):
         """See ``dense_target``."""
         return dense_target(target, output, self.ignore, self.regions)
 
+    def take_labels(self, ignore: int | None, regions: Regions | None) -> None:
+        """Take what the data say of their labels for what is not set."""
+        self.ignore = ignore if self.ignore is None else self.ignore
+        self.regions = regions if self.regions is None else self.regions
+
     def by_class(self, losses: Tensor, background: bool) -> Tensor:
         """The mean of losses (N, C) over samples and classes, each class times its weight; without the first class, the
         background, unless asked for. Regions have no background."""
         weighted = losses if self.weights is None else losses * self.weights.to(losses.dtype)
         return weighted[:, first_class(losses.shape[1], background, self.regions) :].mean()
+
+
+def for_labels(criterion: nn.Module, ignore: int | None = None, regions: Regions | None = None) -> nn.Module:
+    """A copy of a criterion in which all losses of this module have the data's ``ignore`` and ``regions`` where they
+    were given none."""
+    made = copy.deepcopy(criterion)
+    for part in made.modules():
+        if isinstance(part, DenseLoss):
+            part.take_labels(ignore, regions)
+    return made
 
 
 def pixels_that_count(truth: Tensor, counted: Tensor | None) -> Tensor:

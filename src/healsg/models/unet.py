@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
 from healsg.evaluation.sliding_window import Rule, Windows, whole
-from healsg.losses.segmentation import DeepSupervision, DiceCrossEntropy
+from healsg.losses.segmentation import DeepSupervision, DiceCrossEntropy, for_labels
 from healsg.model import Network, TaskModel
 from healsg.models.planning import Budget
 from healsg.types import Count, Share
@@ -273,7 +273,8 @@ class DenseModel(TaskModel):
         self.mirror = mirror
 
     def criterion(self, info: DataInfo) -> nn.Module:
-        loss = self.loss or DiceCrossEntropy(**dense_settings(info))
+        labels = dense_settings(info)
+        loss = DiceCrossEntropy(**labels) if self.loss is None else for_labels(self.loss, **labels)
         return DeepSupervision(loss) if self.deeply_supervised else loss
 
     def predict(self, network: nn.Module, batch: Mapping[str, Any]) -> Any:

@@ -143,6 +143,8 @@ class ImageTransform:
         self.std = tuple(std)
         self.maximum = maximum
         self.outside = outside
+        self.as_stored = maximum == 1 and set(self.mean) == {0.0} and set(self.std) == {1.0}
+        """Whether the normalisation changes nothing."""
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
@@ -152,6 +154,8 @@ class ImageTransform:
         if images.device not in self._constants:
             self._constants[images.device] = scaling(images, self.mean, self.std, self.maximum)
         factor, offset = self._constants[images.device]
+        if self.as_stored and images.dtype == torch.float32:
+            return batch
         return batch | {"input": images.to(torch.float32, copy=True).mul_(factor).add_(offset)}
 
     def described(self) -> dict[str, Any]:
