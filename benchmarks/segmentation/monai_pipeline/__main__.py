@@ -3,10 +3,10 @@
     python -m benchmarks.segmentation.monai_pipeline [--rounds 7] [--updates 12] [--patch 96]
 
 ``tubes3d`` is written as ``.mha`` files of 16 bits with a Decathlon list. Both sides read the list, hold what their
-deterministic transforms make (``recipe/monai_vessels.yaml``; ``CacheDataset``), and train MONAI's U-Net in one process on
-one thread. Each round is some updates of the one, then of the other, in turns; then the batches alone; then one volume in
-sliding windows. CPU time of the process; ratios are taken within a round, and the first one is left out. Without options
-the result is written to ``results/monai_pipeline.txt``.
+deterministic transforms make (``recipe/monai_vessels.yaml``; ``CacheDataset``), and train MONAI's U-Net in one process
+on one thread. Each round is some updates of the one, then of the other, in turns; then the batches alone; then one
+volume in sliding windows. CPU time of the process; ratios are taken within a round, and the first one is left out.
+Without options the result is written to ``results/monai_pipeline.txt``. MONAI reads ``.mha`` by the package ``itk-io``.
 """
 
 from __future__ import annotations
