@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 import torch
 
+import fake_masks
+import fake_volumes
 from healsg import TaskTrainer
 from healsg.commands import diverge, fingerprints, launching, trace, verify
 from healsg.commands.diverge import first_tensor
@@ -205,6 +207,67 @@ def test_every_method_resumes_exactly(method: str, capfd: pytest.CaptureFixture[
     assert verify.run([*options, f"verify_seed={METHODS.index(method)}"]) == 0
     told = capfd.readouterr().out
     assert "exact: 4 runs agree; 6 kills" in told
+
+
+MASKS = ["model=unet", "model.width=2", "model.stages=2", "runner.epochs=3", "quiet=true", "data.batch_size=2"]
+FOLDERS = ["data=seg2d", "data.folder=masked", "data.image_size=32", "data.patch=[16,16]", "data.val_fraction=0.2"]
+SCANS = ["data=nifti", "data.folder=scans", "data.patch=[8,8,8]", "data.val_fraction=0.2"]
+FEW = ["data.labels=4", "data.samples_per_epoch=8"]
+DENSE = {
+    "adamw": [],
+    "mean_teacher": ["method.view=strong", "method.ramp=0", *FEW],
+    "cps": FEW,
+    "fixmatch": ["method.unlabelled_ratio=1", "method.threshold=0.5", *FEW],
+}
+"""Methods that learn masks, with settings under which each of their terms acts."""
+
+
+def write_masks(kind: str) -> None:
+    """The files of one set of masks in the current directory."""
+    if kind == "nifti":
+        pytest.importorskip("nibabel", reason="volumes need nibabel: an extra of healsg")
+        fake_volumes.write_scans(Path("scans"), 10)
+    else:
+        fake_volumes.write_pictures(Path("masked"), 10)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("method", DENSE)
+@pytest.mark.parametrize("kind", ["seg2d", "nifti"])
+def test_every_method_of_masks_resumes_exactly(
+    kind: str, method: str, workers: int, processes: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_masks(kind)
+    data = FOLDERS if kind == "seg2d" else SCANS
+    options = [*MASKS, *data, f"method={method}", *DENSE[method], f"data.workers={workers}", "runner.log_every=3"]
+    assert verify.run([*options, "name=own", "runs=2", "kills=3", f"verify_seed={workers}"]) == 0
+    # steps of milliseconds: a kill may come only after the step that the next one is planned for
+    assert re.search(r"exact: 4 runs agree; [4-6] kills", capfd.readouterr().out)
+
+
+ENTRIES = {
+    "decathlon": ["data.list=scans/list.json", "data.patch=[8,8,8]", "data.augment=nnunet"],
+    "nnunet_raw": ["data.folder=raw", "data.patch=[8,8,8]", "data.cache=true"],
+    **{name: [f"data.folder={name}", "data.image_size=32"] for name in ("voc", "cityscapes", "coco_seg")},
+    **{name: ["data.train=8", "data.test=2", "data.size=16"] for name in ("shapes2d", "digits_seg")},
+    **{name: ["data.train=8", "data.test=2", "data.size=16", "data.patch=[8,8,8]"] for name in ("shapes3d", "tubes3d")},
+}
+"""The other sets of masks, as small as can be."""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_set_of_masks_resumes_exactly(entry: str, processes: None, capfd: pytest.CaptureFixture[str]) -> None:
+    if entry in ("decathlon", "nnunet_raw"):
+        pytest.importorskip("nibabel", reason="volumes need nibabel: an extra of healsg")
+        fake_volumes.write_scans(Path("scans"), 8)
+        fake_volumes.write_nnunet(Path("raw"), 8)
+    elif entry in ("voc", "cityscapes", "coco_seg"):
+        getattr(fake_masks, f"write_{entry}")(Path(entry))
+    options = [*MASKS, f"data={entry}", *ENTRIES[entry], "data.workers=2", "runner.limit_batches=4", "name=own"]
+    assert verify.run([*options, "runs=1", "kills=3"]) == 0
+    assert "exact: 3 runs agree; 3 kills" in capfd.readouterr().out
 
 
 def test_a_child_s_mistake_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:

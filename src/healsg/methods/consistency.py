@@ -171,13 +171,17 @@ def masked_mean(losses: Tensor, mask: Tensor, batch: dict[str, Any], counted: Te
 
 
 def mean_over(values: Tensor, batch: dict[str, Any], counted: Tensor | None = None) -> Mean:
-    """The mean of floating-point values (N,) or (N, *spatial) of a batch's samples, such as the mask of those that are
-    selected; over ``counted`` pixels alone where it is given, by whose number it weighs, in units of whole samples."""
+    """The mean over a batch's samples of floating-point values (N,) or (N, *spatial), such as the mask of those that
+    are selected. Where ``counted`` is given, a sample's own mean is that over its counted pixels, 0 where it has none.
+
+    It is a mean over samples and not over pixels, whose number in micro-batches to come is not known: so any split of a
+    batch gives the same step.
+    """
     if counted is None:
         return Mean(values.mean(), samples_of(batch))
-    number = counted.sum().to(values.dtype)
-    value = (values * counted).sum() / number.clamp(min=1.0)
-    return Mean(value, number / counted[0].numel())
+    number = counted.flatten(1).sum(dim=1).to(values.dtype)
+    sums = (values * counted).flatten(1).sum(dim=1)
+    return Mean((sums / number.clamp(min=1.0)).mean(), samples_of(batch))
 
 
 def probabilities(output: Tensor) -> Tensor:
