@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +174,11 @@ class TaskTrainer:
         """The numbers of ``evaluation`` alone."""
         return self.evaluation(split, which, folder).numbers
 
-    def evaluation(self, split: str = "test", which: str = "best", folder: RunFolder | None = None) -> Evaluation:
-        """Evaluate the ``best`` or ``last`` weights of the trained run on a split.
+    def evaluation(
+        self, split: str = "test", which: str = "best", folder: RunFolder | None = None, samples: bool = False
+    ) -> Evaluation:
+        """Evaluate the ``best`` or ``last`` weights of the trained run on a split; with ``samples`` also look at single
+        ones, the worst first, with pictures.
 
         Raises:
             RunError: there is no run yet, or its weights do not fit.
@@ -185,13 +189,21 @@ class TaskTrainer:
         if folder is None:
             raise RunError("evaluate: this task has no run yet; train it, or use TaskTrainer.load(run)")
         with returning():
-            return self._evaluate(folder, split, which)
+            epoch = self._evaluate(folder, split, which)
+            if not samples:
+                return epoch.evaluation()
+            task = epoch.task
+            collector = leaf("samples.SampleCollector")(task.data_info)
+            found = EvalEpoch(task, split, epoch.network, collector).evaluation()
+            collector.finish(split, task.loaders[split])
+            return replace(found, samples=collector.found)
 
-    def _evaluate(self, folder: RunFolder, split: str, which: str) -> Evaluation:
+    def _evaluate(self, folder: RunFolder, split: str, which: str) -> EvalEpoch:
+        """The evaluation of the run's weights on a split, ready to run."""
         state = weights_state(folder, which)
         info = saved_info(state)
         if info is not None and (alone := self._evaluation(info, state, split)) is not None:
-            return alone.by_case()
+            return alone
         task = build_task(self.composed)
         task.build(fresh_weights=False, training=False, data_info=info)
         if split not in task.loaders:
@@ -203,7 +215,7 @@ class TaskTrainer:
             raise RunError(f"{folder.shown}: its weights do not fit this model: {reason}") from error
         loader = task.loaders[split]
         task.loaders[split] = loader.evaluation_view() if isinstance(loader, Loader) else loader
-        return EvalEpoch(task, split).evaluation()
+        return EvalEpoch(task, split)
 
     def _evaluation(self, info: DataInfo, state: dict[str, Any], split: str) -> EvalEpoch | None:
         """The evaluation of a checkpoint's weights on one split alone, without the training data and without a teacher.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from healsg.commands import tables
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 SHOWN = 20
 """Cases that the table on the screen has; the file has all."""
 
-USAGE = "healsg eval RUN [split=test] [checkpoint=best] [key=value ...]"
+USAGE = "healsg eval RUN [split=test] [checkpoint=best] [--page FILE] [key=value ...]"
 
 HELP = f"""\
 usage: {USAGE}
@@ -36,6 +37,8 @@ such as those of a segmentation, are shown beside it on standard error, the wors
                                                          another kind of data
   healsg eval exp1 model/metrics=classification          further metrics
 
+  --page FILE        also one HTML file: the table by case, worst first, and the worst as
+                     pictures: image, truth, prediction, errors in colour
   --config-dir DIR   with the options of a folder of your own"""
 
 KEPT = ("root", "batch_size", "workers", "image_size", "channels", "mean", "std", "timeout", "prefetch", "on_error")
@@ -44,7 +47,7 @@ KEPT = ("root", "batch_size", "workers", "image_size", "channels", "mean", "std"
 
 def run(arguments: list[str]) -> int:
     """``RUN [split=test] [checkpoint=best|last] [overrides]``; prints and writes ``eval-<split>-<checkpoint>.json``."""
-    arguments, flags = parse_flags(arguments, (), ["--config-dir"])
+    arguments, flags = parse_flags(arguments, (), ["--config-dir", "--page"])
     if flags["help"]:
         print(HELP)
         return 0
@@ -62,6 +65,9 @@ def run(arguments: list[str]) -> int:
             overrides.append(argument)
     if own["checkpoint"] not in ("best", "last"):
         raise ConfigError(f"checkpoint: {own['checkpoint']} is not one of best, last")
+    page = Path(str(flags["page"])) if "page" in flags else None
+    if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
+        raise ConfigError(f"--page: {page} is no file that can be written; name one in a folder that is there")
     folder = composed_once(lambda: find(arguments[0]))
     config_dir = str(flags["config-dir"]) if "config-dir" in flags else None
     composed = composed_once(lambda: with_parts(folder, overrides, config_dir))
@@ -69,11 +75,15 @@ def run(arguments: list[str]) -> int:
     from healsg.runs.evaluations import write_evaluation
     from healsg.trainer import TaskTrainer
 
-    found = TaskTrainer(composed).evaluation(own["split"], own["checkpoint"], folder)
+    found = TaskTrainer(composed).evaluation(own["split"], own["checkpoint"], folder, page is not None)
     if distributed.processes().rank == 0:
         print(write_evaluation(folder, own["split"], own["checkpoint"], found))
         if found.cases:
             _show_cases(found)
+        if page is not None:
+            from healsg.commands.eval_page import write_page
+
+            write_page(page, f"{folder.path.name}: {own['split']}, {own['checkpoint']} weights", found)
     return 0
 
 

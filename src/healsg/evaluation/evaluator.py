@@ -52,8 +52,15 @@ class Collector(Protocol):
     def see(self, output: Any, batch: Mapping[str, Any]) -> None:
         """A batch, and the network's output for it."""
 
+    @property
+    def found(self) -> dict[str, Any]:
+        """What was seen, as plain values, on rank 0 once the evaluation is done."""
+
+    def finish(self, split: str, loader: Any) -> None:
+        """The evaluation of ``split`` is done: put together what was seen."""
+
     def write(self, folder: Path, split: str, loader: Any) -> None:
-        """The evaluation of ``split`` is done: write what was seen into the run's folder."""
+        """The same, and write it into the run's folder."""
 
     def log_media(self, media_log: MediaLog, epoch: int, step: int) -> None:
         """Log what was written as images and tables, for the loggers."""
@@ -66,10 +73,12 @@ class Evaluation:
     Args:
         numbers: by name over all samples.
         cases: by name of a case its numbers by name, of the metrics that go by case.
+        samples: what a collector saw of single samples, the worst first; empty without one.
     """
 
     numbers: dict[str, Any]
     cases: dict[str, dict[str, float]] = field(default_factory=dict)
+    samples: dict[str, Any] = field(default_factory=dict)
 
 
 def worst_first(cases: Mapping[str, Mapping[str, float]], most: int | None = None) -> list[str]:

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
+from healsg.loggers.mask_panels import CAPTION, PLANES
 from healsg.loggers.plots import reliability
 from healsg.metrics.interval import wilson
 
 MOST_ROWS = 200
 """Classes of the table."""
 
-LARGEST_PICTURE = 40_000
+LARGEST_PICTURE = 120_000
 """Characters of a picture in base64; a larger one is not ours."""
 
 
@@ -81,7 +82,7 @@ def worst(found: dict[str, Any]) -> Iterator[str]:
     headings = {
         "mistakes": ("Most confident mistakes", ""),
         "losses": ("Largest losses", ""),
-        "masks": ("Masks with the lowest Dice", "<p>the input, its mask, and the mask that was found</p>"),
+        "masks": ("Masks with the lowest Dice", f"<p>{CAPTION}; of volumes {PLANES}</p>"),
     }
     for kind, (heading, text) in headings.items():
         entries = [one for one in found.get(kind) or () if isinstance(one, dict)] if _is_list(found.get(kind)) else []

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from healsg import distributed, safefiles
 from healsg.data.info import DataInfo
 from healsg.data.source import DatasetSource, line
-from healsg.loggers.thumbnails import contact_sheet, shown_levels, thumbnail, with_mask
+from healsg.datasets.segmentation import region_labels
+from healsg.loggers.mask_panels import CAPTION, panel
+from healsg.loggers.thumbnails import contact_sheet, shown_levels, thumbnail
+from healsg.metrics.segmentation import mask_pairs
 from healsg.runs.folder import finite, write_text
 from healsg.runs.media import MediaLog
 
@@ -29,7 +33,7 @@ SHEETS = {
     "predictions": "the first samples",
     "mistakes": "the most confident mistakes",
     "losses": "the largest losses",
-    "masks": "the worst masks: picture, mask, prediction",
+    "masks": f"the worst masks: {CAPTION}",
 }
 
 BINS = 15
@@ -78,7 +82,7 @@ class SampleCollector:
         self.largest = _Worst()
         self.masks = _Worst()
         self.found: dict[str, Any] = {}
-        """What was written, on rank 0."""
+        """What was seen, as plain values, on rank 0."""
 
     def see(self, output: Any, batch: Mapping[str, Any]) -> None:
         """Take in a batch and the network's output for it."""
@@ -88,7 +92,7 @@ class SampleCollector:
         kind = self.info.kind if self.info is not None else "multiclass"
         if output.dim() == 2 and target.dim() == 1 and output.shape[1] > 1 and kind == "multiclass":
             self._see_classes(output.detach().float(), target.long(), batch)
-        elif self.info is not None and self.info.placed and not self.info.regions and output.dim() == target.dim() + 1:
+        elif self.info is not None and self.info.placed and output.dim() == target.dim() + 1:
             self._see_masks(output.detach(), target, batch)
 
     def _see_classes(self, output: Tensor, target: Tensor, batch: Mapping[str, Any]) -> None:
@@ -112,25 +116,42 @@ class SampleCollector:
         self.largest.add(np.nan_to_num(columns[3], nan=-np.inf), show)
 
     def _see_masks(self, output: Tensor, target: Tensor, batch: Mapping[str, Any]) -> None:
-        predicted, own = output.argmax(dim=1).cpu().numpy(), target.cpu().numpy()
-        scores = np.array([self._dice(predicted[row], own[row]) for row in range(len(own))])
+        assert self.info is not None
+        info = self.info
+        predicted = self._labels(output).cpu().numpy()
+        own = target.cpu().numpy()
+        regions = list(info.regions.values()) or None
+        pairs = mask_pairs(output, target, info.ignore, regions)
+        scores = np.array([_dice(one if regions else one[1:]) for one in pairs])
 
         def show(row: int) -> dict[str, Any]:
-            masks = {"mask": own[row], "found": predicted[row]}
-            return {"dice": float(scores[row]), "masks": masks} | self._picture(batch, row)
+            # the panel at once: the worst volumes themselves would take the memory of so many volumes
+            return {"dice": float(scores[row])} | self._panel(batch, row, own[row], predicted[row])
 
         self.masks.add(np.where(np.isnan(scores), -np.inf, -scores), show)
 
-    def _dice(self, predicted: Array, own: Array) -> float:
-        """The mean Dice of the foreground classes that either mask holds; nan where neither holds any."""
+    def _labels(self, output: Tensor) -> Tensor:
+        """(N, *spatial) the labels of scores (N, C, *spatial); of regions those that predictions are written with."""
         assert self.info is not None
-        counted = own != self.info.ignore if self.info.ignore is not None else np.ones(own.shape, bool)
-        scores = []
-        for label in range(1, self.info.num_classes):
-            one, two = (predicted == label) & counted, (own == label) & counted
-            if total := int(one.sum()) + int(two.sum()):
-                scores.append(2 * int((one & two).sum()) / total)
-        return float(np.mean(scores)) if scores else float("nan")
+        if not self.info.regions:
+            return output.argmax(dim=1)
+        made = torch.zeros_like(output[:, 0], dtype=torch.int64)
+        for place, label in region_labels(self.info.regions):
+            made = torch.where(output[:, place] > 0, label, made)
+        return made
+
+    def _panel(self, batch: Mapping[str, Any], row: int, own: Array, predicted: Array) -> dict[str, Any]:
+        """A sample's facts with its image, its mask, the predicted one and the errors as a picture."""
+        assert self.info is not None
+        facts = self._picture(batch, row)
+        input = facts.pop("input", None)
+        if input is None:
+            return facts
+        how = self.info.preprocessing
+        cases = batch.get("case")
+        spacing = cases[row].spacing if isinstance(cases, (list, tuple)) else ()
+        made = panel(input, own, predicted, self.info.ignore, spacing, (how.get("mean"), how.get("std")))
+        return facts if made is None else facts | {"panel": made}
 
     def _picture(self, batch: Mapping[str, Any], row: int) -> dict[str, Any]:
         """A sample's index, its case and its input."""
@@ -149,15 +170,21 @@ class SampleCollector:
     # --- the end of the evaluation -----------------------------------------------------------------------------------
 
     def write(self, folder: Path, split: str, loader: Any) -> None:
-        """Write what was seen into the run's folder, unless nothing was; every process must call it.
+        """Write what was seen into the run's folder, unless nothing was; every process must call it. See ``finish``.
+
+        Raises OSError where it cannot be written.
+        """
+        self.finish(split, loader)
+        if self.found:
+            safefiles.make_folder(folder / "media")
+            write_text(folder / FILE, json.dumps(finite(self.found)) + "\n")
+
+    def finish(self, split: str, loader: Any) -> None:
+        """Put together what was seen, as ``found``; every process must call it.
 
         Args:
-            folder: of the run.
             split: that was evaluated.
             loader: of it, whose data set may know the samples' files.
-
-        Raises:
-            OSError: it cannot be written.
         """
         columns = [np.concatenate(kept) if kept else np.zeros(0) for kept in self._columns]
         if distributed.processes().several:
@@ -173,8 +200,6 @@ class SampleCollector:
         if len(columns[0]):
             classes = self.info.num_classes if self.info is not None else int(max(map(np.max, columns[:2]))) + 1
             found |= measured(columns[0].astype(int), columns[1].astype(int), columns[2], classes)
-        safefiles.make_folder(folder / "media")
-        write_text(folder / FILE, json.dumps(finite(found)) + "\n")
 
     def log_media(self, media_log: MediaLog, epoch: int, step: int) -> None:
         """Log what was written: the confusion matrix, and sheets of the first and the worst samples with their facts.
@@ -209,20 +234,26 @@ class SampleCollector:
     def _shown(self, facts: dict[str, Any], loader: Any) -> dict[str, Any]:
         """What is written of a sample: numbers, a name, a small picture."""
         input = facts.get("input")
-        masks = facts.get("masks")
         index = facts.get("index")
-        plain = {key: value for key, value in facts.items() if key not in ("input", "masks")}
+        plain = {key: value for key, value in facts.items() if key not in ("input", "panel")}
         if "name" not in plain and index is not None:
             plain["name"] = _name(loader, index)
         scale = self.info.preprocessing if self.info is not None else {}
         levels = None if input is None else shown_levels(input, scale.get("mean"), scale.get("std"))
-        if levels is not None:
-            if masks:
-                beside = [levels, *(with_mask(levels, mask) for mask in masks.values())]
-                levels = np.concatenate(beside, axis=1)
-            jpeg = thumbnail(levels, 96 if not masks else 288)
-            plain["jpeg"] = base64.b64encode(jpeg).decode()
+        if "panel" in facts:
+            plain["jpeg"] = base64.b64encode(thumbnail(facts["panel"], max(facts["panel"].shape))).decode()
+        elif levels is not None:
+            plain["jpeg"] = base64.b64encode(thumbnail(levels)).decode()
         return plain
+
+
+def _dice(pairs: list[tuple[Array, Array]]) -> float:
+    """The mean Dice of the foreground classes (or regions) that either mask holds; nan where neither holds any."""
+    scores = []
+    for made, true in pairs:
+        if total := int(made.sum()) + int(true.sum()):
+            scores.append(2 * int((made & true).sum()) / total)
+    return float(np.mean(scores)) if scores else float("nan")
 
 
 def _class_name(key: str, value: Any, classes: list[str]) -> Any:

@@ -1,0 +1,53 @@
+"""``healsg eval --page``: one HTML file with the numbers, the table by case, worst first, and pictures of the worst."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from healsg.evaluation.evaluator import Evaluation, worst_first
+from healsg.loggers.report import STYLE
+from healsg.loggers.report_samples import worst
+from healsg.runs.folder import finite, write_text
+
+
+def write_page(path: Path, title: str, found: Evaluation) -> None:
+    """Write the page of an evaluation whose samples were looked at. Raises OSError."""
+    numbers = {name: value for name, value in found.numbers.items() if isinstance(value, (int, float))}
+    facts = "".join(f"<tr><th>{escape(name)}</th><td>{_number(value)}</td></tr>" for name, value in numbers.items())
+    sections = [
+        f"<h1>{escape(title)}</h1>",
+        f'<table class="facts">{facts}</table>',
+        *worst(finite(found.samples)),
+        _cases(found.cases),
+    ]
+    page = (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
+    )
+    write_text(path, page)
+
+
+def _cases(cases: Mapping[str, Mapping[str, float]]) -> str:
+    """All cases, the worst first."""
+    if not cases:
+        return ""
+    columns = list(dict.fromkeys(key for numbers in cases.values() for key in numbers))
+    head = "".join(f"<th>{escape(name)}</th>" for name in ["case", *columns])
+    rows = ""
+    for name in worst_first(cases):
+        cells = "".join(f"<td>{_number(cases[name].get(column))}</td>" for column in columns)
+        rows += f"<tr><th>{escape(name)}</th>{cells}</tr>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<h2>Cases, the worst first</h2><div class="scroll matrix">{table}</div>'
+
+
+def _number(value: Any) -> str:
+    """A number for people; nothing where it is not defined, such as of a class that is neither there nor predicted."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
