@@ -72,7 +72,7 @@ median over its saves. W8: of the rounds the least counts; an exponent of 1 is l
 MONAI's usual pipeline of volumes (a Decathlon list of `.mha`, spacing, window, crop, patches of 96 around vessels,
 flips, a U-Net), as one recipe of ours beside MONAI alone with everything held in memory: an update takes 0.68 of the
 CPU time (0.66 to 0.72), the data's share of a patch 0.28 (0.24 to 0.32), a volume in sliding windows 1.06 (0.76 to
-1.39). What an update gains is the memory format (`runner.channels_last=auto`); with `false` it takes as long as MONAI's.
+1.39). What an update gains is the memory format (`runner.channels_last=auto`); with `false` it takes as long as theirs.
 `python -m benchmarks.segmentation.monai_pipeline` (`benchmarks/results/monai_pipeline.txt`).
 
 Nothing on this page was run on a GPU. What is there for one (`runner=fast`, `runner.cuda_graph`, samples and
