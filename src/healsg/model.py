@@ -12,6 +12,11 @@ from healsg.errors import ConfigError
 from healsg.metric import Metric
 
 
+def takes_any(info: DataInfo) -> str:
+    """Which network takes inputs that another one refuses, for its message."""
+    return "model=unet takes images and volumes with masks" if info.placed else "model=mlp takes any shape"
+
+
 class Network(nn.Module):
     """A network with a body and a head, so that methods can ask for either: ``net(x)`` or ``net(x, features=True)``.
 

@@ -108,6 +108,9 @@ def _out(given: str | bool | None) -> Path | None:
     path = Path(str(given))
     if path.suffix != ".yaml":
         raise ConfigError(f"--out: {given} is no .yaml file")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"--out: {nearest} is no folder")
     return path
 
 

@@ -195,7 +195,8 @@ class TaskData:
         parts = {"train": train, "val": val if val is not None else test, "test": test}
         for split, source in parts.items():
             if source is not None and not len(source):
-                raise DataError(f"data: the {split} part has no samples; data.val_fraction is {self.val_fraction}")
+                way = "; a larger one leaves some" if split == "val" and self.val_fraction > 0 else ""
+                raise DataError(f"data: the {split} part has no samples; data.val_fraction is {self.val_fraction}{way}")
         return {split: source for split, source in parts.items() if source is not None}
 
     def hold_out(self, train: Source) -> tuple[Source, Source | None]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
-from healsg.model import Network, TaskModel
+from healsg.model import Network, TaskModel, takes_any
 from healsg.types import Count, Share
 
 SMALLEST = 8
@@ -71,9 +71,7 @@ class CNN(TaskModel):
         super().check(info)
         shape = info.input_shape
         if len(shape) != 3:
-            raise ConfigError(
-                f"model: CNN takes images (channels, height, width), not {shape}; model=mlp takes any shape"
-            )
+            raise ConfigError(f"model: CNN takes images (channels, height, width), not {shape}; {takes_any(info)}")
         if min(shape[1:]) < SMALLEST:
             raise ConfigError(
                 f"model: CNN takes images of {SMALLEST}x{SMALLEST} pixels and more, not {shape[1]}x{shape[2]}; "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
-from healsg.model import Network, TaskModel
+from healsg.model import Network, TaskModel, takes_any
 from healsg.types import Count
 
 CONVOLUTION: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -194,7 +194,7 @@ class ResNet(TaskModel):
         if given not in CONVOLUTION:
             raise ConfigError(
                 f"model: ResNet takes images (channels, height, width) or volumes (channels, depth, height, width), "
-                f"not {shape}; model=mlp takes any shape"
+                f"not {shape}; {takes_any(info)}"
             )
         if self.dim not in (None, given):
             raise ConfigError(f"model: model.dim={self.dim} does not fit inputs of shape {shape}; model.dim=null does")

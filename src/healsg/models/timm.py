@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from healsg.data.base import DataInfo
 from healsg.data.source import line
 from healsg.errors import ConfigError, RunError
-from healsg.model import TaskModel
+from healsg.model import TaskModel, takes_any
 from healsg.models.torchvision import TorchvisionNetwork
 from healsg.paths import current_folder
 
@@ -113,7 +113,7 @@ class Timm(TaskModel):
         shape = info.input_shape
         if len(shape) != 3:
             raise ConfigError(
-                f"model: timm's networks take images (channels, height, width), not {shape}; model=mlp takes any shape"
+                f"model: timm's networks take images (channels, height, width), not {shape}; {takes_any(info)}"
             )
         if importlib.util.find_spec("timm") is None:
             raise ConfigError("model: timm is not installed; install it with: pip install 'healsg[timm]'")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from healsg.build import weights_only
 from healsg.data.base import DataInfo
 from healsg.errors import ConfigError, RunError
-from healsg.model import Network, TaskModel
+from healsg.model import Network, TaskModel, takes_any
 from healsg.runs.weights import bare_names, fitting, read_weights
 
 AUXILIARY = ("googlenet", "inception_v3")
@@ -142,7 +142,7 @@ class Torchvision(TaskModel):
         shape = info.input_shape
         if len(shape) != 3:
             raise ConfigError(
-                f"model: torchvision's networks take images (3, height, width), not {shape}; model=mlp takes any shape"
+                f"model: torchvision's networks take images (3, height, width), not {shape}; {takes_any(info)}"
             )
         if shape[0] != 3:
             raise ConfigError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
-from healsg.model import Network, TaskModel
+from healsg.model import Network, TaskModel, takes_any
 from healsg.types import Count, Positive, Share
 
 EPSILON = 1e-6
@@ -182,9 +182,7 @@ class ViT(TaskModel):
         super().check(info)
         shape = info.input_shape
         if len(shape) != 3:
-            raise ConfigError(
-                f"model: ViT takes images (channels, height, width), not {shape}; model=mlp takes any shape"
-            )
+            raise ConfigError(f"model: ViT takes images (channels, height, width), not {shape}; {takes_any(info)}")
         if shape[1] % self.patch or shape[2] % self.patch:
             fit = [side for side in range(1, min(shape[1:]) + 1) if shape[1] % side == shape[2] % side == 0]
             raise ConfigError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
-from healsg.model import Network, TaskModel
+from healsg.model import Network, TaskModel, takes_any
 from healsg.models.resnet import convolution, initialise
 from healsg.types import Count, Fraction, NonNegative, Share
 
@@ -152,9 +152,7 @@ def check_images(name: str, info: DataInfo, smallest: int) -> None:
     """Refuse data that are no images, or whose sides are shorter than ``smallest`` pixels. Raises ConfigError."""
     shape = info.input_shape
     if len(shape) != 3:
-        raise ConfigError(
-            f"model: {name} takes images (channels, height, width), not {shape}; model=mlp takes any shape"
-        )
+        raise ConfigError(f"model: {name} takes images (channels, height, width), not {shape}; {takes_any(info)}")
     if min(shape[1:]) < smallest:
         raise ConfigError(
             f"model: {name} takes images of {smallest}x{smallest} pixels and more, not {shape[1]}x{shape[2]}; "
