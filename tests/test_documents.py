@@ -132,7 +132,8 @@ def test_commands_on_runs_name_a_run_of_the_document(document: str, tmp_path: Pa
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "config.yaml").write_text(yaml.safe_dump(values))
         elif command[0] == "healsg" and command[1] in ("resume", "eval"):
-            overrides = [word for word in command[3:] if not word.startswith(SETTINGS)]
+            words = command[3 : command.index("--page")] if "--page" in command else command[3:]
+            overrides = [word for word in words if not word.startswith(SETTINGS)]
             assert with_parts(RunFolder(tmp_path / "runs" / command[2]), overrides).values["name"] == command[2]
 
 

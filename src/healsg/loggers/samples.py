@@ -191,7 +191,11 @@ class SampleCollector:
             parts = distributed.processes().gather([column.tolist() for column in columns])
             columns = [np.concatenate([np.array(part[place]) for part in parts]) for place in range(len(columns))]
         shown = {"predictions": self.first, "mistakes": self.mistakes, "losses": self.largest, "masks": self.masks}
-        named = {kind: [self._shown(facts, loader) for _, facts in worst.kept] for kind, worst in shown.items()}
+        kept = {
+            kind: [(value, self._shown(facts, loader)) for value, facts in worst.kept] for kind, worst in shown.items()
+        }
+        shares = distributed.processes().gather(kept)
+        named = {kind: _largest([pair for share in shares for pair in share[kind]]) for kind in shown}
         if distributed.processes().rank != 0 or not (len(columns[0]) or named["masks"]):
             return
         found: dict[str, Any] = {"split": split, **named}
@@ -245,6 +249,11 @@ class SampleCollector:
         elif levels is not None:
             plain["jpeg"] = base64.b64encode(thumbnail(levels)).decode()
         return plain
+
+
+def _largest(pairs: list[tuple[float, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The samples with the largest values, of those that each process has kept."""
+    return [facts for _, facts in sorted(pairs, key=lambda pair: -pair[0])[:KEPT]]
 
 
 def _dice(pairs: list[tuple[Array, Array]]) -> float:
