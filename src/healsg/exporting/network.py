@@ -95,7 +95,8 @@ class Exported(nn.Module):
         super().__init__()
         if predictor.info.kind not in KINDS:
             kinds = ", ".join(KINDS)
-            raise ConfigError(f"healsg export: a {predictor.info.kind} task cannot be exported yet; {kinds} can")
+            way = "; healsg predict writes its masks" if predictor.info.placed else ""
+            raise ConfigError(f"healsg export: a {predictor.info.kind} task cannot be exported yet; {kinds} can{way}")
         self.prepared = Prepared(predictor.info)
         self.network = predictor.network
         self.task_model = predictor.task_model
