@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fake_volumes
 from healsg import DataInfo, TaskTrainer
 from healsg.cli import main
 from healsg.datasets import columns, decoding, folders
@@ -202,9 +203,29 @@ def test_mistakes_are_one_line_before_anything_is_read(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["export", "run0", "--out", "new"]) == 2
     assert "onnxscript is not installed; install it with: pip install 'healsg[export]'" in capsys.readouterr().err
-    masks: Any = SimpleNamespace(info=DataInfo((1, 8, 8), 2, kind="segmentation"))
-    with pytest.raises(ConfigError, match="a segmentation task cannot be exported yet"):
+    masks: Any = SimpleNamespace(info=DataInfo((1, 8, 8, 8), 2, kind="segmentation"))
+    with pytest.raises(ConfigError, match="masks of volumes cannot be exported, those of pictures can; healsg predict"):
         network.Exported(masks)
+
+
+def test_masks_of_pictures_are_written_without_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Windows of 16 of pictures whose shorter side is 24: padded, overlapping, brought back to 40 x 52 pixels."""
+    pytest.importorskip("onnxscript", reason="healsg[export] is not installed")
+    pytest.importorskip("onnxruntime", reason="healsg[export] is not installed")
+    fake_volumes.write_pictures(Path("masked"), 8)
+    data = ["data=seg2d", "data.folder=masked", "data.image_size=24", "data.patch=[16,16]", "data.val_fraction=0.3"]
+    TaskTrainer.compose(*data, "model=unet", "model.width=4", "model.stages=2", *SMALL, "name=masks").train()
+    assert main(["export", "masks", "--out", "archive"]) == 0
+    assert "masks of the val split, with another label at most" in capsys.readouterr().out
+    line = [sys.executable, "-I", "archive/segment.py", "masked/images", "--out", "made"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert main(["predict", "masks", "masked/images", "--out", "own"]) == 0
+    for path in sorted(Path("masked/images").iterdir()):
+        with Image.open(f"made/{path.stem}.png") as made, Image.open(f"own/{path.stem}.png") as own:
+            assert made.size == own.size
+            assert (np.asarray(made) != np.asarray(own)).mean() < 1e-4
+            assert set(np.unique(np.asarray(made))) <= {0, 255}
 
 
 @pytest.mark.soak

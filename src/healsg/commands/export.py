@@ -82,7 +82,7 @@ def export(folder: RunFolder, composed: Composed, to: str, out: Path, checkpoint
     task = _task_of(composed, predictor)
     with _becoming(out) as made:
         write_network(predictor, to, made)
-        meaning = json.dumps(about(predictor.info), indent=1, ensure_ascii=False)
+        meaning = json.dumps(about(predictor.info, predictor.task_model), indent=1, ensure_ascii=False)
         (made / "classes.json").write_text(meaning + "\n", encoding="utf-8")
         agreement, accuracy = (None, None) if to == "safetensors" else _proved(made, to, predictor, task)
         text = _card(folder, task, checkpoint, predictor, to, agreement, accuracy)
@@ -146,12 +146,15 @@ def _proved(made: Path, to: str, predictor: Predictor, task: BasicTask) -> tuple
 
     Raises RunError where it is not the run's network.
     """
-    from healsg.exporting.archive import program
-    from healsg.exporting.check import reference, reproduce
+    from healsg.exporting.archive import mask_program, program
+    from healsg.exporting.check import reference, reproduce, reproduce_masks
 
     (made / "predict.py").write_text(program(to), encoding="utf-8")
     loader = task.task_data.evaluation_loader("val")
     print(f"{loader.samples} samples of the val split are predicted by the run and by predict.py", file=sys.stderr)
+    if predictor.info.placed:
+        (made / "segment.py").write_text(mask_program(to), encoding="utf-8")
+        return reproduce_masks(made, to, predictor, loader), None
     wanted = reference(predictor, loader)
     agreement = reproduce(made, to, wanted, predictor.info)
     if predictor.info.kind != "multiclass":
@@ -221,6 +224,11 @@ def _told(facts: dict[str, Any]) -> str:
     if facts["samples"] is None:
         return f"{facts['out']}: {files}; the weights were read back bit for bit"
     alone = "without torch and healsg" if facts["to"] == "onnx" else "without healsg"
+    if facts["kind"] == "segmentation":
+        return (
+            f"{facts['out']}: {files}; a fresh process {alone} reproduced {facts['samples']} of {facts['samples']} "
+            f"masks of the val split, with another label at most at {facts['largest_difference']:.1e} of the pixels"
+        )
     return (
         f"{facts['out']}: {files}; a fresh process {alone} reproduced {facts['samples']} of {facts['samples']} "
         f"predictions of the val split, at most {facts['largest_difference']:.1e} off"

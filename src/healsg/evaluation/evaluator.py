@@ -52,15 +52,8 @@ class Collector(Protocol):
     def see(self, output: Any, batch: Mapping[str, Any]) -> None:
         """A batch, and the network's output for it."""
 
-    @property
-    def found(self) -> dict[str, Any]:
-        """What was seen, as plain values, on rank 0 once the evaluation is done."""
-
-    def finish(self, split: str, loader: Any) -> None:
-        """The evaluation of ``split`` is done: put together what was seen."""
-
     def write(self, folder: Path, split: str, loader: Any) -> None:
-        """The same, and write it into the run's folder."""
+        """The evaluation of ``split`` is done: write what was seen into the run's folder."""
 
     def log_media(self, media_log: MediaLog, epoch: int, step: int) -> None:
         """Log what was written as images and tables, for the loggers."""

@@ -28,3 +28,9 @@ def program(to: str) -> str:
     before, found, after = text.partition(ONNX)
     assert found, "the part that is replaced is a part of program.py"
     return before.replace("pillow and onnxruntime", "pillow and torch") + PT2 + after
+
+
+def mask_program(to: str) -> str:
+    """The text of ``segment.py``, which lies beside ``predict.py`` where outputs are masks."""
+    text = files("healsg.exporting").joinpath("segment.py").read_text(encoding="utf-8")
+    return text if to == "onnx" else text.replace("pillow and onnxruntime", "pillow and torch")

@@ -95,7 +95,26 @@ def _summary(facts: Facts) -> str:
     return f"A {info.kind} network ({parts or facts.run}) of {inputs}; {len(names)} {what}: {shown}."
 
 
+def _use_of_masks(facts: Facts) -> str:
+    """How masks are made with the archive."""
+    used = (
+        "`python segment.py pictures/ --out masks` in this folder writes the mask of each picture in the picture's own "
+        "size, with the labels of the training files. The network takes windows of "
+        f"{' x '.join(map(str, facts.info.input_shape[1:]))} pixels as they are stored and gives the scores of their "
+        "pixels; `segment.py` averages overlapping ones."
+    )
+    if facts.agreement is None:
+        return USES[facts.to].format(outputs="the scores of the pixels", post="", example="pictures/")
+    return (
+        f"{used}\n\nA process of its own, in which {'neither torch nor ' if facts.to == 'onnx' else 'no '}healsg could "
+        f"be imported, reproduced all {facts.agreement.samples} masks of the\nvalidation split from the raw pictures: "
+        f"at most a share of {facts.agreement.largest:.1e} of the pixels of a mask has another label."
+    )
+
+
 def _use(facts: Facts) -> str:
+    if facts.info.placed:
+        return _use_of_masks(facts)
     kind = facts.info.kind
     outputs = "the probability of each class" if kind == "multiclass" else "the probability of each label"
     post = ", softmax and the order of classes" if kind == "multiclass" else " and sigmoid"

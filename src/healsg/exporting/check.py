@@ -12,18 +12,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from healsg.data.info import DataInfo
 from healsg.data.loader import Loader
-from healsg.data.source import DatasetSource, Source
+from healsg.data.source import DatasetSource, Source, TensorSource
 from healsg.datasets.imagefolder import Pictures
+from healsg.datasets.mask_files import Scan
+from healsg.datasets.mask_pictures import Pictures as MaskedFiles
+from healsg.datasets.segmenter import Segmenter
 from healsg.errors import ConfigError, DataError, RunError
 from healsg.evaluation.evaluator import evaluating, in_units
 from healsg.evaluation.predictor import Predictor
 
 TOLERANCE = 1e-5
 """How far a probability may be off; of a regression, in standard deviations of the targets."""
+
+PIXELS = 1e-4
+"""The share of a mask's pixels that may have another label: those whose two largest scores are equal to rounding."""
 
 REFUSED = {"onnx": ("torch", "healsg"), "pt2": ("healsg",)}
 """By format what the fresh process must not import."""
@@ -43,11 +50,15 @@ sys.meta_path.insert(0, Refused())
 sys.path.insert(0, request["folder"])
 import numpy
 import predict
-found = [next(predict.predictions(request["paths"], 1)), *predict.predictions(request["paths"])]
+if request["masks"]:
+    import segment
+    found = list(segment.masks(request["paths"]))
+else:
+    found = [next(predict.predictions(request["paths"], 1)), *predict.predictions(request["paths"])]
 for name, numbers in found:
     if isinstance(numbers, str):
         sys.exit(f"{name}: {numbers}")
-numpy.save(request["found"], numpy.stack([numbers for _, numbers in found]))
+numpy.savez(request["found"], *[numbers for _, numbers in found])
 """
 
 
@@ -115,21 +126,79 @@ def reproduce(folder: Path, to: str, made: Reference, info: DataInfo) -> Agreeme
         RunError: the process fails, or its predictions differ.
     """
     with tempfile.TemporaryDirectory(prefix="healsg-export-") as place:
-        request, found = Path(place, "request.json"), Path(place, "found.npy")
-        asked = {
-            "folder": str(folder.absolute()),
-            "refused": REFUSED[to],
-            "paths": raw_samples(made, Path(place)),
-            "found": str(found),
-        }
-        request.write_text(json.dumps(asked), encoding="utf-8")
-        line = [sys.executable, "-I", "-c", PROCESS, str(request)]
-        done = subprocess.run(line, cwd=place, capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode or not found.is_file():
-            said = _error_of(done.stderr) or f"exit status {done.returncode}"
-            raise RunError(f"healsg export: predict.py fails in a process of its own: {said[:300]}")
-        numbers = torch.from_numpy(np.load(found))
-    return compared(numbers, made.outputs, info)
+        numbers = _asked(folder, to, raw_samples(made, Path(place)), Path(place), masks=False)
+    return compared(torch.from_numpy(np.stack(numbers)), made.outputs, info)
+
+
+def reproduce_masks(folder: Path, to: str, predictor: Predictor, loader: Loader) -> Agreement:
+    """Let HEALSg and a fresh process write the masks of a split's pictures, and compare them pixel by pixel.
+
+    Args:
+        folder: with ``segment.py``, ``predict.py``, ``classes.json`` and the network.
+        to: the format.
+        predictor: of the run.
+        loader: of the split.
+
+    Raises:
+        RunError: the process fails, or its masks differ in more pixels than rounding explains.
+    """
+    with tempfile.TemporaryDirectory(prefix="healsg-export-") as place:
+        paths, wanted = _own_masks(predictor, loader, Path(place))
+        found = _asked(folder, to, paths, Path(place), masks=True)
+    if [one.shape for one in found] != [one.shape for one in wanted]:
+        raise RunError("healsg export: segment.py gives masks of other sizes than the run")
+    shares = [float((one != other).mean()) for one, other in zip(found, wanted, strict=True)]
+    off = sum(share > PIXELS for share in shares)
+    if off:
+        raise RunError(
+            f"healsg export: the exported network is not the run's: {off} of {len(shares)} masks of the val split "
+            f"differ in more than {PIXELS:.0e} of their pixels, in {max(shares):.2g} at most"
+        )
+    return Agreement(len(shares), max(shares))
+
+
+def _own_masks(predictor: Predictor, loader: Loader, place: Path) -> tuple[list[str], list[Any]]:
+    """Where the raw pictures of a split lie, and the masks that HEALSg writes of them."""
+    source = next(iter(loader.sources.values()))
+    if isinstance(source, DatasetSource) and isinstance(source.dataset, MaskedFiles):
+        numbers = range(len(source)) if source.chosen is None else source.chosen.tolist()
+        paths = [Path(source.dataset.paths[number]).absolute() for number in numbers]
+        segmenter = Segmenter([("the run", predictor)])
+        masks = []
+        for path in paths:
+            segmenter.write(Scan((path,), Path("mask.png")), place / "mask.png")
+            with Image.open(place / "mask.png") as opened:
+                masks.append(np.asarray(opened))
+        return list(map(str, paths)), masks
+    if not isinstance(source, TensorSource) or predictor.info.regions:
+        raise ConfigError("healsg export: masks are proved on pictures in files, or on a set in memory without regions")
+    stored = source.fetch(torch.arange(len(source)))["input"]
+    np.savez(place / "samples.npz", input=stored.float().cpu().numpy())
+    labels = predictor(stored).masks
+    assert labels is not None
+    known = predictor.info.preprocessing.get("labels")
+    found = labels.cpu().numpy() if not known else np.asarray(known)[labels.cpu().numpy()]
+    return [str(place / "samples.npz")], list(found)
+
+
+def _asked(folder: Path, to: str, paths: list[str], place: Path, masks: bool) -> list[Any]:
+    """What a fresh process makes of raw samples. Raises RunError where it fails."""
+    request, found = place / "request.json", place / "found.npz"
+    asked = {
+        "folder": str(folder.absolute()),
+        "refused": REFUSED[to],
+        "paths": paths,
+        "found": str(found),
+        "masks": masks,
+    }
+    request.write_text(json.dumps(asked), encoding="utf-8")
+    line = [sys.executable, "-I", "-c", PROCESS, str(request)]
+    done = subprocess.run(line, cwd=place, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode or not found.is_file():
+        said = _error_of(done.stderr) or f"exit status {done.returncode}"
+        raise RunError(f"healsg export: predict.py fails in a process of its own: {said[:300]}")
+    with np.load(found) as held:
+        return [held[name] for name in held.files]
 
 
 def _error_of(stderr: str) -> str:

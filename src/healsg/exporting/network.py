@@ -17,9 +17,13 @@ from torch import Tensor, nn
 
 from healsg.data.info import DataInfo
 from healsg.datasets.prepared import transform_of
+from healsg.datasets.segmentation import region_labels
 from healsg.errors import ConfigError, RunError, one_line
 from healsg.evaluation.evaluator import in_units
 from healsg.evaluation.predictor import Predictor
+from healsg.evaluation.sliding_window import mirrored
+from healsg.model import TaskModel
+from healsg.models.unet import DenseModel
 from healsg.transforms.image import ImageTransform, scaling
 from healsg.transforms.standard import Standardise
 
@@ -30,7 +34,7 @@ FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model.safeten
 """By format the file with the network."""
 
 KINDS = ("multiclass", "multilabel", "regression")
-"""Tasks with one output a sample, which can be exported."""
+"""Tasks with one output a sample, which can be exported; so can masks of pictures."""
 
 LARGEST_FILE = 3 << 29
 """Bytes of weights from which an ONNX file, which holds at most 2 GiB, has them in a file beside it."""
@@ -82,27 +86,35 @@ class Prepared(nn.Module):
 
 
 class Exported(nn.Module):
-    """From stored samples to probabilities, or to numbers in the unit of a regression's targets.
+    """From stored samples to probabilities, to numbers in the unit of a regression's targets, or from windows of
+    pictures to the scores of their pixels.
 
     Args:
         predictor: the network of a run, on the CPU in float32.
 
     Raises:
-        ConfigError: a task whose outputs are not one a sample.
+        ConfigError: another kind of task.
     """
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
-        if predictor.info.kind not in KINDS:
+        if predictor.info.placed and len(predictor.info.input_shape) != 3:
+            raise ConfigError(
+                "healsg export: masks of volumes cannot be exported, those of pictures can; healsg predict writes them"
+            )
+        if predictor.info.kind not in KINDS and not predictor.info.placed:
             kinds = ", ".join(KINDS)
-            way = "; healsg predict writes its masks" if predictor.info.placed else ""
-            raise ConfigError(f"healsg export: a {predictor.info.kind} task cannot be exported yet; {kinds} can{way}")
+            raise ConfigError(f"healsg export: a {predictor.info.kind} task cannot be exported; {kinds} can")
         self.prepared = Prepared(predictor.info)
         self.network = predictor.network
         self.task_model = predictor.task_model
         self.info = predictor.info
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.info.placed:
+            model = self.task_model
+            axes = (0, 1) if isinstance(model, DenseModel) and model.mirror else ()
+            return mirrored(self.network, axes)(self.prepared(input))
         output: Tensor = self.task_model.predict(self.network, {"input": self.prepared(input)})
         if self.info.kind == "multiclass":
             return output.softmax(dim=1)
@@ -188,9 +200,17 @@ def _quietly() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def about(info: DataInfo) -> dict[str, Any]:
-    """What ``classes.json`` holds: what inputs and outputs mean, as plain values."""
+def about(info: DataInfo, model: TaskModel | None = None) -> dict[str, Any]:
+    """What ``classes.json`` holds: what inputs and outputs mean, as plain values; of masks also how ``model`` takes a
+    picture apart, and the label that each region writes."""
     state = info.state_dict()
+    of_masks: dict[str, Any] = {}
+    if info.placed:
+        own = model if isinstance(model, DenseModel) else DenseModel()
+        of_masks = {
+            "windows": {"rule": own.windows, "overlap": own.overlap},
+            "written": [list(pair) for pair in region_labels(info.regions)],
+        }
     names = list(info.class_names) or list(map(str, range(info.num_classes)))
     return {
         "kind": info.kind,
@@ -199,4 +219,5 @@ def about(info: DataInfo) -> dict[str, Any]:
         "shape": list(info.input_shape),
         "columns": list(info.input_names),
         "preprocessing": state["preprocessing"],
+        **of_masks,
     }

@@ -91,6 +91,17 @@ def number(text: str) -> float:
 def picture(path: Path, shape: Sequence[int]) -> Array:
     """A picture as (channels, size, size) of 0 to 255: upright, on white, its shorter side resized, its centre cut."""
     channels, size, _ = shape
+    pixels, bytewise = pixels_of(path, channels)
+    shorter = min(pixels.shape[:2])
+    height, width = (size * side // shorter for side in pixels.shape[:2])
+    pixels = shrunk(pixels, height, width, bytewise)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    cut = pixels[top : top + size, left : left + size].reshape(size, size, -1).transpose(2, 0, 1)
+    return np.broadcast_to(cut, (channels, size, size)).astype(np.float32)
+
+
+def pixels_of(path: Path, channels: int) -> tuple[Array, bool]:
+    """A picture (H, W) or (H, W, C) of 0 to 255, upright, on white, and whether it is of bytes."""
     with Image.open(path, formats=FORMATS) as opened:
         full = full_intensity(opened)
         fields: Any = getattr(opened, "tag_v2", {})
@@ -100,16 +111,14 @@ def picture(path: Path, shape: Sequence[int]) -> Array:
             pixels = np.asarray(plain(opened, "RGB" if channels == 3 else "L"))
         else:
             pixels = np.asarray(opened).astype(np.float32) * np.float32(255 / full)
-        pixels = upright(pixels, 1 if turned else stored_orientation(opened))
-    shorter = min(pixels.shape[:2])
-    height, width = (size * side // shorter for side in pixels.shape[:2])
-    if full is None:
-        pixels = along_rows(along_rows(pixels.swapaxes(0, 1), width).swapaxes(0, 1), height)
-    else:
-        pixels = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    cut = pixels[top : top + size, left : left + size].reshape(size, size, -1).transpose(2, 0, 1)
-    return np.broadcast_to(cut, (channels, size, size)).astype(np.float32)
+        return upright(pixels, 1 if turned else stored_orientation(opened)), full is None
+
+
+def shrunk(pixels: Array, height: int, width: int, bytewise: bool) -> Array:
+    """A picture at another size."""
+    if bytewise:
+        return along_rows(along_rows(pixels.swapaxes(0, 1), width).swapaxes(0, 1), height)
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def full_intensity(opened: Any) -> float | None:

@@ -79,9 +79,10 @@ def _volume_rows(
                 values.max(axis=axis) if projected else values.take(place, axis=axis)
                 for values in (grey, labels, found, codes)
             ]
-            shown = [values.T[::-1] for values in flat]  # up is the end of the second axis that is left
+            # up is the end of the second axis that is left
+            picture, mask, prediction, wrong = (values.T[::-1] for values in flat)
             across, up = (length for at, length in enumerate(spacing) if at != axis)
-            yield _row(np.repeat(shown[0][..., None], 3, axis=2), *shown[1:], (up, across))
+            yield _row(np.repeat(picture[..., None], 3, axis=2), mask, prediction, wrong, (up, across))
 
 
 def told_place(codes: Array, axis: int) -> int:
@@ -91,7 +92,8 @@ def told_place(codes: Array, axis: int) -> int:
         along = counted.sum(axis=others)
         if along.any():
             return int(along.argmax())
-    return codes.shape[axis] // 2
+    middle: int = codes.shape[axis] // 2
+    return middle
 
 
 def _row(

@@ -1,0 +1,167 @@
+"""Writes the masks of new pictures with the network that lies beside this file, each in its picture's own size.
+
+    python segment.py PATH [PATH ...] --out DIR
+
+PATH is a picture, a folder of pictures, or an array of samples (.npy, .npz). numpy, pillow and onnxruntime are needed.
+The exit status is 3 where a picture could not be read; the reason is on standard error.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER))  # where python -I does not look
+
+import predict  # type: ignore[import-not-found]  # noqa: E402 - the program beside this one
+
+Array = np.ndarray[Any, Any]
+SIGMA = 0.125
+
+
+def masks(paths: Sequence[str]) -> Iterator[tuple[str, Array | str]]:
+    """Each picture's name, and its mask (H, W), or (H, W, 3) where classes are colours; or why it cannot be read."""
+    about = json.loads((FOLDER / "classes.json").read_text(encoding="utf-8"))
+    network = predict.network()
+    for name, read in (one for path in paths for one in samples(Path(path), about)):
+        try:
+            values, sides = read()
+        except Exception as error:  # a damaged picture makes decoders raise almost anything
+            yield name, f"{type(error).__name__}: {error}"
+            continue
+        yield name, labelled(resized(averaged(values, about, network), sides), about)
+
+
+def samples(path: Path, about: dict[str, Any]) -> Iterator[tuple[str, Callable[[], tuple[Array, Sequence[int]]]]]:
+    """The name of each sample of a path, and what gives its numbers (C, H, W) and the size of its mask."""
+    if path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.suffix.lower() in predict.SUFFIXES and not file.name.startswith("."):
+                yield str(file), lambda file=file: whole(file, about)  # type: ignore[misc]
+    elif path.suffix.lower() in (".npy", ".npz"):
+        held = np.load(path)
+        for row, values in enumerate(held if path.suffix.lower() == ".npy" else held[held.files[0]], 1):
+            yield f"{path}:{row}", lambda values=values: (values.astype(np.float32), values.shape[1:])  # type: ignore[misc]
+    else:
+        yield str(path), lambda: whole(path, about)
+
+
+def whole(path: Path, about: dict[str, Any]) -> tuple[Array, Sequence[int]]:
+    """A picture (channels, H, W) of 0 to 255, upright, its shorter side resized, and its own height and width."""
+    channels, size = about["shape"][0], about["preprocessing"].get("size")
+    pixels, bytewise = predict.pixels_of(path, channels)
+    sides = pixels.shape[:2]
+    if size is not None:
+        height, width = (size * side // min(sides) for side in sides)
+        pixels = predict.shrunk(pixels, height, width, bytewise)
+    cut = pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
+    return np.broadcast_to(cut, (channels, *cut.shape[1:])).astype(np.float32), sides
+
+
+# --- overlapping windows ----------------------------------------------------------------------------------------------
+
+
+def averaged(values: Array, about: dict[str, Any], network: Callable[[Array], Array]) -> Array:
+    """(K, H, W) the scores of a picture: those of overlapping windows, averaged by weights that fall to the edges."""
+    windows, size = about["windows"], about["shape"][1:]
+    how = about["preprocessing"]
+    nothing = np.asarray(how.get("mean", [0.0]), np.float32) * np.float32(how.get("maximum", 255.0))
+    padded = [max(side, window) for side, window in zip(values.shape[1:], size, strict=True)]
+    before = [(wide - side) // 2 for wide, side in zip(padded, values.shape[1:], strict=True)]
+    inside = tuple(slice(pad, pad + side) for pad, side in zip(before, values.shape[1:], strict=True))
+    given = np.empty((len(values), *padded), np.float32)
+    given[...] = nothing.reshape(-1, 1, 1)  # what becomes 0 once it is normalised
+    given[(slice(None), *inside)] = values
+    weight = weights(size, windows["rule"])
+    counted = np.zeros(padded, np.float32)
+    total: Array | None = None
+    along = [starts(side, window, **windows) for side, window in zip(padded, size, strict=True)]
+    for corner in itertools.product(*along):
+        box = tuple(slice(first, first + window) for first, window in zip(corner, size, strict=True))
+        scores = network(np.ascontiguousarray(given[(slice(None), *box)])[None])[0]
+        total = np.zeros((len(scores), *padded), np.float32) if total is None else total
+        total[(slice(None), *box)] += scores * weight
+        counted[box] += weight
+    assert total is not None
+    made: Array = (total / counted)[(slice(None), *inside)]
+    return made
+
+
+def starts(side: int, window: int, rule: str, overlap: float) -> list[int]:
+    """The first pixel of each window along one axis."""
+    if side == window:
+        return [0]
+    if rule == "monai":
+        step = max(1, int(window * (1 - overlap)))
+        return [min(number * step, side - window) for number in range(math.ceil((side - window) / step) + 1)]
+    number = math.ceil((side - window) / (window * (1 - overlap))) + 1
+    return [round((side - window) / (number - 1) * place) for place in range(number)]
+
+
+def weights(size: Sequence[int], rule: str) -> Array:
+    """How much each pixel of a window weighs."""
+    product = np.ones((), np.float32)
+    for side in size:
+        centre = (side - 1) / 2 if rule == "monai" else side // 2
+        along = np.exp(-0.5 * ((np.arange(side, dtype=np.float32) - centre) / (SIGMA * side)) ** 2)
+        product = product[..., None] * along.astype(np.float32)
+    return product.clip(max(float(product.min()), 1e-3)) if rule == "monai" else product
+
+
+def resized(scores: Array, sides: Sequence[int]) -> Array:
+    """Scores (K, h, w) at another size, linearly along each axis."""
+    for axis, size in enumerate(sides, start=1):
+        if scores.shape[axis] != size:
+            place = ((np.arange(size) + 0.5) * scores.shape[axis] / size - 0.5).clip(0, scores.shape[axis] - 1)
+            low = np.floor(place).astype(int)
+            high = (low + 1).clip(max=scores.shape[axis] - 1)
+            share = (place - low).astype(np.float32).reshape([-1 if at == axis else 1 for at in range(3)])
+            scores = scores.take(low, axis) * (1 - share) + scores.take(high, axis) * share
+    return scores
+
+
+def labelled(scores: Array, about: dict[str, Any]) -> Array:
+    """The label of the largest score of each pixel, as the files of the training had them; or its colour."""
+    how = about["preprocessing"]
+    if about["written"]:  # overlapping regions, smaller ones over larger ones
+        found = np.zeros(scores.shape[1:], np.int32)
+        for place, label in about["written"]:
+            found[scores[place] > 0] = label
+        return found
+    found = scores.argmax(axis=0).astype(np.int32)
+    found = np.asarray(how["labels"], np.int32)[found] if how.get("labels") else found
+    return np.asarray(how["colours"], np.uint8)[found] if how.get("colours") else found
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def main(given: Sequence[str]) -> int:
+    if "--out" not in given[:-1] or given[0] == "--out":
+        print(__doc__)
+        return 0 if given[:1] in (["-h"], ["--help"]) else 2
+    place, status = list(given).index("--out"), 0
+    out, paths = Path(given[place + 1]), [*given[:place], *given[place + 2 :]]
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (name, mask) in enumerate(masks(paths), 1):
+        if isinstance(mask, str):
+            print(f"{name}: {mask}", file=sys.stderr)
+            status = 3
+            continue
+        path = out / (f"{Path(name).stem}.png" if ":" not in Path(name).name else f"{number}.png")
+        Image.fromarray(mask.astype(np.uint16 if mask.max(initial=0) > 255 else np.uint8)).save(path)
+        print(path)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
