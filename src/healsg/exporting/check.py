@@ -176,8 +176,10 @@ def _own_masks(predictor: Predictor, loader: Loader, place: Path) -> tuple[list[
     np.savez(place / "samples.npz", input=stored.float().cpu().numpy())
     labels = predictor(stored).masks
     assert labels is not None
-    known = predictor.info.preprocessing.get("labels")
-    found = labels.cpu().numpy() if not known else np.asarray(known)[labels.cpu().numpy()]
+    found = labels.cpu().numpy()
+    for table in ("labels", "colours"):
+        if known := predictor.info.preprocessing.get(table):
+            found = np.asarray(known)[found]
     return [str(place / "samples.npz")], list(found)
 
 

@@ -133,13 +133,15 @@ def labelled(scores: Array, about: dict[str, Any]) -> Array:
     """The label of the largest score of each pixel, as the files of the training had them; or its colour."""
     how = about["preprocessing"]
     if about["written"]:  # overlapping regions, smaller ones over larger ones
-        found = np.zeros(scores.shape[1:], np.int32)
+        regions = np.zeros(scores.shape[1:], np.int32)
         for place, label in about["written"]:
-            found[scores[place] > 0] = label
-        return found
-    found = scores.argmax(axis=0).astype(np.int32)
-    found = np.asarray(how["labels"], np.int32)[found] if how.get("labels") else found
-    return np.asarray(how["colours"], np.uint8)[found] if how.get("colours") else found
+            regions[scores[place] > 0] = label
+        return regions
+    found: Array = scores.argmax(axis=0).astype(np.int32)
+    for table, kind in (("labels", np.int32), ("colours", np.uint8)):
+        if how.get(table):
+            found = np.asarray(how[table], kind)[found]
+    return found
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
