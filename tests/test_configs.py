@@ -15,6 +15,7 @@ import fake_masks
 import fake_tables
 import fake_volumes
 from healsg import TaskTrainer
+from healsg.cli import main
 from healsg.config.compose import Composer, conf_folder
 from healsg.config.signature import constructor
 from helpers import beside
@@ -32,6 +33,7 @@ SMALL: dict[str, list[str]] = {
     "data=cifar": FOUND,
     "data=mnist": FOUND,
     "data=imagefolder": ["data.folder=files/pictures", *PICTURES],
+    "data=shards": ["data.folder=files/shards", *PICTURES],
     **{f"data={name}": FOUND for name in ("fashionmnist", "kmnist", "svhn", "stl10", "eurosat")},
     **{f"data={name}": [*FOUND, *PICTURES] for name in ("flowers102", "pets", "food101", "imagenette")},
     "data=imagenet": ["data.root=files", "data.classes=5", *PICTURES],
@@ -95,6 +97,7 @@ CLASSED = {"labels_per_class", "imbalance", "label_noise", "balanced"}
 OTHER_DEFAULTS = {
     "data=digits": {"batch_size"},
     "data=imagefolder": {"workers", "folder"},
+    "data=shards": {"workers", "folder"},
     "data=csv": {"file"},
     "data=hf": {"name"},
     "data=nifti": {"folder"},
@@ -129,6 +132,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake_data.write_cifar(root)
     fake_data.write_mnist(root)
     fake_data.write_imagefolder(root / "pictures", per_class=12)
+    assert main(["pack", "data=imagefolder", f"data.folder='{root}/pictures'", "--out", str(root / "shards")]) == 0
     for name in ("FashionMNIST", "KMNIST"):
         fake_data.write_mnist(root, name=name)
     for write in (fake_data.write_svhn, fake_data.write_stl10, fake_data.write_eurosat, fake_data.write_flowers102):

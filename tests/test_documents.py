@@ -102,6 +102,7 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for document in WITH_COMMANDS:
         write_examples(document, tmp_path)
     fake_data.write_imagefolder(tmp_path / "DIR")
+    assert main(["pack", "data=imagefolder", f"data.folder='{tmp_path}/DIR'", "--out", str(tmp_path / "SHARDS")]) == 0
     package = tmp_path.with_name(f"{tmp_path.name}-installed") / "my_package"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()

@@ -21,6 +21,7 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 COMMANDS = {
     "check": "read every sample and try one step before training: healsg check data=... [--page FILE]",
     "forecast": "time, memory and disk of a run or a sweep before it: healsg forecast data=... [-m]",
+    "pack": "pictures as tar archives, read without unpacking: healsg pack data=... --out DIR",
     "plan": "patch, batch and stages of a U-Net for a segmentation set: healsg plan data=...",
     "train": "train a task, or a sweep of tasks (-m)",
     "resume": "go on with a run: healsg resume RUN",

@@ -14,7 +14,7 @@ from healsg.errors import ConfigError, HealsgError
 from healsg.runs.folder import ROOT
 from healsg.runs.registry import Listed, listed, names
 
-COMPOSED = ("train", "check", "forecast", "plan", "verify", "explain")
+COMPOSED = ("train", "check", "forecast", "pack", "plan", "verify", "explain")
 """Commands that take keys of the configuration."""
 
 OF_RUNS = (

@@ -376,7 +376,7 @@ def _mapped(path: Path, like: Tensor, count: int, shared: bool) -> Tensor:
 def _name(source: Source, first: Batch) -> str:
     """What a cache is recognised by: the files, their sizes and times, and how they are read."""
     dataset = getattr(source, "dataset", source)
-    paths = getattr(dataset, "paths", None)
+    paths = getattr(dataset, "files", getattr(dataset, "paths", None))
     if paths is None or not isinstance(source, DatasetSource):
         raise ConfigError(f"data.cache: the files of {type(dataset).__name__} are not known; set data.in_memory=true")
     plain = {key: value for key, value in vars(dataset).items() if isinstance(value, (int, float, str, tuple))}

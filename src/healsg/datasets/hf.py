@@ -16,6 +16,7 @@ from healsg.data.source import line
 from healsg.datasets.decoding import Decoder, Remark, choose_decoder, decode, unremarked
 from healsg.datasets.files import locate
 from healsg.datasets.resizing import Window
+from healsg.datasets.stored import StoredFile
 from healsg.datasets.tables import Columns, Tables
 from healsg.errors import ConfigError, DataError
 from healsg.paths import shown
@@ -160,6 +161,13 @@ class StoredPictures:
         """As that of ``Pictures``."""
         content = io.BytesIO(self._content(index))
         return decode(content, self.size, self.channels, self.remark, self.decoder, window), self.targets[index]
+
+    def stored(self, index: int) -> StoredFile:
+        """A sample's picture as it is, without decoding; it is called by its path, where it has one."""
+        stored = self.values[index].as_py()
+        path = stored.get("path") if isinstance(stored, dict) else None
+        content = self._content(index)
+        return StoredFile(str(path or index), lambda: content, len(content))
 
     def _content(self, index: int) -> bytes:
         stored = self.values[index].as_py()

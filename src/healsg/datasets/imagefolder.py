@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from healsg.datasets.groups import path_groups
 from healsg.datasets.labels import shown
 from healsg.datasets.path_list import PathList
 from healsg.datasets.resizing import Window
+from healsg.datasets.stored import StoredFile, read_stored
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Count, Natural, Share
@@ -45,13 +46,10 @@ PICTURE = {"resize": "the shorter side, bilinear", "crop": "the centre"}
 """How ``decode`` makes a picture of any size one of ``input_shape``; see ``DataInfo.preprocessing``."""
 
 
-class ImageFolder(Classification):
-    """Pictures of any size in ``folder/train/<class>/``, ``folder/val/<class>/`` and, if it exists, ``folder/test/``.
+class OwnPictures(Classification):
+    """One's own pictures of any size, with a class each; where they lie, and what is known of them, a subclass says.
 
-    These may also be called ``training``, ``valid``, ``validation`` and ``testing``. Without them, ``folder/<class>/``
-    is split by ``val_fraction`` and ``test_fraction``, stratified by class. The classes are the names of the
-    training part's folders, ordered as numbers where they are numbers, else as text; ``val`` and ``test`` need not have
-    all of them. How a picture is read: see ``decode``.
+    How a picture is read: see ``decode``.
 
     Args:
         folder: where the pictures lie, relative to the current directory or else to ``root``.
@@ -63,13 +61,11 @@ class ImageFolder(Classification):
         padding: what comes in from outside.
         mean: each channel's mean, with full intensity as 1; None is ImageNet's.
         std: each channel's standard deviation, with full intensity as 1; None is ImageNet's.
-        test_fraction: the share of the training pictures that serves as test part where there is no ``test`` folder.
-        classes: the folders' names in their order, such as [none, mild, moderate, severe]: all that there are.
+        test_fraction: the share of the training pictures that serves as test part where there is none.
+        classes: the names of the classes in their order, such as [none, mild, moderate, severe]: all that there are.
         decoder: of JPEGs; the levels are the same. ``auto`` is torchvision, the faster one, from 5000 pictures on.
         common: the arguments of Classification.
     """
-
-    repeatable = True
 
     def __init__(
         self,
@@ -100,6 +96,21 @@ class ImageFolder(Classification):
         if min(stds) <= 0:
             raise ConfigError(f"data.std: {list(stds)}, but a standard deviation is above 0")
         self.images = ImageViews(augment, flip, shift, means, stds, padding=padding, size=image_size, files=True)
+
+    def transform(self, view: str, split: str) -> Transform:
+        return self.images.of(view, split)
+
+
+class ImageFolder(OwnPictures):
+    """Pictures in ``folder/train/<class>/``, ``folder/val/<class>/`` and, if it exists, ``folder/test/``.
+
+    These may also be called ``training``, ``valid``, ``validation`` and ``testing``. Without them, ``folder/<class>/``
+    is split by ``val_fraction`` and ``test_fraction``, stratified by class. The classes are the names of the
+    training part's folders, ordered as numbers where they are numbers, else as text; ``val`` and ``test`` need not have
+    all of them.
+    """
+
+    repeatable = True
 
     @property
     def info(self) -> DataInfo:
@@ -148,9 +159,6 @@ class ImageFolder(Classification):
     def has_test(self) -> bool:
         """Whether there is a ``test`` folder, or a share for testing."""
         return "test" in self._folders or self.test_fraction > 0
-
-    def transform(self, view: str, split: str) -> Transform:
-        return self.images.of(view, split)
 
     def read(self, part: str) -> DatasetSource | None:
         return self._parts.get(part)
@@ -257,6 +265,11 @@ class Pictures:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image = decode(self.paths[index], self.size, self.channels, self.remark, self.decoder)
         return image, self.targets[index]
+
+    def stored(self, index: int) -> StoredFile:
+        """A sample's file as it is, without decoding."""
+        path = self.paths[index]
+        return StoredFile(path, partial(read_stored, path), os.stat(path).st_size)  # noqa: PTH116
 
     def windowed(self, index: int, window: Window) -> tuple[Tensor, Tensor]:
         """The sample with a part of its picture in the place of the whole one; see ``healsg.datasets.resizing``."""

@@ -27,6 +27,18 @@ class PathList(Sequence[str]):
         self.content: Tensor = torch.frombuffer(content or bytearray(1), dtype=torch.uint8)
         self.offsets: Tensor = torch.tensor(ends, dtype=torch.int64)
 
+    @classmethod
+    def of_buffers(cls, content: Tensor, offsets: Tensor) -> PathList:
+        """Paths that lie in such buffers already.
+
+        Args:
+            content: (B,) uint8.
+            offsets: (N + 1,) int64, where in it each path begins, and the last one ends.
+        """
+        made = cls([])
+        made.content, made.offsets = content, offsets
+        return made
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

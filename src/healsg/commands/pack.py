@@ -1,0 +1,99 @@
+"""``healsg pack``: the pictures of a data set as plain tar archives, which ``data=shards`` reads at random places."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from healsg.commands.arguments import parse_flags
+from healsg.commands.tables import show_json
+from healsg.config.compose import Composer
+from healsg.console import visible
+from healsg.errors import ConfigError
+from healsg.paths import absolute, shown
+
+if TYPE_CHECKING:
+    from healsg.datasets.packing import Plan
+    from healsg.datasets.shard_notes import Notes
+
+USAGE = """\
+usage: healsg pack data=... --out DIR [--size MB] [key=value ...] [--dry-run] [--json]
+                   [--config-dir DIR]
+
+Writes the pictures of a data set as plain tar archives, which are read at random
+without being unpacked, with the same order of samples and the same numbers:
+
+  healsg pack data=imagefolder data.folder=DIR --out SHARDS
+  healsg train data=shards data.folder=SHARDS
+
+Files stay byte for byte as they are (KEY.jpg, KEY.cls, KEY.json: webdataset reads
+them too). Kept are the parts, the classes and their order, several labels or numbers
+a picture (csv, hf), and the groups of data.group. How much will be written is said
+before. A packing that was killed is gone on with by the same command.
+
+  --out DIR          the folder, empty or new
+  --size MB          of an archive at most (default: 256)
+  --dry-run          say what would be written, and end
+  --json             for programs: one object
+  --config-dir DIR   with options of a folder of your own"""
+
+SIZE = 256.0
+"""Megabytes of an archive."""
+
+
+def run(arguments: list[str]) -> int:
+    """``data=... --out DIR [--size MB] [--dry-run] [--json]``."""
+    overrides, flags = parse_flags(arguments, ["--json", "--dry-run"], ["--out", "--size", "--config-dir"])
+    if flags["help"]:
+        print(USAGE)
+        return 0
+    if "out" not in flags:
+        raise ConfigError("healsg pack: --out DIR names the folder of the archives")
+    most = _bytes(str(flags.get("size", SIZE)))
+    out = absolute(str(flags["out"])).expanduser()
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: {shown(out)} is no folder")
+    directory = flags.get("config-dir")
+    composer = Composer(str(directory) if directory else None)
+    _refuse_settings_of_runs([override.key_or_group for override in composer.parse(overrides)])
+    composed = composer.compose(overrides)
+
+    from healsg.build import make
+    from healsg.data.base import TaskData
+    from healsg.datasets.packing import pack, plan_packing
+
+    plan = plan_packing(make(composed.values["data"], "data", composed, TaskData), most)
+    told = f"{plan.samples} pictures, about {plan.size / 1e6:.1f} MB in {plan.archives} archives in {shown(out)}"
+    if not flags["json"]:
+        print(visible(told), flush=True)
+    notes = None if flags["dry-run"] else pack(plan, out)
+    if flags["json"]:
+        show_json(_answer(plan, notes, str(out)))
+    elif notes is not None:
+        print(visible(f"written; train with: healsg train data=shards data.folder={shown(out)}"))
+    return 0
+
+
+def _bytes(megabytes: str) -> int:
+    """The value of ``--size``. Raises ConfigError."""
+    try:
+        size = float(megabytes)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < 1e6:
+        raise ConfigError(f"--size: {megabytes}; give the megabytes of an archive, such as 256")
+    return max(1, round(size * 1e6))
+
+
+def _refuse_settings_of_runs(keys: list[str]) -> None:
+    """Raises ConfigError for what is chosen by each run anew."""
+    from healsg.datasets.packing import OF_RUNS
+
+    if odd := next((key for key in keys if key.removeprefix("data.") in OF_RUNS and key.startswith("data.")), None):
+        raise ConfigError(f"{odd}: is chosen by each run that reads the archives, which hold all samples; leave it out")
+
+
+def _answer(plan: Plan, notes: Notes | None, out: str) -> dict[str, object]:
+    """What ``--json`` prints."""
+    samples = {name: len(part.names) for name, part in plan.parts.items()}
+    written = {} if notes is None else {name: [one.name for one in tars] for name, tars in notes.parts.items()}
+    return {"out": out, "samples": samples, "bytes": plan.size, "archives": plan.archives, "written": written}

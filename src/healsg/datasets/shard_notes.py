@@ -1,0 +1,116 @@
+"""What ``healsg pack`` writes beside its archives as ``shards.json``: which there are, and what their targets mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+from healsg.data.info import ClassOrder
+from healsg.errors import DataError, RunError
+from healsg.safefiles import kind_of, read_bytes, replacing
+
+NOTES = "shards.json"
+
+UNFINISHED = ".packing.json"
+"""What lies in its place until all archives are written: the digest of the plan."""
+
+FORMAT = 1
+
+MOST = 1 << 26
+"""Bytes that the file may have."""
+
+Kind = Literal["multiclass", "multilabel", "regression"]
+
+
+class Archive(NamedTuple):
+    """An archive: its name, its bytes and its samples."""
+
+    name: str
+    size: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What is known of a folder of archives.
+
+    Args:
+        kind: of the task.
+        class_names: the classes in the order of the indices in KEY.cls, or what the numbers of a target are called.
+        class_order: see ``DataInfo``.
+        parts: by part its archives, in order.
+        plan: the digest of what was packed, and how.
+    """
+
+    kind: Kind
+    class_names: tuple[str, ...]
+    class_order: ClassOrder
+    parts: Mapping[str, Sequence[Archive]]
+    plan: str
+
+    def archives(self, folder: Path) -> dict[str, list[Path]]:
+        """By part the archives in ``folder``. Raises DataError where one is missing or has another size."""
+        found: dict[str, list[Path]] = {}
+        for part, archives in self.parts.items():
+            for archive in archives:
+                path = folder / archive.name
+                try:
+                    size = path.stat().st_size
+                except OSError as error:
+                    raise DataError(f"{path}: cannot be read ({error.strerror}), and {NOTES} names it") from error
+                if size != archive.size:
+                    raise DataError(f"{path}: has {size} bytes, and by {NOTES} {archive.size}; copy or pack it anew")
+                found.setdefault(part, []).append(path)
+        return found
+
+
+def read_notes(folder: Path) -> Notes | None:
+    """What is said of a folder of archives; None where they are another program's. Raises DataError for damage."""
+    path = folder / NOTES
+    try:
+        given = json.loads(read_bytes(path, MOST))
+    except FileNotFoundError:
+        if kind_of(folder / UNFINISHED):
+            raise DataError(f"{folder}: not all archives are packed yet; the same command goes on with it") from None
+        return None
+    except (OSError, RunError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read; pack the data anew, or remove it") from error
+    try:
+        parts = {
+            part: [Archive(_name(name), int(size), int(samples)) for name, size, samples in archives]
+            for part, archives in given["parts"].items()
+        }
+        names = tuple(str(name) for name in given["class_names"])
+        fits = (
+            given["format"] == FORMAT
+            and given["kind"] in get_args(Kind)
+            and given["class_order"] in get_args(ClassOrder)
+        )
+        if not fits or not set(parts) <= {"train", "val", "test"} or not names:
+            raise ValueError("unknown")
+        return Notes(cast("Kind", given["kind"]), names, given["class_order"], parts, str(given["plan"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: does not describe archives that this version knows; pack the data anew") from error
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str) or not name.endswith(".tar") or "/" in name or "\\" in name or name.startswith("."):
+        raise ValueError("no name of an archive")
+    return name
+
+
+def write_notes(folder: Path, notes: Notes) -> None:
+    """Write them in one atomic step. Raises OSError."""
+    facts = {
+        "format": FORMAT,
+        "kind": notes.kind,
+        "class_names": list(notes.class_names),
+        "class_order": notes.class_order,
+        "parts": {part: [list(archive) for archive in archives] for part, archives in notes.parts.items()},
+        "plan": notes.plan,
+    }
+    with replacing(folder / NOTES, sync=True) as file:
+        file.write((json.dumps(facts, indent=1) + "\n").encode())

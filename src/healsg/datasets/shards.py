@@ -1,0 +1,362 @@
+"""Shards: pictures in plain tar archives, read at random places without unpacking them."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Sequence
+from functools import cached_property, partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from healsg.data.info import (
+    ClassOrder,
+    DataInfo,
+    given_order,
+    listed,
+    order_classes,
+    refuse_unknown_classes,
+)
+from healsg.data.source import DatasetSource
+from healsg.data.splits import split_off, strata
+from healsg.datasets import groups
+from healsg.datasets.decoding import Decoder, Remark, choose_decoder, decode, unremarked
+from healsg.datasets.files import locate, log
+from healsg.datasets.folders import PARTS, inner_folders, parts_in
+from healsg.datasets.imagefolder import PICTURE, OwnPictures
+from healsg.datasets.labels import shown
+from healsg.datasets.resizing import Window
+from healsg.datasets.shard_notes import NOTES, Kind, Notes, read_notes
+from healsg.datasets.stored import StoredFile
+from healsg.datasets.tar_index import Reading, TarIndex, index_of, place_in_cache
+from healsg.datasets.tar_members import TarFiles
+from healsg.errors import ConfigError, DataError
+
+NUMBER = re.compile(r"0|[1-9]\d{0,8}")
+"""The index of a class as text."""
+
+
+class Shards(OwnPictures):
+    """Pictures in tar archives: those of ``healsg pack``, or others in webdataset's naming: KEY.jpg (or .png, ...) and
+    KEY.cls, or KEY.json with ``target`` or ``label``.
+
+    Archives of other programs lie in ``train/``, ``val/`` and ``test/``, or name their part (``set-val-0001.tar``);
+    else all are the training part. Their classes are the indices that they hold, or the names, ordered as those of
+    ``ImageFolder``. An index of offsets is written beside them when they are first read.
+
+    Args:
+        image: the ending of the pictures where samples have several; None where each has one.
+        target: the key of the target in KEY.json; None takes KEY.cls, else ``target`` or ``label``.
+        kind: ``multiclass``, or ``multilabel`` and ``regression`` for numbers in KEY.json; None is what
+            ``healsg pack`` wrote, else multiclass.
+        own: the arguments of OwnPictures. ``classes`` also names those that are only indices.
+    """
+
+    repeatable = True
+
+    def __init__(
+        self,
+        image: str | None = None,
+        target: str | None = None,
+        kind: Literal["multiclass", "multilabel", "regression"] | None = None,
+        **own: Any,
+    ) -> None:
+        super().__init__(**own)
+        self.image, self.target, self.given_kind = image, target, kind
+
+    # --- what lies there -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def place(self) -> Path:
+        """The folder of the archives. Raises DataError."""
+        return locate("folder", self.folder, (self.start, self.root), "folder").absolute()
+
+    @cached_property
+    def _notes(self) -> Notes | None:
+        notes = read_notes(self.place)
+        if notes is not None and self.given_kind not in (None, notes.kind):
+            raise ConfigError(f"data.kind: {self.given_kind}, but {self.place / NOTES} says {notes.kind}; leave it out")
+        return notes
+
+    @property
+    def _kind(self) -> Kind:
+        return self._notes.kind if self._notes is not None else self.given_kind or "multiclass"
+
+    @cached_property
+    def _tars(self) -> dict[str, list[Path]]:
+        """By part its archives, in the order of their names. Raises DataError where they are not all there."""
+        if self._notes is not None:
+            return self._notes.archives(self.place)
+        found = tars_by_part(self.place)
+        if "train" not in found and self._saved is None:
+            raise DataError(f"data.folder: {self.place} has no archives (.tar) of a training part")
+        return found
+
+    @cached_property
+    def _indices(self) -> dict[str, TarIndex]:
+        made: dict[str, TarIndex] = {}
+        reading = Reading(self.image, self.target, self._kind != "multiclass")
+        for part, tars in self._tars.items():
+            places = [place / f"{part}.index" for place in (self.place, place_in_cache(self.place, self.root))]
+            made[part] = index_of(tars, reading, places)
+            log.info("%s: %d %s pictures in %d archives", self.place, len(made[part]), part, len(tars))
+        if "train" in made and not len(made["train"]):
+            raise DataError(f"{self.place}: the archives of the training part hold no samples")
+        return made
+
+    # --- classes and targets -------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> DataInfo:
+        """Known from what ``healsg pack`` wrote beside the archives, else from their index."""
+        classes, order = self._classes_and_order
+        count = len(classes) or (self._saved.num_classes if self._saved is not None else self._indexed)
+        shape = (self.channels, self.image_size, self.image_size)
+        return DataInfo(shape, count, self._kind, classes, order, preprocessing=PICTURE)
+
+    @cached_property
+    def _known_names(self) -> tuple[tuple[str, ...], ClassOrder]:
+        """The names of the classes, or of the numbers, without what the settings and weights say; empty of indices."""
+        if self._notes is not None:
+            return self._notes.class_names, self._notes.class_order
+        labels = [label for index in self._indices.values() for label in index.labels]
+        if self._kind != "multiclass" or all(map(NUMBER.fullmatch, labels)):
+            return (), "published"
+        return order_classes(self._indices["train"].labels if "train" in self._indices else labels)
+
+    @cached_property
+    def _indexed(self) -> int:
+        """The number of classes that are indices, or of numbers that are targets."""
+        train = self._indices.get("train") or next(iter(self._indices.values()))
+        if self._kind != "multiclass":
+            return train.target.shape[1]
+        return 1 + max(int(label) for label in train.labels)
+
+    @cached_property
+    def _classes_and_order(self) -> tuple[tuple[str, ...], ClassOrder]:
+        if self._saved is not None:
+            return self._saved.class_names, self._saved.class_order
+        known, order = self._known_names
+        if self.given_classes is None:
+            return known, order
+        if self._kind == "multiclass" and known:
+            return given_order(self.given_classes, known), "given"
+        names = tuple(map(str, self.given_classes))
+        if len(names) != (len(known) or self._indexed):
+            raise ConfigError(f"data.classes: {len(names)} names, but there are {len(known) or self._indexed}")
+        return names, "given"
+
+    def restored(self, saved: DataInfo) -> Shards:
+        """The same pictures with the classes of ``saved`` in their order; a part may have fewer. Raises DataError."""
+        made = copy.copy(self)
+        for found in ("_classes_and_order", "_known_names", "_indexed", "_tars", "_indices", "_parts"):
+            made.__dict__.pop(found, None)
+        made._saved = saved
+        if saved.kind != made._kind:
+            raise DataError(f"data: the weights were trained on a {saved.kind} task, these are {made._kind}")
+        known = made._known_names[0]
+        if known and saved.class_names and saved.kind == "multiclass":
+            refuse_unknown_classes(saved.class_names, known, str(self.place))
+        elif known and saved.class_names and saved.class_names != known:
+            raise DataError(f"{self.place}: {listed(known)}; the weights predict {listed(saved.class_names)}")
+        return made
+
+    def _targets(self, part: str) -> Tensor:
+        """(N,) class indices, (N, K) labels, (N,) or (N, K) numbers. Raises DataError."""
+        index = self._indices[part]
+        if self._kind != "multiclass":
+            return self._numbers(part, index.target)
+        classes = self.info.class_names
+        known = self._known_names[0]
+        places = {name: place for place, name in enumerate(classes)}
+        found = []
+        for label in index.labels:
+            number = int(label) if NUMBER.fullmatch(label) and (not known or self._notes is not None) else None
+            name = label if number is None else known[number] if number < len(known) else None
+            place = places.get(name) if name is not None and places else number
+            if place is None or place >= self.info.num_classes:
+                raise DataError(f"{self.place}: the class {label!r} of its {part} part is not in the training part")
+            found.append(place)
+        return torch.tensor(found, dtype=torch.int64)[index.target]
+
+    def _numbers(self, part: str, target: Tensor) -> Tensor:
+        if target.shape[1] != self.info.num_classes:
+            raise DataError(
+                f"{self.place}: {target.shape[1]} numbers a sample of the {part} part, not {self.info.num_classes}"
+            )
+        if self._kind == "regression":
+            return target[:, 0] if target.shape[1] == 1 else target
+        if not bool(((target == 0) | (target == 1)).all()):
+            raise DataError(f"{self.place}: a target of the {part} part is neither 0 nor 1")
+        return target
+
+    # --- parts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there are archives of a validation part."""
+        return "val" in self._tars
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are archives of a test part, or a share for testing."""
+        return "test" in self._tars or self.test_fraction > 0
+
+    def read(self, part: str) -> DatasetSource | None:
+        return self._parts.get(part)
+
+    @cached_property
+    def _parts(self) -> dict[str, DatasetSource]:
+        parts = {part: self._part(part) for part in self._tars}
+        if "test" not in parts and "train" in parts and self.test_fraction:
+            targets = parts["train"].targets
+            assert targets is not None
+            numbers = self._group_numbers("train", self.group) if self.group else None
+            kept, tested = split_off(strata(targets), self.test_fraction, self.split_seed, numbers)
+            parts |= {"train": parts["train"].subset(kept), "test": parts["train"].subset(tested)}
+        return parts
+
+    def _part(self, part: str) -> DatasetSource:
+        targets = self._targets(part)
+        if part != "train" and self._kind == "multiclass":
+            self._report_empty_classes(part, targets)
+        dataset = ShardPictures(
+            self._indices[part], targets, self.image_size, self.channels, self.reading.remark, self.decoder
+        )
+        return DatasetSource(dataset, targets=targets)
+
+    def _report_empty_classes(self, part: str, targets: Tensor) -> None:
+        counts = torch.bincount(targets, minlength=self.info.num_classes)
+        names = self.info.class_names or tuple(map(str, range(len(counts))))
+        if empty := [names[place] for place in (counts == 0).nonzero().flatten().tolist()]:
+            log.warning("%s: no %s pictures of the classes %s", self.place, part, shown(empty))
+
+    def groups(self, name: str, part: str = "train") -> Tensor | None:
+        """Those that ``healsg pack`` kept, or KEY.json names; else by ``folder`` or ``prefix``, see ``path_groups``."""
+        if (source := self._parts.get(part)) is None:
+            return None
+        numbers = self._group_numbers(part if part in self._tars else "train", name)
+        return numbers if source.chosen is None else numbers[source.chosen]
+
+    def _group_numbers(self, part: str, name: str) -> Tensor:
+        index = self._indices[part]
+        if name not in index.groups:
+            return groups.path_groups(index.names, name, self.info.class_names, self._group_names)
+        members, values = index.groups[name]
+        known = [self._group_names.setdefault(value, len(self._group_names)) for value in values]
+        return torch.tensor(known, dtype=torch.int64)[members]
+
+    def explain_single_class(self) -> str:
+        return f"data.folder: {self.place} has samples of one class alone; two are needed to tell apart"
+
+
+class ShardPictures:
+    """A map-style data set of pictures in archives: ``(image, target)``, the image as ``decode`` makes it.
+
+    Args:
+        index: where they lie.
+        targets: of each sample.
+        size: height and width of the result: the shorter side is resized to it, then the centre is cut out.
+        channels: 3 for colour, 1 for grey.
+        remark: see ``decode``.
+        decoder: see ``choose_decoder``.
+    """
+
+    def __init__(
+        self,
+        index: TarIndex,
+        targets: Tensor,
+        size: int,
+        channels: int,
+        remark: Remark = unremarked,
+        decoder: Decoder = "auto",
+    ) -> None:
+        self.index = index
+        self.targets = targets
+        self.size = size
+        self.channels = channels
+        self.remark = remark
+        self.decoder: Literal["torchvision", "pil"] = choose_decoder(decoder, len(index))
+        self.tars = TarFiles(index.tars, index.states)
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The archives: what a fingerprint, or a cache, knows the samples by."""
+        return self.index.tars
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return decode(self._content(index), self.size, self.channels, self.remark, self.decoder), self.targets[index]
+
+    def windowed(self, index: int, window: Window) -> tuple[Tensor, Tensor]:
+        """As that of ``healsg.datasets.imagefolder.Pictures``."""
+        content = self._content(index)
+        return decode(content, self.size, self.channels, self.remark, self.decoder, window), self.targets[index]
+
+    def name(self, index: int) -> str:
+        """What a message calls a sample: its archive and its name in it."""
+        return f"{self.index.tars[self._tar(index)]}: {self.index.names[index]}"
+
+    def stored(self, index: int) -> StoredFile:
+        """A sample's file as it is, without decoding."""
+        return StoredFile(self.index.names[index], partial(self._bytes, index), int(self.index.size[index]))
+
+    def _tar(self, index: int) -> int:
+        """The number of the archive in which a sample lies."""
+        return int(torch.searchsorted(self.index.ends, index, right=True))
+
+    def _bytes(self, index: int) -> bytes:
+        """A sample's file, by one read."""
+        return self.tars.read(self._tar(index), int(self.index.offset[index]), int(self.index.size[index]))
+
+    def _content(self, index: int) -> BytesIO:
+        return _Content(self._bytes(index))
+
+
+class _Content(BytesIO):
+    """A picture's bytes, which an error of its decoder calls by no address in memory."""
+
+    def __repr__(self) -> str:
+        return "its bytes"
+
+
+def tars_by_part(folder: Path) -> dict[str, list[Path]]:
+    """The archives in a folder, or in those of the parts in it, by part and in the order of their names.
+
+    Raises DataError where it is not clear which part some of them are.
+    """
+    inner = {part: _tars_in(place) for part, place in parts_in(folder).items()}
+    there = _tars_in(folder)
+    if there and any(inner.values()):
+        raise DataError(f"data.folder: {folder} has archives beside those in {' and '.join(inner)}; move them there")
+    if any(inner.values()):
+        return {part: tars for part, tars in inner.items() if tars}
+    found: dict[str | None, list[Path]] = {}
+    for tar in there:
+        words = re.split(r"[^a-z]+", tar.stem.lower())
+        found.setdefault(next((PARTS[word] for word in words if word in PARTS), None), []).append(tar)
+    if None in found and len(found) > 1:
+        names = " nor ".join(part for part in found if part is not None)
+        raise DataError(f"data.folder: {found[None][0]} is named neither {names}; which part is it?")
+    if not found:
+        way = (
+            "archives are named *.tar" if not (below := inner_folders(folder)) else f"is one of {listed(below)} meant?"
+        )
+        raise DataError(f"data.folder: {folder} holds no archives; {way}")
+    return {part or "train": tars for part, tars in found.items()}
+
+
+def _tars_in(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.name.endswith(".tar") and not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from error
+    return [folder / name for name in sorted(names)]

@@ -1,0 +1,47 @@
+"""Samples as files: what a data set gives of them as they are stored, so that they can be packed without decoding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from stat import S_ISREG
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from healsg.datasets.files import MOST
+
+
+class StoredFile(NamedTuple):
+    """A file of a sample.
+
+    Args:
+        name: its path, or what it is called.
+        read: gives its bytes; raises OSError and ValueError.
+        size: how many these are.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    size: int
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """A map-style data set whose samples are a file each."""
+
+    def stored(self, index: int) -> StoredFile:
+        """The file of a sample. Raises OSError."""
+
+
+def read_stored(path: str) -> bytes:
+    """The bytes of a regular file. Raises OSError, and ValueError for what is none, or too large for a picture."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not S_ISREG(status.st_mode):
+            raise ValueError("not a file")
+        if status.st_size > MOST:
+            raise ValueError(f"has {status.st_size} bytes, which no picture has")
+        return file.read()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,0 +1,319 @@
+"""The index of tar archives of samples: where each picture lies, its name, its target and its groups.
+
+It lies beside the archives as ``PART.index`` (or below ``root``/cache where that folder cannot be written to) and is
+made anew where an archive has another size or time of modification than it says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from healsg.data.source import line
+from healsg.datasets.array_file import Array, read_arrays, read_facts, write_arrays
+from healsg.datasets.files import CHUNK
+from healsg.datasets.folders import EXTENSIONS
+from healsg.datasets.path_list import PathList
+from healsg.datasets.tar_members import Member, Sample, open_tar, samples, state_of
+from healsg.errors import DataError, RunError
+
+log = logging.getLogger("healsg")
+
+FORMAT = 1
+"""Of an index; others are made anew."""
+
+PICTURES = tuple(ending.removeprefix(".") for ending in EXTENSIONS)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a sample.
+
+    Args:
+        image: the ending of its picture; None takes the only file that is a picture.
+        target: the key of its target in KEY.json; None takes KEY.cls, else the key ``target`` or ``label``.
+        numbers: whether the target is one number or several, not the name or the index of a class.
+    """
+
+    image: str | None = None
+    target: str | None = None
+    numbers: bool = False
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """The N samples of one part.
+
+    Args:
+        tars: the archives.
+        states: their sizes and times of modification.
+        ends: (T,) int64 how many samples lie in each archive and those before it.
+        offset, size: (N,) int64 where the picture's bytes begin in its archive, and how many they are.
+        target: (N,) int64 places in ``labels``, or (N, K) float32 numbers.
+        labels: the different texts that stand for classes, in the order of the samples.
+        names: of the samples; of files that were packed, as their paths were.
+        groups: by name of each sample the number of its group, and the groups' names.
+    """
+
+    tars: list[str]
+    states: list[tuple[int, int]]
+    ends: Tensor
+    offset: Tensor
+    size: Tensor
+    target: Tensor
+    labels: list[str]
+    names: PathList
+    groups: dict[str, tuple[Tensor, PathList]]
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+
+def index_of(tars: Sequence[Path], reading: Reading, places: Sequence[Path]) -> TarIndex:
+    """The index of archives: as it was written before, or made and written now.
+
+    Args:
+        tars: in the order of their samples.
+        reading: what is read of a sample.
+        places: files in which it may lie; it is written to the first of them that can be.
+
+    Raises:
+        DataError: an archive cannot be read, or does not hold what is asked for.
+    """
+    paths = [str(tar) for tar in tars]
+    states = []
+    for path in paths:
+        descriptor = open_tar(path)
+        states.append(state_of(descriptor))
+        os.close(descriptor)
+    wanted = {
+        "format": FORMAT,
+        "reading": asdict(reading),
+        "tars": [[tar.name, *state] for tar, state in zip(tars, states, strict=True)],
+    }
+    for place in places:
+        try:
+            if read_facts(place)["index"] == wanted:
+                return _checked(place, _loaded(place, paths, states))
+            log.info("%s: is of other files; it is made anew", place)
+        except (OSError, RunError, DataError, KeyError, ValueError, TypeError) as error:
+            if not isinstance(error, FileNotFoundError):
+                log.info("%s: cannot be used (%s); it is made anew", place, line(error))
+    made = _made(paths, states, reading)
+    _write(made, wanted, places)
+    return made
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _write(made: TarIndex, wanted: Mapping[str, Any], places: Sequence[Path]) -> None:
+    """Write an index to the first place that takes it; without one, the next run makes it again."""
+    arrays: dict[str, Array] = {
+        "ends": made.ends.numpy(),
+        "offset": made.offset.numpy(),
+        "size": made.size.numpy(),
+        "target": made.target.numpy(),
+        "names": made.names.content.numpy(),
+        "name_ends": made.names.offsets.numpy(),
+    }
+    for number, (members, values) in enumerate(made.groups.values()):
+        arrays[f"group {number}"] = members.numpy()
+        arrays[f"group {number} names"] = values.content.numpy()
+        arrays[f"group {number} ends"] = values.offsets.numpy()
+    facts = {"index": wanted, "labels": made.labels, "groups": list(made.groups)}
+    for place in places:
+        with contextlib.suppress(OSError, RunError):  # a folder that is not ours to write to, or a link in it
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_arrays(place, facts, arrays)
+            return
+    log.warning("%s: no index can be written there; each run makes it again", places[0].parent)
+
+
+def _loaded(place: Path, paths: list[str], states: list[tuple[int, int]]) -> TarIndex:
+    """An index as it was written. Raises KeyError, TypeError and ValueError where that is not what lies there."""
+    facts = read_facts(place)
+    tensors = {name: torch.from_numpy(values) for name, values in read_arrays(place).items()}
+    groups = {}
+    for number, name in enumerate(facts["groups"]):
+        values = PathList.of_buffers(tensors[f"group {number} names"], tensors[f"group {number} ends"])
+        groups[str(name)] = (tensors[f"group {number}"], values)
+    return TarIndex(
+        paths,
+        states,
+        tensors["ends"],
+        tensors["offset"],
+        tensors["size"],
+        tensors["target"],
+        [str(label) for label in facts["labels"]],
+        PathList.of_buffers(tensors["names"], tensors["name_ends"]),
+        groups,
+    )
+
+
+def _checked(place: Path, index: TarIndex) -> TarIndex:
+    """An index whose numbers lie within what they point at: it may be anybody's. Raises ValueError."""
+    count = len(index.offset)
+    limits = torch.tensor([size for size, _ in index.states], dtype=torch.int64)
+    fits = len(index.ends) == len(limits) and index.offset.dim() == index.size.dim() == index.ends.dim() == 1
+    fits = fits and len(index.size) == len(index.target) == len(index.names) == count
+    lists = [index.names, *(values for _, values in index.groups.values())]
+    if not fits or not all(map(_is_list, lists)):
+        raise ValueError("its parts do not fit each other")
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), index.ends])
+    if bool((starts.diff() < 0).any()) or int(starts[-1]) != count:
+        raise ValueError("it counts other samples than it has")
+    end = limits[torch.repeat_interleave(starts.diff())]
+    if bool(((index.offset < 0) | (index.size < 0) | (index.size > end) | (index.offset > end - index.size)).any()):
+        raise ValueError("it points beyond an archive")
+    for numbers, most in [(index.target, len(index.labels)), *((n, len(v)) for n, v in index.groups.values())]:
+        if not numbers.is_floating_point() and bool(((numbers < 0) | (numbers >= most)).any()):
+            raise ValueError("it has a number without a name")
+    return index
+
+
+def _is_list(paths: PathList) -> bool:
+    ends = paths.offsets
+    return (
+        len(ends) > 0 and int(ends[0]) == 0 and int(ends[-1]) <= len(paths.content) and bool((ends.diff() >= 0).all())
+    )
+
+
+# --- making one ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Columns:
+    """What was read of the samples so far."""
+
+    offset: array[int] = field(default_factory=lambda: array("q"))
+    size: array[int] = field(default_factory=lambda: array("q"))
+    label: array[int] = field(default_factory=lambda: array("q"))
+    numbers: array[float] = field(default_factory=lambda: array("f"))
+    width: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _made(paths: list[str], states: list[tuple[int, int]], reading: Reading) -> TarIndex:
+    """The index of archives, whose headers are read for it."""
+    columns = _Columns()
+    ends = []
+    log.info("%s: the samples of %d archives are indexed, once", Path(paths[0]).parent, len(paths))
+    for path, state in zip(paths, states, strict=True):
+        descriptor = open_tar(path)
+        try:
+            for sample in samples(path, descriptor):
+                _take(columns, sample, path, descriptor, reading)
+            if state_of(descriptor) != state:
+                raise DataError(f"{path}: is being written; start again when it is whole")
+        finally:
+            os.close(descriptor)
+        ends.append(len(columns.offset))
+    target = _whole(columns.label)
+    if reading.numbers:
+        target = torch.from_numpy(np.array(columns.numbers, np.float32)).view(len(columns.offset), columns.width or 1)
+    groups = {}
+    for name, values in columns.groups.items():
+        if len(values) != len(columns.names):
+            raise DataError(f"{paths[0]}: some samples name their {name}, others do not")
+        known: dict[str, int] = {}
+        members = torch.tensor([known.setdefault(value, len(known)) for value in values], dtype=torch.int64)
+        groups[name] = (members, PathList(known))
+    return TarIndex(
+        paths,
+        states,
+        torch.tensor(ends, dtype=torch.int64),
+        _whole(columns.offset),
+        _whole(columns.size),
+        target,
+        list(columns.labels),
+        PathList(columns.names),
+        groups,
+    )
+
+
+def _whole(numbers: array[int]) -> Tensor:
+    return torch.from_numpy(np.array(numbers, np.int64))
+
+
+def _take(columns: _Columns, sample: Sample, path: str, descriptor: int, reading: Reading) -> None:
+    """Add one sample. Raises DataError that names the archive and the sample."""
+    where = f"{path}: {sample.key}"
+    picture = _picture(sample, where, reading.image)
+    facts: dict[str, Any] = {}
+    try:
+        if "json" in sample.files:
+            facts = dict(json.loads(_text(descriptor, sample.files["json"])))
+        if reading.numbers:
+            _take_numbers(columns, facts, reading.target)
+        else:
+            label = _label(sample, facts, descriptor, reading.target)
+            columns.label.append(columns.labels.setdefault(label, len(columns.labels)))
+        for name, value in dict(facts.get("group") or {}).items():
+            columns.groups.setdefault(str(name), []).append(str(value))
+        columns.names.append(str(facts.get("path", f"{sample.key}.{picture.name.rpartition('.')[2]}")))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(f"{where}: {line(str(error))}") from error
+    columns.offset.append(picture.offset)
+    columns.size.append(picture.size)
+
+
+def _picture(sample: Sample, where: str, ending: str | None) -> Member:
+    found = [name for name in sample.files if name in PICTURES] if ending is None else [ending.lower().lstrip(".")]
+    if len(found) > 1:
+        raise DataError(f"{where}: has {' and '.join(found)}; data.image={found[0]} says which is the picture")
+    if not found or found[0] not in sample.files:
+        there = ", ".join(sample.files)
+        raise DataError(f"{where}: has no {found[0] if found else 'picture'}, but {there}")
+    return sample.files[found[0]]
+
+
+def _text(descriptor: int, member: Member) -> str:
+    if member.size > CHUNK:
+        raise ValueError(f"{member.name} has {member.size} bytes")
+    return os.pread(descriptor, member.size, member.offset).decode()
+
+
+def _label(sample: Sample, facts: Mapping[str, Any], descriptor: int, key: str | None) -> str:
+    """The text of a sample's class. Raises ValueError."""
+    if key is None and "cls" in sample.files:
+        label: Any = _text(descriptor, sample.files["cls"]).strip()
+    else:
+        label = next((facts[name] for name in ([key] if key else ["target", "label"]) if name in facts), None)
+    if isinstance(label, bool) or not isinstance(label, (str, int)) or label == "":
+        asked = f"the key {key} of its .json" if key else ".cls, and neither target nor label in its .json"
+        raise ValueError(f"has no class: there is no {asked}")
+    return str(label)
+
+
+def _take_numbers(columns: _Columns, facts: Mapping[str, Any], key: str | None) -> None:
+    """Add the numbers that are a sample's target. Raises ValueError."""
+    given = facts.get(key or "target")
+    values = given if isinstance(given, list) else [given]
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+        raise ValueError(f"its .json has no finite numbers as {key or 'target'}")
+    columns.width = columns.width or len(values)
+    if len(values) != columns.width:
+        raise ValueError(f"has {len(values)} numbers, and those before it have {columns.width}")
+    columns.numbers.extend(map(float, values))
+
+
+def place_in_cache(folder: Path, root: Path) -> Path:
+    """Where below ``root`` the indices of archives lie in whose own folder none can be written."""
+    digest = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()
+    return root / "cache" / f"shards-{digest[:16]}"
