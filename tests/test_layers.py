@@ -21,7 +21,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         *("distributed.py", "callbacks.py", "parts.py"),
         # values of a step, and the files of a run's folder, which name nothing that lies higher
         *("training/__init__.py", "training/plan.py", "training/progress.py", "training/step.py"),
-        *("training/parallel.py", "training/collectives.py"),
+        *("training/parallel.py", "training/collectives.py", "training/sharded.py"),
         *("runs/__init__.py", "runs/archive.py", "runs/checkpoint.py", "runs/folder.py", "runs/logger.py"),
         *("runs/patch.py", "runs/provenance.py", "runs/record.py", "runs/redact.py", "evaluation/__init__.py"),
     ),

@@ -73,6 +73,10 @@ class TaskMethod(nn.Module):
     """Whether weights move in ``runner.update`` alone and never in ``train_step``, so that a checkpoint may be copied
     beside it. A class says so for itself: what it inherits does not count."""
 
+    takes_shards: ClassVar[bool] = False
+    """Whether weights are reached through ``task.net`` alone and none are copied, so that each process may hold a part
+    of them. A class says so for itself: what it inherits does not count."""
+
     starts_from_weights: ClassVar[bool] = False
     """Whether it is for a trained network: the model then starts with its published weights where it has any."""
 

@@ -6,7 +6,7 @@ names ``Task`` from here and does not import those three, so that imports run in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -69,6 +69,12 @@ class Method(Protocol):
 
     @property
     def leaves_weights(self) -> bool: ...
+
+    @property
+    def averages(self) -> bool: ...
+
+    @property
+    def make_optimizer(self) -> Callable[[Any], Optimizer]: ...
 
     @property
     def higher_is_better(self) -> Mapping[str, bool]: ...

@@ -60,6 +60,7 @@ class TaskRunner:
         max_time, limit_batches: seconds from the command's start by which the run has stopped; batches a pass.
         find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
         sync_batchnorm: for several processes, BatchNorm's statistics are those of the batch of all of them.
+        shard: for several processes, each holds its part of weights, gradients and optimizer state; see ``sharded``.
         processes: how many the command starts on this machine for the run (``commands.processes``); None is one, or
             those that a launcher such as torchrun has started.
         timeout: seconds that one of several processes waits for another one before the run ends with an error.
@@ -99,6 +100,7 @@ class TaskRunner:
         limit_batches: Count | None = None,
         find_unused_parameters: bool = False,
         sync_batchnorm: bool = False,
+        shard: bool = False,
         timeout: Positive = 300.0,
         ledger: bool = False,
         forecast: bool = False,
@@ -124,11 +126,12 @@ class TaskRunner:
         self.pause_after = pause_after
         self.processes = processes
         self.tune = tune
+        self.shard = shard
         self.limit_batches = limit_batches
         self.callbacks = dict(callbacks or {})
         self.wrapping = compile, cuda_graph, find_unused_parameters
         self.timeout = float(timeout)
-        self.parallel = Parallel.of_launch(sync_batchnorm)
+        self.parallel = Parallel.of_launch(sync_batchnorm, shard)
         self.device_setup = DeviceSetup(device, precision, channels_last, deterministic, self.parallel)
         self.best_tracker = BestTracker(monitor, mode)
         self.meter = Meter(self.parallel)

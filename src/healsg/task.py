@@ -30,7 +30,7 @@ from healsg.runs import weights
 from healsg.runs.folder import weights_file
 from healsg.seeding import seed_everything
 from healsg.torch_private import BatchNorm
-from healsg.training import memory
+from healsg.training import memory, shardable
 from healsg.training.device import lay_out_state
 from healsg.training.epoch import TrainEpoch
 from healsg.training.split import local_lines
@@ -116,6 +116,7 @@ class BasicTask:
         self.task_method.check(self)
         self.runner.best_tracker.check(self.measured_names(), self.directions())
         memory.check(self.runner, self.task_method)
+        shardable.check(self.runner, self.task_method)
 
     def measured_names(self) -> list[str] | None:
         """The names of the numbers that every epoch will measure; None where they are known only afterwards."""
@@ -266,6 +267,8 @@ class BasicTask:
             log.info("the train loader is not a plain one: seeded each epoch, skipped forward when a run goes on")
         for line in local_lines(self.task_method, self.model, self.runner.parallel, self.runner.accumulate):
             log.info("%s", line)
+        if self.runner.shard and not self.runner.parallel.shards:
+            log.info("runner.shard: there is one process, which holds all weights")
         for line in self.task_model.omissions(self.info) if self.info else ():
             log.info("%s", line)
         if not own_loaders and self.task_data.val_is_test:
@@ -365,7 +368,7 @@ class BasicTask:
     def state_dict(self) -> dict[str, Any]:
         """All that a run continues from: tensors and plain values."""
         own = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return own | self.state_between_updates()
+        return self.runner.parallel.gathered(own) | self.state_between_updates()
 
     def state_between_updates(self) -> dict[str, Any]:
         """The part of the state that may change before the next update; the network's buffers may too."""
@@ -376,8 +379,9 @@ class BasicTask:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        parallel = self.runner.parallel
+        self.model.load_state_dict(parallel.spread(self.model, state["model"]))
+        self.optimizer.load_state_dict(parallel.spread_optimizer(self.optimizer, state["optimizer"]))
         lay_out_state(self.optimizer)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])

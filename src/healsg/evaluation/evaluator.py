@@ -140,7 +140,7 @@ class EvalEpoch:
         runner.parallel.align(model)
         loss, chosen = Loss(task.criterion), task.task_model.metrics(task.info)
         metrics = {name: one for name, one in chosen.items() if self.split in (one.splits or [self.split])}
-        with evaluating(model), torch.no_grad():
+        with runner.parallel.whole(model), evaluating(model), torch.no_grad():
             for batch in runner.eval_batches(task, self.split):
                 with runner.device_setup.autocast():
                     output = task.task_model.predict(model, batch)

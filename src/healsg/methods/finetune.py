@@ -9,3 +9,4 @@ class FineTune(Supervised):
     """``Supervised`` from published weights, or those of ``init_from``; its option sets ``layer_decay`` below 1."""
 
     starts_from_weights = True
+    takes_shards = True

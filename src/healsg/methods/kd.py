@@ -32,6 +32,8 @@ class KD(Distilled):
         common: the arguments of Distilled.
     """
 
+    takes_shards = True
+
     def __init__(
         self, temperature: Positive = 4.0, alpha: Fraction = 0.9, unlabelled_ratio: Natural = 0, **common: Any
     ) -> None:

@@ -24,6 +24,7 @@ class Supervised(TaskMethod):
 
     mean_over_samples = True
     leaves_weights = True
+    takes_shards = True
 
     replaces_criterion: ClassVar[bool] = False
     """Whether ``train_step`` has a loss for class probabilities in the place of ``task.criterion``."""

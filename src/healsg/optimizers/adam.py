@@ -66,6 +66,8 @@ class Adam(GroupOptimizer):
         amsgrad: use the largest second moment so far (Reddi et al. 2018, arXiv 1904.09237).
     """
 
+    takes_shards = True
+
     decoupled = False
     _step_supports_amp_scaling = True
 
@@ -96,6 +98,8 @@ class Adam(GroupOptimizer):
 
 class AdamW(Adam):
     """Adam with decoupled weight decay, bit for bit ``torch.optim.AdamW(fused=True)``; see ``Adam``."""
+
+    takes_shards = True
 
     decoupled = True
 

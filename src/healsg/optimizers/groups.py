@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ class GroupOptimizer(Optimizer):
     of start-up: the network is what is compiled, never its update. And what it puts around each update, for hooks and
     the profiler, is there only while there are any.
     """
+
+    takes_shards: ClassVar[bool] = False
+    """Whether each number of a weight moves by itself, so that each process may hold a part of it. A class says so for
+    itself: what it inherits does not count."""
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     state_dict = inspect.unwrap(Optimizer.state_dict)

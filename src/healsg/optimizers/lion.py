@@ -43,6 +43,8 @@ class Lion(GroupOptimizer):
         weight_decay: decoupled weight decay.
     """
 
+    takes_shards = True
+
     _step_supports_amp_scaling = True
 
     def __init__(

@@ -39,6 +39,8 @@ class RMSprop(GroupOptimizer):
         centered: divide by the standard deviation instead of the root mean square (Graves 2013, arXiv 1308.0850).
     """
 
+    takes_shards = True
+
     _step_supports_amp_scaling = True
 
     def __init__(

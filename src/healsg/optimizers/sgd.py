@@ -31,6 +31,8 @@ class SGD(GroupOptimizer):
         ConfigError: ``nesterov`` without momentum, or with dampening.
     """
 
+    takes_shards = True
+
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -52,10 +54,13 @@ class SGD(GroupOptimizer):
 
     def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         begins = bool(group["momentum"]) and weights[0] not in self.state
+        momenta = self.state_of(weights, "momentum_buffer")[0] if group["momentum"] else []
+        if hasattr(weights[0], "to_local"):  # sharded tensors, for which torch has no rule in this kernel
+            weights, gradients, momenta = ([part.to_local() for part in own] for own in (weights, gradients, momenta))
         fused_sgd_(
             weights,
             gradients,
-            self.state_of(weights, "momentum_buffer")[0] if group["momentum"] else [],
+            momenta,
             lr=group["lr"],
             momentum=group["momentum"],
             dampening=group["dampening"],

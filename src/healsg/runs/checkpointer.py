@@ -325,7 +325,7 @@ class Checkpointer(Watcher):
 
     def _hold_epoch(self, task: Task, numbers: dict[str, Any]) -> None:
         """Hold the evaluated weights of an epoch that keeps them, for the next save."""
-        weights = task.task_method.eval_model(task).state_dict()
+        weights = task.runner.parallel.gathered(task.task_method.eval_model(task).state_dict())
         copied = checkpoint.like(weights, {key: _cloned(value) for key, value in weights.items()})
         name, _ = task.runner.best_tracker.resolve(numbers, task.directions())
         reached = {"monitor": name, "value": numbers.get(name), "epoch": numbers["epoch"], "step": numbers["step"]}
@@ -396,7 +396,7 @@ class Checkpointer(Watcher):
         self.unsaved_best = {"best": task.runner.best_tracker.best or {}}
         if not copy and model is task.model:
             return  # the save that follows has them
-        weights = model.state_dict()
+        weights = task.runner.parallel.gathered(model.state_dict())
         if copy:
             weights = checkpoint.like(weights, {key: _cloned(value) for key, value in weights.items()})
         self.unsaved_best["model"] = weights
@@ -471,8 +471,9 @@ class Checkpointer(Watcher):
             split = "val"
         else:
             return Evaluation({})
-        weights = checkpoint.load(self.folder.best)["model"]
-        with checkpoint.weights_of(task.task_method.eval_model(task), weights):
+        model = task.task_method.eval_model(task)
+        weights = task.runner.parallel.spread(model, checkpoint.load(self.folder.best)["model"])
+        with checkpoint.weights_of(model, weights):
             measured = EvalEpoch(task, split, collector=self.collector).evaluation()
         if self.collector is not None:
             try:

@@ -63,7 +63,11 @@ def weights_rest(task: Task) -> bool:
     The classes of the model, the method and the runner declare it, each in its own body. On a GPU copies wait for
     nothing in any case.
     """
-    if task.device.type != "cpu" or any(map(task.replaces, ("build_model", "state_dict", "run_epoch"))):
+    if (
+        task.device.type != "cpu"
+        or task.runner.parallel.shards
+        or any(map(task.replaces, ("build_model", "state_dict", "run_epoch")))
+    ):
         return False
     parts = (task.task_model, task.task_method, task.runner)
     return all(declares(part, "leaves_weights") for part in parts) and not task.task_method.replaces("step")

@@ -123,7 +123,9 @@ class DeviceSetup:
         precision and the number of threads (``layout.prefers_channels_last``), so that training and evaluation agree.
         """
         wanted = self.wanted_layout
-        if wanted == "auto":
+        if wanted == "auto" and self.parallel.shards:
+            wanted = False  # FSDP2 takes weights in torch's own format alone
+        elif wanted == "auto":
             reduced = self.dtype is not None or self.tf32
             wanted = prefers_channels_last(network, self.device.type, reduced, torch.get_num_threads())
         self.image_dims = image_dims(network) if wanted else ()
@@ -170,7 +172,8 @@ class DeviceSetup:
         """
         if cuda_graph and self.device.type != "cuda":
             raise ConfigError(f"runner.cuda_graph: needs a GPU that has CUDA, and this run is on {self.device}")
-        net = self.parallel.wrap(model, self.device, find_unused_parameters)
+        own_blocks = repeated(model) if self.parallel.shards else []
+        net = self.parallel.wrap(model, self.device, find_unused_parameters, own_blocks)
         if compile or cuda_graph:
             torch.compiler.reset()  # what another run of this process compiled counts against torch's limit
             if is_compiled(model):

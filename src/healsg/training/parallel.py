@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from healsg.errors import ConfigError, HealsgError
@@ -13,6 +13,7 @@ from healsg.errors import ConfigError, HealsgError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 
 T = TypeVar("T")
@@ -29,13 +30,13 @@ class ElsewhereError(HealsgError):
 class Parallel:
     """What one process knows of the processes of its run. Their group is joined and left in ``distributed``.
 
-    Each process holds all weights (DistributedDataParallel). Sharded weights (FSDP2) would be another ``wrap``,
-    ``forward_context`` and ``align``.
+    Each process holds all weights (DistributedDataParallel), or its part of each (FSDP2; see ``training.sharded``).
 
     Args:
         rank, world: this process's number, from 0, and the number of processes.
         local_rank, local_world: the same on this machine, whose devices the processes share.
         sync_batchnorm: BatchNorm takes its statistics over the batch of all processes.
+        shard: each process holds a part of the weights; without effect on one process.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Parallel:
         local_rank: int = 0,
         local_world: int = 1,
         sync_batchnorm: bool = False,
+        shard: bool = False,
     ) -> None:
         self.rank = rank
         self.world = world
@@ -53,15 +55,17 @@ class Parallel:
         self.sync_batchnorm = sync_batchnorm
         self.several = world > 1
         """Whether there are other processes."""
+        self.shards = shard and self.several
+        """Whether the weights are sharded over them."""
 
     @classmethod
-    def of_launch(cls, sync_batchnorm: bool = False) -> Parallel:
+    def of_launch(cls, sync_batchnorm: bool = False, shard: bool = False) -> Parallel:
         """The processes that a launcher such as torchrun started, from the environment alone."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world <= 1:
-            return cls(sync_batchnorm=sync_batchnorm)
+            return cls(sync_batchnorm=sync_batchnorm, shard=shard)
         rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-        return cls(rank, world, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), sync_batchnorm)
+        return cls(rank, world, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), sync_batchnorm, shard)
 
     def require_one(self, mistake: str) -> None:
         """Refuse several processes, for what works in one alone. Raises ConfigError with this message."""
@@ -81,13 +85,22 @@ class Parallel:
             for module in modules:
                 synchronise(module, device)
 
-    def wrap(self, model: nn.Module, device: torch.device, find_unused_parameters: bool) -> nn.Module:
-        """What a training step calls so that gradients are exchanged; the network itself where none are.
+    def wrap(
+        self, model: nn.Module, device: torch.device, find_unused_parameters: bool, blocks: Sequence[nn.Module] = ()
+    ) -> nn.Module:
+        """What a training step calls so that gradients are exchanged; the network itself where none are, or where it is
+        sharded.
 
         Args:
             model: the network, on ``device``.
             find_unused_parameters: whether a step may leave parameters without a gradient.
+            blocks: the modules in it that are sharded each by itself.
         """
+        if self.shards:
+            from healsg.training.sharded import shard
+
+            shard(model, blocks, device, self.world)
+            return model
         if not self.several or not any(parameter.requires_grad for parameter in model.parameters()):
             return model
         from torch.nn.parallel import DistributedDataParallel
@@ -109,11 +122,15 @@ class Parallel:
         """
         if not self.several:
             return inner
+        if self.shards:  # FSDP2 asks as the backward pass runs, when a context of the forward pass has ended
+            from healsg.training.sharded import synchronise_gradients
+
+            synchronise_gradients(net, closes)
         repeats = self.sync_batchnorm and not rows
         if closes and not repeats:
             return inner
         contexts = [inner]
-        if not closes:
+        if not closes and not self.shards:
             contexts.append(net.no_sync())  # type: ignore[operator]
         if repeats:
             from healsg.training.collectives import repeated_rows
@@ -128,6 +145,41 @@ class Parallel:
 
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
+
+    # --- sharded weights ---------------------------------------------------------------------------------------------
+
+    def whole(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """A context in which each process holds all weights of a network; all must enter and leave it."""
+        if not self.shards:
+            return contextlib.nullcontext()
+        from healsg.training.sharded import whole
+
+        return whole(model)
+
+    def gathered(self, state: T) -> T:
+        """A state dict with whole tensors, at rank 0 alone where they were sharded; all processes must call it."""
+        if not self.shards:
+            return state
+        from healsg.training.sharded import gathered
+
+        made: T = gathered(state, self.rank)
+        return made
+
+    def spread(self, model: nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
+        """Whole weights as ``model`` takes them: as shards, where it is sharded."""
+        if not self.shards:
+            return weights
+        from healsg.training.sharded import spread
+
+        return spread(model.state_dict(), weights)
+
+    def spread_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        """The same of an optimizer's state."""
+        if not self.shards:
+            return state
+        from healsg.training.sharded import spread_optimizer
+
+        return spread_optimizer(optimizer, state)
 
     # --- tensors -----------------------------------------------------------------------------------------------------
 

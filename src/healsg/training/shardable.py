@@ -1,0 +1,33 @@
+"""Which runs can have their weights sharded (``runner.shard``); others are refused before they begin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from healsg.errors import ConfigError
+from healsg.parts import declares
+
+if TYPE_CHECKING:
+    from healsg.protocols import Method, Runner
+
+
+def check(runner: Runner, method: Method) -> None:
+    """Refuse what needs whole weights, where there are several processes. Raises ConfigError that names the key."""
+    if not runner.parallel.shards:
+        return
+    name = type(method).__name__
+    if method.averages:
+        raise ConfigError("runner.shard: an average of the weights is a whole network; set method.ema, method.swa to 0")
+    if not declares(method, "takes_shards"):
+        raise ConfigError(f"runner.shard: {name} takes or copies whole weights, or was not tried; set it to false")
+    optimizer = getattr(method.make_optimizer, "func", None)
+    if not (isinstance(optimizer, type) and vars(optimizer).get("takes_shards", False)):
+        called = getattr(optimizer, "__name__", "the optimizer")
+        raise ConfigError(f"runner.shard: {called} was not tried with parts of weights; method/optimizer=adamw was")
+    compile, cuda_graph, _ = runner.wrapping
+    if compile or cuda_graph:
+        raise ConfigError("runner.compile: was not tried with runner.shard; set one of them to false")
+    if runner.precision == "fp16":
+        raise ConfigError("runner.precision: fp16 scales the loss by gradients that no process has whole; take bf16")
+    if runner.device_setup.wanted_layout is True:
+        raise ConfigError("runner.channels_last: runner.shard takes weights in torch's own format; set it to false")

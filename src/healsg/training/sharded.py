@@ -1,0 +1,112 @@
+"""Weights that are sharded over processes by FSDP2 (Zhao et al. 2023, arXiv 2304.11277; torch's ``fully_shard``).
+
+Each process keeps its rows of every parameter, of its gradient and of the optimizer's state. A block's parameters are
+whole while its forward or backward pass runs. A checkpoint holds whole tensors, as that of one process does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from healsg.errors import ConfigError
+
+
+def shard(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, world: int) -> None:
+    """Shard the parameters of a network in place: those of each block together, and then all others.
+
+    Args:
+        model: the network, the same in every process.
+        blocks: modules in it that are called one after the other.
+        device: on which it lies.
+        world: the number of processes.
+
+    Raises:
+        ConfigError: it cannot be sharded.
+    """
+    mesh = init_device_mesh(device.type, (world,))
+    try:
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    except (ValueError, NotImplementedError, AssertionError, TypeError) as error:
+        raise ConfigError(f"runner.shard: {type(model).__name__} cannot be sharded: {error}") from error
+
+
+def synchronise_gradients(model: nn.Module, wanted: bool) -> None:
+    """Whether the backward passes from here on exchange gradients, or add them up in each process."""
+    assert isinstance(model, FSDPModule)
+    model.set_requires_gradient_sync(wanted)
+
+
+@contextlib.contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """Hold all parameters of a network whole, so that forward passes within exchange nothing: in an evaluation the
+    processes have unlike numbers of batches. All processes must enter and leave it."""
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    inner = [module for module in sharded if module is not model]
+    for module in inner:
+        module.set_reshard_after_forward(False, recurse=False)
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in inner:
+            module.set_reshard_after_forward(True, recurse=False)
+        for module in sharded:
+            module.reshard()
+
+
+def gathered(state: Any, rank: int) -> Any:
+    """A state with whole tensors on the CPU of rank 0, and None there elsewhere; all processes must call it."""
+    if isinstance(state, DTensor):
+        full = state.full_tensor()
+        return full.cpu() if rank == 0 else None
+    if isinstance(state, Mapping):
+        made = copy.copy(state)  # with what torch keeps beside a module's state
+        for key, value in state.items():
+            made[key] = gathered(value, rank)  # type: ignore[index]
+        return made
+    if isinstance(state, (list, tuple)):
+        return type(state)(gathered(value, rank) for value in state)
+    return state
+
+
+def spread(own: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole tensors of ``state`` as shards, where those of ``own`` under the same name are; each process has them
+    all, so that nothing is exchanged."""
+    return {name: _as(own.get(name), value) for name, value in state.items()}
+
+
+def spread_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer, with whole tensors, as shards of the kind of its parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    made = {
+        number: {
+            key: _as(parameters[number], value) if _fits(parameters[number], value) else value
+            for key, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    return {**state, "state": made}
+
+
+def _fits(parameter: Tensor, value: Any) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def _as(own: Any, value: Any) -> Any:
+    if not isinstance(own, DTensor) or not isinstance(value, Tensor) or own.shape != value.shape:
+        return value
+    there = value.to(own.device, own.dtype)
+    return distribute_tensor(there, own.device_mesh, own.placements, src_data_rank=None)
