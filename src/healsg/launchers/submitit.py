@@ -8,16 +8,13 @@ left: the jobs go on without it, and the same command collects what has finished
 from __future__ import annotations
 
 import contextlib
-import json
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from healsg import system
 from healsg.errors import ConfigError
+from healsg.launchers.one_job import OneJob
 from healsg.runs.folder import ROOT
 from healsg.sweeps.launcher import LOST, Answer, JobLauncher, Order
 from healsg.types import Count
@@ -117,41 +114,20 @@ class Submitted:
 
     def __init__(self, order: Order) -> None:
         self.order = order
-        self._child: subprocess.Popen[bytes] | None = None
+        self._job: OneJob | None = None
 
     def __call__(self) -> Answer:
         """Train; raises RuntimeError where the process that trains ended without an answer."""
-        line = system.program("healsg.commands.worker", "main")
-        self._child = child = subprocess.Popen(
-            line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        )
-        assert child.stdin is not None
-        assert child.stdout is not None
-        with child.stdin as orders, child.stdout as answers:
-            answer = self._ask(orders, answers)
-        code = child.wait()
-        if answer is None:
-            ended = f"by {system.signal_name(-code)}" if code < 0 else f"with status {code}"
-            raise RuntimeError(f"its process was ended {ended}")
-        return answer
-
-    def _ask(self, orders: IO[bytes], answers: IO[bytes]) -> Answer | None:
-        orders.write(json.dumps(self.order).encode() + b"\n")
-        orders.flush()
-        line = answers.readline()
-        answer: Answer | None = json.loads(line) if line.endswith(b"\n") else None
-        return answer
+        self._job = OneJob(self.order)
+        return self._job.answer()
 
     def checkpoint(self) -> Any:
         """Let the run save and stop; what is queued again is the same job."""
         from submitit.helpers import DelayedSubmission
 
-        if self._child is not None:
-            self._child.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(_SAVING)
-            system.kill_family(self._child)
+        if self._job is not None:
+            self._job.stop(_SAVING)
         return DelayedSubmission(Submitted(self.order))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"order": self.order, "_child": None}
+        return {"order": self.order, "_job": None}

@@ -1,0 +1,109 @@
+"""``launcher=ray``: each job of a sweep as a task of Ray, on a cluster that has no Slurm; or on this machine.
+
+All machines of the cluster see the folder of the runs, and have HEALSg installed. A task whose machine is lost costs a
+row of the table, and the same command goes on with its run. The tasks end with the command: they save and stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from healsg.errors import ConfigError, one_line
+from healsg.launchers.one_job import OneJob
+from healsg.paths import current_folder
+from healsg.sweeps.launcher import LOST, Answer, JobLauncher, Order
+from healsg.types import Count
+
+_POLL = 0.5
+"""Seconds between two looks at whether a stop was asked for."""
+
+_SAVING = 90.0
+"""Seconds that a task has to save when it is asked to stop."""
+
+
+class RayLauncher(JobLauncher):
+    """Runs the jobs of a sweep as tasks of Ray.
+
+    Args:
+        workers: jobs at once.
+        address: of the cluster's head, such as ``auto`` on one of its machines; None begins one of this machine.
+        options: what a task needs, as Ray's ``options`` take it, such as ``{num_cpus: 4, num_gpus: 1}``.
+    """
+
+    def __init__(
+        self, workers: Count = 2, address: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        if find_spec("ray") is None:
+            raise ConfigError("launcher: needs ray; pip install 'healsg[ray]'")
+        self.workers = workers
+        self.address = address
+        self.options = dict(options or {})
+        self._ray: Any = None
+        """The module, once the first job is to run."""
+
+    def results(self, orders: Sequence[Order], asked: Callable[[], int | None]) -> Iterator[tuple[int, Answer]]:
+        if not orders:
+            return
+        ray, task = self._connected()
+        waiting = list(enumerate(orders))
+        running: dict[Any, int] = {}
+        told: int | None = None
+        folder = str(current_folder())
+        while waiting or running:
+            if told is None and (told := asked()):
+                waiting.clear()
+                for reference in running:
+                    ray.cancel(reference, force=False)
+            while waiting and len(running) < self.workers:
+                place, order = waiting.pop(0)
+                running[task.remote(order, folder)] = place
+            if running:
+                for reference in ray.wait(list(running), num_returns=1, timeout=_POLL)[0]:
+                    yield running.pop(reference), _answer(ray, reference, told)
+
+    def close(self) -> None:
+        if self._ray is not None:
+            self._ray.shutdown()
+            self._ray = None
+
+    def _connected(self) -> tuple[Any, Any]:
+        """Ray, connected, and the task. Raises ConfigError where there is no such cluster, or no such option."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        try:
+            if self._ray is None:
+                room = None if self.address else self.workers * max(1, int(self.options.get("num_cpus", 1)))
+                ray.init(
+                    self.address, num_cpus=room, include_dashboard=None if self.address else False, log_to_driver=False
+                )
+            self._ray = ray
+            return ray, ray.remote(max_retries=0, **self.options)(_train)
+        except (ValueError, TypeError, RuntimeError, ConnectionError) as error:
+            raise ConfigError(f"launcher: ray refuses it: {one_line(error)}") from error
+
+
+def _train(order: Order, folder: str) -> Answer:
+    """What runs on a machine of the cluster: it trains one job in a process of its own."""
+    job = OneJob(order, folder)
+    try:
+        return job.answer()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            job.stop(_SAVING)
+
+
+def _answer(ray: Any, reference: Any, told: int | None) -> Answer:
+    """How a task ended; ``told`` is the signal by which it was asked to."""
+    try:
+        answer: Answer = ray.get(reference)
+        return answer
+    except Exception as error:  # of Ray, whatever happened there
+        if told is not None:
+            return {"status": "stopped", "exit": 128 + told}
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return {"status": LOST, "exit": 1, "reason": f"{lines[-1].strip()}; the same command goes on with it"}
