@@ -102,7 +102,7 @@ def test_what_needs_whole_weights_is_refused_in_one_line(monkeypatch: pytest.Mon
         *((name, []) for name in ("sgd", "adamw", "finetune")),
         *(("adamw", [f"method/optimizer={name}"]) for name in ("adam", "lion", "rmsprop", "sgd")),
         ("sgd", ["runner.accumulate=3", "runner.clip_norm=0.1", "data.batch_size=32"]),
-        ("adamw", ["runner.accumulate=2", "runner.sync_batchnorm=true", "model=resnet", "runner.limit_batches=3"]),
+        ("adamw", ["runner.accumulate=2", "runner.sync_batchnorm=true", "model=resnet", "runner.channels_last=false"]),
         ("adamw", ["method.freeze=body"]),
         ("adamw", ["model=cnn", "data.batch_size=50", "data.eval_batch_size=1", "runner.limit_batches=6"]),
     ],

@@ -27,7 +27,7 @@ from healsg.datasets.files import MOST, log
 from healsg.datasets.path_list import PathList
 from healsg.datasets.shard_notes import NOTES, UNFINISHED, Archive, Notes, read_notes, write_notes
 from healsg.datasets.stored import Stored
-from healsg.datasets.tar_index import PICTURES, Reading, index_of
+from healsg.datasets.tar_index import PICTURES, Wanted, index_of
 from healsg.datasets.tar_members import BLOCK
 from healsg.errors import ConfigError, DataError, RunError
 from healsg.system import ProcessLock, sync_folder
@@ -112,7 +112,7 @@ def plan_packing(data: TaskData, most: int) -> Plan:
         assert part.source.targets is not None
         for value in (part.names.content, part.names.offsets, part.source.targets):
             total.update(value.cpu().contiguous().numpy().tobytes())
-        total.update(json.dumps([list(part.sizes), part.groups]).encode())
+        total.update(json.dumps([name, list(part.sizes), part.groups]).encode())
     size = sum(_room(size) for part in parts.values() for size in part.sizes)
     return Plan(info, parts, size, total.hexdigest())
 
@@ -231,7 +231,7 @@ def pack(plan: Plan, out: Path) -> Notes:
         notes = Notes(plan.info.kind, _names(plan.info), plan.info.class_order, parts, plan.digest)  # type: ignore[arg-type]
         sync_folder(out)
         for name, tars in notes.archives(out).items():
-            index_of(tars, Reading(numbers=plan.info.kind != "multiclass"), [out / f"{name}.index"])
+            index_of(tars, Wanted(numbers=plan.info.kind != "multiclass"), [out / f"{name}.index"])
         write_notes(out, notes)
         (out / UNFINISHED).unlink(missing_ok=True)
         return notes

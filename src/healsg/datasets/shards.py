@@ -33,7 +33,7 @@ from healsg.datasets.labels import shown
 from healsg.datasets.resizing import Window
 from healsg.datasets.shard_notes import NOTES, Kind, Notes, read_notes
 from healsg.datasets.stored import StoredFile
-from healsg.datasets.tar_index import Reading, TarIndex, index_of, place_in_cache
+from healsg.datasets.tar_index import TarIndex, Wanted, index_of, place_in_cache
 from healsg.datasets.tar_members import TarFiles
 from healsg.errors import ConfigError, DataError
 
@@ -100,7 +100,7 @@ class Shards(OwnPictures):
     @cached_property
     def _indices(self) -> dict[str, TarIndex]:
         made: dict[str, TarIndex] = {}
-        reading = Reading(self.image, self.target, self._kind != "multiclass")
+        reading = Wanted(self.image, self.target, self._kind != "multiclass")
         for part, tars in self._tars.items():
             places = [place / f"{part}.index" for place in (self.place, place_in_cache(self.place, self.root))]
             made[part] = index_of(tars, reading, places)

@@ -39,7 +39,7 @@ PICTURES = tuple(ending.removeprefix(".") for ending in EXTENSIONS)
 
 
 @dataclass(frozen=True)
-class Reading:
+class Wanted:
     """What is read of a sample.
 
     Args:
@@ -82,7 +82,7 @@ class TarIndex:
         return len(self.offset)
 
 
-def index_of(tars: Sequence[Path], reading: Reading, places: Sequence[Path]) -> TarIndex:
+def index_of(tars: Sequence[Path], reading: Wanted, places: Sequence[Path]) -> TarIndex:
     """The index of archives: as it was written before, or made and written now.
 
     Args:
@@ -209,7 +209,7 @@ class _Columns:
     groups: dict[str, list[str]] = field(default_factory=dict)
 
 
-def _made(paths: list[str], states: list[tuple[int, int]], reading: Reading) -> TarIndex:
+def _made(paths: list[str], states: list[tuple[int, int]], reading: Wanted) -> TarIndex:
     """The index of archives, whose headers are read for it."""
     columns = _Columns()
     ends = []
@@ -251,7 +251,7 @@ def _whole(numbers: array[int]) -> Tensor:
     return torch.from_numpy(np.array(numbers, np.int64))
 
 
-def _take(columns: _Columns, sample: Sample, path: str, descriptor: int, reading: Reading) -> None:
+def _take(columns: _Columns, sample: Sample, path: str, descriptor: int, reading: Wanted) -> None:
     """Add one sample. Raises DataError that names the archive and the sample."""
     where = f"{path}: {sample.key}"
     picture = _picture(sample, where, reading.image)
