@@ -69,7 +69,7 @@ def members(path: str, descriptor: int) -> Iterator[Member]:
             tarfile.open(fileobj=cast("IO[bytes]", _Bounded(file)), mode="r:") as tar,
         ):
             while (member := tar.next()) is not None:
-                tar.members.clear()  # which would hold every header
+                tar.members.clear()  # type: ignore[attr-defined]  # a list that would hold every header
                 if not member.isdir():
                     yield _checked(member, size)
             if os.pread(descriptor, BLOCK, tar.offset) != bytes(BLOCK):  # tarfile ends in silence at a bad header

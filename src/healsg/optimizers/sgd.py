@@ -56,7 +56,7 @@ class SGD(GroupOptimizer):
         begins = bool(group["momentum"]) and weights[0] not in self.state
         momenta = self.state_of(weights, "momentum_buffer")[0] if group["momentum"] else []
         if hasattr(weights[0], "to_local"):  # sharded tensors, for which torch has no rule in this kernel
-            weights, gradients, momenta = ([part.to_local() for part in own] for own in (weights, gradients, momenta))
+            weights, gradients, momenta = map(_local, (weights, gradients, momenta))
         fused_sgd_(
             weights,
             gradients,
@@ -71,3 +71,8 @@ class SGD(GroupOptimizer):
             grad_scale=self.__dict__.get("grad_scale"),
             found_inf=self.__dict__.get("found_inf"),
         )
+
+
+def _local(sharded: list[Any]) -> list[Tensor]:
+    """What this process has of sharded tensors; it changes with them."""
+    return [tensor.to_local() for tensor in sharded]
