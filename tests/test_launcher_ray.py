@@ -115,7 +115,7 @@ def test_jobs_of_a_local_cluster_have_the_digests_of_one_process() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_command_that_is_stopped_or_killed_leaves_saved_jobs_with_which_it_goes_on(number: int) -> None:
     pytest.importorskip("ray")
-    line = [*TINY, "runner.steps=6000", "-m", "seed=5,6"]
+    line = [*TINY, "runner.steps=12000", "-m", "seed=5,6"]
     assert main([*line, "name=whole"]) == 0
     child = subprocess.Popen([*command(), *line[1:], "launcher=ray", "name=cut"])  # Ray does not survive a fork
     metrics = Path("runs/cut/seed=5/metrics.jsonl")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
 
@@ -90,11 +92,15 @@ class RayLauncher(JobLauncher):
 def _train(order: Order, folder: str) -> Answer:
     """What runs on a machine of the cluster: it trains one job in a process of its own."""
     job = OneJob(order, folder)
-    try:
-        return job.answer()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            job.stop(_SAVING)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(job.answer)
+        try:
+            while not waiting.done():  # Ray interrupts Python code alone, and no read that waits
+                time.sleep(_POLL / 5)
+        except KeyboardInterrupt:
+            with contextlib.suppress(ProcessLookupError):
+                job.stop(_SAVING)
+        return waiting.result()
 
 
 def _answer(ray: Any, reference: Any, told: int | None) -> Answer:
