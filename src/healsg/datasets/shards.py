@@ -37,6 +37,8 @@ from healsg.datasets.tar_index import TarIndex, Wanted, index_of, place_in_cache
 from healsg.datasets.tar_members import TarFiles
 from healsg.errors import ConfigError, DataError
 
+MOST_CLASSES = 1 << 20
+
 NUMBER = re.compile(r"0|[1-9]\d{0,8}")
 """The index of a class as text."""
 
@@ -135,7 +137,10 @@ class Shards(OwnPictures):
         train = self._indices.get("train") or next(iter(self._indices.values()))
         if self._kind != "multiclass":
             return train.target.shape[1]
-        return 1 + max(int(label) for label in train.labels)
+        count = 1 + max(int(label) for label in train.labels)
+        if count > MOST_CLASSES:
+            raise DataError(f"{self.place}: a class has the index {count - 1}; is it a number, data.kind=regression?")
+        return count
 
     @cached_property
     def _classes_and_order(self) -> tuple[tuple[str, ...], ClassOrder]:
