@@ -4,7 +4,7 @@ A random search over learning rate and label smoothing, 9 trials a seed, 5 seeds
 where what is promoted goes on from its checkpoint; and halved in the usual way, which begins a promoted trial anew (its
 updates are counted from the same ranking). Updates are read from the runs' own records, CPU time is that of this
 process. Nothing is chosen by what is reported: it is the search's own objective, the best val/acc, and the test
-accuracy of its winner. The table goes to benchmarks/results/halving.txt.
+accuracy of its winner. The table goes to benchmarks/results/halving_EPOCHS.txt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from healsg.cli import main as healsg
 
 SPACE = ["method.optimizer.lr=tag(log,interval(1e-4,1e-1))", "method.label_smoothing=interval(0,0.2)"]
 TRIALS, FACTOR, RUNGS = 9, 3, 3
-RESULT = Path(__file__).parent / "results/halving.txt"
+RESULTS = Path(__file__).parent / "results"
 
 
 def search(name: str, seed: int, epochs: int, *more: str) -> dict[str, Any]:
@@ -61,8 +61,9 @@ def main() -> None:
             same = all(full["digests"][trial] == digest for trial, digest in halved["digests"].items())
             rows.append((seed, full, halved, same))
             print(seed, full, halved, same, flush=True)
-    RESULT.write_text("\n".join(report(rows, epochs)) + "\n")
-    print(RESULT.read_text())
+    table = "\n".join(report(rows, epochs)) + "\n"
+    (RESULTS / f"halving_{epochs}.txt").write_text(table)
+    print(table)
 
 
 def report(rows: list[tuple[int, dict[str, Any], dict[str, Any], bool]], epochs: int) -> list[str]:

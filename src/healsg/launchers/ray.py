@@ -1,7 +1,8 @@
 """``launcher=ray``: each job of a sweep as a task of Ray, on a cluster that has no Slurm; or on this machine.
 
 All machines of the cluster see the folder of the runs, and have HEALSg installed. A task whose machine is lost costs a
-row of the table, and the same command goes on with its run. The tasks end with the command: they save and stop.
+row of the table, and the same command goes on with its run. The tasks end with the command: they save and stop where it
+is asked to, and Ray kills them where it is killed.
 """
 
 from __future__ import annotations
