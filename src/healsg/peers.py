@@ -158,6 +158,7 @@ class Peers:
 
     def _lost(self, error: BaseException) -> PeerError:
         """Why the connection to the others was lost: the error that another one published, or which one is missing."""
+        self._store.set(f"noticed/{self.rank}", "1")
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if found := self.first_error():
@@ -171,6 +172,8 @@ class Peers:
         late = "timed out" in str(error).lower()
         if missing is None and late:
             missing = self._last()
+        if missing is None and late:
+            missing = self._unaware()
         if found := self.first_error():  # another survivor was faster
             return found
         if missing is None:
@@ -366,6 +369,12 @@ class Peers:
         own = self._state()
         behind = [(_order(state), rank) for rank, (state, _) in self._seen.items() if _order(state) < _order(own)]
         return min(behind)[1] if behind else None
+
+    def _unaware(self) -> int | None:
+        """The only rank that has not noticed that the connection was lost, if there is one: where all stand at the same
+        step, it is the one that the others waited for."""
+        unaware = [rank for rank in range(self.world) if not self._store.check([f"noticed/{rank}"])]
+        return unaware[0] if len(unaware) == 1 else None
 
 
 def is_lost(error: BaseException) -> bool:
