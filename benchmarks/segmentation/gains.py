@@ -102,7 +102,7 @@ STUDIES = {
         {
             "Dice": Row(("model/loss=dice",), RATES),
             "Dice and clDice": Row(
-                ("model/loss=cldice", "method.optimizer.lr=1e-2"),
+                ("model/loss=cldice", "method.optimizer.lr=3e-3"),
                 (("model.loss.share=0.3",), ("model.loss.share=0.5",)),
             ),
         },
