@@ -199,7 +199,7 @@ def say(line: str) -> None:
 
 
 def _usage() -> str:
-    lines = [f"  healsg {command:9} {told}" for command, told in COMMANDS.items()]
+    lines = [f"  healsg {command:9} {does}" for command, does in COMMANDS.items()]
     more = "\n\nhealsg COMMAND --help says more; healsg --completion bash|zsh|fish completes by TAB"
     return "usage: healsg COMMAND ...\n\n" + "\n".join(lines) + more
 

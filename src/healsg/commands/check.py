@@ -253,14 +253,14 @@ def _print(answer: dict[str, Any]) -> None:
     print("\n".join(layout.rows(list(_picture_lines(answer["pictures"])), indent=0)))
     if answer["bad"]:
         print("\nUnreadable")
-        told = [(one["sample"], one["reason"]) for one in answer["bad"][:MOST_BAD]]
-        print("\n".join(layout.rows(told)))
+        listed = [(one["sample"], one["reason"]) for one in answer["bad"][:MOST_BAD]]
+        print("\n".join(layout.rows(listed)))
         if len(answer["bad"]) > MOST_BAD:
             print(f"  and {len(answer['bad']) - MOST_BAD} more: --json lists all")
     if answer["findings"]:
         print("\nFindings")
-        told = [(one["level"], f"{one['subject']}: {one['message']}") for one in answer["findings"]]
-        print("\n".join(layout.rows(told)))
+        listed = [(one["level"], f"{one['subject']}: {one['message']}") for one in answer["findings"]]
+        print("\n".join(layout.rows(listed)))
     if answer["task"]:
         print("\nTask")
         print("\n".join(layout.rows(list(_task_lines(answer["task"])))))
@@ -295,5 +295,5 @@ def _task_lines(task: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "saved" in task:
         yield "saved", ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in task["saved"].items())
     left = task["left_out"]
-    told = [f"{left['samples']} samples an epoch (data.drop_last)"] * bool(left["samples"]) + list(left["metrics"])
-    yield "left out", "; ".join(told) or "nothing"
+    listed = [f"{left['samples']} samples an epoch (data.drop_last)"] * bool(left["samples"]) + list(left["metrics"])
+    yield "left out", "; ".join(listed) or "nothing"

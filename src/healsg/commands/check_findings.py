@@ -93,8 +93,8 @@ def _class_findings(seen: Mapping[str, Seen], info: DataInfo) -> Iterator[Findin
                     "note", "masks", f"{split}: {share} have no foreground, such as {shown(one.empty_masks, 3)}"
                 )
     for pair in misspelt(names if info.kind == "multiclass" else ()):
-        told = " and ".join(f"{name!r} ({train[names.index(name)]} training samples)" for name in pair)
-        yield Finding("warning", "classes", f"{told} are nearly the same name; are they one class?")
+        detail = " and ".join(f"{name!r} ({train[names.index(name)]} training samples)" for name in pair)
+        yield Finding("warning", "classes", f"{detail} are nearly the same name; are they one class?")
 
 
 def misspelt(names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -142,13 +142,13 @@ def duplicates(seen: Mapping[str, Seen], info: DataInfo) -> Iterator[Finding]:
     for pair, chosen in _by_splits(across).items():
         example = " and ".join(f"{line(name)} ({split})" for split, name, _ in _one_each(chosen[0]))
         sides = " and ".join(pair)
-        told = f"samples that lie in both {sides}: {len(chosen)}, such as {example}"
-        yield Finding("warning", "duplicates", told)
+        detail = f"samples that lie in both {sides}: {len(chosen)}, such as {example}"
+        yield Finding("warning", "duplicates", detail)
     unlike = [group for group in several if len({label for _, _, label in group if label is not None}) > 1]
     if unlike:
         names = info.class_names or tuple(map(str, range(info.num_classes)))
-        told = ", ".join(f"{line(name)} ({names[label]})" for _, name, label in unlike[0][:3] if label is not None)
-        yield Finding("warning", "duplicates", f"samples with copies of another class: {len(unlike)}, such as {told}")
+        detail = ", ".join(f"{line(name)} ({names[label]})" for _, name, label in unlike[0][:3] if label is not None)
+        yield Finding("warning", "duplicates", f"samples with copies of another class: {len(unlike)}, such as {detail}")
     within = sum(len(group) - 1 for group in several if group not in across)
     if within:
         yield Finding("note", "duplicates", f"copies of a sample of the same split: {within}")
@@ -183,8 +183,8 @@ def group_findings(sources: Mapping[str, Source], info: DataInfo) -> Iterator[Fi
     cased = {split: _case_groups(source) for split, source in sources.items()}
     for one, two in combinations(cased, 2):
         if common := sorted(cased[one] & cased[two]):
-            told = f"{len(common)} groups have samples in {one} and in {two}, such as {common[0]!r}"
-            yield Finding("warning", "groups", f"{told}; data.group keeps each on one side")
+            detail = f"{len(common)} groups have samples in {one} and in {two}, such as {common[0]!r}"
+            yield Finding("warning", "groups", f"{detail}; data.group keeps each on one side")
     if any(cased.values()):
         return
     paths = {split: _chosen_paths(source) for split, source in sources.items()}
@@ -200,12 +200,14 @@ def group_findings(sources: Mapping[str, Source], info: DataInfo) -> Iterator[Fi
         called = {number: name for name, number in known.items()}
         for one, two in combinations(held, 2):
             if numbers := sorted(set(held[one].tolist()) & set(held[two].tolist())):
-                told = (
+                detail = (
                     f"{len(numbers)} of {len(known)} beginnings of file names, such as {called[numbers[0]]!r}, are in"
                 )
-                told = told if way == "prefix" else told.replace("beginnings of file names", "folders within classes")
+                detail = (
+                    detail if way == "prefix" else detail.replace("beginnings of file names", "folders within classes")
+                )
                 hint = f"if each is one patient or scene, data.group={way} keeps it on one side"
-                yield Finding("warning", "groups", f"{told} {one} and in {two}; {hint}")
+                yield Finding("warning", "groups", f"{detail} {one} and in {two}; {hint}")
 
 
 def _case_groups(source: Source) -> set[str]:
@@ -223,9 +225,9 @@ def _chosen_paths(source: Source) -> list[str]:
 def _table_findings(seen: Mapping[str, Seen]) -> Iterator[Finding]:
     for split, one in seen.items():
         if one.missing:
-            told = ", ".join(f"{name} {count}" for name, count in list(one.missing.items())[:5])
+            detail = ", ".join(f"{name} {count}" for name, count in list(one.missing.items())[:5])
             more = f" and {len(one.missing) - 5} columns more" * (len(one.missing) > 5)
-            yield Finding("note", "columns", f"{split}: missing numbers become their column's mean: {told}{more}")
+            yield Finding("note", "columns", f"{split}: missing numbers become their column's mean: {detail}{more}")
         if one.constant and split == "train":
             yield Finding("warning", "columns", f"the same in every training row: {shown(one.constant, 5)}")
 

@@ -86,12 +86,12 @@ def settings(first: RunFolder, second: RunFolder) -> list[str]:
     """The settings, by key, in which two runs differ. Raises RunError."""
     configs = (dict(flat(redact.config(read_saved(folder.config)))) for folder in (first, second))
     free = " (cannot alter the result)"
-    told = [
+    listed = [
         f"{key}: {old} | {new}" + free * is_below(key, FREE)
         for key, (old, new) in differing(*configs).items()
         if key != "name"
     ]
-    return told[:SHOWN] + [f"and {len(told) - SHOWN} more"] * (len(told) > SHOWN)
+    return listed[:SHOWN] + [f"and {len(listed) - SHOWN} more"] * (len(listed) > SHOWN)
 
 
 def facts(first: RunFolder, second: RunFolder) -> list[str]:
@@ -197,8 +197,8 @@ def first_tensor(first: Path, second: Path) -> Divergence | None:
             last = row["step"]
             if last in places:
                 file.seek(places[last][0])
-                if told := _differing(places[last][1], json.loads(file.readline()), names, row):
-                    return Divergence(last, *told, kill, begin)
+                if listed := _differing(places[last][1], json.loads(file.readline()), names, row):
+                    return Divergence(last, *listed, kill, begin)
     return None
 
 

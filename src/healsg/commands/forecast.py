@@ -229,8 +229,8 @@ def _record(root: str | None, as_json: bool) -> int:
     print("* outside of its interval\n")
     names = {"cpu_seconds": "CPU time", "wall_seconds": "wall time", "peak_memory": "memory", "disk": "disk"}
     for key, one in summary.items():
-        told = f"median error {one['median_error']:.1%}, the interval held {one['held']} of {one['runs']} times"
-        print(f"{names[key]:9}  {told}")
+        detail = f"median error {one['median_error']:.1%}, the interval held {one['held']} of {one['runs']} times"
+        print(f"{names[key]:9}  {detail}")
     return 0
 
 
@@ -263,8 +263,8 @@ def _lines(answer: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("CPU time by part", f"{spent}, importing {span(kind['imports']['cpu'])}"))
         share = kind["loader"]["share"]
         if kind["samples_a_second"] and share is not None:
-            told = f"{kind['samples_a_second']:,.0f} samples a second; the loader takes {share:.0%} of a step's time"
-            lines.append(("speed", told))
+            detail = f"{kind['samples_a_second']:,.0f} samples a second; the loader takes {share:.0%} of a step's time"
+            lines.append(("speed", detail))
         lines.append(("largest batch", _batch_line(kind)))
         lines.append(("measured", f"{kind['measured_steps']} of {kind['updates']} updates on {kind['device']}"))
     return lines

@@ -40,13 +40,13 @@ EVALUATING = 0.4
 
 def main() -> None:
     """Answer the job on standard input by one line of JSON on standard output; all else goes to standard error."""
-    told = yaml.safe_load(sys.stdin.buffer)
+    request = yaml.safe_load(sys.stdin.buffer)
     answer_to = os.dup(1)
     os.dup2(2, 1)
     logging.getLogger("healsg").setLevel(logging.ERROR)
-    composed = Composed.of_plain(told["composed"])
+    composed = Composed.of_plain(request["composed"])
     try:
-        answer = measured(composed, float(told["budget"]))
+        answer = measured(composed, float(request["budget"]))
     except HealsgError as error:
         answer = {"error": redact.text(one_line(error))}
     with os.fdopen(answer_to, "w") as stream:

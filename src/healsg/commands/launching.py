@@ -122,8 +122,8 @@ class TracedProcess:
         traced = _untimed(composed, folder)
         plan = dict.fromkeys(("save", "settle", "kill", "share", "until")) | self.plan
         if self.count == 1:
-            told = yaml.safe_dump(_instructions(traced, folder, plan)).encode()
-            code, lines = ask(system.program("healsg.commands.trace", "main"), told)
+            request = yaml.safe_dump(_instructions(traced, folder, plan)).encode()
+            code, lines = ask(system.program("healsg.commands.trace", "main"), request)
         else:
             job = processes.job_of(traced, folder.path, time.monotonic(), plan)
             code, lines = processes.run_agent(self.count, job, "healsg.commands.trace", quiet=True)
@@ -135,7 +135,7 @@ class TracedProcess:
         raise _broken(folder, code, lines)
 
 
-def ask(program: list[str], told: bytes, seconds: float | None = None) -> tuple[int, list[str]]:
+def ask(program: list[str], request: bytes, seconds: float | None = None) -> tuple[int, list[str]]:
     """Run a fresh process that reads its task on standard input, and that prints nothing but errors.
 
     Args:
@@ -151,7 +151,7 @@ def ask(program: list[str], told: bytes, seconds: float | None = None) -> tuple[
             program, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
         )
         try:
-            child.communicate(told, timeout=seconds)
+            child.communicate(request, timeout=seconds)
         finally:  # the child, and what it has started: loader workers
             system.kill_family(child)
             child.wait()
@@ -168,8 +168,8 @@ def _untimed(composed: Composed, folder: RunFolder) -> Composed:
 
 def _instructions(composed: Composed, folder: RunFolder, plan: Mapping[str, Any]) -> dict[str, Any]:
     """What ``trace.main`` reads."""
-    told = {"composed": composed.as_plain(), "folder": str(folder.path), "command": sys.argv, "parent": os.getpid()}
-    return {**plan, **told}
+    request = {"composed": composed.as_plain(), "folder": str(folder.path), "command": sys.argv, "parent": os.getpid()}
+    return {**plan, **request}
 
 
 class BrokenError(HealsgError):

@@ -140,12 +140,12 @@ def forgotten_by_epoch(correct: Array) -> Array:
 def facts_of(folder: RunFolder, top: int) -> dict[str, Any]:
     """What a ledger tells, as plain values."""
     read = Read(folder)
-    dealt = (read.correct != 255).any(axis=0)
+    trained = (read.correct != 255).any(axis=0)
     counts = forgotten(read.correct)
     learned = (read.correct == 1).any(axis=0)
     seen = (read.correct != 255).sum(axis=0)
     means = np.where(np.isnan(read.losses), 0, read.losses).sum(axis=0) / np.maximum(seen, 1)
-    order = np.argsort(np.where(dealt, -means, np.inf), kind="stable")[: min(top, int(dealt.sum()))]
+    order = np.argsort(np.where(trained, -means, np.inf), kind="stable")[: min(top, int(trained.sum()))]
     histogram = {str(times): int((counts[learned] == times).sum()) for times in range(4)}
     histogram["4 and more"] = int((counts[learned] >= 4).sum())
     epochs = [
@@ -161,14 +161,14 @@ def facts_of(folder: RunFolder, top: int) -> dict[str, Any]:
         if (right != 255).any()
     ]
     sure = np.where(np.isnan(read.confidence), 0, read.confidence).sum(axis=0) / np.maximum(seen, 1)
-    bins = np.histogram(sure[dealt], bins=10, range=(0.0, 1.0))[0]
+    bins = np.histogram(sure[trained], bins=10, range=(0.0, 1.0))[0]
     return {
         "schema": 1,
         "run": str(folder.shown),
-        "samples": int(dealt.sum()),
+        "samples": int(trained.sum()),
         "epochs": epochs,
         "forgotten": histogram,
-        "never_learned": int((dealt & ~learned).sum()),
+        "never_learned": int((trained & ~learned).sum()),
         "confidence": [
             {"from": place / 10, "to": (place + 1) / 10, "samples": int(count)} for place, count in enumerate(bins)
         ],
@@ -179,13 +179,13 @@ def facts_of(folder: RunFolder, top: int) -> dict[str, Any]:
 def _sample(read: Read, number: int, means: Array, counts: Array, learned: Array) -> dict[str, Any]:
     label = int(read.targets[number])
     confident = read.confidence[:, number]
-    dealt = confident[~np.isnan(confident)]
+    trained = confident[~np.isnan(confident)]
     return {
         "index": number,
         "name": read.names[number],
         "class": read.classes[label] if 0 <= label < len(read.classes) else str(label),
         "loss": float(means[number]),
-        "confidence": float(dealt[-1]),
+        "confidence": float(trained[-1]),
         "forgotten": int(counts[number]),
         "learned_in": int((read.correct[:, number] == 1).argmax()) + 1 if learned[number] else None,
     }

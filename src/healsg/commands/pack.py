@@ -62,9 +62,9 @@ def run(arguments: list[str]) -> int:
     from healsg.datasets.packing import pack, plan_packing
 
     plan = plan_packing(make(composed.values["data"], "data", composed, TaskData), most)
-    told = f"{plan.samples} pictures, about {plan.size / 1e6:.1f} MB in {plan.archives} archives in {shown(out)}"
+    detail = f"{plan.samples} pictures, about {plan.size / 1e6:.1f} MB in {plan.archives} archives in {shown(out)}"
     if not flags["json"]:
-        print(visible(told), flush=True)
+        print(visible(detail), flush=True)
     notes = None if flags["dry-run"] else pack(plan, out)
     if flags["json"]:
         show_json(_answer(plan, notes, str(out)))

@@ -164,7 +164,7 @@ def plan(composed: Composed, given: list[str], memory: float | None) -> dict[str
         None if spacing is None else tuple(spacing),
     )
     settings = _settings(data, survey, layout, model, memory, spacing is not None)
-    settings = {key: told for key, told in settings.items() if key not in given or key in _PLANNED}
+    settings = {key: setting for key, setting in settings.items() if key not in given or key in _PLANNED}
     return _answer(composed, info, survey, layout, model, memory) | {"why": settings}
 
 
@@ -179,7 +179,7 @@ def _settings(
     from healsg.datasets.nifti import Volumes
 
     found = layout.topology
-    made: Settings = {f"data.{key}": told for key, told in survey.settings.items()}
+    made: Settings = {f"data.{key}": setting for key, setting in survey.settings.items()}
     if isinstance(data, Volumes):
         rule = "the median of the cases"
         if layout.coarsest is not None:
@@ -261,8 +261,8 @@ def as_yaml(composed: Composed, answer: Mapping[str, Any], settings: Settings, g
         kept = dict.fromkeys(key.split(".")[1] for key in given if key.startswith(f"{group}."))
         values = composed.values[group]
         lines += [f"  {key}: {flow(values[key])}" for key in kept if f"{group}.{key}" not in settings]
-        told = {key: one for key, one in settings.items() if key.startswith(f"{group}.")}
-        lines += [f"  {key.split('.')[1]}: {flow(value)} # {why}" for key, (value, why) in told.items()]
+        setting = {key: one for key, one in settings.items() if key.startswith(f"{group}.")}
+        lines += [f"  {key.split('.')[1]}: {flow(value)} # {why}" for key, (value, why) in setting.items()]
     return "\n".join(map(visible, lines)) + "\n"  # names out of a list may hold line breaks
 
 

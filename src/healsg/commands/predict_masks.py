@@ -57,10 +57,10 @@ def predict_masks(request: Request, members: Sequence[tuple[str, Predictor]], ru
         try:
             memory, disk = segmenter.needs(scan)
             if disk > TOLD:
-                told = (
+                detail = (
                     f"about {memory >> 20} MiB of memory beside the network's, {disk >> 20} MiB of the disk meanwhile"
                 )
-                print(f"{scan.files[0]}: takes {told}", file=sys.stderr, flush=True)
+                print(f"{scan.files[0]}: takes {detail}", file=sys.stderr, flush=True)
             facts = segmenter.write(scan, path)
         except DataError as error:
             unreadable += 1

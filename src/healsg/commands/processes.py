@@ -149,9 +149,9 @@ def rank() -> int:
 
 def agent() -> int:
     """The agent of one run, as a process of its own: what it is to do stands on standard input."""
-    told = yaml.safe_load(sys.stdin.buffer)
-    threading.Thread(target=_end_with, args=(told["parent"],), daemon=True).start()
-    return become_agent(told["count"], told["job"], told["ranks"])
+    request = yaml.safe_load(sys.stdin.buffer)
+    threading.Thread(target=_end_with, args=(request["parent"],), daemon=True).start()
+    return become_agent(request["count"], request["job"], request["ranks"])
 
 
 def _end_with(parent: int) -> None:
@@ -173,7 +173,7 @@ def run_agent(count: int, job: str, ranks: str = __name__, quiet: bool = False) 
     Returns:
         Its exit status (negative where a signal has killed it), and the lines that were written as errors.
     """
-    told = yaml.safe_dump({"count": count, "job": job, "ranks": ranks, "parent": os.getpid()}).encode()
+    request = yaml.safe_dump({"count": count, "job": job, "ranks": ranks, "parent": os.getpid()}).encode()
     output = subprocess.DEVNULL if quiet else None
     with tempfile.TemporaryFile() as errors, StopSignal() as stop_signal:
         # a session of its own: Ctrl-C reaches this process alone, which passes it on once
@@ -181,7 +181,7 @@ def run_agent(count: int, job: str, ranks: str = __name__, quiet: bool = False) 
         child = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=output, stderr=errors, start_new_session=True)
         assert child.stdin is not None
         with child.stdin as orders:
-            orders.write(told)
+            orders.write(request)
         passed_on = False
         try:
             while child.poll() is None:

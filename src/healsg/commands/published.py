@@ -117,9 +117,11 @@ def chain(name: str, found: dict[str, Path]) -> list[Target]:
     while wanted is not None:
         if wanted not in found:
             near = difflib.get_close_matches(wanted, found, 1, 0.5)
-            told = f"no such recipe{f'; did you mean {near[0]}?' if near else '; healsg reproduce shows what there is'}"
+            detail = (
+                f"no such recipe{f'; did you mean {near[0]}?' if near else '; healsg reproduce shows what there is'}"
+            )
             place = f"{found[targets[0].name]}: recipe.first: " if targets else ""
-            raise ConfigError(f"{place}{wanted}: {told}")
+            raise ConfigError(f"{place}{wanted}: {detail}")
         target = read_target(found[wanted])
         targets.insert(0, target)
         wanted = target.first

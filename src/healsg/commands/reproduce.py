@@ -223,12 +223,12 @@ def _measured(target: Target, seed: int, off: bool = False) -> float:
 
 def _announce(plans: list[Target]) -> None:
     target = plans[-1]
-    told = {"paper": target.paper, "table": target.table, "data": target.data, "budget": target.budget}
-    told |= {"target": f"{target.goal}; passes from {target.published - target.tolerance:.4f} on"}
-    told |= {"first": ", ".join(other.name for other in plans[:-1])} if target.first else {}
-    told |= {"gain": f"over the method off: {' '.join(target.without)}"} if target.without else {}
+    facts = {"paper": target.paper, "table": target.table, "data": target.data, "budget": target.budget}
+    facts |= {"target": f"{target.goal}; passes from {target.published - target.tolerance:.4f} on"}
+    facts |= {"first": ", ".join(other.name for other in plans[:-1])} if target.first else {}
+    facts |= {"gain": f"over the method off: {' '.join(target.without)}"} if target.without else {}
     say(f"{target.name} ({'never run by this project' if target.measured is None else f'measured {target.record}'})")
-    for key, value in told.items():
+    for key, value in facts.items():
         say(f"  {key:<8}{value}")
 
 

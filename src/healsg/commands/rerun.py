@@ -189,9 +189,9 @@ def _answer(first: RunFolder, second: RunFolder, result: Result, notes: list[str
     digests = first.record.get("digest"), second.record.get("digest")
     same = finished and digests[0] == digests[1]
     if as_json:
-        told = {name: {key: list(pair) for key, pair in part.items()} for name, part in parts.items()}
+        detail = {name: {key: list(pair) for key, pair in part.items()} for name, part in parts.items()}
         facts = {"run": str(first.path), "rerun": str(second.path), "finished": finished, "same": same}
-        show_json(facts | {"digests": list(digests), "notes": notes, "differences": told})
+        show_json(facts | {"digests": list(digests), "notes": notes, "differences": detail})
         return int(not same) if finished else result.exit or 1
     if not finished:
         say(visible(f"{second.shown}: is not finished; healsg resume {second.shown}, then: {_diverge(first, second)}"))

@@ -134,8 +134,8 @@ def lines_of(facts: dict[str, Any]) -> list[str]:
     status = facts["status"]
     ways = {DEAD: "goes on", "stopped": "goes on", "failed": "tries again"}
     way = f"healsg resume {facts['run']} {ways[status]}" if status in ways else ""
-    told = "; ".join(filter(None, [status, facts["reason"], way]))
-    head = [("status", told)]
+    detail = "; ".join(filter(None, [status, facts["reason"], way]))
+    head = [("status", detail)]
     head += [(key, str(facts[key])) for key in ("command", "begin") if facts[key]]
     if facts["seconds"] is not None:
         head.append(("time", f"{facts['seconds']:.1f} s on {facts['device'] or 'an unknown device'}"))

@@ -175,8 +175,8 @@ def measured(composed: Composed, budget: float) -> tuple[list[Row], int]:
     say(f"runner.tune: measuring how this task trains fastest here, within about {budget:g} s")
     with tempfile.TemporaryDirectory() as place:
         answer = Path(place, "answer.jsonl")
-        told = {"composed": made, "budget": budget, "fixed": fixed, "answer": str(answer), "command": sys.argv}
-        problem = _run(yaml.safe_dump(told).encode(), LONGEST * budget + STARTING)
+        request = {"composed": made, "budget": budget, "fixed": fixed, "answer": str(answer), "command": sys.argv}
+        problem = _run(yaml.safe_dump(request).encode(), LONGEST * budget + STARTING)
         found = [json.loads(line) for line in answer.read_text().splitlines()] if answer.exists() else []
     if not found:
         raise RunError(problem)
@@ -186,10 +186,10 @@ def measured(composed: Composed, budget: float) -> tuple[list[Row], int]:
     return rows, int(found[-1]["steps"])
 
 
-def _run(told: bytes, seconds: float) -> str:
+def _run(request: bytes, seconds: float) -> str:
     """Run the process that measures, at most so many seconds; gives why it ended, should it have found nothing."""
     try:
-        code, lines = ask(system.program(__name__, "measure"), told, seconds)
+        code, lines = ask(system.program(__name__, "measure"), request, seconds)
     except subprocess.TimeoutExpired:
         return f"runner.tune: nothing could be measured within {seconds:g} s; leave it out: runner.tune=null"
     ended = f"runner.tune: the process that measures ended with status {code}"
@@ -218,14 +218,14 @@ def _text(value: Any) -> str:
 
 def measure() -> int:
     """Measure what standard input says; the rows go to a file. Returns the exit status."""
-    told = yaml.safe_load(sys.stdin.buffer)
-    sys.argv = told["command"]
-    composed = Composed.of_plain(told["composed"])
+    request = yaml.safe_load(sys.stdin.buffer)
+    sys.argv = request["command"]
+    composed = Composed.of_plain(request["composed"])
 
     def work() -> int:
-        bench = Bench(composed, time.monotonic() + told["budget"])
-        with Path(told["answer"]).open("w", encoding="utf-8") as answer:
-            for row in bench.rows(told["fixed"]):
+        bench = Bench(composed, time.monotonic() + request["budget"])
+        with Path(request["answer"]).open("w", encoding="utf-8") as answer:
+            for row in bench.rows(request["fixed"]):
                 print(json.dumps({"row": vars(row), "steps": bench.steps}), file=answer, flush=True)
         return 0
 

@@ -150,10 +150,10 @@ def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> l
                 raise
             return [f"{name} cannot go on after a kill at step {trial.steps}: {error}", CAUSES["killed"]]
         trial.read()
-        if number and (told := _difference(whole.folder, trial.folder)):
+        if number and (detail := _difference(whole.folder, trial.folder)):
             causes = CAUSES["killed" if plans else "again"]
             return [
-                told,
+                detail,
                 causes,
                 f"see: healsg diverge {shlex.join([str(whole.folder.shown), str(trial.folder.shown)])}",
             ]
@@ -195,10 +195,10 @@ def _difference(whole: RunFolder, other: RunFolder) -> str:
 def _exact(trials: dict[str, Trial], options: Options) -> str:
     begins = sorted({step for trial in trials.values() for step in trial.begins})
     kills = sum(len(trial.kills) for trial in trials.values())
-    told = f"exact: {len(trials)} runs agree; {kills} kills (verify_seed={options.verify_seed}), gone on from "
+    detail = f"exact: {len(trials)} runs agree; {kills} kills (verify_seed={options.verify_seed}), gone on from "
     if not any(begins):
-        return told + "step 0 alone: nothing was saved before the kills; a smaller runner.save_every tests more"
-    return told + f"{len(begins)} different steps: {', '.join(map(str, begins))}"
+        return detail + "step 0 alone: nothing was saved before the kills; a smaller runner.save_every tests more"
+    return detail + f"{len(begins)} different steps: {', '.join(map(str, begins))}"
 
 
 def _table(trials: dict[str, Trial]) -> None:

@@ -103,13 +103,13 @@ def overview(runs: Sequence[Listed], width: int, lines: int) -> str:
 
 def _line(one: Listed) -> tuple[str, str, str]:
     facts = one.facts
-    told = [f"epoch {facts['epoch']}"] if "epoch" in facts else []
-    told += [f"{key} {cell(float(facts[key]))}" for key in ("val/acc", "val/dice", "val/loss") if key in facts][:2]
+    detail = [f"epoch {facts['epoch']}"] if "epoch" in facts else []
+    detail += [f"{key} {cell(float(facts[key]))}" for key in ("val/acc", "val/dice", "val/loss") if key in facts][:2]
     if one.status in (LIVE, DEAD):
-        told.append(f"last line {age(max(0.0, time.time() - _changed(one.path)))} ago")
+        detail.append(f"last line {age(max(0.0, time.time() - _changed(one.path)))} ago")
     if one.status == DEAD:
-        told.append("healsg resume goes on")
-    return one.name, one.status, "  ".join(told)
+        detail.append("healsg resume goes on")
+    return one.name, one.status, "  ".join(detail)
 
 
 def _changed(path: Path) -> float:
@@ -145,8 +145,8 @@ def curves(folder: RunFolder, wanted: Sequence[str], width: int, height: int) ->
         known = ", ".join(key for key in (rows[-1] if rows else {}) if "/" in key)
         raise ConfigError(f"--metric {missing[0]}: {folder.shown} has no such number; there is {known}")
     last = rows[-1] if rows else {}
-    told = [f"{name} {cell(float(last[name]))}" for name in names if name in last]
-    head = visible("  ".join([str(folder.shown), status, f"epoch {last.get('epoch', 0)}", *told]))
+    detail = [f"{name} {cell(float(last[name]))}" for name in names if name in last]
+    head = visible("  ".join([str(folder.shown), status, f"epoch {last.get('epoch', 0)}", *detail]))
     if not rows or not names:
         return f"{head[:width]}\nno epoch is complete yet"
     each = max(12, (width - 3 * (len(names) - 1)) // len(names))

@@ -268,8 +268,8 @@ class TaskData:
             training = split == "train"
             wanted = needs.streams if training else {"labelled": ("input",)}
             sources = self.streams(needs, source) if training else {"labelled": source}
-            dealt = {stream: self.sampled(sources[stream]) if training else sources[stream] for stream in wanted}
-            loaders[split] = self._loader(dealt, needs if training else Needs(), split)
+            chosen = {stream: self.sampled(sources[stream]) if training else sources[stream] for stream in wanted}
+            loaders[split] = self._loader(chosen, needs if training else Needs(), split)
         return loaders
 
     def _loader(self, sources: dict[str, Source], needs: Needs, split: str) -> Loader:
@@ -299,8 +299,8 @@ class TaskData:
         if not (settings := needs.settings.get(view)):
             return transform  # type: ignore[no-any-return]
         if not isinstance(transform, Adjustable):
-            told = f"{', '.join(settings)} are of crops and colours, which these samples' {view} has not"
-            raise ConfigError(f"method: {told}; leave them out")
+            detail = f"{', '.join(settings)} are of crops and colours, which these samples' {view} has not"
+            raise ConfigError(f"method: {detail}; leave them out")
         adjusted: Transform = transform.adjusted(**settings)
         return adjusted
 
@@ -321,9 +321,9 @@ class TaskData:
         for first, second in pairwise(views):
             if same_views(raw, (first, transforms[first]), (second, transforms[second]), self.info.placed):
                 way = "images take theirs from healsg.transforms.views, numbers from data.noise above 0"
-                told = f"{first} and {second} of each sample are the same, and the method compares them"
+                detail = f"{first} and {second} of each sample are the same, and the method compares them"
                 raise ConfigError(
-                    f"data: {type(self).__name__}: {told}; let its transform change them at random ({way})"
+                    f"data: {type(self).__name__}: {detail}; let its transform change them at random ({way})"
                 )
 
 

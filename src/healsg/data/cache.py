@@ -57,12 +57,14 @@ def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path 
             f"data.in_memory: samples have {', '.join(sorted(odd))} beside input and target; set it to false"
         )
     sizes = {key: first[key].nbytes * len(source) for key in ("input", "target")}
-    told = f"{len(source)} {part} samples are {_bytes(sum(sizes.values()))}"
+    detail = f"{len(source)} {part} samples are {_bytes(sum(sizes.values()))}"
     about = source.about if isinstance(source, DatasetSource) else About()
     if cache is None:
         if (free := available()) is not None and sum(sizes.values()) > 0.9 * free:
-            raise ConfigError(f"data.in_memory: {told}, and {_bytes(free)} are free; set data.cache=true in its place")
-        log.info("data.in_memory: %s%s", told, f" of {_bytes(free)} free" if free is not None else "")
+            raise ConfigError(
+                f"data.in_memory: {detail}, and {_bytes(free)} are free; set data.cache=true in its place"
+            )
+        log.info("data.in_memory: %s%s", detail, f" of {_bytes(free)} free" if free is not None else "")
         try:
             tensors = {key: torch.empty((len(source), *first[key].shape[1:]), dtype=first[key].dtype) for key in sizes}
             _fill(tensors, source, workers, reading, widens=True)
@@ -74,7 +76,7 @@ def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path 
         return TensorSource(tensors["input"], tensors["target"], False, about)
     place = cache / _name(source, first)
     if distributed.processes().local_rank == 0 and not place.is_dir():
-        log.info("data.cache: %s, written to %s", told, place)
+        log.info("data.cache: %s, written to %s", detail, place)
         try:
             _write(place, first, source, lambda tensors: _fill(tensors, source, workers, reading))
         except UnlikeSizesError:
@@ -227,11 +229,11 @@ def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Rea
         reading.report(remarks)
         for key, whole in tensors.items():
             rows = whole[number * CHUNK : (number + 1) * CHUNK]
-            told = f"data.in_memory: samples of different shapes or types, near number {number * CHUNK}"
+            detail = f"data.in_memory: samples of different shapes or types, near number {number * CHUNK}"
             if isinstance(batch, str) or (batch[key].dtype == rows.dtype and batch[key].shape[1:] != rows.shape[1:]):
                 if crew:
                     crew.end()
-                raise UnlikeSizesError(batch if isinstance(batch, str) else told, [])
+                raise UnlikeSizesError(batch if isinstance(batch, str) else detail, [])
             if batch[key].dtype != rows.dtype:
                 wider = torch.promote_types(batch[key].dtype, rows.dtype)
                 if not widens and wider != rows.dtype:
@@ -281,8 +283,10 @@ def _in_memory_apart(source: Source, workers: int, reading: Reading, free: int |
         targets.append(target)
         taken += input.nbytes + target.nbytes
         if free is not None and taken > 0.9 * free:
-            told = f"the first {len(inputs)} of {len(source)} samples are {_bytes(taken)}, and {_bytes(free)} were free"
-            raise ConfigError(f"data.in_memory: {told}; set data.cache=true in its place")
+            detail = (
+                f"the first {len(inputs)} of {len(source)} samples are {_bytes(taken)}, and {_bytes(free)} were free"
+            )
+            raise ConfigError(f"data.in_memory: {detail}; set data.cache=true in its place")
     return Apart(inputs, targets)
 
 

@@ -221,13 +221,13 @@ class Loader:
         self.reading.report(prepared.remarks)
         device = self.sharding.device
         alone = len(prepared.parts) == 1
-        for dealt, later in prepared.parts:
+        for streams, later in prepared.parts:
             for stream, draws in later.items():
                 if draws:
-                    raw = {key: _moved(value, device) for key, value in dealt[stream].items()}
+                    raw = {key: _moved(value, device) for key, value in streams[stream].items()}
                     there = {view: draw and draw.to(device) for view, draw in draws.items()}
-                    dealt[stream] = make_views(self.views[stream], raw, there)
-            batch = next(iter(dealt.values())) if self.flat else dealt
+                    streams[stream] = make_views(self.views[stream], raw, there)
+            batch = next(iter(streams.values())) if self.flat else streams
             yield batch, prepared.rows if alone else 1
 
 
@@ -237,7 +237,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 def _pinned_parts(prepared: Prepared) -> Prepared:
     """The same with its batches in page-locked memory."""
-    return prepared._replace(parts=[(_pinned(dealt), later) for dealt, later in prepared.parts])
+    return prepared._replace(parts=[(_pinned(streams), later) for streams, later in prepared.parts])
 
 
 def _pinned(value: Any) -> Any:

@@ -69,11 +69,11 @@ def check_mask(input: Tensor, target: Tensor, info: DataInfo) -> None:
     found = torch.unique(target).tolist()
     if unknown := [label for label in found if label not in known]:
         names = ", ".join(f"{label:g}" for label in unknown[:5])
-        told = f"the label {names} is" if len(unknown) == 1 else f"the labels {names} are"
+        detail = f"the label {names} is" if len(unknown) == 1 else f"the labels {names} are"
         way = ""
         if found in ([0, 255], [255]):
             way = "; a mask of 0 and 255 needs its 255 mapped to 1"
-        raise DataError(f"{told} not among the set's labels, {_labels(info)}{way}")
+        raise DataError(f"{detail} not among the set's labels, {_labels(info)}{way}")
 
 
 def _labels(info: DataInfo) -> str:

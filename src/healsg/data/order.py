@@ -134,14 +134,14 @@ class Ordering:
         """Which samples of a stream this process has at ``position``; where some may be skipped, ``rows`` says how many
         it has, and the other processes' are not known."""
         (start, stop), sharding = self.span(stream, position), self.sharding
-        low, _, dealt = sharding.share(start, stop)
+        low, _, ours = sharding.share(start, stop)
         if skipping:
-            own = min(rows if rows is not None else dealt, dealt)
+            own = min(rows if rows is not None else ours, ours)
             return Samples(own, low - start, *([own, None] if sharding.world == 1 else [None, None]))
         first = position - position % sharding.accumulate
         last = min(first + sharding.accumulate, len(self)) - 1
         update = self.span(stream, last)[1] - self.span(stream, first)[0]
-        return Samples(dealt, low - start, stop - start, update)
+        return Samples(ours, low - start, stop - start, update)
 
     def _make(self, epoch: int) -> EpochOrder:
         seed = self.sharding.seed

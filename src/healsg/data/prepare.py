@@ -55,7 +55,7 @@ class Preparer:
         order = ordering.of(epoch)
         if not self.in_memory:
             seed_foreign(position, ordering.sharding.rank, state=order.foreign_state)
-        dealt: dict[str, Batch] = {}
+        streams: dict[str, Batch] = {}
         later: dict[str, Draws] = {}
         counted = -1
         missed: list[Any] = []
@@ -74,8 +74,8 @@ class Preparer:
             counted = rows if counted < 0 else counted
             any_left = kept is None or len(kept) > 0
             draws = order.view_draws(stream, start, stop, kept)
-            dealt[stream], later[stream] = self._early(stream, raw, draws) if any_left else (raw, {})
-        return Prepared([(dealt, later)], counted, missed, self.reading.new_remarks())
+            streams[stream], later[stream] = self._early(stream, raw, draws) if any_left else (raw, {})
+        return Prepared([(streams, later)], counted, missed, self.reading.new_remarks())
 
     def _apart(self, stream: str, batches: list[Batch], missed: list[Any]) -> Prepared:
         """Samples of an evaluation that are of unlike sizes, each as a batch of its own."""

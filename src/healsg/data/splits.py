@@ -165,11 +165,11 @@ def balance(targets: Tensor, seed: int) -> Tensor:
     All samples of a class come equally often, up to one.
     """
     labels, counts = torch.unique(targets, return_counts=True)
-    most, dealt = int(counts.max()), []
+    most, repeated = int(counts.max()), []
     for label in labels.tolist():
         found = members(targets, label, seed, "balanced")
-        dealt.append(found.repeat(-(-most // len(found)))[:most])
-    return torch.cat(dealt).sort().values
+        repeated.append(found.repeat(-(-most // len(found)))[:most])
+    return torch.cat(repeated).sort().values
 
 
 def strata(targets: Tensor) -> Tensor:

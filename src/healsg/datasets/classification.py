@@ -190,10 +190,10 @@ class Classification(TaskData):
             counts = self._counts(targets)
             amounts = splits.long_tail(counts, self.imbalance)
             if int(counts.min()) == 0 or int(amounts.max()) < 0.5 * self.imbalance * int(amounts.min()):
-                told = (
+                detail = (
                     f"{self.imbalance:g} cannot be had of classes of {int(counts.min())} to {int(counts.max())} samples"
                 )
-                raise ConfigError(f"data.imbalance: {told}; set less")
+                raise ConfigError(f"data.imbalance: {detail}; set less")
             chosen = splits.choose(targets, amounts, self.split_seed, "imbalance")
             self._seen(chosen)
             train = train.subset(chosen)

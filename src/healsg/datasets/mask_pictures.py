@@ -92,11 +92,11 @@ def _table(values: Array) -> str:
     """Colours for a message, the most frequent first, with their number of pixels."""
     found, counts = np.unique(_packed(values), return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    told = [
+    detail = [
         f"[{one >> 16}, {one >> 8 & 255}, {one & 255}] ({count})"
         for one, count in zip(found[order], counts[order], strict=True)
     ]
-    return ", ".join(told[:SHOWN]) + (f" and {len(told) - SHOWN} more" if len(told) > SHOWN else "")
+    return ", ".join(detail[:SHOWN]) + (f" and {len(detail) - SHOWN} more" if len(detail) > SHOWN else "")
 
 
 def fitted(labels: Array, size: int) -> Array:
@@ -149,8 +149,8 @@ class Pictures:
         pair = self.pairs[index]
         whole, shape = self.read_mask(pair), picture_shape(pair.image)
         if whole.shape != shape:
-            told = f"the mask is {whole.shape[0]} x {whole.shape[1]}, its picture {shape[0]} x {shape[1]}"
-            raise DataError(f"{pair.mask}: {told}")
+            detail = f"the mask is {whole.shape[0]} x {whole.shape[1]}, its picture {shape[0]} x {shape[1]}"
+            raise DataError(f"{pair.mask}: {detail}")
         labels = fitted(whole, self.size)
         known = dict(self.mapping) | ({} if self.ignore is None else {self.ignore: self.ignore})
         there = np.unique(labels).tolist()

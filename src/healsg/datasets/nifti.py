@@ -256,8 +256,8 @@ class NnunetRaw(Volumes):
         place = locate("folder", self.folder, (self.start, self.root), "folder")
         whole = volume_lists.nnunet_raw(Path(place))
         if whole.regions and dict(whole.regions) != self.regions:
-            told = ", ".join(f"{name}: {list(labels)}" for name, labels in whole.regions.items())
-            raise ConfigError(f"data.regions: dataset.json has regions; say so with 'data.regions={{{told}}}'")
+            detail = ", ".join(f"{name}: {list(labels)}" for name, labels in whole.regions.items())
+            raise ConfigError(f"data.regions: dataset.json has regions; say so with 'data.regions={{{detail}}}'")
         if whole.ignore is not None and whole.ignore != self.ignore:
             raise ConfigError(f"data.ignore: dataset.json ignores a label; say so with data.ignore={whole.ignore}")
         if self.nnunet_fold is None:

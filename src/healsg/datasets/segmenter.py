@@ -49,8 +49,8 @@ class Segmenter:
         for other, predictor in members[1:]:
             differences = [differing_classes(first.info, predictor.info)]
             differences += differing_inputs(first.info, predictor.info)
-            if told := "; ".join(filter(None, differences)):
-                raise ConfigError(f"{other}: cannot be averaged with {name} (there): {told}")
+            if detail := "; ".join(filter(None, differences)):
+                raise ConfigError(f"{other}: cannot be averaged with {name} (there): {detail}")
         self.info: DataInfo = first.info
         self.device = first.device_setup.device
         self.volumes = len(self.info.input_shape) == 4

@@ -106,10 +106,10 @@ def _intensity(seen: _Seen, channels: Sequence[str]) -> dict[str, tuple[Any, str
     if not ct or not seen.values:
         return {"intensity": ("zscore", why)}
     low, high, mean, deviation = percentile_window(np.concatenate(seen.values, axis=1))
-    told = f"0.5 and 99.5 % of the foreground's intensities, whose mean is {mean:.0f} and deviation {deviation:.0f}"
+    detail = f"0.5 and 99.5 % of the foreground's intensities, whose mean is {mean:.0f} and deviation {deviation:.0f}"
     if low >= high:
         return {"intensity": ("zscore", f"{why}; but all of the foreground has one intensity")}
-    return {"intensity": ("window", why), "window": ([round(low, 1), round(high, 1)], told)}
+    return {"intensity": ("window", why), "window": ([round(low, 1), round(high, 1)], detail)}
 
 
 def survey_pictures(sides: Sequence[tuple[int, int]]) -> Survey:
@@ -117,6 +117,6 @@ def survey_pictures(sides: Sequence[tuple[int, int]]) -> Survey:
     out."""
     median = round(float(np.median([min(pair) for pair in sides])))
     heights, widths = ([pair[axis] for pair in sides] for axis in (0, 1))
-    told = f"heights of {min(heights)} to {max(heights)}, widths of {min(widths)} to {max(widths)} pixels"
-    settings = {"image_size": (median, f"the median of the shorter sides; {told}")}
+    detail = f"heights of {min(heights)} to {max(heights)}, widths of {min(widths)} to {max(widths)} pixels"
+    settings = {"image_size": (median, f"the median of the shorter sides; {detail}")}
     return Survey(((median, median),) * len(sides), ((1.0, 1.0),) * len(sides), (), settings)

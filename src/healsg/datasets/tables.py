@@ -384,8 +384,8 @@ class Tables(Classification):
         missing = sum((source.input.isnan().sum(dim=0).cpu() for source in sources), torch.zeros(len(self.inputs)))
         lacking = {name: int(count) for name, count in zip(self.inputs, missing.tolist(), strict=True) if count}
         if lacking:
-            told = "data: %d missing numbers are set to the mean of their column: %s"
-            log.info(told, sum(lacking.values()), shown(list(lacking)))
+            message = "data: %d missing numbers are set to the mean of their column: %s"
+            log.info(message, sum(lacking.values()), shown(list(lacking)))
         if self.columns is None:
             for name in self.inputs:
                 if counts_rows(self._tables["train"][name]):

@@ -299,8 +299,8 @@ def _nnunet_cases(folder: Path, part: str, ending: str, channels: int, split: st
     for name, files in sorted(found.items()):
         if sorted(files) != list(range(channels)):
             lacking = next((n for n in range(channels) if n not in files), None)
-            told = f"has no channel {lacking:04d}" if lacking is not None else f"has more than {channels} channels"
-            raise DataError(f"{images / name}: {told}; dataset.json says {channels}")
+            detail = f"has no channel {lacking:04d}" if lacking is not None else f"has more than {channels} channels"
+            raise DataError(f"{images / name}: {detail}; dataset.json says {channels}")
         label = labels / f"{name}{ending}"
         if not label.is_file() and split == "train":
             raise DataError(f"{label}: there is no such file, and {files[0].name} needs its mask")

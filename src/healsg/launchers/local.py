@@ -42,12 +42,12 @@ class LocalPool(JobLauncher):
 
     def results(self, orders: Sequence[Order], asked: Callable[[], int | None]) -> Iterator[tuple[int, Answer]]:
         waiting = deque(range(len(orders)))
-        told = None
+        signalled = None
         while True:
-            if told is None and (told := asked()):
+            if signalled is None and (signalled := asked()):
                 waiting.clear()
                 for busy in filter(None, self._slots):
-                    busy.stop(told)
+                    busy.stop(signalled)
             for slot, free in enumerate(self._slots):
                 if waiting and (free is None or free.job is None):
                     worker = self._slots[slot] = free or _Worker(slot, self._environment(slot), self._events)
@@ -61,7 +61,7 @@ class LocalPool(JobLauncher):
                 if self._slots[worker.slot] is worker and (line is None or _asked_to_end(line)):
                     self._slots[worker.slot] = None
                 if ended is not None:
-                    yield ended, json.loads(line) if line else _lost(worker, told)
+                    yield ended, json.loads(line) if line else _lost(worker, signalled)
 
     def close(self) -> None:
         for worker in filter(None, self._slots):
@@ -78,10 +78,10 @@ def _asked_to_end(line: str) -> bool:
     return int(json.loads(line)["exit"]) >= 128
 
 
-def _lost(worker: _Worker, told: int | None) -> Answer:
+def _lost(worker: _Worker, signalled: int | None) -> Answer:
     code = worker.process.wait()
-    if told is not None:
-        return {"status": "stopped", "exit": 128 + told}
+    if signalled is not None:
+        return {"status": "stopped", "exit": 128 + signalled}
     ended = f"by {system.signal_name(-code)}" if code < 0 else f"with status {code}"
     return {"status": LOST, "exit": 1, "reason": f"its process was ended {ended}; the same command goes on with it"}
 

@@ -54,10 +54,10 @@ class RayLauncher(JobLauncher):
         ray, task = self._connected()
         waiting = list(enumerate(orders))
         running: dict[Any, int] = {}
-        told: int | None = None
+        signalled: int | None = None
         folder = str(current_folder())
         while waiting or running:
-            if told is None and (told := asked()):
+            if signalled is None and (signalled := asked()):
                 waiting.clear()
                 for reference in running:
                     ray.cancel(reference, force=False)
@@ -66,7 +66,7 @@ class RayLauncher(JobLauncher):
                 running[task.remote(order, folder)] = place
             if running:
                 for reference in ray.wait(list(running), num_returns=1, timeout=_POLL)[0]:
-                    yield running.pop(reference), _answer(ray, reference, told)
+                    yield running.pop(reference), _answer(ray, reference, signalled)
 
     def close(self) -> None:
         if self._ray is not None:
@@ -104,13 +104,13 @@ def _train(order: Order, folder: str) -> Answer:
         return waiting.result()
 
 
-def _answer(ray: Any, reference: Any, told: int | None) -> Answer:
+def _answer(ray: Any, reference: Any, signalled: int | None) -> Answer:
     """How a task ended; ``told`` is the signal by which it was asked to."""
     try:
         answer: Answer = ray.get(reference)
         return answer
     except Exception as error:  # of Ray, whatever happened there
-        if told is not None:
-            return {"status": "stopped", "exit": 128 + told}
+        if signalled is not None:
+            return {"status": "stopped", "exit": 128 + signalled}
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return {"status": LOST, "exit": 1, "reason": f"{lines[-1].strip()}; the same command goes on with it"}

@@ -61,8 +61,8 @@ class Background(Logger):
             try:
                 getattr(self.logger, verb)(*arguments)
             except (Exception, SystemExit) as error:
-                told = " ".join(str(error).split()) or repr(error)
-                log.warning("logger %s is left out from here on: %s: %s", self.name, type(error).__name__, told)
+                detail = " ".join(str(error).split()) or repr(error)
+                log.warning("logger %s is left out from here on: %s: %s", self.name, type(error).__name__, detail)
                 break
             finally:
                 self.started.set()

@@ -71,8 +71,8 @@ def calibration(found: dict[str, Any]) -> str:
     if not bins or not all(confidence <= 1 and accuracy <= 1 for confidence, accuracy, _ in bins):
         return ""
     ece = found.get("ece")
-    told = f"expected calibration error {ece:.3f}, " if isinstance(ece, (int, float)) and 0 <= ece <= 1 else ""
-    text = f"<p>{told}{len(bins)} bins of confidence. On the line, predictions are right as often as they claim.</p>"
+    detail = f"expected calibration error {ece:.3f}, " if isinstance(ece, (int, float)) and 0 <= ece <= 1 else ""
+    text = f"<p>{detail}{len(bins)} bins of confidence. On the line, predictions are right as often as they claim.</p>"
     return f'<h2>Calibration</h2><div class="plots">{reliability(bins)}</div>{text}'
 
 
@@ -100,15 +100,15 @@ def _card(one: dict[str, Any], names: Sequence[str]) -> str:
     jpeg = one.get("jpeg")
     is_picture = isinstance(jpeg, str) and len(jpeg) <= LARGEST_PICTURE and re.fullmatch(r"[A-Za-z0-9+/]+=*", jpeg)
     picture = f'<img alt="" src="data:image/jpeg;base64,{jpeg}">' if is_picture else ""
-    told = []
+    detail = []
     target, predicted = (_named(one.get(key), names) for key in ("target", "predicted"))
     if predicted:
-        told.append(f"{predicted}, not {target}" if predicted != target else f"{predicted}, rightly")
+        detail.append(f"{predicted}, not {target}" if predicted != target else f"{predicted}, rightly")
     for key in ("confidence", "loss", "dice"):
         if isinstance(one.get(key), (int, float)):
-            told.append(f"{key} {one[key]:.3f}")
+            detail.append(f"{key} {one[key]:.3f}")
     name = str(one.get("name") or "")[:200]
-    text = "<br>".join(map(escape, told))
+    text = "<br>".join(map(escape, detail))
     return f"<figure>{picture}<figcaption>{text}</figcaption><small>{escape(name)}</small></figure>"
 
 

@@ -482,8 +482,8 @@ class Combined(nn.Module):
         super().__init__()
         unknown = set(weights or {}) - set(parts)
         if not parts or unknown:
-            told = f"there is no {min(unknown)!r}" if unknown else "there is none"
-            raise ConfigError(f"loss.weights: {told} among the parts {sorted(parts)}")
+            detail = f"there is no {min(unknown)!r}" if unknown else "there is none"
+            raise ConfigError(f"loss.weights: {detail} among the parts {sorted(parts)}")
         self.parts = nn.ModuleDict(dict(parts))
         self.shares = {name: float((weights or {}).get(name, 1.0)) for name in parts}
         self.mean_over_samples = all(mean_over_samples(part) for part in parts.values())

@@ -107,8 +107,8 @@ def require_one_geometry(task: Task, views: Sequence[str]) -> None:
     for view in views:
         if transforms[view] is not None and not getattr(transforms[view], "shares_geometry", False):
             name = type(task.task_method).__name__
-            told = f"{name} compares the views of a sample pixel by pixel, and {view!r} is moved by itself"
-            raise ConfigError(f"data.augment: {told}; set method.view=strong, or data.augment=standard")
+            detail = f"{name} compares the views of a sample pixel by pixel, and {view!r} is moved by itself"
+            raise ConfigError(f"data.augment: {detail}; set method.view=strong, or data.augment=standard")
 
 
 def unlabelled_source(task: Task) -> Source | None:

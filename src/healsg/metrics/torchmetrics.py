@@ -69,8 +69,8 @@ class TorchMetric(Gathered):
         """Refuse another number of classes or labels than the task has, or classes whose order means nothing where the
         metric weighs mistakes by it. Raises ConfigError."""
         for key in ("num_classes", "num_labels"):
-            if (told := self.options.get(key, info.num_classes)) != info.num_classes:
-                raise ConfigError(f"options.{key}: {told}, and this task has {info.num_classes}")
+            if (given := self.options.get(key, info.num_classes)) != info.num_classes:
+                raise ConfigError(f"options.{key}: {given}, and this task has {info.num_classes}")
         if self.ordered and info.class_order == "alphabetical" and info.num_classes > 2:
             names = listed(info.class_names)
             raise ConfigError(

@@ -115,8 +115,8 @@ class Monai(DenseModel):
         unknown = [key for key in self.options if key not in parameters and not open_ended]
         if unknown:
             near = difflib.get_close_matches(unknown[0], list(parameters), n=3, cutoff=0.4)
-            told = f"; the nearest are {', '.join(near)}" if near else ""
-            raise ConfigError(f"model.options.{unknown[0]}: MONAI's {self.name} has no such argument{told}")
+            detail = f"; the nearest are {', '.join(near)}" if near else ""
+            raise ConfigError(f"model.options.{unknown[0]}: MONAI's {self.name} has no such argument{detail}")
         given |= self.options
         needed = [
             key

@@ -206,8 +206,8 @@ class Torchvision(TaskModel):
         missing = [key for key in missing if not key.startswith(f"{where}.") and not key.endswith(COUNTER)]
         others = [key for key in tensors if own.get(key, tensors[key]).shape != tensors[key].shape]
         if missing or others:
-            told = f"has no {missing[0]}" if missing else f"has {others[0]} in another shape"
-            raise RunError(f"model.weights: {self.weights} does not fit torchvision's {self.name}: it {told}")
+            detail = f"has no {missing[0]}" if missing else f"has {others[0]} in another shape"
+            raise RunError(f"model.weights: {self.weights} does not fit torchvision's {self.name}: it {detail}")
         network.load_state_dict(fitting(tensors, own), strict=False)
         return network
 

@@ -26,9 +26,9 @@ def forecast(composed: Composed, budget: float = BUDGET) -> dict[str, Any]:
     Raises:
         RunError: the task cannot be built, or takes no step; the reason is in the message.
     """
-    told = yaml.safe_dump({"composed": composed.as_plain(), "budget": budget})
+    request = yaml.safe_dump({"composed": composed.as_plain(), "budget": budget})
     command = system.program("healsg.commands.forecast_measure", "main")
-    child = subprocess.run(command, input=told.encode(), capture_output=True, check=False)
+    child = subprocess.run(command, input=request.encode(), capture_output=True, check=False)
     lines = child.stdout.decode(errors="replace").splitlines()
     try:
         answer = json.loads(lines[-1])

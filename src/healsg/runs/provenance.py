@@ -174,8 +174,8 @@ def _filtered(top: Path, names: list[str]) -> set[str]:
     """Those of at most 1000 files that are stored through a filter; with more, all of them count as such."""
     if not names or len(names) > MOST:
         return set(names)
-    told = _git(top, "check-attr", "-z", "filter", "--", *names).decode(errors="surrogateescape").split("\0")
-    found = zip(told[::3], told[2::3], strict=False)
+    answers = _git(top, "check-attr", "-z", "filter", "--", *names).decode(errors="surrogateescape").split("\0")
+    found = zip(answers[::3], answers[2::3], strict=False)
     return {name for name, value in found if value not in ("unspecified", "unset")}
 
 

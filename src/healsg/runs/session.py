@@ -78,8 +78,8 @@ class Session:
         if self.metrics_log:
             self.folder.note(**redact.config(facts))
             config = redact.config(self.composed.values)
-            told = {"name": self.folder.path.name, "config": config, "resumed": step > 0, "step": step}
-            self.metrics_log.start(told)
+            detail = {"name": self.folder.path.name, "config": config, "resumed": step > 0, "step": step}
+            self.metrics_log.start(detail)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -116,12 +116,12 @@ class Session:
         numbers = dict(record.get("test") or {})
         if best := record.get("best"):
             numbers = {f"best {best['monitor']}": best["value"], **numbers}
-        told = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if isinstance(value, float))
+        detail = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if isinstance(value, float))
         finished = status == "finished"
         run = shlex.quote(str(self.folder.shown))
         go_on = f"healsg eval {run} split=val" if finished else f"healsg resume {run}"
         lines = [
-            *[told] * (finished and bool(told)),
+            *[detail] * (finished and bool(detail)),
             f"{reason or status}: {self.folder.shown}",
             f"go on with: {go_on}",
         ]

@@ -69,8 +69,8 @@ class Trials:
                 raise self._damaged(f"trial {number} does not lie in what is searched over")
         self.rows = content["trials"]
 
-    def _damaged(self, told: str) -> RunError:
-        return RunError(f"{self.file}: {told}; restore it, or use another name, or fresh=true")
+    def _damaged(self, detail: str) -> RunError:
+        return RunError(f"{self.file}: {detail}; restore it, or use another name, or fresh=true")
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same where a search goes on, as it is in JSON."""

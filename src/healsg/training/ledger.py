@@ -64,7 +64,7 @@ class Ledger:
         self.loss = torch.full((count,), -1.0, dtype=torch.float16, device=device)
         self.confidence = torch.full((count,), -1.0, dtype=torch.float16, device=device)
         self.correct = torch.full((count,), UNSEEN, dtype=torch.uint8, device=device)
-        self.dealt: Mapping[str, Any] | None = None
+        self.current: Mapping[str, Any] | None = None
         """The batch whose outputs are waited for."""
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self.waiting = 0
@@ -86,11 +86,11 @@ class Ledger:
 
     def deal(self, batch: Mapping[str, Any]) -> None:
         """A batch is trained on next."""
-        self.dealt = batch
+        self.current = batch
 
     def _output(self, net: nn.Module, inputs: Any, output: Any) -> None:
         """The first output for the batch that was dealt; those of an evaluation are nobody's."""
-        batch, self.dealt = self.dealt, None
+        batch, self.current = self.current, None
         if batch is None or not isinstance(output, Tensor) or output.dim() != 2:
             return
         target = batch["target"]
@@ -158,7 +158,7 @@ class Ledger:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.pending.clear()
         self.waiting = 0
-        self.dealt = None
+        self.current = None
         self.begun = bool(state)
         for name, initial in (("loss", -1.0), ("confidence", -1.0), ("correct", UNSEEN)):
             held = getattr(self, name)
