@@ -192,16 +192,16 @@ def _samples(source: DatasetSource, parallel: bool) -> Iterator[tuple[int, dict[
         except DataError as error:
             return line(error)
 
-    began = said = time.monotonic()
+    began = reported = time.monotonic()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1) if parallel else 1) as pool:
         for first in range(0, len(source), AT_ONCE):
             places = range(first, min(first + AT_ONCE, len(source)))
             yield from zip(places, pool.map(read, places) if parallel else map(read, places), strict=True)
-            if sys.stderr.isatty() and time.monotonic() - said > 2:
-                said = time.monotonic()
-                rate = places.stop / (said - began)
+            if sys.stderr.isatty() and time.monotonic() - reported > 2:
+                reported = time.monotonic()
+                rate = places.stop / (reported - began)
                 print(f"\rread {places.stop} of {len(source)} samples, {rate:.0f} a second", end="", file=sys.stderr)
-    if said > began:
+    if reported > began:
         print(file=sys.stderr)
 
 

@@ -127,7 +127,7 @@ def _finished(jobs: list[Listed], name: str) -> list[Listed]:
 
 
 def _as_json(compared: Comparison) -> dict[str, Any]:
-    metric, sign, settings, gaps, chances, said = compared
+    metric, sign, settings, gaps, chances, verdict = compared
     rows = []
     for place, one in enumerate(settings):
         mean, half = interval(list(one.val.values()))
@@ -146,5 +146,5 @@ def _as_json(compared: Comparison) -> dict[str, Any]:
         "better": better,
         "settings": rows,
         "clear_winner": is_clear(chances),
-        "verdict": " ".join(said),
+        "verdict": " ".join(verdict),
     }

@@ -260,9 +260,9 @@ class DatasetSource:
         try:
             batch = as_batch(self.collate(samples))  # type: ignore[arg-type]
         except Exception as error:
-            said = f"{self.name(first)} cannot be joined with its batch: {line(error)}"
+            message = f"{self.name(first)} cannot be joined with its batch: {line(error)}"
             if len(samples) == 1 or not (sizes := _unlike_sizes(samples)):
-                raise DataError(said) from error
+                raise DataError(message) from error
             apart = [self._joined([sample], index[place : place + 1], first) for place, sample in enumerate(samples)]
             raise UnlikeSizesError(
                 f"{self.name(first)} cannot be joined with its batch, whose samples are of sizes {sizes}: "
@@ -314,10 +314,10 @@ class DatasetSource:
                     window = None if windows is None else windows[place]
                     samples.append(self._one(i, place, seeds[place], draw, window))
             except Exception as error:
-                said = f"{self.name(i)}: {line(error)}"
+                message = f"{self.name(i)}: {line(error)}"
                 if reading.on_error == "raise":
-                    raise DataError(said) from error
-                reading.broken[place] = i, said
+                    raise DataError(message) from error
+                reading.broken[place] = i, message
         return samples
 
     def _one(self, number: int, place: int, seed: int, draw: Draw | None, window: Sequence[float] | None) -> Any:
@@ -394,8 +394,8 @@ def as_batch(value: Any) -> Batch:
     raise DataError(f"a loader yields {given}; give (input, target), (input, target, extra) or a dict of those names")
 
 
-def line(said: BaseException | str) -> str:
+def line(message: BaseException | str) -> str:
     """An error, or what is said of one, on one line that can be printed."""
-    bare = isinstance(said, (str, HealsgError))
-    text = f"{said}" if bare else f"{type(said).__name__}: {said}".removesuffix(": ")
+    bare = isinstance(message, (str, HealsgError))
+    text = f"{message}" if bare else f"{type(message).__name__}: {message}".removesuffix(": ")
     return " ".join(text.encode(errors="backslashreplace").decode().split())

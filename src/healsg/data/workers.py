@@ -102,8 +102,8 @@ class Workers:
         if ours is None:
             return prepared
         self.end()
-        said, trace = prepared
-        raise (DataError if ours else RuntimeError)(said) from RuntimeError(trace)
+        message, trace = prepared
+        raise (DataError if ours else RuntimeError)(message) from RuntimeError(trace)
 
     def _lost(self, number: int, error: Exception) -> str:
         process, (stream, index, more) = self.hands[number][0], self.at[number].tolist()

@@ -74,11 +74,11 @@ class Csv(Tables):
     def _rows_of(self, part: str, table: dict[str, list[str]], path: Path) -> dict[str, list[str]]:
         if self.split not in table:
             raise DataError(f"data.split: {path} has no column {self.split!r}; it has {', '.join(list(table)[:20])}")
-        said = [PARTS.get(value.strip().lower()) for value in table[self.split]]
-        if None in said:
-            row = said.index(None)
+        parts = [PARTS.get(value.strip().lower()) for value in table[self.split]]
+        if None in parts:
+            row = parts.index(None)
             raise DataError(f"data.split: row {row + 1} says {table[self.split][row]!r}, not train, val or test")
-        return {name: [v for v, of in zip(values, said, strict=True) if of == part] for name, values in table.items()}
+        return {name: [v for v, of in zip(values, parts, strict=True) if of == part] for name, values in table.items()}
 
     def pictures(self, values: Sequence[Any], targets: Tensor) -> Any:
         return Pictures(values, targets, self.image_size, self.channels, self.reading.remark, self.decoder)

@@ -72,8 +72,8 @@ def locate(key: str, name: str, places: Sequence[Path], kind: Literal["file", "f
     files = [place / asked for place in places]
     if found := next(filter(lies, files), None):
         return found
-    said = " nor ".join(dict.fromkeys(map(str, files)))
-    raise DataError(f"data.{key}: no such {kind}: {said}")
+    names = " nor ".join(dict.fromkeys(map(str, files)))
+    raise DataError(f"data.{key}: no such {kind}: {names}")
 
 
 def checked_bytes(path: Path, sums: Sums) -> bytes:

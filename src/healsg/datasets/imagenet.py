@@ -49,8 +49,8 @@ class ImageNet(PictureFiles):
         try:
             train = class_folders(folder / "train")
         except OSError as error:
-            said = f"{folder / 'train'}: ImageNet's class folders are not there ({line(error)}); its terms forbid a "
-            raise DataError(said + "download: put train/<WordNet number>/*.JPEG and val/ likewise there") from error
+            message = f"{folder / 'train'}: ImageNet's class folders are not there ({line(error)}); its terms forbid a "
+            raise DataError(message + "download: put train/<WordNet number>/*.JPEG and val/ likewise there") from error
         if len(train) != self.classes:
             raise DataError(f"{folder / 'train'}: {len(train)} class folders, but data.classes is {self.classes}")
         return of_folders(folder / part, ".jpeg", train)

@@ -129,12 +129,12 @@ def _metaimage_layout(path: Path, head: bytes) -> Layout | None:
     found = re.match(rb"(?s).*?^ElementDataFile\s*=\s*(.*?)\s*\n", head, re.M)
     if found is None:
         return None
-    said = dict(re.findall(rb"(?m)^(\w+)\s*=\s*(.*?)\s*$", found[0]))
+    header = dict(re.findall(rb"(?m)^(\w+)\s*=\s*(.*?)\s*$", found[0]))
     other = {b"HeaderSize", b"ElementToIntensityFunctionSlope", b"ElementToIntensityFunctionOffset"}
-    if other & set(said) or said.get(b"BinaryData") != b"True" or said.get(b"ElementType") not in _ELEMENTS:
+    if other & set(header) or header.get(b"BinaryData") != b"True" or header.get(b"ElementType") not in _ELEMENTS:
         return None
-    order = ">" if said.get(b"BinaryDataByteOrderMSB", said.get(b"ElementByteOrderMSB")) == b"True" else "<"
-    packed = said.get(b"CompressedData") == b"True"
+    order = ">" if header.get(b"BinaryDataByteOrderMSB", header.get(b"ElementByteOrderMSB")) == b"True" else "<"
+    packed = header.get(b"CompressedData") == b"True"
     if found[1] == b"LOCAL":
         return path, found.end(), packed, order
     source = path.parent / found[1].decode()
@@ -143,13 +143,13 @@ def _metaimage_layout(path: Path, head: bytes) -> Layout | None:
 
 def _nrrd_layout(path: Path, head: bytes, geometry: Geometry) -> Layout | None:
     text, mark, _ = head.partition(b"\n\n")
-    said = dict(re.findall(rb"(?m)^([\w ]+): (.*?)\s*$", text))
-    if not mark or geometry.channels > 1 or {b"data file", b"datafile", b"byte skip", b"line skip"} & set(said):
+    header = dict(re.findall(rb"(?m)^([\w ]+): (.*?)\s*$", text))
+    if not mark or geometry.channels > 1 or {b"data file", b"datafile", b"byte skip", b"line skip"} & set(header):
         return None
-    if b"\r" in text or said.get(b"encoding") not in (b"raw", b"gzip") or b"block" in said.get(b"type", b"block"):
+    if b"\r" in text or header.get(b"encoding") not in (b"raw", b"gzip") or b"block" in header.get(b"type", b"block"):
         return None
-    order = ">" if said.get(b"endian") == b"big" else "<"
-    return path, len(text) + len(mark), said[b"encoding"] == b"gzip", order
+    order = ">" if header.get(b"endian") == b"big" else "<"
+    return path, len(text) + len(mark), header[b"encoding"] == b"gzip", order
 
 
 def _unpacked(blocks: Iterator[bytes], made: Array) -> Array:

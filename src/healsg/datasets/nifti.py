@@ -155,12 +155,12 @@ class Volumes(Segmentation):
             raise ConfigError(f"data.classes: {len(names)} names for {count} labels {list(labels)}")
         channels, sides = self._first
         plain = self.plain
-        said: dict[str, Any] = {"orient": plain.orient, "intensity": plain.intensity, "labels": list(labels)}
-        said |= {"spacing": list(plain.spacing)} if plain.spacing else {}
-        said |= {"window": list(plain.window)} if plain.intensity == "window" else {}
-        said |= {"crop": plain.crop} if plain.crop is not None else {}
-        said |= {"trust": plain.trust} if plain.trust != "agreeing" else {}
-        return DataInfo((channels, *sides), count, class_names=tuple(names), preprocessing=said)
+        facts: dict[str, Any] = {"orient": plain.orient, "intensity": plain.intensity, "labels": list(labels)}
+        facts |= {"spacing": list(plain.spacing)} if plain.spacing else {}
+        facts |= {"window": list(plain.window)} if plain.intensity == "window" else {}
+        facts |= {"crop": plain.crop} if plain.crop is not None else {}
+        facts |= {"trust": plain.trust} if plain.trust != "agreeing" else {}
+        return DataInfo((channels, *sides), count, class_names=tuple(names), preprocessing=facts)
 
     def survey(self) -> Survey:
         return survey_volumes(self.part("train"), self.plain, self._found.channels)

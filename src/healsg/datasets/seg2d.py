@@ -134,8 +134,8 @@ class MaskedPictures(Segmentation):
         if len(names) != count and not self.regions:
             raise ConfigError(f"data.classes: {len(names)} names for {count} labels {sorted(mapping)}")
         size = self.image_size
-        said = {"resize": "the shorter side", "crop": "the centre", "size": size, "labels": list(labels_of(mapping))}
-        return DataInfo((self.channels, size, size), count, class_names=tuple(names), preprocessing=said)
+        facts = {"resize": "the shorter side", "crop": "the centre", "size": size, "labels": list(labels_of(mapping))}
+        return DataInfo((self.channels, size, size), count, class_names=tuple(names), preprocessing=facts)
 
     def survey(self) -> Survey:
         return survey_pictures([picture_shape(pair.image) for pair in self._pairs["train"]])

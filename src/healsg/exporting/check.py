@@ -197,8 +197,8 @@ def _asked(folder: Path, to: str, paths: list[str], place: Path, masks: bool) ->
     line = [sys.executable, "-I", "-c", PROCESS, str(request)]
     done = subprocess.run(line, cwd=place, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode or not found.is_file():
-        said = _error_of(done.stderr) or f"exit status {done.returncode}"
-        raise RunError(f"healsg export: predict.py fails in a process of its own: {said[:300]}")
+        problem = _error_of(done.stderr) or f"exit status {done.returncode}"
+        raise RunError(f"healsg export: predict.py fails in a process of its own: {problem[:300]}")
     with np.load(found) as held:
         return [held[name] for name in held.files]
 

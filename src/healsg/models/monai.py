@@ -130,9 +130,9 @@ class Monai(DenseModel):
     def _refused(self, info: DataInfo, error: Exception) -> ConfigError:
         given = f" and model.options={self.options}" if self.options else ""
         if isinstance(error, ImportError) or type(error).__name__ == "OptionalImportError":
-            said = line(str(error).splitlines()[0])
+            message = line(str(error).splitlines()[0])
             return ConfigError(
-                f"model: MONAI's {self.name} needs a package ({said}); pip install 'healsg[seg]' has most"
+                f"model: MONAI's {self.name} needs a package ({message}); pip install 'healsg[seg]' has most"
             )
-        said = line(error)[:300]
-        return ConfigError(f"model: MONAI's {self.name} cannot take {info.input_shape}{given}: {said}")
+        message = line(error)[:300]
+        return ConfigError(f"model: MONAI's {self.name} cannot take {info.input_shape}{given}: {message}")
