@@ -20,6 +20,7 @@ import yaml
 from hydra.utils import get_object
 
 from healsg.cli import main
+from healsg.commands import processes
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed, TaskConfig
 from healsg.config.values import flat
@@ -374,6 +375,7 @@ def accepted(monkeypatch: pytest.MonkeyPatch) -> list[Composed]:
 
     monkeypatch.setattr(claim, "enter", enter)
     monkeypatch.setattr(TaskTrainer, "train", train)
+    monkeypatch.setattr(processes, "wanted", lambda composed, folder=None: 1)
     return given
 
 

@@ -21,6 +21,7 @@ import fake_tables
 import fake_volumes
 from healsg import BasicTask, TaskTrainer
 from healsg.build import build_task
+from healsg.cli import main
 from healsg.commands import resume
 from healsg.config.values import flat
 from healsg.data.loader import Loader
@@ -37,6 +38,12 @@ MASKED = [*UNET, "data.image_size=16", "data.val_fraction=0.3"]
 VOLUMES = [*UNET, "data.patch=[16,16,8]", "data.val_fraction=0.3"]
 DRAWN = ["data.size=16", "data.train=20", "data.test=2"]
 
+
+def write_shards(root: Path) -> None:
+    fake_data.write_imagefolder(root / "pictures")
+    assert main(["pack", "data=imagefolder", f"data.folder={root / 'pictures'}", "--out", str(root / "shards")]) == 0
+
+
 SETS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "digits": (lambda root: None, ["data.batch_size=256"]),
     "cifar": (fake_data.write_cifar, [*NO_DOWNLOAD, "data.batch_size=32"]),
@@ -45,6 +52,7 @@ SETS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda root: fake_data.write_imagefolder(root / "pictures"),
         ["data.folder=pictures", "data.image_size=16", "data.shift=2", "data.batch_size=8"],
     ),
+    "shards": (lambda root: write_shards(root), [*SMALL_PICTURES, "data.folder=shards"]),
     "fashionmnist": (lambda root: fake_data.write_mnist(root, name="FashionMNIST"), SMALL_SET),
     "kmnist": (lambda root: fake_data.write_mnist(root, name="KMNIST"), SMALL_SET),
     "svhn": (fake_data.write_svhn, SMALL_SET),
@@ -195,7 +203,7 @@ def test_a_run_goes_on_in_another_folder(tmp_path: Path, monkeypatch: pytest.Mon
     assert digest(*settings, "data.root=store", name="anew") == whole
 
 
-KINDS_OF_DATA = ["csv", "digits", "flowers102", "hf", "imagefolder", "mnist", "nifti", "seg2d"]
+KINDS_OF_DATA = ["csv", "digits", "flowers102", "hf", "imagefolder", "mnist", "nifti", "seg2d", "shards"]
 """Sets that between them lie in memory, tables, folders, files named in a list, an archive, volumes, and pictures with
 masks; all sets are run with ``-m soak``."""
 

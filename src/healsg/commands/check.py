@@ -8,11 +8,11 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from healsg.commands import layout
 from healsg.commands.arguments import parse_flags
+from healsg.commands.flags import page_file
 from healsg.commands.tables import show, show_json
 from healsg.config.compose import Composer
 from healsg.errors import ConfigError, DataError, one_line
@@ -60,14 +60,12 @@ def run(arguments: list[str]) -> int:
         return 0
     directory = flags.get("config-dir")
     composed = Composer(str(directory) if directory else None).compose(overrides)
-    page = flags.get("page")
-    if page and not Path(str(page)).absolute().parent.is_dir():
-        raise ConfigError(f"--page: there is no folder {Path(str(page)).absolute().parent}")
+    page = page_file(flags.get("page"))
     seen, answer = checked(composed, ["--config-dir", str(directory)] if directory else [], overrides)
     if page:
         from healsg.commands.check_page import write_page
 
-        write_page(Path(str(page)), answer, seen)
+        write_page(page, answer, seen)
     if flags["json"]:
         show_json(answer)
     else:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from healsg.commands.comparison import Comparison, Finished, common_monitor, comparison, is_clear, rows_of
-from healsg.commands.flags import Flags
+from healsg.commands.flags import Flags, page_file
 from healsg.commands.statistics import interval
 from healsg.commands.tables import cell, show, show_json
 from healsg.console import visible
-from healsg.errors import ConfigError, RunError
+from healsg.errors import RunError
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.registry import FINISHED, Listed, listed, named, root_of
 
@@ -29,9 +29,7 @@ def run(arguments: list[str]) -> int:
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
     flags.add_argument("--json", action="store_true", help="for programs")
     args = flags.parse_args(arguments)
-    page = Path(args.page) if args.page else None
-    if page and not page.parent.is_dir():
-        raise ConfigError(f"--page {page}: there is no folder {page.parent}")
+    page = page_file(args.page)
     found = _runs(args.runs, root_of(args.root))
     compared = comparison(found, args.metric or common_monitor(found), args.less)
     folders = {one.name: one.folder for one in found}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from healsg.commands import tables
 from healsg.commands.arguments import composed_once, parse_flags
+from healsg.commands.flags import page_file
 from healsg.config.catalogue import merged
 from healsg.config.check import explain_option
 from healsg.config.compose import Composer
@@ -65,9 +65,7 @@ def run(arguments: list[str]) -> int:
             overrides.append(argument)
     if own["checkpoint"] not in ("best", "last"):
         raise ConfigError(f"checkpoint: {own['checkpoint']} is not one of best, last")
-    page = Path(str(flags["page"])) if "page" in flags else None
-    if page is not None and (page.is_dir() or not page.absolute().parent.is_dir()):
-        raise ConfigError(f"--page: {page} is no file that can be written; name one in a folder that is there")
+    page = page_file(flags.get("page"))
     folder = composed_once(lambda: find(arguments[0]))
     config_dir = str(flags["config-dir"]) if "config-dir" in flags else None
     composed = composed_once(lambda: with_parts(folder, overrides, config_dir))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
+from pathlib import Path
 from typing import NoReturn
 
 from healsg.errors import ConfigError
+from healsg.safefiles import FILE, kind_of
 
 
 class Flags(argparse.ArgumentParser):
@@ -16,3 +19,22 @@ class Flags(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}; {self.prog} --help shows what there is")
+
+
+def page_file(given: object) -> Path | None:
+    """The file of ``--page FILE``, tried before the work that it is to show; None where it is not asked for.
+
+    Raises ConfigError where no file can be written there, or something else than a file would be replaced.
+    """
+    if not given:
+        return None
+    page = Path(str(given))
+    if not page.absolute().parent.is_dir():
+        raise ConfigError(f"--page: there is no folder {page.parent}")
+    if (kind := kind_of(page)) not in ("", FILE):
+        raise ConfigError(f"--page: {given} is {kind}; name a file")
+    try:
+        tempfile.TemporaryFile(dir=page.absolute().parent).close()
+    except OSError as error:
+        raise ConfigError(f"--page: {given} cannot be written ({error.strerror}); name a file elsewhere") from error
+    return page

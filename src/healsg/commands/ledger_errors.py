@@ -80,8 +80,8 @@ class OutOfFold:
             self.counts = np.zeros(total, int)
         index = places[np.concatenate(seen.indices)]
         labels = np.concatenate(seen.labels)
-        known = self.labels[index]
         alike = total == len(self.labels) and info.num_classes == len(self.classes)
+        known = self.labels[index] if alike else labels
         if not alike or ((known >= 0) & (known != labels)).any():
             raise RunError(f"{folder.shown}: is of other samples or labels than the first of these runs")
         self.labels[index] = labels

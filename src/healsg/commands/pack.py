@@ -60,16 +60,19 @@ def run(arguments: list[str]) -> int:
     from healsg.build import make
     from healsg.data.base import TaskData
     from healsg.datasets.packing import pack, plan_packing
+    from healsg.datasets.shard_notes import NOTES
 
     plan = plan_packing(make(composed.values["data"], "data", composed, TaskData), most)
     detail = f"{plan.samples} pictures, about {plan.size / 1e6:.1f} MB in {plan.archives} archives in {shown(out)}"
     if not flags["json"]:
         print(visible(detail), flush=True)
+    there = (out / NOTES).exists()
     notes = None if flags["dry-run"] else pack(plan, out)
     if flags["json"]:
         show_json(_answer(plan, notes, str(out)))
     elif notes is not None:
-        print(visible(f"written; train with: healsg train data=shards data.folder={shown(out)}"))
+        done = "these archives are there already" if there else "written"
+        print(visible(f"{done}; train with: healsg train data=shards data.folder={shown(out)}"))
     return 0
 
 

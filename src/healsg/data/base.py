@@ -105,6 +105,8 @@ class TaskData:
     ) -> None:
         if mirror is not None and not mirror.startswith("https://"):
             raise ConfigError(f"data.mirror: {mirror} is no https address, such as https://mirror.example/data/")
+        if mirror is not None and "@" in mirror.removeprefix("https://").partition("/")[0]:
+            raise ConfigError("data.mirror: an address with a user and a password cannot be opened; leave them out")
         self.mirror = mirror
         self.start = current_folder()
         """From where paths in the settings are meant, also where a task changes the current directory later."""

@@ -39,10 +39,10 @@ def write_arrays(path: Path, facts: Mapping[str, Any], arrays: Mapping[str, Arra
         OSError: it cannot be written.
     """
     parts = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    total = hashlib.sha256()
+    layout = [[name, part.dtype.str, list(part.shape)] for name, part in parts.items()]
+    total = hashlib.sha256(json.dumps([facts, layout]).encode())
     for part in parts.values():
         total.update(part.data.cast("B") if part.size else b"")
-    layout = [[name, part.dtype.str, list(part.shape)] for name, part in parts.items()]
     head = json.dumps({"facts": facts, "arrays": layout, "sha256": total.hexdigest()}).encode()
     with replacing(path, sync=True) as file:
         file.write(MAGIC + len(head).to_bytes(8, "little") + head)
@@ -61,9 +61,9 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
     Raises OSError, IrregularFileError, and DataError where the file is cut, damaged or of another kind.
     """
-    _, layout, wanted, start = _head(path)
+    facts, layout, wanted, start = _head(path)
     found = {}
-    total = hashlib.sha256()
+    total = hashlib.sha256(json.dumps([facts, [list(part) for part in layout]]).encode())
     with open_to_read(path) as file:
         size = file.seek(0, 2)
         for name, kind, shape in layout:
@@ -91,7 +91,7 @@ def _head(path: Path) -> tuple[dict[str, Any], list[tuple[str, str, list[int]]],
         head = json.loads(text)
         layout = [(str(name), str(kind), [int(side) for side in shape]) for name, kind, shape in head["arrays"]]
         facts, wanted = dict(head["facts"]), str(head["sha256"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{path}: is damaged") from error
     if any(kind not in TYPES or min([0, *shape]) < 0 for _, kind, shape in layout):
         raise DataError(f"{path}: is damaged")

@@ -156,7 +156,10 @@ def download(
     size = sums.size or most
     target.parent.mkdir(parents=True, exist_ok=True)
     asked = [f"{mirror.rstrip('/')}/{target.name}", *urls] if mirror else urls
-    for url in [url for url in asked for _ in range(2)]:
+    for number, url in enumerate(url for url in asked for _ in range(2)):
+        if mirror and number == 2:  # what a mirror gave is not gone on with at another address
+            log.warning("data.mirror: %s is not to be had there (%s)", target.name, reason)
+            part.unlink(missing_ok=True)
         log.info("downloading %s to %s", url, target)
         try:
             fetch(url, part, size)

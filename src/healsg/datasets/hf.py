@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -167,7 +168,7 @@ class StoredPictures:
         stored = self.values[index].as_py()
         path = stored.get("path") if isinstance(stored, dict) else None
         content = self._content(index)
-        return StoredFile(str(path or index), lambda: content, len(content))
+        return StoredFile(str(path or index), lambda: content, len(content), zlib.crc32(content))
 
     def _content(self, index: int) -> bytes:
         stored = self.values[index].as_py()

@@ -269,7 +269,8 @@ class Pictures:
     def stored(self, index: int) -> StoredFile:
         """A sample's file as it is, without decoding."""
         path = self.paths[index]
-        return StoredFile(path, partial(read_stored, path), os.stat(path).st_size)  # noqa: PTH116
+        status = os.stat(path)  # noqa: PTH116
+        return StoredFile(path, partial(read_stored, path), status.st_size, status.st_mtime_ns)
 
     def windowed(self, index: int, window: Window) -> tuple[Tensor, Tensor]:
         """The sample with a part of its picture in the place of the whole one; see ``healsg.datasets.resizing``."""

@@ -51,6 +51,7 @@ class Part:
         names: of each, its path below the folder that all files share.
         keys: of each, its name in the archive without its ending.
         sizes: the bytes of each file.
+        states: what tells each from another of its size, see ``StoredFile``.
         groups: by name of each sample the name of its group.
         bounds: for each archive the first of its samples, and at the end their number.
     """
@@ -59,6 +60,7 @@ class Part:
     names: PathList
     keys: PathList
     sizes: Sequence[int]
+    states: Sequence[int]
     groups: dict[str, list[str]]
     bounds: Sequence[int]
 
@@ -71,7 +73,7 @@ class Plan:
         info: of the data set.
         parts: by name.
         size: the bytes of all archives together, about.
-        digest: of the samples' names, sizes and targets, and of the size of an archive.
+        digest: of the samples' names, sizes, states and targets, and of the size of an archive.
     """
 
     info: DataInfo
@@ -112,7 +114,7 @@ def plan_packing(data: TaskData, most: int) -> Plan:
         assert part.source.targets is not None
         for value in (part.names.content, part.names.offsets, part.source.targets):
             total.update(value.cpu().contiguous().numpy().tobytes())
-        total.update(json.dumps([name, list(part.sizes), part.groups]).encode())
+        total.update(json.dumps([name, list(part.sizes), list(part.states), part.groups]).encode())
     size = sum(_room(size) for part in parts.values() for size in part.sizes)
     return Plan(info, parts, size, total.hexdigest())
 
@@ -125,6 +127,7 @@ def _part(data: TaskData, name: str, source: Any, most: int) -> Part:
     numbers = range(len(source)) if source.chosen is None else source.chosen.tolist()
     names = []
     sizes = []
+    states = []
     for number in numbers:
         try:
             file = dataset.stored(number)
@@ -134,8 +137,10 @@ def _part(data: TaskData, name: str, source: Any, most: int) -> Part:
             raise DataError(f"{file.name}: has {file.size} bytes, which no picture has")
         names.append(file.name)
         sizes.append(file.size)
+        states.append(file.state)
     names = _below_common_folder(names)
-    return Part(source, PathList(names), PathList(keys_of(names)), sizes, _groups(data, name), _bounds(sizes, most))
+    groups = _groups(data, name)
+    return Part(source, PathList(names), PathList(keys_of(names)), sizes, states, groups, _bounds(sizes, most))
 
 
 def _groups(data: TaskData, part: str) -> dict[str, list[str]]:
@@ -212,7 +217,10 @@ def pack(plan: Plan, out: Path) -> Notes:
         ConfigError: other things lie in the folder, or there is no room.
         DataError: a picture cannot be read, or was changed meanwhile.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be made ({error.strerror})") from error
     with _alone(out):
         if safefiles.kind_of(out / NOTES) and (notes := read_notes(out)) is not None:
             if notes.plan != plan.digest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,15 +90,15 @@ def read_notes(folder: Path) -> Notes | None:
             and given["kind"] in get_args(Kind)
             and given["class_order"] in get_args(ClassOrder)
         )
-        if not fits or not set(parts) <= {"train", "val", "test"} or not names:
+        if not fits or not set(parts) <= {"train", "val", "test"} or not names or len(set(names)) < len(names):
             raise ValueError("unknown")
         return Notes(cast("Kind", given["kind"]), names, given["class_order"], parts, str(given["plan"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path}: does not describe archives that this version knows; pack the data anew") from error
 
 
 def _name(name: Any) -> str:
-    if not isinstance(name, str) or not name.endswith(".tar") or "/" in name or "\\" in name or name.startswith("."):
+    if not isinstance(name, str) or not re.fullmatch(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*\.tar", name):
         raise ValueError("no name of an archive")
     return name
 

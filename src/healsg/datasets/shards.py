@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -288,6 +289,9 @@ class ShardPictures:
         self.remark = remark
         self.decoder: Literal["torchvision", "pil"] = choose_decoder(decoder, len(index))
         self.tars = TarFiles(index.tars, index.states)
+        places = (part.contiguous().numpy().tobytes() for part in (index.offset, index.size))
+        self.members = hashlib.sha256(b"".join(places)).hexdigest()
+        """Which files in the archives the pictures are; a cache knows them by it too."""
 
     @property
     def files(self) -> Sequence[str]:
@@ -311,7 +315,9 @@ class ShardPictures:
 
     def stored(self, index: int) -> StoredFile:
         """A sample's file as it is, without decoding."""
-        return StoredFile(self.index.names[index], partial(self._bytes, index), int(self.index.size[index]))
+        _, changed = self.index.states[self._tar(index)]
+        size = int(self.index.size[index])
+        return StoredFile(self.index.names[index], partial(self._bytes, index), size, changed)
 
     def _tar(self, index: int) -> int:
         """The number of the archive in which a sample lies."""

@@ -17,11 +17,13 @@ class StoredFile(NamedTuple):
         name: its path, or what it is called.
         read: gives its bytes; raises OSError and ValueError.
         size: how many these are.
+        state: tells them from others of this size: when they were last changed, or a checksum.
     """
 
     name: str
     read: Callable[[], bytes]
     size: int
+    state: int
 
 
 @runtime_checkable

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 from array import array
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,9 @@ log = logging.getLogger("healsg")
 
 FORMAT = 1
 """Of an index; others are made anew."""
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Of the numbers that are targets, which are held in float32."""
 
 PICTURES = tuple(ending.removeprefix(".") for ending in EXTENSIONS)
 
@@ -107,9 +109,9 @@ def index_of(tars: Sequence[Path], reading: Wanted, places: Sequence[Path]) -> T
     for place in places:
         try:
             if read_facts(place)["index"] == wanted:
-                return _checked(place, _loaded(place, paths, states))
+                return _checked(_loaded(place, paths, states), reading)
             log.info("%s: is of other files; it is made anew", place)
-        except (OSError, RunError, DataError, KeyError, ValueError, TypeError) as error:
+        except (OSError, RunError, DataError, LookupError, ValueError, TypeError, ArithmeticError) as error:
             if not isinstance(error, FileNotFoundError):
                 log.info("%s: cannot be used (%s); it is made anew", place, line(error))
     made = _made(paths, states, reading)
@@ -164,12 +166,17 @@ def _loaded(place: Path, paths: list[str], states: list[tuple[int, int]]) -> Tar
     )
 
 
-def _checked(place: Path, index: TarIndex) -> TarIndex:
+def _checked(index: TarIndex, reading: Wanted) -> TarIndex:
     """An index whose numbers lie within what they point at: it may be anybody's. Raises ValueError."""
     count = len(index.offset)
     limits = torch.tensor([size for size, _ in index.states], dtype=torch.int64)
     fits = len(index.ends) == len(limits) and index.offset.dim() == index.size.dim() == index.ends.dim() == 1
     fits = fits and len(index.size) == len(index.target) == len(index.names) == count
+    whole = [index.ends, index.offset, index.size, *(members for members, _ in index.groups.values())]
+    fits = fits and all(numbers.dtype == torch.int64 and numbers.dim() == 1 for numbers in whole)
+    fits = fits and all(len(members) == count for members, _ in index.groups.values())
+    kind = (torch.float32, 2) if reading.numbers else (torch.int64, 1)
+    fits = fits and (index.target.dtype, index.target.dim()) == kind and bool(index.target.isfinite().all())
     lists = [index.names, *(values for _, values in index.groups.values())]
     if not fits or not all(map(_is_list, lists)):
         raise ValueError("its parts do not fit each other")
@@ -258,16 +265,18 @@ def _take(columns: _Columns, sample: Sample, path: str, descriptor: int, reading
     facts: dict[str, Any] = {}
     try:
         if "json" in sample.files:
-            facts = dict(json.loads(_text(descriptor, sample.files["json"])))
+            read = json.loads(_text(descriptor, sample.files["json"]))
+            facts = read if isinstance(read, dict) else {}  # other programs may have other things there
         if reading.numbers:
             _take_numbers(columns, facts, reading.target)
         else:
             label = _label(sample, facts, descriptor, reading.target)
             columns.label.append(columns.labels.setdefault(label, len(columns.labels)))
-        for name, value in dict(facts.get("group") or {}).items():
+        named = facts.get("group")
+        for name, value in named.items() if isinstance(named, dict) else ():
             columns.groups.setdefault(str(name), []).append(str(value))
         columns.names.append(str(facts.get("path", f"{sample.key}.{picture.name.rpartition('.')[2]}")))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: {line(str(error))}") from error
     columns.offset.append(picture.offset)
     columns.size.append(picture.size)
@@ -305,7 +314,7 @@ def _take_numbers(columns: _Columns, facts: Mapping[str, Any], key: str | None) 
     """Add the numbers that are a sample's target. Raises ValueError."""
     given = facts.get(key or "target")
     values = given if isinstance(given, list) else [given]
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+    if not all(isinstance(value, (int, float)) and abs(value) <= LARGEST for value in values):
         raise ValueError(f"its .json has no finite numbers as {key or 'target'}")
     columns.width = columns.width or len(values)
     if len(values) != columns.width:

@@ -68,7 +68,11 @@ def members(path: str, descriptor: int) -> Iterator[Member]:
             os.fdopen(os.dup(descriptor), "rb", buffering=BLOCK) as file,
             tarfile.open(fileobj=cast("IO[bytes]", _Bounded(file)), mode="r:") as tar,
         ):
+            reached = -1
             while (member := tar.next()) is not None:
+                if member.size < 0 or tar.offset <= reached:  # tarfile would go back, and never end
+                    raise ValueError(f"{member.name!r} has a size that no file has")
+                reached = tar.offset
                 tar.members.clear()  # type: ignore[attr-defined]  # a list that would hold every header
                 if not member.isdir():
                     yield _checked(member, size)

@@ -96,7 +96,7 @@ def two_views(smallest_crop: float, saturation: float, solarise: Sequence[float]
     settings = {}
     for view, chance in zip(("view1", "view2"), solarise, strict=True):
         own = {"smallest_crop": smallest_crop, "saturation": saturation, "solarise": chance}
-        settings[view] = {} if own == usual else own
+        settings[view] = {key: value for key, value in own.items() if value != usual[key]}
     return Needs(SelfSupervised.needs.streams, settings=settings)
 
 

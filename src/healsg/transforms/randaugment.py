@@ -75,7 +75,7 @@ def contrast(images: Tensor, amount: Tensor) -> Tensor:
 
 def equalize(images: Tensor, amount: Tensor) -> Tensor:
     """Spread the levels of each channel evenly, by PIL's table of 256 levels."""
-    levels = (images.flatten(2) * 255).round().to(torch.int64)
+    levels = (images.flatten(2).nan_to_num() * 255).round().clamp(0, 255).to(torch.int64)
     counts = levels.new_zeros(*levels.shape[:2], 256).scatter_add_(2, levels, torch.ones_like(levels))
     last = counts.gather(2, levels.amax(dim=2, keepdim=True))
     step = (levels.shape[2] - last) // 255
