@@ -346,6 +346,24 @@ def test_a_mirror_is_asked_first_and_believed_no_more_than_others(monkeypatch: p
         assert Path("root/set.tar.gz").read_bytes() == CONTENT
     with pytest.raises(ConfigError, match=r"data\.mirror: http://mirror.example is no https address"):
         Cifar(mirror="http://mirror.example")
+    with pytest.raises(ConfigError, match=r"^data\.mirror: an address with a user and a password cannot be opened"):
+        Cifar(mirror="https://me:secret@mirror.example")
+
+
+def test_what_a_mirror_gave_is_not_gone_on_with_at_another_address(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no size is published, a page that says 'not found' is as good a beginning as any."""
+    official = Server(CONTENT)
+
+    def answer(request: urllib.request.Request) -> Any:
+        return (Server(b"no such page") if "mirror" in request.full_url else official)(request)
+
+    serve_https(monkeypatch, answer)
+    download([URL], Path("root/set.tar.gz"), Sums(sha256=SUMS.sha256), "by hand", mirror="https://mirror.example")
+    assert Path("root/set.tar.gz").read_bytes() == CONTENT
+    assert official.wishes == [None], "asked once, from the beginning"
+    assert "data.mirror: set.tar.gz is not to be had there" in caplog.text
 
 
 def test_a_download_whose_size_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -357,6 +357,11 @@ def test_operations_of_randaugment_are_pils_to_its_rounding(name):
     assert float(difference[:, :, inside, inside].abs().max()) < 1.5
 
 
+def test_equalize_takes_levels_from_outside():
+    odd = torch.tensor([-2.0, 0.5, 3.0, float("nan")]).repeat(1, 1, 8, 2)
+    assert randaugment.equalize(odd, torch.zeros(1)).shape == odd.shape
+
+
 def test_randaugment_draws_all_operations_alike_often(monkeypatch):
     table = randaugment._TABLE
     seen = Counter()

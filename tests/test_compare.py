@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,11 @@ def test_the_page_has_the_settings_and_their_curves_with_bands(sweep: Path, caps
     assert not any(word in page for word in ("<script", "http", "src="))
     assert main(["compare", "s", "--page", "nowhere/out.html"]) == 2
     assert capsys.readouterr().err == "error: --page: there is no folder nowhere\n"
+    os.mkfifo("fifo")
+    assert main(["compare", "s", "--page", "fifo"]) == 2
+    assert capsys.readouterr().err == "error: --page: fifo is a FIFO; name a file\n"
+    assert main(["compare", "s", "--page", "/proc/page.html"]) == 2
+    assert capsys.readouterr().err.startswith("error: --page: /proc/page.html cannot be written (")
 
 
 def test_a_sweep_ends_with_its_jobs_best_first_and_what_compare_says(

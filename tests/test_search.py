@@ -154,7 +154,7 @@ def _is_past(folder: Path, job: str, epoch: int) -> bool:
     return any(epochs_of(f"{folder.name}/{one}") >= epoch for one in jobs)
 
 
-@pytest.mark.parametrize("kind", [TPE, GP])
+@pytest.mark.parametrize("kind", [TPE, pytest.param(GP, marks=pytest.mark.soak)])
 def test_proposals_depend_on_the_rounds_before_alone(kind: type[TPE]) -> None:
     space = space_of(Composer().parse([*SPACE, "model.width=int(interval(4,64))", "seed=range(0,9,2)"]))
 

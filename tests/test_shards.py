@@ -33,6 +33,7 @@ from healsg.datasets.array_file import read_facts
 from healsg.datasets.imagefolder import ImageFolder
 from healsg.datasets.path_list import PathList
 from healsg.datasets.shards import Shards
+from healsg.errors import DataError
 from helpers import Cut, record, train
 
 SMALL = {"image_size": 16, "shift": 2, "workers": 0}
@@ -490,3 +491,65 @@ def test_memory_is_flat_over_epochs_of_a_set_four_times_the_limit(tmp_path: Path
     grown = [[now - before for before, now in zip(held[one], held[4], strict=True)] for one in (0, 1)]
     assert sum(grown[0]) < limit
     assert max(grown[1]) < 1 << 20, "flat, once each process has had its buffers"
+
+
+# --- faults that a review brought up ---------------------------------------------------------------------------------
+
+
+def test_a_cache_knows_which_pictures_of_an_archive_it_holds(tmp_path: Path) -> None:
+    files = {}
+    for number in range(8):
+        dark, light = picture(number % 2), picture(2 + number % 2)
+        files |= {f"{number}.png": dark, f"{number}.jpg": light, f"{number}.cls": b"%d" % (number % 2)}
+    write_tar(tmp_path / "S" / "train.tar", files)
+    common = {"folder": "S", "val_fraction": 0.25, "cache": True, **SMALL}
+    sources = [Shards(image=ending, **common).stored("train") for ending in ("png", "jpg", "png")]
+    read = [float(source.fetch(torch.arange(8))["input"].float().mean()) for source in sources]
+    assert read[0] == read[2] < read[1]
+
+
+def test_pictures_that_changed_are_no_packing_that_is_there(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = ["pack", "data=imagefolder", "data.folder=DIR", "--out", "S", "--size", "0.02"]
+    capsys.readouterr()
+    assert main(again) == 0
+    assert "these archives are there already" in capsys.readouterr().out
+    first = sorted((tmp_path / "DIR").rglob("*.png"))[0]
+    first.write_bytes(first.read_bytes())
+    os.utime(first, ns=(1, 1))
+    assert main(again) == 2
+    assert "S holds other data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["1e39", "1" + "0" * 400])
+def test_a_number_beyond_float32_is_refused(tmp_path: Path, number: str) -> None:
+    write_tar(tmp_path / "S" / "train.tar", {"a.png": picture(), "a.json": b'{"target": %s}' % number.encode()})
+    with pytest.raises(DataError, match=r"train\.tar: a: its \.json has no finite numbers as target"):
+        Shards(folder="S", kind="regression", **SMALL).read("train")
+
+
+def test_labels_of_an_index_that_were_exchanged_are_not_believed(tmp_path: Path) -> None:
+    files = {}
+    for name, label in (("a", b"cat"), ("b", b"dog")):
+        files |= {f"{name}.png": picture(), f"{name}.cls": label}
+    write_tar(tmp_path / "S" / "train.tar", files)
+    assert Shards(folder="S", **SMALL).info.class_names == ("cat", "dog")
+    (index,) = (tmp_path / "S").glob("*.index")
+    content = index.read_bytes()
+    assert b'"cat"' in content
+    index.write_bytes(content.replace(b'"cat"', b'"cow"'))
+    assert Shards(folder="S", **SMALL).info.class_names == ("cat", "dog")
+
+
+def test_a_size_that_leads_back_ends_the_reading(tmp_path: Path) -> None:
+    """tarfile of some versions of Python would read such an archive for ever (CVE-2025-8194)."""
+    write_tar(tmp_path / "S" / "train.tar", numbered(2))
+    path = tmp_path / "S" / "train.tar"
+    header = bytearray(path.read_bytes())
+    header[124:136] = (-1024 + (1 << 96)).to_bytes(12, "big")  # base 256, as GNU tar writes large sizes
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    path.write_bytes(header)
+    with pytest.raises(DataError, match=r"train\.tar: is no intact tar archive"):
+        Shards(folder="S", **SMALL).read("train")
