@@ -376,6 +376,8 @@ def test_mistakes_of_packing_are_one_line(packed: Path, tmp_path: Path, capsys: 
         ([*folder, "--out", "begun"], "another packing was begun"),
         ([*folder, "--out", "S", "--size", "1"], "holds other data"),
         ([*folder, "--out", "DIR/train/ant/000.jpg"], "is no folder"),
+        ([*folder, "--out", "DIR/inner"], "lies in data.folder"),
+        ([*folder, "--out", "/dev/null/new"], "cannot be made"),
         ([*folder, "--out", "new", "--size", "none"], "--size: none"),
         ([*folder, "--out", "new", "--sise", "3"], "did you mean --size"),
         ([*folder, "--out", "new", "data.labels=3"], "data.labels: is chosen by each run"),
@@ -552,4 +554,10 @@ def test_a_size_that_leads_back_ends_the_reading(tmp_path: Path) -> None:
     header[148:156] = b"%06o\0 " % sum(header[:512])
     path.write_bytes(header)
     with pytest.raises(DataError, match=r"train\.tar: is no intact tar archive"):
+        Shards(folder="S", **SMALL).read("train")
+
+
+def test_a_negative_class_is_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "S" / "train.tar", {**numbered(2), "x.png": picture(), "x.cls": b"-1"})
+    with pytest.raises(DataError, match="a class has the index -1; leave samples without a class out"):
         Shards(folder="S", **SMALL).read("train")

@@ -57,6 +57,10 @@ def run(arguments: list[str]) -> int:
     _refuse_settings_of_runs([override.key_or_group for override in composer.parse(overrides)])
     composed = composer.compose(overrides)
 
+    source = composed.values["data"].get("folder")
+    if source and out.resolve().is_relative_to(absolute(str(source)).expanduser().resolve()):
+        raise ConfigError(f"--out: {shown(out)} lies in data.folder, where it would be read as pictures; name another")
+
     from healsg.build import make
     from healsg.data.base import TaskData
     from healsg.datasets.packing import pack, plan_packing

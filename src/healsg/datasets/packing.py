@@ -30,6 +30,7 @@ from healsg.datasets.stored import Stored
 from healsg.datasets.tar_index import PICTURES, Wanted, index_of
 from healsg.datasets.tar_members import BLOCK
 from healsg.errors import ConfigError, DataError, RunError
+from healsg.runs.folder import naming
 from healsg.system import ProcessLock, sync_folder
 
 LOCK = ".packing.lock"
@@ -289,6 +290,7 @@ def _archives(name: str, part: Part, kind: str, out: Path) -> Iterator[Archive]:
         path = out / f"{name}-{number:06}.tar"
         if not safefiles.require(path):
             with (
+                naming(path),
                 safefiles.replacing(path, sync=True) as file,
                 tarfile.open(fileobj=cast("IO[bytes]", file), mode="w", format=tarfile.PAX_FORMAT) as tar,
             ):
@@ -315,7 +317,10 @@ def _add(tar: tarfile.TarFile, part: Part, place: int, kind: str) -> None:
     facts: dict[str, Any] = {} if name == f"{key}.{ending}" else {"path": name}
     assert source.targets is not None
     target = source.targets[place].tolist()
-    _write(tar, f"{key}.{ending}", content)
+    try:
+        _write(tar, f"{key}.{ending}", content)
+    except UnicodeEncodeError as error:
+        raise DataError(f"{line(name)}: is a name that no archive can hold") from error
     if kind == "multiclass":
         _write(tar, f"{key}.cls", str(target).encode())
     else:

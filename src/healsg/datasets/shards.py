@@ -42,6 +42,8 @@ MOST_CLASSES = 1 << 20
 
 NUMBER = re.compile(r"0|[1-9]\d{0,8}")
 """The index of a class as text."""
+NEGATIVE = re.compile(r"-\d+")
+"""What other programs write where a sample has no class."""
 
 
 class Shards(OwnPictures):
@@ -128,6 +130,8 @@ class Shards(OwnPictures):
         if self._notes is not None:
             return self._notes.class_names, self._notes.class_order
         labels = [label for index in self._indices.values() for label in index.labels]
+        if self._kind == "multiclass" and (odd := next(filter(NEGATIVE.fullmatch, labels), None)) is not None:
+            raise DataError(f"{self.place}: a class has the index {odd}; leave samples without a class out")
         if self._kind != "multiclass" or all(map(NUMBER.fullmatch, labels)):
             return (), "published"
         return order_classes(self._indices["train"].labels if "train" in self._indices else labels)

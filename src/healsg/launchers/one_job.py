@@ -40,10 +40,13 @@ class OneJob:
         return answer
 
     def _ask(self, orders: IO[bytes], answers: IO[bytes]) -> Answer | None:
-        orders.write(json.dumps(self.order).encode() + b"\n")
-        orders.flush()
+        with contextlib.suppress(OSError):  # it has ended already, which its exit status tells
+            orders.write(json.dumps(self.order).encode() + b"\n")
+            orders.flush()
         line = answers.readline()
-        answer: Answer | None = json.loads(line) if line.endswith(b"\n") else None
+        answer: Answer | None = None
+        with contextlib.suppress(ValueError):  # a worker that is killed may leave a part of a line
+            answer = json.loads(line)
         return answer
 
     def stop(self, patience: float) -> None:
