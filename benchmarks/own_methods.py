@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.own_parts import seconds
+from benchmarks.own_parts import compared
 from healsg import BasicTask, TaskTrainer
 
 EPOCHS = 3
@@ -214,14 +213,8 @@ def main(rounds: int) -> None:
             if name != "mixup" and difference > 1e-2:
                 raise SystemExit(f"{name}: the weights of the two differ by {difference:.2g}")
             steps = own.runner.step_count
-            pairs = [(seconds(ours), seconds(by_hand)) for _ in range(rounds)]
-            ratios = [one / two for one, two in pairs]
-            each = [1e6 * statistics.median(side) / steps for side in zip(*pairs, strict=True)]
-            print(
-                f"{name:9} {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) x by hand, "
-                f"{each[0]:.0f} us a step, by hand {each[1]:.0f}; weights apart {difference:.1g} after {steps} steps",
-                flush=True,
-            )
+            found = compared(ours, by_hand, steps, rounds)
+            print(f"{name:9} {found}; weights apart {difference:.1g} after {steps} steps", flush=True)
 
 
 if __name__ == "__main__":

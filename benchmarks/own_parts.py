@@ -138,6 +138,15 @@ def seconds(run: Callable[[], None]) -> float:
     return time.process_time() - began
 
 
+def compared(ours: Callable[[], None], by_hand: Callable[[], None], steps: int, rounds: int) -> str:
+    """What both take in turns, as ratio with its range and by step; each makes so many steps a round."""
+    pairs = [(seconds(ours), seconds(by_hand)) for _ in range(rounds)]
+    ratios = [one / other for one, other in pairs]
+    each = [1e6 * statistics.median(side) / steps for side in zip(*pairs, strict=True)]
+    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return f"{spread} x by hand, {each[0]:.0f} us a step, by hand {each[1]:.0f}"
+
+
 def main(rounds: int) -> None:
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, one thread, no GPU;")
@@ -154,17 +163,8 @@ def main(rounds: int) -> None:
                 sides = own, by_hand(optimizer, settings, over_loader)
                 for run in sides:
                     run()
-                pairs = [(seconds(sides[0]), seconds(sides[1])) for _ in range(rounds)]
-                ratios = [one / other for one, other in pairs]
-                each = [
-                    1e6 * statistics.median(side) / (EPOCHS * SAMPLES // BATCH) for side in zip(*pairs, strict=True)
-                ]
                 where = "DataLoader" if over_loader else "in memory"
-                median = statistics.median(ratios)
-                print(
-                    f"{optimizer:6} {where:10} {median:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) x by hand, "
-                    f"{each[0]:.0f} us a step, by hand {each[1]:.0f}"
-                )
+                print(f"{optimizer:6} {where:10} {compared(*sides, EPOCHS * SAMPLES // BATCH, rounds)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from healsg import TaskTrainer
 from healsg.cli import main
 from healsg.data.case import Case
 from healsg.data.info import DataInfo
-from healsg.loggers.mask_panels import ADDED, CELL, ERRORS, MISSED, OTHER, RIGHT, errors, panel, told_place
+from healsg.loggers.mask_panels import ADDED, CELL, ERRORS, MISSED, OTHER, RIGHT, errors, panel, telling_plane
 from healsg.loggers.samples import SampleCollector
 
 CONF = str(Path(__file__).parent / "dense_conf")
@@ -49,8 +49,8 @@ def test_a_volume_is_shown_in_the_planes_of_its_errors_and_in_projections() -> N
     found[2:5, 3:6, 1:3] = 1
     found[8, 10, 5] = 1
     codes = errors(truth, found)
-    assert [told_place(codes, axis) for axis in range(3)] == [8, 10, 5]
-    assert told_place(np.zeros((4, 4, 5)), 2) == 2
+    assert [telling_plane(codes, axis) for axis in range(3)] == [8, 10, 5]
+    assert telling_plane(np.zeros((4, 4, 5)), 2) == 2
     made = panel(np.zeros((1, 10, 12, 6)), truth, found, spacing=(1.0, 1.0, 3.0))
     assert made is not None
     assert made.shape == (6 * CELL[3], 4 * CELL[3], 3)

@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from healsg.data.source import line
-from healsg.datasets.decoding import Decoder, Remark, choose_decoder, decode, unremarked
+from healsg.datasets.decoded import DecodedPictures
+from healsg.datasets.decoding import Decoder, Remark, unremarked
 from healsg.datasets.files import locate
-from healsg.datasets.resizing import Window
 from healsg.datasets.stored import StoredFile
 from healsg.datasets.tables import Columns, Tables
 from healsg.errors import ConfigError, DataError
@@ -126,13 +126,13 @@ def label_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
         return {}
 
 
-class StoredPictures:
-    """A map-style data set of pictures in memory: ``(image, target)``, the image as ``decode`` makes it.
+class StoredPictures(DecodedPictures):
+    """A data set of pictures in memory.
 
     Args:
         values: Arrow's ``{bytes, path}`` or bytes.
         targets: of each.
-        size, channels, remark, decoder: as ``healsg.datasets.imagefolder.Pictures`` has them.
+        size, channels, remark, decoder: see ``DecodedPictures``.
     """
 
     def __init__(
@@ -144,24 +144,11 @@ class StoredPictures:
         remark: Remark = unremarked,
         decoder: Decoder = "auto",
     ) -> None:
+        super().__init__(targets, size, channels, remark, decoder)
         self.values = values
-        self.targets = targets
-        self.size = size
-        self.channels = channels
-        self.remark = remark
-        self.decoder = choose_decoder(decoder, len(values))
 
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        content = io.BytesIO(self._content(index))
-        return decode(content, self.size, self.channels, self.remark, self.decoder), self.targets[index]
-
-    def windowed(self, index: int, window: Window) -> tuple[Tensor, Tensor]:
-        """As that of ``Pictures``."""
-        content = io.BytesIO(self._content(index))
-        return decode(content, self.size, self.channels, self.remark, self.decoder, window), self.targets[index]
+    def opened(self, index: int) -> io.BytesIO:
+        return io.BytesIO(self._content(index))
 
     def stored(self, index: int) -> StoredFile:
         """A sample's picture as it is, without decoding; it is called by its path, where it has one."""

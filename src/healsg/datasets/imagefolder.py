@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,10 @@ from healsg.data.base import DataInfo
 from healsg.data.info import ClassOrder, given_order, order_classes, refuse_unknown_classes
 from healsg.data.loader import Transform
 from healsg.data.source import DatasetSource
-from healsg.data.splits import split_off
+from healsg.data.splits import split_off, strata
 from healsg.datasets.classification import Classification
-from healsg.datasets.decoding import Decoder, Remark, choose_decoder, decode, unremarked
+from healsg.datasets.decoded import DecodedPictures
+from healsg.datasets.decoding import Decoder, Remark, unremarked
 from healsg.datasets.files import locate, log
 from healsg.datasets.folders import (
     EXTENSIONS,
@@ -33,7 +34,6 @@ from healsg.datasets.folders import (
 from healsg.datasets.groups import path_groups
 from healsg.datasets.labels import shown
 from healsg.datasets.path_list import PathList
-from healsg.datasets.resizing import Window
 from healsg.datasets.stored import StoredFile, read_stored
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.views import Augment, ImageViews
@@ -100,6 +100,49 @@ class OwnPictures(Classification):
     def transform(self, view: str, split: str) -> Transform:
         return self.images.of(view, split)
 
+    @property
+    def _places(self) -> Mapping[str, object]:
+        """By part where its pictures lie."""
+        raise NotImplementedError
+
+    def _part(self, part: str) -> DatasetSource:
+        """The pictures of one of ``_places``."""
+        raise NotImplementedError
+
+    def _group_numbers(self, dataset: Any, name: str) -> Tensor:
+        """(N,) int64 the numbers of the groups of this ``name``, of the samples of a part's data set."""
+        raise NotImplementedError
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there is a validation part."""
+        return "val" in self._places
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test part, or a share for testing."""
+        return "test" in self._places or self.test_fraction > 0
+
+    def read(self, part: str) -> DatasetSource | None:
+        return self._parts.get(part)
+
+    @cached_property
+    def _parts(self) -> dict[str, DatasetSource]:
+        parts = {part: self._part(part) for part in self._places}
+        if "test" not in parts and "train" in parts and self.test_fraction:
+            dataset = parts["train"].dataset
+            numbers = self._group_numbers(dataset, self.group) if self.group else None
+            kept, tested = split_off(strata(dataset.targets), self.test_fraction, self.split_seed, numbers)
+            parts |= {"train": parts["train"].subset(kept), "test": parts["train"].subset(tested)}
+        return parts
+
+    def groups(self, name: str, part: str = "train") -> Tensor | None:
+        """By ``folder`` or ``prefix`` (see ``path_groups``), and by what a set knows beside."""
+        if (source := self._parts.get(part)) is None:
+            return None
+        numbers = self._group_numbers(source.dataset, name)
+        return numbers if source.chosen is None else numbers[source.chosen]
+
 
 class ImageFolder(OwnPictures):
     """Pictures in ``folder/train/<class>/``, ``folder/val/<class>/`` and, if it exists, ``folder/test/``.
@@ -150,19 +193,6 @@ class ImageFolder(OwnPictures):
         )
         return f"data.folder: {folder} has one class folder alone, {self.info.class_names[0]!r}; {way}"
 
-    @property
-    def has_val(self) -> bool:
-        """Whether there is a ``val`` folder."""
-        return "val" in self._folders
-
-    @property
-    def has_test(self) -> bool:
-        """Whether there is a ``test`` folder, or a share for testing."""
-        return "test" in self._folders or self.test_fraction > 0
-
-    def read(self, part: str) -> DatasetSource | None:
-        return self._parts.get(part)
-
     @cached_property
     def _folders(self) -> dict[str, Path]:
         """The folder of each part that has one."""
@@ -172,26 +202,15 @@ class ImageFolder(OwnPictures):
             raise DataError(f"data.folder: {found} has {' and '.join(parts)} but no train folder")
         return parts or {"train": found}
 
-    @cached_property
-    def _parts(self) -> dict[str, DatasetSource]:
-        classes = self.info.class_names
-        parts = {part: self._list(part, folder, classes) for part, folder in self._folders.items()}
-        if "test" not in parts and "train" in parts and self.test_fraction:
-            dataset = parts["train"].dataset
-            groups = self._numbers(dataset.paths, self.group) if self.group else None
-            kept, tested = split_off(dataset.targets, self.test_fraction, self.split_seed, groups)
-            parts |= {"train": parts["train"].subset(kept), "test": parts["train"].subset(tested)}
-        return parts
+    @property
+    def _places(self) -> Mapping[str, Path]:
+        return self._folders
 
-    def groups(self, name: str, part: str = "train") -> Tensor | None:
-        """By ``folder`` or ``prefix``; see ``path_groups``."""
-        if (source := self._parts.get(part)) is None:
-            return None
-        numbers = self._numbers(source.dataset.paths, name)
-        return numbers if source.chosen is None else numbers[source.chosen]
+    def _part(self, part: str) -> DatasetSource:
+        return self._list(part, self._folders[part], self.info.class_names)
 
-    def _numbers(self, paths: Sequence[str], name: str) -> Tensor:
-        return path_groups(paths, name, self.info.class_names, self._group_names)
+    def _group_numbers(self, dataset: Any, name: str) -> Tensor:
+        return path_groups(dataset.paths, name, self.info.class_names, self._group_names)
 
     def _list(self, part: str, folder: Path, classes: Sequence[str]) -> DatasetSource:
         present = inner_folders(folder)
@@ -229,18 +248,15 @@ class ImageFolder(OwnPictures):
         return DatasetSource(dataset, targets=dataset.targets)
 
 
-class Pictures:
-    """A map-style data set of picture files: ``(image, target)``, the image as ``decode`` makes it.
+class Pictures(DecodedPictures):
+    """A data set of picture files.
 
     Paths and targets lie in tensors: a list of a million strings or numbers would be copied into each loader process.
 
     Args:
         paths: the files.
         targets: the class index of each, or a tensor of targets.
-        size: height and width of the result: the shorter side is resized to it, then the centre is cut out.
-        channels: 3 for colour, 1 for grey.
-        remark: see ``decode``.
-        decoder: see ``choose_decoder``.
+        size, channels, remark, decoder: see ``DecodedPictures``.
     """
 
     def __init__(
@@ -252,30 +268,17 @@ class Pictures:
         remark: Remark = unremarked,
         decoder: Decoder = "auto",
     ) -> None:
+        super().__init__(torch.as_tensor(targets), size, channels, remark, decoder)
         self.paths = paths if isinstance(paths, PathList) else PathList(paths)
-        self.targets = torch.as_tensor(targets)
-        self.size = size
-        self.channels = channels
-        self.remark = remark
-        self.decoder: Literal["torchvision", "pil"] = choose_decoder(decoder, len(self.paths))
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = decode(self.paths[index], self.size, self.channels, self.remark, self.decoder)
-        return image, self.targets[index]
+    def opened(self, index: int) -> str:
+        return self.paths[index]
 
     def stored(self, index: int) -> StoredFile:
         """A sample's file as it is, without decoding."""
         path = self.paths[index]
         status = os.stat(path)  # noqa: PTH116
         return StoredFile(path, partial(read_stored, path), status.st_size, status.st_mtime_ns)
-
-    def windowed(self, index: int, window: Window) -> tuple[Tensor, Tensor]:
-        """The sample with a part of its picture in the place of the whole one; see ``healsg.datasets.resizing``."""
-        image = decode(self.paths[index], self.size, self.channels, self.remark, self.decoder, window)
-        return image, self.targets[index]
 
 
 def _per_channel(key: str, given: list[float] | None, usual: Sequence[float], channels: int) -> tuple[float, ...]:

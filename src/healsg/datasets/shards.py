@@ -6,7 +6,7 @@ import copy
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
@@ -24,14 +24,13 @@ from healsg.data.info import (
     refuse_unknown_classes,
 )
 from healsg.data.source import DatasetSource
-from healsg.data.splits import split_off, strata
 from healsg.datasets import groups
-from healsg.datasets.decoding import Decoder, Remark, choose_decoder, decode, unremarked
+from healsg.datasets.decoded import DecodedPictures
+from healsg.datasets.decoding import Decoder, Remark, unremarked
 from healsg.datasets.files import locate, log
 from healsg.datasets.folders import PARTS, inner_folders, parts_in
 from healsg.datasets.imagefolder import PICTURE, OwnPictures
 from healsg.datasets.labels import shown
-from healsg.datasets.resizing import Window
 from healsg.datasets.shard_notes import NOTES, Kind, Notes, read_notes
 from healsg.datasets.stored import StoredFile
 from healsg.datasets.tar_index import TarIndex, Wanted, index_of, place_in_cache
@@ -208,28 +207,8 @@ class Shards(OwnPictures):
     # --- parts ---------------------------------------------------------------------------------------------------
 
     @property
-    def has_val(self) -> bool:
-        """Whether there are archives of a validation part."""
-        return "val" in self._tars
-
-    @property
-    def has_test(self) -> bool:
-        """Whether there are archives of a test part, or a share for testing."""
-        return "test" in self._tars or self.test_fraction > 0
-
-    def read(self, part: str) -> DatasetSource | None:
-        return self._parts.get(part)
-
-    @cached_property
-    def _parts(self) -> dict[str, DatasetSource]:
-        parts = {part: self._part(part) for part in self._tars}
-        if "test" not in parts and "train" in parts and self.test_fraction:
-            targets = parts["train"].targets
-            assert targets is not None
-            numbers = self._group_numbers("train", self.group) if self.group else None
-            kept, tested = split_off(strata(targets), self.test_fraction, self.split_seed, numbers)
-            parts |= {"train": parts["train"].subset(kept), "test": parts["train"].subset(tested)}
-        return parts
+    def _places(self) -> Mapping[str, list[Path]]:
+        return self._tars
 
     def _part(self, part: str) -> DatasetSource:
         targets = self._targets(part)
@@ -246,15 +225,9 @@ class Shards(OwnPictures):
         if empty := [names[place] for place in (counts == 0).nonzero().flatten().tolist()]:
             log.warning("%s: no %s pictures of the classes %s", self.place, part, shown(empty))
 
-    def groups(self, name: str, part: str = "train") -> Tensor | None:
+    def _group_numbers(self, dataset: Any, name: str) -> Tensor:
         """Those that ``healsg pack`` kept, or KEY.json names; else by ``folder`` or ``prefix``, see ``path_groups``."""
-        if (source := self._parts.get(part)) is None:
-            return None
-        numbers = self._group_numbers(part if part in self._tars else "train", name)
-        return numbers if source.chosen is None else numbers[source.chosen]
-
-    def _group_numbers(self, part: str, name: str) -> Tensor:
-        index = self._indices[part]
+        index: TarIndex = dataset.index
         if name not in index.groups:
             return groups.path_groups(index.names, name, self.info.class_names, self._group_names)
         members, values = index.groups[name]
@@ -265,16 +238,13 @@ class Shards(OwnPictures):
         return f"data.folder: {self.place} has samples of one class alone; two are needed to tell apart"
 
 
-class ShardPictures:
-    """A map-style data set of pictures in archives: ``(image, target)``, the image as ``decode`` makes it.
+class ShardPictures(DecodedPictures):
+    """A data set of pictures in archives.
 
     Args:
         index: where they lie.
         targets: of each sample.
-        size: height and width of the result: the shorter side is resized to it, then the centre is cut out.
-        channels: 3 for colour, 1 for grey.
-        remark: see ``decode``.
-        decoder: see ``choose_decoder``.
+        size, channels, remark, decoder: see ``DecodedPictures``.
     """
 
     def __init__(
@@ -286,12 +256,8 @@ class ShardPictures:
         remark: Remark = unremarked,
         decoder: Decoder = "auto",
     ) -> None:
+        super().__init__(targets, size, channels, remark, decoder)
         self.index = index
-        self.targets = targets
-        self.size = size
-        self.channels = channels
-        self.remark = remark
-        self.decoder: Literal["torchvision", "pil"] = choose_decoder(decoder, len(index))
         self.tars = TarFiles(index.tars, index.states)
         places = (part.contiguous().numpy().tobytes() for part in (index.offset, index.size))
         self.members = hashlib.sha256(b"".join(places)).hexdigest()
@@ -302,16 +268,8 @@ class ShardPictures:
         """The archives: what a fingerprint, or a cache, knows the samples by."""
         return self.index.tars
 
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return decode(self._content(index), self.size, self.channels, self.remark, self.decoder), self.targets[index]
-
-    def windowed(self, index: int, window: Window) -> tuple[Tensor, Tensor]:
-        """As that of ``healsg.datasets.imagefolder.Pictures``."""
-        content = self._content(index)
-        return decode(content, self.size, self.channels, self.remark, self.decoder, window), self.targets[index]
+    def opened(self, index: int) -> BytesIO:
+        return _Content(self._bytes(index))
 
     def name(self, index: int) -> str:
         """What a message calls a sample: its archive and its name in it."""
@@ -330,9 +288,6 @@ class ShardPictures:
     def _bytes(self, index: int) -> bytes:
         """A sample's file, by one read."""
         return self.tars.read(self._tar(index), int(self.index.offset[index]), int(self.index.size[index]))
-
-    def _content(self, index: int) -> BytesIO:
-        return _Content(self._bytes(index))
 
 
 class _Content(BytesIO):

@@ -74,7 +74,7 @@ def _volume_rows(
 ) -> Iterator[list[tuple[Array, tuple[float, float]]]]:
     for projected in (False, True):
         for axis in (2, 1, 0):
-            place = told_place(codes, axis)
+            place = telling_plane(codes, axis)
             flat = [
                 values.max(axis=axis) if projected else values.take(place, axis=axis)
                 for values in (grey, labels, found, codes)
@@ -85,7 +85,7 @@ def _volume_rows(
             yield _row(np.repeat(picture[..., None], 3, axis=2), mask, prediction, wrong, (up, across))
 
 
-def told_place(codes: Array, axis: int) -> int:
+def telling_plane(codes: Array, axis: int) -> int:
     """The plane across an axis that has most errors, else most foreground; the middle one where there is none."""
     others = tuple(at for at in range(codes.ndim) if at != axis)
     for counted in (codes > RIGHT, codes > 0):
