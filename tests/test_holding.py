@@ -98,7 +98,7 @@ def test_a_cache_is_read_again_and_made_anew_for_other_files(pictures: Path, mon
         decoded.append(path)
         return decode(path, *how)
 
-    monkeypatch.setattr("healsg.datasets.imagefolder.decode", counted)
+    monkeypatch.setattr("healsg.datasets.decoded.decode", counted)
     every = torch.arange(30)
     first = data(pictures, cache=True).splits()["train"].fetch(every)
     assert len(decoded) == 31  # the first one twice, for the estimate
