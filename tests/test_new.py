@@ -68,7 +68,7 @@ def test_no_class_hides_what_it_uses(kind: str, name: str) -> None:
         (["data", "json"], "json: an installed module is called so"),
         (["data", "numpy"], "numpy: an installed module is called so"),
         (["loss", "own"], "invalid choice: 'loss'"),
-        (["model", "own", "--force"], "unrecognized arguments: --force"),
+        (["model", "own", "--force"], "--force: there is no such option; healsg new --help"),
     ],
 )
 def test_a_name_that_cannot_be_is_refused_in_a_line(

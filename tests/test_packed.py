@@ -172,7 +172,7 @@ def test_a_good_archive_is_unpacked_once_and_a_cut_one_never(
     ("arguments", "told"),
     [
         ([], "name a run, or a file"),
-        (["a", "--wrong"], "unrecognized arguments: --wrong"),
+        (["a", "--wrong"], "--wrong: there is no such option"),
         (["--unpack", "none.tar.gz"], "there is no file none.tar.gz"),
         (["a", "--to", "b"], "--to: is of --unpack"),
     ],

@@ -259,7 +259,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["run0", "pics", "--out", "a.txt"], 2, "neither a .csv or .jsonl file nor a folder"),
     (["run0", "pics", "--out", "no/a.csv"], 2, "--out: there is no folder no"),
     (["run0", "pics", "--outt=a.csv"], 2, "did you mean --out?"),
-    (["run0", "pics", "--checkpoint", "first"], 2, "not one of best, last"),
+    (["run0", "pics", "--checkpoint", "first"], 2, "--checkpoint: invalid choice: 'first'"),
     (["run0", "pics", "--batch-size", "0"], 2, "--batch-size: 0 is not a whole number"),
     (["run0", "pics", "runner.devise=cpu"], 2, "did you mean runner.device=cpu?"),
     (["run0", "t.csv"], 1, "t.csv: which column holds the pictures' paths?"),

@@ -100,7 +100,7 @@ def test_mistakes_of_runs_are_one_line(make: Make, capsys: pytest.CaptureFixture
         (["--where", "best>high"], "'high' is no number"),
         (["--sort", "best:up"], "the direction is asc or desc"),
         (["--root", "nowhere"], "nowhere: there is no such folder"),
-        (["--lmit", "3"], "unrecognized arguments: --lmit"),
+        (["--lmit", "3"], "--lmit: there is no such option; did you mean --limit?"),
     ):
         assert main(["runs", *arguments]) in (1, 2)
         assert words in capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_other_code_is_refused_in_a_line(fake_run: str, capsys: pytest.CaptureFi
     assert "--name: " in refused("--name", "a")
     edit("a", commit="$(id)")
     assert "is no commit" in refused()
-    assert "healsg rerun: unrecognized arguments: --wrong" in refused("--wrong")
+    assert "--wrong: there is no such option" in refused("--wrong")
 
 
 def test_the_code_of_the_run_and_any_code_are_taken(fake_run: str) -> None:

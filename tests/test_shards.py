@@ -371,7 +371,7 @@ def test_mistakes_of_packing_are_one_line(packed: Path, tmp_path: Path, capsys: 
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/.packing.json").write_text("x")
     for line, said in (
-        ([*folder], "--out DIR names the folder"),
+        ([*folder], "the following arguments are required: --out"),
         ([*folder, "--out", "other"], "holds mine.txt"),
         ([*folder, "--out", "begun"], "another packing was begun"),
         ([*folder, "--out", "S", "--size", "1"], "holds other data"),

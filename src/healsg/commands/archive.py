@@ -26,8 +26,8 @@ def run(arguments: list[str]) -> int:
     flags.add_argument("--out", metavar="FILE", help="the archive (default: NAME.tar.gz)")
     flags.add_argument("--unpack", metavar="FILE", help="an archive to be unpacked")
     flags.add_argument("--to", metavar="DIR", help="where its folder NAME is made (default: runs)")
-    flags.add_argument("--json", action="store_true", help="for programs")
-    args = flags.parse_args(arguments)
+    flags.add_json("for programs")
+    args = flags.read(arguments)
     if (args.run is None) == (args.unpack is None):
         raise ConfigError("healsg archive: name a run, or a file by --unpack FILE")
     if args.unpack is not None:

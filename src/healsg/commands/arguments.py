@@ -6,14 +6,13 @@ import contextlib
 import platform
 import sys
 from argparse import ArgumentError, ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version as _version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from healsg import distributed
 from healsg.config.compose import Composer
-from healsg.config.names import did_you_mean
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError
 from healsg.runs import claim, redact
@@ -60,46 +59,6 @@ def _no_option(option: str, arguments: list[str], args: Namespace) -> str:
         meant = Composer(args.config_dir, args.config_name or "config").suggest(name.replace("-", "_"), value, given)
     hint = f"settings are given without dashes; did you mean {meant}?" if meant else "--help shows what there is"
     return f"{option}: there is no such option; {hint}"
-
-
-def parse_flags(
-    arguments: Sequence[str], switches: Sequence[str] = (), valued: Sequence[str] = ()
-) -> tuple[list[str], dict[str, str | bool]]:
-    """A command's own ``--flags`` apart from its other arguments; what follows ``--`` is none.
-
-    Args:
-        arguments: of the command line.
-        switches: flags without a value, such as ``--json``; ``--help`` and ``-h`` are always known.
-        valued: flags with a value, as ``--out FILE`` or ``--out=FILE``.
-
-    Returns:
-        The other arguments, and by flag, without dashes, its value; a switch that is not given is False.
-
-    Raises:
-        ConfigError: there is no such flag, or its value is missing.
-    """
-    known = ["--help", *switches, *valued]
-    found: dict[str, str | bool] = {flag.lstrip("-"): False for flag in ("--help", *switches)}
-    rest: list[str] = []
-    waiting = iter(arguments)
-    for argument in waiting:
-        flag, given, value = ("--help" if argument == "-h" else argument).partition("=")
-        if argument == "--":
-            rest += waiting
-        elif not flag.startswith("--"):
-            rest.append(argument)
-        elif flag in valued:
-            if not given:
-                value = next(waiting, "")
-            if not value:
-                raise ConfigError(f"{flag}: needs a value; --help shows which")
-            found[flag.lstrip("-")] = value
-        elif flag in known and not given:
-            found[flag.lstrip("-")] = True
-        else:
-            hint = did_you_mean(flag, known) or f"; there are {', '.join(known)}"
-            raise ConfigError(f"{argument}: there is no such option{hint}")
-    return rest, found
 
 
 def claimed_early(composed: Composed, path: Path | None = None) -> RunFolder | None:

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from healsg.commands import layout
-from healsg.commands.arguments import parse_flags
-from healsg.commands.flags import page_file
+from healsg.commands.flags import Flags, page_file
 from healsg.commands.tables import show, show_json
 from healsg.config.compose import Composer
 from healsg.errors import ConfigError, DataError, one_line
@@ -26,21 +25,11 @@ if TYPE_CHECKING:
     from healsg.data.info import DataInfo
     from healsg.data.source import Source
 
-USAGE = """\
-usage: healsg check [key=value ...] [--json] [--page FILE.html] [--config-dir DIR]
-
-Reads every sample once and takes one training step, with the arguments of train:
-
+EXAMPLES = """\
   healsg check data=imagefolder data.folder=DIR
   healsg check data=imagefolder data.folder=DIR model=resnet method=sgd
 
-Lists all samples that cannot be read, classes and sizes by split, duplicates across
-splits, doubtful class names and groups; what is trained and saved; and the command to
-train. The status is 1 where something would stop training, else 0.
-
-  --page FILE.html   a page with the unreadable and some of the other samples
-  --json             for programs: one object
-  --config-dir DIR   with options of a folder of your own"""
+The status is 1 where something would stop training, else 0."""
 
 SCHEMA = 1
 """Of what ``--json`` prints; it grows when a key changes its meaning."""
@@ -54,19 +43,28 @@ MOST_BAD = 50
 
 def run(arguments: list[str]) -> int:
     """``[overrides] [--json] [--page FILE] [--config-dir DIR]``."""
-    overrides, flags = parse_flags(arguments, ["--json"], ["--page", "--config-dir"])
-    if flags["help"]:
-        print(USAGE)
-        return 0
-    directory = flags.get("config-dir")
-    composed = Composer(str(directory) if directory else None).compose(overrides)
-    page = page_file(flags.get("page"))
-    seen, answer = checked(composed, ["--config-dir", str(directory)] if directory else [], overrides)
+    flags = Flags(
+        "check",
+        "Read every sample once and take one training step, with the arguments of train. Lists all samples that "
+        "cannot be read, classes and sizes by split, duplicates across splits, doubtful class names and groups; what "
+        "is trained and saved; and the command to train.",
+        EXAMPLES,
+    )
+    flags.add_settings()
+    flags.add_argument(
+        "--page", metavar="FILE", help="write a page (HTML) with the unreadable and some of the other samples"
+    )
+    flags.add_json()
+    flags.add_config_dir()
+    args = flags.read(arguments)
+    composed = Composer(args.config_dir).compose(args.settings)
+    page = page_file(args.page)
+    seen, answer = checked(composed, ["--config-dir", args.config_dir] if args.config_dir else [], args.settings)
     if page:
         from healsg.commands.check_page import write_page
 
         write_page(page, answer, seen)
-    if flags["json"]:
+    if args.json:
         show_json(answer)
     else:
         _print(answer)

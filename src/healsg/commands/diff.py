@@ -22,8 +22,8 @@ def run(arguments: list[str]) -> int:
     flags = Flags("diff", "Show in what two runs differ. Where they first differ bit by bit: healsg diverge RUN RUN")
     flags.add_argument("first", metavar="RUN")
     flags.add_argument("second", metavar="RUN")
-    flags.add_argument("--json", action="store_true", help="for programs")
-    args = flags.parse_args(arguments)
+    flags.add_json("for programs")
+    args = flags.read(arguments)
     first, second = find(args.first), find(args.second)
     parts = differences(first, second)
     if args.json:

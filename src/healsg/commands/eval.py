@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import sys
+from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from healsg.commands import tables
-from healsg.commands.arguments import composed_once, parse_flags
-from healsg.commands.flags import page_file
+from healsg.commands.arguments import composed_once
+from healsg.commands.flags import Flags, page_file
 from healsg.config.catalogue import merged
 from healsg.config.check import explain_option
 from healsg.config.compose import Composer
@@ -25,21 +26,12 @@ SHOWN = 20
 
 USAGE = "healsg eval RUN [split=test] [checkpoint=best] [--page FILE] [key=value ...]"
 
-HELP = f"""\
-usage: {USAGE}
-
-Prints the metrics of a run's weights on a split as JSON, and keeps them in the run's folder. Cases,
-such as those of a segmentation, are shown beside it on standard error, the worst first.
-
+EXAMPLES = """\
   healsg eval exp1 split=val checkpoint=last
-  healsg eval exp1 data.folder=other                     the same kind of data elsewhere
+  healsg eval exp1 data.folder=other               the same kind of data elsewhere
   healsg eval exp1 data=csv data.file=t.csv data.image=path
-                                                         another kind of data
-  healsg eval exp1 model/metrics=classification          further metrics
-
-  --page FILE        also one HTML file: the table by case, worst first, and the worst as
-                     pictures: image, truth, prediction, errors in colour
-  --config-dir DIR   with the options of a folder of your own"""
+                                                   another kind of data
+  healsg eval exp1 model/metrics=classification    further metrics"""
 
 KEPT = ("root", "batch_size", "workers", "image_size", "channels", "mean", "std", "timeout", "prefetch", "on_error")
 """Settings of a run's data that another kind of data takes over: how samples are read, and what inputs look like."""
@@ -47,15 +39,10 @@ KEPT = ("root", "batch_size", "workers", "image_size", "channels", "mean", "std"
 
 def run(arguments: list[str]) -> int:
     """``RUN [split=test] [checkpoint=best|last] [overrides]``; prints and writes ``eval-<split>-<checkpoint>.json``."""
-    arguments, flags = parse_flags(arguments, (), ["--config-dir", "--page"])
-    if flags["help"]:
-        print(HELP)
-        return 0
-    if not arguments or ("=" in arguments[0] and not is_run(arguments[0])):
-        raise ConfigError(f"{USAGE}: name a run, as a folder or a name under runs/")
+    args = _read(arguments)
     own = {"split": "test", "checkpoint": "best"}
     overrides = []
-    for argument in arguments[1:]:
+    for argument in args.settings:
         key, _, value = argument.partition("=")
         if key in own:
             own[key] = value
@@ -65,10 +52,9 @@ def run(arguments: list[str]) -> int:
             overrides.append(argument)
     if own["checkpoint"] not in ("best", "last"):
         raise ConfigError(f"checkpoint: {own['checkpoint']} is not one of best, last")
-    page = page_file(flags.get("page"))
-    folder = composed_once(lambda: find(arguments[0]))
-    config_dir = str(flags["config-dir"]) if "config-dir" in flags else None
-    composed = composed_once(lambda: with_parts(folder, overrides, config_dir))
+    page = page_file(args.page)
+    folder = composed_once(lambda: find(args.run))
+    composed = composed_once(lambda: with_parts(folder, overrides, args.config_dir))
     from healsg import distributed
     from healsg.runs.evaluations import write_evaluation
     from healsg.trainer import TaskTrainer
@@ -83,6 +69,28 @@ def run(arguments: list[str]) -> int:
 
             write_page(page, f"{folder.path.name}: {own['split']}, {own['checkpoint']} weights", found)
     return 0
+
+
+def _read(arguments: list[str]) -> Namespace:
+    flags = Flags(
+        "eval",
+        "Print the metrics of a run's weights on a split as JSON, and keep them in the run's folder. Cases, such as "
+        "those of a segmentation, are shown beside it on standard error, the worst first.",
+        EXAMPLES,
+    )
+    flags.add_argument("run", metavar="RUN", help="a folder, or a name below runs/")
+    flags.add_settings("split=train|val|test (default: test), checkpoint=best|last (best), or a setting that changes")
+    flags.add_argument(
+        "--page",
+        metavar="FILE",
+        help="also one HTML file: the table by case, worst first, and the worst as pictures: image, truth, prediction, "
+        "errors in colour",
+    )
+    flags.add_config_dir()
+    args = flags.read(arguments)
+    if "=" in args.run and not is_run(args.run):
+        raise ConfigError(f"{USAGE}: name a run, as a folder or a name under runs/")
+    return args
 
 
 def _show_cases(found: Evaluation) -> None:

@@ -9,38 +9,31 @@ from collections.abc import Sequence
 from typing import Any
 
 from healsg.commands import layout
-from healsg.commands.arguments import parse_flags
+from healsg.commands.flags import Flags
 from healsg.config import check
 from healsg.config.catalogue import Argument, Catalogue, Option
 from healsg.config.compose import Composer
 from healsg.errors import ConfigError
 
-USAGE = """\
-usage: healsg explain GROUP=OPTION | KEY [key=value ...] [--config-dir DIR] [--json]
-
+EXAMPLES = """\
   healsg explain method=fixmatch                  an option: what it is, its
                                                   paper, all its settings
   healsg explain method.ema                       a key: what it does, what it
                                                   takes, its default
-  healsg explain method.optimizer.lr method=sgd   a key of other parts
-
-  --config-dir DIR   with the options of a folder of your own
-  --json             for programs: one object"""
+  healsg explain method.optimizer.lr method=sgd   a key of other parts"""
 
 
 def run(arguments: list[str]) -> int:
     """``GROUP=OPTION | KEY [overrides] [--config-dir DIR] [--json]``."""
-    rest, flags = parse_flags(arguments, ["--json"], ["--config-dir"])
-    if flags["help"]:
-        print(USAGE)
-        return 0
-    if not rest:
-        raise ConfigError("healsg explain: name an option or a key, such as method=fixmatch or method.ema")
-    directory = flags.get("config-dir")
-    catalogue = Catalogue(Composer(str(directory) if directory else None))
-    asked, overrides = rest[0], rest[1:]
-    found = explained(catalogue, asked, overrides)
-    if flags["json"]:
+    flags = Flags("explain", "Show what an option or a key is, what it takes, and its default.", EXAMPLES)
+    flags.add_argument("asked", metavar="GROUP=OPTION|KEY", help="such as method=fixmatch or method.ema")
+    flags.add_settings("the parts among which a key is looked for, as healsg train takes them")
+    flags.add_json()
+    flags.add_config_dir()
+    args = flags.read(arguments)
+    catalogue = Catalogue(Composer(args.config_dir))
+    found = explained(catalogue, args.asked, args.settings)
+    if args.json:
         print(json.dumps(as_json(found), ensure_ascii=False, indent=1, default=str))
     elif isinstance(found, Option):
         print("\n".join(option_lines(found, catalogue)))

@@ -48,8 +48,8 @@ def run(arguments: list[str]) -> int:
     flags.add_argument("--to", choices=FORMATS, default="onnx", help="the format (default: onnx)")
     flags.add_argument("--out", required=True, metavar="DIR", help="the folder to be made; it must not be there yet")
     flags.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights (default: best)")
-    flags.add_argument("--json", action="store_true", help="for programs: one object")
-    args = flags.parse_intermixed_args(arguments)
+    flags.add_json()
+    args = flags.read(arguments)
     folder = find(args.run)
     out = Path(args.out)
     if safefiles.kind_of(out):

@@ -4,31 +4,95 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import textwrap
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from healsg.config.names import did_you_mean
 from healsg.errors import ConfigError
 from healsg.safefiles import FILE, kind_of
 
+WIDTH = 80
+"""Columns of a help, which a terminal of 80 shows without breaking lines."""
+
+PLAIN = "\0"
+"""Stands before a word that begins with a dash and is no flag, such as a file's name behind ``--``."""
+
 
 class Flags(argparse.ArgumentParser):
-    """A parser that raises ConfigError in place of ending the process, and shows its help at 80 columns and more."""
+    """A command's own ``--flags`` and the arguments among which they stand, in any order.
 
-    def __init__(self, command: str, description: str) -> None:
-        super().__init__(f"healsg {command}", description=description, allow_abbrev=False)
+    A mistake raises ConfigError in place of ending the process. The help keeps the lines of ``examples``, which are at
+    most 80 columns wide.
+
+    Args:
+        command: its name, as in ``healsg NAME``.
+        description: what it does, in sentences.
+        examples: command lines with what they do, and whatever else needs lines of its own.
+    """
+
+    def __init__(self, command: str, description: str, examples: str = "") -> None:
+        super().__init__(
+            f"healsg {command}",
+            description=textwrap.fill(description, WIDTH),
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def add_json(self, what: str = "for programs: one object") -> None:
+        """``--json``, as ``json``."""
+        self.add_argument("--json", action="store_true", help=what)
+
+    def add_settings(self, what: str = "settings, as healsg train takes them") -> None:
+        """``key=value ...``, as ``settings``."""
+        self.add_argument("settings", nargs="*", metavar="key=value", help=what)
+
+    def add_config_dir(self) -> None:
+        """``--config-dir DIR``, as ``config_dir``."""
+        self.add_argument("--config-dir", metavar="DIR", help="with options of a folder of your own")
+
+    def read(self, arguments: Sequence[str]) -> Namespace:
+        """The values of a command line; what follows ``--`` is no flag. Raises ConfigError."""
+        given = list(arguments)
+        if "--" in given:
+            place = given.index("--")
+            given[place:] = [f"{PLAIN}{word}" if word.startswith("-") else word for word in given[place + 1 :]]
+        found, unknown = self.parse_known_intermixed_args(given)
+        if unknown and not unknown[0].startswith("-"):
+            raise ConfigError(f"{unknown[0]}: is one argument too many; {self._shows()}")
+        if unknown:
+            hint = did_you_mean(unknown[0].partition("=")[0], self._option_string_actions)
+            raise ConfigError(f"{unknown[0]}: there is no such option{hint or f'; {self._shows()}'}")
+        values = vars(found)
+        if empty := next((name for name, value in values.items() if value == ""), None):
+            raise ConfigError(f"--{empty.replace('_', '-')}: needs a value; {self._shows()}")
+        lists = {name: [_plain(word) for word in value] for name, value in values.items() if isinstance(value, list)}
+        return Namespace(**values | lists)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}; {self.prog} --help shows what there is")
+        of_a_flag = message.removeprefix("argument ")
+        where = "" if of_a_flag != message else f"{self.prog}: "
+        raise ConfigError(f"{where}{of_a_flag}; {self._shows()}")
+
+    def _shows(self) -> str:
+        return f"{self.prog} --help shows what there is"
 
 
-def page_file(given: object) -> Path | None:
+def _plain(word: Any) -> Any:
+    return word.removeprefix(PLAIN) if isinstance(word, str) else word
+
+
+def page_file(given: str | None) -> Path | None:
     """The file of ``--page FILE``, tried before the work that it is to show; None where it is not asked for.
 
     Raises ConfigError where no file can be written there, or something else than a file would be replaced.
     """
     if not given:
         return None
-    page = Path(str(given))
+    page = Path(given)
     if not page.absolute().parent.is_dir():
         raise ConfigError(f"--page: there is no folder {page.parent}")
     if (kind := kind_of(page)) not in ("", FILE):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any
 
 from healsg.commands import layout, processes
-from healsg.commands.arguments import of_one_run, parse_flags
+from healsg.commands.arguments import of_one_run
+from healsg.commands.flags import Flags
 from healsg.commands.forecast_model import TIME_ERROR, WALL_ERROR, Amount
 from healsg.commands.tables import show, show_json
 from healsg.config.compose import Composer
@@ -20,27 +22,12 @@ from healsg.runs.folder import RunFolder
 from healsg.runs.forecast import BUDGET, forecast
 from healsg.runs.registry import listed, root_of
 
-USAGE = """\
-usage: healsg forecast [-m] [key=value ...] [--seconds S] [--json] [--config-dir DIR]
-       healsg forecast --record [--root DIR] [--json]
-
-Measures a few real steps, an evaluation, a save and the loader, with the arguments of
-train, and says how long the run will take (CPU and wall time), the peak of its memory,
-its disk space, and the largest batch that fits. Each number has an interval that is to
-hold it nine times of ten. Nothing is trained, and nothing is left behind.
-
+EXAMPLES = """\
   healsg forecast data=imagefolder data.folder=DIR model=torchvision method=finetune
   healsg forecast -m data=digits method=sgd,adamw seed=0,1,2
 
-A run that begins with runner.forecast=true keeps its forecast in run.json, beside what
-it took; --record compares the two over all such runs.
-
-  -m                 a sweep: the sum over its jobs, one after the other
-  --seconds S        of training steps that are measured (default: 3)
-  --record           how far past forecasts were off, and how often the interval held
-  --root DIR         the folder of the runs (default: runs)
-  --json             for programs
-  --config-dir DIR   with options of a folder of your own"""
+A run that begins with runner.forecast=true keeps its forecast in run.json, beside
+what it took; --record compares the two over all such runs."""
 
 SCHEMA = 1
 """Of what ``--json`` prints; it grows when a key changes its meaning."""
@@ -57,32 +44,52 @@ AMOUNTS = ("cpu_seconds", "wall_seconds", "peak_memory", "disk")
 
 def run(arguments: list[str]) -> int:
     """``[-m] [overrides] [--seconds S] [--json]``, or ``--record``."""
-    given = ["--multirun" if argument == "-m" else argument for argument in arguments]
-    overrides, flags = parse_flags(given, ["--json", "--record", "--multirun"], ["--seconds", "--config-dir", "--root"])
-    if flags["help"]:
-        print(USAGE)
-        return 0
-    if flags["record"]:
-        if overrides or flags["multirun"]:
+    args = _read(arguments)
+    if args.record:
+        if args.settings or args.multirun:
             raise ConfigError("--record: looks at past runs, and takes no settings")
-        root = flags.get("root")
-        return _record(str(root) if root else None, bool(flags["json"]))
-    if "root" in flags:
+        return _record(args.root, args.json)
+    if args.root:
         raise ConfigError("--root: goes with --record")
-    directory = flags.get("config-dir")
-    composer = Composer(str(directory) if directory else None)
-    jobs = _jobs(composer, overrides) if flags["multirun"] else [("", of_one_run(composer.compose(overrides)))]
-    answer = forecast_of(jobs, _budget(flags.get("seconds")))
-    if flags["json"]:
+    composer = Composer(args.config_dir)
+    jobs = _jobs(composer, args.settings) if args.multirun else [("", of_one_run(composer.compose(args.settings)))]
+    answer = forecast_of(jobs, args.seconds)
+    if args.json:
         show_json(answer)
     else:
         _print(answer)
     return 0
 
 
-def _budget(given: str | bool | None) -> float:
-    if given is None:
-        return BUDGET
+def _read(arguments: list[str]) -> Namespace:
+    flags = Flags(
+        "forecast",
+        "Measure a few real steps, an evaluation, a save and the loader, with the arguments of train, and say how long "
+        "the run will take (CPU and wall time), the peak of its memory, its disk space, and the largest batch that "
+        "fits. Each number has an interval that is to hold it nine times of ten. Nothing is trained, and nothing is "
+        "left behind.",
+        EXAMPLES,
+    )
+    flags.add_argument("-m", "--multirun", action="store_true", help="a sweep: the sum over all its jobs")
+    flags.add_settings()
+    flags.add_argument(
+        "--seconds",
+        type=_budget,
+        default=BUDGET,
+        metavar="S",
+        help=f"of training steps that are measured (default: {BUDGET:g})",
+    )
+    flags.add_argument(
+        "--record", action="store_true", help="how far past forecasts were off, and how often the interval held"
+    )
+    flags.add_argument("--root", metavar="DIR", help="the folder of the runs (default: runs)")
+    flags.add_json()
+    flags.add_config_dir()
+    return flags.read(arguments)
+
+
+def _budget(given: str) -> float:
+    """The value of ``--seconds``. Raises ConfigError."""
     try:
         seconds = float(given)
     except ValueError:

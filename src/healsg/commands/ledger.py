@@ -8,31 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from healsg.commands.arguments import parse_flags
+from healsg.commands.flags import Flags
 from healsg.commands.ledger_errors import errors_of, runs_of, show_errors
 from healsg.commands.tables import show, show_json
 from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import RunFolder, find
 from healsg.safefiles import read_bytes
 
-USAGE = """\
-usage: healsg ledger RUN [--top N] [--json]
-       healsg ledger errors RUN [RUN ...] [--top N] [--json]
-
-Of a run with runner.ledger=true: how often each training sample was forgotten
-(right in one epoch, wrong in the next that it was dealt in; Toneva et al. 2019,
-arXiv 1812.05159), which were never learned, the hardest by mean loss, and how
-many lie where by their mean confidence.
-
+EXAMPLES = """\
 errors lists labels that are likely wrong, by confident learning (Northcutt et
 al. 2021, arXiv 1911.00068) on the probabilities of runs that held the samples
 out. It needs no ledger; name the runs of all folds, or their sweep:
 
   healsg train -m data=imagefolder data.folder=DIR data.fold=1/5,2/5,3/5,4/5,5/5 name=folds
-  healsg ledger errors folds
-
-  --top N   so many samples are shown (20)
-  --json    for programs: one object"""
+  healsg ledger errors folds"""
 
 LARGEST = 1 << 30
 """Bytes of a file that is read."""
@@ -42,27 +31,38 @@ Array = np.ndarray[Any, Any]
 
 def run(arguments: list[str]) -> int:
     """``RUN [--top N] [--json]``."""
-    rest, flags = parse_flags(arguments, ["--json"], ["--top"])
-    if flags["help"]:
-        print(USAGE)
-        return 0
-    errors = len(rest) > 1 and rest[0] == "errors"
-    if len(rest) != 1 and not errors:
+    flags = Flags(
+        "ledger",
+        "Of a run with runner.ledger=true: how often each training sample was forgotten (right in one epoch, wrong in "
+        "the next that it was dealt in; Toneva et al. 2019, arXiv 1812.05159), which were never learned, the hardest "
+        "by mean loss, and how many lie where by their mean confidence.",
+        EXAMPLES,
+    )
+    flags.add_argument("runs", nargs="+", metavar="RUN", help="one run, or: errors RUN...")
+    flags.add_argument("--top", type=_samples, default=20, metavar="N", help="so many samples are shown (default: 20)")
+    flags.add_json()
+    args = flags.read(arguments)
+    errors = len(args.runs) > 1 and args.runs[0] == "errors"
+    if len(args.runs) != 1 and not errors:
         raise ConfigError("healsg ledger RUN: name one run, as a folder or a name under runs/; or: errors RUN...")
-    top = str(flags.get("top", "20"))
-    if not (top.isdecimal() and 0 < len(top) < 8):
-        raise ConfigError(f"--top: {top} is no number of samples; --top 50 shows fifty")
     if errors:
-        suspects = errors_of(runs_of(rest[1:]))
-        show_json(suspects) if flags["json"] else show_errors(suspects, int(top))
+        suspects = errors_of(runs_of(args.runs[1:]))
+        show_json(suspects) if args.json else show_errors(suspects, args.top)
         return 0
-    folder = find(rest[0])
-    facts = facts_of(folder, int(top))
-    if flags["json"]:
+    folder = find(args.runs[0])
+    facts = facts_of(folder, args.top)
+    if args.json:
         show_json(facts)
     else:
         _print(facts)
     return 0
+
+
+def _samples(given: str) -> int:
+    """The value of ``--top``. Raises ConfigError."""
+    if not (given.isdecimal() and 0 < len(given) < 8):
+        raise ConfigError(f"--top: {given} is no number of samples; --top 50 shows fifty")
+    return int(given)
 
 
 class Read:

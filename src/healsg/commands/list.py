@@ -6,40 +6,32 @@ import json
 from typing import Any
 
 from healsg.commands import layout
-from healsg.commands.arguments import parse_flags
+from healsg.commands.flags import Flags
 from healsg.config.catalogue import Catalogue
 from healsg.config.compose import Composer
-from healsg.errors import ConfigError
-
-USAGE = """\
-usage: healsg list [GROUP] [--config-dir DIR] [--json]
-
-Shows the options of a group (data, model, method, method/optimizer, recipe, ...)
-with a line each; without a GROUP, the groups. The default is marked by *.
-All about one: healsg explain method=NAME
-
-  --config-dir DIR   with the options of a folder of your own
-  --json             for programs: a list of objects with group, name, summary,
-                     default, file and origin: healsg, the installed package that
-                     adds it, or the folder of your own"""
 
 
 def run(arguments: list[str]) -> int:
     """``[GROUP] [--config-dir DIR] [--json]``."""
-    rest, flags = parse_flags(arguments, ["--json"], ["--config-dir"])
-    if flags["help"]:
-        print(USAGE)
-        return 0
-    if len(rest) > 1:
-        raise ConfigError(f"healsg list: one group at a time, not {' '.join(rest)}")
-    directory = flags.get("config-dir")
-    catalogue = Catalogue(Composer(str(directory) if directory else None))
+    flags = Flags(
+        "list",
+        "Show the options of a group (data, model, method, method/optimizer, recipe, ...) with a line each; without a "
+        "group, the groups. The default is marked by *. All about one: healsg explain method=NAME",
+    )
+    flags.add_argument("group", nargs="?", metavar="GROUP", help="such as method")
+    flags.add_json(
+        "for programs: a list of objects with group, name, summary, default, file and origin: healsg, the installed "
+        "package that adds it, or the folder of your own"
+    )
+    flags.add_config_dir()
+    args = flags.read(arguments)
+    catalogue = Catalogue(Composer(args.config_dir))
     usual = catalogue.usual()
-    groups = rest or list(catalogue.choices)
+    groups = [args.group] if args.group else list(catalogue.choices)
     found = [_described(group, catalogue, usual) for group in groups]
-    if flags["json"]:
+    if args.json:
         print(json.dumps([option for options in found for option in options], ensure_ascii=False, indent=1))
-    elif rest:
+    elif args.group:
         print("\n".join(layout.rows([(_marked(option), _told(option)) for option in found[0]])))
     else:
         lines = [(group, _names(options)) for group, options in zip(groups, found, strict=True)]

@@ -98,8 +98,8 @@ def run(arguments: list[str]) -> int:
     )
     flags.add_argument("kind", choices=list(YAML), help="what it is")
     flags.add_argument("name", metavar="NAME", help="of the module and of the option, such as my_model")
-    flags.add_argument("--json", action="store_true", help="for programs")
-    args = flags.parse_args(arguments)
+    flags.add_json("for programs")
+    args = flags.read(arguments)
     check_name(args.kind, args.name)
     written = [Path(name) for name in _write(contents(args.kind, args.name))]
     train, test = f"healsg train {args.kind}={args.name}", f"pytest {written[-1]}"

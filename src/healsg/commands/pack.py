@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from healsg.commands.arguments import parse_flags
+from healsg.commands.flags import Flags
 from healsg.commands.tables import show_json
 from healsg.config.compose import Composer
 from healsg.console import visible
@@ -15,26 +15,14 @@ if TYPE_CHECKING:
     from healsg.datasets.packing import Plan
     from healsg.datasets.shard_notes import Notes
 
-USAGE = """\
-usage: healsg pack data=... --out DIR [--size MB] [key=value ...] [--dry-run] [--json]
-                   [--config-dir DIR]
-
-Writes the pictures of a data set as plain tar archives, which are read at random
-without being unpacked, with the same order of samples and the same numbers:
-
+EXAMPLES = """\
   healsg pack data=imagefolder data.folder=DIR --out SHARDS
   healsg train data=shards data.folder=SHARDS
 
 Files stay byte for byte as they are (KEY.jpg, KEY.cls, KEY.json: webdataset reads
 them too). Kept are the parts, the classes and their order, several labels or numbers
 a picture (csv, hf), and the groups of data.group. How much will be written is said
-before. A packing that was killed is gone on with by the same command.
-
-  --out DIR          the folder, empty or new
-  --size MB          of an archive at most (default: 256)
-  --dry-run          say what would be written, and end
-  --json             for programs: one object
-  --config-dir DIR   with options of a folder of your own"""
+before. A packing that was killed is gone on with by the same command."""
 
 SIZE = 256.0
 """Megabytes of an archive."""
@@ -42,20 +30,27 @@ SIZE = 256.0
 
 def run(arguments: list[str]) -> int:
     """``data=... --out DIR [--size MB] [--dry-run] [--json]``."""
-    overrides, flags = parse_flags(arguments, ["--json", "--dry-run"], ["--out", "--size", "--config-dir"])
-    if flags["help"]:
-        print(USAGE)
-        return 0
-    if "out" not in flags:
-        raise ConfigError("healsg pack: --out DIR names the folder of the archives")
-    most = _bytes(str(flags.get("size", SIZE)))
-    out = absolute(str(flags["out"])).expanduser()
+    flags = Flags(
+        "pack",
+        "Write the pictures of a data set as plain tar archives, which are read at random without being unpacked, "
+        "with the same order of samples and the same numbers.",
+        EXAMPLES,
+    )
+    flags.add_settings("data=... and its settings")
+    flags.add_argument("--out", required=True, metavar="DIR", help="the folder of the archives, empty or new")
+    flags.add_argument(
+        "--size", type=_bytes, default=str(SIZE), metavar="MB", help=f"of an archive at most (default: {SIZE})"
+    )
+    flags.add_argument("--dry-run", action="store_true", help="say what would be written, and end")
+    flags.add_json()
+    flags.add_config_dir()
+    args = flags.read(arguments)
+    out = absolute(args.out).expanduser()
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: {shown(out)} is no folder")
-    directory = flags.get("config-dir")
-    composer = Composer(str(directory) if directory else None)
-    _refuse_settings_of_runs([override.key_or_group for override in composer.parse(overrides)])
-    composed = composer.compose(overrides)
+    composer = Composer(args.config_dir)
+    _refuse_settings_of_runs([override.key_or_group for override in composer.parse(args.settings)])
+    composed = composer.compose(args.settings)
 
     source = composed.values["data"].get("folder")
     if source and out.resolve().is_relative_to(absolute(str(source)).expanduser().resolve()):
@@ -66,13 +61,13 @@ def run(arguments: list[str]) -> int:
     from healsg.datasets.packing import pack, plan_packing
     from healsg.datasets.shard_notes import NOTES
 
-    plan = plan_packing(make(composed.values["data"], "data", composed, TaskData), most)
+    plan = plan_packing(make(composed.values["data"], "data", composed, TaskData), args.size)
     detail = f"{plan.samples} pictures, about {plan.size / 1e6:.1f} MB in {plan.archives} archives in {shown(out)}"
-    if not flags["json"]:
+    if not args.json:
         print(visible(detail), flush=True)
     there = (out / NOTES).exists()
-    notes = None if flags["dry-run"] else pack(plan, out)
-    if flags["json"]:
+    notes = None if args.dry_run else pack(plan, out)
+    if args.json:
         show_json(_answer(plan, notes, str(out)))
     elif notes is not None:
         done = "these archives are there already" if there else "written"

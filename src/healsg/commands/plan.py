@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import shlex
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from healsg.commands.arguments import parse_flags
+from healsg.commands.flags import Flags
 from healsg.commands.tables import show_json
 from healsg.config.compose import Composer
 from healsg.console import visible
@@ -24,24 +25,13 @@ if TYPE_CHECKING:
     from healsg.models.planning import Layout
     from healsg.models.unet import PyramidModel
 
-USAGE = """\
-usage: healsg plan data=... [model=unet|resenc_unet|resenc_unet_l] [key=value ...]
-                   [--memory GB] [--out FILE.yaml] [--json] [--config-dir DIR]
-
-Reads all training cases of a segmentation set once, and says with which spacing,
-patch, batch, intensities and stages a U-Net fits it, by nnU-Net's published rules:
-
+EXAMPLES = """\
   healsg plan data=nifti data.folder=DIR --memory 10
   healsg plan data=nifti data.folder=DIR --out my_conf/recipe/vessels.yaml
   healsg train --config-dir my_conf recipe=vessels
 
-What is set is kept: data.spacing=[1,1,1], data.intensity=..., model.width=16.
-
-  --memory GB        of the GPU; nnU-Net's 8 is the default, 24 of resenc_unet_l
-  --out FILE.yaml    write the plan there; in a folder named recipe it is an option
-                     of recipe=
-  --json             for programs: one object
-  --config-dir DIR   with options of a folder of your own"""
+model is unet, resenc_unet or resenc_unet_l. What is set is kept:
+data.spacing=[1,1,1], data.intensity=..., model.width=16."""
 
 SCHEMA = 1
 """Of what ``--json`` prints; it grows when a key changes its meaning."""
@@ -52,20 +42,15 @@ Settings = dict[str, tuple[Any, str]]
 
 def run(arguments: list[str]) -> int:
     """``data=... [overrides] [--memory GB] [--out FILE] [--json] [--config-dir DIR]``."""
-    overrides, flags = parse_flags(arguments, ["--json"], ["--memory", "--out", "--config-dir"])
-    if flags["help"]:
-        print(USAGE)
-        return 0
-    memory = _memory(flags.get("memory"))
-    out = _out(flags.get("out"))
-    directory = flags.get("config-dir")
-    composer = Composer(str(directory) if directory else None)
+    args = _read(arguments)
+    overrides, out, directory = args.settings, args.out, args.config_dir
+    composer = Composer(directory)
     given = [override.key_or_group for override in composer.parse(overrides)]
     if "model" not in given and "recipe" not in given:
         overrides = [*overrides, "model=unet"]
     composed = composer.compose(overrides)
-    answer = plan(composed, given, memory)
-    options = ["--config-dir", str(directory)] if directory else []
+    answer = plan(composed, given, args.memory)
+    options = ["--config-dir", directory] if directory else []
     settings = answer.pop("why")
     shown = [redact.override(one) for one in overrides if one.partition("=")[0] not in settings]
     planned = [f"{key}={flow(value)}" for key, (value, _) in settings.items()]
@@ -79,7 +64,7 @@ def run(arguments: list[str]) -> int:
         _make(out.parent)
         with replacing(out) as file:
             file.write(text.encode())
-    if flags["json"]:
+    if args.json:
         show_json(answer)
     elif out is not None:
         print(f"{visible(str(out))}: written; train with:\n{visible(answer['command'])}")
@@ -88,12 +73,32 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _memory(given: str | bool | None) -> float | None:
-    """The value of ``--memory``; None where it is not given. Raises ConfigError."""
-    if given is None:
-        return None
+def _read(arguments: list[str]) -> Namespace:
+    flags = Flags(
+        "plan",
+        "Read all training cases of a segmentation set once, and say with which spacing, patch, batch, intensities "
+        "and stages a U-Net fits it, by nnU-Net's published rules.",
+        EXAMPLES,
+    )
+    flags.add_settings("data=... model=... and their settings")
+    flags.add_argument(
+        "--memory", type=_memory, metavar="GB", help="of the GPU (default: nnU-Net's 8; 24 of resenc_unet_l)"
+    )
+    flags.add_argument(
+        "--out",
+        type=_out,
+        metavar="FILE.yaml",
+        help="write the plan there; in a folder named recipe it is an option of recipe=",
+    )
+    flags.add_json()
+    flags.add_config_dir()
+    return flags.read(arguments)
+
+
+def _memory(given: str) -> float:
+    """The value of ``--memory``. Raises ConfigError."""
     try:
-        value = float(str(given))
+        value = float(given)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
@@ -101,11 +106,9 @@ def _memory(given: str | bool | None) -> float | None:
     return value
 
 
-def _out(given: str | bool | None) -> Path | None:
-    """The file of ``--out``; None where it is not given. Raises ConfigError."""
-    if given is None:
-        return None
-    path = Path(str(given))
+def _out(given: str) -> Path:
+    """The file of ``--out``. Raises ConfigError."""
+    path = Path(given)
     if path.suffix != ".yaml":
         raise ConfigError(f"--out: {given} is no .yaml file")
     nearest = next(folder for folder in path.absolute().parents if folder.exists())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from healsg import safefiles
-from healsg.commands.arguments import parse_flags
+from healsg.commands.flags import Flags
 from healsg.commands.predict_explain import Explanations
 from healsg.commands.predict_masks import predict_masks
 from healsg.commands.predict_request import UNREADABLE, Request
@@ -29,34 +30,17 @@ if TYPE_CHECKING:
     from healsg.evaluation.predictor import Prediction
     from healsg.evaluation.writers import Form, Row, Writer
 
-USAGE = """\
-usage: healsg predict RUN [RUN ...] PATH [PATH ...] [--flags] [key=value ...]
-
+EXAMPLES = """\
   healsg predict exp1 pictures/ --out predictions.csv
   healsg predict fold1 fold2 fold3 pictures/ --out predictions.jsonl --tta flips
-  healsg predict exp2 scans/ --out masks/                a run of a segmentation
+  healsg predict exp2 scans/ --out masks/              a run of a segmentation
 
 RUN is a folder or a name under runs/; the probabilities of several runs, or of
 all runs of a sweep, are averaged. PATH is a picture, a folder of pictures with
 all below it, a table (.csv, .tsv) or an array (.npz, .npy). A segmentation takes
 volumes (.nii, .nii.gz, .mha, .mhd, .nrrd) or pictures, and gives each a mask in
-its own space and kind of file; scores are averaged.
-
-  --out FILE         a .csv or .jsonl file, or a folder for predictions.csv;
-                     without it the most probable classes are shown. The same
-                     command goes on with a file that was cut. Masks go into
-                     a folder; those that are there are not made again
-  --checkpoint best  or last, for which the training data must be there
-  --tta flips        average over mirrored pictures or volumes; shifts: over
-                     moved ones; flips,shifts: over all of both
-  --explain          a picture of each picture with where the network looked
-                     (Grad-CAM; occlusion of transformers), in a folder
-                     beside --out, named in its lines
-  --features         what the head of the network makes outputs of, too
-  --batch-size N     samples of one forward pass; else the run's data.batch_size.
-                     Of a segmentation windows, 1 where nothing is said
-  --workers N        threads that decode pictures
-  --json             lines of JSON on standard output
+its own space and kind of file; scores are averaged. Masks go into a folder;
+those that are there are not made again.
 
 key=value changes a setting of the runs, such as runner.device=cpu. The exit
 status is 0, or 3 where some samples cannot be read: their rows say why."""
@@ -69,20 +53,63 @@ MOST_THREADS = 8
 
 def run(arguments: list[str]) -> int:
     """``RUN [RUN ...] PATH [PATH ...] [flags] [overrides]``; 3 where some samples cannot be read."""
-    switches = ["--explain", "--features", "--json"]
-    rest, flags = parse_flags(arguments, switches, ["--out", "--checkpoint", "--tta", "--batch-size", "--workers"])
-    if flags["help"]:
-        print(USAGE)
-        return 0
-    return predict(_request(rest, flags))
+    return predict(_request(_read(arguments)))
 
 
-def _request(rest: list[str], flags: dict[str, Any]) -> Request:
+def _read(arguments: list[str]) -> Namespace:
+    flags = Flags("predict", "Predict with the weights of runs, from their folders alone.", EXAMPLES)
+    flags.add_argument(
+        "words", nargs="*", metavar="RUN ... PATH ... key=value", help="runs, what they are to predict, and settings"
+    )
+    flags.add_argument(
+        "--out",
+        metavar="FILE|DIR",
+        help="a .csv or .jsonl file, or a folder for predictions.csv; without it the most probable classes are shown. "
+        "The same command goes on with a file that was cut",
+    )
+    flags.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="which weights (default: best); last needs the training data",
+    )
+    flags.add_argument(
+        "--tta",
+        type=_moved,
+        default="",
+        metavar="flips,shifts",
+        help="average over mirrored pictures or volumes, over moved ones, or over all of both",
+    )
+    flags.add_argument(
+        "--explain",
+        action="store_true",
+        help="a picture of each picture with where the network looked (Grad-CAM; occlusion of transformers), in a "
+        "folder beside --out, named in its lines",
+    )
+    flags.add_argument("--features", action="store_true", help="also what the head of the network makes outputs of")
+    flags.add_argument(
+        "--batch-size",
+        type=_count,
+        metavar="N",
+        help="samples of one forward pass (default: the run's data.batch_size); of a segmentation windows (default: 1)",
+    )
+    flags.add_argument(
+        "--workers",
+        type=_count,
+        default=min(MOST_THREADS, os.cpu_count() or 1),
+        metavar="N",
+        help="threads that decode pictures",
+    )
+    flags.add_json("lines of JSON on standard output")
+    return flags.read(arguments)
+
+
+def _request(args: Namespace) -> Request:
     """What the command line asks for. Raises ConfigError, RunError."""
     names: list[str] = []
     paths: list[str] = []
     overrides: list[str] = []
-    for argument in rest:
+    for argument in args.words:
         if "=" in argument and not is_run(argument) and not Path(argument).exists():
             overrides.append(argument)
         elif not paths and (not names or _runs_in(argument)):
@@ -92,30 +119,21 @@ def _request(rest: list[str], flags: dict[str, Any]) -> Request:
     if not names or not paths:
         raise ConfigError("healsg predict RUN PATH...: name a run, and pictures, a folder, a table or an array")
     runs = [folder for name in names for folder in _runs_in(name) or [find(name)]]
-    checkpoint = flags.get("checkpoint", "best")
-    if checkpoint not in ("best", "last"):
-        raise ConfigError(f"--checkpoint: {checkpoint} is not one of best, last")
-    tta = [name for name in str(flags.get("tta", "")).split(",") if name]
-    if unknown := next((name for name in tta if name not in ("flips", "shifts")), None):
-        near = did_you_mean(unknown, ["flips", "shifts"]) or "; there are flips, shifts"
-        raise ConfigError(f"--tta: {unknown} is none{near}")
-    given = flags.get("out")
-    if flags["explain"] and not given:
+    if args.explain and not args.out:
         raise ConfigError("--explain: writes pictures beside the predictions; say where these go: --out FILE.csv")
-    out = _out(Path(given)) if given else None
     return Request(
         runs=runs,
         paths=paths,
         overrides=overrides,
-        out=out,
-        given=given,
-        checkpoint=checkpoint,
-        tta=tta,
-        features=bool(flags["features"]),
-        batch_size=_count("--batch-size", flags.get("batch-size")),
-        workers=_count("--workers", flags.get("workers")) or min(MOST_THREADS, os.cpu_count() or 1),
-        json=bool(flags["json"]),
-        explain=bool(flags["explain"]),
+        out=_out(Path(args.out)) if args.out else None,
+        given=args.out,
+        checkpoint=args.checkpoint,
+        tta=args.tta,
+        features=args.features,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        json=args.json,
+        explain=args.explain,
     )
 
 
@@ -141,12 +159,20 @@ def _out(given: Path) -> Path:
     return given / IN_FOLDER
 
 
-def _count(flag: str, value: str | None) -> int | None:
-    if value is None:
-        return None
+def _count(value: str) -> int:
+    """A value of ``--batch-size`` or ``--workers``."""
     if not value.isdecimal() or not 1 <= int(value) <= 1 << 20:
-        raise ConfigError(f"{flag}: {value} is not a whole number, from 1 on")
+        raise ArgumentTypeError(f"{value} is not a whole number, from 1 on")
     return int(value)
+
+
+def _moved(value: str) -> list[str]:
+    """The value of ``--tta``. Raises ConfigError."""
+    names = [name for name in value.split(",") if name]
+    if unknown := next((name for name in names if name not in ("flips", "shifts")), None):
+        near = did_you_mean(unknown, ["flips", "shifts"]) or "; there are flips, shifts"
+        raise ConfigError(f"--tta: {unknown} is none{near}")
+    return names
 
 
 def predict(request: Request) -> int:

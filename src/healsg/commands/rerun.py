@@ -45,8 +45,8 @@ def run(arguments: list[str]) -> int:
     flags.add_argument(
         "--patch", metavar="FILE", help="only write the changes that the run was made with, for git apply"
     )
-    flags.add_argument("--json", action="store_true", help="for programs")
-    args = flags.parse_args(arguments)
+    flags.add_json("for programs")
+    args = flags.read(arguments)
     distributed.processes().require_one("healsg rerun: starts its processes itself; call it without a launcher")
     first = find(args.run)
     if args.patch is not None:

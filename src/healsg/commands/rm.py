@@ -21,7 +21,7 @@ def run(arguments: list[str]) -> int:
     flags.add_argument("runs", nargs="+", metavar="RUN", help="folders, or names below runs/")
     flags.add_argument("--yes", "-y", action="store_true", help="do not ask")
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
-    args = flags.parse_args(arguments)
+    args = flags.read(arguments)
     root = root_of(args.root)
     everything = listed(root) if root.is_dir() else []
     folders = list(dict.fromkeys(path for name in args.runs for path in _folders(name, everything, root)))

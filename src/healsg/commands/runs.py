@@ -48,8 +48,8 @@ def run(arguments: list[str]) -> int:
         help="instead of the usual ones; +A,B beside them; any key of the configuration is one too",
     )
     flags.add_argument("--limit", type=int, default=50, help="rows at most, the last ones; 0 for all (default: 50)")
-    flags.add_argument("--json", action="store_true", help="for programs: all facts of each run")
-    args = flags.parse_args(arguments)
+    flags.add_json("for programs: all facts of each run")
+    args = flags.read(arguments)
     conditions = [_condition(text) for text in args.where]
     columns = _columns(args.columns)
     order, _, direction = (args.sort or "").partition(":")

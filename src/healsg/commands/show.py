@@ -9,8 +9,8 @@ import yaml
 
 from healsg import safefiles
 from healsg.commands import layout
-from healsg.commands.arguments import parse_flags
 from healsg.commands.explain import shown
+from healsg.commands.flags import Flags
 from healsg.config.catalogue import Catalogue
 from healsg.config.compose import Composer
 from healsg.config.values import flat
@@ -19,15 +19,6 @@ from healsg.runs import redact
 from healsg.runs.folder import RunFolder, find, finite
 from healsg.runs.registry import DEAD, LIVE, is_live
 from healsg.runs.saved_config import read_saved
-
-USAGE = """\
-usage: healsg show RUN [--config-dir DIR] [--json]
-
-Shows which settings of a run differ from the defaults of its parts, its status,
-best and test numbers, and its files. RUN is a folder or a name under runs/.
-
-  --config-dir DIR   where options of your own lie, if the run was started with it
-  --json             for programs: one object"""
 
 FILES = {
     "best weights": "checkpoints/best.pt",
@@ -44,16 +35,19 @@ LARGEST = 1 << 20
 
 def run(arguments: list[str]) -> int:
     """``RUN [--config-dir DIR] [--json]``."""
-    rest, flags = parse_flags(arguments, ["--json"], ["--config-dir"])
-    if flags["help"]:
-        print(USAGE)
-        return 0
-    if len(rest) != 1:
-        raise ConfigError("healsg show RUN: name one run, as a folder or a name under runs/")
-    directory = flags.get("config-dir")
-    folder = find(rest[0])
-    facts = facts_of(folder, str(directory) if directory else None)
-    print(json.dumps(finite(facts), ensure_ascii=False, indent=1) if flags["json"] else "\n".join(lines_of(facts)))
+    flags = Flags(
+        "show",
+        "Show which settings of a run differ from the defaults of its parts, its status, best and test numbers, and "
+        "its files.",
+    )
+    flags.add_argument("run", metavar="RUN", help="a folder, or a name below runs/")
+    flags.add_json()
+    flags.add_argument(
+        "--config-dir", metavar="DIR", help="where options of your own lie, if the run was started with it"
+    )
+    args = flags.read(arguments)
+    facts = facts_of(find(args.run), args.config_dir)
+    print(json.dumps(finite(facts), ensure_ascii=False, indent=1) if args.json else "\n".join(lines_of(facts)))
     return 0
 
 

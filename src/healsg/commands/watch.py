@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
     flags.add_argument("--every", type=float, default=2.0, help="seconds between two looks (default: 2)")
     flags.add_argument("--once", action="store_true", help="show once and end, such as for a file")
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
-    args = flags.parse_args(arguments)
+    args = flags.read(arguments)
     if not 0.1 <= args.every <= 3600:
         raise ConfigError(f"--every {args.every}: give seconds from 0.1 to 3600")
     root = root_of(args.root)
