@@ -91,9 +91,6 @@ NEEDS = {
 }
 """Options that need a package that the tests do not bring."""
 
-CLASSED = {"labels_per_class", "imbalance", "label_noise", "balanced"}
-"""Arguments of Classification that need one class a sample, which sets of masks do not have."""
-
 OTHER_DEFAULTS = {
     "data=digits": {"batch_size"},
     "data=imagefolder": {"workers", "folder"},
@@ -253,8 +250,7 @@ def test_every_argument_stands_in_the_yaml(path: Path) -> None:
             continue
         first = {"params"} if node.get("_partial_") else set()
         written = set(node) - {"_target_", "_partial_", "defaults"}
-        masks = CLASSED if "common/segmentation@_here_" in whole(path)["defaults"] else set()
-        assert written == set(made.parameters) - first - (elsewhere - written) - masks
+        assert written == set(made.parameters) - first - (elsewhere - written)
         for name, parameter in made.parameters.items():
             if name in node and name not in OTHER_DEFAULTS.get(choice, set()):
                 default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default

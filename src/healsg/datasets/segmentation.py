@@ -12,8 +12,8 @@ from healsg.data.case import Case
 from healsg.data.info import SEGMENTATION, DataInfo
 from healsg.data.patches import patches_of
 from healsg.data.source import DatasetSource, Source, TensorSource
-from healsg.datasets.classification import Classification
 from healsg.datasets.groups import numbers
+from healsg.datasets.labelled import LabelledData
 from healsg.datasets.survey import Survey
 from healsg.errors import ConfigError, DataError
 from healsg.types import Count, Range
@@ -47,7 +47,7 @@ LARGEST_LABEL = 255
 """Masks are held as bytes."""
 
 
-class Segmentation(Classification):
+class Segmentation(LabelledData):
     """Images or volumes with a mask each. ``labels``, ``fraction``, ``val_fraction``, ``fold`` and ``group`` count
     cases, stratified by what the set says of them (``About.strata``).
 
@@ -61,7 +61,7 @@ class Segmentation(Classification):
         foreground: the share of patches around a pixel of a foreground class that is drawn evenly.
         ignore: the label of pixels that count in no loss and no metric; None where all count.
         regions: overlapping regions in the place of classes, by name the labels of each; None has one class a pixel.
-        common: the arguments of Classification, but for those that need one class a sample.
+        common: the arguments of LabelledData.
     """
 
     def __init__(
@@ -153,11 +153,3 @@ class Segmentation(Classification):
         if not all(case.group for case in cases):
             raise ConfigError(f"data.group: the cases of {type(self).__name__} name no {name}; leave it out")
         return numbers([case.group for case in cases], self._group_numbers)
-
-    def _classes(self, source: Source, key: str) -> Tensor:
-        """(N,) a number for each stratum of the cases, from 0 on."""
-        layers: Tensor = torch.unique(self.strata(source), return_inverse=True)[1]
-        return layers
-
-    def _counts(self, targets: Tensor) -> Tensor:
-        return torch.bincount(targets.long())
