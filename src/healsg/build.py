@@ -15,12 +15,15 @@ from healsg.config.schema import Composed
 from healsg.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
+    from healsg.data.base import TaskData
     from healsg.data.info import DataInfo
     from healsg.runs.logger import Logger
     from healsg.task import BasicTask
 
 
-def build_task(composed: Composed, data_info: DataInfo | None = None, samples: bool = True) -> BasicTask:
+def build_task(
+    composed: Composed, data_info: DataInfo | None = None, samples: bool = True, data: TaskData | None = None
+) -> BasicTask:
     """Make the parts of a task and the task that joins them.
 
     Args:
@@ -28,6 +31,7 @@ def build_task(composed: Composed, data_info: DataInfo | None = None, samples: b
         data_info: the ``DataInfo`` of a checkpoint, if its network is to be evaluated. The data set then takes classes
             and preprocessing from it, the training data may be missing, and the checks for training are left out.
         samples: whether the task needs samples. If not, and ``data_info`` is given, the data set is not made at all.
+        data: the data set, where it has been made already (``make_data``).
 
     Raises:
         ConfigError: a part cannot be made, or the parts do not fit each other.
@@ -43,11 +47,11 @@ def build_task(composed: Composed, data_info: DataInfo | None = None, samples: b
     from healsg.task import BasicTask
 
     values = composed.values
-    tops = {target.split(".")[0] for target in targets.named(values)}
-    if any(found and found.file for found in (targets.find_module(top, composed.project) for top in tops)):
-        sys.path += [str(folder) for folder in composed.project if str(folder) not in sys.path]
+    _find_modules(composed)
     kinds = {"data": TaskData, "model": TaskModel, "method": TaskMethod, "runner": TaskRunner}
-    parts: dict[str, Any] = {} if data_info is None or samples else {"data": KnownData(data_info)}
+    parts: dict[str, Any] = {} if data is None else {"data": data}
+    if data_info is not None and not samples:
+        parts["data"] = KnownData(data_info)
     parts |= {key: make(values[key], key, composed, kind) for key, kind in kinds.items() if key not in parts}
     if data_info is not None and samples:
         parts["data"] = parts["data"].restored(data_info)
@@ -63,6 +67,23 @@ def build_task(composed: Composed, data_info: DataInfo | None = None, samples: b
     if data_info is None:
         task.check()
     return task
+
+
+def make_data(composed: Composed) -> TaskData:
+    """Make the data set of a checked configuration alone. Raises ConfigError."""
+    from healsg.data.base import TaskData
+
+    _find_modules(composed)
+    data = make(composed.values["data"], "data", composed, TaskData)
+    assert isinstance(data, TaskData)
+    return data
+
+
+def _find_modules(composed: Composed) -> None:
+    """Let the modules of the user's project be imported, where a target names one."""
+    tops = {target.split(".")[0] for target in targets.named(composed.values)}
+    if any(found and found.file for found in (targets.find_module(top, composed.project) for top in tops)):
+        sys.path += [str(folder) for folder in composed.project if str(folder) not in sys.path]
 
 
 def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial: bool = False) -> Any:

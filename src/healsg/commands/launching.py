@@ -18,6 +18,7 @@ from healsg.commands import processes
 from healsg.config.schema import Composed
 from healsg.errors import HealsgError
 from healsg.runs.folder import RunFolder
+from healsg.sweeps.sharing import SharedData
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,16 @@ class InThisProcess:
     """Trains in the process that asks for it.
 
     Args:
-        kept: what one run leaves to the next, the data that it has read (``sweeps.sharing.lend``); None for nothing.
+        shared: the data that one run has read for the next; None where they share nothing.
     """
 
-    def __init__(self, kept: dict[str, Any] | None = None) -> None:
-        self.kept = kept
+    def __init__(self, shared: SharedData | None = None) -> None:
+        self.shared = shared
 
     def __call__(self, composed: Composed, folder: RunFolder) -> Result:
-        from healsg.sweeps.sharing import JobTrainer
+        from healsg.sweeps.job_trainer import JobTrainer
 
-        result = JobTrainer(composed, folder, self.kept).train()
+        result = JobTrainer(composed, folder, self.shared).train()
         return Result(result["status"], result["exit"], result.get("best"), result.get("test") or {})
 
 

@@ -29,6 +29,7 @@ from healsg.runs import claim, redact
 from healsg.runs.folder import ROOT, RunFolder
 from healsg.sweeps.jobs import compose_jobs
 from healsg.sweeps.launcher import LOST, JobLauncher, Order
+from healsg.sweeps.sharing import SharedData
 from healsg.training.interrupt import StopSignal
 
 if TYPE_CHECKING:
@@ -156,13 +157,13 @@ def _continued(composed: Composed) -> Composed:
 
 
 def _one_by_one(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal, before: int) -> Iterator[Row]:
-    kept: dict[str, Any] = {"sound": sound}
+    shared = SharedData()
     for number, (job, composed) in enumerate(jobs, 1):
         if stop_signal.agreed():
             break
         stop_signal.restart_clock()
         say(f"job {before + number} of {before + len(jobs)}: {job}")
-        row = {"job": job, **run_job(name, job, composed, kept)}
+        row = {"job": job, **run_job(name, job, composed, job in sound, shared)}
         if "torch" in sys.modules and not gc.get_freeze_count():
             gc.freeze()  # what has been imported is not to be looked through after each job
         yield row
@@ -288,18 +289,22 @@ def job_name(overrides: list[str]) -> str:
     return f"{head}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
-def run_job(name: str, job: str, composed: Composed, kept: dict[str, Any] | None = None) -> Row:
+def run_job(name: str, job: str, composed: Composed, sound: bool, shared: SharedData | None = None) -> Row:
     """Train one job in ``runs/<name>/<job>/``; a failure is told at once and is this job's alone.
 
-    ``kept`` is what one job leaves to the next, the data it has read, and as ``sound`` the names of the jobs whose
-    configurations are known to be right.
+    Args:
+        name: of the sweep.
+        job: its folder's name.
+        composed: its configuration.
+        sound: whether that is known to be right.
+        shared: the data that one job has read for the next.
     """
     folder = RunFolder(ROOT / name / job)
     try:
-        if row := finished(folder, composed, job in (kept or {}).get("sound", ())):
+        if row := finished(folder, composed, sound):
             return row
         count = processes.wanted(composed)
-        return ended(launch(composed, folder, InProcesses(count) if count > 1 else InThisProcess(kept)))
+        return ended(launch(composed, folder, InProcesses(count) if count > 1 else InThisProcess(shared)))
     except BusyError as error:
         if distributed.processes().several:
             return failed(error, composed)

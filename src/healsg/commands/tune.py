@@ -29,6 +29,7 @@ from healsg.errors import ConfigError, RunError, one_line
 from healsg.runs import claim, redact
 from healsg.runs.folder import ROOT, RunFolder
 from healsg.runs.saved_config import read_saved
+from healsg.sweeps.sharing import SharedData
 
 if TYPE_CHECKING:
     from healsg.task import BasicTask
@@ -246,7 +247,7 @@ class Bench:
         self.steps = 0
         """Steps of the whole run, once a task has been built."""
         self.runner: dict[str, Any] = composed.values["runner"]
-        self.kept: dict[str, Any] = {}
+        self.shared = SharedData()
         self.last = False
         """Whether the plain setting has the memory format channels_last."""
         self.has_images = False
@@ -304,7 +305,7 @@ class Bench:
         from healsg.training.layout import image_dims
 
         try:
-            with _steps_of(with_choice(self.composed, choice), self.kept) as (task, step):
+            with _steps_of(with_choice(self.composed, choice), self.shared) as (task, step):
                 self.steps = task.runner.total_steps * task.runner.plan.accumulate
                 if not choice:
                     self.last = bool(task.runner.device_setup.image_dims)
@@ -335,14 +336,14 @@ class Bench:
 
 
 @contextlib.contextmanager
-def _steps_of(composed: Composed, kept: dict[str, Any]) -> Iterator[tuple[BasicTask, Callable[[], object]]]:
+def _steps_of(composed: Composed, shared: SharedData) -> Iterator[tuple[BasicTask, Callable[[], object]]]:
     """A built task and a function that takes its next training step and waits for the device."""
     import torch
 
-    from healsg.sweeps.sharing import JobTrainer
+    from healsg.sweeps.job_trainer import JobTrainer
     from healsg.training.epoch import finish_step
 
-    task = JobTrainer(composed, RunFolder(ROOT / "unused"), kept).make_task()
+    task = JobTrainer(composed, RunFolder(ROOT / "unused"), shared).make_task()
     task.build()
     task.net.train()
     batches = _endless(task)

@@ -14,6 +14,7 @@ import yaml
 
 from healsg.commands.sweep import run_job
 from healsg.config.schema import Composed
+from healsg.sweeps.sharing import SharedData
 from healsg.training.interrupt import StopSignal
 
 
@@ -48,13 +49,13 @@ def main() -> int:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers, StopSignal() as stop_signal:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)  # the screens of several runs at once would mix; each has its train.log
-        orders, kept = _Orders(), dict[str, Any]()
+        orders = _Orders()
+        shared = SharedData()
         while (given := orders.next()) is not None:
             stop_signal.restart_clock()
             sys.argv = given["command"]
             composed = Composed.of_plain(yaml.safe_load(given["composed"]))
-            kept["sound"] = {given["job"]} if given["sound"] else set()
-            row = run_job(given["name"], given["job"], composed, kept)
+            row = run_job(given["name"], given["job"], composed, bool(given["sound"]), shared)
             print(json.dumps(row), file=answers, flush=True)
             if stop_signal.received is not None:
                 return 128 + stop_signal.received

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ from healsg.errors import ConfigError, DataError
 from healsg.paths import current_folder
 from healsg.seeding import Draw, mix
 from healsg.types import Count, Natural, NonNegative, Share
+
+Data = TypeVar("Data", bound="TaskData")
 
 PROBED, TRIES = 8, 3
 """Samples of which views are compared before a run, and epochs whose draws are tried."""
@@ -120,6 +124,9 @@ class TaskData:
         """By part, from which files or tensors it was read; see ``healsg.data.fingerprint``."""
         self.target_scale: dict[str, list[float]] = {}
         """Of a regression ``target_mean`` and ``target_std`` of the training samples, once these are split."""
+        self._kept: dict[str, Source | None] = {}
+        self._keeps = 0
+        """Bytes of samples in memory up to which ``source_of`` keeps what it has read; 0 keeps nothing."""
 
     @property
     def info(self) -> DataInfo:
@@ -151,6 +158,30 @@ class TaskData:
     def read(self, part: str) -> Source | None:
         """The samples of ``train``, ``val`` or ``test`` as the set is published; None where it has no such part."""
         raise NotImplementedError
+
+    def keep_parts(self, size: int) -> None:
+        """Read each part once, up to ``size`` bytes in memory, for the next jobs of a sweep."""
+        self._keeps = size
+
+    def for_next_job(self) -> Self:
+        """This data set for another job of the same settings: with the parts that were read, and a new record of
+        samples that cannot be."""
+        return _copied(self, {"reading": self.reading.anew()})
+
+    def as_new(self, **changed: Any) -> Self:
+        """A copy with other attributes that has found nothing out yet: without cached properties and kept parts."""
+        members = [member for kind in type(self).__mro__ for member in vars(kind).items()]
+        found = [name for name, value in members if isinstance(value, cached_property)]
+        return _copied(self, {"_kept": {}, **changed}, found)
+
+    def source_of(self, name: str) -> Source | None:
+        """What ``stored`` gives of ``train``, ``val``, ``test`` or ``unlabelled``; see ``keep_parts``."""
+        if name in self._kept:
+            return self._kept[name]
+        source = self.stored(name)
+        if self._keeps and _size([*self._kept.values(), source]) <= self._keeps:
+            self._kept[name] = source
+        return source
 
     def stored(self, part: str) -> Source | None:
         """What ``read`` gives, wherever it is to be kept; its fingerprint is that of what was read."""
@@ -185,9 +216,9 @@ class TaskData:
 
     def splits(self) -> dict[str, Source]:
         """``train``, ``val`` and, where the set has one, ``test``."""
-        train = self.stored("train")
-        val = self.stored("val")
-        test = self.stored("test")
+        train = self.source_of("train")
+        val = self.source_of("val")
+        test = self.source_of("test")
         if train is None or not len(train):
             raise DataError(f"{type(self).__name__}: the training part is empty")
         if val is None:
@@ -250,7 +281,7 @@ class TaskData:
         try:
             loaders = self.loaders(Needs())
         except DataError:
-            source = self.stored(split) if split != "train" else None
+            source = self.source_of(split) if split != "train" else None
             if source is None or not len(source):
                 raise
             return self._loader({"labelled": source}, Needs(), split)
@@ -327,6 +358,20 @@ class TaskData:
                 raise ConfigError(
                     f"data: {type(self).__name__}: {detail}; let its transform change them at random ({way})"
                 )
+
+
+def _copied(data: Data, changed: Mapping[str, Any], without: Sequence[str] = ()) -> Data:
+    made = copy.copy(data)
+    attributes = vars(made)
+    for name in without:
+        attributes.pop(name, None)
+    attributes.update(changed)
+    return made
+
+
+def _size(sources: Sequence[Source | None]) -> int:
+    """Bytes in memory; what is read sample by sample holds none."""
+    return sum(source.input.nbytes + source.target.nbytes for source in sources if isinstance(source, TensorSource))
 
 
 def same_views(

@@ -52,6 +52,10 @@ class Reading:
         """The same with a loader's own timeout and prefetch factor, where it has any."""
         return replace(self, timeout=timeout or self.timeout, prefetch=prefetch or self.prefetch)
 
+    def anew(self) -> Reading:
+        """The same settings, with nothing read so far."""
+        return Reading(self.on_error, self.max_errors, self.timeout, self.prefetch)
+
     def begin(self, stream: int) -> None:
         """A batch of that stream is read next, of which nothing is broken so far."""
         self.at[0] = stream

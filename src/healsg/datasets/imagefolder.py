@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -171,10 +170,7 @@ class ImageFolder(OwnPictures):
 
     def restored(self, saved: DataInfo) -> ImageFolder:
         """The same pictures with the classes of ``saved`` in their order; a part may have fewer. Raises DataError."""
-        made = copy.copy(self)
-        for known in ("_classes_and_order", "_folders", "_parts", "stored"):  # what was found out with other classes
-            made.__dict__.pop(known, None)
-        made._saved = saved
+        made = self.as_new(_saved=saved)
         if saved.kind != "multiclass" or not saved.class_names:
             raise DataError("data: the weights were not trained on named classes, one a sample")
         if self.given_classes is not None:

@@ -3,7 +3,6 @@ layout."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -121,9 +120,7 @@ class Volumes(Segmentation):
     def restored(self, saved: DataInfo) -> Volumes:
         """The same volumes with the labels and names of ``saved`` where neither settings nor a list give others; masks
         may hold fewer. Raises DataError."""
-        made = copy.copy(self)
-        made.__dict__.pop("_labels", None)
-        made._saved = saved
+        made = self.as_new(_saved=saved)
         super(Volumes, made).restored(saved)
         return made
 

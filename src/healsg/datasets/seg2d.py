@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -118,9 +117,7 @@ class MaskedPictures(Segmentation):
     def restored(self, saved: DataInfo) -> MaskedPictures:
         """The same pictures with the labels of ``saved`` where the settings give no others; masks may hold fewer.
         Raises DataError."""
-        made = copy.copy(self)
-        made.__dict__.pop("mapping", None)
-        made._saved = saved
+        made = self.as_new(_saved=saved)
         super(MaskedPictures, made).restored(saved)
         return made
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import re
@@ -162,10 +161,7 @@ class Shards(OwnPictures):
 
     def restored(self, saved: DataInfo) -> Shards:
         """The same pictures with the classes of ``saved`` in their order; a part may have fewer. Raises DataError."""
-        made = copy.copy(self)
-        for found in ("_classes_and_order", "_known_names", "_indexed", "_tars", "_indices", "_parts"):
-            made.__dict__.pop(found, None)
-        made._saved = saved
+        made = self.as_new(_saved=saved)
         if saved.kind != made._kind:
             raise DataError(f"data: the weights were trained on a {saved.kind} task, these are {made._kind}")
         known = made._known_names[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -262,16 +261,8 @@ class Tables(Classification):
 
         Raises DataError where the tables have other classes, or lack a column.
         """
-        made = copy.copy(self)
-        for known in (
-            "_classes_and_order",
-            "inputs",
-            "_tables",
-            "_parts",
-            "stored",
-        ):  # what was found out with other classes
-            made.__dict__.pop(known, None)
-        made._saved, made._unread = saved, {}
+        scaling = saved_scaling(saved, self.noise) if saved.input_names else self._scaling
+        made = self.as_new(_saved=saved, _unread={}, _scaling=scaling)
         if saved.kind != self.kind:
             raise DataError(f"data.kind: the weights were trained on a {saved.kind} task, not on {self.kind}")
         if bool(saved.input_names) == bool(self.image):
@@ -285,8 +276,6 @@ class Tables(Classification):
             refuse_unknown_classes(saved.class_names, [str(name) for name in self.given_classes], "data.classes")
         for part, table in made._tables.items():
             made._check_table(part, table, saved)
-        if saved.input_names:
-            made._scaling = saved_scaling(saved, self.noise)
         return made
 
     def _check_table(self, part: str, table: Columns, saved: DataInfo) -> None:
