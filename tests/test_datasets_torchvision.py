@@ -525,11 +525,11 @@ OPTIONS = {
 }
 
 
-def test_the_options_are_in_the_readme_and_name_their_classes() -> None:
+def test_the_options_are_in_the_overview_and_name_their_classes() -> None:
     for name, kind in OPTIONS.items():
         node = yaml.safe_load((REPOSITORY / "conf/data" / f"{name}.yaml").read_text())
         assert node["_target_"] == f"{kind.__module__}.{kind.__name__}"
-        for document in ("README.md", "README.zh.md"):
+        for document in ("docs/overview.md", "docs/zh/overview.md"):
             lines = (REPOSITORY / document).read_text().splitlines()
             row = next(line for line in lines if line.startswith("| `data` |"))
             assert f"`{name}`" in row

@@ -30,7 +30,7 @@ DOCUMENTS = [
     *("README.md", "README.zh.md", "CONTRIBUTING.md", "CHANGELOG.md"),
     *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")),
 ]
-WITH_COMMANDS = ["README.md", "docs/data.md", "docs/extending.md", "docs/runs.md"]
+WITH_COMMANDS = ["README.md", "docs/overview.md", "docs/data.md", "docs/extending.md", "docs/runs.md"]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:python train\.py|healsg train|uv run train\.py) ?[^`]*)`")
 SETTINGS = ("split=", "checkpoint=")
@@ -168,7 +168,7 @@ def beside_runs(runs_of_the_documents: Path, tmp_path: Path, monkeypatch: pytest
     return folder
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/runs.md"])
+@pytest.mark.parametrize("document", ["docs/overview.md", "docs/runs.md"])
 def test_commands_that_read_runs_run(document: str, beside_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each in the order of the document, but for the removal of runs, which comes last."""
     lines = [words for words in commands(document) if words[0] == "healsg" and words[1] in READING]
@@ -260,31 +260,36 @@ def test_example_of_extending_trains(tmp_path: Path, program: Program) -> None:
         assert (tmp_path / f"runs/run{number}/checkpoints/best.pt").is_file()
 
 
-def test_examples_of_readme_run(tmp_path: Path, program: Program) -> None:
-    assert write_examples("README.md", tmp_path) == ["my_network.py"]
-    (line,) = (command for command in commands("README.md") if "task._target_=my_network.MyTask" in command)
+def test_examples_of_the_overview_run(tmp_path: Path, program: Program) -> None:
+    assert write_examples("docs/overview.md", tmp_path) == ["my_network.py"]
+    (line,) = (command for command in commands("docs/overview.md") if "task._target_=my_network.MyTask" in command)
     done = program(healsg(*line[1:], "runner.epochs=1"))
     assert done.returncode == 0, done.stderr
-    (door,) = (block for language, block in blocks("README.md") if language == "python" and "TaskTrainer" in block)
+    (door,) = (
+        block for language, block in blocks("docs/overview.md") if language == "python" and "TaskTrainer" in block
+    )
     names: dict[str, Any] = {}
-    exec(compile(door, "README.md", "exec"), names)
+    exec(compile(door, "docs/overview.md", "exec"), names)
     assert names["result"]["status"] == "finished"
 
 
-def test_both_languages_hold_the_same_blocks_and_tables() -> None:
-    assert blocks("README.md") == blocks("README.zh.md")
-    cell = re.compile(r"^\| (.+?) \| (.+?) \|", re.MULTILINE)
-    rows = [
-        [row for row in cell.findall(text_of(name)) if row[0].startswith("`")] for name in ("README.md", "README.zh.md")
-    ]
-    assert rows[0] == rows[1]
+@pytest.mark.parametrize(
+    ("english", "chinese"), [("README.md", "README.zh.md"), ("docs/overview.md", "docs/zh/overview.md")]
+)
+def test_both_languages_hold_the_same_blocks_and_tables(english: str, chinese: str) -> None:
+    assert blocks(english) == blocks(chinese)
+    option = re.compile(r"^\| (`.+?) \| (.+?) \|", re.MULTILINE)
+    english_rows, chinese_rows = (option.findall(text_of(name).replace("](../", "](")) for name in (english, chinese))
+    assert english_rows == chinese_rows
+    proof = re.compile(r"^\| .* \| (`[^`]+`) \|$", re.MULTILINE)
+    assert proof.findall(text_of(english)) == proof.findall(text_of(chinese))
 
 
 def test_table_of_parts_is_complete() -> None:
     conf = REPOSITORY / "conf"
     bases = (conf, conf / "data/common", conf / "method/recipe", conf / "recipe")
     files = [path.relative_to(conf) for path in conf.rglob("*.yaml") if path.parent not in bases]
-    rows = re.findall(r"^\| `([\w/]+)` \| (.+?) \|", text_of("README.md"), re.MULTILINE)
+    rows = re.findall(r"^\| `([\w/]+)` \| (.+?) \|", text_of("docs/overview.md"), re.MULTILINE)
     told = {
         (group, option) for group, options in rows for option in re.findall(r"`(\w+)`", options) if group != "recipe"
     }
