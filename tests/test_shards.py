@@ -561,3 +561,14 @@ def test_a_negative_class_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "S" / "train.tar", {**numbered(2), "x.png": picture(), "x.cls": b"-1"})
     with pytest.raises(DataError, match="a class has the index -1; leave samples without a class out"):
         Shards(folder="S", **SMALL).read("train")
+
+
+def test_weights_with_other_classes_read_the_parts_of_a_sweep_anew(packed: Path) -> None:
+    """What one job of a sweep leaves to the next has the targets of its own classes, not of those of other weights."""
+    data = Shards(folder="S", **SMALL)
+    data.keep_parts(1 << 20)
+    own = data.source_of("train").targets
+    order = ("cat", "bee", "ant")
+    turned = data.restored(replace(data.info, class_names=order)).source_of("train").targets
+    assert turned.tolist() == [2 - target for target in own.tolist()]
+    assert data.source_of("train") is data.for_next_job().source_of("train")
