@@ -41,6 +41,8 @@ class AttentionTransfer(Distilled):
         self.weight = weight
         self.layers = layers
         self.teacher_layers = teacher_layers
+        self.places: list[str] = []
+        """The layers of the teacher, one for each of the student; ``with_heads`` finds them."""
 
     def with_heads(self, task: Task, student: Probe, teacher: Probe) -> Student:
         layers, self.places = self.layer_pairs(student, teacher, "maps")

@@ -78,6 +78,8 @@ class CRD(Distilled):
         self.momentum = momentum
         self.layers = layers
         self.teacher_layers = teacher_layers
+        self.places: list[str] = []
+        """The layers of the teacher, one for each of the student; ``with_heads`` finds them."""
         self.seen: list[tuple[Tensor, Tensor, bool]] = []
         """Of the update: the index and the embeddings of its samples, and whether they are this process's own."""
 

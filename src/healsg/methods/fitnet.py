@@ -54,6 +54,8 @@ class FitNet(Distilled):
         self.alpha = alpha
         self.layers = layers
         self.teacher_layers = teacher_layers
+        self.places: list[str] = []
+        """The layers of the teacher, one for each of the student; ``with_heads`` finds them."""
 
     def with_heads(self, task: Task, student: Probe, teacher: Probe) -> Student:
         kind = "maps" if student.maps() and teacher.maps() else "features"
