@@ -10,8 +10,7 @@ import pytest
 from healsg import TaskTrainer
 from healsg.cli import main
 from healsg.config.compose import Composer
-from healsg.config.overrides import parse
-from healsg.config.schema import quoted
+from healsg.config.overrides import parse, quoted
 from healsg.errors import ConfigError
 
 TINY = ["model=mlp", "model.width=8", "runner=debug", "quiet=true"]

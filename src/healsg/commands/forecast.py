@@ -106,12 +106,12 @@ def _jobs(composer: Composer, overrides: list[str]) -> list[tuple[str, Composed]
 
     if wanted(overrides):
         raise ConfigError("search: proposes its jobs while it runs; forecast one of them, without -m and search")
-    _, jobs, sound, _ = plan(composer, overrides)
-    for name, composed in jobs:
-        if name not in sound:
+    planned = plan(composer, overrides)
+    for name, composed in planned.jobs:
+        if name not in planned.sound:
             verify(composed)
             check_init_from(composed)
-    return jobs
+    return planned.jobs
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -38,8 +38,18 @@ if TYPE_CHECKING:
 Jobs = list[tuple[str, Composed]]
 """The jobs by name."""
 
-Plan = tuple[str, Jobs, set[str], JobLauncher | None]
-"""The sweep's name, its jobs, the names of those whose configurations are known to be right, and what runs them."""
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a sweep is to do."""
+
+    name: str
+    jobs: Jobs
+    sound: set[str]
+    """The names of the jobs whose configurations are known to be right."""
+    launcher: JobLauncher | None
+    """What runs the jobs; this process, one after the other, where it is None."""
+
 
 BUSY = "busy"
 """The status of a job that another command trains."""
@@ -50,15 +60,17 @@ PATIENCE = 20.0
 
 def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
     """Run every job; 0 where all are finished, 1 where one failed, 2 where the command was wrong."""
-    name, jobs, sound, launcher = composed_once(lambda: plan(composer(), overrides))
-    folder, rows = RunFolder(ROOT / name), list[Row]()
+    planned = composed_once(lambda: plan(composer(), overrides))
+    name, jobs = planned.name, planned.jobs
+    folder = RunFolder(ROOT / name)
+    rows: list[Row] = []
     composed_once(lambda: begin_sweep(folder, jobs))
     with StopSignal() as stop_signal, contextlib.ExitStack() as stack:
         stack.callback(end_sweep, folder, jobs)
         stack.callback(gc.unfreeze)
-        if launcher:
-            stack.callback(launcher.close)
-        rows += run_jobs(name, jobs, sound, launcher, stop_signal)
+        if planned.launcher:
+            stack.callback(planned.launcher.close)
+        rows += run_jobs(name, jobs, planned.sound, planned.launcher, stop_signal)
         places = {job: place for place, (job, _) in enumerate(jobs)}
         rows.sort(key=lambda row: places[row["job"]])
         if rows and distributed.processes().rank == 0:
@@ -195,8 +207,8 @@ def order(name: str, job: str, composed: Composed, sound: bool) -> Order:
     return {"name": name, "job": job, "composed": made, "sound": sound, "command": sys.argv}
 
 
-def plan(composer: Composer, overrides: list[str]) -> Plan:
-    """What is to be done, see ``Plan``; a wrong key or option refuses the whole."""
+def plan(composer: Composer, overrides: list[str]) -> SweepPlan:
+    """What is to be done. Raises ConfigError for a key or option that is wrong in all jobs."""
     names, lines = [], composer.sweep(overrides)
     for line in lines:
         own = [override for override, given in zip(line, overrides, strict=True) if override != given]
@@ -216,7 +228,7 @@ def plan(composer: Composer, overrides: list[str]) -> Plan:
     sound = {job for (job, _), problem in zip(jobs, problems, strict=True) if not problem}
     launcher = launcher_of(jobs[problems.index("")][1])
     _check_processes(jobs)
-    return name, _without_repeated([(job, as_run(composed)) for job, composed in jobs]), sound, launcher
+    return SweepPlan(name, _without_repeated([(job, as_run(composed)) for job, composed in jobs]), sound, launcher)
 
 
 def new_sweep_name(kind: str) -> str:

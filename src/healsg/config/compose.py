@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 from healsg.config import check, packages, targets
 from healsg.config.interpolation import check_interpolations
 from healsg.config.names import did_you_mean
-from healsg.config.overrides import parse
-from healsg.config.schema import Composed, TaskConfig, check_init_from, quoted, verify
+from healsg.config.overrides import parse, quoted
+from healsg.config.schema import Composed, TaskConfig, check_init_from, verify
 from healsg.config.values import has_key
 from healsg.errors import ConfigError, one_line
 from healsg.paths import project_folders, shown

@@ -1,12 +1,7 @@
-"""TaskConfig, and the way from a checked configuration to the parts of a task: the only importer of ``hydra.utils``.
-
-Everything up to ``build_task`` answers without importing torch.
-"""
+"""The typed top level of a run's configuration, a composed configuration, and the check of both; without torch."""
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,30 +86,3 @@ def check_init_from(composed: Composed) -> None:
             weights_file(source)
         except (RunError, OSError) as error:
             raise ConfigError(f"init_from: {one_line(error)}") from error
-
-
-def _is_text(override: str) -> bool:
-    """Whether the value of an override that Hydra cannot read does not even begin as a list, a quotation or a call."""
-    key, _, value = override.partition("=")
-    begun = re.match(r"""['"\[{=]|\$\{|\w+\(""", value.strip())
-    return bool(key.strip() and value.strip()) and not begun and "${" not in value
-
-
-def quoted(override: str) -> str:
-    """``key=value`` with the value as a text in Hydra's quotes."""
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    key, _, value = override.partition("=")
-    double = '"' not in value and not value.endswith("\\")
-    text = QuotedString(text=value.strip(), quote=Quote.double if double else Quote.single)
-    return f"{key}={text.with_quotes()}"
-
-
-def _unreadable(override: str, error: BaseException) -> str:
-    """Why an override cannot be read, in one line; and how its value is written where it is meant as a text."""
-    if "=" not in override:
-        dashes = "; settings are given without dashes, such as runner.epochs=10" * override.startswith("-")
-        return f"{override}: is not of the form key=value{dashes}"
-    reason = (str(error).splitlines() or ["?"])[0]
-    line = f"{override}: is not of the form key=value ({reason})"
-    return line if "${" in override else f"{line}; a text is quoted: {shlex.quote(quoted(override))}"
