@@ -30,7 +30,7 @@ from healsg.task import BasicTask
 from healsg.training.epoch import TrainEpoch
 from healsg.training.step import Accumulator, Mean, MicroBatch, Samples
 from healsg.transforms.views import ImageViews
-from helpers import REPOSITORY, beside, stopping_at
+from helpers import METHODS, REPOSITORY, beside, stopping_at
 from pretend_device import PretendDevice
 
 SHORT = ["quiet=true", "fresh=true", "runner.limit_batches=2", "runner.epochs=2", "data.batch_size=32"]
@@ -41,7 +41,6 @@ REGIONS += [(Checkpointer, "save", "save"), (BasicTask, "build", "build")]
 CHOSEN = ["adamw", "sam", "mean_teacher", "fixmatch", "simclr", "dino", "kd"]
 """The methods of every run of the tests; ``-m soak`` takes all."""
 
-METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
 OPTIMIZERS = sorted(path.stem for path in (REPOSITORY / "conf/method/optimizer").glob("*.yaml"))
 
 

@@ -104,7 +104,7 @@ def half(method: str, precision: str, *more: str) -> None:
     small = beside(method)
     network = [] if any(option.startswith("model=") for option in small) else ["model=mlp", "model.width=16"]
     options = [f"method={method}", *small, *network, f"runner.precision={precision}", f"name={precision}", *more]
-    options += ["runner.limit_batches=2", "runner.epochs=2", "quiet=true", "data.batch_size=256"]
+    options += ["runner.limit_batches=2", "runner.epochs=1", "quiet=true", "data.batch_size=256"]
     trainer = TaskTrainer.compose(*options)
     assert trainer.train()["status"] == "finished"
     task = trainer.task

@@ -26,9 +26,8 @@ from healsg.commands import resume
 from healsg.config.values import flat
 from healsg.data.loader import Loader
 from healsg.runs.folder import RunFolder
-from helpers import REPOSITORY, beside, taken
+from helpers import METHODS, REPOSITORY, beside, taken
 
-METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
 NO_DOWNLOAD = ["data.download=false", "data.verify=false"]
 SMALL_SET = [*NO_DOWNLOAD, "data.batch_size=32"]
 SMALL_PICTURES = ["data.image_size=16", "data.shift=2", "data.batch_size=16"]

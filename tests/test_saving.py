@@ -19,10 +19,9 @@ from healsg.runs import checkpoint
 from healsg.runs.checkpointer import Checkpointer
 from healsg.runs.writer import Writer
 from healsg.training.step import MicroBatch, TrainBatch
-from helpers import REPOSITORY, beside
+from helpers import METHODS, beside
 
 SHORT = ["data=digits", "model=cnn", "quiet=true", "runner.limit_batches=4", "runner.epochs=2"]
-METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
 
 
 def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:

@@ -29,13 +29,12 @@ from healsg.commands.diverge import first_tensor
 from healsg.config.compose import Composer
 from healsg.errors import ConfigError, HealsgError, RunError
 from healsg.runs.folder import RunFolder
-from helpers import REPOSITORY, beside
+from helpers import METHODS, beside
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=3", "data.batch_size=256", "quiet=true"]
 STEPS = 15
 """The updates of that run: 1,293 samples by 256, rounded up, three times."""
 
-METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
 
 MY_METHODS = """
 import copy

@@ -171,3 +171,13 @@ def test_completion_and_help_of_hydra_look_at_the_files_too(
     (place / "bomb.yaml").write_text(BOMBS["lists"])
     assert main(["train", "--config-dir=mine", "--hydra-help", "hydra/hydra_help=bomb"]) == 2
     assert "mine/hydra/hydra_help/bomb.yaml: " in capsys.readouterr().err
+
+
+def test_a_file_that_changed_is_read_again_and_what_was_read_is_nobodys_to_change(tmp_path: Path) -> None:
+    option = tmp_path / "conf" / "model" / "own.yaml"
+    option.parent.mkdir(parents=True)
+    for width in (8, 16, 16):
+        option.write_text(f"_target_: healsg.models.mlp.MLP\nwidth: {width}\ndepth: 1\ndropout: 0.0\n")
+        composed = Composer(str(tmp_path / "conf")).compose(["model=own", "model.depth=2"])
+        assert (composed.values["model"]["width"], composed.values["model"]["depth"]) == (width, 2)
+        composed.values["model"]["width"] = 99

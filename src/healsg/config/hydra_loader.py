@@ -7,6 +7,7 @@ this: all that is used of ``hydra._internal`` is imported here.
 
 from __future__ import annotations
 
+import copy
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,14 +27,26 @@ from omegaconf import OmegaConf
 
 from healsg.config.yamlfiles import check_file
 
+_read: dict[tuple[str, Path, int, int, int], ConfigResult | None] = {}
+"""What this process has read, by provider, file, and the file's inode, time and size."""
+
 
 class CheckedRepository(ConfigRepository):
     """The configuration files on the search path. Loading one that would grow beyond bounds raises ConfigError."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        if file := self.file_of(config_path):
+        """A copy of what a file says: reading YAML is a third of a composition, and a process may compose many times,
+        as for the trials of a search."""
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        file = self.file_of(config_path)
+        if source is None or file is None:
+            return super().load_config(config_path)
+        status = file.stat()
+        key = (source.provider, file, status.st_ino, status.st_mtime_ns, status.st_size)
+        if key not in _read:
             check_file(file)
-        return super().load_config(config_path)
+            _read[key] = super().load_config(config_path)
+        return copy.deepcopy(_read[key])
 
     def file_of(self, config_path: str) -> Path | None:
         """The file that ``group/option`` is read from; None of what Hydra brings with it."""
