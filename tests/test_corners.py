@@ -15,7 +15,7 @@ from healsg.cli import main
 from healsg.errors import ConfigError, RunError
 from healsg.losses.classification import smooth
 from healsg.methods.supervised import Supervised
-from healsg.runs import claim
+from healsg.runs import acquire
 from healsg.runs.folder import RunFolder
 from healsg.runs.saved_config import load_saved
 from helpers import Program, command, healsg, record, stopping_at
@@ -97,7 +97,7 @@ def test_a_kill_as_a_run_begins(writes: int, extend: bool, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(folder, "write_text", write_text)
-        patch.setattr(claim, "write_text", write_text)
+        patch.setattr(acquire, "write_text", write_text)
         with pytest.raises(Killed):
             TaskTrainer.compose(*options).train()
     assert TaskTrainer.compose(*options).train()["status"] == "finished"

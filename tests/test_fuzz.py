@@ -26,7 +26,7 @@ from healsg.config.schema import Composed, TaskConfig
 from healsg.config.values import flat
 from healsg.errors import ConfigError, RunError
 from healsg.loggers.wandb import Wandb
-from healsg.runs import claim
+from healsg.runs import acquire
 from healsg.runs.folder import RunFolder
 from healsg.runs.saved_config import load_saved
 from healsg.trainer import TaskTrainer
@@ -367,13 +367,13 @@ def accepted(monkeypatch: pytest.MonkeyPatch) -> list[Composed]:
     given: list[Composed] = []
 
     def enter(composed: Composed, path: Path | None = None) -> None:
-        claim.check_name(composed.values["name"] or claim.new_name(composed.choices))
+        acquire.check_name(composed.values["name"] or acquire.new_name(composed.choices))
 
     def train(self: TaskTrainer, folder: RunFolder | None = None) -> dict[str, Any]:
         given.append(self.composed)
         return {"status": "finished", "exit": 0}
 
-    monkeypatch.setattr(claim, "enter", enter)
+    monkeypatch.setattr(acquire, "acquire_folder", enter)
     monkeypatch.setattr(TaskTrainer, "train", train)
     monkeypatch.setattr(processes, "wanted", lambda composed, folder=None: 1)
     return given

@@ -508,7 +508,7 @@ def test_what_a_worker_cannot_do_is_one_line() -> None:
 
 def workers_of(loader: Loader) -> list[int]:
     assert loader._workers is not None
-    return [process.pid for process, _ in loader._workers.hands]
+    return [process.pid for process, _ in loader._workers.processes]
 
 
 def test_signals_to_all_processes_stop_no_worker() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from healsg.cli import main
 from healsg.errors import RunError
-from healsg.runs import claim
+from healsg.runs import acquire
 from healsg.runs.folder import RunFolder
 from helpers import command, healsg
 from test_signals import ended, ending, forked, record, undisturbed, wait_for
@@ -240,7 +240,7 @@ def test_who_loses_a_fresh_start_leaves_the_winner_alone(monkeypatch: pytest.Mon
     old = RunFolder(Path("runs/run~1"))
     old.lock()
     old.unlock()
-    assert claim.changed(old, {})
+    assert acquire.changed(old, {})
 
 
 # --- long counts -----------------------------------------------------------------------------------------------------

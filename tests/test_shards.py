@@ -487,7 +487,7 @@ def test_memory_is_flat_over_epochs_of_a_set_four_times_the_limit(tmp_path: Path
     for epoch in range(5):
         for _ in loader.batches(epoch):
             pass
-        workers = [process.pid for process, _ in loader._workers.hands]
+        workers = [process.pid for process, _ in loader._workers.processes]
         held.append([private_memory(number) for number in (os.getpid(), *workers)])
         print(f"epoch {epoch}: {[round(one / 1e6, 1) for one in held[-1]]} MB")
     grown = [[now - before for before, now in zip(held[one], held[4], strict=True)] for one in (0, 1)]

@@ -166,9 +166,9 @@ def test_a_kill_between_the_jobs_files() -> None:
     line = ["train", *OPTIONS, "runner=debug", "name=told", "-m", "seed=0,1"]
 
     def prepare() -> None:
-        from healsg.runs import claim
+        from healsg.runs import acquire
 
-        begin = claim.begin
+        begin = acquire.start_run
 
         def stay(*arguments: Any) -> Any:
             if Path("once").exists():
@@ -177,7 +177,7 @@ def test_a_kill_between_the_jobs_files() -> None:
             Path("once").touch()
             return begin(*arguments)
 
-        claim.begin = stay
+        acquire.start_run = stay
 
     child = forked(line, prepare)
     wait_for(Path("there").exists)

@@ -22,7 +22,7 @@ from healsg.errors import ConfigError, RunError
 from healsg.evaluation.evaluator import EvalEpoch, Evaluation
 from healsg.evaluation.predictor import Predictor, best_of, network_of_run
 from healsg.paths import returning
-from healsg.runs import binding, claim, redact
+from healsg.runs import acquire, binding, redact
 from healsg.runs.checkpointer import Checkpointer, restore_weights, resumable, weights_state
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.forecast import forecast
@@ -72,7 +72,7 @@ class TaskTrainer:
         """Train, or go on with, a run.
 
         Args:
-            folder: as ``claim.enter`` gave it; it is claimed here where it is None.
+            folder: as ``acquire.acquire_folder`` gave it; it is acquired here where it is None.
 
         Returns:
             ``name``, ``folder``, ``status`` (``finished`` or ``stopped``), ``best``, ``test``, ``digest``, and
@@ -146,29 +146,29 @@ class TaskTrainer:
         """Acquire the folder, make the parts, and only then write; rank 0 does so for all."""
         distributed.connect(self._timeout())
         path = self.folder.path if self.folder else None
-        claimed: list[RunFolder] = [folder] if folder else []
-        if not claimed:
+        acquired: list[RunFolder] = [folder] if folder else []
+        if not acquired:
             _same_everywhere(self.composed)
-            distributed.processes().share(lambda: claimed.append(claim.enter(self.composed, path)))
+            distributed.processes().share(lambda: acquired.append(acquire.acquire_folder(self.composed, path)))
         try:
-            _check_shared(claimed)
+            _check_shared(acquired)
             task = self.task = self.make_task()
             loggers = build_loggers(self.composed)
-            where = distributed.processes().share(lambda: self._write(claimed))
+            where = distributed.processes().share(lambda: self._write(acquired))
         except BaseException:
-            if claimed:
-                claimed[0].abandon()
+            if acquired:
+                acquired[0].abandon()
             raise
-        return task, loggers, claimed[0] if claimed else RunFolder(Path(where))
+        return task, loggers, acquired[0] if acquired else RunFolder(Path(where))
 
     def _timeout(self) -> float | None:
         """``runner.timeout``, which a configuration of before it does not have."""
         timeout = self.config["runner"].get("timeout")
         return None if timeout is None else float(timeout)
 
-    def _write(self, claimed: list[RunFolder]) -> str:
-        claimed[0] = claim.begin(claimed[0], self.composed)
-        return str(claimed[0].path)
+    def _write(self, acquired: list[RunFolder]) -> str:
+        acquired[0] = acquire.start_run(acquired[0], self.composed)
+        return str(acquired[0].path)
 
     def evaluate(self, split: str = "test", which: str = "best", folder: RunFolder | None = None) -> dict[str, float]:
         """The numbers of ``evaluation`` alone."""
@@ -278,11 +278,11 @@ def _same_everywhere(composed: Composed) -> None:
                 raise ConfigError(f"{differs}; start all processes with the same settings")
 
 
-def _check_shared(claimed: list[RunFolder]) -> None:
+def _check_shared(acquired: list[RunFolder]) -> None:
     """Refuse nodes that do not share the run's folder: they would find neither its checkpoints nor its best weights.
 
     Args:
-        claimed: the folder, on rank 0 alone.
+        acquired: the folder, on rank 0 alone.
 
     Raises:
         RunError: what rank 0 wrote into the folder is not there on another node.
@@ -290,10 +290,10 @@ def _check_shared(claimed: list[RunFolder]) -> None:
     parallel = distributed.processes()
     if not parallel.several:
         return
-    folder, token = parallel.share(lambda: (str(claimed[0].path), claimed[0].leave_token()))
+    folder, token = parallel.share(lambda: (str(acquired[0].path), acquired[0].leave_token()))
     seen = parallel.gather((RunFolder(Path(folder)).has_token(token), platform.node()))
-    if claimed:
-        claimed[0].take_token()
+    if acquired:
+        acquired[0].take_token()
     if lacking := next((rank for rank, (there, _) in enumerate(seen) if not there), None):
         raise RunError(
             f"{folder}: rank {lacking} on {seen[lacking][1]} does not see what rank 0 on {seen[0][1]} writes there; "

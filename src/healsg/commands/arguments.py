@@ -1,4 +1,4 @@
-"""What the commands share: Hydra's arguments, a configuration that is composed once, a folder that is claimed early."""
+"""What commands share: Hydra's arguments, a configuration that is composed once, a folder that is acquired early."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from healsg import distributed
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError
-from healsg.runs import claim, redact
+from healsg.runs import acquire, redact
 from healsg.runs.folder import RunFolder
 
 T = TypeVar("T")
@@ -61,9 +61,9 @@ def _no_option(option: str, arguments: list[str], args: Namespace) -> str:
     return f"{option}: there is no such option; {hint}"
 
 
-def claimed_early(composed: Composed, path: Path | None = None) -> RunFolder | None:
-    """The run's folder, claimed before torch is imported, so that a refusal comes at once; None under a launcher."""
-    return None if distributed.processes().several else claim.enter(composed, path)
+def folder_acquired_early(composed: Composed, path: Path | None = None) -> RunFolder | None:
+    """The run's folder, acquired before torch is imported, so that a refusal comes at once; None under a launcher."""
+    return None if distributed.processes().several else acquire.acquire_folder(composed, path)
 
 
 def composed_once(make: Callable[[], T]) -> T:

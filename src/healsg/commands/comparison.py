@@ -17,7 +17,7 @@ from healsg.config.names import is_below
 from healsg.config.values import flat
 from healsg.errors import ConfigError, RunError
 from healsg.runs import redact
-from healsg.runs.claim import FREE
+from healsg.runs.acquire import FREE
 from healsg.runs.folder import RunFolder
 from healsg.runs.registry import FINISHED
 from healsg.runs.saved_config import read_saved

@@ -9,7 +9,7 @@ from healsg.commands.tables import show, show_json
 from healsg.config.names import is_below
 from healsg.config.values import differing, flat
 from healsg.runs import redact
-from healsg.runs.claim import FREE
+from healsg.runs.acquire import FREE
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.saved_config import read_saved
 

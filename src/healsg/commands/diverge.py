@@ -16,7 +16,7 @@ from healsg.config.values import differing, flat
 from healsg.console import visible
 from healsg.errors import ConfigError, RunError
 from healsg.runs import redact
-from healsg.runs.claim import FREE
+from healsg.runs.acquire import FREE
 from healsg.runs.folder import RunFolder, find, is_run
 from healsg.runs.record import row_of
 from healsg.runs.saved_config import load_saved, read_saved
@@ -60,15 +60,15 @@ def run(arguments: list[str]) -> int:
     if overrides and not replay:
         raise ConfigError(f"{overrides[0]}: only a replay takes settings: replay=true")
     first, second = find(arguments[0]), find(arguments[1])
-    _tell("settings", settings(first, second))
-    _tell("run.json", facts(first, second))
+    _print_part("settings", settings(first, second))
+    _print_part("run.json", facts(first, second))
     line, row = first_line(first, second)
     held = checkpoints(first, second)
     found = first_tensor(first.path / TRACE, second.path / TRACE)
     traced = all((folder.path / TRACE).exists() for folder in (first, second))
     trace = f"{found}; {found.detail}" if found else "" if traced else "not both have one"
     for name, what in (("metrics", line), ("checkpoint", held), ("trace", trace)):
-        _tell(name, [what] if what else [])
+        _print_part(name, [what] if what else [])
     digests = [folder.record.get("digest") for folder in (first, second)]
     different = bool(line or held or found or digests[0] != digests[1])
     print("the runs differ" if different else "the runs are equal: the same lines, the same state")
@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> int:
     return int(different)
 
 
-def _tell(name: str, found: list[str]) -> None:
+def _print_part(name: str, found: list[str]) -> None:
     for number, line in enumerate(found or ["same"]):
         print(f"{'' if number else name:12}{visible(line)}")
 

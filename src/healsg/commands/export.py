@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"--out: {out} is there already; name a folder that is not, or remove it")
     composed = load_saved(folder, [*PLAIN, *args.settings])
     facts = export(folder, composed, args.to, out, args.checkpoint)
-    print(json.dumps(finite(facts), ensure_ascii=False) if args.json else _told(facts))
+    print(json.dumps(finite(facts), ensure_ascii=False) if args.json else _summary(facts))
     return 0
 
 
@@ -219,7 +219,7 @@ def _version(name: str) -> str:
         return ""
 
 
-def _told(facts: dict[str, Any]) -> str:
+def _summary(facts: dict[str, Any]) -> str:
     files = ", ".join(facts["files"])
     if facts["samples"] is None:
         return f"{facts['out']}: {files}; the weights were read back bit for bit"

@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> int:
     if args.json:
         print(json.dumps([option for options in found for option in options], ensure_ascii=False, indent=1))
     elif args.group:
-        print("\n".join(layout.rows([(_marked(option), _told(option)) for option in found[0]])))
+        print("\n".join(layout.rows([(_marked(option), _description(option)) for option in found[0]])))
     else:
         lines = [(group, _names(options)) for group, options in zip(groups, found, strict=True)]
         print("\n".join(layout.rows(lines)))
@@ -48,7 +48,7 @@ def _described(group: str, catalogue: Catalogue, usual: dict[str, str]) -> list[
     return described
 
 
-def _told(option: dict[str, Any]) -> str:
+def _description(option: dict[str, Any]) -> str:
     """What a row says of an option: its summary, and whose it is where it is not ours."""
     whose = "" if option["origin"] == "healsg" else f" (of {option['origin']})"
     return f"{option['summary']}{whose}"

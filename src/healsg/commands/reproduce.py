@@ -19,7 +19,7 @@ from healsg.config.names import is_below
 from healsg.config.schema import Composed, verify
 from healsg.config.values import flat
 from healsg.errors import ConfigError, RunError
-from healsg.runs import claim
+from healsg.runs import acquire
 from healsg.runs.folder import ROOT, RunFolder
 
 USAGE = """\
@@ -38,7 +38,7 @@ DRAWN = ("labels", "labels_per_class", "fraction", "imbalance", "label_noise")
 """Settings of the data under which labels or samples are drawn: a published mean is then one over draws."""
 
 HARMLESS = (
-    *(key for key in claim.FREE if key != "recipe"),
+    *(key for key in acquire.FREE if key != "recipe"),
     *("seed", "data.download", "model.metrics"),
     *("runner.device", "runner.threads", "runner.compile", "runner.cuda_graph", "runner.channels_last"),
     *("runner.deterministic", "runner.log_every", "runner.auto_accumulate", "runner.find_unused_parameters"),
@@ -197,7 +197,7 @@ def _train(composer: Callable[[], Composer], options: list[str], name: str, over
     if record.get("status") == "finished":
         values = composed_once(lambda: composer().compose(overrides)).values
         if not values["fresh"]:
-            if key := next(iter(composed_once(lambda: claim.changed(folder, values))), None):
+            if key := next(iter(composed_once(lambda: acquire.changed(folder, values))), None):
                 raise RunError(f"{folder.shown}: is finished with another {key}; fresh=true starts anew")
             say(f"{folder.shown}: is finished")
             return 0

@@ -21,7 +21,7 @@ from healsg.console import visible
 from healsg.errors import ConfigError, RunError
 from healsg.paths import absolute, current_folder
 from healsg.runs import provenance, redact
-from healsg.runs.claim import FREE, check_name
+from healsg.runs.acquire import FREE, check_name
 from healsg.runs.folder import ROOT, RunFolder, find
 from healsg.runs.saved_config import load_saved, read_saved
 

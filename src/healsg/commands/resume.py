@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from healsg.commands import processes
-from healsg.commands.arguments import claimed_early, composed_once
+from healsg.commands.arguments import composed_once, folder_acquired_early
 from healsg.errors import ConfigError
 from healsg.runs.folder import find, is_run
 from healsg.runs.saved_config import load_saved
@@ -23,10 +23,10 @@ def run(arguments: list[str]) -> int:
     if (count := processes.wanted(composed, folder)) > 1:
         return processes.become_agent(count, processes.job_of(composed, folder.path, stop_signal.began))
     with stop_signal:
-        claimed = claimed_early(composed, folder.path)
+        acquired = folder_acquired_early(composed, folder.path)
         from healsg.trainer import TaskTrainer
 
-        if claimed and stop_signal.received:
-            claimed.abandon()
+        if acquired and stop_signal.received:
+            acquired.abandon()
             return 128 + stop_signal.received
-        return int(TaskTrainer(composed, folder=folder).train(claimed)["exit"])
+        return int(TaskTrainer(composed, folder=folder).train(acquired)["exit"])

@@ -16,7 +16,7 @@ from healsg.commands.sweep import as_run, held, launcher_of, new_sweep_name, run
 from healsg.commands.sweep_table import Row, numbers, show, write
 from healsg.config.schema import Composed, check_init_from, verify
 from healsg.errors import ConfigError
-from healsg.runs import claim, redact
+from healsg.runs import acquire, redact
 from healsg.runs.folder import ROOT, RunFolder
 from healsg.sweeps.jobs import compose_jobs
 from healsg.sweeps.launcher import LOST, JobLauncher
@@ -111,7 +111,7 @@ def plan_search(composer: Composer, overrides: list[str]) -> SearchPlan:
     search: Search = make(first.values["search"], "search", first, Search)
     search.check(space)
     name = first.values["name"] or new_sweep_name("search")
-    claim.check_name(name)
+    acquire.check_name(name)
     there = [file for file in ("config.yaml", "sweep.csv", "search.json") if (ROOT / name / file).exists()]
     if there and "search.json" not in there:
         raise ConfigError(f"name: {ROOT / name} is another run or sweep; give the search another name")
@@ -200,7 +200,7 @@ def _train(
     jobs = [(trials.job(number), _of_trial(one, pause)) for number, one in zip(left, composed, strict=True)]
     for job, one in jobs:
         folder = RunFolder(trials.folder.path / job)
-        if folder.config.exists() and claim.has_trained(folder) and (other := claim.changed(folder, one.values)):
+        if folder.config.exists() and acquire.has_trained(folder) and (other := acquire.changed(folder, one.values)):
             key, (old, new) = next(iter(other.items()))
             raise ConfigError(f"{key}: {folder.shown} was started with {old}, not {new}; use another name")
     to_epoch = f", to epoch {pause}" if pause else ""

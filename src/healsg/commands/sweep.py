@@ -25,7 +25,7 @@ from healsg.commands.sweep_table import Row, numbers, table
 from healsg.commands.tune import tuned_jobs
 from healsg.config.schema import Composed, check_init_from, verify
 from healsg.errors import BusyError, ConfigError, one_line
-from healsg.runs import claim, redact
+from healsg.runs import acquire, redact
 from healsg.runs.folder import ROOT, RunFolder
 from healsg.sweeps.jobs import compose_jobs
 from healsg.sweeps.launcher import LOST, JobLauncher, Order
@@ -64,9 +64,9 @@ def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
     name, jobs = planned.name, planned.jobs
     folder = RunFolder(ROOT / name)
     rows: list[Row] = []
-    composed_once(lambda: begin_sweep(folder, jobs))
+    composed_once(lambda: start_sweep(folder, jobs))
     with StopSignal() as stop_signal, contextlib.ExitStack() as stack:
-        stack.callback(end_sweep, folder, jobs)
+        stack.callback(discard_empty_sweep, folder, jobs)
         stack.callback(gc.unfreeze)
         if planned.launcher:
             stack.callback(planned.launcher.close)
@@ -101,13 +101,13 @@ def held(folder: RunFolder) -> Iterator[None]:
         folder.abandon()
 
 
-def begin_sweep(folder: RunFolder, jobs: Jobs) -> None:
+def start_sweep(folder: RunFolder, jobs: Jobs) -> None:
     """Take a folder for a sweep; the one of its first job keeps a run from taking it. Raises RunError."""
     with held(folder), contextlib.suppress(FileExistsError):
         (folder.path / jobs[0][0]).mkdir()
 
 
-def end_sweep(folder: RunFolder, jobs: Jobs) -> None:
+def discard_empty_sweep(folder: RunFolder, jobs: Jobs) -> None:
     """Take away the folder of a sweep in which no job has begun."""
     for empty in (folder.path / jobs[0][0], folder.path, folder.path.parent):
         with contextlib.suppress(OSError):
@@ -220,7 +220,7 @@ def plan(composer: Composer, overrides: list[str]) -> SweepPlan:
     if all(problems):
         raise ConfigError(problems[0])
     name = jobs[0][1].values["name"] or new_sweep_name("sweep")
-    claim.check_name(name)
+    acquire.check_name(name)
     if (ROOT / name / "config.yaml").exists():
         raise ConfigError(f"name: {ROOT / name} is one run; give the sweep another name")
     if (ROOT / name / "search.json").exists():
@@ -337,7 +337,7 @@ def finished(folder: RunFolder, composed: Composed, sound: bool) -> Row | None:
         verify(composed)
     check_init_from(composed)
     record = composed_once(lambda: folder.record)
-    if record.get("status") != "finished" or composed.values["fresh"] or claim.changed(folder, composed.values):
+    if record.get("status") != "finished" or composed.values["fresh"] or acquire.changed(folder, composed.values):
         return None
     say(f"{folder.shown}: is finished")
     return {"status": "finished", "exit": 0, **numbers(record)}

@@ -9,7 +9,7 @@ import signal
 from argparse import Namespace
 
 from healsg.commands import processes
-from healsg.commands.arguments import claimed_early, composed_once, of_one_run, parse_arguments, parser
+from healsg.commands.arguments import composed_once, folder_acquired_early, of_one_run, parse_arguments, parser
 from healsg.commands.train_help import help_lines
 from healsg.commands.tune import tuned
 from healsg.config.compose import Composer
@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
     if (count := processes.wanted(composed)) > 1:
         return processes.become_agent(count, processes.job_of(composed, None, stop_signal.began))
     with stop_signal:
-        folder = claimed_early(composed)
+        folder = folder_acquired_early(composed)
         from healsg.trainer import TaskTrainer
 
         if folder and stop_signal.received:

@@ -26,7 +26,7 @@ from healsg.commands.launching import ask
 from healsg.commands.tables import show
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError, RunError, one_line
-from healsg.runs import claim, redact
+from healsg.runs import acquire, redact
 from healsg.runs.folder import ROOT, RunFolder
 from healsg.runs.saved_config import read_saved
 from healsg.sweeps.sharing import SharedData
@@ -154,7 +154,7 @@ def with_choice(composed: Composed, choice: Choice) -> Composed:
 def _kept(folders: Sequence[RunFolder]) -> Iterator[tuple[dict[str, Any], Choice]]:
     """The configurations of runs that have trained, and the settings that they began with."""
     for folder in folders:
-        if folder.config.exists() and claim.has_trained(folder):
+        if folder.config.exists() and acquire.has_trained(folder):
             values = read_saved(folder.config)
             if isinstance(runner := values.get("runner"), dict):
                 yield values, {key: runner[key] for key in KEYS if key in runner}

@@ -20,7 +20,7 @@ from healsg.commands.tune import tuned
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError, RunError
-from healsg.runs import claim
+from healsg.runs import acquire
 from healsg.runs.folder import ROOT, RunFolder
 
 USAGE = """\
@@ -85,8 +85,8 @@ def run(arguments: list[str]) -> int:
             "healsg verify: takes the settings of one run, and of the options --config-dir, --config-name"
         )
     composed = tuned(Composer(args.config_dir, args.config_name or "config").compose(args.overrides))
-    base = f"verify-{composed.values['name'] or claim.new_name(composed.choices)}"
-    claim.check_name(f"{base}-killed{options.runs}")
+    base = f"verify-{composed.values['name'] or acquire.new_name(composed.choices)}"
+    acquire.check_name(f"{base}-killed{options.runs}")
     names = ["whole", "again", *(f"killed{number}" for number in range(1, options.runs + 1))]
     trials = {name: Trial(RunFolder(ROOT / f"{base}-{name}")) for name in names}
     if there := next((trial.folder.shown for trial in trials.values() if trial.folder.path.exists()), None):

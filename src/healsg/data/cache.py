@@ -224,7 +224,7 @@ def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Rea
     places = [(0, number) for number in range(-(-len(source) // CHUNK))]
     crew = Workers(read, workers, reading, [source]) if workers else None
     for (_, number), (batch, remarks) in zip(
-        places, crew.deal(places) if crew else (read(*place) for place in places), strict=True
+        places, crew.results(places) if crew else (read(*place) for place in places), strict=True
     ):
         reading.report(remarks)
         for key, whole in tensors.items():
@@ -260,7 +260,7 @@ def _read_apart(source: Source, workers: int, reading: Reading) -> Iterator[tupl
     crew = Workers(read, workers, reading, [source]) if workers else None
     like: tuple[Any, ...] | None = None
     for (_, number), (sample, remarks) in zip(
-        places, crew.deal(places) if crew else (read(*place) for place in places), strict=True
+        places, crew.results(places) if crew else (read(*place) for place in places), strict=True
     ):
         reading.report(remarks)
         input, target = torch.as_tensor(sample["input"]), torch.as_tensor(sample["target"])

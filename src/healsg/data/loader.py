@@ -190,7 +190,7 @@ class Loader:
             prepare = self._new_preparer().prepare
             sources = list(self.sources.values())
             self._workers = Workers(prepare, self.workers, self.reading, sources, self.worker_init_fn)
-        prepared_batches: Iterator[Prepared] = self._workers.deal(places)
+        prepared_batches: Iterator[Prepared] = self._workers.results(places)
         if self.sharding.device.type == "cuda":
             prepared_batches = prepared_ahead(prepared_batches, _pinned_parts, self.sharding.device)
         return (part for prepared in prepared_batches for part in self._finished(prepared))

@@ -58,8 +58,8 @@ class Workers:
         self.turn = 0
         self.at = torch.tensor([[0, -1, 0]] * count)
         self.at.share_memory_()  # type: ignore[no-untyped-call]
-        self.hands: list[tuple[Any, Any]] = []
-        self.end = Finalize(self, _end, (self.hands,), exitpriority=10)
+        self.processes: list[tuple[Any, Any]] = []
+        self.end = Finalize(self, _end, (self.processes,), exitpriority=10)
         shown: Any = getattr(sources[0], "dataset", None)
         for number in range(count):
             ours, theirs = Pipe()
@@ -68,24 +68,24 @@ class Workers:
             process = Process(target=_work, args=given, daemon=True)
             process.start()
             theirs.close()
-            self.hands.append((process, ours))
+            self.processes.append((process, ours))
 
-    def deal(self, places: Sequence[tuple[int, int]]) -> Iterator[Any]:
+    def results(self, places: Sequence[tuple[int, int]]) -> Iterator[Any]:
         """What the workers make of each of ``places``, in their order. Raises DataError where one is lost."""
         self.turn += 1
-        turn, count = self.turn, len(self.hands)
+        turn, count = self.turn, len(self.processes)
         ahead = count * min(self.reading.prefetch, 64)
         for place in range(-ahead, len(places)):
             if turn != self.turn:
                 raise DataError("a loader with workers deals one pass at a time, and another was begun")
             if place + ahead < len(places):
                 with contextlib.suppress(OSError):  # a dead one is missed when its answer is
-                    self.hands[place % count][1].send((turn, places[place + ahead]))
+                    self.processes[place % count][1].send((turn, places[place + ahead]))
             if place >= 0:
                 yield self._receive(place % count, turn)
 
     def _receive(self, number: int, turn: int) -> Any:
-        process, pipe = self.hands[number]
+        process, pipe = self.processes[number]
         got = 0
         waited = 0.0
         try:
@@ -106,7 +106,7 @@ class Workers:
         raise (DataError if ours else RuntimeError)(message) from RuntimeError(trace)
 
     def _lost(self, number: int, error: Exception) -> str:
-        process, (stream, index, more) = self.hands[number][0], self.at[number].tolist()
+        process, (stream, index, more) = self.processes[number][0], self.at[number].tolist()
         how = f"gave no batch for {self.reading.timeout:g} seconds (data.timeout)"
         if not isinstance(error, TimeoutError):
             process.join(1)
@@ -159,8 +159,8 @@ def prepared_ahead(given: Iterator[Given], prepare: Callable[[Given], Given], de
         thread.join()
 
 
-def _end(hands: list[tuple[Any, Any]]) -> None:
-    for process, pipe in hands:
+def _end(processes: list[tuple[Any, Any]]) -> None:
+    for process, pipe in processes:
         process.kill()
         process.join()
         pipe.close()

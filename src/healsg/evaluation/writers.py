@@ -181,9 +181,9 @@ class Screen:
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
             where = row.file if row.row is None else f"{row.file}:{row.row}"
-            print(f"{self._told(row)}  {where}", flush=True)
+            print(f"{self._summary(row)}  {where}", flush=True)
 
-    def _told(self, row: Row) -> str:
+    def _summary(self, row: Row) -> str:
         if row.error:
             return f"cannot be read ({row.error}):"
         pairs = list(zip(self.names, row.numbers, strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 
 from healsg.config.check import show
 from healsg.data import fingerprint
-from healsg.runs import claim
+from healsg.runs import acquire
 
 KEY = "belongs"
 """Under which a checkpoint keeps it."""
@@ -46,7 +46,7 @@ def of_run(config: dict[str, Any], data: fingerprint.Fingerprint, split_digest: 
     parts = dict(data)
     if split_digest:
         parts["split"] = split_digest
-    return Binding(claim.counting(config), parts)
+    return Binding(acquire.counting(config), parts)
 
 
 def foreign(held: Any, run: str) -> str:
@@ -70,7 +70,7 @@ def changed_settings(held: dict[str, Any], now: Binding, may_grow: bool) -> list
         before, after = old.get(key), now.config.get(key)
         if json.dumps(before) == json.dumps(after):
             continue
-        if not (may_grow and key in claim.LENGTH and claim.is_longer(before, after)):
+        if not (may_grow and key in acquire.LENGTH and acquire.is_longer(before, after)):
             changed.append(f"{key}: the checkpoint was written with {show(before)}, not {show(after)}")
     return changed
 

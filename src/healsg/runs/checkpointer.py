@@ -18,8 +18,8 @@ from healsg.errors import ConfigError, NotFiniteError, RunError, Stopped, one_li
 from healsg.evaluation.evaluator import Collector, EvalEpoch, Evaluation
 from healsg.protocols import Task, Watcher
 from healsg.runs import binding, checkpoint
+from healsg.runs.acquire import TRAINED, has_trained, new_id
 from healsg.runs.binding import Binding
-from healsg.runs.claim import TRAINED, has_trained, new_id
 from healsg.runs.evaluations import write_evaluation
 from healsg.runs.folder import RunFolder, began_at, naming
 from healsg.runs.media import MediaLog

@@ -29,8 +29,8 @@ from healsg import safefiles
 from healsg.config.yamlfiles import check_file
 from healsg.errors import RunError, one_line
 from healsg.runs import redact
+from healsg.runs.acquire import check_name
 from healsg.runs.archive import CHUNK, SPARSE
-from healsg.runs.claim import check_name
 from healsg.runs.folder import RunFolder
 from healsg.runs.record import parse
 

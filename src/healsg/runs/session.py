@@ -99,7 +99,7 @@ class Session:
                     used = self.usage.so_far(self.folder.path, self.folder.record.get("usage"))
                     self.folder.note(status=status, usage=used)
             if status != "failed":
-                self._tell(status, reason, getattr(error, "status", 130) if stopped else 0)
+                self._report_end(status, reason, getattr(error, "status", 130) if stopped else 0)
         return stopped
 
     def lost(self, status: str, reason: str) -> None:
@@ -108,7 +108,7 @@ class Session:
             with contextlib.suppress(OSError):
                 self.folder.ended(status, redact.text(reason))
 
-    def _tell(self, status: str, reason: str | None, code: int) -> None:
+    def _report_end(self, status: str, reason: str | None, code: int) -> None:
         """The results; where the run lies and how to go on."""
         path, record = self.folder.path, self.folder.record if self.metrics_log else {}
         results = {key: record.get(key) for key in ("best", "test", "digest")}

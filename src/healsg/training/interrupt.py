@@ -59,13 +59,13 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            heard = [number for number in system.STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._handle) for number in heard}
+            handled = [number for number in system.STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in handled}
             self._outer = _entered[-1] if _entered else None
             _entered.append(self)
         if outer := self._outer:
             self.began = outer.began
-            self._hear_of(outer)
+            self._take_over_signal_of(outer)
         return self
 
     def __exit__(
@@ -74,11 +74,11 @@ class StopSignal:
         if self in _entered:
             _entered.remove(self)
         if (outer := self._outer) and self.received is not None:
-            outer._hear_of(self)
+            outer._take_over_signal_of(self)
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def _hear_of(self, other: StopSignal) -> None:
+    def _take_over_signal_of(self, other: StopSignal) -> None:
         """Take over the signal that ``other`` received."""
         self.received = other.received
         self.received_at = other.received_at

@@ -33,32 +33,31 @@ from healsg.runs.saved_config import read_saved
 from healsg.system import HELD
 
 FREE = (
-    *(
-        "name",
-        "fresh",
-        "trusted",
-        "use_wandb",
-        "wandb",
-        "quiet",
-        "debug",
-        "resume",
-        "logger",
-        "recipe",
-        "record_patch",
-        "launcher",
-        "search",
-    ),
-    *(
-        "data.root",
-        "data.mirror",
-        "data.workers",
-        "data.timeout",
-        "data.prefetch",
-        "data.max_errors",
-        "data.in_memory",
-        "data.cache",
-    ),
-    *("runner.save_every", "runner.max_time", "runner.timeout", "runner.pause_after"),
+    "name",
+    "fresh",
+    "trusted",
+    "use_wandb",
+    "wandb",
+    "quiet",
+    "debug",
+    "resume",
+    "logger",
+    "recipe",
+    "record_patch",
+    "launcher",
+    "search",
+    "data.root",
+    "data.mirror",
+    "data.workers",
+    "data.timeout",
+    "data.prefetch",
+    "data.max_errors",
+    "data.in_memory",
+    "data.cache",
+    "runner.save_every",
+    "runner.max_time",
+    "runner.timeout",
+    "runner.pause_after",
     "runner.processes",  # their number is in run.json, however they were started, and checked there
 )
 """Keys that cannot alter a run's result, so that they may change when it is continued."""
@@ -91,7 +90,7 @@ def check_name(name: str) -> None:
         raise ConfigError(f"name: {name!r} is no name of a folder: up to 200 bytes, no slash, no leading dot")
 
 
-def enter(composed: Composed, path: Path | None = None) -> RunFolder:
+def acquire_folder(composed: Composed, path: Path | None = None) -> RunFolder:
     """Create the folder of a run if it does not exist, lock it, and check that the run may start or continue there.
 
     Nothing but the lock is written yet.
@@ -134,7 +133,7 @@ def has_trained(folder: RunFolder) -> bool:
     return folder.has_checkpoint if known is None else bool(known)
 
 
-def begin(folder: RunFolder, composed: Composed) -> RunFolder:
+def start_run(folder: RunFolder, composed: Composed) -> RunFolder:
     """Write ``config.yaml``, ``.hydra/`` and ``run.json``, without secrets; ``fresh`` renames an old run."""
     config = composed.values
     if config["fresh"] and folder.config.exists():
