@@ -111,7 +111,7 @@ MISTAKES = [
 
 
 def test_eval_mistakes_are_one_line(program: Program, here: Here) -> None:
-    refused(here("eval"), 2, "name a run")
+    refused(here("eval"), 2, "the following arguments are required: RUN")
     refused(here("resume", "seed=1"), 2, "name a run")
     trained(program)
     refused(here("eval", "nowhere"), 1, "nowhere: is no run", "(run)")

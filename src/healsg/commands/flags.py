@@ -48,7 +48,7 @@ class Flags(argparse.ArgumentParser):
 
     def add_settings(self, what: str = "settings, as healsg train takes them") -> None:
         """``key=value ...``, as ``settings``."""
-        self.add_argument("settings", nargs="*", metavar="key=value", help=what)
+        self.add_argument("settings", nargs="*", default=[], metavar="key=value", help=what)
 
     def add_config_dir(self) -> None:
         """``--config-dir DIR``, as ``config_dir``."""
