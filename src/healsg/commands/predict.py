@@ -59,7 +59,11 @@ def run(arguments: list[str]) -> int:
 def _read(arguments: list[str]) -> Namespace:
     flags = Flags("predict", "Predict with the weights of runs, from their folders alone.", EXAMPLES)
     flags.add_argument(
-        "words", nargs="*", default=[], metavar="RUN ... PATH ... key=value", help="runs, what they are to predict, and settings"
+        "words",
+        nargs="*",
+        default=[],
+        metavar="RUN ... PATH ... key=value",
+        help="runs, what they are to predict, and settings",
     )
     flags.add_argument(
         "--out",

@@ -29,7 +29,9 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 def run(arguments: list[str]) -> int:
     """Print the table, or the same as JSON."""
     flags = Flags("runs", "List the runs below runs/, the newest last. Jobs of a sweep are listed as SWEEP/JOB.")
-    flags.add_argument("names", nargs="*", default=[], metavar="NAME", help="only runs whose name begins so, such as a sweep")
+    flags.add_argument(
+        "names", nargs="*", default=[], metavar="NAME", help="only runs whose name begins so, such as a sweep"
+    )
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
     flags.add_argument(
         *("--where", "-w"),

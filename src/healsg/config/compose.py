@@ -109,7 +109,7 @@ class Composer:
                 raise ConfigError(_several(str(override.input_line)))
             if override.is_hydra_override() and override.get_key_element() not in ("hydra.searchpath", "hydra.mode"):
                 raise ConfigError(_hydras(override.get_key_element()))
-        config = self._load(overrides)
+        config = self.unresolved(overrides)
         hydra_node = config.hydra
         chosen = hydra_node.runtime.choices.items()
         choices = {group: option for group, option in chosen if option is not None and not group.startswith("hydra")}
@@ -133,7 +133,8 @@ class Composer:
             check_init_from(composed)
         return composed
 
-    def _load(self, overrides: Sequence[str]) -> Any:
+    def unresolved(self, overrides: Sequence[str]) -> Any:
+        """Hydra's composition, with its own node, unresolved and unchecked. Raises ConfigError."""
         from hydra.types import RunMode
         from omegaconf import OmegaConf
         from yaml import YAMLError
@@ -193,7 +194,7 @@ class Composer:
             for override in self.parse(overrides)
             if not override.is_hydra_override() and self.options(override.key_or_group)
         ]
-        base = self._load(chosen)
+        base = self.unresolved(chosen)
         del base["hydra"]
         return base
 

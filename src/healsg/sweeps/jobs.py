@@ -39,7 +39,7 @@ def _stand_alone(composer: Composer, overrides: list[str], swept: list[int]) -> 
     others = [(keys[one], keys[other]) for one in swept for other in range(len(keys)) if other != one]
     if any(one.startswith(other) or other.startswith(one) for one, other in others):
         return False
-    config = composer._load(overrides)
+    config = composer.unresolved(overrides)
     del config["hydra"]
     return "${" not in str(OmegaConf.to_container(config, resolve=False))
 
