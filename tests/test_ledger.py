@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from healsg.cli import main
 from healsg.commands.ledger import Read, forgotten, forgotten_by_epoch
+from healsg.commands.ledger_guesses import Guesses, facts_of_guesses
 from healsg.evaluation.label_errors import candidates, thresholds
 from healsg.runs.folder import RunFolder
-from helpers import record, stopped_at, train
+from helpers import record, stopped_at, train, trained
 
 OPTIONS = ("data=digits", "model=mlp", "data.labels=300", "data.batch_size=64", "runner.epochs=3", "quiet=true")
 
@@ -143,3 +145,78 @@ def test_candidates_are_those_of_cleanlab() -> None:
 def test_a_method_without_one_class_a_sample_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "data=digits", "model=cnn", "method=simclr", "runner.ledger=true", "quiet=true"]) == 2
     assert "runner.ledger" in capsys.readouterr().err
+
+
+# --- pseudo-labels ---------------------------------------------------------------------------------------------------
+
+SEMI = ("data=digits", "model=mlp", "data.labels=40", "data.batch_size=16", "runner.epochs=2", "quiet=true")
+
+
+def test_a_semi_supervised_run_keeps_what_it_took_its_samples_for(capsys: pytest.CaptureFixture[str]) -> None:
+    options = (*SEMI, "method=fixmatch", "method.threshold=0.3")
+    task = trained(*options, "runner.ledger=true", "name=kept")
+    train(*options, "name=without")
+    assert record("kept")["digest"] == record("without")["digest"]
+    stopped_at(2, *options, "runner.ledger=true", "name=cut")  # in the middle of an epoch
+    assert main(["resume", "cut"]) == 0
+    assert written("cut") == written("kept")
+    assert record("cut")["digest"] == record("kept")["digest"]
+
+    source, whole = task.train_loader.sources["unlabelled"], task.task_data.read("train")
+    assert set(source.fetch(torch.arange(3))) == {"input", "index"}, "no batch has the true classes"
+    known = {one.numpy().tobytes(): int(target) for one, target in zip(whole.input, whole.target, strict=True)}
+    read = Guesses(RunFolder(Path("runs/kept")))
+    assert read.targets.tolist() == [known[one.numpy().tobytes()] for one in source.input]
+    dealt = read.label >= 0
+    assert dealt.all(), "an epoch deals each unlabelled sample"
+    assert set(np.unique(read.weight[dealt])) <= {0.0, 1.0}
+    assert (read.confidence[read.weight == 1] >= 0.2998).all()
+    assert (read.right.sum(axis=1) == ((read.label == read.targets) & dealt).sum(axis=1)).all()
+
+    capsys.readouterr()
+    assert main(["ledger", "kept", "--json", "--top", "5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["known"] == found["samples"] == sum(one["samples"] for one in found["by_difficulty"])
+    assert [one["right"] for one in found["epochs"]] == pytest.approx(read.right.sum(axis=1) / dealt.sum(axis=1))
+    confidences = [one["confidence"] for one in found["wrong"]]
+    assert confidences == sorted(confidences, reverse=True)
+    assert all(one["class"] != one["guess"] for one in found["wrong"])
+    assert main(["ledger", "kept"]) == 0
+    assert "right pseudo-labels by difficulty, in epoch" in capsys.readouterr().out
+
+    targets = Path("runs/kept/ledger/targets.bin")
+    targets.write_bytes(np.full(len(read.targets), -1, "<i4").tobytes())
+    assert main(["ledger", "kept"]) == 0
+    said = capsys.readouterr().out
+    assert f"the true class of {found['samples']} samples is not known; none is called right" in said
+    assert "wrong at last" not in said
+
+
+def test_guesses_by_difficulty() -> None:
+    """Of four samples two are hard; the last guess of a sample counts, and what was not dealt counts nowhere."""
+    place = Path("runs/made/ledger")
+    place.mkdir(parents=True)
+    (place / "ledger.json").write_text('{"schema": 1, "kind": "guesses", "samples": 4, "classes": ["a", "b"]}')
+    (place / "targets.bin").write_bytes(np.array([0, 1, 0, -1], "<i4").tobytes())
+    for epoch, (sure, label) in enumerate([([1, 0.5, 0.75, 1], [0, 0, 1, 1]), ([1, -1, 0.75, 1], [0, -1, 0, 1])], 1):
+        halves = np.array([sure, [1 if one > 0.6 else 0 if one >= 0 else -1 for one in sure]], "<f2")
+        (place / f"{epoch:04}.bin").write_bytes(halves.tobytes() + np.array(label, "<i4").tobytes())
+    found = facts_of_guesses(RunFolder(Path("runs/made")), 9)
+    assert (found["samples"], found["known"]) == (4, 3)
+    assert [one["right"] for one in found["epochs"]] == pytest.approx([1 / 3, 1.0])
+    assert [one["right_of_learned"] for one in found["epochs"]] == pytest.approx([1 / 2, 1.0])
+    assert [one["right"] for one in found["by_difficulty"]] == [[1.0, 1.0], [None, None], [0.0, 1.0], [0.0, None]]
+    assert [one["name"] for one in found["wrong"]] == ["sample 1"]
+
+
+def test_of_a_sample_that_is_dealt_twice_the_last_guess_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = trained(*SEMI, "method=fixmatch", "runner.limit_batches=1", "runner.ledger=true", "name=twice")
+    ledger = task.runner.ledger
+    scores = torch.tensor([[0.0, 3.0], [5.0, 0.0], [0.0, 1.0]])
+    ledger.add(torch.tensor([7, 2, 7]), scores, None)
+    ledger.add(torch.tensor([2]), scores[:1], torch.tensor([0.25]))
+    state = ledger.state_dict()
+    assert (state["label"] >= 0).nonzero().flatten().tolist() == [2, 7]
+    assert state["label"][[2, 7]].tolist() == [1, 1]
+    assert state["weight"][[2, 7]].tolist() == [0.25, 1.0]
+    assert state["confidence"][[2, 7]].tolist() == pytest.approx([0.9526, 0.7311], abs=1e-3)

@@ -169,7 +169,11 @@ class Case:
             task_method=method,
             train_loader=Loaderlike(source),
             runner=SimpleNamespace(
-                step_count=progress[0], total_steps=progress[1], epoch=0, drawn_together=nullcontext_of
+                step_count=progress[0],
+                total_steps=progress[1],
+                epoch=0,
+                drawn_together=nullcontext_of,
+                guessed=lambda *given: None,
             ),
         )
         method.setup(self.task)  # type: ignore[arg-type]
@@ -371,6 +375,24 @@ def test_mixmatch(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             distance.append(((target - p) ** 2).sum() / CLASSES)
     near(case.step()["loss"], np.mean(supervised) + 0.5 * 8.0 * np.mean(distance), 1e-10)
+
+
+@pytest.mark.parametrize("kind", [FixMatch, FlexMatch, FreeMatch, SoftMatch, UDA, PseudoLabel, MeanTeacher, MixMatch])
+def test_a_method_tells_what_it_takes_its_samples_for(kind: type[SemiSupervised]) -> None:
+    """So that a ledger compares it with the true classes, after the fact."""
+    assert kind.guesses
+    case = Case(made(kind))
+    told: list[Any] = []
+    case.task.runner.guessed = lambda *given: told.append(given)
+    logs = case.step()
+    ((stream, scores, *weight),) = told
+    assert stream["index"] is case.index
+    guess = case.predicted("weak")
+    if kind is MixMatch:
+        guess = sharpened((guess + case.predicted("input")) / 2, 0.5)
+    near(softmax(scores), guess)
+    if "selected" in logs:
+        near(logs["selected"], weight[0].mean())
 
 
 def test_what_several_processes_tell_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from healsg.seeding import mix, seed_device
 from healsg.training import diagnose, memory
 from healsg.training.best import BestTracker, Mode
 from healsg.training.device import Compile, DeviceSetup, Precision, clear_gradients
+from healsg.training.guesses import GuessLedger, ledger_of
 from healsg.training.ledger import Ledger
 from healsg.training.meter import Meter
 from healsg.training.parallel import Parallel
@@ -148,7 +149,7 @@ class TaskRunner:
         self.keep_every = keep_every
         self.keep_best = keep_best
         self.profiling = Profiling(profile)
-        self.ledger: Ledger | None = None
+        self.ledger: Ledger | GuessLedger | None = None
         """The samples' numbers of this epoch, once the task is built for training."""
 
     # --- how long the run is, and how far ----------------------------------------------------------------------------
@@ -217,8 +218,7 @@ class TaskRunner:
     def open_ledger(self, task: Task) -> None:
         """Let each step's outputs be seen where ``ledger`` is set. Raises ConfigError where samples have no class."""
         if self.keeps_ledger:
-            self.ledger = Ledger(task)
-            self.ledger.watch(task.net)
+            self.ledger = ledger_of(task)
 
     # --- the verbs of a step -----------------------------------------------------------------------------------------
 
@@ -306,6 +306,17 @@ class TaskRunner:
             total = weighted_sum(loss, weights)
         torch.autograd.backward(self.device_setup.scaler.scale(total) if self.device_setup.scaler else total)
         return scalars
+
+    def guessed(self, unlabelled: Mapping[str, Any], scores: torch.Tensor, weight: torch.Tensor | None = None) -> None:
+        """Keep in the ledger, where there is one, what ``train_step`` takes unlabelled samples for.
+
+        Args:
+            unlabelled: the stream of the samples.
+            scores: (N, C) by whose largest a sample's class is guessed.
+            weight: (N,) of each guess in the loss; None is 1.
+        """
+        if isinstance(self.ledger, GuessLedger):
+            self.ledger.add(unlabelled["index"], scores, weight)
 
     def update(self, task: Task, logs: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
         """Backward; with the last batch of an update also clip, step and schedule.

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from healsg.commands.flags import Flags
 from healsg.commands.ledger_errors import errors_of, runs_of, show_errors
+from healsg.commands.ledger_files import Array, described, epochs_of, names_of, targets_of
+from healsg.commands.ledger_guesses import facts_of_guesses, show_guesses
 from healsg.commands.tables import show, show_json
-from healsg.errors import ConfigError, RunError
+from healsg.errors import ConfigError
 from healsg.runs.folder import RunFolder, find
-from healsg.safefiles import read_bytes
 
 EXAMPLES = """\
 errors lists labels that are likely wrong, by confident learning (Northcutt et
 al. 2021, arXiv 1911.00068) on the probabilities of runs that held the samples
 out. It needs no ledger; name the runs of all folds, or their sweep:
 
-  healsg train -m data=imagefolder data.folder=DIR data.fold=1/5,2/5,3/5,4/5,5/5 name=folds
+  healsg train -m data=imagefolder data.folder=DIR data.fold=1/2,2/2 name=folds
   healsg ledger errors folds"""
-
-LARGEST = 1 << 30
-"""Bytes of a file that is read."""
-
-Array = np.ndarray[Any, Any]
 
 
 def run(arguments: list[str]) -> int:
@@ -35,7 +29,9 @@ def run(arguments: list[str]) -> int:
         "ledger",
         "Of a run with runner.ledger=true: how often each training sample was forgotten (right in one epoch, wrong in "
         "the next that it was dealt in; Toneva et al. 2019, arXiv 1812.05159), which were never learned, the hardest "
-        "by mean loss, and how many lie where by their mean confidence.",
+        "by mean loss, and how many lie where by their mean confidence. Of a semi-supervised method: how many "
+        "pseudo-labels were right in each epoch, by the difficulty of the samples, and the most confident ones that "
+        "are wrong.",
         EXAMPLES,
     )
     flags.add_argument("runs", nargs="+", metavar="RUN", help="one run, or: errors RUN...")
@@ -50,9 +46,12 @@ def run(arguments: list[str]) -> int:
         show_json(suspects) if args.json else show_errors(suspects, args.top)
         return 0
     folder = find(args.runs[0])
-    facts = facts_of(folder, args.top)
+    guesses = described(folder).get("kind") == "guesses"
+    facts = facts_of_guesses(folder, args.top) if guesses else facts_of(folder, args.top)
     if args.json:
         show_json(facts)
+    elif guesses:
+        show_guesses(facts)
     else:
         _print(facts)
     return 0
@@ -74,50 +73,22 @@ class Read:
 
     def __init__(self, folder: RunFolder) -> None:
         place = folder.path / "ledger"
-        facts = _described(place, folder)
+        facts = described(folder)
         count = facts["samples"]
         self.classes = [str(name) for name in facts.get("classes") or ()]
         rows: dict[str, list[Array]] = {"losses": [], "confidence": [], "correct": []}
-        for epoch in range(1, 1_000_000):
-            path = place / f"{epoch:04}.bin"
-            if not path.is_file():
-                break
-            content = _content(path, 5 * count)
+        for content in epochs_of(place, 5 * count):
             values = np.frombuffer(content, "<f2", 2 * count).astype(np.float32)
             rows["losses"].append(values[:count])
             rows["confidence"].append(values[count:])
             rows["correct"].append(np.frombuffer(content, np.uint8, count, 4 * count))
-        if not rows["correct"]:
-            raise RunError(f"{place}: no epoch was completed yet")
         self.correct = np.stack(rows["correct"])
         unseen = self.correct == 255
         self.losses, self.confidence = (
             np.where(unseen, np.nan, np.stack(rows[key])) for key in ("losses", "confidence")
         )
-        self.targets = np.frombuffer(_content(place / "targets.bin", 4 * count), "<i4", count)
-        names = place / "names.txt"
-        listed = read_bytes(names, LARGEST).decode(errors="replace").split("\n") if names.is_file() else []
-        self.names = listed[:count] if len(listed) > count else [f"sample {number}" for number in range(count)]
-
-
-def _described(place: Path, folder: RunFolder) -> dict[str, Any]:
-    path = place / "ledger.json"
-    if not path.is_file():
-        raise RunError(f"{folder.shown}: has no ledger; train with runner.ledger=true")
-    try:
-        facts = json.loads(read_bytes(path, LARGEST))
-        if type(facts["samples"]) is int and 0 < facts["samples"] < 1 << 31:
-            return dict(facts)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise RunError(f"{path}: is damaged; it does not say how many samples there are")
-
-
-def _content(path: Path, size: int) -> bytes:
-    content = read_bytes(path, LARGEST)
-    if len(content) != size:
-        raise RunError(f"{path}: is damaged, {len(content)} bytes where {size} belong")
-    return content
+        self.targets = targets_of(place, count)
+        self.names = names_of(place, count)
 
 
 def forgotten(correct: Array) -> Array:

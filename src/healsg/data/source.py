@@ -124,16 +124,20 @@ class About:
         cases: of each sample, its name, patient and geometry. Samples of one name are parts of one case, such as the
             slices of a volume, and stay on one side of a split.
         strata: (N,) int64 numbers by which samples are shared evenly where there is no class for each.
+        hidden: (N,) int64 classes of samples whose batches hold no target, -1 where they are not known. They are for
+            what is told after the fact (a ledger of pseudo-labels); no batch has them.
     """
 
     cases: Sequence[Case] | None = None
     strata: Tensor | None = None
+    hidden: Tensor | None = None
 
     def of(self, index: Tensor) -> About:
         """The same of the samples at ``index`` alone."""
         places = index.tolist()
         cases = None if self.cases is None else [self.cases[place] for place in places]
-        return About(cases, None if self.strata is None else self.strata[index.cpu()])
+        strata, hidden = (None if one is None else one[index.cpu()] for one in (self.strata, self.hidden))
+        return About(cases, strata, hidden)
 
     def added(self, batch: Batch) -> Batch:
         """A batch with the ``case`` of each of its samples, by their ``index``."""

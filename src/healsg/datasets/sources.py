@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
@@ -69,19 +71,31 @@ def relabelled(source: Source, targets: Tensor) -> Source:
 
 
 def unlabelled(source: Source, more: Source | None = None) -> Source:
-    """The samples of ``source``, then those of ``more``, without their targets.
+    """The samples of ``source``, then those of ``more``, without their targets; ``about.hidden`` keeps what is known
+    of these.
 
     Raises DataError where one part is held in memory and the other is read sample by sample.
     """
+    known = [_hidden(source), *([] if more is None else [torch.full((len(more),), -1)])]
+    hidden = None if known[0] is None else torch.cat([part for part in known if part is not None])
+    about = replace(source.about if more is None else UNKNOWN, hidden=hidden)
     if isinstance(source, TensorSource) and (more is None or isinstance(more, TensorSource)):
         inputs = source.input if more is None else torch.cat([source.input, more.input])
-        about = source.about if more is None else UNKNOWN
         return UnlabelledTensors(inputs, inputs.new_empty(len(inputs), 0), source.joined, about)
     if isinstance(source, DatasetSource) and (more is None or isinstance(more, DatasetSource)):
         if more is None:
-            return UnlabelledDataset(source.dataset, source.collate, None, source.chosen, source.about)
-        return UnlabelledDataset(ConcatDataset([_chosen(source), _chosen(more)]), source.collate)
+            return UnlabelledDataset(source.dataset, source.collate, None, source.chosen, about)
+        dataset = ConcatDataset([_chosen(source), _chosen(more)])
+        return UnlabelledDataset(dataset, source.collate, about=about)
     raise _unknown(source if more is None else more)
+
+
+def _hidden(source: Source) -> Tensor | None:
+    """(N,) int64 the classes of the samples, on the CPU; None where they have none each."""
+    targets = source.targets
+    if targets is None or targets.dim() != 1 or targets.is_floating_point():
+        return None
+    return targets.cpu().long()
 
 
 def _chosen(source: DatasetSource) -> Subset[object]:

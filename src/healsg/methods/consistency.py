@@ -49,6 +49,10 @@ class SemiSupervised(TaskMethod):
     dense: ClassVar[bool] = False
     """Whether targets may be masks, of which each pixel is then predicted and compared by itself."""
 
+    guesses: ClassVar[bool] = False
+    """Whether ``train_step`` tells what it takes unlabelled samples for (``runner.guessed``), so that a ledger can be
+    kept."""
+
     replaces_criterion: ClassVar[bool] = False
     """Whether ``train_step`` has a loss for class probabilities in the place of ``task.criterion``."""
 

@@ -41,6 +41,7 @@ class CrossPseudoSupervision(SemiSupervised):
     """
 
     dense = True
+    guesses = True
 
     views = ("weak",)
 
@@ -76,12 +77,21 @@ class CrossPseudoSupervision(SemiSupervised):
         supervised = self.labelled.loss(task.criterion, labelled, first)
         supervised = supervised + self.labelled.loss(task.criterion, labelled, second)
 
+        task.runner.guessed(unlabelled, finest(second_weak), self.counted(finest(second_weak)))  # the evaluated one's
+
         known = labelled_pixels(task, labelled)
         on_labelled = self.crossed(finest(first), finest(second), labelled, known)
         on_unlabelled = self.crossed(finest(first_weak), finest(second_weak), unlabelled, inside(unlabelled))
         growth = sigmoid_ramp(task.runner.step_count / task.runner.total_steps, self.ramp)
         loss = supervised + growth * self.unlabelled_weight * (on_unlabelled + on_labelled)
         return {"loss": loss, "supervised": supervised, "unlabelled": on_unlabelled.detach()}
+
+    def counted(self, output: Tensor) -> Tensor | None:
+        """(N, *spatial) 1 for the predictions that are labels of the other network; None where all are."""
+        if not self.threshold:
+            return None
+        confidence = probabilities(output).amax(dim=1)
+        return (confidence >= self.threshold).to(confidence.dtype)
 
     def crossed(self, first: Tensor, second: Tensor, batch: dict[str, Any], counted: Tensor | None) -> Mean:
         """Both networks' cross entropies with the other one's confident predictions, a mean over pixels (or samples).

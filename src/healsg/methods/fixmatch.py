@@ -30,6 +30,7 @@ class FixMatch(SemiSupervised):
     """
 
     dense = True
+    guesses = True
 
     def __init__(self, threshold: Fraction = 0.95, **common: Any) -> None:
         super().__init__(**common)
@@ -43,6 +44,7 @@ class FixMatch(SemiSupervised):
 
         confidence, label = probabilities(finest(weak)).max(dim=1)
         confident = (confidence >= self.threshold).to(confidence.dtype)
+        task.runner.guessed(unlabelled, finest(weak), confident)
         consistency = masked_mean(hard_cross_entropy(finest(strong), label), confident, unlabelled, inside(unlabelled))
         return {
             "loss": supervised + self.unlabelled_weight * consistency,

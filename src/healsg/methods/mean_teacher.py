@@ -35,6 +35,7 @@ class MeanTeacher(SemiSupervised):
     """
 
     dense = True
+    guesses = True
 
     views = ("input", "weak")
 
@@ -67,7 +68,9 @@ class MeanTeacher(SemiSupervised):
         supervised = self.labelled.loss(task.criterion, labelled, output)
 
         with torch.no_grad():
-            teacher = probabilities(self.eval_model(task)(unlabelled["weak"]))
+            scores = self.eval_model(task)(unlabelled["weak"])
+            teacher = probabilities(scores)
+        task.runner.guessed(unlabelled, scores)
         distance = mean_over(squared_distance(finest(student), teacher), unlabelled, inside(unlabelled))
         growth = sigmoid_ramp(task.runner.step_count / task.runner.total_steps, self.ramp)
         loss = supervised + growth * self.unlabelled_weight * distance

@@ -42,6 +42,7 @@ class MixMatch(SemiSupervised):
     }
 
     replaces_criterion = True
+    guesses = True
     views = ("weak", "input")
 
     def __init__(
@@ -66,6 +67,8 @@ class MixMatch(SemiSupervised):
             first, second = forward_together(task.net, *inputs[1:])
             guess = sharpen((probabilities(first) + probabilities(second)) / 2, self.temperature)
             target = self.labelled.class_probabilities(labelled["target"], guess[:1].expand(len(input), -1))
+
+        task.runner.guessed(unlabelled, guess.log())
 
         with task.runner.drawn_together(batch) as together:
             samples = samples_of(unlabelled)

@@ -1,0 +1,63 @@
+"""The files of a run's ledger; they are read as data, since a run's folder may come from anybody."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from healsg.errors import RunError
+from healsg.runs.folder import RunFolder
+from healsg.safefiles import read_bytes
+
+LARGEST = 1 << 30
+"""Bytes of a file that is read."""
+
+Array = np.ndarray[Any, Any]
+
+
+def described(folder: RunFolder) -> dict[str, Any]:
+    """What ``ledger.json`` of a run says. Raises RunError where there is none, or it is damaged."""
+    path = folder.path / "ledger/ledger.json"
+    if not path.is_file():
+        raise RunError(f"{folder.shown}: has no ledger; train with runner.ledger=true")
+    try:
+        facts = json.loads(read_bytes(path, LARGEST))
+        if type(facts["samples"]) is int and 0 < facts["samples"] < 1 << 31:
+            return dict(facts)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise RunError(f"{path}: is damaged; it does not say how many samples there are")
+
+
+def epochs_of(place: Path, size: int) -> Iterator[bytes]:
+    """What ``ledger/NNNN.bin`` holds of each epoch, of ``size`` bytes. Raises RunError where there is none, or one is
+    damaged."""
+    epoch = 1
+    while (path := place / f"{epoch:04}.bin").is_file():
+        yield _content(path, size)
+        epoch += 1
+    if epoch == 1:
+        raise RunError(f"{place}: no epoch was completed yet")
+
+
+def targets_of(place: Path, count: int) -> Array:
+    """(N,) the classes of the samples, -1 where they are not known. Raises RunError."""
+    return np.frombuffer(_content(place / "targets.bin", 4 * count), "<i4", count)
+
+
+def names_of(place: Path, count: int) -> list[str]:
+    """The N samples' files; their numbers where they are none."""
+    names = place / "names.txt"
+    listed = read_bytes(names, LARGEST).decode(errors="replace").split("\n") if names.is_file() else []
+    return listed[:count] if len(listed) > count else [f"sample {number}" for number in range(count)]
+
+
+def _content(path: Path, size: int) -> bytes:
+    content = read_bytes(path, LARGEST)
+    if len(content) != size:
+        raise RunError(f"{path}: is damaged, {len(content)} bytes where {size} belong")
+    return content

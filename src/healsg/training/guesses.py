@@ -1,0 +1,155 @@
+"""The ledger of semi-supervised methods: what each unlabelled sample was taken for in every epoch, how surely, and with
+which weight (``runner.ledger=true``).
+
+A method hands over the scores by which it guesses (``runner.guessed``), so that they cost no forward pass. The true
+classes, where the data set knows them, go from the source straight into a file beside the guesses, and are compared
+when the ledger is read: no batch and no step has them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from healsg import safefiles
+from healsg.data.loader import Loader
+from healsg.data.source import DatasetSource, TensorSource, line
+from healsg.errors import ConfigError
+from healsg.runs.folder import write_text
+from healsg.training.ledger import PENDING, SCHEMA, Ledger
+
+if TYPE_CHECKING:
+    from healsg.protocols import Task
+
+COLUMNS = {"confidence": torch.float16, "weight": torch.float16, "label": torch.int32}
+"""What is kept of each sample; -1 in each column where it was not dealt in this epoch."""
+
+
+def ledger_of(task: Task) -> Ledger | GuessLedger:
+    """The ledger that goes with the task's method. Raises ConfigError where none does."""
+    if getattr(task.task_method, "guesses", False):
+        return GuessLedger(task)
+    ledger = Ledger(task)
+    ledger.watch(task.net)
+    return ledger
+
+
+class GuessLedger:
+    """The guesses of one epoch by unlabelled sample.
+
+    ``ledger/NNNN.bin`` holds those of epoch N, little-endian and without a header: N float16 confidences (the
+    probability of the class that the sample is taken for), N float16 weights (1: the method learned from the guess, 0:
+    it did not, or what lies between), N int32 classes; -1 where a sample was not dealt. Of one that was dealt several
+    times in an epoch the last guess counts.
+
+    Args:
+        task: what is trained; its loaders are there.
+
+    Raises:
+        ConfigError: the samples have no index, or no class each.
+    """
+
+    def __init__(self, task: Task) -> None:
+        loader = task.train_loader
+        task.runner.parallel.require_one("runner.ledger: works in one process")
+        if task.info is None or task.info.kind != "multiclass" or not isinstance(loader, Loader):
+            raise ConfigError("runner.ledger: needs one class a sample, and loaders that healsg makes")
+        if task.runner.auto_accumulate:
+            raise ConfigError("runner.ledger: runner.auto_accumulate takes batches apart; set one of them to false")
+        self.source = loader.sources["unlabelled"]
+        self.classes = list(task.info.class_names) or list(map(str, range(task.info.num_classes)))
+        count, device = len(self.source), task.device
+        self.columns = {name: torch.full((count,), -1, dtype=kind, device=device) for name, kind in COLUMNS.items()}
+        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.waiting = 0
+        self.begun = False
+        """Whether the epoch has guesses already."""
+
+    def deal(self, batch: Mapping[str, Any]) -> None:
+        """A batch is trained on next; its method tells of it by ``add``."""
+
+    def add(self, index: Tensor, scores: Tensor, weight: Tensor | None) -> None:
+        """Keep a batch's guesses.
+
+        Args:
+            index: (N,) of the samples.
+            scores: (N, C), as a network gives them.
+            weight: (N,) of each guess in the loss; None is 1.
+        """
+        weights = scores.new_ones(len(scores)) if weight is None else weight.detach()
+        self.pending.append((index, scores.detach().clone(), weights))
+        self.waiting += scores.numel()
+        if self.waiting > PENDING:
+            self.flush()
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        """Let the guesses so far become numbers by sample; nothing is read from the device."""
+        if not self.pending:
+            return
+        index, scores, weight = (torch.cat(column) for column in zip(*self.pending, strict=True))
+        self.pending.clear()
+        self.waiting = 0
+        self.begun = True
+        confidence, label = scores.float().softmax(dim=1).max(dim=1)
+        index = index.to(scores.device)
+        order = torch.arange(len(index), device=index.device)
+        last = torch.full_like(self.columns["label"], -1, dtype=torch.int64).scatter_reduce_(0, index, order, "amax")
+        for name, values in (("confidence", confidence), ("weight", weight), ("label", label)):
+            held = self.columns[name]
+            held.copy_(torch.where(last >= 0, values[last.clamp(min=0)].to(held.dtype), held))
+
+    def write(self, folder: Path, epoch: int) -> None:
+        """Write the guesses of ``epoch``, from 1, below the run's folder, and begin the next one. Raises OSError."""
+        self.flush()
+        place = folder / "ledger"
+        safefiles.make_folder(place)
+        if not (place / "ledger.json").exists():
+            self._describe(place)
+        with safefiles.replacing(place / f"{epoch:04}.bin") as file:
+            for column in self.columns.values():
+                values = column.cpu().numpy()
+                file.write(values.astype(values.dtype.newbyteorder("<")).tobytes())
+        self._clear()
+
+    def _clear(self) -> None:
+        self.pending.clear()
+        self.waiting = 0
+        self.begun = False
+        for column in self.columns.values():
+            column.fill_(-1)
+
+    def _describe(self, place: Path) -> None:
+        """Write what the samples are: their number and names, the classes, and the true one of each where the data set
+        knows it."""
+        source = self.source
+        known = source.about.hidden if isinstance(source, (TensorSource, DatasetSource)) else None
+        labels = np.full(len(source), -1) if known is None else known.numpy()
+        with safefiles.replacing(place / "targets.bin") as file:
+            file.write(labels.astype("<i4").tobytes())
+        paths = getattr(source.dataset, "paths", None) if isinstance(source, DatasetSource) else None
+        if paths is not None and isinstance(source, DatasetSource):
+            chosen = range(len(paths)) if source.chosen is None else source.chosen.tolist()
+            write_text(place / "names.txt", "".join(f"{line(str(paths[number]))}\n" for number in chosen))
+        facts = {"schema": SCHEMA, "kind": "guesses", "samples": len(source), "classes": self.classes}
+        write_text(place / "ledger.json", json.dumps(facts) + "\n")
+
+    # --- state: of an epoch that is not complete ---------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Empty between two epochs, so that the final state of a run does not depend on whether it kept a ledger."""
+        self.flush()
+        return dict(self.columns) if self.begun else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._clear()
+        self.begun = bool(state)
+        for name, column in self.columns.items():
+            if state:
+                column.copy_(state[name])
