@@ -1,9 +1,8 @@
 """The two pictures of the README, of real runs: ``docs/terminal.svg`` and ``docs/report.png``.
 
-    python -m benchmarks.readme_pictures RUN      (a folder; needs weasyprint, pypdfium2)
+    python -m benchmarks.readme_pictures RUN      (a folder; needs Chromium)
 
-The terminal is what two commands print at 100 columns, drawn by rich. The report is drawn without a browser: its layout
-in columns and the colours of its figures are set for that here, since the renderer knows no CSS inside of SVG.
+The terminal is what two commands print at 100 columns, drawn by rich. The report is what the browser shows first.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,13 +26,10 @@ COMMANDS = (
 SHOWN = (0, 2)
 """The commands whose output is shown."""
 
-COLOURS = {"--c0": "#0969da", "--c1": "#bc4c00", "--c2": "#1a7f37", "--c3": "#8250df", "--c4": "#bf3989"}
-LAYOUT = """
-@page { size: 1000px 920px !important; margin: 0 !important }
-.plots, .cards { display: block !important }
-.plots figure { display: inline-block !important; width: 285px; margin: 4px; vertical-align: top }
-.cards figure { display: inline-block !important; width: 88px; margin: 2px; font-size: 9px }
-"""
+SIZE = (1000, 920)
+"""Pixels of the window in which the report is shown."""
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def terminal() -> None:
@@ -54,37 +51,21 @@ def terminal() -> None:
     (DOCS / "terminal.svg").write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))
 
 
-def coloured(html: str) -> str:
-    """The page with the colours of its figures as attributes."""
-    colour = "#0969da"
-
-    def written(match: re.Match[str]) -> str:
-        nonlocal colour
-        tag = match[1]
-        if tag == "g":
-            named = re.search(r"--c:var\((--c\d)\)", match[0])
-            colour = COLOURS.get(named[1], colour) if named else colour
-            return match[0]
-        style = {
-            "path": f'fill="none" stroke="{colour}" stroke-width="2"',
-            "circle": f'fill="{colour}"',
-            "line": 'stroke="#d1d9e0"',
-            "text": 'fill="#59636e" font-size="12"',
-        }[tag]
-        return f"<{tag} {style}{match[0][len(tag) + 1 :]}"
-
-    return re.sub(r"<(g|path|circle|line|text)\b[^>]*>", written, html)
-
-
 def report(run: Path) -> None:
-    """Draw the first screen of a run's report."""
-    import pypdfium2
-    import weasyprint
+    """What a browser shows first of a run's report."""
+    from PIL import Image
 
-    page = coloured((run / "report.html").read_text())
-    drawn = weasyprint.HTML(string=page).write_pdf(stylesheets=[weasyprint.CSS(string=LAYOUT)])
-    picture = pypdfium2.PdfDocument(drawn)[0].render(scale=96 / 72).to_pil()
-    picture.quantize(128).save(DOCS / "report.png", optimize=True)
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        raise SystemExit(f"none of {', '.join(BROWSERS)} is installed")
+    with tempfile.TemporaryDirectory() as place:
+        picture = Path(place, "report.png")
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
+        options += [f"--user-data-dir={place}/profile", f"--window-size={SIZE[0]},{SIZE[1]}"]
+        line = [program, *options, f"--screenshot={picture}", (run / "report.html").resolve().as_uri()]
+        subprocess.run(line, check=True, capture_output=True)
+        with Image.open(picture) as shown:
+            shown.convert("RGB").quantize(128).save(DOCS / "report.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from itertools import product
 from types import TracebackType
 from typing import Any
 
+import yaml
+
 KEY = "0123456789" * 4
 
 
@@ -72,7 +74,7 @@ class FakeWandb:
         known = order.get("operationName") or (named[1] if named else "")
         answers = {"RunResumeStatus": self._status, "UpsertBucket": self._upsert}
         answers |= {"SweepWithRuns": self._sweep, "CreateAgent": self._agent, "Heartbeat": self._heartbeat}
-        answers |= {"Viewer": self._viewer}
+        answers |= {"Viewer": self._viewer, "UpsertSweep": self._upsert_sweep}
         return {"data": answers.get(known, self._other)(order.get("variables") or {})}
 
     def _viewer(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -92,11 +94,19 @@ class FakeWandb:
             commands = [self.trials.pop(0)] if self.trials else [{"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": "agent-1"}, "commands": json.dumps(commands)}}
 
+    def _upsert_sweep(self, given: dict[str, Any]) -> dict[str, Any]:
+        """``wandb sweep FILE``: from here on this is the sweep that an agent gets."""
+        self.grid(yaml.safe_load(given["config"]))
+        project = {"id": "2", "name": "healsg", "entity": {"id": "1", "name": "somebody"}}
+        return {"upsertSweep": {"sweep": {"name": "sweep1", "project": project}, "configValidationWarnings": []}}
+
     def grid(self, sweep: dict[str, Any]) -> None:
-        """From here on this is the sweep that an agent of any id gets: a trial for each combination of its values."""
+        """From here on this is the sweep that an agent of any id gets: a trial for each combination of its values, or
+        of the ends of their ranges; how the server searches is not of interest here."""
         self.sweep = sweep
         keys = list(sweep["parameters"])
-        for number, values in enumerate(product(*(sweep["parameters"][key]["values"] for key in keys))):
+        choices = [one.get("values") or [one["min"], one["max"]] for one in sweep["parameters"].values()]
+        for number, values in enumerate(product(*choices)):
             args = {key: {"value": value} for key, value in zip(keys, values, strict=True)}
             trial = {"type": "run", "run_id": f"trial{number}", "args": args, "program": sweep["program"]}
             self.trials.append(trial)

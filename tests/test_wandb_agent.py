@@ -4,10 +4,12 @@ what a run left that was offline and killed."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -32,31 +34,37 @@ def test_a_trial_of_an_agent_is_the_run_that_it_names(tmp_path: Path, monkeypatc
 
 @pytest.mark.soak
 def test_an_agent_trains_each_trial_and_gets_its_metric(tmp_path: Path) -> None:
+    """The file of docs/coming.md, with less to train: ``wandb sweep`` takes it to the server, ``wandb agent`` trains
+    what the server gives, by the id that it told."""
     (text,) = (block for language, block in blocks("coming") if language == "yaml")
-    sweep = yaml.safe_load(text)
-    sweep["program"] = str(REPOSITORY / sweep["program"])
-    words = {"${interpreter}": [sys.executable], "use_wandb=true": ["use_wandb=true", "model=mlp", "runner.epochs=2"]}
-    sweep["command"] = [part for word in sweep["command"] for part in words.get(word, [word])]
+    less = text.replace("  - use_wandb=true\n", "  - use_wandb=true\n  - runner.epochs=2\n  - model.width=8\n")
+    assert less != text
+    (tmp_path / "sweep.yaml").write_text(less)
+    (tmp_path / "train.py").symlink_to(REPOSITORY / "train.py")
     home = {"HOME": str(tmp_path), "WANDB_CONFIG_DIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY / "src")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where ${env} finds python
     with FakeWandb() as server:
-        server.grid(sweep)
-        line = [sys.executable, "-m", "wandb", "agent", "--entity", "somebody", "--project", "healsg", "sweep1"]
-        done = subprocess.run(
-            line,
-            cwd=tmp_path,
-            env={**os.environ, **home, **server.environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert set(server.runs) == {"trial0", "trial1"}, done.stdout[-2000:] + done.stderr[-2000:]
-        for key, rate in (("trial0", 0.001), ("trial1", 0.01)):
+
+        def wandb(*arguments: str) -> str:
+            line = [sys.executable, "-m", "wandb", *arguments]
+            given = {**os.environ, **home, **server.environment, "PATH": path}
+            done = subprocess.run(line, cwd=tmp_path, env=given, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            return done.stdout[-2000:] + done.stderr[-2000:]
+
+        told = wandb("sweep", "--project", "healsg", "sweep.yaml")
+        assert server.sweep["metric"] == {"name": "val/acc", "goal": "maximize"}
+        (address,) = re.findall(r"wandb agent (\S+)", told)
+        told = wandb("agent", address)
+        assert len(server.runs) == 4, told
+        for number, (rate, model) in enumerate(product((0.0001, 0.1), ("MLP", "CNN"))):
+            key = f"trial{number}"
             rows = server.rows(key)
-            assert sum("val/acc" in row for row in rows) >= 2
+            assert sum("val/acc" in row for row in rows) >= 2, "the metric of the sweep"
             assert server.runs[key]["complete"]
             kept = yaml.safe_load(next(p for p in tmp_path.glob("runs/*/config.yaml") if _is(p, key)).read_text())
             assert kept["method"]["optimizer"]["lr"] == rate
+            assert kept["model"]["_target_"].endswith(model)
 
 
 def _is(config: Path, key: str) -> bool:

@@ -11,6 +11,7 @@ from healsg.commands.check_samples import Bad, Seen
 from healsg.data.source import line
 from healsg.loggers.report import STYLE
 from healsg.loggers.thumbnails import address, shown_levels, thumbnail
+from healsg.paths import current_folder
 from healsg.runs.folder import write_text
 
 LARGEST = 800_000
@@ -56,14 +57,16 @@ def _counts(answer: dict[str, Any]) -> str:
         f"<tr><th>{escape(name)}</th>{''.join(f'<td>{value}</td>' for value in values)}</tr>" for name, values in rows
     )
     table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<h2>Samples</h2><div class="scroll">{table}</div>'
+    return f'<h2>Samples</h2><div class="scroll matrix">{table}</div>'
 
 
 def _bad(seen: Mapping[str, Seen], budget: list[int]) -> str:
     every = [one for each in seen.values() for one in each.bad]
     if not every:
         return ""
-    cards = "".join(_card(f"{one.split}: {one.name}", one.reason, _whatever(one), budget) for one in every[:MOST_BAD])
+    cards = "".join(
+        _card(f"{one.split}: {_short(one.name)}", one.reason, _whatever(one), budget) for one in every[:MOST_BAD]
+    )
     more = f"<p>and {len(every) - MOST_BAD} more</p>" if len(every) > MOST_BAD else ""
     return f'<h2>Unreadable</h2><div class="cards">{cards}</div>{more}'
 
@@ -93,8 +96,18 @@ def _samples(split: str, seen: Seen, classes: list[str], budget: list[int]) -> s
     ordered = sorted(seen.samples, key=lambda one: -1 if one[0] is None else one[0])
     for label, name, jpeg in ordered:
         named = classes[label] if label is not None and label < len(classes) else ""
-        cards.append(_card(named or split, name, jpeg, budget))
+        cards.append(_card(named or split, _short(name), jpeg, budget))
     return f'<h2>{escape(split)}</h2><div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _short(name: str) -> str:
+    """A path below the current directory as it is seen from there; of another one its end."""
+    path = Path(name)
+    if not path.is_absolute():
+        return name
+    if path.is_relative_to(current_folder()):
+        return str(path.relative_to(current_folder()))
+    return str(Path("…", *path.parts[-3:])) if len(path.parts) > 4 else name
 
 
 def _card(title: str, text: str, jpeg: bytes | None, budget: list[int]) -> str:

@@ -11,17 +11,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from healsg import safefiles
+from healsg.commands.tables import show_json, spoken_to_stderr
 from healsg.config.names import is_below
 from healsg.config.values import differing, flat
 from healsg.console import visible
 from healsg.errors import ConfigError, RunError
 from healsg.runs import redact
-from healsg.runs.acquire import FREE
+from healsg.runs.claim import FREE
 from healsg.runs.folder import RunFolder, find, is_run
 from healsg.runs.record import row_of
 from healsg.runs.saved_config import load_saved, read_saved
 
-USAGE = "healsg diverge RUN RUN [replay=true [key=value ...]]"
+USAGE = "healsg diverge RUN RUN [replay=true [key=value ...]] [--json]"
+
+HELP = f"""\
+usage: {USAGE}
+
+Where two runs first differ: settings, machine and software, lines of
+metrics.jsonl, the last checkpoint and, of runs that healsg verify has kept, the
+step and the tensor. Times apart, equal runs went the same way and ended in the
+same state. The exit status is 0 where they are equal, 1 where not.
+
+  replay=true   train both again, in folders that are removed, to name the step
+                and the tensor exactly; key=value changes a setting of both
+  --json        for programs: one object"""
+
 FACTS = ("versions", "threads", "device", "host", "processes", "commit", "patch")
 TRACE = "trace.jsonl"
 """What ``healsg.commands.trace`` writes into a run's folder."""
@@ -49,8 +63,10 @@ class Divergence(NamedTuple):
 
 def run(arguments: list[str]) -> int:
     """Tell where two runs differ; 0 where they went the same way and ended in the same state, 1 where not."""
+    as_json = "--json" in arguments
+    arguments = [argument for argument in arguments if argument != "--json"]
     if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: {USAGE}")
+        print(HELP)
         return 0
     if len(arguments) < 2 or any("=" in argument and not is_run(argument) for argument in arguments[:2]):
         raise ConfigError(f"{USAGE}: name two runs, as folders or names under runs/")
@@ -60,21 +76,39 @@ def run(arguments: list[str]) -> int:
     if overrides and not replay:
         raise ConfigError(f"{overrides[0]}: only a replay takes settings: replay=true")
     first, second = find(arguments[0]), find(arguments[1])
-    _print_part("settings", settings(first, second))
-    _print_part("run.json", facts(first, second))
+    found, step = compared(first, second)
+    if not as_json:
+        for name in ("settings", "run.json", "metrics", "checkpoint", "trace"):
+            _print_part(name, found[name])
+        print("the runs are equal: the same lines, the same state" if found["equal"] else "the runs differ")
+    if replay:
+        with spoken_to_stderr(as_json):
+            found["replay"] = _replay(first, second, step, overrides)
+        if not as_json:
+            print(found["replay"])
+    if as_json:
+        show_json(found)
+    return int(not found["equal"])
+
+
+def compared(first: RunFolder, second: RunFolder) -> tuple[dict[str, Any], int | None]:
+    """Where two runs differ, as lines by part, and the step of the first line that differs. Raises RunError."""
     line, row = first_line(first, second)
     held = checkpoints(first, second)
-    found = first_tensor(first.path / TRACE, second.path / TRACE)
+    tensor = first_tensor(first.path / TRACE, second.path / TRACE)
     traced = all((folder.path / TRACE).exists() for folder in (first, second))
-    trace = f"{found}; {found.detail}" if found else "" if traced else "not both have one"
-    for name, what in (("metrics", line), ("checkpoint", held), ("trace", trace)):
-        _print_part(name, [what] if what else [])
+    trace = f"{tensor}; {tensor.detail}" if tensor else "" if traced else "not both have one"
     digests = [folder.record.get("digest") for folder in (first, second)]
-    different = bool(line or held or found or digests[0] != digests[1])
-    print("the runs differ" if different else "the runs are equal: the same lines, the same state")
-    if replay:
-        _replay(first, second, int(row.get("step", 0)) or None, overrides)
-    return int(different)
+    found: dict[str, Any] = {
+        "schema": 1,
+        "first": str(first.shown),
+        "second": str(second.shown),
+        "equal": not (line or held or tensor or digests[0] != digests[1]),
+        "settings": settings(first, second),
+        "run.json": facts(first, second),
+    }
+    found |= {name: [what] * bool(what) for name, what in (("metrics", line), ("checkpoint", held), ("trace", trace))}
+    return found, int(row.get("step", 0)) or None
 
 
 def _print_part(name: str, found: list[str]) -> None:
@@ -217,8 +251,8 @@ def _differing(names: list[str], row: dict[str, Any], own: list[str], line: dict
     return found[0], size + _count(found, len(everything))
 
 
-def _replay(first: RunFolder, second: RunFolder, until: int | None, overrides: list[str]) -> None:
-    """Train both again with a trace, up to ``until``, and tell the exact step and tensor. Raises HealsgError."""
+def _replay(first: RunFolder, second: RunFolder, until: int | None, overrides: list[str]) -> str:
+    """Train both again with a trace, up to ``until``; the exact step and tensor. Raises HealsgError."""
     from healsg.commands.launching import TracedProcess, launch
 
     with tempfile.TemporaryDirectory(prefix="healsg-") as place:
@@ -234,6 +268,5 @@ def _replay(first: RunFolder, second: RunFolder, until: int | None, overrides: l
             launch(composed, RunFolder(folders[-1]), TracedProcess(until=until))
         found = first_tensor(folders[0] / TRACE, folders[1] / TRACE)
     if found:
-        print(f"the replays differ first {found}; {found.detail}")
-    else:
-        print("the replays agree: what made the runs differ is not in their configurations (machine, software, code?)")
+        return f"the replays differ first {found}; {found.detail}"
+    return "the replays agree: what made the runs differ is not in their configurations (machine, software, code?)"

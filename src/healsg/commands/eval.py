@@ -28,10 +28,9 @@ USAGE = "healsg eval RUN [split=test] [checkpoint=best] [--page FILE] [key=value
 
 EXAMPLES = """\
   healsg eval exp1 split=val checkpoint=last
-  healsg eval exp1 data.folder=other               the same kind of data elsewhere
-  healsg eval exp1 data=csv data.file=t.csv data.image=path
-                                                   another kind of data
-  healsg eval exp1 model/metrics=classification    further metrics"""
+  healsg eval exp1 data.folder=other             the same kind of data elsewhere
+  healsg eval exp1 data=csv data.file=t.csv      another kind of data
+  healsg eval exp1 model/metrics=classification  further metrics"""
 
 KEPT = ("root", "batch_size", "workers", "image_size", "channels", "mean", "std", "timeout", "prefetch", "on_error")
 """Settings of a run's data that another kind of data takes over: how samples are read, and what inputs look like."""
@@ -86,6 +85,7 @@ def _read(arguments: list[str]) -> Namespace:
         help="also one HTML file: the table by case, worst first, and the worst as pictures: image, truth, prediction, "
         "errors in colour",
     )
+    flags.add_json("for programs: JSON is what it prints in any case")
     flags.add_config_dir()
     args = flags.read(arguments)
     if "=" in args.run and not is_run(args.run):

@@ -75,6 +75,12 @@ def job_of(composed: Composed, path: Path | None, began: float, traced: Mapping[
     return text
 
 
+def check_no_json(asked: bool) -> None:
+    """Refuse ``--json`` of several processes, which share the standard output. Raises ConfigError."""
+    if asked:
+        raise ConfigError("--json: is of one process; of several read run.json: healsg show RUN --json")
+
+
 def become_agent(count: int, job: str, ranks: str = __name__) -> int:
     """Start ``count`` processes of the module ``ranks``, wait for them, and give the exit status of the run.
 

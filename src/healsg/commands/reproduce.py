@@ -6,14 +6,16 @@ import gc
 import math
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from healsg.cli import say
 from healsg.commands import train
 from healsg.commands.arguments import composed_once, parse_arguments
 from healsg.commands.published import Target, chain, reaches, read_target, recipes, verdict
+from healsg.commands.tables import show_json, spoken_to_stderr
 from healsg.config.compose import Composer
 from healsg.config.names import is_below
 from healsg.config.schema import Composed, verify
@@ -23,16 +25,21 @@ from healsg.runs import acquire
 from healsg.runs.folder import ROOT, RunFolder
 
 USAGE = """\
-usage: healsg reproduce [RECIPE [seeds=1] [baseline=true] [what healsg train takes]]
+usage: healsg reproduce [RECIPE [seeds=1] [baseline=true] [--json]
+                        [what healsg train takes]]
 
-Runs conf/recipe/RECIPE.yaml and says whether the published number was reached: the mean over the seeds may lie below it
-by the recipe's tolerance. What must run before, such as a teacher, does. A recipe that names what switches its method
-off must also gain over that: once the number is reached, the same seeds run with the method off; baseline=false leaves
-these runs out, and the verdict says so. Where labels are few, noisy or unequal, each seed draws its own
-(data.split_seed). The runs are runs/reproduce-RECIPE-SEED and runs/reproduce-RECIPE-off-SEED, so that the same command
-goes on with what was stopped; what is finished is not run again. A setting that may alter the result makes it another
-setting than the published one, which the verdict then says. Without a name: the recipes, their targets, and whether
-this project ever ran them. Exit status: 0 passed or reached, 1 missed or failed."""
+Runs conf/recipe/RECIPE.yaml and says whether the published number was reached:
+the mean over the seeds may lie below it by the recipe's tolerance. What must
+run before, such as a teacher, does. A recipe that names what switches its
+method off must also gain over that: once the number is reached, the same seeds
+run with the method off; baseline=false leaves these runs out, and the verdict
+says so. Where labels are few, noisy or unequal, each seed draws its own
+(data.split_seed). The runs are runs/reproduce-RECIPE-SEED and
+runs/reproduce-RECIPE-off-SEED, so that the same command goes on with what was
+stopped; what is finished is not run again. A setting that may alter the result
+makes it another setting than the published one, which the verdict then says.
+Without a name: the recipes, their targets, and whether this project ever ran
+them. Exit status: 0 passed or reached, 1 missed or failed."""
 
 DRAWN = ("labels", "labels_per_class", "fraction", "imbalance", "label_noise")
 """Settings of the data under which labels or samples are drawn: a published mean is then one over draws."""
@@ -51,12 +58,21 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
-    asked = _options(arguments)
+    as_json = "--json" in arguments
+    asked = _options([argument for argument in arguments if argument != "--json"])
     found = recipes(asked.config_dir)
     if asked.recipe is None:
-        _list(found)
+        show_json(_described(found)) if as_json else _list(found)
         return 0
-    recipe = asked.recipe
+    with spoken_to_stderr(as_json):
+        code, answer = _reproduced(asked, asked.recipe, found)
+    if as_json and answer:
+        show_json(answer)
+    return code
+
+
+def _reproduced(asked: _Options, recipe: str, found: dict[str, Path]) -> tuple[int, dict[str, Any]]:
+    """Run a recipe: the exit status, and what was reached; nothing where a run was stopped or failed."""
     options = [f"--config-dir={asked.config_dir}"] * bool(asked.config_dir)
     plans = composed_once(lambda: chain(recipe, found))
     composer = cache(lambda: Composer(asked.config_dir))
@@ -72,16 +88,29 @@ def run(arguments: list[str]) -> int:
     for seed in asked.seeds:
         for plan, overrides, draws in zip(plans, given, drawn, strict=True):
             if code := _train(composer, options, plan.run(seed), _overrides(plan, seed, overrides, draws)):
-                return code
+                return code, {}
         values.append(_measured(target, seed))
     off = []
     for seed in asked.seeds if target.without and asked.baseline and reaches(target, values) else ():
         if code := _train(composer, options, target.run(seed, off=True), _without(target, seed, kept, drawn[-1])):
-            return code
+            return code, {}
         off.append(_measured(target, seed, off=True))
     passed, line = verdict(target, values, list(dict.fromkeys(key for keys in changed for key in keys)), off or None)
     say(line)
-    return int(not passed)
+    answer = {"schema": 1, "recipe": target.name, "metric": target.metric, "published": target.published}
+    answer |= {"tolerance": target.tolerance, "passed": passed, "values": values, "without": off, "verdict": line}
+    return int(not passed), answer
+
+
+def _described(found: dict[str, Path]) -> list[dict[str, Any]]:
+    """All recipes, for programs; those that cannot be read with the reason."""
+    rows = []
+    for name, path in found.items():
+        try:
+            rows.append(asdict(read_target(path)))
+        except ConfigError as error:
+            rows.append({"name": name, "error": str(error)})
+    return rows
 
 
 class _Options(NamedTuple):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from healsg import safefiles
 from healsg.commands.flags import Flags
+from healsg.commands.tables import show_json
 from healsg.console import visible
 from healsg.errors import ConfigError, RunError
 from healsg.paths import absolute
@@ -20,8 +21,11 @@ def run(arguments: list[str]) -> int:
     flags = Flags("rm", "Remove runs with all that lies in their folders. A sweep is removed with all of its jobs.")
     flags.add_argument("runs", nargs="+", metavar="RUN", help="folders, or names below runs/")
     flags.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    flags.add_json("for programs: what was removed, as one object; with --yes")
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
     args = flags.read(arguments)
+    if args.json and not args.yes:
+        raise ConfigError("--json: nobody is asked then; add --yes")
     root = root_of(args.root)
     everything = listed(root) if root.is_dir() else []
     folders = list(dict.fromkeys(path for name in args.runs for path in _folders(name, everything, root)))
@@ -34,7 +38,8 @@ def run(arguments: list[str]) -> int:
             folder.lock()  # raises where another process has it
             held.append(folder)
         size = sum(_size(folder.path) for folder in held)
-        print(*(visible(str(folder.shown)) for folder in held), sep="\n")
+        if not args.json:
+            print(*(visible(str(folder.shown)) for folder in held), sep="\n")
         if not args.yes and not _agreed(len(held), size):
             print("nothing was removed")
             return 1
@@ -44,7 +49,10 @@ def run(arguments: list[str]) -> int:
     finally:
         for folder in held:
             folder.unlock()
-    print(f"removed: {_counted(len(folders))}, {size / 1e6:.1f} MB")
+    if args.json:
+        show_json({"schema": 1, "removed": [str(folder.shown) for folder in held], "bytes": size})
+    else:
+        print(f"removed: {_counted(len(folders))}, {size / 1e6:.1f} MB")
     return 0
 
 

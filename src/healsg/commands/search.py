@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from healsg import distributed, safefiles
 from healsg.build import make
 from healsg.cli import say
+from healsg.commands.search_page import write_page
 from healsg.commands.sweep import as_run, held, launcher_of, new_sweep_name, run_jobs
 from healsg.commands.sweep_table import Row, numbers, show, write
 from healsg.config.schema import Composed, check_init_from, verify
@@ -20,7 +21,7 @@ from healsg.runs import acquire, redact
 from healsg.runs.folder import ROOT, RunFolder
 from healsg.sweeps.jobs import compose_jobs
 from healsg.sweeps.launcher import LOST, JobLauncher
-from healsg.sweeps.proposals import Search
+from healsg.sweeps.proposals import Search, Trial
 from healsg.sweeps.space import Choice, Space, space_of, written
 from healsg.sweeps.trials import Trials
 from healsg.training.interrupt import StopSignal
@@ -238,12 +239,20 @@ def _show(plan: SearchPlan, trials: Trials) -> None:
     more = f"{len(rows)} trials, {finished} finished, {failed} failed"
     say(f"{more}; all of them: {trials.folder.shown / 'sweep.csv'}")
     write(trials.folder.path / "sweep.csv", rows)
+    again = _again(plan, ranked[0]) if ranked else ""
+    page = trials.folder.path / "search.html"
+    write_page(page, plan.name, order, plan.space, trials.mode(), again)
+    say(f"page: {trials.folder.shown / page.name}")
     if ranked:
-        best = ranked[0]
-        values = {key: written(key, value) for key, value in best.parameters.items()}
-        line = [
-            redact.override(override)
-            for override in _line(plan.composer, plan.overrides, values)
-            if not override.startswith(("search=", "search.", "launcher=", "launcher.", "name=", "fresh="))
-        ]
-        say(f"best: {trials.folder.shown / trials.job(best.number)}, again by: healsg train {shlex.join(line)}")
+        say(f"best: {trials.folder.shown / trials.job(ranked[0].number)}, again by: {again}")
+
+
+def _again(plan: SearchPlan, best: Trial) -> str:
+    """The command that trains the best trial by itself."""
+    values = {key: written(key, value) for key, value in best.parameters.items()}
+    line = [
+        redact.override(override)
+        for override in _line(plan.composer, plan.overrides, values)
+        if not override.startswith(("search=", "search.", "launcher=", "launcher.", "name=", "fresh="))
+    ]
+    return f"healsg train {shlex.join(line)}"

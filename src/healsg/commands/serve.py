@@ -22,9 +22,10 @@ def run(arguments: list[str]) -> int:
     """Serve until Ctrl-C."""
     flags = Flags(
         "serve",
-        "Serve the network of a run: a page to drop a picture and see classes with probabilities, POST /predict (a "
-        "picture as the body or as a file of a form) and GET /info, both as JSON. Only this machine can ask it, unless "
-        "--host names another address. key=value changes a setting of the run, such as runner.device=cpu.",
+        "Serve the network of a run: a page to drop a picture and see classes with probabilities, or its mask, "
+        "POST /predict (a picture as the body or as a file of a form) and GET /info, both as JSON. Only this machine "
+        "can ask it, unless --host names another address. key=value changes a setting of the run, such as "
+        "runner.device=cpu.",
     )
     flags.add_argument("run", metavar="RUN", help="a folder, or a name below runs/")
     flags.add_argument(
@@ -67,10 +68,11 @@ def check_packages() -> None:
 
 
 def check_pictures(run: str, kind: str, shape: Sequence[int], columns: Sequence[str]) -> None:
-    """Refuse a network that takes no pictures, or gives no numbers of whole ones. Raises ConfigError."""
-    if kind == "segmentation":
-        raise ConfigError(f"{run}: a segmentation task; healsg serve shows classes of whole pictures")
-    if columns or len(shape) != 3 or shape[1] != shape[2] or shape[0] not in (1, 3):
+    """Refuse a network that takes no pictures. Raises ConfigError."""
+    if kind == "segmentation" and len(shape) == 4:
+        raise ConfigError(f"{run}: takes volumes, and healsg serve pictures; healsg predict writes their masks")
+    is_picture = len(shape) == 3 and shape[0] in (1, 3) and (kind == "segmentation" or shape[1] == shape[2])
+    if columns or not is_picture:
         wanted = f"the columns {', '.join(columns[:5])}" if columns else f"arrays of {tuple(shape)}"
         raise ConfigError(f"{run}: takes {wanted}, no pictures; healsg predict takes tables and arrays")
 

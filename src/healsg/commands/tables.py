@@ -6,7 +6,9 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 from healsg.console import visible
@@ -25,6 +27,7 @@ def cell(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
+        value += 0.0  # no -0
         if not math.isfinite(value) or (value == int(value) and abs(value) < 1e6):
             return f"{value:g}"
         return number(value)
@@ -43,7 +46,7 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | N
         file: where it goes; None is standard output.
     """
     file = sys.stdout if file is None else file
-    from rich.cells import cell_len, set_cell_size
+    from rich.cells import cell_len
 
     columns = [visible(name) for name in columns]
     cells = [[cell(value) for value in row] for row in rows]
@@ -52,6 +55,7 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | N
     ]
     widths = [max(map(cell_len, [name, *(row[place] for row in cells)])) for place, name in enumerate(columns)]
     shown = len(columns)
+    width = 0
     if file.isatty():
         width = shutil.get_terminal_size().columns
         while shown > 2 and sum(widths[:shown]) + GAP * (shown - 1) > width:
@@ -61,14 +65,38 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | N
     for row in [list(columns), *cells]:
         parts = []
         for place in range(shown):
-            text = row[place]
-            if cell_len(text) > widths[place]:
-                text = set_cell_size(text, widths[place] - 1) + "…"
-            blank = " " * (widths[place] - cell_len(text))
-            parts.append(blank + text if numeric[place] else text + blank)
+            parts.append(fitted(row[place], widths[place], right=numeric[place]))
         print((" " * GAP).join(parts).rstrip(), file=file)
     if shown < len(columns):
-        print(f"left out for lack of width: {', '.join(columns[shown:])}", file=file)
+        text = f"left out for lack of width: {', '.join(columns[shown:])}"
+        print(textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False), file=file)
+
+
+def fitted(text: str, width: int, right: bool = False) -> str:
+    """A text in exactly ``width`` cells of a terminal, of which some letters take two: filled up, or cut with an
+    ellipsis.
+
+    Args:
+        text: without control characters.
+        width: at least 1.
+        right: whether it is filled up from the left.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) > width:
+        return set_cell_size(text, width - 1) + "…"
+    blank = " " * (width - cell_len(text))
+    return blank + text if right else text + blank
+
+
+@contextmanager
+def spoken_to_stderr(asked: bool = True) -> Iterator[None]:
+    """A context in which what is said goes to standard error: standard output has the JSON alone that follows."""
+    if not asked:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def show_json(value: Any) -> None:

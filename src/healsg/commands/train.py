@@ -7,9 +7,12 @@ import contextlib
 import io
 import signal
 from argparse import Namespace
+from typing import Any
 
+from healsg import distributed
 from healsg.commands import processes
 from healsg.commands.arguments import composed_once, folder_acquired_early, of_one_run, parse_arguments, parser
+from healsg.commands.tables import show_json, spoken_to_stderr
 from healsg.commands.train_help import help_lines
 from healsg.commands.tune import tuned
 from healsg.config.compose import Composer
@@ -20,8 +23,9 @@ from healsg.training.interrupt import StopSignal
 
 def run(arguments: list[str]) -> int:
     """Compose and train; or show the help, the configuration, or what a shell wants to complete."""
-    everything = "--help-all" in arguments
-    args = parse_arguments(["--help" if argument == "--help-all" else argument for argument in arguments])
+    everything, as_json = "--help-all" in arguments, "--json" in arguments
+    asked = ["--help" if argument == "--help-all" else argument for argument in arguments if argument != "--json"]
+    args = parse_arguments(asked)
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return _show(args, everything)
 
@@ -36,12 +40,16 @@ def run(arguments: list[str]) -> int:
         from healsg.commands.search import run_search, wanted
         from healsg.commands.sweep import run_sweep
 
+        if as_json:
+            raise ConfigError("--json: is of one run; the jobs of a sweep: healsg runs NAME --json")
         if wanted(overrides):
             return run_search(composer, overrides)
         return run_sweep(composer, overrides)
     stop_signal = StopSignal()  # from here on the time counts
-    composed = composed_once(lambda: tuned(of_one_run(composer().compose(overrides))))
+    with spoken_to_stderr(as_json):
+        composed = composed_once(lambda: tuned(of_one_run(composer().compose(overrides))))
     if (count := processes.wanted(composed)) > 1:
+        processes.check_no_json(as_json)
         return processes.become_agent(count, processes.job_of(composed, None, stop_signal.began))
     with stop_signal:
         folder = folder_acquired_early(composed)
@@ -50,7 +58,16 @@ def run(arguments: list[str]) -> int:
         if folder and stop_signal.received:
             folder.abandon()
             return 128 + stop_signal.received
-        return int(TaskTrainer(composed).train(folder)["exit"])
+        with spoken_to_stderr(as_json):
+            result = TaskTrainer(composed).train(folder)
+        return shown_result(result, as_json)
+
+
+def shown_result(result: dict[str, Any], as_json: bool) -> int:
+    """Print what a training gave where JSON is asked for; its exit status."""
+    if as_json and distributed.processes().rank == 0:
+        show_json({"schema": 1, **result})
+    return int(result["exit"])
 
 
 def _show(args: Namespace, everything: bool) -> int:

@@ -43,6 +43,7 @@ SWEEP = (
     ("-m launcher=local", "several jobs at once: launcher.workers=4"),
     ("-m search=tpe", "trials that are proposed, over interval(a,b), tag(log,interval(a,b)), choice(a,b)"),
     ("--help-all", "every setting"),
+    ("--json", "for programs: what was reached, as one object, at the end; what is said goes to standard error"),
     ("--cfg job", "the whole configuration as YAML; with --resolve its interpolations are written out"),
     ("--config-dir DIR", "options, recipes and settings of your own, beside those that come with HEALSg"),
     ("--hydra-help", "the other options of the command line, which are Hydra's"),

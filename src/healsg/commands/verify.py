@@ -15,7 +15,7 @@ from healsg.commands import processes
 from healsg.commands.arguments import parse_arguments
 from healsg.commands.diverge import TRACE, entries, first_line, first_tensor
 from healsg.commands.launching import BrokenError, TracedProcess, launch
-from healsg.commands.tables import show
+from healsg.commands.tables import show, show_json, spoken_to_stderr
 from healsg.commands.tune import tuned
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
@@ -24,12 +24,15 @@ from healsg.runs import acquire
 from healsg.runs.folder import ROOT, RunFolder
 
 USAGE = """\
-usage: healsg verify [what healsg train takes] [runs=2] [kills=3] [verify_seed=0] [keep=false]
+usage: healsg verify [what healsg train takes] [runs=2] [kills=3]
+                     [verify_seed=0] [keep=false] [--json]
 
-Trains the task undisturbed, once more in a fresh process, and then runs=2 times with kills=3 SIGKILLs each, at random
-steps and random times inside a step (drawn from verify_seed), each started again until it ends. All must have the same
-digest and the same lines in metrics.jsonl; where they have not, the first step and tensor are named. A run without
-runner.save_every is saved shortly before each kill. Loggers and runner.max_time are left out. The folders,
+Trains the task undisturbed, once more in a fresh process, and then runs=2 times
+with kills=3 SIGKILLs each, at random steps and random times inside a step
+(drawn from verify_seed), each started again until it ends. All must have the
+same digest and the same lines in metrics.jsonl; where they have not, the first
+step and tensor are named. A run without runner.save_every is saved shortly
+before each kill. Loggers and runner.max_time are left out. The folders,
 runs/verify-*, are removed where all agree, unless keep=true."""
 
 CAUSES = {
@@ -78,7 +81,8 @@ def run(arguments: list[str]) -> int:
     distributed.processes().require_one(
         "healsg verify: starts its processes itself; call it without a launcher, and give runner.processes"
     )
-    options, rest = _options(arguments)
+    as_json = "--json" in arguments
+    options, rest = _options([argument for argument in arguments if argument != "--json"])
     args = parse_arguments(rest)
     if args.multirun or args.cfg or args.info or args.shell_completion or args.hydra_help:
         raise ConfigError(
@@ -93,10 +97,16 @@ def run(arguments: list[str]) -> int:
         raise RunError(f"{there}: is there from before; remove it, or take another name")
     remove = True
     try:
-        verdict = _verify(composed, trials, options)
+        with spoken_to_stderr(as_json):
+            verdict = _verify(composed, trials, options)
+        remove = not verdict and not options.keep
+        if as_json:
+            told = verdict or [_exact(trials, options)]
+            runs = [_facts(name, trial) for name, trial in trials.items()]
+            show_json({"schema": 1, "exact": not verdict, "verdict": told, "runs": runs, "kept": not remove})
+            return int(bool(verdict))
         _table(trials)
         print("\n".join(verdict or [_exact(trials, options)]))
-        remove = not verdict and not options.keep
         print(f"the runs {'are removed; keep=true keeps them' if remove else f'are kept: {ROOT / base}-*'}")
         return int(bool(verdict))
     except BrokenError as error:
@@ -199,6 +209,12 @@ def _exact(trials: dict[str, Trial], options: Options) -> str:
     if not any(begins):
         return detail + "step 0 alone: nothing was saved before the kills; a smaller runner.save_every tests more"
     return detail + f"{len(begins)} different steps: {', '.join(map(str, begins))}"
+
+
+def _facts(name: str, trial: Trial) -> dict[str, Any]:
+    """One run of a verification, for programs."""
+    digest = trial.folder.record.get("digest")
+    return {"run": name, "steps": trial.steps, "kills": trial.kills, "went_on_from": trial.begins, "digest": digest}
 
 
 def _table(trials: dict[str, Trial]) -> None:

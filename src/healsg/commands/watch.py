@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from healsg.commands.flags import Flags
-from healsg.commands.tables import cell
+from healsg.commands.runs import as_json
+from healsg.commands.tables import cell, fitted, show_json
 from healsg.console import visible
 from healsg.errors import ConfigError
 from healsg.runs.folder import RunFolder, find
@@ -40,6 +41,7 @@ def run(arguments: list[str]) -> int:
     flags.add_argument("--metric", action="append", default=[], metavar="NAME", help="a curve, such as val/acc")
     flags.add_argument("--every", type=float, default=2.0, help="seconds between two looks (default: 2)")
     flags.add_argument("--once", action="store_true", help="show once and end, such as for a file")
+    flags.add_argument("--json", action="store_true", help="for programs: a list of the runs, once; see healsg runs")
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
     args = flags.read(arguments)
     if not 0.1 <= args.every <= 3600:
@@ -49,6 +51,11 @@ def run(arguments: list[str]) -> int:
     sweeps = [name for name in args.runs if _is_sweep(everything, name, root)]
     folders = [find(name, root=root) for name in args.runs if name not in sweeps]
 
+    if args.json:
+        chosen = [one for name in args.runs for one in named(everything, name, root)]
+        show_json([as_json(one) for one in (chosen if args.runs else everything)])
+        return 0
+
     def picture() -> str:
         size = shutil.get_terminal_size((100, 30))
         height = min(12, max(4, (size.lines - 2) // max(1, len(folders)) - 3))
@@ -56,7 +63,7 @@ def run(arguments: list[str]) -> int:
         if sweeps or not folders:
             runs = listed(root) if root.is_dir() else []
             runs = [one for name in sweeps for one in named(runs, name, root)] if sweeps else runs
-            parts.append(overview(runs, size.columns, size.lines - 3))
+            parts.append(overview(runs, size.columns, size.lines - 4))  # head, rest, and the prompt that follows
         return "\n".join(parts)
 
     if args.once or not sys.stdout.isatty():
@@ -95,15 +102,18 @@ def overview(runs: Sequence[Listed], width: int, lines: int) -> str:
     order = sorted(newest_first, key=lambda one: rank.get(one.status, 2))
     counts = {status: sum(one.status == status for one in runs) for status in dict.fromkeys(o.status for o in order)}
     head = visible("  ".join(f"{count} {status}" for status, count in counts.items())) or "no run yet"
-    rows = [tuple(map(visible, _line(one))) for one in order[: max(1, lines)]]
-    name = max([len(row[0]) for row in rows], default=0)
+    from rich.cells import cell_len
+
+    rows = [_line(one) for one in order[: max(1, lines)]]
+    name = max([cell_len(row[0]) for row in rows], default=1)
     name = min(name, max(16, width // 2))
-    shown = [f"{_cut(row[0], name):{name}}  {row[1]:10} {row[2]}"[:width] for row in rows]
+    shown = [_joined([f"{fitted(one, name)}  {status:10}", *detail], width) for one, status, detail in rows]
     more = [f"and {len(order) - len(rows)} more; healsg runs lists them"] if len(order) > len(rows) else []
     return "\n".join([head, *shown, *more])
 
 
-def _line(one: Listed) -> tuple[str, str, str]:
+def _line(one: Listed) -> tuple[str, str, list[str]]:
+    """A run's name, its status, and what else is to be said, the most important first."""
     facts = one.facts
     detail = [f"epoch {facts['epoch']}"] if "epoch" in facts else []
     detail += [f"{key} {cell(float(facts[key]))}" for key in ("val/acc", "val/dice", "val/loss") if key in facts][:2]
@@ -111,7 +121,19 @@ def _line(one: Listed) -> tuple[str, str, str]:
         detail.append(f"last line {age(max(0.0, time.time() - _changed(one.path)))} ago")
     if one.status == DEAD:
         detail.append("healsg resume goes on")
-    return one.name, one.status, "  ".join(detail)
+    return visible(one.name), visible(one.status), [visible(text) for text in detail]
+
+
+def _joined(parts: Sequence[str], width: int) -> str:
+    """Parts beside each other as far as they fit as a whole; the first one in any case."""
+    from rich.cells import cell_len
+
+    text = parts[0]
+    for part in parts[1:]:
+        if cell_len(text) + 2 + cell_len(part) > width:
+            break
+        text += f"  {part}"
+    return text.rstrip()
 
 
 def _changed(path: Path) -> float:
@@ -120,10 +142,6 @@ def _changed(path: Path) -> float:
         with suppress(OSError):
             times.append((path / name).lstat().st_mtime)
     return max(times)
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 # --- curves ----------------------------------------------------------------------------------------------------------
@@ -148,13 +166,15 @@ def curves(folder: RunFolder, wanted: Sequence[str], width: int, height: int) ->
         raise ConfigError(f"--metric {missing[0]}: {folder.shown} has no such number; there is {known}")
     last = rows[-1] if rows else {}
     detail = [f"{name} {cell(float(last[name]))}" for name in names if name in last]
-    head = visible("  ".join([str(folder.shown), status, f"epoch {last.get('epoch', 0)}", *detail]))
+    head = _joined(
+        [visible(part) for part in (str(folder.shown), status, f"epoch {last.get('epoch', 0)}", *detail)], width
+    )
     if not rows or not names:
-        return f"{head[:width]}\nno epoch is complete yet"
+        return f"{head}\nno epoch is complete yet"
     each = max(12, (width - 3 * (len(names) - 1)) // len(names))
     plots = [_plot(name, [(row["epoch"], row[name]) for row in rows if name in row], each, height) for name in names]
     lines = ["   ".join(parts) for parts in zip(*plots, strict=True)]
-    return "\n".join([head[:width], *(line[:width] for line in lines)])
+    return "\n".join([head, *(line[:width] for line in lines)])
 
 
 def _usual(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -181,7 +201,7 @@ def _plot(name: str, points: Sequence[tuple[float, float]], width: int, height: 
     """A curve as lines of ``width`` characters: its name and range, then the dots."""
     low, high = min(value for _, value in points), max(value for _, value in points)
     title = f"{name}  {cell(float(low))} to {cell(float(high))}"
-    return [_cut(visible(title), width).ljust(width), *braille(points, width, height)]
+    return [fitted(visible(title), width), *braille(points, width, height)]
 
 
 def braille(points: Sequence[tuple[float, float]], width: int, height: int) -> list[str]:

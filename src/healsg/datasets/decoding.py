@@ -116,11 +116,11 @@ def decode(
     return made if len(made) == channels else made.expand(channels, size, size).contiguous()
 
 
-def decode_whole(picture: str, shorter: int | None, channels: int) -> tuple[Tensor, tuple[int, int]]:
+def decode_whole(picture: str | BytesIO, shorter: int | None, channels: int) -> tuple[Tensor, tuple[int, int]]:
     """A picture as ``decode`` sees it, but without the crop: (channels, H, W), and its own (height, width) as shown.
 
     Args:
-        picture: the path.
+        picture: the path, or the file's content.
         shorter: to which its shorter side is resized; None keeps its size.
         channels: 3 for colour, 1 for grey.
 

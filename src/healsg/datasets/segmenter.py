@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from healsg.evaluation.predictor import Predictor
 from healsg.evaluation.sliding_window import Predict, Windows, chosen, ensemble, memory, slab_axis, slabs
 from healsg.models.unet import DenseModel
 from healsg.safefiles import replacing
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ROWS = 64
 """Rows of a picture that are brought to its own size at once."""
@@ -59,6 +63,10 @@ class Segmenter:
         written = region_labels(self.info.regions)
         self.regions = [label for _, label in written]
         self.order = torch.tensor([place for place, _ in written], dtype=torch.int64)
+        self.colours = None if self.regions else self.info.preprocessing.get("colours")
+        """Of the labels, where the training files had colours."""
+        self.names = _names(self.info, written)
+        """The class of each label that a mask of a picture may have."""
 
     def predicted(self, batch: Tensor) -> Tensor:
         """(N, K, ...) scores of windows, those of regions in the order in which they are written."""
@@ -106,12 +114,27 @@ class Segmenter:
             return _facts(made[0], self._memory(image.geometry.shape)) | {"spacing": _rounded(image)}
 
     def _picture(self, scan: Scan, path: Path) -> dict[str, Any]:
-        channels, shorter = self.info.input_shape[0], self.info.preprocessing.get("size")
-        file = scan.files[0]
         try:
-            stored, sides = decode_whole(str(file), shorter, channels)
+            stored, sides = self.decoded(str(scan.files[0]))
         except Exception as error:  # a damaged file makes decoders raise almost anything
-            raise DataError(f"{file}: cannot be read as a picture ({error})") from error
+            raise DataError(f"{scan.files[0]}: cannot be read as a picture ({error})") from error
+        made = self.labelled(stored, sides)
+        write_mask_picture(path, made, self.colours)
+        return _facts(made, self._memory(stored.shape[1:]))
+
+    def decoded(self, picture: str | BytesIO) -> tuple[Tensor, tuple[int, int]]:
+        """A picture as it is stored for the network, (C, H, W), and its own (height, width).
+
+        A broken file makes the decoder raise almost anything.
+        """
+        return decode_whole(picture, self.info.preprocessing.get("size"), self.info.input_shape[0])
+
+    def labelled(self, stored: Tensor, sides: tuple[int, int]) -> Array:
+        """(H, W) int32 of the picture's own size: the label of each pixel, as the training files have them.
+
+        Args:
+            stored, sides: what ``decoded`` gave.
+        """
         scaled = transform_of(self.info)
         full = float(self.info.preprocessing.get("maximum", 255.0))
         input = stored if full == 255 else stored.float() * (full / 255)
@@ -119,11 +142,7 @@ class Segmenter:
             input = scaled({"input": input[None]}, None)["input"][0]
         made = self._labels_of_picture(input, sides)
         labels = self.info.preprocessing.get("labels")
-        if labels and not self.regions:
-            made = np.asarray(labels, dtype=np.int32)[made]
-        colours = self.info.preprocessing.get("colours")
-        write_mask_picture(path, made, None if self.regions else colours)
-        return _facts(made, self._memory(input.shape[1:]))
+        return np.asarray(labels, dtype=np.int32)[made] if labels and not self.regions else made
 
     def _labels_of_picture(self, input: Tensor, sides: tuple[int, int]) -> Array:
         """(H, W) of the picture's own size: scores interpolated, then compared, some rows at a time."""
@@ -149,6 +168,13 @@ class Segmenter:
         return memory(sides, self.windows, self.info.num_classes)
 
 
+def _names(info: DataInfo, regions: Sequence[tuple[int, int]]) -> dict[int, str]:
+    names = info.class_names or tuple(map(str, range(info.num_classes)))
+    if regions:
+        return {0: "background"} | {label: names[place] for place, label in regions}
+    return dict(zip(info.preprocessing.get("labels") or range(len(names)), names, strict=False))
+
+
 def _windows(predictor: Predictor, mirror: bool, batch: int) -> Windows:
     """Windows of a training sample's size, as the model has them in evaluation."""
     model, size = predictor.task_model, tuple(predictor.info.input_shape[1:])
@@ -162,14 +188,18 @@ def _windows(predictor: Predictor, mirror: bool, batch: int) -> Windows:
 def write_mask_picture(path: Path, labels: Array, colours: Sequence[Sequence[int]] | None = None) -> None:
     """Labels (H, W) as a PNG or TIFF file, whole or not at all: grey of 8 bits, or of 16 where they need these; or the
     colours of the labels."""
+    kind = "TIFF" if path.suffix.lower() in (".tif", ".tiff") else "PNG"
+    with replacing(path) as file:
+        mask_picture(labels, colours).save(file, format=kind)
+
+
+def mask_picture(labels: Array, colours: Sequence[Sequence[int]] | None = None) -> Image.Image:
+    """Labels (H, W) as ``write_mask_picture`` writes them."""
     from PIL import Image
 
-    kind = "TIFF" if path.suffix.lower() in (".tif", ".tiff") else "PNG"
     wide = labels.max(initial=0) > np.iinfo(np.uint8).max
     values = labels if colours is None else np.asarray(colours)[labels]
-    shown = Image.fromarray(values.astype(np.uint16 if wide and colours is None else np.uint8))
-    with replacing(path) as file:
-        shown.save(file, format=kind)
+    return Image.fromarray(values.astype(np.uint16 if wide and colours is None else np.uint8))
 
 
 def _facts(mask: Array, taken: int) -> dict[str, Any]:

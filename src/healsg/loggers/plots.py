@@ -114,6 +114,38 @@ def _drawing(
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
 
 
+def scatter(title: str, points: Points, ends: tuple[float, float], places: list[tuple[float, str]]) -> str:
+    """Points without an order, of which the first one is marked.
+
+    Args:
+        title: above the plot.
+        points: horizontal place and value.
+        ends: of the horizontal axis.
+        places: on that axis, with what is written there.
+    """
+    low, high = _range([value for _, value in points])
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        x = LEFT + (point[0] - ends[0]) / (ends[1] - ends[0]) * (WIDTH - LEFT - 24)
+        return x, HEIGHT - BOTTOM - (point[1] - low) / (high - low) * (HEIGHT - BOTTOM - TOP)
+
+    parts = []
+    for value in ticks(low, high):
+        y = at((ends[0], value))[1]
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for place, text in places:
+        x = at((place, low))[0]
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 22}" text-anchor="middle">{escape(text[:16])}</text>')
+    for number, point in reversed(list(enumerate(points))):  # the first one lies on top
+        x, y = at(point)
+        colour, size = ("--c2", 5) if number == 0 else ("--c0", 3)
+        hint = f"<title>{point[1]:.5g}</title>"
+        parts.append(f'<g style="--c:var({colour})"><circle cx="{x:.1f}" cy="{y:.1f}" r="{size}">{hint}</circle></g>')
+    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+    return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}</figure>"
+
+
 def reliability(bins: list[tuple[float, float, int]]) -> str:
     """The reliability diagram: by bin the mean confidence, the accuracy and the number of samples, all in 0..1."""
     side = HEIGHT - BOTTOM - TOP

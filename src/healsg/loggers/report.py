@@ -36,6 +36,12 @@ MOST_NUMBERS = 8
 
 MOST_ROWS, MOST_PLOTS, MOST_CURVES, MOST_CLASSES = 200, 24, 6, 100
 
+MOST_LETTERS = 60
+"""Letters of a confusion matrix's classes from which on their names stand upright above it."""
+
+MOST_SHADE = 55
+"""Per cent of its colour that a cell of a confusion matrix has at most: the number in it stays legible."""
+
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1f2328; --faint: #59636e; --line: #d1d9e0; --card: #f6f8fa;
   --c0: #0969da; --c1: #bc4c00; --c2: #1a7f37; --c3: #8250df; --c4: #bf3989; --c5: #57606a; }
@@ -47,7 +53,7 @@ h1 { font-size: 1.5rem; margin: .5rem 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; border-bottom: 1px solid var(--line); }
 figure { margin: 0; padding: .75rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 figcaption { font-weight: 600; overflow-wrap: anywhere; }
-.plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); }
+.plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); }
 .key { font-weight: 400; font-size: .85rem; color: var(--faint); margin-right: .8rem; white-space: nowrap; }
 .key::before { content: "\\2501"; color: var(--c); margin-right: .35em; }
 svg { width: 100%; height: auto; display: block; }
@@ -70,6 +76,12 @@ thead th { position: sticky; top: 0; background: var(--back); }
 .facts th { text-align: left; color: var(--faint); font-weight: 400; vertical-align: top; }
 .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .matrix td, .matrix th { padding: .1rem .5rem; }
+.matrix th:first-child { position: sticky; left: 0; background: var(--back); z-index: 1; max-width: 40vw;
+  overflow: hidden; text-overflow: ellipsis; }
+.matrix thead th:first-child { z-index: 2; }
+.upright thead th { vertical-align: bottom; }
+.upright thead span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 10rem; overflow: hidden;
+  text-overflow: ellipsis; }
 tr.best { font-weight: 600; color: var(--c2); }
 .cards { display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(110px, 1fr)); }
 .cards figure { padding: .4rem; overflow: hidden; font-size: .8rem; overflow-wrap: anywhere; }
@@ -226,16 +238,17 @@ def _matrices(test: Any, names: list[str]) -> Iterable[str]:
         if not _is_matrix(rows) or len(rows) > MOST_CLASSES:
             continue
         named = names if len(names) == len(rows) else [str(label) for label in range(len(rows))]
-        head = "".join(f"<th>{escape(label)}</th>" for label in named)
+        head = "".join(f'<th title="{escape(label)}"><span>{escape(label)}</span></th>' for label in named)
         body = ""
         for label, row in zip(named, rows, strict=True):
-            shares = [100 * count / (sum(row) or 1) for count in row]
+            shares = [MOST_SHADE * count / (sum(row) or 1) for count in row]
             cells = zip(row, shares, strict=True)
             shades = "color-mix(in srgb, var(--c0) {:.0f}%, transparent)"
             text = "".join(f'<td style="background: {shades.format(share)}">{_show(n)}</td>' for n, share in cells)
             body += f"<tr><th>{escape(label)}</th>{text}</tr>"
         table = f"<table><thead><tr><th>true / predicted</th>{head}</tr></thead><tbody>{body}</tbody></table>"
-        yield f'<h2>{escape(str(name))}</h2><div class="scroll matrix">{table}</div>'
+        upright = " upright" if sum(map(len, named)) > MOST_LETTERS else ""
+        yield f'<h2>{escape(str(name))}</h2><div class="scroll matrix{upright}">{table}</div>'
 
 
 def _facts(record: dict[str, Any]) -> str:

@@ -1,13 +1,16 @@
-"""The web application of ``healsg serve``: a page, ``GET /info`` and ``POST /predict``, on Starlette."""
+"""The web application of ``healsg serve``: a page, ``GET /info`` and ``POST /predict``, on Starlette. A picture gets
+the probabilities of its classes or, of a segmentation, its mask."""
 
 from __future__ import annotations
 
+import base64
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -22,7 +25,9 @@ from starlette.types import Message
 
 from healsg.data.source import line
 from healsg.datasets.decoding import FORMATS, decode
+from healsg.datasets.segmenter import Segmenter, mask_picture
 from healsg.evaluation.predictor import Predictor
+from healsg.loggers.thumbnails import COLOURS, SHARE
 from healsg.serving.page import POLICY, page
 
 MOST_BYTES = 20 << 20
@@ -59,11 +64,13 @@ def application(predictor: Predictor, run: str, checkpoint: str, hosts: Sequence
             allows any.
     """
     facts = info_of(predictor, run, checkpoint)
+    say = answering(predictor, run)
     lock = threading.Lock()  # a network is put into evaluation mode and back around each forward pass
 
     def answer(content: bytes) -> dict[str, Any]:
+        _check_size(content)
         with lock:
-            return predicted(predictor, content)
+            return say(content)
 
     async def index(request: Request) -> Response:
         return HTMLResponse(page(run), headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
@@ -147,16 +154,54 @@ async def _file_of(request: Request, body: bytes) -> bytes:
         raise UploadError(400, "the form cannot be read; send the picture as a file of multipart/form-data") from error
 
 
-def predicted(predictor: Predictor, content: bytes) -> dict[str, Any]:
-    """What a network says of a picture, as ``/predict`` answers. Raises UploadError."""
-    info = predictor.info
-    _check_size(content)
+def answering(predictor: Predictor, run: str) -> Callable[[bytes], dict[str, Any]]:
+    """What gives the answer of ``/predict`` to the content of a picture, and raises UploadError."""
+    if not predictor.info.placed:
+        return lambda content: predicted(predictor, content)
+    segmenter = Segmenter([(run, predictor)])
+    return lambda content: segmented(segmenter, content)
+
+
+def _decoded(reader: Callable[[BytesIO], Any], content: bytes) -> Any:
+    """What ``reader`` makes of a picture. Raises UploadError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is odd in a picture, of which the user sees the result
-            sample = decode(BytesIO(content), info.input_shape[1], info.input_shape[0])
+            return reader(BytesIO(content))
     except Exception as error:  # a broken file makes the decoder raise almost anything
         raise UploadError(422, f"the picture cannot be read ({line(error)[:200]})") from error
+
+
+def segmented(segmenter: Segmenter, content: bytes) -> dict[str, Any]:
+    """The mask of a picture: the file that ``healsg predict`` would write, the share of each class, and the same in
+    colours to lay over the picture. Raises UploadError."""
+    labels = segmenter.labelled(*_decoded(segmenter.decoded, content))
+    shares: dict[str, float] = {}
+    colours: dict[str, str] = {}
+    overlay = np.zeros((*labels.shape, 4), np.uint8)
+    for place, (label, name) in enumerate(segmenter.names.items()):
+        there = labels == label
+        shares[name] = float(there.mean())
+        if label:
+            colour = COLOURS[(place - 1) % len(COLOURS)]
+            colours[name] = "#{:02x}{:02x}{:02x}".format(*colour)
+            overlay[there] = (*colour, round(255 * SHARE))
+    mask = _png(mask_picture(labels, segmenter.colours))
+    shown = _png(Image.fromarray(overlay))
+    return {"shape": list(labels.shape), "shares": shares, "mask": mask, "colours": colours, "overlay": shown}
+
+
+def _png(picture: Image.Image) -> str:
+    """A PNG file in base64."""
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def predicted(predictor: Predictor, content: bytes) -> dict[str, Any]:
+    """What a network says of a whole picture. Raises UploadError."""
+    info = predictor.info
+    sample = _decoded(lambda picture: decode(picture, info.input_shape[1], info.input_shape[0]), content)
     found = predictor(sample.unsqueeze(0), batch_size=1)
     names = list(info.class_names) or list(map(str, range(info.num_classes)))
     numbers = found.outputs if found.probabilities is None else found.probabilities

@@ -20,9 +20,12 @@ label { display: block; padding: 1.75rem 1rem; text-align: center; border: 2px d
   background: var(--card); cursor: pointer; }
 label.over, label:focus-within { border-color: var(--bar); }
 input { position: absolute; width: 1px; height: 1px; opacity: 0; }
-img { display: block; max-width: 100%; max-height: 20rem; margin: 1.25rem auto 0; border-radius: 8px; }
+#stage { position: relative; width: fit-content; margin: 1.25rem auto 0; }
+img { display: block; max-width: 100%; min-height: 6rem; max-height: 24rem; border-radius: 8px; }
+#mask { position: absolute; inset: 0; width: 100%; height: 100%; image-rendering: pixelated; }
+[hidden] { display: none !important; }
 ol { list-style: none; margin: 1.25rem 0; padding: 0; }
-li { display: grid; grid-template-columns: minmax(6rem, 12rem) 1fr 4.5rem; gap: .75rem; align-items: center;
+li { display: grid; grid-template-columns: minmax(5rem, 30%) 1fr 4.5rem; gap: .75rem; align-items: center;
   padding: .3rem 0; }
 li span:first-child { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 li.first { font-weight: 600; }
@@ -35,7 +38,7 @@ div.track div { height: 100%; background: var(--bar); border-radius: 4px; }
 SCRIPT = """
 const drop = document.getElementById('drop'), file = document.getElementById('file');
 const list = document.getElementById('classes'), error = document.getElementById('error');
-const shown = document.getElementById('shown');
+const shown = document.getElementById('shown'), mask = document.getElementById('mask');
 let asked = 0;
 
 fetch('info').then(answer => answer.json()).then(info => {
@@ -44,7 +47,7 @@ fetch('info').then(answer => answer.json()).then(info => {
     `${info.kind}, ${count} ${info.kind === 'regression' ? 'numbers' : 'classes'}, ${info.checkpoint} weights`;
 });
 
-function row(name, value, first, share) {
+function row(name, value, first, share, colour) {
   const item = document.createElement('li'), label = document.createElement('span');
   const track = document.createElement('div'), bar = document.createElement('div');
   const number = document.createElement('span');
@@ -52,6 +55,7 @@ function row(name, value, first, share) {
   label.textContent = name; label.title = name;
   track.className = 'track';
   bar.style.width = `${100 * share}%`;
+  if (colour) bar.style.background = colour;
   if (share >= 0) track.append(bar);
   number.textContent = share >= 0 ? `${(100 * value).toFixed(1)} %` : Number(value.toPrecision(6));
   item.append(label, track, number);
@@ -60,7 +64,7 @@ function row(name, value, first, share) {
 
 async function ask(picture) {
   const own = ++asked;
-  error.textContent = ''; list.replaceChildren();
+  error.textContent = ''; list.replaceChildren(); mask.hidden = true;
   if (shown.src) URL.revokeObjectURL(shown.src);
   shown.src = URL.createObjectURL(picture); shown.hidden = false;
   const form = new FormData();
@@ -72,11 +76,14 @@ async function ask(picture) {
   } catch { found = {error: 'healsg serve does not answer; is it still running?'}; }
   if (own !== asked) return;
   if (found.error) { error.textContent = found.error; return; }
-  const numbers = found.probabilities || found.prediction;
-  const pairs = Object.entries(numbers);
-  if (found.probabilities) pairs.sort((a, b) => b[1] - a[1]);
-  list.replaceChildren(...pairs.slice(0, 20).map(([name, value], place) =>
-    row(name, value, found.probabilities && place === 0, found.probabilities ? value : -1)));
+  if (found.overlay) { mask.src = `data:image/png;base64,${found.overlay}`; mask.hidden = false; }
+  const colours = found.colours || {}, shares = found.probabilities || found.shares;
+  const pairs = Object.entries(shares || found.prediction);
+  if (shares) pairs.sort((a, b) => b[1] - a[1]);
+  list.replaceChildren(...pairs.slice(0, 20).map(([name, value], place) => {
+    const colour = found.shares ? colours[name] || 'gray' : '';
+    return row(name, value, found.probabilities && place === 0, shares ? value : -1, colour);
+  }));
 }
 
 file.addEventListener('change', () => { if (file.files[0]) ask(file.files[0]); file.value = ''; });
@@ -97,10 +104,11 @@ def _digest(text: str) -> str:
 
 
 POLICY = (
-    f"default-src 'none'; style-src {_digest(STYLE)}; script-src {_digest(SCRIPT)}; connect-src 'self'; img-src blob:; "
+    f"default-src 'none'; style-src {_digest(STYLE)}; script-src {_digest(SCRIPT)}; connect-src 'self'; "
+    "img-src blob: data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""What the page may do: its own style and script, ask this server, show the picture that was chosen."""
+"""What the page may do: its own style and script, ask this server, show the picture that was chosen and its mask."""
 
 
 def page(run: str) -> str:
@@ -124,9 +132,9 @@ def page(run: str) -> str:
 <p id="about">&nbsp;</p>
 <label id="drop">Drop a picture here, paste one, or choose a file
 <input id="file" type="file" accept="image/*"></label>
-<img id="shown" alt="the picture that was chosen" hidden>
+<div id="stage"><img id="shown" alt="the picture that was chosen" hidden><img id="mask" alt="its mask" hidden></div>
 <div id="error" role="alert"></div>
-<ol id="classes" aria-live="polite" aria-label="classes and probabilities"></ol>
+<ol id="classes" aria-live="polite" aria-label="classes and probabilities, or their shares of the picture"></ol>
 </main>
 <script>{SCRIPT}</script>
 </body>
