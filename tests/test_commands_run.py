@@ -33,7 +33,11 @@ def test_lines_for_a_file_hold_no_control_codes(program: Program) -> None:
     rows = done.stdout.splitlines()
     assert [row.split()[1] for row in rows if row.startswith("epoch")] == ["1/3", "2/3", "3/3"]
     assert rows[0] == "runs/run"
-    assert rows[-2:] == ["finished: runs/run", "go on with: healsg eval runs/run split=val"]
+    assert rows[-3:] == [
+        "finished: runs/run",
+        "report: runs/run/report.html",
+        "go on with: healsg eval runs/run split=val, or predict, export, serve",
+    ]
 
 
 def test_fresh_moves_the_old_run_aside(program: Program) -> None:

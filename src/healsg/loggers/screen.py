@@ -143,7 +143,16 @@ class Live(Display):
         self.write(row + " *" * bool(line.get("best")), "best" if line.get("best") else "")
 
     def write(self, text: str, style: str = "") -> None:
-        self.console.print(text, style=STYLES.get(style), markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self._print(text, style)
+
+    def end(self, lines: list[str]) -> None:
+        self.close()
+        self._print("\n".join(lines), whole=True)
+
+    def _print(self, text: str, style: str = "", whole: bool = False) -> None:
+        """Print a text, wrapped between words; one that holds commands to copy is left whole."""
+        chosen = STYLES.get(style)
+        self.console.print(text, style=chosen, markup=False, emoji=False, highlight=False, soft_wrap=whole)
 
     def close(self) -> None:
         self.live.stop()

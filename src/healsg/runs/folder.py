@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
@@ -309,8 +310,9 @@ def find(run: str, start: Path | None = None, root: Path = ROOT) -> RunFolder:
             safefiles.check_run_folder(path)
             return RunFolder(path)
     named, root = root, start / root
-    known = sorted(path.parent.relative_to(root) for path in root.glob("**/config.yaml") if ".hydra" not in path.parts)
-    names = ", ".join(str(name) for name in known[-5:]) or "none yet"
+    found = (path.parent.relative_to(root) for path in root.glob("**/config.yaml") if ".hydra" not in path.parts)
+    known = sorted(map(str, found))
+    names = ", ".join(get_close_matches(str(run), known, 5) or known[-5:]) or "none yet"
     raise RunError(f"{run}: is no run; give a folder or a name under {named}/ ({names})")
 
 

@@ -120,10 +120,12 @@ class Session:
         finished = status == "finished"
         run = shlex.quote(str(self.folder.shown))
         go_on = f"healsg eval {run} split=val" if finished else f"healsg resume {run}"
+        report = self.folder.shown / "report.html"
         lines = [
             *[detail] * (finished and bool(detail)),
             f"{reason or status}: {self.folder.shown}",
-            f"go on with: {go_on}",
+            *[f"report: {report}"] * (finished and (path / report.name).is_file()),
+            f"go on with: {go_on}{', or predict, export, serve' * finished}",
         ]
         self.screen.end(lines)
         log.debug("\n".join(lines))
