@@ -2,7 +2,7 @@
 
     python -m benchmarks.readme_pictures RUN      (a folder; needs Chromium)
 
-The terminal is what two commands print at 100 columns, drawn by rich. The report is what the browser shows first.
+The terminal is what two commands print at 100 columns, drawn by rich. The report is what the browser shows of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DOCS = Path(__file__).parents[1] / "docs"
 PROGRAM = [sys.executable, "-c", "from healsg.cli import main; raise SystemExit(main())"]
@@ -26,8 +30,12 @@ COMMANDS = (
 SHOWN = (0, 2)
 """The commands whose output is shown."""
 
-SIZE = (1000, 920)
-"""Pixels of the window in which the report is shown."""
+HEIGHT = 920
+WIDE, NARROW, GAP = 960, 500, 12
+"""Pixels of the two windows in which the report is shown, and between them."""
+
+BESIDE = "<h2>Most confident mistakes"
+"""Where the narrow window begins."""
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -51,21 +59,39 @@ def terminal() -> None:
     (DOCS / "terminal.svg").write_text(re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL))
 
 
-def report(run: Path) -> None:
-    """What a browser shows first of a run's report."""
+def shown(page: Path, width: int, dark: bool) -> Image.Image:
+    """What a browser shows first of a page, by day or by night."""
     from PIL import Image
 
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         raise SystemExit(f"none of {', '.join(BROWSERS)} is installed")
     with tempfile.TemporaryDirectory() as place:
-        picture = Path(place, "report.png")
+        picture = Path(place, "shown.png")
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
-        options += [f"--user-data-dir={place}/profile", f"--window-size={SIZE[0]},{SIZE[1]}"]
-        line = [program, *options, f"--screenshot={picture}", (run / "report.html").resolve().as_uri()]
+        options += [f"--user-data-dir={place}/profile", f"--window-size={width},{HEIGHT}"]
+        options += [f"--blink-settings=preferredColorScheme={int(not dark)}"]
+        line = [program, *options, f"--screenshot={picture}", page.resolve().as_uri()]
         subprocess.run(line, check=True, capture_output=True)
-        with Image.open(picture) as shown:
-            shown.convert("RGB").quantize(128).save(DOCS / "report.png", optimize=True)
+        with Image.open(picture) as opened:
+            return opened.convert("RGB")
+
+
+def report(run: Path) -> None:
+    """A run's report from its beginning, in a wide window by day; and from its worst samples on, in a narrow one by
+    night."""
+    from PIL import Image
+
+    page = run / "report.html"
+    head, _, body = page.read_text().partition("<body>")
+    with tempfile.TemporaryDirectory() as place:
+        rest = Path(place, "rest.html")
+        rest.write_text(f"{head}<body>{body[body.index(BESIDE) :]}")
+        pictures = [shown(page, WIDE, dark=False), shown(rest, NARROW, dark=True)]
+    sheet = Image.new("RGB", (WIDE + GAP + NARROW, HEIGHT), "white")
+    sheet.paste(pictures[0], (0, 0))
+    sheet.paste(pictures[1], (WIDE + GAP, 0))
+    sheet.quantize(200).save(DOCS / "report.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from PIL import Image
 import fake_data
 from healsg import TaskTrainer
 from healsg.data import cache
-from healsg.data.source import DatasetSource, Reading, TensorSource
+from healsg.data.source import DatasetSource, Reading, TensorSource, files_of
 from healsg.datasets.decoding import decode
 from healsg.datasets.imagefolder import ImageFolder, Pictures
 from healsg.errors import ConfigError, DataError, HealsgError
@@ -89,6 +89,18 @@ def test_a_run_goes_on_with_its_samples_held(pictures: Path, monkeypatch: pytest
 
 def data(folder: Path, **options: Any) -> ImageFolder:
     return ImageFolder(str(folder), root=str(folder.parent), image_size=16, shift=2, val_fraction=0, **options)
+
+
+@pytest.mark.parametrize("way", [{}, {"in_memory": True}, {"cache": True}], ids=["read", "in memory", "in a cache"])
+def test_samples_that_are_held_keep_the_names_of_their_files(pictures: Path, way: dict[str, Any]) -> None:
+    """So that a report, a ledger or a logger can say which file was wrong."""
+    for split, source in data(pictures, test_fraction=0.3, **way).splits().items():
+        files = files_of(source)
+        assert files is not None
+        assert len({files[number] for number in range(len(source))}) == len(source)
+        batch = source.fetch(torch.arange(len(source)))
+        for number, input in enumerate(batch["input"]):
+            assert torch.equal(input, decode(files[number], 16, 3)), split
 
 
 def test_a_cache_is_read_again_and_made_anew_for_other_files(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,17 @@ import torch
 from torch import Tensor
 
 from healsg import distributed, safefiles, system
-from healsg.data.source import About, Batch, DatasetSource, Reading, Source, TensorSource, UnlikeSizesError, line
+from healsg.data.source import (
+    About,
+    Batch,
+    DatasetSource,
+    Reading,
+    Source,
+    TensorSource,
+    UnlikeSizesError,
+    files_of,
+    line,
+)
 from healsg.data.workers import Workers
 from healsg.errors import ConfigError, DataError
 
@@ -58,7 +69,7 @@ def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path 
         )
     sizes = {key: first[key].nbytes * len(source) for key in ("input", "target")}
     detail = f"{len(source)} {part} samples are {_bytes(sum(sizes.values()))}"
-    about = source.about if isinstance(source, DatasetSource) else About()
+    about = replace(source.about if isinstance(source, DatasetSource) else About(), files=files_of(source))
     if cache is None:
         if (free := available()) is not None and sum(sizes.values()) > 0.9 * free:
             raise ConfigError(

@@ -116,6 +116,26 @@ class Source(Protocol):
         """The samples at ``index`` alone, renumbered from 0."""
 
 
+class Files:
+    """The files of N samples, some of those that a data set has.
+
+    Args:
+        paths: of the data set.
+        chosen: (N,) int64, which of them; all where it is None.
+    """
+
+    def __init__(self, paths: Sequence[str], chosen: Tensor | None = None) -> None:
+        self.paths = paths
+        self.chosen = chosen
+
+    def __getitem__(self, index: int) -> str:
+        return line(str(self.paths[index if self.chosen is None else int(self.chosen[index])]))
+
+    def of(self, index: Tensor) -> Files:
+        """Those of the samples at ``index`` alone."""
+        return Files(self.paths, index.cpu() if self.chosen is None else self.chosen[index.cpu()])
+
+
 @dataclass(frozen=True)
 class About:
     """What is known of the N samples of a source beside inputs and targets; a set gives what it knows.
@@ -126,18 +146,20 @@ class About:
         strata: (N,) int64 numbers by which samples are shared evenly where there is no class for each.
         hidden: (N,) int64 classes of samples whose batches hold no target, -1 where they are not known. They are for
             what is told after the fact (a ledger of pseudo-labels); no batch has them.
+        files: of samples that are held in memory or in a cache.
     """
 
     cases: Sequence[Case] | None = None
     strata: Tensor | None = None
     hidden: Tensor | None = None
+    files: Files | None = None
 
     def of(self, index: Tensor) -> About:
         """The same of the samples at ``index`` alone."""
         places = index.tolist()
         cases = None if self.cases is None else [self.cases[place] for place in places]
         strata, hidden = (None if one is None else one[index.cpu()] for one in (self.strata, self.hidden))
-        return About(cases, strata, hidden)
+        return About(cases, strata, hidden, None if self.files is None else self.files.of(index))
 
     def added(self, batch: Batch) -> Batch:
         """A batch with the ``case`` of each of its samples, by their ``index``."""
@@ -407,3 +429,14 @@ def line(message: BaseException | str) -> str:
     bare = isinstance(message, (str, HealsgError))
     text = f"{message}" if bare else f"{type(message).__name__}: {message}".removesuffix(": ")
     return " ".join(text.encode(errors="backslashreplace").decode().split())
+
+
+def files_of(source: Source) -> Files | None:
+    """The files of a source's samples, by their index; None where it does not know them."""
+    if isinstance(source, (TensorSource, DatasetSource)) and source.about.files is not None:
+        return source.about.files
+    if not isinstance(source, DatasetSource):
+        return None
+    paths = getattr(source.dataset, "paths", None)  # of other people's data sets it may be anything
+    known = hasattr(paths, "__getitem__") and hasattr(paths, "__len__") and len(paths) == len(source.dataset)
+    return Files(paths, source.chosen) if known else None

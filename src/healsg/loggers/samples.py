@@ -16,7 +16,7 @@ from torch import Tensor
 
 from healsg import distributed, safefiles
 from healsg.data.info import DataInfo
-from healsg.data.source import DatasetSource, line
+from healsg.data.source import files_of, line
 from healsg.datasets.segmentation import region_labels
 from healsg.loggers.mask_panels import CAPTION, panel
 from healsg.loggers.thumbnails import contact_sheet, shown_levels, thumbnail
@@ -275,11 +275,8 @@ def _name(loader: Any, index: int) -> str:
     """The file of a sample where its data set knows it, else its index."""
     sources = getattr(loader, "sources", None)
     source = next(iter(sources.values())) if isinstance(sources, Mapping) and sources else None
-    if not isinstance(source, DatasetSource):
-        return f"sample {index}"
-    number = index if source.chosen is None else int(source.chosen[index])
-    paths = getattr(source.dataset, "paths", None)
-    return line(str(paths[number])) if paths is not None and number < len(paths) else f"sample {index}"
+    files = None if source is None else files_of(source)
+    return f"sample {index}" if files is None else files[index]
 
 
 def measured(targets: Array, predicted: Array, confidence: Array, classes: int) -> dict[str, Any]:

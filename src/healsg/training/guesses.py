@@ -19,7 +19,7 @@ from torch import Tensor
 
 from healsg import safefiles
 from healsg.data.loader import Loader
-from healsg.data.source import DatasetSource, TensorSource, line
+from healsg.data.source import DatasetSource, TensorSource, files_of
 from healsg.errors import ConfigError
 from healsg.runs.folder import write_text
 from healsg.training.ledger import PENDING, SCHEMA, Ledger
@@ -133,10 +133,8 @@ class GuessLedger:
         labels = np.full(len(source), -1) if known is None else known.numpy()
         with safefiles.replacing(place / "targets.bin") as file:
             file.write(labels.astype("<i4").tobytes())
-        paths = getattr(source.dataset, "paths", None) if isinstance(source, DatasetSource) else None
-        if paths is not None and isinstance(source, DatasetSource):
-            chosen = range(len(paths)) if source.chosen is None else source.chosen.tolist()
-            write_text(place / "names.txt", "".join(f"{line(str(paths[number]))}\n" for number in chosen))
+        if (files := files_of(source)) is not None:
+            write_text(place / "names.txt", "".join(f"{files[number]}\n" for number in range(len(source))))
         facts = {"schema": SCHEMA, "kind": "guesses", "samples": len(source), "classes": self.classes}
         write_text(place / "ledger.json", json.dumps(facts) + "\n")
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from healsg import safefiles
 from healsg.data.loader import Loader
-from healsg.data.source import DatasetSource, line
+from healsg.data.source import files_of
 from healsg.errors import ConfigError
 from healsg.runs.folder import write_text
 
@@ -139,10 +139,8 @@ class Ledger:
         labels = np.full(len(self.source), -1) if targets is None else targets.cpu().numpy()
         with safefiles.replacing(place / "targets.bin") as file:
             file.write(labels.astype("<i4").tobytes())
-        paths = getattr(self.source.dataset, "paths", None) if isinstance(self.source, DatasetSource) else None
-        if paths is not None and isinstance(self.source, DatasetSource):
-            chosen = range(len(paths)) if self.source.chosen is None else self.source.chosen.tolist()
-            write_text(place / "names.txt", "".join(f"{line(str(paths[number]))}\n" for number in chosen))
+        if (files := files_of(self.source)) is not None:
+            write_text(place / "names.txt", "".join(f"{files[number]}\n" for number in range(len(self.source))))
         facts = {"schema": SCHEMA, "samples": len(self.source), "classes": self.classes}
         write_text(place / "ledger.json", json.dumps(facts) + "\n")
 
