@@ -17,6 +17,7 @@ from healsg.data.sharding import Sharding
 from healsg.datasets import decoding
 from healsg.datasets.decoding import choose_decoder, decode
 from healsg.datasets.imagefolder import ImageFolder, Pictures
+from healsg.datasets.jpeg_header import plain_header
 from healsg.datasets.path_list import PathList
 from healsg.datasets.resizing import window_box
 from healsg.errors import ConfigError, DataError
@@ -105,14 +106,28 @@ def test_ordinary_jpegs_are_decoded_by_torchvision_and_the_rest_is_left_to_pillo
     given = []
 
     def counted(*arguments: Any) -> Any:
-        given.append(found(*arguments) is not None)
+        given.append(kind)
         return found(*arguments)
 
-    found = decoding._by_torchvision
-    monkeypatch.setattr(decoding, "_by_torchvision", counted)
+    found = decoding._decoded
+    monkeypatch.setattr(decoding, "_decoded", counted)
     for kind in ("jpg", "jpg L", "jpg turned 6", "jpg CMYK", "png", "webp"):
         decode(str(written(kind, (33, 17), tmp_path)), 16, 3, decoder="torchvision")
-    assert given == [True, True, True, False, False, False]
+    assert given == ["jpg", "jpg L", "jpg turned 6"]
+
+
+def test_pillow_looks_at_those_jpegs_alone_that_say_more_than_their_size(tmp_path: Path) -> None:
+    sizes = {}
+    for kind in ("jpg", "jpg L", "jpg progressive", "jpg CMYK", "jpg turned 6", "png"):
+        content = written(kind, (33, 17), tmp_path).read_bytes()
+        sizes[kind] = plain_header(memoryview(content))
+        cut = [plain_header(memoryview(content[:end])) for end in range(len(content) - 1)]
+        assert set(cut) <= {None, sizes[kind]}
+    plain = {"jpg": (17, 33, 3), "jpg L": (17, 33, 1), "jpg progressive": (17, 33, 3)}
+    assert sizes == {"jpg CMYK": None, "jpg turned 6": None, "png": None, **plain}
+    content = written("jpg", (33, 17), tmp_path).read_bytes()
+    several = content[:2] + b"\xff\xe2\x00\x06MPF\x00" + content[2:]
+    assert plain_header(memoryview(several)) is None, "the index of a file with several pictures"
 
 
 def test_cut_and_damaged_jpegs_are_judged_alike(tmp_path: Path) -> None:

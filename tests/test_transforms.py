@@ -3,9 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from healsg.data.views import has_stages
 from healsg.errors import ConfigError
 from healsg.seeding import Draw
+from healsg.transforms import image
 from healsg.transforms.image import ImageTransform, pad, random_flip, random_shift
+from healsg.transforms.volume import VolumeTransform
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -145,3 +148,27 @@ def test_no_value_is_read_on_the_host():
 def test_refusals():
     with pytest.raises(ConfigError, match=r"data\.shift: 8 pixels"):
         ImageTransform(True, 8, MEAN, STD, size=8)
+
+
+def test_large_images_are_changed_one_by_one_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = images(5, 80, 72)
+    transform, found = ImageTransform(True, 2, MEAN, STD), []
+    for least in (1, 1 << 30):
+        monkeypatch.setattr(image, "LARGE", least)
+        found += [(random_flip(stored, draw(5)), transform({"input": stored}, draw(5))["input"])]
+    assert all(map(torch.equal, *found))
+
+
+def test_a_transform_has_the_stages_of_the_class_that_calls_them() -> None:
+    class Own(ImageTransform):
+        def __call__(self, batch, draw):
+            return batch
+
+    usual = ImageTransform(True, 2, MEAN, STD)
+    assert has_stages(usual)
+    assert has_stages(VolumeTransform(True, 2, MEAN, STD))
+    assert not any(map(has_stages, [Own(True, 2, MEAN, STD), None, len, torch.nn.Identity()]))
+    raw = {"input": images(4)}
+    staged = usual.before_normalised(raw, draw(4))["input"]
+    assert staged.dtype == raw["input"].dtype
+    assert torch.equal(usual.normalised(staged), usual(raw, draw(4))["input"])

@@ -143,8 +143,9 @@ class Loader:
         device = self.sharding.device
         return source.to(device) if not on_cpu and source.fits(device) else source
 
-    def _new_preparer(self) -> Preparer:
-        """What makes this loader's batches. Workers are given one of their own, which holds no epoch's order yet."""
+    def _new_preparer(self, sends: bool = False) -> Preparer:
+        """What makes this loader's batches. Workers are given one of their own, which sends them, and holds no epoch's
+        order yet."""
         # Each batch is one process's where that is asked for, or where an evaluation's batches are too small for all.
         takes_turns = not self.training and (self.whole_batches or self.batch_size < self.sharding.world)
         ordering = Ordering(
@@ -157,7 +158,7 @@ class Loader:
             placed=self.placed,
             takes_turns=takes_turns,
         )
-        return Preparer(ordering, self.reading, self.training)
+        return Preparer(ordering, self.reading, self.training, sends)
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -187,7 +188,7 @@ class Loader:
         if self.in_memory or not self.workers:
             return (part for place in places for part in self._finished(self.preparer.prepare(*place)))
         if self._workers is None or not self._workers.end.still_active():
-            prepare = self._new_preparer().prepare
+            prepare = self._new_preparer(sends=True).prepare
             sources = list(self.sources.values())
             self._workers = Workers(prepare, self.workers, self.reading, sources, self.worker_init_fn)
         prepared_batches: Iterator[Prepared] = self._workers.results(places)
@@ -221,12 +222,16 @@ class Loader:
         self.reading.report(prepared.remarks)
         device = self.sharding.device
         alone = len(prepared.parts) == 1
-        for streams, later in prepared.parts:
+        for streams, later, staged in prepared.parts:
             for stream, draws in later.items():
                 if draws:
                     raw = {key: _moved(value, device) for key, value in streams[stream].items()}
                     there = {view: draw and draw.to(device) for view, draw in draws.items()}
                     streams[stream] = make_views(self.views[stream], raw, there)
+            for stream, views in staged.items():
+                for view in views:
+                    transform: Any = self.views[stream][view]
+                    streams[stream][view] = transform.normalised(_moved(streams[stream][view], device))
             batch = next(iter(streams.values())) if self.flat else streams
             yield batch, prepared.rows if alone else 1
 
@@ -237,7 +242,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 def _pinned_parts(prepared: Prepared) -> Prepared:
     """The same with its batches in page-locked memory."""
-    return prepared._replace(parts=[(_pinned(streams), later) for streams, later in prepared.parts])
+    return prepared._replace(parts=[part._replace(streams=_pinned(part.streams)) for part in prepared.parts])
 
 
 def _pinned(value: Any) -> Any:

@@ -10,17 +10,27 @@ from torch import Tensor
 
 from healsg.data.order import EpochOrder, Ordering, batch_draw
 from healsg.data.source import Batch, DatasetSource, Reading, UnlikeSizesError, Windows
-from healsg.data.views import Draws, is_on_device, make_views
+from healsg.data.views import Draws, has_stages, is_on_device, make_views
 from healsg.errors import ConfigError, DataError
 from healsg.seeding import seed_foreign
+
+
+class Part(NamedTuple):
+    """Batches by stream that become one batch, and what is still to be done for it in the run's process."""
+
+    streams: dict[str, Batch]
+    later: dict[str, Draws]
+    """By stream the draws of views that are made on the device, of samples as they were read; empty where all are
+    made."""
+    staged: dict[str, list[str]]
+    """By stream the views that are still to be normalised."""
 
 
 class Prepared(NamedTuple):
     """What is made of one position of an epoch, here or by a worker."""
 
-    parts: list[tuple[dict[str, Batch], dict[str, Draws]]]
-    """Batches by stream, each with the draws of what is still to be done on the device. More than one where samples of
-    an evaluation are of unlike sizes."""
+    parts: list[Part]
+    """More than one where samples of an evaluation are of unlike sizes."""
     rows: int
     """Samples of this process that count, of all parts."""
     missed: list[Any]
@@ -36,15 +46,17 @@ class Preparer:
         ordering: the streams, their views, and which samples a batch has.
         reading: how samples are read that are no tensors.
         training: whether batches are trained on.
+        sends: whether batches go to another process, to which images are sent as bytes.
 
     Raises:
         ConfigError: a transform cuts its own windows out of whole samples, and these are held or have masks.
     """
 
-    def __init__(self, ordering: Ordering, reading: Reading, training: bool) -> None:
+    def __init__(self, ordering: Ordering, reading: Reading, training: bool, sends: bool = False) -> None:
         self.ordering = ordering
         self.reading = reading
         self.training = training
+        self.sends = sends
         self.in_memory = ordering.in_memory
         self.windowed = {stream: self._window_view(stream) for stream in ordering.sources} if ordering.shuffle else {}
         """By stream the view for which parts of samples are read; None where whole ones are."""
@@ -55,8 +67,7 @@ class Preparer:
         order = ordering.of(epoch)
         if not self.in_memory:
             seed_foreign(position, ordering.sharding.rank, state=order.foreign_state)
-        streams: dict[str, Batch] = {}
-        later: dict[str, Draws] = {}
+        part = Part({}, {}, {})
         counted = -1
         missed: list[Any] = []
         for stream in ordering.sources:
@@ -74,15 +85,18 @@ class Preparer:
             counted = rows if counted < 0 else counted
             any_left = kept is None or len(kept) > 0
             draws = order.view_draws(stream, start, stop, kept)
-            streams[stream], later[stream] = self._early(stream, raw, draws) if any_left else (raw, {})
-        return Prepared([(streams, later)], counted, missed, self.reading.new_remarks())
+            if any_left:
+                self._add(part, stream, raw, draws)
+            else:
+                part.streams[stream] = raw
+        return Prepared([part], counted, missed, self.reading.new_remarks())
 
     def _apart(self, stream: str, batches: list[Batch], missed: list[Any]) -> Prepared:
         """Samples of an evaluation that are of unlike sizes, each as a batch of its own."""
         parts = []
         for raw in batches:
-            batch, later = self._early(stream, raw, dict.fromkeys(self.ordering.views[stream]))
-            parts.append(({stream: batch}, {stream: later}))
+            parts.append(part := Part({}, {}, {}))
+            self._add(part, stream, raw, dict.fromkeys(self.ordering.views[stream]))
         return Prepared(parts, len(batches), missed, self.reading.new_remarks())
 
     def _read(
@@ -125,12 +139,18 @@ class Preparer:
         windows: Windows = transform.windows(batch_draw(draw, start, stop))
         return windows
 
-    def _early(self, stream: str, raw: Batch, draws: Draws) -> tuple[Batch, Draws]:
-        """A stream's batch with its views; or as it was read, with the draws of views that are made on the device."""
+    def _add(self, part: Part, stream: str, raw: Batch, draws: Draws) -> None:
+        """Add a stream's batch with its views; or as it was read, with the draws of views that are made on the
+        device."""
         views = self.ordering.views[stream]
-        if self.in_memory or not any(map(is_on_device, views.values())):
-            return make_views(views, raw, draws), {}
-        return raw, {view: draw and draw.alone() for view, draw in draws.items()}
+        if not self.in_memory and any(map(is_on_device, views.values())):
+            part.streams[stream] = raw
+            part.later[stream] = {view: draw and draw.alone() for view, draw in draws.items()}
+            return
+        as_bytes = self.sends and getattr(raw.get("input"), "dtype", None) == torch.uint8
+        staged = [view for view, transform in views.items() if as_bytes and has_stages(transform)]
+        part.streams[stream] = make_views(views, raw, draws, staged)
+        part.staged[stream] = staged
 
     def _window_view(self, stream: str) -> str | None:
         """The view of a stream for which the data set reads random windows; None where it reads whole samples.

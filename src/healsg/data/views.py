@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from healsg.data.source import Batch
 from healsg.seeding import Draw
@@ -13,6 +13,9 @@ Transform = Callable[[Batch, Draw | None], Batch]
 What it is fit for, it declares: ``on_device = True``, that it is called on whole batches on the run's device, after
 workers read them there; ``on_cpu = True``, that samples in memory must stay on the CPU; ``shares_geometry = True``,
 that of samples whose targets have a place it moves all views alike, by ``Draw.shared``. A module moves to the device.
+
+One in two stages, ``before_normalised(batch, draw)`` and ``normalised(input)``, is what these make one after the other.
+Workers then send images of bytes, a fourth of what is normalised, and the run's process normalises them on its device.
 """
 
 Draws = Mapping[str, Draw | None]
@@ -24,13 +27,26 @@ def is_on_device(transform: Transform | None) -> bool:
     return getattr(transform, "on_device", False) is True
 
 
-def make_views(views: Mapping[str, Transform | None], raw: Batch, draws: Draws) -> Batch:
-    """A stream's batch with all its views.
+def has_stages(transform: Transform | None) -> bool:
+    """Whether a transform works in two stages; not where a subclass calls them in its own way."""
+    for kind in type(transform).__mro__:
+        if "__call__" in vars(kind):
+            return "normalised" in vars(kind)
+    return False
+
+
+def make_views(views: Mapping[str, Transform | None], raw: Batch, draws: Draws, staged: Collection[str] = ()) -> Batch:
+    """A stream's batch with all its views; those in ``staged`` after the first of their two stages.
 
     A view called ``input`` alone is the transform's whole result. Of several, the first gives the ``target``; another
     whose target differs and that does not share its geometry adds ``<view>_target``.
     """
-    made = {view: transform(raw, draws[view]) if transform else raw for view, transform in views.items()}
+    made = dict[str, Batch]()
+    for view, transform in views.items():
+        if view in staged:
+            made[view] = transform.before_normalised(raw, draws[view])  # type: ignore[union-attr]
+        else:
+            made[view] = transform(raw, draws[view]) if transform else raw
     if list(views) == ["input"]:
         return made["input"]
     first, *others = views

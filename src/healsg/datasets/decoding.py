@@ -1,7 +1,8 @@
 """Decoding: a picture file as a tensor of one size, seen as a viewer shows it: turned by EXIF, alpha composited.
 
-Pillow looks at every file first: its format, its size, its depth, its orientation. The pixels of an ordinary JPEG may
-then come from torchvision, which is faster and gives the same levels; what torchvision refuses is left to Pillow.
+Pillow looks at a file first: its format, its size, its depth, its orientation. The pixels of a JPEG may then come from
+torchvision, which is faster and gives the same levels; what torchvision refuses is left to Pillow. With torchvision the
+most ordinary JPEGs go without that look (``jpeg_header``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from healsg import torch_private
+from healsg.datasets.jpeg_header import plain_header
 from healsg.datasets.resizing import Window, resized, resized_floats, whole, whole_floats
 from healsg.errors import ConfigError
 
@@ -32,6 +34,9 @@ WORTH_AN_IMPORT = 5000
 
 MOST_BYTES = 1 << 28
 """The largest file that is read as a whole for torchvision."""
+
+JPEG_ENDINGS = (".jpg", ".jpeg", ".JPG", ".JPEG")
+"""What the name of a file ends with that is read as a whole before Pillow has looked at it."""
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 """What a file's content may be, whatever its name says. Pillow has readers of others that start programs."""
@@ -163,12 +168,11 @@ def _upright(
 
     if not isinstance(picture, BytesIO) and not S_ISREG(os.stat(picture).st_mode):  # noqa: PTH116, a Path is slow
         raise ValueError("not a file")
+    if decoder == "torchvision" and (ordinary := _ordinary(picture, size, channels)) is not None:
+        return ordinary
     with Image.open(picture, formats=FORMATS) as opened:
         width, height = opened.size
-        shorter = min(width, height)
-        wanted = size or shorter
-        if not shorter or max(width * height, wanted * width // shorter * (wanted * height // shorter)) > PIXELS:
-            raise ValueError(f"{width} x {height} pixels, which cannot be resized to a shorter side of {wanted}")
+        require_size(width, height, size)
         pages = getattr(opened, "n_frames", 1)
         if pages > 1 and opened.format == "TIFF":
             raise ValueError(f"{pages} pages in one TIFF file: save each page that is meant as a file of its own")
@@ -188,6 +192,15 @@ def _upright(
         if pixels is None:
             pixels = np.array(_plain(opened, channels, remark))
         return as_shown(pixels, orientation)
+
+
+def require_size(width: int, height: int, size: int | None) -> None:
+    """Raise ValueError for a picture without pixels, or with too many: its own, or those after its shorter side was
+    resized to ``size``; None keeps its size."""
+    shorter = min(width, height)
+    wanted = size or shorter
+    if not shorter or max(width * height, wanted * width // shorter * (wanted * height // shorter)) > PIXELS:
+        raise ValueError(f"{width} x {height} pixels, which cannot be resized to a shorter side of {wanted}")
 
 
 def orientation_of(opened: Image.Image) -> int:
@@ -254,24 +267,44 @@ def _by_torchvision(picture: str | BytesIO, opened: Image.Image, channels: int) 
 
     Grey of colours is Pillow's affair too: libjpeg takes it from the luminance that is stored, Pillow from the colours.
     """
-    decode_jpeg = torch_private.jpeg_decoder()
-    ordinary = opened.format == "JPEG" and (opened.mode == "L" or (opened.mode == "RGB" and channels == 3))
-    if decode_jpeg is None or not ordinary:
+    if opened.format != "JPEG" or not (opened.mode == "L" or (opened.mode == "RGB" and channels == 3)):
         return None
+    content = _content(picture)
+    if content is None:
+        return None
+    width, height = opened.size
+    return _decoded(content, (len(opened.getbands()), height, width))
+
+
+def _ordinary(picture: str | BytesIO, size: int | None, channels: int) -> np.ndarray[Any, Any] | None:
+    """The same of a JPEG whose header needs no look by Pillow; None of all others. Raises ValueError for its size."""
+    if isinstance(picture, str) and not picture.endswith(JPEG_ENDINGS):
+        return None
+    content = _content(picture)
+    header = None if content is None else plain_header(memoryview(content))
+    if content is None or header is None or header.channels not in (1, channels):
+        return None
+    require_size(header.width, header.height, size)
+    return _decoded(content, (header.channels, header.height, header.width))
+
+
+def _content(picture: str | BytesIO) -> np.ndarray[Any, Any] | None:
+    """The bytes of a file; None where they are too many."""
     if isinstance(picture, BytesIO):
-        content = np.frombuffer(picture.getbuffer(), np.uint8)
-    elif os.stat(picture).st_size > MOST_BYTES:  # noqa: PTH116
+        return np.frombuffer(picture.getbuffer(), np.uint8)
+    return None if os.stat(picture).st_size > MOST_BYTES else np.fromfile(picture, np.uint8)  # noqa: PTH116
+
+
+def _decoded(content: np.ndarray[Any, Any], shape: tuple[int, int, int]) -> np.ndarray[Any, Any] | None:
+    """The pixels (H, W, C) of a JPEG's bytes by torchvision; None where it gives none of ``shape``, (C, H, W)."""
+    decode_jpeg = torch_private.jpeg_decoder()
+    if decode_jpeg is None:
         return None
-    else:
-        content = np.fromfile(picture, np.uint8)
     try:
         decoded = decode_jpeg(torch.from_numpy(content))
     except RuntimeError:
         return None  # damaged, or of a kind that it does not know: Pillow reads it, or says what is wrong
-    width, height = opened.size
-    if tuple(decoded.shape) != (len(opened.getbands()), height, width):
-        return None
-    return decoded.permute(1, 2, 0).numpy()
+    return decoded.permute(1, 2, 0).numpy() if tuple(decoded.shape) == shape else None
 
 
 def _plain(opened: Image.Image, channels: int, remark: Remark) -> Image.Image:

@@ -1,7 +1,8 @@
 """Random flips and shifts and the normalisation of whole batches of images, uint8 until the last step.
 
 Each function is pure: a sample's result depends on the sample and on its own draw, never on its neighbours in the
-batch. No value is read on the host.
+batch. No value is read from a device. On a CPU large images are changed one by one, with the same numbers: an image
+stays in the processor's cache from one operation to the next, which a batch does not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ from healsg.transforms.placed import is_placed, moved_mask
 from healsg.types import Count, Natural, Positive
 
 Padding = Literal["zero", "reflect"]
+
+LARGE = 1 << 14
+"""Numbers of an image from which a CPU changes images one by one."""
+
+
+def is_large(images: Tensor) -> bool:
+    """Whether (N, C, ...) images are changed one by one."""
+    return images.device.type == "cpu" and len(images) > 1 and images[0].numel() >= LARGE
 
 
 def pad(images: Tensor, pixels: int, padding: Padding = "zero") -> Tensor:
@@ -70,8 +79,13 @@ def random_flip(images: Tensor, draw: Draw, which: int = 0, alternate: bool = Fa
     two successive epochs show every image both ways (the alternating flip of Jordan 2024, arXiv 2404.00498).
     """
     count = len(images)
-    both = torch.cat([images, images.flip(3)])
     side = draw.alternating(which) if alternate else draw.integers(which, 0, 1)
+    if is_large(images):
+        made = torch.empty_like(images)
+        for row, image, mirrored in zip(made.unbind(), images.unbind(), side.tolist(), strict=True):
+            row.copy_(image.flip(2) if mirrored else image)
+        return made
+    both = torch.cat([images, images.flip(3)])
     chosen = torch.arange(count, device=images.device) + count * side
     return both.index_select(0, chosen)
 
@@ -84,6 +98,16 @@ def scaling(images: Tensor, mean: Sequence[float], std: Sequence[float], scale: 
     shape = (-1, *[1] * (images.dim() - 2))
     means, stds = (torch.tensor(values, dtype=torch.float64).view(shape) for values in (mean, std))
     return (1 / (scale * stds)).float().to(images.device), (-means / stds).float().to(images.device)
+
+
+def scaled(images: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """(N, C, ...) float32 ``images * factor + offset``, rounded after the product; see ``scaling``."""
+    if not is_large(images):
+        return images.to(torch.float32, copy=True).mul_(factor).add_(offset)
+    made = torch.empty_like(images, dtype=torch.float32)
+    for row, image in zip(made.unbind(), images.unbind(), strict=True):
+        row.copy_(image).mul_(factor).add_(offset)
+    return made
 
 
 def check_view(view: str, what: str, known: Collection[str] = ("input", "weak", "view1", "view2")) -> None:
@@ -148,15 +172,21 @@ class ImageTransform:
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
-        if draw is not None:
-            batch = self.moved(batch, draw)
-        images: Tensor = batch["input"]
+        batch = self.before_normalised(batch, draw)
+        return batch | {"input": self.normalised(batch["input"])}
+
+    def before_normalised(self, batch: Batch, draw: Draw | None) -> Batch:
+        """The first of two stages: all that is random, in the type in which images are stored."""
+        return batch if draw is None else self.moved(batch, draw)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """The second one: (N, C, H, W) float32."""
         if images.device not in self._constants:
             self._constants[images.device] = scaling(images, self.mean, self.std, self.maximum)
         factor, offset = self._constants[images.device]
         if self.as_stored and images.dtype == torch.float32:
-            return batch
-        return batch | {"input": images.to(torch.float32, copy=True).mul_(factor).add_(offset)}
+            return images
+        return scaled(images, factor, offset)
 
     def described(self) -> dict[str, Any]:
         """Each channel's mean and standard deviation, and the stored value of full intensity, for

@@ -1,0 +1,68 @@
+"""The header of a JPEG: the size of a picture in whose file nothing needs Pillow's judgement.
+
+Pillow takes a tenth of a millisecond to look at a file, a twentieth of the time in which a picture is decoded and
+resized for training. Most JPEGs consist of the segments that every decoder reads alike; their size is found here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+_FRAMES = (0xC0, 0xC1, 0xC2)
+"""SOF of baseline, extended sequential and progressive files with Huffman codes."""
+
+_SCAN = 0xDA
+"""SOS: what follows is the picture itself."""
+
+_PLAIN = (0xC4, 0xDB, 0xDD, 0xE0, 0xEE, 0xFE)
+"""DHT, DQT, DRI, APP0 (JFIF), APP14 (Adobe's colour transform, which libjpeg reads) and COM."""
+
+_PROFILE = 0xE2
+"""APP2, which holds a colour profile, that nobody here applies, or the index of several pictures in one file."""
+
+
+class Header(NamedTuple):
+    """Height and width in pixels; channels: 1 of grey, 3 of colour."""
+
+    height: int
+    width: int
+    channels: int
+
+
+def plain_header(content: memoryview) -> Header | None:
+    """What an ordinary JPEG says of itself; None of all else, such as what has an orientation (EXIF, XMP), more than
+    8 bits, four channels, several pictures, a segment that is unknown here, or damage.
+
+    Args:
+        content: the file's bytes.
+    """
+    if content[:2] != b"\xff\xd8":
+        return None
+    found: Header | None = None
+    place = 2
+    while place + 10 < len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker == _SCAN:
+            return found
+        length = content[place + 2] << 8 | content[place + 3]
+        if marker in _FRAMES and found is None:
+            found = _frame(content[place + 4 : place + 10])
+            if found is None:
+                return None
+        elif marker == _PROFILE:
+            if content[place + 4 : place + 15] != b"ICC_PROFILE":
+                return None
+        elif marker not in _PLAIN:
+            return None
+        if length < 2:
+            return None
+        place += 2 + length
+    return None
+
+
+def _frame(content: memoryview) -> Header | None:
+    """What SOF says, from its third byte on; None of what is no ordinary picture."""
+    height, width = content[1] << 8 | content[2], content[3] << 8 | content[4]
+    if content[0] != 8 or not height or not width or content[5] not in (1, 3):
+        return None
+    return Header(height, width, content[5])
