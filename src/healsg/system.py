@@ -291,8 +291,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 def keep_freed_memory(most: int) -> None:
     """Let this process reuse blocks of up to ``most`` bytes that it has freed, where glibc returns them to the system.
 
-    glibc maps each block above 32 MiB anew, and the system clears it page by page, which takes longer than to
-    normalise a batch of pictures. For a process that makes blocks of one size again and again, as a loader's worker
+    glibc maps each block above 32 MiB anew, and gives the end of its heap back whenever that is free, as after each
+    backward pass. The system then clears the same memory page by page, which takes longer than to normalise a batch of
+    pictures. For a process that makes blocks of the same sizes again and again, as a loader's worker or a training step
     does; other C libraries keep their ways.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc
