@@ -23,7 +23,7 @@ from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
 from healsg.evaluation.evaluator import collect
 from healsg.losses.usual import LabelsLoss, RegressionLoss
-from healsg.metric import Accuracy, Metric, count_of_all, predicted
+from healsg.metric import Accuracy, Metric, count_of_all, largest, predicted
 from healsg.metrics.classification import F1, BalancedAccuracy, CalibrationError, Confusion, TopK
 from healsg.metrics.multilabel import LabelAccuracy
 from healsg.metrics.ranking import AUROC, area
@@ -517,5 +517,9 @@ def test_the_predicted_class_among_many_is_that_of_argmax(classes):
     output[5] = -math.inf
     output[6, -1] = math.inf
     assert torch.equal(predicted(output), output.argmax(dim=1))
+    finite = output[6:]
+    found = largest(finite, 5)
+    assert torch.equal(finite.gather(1, found), finite.topk(5, dim=1).values)
+    assert all(len(set(row)) == 5 for row in found.tolist())
     assert count_of_all(output).isnan()
     assert count_of_all(output[6:]).item() == output[6:].numel()

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from healsg.data.base import DataInfo
-from healsg.metric import Metric, count_of, count_of_all, counted, known, precise, predicted
+from healsg.metric import (
+    Metric,
+    count_by_label,
+    count_of,
+    count_of_all,
+    counted,
+    known,
+    largest,
+    precise,
+    predicted,
+)
 from healsg.types import Count
 
 log = logging.getLogger("healsg")
@@ -108,7 +118,7 @@ class F1(Metric):
         labels = output.shape == target.shape
         if labels:
             true, taken = target > 0.5, output > 0
-            sums = [precise((true & taken).sum(dim=0)), precise(true.sum(dim=0) + taken.sum(dim=0))]
+            sums = [precise(count_by_label(true & taken)), precise(count_by_label(true) + count_by_label(taken))]
             count = count_of_all(output)
         else:
             samples = known(output, target)
@@ -136,8 +146,8 @@ class TopK(Metric):
         self.k = k
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
-        largest = output.topk(min(self.k, output.shape[1]), dim=1).indices
-        return counted((largest == target.unsqueeze(1)).sum(), count_of(output, known(output, target)))
+        hits = largest(output, self.k) == target.unsqueeze(1)
+        return counted(hits.sum(), count_of(output, known(output, target)))
 
 
 class CalibrationError(Metric):
