@@ -1,114 +1,171 @@
-"""What ``runner=fast`` chooses, measured a second time: python -m benchmarks.fast [rounds] [seconds to measure]
+"""What ``runner=fast`` chooses, measured a second time: python -m benchmarks.fast [rounds] [seconds] [threads]
 
 For six networks of the catalogue: what ``commands.tune`` chose, and then, in a fresh process that knows nothing of the
-first measurement, steps in the plain setting and in the chosen one in turns; the ratio within each round, its mean and
-95 % interval. Then the test accuracy on digits of the default network in its chosen setting against fp32, paired by
-seed. One thread; the second measurement is CPU time. Writes ``benchmarks/results/fast.txt``.
+first measurement, steps in the plain setting, in the chosen one, and of a bare fp32 loop in torch's own memory format
+(the same network, loss and samples over a ``DataLoader``, torch's fused SGD) in turns; the ratios within each round,
+their means and 95 % intervals. One thread and CPU time; with several threads, of which ``runner=fast`` may choose
+fewer, wall time, which other work on the machine widens. Writes ``results/fast.txt``, or ``fast_2_threads.txt``.
+
+Accuracy: python -m benchmarks.precision
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import json
-import subprocess
 import sys
-import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import torch
+
+from benchmarks.bars import Bar, keep
 from benchmarks.peers.__main__ import machine
+from benchmarks.sides import Side, in_turns, serve, together
+from healsg import BasicTask, system
 from healsg.commands.statistics import interval
-from healsg.commands.tune import Choice, measured, with_choice
+from healsg.commands.tune import GAIN, Choice, measured, with_choice
+from healsg.commands.tune import _steps_of as steps_of
 from healsg.config.compose import Composer
+from healsg.runs.folder import ROOT, RunFolder
+from healsg.sweeps.sharing import JobTrainer
 
 PICTURES = ["data=synthetic", "data.train=256", "data.test=32", "method=sgd"]
 NETWORKS: dict[str, list[str]] = {
     "mlp": ["data=digits", "model=mlp", "method=sgd"],
     "cnn (default)": ["data=digits", "model=cnn", "method=sgd"],
     "resnet8x4, 32 px": [*PICTURES, "model=resnet8x4", "data.batch_size=32"],
+    "resnet8 of W3, 32 px": [*PICTURES, "model=resnet8x4", "model.width_factor=1", "model.stem_width=16"],
     "torchvision resnet18, 96 px": [*PICTURES, "data.shape=[3,96,96]", "model=torchvision", "data.batch_size=8"],
     "vit": ["data=digits", "model=vit", "method=sgd"],
     "unet": ["data=digits_seg", "model=unet", "model.width=8", "method=sgd"],
 }
-COMMON = ["runner.threads=1", "quiet=true", "runner.epochs=40"]
-SEEDS = range(5)
+BARS = {"resnet8x4, 32 px": 0.55, "torchvision resnet18, 96 px": 0.65, "cnn (default)": 0.70}
+"""Of the chosen setting against the bare loop."""
+REACHES = 1.03
+"""Below which the interval of the chosen setting against the plain one must reach."""
 
-AGAIN = """
-import json, sys, time
-from healsg.commands.tune import Bench, with_choice, _steps_of
-from healsg.config.compose import Composer
 
-told = json.loads(sys.argv[1])
-composed = Composer().compose(told["overrides"])
-kept = {}
-settings = [with_choice(composed, choice) for choice in ({}, told["choice"])]
-with _steps_of(settings[0], kept) as (_, plain), _steps_of(settings[1], kept) as (_, fast):
-    for step in (plain, fast, plain, fast):
-        step()
-    ratios = []
-    for number in range(told["rounds"]):
-        spent = {}
-        for name, step in (("plain", plain), ("fast", fast))[:: 1 if number % 2 else -1]:
-            began, count = time.process_time(), 0
-            while count < 2 or time.process_time() < began + 0.3:
+def steps_of_bare(task: BasicTask) -> Callable[[], None]:
+    """A step of the loop that everybody writes, with the network, the loss and the samples of a task."""
+    from torch.utils.data import DataLoader, TensorDataset
+
+    view = task.train_loader.evaluation_view()  # type: ignore[union-attr]
+    dealt = [(batch["input"], batch["target"]) for batch, _ in view.batches(0)]
+    samples = TensorDataset(*(torch.cat(column).contiguous() for column in zip(*dealt, strict=True)))
+    loader = DataLoader(samples, task.train_loader.batch_size, shuffle=True, drop_last=True)  # type: ignore[union-attr]
+    network = copy.deepcopy(task.model).train()
+    for parameter in network.parameters():
+        parameter.data = parameter.data.contiguous()
+    criterion = copy.deepcopy(task.criterion)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=True)
+    batches = (batch for _ in itertools.count() for batch in loader)
+
+    def step() -> None:
+        input, target = next(batches)
+        loss = criterion(network(input), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def side(kind: str, given: str) -> None:
+    """One side in its process: seconds of a step of the plain and the chosen setting, or of the bare loop."""
+    told = json.loads(given)
+    threads = told["threads"]
+    clock = time.process_time if threads == 1 else time.perf_counter
+    torch.set_num_threads(threads)
+    composed = Composer().compose(told["overrides"])
+    kept: dict[str, Any] = {}
+    acts: list[tuple[Callable[[], object], int]] = []
+    with contextlib.ExitStack() as stack:
+        if kind == "bare":
+            task = JobTrainer(with_choice(composed, {}), RunFolder(ROOT / "unused"), kept).make_task()
+            with mock.patch.object(system, "keep_freed_memory"):  # which a bare loop does not do
+                task.build()
+            acts.append((steps_of_bare(task), threads))
+        else:
+            for choice in ({}, told["choice"]):
+                chosen = with_choice(composed, choice)
+                _, step = stack.enter_context(steps_of(chosen, kept))
+                acts.append((step, chosen.values["runner"]["threads"] or threads))
+
+        def measure(_: int) -> list[float]:
+            found = []
+            for step, own in acts:
+                torch.set_num_threads(own)
                 step()
-                count += 1
-            spent[name] = (time.process_time() - began) / count
-        ratios.append(spent["fast"] / spent["plain"])
-print(json.dumps(ratios))
-"""
+                began = clock()
+                count = 0
+                while count < 2 or clock() < began + 0.3:
+                    step()
+                    count += 1
+                found.append((clock() - began) / count)
+            return found
+
+        serve(measure)
 
 
-def again(overrides: list[str], choice: Choice, rounds: int) -> list[float]:
-    """The time of a step in the chosen setting over that in the plain one, by round, in a fresh process."""
-    told = json.dumps({"overrides": overrides, "choice": choice, "rounds": rounds})
-    done = subprocess.run([sys.executable, "-c", AGAIN, told], capture_output=True, text=True, check=True)
-    ratios: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return ratios
+def again(overrides: list[str], choice: Choice, rounds: int, threads: int) -> list[list[float]]:
+    """In fresh processes, by round the time of a step: chosen over plain, chosen over bare, plain over bare."""
+    told = json.dumps({"overrides": overrides, "choice": choice, "threads": threads})
+    with together({kind: Side("benchmarks.fast", kind, told) for kind in ("bare", "ours")}) as sides:
+        rows = in_turns(sides, rounds)
+    triples = [(bare, plain, fast) for (bare,), (plain, fast) in zip(rows["bare"], rows["ours"], strict=True)]
+    pairs = [(fast / plain, fast / bare, plain / bare) for bare, plain, fast in triples]
+    return [list(column) for column in zip(*pairs, strict=True)]
 
 
-def accuracies(choice: Choice) -> list[float]:
-    """By seed, test accuracy on digits in the chosen setting minus that in the plain one."""
-    from healsg import TaskTrainer
-
-    found = []
-    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
-        for seed in SEEDS:
-            options = ["data=digits", "quiet=true", "runner.threads=1", f"seed={seed}"]
-            composed = Composer().compose(options)
-            plain = TaskTrainer(with_choice(composed, {})).train()["test"]["test/acc"]
-            fast = TaskTrainer(with_choice(composed, choice)).train()["test"]["test/acc"]
-            found.append(float(fast - plain))
-    return found
+def bars_of(name: str, ratios: list[list[float]], threads: int) -> list[Bar]:
+    """The figures of one network, each a mean with its 95 % interval."""
+    at = "" if threads == 1 else f", {threads} threads"
+    titles = [
+        f"{name}{at}: chosen x plain, 95 %",
+        f"{name}{at}: chosen x bare, 95 %",
+        f"{name}{at}: plain x bare, 95 %",
+    ]
+    wanted = [REACHES, BARS.get(name) if threads == 1 else None, None]
+    bars = []
+    for title, values, bar in zip(titles, ratios, wanted, strict=True):
+        mean, half = interval(values)
+        bars.append(Bar("W12", title, mean, mean - half, mean + half, bar, reaches=bar == REACHES))
+    return bars
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 30.0
+    if sys.argv[1:2] == ["side"]:
+        side(*sys.argv[2:])
+        return
+    rounds, seconds, threads = [*map(int, sys.argv[1:]), *[10, 30, 1][len(sys.argv) - 1 :]][:3]
     facts: dict[str, Any] = machine()
-    torch = facts["versions"]["torch"]
-    lines = [f"{facts['processor']}, one thread, torch {torch}, {rounds} rounds, {seconds:g} s to choose"]
-    lines.append(f"{'network':30}{'chosen':44}{'a step, x plain (95 %)':>26}")
-    default: Choice = {}
+    used = "one thread" if threads == 1 else f"{threads} threads, wall time"
+    conditions = f"{facts['processor']}, {used}, torch {facts['versions']['torch']}, {rounds} rounds"
+    lines = [f"{conditions}, {seconds} s to choose; a step, mean (95 %)"]
+    lines.append(f"{'network':30}{'chosen':42}{'chosen x plain':>24}{'chosen x bare':>24}{'plain x bare':>24}")
+    print(*lines, sep="\n", flush=True)
+    common = ["quiet=true", "runner.epochs=40", *(["runner.threads=1"] if threads == 1 else [])]
+    bars = []
     for name, options in NETWORKS.items():
-        overrides = [*options, *COMMON]
-        composed = Composer().compose(overrides)
-        rows, steps = measured(composed, seconds)
+        overrides = [*options, *common]
+        rows, steps = measured(Composer().compose(overrides), seconds)
         best = min(rows, key=lambda row: row.total(steps))
-        choice = best.choice if best.total(steps) < 0.97 * rows[0].total(steps) else {}
-        if name.startswith("cnn"):
-            default = choice
-        ratios = again(overrides, choice, rounds)
-        mean, half = interval(ratios)
+        choice = best.choice if best.total(steps) < GAIN * rows[0].total(steps) else {}
+        own = bars_of(name, again(overrides, choice, rounds, threads), threads)
         shown = " ".join(f"{key}={value}" for key, value in choice.items()) or "as configured"
-        lines.append(f"{name:30}{shown:44}{mean:9.3f} ({mean - half:.3f} to {mean + half:.3f})")
+        cells = "".join(f"{f'{bar.value:.3f} ({bar.least:.3f} to {bar.most:.3f})':>24}" for bar in own)
+        lines.append(f"{name:30}{shown:42}{cells}")
         print(lines[-1], flush=True)
-    gains = accuracies(default)
-    mean, half = interval(gains)
-    shown = f"{100 * mean:+.2f} ({100 * (mean - half):+.2f} to {100 * (mean + half):+.2f})"
-    lines.append(f"digits, test accuracy in points, chosen minus plain, {len(gains)} seeds: {shown}")
-    print(lines[-1])
-    Path(__file__).with_name("results").joinpath("fast.txt").write_text("\n".join(lines) + "\n")
+        bars += own
+    file = "fast.txt" if threads == 1 else f"fast_{threads}_threads.txt"
+    Path(__file__).with_name("results").joinpath(file).write_text("\n".join(lines) + "\n")
+    keep(f"python -m benchmarks.fast {rounds} {seconds} {threads}", conditions, bars)
 
 
 if __name__ == "__main__":

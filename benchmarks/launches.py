@@ -13,11 +13,13 @@ import os
 import platform
 import tempfile
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.bars import Bar, keep
 from healsg import TaskTrainer
 from healsg.runner import TaskRunner
 
@@ -70,20 +72,25 @@ def calls_of(name: str, options: list[str]) -> Counter[str]:
 
 
 def main() -> None:
+    before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         torch.set_num_threads(1)
         plain = 0
-        print(
-            f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, one thread, no GPU"
-        )
+        conditions = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, no GPU"
+        print(conditions)
+        bars = []
         for name, options in SETTINGS.items():
             found = calls_of(name, options)
             total = found.total()
             plain = plain or total
+            share = total / plain
+            bars.append(Bar("W15", f"operator calls a step, {name}, x plain SGD", share, share, share, BARS.get(name)))
             bar = f", bar {BARS[name]}" if name in BARS else ""
             most = ", ".join(f"{key} {count}" for key, count in found.most_common(5))
             print(f"{name:10} {total:5d} calls a step, {total / plain:.2f} x plain SGD{bar}  ({most})")
+    os.chdir(before)
+    keep("python -m benchmarks.launches", conditions, bars)
 
 
 if __name__ == "__main__":

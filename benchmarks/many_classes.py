@@ -7,7 +7,6 @@ count by class or label. CPU seconds, the sides by turns; medians and ranges of 
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -17,11 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.bars import Bar, bar_of, keep
 from healsg.data.base import DataInfo
 from healsg.evaluation.evaluator import Loss, collect
 from healsg.metric import Metric
 from healsg.metrics.classification import F1, BalancedAccuracy, TopK
 from healsg.metrics.usual import with_chosen
+
+MOST = 1.2
+"""Of plain evaluation."""
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -57,6 +60,7 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    bars: list[Bar] = []
     for labels, width in ((False, 10_000), (True, 5_000)):
         net = nn.Linear(512, width)
         batches = []
@@ -75,9 +79,10 @@ def main() -> None:
                     own = seconds(partial(ours, net, batches, labels, more))
                     ratios[name].append(own / base)
         for name, values in ratios.items():
-            low, high = min(values[1:]), max(values[1:])
-            told = f"{statistics.median(values[1:]):.3f} ({low:.3f} to {high:.3f})"
-            print(f"{width} {'labels' if labels else 'classes'}, {name:8} / plain: {told}, {rounds} rounds", flush=True)
+            title = f"metrics of {width:,} {'labels' if labels else 'classes'}, {name}, x plain evaluation"
+            bars.append(bar_of("W11", title, values[1:], MOST))
+            print(f"{title}: {bars[-1].value:.3f} ({bars[-1].least:.3f} to {bars[-1].most:.3f})", flush=True)
+    keep(f"python -m benchmarks.many_classes {rounds}", f"torch {torch.__version__}, one thread, {rounds} rounds", bars)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ beside it the same with a list of strings and a list of numbers in the place of 
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.bars import Bar, keep
 from healsg.data.loader import Loader
 from healsg.data.source import DatasetSource
 from healsg.datasets.imagefolder import Pictures
+
+MOST = 10.0
+"""MB."""
 
 
 class Unread(Pictures):
@@ -61,11 +66,22 @@ def main() -> None:
         measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
         return
     count, epochs = [*map(int, sys.argv[1:]), *[1_000_000, 3][len(sys.argv) - 1 :]][:2]
+    last: dict[tuple[str, int], float] = {}
     for kind in ("PathList", "lists"):
         for number in (1000, count):
-            subprocess.run(
-                [sys.executable, "-m", "benchmarks.memory_paths", kind, str(number), str(epochs)], check=True
+            line = [sys.executable, "-m", "benchmarks.memory_paths", kind, str(number), str(epochs)]
+            printed = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
+            print(printed, end="", flush=True)
+            last[kind, number] = max(
+                float(each) for each in re.findall(r"([\d.]+)(?:,| MB)", printed.splitlines()[-1].partition(":")[2])
             )
+    more = last["PathList", count] - last["PathList", 1000]
+    name = f"a loader worker with {count:,} paths after {epochs} epochs, above one with 1,000"
+    keep(
+        f"python -m benchmarks.memory_paths {count} {epochs}",
+        f"torch {torch.__version__}, two workers",
+        [Bar("W11", name, more, more, more, MOST, "MB")],
+    )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,12 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.bars import Bar, keep
 from healsg.runs import checkpoint
 from healsg.runs.writer import Writer
+
+MOST = 2.2
+"""Of the state, above the idle process."""
 
 
 def resident() -> int:
@@ -69,9 +73,15 @@ def main() -> None:
     if len(sys.argv) > 2:
         measure(sys.argv[1], int(sys.argv[2]))
         return
-    for kind in ("Writer", "torch.save"):
-        size = sys.argv[1] if len(sys.argv) > 1 else "400"
-        subprocess.run([sys.executable, "-m", "benchmarks.memory_saving", kind, size], check=True)
+    size = sys.argv[1] if len(sys.argv) > 1 else "400"
+    bars = []
+    for kind, most in (("Writer", MOST), ("torch.save", None)):
+        line = [sys.executable, "-m", "benchmarks.memory_saving", kind, size]
+        printed = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
+        print(printed, end="", flush=True)
+        share = float(printed.split(" x the state")[0].split()[-1])
+        bars.append(Bar("W11", f"peak memory of writing a checkpoint, {kind}, x its state", share, share, share, most))
+    keep(f"python -m benchmarks.memory_saving {size}", f"torch {torch.__version__}, a state of {size} MB", bars)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,19 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.bars import keep
 from benchmarks.own_parts import compared
 from healsg import BasicTask, TaskTrainer
 
 EPOCHS = 3
 """Of a round and side."""
-BAR = 1.15
 
 COMMON = ["model=cnn", "model.width=8", "data.batch_size=64", "quiet=true", "runner.device=cpu", "fresh=true"]
 COMMON += ["method/scheduler=constant", "method/optimizer=adamw", "runner.epochs=1000000", "runner.channels_last=false"]
@@ -200,8 +201,13 @@ def apart(own: BasicTask, other: BasicTask) -> float:
 
 def main(rounds: int) -> None:
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, one thread, no GPU;")
-    print(f"{rounds} rounds of {EPOCHS} epochs a side; median ratio and range, bar {BAR}")
+    conditions = (
+        f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, one thread, no GPU"
+    )
+    conditions += f", {rounds} rounds of {EPOCHS} epochs a side"
+    print(conditions)
+    before = Path.cwd()
+    bars = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         TaskTrainer.compose(*COMMON, "runner.epochs=2", "method=adamw", "name=teacher").train()
@@ -213,8 +219,11 @@ def main(rounds: int) -> None:
             if name != "mixup" and difference > 1e-2:
                 raise SystemExit(f"{name}: the weights of the two differ by {difference:.2g}")
             steps = own.runner.step_count
-            found = compared(ours, by_hand, steps, rounds)
-            print(f"{name:9} {found}; weights apart {difference:.1g} after {steps} steps", flush=True)
+            bar, line = compared(name, ours, by_hand, steps, rounds)
+            bars.append(bar)
+            print(f"{line}; weights apart {difference:.1g} after {steps} steps", flush=True)
+        os.chdir(before)
+    keep(f"python -m benchmarks.own_methods {rounds}", conditions, bars)
 
 
 if __name__ == "__main__":

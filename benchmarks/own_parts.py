@@ -26,6 +26,7 @@ import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.bars import Bar, bar_of, keep
 from healsg import BasicTask, DataInfo, TaskData, TaskModel, TaskTrainer, TensorSource
 
 SAMPLES = 1024
@@ -138,19 +139,29 @@ def seconds(run: Callable[[], None]) -> float:
     return time.process_time() - began
 
 
-def compared(ours: Callable[[], None], by_hand: Callable[[], None], steps: int, rounds: int) -> str:
+def compared(
+    name: str, ours: Callable[[], None], by_hand: Callable[[], None], steps: int, rounds: int
+) -> tuple[Bar, str]:
     """What both take in turns, as ratio with its range and by step; each makes so many steps a round."""
-    pairs = [(seconds(ours), seconds(by_hand)) for _ in range(rounds)]
-    ratios = [one / other for one, other in pairs]
+    pairs = []
+    for number in range(rounds):
+        spent = {side: seconds(side) for side in ((ours, by_hand) if number % 2 else (by_hand, ours))}
+        pairs.append((spent[ours], spent[by_hand]))
+    bar = bar_of("W13", f"a step, {name}, x by hand", [one / other for one, other in pairs], BAR)
     each = [1e6 * statistics.median(side) / steps for side in zip(*pairs, strict=True)]
-    spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    return f"{spread} x by hand, {each[0]:.0f} us a step, by hand {each[1]:.0f}"
+    spread = f"{bar.value:.2f} ({bar.least:.2f} to {bar.most:.2f})"
+    return bar, f"{name:24} {spread} x by hand, {each[0]:.0f} us a step, by hand {each[1]:.0f}"
 
 
 def main(rounds: int) -> None:
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, one thread, no GPU;")
-    print(f"{rounds} rounds of {EPOCHS * SAMPLES // BATCH} updates a side; median ratio and range, bar {BAR}")
+    conditions = (
+        f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, one thread, no GPU"
+    )
+    conditions += f", {rounds} rounds of {EPOCHS * SAMPLES // BATCH} updates a side"
+    print(conditions)
+    before = Path.cwd()
+    bars = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for option, node in OPTIONS.items():
@@ -163,8 +174,12 @@ def main(rounds: int) -> None:
                 sides = own, by_hand(optimizer, settings, over_loader)
                 for run in sides:
                     run()
-                where = "DataLoader" if over_loader else "in memory"
-                print(f"{optimizer:6} {where:10} {compared(*sides, EPOCHS * SAMPLES // BATCH, rounds)}")
+                where = "over a DataLoader" if over_loader else "in memory"
+                bar, line = compared(f"{optimizer}, {where}", *sides, EPOCHS * SAMPLES // BATCH, rounds)
+                bars.append(bar)
+                print(line, flush=True)
+        os.chdir(before)
+    keep(f"python -m benchmarks.own_parts {rounds}", conditions, bars)
 
 
 if __name__ == "__main__":

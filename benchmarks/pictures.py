@@ -13,7 +13,6 @@ The pictures are cuts of scikit-learn's two photographs, mirrored and with noise
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import resource
@@ -28,10 +27,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.bars import Bar, bar_of, keep
+from benchmarks.sides import Side, in_turns, serve, together
 from healsg.data.base import Needs
 from healsg.datasets.imagefolder import MEAN, STD, ImageFolder
+from healsg.training.device import DeviceSetup
+from healsg.training.parallel import Parallel
 
 BATCH, SIZE = 64, 224
+RESIZED, CROPPED = 0.55, 0.60
+"""The most that ours may take of what ImageFolder with v2 transforms on PIL images takes."""
 
 
 def write(folder: Path, count: int) -> None:
@@ -110,65 +115,86 @@ def middle(values: list[float], unit: str = "") -> str:
     return f"{statistics.median(values):.3f}{unit} ({min(values):.3f} to {max(values):.3f})"
 
 
-def compare(folder: Path, pictures: int, rounds: int, workers: int, crop: bool) -> None:
-    """One table: each side's milliseconds a picture, and our share of each of the others."""
-    sides = {
-        "ours, torchvision": ours(folder, workers, crop),
-        "ours, pil": ours(folder, workers, crop, decoder="pil"),
-        "ImageFolder, v2 on PIL": theirs(folder, workers, crop, tensors=False),
-        "ImageFolder, v2 on tensors": theirs(folder, workers, crop, tensors=True),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, epochs in sides.items():
-            took = measured(epochs(number))
-            if number:
-                seconds[name].append(took)
-    print(f"\n{'random resized crop' if crop else 'resize'} to {SIZE}, workers {workers}, ms of CPU a picture")
+def epochs_of(name: str, folder: Path, workers: int, crop: bool) -> Callable[[int], Iterable[Any]]:
+    """Epochs of a side by its name."""
+    if name.startswith("ours"):
+        settings: dict[str, dict[str, Any]] = {"ours, pil": {"decoder": "pil"}, "ours, cache": {"cache": True}}
+        return ours(folder, workers, crop, **settings.get(name, {}))
+    return theirs(folder, workers, crop, tensors=name.endswith("tensors"))
+
+
+def side(name: str, folder: str, workers: str, crop: str) -> None:
+    """A side of the comparison in its process: seconds of each epoch, and of what came before the first."""
+    torch.set_num_threads(1)
+    if name.startswith("ours"):
+        DeviceSetup("cpu", "fp32", "auto", False, Parallel()).activate(1)  # as a run does
+        logging.getLogger("healsg").addHandler(logging.StreamHandler(sys.stderr))
+        logging.getLogger("healsg").setLevel(logging.INFO if name == "ours, cache" else logging.WARNING)
+    began = time.process_time()
+    epochs = epochs_of(name, Path(folder), int(workers), crop == "True")
+    before = time.process_time() - began
+    serve(lambda number: [measured(epochs(number)), before])
+
+
+def compare(folder: Path, pictures: int, rounds: int, workers: int, crop: bool) -> list[Bar]:
+    """One table: each side's milliseconds a picture, and our share of each of the others; those of our decoder."""
+    names = ("ours, torchvision", "ours, pil", "ImageFolder, v2 on PIL", "ImageFolder, v2 on tensors")
+    arguments = str(folder), str(workers), str(crop)
+    with together({name: Side("benchmarks.pictures", name, *arguments) for name in names}) as sides:
+        seconds = {name: [one[0] for one in rows] for name, rows in in_turns(sides, rounds).items()}
+    kind = f"{'random resized crop' if crop else 'resize'} to {SIZE}, workers {workers}"
+    print(f"\n{kind}, ms of CPU a picture")
     for name, values in seconds.items():
         print(f"  {name:28} {middle([1000 * value / pictures for value in values])}")
-    for name in ("ours, torchvision", "ours, pil"):
-        for other in ("ImageFolder, v2 on PIL", "ImageFolder, v2 on tensors"):
+    bars = []
+    for name in names[:2]:
+        for other in names[2:]:
             ratios = [own / base for own, base in zip(seconds[name], seconds[other], strict=True)]
             print(f"  {name} / {other[13:]}: {middle(ratios)}")
+            if name == names[0]:
+                most = (CROPPED if crop else RESIZED) if other == names[2] else None
+                bars.append(bar_of("W9", f"loader, {kind}, x {other}", ratios, most))
     sys.stdout.flush()
-    del sides
-    gc.collect()
+    return bars
 
 
-def caching(folder: Path, pictures: int, rounds: int) -> None:
+def caching(folder: Path, pictures: int, rounds: int) -> list[Bar]:
     """Seconds of the first epoch with a cache, which fills it, and of the others, with and without one."""
-    began = time.process_time()
-    cached = ours(folder, 0, False, cache=True)
-    filling = time.process_time() - began
-    plain = ours(folder, 0, False)
-    rows: dict[str, list[float]] = {"with": [], "without": []}
-    for number in range(rounds + 1):
-        rows["with"].append(measured(cached(number)))
-        rows["without"].append(measured(plain(number)))
-    first = filling + rows["with"][0]
+    names = {"with": "ours, cache", "without": "ours, torchvision"}
+    sides = {way: Side("benchmarks.pictures", name, str(folder), "0", "False") for way, name in names.items()}
+    with together(sides):
+        rows = in_turns(sides, rounds + 1, uncounted=0)
+    first, filling = rows["with"][0]
+    spent = {way: [one[0] for one in values] for way, values in rows.items()}
     print(f"\ncache, workers 0, ms of CPU a picture: filling {1000 * filling / pictures:.3f}")
-    print(
-        f"  first epoch with filling {1000 * first / pictures:.3f}, without {1000 * rows['without'][0] / pictures:.3f}"
-    )
-    for name, values in rows.items():
-        print(f"  later epochs {name:8} {middle([1000 * value / pictures for value in values[1:]])}")
-    two = (first + statistics.median(rows["with"][1:])) / (rows["without"][0] + statistics.median(rows["without"][1:]))
+    for way, values in spent.items():
+        print(f"  later epochs {way:8} {middle([1000 * value / pictures for value in values[1:]])}")
+    later = {way: statistics.median(values[1:]) for way, values in spent.items()}
+    two = (filling + first + later["with"]) / (spent["without"][0] + later["without"])
     print(f"  two epochs with / without: {two:.3f}", flush=True)
+    ratios = [own / base for own, base in zip(spent["with"][1:], spent["without"][1:], strict=True)]
+    return [
+        bar_of("W9", "data.cache: a later epoch with it, x without", ratios),
+        Bar("W9", "data.cache: two epochs with it and its filling, x without", two, two, two, 1.0),
+    ]
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["side"]:
+        side(*sys.argv[2:])
+        return
     rounds, pictures = [*map(int, sys.argv[1:]), *[5, 192][len(sys.argv) - 1 :]][:2]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         write(folder := Path(place) / "pictures", pictures)
-        print(f"torch {torch.__version__}, {pictures} pictures, {rounds} rounds, one thread")
+        conditions = f"torch {torch.__version__}, {pictures} pictures, {rounds} rounds, one thread, no GPU"
+        print(conditions)
+        bars = []
         for crop in (False, True):
             for workers in (0, 2):
-                compare(folder, pictures, rounds, workers, crop)
-        logging.getLogger("healsg").setLevel(logging.INFO)
-        logging.getLogger("healsg").addHandler(logging.StreamHandler(sys.stdout))
-        caching(folder, pictures, rounds)
+                bars += compare(folder, pictures, rounds, workers, crop)
+        bars += caching(folder, pictures, rounds)
+    keep(f"python -m benchmarks.pictures {rounds} {pictures}", conditions, bars)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from statistics import median
 from typing import Any
 from xml.sax.saxutils import escape
 
-from benchmarks.peers.report import NAMES, disagreeing, figures, markdown, peers_table, ratios, speed
+from benchmarks import bars
+from benchmarks.peers.report import NAMES, Figure, disagreeing, figures, markdown, peers_table, ratios, speed
 
 HEAD = """# Speed
 
@@ -59,8 +60,56 @@ def document(kept: dict[str, Any]) -> str:
     if "W1" in works:
         parts.append(WINS.lstrip().format(memory=memory(works), loop=loop(works)))
     rows = [["", "figure", "median", "range", "bar", ""], *(figure.row() for figure in figures(kept))]
-    parts += ["## Figures and bars\n", markdown(rows) + "\n", NOTES, conditions(works)]
+    parts += ["## Figures and bars\n", markdown(rows) + "\n", NOTES, *further(), NOT_RUN, conditions(works)]
     return "\n".join(parts)
+
+
+def further() -> list[str]:
+    """The workloads from W9 on, of ``benchmarks/results/bars.json``: one table of all figures, with their commands."""
+    found = bars.kept()
+    if not found:
+        return []
+    named = sorted({bar.workload for _, own in found.values() for bar in own}, key=lambda name: int(name[1:]))
+    head = ["", "figure", "median", "range", "bar", "", "command"]
+    rows = [
+        [
+            *Figure(bar.workload, bar.name, bar.value, bar.least, bar.most, bar.bar, bar.unit).row()[:5],
+            bar.verdict,
+            command,
+        ]
+        for name in named
+        for command, (_, own) in found.items()
+        for bar in own
+        if bar.workload == name
+    ]
+    commands = list(found)
+    for row in rows:
+        row[-1] = str(1 + commands.index(row[-1]))
+    lines = [f"{place}. `{command}`: {found[command][0]}" for place, command in enumerate(commands, 1)]
+    works = [f"* {name}: {bars.WORKLOADS[name]}" for name in named]
+    parts = [
+        FURTHER,
+        "\n".join(works) + "\n",
+        markdown([head, *rows]) + "\n",
+        "The commands:\n",
+        "\n".join(lines) + "\n",
+    ]
+    for file, title in CHOICES.items():
+        if (path := bars.BARS.with_name(file)).exists():
+            parts += [f"{title}\n\n```text\n{path.read_text()}```\n"]
+    return parts
+
+
+FURTHER = """## Pictures, evaluation, memory, layouts, methods, start
+
+Each side of these comparisons has a process of its own on one thread, where nothing else is said, and the sides are
+measured in turns. Medians of the ratios within a round, with their range; where a figure says `95 %`, it is a mean with
+its interval, and a bar of 1.03 is one that the interval must reach below.
+"""
+CHOICES = {
+    "fast.txt": "What `runner=fast` chose for networks of the catalogue, and a second measurement of it:",
+    "fast_2_threads.txt": "The same with two threads, by the wall clock of a machine that other work shared:",
+}
 
 
 NOTES = """W4 compares with a script that imports the same (torch, Hydra, Rich; digits are read without scikit-learn's
@@ -74,10 +123,14 @@ flips, a U-Net), as one recipe of ours beside MONAI alone with everything held i
 CPU time (0.66 to 0.72), the data's share of a patch 0.28 (0.24 to 0.32), a volume in sliding windows 1.06 (0.76 to
 1.39). What an update gains is the memory format (`runner.channels_last=auto`); with `false` it takes as long as theirs.
 `python -m benchmarks.segmentation.monai_pipeline` (`benchmarks/results/monai_pipeline.txt`).
+"""
+NOT_RUN = """## What was not run
 
-Nothing on this page was run on a GPU. What is there for one (`runner=fast`, `runner.cuda_graph`, samples and
-augmentation on the device, copies beside the work, no waiting between log lines) has tests in `tests/test_gpu.py`,
-which run where there is one.
+Nothing on this page was run on a GPU: not AMP, `channels_last`, compiling and CUDA graphs there, not airbench94's
+seconds, not the images a second of a loader that decodes or normalises there, nor what `runner=fast` chooses. What is
+there for one (`runner=fast`, `runner.cuda_graph`, samples and augmentation on the device, copies beside the work, no
+waiting between log lines) has tests in `tests/test_gpu.py`, which run where there is one, and
+`python benchmarks/first_gpu.py` measures it in its first minutes. Launches are counted as calls of operators (W15).
 """
 
 
