@@ -62,14 +62,16 @@ def bar_of(workload: str, name: str, values: Sequence[float], bar: float | None 
 
 
 def keep(command: str, conditions: str, bars: Sequence[Bar]) -> None:
-    """Write the figures of a command in the place of those that it gave before.
+    """Write the figures of a command in the place of those of the same names, with whatever arguments they were made.
 
     Args:
         command: with which they are measured again.
         conditions: versions, hardware and rounds, in one line.
         bars: the figures.
     """
-    kept: dict[str, Any] = json.loads(BARS.read_text()) if BARS.exists() else {}
+    before: dict[str, Any] = json.loads(BARS.read_text()) if BARS.exists() else {}
+    names = {bar.name for bar in bars}
+    kept = {key: value for key, value in before.items() if not names & {bar["name"] for bar in value["bars"]}}
     kept[command] = {"conditions": conditions, "bars": [asdict(bar) for bar in bars]}
     BARS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from healsg import TaskTrainer
+from healsg.errors import RunError
 from healsg.runs import checkpoint
 from healsg.runs.retention import Retention
 from helpers import events, record, stopped_at, train
@@ -75,3 +77,17 @@ def test_a_kill_between_the_file_of_an_epoch_and_the_last_one(monkeypatch: pytes
     train(*options, "runner.keep_every=1", "name=cut")
     assert len(kept("cut")) == 5
     assert record("cut")["digest"] == record("whole")["digest"]
+
+
+def test_a_finished_run_may_leave_its_best_weights_alone() -> None:
+    options = [*OPTIONS, "runner.epochs=2", "runner.keep_last=false", "name=one"]
+    stopped_at(3, *options)
+    assert {path.name for path in Path("runs/one/checkpoints").iterdir()} >= {"last.pt"}
+    train(*options)
+    assert [path.name for path in Path("runs/one/checkpoints").iterdir()] == ["best.pt"]
+    assert TaskTrainer.load("one").evaluate("val")
+    with pytest.raises(RunError, match="kept its best weights alone"):
+        TaskTrainer.load("one").evaluate("val", "last")
+    with pytest.raises(RunError, match="init_from=runs/one starts another"):
+        train(*options, "runner.epochs=3")
+    assert train(*OPTIONS, "runner.epochs=1", "init_from=runs/one", "name=two")["status"] == "finished"

@@ -70,6 +70,7 @@ class TaskRunner:
         ledger: keep loss, confidence and correctness of every training sample in every epoch; see ``Ledger``.
         keep_every, keep_best: epochs between two, and how many of the best, that keep a checkpoint of their own; see
             ``Retention``.
+        keep_last: whether a finished run keeps the state from which it could be trained on, beside its best weights.
         profile: record where the time of a few updates goes; see ``Profiling``.
         forecast: measure before the run, in a process of its own, what it will take; ``run.json`` has that beside what
             it took (``TaskTrainer`` does so).
@@ -107,6 +108,7 @@ class TaskRunner:
         forecast: bool = False,
         keep_every: Count | None = None,
         keep_best: Count | None = None,
+        keep_last: bool = True,
         profile: bool = False,
         callbacks: Mapping[str, Callback] | None = None,
         pause_after: Count | None = None,
@@ -148,6 +150,7 @@ class TaskRunner:
         self.forecast = forecast
         self.keep_every = keep_every
         self.keep_best = keep_best
+        self.keep_last = keep_last
         self.profiling = Profiling(profile)
         self.ledger: Ledger | GuessLedger | None = None
         """The samples' numbers of this epoch, once the task is built for training."""

@@ -33,6 +33,7 @@ from healsg.runs.saved_config import read_saved
 from healsg.system import HELD
 
 FREE = (
+<<<<<<< HEAD:src/healsg/runs/acquire.py
     "name",
     "fresh",
     "trusted",
@@ -58,6 +59,34 @@ FREE = (
     "runner.max_time",
     "runner.timeout",
     "runner.pause_after",
+=======
+    *(
+        "name",
+        "fresh",
+        "trusted",
+        "use_wandb",
+        "wandb",
+        "quiet",
+        "debug",
+        "resume",
+        "logger",
+        "recipe",
+        "record_patch",
+        "launcher",
+        "search",
+    ),
+    *(
+        "data.root",
+        "data.mirror",
+        "data.workers",
+        "data.timeout",
+        "data.prefetch",
+        "data.max_errors",
+        "data.in_memory",
+        "data.cache",
+    ),
+    *("runner.save_every", "runner.max_time", "runner.timeout", "runner.pause_after", "runner.keep_last"),
+>>>>>>> 7f65995 (feat(runner): keep_last=false leaves a finished run its best weights alone; bench: two small residual networks beside timm's loop and Lightning in channels_last):src/healsg/runs/claim.py
     "runner.processes",  # their number is in run.json, however they were started, and checked there
 )
 """Keys that cannot alter a run's result, so that they may change when it is continued."""
@@ -210,6 +239,9 @@ def _check_continuation(folder: RunFolder, config: dict[str, Any]) -> None:
     for key, (old, new) in differing.items():
         if not (key in LENGTH and is_longer(old, new) and (finished or record.get("earlier"))):
             raise ConfigError(f"{key}: {folder.shown} was started with {show(old)}, not {show(new)}; {way_out}")
+    if finished and not folder.has_checkpoint:
+        way = f"init_from={folder.shown} starts another one from them"
+        raise RunError(f"{folder.shown}: is finished, and kept its best weights alone (runner.keep_last); {way}")
     if finished and not differing:
         ways = "more runner.epochs train on, fresh=true starts anew, another name keeps both"
         raise RunError(f"{folder.shown}: is finished; {ways}")

@@ -518,7 +518,9 @@ def weights_state(folder: RunFolder, which: str) -> dict[str, Any]:
         return best
     state = folder.last_state()
     if state is None:
-        raise RunError(f"{folder.shown}: has no checkpoint yet")
+        finished = folder.record.get("status") == "finished"
+        reason = "kept its best weights alone (runner.keep_last)" if finished else "has no checkpoint yet"
+        raise RunError(f"{folder.shown}: {reason}")
     return state
 
 

@@ -204,6 +204,11 @@ class RunFolder:
         """Whether there is a checkpoint to continue from, intact or not."""
         return self.last.exists() or self.previous.exists()
 
+    def drop_last(self) -> None:
+        """Remove the state from which a finished run could be trained on. Raises OSError."""
+        self.previous.unlink(missing_ok=True)
+        self.last.unlink(missing_ok=True)
+
     def last_state(self) -> dict[str, Any] | None:
         """The state in ``last_checkpoint``."""
         return self.last_checkpoint()[1]

@@ -98,6 +98,8 @@ class Session:
                 with contextlib.suppress(OSError):
                     used = self.usage.so_far(self.folder.path, self.folder.record.get("usage"))
                     self.folder.note(status=status, usage=used)
+                    if status == "finished" and not self.composed.values["runner"].get("keep_last", True):
+                        self.folder.drop_last()  # after all else: a kill leaves a file too many
             if status != "failed":
                 self._report_end(status, reason, getattr(error, "status", 130) if stopped else 0)
         return stopped
