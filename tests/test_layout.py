@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 from torch import nn
 
+from healsg.training.device import DeviceSetup
 from healsg.training.layout import prefers_channels_last
+from healsg.training.parallel import Parallel
 from helpers import trained, trainer
 
 
@@ -70,3 +74,18 @@ def test_volumes_have_the_format_and_their_masks_do_not() -> None:
     moved = setup.move({"input": torch.rand(2, 3, 8, 8, 8), "target": torch.zeros(2, 8, 8, 8, dtype=torch.int64)})
     assert moved["input"].is_contiguous(memory_format=torch.channels_last_3d)
     assert moved["target"].is_contiguous()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep their ways")
+def test_memory_that_a_step_frees_is_not_cleared_anew_for_the_next() -> None:
+    import resource
+
+    DeviceSetup("cpu", "fp32", "auto", False, Parallel()).activate(torch.get_num_threads())
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(10_000_000)  # 40 MB, of 10,000 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    assert faults() < 1000
