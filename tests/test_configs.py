@@ -59,7 +59,7 @@ SMALL: dict[str, list[str]] = {
     "data=seg2d": [*UNET, "data.folder=files/masked", "data.image_size=16", "data.val_fraction=0.3"],
     **{
         f"data={name}": [*UNET, f"data.folder=files/{name}", "data.image_size=16", "data.val_fraction=0.3"]
-        for name in ("voc", "cityscapes", "coco_seg")
+        for name in ("voc", "cityscapes", "coco_seg", "shards_seg")
     },
     "model=unet": [*SHAPES, "model.width=4"],
     "model=resenc_unet": [*SHAPES, "model.width=4"],
@@ -101,6 +101,7 @@ OTHER_DEFAULTS = {
     "data=decathlon": {"list"},
     "data=nnunet_raw": {"folder"},
     "data=seg2d": {"folder"},
+    "data=shards_seg": {"folder"},
     "data=coco_seg": {"folder"},
     "model=resnet32x4": {"depth"},
     "model=resenc_unet_l": {"preset"},
@@ -142,6 +143,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake_volumes.write_pictures(root / "masked", 12)
     for name in ("voc", "cityscapes", "coco_seg"):
         getattr(fake_masks, f"write_{name}")(root / name)
+    assert main(["pack", "data=voc", f"data.folder='{root}/voc'", "--out", str(root / "shards_seg")]) == 0
     if importlib.util.find_spec("nibabel"):
         fake_volumes.write_scans(root / "scans")
         fake_volumes.write_nnunet(root / "raw")

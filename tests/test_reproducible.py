@@ -38,9 +38,13 @@ VOLUMES = [*UNET, "data.patch=[16,16,8]", "data.val_fraction=0.3"]
 DRAWN = ["data.size=16", "data.train=20", "data.test=2"]
 
 
-def write_shards(root: Path) -> None:
-    fake_data.write_imagefolder(root / "pictures")
-    assert main(["pack", "data=imagefolder", f"data.folder={root / 'pictures'}", "--out", str(root / "shards")]) == 0
+def write_shards(root: Path, masks: bool = False) -> None:
+    if masks:
+        fake_masks.write_voc(root / "pictures")
+    else:
+        fake_data.write_imagefolder(root / "pictures")
+    kind = "voc" if masks else "imagefolder"
+    assert main(["pack", f"data={kind}", f"data.folder={root / 'pictures'}", "--out", str(root / "shards")]) == 0
 
 
 SETS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
@@ -52,6 +56,7 @@ SETS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         ["data.folder=pictures", "data.image_size=16", "data.shift=2", "data.batch_size=8"],
     ),
     "shards": (lambda root: write_shards(root), [*SMALL_PICTURES, "data.folder=shards"]),
+    "shards_seg": (lambda root: write_shards(root, masks=True), [*MASKED, "data.folder=shards"]),
     "fashionmnist": (lambda root: fake_data.write_mnist(root, name="FashionMNIST"), SMALL_SET),
     "kmnist": (lambda root: fake_data.write_mnist(root, name="KMNIST"), SMALL_SET),
     "svhn": (fake_data.write_svhn, SMALL_SET),

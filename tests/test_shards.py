@@ -29,7 +29,7 @@ from healsg.cli import main
 from healsg.data.base import Needs
 from healsg.data.sharding import Sharding
 from healsg.datasets import tar_index, tar_members
-from healsg.datasets.array_file import read_facts
+from healsg.datasets.array_file import read_arrays
 from healsg.datasets.imagefolder import ImageFolder
 from healsg.datasets.path_list import PathList
 from healsg.datasets.shards import Shards
@@ -423,7 +423,6 @@ import torch, torchvision, healsg.datasets.shards, healsg.transforms.views
 from healsg.data.base import Needs
 from healsg.data.sharding import Sharding
 from healsg.datasets import tar_index, tar_members
-from healsg.datasets.array_file import read_facts
 began = time.perf_counter()
 data = healsg.datasets.shards.Shards(folder="S", image_size=8, shift=1, batch_size=128)
 loader = data.loaders(Needs())["train"].sharded(Sharding(1))
@@ -454,7 +453,7 @@ def test_a_million_samples_start_within_two_seconds(tmp_path: Path, process: Pro
         target=small.target[places],
         names=PathList(f"{number:09}.png" for number in range(count)),
     )
-    facts = read_facts(tmp_path / "S/train.index")["index"]
+    facts = read_arrays(tmp_path / "S/train.index")[0]["index"]  # type: ignore[index]
     tar_index._write(many, facts, [tmp_path / "S/train.index"])
     result = process([sys.executable, "-c", MILLION])
     print(result.stdout, result.stderr)

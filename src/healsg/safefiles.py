@@ -15,9 +15,9 @@ import stat
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
-from healsg.errors import RunError
+from healsg.errors import ConfigError, RunError
 
 FILE = "a regular file"
 FOLDER = "a folder"
@@ -203,6 +203,30 @@ def make_folder(path: Path) -> None:
     if not require(path, FOLDER):
         path.mkdir(exist_ok=True)
         require(path, FOLDER)
+
+
+def make_folders(path: Path, key: str) -> None:
+    """Make a folder that the user named, and those above it, where they are missing.
+
+    Args:
+        path: of the folder.
+        key: the flag or setting that names it.
+
+    Raises:
+        ConfigError: it cannot be made, such as where something else lies there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{key}: the folder {path} cannot be made ({error.strerror})") from error
+
+
+def is_still(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is the one at ``path``, and was not replaced or removed meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def set_folder_aside(path: Path) -> Path | None:

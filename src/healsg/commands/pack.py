@@ -21,8 +21,10 @@ EXAMPLES = """\
 
 Files stay byte for byte as they are (KEY.jpg, KEY.cls, KEY.json: webdataset reads
 them too). Kept are the parts, the classes and their order, several labels or numbers
-a picture (csv, hf), and the groups of data.group. How much will be written is said
-before. A packing that was killed is gone on with by the same command."""
+a picture (csv, hf), and the groups of data.group. Masks of seg2d and voc are packed
+beside their pictures (KEY.seg.png); healsg train data=shards_seg reads them. How much
+will be written is said before. A packing that was killed is gone on with by the same
+command."""
 
 SIZE = 256.0
 """Megabytes of an archive."""
@@ -61,7 +63,10 @@ def run(arguments: list[str]) -> int:
     from healsg.datasets.packing import pack, plan_packing
     from healsg.datasets.shard_notes import NOTES
 
-    plan = plan_packing(make(composed.values["data"], "data", composed, TaskData), args.size)
+    settings = composed.values["data"]
+    if "shift" in settings:  # nothing is shown here, so that no shift can be too large for data.image_size
+        settings = {**settings, "shift": 0}
+    plan = plan_packing(make(settings, "data", composed, TaskData), args.size)
     detail = f"{plan.samples} pictures, about {plan.size / 1e6:.1f} MB in {plan.archives} archives in {shown(out)}"
     if not args.json:
         print(visible(detail), flush=True)
@@ -71,7 +76,8 @@ def run(arguments: list[str]) -> int:
         show_json(_answer(plan, notes, str(out)))
     elif notes is not None:
         done = "these archives are there already" if there else "written"
-        print(visible(f"{done}; train with: healsg train data=shards data.folder={shown(out)}"))
+        option = "shards" if notes.masks is None else "shards_seg"
+        print(visible(f"{done}; train with: healsg train data={option} data.folder={shown(out)}"))
     return 0
 
 

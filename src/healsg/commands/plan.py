@@ -15,7 +15,7 @@ from healsg.config.compose import Composer
 from healsg.console import visible
 from healsg.errors import ConfigError
 from healsg.runs import redact
-from healsg.safefiles import replacing
+from healsg.safefiles import make_folders, replacing
 
 if TYPE_CHECKING:
     from healsg.config.schema import Composed
@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
     made = _joined("healsg plan", *options, *map(redact.override, overrides), "--memory", f"{answer['memory']:g}")
     text = as_yaml(composed, answer, settings, given, made)
     if out is not None:
-        _make(out.parent)
+        make_folders(out.parent, "--out")
         with replacing(out) as file:
             file.write(text.encode())
     if args.json:
@@ -115,14 +115,6 @@ def _out(given: str) -> Path:
     if not nearest.is_dir():
         raise ConfigError(f"--out: {nearest} is no folder")
     return path
-
-
-def _make(folder: Path) -> None:
-    """Make a folder and those above it, where they are missing. Raises ConfigError where something else lies there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out: the folder {folder} cannot be made ({error.strerror})") from error
 
 
 def plan(composed: Composed, given: list[str], memory: float | None) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -51,20 +51,24 @@ def write_arrays(path: Path, facts: Mapping[str, Any], arrays: Mapping[str, Arra
             file.write(part.data.cast("B") if part.size else b"")
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """The facts alone, whatever the arrays are. Raises OSError, IrregularFileError, DataError for another file."""
-    return _head(path)[0]
+def read_arrays(
+    path: Path, wanted: Callable[[dict[str, Any]], bool] = lambda facts: True
+) -> tuple[dict[str, Any], dict[str, Array]] | None:
+    """The facts, and the arrays by name, mapped: nothing that is written to them reaches the file. The file is opened
+    once.
 
-
-def read_arrays(path: Path) -> dict[str, Array]:
-    """The arrays by name, mapped: nothing that is written to them reaches the file.
+    Args:
+        path: of the file.
+        wanted: asked with the facts, before any array is looked at; where it says no, None is returned.
 
     Raises OSError, IrregularFileError, and DataError where the file is cut, damaged or of another kind.
     """
-    facts, layout, wanted, start = _head(path)
-    found = {}
-    total = hashlib.sha256(json.dumps([facts, [list(part) for part in layout]]).encode())
     with open_to_read(path) as file:
+        facts, layout, checksum, start = _head(path, file)
+        if not wanted(facts):
+            return None
+        found = {}
+        total = hashlib.sha256(json.dumps([facts, [list(part) for part in layout]]).encode())
         size = file.seek(0, 2)
         for name, kind, shape in layout:
             start += -start % ALIGNED
@@ -74,19 +78,18 @@ def read_arrays(path: Path) -> dict[str, Array]:
             found[name] = np.memmap(file, kind, "c", start, tuple(shape)) if length else np.zeros(shape, kind)
             total.update(found[name].data.cast("B") if length else b"")
             start += length
-    if total.hexdigest() != wanted:
+    if total.hexdigest() != checksum:
         raise DataError(f"{path}: is damaged")
-    return found
+    return facts, found
 
 
-def _head(path: Path) -> tuple[dict[str, Any], list[tuple[str, str, list[int]]], str, int]:
-    """Facts, layout and checksum of the arrays, and where these begin."""
-    with open_to_read(path) as file:
-        magic, length = file.read(len(MAGIC)), int.from_bytes(file.read(8), "little")
-        if magic != MAGIC or length > LARGEST_FACTS:
-            raise DataError(f"{path}: is no such file")
-        text = file.read(length)
-        start = file.tell()
+def _head(path: Path, file: BinaryIO) -> tuple[dict[str, Any], list[tuple[str, str, list[int]]], str, int]:
+    """Facts, layout and checksum of the arrays, and where these begin, of a file at its beginning."""
+    magic, length = file.read(len(MAGIC)), int.from_bytes(file.read(8), "little")
+    if magic != MAGIC or length > LARGEST_FACTS:
+        raise DataError(f"{path}: is no such file")
+    text = file.read(length)
+    start = file.tell()
     try:
         head = json.loads(text)
         layout = [(str(name), str(kind), [int(side) for side in shape]) for name, kind, shape in head["arrays"]]

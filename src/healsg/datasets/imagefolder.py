@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from healsg.datasets.folders import (
 from healsg.datasets.groups import path_groups
 from healsg.datasets.labels import shown
 from healsg.datasets.path_list import PathList
-from healsg.datasets.stored import StoredFile, read_stored
+from healsg.datasets.stored import StoredFile, stored_file
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Count, Natural, Share
@@ -272,9 +272,7 @@ class Pictures(DecodedPictures):
 
     def stored(self, index: int) -> StoredFile:
         """A sample's file as it is, without decoding."""
-        path = self.paths[index]
-        status = os.stat(path)  # noqa: PTH116
-        return StoredFile(path, partial(read_stored, path), status.st_size, status.st_mtime_ns)
+        return stored_file(self.paths[index])
 
 
 def _per_channel(key: str, given: list[float] | None, usual: Sequence[float], channels: int) -> tuple[float, ...]:

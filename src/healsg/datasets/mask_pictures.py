@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from healsg.data.source import line
 from healsg.datasets.decoding import FORMATS, PIXELS, decode
 from healsg.datasets.mask_pairs import Pair
+from healsg.datasets.stored import StoredFile, stored_file
 from healsg.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -34,22 +36,24 @@ SHOWN = 4
 """Colours that a message gives."""
 
 
-def read_mask_picture(path: Path, colours: Colours | None = None) -> Array:
+def read_mask_picture(mask: Path | BytesIO, colours: Colours | None = None, name: str = "") -> Array:
     """(H, W) int32 the labels of a mask: indices of a palette, grey values of 8 or 16 bits, or places of its colours.
 
     Args:
-        path: the file.
+        mask: the file, or its bytes as a file.
         colours: of the classes; with it the mask is seen as colours, whatever it is stored as.
+        name: what messages call it; its path by default.
 
     Raises:
         DataError: it cannot be read, or has colours that are not known.
     """
     from PIL import Image
 
+    name = name or str(mask)
     try:
-        if not S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+        if isinstance(mask, Path) and not S_ISREG(os.stat(mask).st_mode):  # noqa: PTH116
             raise ValueError("not a file")
-        with Image.open(path, formats=FORMATS) as opened:
+        with Image.open(mask, formats=FORMATS) as opened:
             if opened.width * opened.height > PIXELS:
                 raise ValueError(f"{opened.width} x {opened.height} pixels")
             if opened.format in LOSSY:
@@ -60,13 +64,13 @@ def read_mask_picture(path: Path, colours: Colours | None = None) -> Array:
                 return np.asarray(shown).astype(np.int32)
             values = np.asarray(opened.convert("RGB"))
     except Exception as error:
-        raise DataError(f"{path}: cannot be read as a mask ({line(error)[:200]})") from error
+        raise DataError(f"{name}: cannot be read as a mask ({line(error)[:200]})") from error
     if colours is not None:
-        return _by_colour(values, colours, path)
+        return _by_colour(values, colours, name)
     if (values == values[..., :1]).all():
         return values[..., 0].astype(np.int32)
     raise DataError(
-        f"{path}: a mask of colours, {_table(values)}; say which class each is: data.colours={{NAME: [R, G, B]}}"
+        f"{name}: a mask of colours, {_table(values)}; say which class each is: data.colours={{NAME: [R, G, B]}}"
     )
 
 
@@ -76,7 +80,7 @@ def _packed(values: Array) -> Array:
     return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
 
 
-def _by_colour(values: Array, colours: Colours, path: Path) -> Array:
+def _by_colour(values: Array, colours: Colours, name: str) -> Array:
     known = _packed(np.asarray(list(colours.values())))
     order = np.argsort(known)
     packed = _packed(values)
@@ -84,7 +88,7 @@ def _by_colour(values: Array, colours: Colours, path: Path) -> Array:
     labels: Array = order[place].astype(np.int32)
     unknown = known[labels] != packed
     if unknown.any():
-        raise DataError(f"{path}: has colours that data.colours does not name: {_table(values[unknown])}")
+        raise DataError(f"{name}: has colours that data.colours does not name: {_table(values[unknown])}")
     return labels
 
 
@@ -113,16 +117,71 @@ def fitted(labels: Array, size: int) -> Array:
     return np.asarray(shown.crop((left, top, left + size, top + size)))
 
 
-class Pictures:
-    """A map-style data set of pictures and masks: ``(input, target)``, (C, size, size) and (size, size) uint8.
+class MaskedSamples:
+    """A map-style data set of pictures and masks, wherever their bytes lie: ``(input, target)``, (C, size, size) and
+    (size, size) uint8. A subclass gives ``picture``, ``labels`` and ``mask_name``.
 
     Args:
-        pairs: of files.
-        read_mask: gives the labels of a pair.
         size: height and width.
         channels: 3 for colour, 1 for grey.
         mapping: from the labels of the files to 0, 1, 2, ...
         ignore: the label that is left as it is.
+    """
+
+    def __init__(self, size: int, channels: int, mapping: Mapping[int, int], ignore: int | None) -> None:
+        self.size = size
+        self.channels = channels
+        self.mapping = mapping
+        self.ignore = ignore
+        self.mapped = str(sorted(mapping.items()))
+        """The mapping as text: a cache is known by the texts and numbers of its data set."""
+
+    def picture(self, index: int) -> str | BytesIO:
+        """What ``decode`` reads: the path of a picture's file, or its bytes as a file."""
+        raise NotImplementedError
+
+    def labels(self, index: int) -> Array:
+        """(H, W) int32 the labels of a mask in the picture's own size. Raises DataError."""
+        raise NotImplementedError
+
+    def mask_name(self, index: int) -> str:
+        """What messages call a mask."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """(height, width) of a picture, from its header. Raises DataError."""
+        return picture_shape(self.picture(index))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        picture = self.picture(index)
+        whole, shape = self.labels(index), picture_shape(picture)
+        if whole.shape != shape:
+            detail = f"the mask is {whole.shape[0]} x {whole.shape[1]}, its picture {shape[0]} x {shape[1]}"
+            raise DataError(f"{self.mask_name(index)}: {detail}")
+        labels = fitted(whole, self.size)
+        known = dict(self.mapping) | ({} if self.ignore is None else {self.ignore: self.ignore})
+        there = np.unique(labels).tolist()
+        if others := [label for label in there if label not in known]:
+            hint = "; is 255 the foreground? 'data.mapping={0: 0, 255: 1}'" if there in ([0, 255], [255]) else ""
+            told = f"holds the label {others[0]}, and those known are {sorted(known)}{hint}"
+            raise DataError(f"{self.mask_name(index)}: {told}")
+        target = np.zeros(labels.shape, np.uint8)
+        for old, new in known.items():
+            target[labels == old] = new
+        return decode(picture, self.size, self.channels), torch.from_numpy(target)
+
+
+class Pictures(MaskedSamples):
+    """Those whose pictures are files.
+
+    Args:
+        pairs: of files.
+        read_mask: gives the labels of a pair.
+        as_stored: whether masks are pictures of labels or colours as they lie, so that their files can be packed.
+        size, channels, mapping, ignore: see ``MaskedSamples``.
     """
 
     def __init__(
@@ -133,42 +192,42 @@ class Pictures:
         channels: int,
         mapping: Mapping[int, int],
         ignore: int | None,
+        as_stored: bool = False,
     ) -> None:
+        super().__init__(size, channels, mapping, ignore)
         self.pairs, self.read_mask = list(pairs), read_mask
-        self.size = size
-        self.channels = channels
-        self.mapping = mapping
-        self.ignore = ignore
+        self.as_stored = as_stored
         self.paths = [str(pair.image) for pair in pairs]
         self.mask_paths = [str(pair.mask) for pair in pairs]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        pair = self.pairs[index]
-        whole, shape = self.read_mask(pair), picture_shape(pair.image)
-        if whole.shape != shape:
-            detail = f"the mask is {whole.shape[0]} x {whole.shape[1]}, its picture {shape[0]} x {shape[1]}"
-            raise DataError(f"{pair.mask}: {detail}")
-        labels = fitted(whole, self.size)
-        known = dict(self.mapping) | ({} if self.ignore is None else {self.ignore: self.ignore})
-        there = np.unique(labels).tolist()
-        if others := [label for label in there if label not in known]:
-            hint = "; is 255 the foreground? 'data.mapping={0: 0, 255: 1}'" if there in ([0, 255], [255]) else ""
-            raise DataError(f"{pair.mask}: holds the label {others[0]}, and those known are {sorted(known)}{hint}")
-        target = np.zeros(labels.shape, np.uint8)
-        for old, new in known.items():
-            target[labels == old] = new
-        return decode(str(pair.image), self.size, self.channels), torch.from_numpy(target)
+    def picture(self, index: int) -> str:
+        return self.paths[index]
+
+    def labels(self, index: int) -> Array:
+        return self.read_mask(self.pairs[index])
+
+    def mask_name(self, index: int) -> str:
+        return self.mask_paths[index]
+
+    def stored(self, index: int) -> StoredFile:
+        """A picture's file as it is, without decoding."""
+        return stored_file(self.paths[index])
+
+    def stored_mask(self, index: int) -> StoredFile:
+        """The file of a mask that is ``as_stored``."""
+        return stored_file(self.mask_paths[index])
 
 
-def picture_shape(path: Path) -> tuple[int, int]:
+def picture_shape(picture: str | Path | BytesIO) -> tuple[int, int]:
     """(height, width) of a picture, from its header. Raises DataError."""
     from PIL import Image
 
     try:
-        with Image.open(path, formats=FORMATS) as opened:
+        with Image.open(picture, formats=FORMATS) as opened:
             return opened.height, opened.width
     except Exception as error:
-        raise DataError(f"{path}: cannot be read as a picture ({line(error)[:200]})") from error
+        name = "its picture" if isinstance(picture, BytesIO) else picture
+        raise DataError(f"{name}: cannot be read as a picture ({line(error)[:200]})") from error

@@ -12,10 +12,10 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, cast, get_args
 
 from torch import Tensor
 
@@ -25,20 +25,34 @@ from healsg.data.info import DataInfo
 from healsg.data.source import DatasetSource, line
 from healsg.datasets.files import MOST, log
 from healsg.datasets.path_list import PathList
-from healsg.datasets.shard_notes import NOTES, UNFINISHED, Archive, Notes, read_notes, write_notes
-from healsg.datasets.stored import Stored
+from healsg.datasets.seg2d import MaskedPictures
+from healsg.datasets.shard_notes import (
+    MASK,
+    NOTES,
+    UNFINISHED,
+    Archive,
+    Kind,
+    MaskNotes,
+    Notes,
+    read_notes,
+    write_notes,
+)
+from healsg.datasets.stored import Stored, StoredFile
 from healsg.datasets.tar_index import PICTURES, Wanted, index_of
 from healsg.datasets.tar_members import BLOCK
 from healsg.errors import ConfigError, DataError, RunError
 from healsg.runs.folder import naming
 from healsg.system import ProcessLock, sync_folder
 
+GROUP = "group"
+"""What the groups are called that a list of masks names, where ``data.group`` gives no other name."""
+
 LOCK = ".packing.lock"
 """The lock of the process that packs into a folder."""
 
 OF_RUNS = (
     *("val_fraction", "fold", "labels", "labels_per_class", "fraction", "imbalance", "label_noise", "balanced"),
-    *("in_memory", "cache"),
+    *("in_memory", "cache", "patch", "patches_per_case", "samples_per_epoch", "foreground", "regions"),
 )
 """Settings of ``data`` that each run chooses anew."""
 
@@ -52,7 +66,8 @@ class Part:
         names: of each, its path below the folder that all files share.
         keys: of each, its name in the archive without its ending.
         sizes: the bytes of each file.
-        states: what tells each from another of its size, see ``StoredFile``.
+        mask_sizes: those of its mask; empty where targets are no masks.
+        states: what tells each from another of its size, see ``StoredFile``; masks behind pictures.
         groups: by name of each sample the name of its group.
         bounds: for each archive the first of its samples, and at the end their number.
     """
@@ -61,9 +76,15 @@ class Part:
     names: PathList
     keys: PathList
     sizes: Sequence[int]
+    mask_sizes: Sequence[int]
     states: Sequence[int]
     groups: dict[str, list[str]]
     bounds: Sequence[int]
+
+    @property
+    def room(self) -> int:
+        """The bytes that all its archives take together, about."""
+        return sum(map(_room, self.sizes)) + sum(map(_room, self.mask_sizes))
 
 
 @dataclass(frozen=True)
@@ -75,12 +96,14 @@ class Plan:
         parts: by name.
         size: the bytes of all archives together, about.
         digest: of the samples' names, sizes, states and targets, and of the size of an archive.
+        masks: what the labels of masks mean; None of other targets.
     """
 
     info: DataInfo
     parts: dict[str, Part]
     size: int
     digest: str
+    masks: MaskNotes | None = None
 
     @property
     def samples(self) -> int:
@@ -100,74 +123,91 @@ def plan_packing(data: TaskData, most: int) -> Plan:
     Raises ConfigError where its samples are no files, DataError where they cannot be found.
     """
     info = data.info
-    if info.kind not in ("multiclass", "multilabel", "regression"):
-        raise ConfigError(
-            f"data: the targets are those of a {info.kind} task, and archives hold one class or numbers a picture"
-        )
+    if info.kind not in get_args(Kind):
+        raise ConfigError(f"data: archives hold one class, numbers or a mask a picture, and no {info.kind} targets")
+    masks = _mask_notes(data) if info.placed else None
     parts = {}
     total = hashlib.sha256(json.dumps([most, info.kind, info.class_names]).encode())
+    if masks is not None:
+        total.update(json.dumps([sorted(masks.mapping.items()), masks.ignore, masks.colours]).encode())
     for name in ("train", "val", "test"):
         source = data.read(name)
         if source is None:
             continue
-        part = _part(data, name, source, most)
+        part = _part(data, name, source, most, masks is not None)
         parts[name] = part
-        assert part.source.targets is not None
-        for value in (part.names.content, part.names.offsets, part.source.targets):
+        targets = [] if part.source.targets is None else [part.source.targets]
+        for value in (part.names.content, part.names.offsets, *targets):
             total.update(value.cpu().contiguous().numpy().tobytes())
-        total.update(json.dumps([name, list(part.sizes), list(part.states), part.groups]).encode())
-    size = sum(_room(size) for part in parts.values() for size in part.sizes)
-    return Plan(info, parts, size, total.hexdigest())
+        sizes = [*part.sizes, *part.mask_sizes]
+        total.update(json.dumps([name, sizes, list(part.states), part.groups]).encode())
+    return Plan(info, parts, sum(part.room for part in parts.values()), total.hexdigest(), masks)
 
 
-def _part(data: TaskData, name: str, source: Any, most: int) -> Part:
+def _mask_notes(data: TaskData) -> MaskNotes:
+    """What the labels of a data set's masks mean. Raises ConfigError where its masks are no files to be packed."""
+    if not isinstance(data, MaskedPictures) or not data.masks_as_stored:
+        way = "seg2d and voc, whose masks are files of labels or colours, are"
+        raise ConfigError(f"data: the masks of {type(data).__name__} are not packed; {way}")
+    return MaskNotes(data.mapping, data.ignore, data.colours)
+
+
+def _part(data: TaskData, name: str, source: Any, most: int, masked: bool) -> Part:
     dataset = source.dataset if isinstance(source, DatasetSource) else None
-    if not isinstance(dataset, Stored) or source.targets is None:
-        way = "imagefolder, csv and hf with data.image, sets of picture files, and shards are"
+    if not isinstance(dataset, Stored) or (source.targets is None and not masked):
+        way = "imagefolder, csv and hf with data.image, seg2d, voc, sets of picture files, and shards are"
         raise ConfigError(f"data: the samples of {type(data).__name__} are no picture files; {way}")
     numbers = range(len(source)) if source.chosen is None else source.chosen.tolist()
-    names = []
-    sizes = []
-    states = []
-    for number in numbers:
-        try:
-            file = dataset.stored(number)
-        except OSError as error:
-            raise DataError(f"{source.name(number)}: {line(error)}") from error
-        if file.size > MOST:
-            raise DataError(f"{file.name}: has {file.size} bytes, which no picture has")
-        names.append(file.name)
-        sizes.append(file.size)
-        states.append(file.state)
-    names = _below_common_folder(names)
-    groups = _groups(data, name)
-    return Part(source, PathList(names), PathList(keys_of(names)), sizes, states, groups, _bounds(sizes, most))
+    pictures = [_stored(source, number, dataset.stored) for number in numbers]
+    masks = [_stored(source, number, dataset.stored_mask) for number in numbers] if masked else []  # type: ignore[attr-defined]
+    sizes, mask_sizes = ([file.size for file in files] for files in (pictures, masks))
+    rooms = [_room(size) for size in sizes]
+    if masked:
+        rooms = [room + _room(size) for room, size in zip(rooms, mask_sizes, strict=True)]
+    names = _below_common_folder([file.name for file in pictures])
+    states = [file.state for file in (*pictures, *masks)]
+    own = PathList(names), PathList(keys_of(names)), sizes, mask_sizes, states
+    return Part(source, *own, _groups(data, name, source), _bounds(rooms, most))
 
 
-def _groups(data: TaskData, part: str) -> dict[str, list[str]]:
-    """By name the groups that ``data.group`` asks for; those of folders and file names are told by names anyhow."""
+def _stored(source: DatasetSource, number: int, stored: Callable[[int], StoredFile]) -> StoredFile:
+    """A file of a sample. Raises DataError for one that is not there, or is too large."""
+    try:
+        file = stored(number)
+    except OSError as error:
+        raise DataError(f"{source.name(number)}: {line(error)}") from error
+    if file.size > MOST:
+        raise DataError(f"{file.name}: has {file.size} bytes, which no picture has")
+    return file
+
+
+def _groups(data: TaskData, part: str, source: DatasetSource) -> dict[str, list[str]]:
+    """By name the groups that ``data.group`` asks for; those of folders and file names are told by names anyhow. Of
+    masks those that their list names, whether they are asked for or not."""
     asked = getattr(data, "group", None)
+    if (cases := source.about.cases) is not None:
+        known = [case.group for case in cases]
+        return {asked or GROUP: known} if any(known) else {}
     if not asked or asked in ("folder", "prefix"):
         return {}
     numbers: Tensor | None = data.groups(asked, part)  # type: ignore[attr-defined]
     return {} if numbers is None else {asked: [str(number) for number in numbers.tolist()]}
 
 
-def _bounds(sizes: Sequence[int], most: int) -> list[int]:
+def _bounds(rooms: Sequence[int], most: int) -> list[int]:
     """Where each archive of at most ``most`` bytes begins, and the number of all; one sample at least lies in each."""
     bounds = [0]
     filled = 0
-    for place, size in enumerate(sizes):
-        room = _room(size)
+    for place, room in enumerate(rooms):
         if filled and filled + room > most:
             bounds.append(place)
             filled = 0
         filled += room
-    return [*bounds, len(sizes)]
+    return [*bounds, len(rooms)]
 
 
 def _room(size: int) -> int:
-    """The bytes that a picture and its target take in an archive."""
+    """The bytes that a file and what belongs to it take in an archive."""
     return BLOCK + -(-size // BLOCK) * BLOCK + 2 * BLOCK
 
 
@@ -218,10 +258,7 @@ def pack(plan: Plan, out: Path) -> Notes:
         ConfigError: other things lie in the folder, or there is no room.
         DataError: a picture cannot be read, or was changed meanwhile.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be made ({error.strerror})") from error
+    safefiles.make_folders(out, "--out")
     with _alone(out):
         if safefiles.kind_of(out / NOTES) and (notes := read_notes(out)) is not None:
             if notes.plan != plan.digest:
@@ -236,14 +273,22 @@ def pack(plan: Plan, out: Path) -> Notes:
             raise ConfigError(
                 f"--out: about {left / 1e9:.2f} GB will be written to {out}, and {free / 1e9:.2f} GB are free"
             )
-        parts = {name: list(_archives(name, part, plan.info.kind, out)) for name, part in plan.parts.items()}
-        notes = Notes(plan.info.kind, _names(plan.info), plan.info.class_order, parts, plan.digest)  # type: ignore[arg-type]
+        kind = cast("Kind", plan.info.kind)
+        parts = {name: list(_archives(name, part, kind, out)) for name, part in plan.parts.items()}
+        notes = Notes(kind, _names(plan.info), plan.info.class_order, parts, plan.digest, plan.masks)
         sync_folder(out)
         for name, tars in notes.archives(out).items():
-            index_of(tars, Wanted(numbers=plan.info.kind != "multiclass"), [out / f"{name}.index"])
+            index_of(tars, wanted(kind), [out / f"{name}.index"])
         write_notes(out, notes)
         (out / UNFINISHED).unlink(missing_ok=True)
         return notes
+
+
+def wanted(kind: Kind) -> Wanted:
+    """What is read of the samples of archives that were packed."""
+    if kind == "segmentation":
+        return Wanted(mask=MASK)
+    return Wanted(numbers=kind != "multiclass")
 
 
 def _names(info: DataInfo) -> tuple[str, ...]:
@@ -252,18 +297,23 @@ def _names(info: DataInfo) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Hold a folder for this process, so that nobody else packs into it."""
-    try:
-        with safefiles.open_to_append(out / LOCK) as file:
-            held = ProcessLock(file, out / LOCK)
+    """Hold a folder for this process, so that nobody else packs into it. Raises RunError."""
+    while True:
+        file = safefiles.open_to_append(out / LOCK)
+        held = ProcessLock(file, out / LOCK)
+        try:
             held.acquire()
-            try:
-                yield
-            finally:
-                (out / LOCK).unlink(missing_ok=True)
-                held.release()
-    except BlockingIOError:
-        raise RunError(f"{out}: another process packs into it") from None
+        except BlockingIOError:
+            file.close()
+            raise RunError(f"{out}: another process packs into it") from None
+        if safefiles.is_still(file, out / LOCK):
+            break
+        held.release()  # its last holder has removed the file between our opening it and its lock
+    try:
+        yield
+    finally:
+        (out / LOCK).unlink(missing_ok=True)
+        held.release()
 
 
 def _begin(plan: Plan, out: Path) -> None:
@@ -284,7 +334,7 @@ def _begin(plan: Plan, out: Path) -> None:
         left.unlink()
 
 
-def _archives(name: str, part: Part, kind: str, out: Path) -> Iterator[Archive]:
+def _archives(name: str, part: Part, kind: Kind, out: Path) -> Iterator[Archive]:
     """Write the archives of a part, but for those that are there."""
     for number, (start, stop) in enumerate(zip(part.bounds, part.bounds[1:], strict=False)):
         path = out / f"{name}-{number:06}.tar"
@@ -300,35 +350,45 @@ def _archives(name: str, part: Part, kind: str, out: Path) -> Iterator[Archive]:
         yield Archive(path.name, path.stat().st_size, stop - start)
 
 
-def _add(tar: tarfile.TarFile, part: Part, place: int, kind: str) -> None:
-    """Write one sample: its picture, its class as KEY.cls, and what else is known of it as KEY.json."""
+def _add(tar: tarfile.TarFile, part: Part, place: int, kind: Kind) -> None:
+    """Write one sample: its picture, its class as KEY.cls or its mask as KEY.seg.png, and what else is known of it as
+    KEY.json."""
     source = part.source
     number = place if source.chosen is None else int(source.chosen[place])
-    stored = source.dataset.stored(number)
-    try:
-        content = stored.read()
-    except (OSError, ValueError, DataError) as error:
-        raise DataError(f"{stored.name}: {line(error)}") from error
-    if len(content) != part.sizes[place]:
-        raise DataError(f"{stored.name}: has {len(content)} bytes, and {part.sizes[place]} before; pack the data anew")
     key, name = part.keys[place], part.names[place]
-    ending = name.rpartition("/")[2].rpartition(".")[2]
-    ending = ending if ending.lower() in PICTURES else kind_of_picture(content, stored.name)
+    content, ending = _content(source.dataset.stored(number), name, part.sizes[place])
     facts: dict[str, Any] = {} if name == f"{key}.{ending}" else {"path": name}
-    assert source.targets is not None
-    target = source.targets[place].tolist()
     try:
         _write(tar, f"{key}.{ending}", content)
     except UnicodeEncodeError as error:
         raise DataError(f"{line(name)}: is a name that no archive can hold") from error
-    if kind == "multiclass":
-        _write(tar, f"{key}.cls", str(target).encode())
+    if kind == "segmentation":
+        mask = source.dataset.stored_mask(number)
+        content, ending = _content(mask, mask.name, part.mask_sizes[place])
+        _write(tar, f"{key}.{MASK}.{ending}", content)
     else:
-        facts["target"] = target
+        assert source.targets is not None
+        target = source.targets[place].tolist()
+        if kind == "multiclass":
+            _write(tar, f"{key}.cls", str(target).encode())
+        else:
+            facts["target"] = target
     if part.groups:
         facts["group"] = {group: values[place] for group, values in part.groups.items()}
     if facts:
         _write(tar, f"{key}.json", json.dumps(facts).encode())
+
+
+def _content(stored: StoredFile, name: str, size: int) -> tuple[bytes, str]:
+    """The bytes of a picture or mask, and its ending: that of ``name``, or else the usual one. Raises DataError."""
+    try:
+        content = stored.read()
+    except (OSError, ValueError, DataError) as error:
+        raise DataError(f"{stored.name}: {line(error)}") from error
+    if len(content) != size:
+        raise DataError(f"{stored.name}: has {len(content)} bytes, and {size} before; pack the data anew")
+    ending = name.rpartition("/")[2].rpartition(".")[2]
+    return content, ending if ending.lower() in PICTURES else kind_of_picture(content, stored.name)
 
 
 def _write(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from healsg.data.source import About, DatasetSource
 from healsg.datasets.files import locate, log
 from healsg.datasets.imagefolder import MEAN, STD
 from healsg.datasets.mask_pairs import Pair, check_groups, listed_pictures, matched_pictures, paired_pictures
-from healsg.datasets.mask_pictures import Array, Colours, Pictures, ReadMask, picture_shape, read_mask_picture
+from healsg.datasets.mask_pictures import Array, Colours, MaskedSamples, Pictures, ReadMask, read_mask_picture
 from healsg.datasets.segmentation import Segmentation, labels_of
 from healsg.datasets.survey import Survey, survey_pictures
 from healsg.errors import ConfigError, DataError
@@ -65,6 +65,12 @@ class MaskedPictures(Segmentation):
         settings = {"size": image_size, "padding": "reflect", "outside": outside}
         self.views = ImageViews(augment, flip, shift, mean, std, **settings)  # type: ignore[arg-type]
 
+    masks_as_stored: ClassVar[bool] = False
+    """Whether masks are pictures of labels or colours as they lie, so that ``healsg pack`` may copy their files."""
+
+    colours: Colours | None = None
+    """Of masks of colours, by class."""
+
     def found(self, folder: Path) -> Mapping[str, Sequence[Pair]]:
         """The pairs of each part. Raises DataError."""
         raise NotImplementedError
@@ -102,12 +108,12 @@ class MaskedPictures(Segmentation):
         if isinstance(saved, list) and all(type(label) is int for label in saved) and not self.regions:
             return {label: place for place, label in enumerate(saved)}
         found = {0}
-        read = self.read_mask()
-        for pair in self._pairs["train"]:
-            found |= set(np.unique(read(pair)).tolist())
+        samples = self.samples("train", {})
+        for number in range(len(samples)):
+            found |= set(np.unique(samples.labels(number)).tolist())
         labels = sorted(found - {self.ignore})
         if len(labels) < 2:
-            raise DataError(f"{self._pairs['train'][0].mask}: no mask, neither this one, holds a foreground label")
+            raise DataError(f"{samples.mask_name(0)}: no mask, neither this one, holds a foreground label")
         if self.regions:
             return {label: label for label in labels}
         if labels != list(range(len(labels))):
@@ -123,7 +129,11 @@ class MaskedPictures(Segmentation):
 
     def described(self) -> DataInfo:
         mapping = self.mapping
-        return self.info_of(mapping, self.classes or [str(old) for old in labels_of(mapping)])
+        own = self.info_of(mapping, self.classes or [str(old) for old in labels_of(mapping)])
+        if self.colours is None:
+            return own
+        shown = [list(colour) for colour in self.colours.values()]
+        return replace(own, preprocessing={**own.preprocessing, "colours": shown})
 
     def info_of(self, mapping: Mapping[int, int], names: Sequence[str]) -> DataInfo:
         """What is known of pictures whose labels have these classes. Raises ConfigError."""
@@ -135,23 +145,35 @@ class MaskedPictures(Segmentation):
         return DataInfo((self.channels, size, size), count, class_names=tuple(names), preprocessing=facts)
 
     def survey(self) -> Survey:
-        return survey_pictures([picture_shape(pair.image) for pair in self._pairs["train"]])
+        samples = self.samples("train", {})
+        return survey_pictures([samples.shape(number) for number in range(len(samples))])
+
+    @property
+    def parts(self) -> Mapping[str, Sized]:
+        """By part what it has."""
+        return self._pairs
+
+    def samples(self, part: str, mapping: Mapping[int, int]) -> MaskedSamples:
+        """Those of one of ``parts``, with the labels that ``mapping`` makes of those in their files."""
+        settings = (self.image_size, self.channels, mapping, self.ignore)
+        return Pictures(self._pairs[part], self.read_mask(), *settings, as_stored=self.masks_as_stored)
+
+    def cases(self, part: str) -> list[Case]:
+        """What is known of each sample of a part."""
+        return [Case(pair.image.stem, pair.group, path=str(pair.image)) for pair in self._pairs[part]]
 
     @property
     def has_val(self) -> bool:
-        return "val" in self._pairs
+        return "val" in self.parts
 
     @property
     def has_test(self) -> bool:
-        return "test" in self._pairs
+        return "test" in self.parts
 
     def read(self, part: str) -> DatasetSource | None:
-        pairs = self._pairs.get(part)
-        if not pairs:
+        if not self.parts.get(part):
             return None
-        cases = [Case(pair.image.stem, pair.group, path=str(pair.image)) for pair in pairs]
-        made = Pictures(pairs, self.read_mask(), self.image_size, self.channels, self.mapping, self.ignore)
-        return DatasetSource(made, about=About(cases))
+        return DatasetSource(self.samples(part, self.mapping), about=About(self.cases(part)))
 
     def transform(self, view: str, split: str) -> Transform:
         return self.views.of(view, split)
@@ -174,6 +196,8 @@ class Seg2D(MaskedPictures):
             background first.
         common: the arguments of MaskedPictures.
     """
+
+    masks_as_stored = True
 
     def __init__(
         self,
@@ -200,13 +224,6 @@ class Seg2D(MaskedPictures):
 
     def read_mask(self) -> ReadMask:
         return partial(_read_file, colours=self.colours)
-
-    def described(self) -> DataInfo:
-        own = super().described()
-        if self.colours is None:
-            return own
-        shown = [list(colour) for colour in self.colours.values()]
-        return replace(own, preprocessing={**own.preprocessing, "colours": shown})
 
     def found(self, folder: Path) -> Mapping[str, Sequence[Pair]]:
         if self.table is not None:

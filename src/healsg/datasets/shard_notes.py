@@ -18,12 +18,15 @@ NOTES = "shards.json"
 UNFINISHED = ".packing.json"
 """What lies in its place until all archives are written: the digest of the plan."""
 
+MASK = "seg"
+"""The ending of packed masks, before that of their kind of file: KEY.seg.png."""
+
 FORMAT = 1
 
 MOST = 1 << 26
 """Bytes that the file may have."""
 
-Kind = Literal["multiclass", "multilabel", "regression"]
+Kind = Literal["multiclass", "multilabel", "regression", "segmentation"]
 
 
 class Archive(NamedTuple):
@@ -32,6 +35,21 @@ class Archive(NamedTuple):
     name: str
     size: int
     samples: int
+
+
+@dataclass(frozen=True)
+class MaskNotes:
+    """What the numbers of packed masks mean.
+
+    Args:
+        mapping: from the labels of the masks' files to those of the classes.
+        ignore: the label of pixels that count nowhere; None where all count.
+        colours: red, green and blue of each class by name, in masks of colours; None in masks of labels.
+    """
+
+    mapping: Mapping[int, int]
+    ignore: int | None
+    colours: Mapping[str, Sequence[int]] | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,7 @@ class Notes:
         class_order: see ``DataInfo``.
         parts: by part its archives, in order.
         plan: the digest of what was packed, and how.
+        masks: what the masks mean that are the targets; None of other targets.
     """
 
     kind: Kind
@@ -51,6 +70,7 @@ class Notes:
     class_order: ClassOrder
     parts: Mapping[str, Sequence[Archive]]
     plan: str
+    masks: MaskNotes | None = None
 
     def archives(self, folder: Path) -> dict[str, list[Path]]:
         """By part the archives in ``folder``. Raises DataError where one is missing or has another size."""
@@ -92,9 +112,30 @@ def read_notes(folder: Path) -> Notes | None:
         )
         if not fits or not set(parts) <= {"train", "val", "test"} or not names or len(set(names)) < len(names):
             raise ValueError("unknown")
-        return Notes(cast("Kind", given["kind"]), names, given["class_order"], parts, str(given["plan"]))
+        masks = _masks(given["masks"], len(names)) if given["kind"] == "segmentation" else None
+        return Notes(cast("Kind", given["kind"]), names, given["class_order"], parts, str(given["plan"]), masks)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(f"{path}: does not describe archives that this version knows; pack the data anew") from error
+
+
+def _masks(given: Any, classes: int) -> MaskNotes:
+    """What is said of masks. Raises ValueError, KeyError and TypeError where it is not what ``write_notes`` writes."""
+    mapping = {_label(old): _label(new) for old, new in given["mapping"]}
+    ignore = None if given["ignore"] is None else _label(given["ignore"])
+    if sorted(set(mapping.values())) != list(range(classes)):
+        raise ValueError("labels without a class")
+    colours = given["colours"]
+    if colours is not None:
+        colours = {str(name): [_label(level) for level in levels] for name, levels in colours}
+        if any(len(levels) != 3 or max(levels) > 255 for levels in colours.values()):
+            raise ValueError("no colours")
+    return MaskNotes(mapping, ignore, colours)
+
+
+def _label(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 31:
+        raise ValueError("no label")
+    return value
 
 
 def _name(name: Any) -> str:
@@ -105,7 +146,7 @@ def _name(name: Any) -> str:
 
 def write_notes(folder: Path, notes: Notes) -> None:
     """Write them in one atomic step. Raises OSError."""
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "kind": notes.kind,
         "class_names": list(notes.class_names),
@@ -113,5 +154,11 @@ def write_notes(folder: Path, notes: Notes) -> None:
         "parts": {part: [list(archive) for archive in archives] for part, archives in notes.parts.items()},
         "plan": notes.plan,
     }
+    if (masks := notes.masks) is not None:
+        facts["masks"] = {
+            "mapping": [list(pair) for pair in masks.mapping.items()],
+            "ignore": masks.ignore,
+            "colours": None if masks.colours is None else [[name, list(one)] for name, one in masks.colours.items()],
+        }
     with replacing(folder / NOTES, sync=True) as file:
         file.write((json.dumps(facts, indent=1) + "\n").encode())

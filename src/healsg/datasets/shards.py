@@ -82,6 +82,8 @@ class Shards(OwnPictures):
     @cached_property
     def _notes(self) -> Notes | None:
         notes = read_notes(self.place)
+        if notes is not None and notes.kind == "segmentation":
+            raise ConfigError(f"data: {self.place} holds pictures with masks; data=shards_seg reads them")
         if notes is not None and self.given_kind not in (None, notes.kind):
             raise ConfigError(f"data.kind: {self.given_kind}, but {self.place / NOTES} says {notes.kind}; leave it out")
         return notes
@@ -93,24 +95,12 @@ class Shards(OwnPictures):
     @cached_property
     def _tars(self) -> dict[str, list[Path]]:
         """By part its archives, in the order of their names. Raises DataError where they are not all there."""
-        if self._notes is not None:
-            return self._notes.archives(self.place)
-        found = tars_by_part(self.place)
-        if "train" not in found and self._saved is None:
-            raise DataError(f"data.folder: {self.place} has no archives (.tar) of a training part")
-        return found
+        return archives_of(self.place, self._notes, any_part=self._saved is not None)
 
     @cached_property
     def _indices(self) -> dict[str, TarIndex]:
-        made: dict[str, TarIndex] = {}
         reading = Wanted(self.image, self.target, self._kind != "multiclass")
-        for part, tars in self._tars.items():
-            places = [place / f"{part}.index" for place in (self.place, place_in_cache(self.place, self.root))]
-            made[part] = index_of(tars, reading, places)
-            log.info("%s: %d %s pictures in %d archives", self.place, len(made[part]), part, len(tars))
-        if "train" in made and not len(made["train"]):
-            raise DataError(f"{self.place}: the archives of the training part hold no samples")
-        return made
+        return indices_of(self._tars, reading, self.place, self.root)
 
     # --- classes and targets -------------------------------------------------------------------------------------
 
@@ -234,7 +224,59 @@ class Shards(OwnPictures):
         return f"data.folder: {self.place} has samples of one class alone; two are needed to tell apart"
 
 
-class ShardPictures(DecodedPictures):
+class ArchivedPictures:
+    """What data sets of pictures in archives share.
+
+    Args:
+        index: where they lie.
+    """
+
+    def __init__(self, index: TarIndex) -> None:
+        self.index = index
+        self.tars = TarFiles(index.tars, index.states)
+        columns = [index.offset, index.size, *([index.target] if index.target.shape[1:] == (2,) else [])]
+        places = (column.contiguous().numpy().tobytes() for column in columns)
+        self.members = hashlib.sha256(b"".join(places)).hexdigest()
+        """Which files in the archives the samples are; a cache knows them by it too."""
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The archives: what a fingerprint, or a cache, knows the samples by."""
+        return self.index.tars
+
+    def opened(self, index: int) -> BytesIO:
+        """A picture as a file, by one read."""
+        return _Content(self._picture(index))
+
+    def name(self, index: int) -> str:
+        """What a message calls a sample: its archive and its name in it."""
+        return f"{self.index.tars[self._tar(index)]}: {self.index.names[index]}"
+
+    def stored(self, index: int) -> StoredFile:
+        """A picture's file as it is, without decoding."""
+        return self.stored_at(index, self.index.names[index], *self._place(index))
+
+    def stored_at(self, index: int, name: str, offset: int, size: int) -> StoredFile:
+        """A file of a sample as it is, by its place in the sample's archive."""
+        _, changed = self.index.states[self._tar(index)]
+        return StoredFile(name, partial(self.read, index, offset, size), size, changed)
+
+    def read(self, index: int, offset: int, size: int) -> bytes:
+        """The bytes of a sample's archive at a place."""
+        return self.tars.read(self._tar(index), offset, size)
+
+    def _picture(self, index: int) -> bytes:
+        return self.read(index, *self._place(index))
+
+    def _place(self, index: int) -> tuple[int, int]:
+        return int(self.index.offset[index]), int(self.index.size[index])
+
+    def _tar(self, index: int) -> int:
+        """The number of the archive in which a sample lies."""
+        return int(torch.searchsorted(self.index.ends, index, right=True))
+
+
+class ShardPictures(ArchivedPictures, DecodedPictures):
     """A data set of pictures in archives.
 
     Args:
@@ -252,38 +294,8 @@ class ShardPictures(DecodedPictures):
         remark: Remark = unremarked,
         decoder: Decoder = "auto",
     ) -> None:
-        super().__init__(targets, size, channels, remark, decoder)
-        self.index = index
-        self.tars = TarFiles(index.tars, index.states)
-        places = (part.contiguous().numpy().tobytes() for part in (index.offset, index.size))
-        self.members = hashlib.sha256(b"".join(places)).hexdigest()
-        """Which files in the archives the pictures are; a cache knows them by it too."""
-
-    @property
-    def files(self) -> Sequence[str]:
-        """The archives: what a fingerprint, or a cache, knows the samples by."""
-        return self.index.tars
-
-    def opened(self, index: int) -> BytesIO:
-        return _Content(self._bytes(index))
-
-    def name(self, index: int) -> str:
-        """What a message calls a sample: its archive and its name in it."""
-        return f"{self.index.tars[self._tar(index)]}: {self.index.names[index]}"
-
-    def stored(self, index: int) -> StoredFile:
-        """A sample's file as it is, without decoding."""
-        _, changed = self.index.states[self._tar(index)]
-        size = int(self.index.size[index])
-        return StoredFile(self.index.names[index], partial(self._bytes, index), size, changed)
-
-    def _tar(self, index: int) -> int:
-        """The number of the archive in which a sample lies."""
-        return int(torch.searchsorted(self.index.ends, index, right=True))
-
-    def _bytes(self, index: int) -> bytes:
-        """A sample's file, by one read."""
-        return self.tars.read(self._tar(index), int(self.index.offset[index]), int(self.index.size[index]))
+        DecodedPictures.__init__(self, targets, size, channels, remark, decoder)
+        ArchivedPictures.__init__(self, index)
 
 
 class _Content(BytesIO):
@@ -291,6 +303,37 @@ class _Content(BytesIO):
 
     def __repr__(self) -> str:
         return "its bytes"
+
+
+def archives_of(place: Path, notes: Notes | None, any_part: bool) -> dict[str, list[Path]]:
+    """By part the archives in a folder, in the order of their names.
+
+    Args:
+        place: the folder.
+        notes: what ``healsg pack`` wrote there.
+        any_part: whether a training part may be missing.
+
+    Raises:
+        DataError: they are not all there.
+    """
+    if notes is not None:
+        return notes.archives(place)
+    found = tars_by_part(place)
+    if "train" not in found and not any_part:
+        raise DataError(f"data.folder: {place} has no archives (.tar) of a training part")
+    return found
+
+
+def indices_of(tars: Mapping[str, Sequence[Path]], reading: Wanted, place: Path, root: Path) -> dict[str, TarIndex]:
+    """By part the index of its archives. Raises DataError for a part without samples."""
+    made: dict[str, TarIndex] = {}
+    for part, archives in tars.items():
+        places = [folder / f"{part}.index" for folder in (place, place_in_cache(place, root))]
+        made[part] = index_of(archives, reading, places)
+        if not len(made[part]):
+            raise DataError(f"{archives[0]}: the archives of the {part} part hold no samples")
+        log.info("%s: %d %s pictures in %d archives", place, len(made[part]), part, len(archives))
+    return made
 
 
 def tars_by_part(folder: Path) -> dict[str, list[Path]]:

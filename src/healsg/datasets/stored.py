@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from stat import S_ISREG
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -32,6 +33,12 @@ class Stored(Protocol):
 
     def stored(self, index: int) -> StoredFile:
         """The file of a sample. Raises OSError."""
+
+
+def stored_file(path: str) -> StoredFile:
+    """A file as it lies. Raises OSError."""
+    status = os.stat(path)  # noqa: PTH116
+    return StoredFile(path, partial(read_stored, path), status.st_size, status.st_mtime_ns)
 
 
 def read_stored(path: str) -> bytes:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from healsg.data.source import line
-from healsg.datasets.array_file import Array, read_arrays, read_facts, write_arrays
+from healsg.datasets.array_file import Array, read_arrays, write_arrays
 from healsg.datasets.files import CHUNK
 from healsg.datasets.folders import EXTENSIONS
 from healsg.datasets.path_list import PathList
@@ -48,11 +48,13 @@ class Wanted:
         image: the ending of its picture; None takes the only file that is a picture.
         target: the key of its target in KEY.json; None takes KEY.cls, else the key ``target`` or ``label``.
         numbers: whether the target is one number or several, not the name or the index of a class.
+        mask: the first part of the ending of its mask, which is the target: ``seg`` means KEY.seg.png, KEY.seg.tif, ...
     """
 
     image: str | None = None
     target: str | None = None
     numbers: bool = False
+    mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class TarIndex:
         states: their sizes and times of modification.
         ends: (T,) int64 how many samples lie in each archive and those before it.
         offset, size: (N,) int64 where the picture's bytes begin in its archive, and how many they are.
-        target: (N,) int64 places in ``labels``, or (N, K) float32 numbers.
+        target: (N,) int64 places in ``labels``, or (N, K) float32 numbers; of masks (N, 2) int64 where the bytes of
+            each begin in its archive, and how many they are.
         labels: the different texts that stand for classes, in the order of the samples.
         names: of the samples; of files that were packed, as their paths were.
         groups: by name of each sample the number of its group, and the groups' names.
@@ -108,8 +111,9 @@ def index_of(tars: Sequence[Path], reading: Wanted, places: Sequence[Path]) -> T
     }
     for place in places:
         try:
-            if read_facts(place)["index"] == wanted:
-                return _checked(_loaded(place, paths, states), reading)
+            found = read_arrays(place, lambda facts: facts["index"] == wanted)
+            if found is not None:
+                return _checked(_loaded(*found, paths, states), reading)
             log.info("%s: is of other files; it is made anew", place)
         except (OSError, RunError, DataError, LookupError, ValueError, TypeError, ArithmeticError) as error:
             if not isinstance(error, FileNotFoundError):
@@ -145,10 +149,11 @@ def _write(made: TarIndex, wanted: Mapping[str, Any], places: Sequence[Path]) ->
     log.warning("%s: no index can be written there; each run makes it again", places[0].parent)
 
 
-def _loaded(place: Path, paths: list[str], states: list[tuple[int, int]]) -> TarIndex:
-    """An index as it was written. Raises KeyError, TypeError and ValueError where that is not what lies there."""
-    facts = read_facts(place)
-    tensors = {name: torch.from_numpy(values) for name, values in read_arrays(place).items()}
+def _loaded(
+    facts: Mapping[str, Any], arrays: Mapping[str, Array], paths: list[str], states: list[tuple[int, int]]
+) -> TarIndex:
+    """An index as it was written. Raises KeyError, TypeError and ValueError where that is not what lay there."""
+    tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
     groups = {}
     for number, name in enumerate(facts["groups"]):
         values = PathList.of_buffers(tensors[f"group {number} names"], tensors[f"group {number} ends"])
@@ -175,7 +180,7 @@ def _checked(index: TarIndex, reading: Wanted) -> TarIndex:
     whole = [index.ends, index.offset, index.size, *(members for members, _ in index.groups.values())]
     fits = fits and all(numbers.dtype == torch.int64 and numbers.dim() == 1 for numbers in whole)
     fits = fits and all(len(members) == count for members, _ in index.groups.values())
-    kind = (torch.float32, 2) if reading.numbers else (torch.int64, 1)
+    kind = (torch.float32, 2) if reading.numbers else (torch.int64, 1 if reading.mask is None else 2)
     fits = fits and (index.target.dtype, index.target.dim()) == kind and bool(index.target.isfinite().all())
     lists = [index.names, *(values for _, values in index.groups.values())]
     if not fits or not all(map(_is_list, lists)):
@@ -184,9 +189,17 @@ def _checked(index: TarIndex, reading: Wanted) -> TarIndex:
     if bool((starts.diff() < 0).any()) or int(starts[-1]) != count:
         raise ValueError("it counts other samples than it has")
     end = limits[torch.repeat_interleave(starts.diff())]
-    if bool(((index.offset < 0) | (index.size < 0) | (index.size > end) | (index.offset > end - index.size)).any()):
+    places = [(index.offset, index.size)]
+    named = [(members, len(values)) for members, values in index.groups.values()]
+    if reading.mask is None:
+        named.append((index.target, len(index.labels)))
+    elif index.target.shape[1] == 2:
+        places.append((index.target[:, 0], index.target[:, 1]))
+    else:
+        raise ValueError("it does not say where masks lie")
+    if any(bool(((at < 0) | (size < 0) | (size > end) | (at > end - size)).any()) for at, size in places):
         raise ValueError("it points beyond an archive")
-    for numbers, most in [(index.target, len(index.labels)), *((n, len(v)) for n, v in index.groups.values())]:
+    for numbers, most in named:
         if not numbers.is_floating_point() and bool(((numbers < 0) | (numbers >= most)).any()):
             raise ValueError("it has a number without a name")
     return index
@@ -209,6 +222,7 @@ class _Columns:
     offset: array[int] = field(default_factory=lambda: array("q"))
     size: array[int] = field(default_factory=lambda: array("q"))
     label: array[int] = field(default_factory=lambda: array("q"))
+    mask: array[int] = field(default_factory=lambda: array("q"))
     numbers: array[float] = field(default_factory=lambda: array("f"))
     width: int = 0
     labels: dict[str, int] = field(default_factory=dict)
@@ -232,7 +246,9 @@ def _made(paths: list[str], states: list[tuple[int, int]], reading: Wanted) -> T
             os.close(descriptor)
         ends.append(len(columns.offset))
     target = _whole(columns.label)
-    if reading.numbers:
+    if reading.mask is not None:
+        target = _whole(columns.mask).view(len(columns.offset), 2)
+    elif reading.numbers:
         target = torch.from_numpy(np.array(columns.numbers, np.float32)).view(len(columns.offset), columns.width or 1)
     groups = {}
     for name, values in columns.groups.items():
@@ -267,7 +283,10 @@ def _take(columns: _Columns, sample: Sample, path: str, descriptor: int, reading
         if "json" in sample.files:
             read = json.loads(_text(descriptor, sample.files["json"]))
             facts = read if isinstance(read, dict) else {}  # other programs may have other things there
-        if reading.numbers:
+        if reading.mask is not None:
+            mask = _mask(sample, reading.mask)
+            columns.mask.extend((mask.offset, mask.size))
+        elif reading.numbers:
             _take_numbers(columns, facts, reading.target)
         else:
             label = _label(sample, facts, descriptor, reading.target)
@@ -289,6 +308,17 @@ def _picture(sample: Sample, where: str, ending: str | None) -> Member:
     if not found or found[0] not in sample.files:
         there = ", ".join(sample.files)
         raise DataError(f"{where}: has no {found[0] if found else 'picture'}, but {there}")
+    return sample.files[found[0]]
+
+
+def _mask(sample: Sample, ending: str) -> Member:
+    """The mask of a sample. Raises ValueError."""
+    wanted = ending.lower().strip(".")
+    found = [name for name in sample.files if name == wanted or name.startswith(f"{wanted}.")]
+    if len(found) > 1:
+        raise ValueError(f"has {' and '.join(found)}; data.mask={found[0]} says which is the mask")
+    if not found:
+        raise ValueError(f"has no mask {wanted}, but {', '.join(sample.files)}; data.mask says what masks end in")
     return sample.files[found[0]]
 
 

@@ -35,6 +35,8 @@ class Voc(MaskedPictures):
         common: the arguments of MaskedPictures.
     """
 
+    masks_as_stored = True
+
     def __init__(
         self,
         folder: str = "VOCdevkit",

@@ -33,7 +33,6 @@ from healsg.runs.saved_config import read_saved
 from healsg.system import HELD
 
 FREE = (
-<<<<<<< HEAD:src/healsg/runs/acquire.py
     "name",
     "fresh",
     "trusted",
@@ -59,34 +58,7 @@ FREE = (
     "runner.max_time",
     "runner.timeout",
     "runner.pause_after",
-=======
-    *(
-        "name",
-        "fresh",
-        "trusted",
-        "use_wandb",
-        "wandb",
-        "quiet",
-        "debug",
-        "resume",
-        "logger",
-        "recipe",
-        "record_patch",
-        "launcher",
-        "search",
-    ),
-    *(
-        "data.root",
-        "data.mirror",
-        "data.workers",
-        "data.timeout",
-        "data.prefetch",
-        "data.max_errors",
-        "data.in_memory",
-        "data.cache",
-    ),
-    *("runner.save_every", "runner.max_time", "runner.timeout", "runner.pause_after", "runner.keep_last"),
->>>>>>> 7f65995 (feat(runner): keep_last=false leaves a finished run its best weights alone; bench: two small residual networks beside timm's loop and Lightning in channels_last):src/healsg/runs/claim.py
+    "runner.keep_last",
     "runner.processes",  # their number is in run.json, however they were started, and checked there
 )
 """Keys that cannot alter a run's result, so that they may change when it is continued."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from healsg import safefiles, system
 from healsg.errors import BusyError, RunError
@@ -93,7 +93,7 @@ class RunFolder:
                 raise BusyError(f"{self.shown}: {reason}") from None
             reason = f"cannot be locked on this file system ({error.strerror}); start in a folder on another one"
             raise RunError(f"{self.shown}: {reason}") from None
-        if not _is_still(file, self.path / ".lock"):
+        if not safefiles.is_still(file, self.path / ".lock"):
             lock.release()  # its last holder has removed the file meanwhile
             return self.lock()
         self._lock = lock
@@ -152,7 +152,7 @@ class RunFolder:
         """Leave a folder in which no run has begun, and take it away."""
         lock_file = self.path / ".lock"
         still_open = False
-        if self._lock and _is_still(self._lock.file, lock_file) and not self.config.exists():
+        if self._lock and safefiles.is_still(self._lock.file, lock_file) and not self.config.exists():
             try:
                 lock_file.unlink(missing_ok=True)  # while it is held, so that it is no other process's
             except PermissionError:  # Windows removes no file that is open, this process's or another's
@@ -241,14 +241,6 @@ def _lives(holder: str) -> bool:
     """Whether the process in a text such as ``process 123`` is alive on this machine."""
     number = holder.removeprefix("process ")
     return number.isdecimal() and system.lives(int(number))
-
-
-def _is_still(file: IO[str], path: Path) -> bool:
-    """Whether an open file is the one at ``path``, and was not replaced meanwhile."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
-    except FileNotFoundError:
-        return False
 
 
 def finite(value: Any) -> Any:
