@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +112,7 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
         if issubclass(part, kind) if inspect.isclass(part) else not partial:
             zoo = any(str(target).startswith("torchvision.models.") for target in targets.named(node))
             with weights_only() if zoo else contextlib.nullcontext():
-                made = instantiate(node, _convert_="all", _partial_=partial)
+                made = instantiate(node, _convert_="all", _partial_=partial, **_allowed(node, instantiate))
             if partial or isinstance(made, kind):
                 return made
         raise ConfigError(f"{key}._target_: {node['_target_']} is no {kind.__name__}")
@@ -125,6 +125,13 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
         if isinstance(cause, ConfigError):
             raise ConfigError(str(cause)) from error  # a new error, since the old one would become its own cause
         raise ConfigError(f"{key}: {node['_target_']} cannot be made: {one_line(cause)}") from error
+
+
+def _allowed(node: dict[str, Any], instantiate: Callable[..., Any]) -> dict[str, Any]:
+    """The targets of a checked node as Hydra 1.4 wants to be told them; earlier versions have no such argument."""
+    if "_execution_whitelist_" not in inspect.signature(instantiate).parameters:
+        return {}
+    return {"_execution_whitelist_": list(targets.named(node))}
 
 
 @contextlib.contextmanager

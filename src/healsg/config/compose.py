@@ -45,11 +45,10 @@ class Composer:
     """
 
     def __init__(self, config_dir: str | None = None, config_name: str = "config") -> None:
-        from hydra import version
         from hydra.core.config_search_path import SearchPathQuery
         from hydra.core.global_hydra import GlobalHydra
 
-        from healsg.config.hydra_loader import Layers, create_hydra, search_path_of
+        from healsg.config.hydra_loader import Layers, create_hydra, search_path_of, use_defaults_of_1_3
 
         self.name, self.project = config_name, project_folders()
         if not self.project:
@@ -63,7 +62,7 @@ class Composer:
         self._origins |= _added_folders()
         for folder in self._origins:
             search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-        version.setbase("1.3")
+        use_defaults_of_1_3()
         GlobalHydra.instance().clear()
         self.hydra = create_hydra("healsg", search_path)
         self._loader = self.hydra.config_loader

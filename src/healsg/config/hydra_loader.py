@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hydra
+from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.defaults_list import create_defaults_list
@@ -66,6 +68,12 @@ class CheckedLoader(ConfigLoaderImpl):
         self.repository = CheckedRepository(config_search_path=config_search_path)
 
 
+def use_defaults_of_1_3() -> None:
+    """Let Hydra 1.3 behave as it does by ``version_base="1.3"``; 1.4 always does, and warns of those who say it."""
+    if hydra.__version__.startswith("1.3."):
+        version.setbase("1.3")
+
+
 def search_path_of(folder: Path) -> ConfigSearchPath:
     """Hydra's search path that begins with a folder of configuration files."""
     return create_config_search_path(str(folder))
@@ -78,9 +86,9 @@ def argument_parser() -> ArgumentParser:
 
 def create_hydra(name: str, search_path: ConfigSearchPath) -> Hydra:
     """As ``Hydra.create_main_hydra2``, with a repository that checks its files."""
-    hydra = Hydra(task_name=name, config_loader=CheckedLoader(search_path))
-    GlobalHydra.instance().initialize(hydra)
-    return hydra
+    made = Hydra(task_name=name, config_loader=CheckedLoader(search_path))
+    GlobalHydra.instance().initialize(made)
+    return made
 
 
 class Layer(NamedTuple):
