@@ -62,6 +62,8 @@ def test_a_run_has_the_same_digest_from_files_and_from_archives(tmp_path: Path) 
         digests.add(record(str(number))["digest"])
     assert len(digests) == 1
     assert main(["eval", "1", "split=test"]) == 0
+    assert main(["predict", "1", "voc/VOC2012/JPEGImages", "--out", "masks"]) == 0
+    assert len(list(Path("masks").glob("*.png"))) == 8
     assert main(["check", "data=shards_seg", "data.folder=S", *RUN[:-1]]) == 0
     assert main(["pack", "data=shards_seg", "data.folder=S", "--out", "again", "--size", "0.01"]) == 0
     packed = [{path.name: path.read_bytes() for path in Path(name).glob("*.tar")} for name in ("S", "again")]

@@ -406,7 +406,7 @@ def _name(source: Source, first: Batch) -> str:
         str(first["input"].dtype),
         list(first["input"].shape),
     ]
-    for path in paths:
+    for path in (*paths, *getattr(dataset, "mask_paths", ())):
         try:
             status = os.stat(path)  # noqa: PTH116, a Path for each is slow
         except OSError as error:

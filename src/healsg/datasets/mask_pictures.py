@@ -180,7 +180,6 @@ class Pictures(MaskedSamples):
     Args:
         pairs: of files.
         read_mask: gives the labels of a pair.
-        as_stored: whether masks are pictures of labels or colours as they lie, so that their files can be packed.
         size, channels, mapping, ignore: see ``MaskedSamples``.
     """
 
@@ -192,11 +191,9 @@ class Pictures(MaskedSamples):
         channels: int,
         mapping: Mapping[int, int],
         ignore: int | None,
-        as_stored: bool = False,
     ) -> None:
         super().__init__(size, channels, mapping, ignore)
         self.pairs, self.read_mask = list(pairs), read_mask
-        self.as_stored = as_stored
         self.paths = [str(pair.image) for pair in pairs]
         self.mask_paths = [str(pair.mask) for pair in pairs]
 
@@ -217,7 +214,7 @@ class Pictures(MaskedSamples):
         return stored_file(self.paths[index])
 
     def stored_mask(self, index: int) -> StoredFile:
-        """The file of a mask that is ``as_stored``."""
+        """The file of a mask as it is, or of what masks are made of."""
         return stored_file(self.mask_paths[index])
 
 

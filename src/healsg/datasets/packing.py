@@ -118,7 +118,8 @@ class Plan:
 
 
 def plan_packing(data: TaskData, most: int) -> Plan:
-    """What packing ``data`` into archives of at most ``most`` bytes will write; no picture is read for it.
+    """What packing ``data`` into archives of at most ``most`` bytes will write. No picture is read for it, and masks
+    only where no setting names their labels.
 
     Raises ConfigError where its samples are no files, DataError where they cannot be found.
     """
@@ -149,6 +150,8 @@ def _mask_notes(data: TaskData) -> MaskNotes:
     if not isinstance(data, MaskedPictures) or not data.masks_as_stored:
         way = "seg2d and voc, whose masks are files of labels or colours, are"
         raise ConfigError(f"data: the masks of {type(data).__name__} are not packed; {way}")
+    if data.regions:
+        raise ConfigError("data.regions: is chosen by each run that reads the archives; leave it out")
     return MaskNotes(data.mapping, data.ignore, data.colours)
 
 

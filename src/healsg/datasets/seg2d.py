@@ -156,7 +156,7 @@ class MaskedPictures(Segmentation):
     def samples(self, part: str, mapping: Mapping[int, int]) -> MaskedSamples:
         """Those of one of ``parts``, with the labels that ``mapping`` makes of those in their files."""
         settings = (self.image_size, self.channels, mapping, self.ignore)
-        return Pictures(self._pairs[part], self.read_mask(), *settings, as_stored=self.masks_as_stored)
+        return Pictures(self._pairs[part], self.read_mask(), *settings)
 
     def cases(self, part: str) -> list[Case]:
         """What is known of each sample of a part."""

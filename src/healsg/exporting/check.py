@@ -21,6 +21,7 @@ from healsg.data.source import DatasetSource, Source, TensorSource
 from healsg.datasets.imagefolder import Pictures
 from healsg.datasets.mask_files import Scan
 from healsg.datasets.mask_pictures import Pictures as MaskedFiles
+from healsg.datasets.mask_shards import ShardMasks
 from healsg.datasets.segmenter import Segmenter
 from healsg.errors import ConfigError, DataError, RunError
 from healsg.evaluation.evaluator import evaluating, in_units
@@ -160,9 +161,9 @@ def reproduce_masks(folder: Path, to: str, predictor: Predictor, loader: Loader)
 def _own_masks(predictor: Predictor, loader: Loader, place: Path) -> tuple[list[str], list[Any]]:
     """Where the raw pictures of a split lie, and the masks that HEALSg writes of them."""
     source = next(iter(loader.sources.values()))
-    if isinstance(source, DatasetSource) and isinstance(source.dataset, MaskedFiles):
+    if isinstance(source, DatasetSource) and isinstance(source.dataset, (MaskedFiles, ShardMasks)):
         numbers = range(len(source)) if source.chosen is None else source.chosen.tolist()
-        paths = [Path(source.dataset.paths[number]).absolute() for number in numbers]
+        paths = [_picture_file(source.dataset, number, place) for number in numbers]
         segmenter = Segmenter([("the run", predictor)])
         masks = []
         for path in paths:
@@ -181,6 +182,16 @@ def _own_masks(predictor: Predictor, loader: Loader, place: Path) -> tuple[list[
         if known := predictor.info.preprocessing.get(table):
             found = np.asarray(known)[found]
     return [str(place / "samples.npz")], list(found)
+
+
+def _picture_file(dataset: MaskedFiles | ShardMasks, number: int, place: Path) -> Path:
+    """The file of a picture; one that lies in an archive is written to ``place``."""
+    if isinstance(dataset, MaskedFiles):
+        return Path(dataset.paths[number]).absolute()
+    stored = dataset.stored(number)
+    path = place / f"{number}{Path(stored.name).suffix}"
+    path.write_bytes(stored.read())
+    return path
 
 
 def _asked(folder: Path, to: str, paths: list[str], place: Path, masks: bool) -> list[Any]:
