@@ -58,6 +58,65 @@ def write_nnunet(folder: Path, cases: int = 4) -> Path:
     return folder
 
 
+def write_acdc(folder: Path, patients: tuple[int, ...] = (99, 38, 50, 100, 28, 85, 11, 13)) -> Path:
+    """The challenge's layout: two phases of each patient, with the file of all phases that is none of them."""
+    import nibabel
+
+    for number in patients:
+        place = folder / "training" / f"patient{number:03}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "Info.cfg").write_text("ED: 1\nES: 12\nGroup: NOR\n")
+        for frame in (1, 12):
+            image, mask, affine = scan(number + frame, (0, 1, 2, 3))
+            name = f"patient{number:03}_frame{frame:02}"
+            nibabel.Nifti1Image(image, affine).to_filename(place / f"{name}.nii.gz")
+            nibabel.Nifti1Image(mask, affine).to_filename(place / f"{name}_gt.nii.gz")
+        nibabel.Nifti1Image(image, affine).to_filename(place / f"patient{number:03}_4d.nii.gz")
+    return folder
+
+
+def write_left_atrium(folder: Path, train: int = 18, test: int = 2) -> Path:
+    """UA-MT's lists and scans."""
+    import h5py
+
+    names = [f"{number:02}SCAN" for number in range(train + test)]
+    for part, inside in (("train", names[:train]), ("test", names[train:])):
+        (folder / "2018LA_Seg_Training Set").mkdir(parents=True, exist_ok=True)
+        (folder / f"{part}.list").write_text("\n".join(inside) + "\n")
+    for number, name in enumerate(names):
+        image, mask, _ = scan(number, (0, 1))
+        place = folder / "2018LA_Seg_Training Set" / name
+        place.mkdir(exist_ok=True)
+        with h5py.File(place / "mri_norm2.h5", "w") as file:
+            file["image"], file["label"] = (image / 300).astype(np.float32), mask
+    return folder
+
+
+def write_hippocampus(folder: Path, cases: int = 6) -> Path:
+    """MSD's layout: dataset.json, training images with masks, test images without."""
+    write_scans(folder, cases)
+    for name in ("images", "labels"):
+        (folder / name).rename(folder / f"{name}Tr")
+    entries = [
+        {"image": f"./imagesTr/case{number}.nii.gz", "label": f"./labelsTr/case{number}.nii.gz"}
+        for number in range(cases)
+    ]
+    said = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}
+    said |= {"numTraining": cases - 1, "training": entries[1:], "test": [entries[0]["image"]]}
+    (folder / "dataset.json").write_text(json.dumps(said))
+    return folder
+
+
+def write_btcv(folder: Path, cases: int = 6) -> Path:
+    """The layout of the abdomen's training scans: img/img0001.nii.gz and label/label0001.nii.gz."""
+    write_scans(folder, cases)
+    for name, new in (("images", "img"), ("labels", "label")):
+        (folder / name).rename(folder / new)
+        for number in range(cases):
+            (folder / new / f"case{number}.nii.gz").rename(folder / new / f"{new}{number:04}.nii.gz")
+    return folder
+
+
 def write_pictures(folder: Path, cases: int = 6, foreground: int = 255) -> Path:
     """``images/`` of JPEG and ``masks/`` of PNG, of unlike sizes."""
     from PIL import Image

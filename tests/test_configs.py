@@ -56,6 +56,8 @@ SMALL: dict[str, list[str]] = {
     "data=nifti": [*VOLUMES, "data.folder=files/scans"],
     "data=decathlon": [*VOLUMES, "data.list=files/scans/list.json"],
     "data=nnunet_raw": [*VOLUMES, "data.folder=files/raw"],
+    "data=acdc": [*VOLUMES, "data.folder=files/acdc", "data.batch_size=2"],
+    "data=left_atrium": [*VOLUMES, "data.folder=files/atria"],
     "data=seg2d": [*UNET, "data.folder=files/masked", "data.image_size=16", "data.val_fraction=0.3"],
     **{
         f"data={name}": [*UNET, f"data.folder=files/{name}", "data.image_size=16", "data.val_fraction=0.3"]
@@ -87,7 +89,8 @@ NEEDS = {
     "model=smp": "segmentation_models_pytorch",
     "logger=swanlab": "swanlab",
     "model/metrics=surfaces": "monai",
-    **{f"data={name}": "nibabel" for name in ("nifti", "decathlon", "nnunet_raw")},
+    **{f"data={name}": "nibabel" for name in ("nifti", "decathlon", "nnunet_raw", "acdc")},
+    "data=left_atrium": "h5py",
 }
 """Options that need a package that the tests do not bring."""
 
@@ -100,6 +103,8 @@ OTHER_DEFAULTS = {
     "data=nifti": {"folder"},
     "data=decathlon": {"list"},
     "data=nnunet_raw": {"folder"},
+    "data=acdc": {"folder"},
+    "data=left_atrium": {"folder"},
     "data=seg2d": {"folder"},
     "data=shards_seg": {"folder"},
     "data=coco_seg": {"folder"},
@@ -147,6 +152,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if importlib.util.find_spec("nibabel"):
         fake_volumes.write_scans(root / "scans")
         fake_volumes.write_nnunet(root / "raw")
+        fake_volumes.write_acdc(root / "acdc", (99, 28, 11))
+    if importlib.util.find_spec("h5py"):
+        fake_volumes.write_left_atrium(root / "atria", 4)
     return root
 
 

@@ -26,6 +26,7 @@ from healsg.config.compose import Composer
 from helpers import REPOSITORY, Program
 
 NAMES = list(recipes())
+VOLUMES = [name for name in NAMES if name.startswith(("acdc", "btcv", "hippocampus", "left_atrium"))]
 TEACHER = ["data=synthetic", "data.classes=100", "model=mlp", "model.width=8", "runner=debug", "name=teacher"]
 FOUND = ["data.root=files", "data.download=false", "data.verify=false"]
 TINY = [*FOUND, "data.batch_size=16", "runner.steps=2", "runner.limit_batches=2", "runner.eval_every=1", "quiet=true"]
@@ -83,7 +84,7 @@ def test_every_recipe_tells_what_it_aims_at() -> None:
         assert 0.1 < target.published < 1
         assert max(0.002, target.spread or 0) <= target.tolerance <= 0.05, name
         assert re.search(r"(19|20)\d\d, (arXiv \d{4}\.\d{4,5}|ICML workshop)", target.paper), name
-        assert target.metric in ("test/acc", "test/robust_acc", "val/acc")
+        assert target.metric in ("test/acc", "test/robust_acc", "val/acc", "test/dice", "val/dice")
 
 
 def test_every_recipe_composes_passes_the_checks_and_fits() -> None:
@@ -92,8 +93,9 @@ def test_every_recipe_composes_passes_the_checks_and_fits() -> None:
     for name in NAMES:
         target = read_target(recipes()[name])
         composed = composer.compose([f"recipe={name}", *[f"{target.gives}=teacher"] * bool(target.gives)])
-        build_task(composed)
-        assert composed.values["data"]["batch_size"] in (64, 100, 128, 256, 2000)
+        if name not in VOLUMES:  # which look into their files; see test_recipes_masks.py
+            build_task(composed)
+        assert composed.values["data"]["batch_size"] in (2, 4, 9, 12, 64, 100, 128, 256, 2000)
         assert composed.choices["recipe"] == name
     own = {path.stem for path in (REPOSITORY / "conf/method/recipe").glob("*.yaml")}
     chosen = {
@@ -155,7 +157,7 @@ def smaller(name: str) -> list[str]:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(VOLUMES)))
 def test_every_recipe_trains_and_has_its_number(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     fake_data.write_cifar("files", per_batch=60)
     fake_data.write_cifar("files", classes=100, per_batch=60)
@@ -299,7 +301,8 @@ def test_every_recipe_with_its_method_off_passes_the_checks() -> None:
     assert {"focal_cifar10_lt", "kd_cifar100", "fitnet_cifar100", "attention_transfer_cifar100"} <= set(named)
     for name, target in named.items():
         off = composer.compose([f"recipe={name}", *(target.without or [])])
-        build_task(off)
+        if name not in VOLUMES:
+            build_task(off)
         on = composer.compose([f"recipe={name}", *[f"{target.gives}=teacher"] * bool(target.gives)], checked=False)
         assert off.values["data"] == on.values["data"]
         assert off.values["runner"] == on.values["runner"]

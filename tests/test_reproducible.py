@@ -89,6 +89,8 @@ SETS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "nifti": (lambda root: fake_volumes.write_scans(root / "scans"), [*VOLUMES, "data.folder=scans"]),
     "decathlon": (lambda root: fake_volumes.write_scans(root / "scans"), [*VOLUMES, "data.list=scans/list.json"]),
     "nnunet_raw": (lambda root: fake_volumes.write_nnunet(root / "raw"), [*VOLUMES, "data.folder=raw"]),
+    "acdc": (lambda root: fake_volumes.write_acdc(root / "acdc"), [*VOLUMES, "data.folder=acdc"]),
+    "left_atrium": (lambda root: fake_volumes.write_left_atrium(root / "atria", 4), [*VOLUMES, "data.folder=atria"]),
     **{name: (lambda root: None, [*UNET, *DRAWN]) for name in ("shapes2d", "digits_seg")},
     **{name: (lambda root: None, [*UNET, *DRAWN, "data.patch=[8,8,8]"]) for name in ("shapes3d", "tubes3d")},
     "synthetic": (
@@ -107,6 +109,8 @@ SMALL = ["model=mlp", "model.width=16", "model.dropout=0.2", "quiet=true"]
 def options(data: str = "digits", method: str = "adamw") -> list[str]:
     """The settings of a small run, its data written."""
     write, settings = SETS[data]
+    if data == "left_atrium":
+        pytest.importorskip("h5py", reason="its files need h5py: an extra of healsg")
     write(Path("data"))
     settings = [f"data={data}", *settings]
     small = ["quiet=true"] if "model=unet" in settings else SMALL

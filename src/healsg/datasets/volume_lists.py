@@ -23,6 +23,10 @@ LABELS = ("labels", "labelsTr", "label", "masks", "mask", "seg", "segmentations"
 MASK_ENDS = ("_seg", "-seg", "_mask", "-mask", "_label", "-label", "_gt")
 """What the name of a mask may end in where it lies beside its image."""
 
+IMAGE_BEGINS = ("image", "img")
+MASK_BEGINS = ("label", "mask", "seg")
+"""What the names of all files of a folder may begin with before what image and mask share: img0001 and label0001."""
+
 PARTS = {"training": "train", "train": "train", "validation": "val", "val": "val", "test": "test", "testing": "test"}
 """What a list may call a split, and the split that is meant; other lists keep their names."""
 
@@ -100,7 +104,15 @@ def paired(folder: Path, masks: bool = True) -> tuple[CaseFiles, ...]:
         raise DataError(f"{folder}: has {images.name}/ but no folder of masks; {LABELS[0]}/ is its usual name")
     own = _by_name(volumes_in(images))
     others = _by_name(volumes_in(labels), MASK_ENDS) if labels else {}
+    if others and not set(own) & set(others):
+        own, others = _without(own, IMAGE_BEGINS), _without(others, MASK_BEGINS)
     return _cases(images, own, others, masks)
+
+
+def _without(files: dict[str, Path], begins: Sequence[str]) -> dict[str, Path]:
+    """Files by what follows the one of ``begins`` with which all names begin, as BTCV's do; as they are without one."""
+    common = next((one for one in begins if all(name.startswith(one) and name != one for name in files)), "")
+    return {name.removeprefix(common): path for name, path in files.items()}
 
 
 def _side_by_side(folder: Path, masks: bool) -> tuple[CaseFiles, ...]:

@@ -17,7 +17,7 @@ from healsg.methods.consistency import (
 )
 from healsg.methods.pair import Pair, refuse_parts
 from healsg.training.step import Mean
-from healsg.types import Count, NonNegative, Share
+from healsg.types import Count, Fraction, NonNegative, Share
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
@@ -50,7 +50,7 @@ class CrossPseudoSupervision(SemiSupervised):
         unlabelled_ratio: Count = 1,
         unlabelled_weight: NonNegative = 1.5,
         threshold: Share = 0.0,
-        ramp: Share = 0.0,
+        ramp: Fraction = 0.0,
         ema: Share = 0.0,
         **common: Any,
     ) -> None:

@@ -1,0 +1,30 @@
+"""Listed: few masks as published lists have them, the first ones and not a draw."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from healsg.data.source import DatasetSource, Source, TensorSource
+from healsg.datasets.segmentation import Segmentation
+
+
+class Listed(Segmentation):
+    """A set whose ``labels=N`` keeps the masks of the first N of a list, so that numbers of others can be compared. The
+    arguments are those of Segmentation."""
+
+    def listed(self) -> set[str] | None:
+        """The groups of the cases that keep their masks; None where ``labels`` draws them, as elsewhere."""
+        raise NotImplementedError
+
+    def _classes(self, source: Source, key: str) -> Tensor:
+        kept = self.listed() if key == "labels" else None
+        cases = source.about.cases if isinstance(source, (TensorSource, DatasetSource)) else None
+        if kept is None or cases is None:
+            return super()._classes(source, key)
+        return torch.tensor([int(case.group in kept) for case in cases])
+
+    def _amounts(self, train: Source) -> Tensor | None:
+        if self.labels is None or self.listed() is None:
+            return super()._amounts(train)
+        return torch.tensor([0, int(self._classes(train, "labels").sum())])  # all cases of the second layer
