@@ -248,6 +248,8 @@ def test_every_method_of_masks_resumes_exactly(
 ENTRIES = {
     "decathlon": ["data.list=scans/list.json", "data.patch=[8,8,8]", "data.augment=nnunet"],
     "nnunet_raw": ["data.folder=raw", "data.patch=[8,8,8]", "data.cache=true"],
+    "acdc": ["data.folder=acdc", "data.patch=[8,8,8]", "data.labels=3", "data.samples_per_epoch=8"],
+    "left_atrium": ["data.folder=atria", "data.patch=[8,8,8]", "data.val_fraction=0", "data.samples_per_epoch=8"],
     **{name: [f"data.folder={name}", "data.image_size=32"] for name in ("voc", "cityscapes", "coco_seg")},
     **{name: ["data.train=8", "data.test=2", "data.size=16"] for name in ("shapes2d", "digits_seg")},
     **{name: ["data.train=8", "data.test=2", "data.size=16", "data.patch=[8,8,8]"] for name in ("shapes3d", "tubes3d")},
@@ -262,6 +264,12 @@ def test_every_set_of_masks_resumes_exactly(entry: str, processes: None, capfd: 
         pytest.importorskip("nibabel", reason="volumes need nibabel: an extra of healsg")
         fake_volumes.write_scans(Path("scans"), 8)
         fake_volumes.write_nnunet(Path("raw"), 8)
+    elif entry == "acdc":
+        pytest.importorskip("nibabel", reason="volumes need nibabel: an extra of healsg")
+        fake_volumes.write_acdc(Path("acdc"))
+    elif entry == "left_atrium":
+        pytest.importorskip("h5py", reason="its files need h5py: an extra of healsg")
+        fake_volumes.write_left_atrium(Path("atria"), 4)
     elif entry in ("voc", "cityscapes", "coco_seg"):
         getattr(fake_masks, f"write_{entry}")(Path(entry))
     options = [*MASKS, f"data={entry}", *ENTRIES[entry], "data.workers=2", "runner.limit_batches=4", "name=own"]
