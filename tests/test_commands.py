@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +33,19 @@ def refused(done: subprocess.CompletedProcess[str], *words: str, status: int = 2
         assert word in done.stderr
     if status == 2:
         assert not any(path.is_dir() for path in Path("runs").glob("*"))
+
+
+def test_the_package_is_the_program_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """``python -m healsg``."""
+    for arguments, status in ((["list", "search"], 0), (["lst"], 2)):
+        monkeypatch.setattr("sys.argv", ["/somewhere/healsg/__main__.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("healsg", run_name="__main__")
+        assert ended.value.code == status
+        assert sys.argv == ["healsg", *arguments], "as it is recorded"
+    out, err = capsys.readouterr()
+    assert "\n    tpe " in out
+    assert err.startswith("error: healsg lst: no such command")
 
 
 # --- questions that need no torch ----------------------------------------------------------------------------------

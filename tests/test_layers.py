@@ -34,7 +34,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
         *("task.py", "build.py", "trainer.py", "__init__.py", "runs/session.py"),
         *("evaluation/predictor.py", "evaluation/ensemble.py"),
     ),
-    "commands": ("cli.py", "commands/*", "sweeps/*", "exporting/*", "serving/*"),
+    "commands": ("cli.py", "__main__.py", "commands/*", "sweeps/*", "exporting/*", "serving/*"),
 }
 """The frame from its lowest layer to its highest. A file belongs to the layer that names it, before patterns count."""
 
