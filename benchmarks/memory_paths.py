@@ -55,7 +55,7 @@ def measure(kind: str, count: int, epochs: int) -> None:
         rows = sum(rows for _, rows in loader.batches(epoch))
         assert rows == count
         assert loader._workers is not None
-        grown = [private(process.pid) for process, _ in loader._workers.hands]
+        grown = [private(process.pid) for process, _ in loader._workers.processes]
         print(
             f"{kind:9} {count:8} paths, epoch {epoch + 1}: {', '.join(f'{each:.1f}' for each in grown)} MB", flush=True
         )

@@ -17,7 +17,7 @@ from healsg.config.values import differing, flat
 from healsg.console import visible
 from healsg.errors import ConfigError, RunError
 from healsg.runs import redact
-from healsg.runs.claim import FREE
+from healsg.runs.acquire import FREE
 from healsg.runs.folder import RunFolder, find, is_run
 from healsg.runs.record import row_of
 from healsg.runs.saved_config import load_saved, read_saved

@@ -17,14 +17,14 @@ class Listed(Segmentation):
         """The groups of the cases that keep their masks; None where ``labels`` draws them, as elsewhere."""
         raise NotImplementedError
 
-    def _classes(self, source: Source, key: str) -> Tensor:
+    def layers(self, source: Source, key: str) -> Tensor:
         kept = self.listed() if key == "labels" else None
         cases = source.about.cases if isinstance(source, (TensorSource, DatasetSource)) else None
         if kept is None or cases is None:
-            return super()._classes(source, key)
+            return super().layers(source, key)
         return torch.tensor([int(case.group in kept) for case in cases])
 
-    def _amounts(self, train: Source) -> Tensor | None:
+    def amounts(self, train: Source) -> Tensor | None:
         if self.labels is None or self.listed() is None:
-            return super()._amounts(train)
-        return torch.tensor([0, int(self._classes(train, "labels").sum())])  # all cases of the second layer
+            return super().amounts(train)
+        return torch.tensor([0, int(self.layers(train, "labels").sum())])  # all cases of the second layer
