@@ -447,7 +447,7 @@ def test_diverge_of_shorter_and_altered_runs(tmp_path: Path, capfd: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ([], ConfigError, "name two runs"),
+        ([], ConfigError, "the following arguments are required: RUN"),
         (["one", "replay=true"], ConfigError, "name two runs"),
         (["one", "two"], RunError, "one: is no run"),
         (["one", "two", "seed=1"], ConfigError, "seed=1: only a replay takes settings"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from healsg import safefiles
+from healsg.commands.flags import Flags
 from healsg.commands.tables import show_json, spoken_to_stderr
 from healsg.config.names import is_below
 from healsg.config.values import differing, flat
@@ -21,20 +23,6 @@ from healsg.runs.acquire import FREE
 from healsg.runs.folder import RunFolder, find, is_run
 from healsg.runs.record import row_of
 from healsg.runs.saved_config import load_saved, read_saved
-
-USAGE = "healsg diverge RUN RUN [replay=true [key=value ...]] [--json]"
-
-HELP = f"""\
-usage: {USAGE}
-
-Where two runs first differ: settings, machine and software, lines of
-metrics.jsonl, the last checkpoint and, of runs that healsg verify has kept, the
-step and the tensor. Times apart, equal runs went the same way and ended in the
-same state. The exit status is 0 where they are equal, 1 where not.
-
-  replay=true   train both again, in folders that are removed, to name the step
-                and the tensor exactly; key=value changes a setting of both
-  --json        for programs: one object"""
 
 FACTS = ("versions", "threads", "device", "host", "processes", "commit", "patch")
 TRACE = "trace.jsonl"
@@ -63,32 +51,45 @@ class Divergence(NamedTuple):
 
 def run(arguments: list[str]) -> int:
     """Tell where two runs differ; 0 where they went the same way and ended in the same state, 1 where not."""
-    as_json = "--json" in arguments
-    arguments = [argument for argument in arguments if argument != "--json"]
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(HELP)
-        return 0
-    if len(arguments) < 2 or any("=" in argument and not is_run(argument) for argument in arguments[:2]):
-        raise ConfigError(f"{USAGE}: name two runs, as folders or names under runs/")
-    overrides = arguments[2:]
-    replay = "replay=true" in overrides
-    overrides = [override for override in overrides if override not in ("replay=true", "replay=false")]
+    args = _read(arguments)
+    replay = "replay=true" in args.settings
+    overrides = [override for override in args.settings if override not in ("replay=true", "replay=false")]
     if overrides and not replay:
         raise ConfigError(f"{overrides[0]}: only a replay takes settings: replay=true")
-    first, second = find(arguments[0]), find(arguments[1])
+    first, second = find(args.first), find(args.second)
     found, step = compared(first, second)
-    if not as_json:
+    if not args.json:
         for name in ("settings", "run.json", "metrics", "checkpoint", "trace"):
             _print_part(name, found[name])
         print("the runs are equal: the same lines, the same state" if found["equal"] else "the runs differ")
     if replay:
-        with spoken_to_stderr(as_json):
+        with spoken_to_stderr(args.json):
             found["replay"] = _replay(first, second, step, overrides)
-        if not as_json:
+        if not args.json:
             print(found["replay"])
-    if as_json:
+    if args.json:
         show_json(found)
     return int(not found["equal"])
+
+
+def _read(arguments: list[str]) -> Namespace:
+    flags = Flags(
+        "diverge",
+        "Where two runs first differ: settings, machine and software, lines of metrics.jsonl, the last checkpoint "
+        "and, of runs that healsg verify has kept, the step and the tensor. Times apart, equal runs went the same way "
+        "and ended in the same state. The exit status is 0 where they are equal, 1 where not.",
+    )
+    flags.add_argument("first", metavar="RUN", help="a folder, or a name below runs/")
+    flags.add_argument("second", metavar="RUN", help="the other one")
+    flags.add_settings(
+        "replay=true trains both again, in folders that are removed, to name the step and the tensor exactly; other "
+        "settings are then changed in both"
+    )
+    flags.add_json()
+    args = flags.read(arguments)
+    if any("=" in name and not is_run(name) for name in (args.first, args.second)):
+        raise ConfigError("healsg diverge RUN RUN [replay=true]: name two runs, as folders or names under runs/")
+    return args
 
 
 def compared(first: RunFolder, second: RunFolder) -> tuple[dict[str, Any], int | None]:

@@ -211,7 +211,7 @@ def _check_continuation(folder: RunFolder, config: dict[str, Any]) -> None:
     for key, (old, new) in differing.items():
         if not (key in LENGTH and is_longer(old, new) and (finished or record.get("earlier"))):
             raise ConfigError(f"{key}: {folder.shown} was started with {show(old)}, not {show(new)}; {way_out}")
-    if finished and not folder.has_checkpoint:
+    if finished and folder.best.is_file() and not folder.has_checkpoint:
         way = f"init_from={folder.shown} starts another one from them"
         raise RunError(f"{folder.shown}: is finished, and kept its best weights alone (runner.keep_last); {way}")
     if finished and not differing:

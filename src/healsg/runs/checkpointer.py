@@ -518,8 +518,8 @@ def weights_state(folder: RunFolder, which: str) -> dict[str, Any]:
         return best
     state = folder.last_state()
     if state is None:
-        finished = folder.record.get("status") == "finished"
-        reason = "kept its best weights alone (runner.keep_last)" if finished else "has no checkpoint yet"
+        alone = folder.record.get("status") == "finished" and folder.best.is_file()
+        reason = "kept its best weights alone (runner.keep_last)" if alone else "has no checkpoint yet"
         raise RunError(f"{folder.shown}: {reason}")
     return state
 
