@@ -153,6 +153,8 @@ def runs_of_the_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small += ["data.augment=none", "data.shift=0", "model.width=4", "runner.epochs=1", "quiet=true"]
         for seed, name in enumerate(["exp1", "exp2", "fold1", "fold2", "fold3", "kept"]):
             TaskTrainer.compose(*small, "runner.ledger=true", f"seed={seed}", f"name={name}").train()
+        few = ["method=fixmatch", "data.labels_per_class=2", "runner.ledger=true", "name=semi"]
+        TaskTrainer.compose(*small, *few).train()
         for name in ("compare", "sweep1"):
             assert main(["train", "-m", *small, "method=sgd,adamw", "seed=0,1", f"name={name}"]) == 0
         shutil.copytree(next(Path("pictures/train").iterdir()), "new_images")

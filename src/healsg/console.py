@@ -32,6 +32,23 @@ def visible(text: str) -> str:
     return "".join(escaped)
 
 
+def fitted(text: str, width: int, right: bool = False) -> str:
+    """A text in exactly ``width`` cells of a terminal, of which some letters take two: filled up, or cut with an
+    ellipsis.
+
+    Args:
+        text: without control characters.
+        width: at least 1.
+        right: whether it is filled up from the left.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) > width:
+        return set_cell_size(text, width - 1) + "…"
+    blank = " " * (width - cell_len(text))
+    return blank + text if right else text + blank
+
+
 class LastingStream:
     """A text stream that goes silent, rather than raise, once it cannot be written.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from healsg.commands.comparison import Comparison, Finished, common_monitor, comparison, is_clear, rows_of
 from healsg.commands.flags import Flags, page_file
 from healsg.commands.statistics import interval
-from healsg.commands.tables import cell, show, show_json
+from healsg.commands.tables import cell, show, show_json, tell
 from healsg.console import visible
 from healsg.errors import RunError
 from healsg.runs.folder import RunFolder, find
@@ -97,7 +97,7 @@ def show_comparison(compared: Comparison, most: int | None = None) -> None:
     show(columns, rows[:most])
     if most is not None and len(rows) > most:
         print(f"{most} of {len(rows)} settings; healsg compare shows all")
-    print(*map(visible, compared.verdict), sep="\n", flush=True)
+    tell(compared.verdict)
 
 
 def _runs(given: Iterable[str], root: Path) -> list[Finished]:

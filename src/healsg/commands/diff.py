@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from healsg.commands.flags import Flags
-from healsg.commands.tables import show, show_json
+from healsg.commands.tables import show, show_json, tell
 from healsg.config.names import is_below
 from healsg.config.values import differing, flat
 from healsg.runs import redact
@@ -30,6 +30,7 @@ def run(arguments: list[str]) -> int:
         named = {name: {key: list(pair) for key, pair in part.items()} for name, part in parts.items()}
         show_json({"first": str(first.path), "second": str(second.path), **named})
         return 0
+    tell([f"A  {first.shown}", f"B  {second.shown}"])
     for name, part in parts.items():
         if not part:
             print(f"{name}: the same")
@@ -37,8 +38,8 @@ def run(arguments: list[str]) -> int:
         print(f"{name}:")
         rows = [[f"  {key}", _short(one), _short(other), *_gap(one, other)] for key, (one, other) in part.items()]
         numbers = any(len(row) > 3 for row in rows)
-        columns = ["  ", str(first.shown), str(second.shown), *["second - first"] * numbers]
-        show(columns, [row + [None] * (len(columns) - len(row)) for row in rows])
+        columns = ["  ", "A", "B", *["B - A"] * numbers]
+        show(columns, [row + [None] * (len(columns) - len(row)) for row in rows], needed=3)
     return 0
 
 

@@ -15,6 +15,7 @@ from healsg.config.catalogue import Catalogue
 from healsg.config.compose import Composer
 from healsg.config.values import flat
 from healsg.errors import ConfigError, one_line
+from healsg.loggers.screen import number
 from healsg.runs import redact
 from healsg.runs.folder import RunFolder, find, finite
 from healsg.runs.registry import DEAD, LIVE, is_live
@@ -158,4 +159,4 @@ def _change(one: dict[str, Any]) -> tuple[str, str]:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)

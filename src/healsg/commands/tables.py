@@ -7,17 +7,17 @@ import math
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
-from healsg.console import visible
+from healsg.console import fitted, visible
 from healsg.loggers.screen import number
 
 GAP = 2
 """Blanks between two columns."""
 NARROWEST = 12
-"""Characters that a first column keeps."""
+"""Characters that a column keeps."""
 
 
 def cell(value: Any) -> str:
@@ -34,16 +34,17 @@ def cell(value: Any) -> str:
     return visible(str(value))
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | None = None) -> None:
+def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | None = None, needed: int = 2) -> None:
     """Print a table as wide as the terminal.
 
-    Where it does not fit, columns are left out from the right, and named below; a first column that is too wide by
-    itself is cut. What is not a terminal, such as a file or a pipe, gets everything.
+    Where it does not fit, columns are left out from the right, and named below; where those that are needed do not fit
+    by themselves, the widest of them are cut. What is not a terminal, such as a file or a pipe, gets everything.
 
     Args:
         columns: their names, the most important ones first.
         rows: the values, one for each column.
         file: where it goes; None is standard output.
+        needed: how many of the first columns are never left out.
     """
     file = sys.stdout if file is None else file
     from rich.cells import cell_len
@@ -55,13 +56,12 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | N
     ]
     widths = [max(map(cell_len, [name, *(row[place] for row in cells)])) for place, name in enumerate(columns)]
     shown = len(columns)
-    width = 0
-    if file.isatty():
-        width = shutil.get_terminal_size().columns
-        while shown > 2 and sum(widths[:shown]) + GAP * (shown - 1) > width:
+    width = _width(file)
+    if width:
+        while shown > needed and sum(widths[:shown]) + GAP * (shown - 1) > width:
             shown -= 1
-        over = sum(widths[:shown]) + GAP * (shown - 1) - width
-        widths[0] -= max(0, min(over, widths[0] - NARROWEST))
+        while sum(widths[:shown]) + GAP * (shown - 1) > width and max(widths[:shown]) > NARROWEST:
+            widths[widths.index(max(widths[:shown]))] -= 1
     for row in [list(columns), *cells]:
         parts = []
         for place in range(shown):
@@ -72,21 +72,17 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | N
         print(textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False), file=file)
 
 
-def fitted(text: str, width: int, right: bool = False) -> str:
-    """A text in exactly ``width`` cells of a terminal, of which some letters take two: filled up, or cut with an
-    ellipsis.
+def tell(lines: Iterable[str], file: TextIO | None = None) -> None:
+    """Print sentences; on a terminal they are wrapped between words."""
+    file = sys.stdout if file is None else file
+    for line in map(visible, lines):
+        print(textwrap.fill(line, width, break_on_hyphens=False) if (width := _width(file)) else line, file=file)
+    file.flush()
 
-    Args:
-        text: without control characters.
-        width: at least 1.
-        right: whether it is filled up from the left.
-    """
-    from rich.cells import cell_len, set_cell_size
 
-    if cell_len(text) > width:
-        return set_cell_size(text, width - 1) + "…"
-    blank = " " * (width - cell_len(text))
-    return blank + text if right else text + blank
+def _width(file: TextIO) -> int:
+    """Columns of a terminal; 0 of what is none."""
+    return shutil.get_terminal_size().columns if file.isatty() else 0
 
 
 @contextmanager

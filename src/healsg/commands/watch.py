@@ -17,8 +17,8 @@ from typing import Any
 
 from healsg.commands.flags import Flags
 from healsg.commands.runs import as_json
-from healsg.commands.tables import cell, fitted, show_json
-from healsg.console import visible
+from healsg.commands.tables import cell, show_json
+from healsg.console import fitted, visible
 from healsg.errors import ConfigError
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.record import row_of

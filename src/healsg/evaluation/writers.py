@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from healsg.console import fitted
 from healsg.errors import RunError
 from healsg.runs.folder import write_text
 
@@ -175,8 +176,10 @@ class Screen:
     """
 
     def __init__(self, names: Sequence[str], regression: bool = False) -> None:
+        from rich.cells import cell_len
+
         self.names, self.regression = list(map(printable, names)), regression
-        self.width = min(24, max(map(len, self.names)))
+        self.width = min(24, max(map(cell_len, self.names)))
 
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -190,7 +193,7 @@ class Screen:
         if self.regression:
             return "  ".join(f"{name} {value:.6g}" for name, value in pairs[:6])
         best = sorted(pairs, key=lambda pair: -pair[1])[:2]
-        return "  ".join(f"{name[: self.width]:{self.width}} {value:.4f}" for name, value in best)
+        return "  ".join(f"{fitted(name, self.width)} {value:.4f}" for name, value in best)
 
 
 class Lines:
