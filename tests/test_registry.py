@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.cells import cell_len
 
 from healsg.cli import main
-from healsg.commands import watch
+from healsg.commands import tables, watch
 from healsg.commands.watch import braille, overview
 from healsg.errors import ConfigError
 from healsg.runs import registry
@@ -305,6 +308,41 @@ def test_many_runs_fit_the_screen(make: Make) -> None:
     assert len(lines) == 22
     assert max(map(len, lines)) <= 80
     assert lines[0] == "1000 finished"
+
+
+def test_letters_of_two_cells_fit_the_screen_too(make: Make) -> None:
+    facts = {"epoch": 12, "val/acc": 0.9, "val/loss": 0.1, "step": 3}
+    runs = [registry.Listed(f"照片{'长' * number}", Path(), "finished", facts) for number in range(40)]
+    runs += [registry.Listed("plain", Path(), "finished", facts)]
+    for width in (40, 80, 200):
+        lines = overview(runs, width=width, lines=60).splitlines()
+        assert max(map(cell_len, lines)) <= width
+        assert len({cell_len(line.partition("finished")[0]) for line in lines[1:]}) == 1, "the columns are straight"
+        assert not any(line.endswith(("val", "val/acc", "epoch")) for line in lines), "nothing is cut within"
+
+
+@pytest.mark.soak
+def test_ten_thousand_runs_are_listed_within_a_second(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(10_000):
+        make(f"run{number:05}", acc=number / 10_000)
+    listing = ["runs", "--sort", "val/acc", "--limit", "3"]
+    assert main(listing) == 0  # writes the index
+    began = time.process_time()
+    assert main(listing) == 0
+    assert time.process_time() - began < 1.0
+    assert capsys.readouterr().out.splitlines()[1].startswith("run09999")
+
+
+def test_a_table_shows_what_is_needed_where_there_is_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = io.StringIO()
+    shown.isatty = lambda: True  # type: ignore[method-assign]
+    tables.show(["key", "A", "B", "B - A"], [["k" * 30, "a" * 40, "b" * 40, 1.5]], shown, needed=3)
+    head, row, left = shown.getvalue().splitlines()
+    assert head.split() == ["key", "A", "B"]
+    assert cell_len(row) <= 60
+    assert row.count("…") == 3
+    assert left == "left out for lack of width: B - A"
 
 
 def test_watch_refuses_a_pause_of_nothing(make: Make) -> None:
