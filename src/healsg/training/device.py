@@ -116,6 +116,10 @@ class DeviceSetup:
         if self.deterministic != torch.are_deterministic_algorithms_enabled():  # which else imports torch's compiler
             torch.use_deterministic_algorithms(self.deterministic)
         torch.set_num_threads(threads or THREADS)
+
+    def keep_freed_memory(self) -> None:
+        """Let a step on the CPU use the memory of the one before again. It is for when data have been read, whose
+        passing copies would else be kept too."""
         if self.device.type == "cpu":
             system.keep_freed_memory(KEPT)
 
