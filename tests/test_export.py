@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,11 @@ import fake_volumes
 from healsg import DataInfo, TaskTrainer
 from healsg.cli import main
 from healsg.datasets import columns, decoding, folders
+from healsg.datasets.volume_cases import Preparation, segmented
+from healsg.datasets.volumes import read_image, read_volume, write_volume
 from healsg.errors import ConfigError, RunError
-from healsg.exporting import network, program
+from healsg.evaluation.sliding_window import Windows
+from healsg.exporting import network, program, volumes
 from healsg.exporting.card import UNFILLED
 from healsg.exporting.check import compared
 from healsg.metrics.interval import wilson
@@ -203,9 +205,6 @@ def test_mistakes_are_one_line_before_anything_is_read(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["export", "run0", "--out", "new"]) == 2
     assert "onnxscript is not installed; install it with: pip install 'healsg[export]'" in capsys.readouterr().err
-    masks: Any = SimpleNamespace(info=DataInfo((1, 8, 8, 8), 2, kind="segmentation"))
-    with pytest.raises(ConfigError, match="masks of volumes cannot be exported, those of pictures can; healsg predict"):
-        network.Exported(masks)
 
 
 def test_masks_of_pictures_are_written_without_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +225,108 @@ def test_masks_of_pictures_are_written_without_torch(tmp_path: Path, capsys: pyt
             assert made.size == own.size
             assert (np.asarray(made) != np.asarray(own)).mean() < 1e-4
             assert set(np.unique(np.asarray(made))) <= {0, 255}
+
+
+PLACES = [
+    ({"intensity": "zscore", "orient": True}, Preparation(mapping={0: 0, 4: 1})),
+    (
+        {"intensity": "window", "window": [-50.0, 400.0], "orient": True, "spacing": [1.3, 0.0, 1.1], "crop": 0.0},
+        Preparation((1.3, 0.0, 1.1), True, "window", (-50.0, 400.0), 0.0, {0: 0, 4: 1}),
+    ),
+    (
+        {"intensity": "none", "orient": False, "spacing": [0.7, 0.9, 2.0]},
+        Preparation((0.7, 0.9, 2.0), False, "none", mapping={0: 0, 4: 1}),
+    ),
+]
+"""What a checkpoint says of preprocessing, and what HEALSg makes of it."""
+
+
+@pytest.mark.parametrize(("how", "preparation"), PLACES)
+def test_the_program_takes_volumes_to_the_networks_space_and_back(
+    how: dict[str, Any], preparation: Preparation, tmp_path: Path
+) -> None:
+    """Of a network that sees voxels one by one the masks are equal; windows are those of pictures."""
+    nibabel = pytest.importorskip("nibabel", reason="volumes need nibabel: an extra of healsg")
+    path = tmp_path / "scan.nii.gz"
+    image, _, affine = fake_volumes.scan(1)
+    turned = affine @ np.array([[0, 1, 0.1, 0], [-1, 0, 0, 0], [0, 0.1, 1, 0], [0, 0, 0, 1.0]])
+    stored = nibabel.Nifti1Image(image, turned)
+    stored.header.set_slope_inter(0.5, -20)
+    nibabel.save(stored, path)
+    about = {"preprocessing": {**how, "labels": [0, 4]}, "shape": [1, 8, 8, 8], "written": []}
+    read = volumes.read(path, about)
+
+    def scores(values: Any) -> Any:
+        return np.concatenate([values, 0.4 - values])
+
+    def labels(found: Any, _: Any) -> Any:
+        return np.array([0, 4])[found.argmax(axis=0)]
+
+    made = volumes.mask_of(read, about, scores, labels)
+    given = read_image([path])
+    own = segmented(lambda batch: torch.cat([batch, 0.4 - batch], dim=1), given, preparation, Windows((8, 8, 8)))[0]
+    assert (made != own).mean() <= 1e-4
+    assert set(np.unique(made)) == {0, 4}
+    assert read.affine.tobytes() == given.geometry.affine.tobytes()
+    volumes.write(tmp_path / "mask.nii.gz", made, read)
+    write_volume(tmp_path / "own.nii.gz", made.astype(np.uint8), given)
+    assert (tmp_path / "mask.nii.gz").read_bytes() == (tmp_path / "own.nii.gz").read_bytes()
+
+
+def test_the_program_refuses_volumes_by_their_reason(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel", reason="volumes need nibabel: an extra of healsg")
+    about = {"preprocessing": {"intensity": "none", "orient": True}, "shape": [2, 8, 8, 8], "written": []}
+    path = tmp_path / "scan.nii"
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), np.nan, np.float32), np.eye(4)), path)
+    with pytest.raises(ValueError, match=r"a volume of \(4, 4, 4\); the network takes 2 channels"):
+        volumes.read(path, about)
+    with pytest.raises(ValueError, match="some of its numbers are NaN or infinite"):
+        volumes.read(path, {**about, "shape": [1, 8, 8, 8]})
+    with pytest.raises(ValueError, match=r"no NIfTI file \(\.nii, \.nii\.gz\)"):
+        volumes.read(tmp_path / "scan.mha", about)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        [
+            "data.spacing=[1.2,1.0,1.5]",
+            "data.crop=50",
+            "data.intensity=window",
+            "data.window=[0,600]",
+            "model.mirror=true",
+        ],
+    ],
+)
+def test_masks_of_volumes_are_written_without_torch(
+    to: str, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LPS and RAS, labels that are not consecutive, windows of 16 x 16 x 8 that overlap."""
+    pytest.importorskip("onnxscript", reason="healsg[export] is not installed")
+    pytest.importorskip("onnxruntime", reason="healsg[export] is not installed")
+    pytest.importorskip("nibabel", reason="volumes need nibabel: an extra of healsg")
+    fake_volumes.write_scans(Path("scans"), 8, labels=(0, 3, 7))
+    data = ["data=nifti", "data.folder=scans", "data.patch=[16,16,8]", "data.val_fraction=0.3", *more]
+    TaskTrainer.compose(*data, "model=unet", "model.width=4", "model.stages=2", *SMALL, "name=masks").train()
+    assert main(["export", "masks", "--to", to, "--out", "archive"]) == 0
+    assert "reproduced 2 of 2 masks of the val split" in capsys.readouterr().out
+    assert "python volumes.py scans/ --out masks" in Path("archive/README.md").read_text()
+    line = [sys.executable, "-I", "archive/volumes.py", "scans/images", "--out", "made"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert main(["predict", "masks", "scans/images", "--out", "own"]) == 0
+    for path in sorted(Path("scans/images").iterdir()):
+        made, own = (read_volume(Path(folder) / path.name) for folder in ("made", "own"))
+        assert (made.array != own.array).mean() < 1e-4
+        assert set(np.unique(made.array)) <= {0, 3, 7}
+        assert made.geometry.affine.tobytes() == own.geometry.affine.tobytes()
+    Path("scans/images/case0.nii.gz").write_bytes(b"cut")
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert done.stderr.startswith("scans/images/case0.nii.gz: ")
 
 
 @pytest.mark.soak

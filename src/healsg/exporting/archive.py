@@ -30,7 +30,8 @@ def program(to: str) -> str:
     return before.replace("pillow and onnxruntime", "pillow and torch") + PT2 + after
 
 
-def mask_program(to: str) -> str:
-    """The text of ``segment.py``, which lies beside ``predict.py`` where outputs are masks."""
-    text = files("healsg.exporting").joinpath("segment.py").read_text(encoding="utf-8")
+def mask_program(to: str, name: str = "segment.py") -> str:
+    """The text of ``segment.py``, which lies beside ``predict.py`` where outputs are masks, or of ``volumes.py``, which
+    lies beside both where these are of volumes."""
+    text = files("healsg.exporting").joinpath(name).read_text(encoding="utf-8")
     return text if to == "onnx" else text.replace("pillow and onnxruntime", "pillow and torch")

@@ -97,18 +97,33 @@ def _summary(facts: Facts) -> str:
 
 def _use_of_masks(facts: Facts) -> str:
     """How masks are made with the archive."""
-    used = (
+    if len(facts.info.input_shape) == 4:
+        used = (
+            "`python volumes.py scans/ --out masks` in this folder writes the mask of each NIfTI file (.nii, .nii.gz) "
+            "with the file's affine and header and the labels of the training files; it needs numpy, nibabel, pillow "
+            f"and {'onnxruntime' if facts.to == 'onnx' else 'torch'}. The network takes windows of "
+            f"{' x '.join(map(str, facts.info.input_shape[1:]))} voxels of the space and the intensities that "
+            "`classes.json` has under `preprocessing`, and gives the scores of their voxels; `volumes.py` averages "
+            "overlapping ones."
+        )
+    else:
+        used = _use_of_pictures(facts)
+    what = "volumes" if len(facts.info.input_shape) == 4 else "pictures"
+    if facts.agreement is None:
+        return USES[facts.to].format(outputs="the scores of the pixels", post="", example=f"{what}/")
+    return (
+        f"{used}\n\nA process of its own, in which {'neither torch nor ' if facts.to == 'onnx' else 'no '}healsg could "
+        f"be imported, reproduced all {facts.agreement.samples} masks of the\nvalidation split from the raw {what}: "
+        f"at most a share of {facts.agreement.largest:.1e} of the pixels of a mask has another label."
+    )
+
+
+def _use_of_pictures(facts: Facts) -> str:
+    return (
         "`python segment.py pictures/ --out masks` in this folder writes the mask of each picture in the picture's own "
         "size, with the labels of the training files. The network takes windows of "
         f"{' x '.join(map(str, facts.info.input_shape[1:]))} pixels as they are stored and gives the scores of their "
         "pixels; `segment.py` averages overlapping ones."
-    )
-    if facts.agreement is None:
-        return USES[facts.to].format(outputs="the scores of the pixels", post="", example="pictures/")
-    return (
-        f"{used}\n\nA process of its own, in which {'neither torch nor ' if facts.to == 'onnx' else 'no '}healsg could "
-        f"be imported, reproduced all {facts.agreement.samples} masks of the\nvalidation split from the raw pictures: "
-        f"at most a share of {facts.agreement.largest:.1e} of the pixels of a mask has another label."
     )
 
 

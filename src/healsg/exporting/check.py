@@ -23,6 +23,8 @@ from healsg.datasets.mask_files import Scan
 from healsg.datasets.mask_pictures import Pictures as MaskedFiles
 from healsg.datasets.mask_shards import ShardMasks
 from healsg.datasets.segmenter import Segmenter
+from healsg.datasets.volume_cases import PreparedCases
+from healsg.datasets.volumes import NIFTI, extension, read_volume
 from healsg.errors import ConfigError, DataError, RunError
 from healsg.evaluation.evaluator import evaluating, in_units
 from healsg.evaluation.predictor import Predictor
@@ -52,8 +54,7 @@ sys.path.insert(0, request["folder"])
 import numpy
 import predict
 if request["masks"]:
-    import segment
-    found = list(segment.masks(request["paths"]))
+    found = list(__import__(request["masks"]).masks(request["paths"]))
 else:
     found = [next(predict.predictions(request["paths"], 1)), *predict.predictions(request["paths"])]
 for name, numbers in found:
@@ -127,15 +128,15 @@ def reproduce(folder: Path, to: str, made: Reference, info: DataInfo) -> Agreeme
         RunError: the process fails, or its predictions differ.
     """
     with tempfile.TemporaryDirectory(prefix="healsg-export-") as place:
-        numbers = _asked(folder, to, raw_samples(made, Path(place)), Path(place), masks=False)
+        numbers = _asked(folder, to, raw_samples(made, Path(place)), Path(place))
     return compared(torch.from_numpy(np.stack(numbers)), made.outputs, info)
 
 
 def reproduce_masks(folder: Path, to: str, predictor: Predictor, loader: Loader) -> Agreement:
-    """Let HEALSg and a fresh process write the masks of a split's pictures, and compare them pixel by pixel.
+    """Let HEALSg and a fresh process write the masks of a split's pictures or volumes, and compare them pixel by pixel.
 
     Args:
-        folder: with ``segment.py``, ``predict.py``, ``classes.json`` and the network.
+        folder: with ``segment.py`` (and ``volumes.py``), ``predict.py``, ``classes.json`` and the network.
         to: the format.
         predictor: of the run.
         loader: of the split.
@@ -143,11 +144,13 @@ def reproduce_masks(folder: Path, to: str, predictor: Predictor, loader: Loader)
     Raises:
         RunError: the process fails, or its masks differ in more pixels than rounding explains.
     """
+    program = "volumes" if len(predictor.info.input_shape) == 4 else "segment"
     with tempfile.TemporaryDirectory(prefix="healsg-export-") as place:
-        paths, wanted = _own_masks(predictor, loader, Path(place))
-        found = _asked(folder, to, paths, Path(place), masks=True)
+        own_masks = _own_masks_of_volumes if program == "volumes" else _own_masks
+        paths, wanted = own_masks(predictor, loader, Path(place))
+        found = _asked(folder, to, paths, Path(place), program)
     if [one.shape for one in found] != [one.shape for one in wanted]:
-        raise RunError("healsg export: segment.py gives masks of other sizes than the run")
+        raise RunError(f"healsg export: {program}.py gives masks of other sizes than the run")
     shares = [float((one != other).mean()) for one, other in zip(found, wanted, strict=True)]
     off = sum(share > PIXELS for share in shares)
     if off:
@@ -194,8 +197,35 @@ def _picture_file(dataset: MaskedFiles | ShardMasks, number: int, place: Path) -
     return path
 
 
-def _asked(folder: Path, to: str, paths: list[str], place: Path, masks: bool) -> list[Any]:
-    """What a fresh process makes of raw samples. Raises RunError where it fails."""
+def _own_masks_of_volumes(predictor: Predictor, loader: Loader, place: Path) -> tuple[list[str], list[Any]]:
+    """Where the NIfTI files of a split lie, and the masks that HEALSg writes of them. Raises ConfigError."""
+    source = next(iter(loader.sources.values()))
+    if not isinstance(source, DatasetSource) or not isinstance(source.dataset, PreparedCases):
+        raise ConfigError(
+            "healsg export: masks of volumes are proved on NIfTI files, read as they lie; this set is none, or held in "
+            "memory or a cache: data.in_memory=false data.cache=false"
+        )
+    numbers = range(len(source)) if source.chosen is None else source.chosen.tolist()
+    paths = []
+    for images in (source.dataset.cases[number].images for number in numbers):
+        if len(images) > 1 or extension(images[0]) not in NIFTI:
+            detail = "a file a channel" if len(images) > 1 else f"a {extension(images[0])} file"
+            raise ConfigError(
+                f"healsg export: {images[0]}: is {detail}; volumes.py reads one NIfTI file (.nii, .nii.gz) a case, "
+                "with all its channels; healsg predict reads all kinds"
+            )
+        paths.append(images[0].absolute())
+    segmenter = Segmenter([("the run", predictor)])
+    masks = []
+    for path in paths:
+        segmenter.write(Scan((path,), Path("mask.nii")), place / "mask.nii")
+        masks.append(np.array(read_volume(place / "mask.nii").array[0]))
+    return list(map(str, paths)), masks
+
+
+def _asked(folder: Path, to: str, paths: list[str], place: Path, masks: str = "") -> list[Any]:
+    """What a fresh process makes of raw samples, by the program ``masks`` where outputs are masks. Raises RunError
+    where it fails."""
     request, found = place / "request.json", place / "found.npz"
     asked = {
         "folder": str(folder.absolute()),

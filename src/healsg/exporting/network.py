@@ -34,7 +34,7 @@ FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model.safeten
 """By format the file with the network."""
 
 KINDS = ("multiclass", "multilabel", "regression")
-"""Tasks with one output a sample, which can be exported; so can masks of pictures."""
+"""Tasks with one output a sample, which can be exported; so can masks."""
 
 LARGEST_FILE = 3 << 29
 """Bytes of weights from which an ONNX file, which holds at most 2 GiB, has them in a file beside it."""
@@ -87,7 +87,7 @@ class Prepared(nn.Module):
 
 class Exported(nn.Module):
     """From stored samples to probabilities, to numbers in the unit of a regression's targets, or from windows of
-    pictures to the scores of their pixels.
+    pictures or volumes to the scores of their pixels.
 
     Args:
         predictor: the network of a run, on the CPU in float32.
@@ -98,10 +98,6 @@ class Exported(nn.Module):
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
-        if predictor.info.placed and len(predictor.info.input_shape) != 3:
-            raise ConfigError(
-                "healsg export: masks of volumes cannot be exported, those of pictures can; healsg predict writes them"
-            )
         if predictor.info.kind not in KINDS and not predictor.info.placed:
             kinds = ", ".join(KINDS)
             raise ConfigError(f"healsg export: a {predictor.info.kind} task cannot be exported; {kinds} can")
@@ -113,7 +109,8 @@ class Exported(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if self.info.placed:
             model = self.task_model
-            axes = (0, 1) if isinstance(model, DenseModel) and model.mirror else ()
+            spatial = tuple(range(len(self.info.input_shape) - 1))
+            axes = spatial if isinstance(model, DenseModel) and model.mirror else ()
             return mirrored(self.network, axes)(self.prepared(input))
         output: Tensor = self.task_model.predict(self.network, {"input": self.prepared(input)})
         if self.info.kind == "multiclass":

@@ -71,7 +71,8 @@ def whole(path: Path, about: dict[str, Any]) -> tuple[Array, Sequence[int]]:
 
 
 def averaged(values: Array, about: dict[str, Any], network: Callable[[Array], Array]) -> Array:
-    """(K, H, W) the scores of a picture: those of overlapping windows, averaged by weights that fall to the edges."""
+    """(K, ...) the scores of a picture or volume: those of overlapping windows, averaged by weights that fall to the
+    edges."""
     windows, size = about["windows"], about["shape"][1:]
     how = about["preprocessing"]
     nothing = np.asarray(how.get("mean", [0.0]), np.float32) * np.float32(how.get("maximum", 255.0))
@@ -79,7 +80,7 @@ def averaged(values: Array, about: dict[str, Any], network: Callable[[Array], Ar
     before = [(wide - side) // 2 for wide, side in zip(padded, values.shape[1:], strict=True)]
     inside = tuple(slice(pad, pad + side) for pad, side in zip(before, values.shape[1:], strict=True))
     given = np.empty((len(values), *padded), np.float32)
-    given[...] = nothing.reshape(-1, 1, 1)  # what becomes 0 once it is normalised
+    given[...] = nothing.reshape(-1, *[1] * len(size))  # what becomes 0 once it is normalised
     given[(slice(None), *inside)] = values
     weight = weights(size, windows["rule"])
     counted = np.zeros(padded, np.float32)
