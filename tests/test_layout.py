@@ -11,7 +11,7 @@ from torch import nn
 from healsg.training.device import DeviceSetup
 from healsg.training.layout import prefers_channels_last
 from healsg.training.parallel import Parallel
-from helpers import trained, trainer
+from helpers import Program, healsg, trained, trainer
 
 
 def flat(*between: nn.Module) -> nn.Module:
@@ -88,3 +88,12 @@ def test_memory_that_a_step_frees_is_not_cleared_anew_for_the_next() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     assert min(faults() for _ in range(4)) < 1000
+
+
+@pytest.mark.soak
+def test_two_processes_with_heads_of_one_voxel_warn_of_nothing(process: Program) -> None:
+    sizes = ["data.train=4", "data.val=1", "data.test=1", "model=unet", "model.width=4", "model.stages=2"]
+    options = ["runner.channels_last=true", "runner.processes=2", "runner.device=cpu", "runner.threads=1"]
+    done = process(healsg("train", "data=shapes3d", *sizes, *options, "runner.steps=2", "name=run"))
+    assert done.returncode == 0, done.stderr
+    assert "strides" not in done.stdout + done.stderr

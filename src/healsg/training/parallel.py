@@ -4,7 +4,9 @@ and what else goes from process to process. With one process its methods do noth
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -105,6 +107,10 @@ class Parallel:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
+        if any(parameter.dim() > 3 and math.prod(parameter.shape[2:]) == 1 for parameter in model.parameters()):
+            # The strides of such a kernel say nothing along axes of one pixel, and those of its gradient, which depend
+            # on torch's kernel for the layer, may be others. DDP copies it as any other, and warns all the same.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         devices = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, devices, find_unused_parameters=find_unused_parameters)
 
