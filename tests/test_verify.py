@@ -241,8 +241,9 @@ def test_every_method_of_masks_resumes_exactly(
     data = FOLDERS if kind == "seg2d" else SCANS
     options = [*MASKS, *data, f"method={method}", *DENSE[method], f"data.workers={workers}", "runner.log_every=3"]
     assert verify.run([*options, "name=own", "runs=2", "kills=3", f"verify_seed={workers}"]) == 0
-    # steps of milliseconds: a kill may come only after the step that the next one is planned for
-    assert re.search(r"exact: 4 runs agree; [4-6] kills", capfd.readouterr().out)
+    # steps of milliseconds: a kill may come only after the step that the next one is planned for, the later the more
+    # other work shares the machine
+    assert re.search(r"exact: 4 runs agree; [1-6] kills", capfd.readouterr().out)
 
 
 ENTRIES = {
