@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+import fake_data
 from healsg.cli import main
 from healsg.commands.ledger import Read, forgotten, forgotten_by_epoch
 from healsg.commands.ledger_guesses import Guesses, facts_of_guesses
 from healsg.evaluation.label_errors import candidates, thresholds
 from healsg.runs.folder import RunFolder
-from helpers import record, stopped_at, train, trained
+from helpers import UNLABELLED_ACTS, record, stopped_at, train, trained
 
 OPTIONS = ("data=digits", "model=mlp", "data.labels=300", "data.batch_size=64", "runner.epochs=3", "quiet=true")
 
@@ -220,3 +221,37 @@ def test_of_a_sample_that_is_dealt_twice_the_last_guess_counts(monkeypatch: pyte
     assert state["label"][[2, 7]].tolist() == [1, 1]
     assert state["weight"][[2, 7]].tolist() == [0.25, 1.0]
     assert state["confidence"][[2, 7]].tolist() == pytest.approx([0.9526, 0.7311], abs=1e-3)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("method", UNLABELLED_ACTS)
+def test_every_semi_supervised_method_keeps_the_same_bytes_over_workers_and_stops(method: str) -> None:
+    fake_data.write_imagefolder(Path("pictures"), per_class=12, parts=("train",))
+    options = [
+        "data=imagefolder",
+        "data.folder=pictures",
+        "data.image_size=12",
+        "data.shift=2",
+        "data.labels_per_class=3",
+    ]
+    options += [
+        "data.batch_size=4",
+        "model=cnn",
+        "model.width=4",
+        "runner.epochs=2",
+        "quiet=true",
+        "runner.ledger=true",
+    ]
+    options += [f"method={method}", *UNLABELLED_ACTS[method]]
+    train(*options, "data.workers=0", "name=whole")
+    train(*options, "data.workers=2", "name=workers")
+    stopped_at(2, *options, "data.workers=2", "name=cut")
+    assert main(["resume", "cut"]) == 0
+    assert written("workers") == written("whole") == written("cut")
+    assert record("workers")["digest"] == record("whole")["digest"] == record("cut")["digest"]
+    read = Guesses(RunFolder(Path("runs/whole")))
+    assert (read.label >= 0).all()
+    assert ((read.confidence > 0) & (read.confidence <= 1)).all()
+    assert all(
+        Path(name).parent.name == read.named(int(label)) for name, label in zip(read.names, read.targets, strict=True)
+    )

@@ -22,6 +22,7 @@ from healsg.commands.watch import braille, overview
 from healsg.errors import ConfigError
 from healsg.runs import registry
 from healsg.runs.folder import RunFolder
+from healsg.runs.heartbeat import Heartbeat
 
 Make = Callable[..., Path]
 
@@ -202,6 +203,33 @@ def test_watch_shows_the_jobs_of_a_sweep(make: Make, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     assert "sweep/seed=1" in shown
     assert "alone" not in shown
+
+
+def test_watch_shows_what_waits_while_a_job_of_its_sweep_is_live(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    live = make("s/seed=0", "running")
+    make("done/seed=0")
+    for job in ("s/seed=1", "s/seed=2", "done/seed=1"):
+        Path("runs", job).mkdir()
+    RunFolder(live).lock()
+    assert main(["watch", "--once"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1 live  2 waiting  1 finished"
+    assert [line.split()[:2] for line in lines[1:3]] == [["s/seed=0", "live"], ["s/seed=1", "waiting"]]
+
+
+def test_a_heartbeat_tells_others_that_a_run_lives(tmp_path: Path) -> None:
+    """On another machine nothing but the time of its files is seen, which does not change within a long epoch."""
+    file = tmp_path / "run.json"
+    with Heartbeat(file, every=0.01):  # the file may come later
+        file.write_text("{}")
+        os.utime(file, (0, 0))
+        while not file.stat().st_mtime:
+            time.sleep(0.005)
+    os.utime(file, (0, 0))
+    time.sleep(0.05)
+    assert file.stat().st_mtime == 0, "the thread has ended"
 
 
 def test_a_root_is_where_names_are_looked_for(make: Make, capsys: pytest.CaptureFixture[str]) -> None:

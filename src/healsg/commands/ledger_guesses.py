@@ -62,7 +62,7 @@ def facts_of_guesses(folder: RunFolder, top: int) -> dict[str, Any]:
     """What such a ledger tells, as plain values."""
     read = Guesses(folder)
     dealt = read.label >= 0
-    epochs = [
+    epochs: list[dict[str, Any]] = [
         {
             "epoch": number,
             "dealt": int(there.sum()),

@@ -66,7 +66,7 @@ def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
     rows: list[Row] = []
     composed_once(lambda: start_sweep(folder, jobs))
     with StopSignal() as stop_signal, contextlib.ExitStack() as stack:
-        stack.callback(discard_empty_sweep, folder, jobs)
+        stack.callback(discard_empty_jobs, folder, jobs)
         stack.callback(gc.unfreeze)
         if planned.launcher:
             stack.callback(planned.launcher.close)
@@ -102,14 +102,17 @@ def held(folder: RunFolder) -> Iterator[None]:
 
 
 def start_sweep(folder: RunFolder, jobs: Jobs) -> None:
-    """Take a folder for a sweep; the one of its first job keeps a run from taking it. Raises RunError."""
-    with held(folder), contextlib.suppress(FileExistsError):
-        (folder.path / jobs[0][0]).mkdir()
+    """Take a folder for a sweep, with one for each job, which keep a run from taking it and show what waits. Raises
+    RunError."""
+    with held(folder):
+        for job, _ in jobs:
+            with contextlib.suppress(FileExistsError):
+                (folder.path / job).mkdir()
 
 
-def discard_empty_sweep(folder: RunFolder, jobs: Jobs) -> None:
-    """Take away the folder of a sweep in which no job has begun."""
-    for empty in (folder.path / jobs[0][0], folder.path, folder.path.parent):
+def discard_empty_jobs(folder: RunFolder, jobs: Jobs) -> None:
+    """Take away the folders of the jobs that have not begun, and that of a sweep in which none has."""
+    for empty in (*(folder.path / job for job, _ in jobs), folder.path, folder.path.parent):
         with contextlib.suppress(OSError):
             empty.rmdir()
 

@@ -15,7 +15,7 @@ from healsg.commands import processes
 from healsg.commands.arguments import parse_arguments
 from healsg.commands.diverge import TRACE, entries, first_line, first_tensor
 from healsg.commands.launching import BrokenError, TracedProcess, launch
-from healsg.commands.tables import show, show_json, spoken_to_stderr
+from healsg.commands.tables import show, show_json, spoken_to_stderr, tell
 from healsg.commands.tune import tuned
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
@@ -106,7 +106,7 @@ def run(arguments: list[str]) -> int:
             show_json({"schema": 1, "exact": not verdict, "verdict": told, "runs": runs, "kept": not remove})
             return int(bool(verdict))
         _table(trials)
-        print("\n".join(verdict or [_exact(trials, options)]))
+        tell(line for text in verdict or [_exact(trials, options)] for line in text.split("\n"))
         print(f"the runs {'are removed; keep=true keeps them' if remove else f'are kept: {ROOT / base}-*'}")
         return int(bool(verdict))
     except BrokenError as error:

@@ -22,7 +22,21 @@ from healsg.console import fitted, visible
 from healsg.errors import ConfigError
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.record import row_of
-from healsg.runs.registry import DEAD, EPOCH, LIVE, Listed, age, is_live, last_lines, listed, named, root_of, short_name
+from healsg.runs.registry import (
+    DEAD,
+    EPOCH,
+    LIVE,
+    WAITING,
+    Listed,
+    age,
+    is_live,
+    last_lines,
+    listed,
+    named,
+    root_of,
+    short_name,
+    waiting,
+)
 from healsg.training.best import PREFERRED
 
 MOST = 1 << 26
@@ -47,7 +61,7 @@ def run(arguments: list[str]) -> int:
     if not 0.1 <= args.every <= 3600:
         raise ConfigError(f"--every {args.every}: give seconds from 0.1 to 3600")
     root = root_of(args.root)
-    everything = listed(root) if root.is_dir() else []
+    everything = _all(root)
     sweeps = [name for name in args.runs if _is_sweep(everything, name, root)]
     folders = [find(name, root=root) for name in args.runs if name not in sweeps]
 
@@ -61,7 +75,7 @@ def run(arguments: list[str]) -> int:
         height = min(12, max(4, (size.lines - 2) // max(1, len(folders)) - 3))
         parts = [curves(folder, args.metric, size.columns, height) for folder in folders]
         if sweeps or not folders:
-            runs = listed(root) if root.is_dir() else []
+            runs = _all(root)
             runs = [one for name in sweeps for one in named(runs, name, root)] if sweeps else runs
             parts.append(overview(runs, size.columns, size.lines - 4))  # head, rest, and the prompt that follows
         return "\n".join(parts)
@@ -80,6 +94,12 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+def _all(root: Path) -> list[Listed]:
+    """All runs below a folder, and the jobs that wait for their turn."""
+    runs = listed(root) if root.is_dir() else []
+    return [*reversed(waiting(runs, root)), *runs]
+
+
 def _is_sweep(runs: Sequence[Listed], name: str, root: Path) -> bool:
     """Whether there are jobs of a sweep of this name, and no run."""
     jobs = named(runs, name, root)
@@ -90,16 +110,16 @@ def _is_sweep(runs: Sequence[Listed], name: str, root: Path) -> bool:
 
 
 def overview(runs: Sequence[Listed], width: int, lines: int) -> str:
-    """Runs as lines of text, the live ones first, then the dead, then the others, the newest first.
+    """Runs as lines of text, the live ones first, then the dead, the waiting, and the others, the newest first.
 
     Args:
         runs: as they are listed, the oldest first.
         width: of the terminal, in characters.
         lines: how many runs at most.
     """
-    rank = {LIVE: 0, DEAD: 1}
+    rank = {LIVE: 0, DEAD: 1, WAITING: 2}
     newest_first = list(reversed(runs))
-    order = sorted(newest_first, key=lambda one: rank.get(one.status, 2))
+    order = sorted(newest_first, key=lambda one: rank.get(one.status, 3))
     counts = {status: sum(one.status == status for one in runs) for status in dict.fromkeys(o.status for o in order)}
     head = visible("  ".join(f"{count} {status}" for status, count in counts.items())) or "no run yet"
     from rich.cells import cell_len

@@ -437,6 +437,6 @@ def files_of(source: Source) -> Files | None:
         return source.about.files
     if not isinstance(source, DatasetSource):
         return None
-    paths = getattr(source.dataset, "paths", None)  # of other people's data sets it may be anything
+    paths: Any = getattr(source.dataset, "paths", None)  # of other people's data sets it may be anything
     known = hasattr(paths, "__getitem__") and hasattr(paths, "__len__") and len(paths) == len(source.dataset)
     return Files(paths, source.chosen) if known else None

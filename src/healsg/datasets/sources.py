@@ -78,15 +78,15 @@ def unlabelled(source: Source, more: Source | None = None) -> Source:
     """
     known = [_hidden(source), *([] if more is None else [torch.full((len(more),), -1)])]
     hidden = None if known[0] is None else torch.cat([part for part in known if part is not None])
-    about = replace(source.about if more is None else UNKNOWN, hidden=hidden)
+    own = source.about if isinstance(source, (TensorSource, DatasetSource)) else UNKNOWN
+    about = replace(own if more is None else UNKNOWN, hidden=hidden)
     if isinstance(source, TensorSource) and (more is None or isinstance(more, TensorSource)):
         inputs = source.input if more is None else torch.cat([source.input, more.input])
         return UnlabelledTensors(inputs, inputs.new_empty(len(inputs), 0), source.joined, about)
     if isinstance(source, DatasetSource) and (more is None or isinstance(more, DatasetSource)):
         if more is None:
             return UnlabelledDataset(source.dataset, source.collate, None, source.chosen, about)
-        dataset = ConcatDataset([_chosen(source), _chosen(more)])
-        return UnlabelledDataset(dataset, source.collate, about=about)
+        return UnlabelledDataset(ConcatDataset([_chosen(source), _chosen(more)]), source.collate, about=about)
     raise _unknown(source if more is None else more)
 
 

@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -43,6 +43,9 @@ _LARGEST_INDEX = 1 << 28
 _SET_ASIDE = re.compile(r"~\d+$")
 
 FINISHED, STOPPED, FAILED, LIVE, DEAD = "finished", "stopped", "failed", "live", "dead"
+
+WAITING = "waiting"
+"""Of a job that has a folder and no run yet, in a sweep that is being trained."""
 
 
 @dataclass
@@ -115,7 +118,8 @@ def is_live(path: Path, facts: Mapping[str, Any]) -> bool:
     """Whether a run that says it is running has a process that trains it.
 
     On the machine that trains it, that is asked of the process whose number stands in the lock; on another one, which
-    may see the folder over the network, it lives while ``metrics.jsonl`` grows.
+    may see the folder over the network, it lives while ``metrics.jsonl`` grows or ``run.json`` is touched, which its
+    heartbeat does.
     """
     if facts.get("host") == platform.node():
         return RunFolder(path).is_locked()
@@ -220,6 +224,18 @@ def named(runs: Iterable[Listed], name: str, root: Path) -> list[Listed]:
     it."""
     short = short_name(name, root)
     return [one for one in runs if one.name == short or one.name.startswith(f"{short}/")]
+
+
+def waiting(runs: Sequence[Listed], root: Path) -> list[Listed]:
+    """The jobs that wait for their turn in the sweeps of which one is live."""
+    known = {one.name for one in runs}
+    sweeps = {one.name.partition("/")[0] for one in runs if one.status == LIVE and "/" in one.name}
+    found = []
+    for sweep in sorted(sweeps):
+        for job, path in sorted(_folders(root / sweep)):
+            if f"{sweep}/{job}" not in known:
+                found.append(Listed(f"{sweep}/{job}", path, WAITING, {}))
+    return found
 
 
 def short_name(name: str, root: Path) -> str:

@@ -16,6 +16,7 @@ from healsg.config.schema import Composed
 from healsg.errors import HealsgError, Stopped
 from healsg.runs import redact
 from healsg.runs.folder import RunFolder
+from healsg.runs.heartbeat import Heartbeat
 from healsg.runs.logger import Logger
 from healsg.runs.media import MediaLog
 from healsg.runs.metrics_log import MetricsLog
@@ -69,6 +70,7 @@ class Session:
                     folder.metrics, {name: aside(own, name) for name, own in self.loggers.items()}
                 )
                 self.media_log = MediaLog(folder.path, self.metrics_log.forward_media)
+                stack.enter_context(Heartbeat(folder.path / "run.json"))
             self.screen.begin(str(folder.shown))
             self._stack = stack.pop_all()
         return self
