@@ -1,22 +1,21 @@
 """What ``runner.ledger=true`` adds to a training step of the default network, its file of each epoch included.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=src:. python -m benchmarks.ledger_cost [rounds]      (results/ledger_cost.txt)
+    OMP_NUM_THREADS=1 PYTHONPATH=src:. python -m benchmarks.ledger_cost [epochs]      (results/ledger_cost.txt)
 
-One task trains an epoch with its ledger and one without in turns, so that both have the same memory: two tasks differ
-by more than the ledger costs, by where their tensors lie. CPU time; of the ratios of the rounds the mean without the
-tenths at both ends, and its 95 % interval by the bootstrap. Beside it stands the same of epochs that differ in nothing,
-which says what the measurement itself is worth.
+One task trains its steps with the ledger and without it in turns, so that both have the same memory, batches and time.
+CPU time; of the steps of either kind the mean without the tenths at both ends, and the 95 % interval of the difference
+by the bootstrap. What a whole epoch takes to become numbers and a file is measured where it happens and shared out over
+the steps. Beside it stands the same of steps that differ in nothing, which says what the measurement is worth.
 """
 
 from __future__ import annotations
 
-import contextlib
 import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,13 @@ from benchmarks.bars import Bar, keep
 from healsg.build import build_task
 from healsg.commands.sweep import as_run
 from healsg.config.compose import Composer
+from healsg.training.epoch import finish_step
 
 MOST = 1.0
 """Percent of a step."""
+LEDGER = "the ledger, added to a step of the default network, 95 %"
+ENDS = 22
+"""Epochs whose ends are measured."""
 
 
 def built(rounds: int) -> Any:
@@ -39,84 +42,103 @@ def built(rounds: int) -> Any:
     return task
 
 
-@contextlib.contextmanager
-def without_ledger(task: Any) -> Iterator[None]:
-    """A context in which the task trains as one that was built without a ledger."""
-    runner, hooks = task.runner, dict(task.net._forward_hooks)
-    ledger, runner.ledger = runner.ledger, None
-    task.net._forward_hooks.clear()
-    try:
-        yield
-    finally:
-        runner.ledger = ledger
-        task.net._forward_hooks.update(hooks)
+class Switch:
+    """Turns the ledger of a task on and off between two steps.
+
+    Args:
+        task: built with a ledger.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+        self.ledger = task.runner.ledger
+        self.hooks = dict(task.net._forward_hooks)
+
+    def __call__(self, on: bool) -> None:
+        self.task.runner.ledger = self.ledger if on else None
+        self.task.net._forward_hooks.clear()
+        if on:
+            self.task.net._forward_hooks.update(self.hooks)
 
 
-def seconds_of_epoch(task: Any, folder: Path, kept: bool) -> float:
-    """CPU seconds of an epoch of training."""
-    with contextlib.nullcontext() if kept else without_ledger(task):
-        began = time.process_time()
+def measured(task: Any, epochs: int, kept: bool) -> dict[bool, list[float]]:
+    """CPU seconds of steps with and without the ledger; without ``kept`` always without."""
+    switch, runner = Switch(task), task.runner
+    steps: dict[bool, list[float]] = {True: [], False: []}
+    for epoch in range(epochs):
+        task.net.train()
+        batches = runner.train_batches(task)
+        for number in range(runner.length):
+            first = (number // 2 + number + epoch) % 2 == 0  # in the order ABBA, which changes with the epoch
+            switch(kept and first)
+            began = time.process_time()
+            batch, micro = next(batches)
+            finish_step(task, micro, *runner.step(task, batch, micro))
+            passed = time.process_time() - began
+            if number:  # the first step of an epoch prepares the batches of all
+                steps[first].append(passed)
+        batches.close()
+        runner.next_epoch()
+    switch(True)
+    return steps
+
+
+def ends_of(task: Any, folder: Path) -> list[float]:
+    """CPU seconds of the ends of epochs, where the outputs become numbers by sample, and these a file."""
+    found = []
+    for _ in range(ENDS):
         task.train_epoch.run()
-        if kept:
-            task.runner.ledger.write(folder, task.runner.epoch)
-        passed = time.process_time() - began
-    task.runner.next_epoch()
-    return passed
+        began = time.process_time()
+        task.runner.ledger.write(folder, task.runner.epoch + 1)
+        found.append(time.process_time() - began)
+        task.runner.next_epoch()
+    return found
 
 
-def middle(ratios: Sequence[float]) -> float:
+def middle(values: Sequence[float]) -> float:
     """The mean without the tenths at both ends."""
-    tenth = len(ratios) // 10
-    return statistics.fmean(sorted(ratios)[tenth : len(ratios) - tenth])
+    tenth = len(values) // 10
+    return statistics.fmean(sorted(values)[tenth : len(values) - tenth])
 
 
-def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
-    """``middle`` and its 95 % interval."""
+def added(steps: dict[bool, list[float]]) -> tuple[float, float, float]:
+    """By how many percent the steps of one kind take longer, with its 95 % interval."""
     draw = random.Random(0)
-    drawn = sorted(middle(draw.choices(ratios, k=len(ratios))) for _ in range(2000))
-    return middle(ratios), drawn[50], drawn[1949]
+
+    def once(draws: bool) -> float:
+        one, other = (
+            middle(draw.choices(values, k=len(values)) if draws else values) for values in (steps[True], steps[False])
+        )
+        return 100 * (one / other - 1)
+
+    drawn = sorted(once(True) for _ in range(1000))
+    return once(False), drawn[25], drawn[974]
 
 
-def own_seconds(task: Any, folder: Path, epochs: int = 200) -> float:
-    """CPU seconds that the ledger's own functions take in an epoch: its hook at each forward pass, and its file."""
-    ledger = task.runner.ledger
-    with torch.no_grad():
-        dealt = [(batch, task.model(batch["input"])) for batch, _ in task.runner.train_batches(task)]
-    began = time.process_time()
-    for number in range(epochs):
-        for batch, output in dealt:
-            ledger.deal(batch)
-            ledger._output(task.net, (), output)
-        ledger.write(folder, number + 1)
-    return (time.process_time() - began) / epochs
-
-
-def main(rounds: int) -> None:
+def main(epochs: int) -> None:
     torch.set_num_threads(1)
-    task = built(rounds)
-    ratios: dict[bool, list[float]] = {True: [], False: []}
-    times = []
+    task = built(epochs)
     with tempfile.TemporaryDirectory() as place:
-        for number in range(rounds + 2):
-            for kept in (True, False):  # the second pair differs in nothing
-                pair = {}
-                for first in (True, False) if number % 2 else (False, True):
-                    pair[first] = seconds_of_epoch(task, Path(place), kept and first)
-                if number >= 2:  # the first epochs use everything for the first time
-                    ratios[kept].append(pair[True] / pair[False])
-                    times.append(pair[False])
-        own = own_seconds(task, Path(place))
-    share = 100 * own / statistics.median(times)
-    conditions = f"torch {torch.__version__}, one thread, no GPU, {rounds} rounds"
-    command = f"python -m benchmarks.ledger_cost {rounds}"
-    titles = {True: "the ledger, added to a step of the default network, 95 %", False: "the same of equal epochs, 95 %"}
+        ends = ends_of(task, Path(place))[2:]  # in the first everything is used for the first time
+    steps = measured(task, epochs, True)
+    same = measured(task, epochs, False)
+    step = middle(steps[False])
+    length = task.runner.length
+    end = 100 * middle(ends) / length / step
+    conditions = f"torch {torch.__version__}, one thread, no GPU, {epochs} epochs of {length} steps"
+    command = f"python -m benchmarks.ledger_cost {epochs}"
     bars = [
-        Bar("W13", titles[kept], *(100 * (value - 1) for value in interval(ratios[kept])), MOST if kept else None, "%")
-        for kept in titles
+        Bar(
+            "W13",
+            "the ledger, added to a step of the default network, 95 %",
+            *(end + one for one in added(steps)),
+            MOST,
+            "%",
+        ),
+        Bar("W13", "the same of equal steps, 95 %", *added(same), unit="%"),
+        Bar("W13", "of these, the ledger's end of an epoch", end, end, end, unit="%"),
     ]
-    bars.append(Bar("W13", "the ledger's own functions, its file included", share, share, share, MOST, "%"))
-    step = statistics.median(times) / task.runner.length
-    lines = [command, f"{conditions}; {1e3 * step:.2f} ms a step, {task.runner.length} steps an epoch"]
+    lines = [command, f"{conditions}; {1e3 * step:.2f} ms a step"]
     lines += [f"{bar.name}: {bar.value:+.2f} % ({bar.least:+.2f} to {bar.most:+.2f})" for bar in bars]
     print(*lines, sep="\n")
     (Path(__file__).parent / "results/ledger_cost.txt").write_text("\n".join(lines) + "\n")
@@ -124,4 +146,4 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)

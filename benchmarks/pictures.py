@@ -6,7 +6,8 @@ loader, transforms v2 on PIL images or on uint8 tensors, and torch's DataLoader.
 epoch, the sides by turns, workers 0 and 2; before that an epoch that is not counted. A ratio is one of a round; medians
 and ranges.
 
-The cache: the same epochs from ``data.cache=true``, what filling it takes, and the size that is told beforehand.
+``python -m benchmarks.pictures cache [rounds] [pictures]``: the same epochs from ``data.cache=true``, what filling it
+takes, and the size that is told beforehand.
 
 The pictures are cuts of scikit-learn's two photographs, mirrored and with noise, of JPEG quality 90.
 """
@@ -29,6 +30,7 @@ import torch
 
 from benchmarks.bars import Bar, bar_of, keep
 from benchmarks.sides import Side, in_turns, serve, together
+from healsg import torch_private
 from healsg.data.base import Needs
 from healsg.datasets.imagefolder import MEAN, STD, ImageFolder
 
@@ -127,6 +129,7 @@ def side(name: str, folder: str, workers: str, crop: str) -> None:
     if name.startswith("ours"):
         logging.getLogger("healsg").addHandler(logging.StreamHandler(sys.stderr))
         logging.getLogger("healsg").setLevel(logging.INFO if name == "ours, cache" else logging.WARNING)
+    torch_private.jpeg_decoder()  # imports torchvision, as the other sides have done by now
     began = time.process_time()
     epochs = epochs_of(name, Path(folder), int(workers), crop == "True")
     before = time.process_time() - began
@@ -177,21 +180,27 @@ def caching(folder: Path, pictures: int, rounds: int) -> list[Bar]:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["side"]:
-        side(*sys.argv[2:])
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["side"]:
+        side(*arguments[1:])
         return
-    rounds, pictures = [*map(int, sys.argv[1:]), *[5, 192][len(sys.argv) - 1 :]][:2]
-    torch.set_num_threads(1)
+    cached = arguments[:1] == ["cache"]
+    numbers = arguments[1:] if cached else arguments
+    rounds, pictures = [*map(int, numbers), *[5, 192][len(numbers) :]][:2]
     with tempfile.TemporaryDirectory() as place:
         write(folder := Path(place) / "pictures", pictures)
         conditions = f"torch {torch.__version__}, {pictures} pictures, {rounds} rounds, one thread, no GPU"
         print(conditions)
-        bars = []
-        for crop in (False, True):
-            for workers in (0, 2):
-                bars += compare(folder, pictures, rounds, workers, crop)
-        bars += caching(folder, pictures, rounds)
-    keep(f"python -m benchmarks.pictures {rounds} {pictures}", conditions, bars)
+        if cached:
+            bars = caching(folder, pictures, rounds)
+        else:
+            bars = [
+                bar
+                for crop in (False, True)
+                for workers in (0, 2)
+                for bar in compare(folder, pictures, rounds, workers, crop)
+            ]
+    keep(f"python -m benchmarks.pictures {'cache ' * cached}{rounds} {pictures}", conditions, bars)
 
 
 if __name__ == "__main__":
