@@ -7,6 +7,7 @@ instead, it says so in the figure's name.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -79,4 +80,21 @@ def keep(command: str, conditions: str, bars: Sequence[Bar]) -> None:
 def kept() -> dict[str, tuple[str, list[Bar]]]:
     """By command the conditions and the figures."""
     found = json.loads(BARS.read_text()) if BARS.exists() else {}
-    return {command: (one["conditions"], [Bar(**bar) for bar in one["bars"]]) for command, one in sorted(found.items())}
+    rows = {command: (one["conditions"], [Bar(**bar) for bar in one["bars"]]) for command, one in found.items()}
+    return dict(sorted({**rows, **of_volumes()}.items())) if rows else {}
+
+
+def of_volumes() -> dict[str, tuple[str, list[Bar]]]:
+    """The figures that ``benchmarks.segmentation.monai_pipeline`` wrote as text."""
+    path = BARS.with_name("monai_pipeline.txt")
+    if not path.exists():
+        return {}
+    text = path.read_text()
+    command, *conditions = text.split("\n\n")[0].splitlines()
+    line = re.compile(r"^(.+?): HEALSg .*ratio ([\d.]+) \(([\d.]+) to ([\d.]+)\)(?:; bar ([\d.]+))?", re.MULTILINE)
+    found = line.findall(text)
+    bars = []
+    for name, value, least, most, bar in found:
+        title = f"{name}, x MONAI's pipeline"
+        bars.append(Bar("W16", title, float(value), float(least), float(most), float(bar) if bar else None))
+    return {command: ("; ".join(conditions), bars)}

@@ -102,13 +102,17 @@ def further() -> list[str]:
 
 FURTHER = """## Pictures, evaluation, memory, layouts, methods, start
 
-Each side of these comparisons has a process of its own on one thread, where nothing else is said, and the sides are
-measured in turns. Medians of the ratios within a round, with their range; where a figure says `95 %`, it is a mean with
-its interval, and a bar of 1.03 is one that the interval must reach below.
+Sides are measured in turns, on one thread where nothing else is said. In W9, W10 and W12 each has a process of its own;
+in W11 and W13 both work in one process, on memory that is managed alike. Medians of the ratios within a round, with their
+range; where a figure says `95 %`, it is a mean with its interval, and a bar of 1.03 is one that the interval must reach
+below. The machine was shared with other work, which widens the ranges.
 """
 CHOICES = {
-    "fast.txt": "What `runner=fast` chose for networks of the catalogue, and a second measurement of it:",
+    "inference.txt": "Pictures a second of CPU time in evaluation and prediction (W10):",
+    "fast.txt": "What `runner=fast` chose for networks of the catalogue, and a second measurement of it (W12):",
     "fast_2_threads.txt": "The same with two threads, by the wall clock of a machine that other work shared:",
+    "precision.txt": "What bf16 does to the test accuracy on the digits (W12):",
+    "calls_by_method.txt": "Python and C calls of a step by method (W13):",
 }
 
 
