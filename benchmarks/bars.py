@@ -81,20 +81,37 @@ def kept() -> dict[str, tuple[str, list[Bar]]]:
     """By command the conditions and the figures."""
     found = json.loads(BARS.read_text()) if BARS.exists() else {}
     rows = {command: (one["conditions"], [Bar(**bar) for bar in one["bars"]]) for command, one in found.items()}
-    return dict(sorted({**rows, **of_volumes()}.items())) if rows else {}
-
-
-def of_volumes() -> dict[str, tuple[str, list[Bar]]]:
-    """The figures that ``benchmarks.segmentation.monai_pipeline`` wrote as text."""
-    path = BARS.with_name("monai_pipeline.txt")
-    if not path.exists():
+    if not rows:
         return {}
-    text = path.read_text()
-    command, *conditions = text.split("\n\n")[0].splitlines()
-    line = re.compile(r"^(.+?): HEALSg .*ratio ([\d.]+) \(([\d.]+) to ([\d.]+)\)(?:; bar ([\d.]+))?", re.MULTILINE)
-    found = line.findall(text)
-    bars = []
-    for name, value, least, most, bar in found:
-        title = f"{name}, x MONAI's pipeline"
-        bars.append(Bar("W16", title, float(value), float(least), float(most), float(bar) if bar else None))
-    return {command: ("; ".join(conditions), bars)}
+    for command, (conditions, bars) in of_texts().items():
+        if not any(one.startswith(command) for one in rows):
+            rows[command] = conditions, bars
+    return dict(sorted(rows.items()))
+
+
+STEP = r"^(.+?) +([\d.]+) \(([\d.]+) to ([\d.]+)\) x by hand"
+VOLUMES = r"^(.+?): HEALSg .*ratio ([\d.]+) \(([\d.]+) to ([\d.]+)\)(?:; bar ([\d.]+))?"
+TEXTS = {
+    "segmentation.monai_pipeline": ("monai_pipeline.txt", "W16", "{}, x MONAI's pipeline", VOLUMES, None),
+    "own_parts": ("own_parts.txt", "W13", "a step, {}, x by hand", STEP, 1.15),
+    "own_methods": ("own_methods.txt", "W13", "a step, {}, x by hand", STEP, 1.15),
+}
+"""By command: its text, the workload, what a figure is called, how its line looks, and the bar of all its figures."""
+
+
+def of_texts() -> dict[str, tuple[str, list[Bar]]]:
+    """The figures of benchmarks that wrote them as text alone."""
+    found = {}
+    for name, (file, workload, title, pattern, most) in TEXTS.items():
+        path = BARS.with_name(file)
+        if path.exists():
+            text = path.read_text()
+            bars = []
+            for match in re.finditer(pattern, text, re.MULTILINE):
+                what, value, least, most_of, *own = match.groups()
+                bar = float(own[0]) if own and own[0] else most
+                called = title.format(" ".join(what.split()))
+                bars.append(Bar(workload, called, float(value), float(least), float(most_of), bar))
+            head = [line for line in text.splitlines()[:3] if line and not line.startswith("python")]
+            found[f"python -m benchmarks.{name}"] = "; ".join(line.rstrip(";") for line in head[:2]), bars
+    return found

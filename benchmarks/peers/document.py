@@ -103,9 +103,9 @@ def further() -> list[str]:
 FURTHER = """## Pictures, evaluation, memory, layouts, methods, start
 
 Sides are measured in turns, on one thread where nothing else is said. In W9, W10 and W12 each has a process of its own;
-in W11 and W13 both work in one process, on memory that is managed alike. Medians of the ratios within a round, with their
-range; where a figure says `95 %`, it is a mean with its interval, and a bar of 1.03 is one that the interval must reach
-below. The machine was shared with other work, which widens the ranges.
+in W11 and W13 both work in one process, on memory that is managed alike. Medians of the ratios within a round, with
+their range; where a figure says `95 %`, it is a mean with its interval, and a bar of 1.03 is one that the interval must
+reach below. The machine was shared with other work, which widens the ranges.
 """
 CHOICES = {
     "inference.txt": "Pictures a second of CPU time in evaluation and prediction (W10):",
