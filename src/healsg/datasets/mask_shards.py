@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from healsg.data.case import Case
-from healsg.datasets.files import locate
 from healsg.datasets.mask_pictures import Array, Colours, MaskedSamples, read_mask_picture
 from healsg.datasets.seg2d import MaskedPictures
 from healsg.datasets.shard_notes import read_notes
@@ -48,9 +47,10 @@ class MaskShards(MaskedPictures):
         mask: str = "seg",
         **common: Any,
     ) -> None:
-        places = (current_folder(), current_folder() / Path(root).expanduser())
-        place = locate("folder", folder, places, "folder").absolute()
-        self.notes = notes = read_notes(place)
+        asked = Path(folder).expanduser()
+        places = (current_folder() / asked, current_folder() / Path(root).expanduser() / asked)
+        place = next(filter(Path.is_dir, places), None)  # where there is none, reading says so
+        self.notes = notes = read_notes(place) if place is not None else None
         if notes is not None and notes.masks is None:
             raise ConfigError(f"data: {place} holds pictures without masks; data=shards reads them")
         self.packed = notes.masks if notes is not None else None

@@ -1,0 +1,229 @@
+"""A training step of several processes beside plain DistributedDataParallel by hand: CPU time and bytes exchanged.
+
+    OMP_NUM_THREADS=1 PYTHONPATH=src:. python -m benchmarks.processes [rounds]
+
+The network, the samples in memory and torch's AdamW are those of ``benchmarks.own_parts``; a batch has 64 samples a
+process. Each side has processes of its own (gloo, one thread each), and only one side works at a time: they train in
+turns, within one run of this command. A round's figure is the CPU time of all ranks of a side, threads included, so
+that HEALSg's failure detection counts; the ratio is taken within the round.
+
+Bytes are those of the tensors that one rank gives to collectives, counted in the dispatcher of torch; calls are
+Python's and C's in the thread that trains. Both are the same in each run. CPU time is not where other work shares the
+cores: waiting and being woken cost more then. So rounds are short and many, and the least disturbed are told beside.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks import own_parts
+from benchmarks.own_parts import OPTIONS, SAMPLES, network, samples
+
+ROWS = 64
+"""Samples of a batch in each process."""
+STEPS = 64
+"""Updates of a round."""
+BAR = 1.05
+
+Epochs = Callable[[], None]
+SETTINGS = {"lr": 1e-3, "weight_decay": 0.01}
+
+
+class Exchanged(TorchDispatchMode):
+    """Counts the collectives that are called within, by name, and the bytes of the tensors they are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.sizes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            name = func.name().removeprefix("c10d::").rstrip("_")
+            given = args[1] if name == "allgather" else args[0]  # what others give comes before what is given
+            self.calls[name] += 1
+            self.sizes[name] += sum(one.nbytes for one in tree_leaves(given) if isinstance(one, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+def by_hand(rank: int, world: int) -> Epochs:
+    """Epochs of plain DistributedDataParallel."""
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    inputs, targets = samples()
+    net, criterion = DistributedDataParallel(network()), nn.CrossEntropyLoss()
+    optimizer = torch.optim.AdamW(net.parameters(), **SETTINGS)
+    generator = torch.Generator().manual_seed(0)
+
+    def epochs() -> None:
+        for _ in range(STEPS * ROWS * world // SAMPLES):
+            losses = []
+            for batch in torch.randperm(SAMPLES, generator=generator).split(ROWS * world):
+                part = batch[rank * ROWS : (rank + 1) * ROWS]
+                loss = criterion(net(inputs[part]), targets[part])
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.detach())
+            shown = torch.stack(losses).mean()
+            dist.all_reduce(shown)
+            shown.item()
+
+    return epochs
+
+
+def ours(rank: int, world: int) -> Epochs:
+    """Epochs of HEALSg, without what surrounds them."""
+    from healsg import TaskTrainer
+
+    options = ["data=vectors", f"data.batch_size={ROWS * world}", "model=own", "method=adamw", "trusted=[benchmarks]"]
+    options += ["method.optimizer._target_=torch.optim.AdamW", "method/scheduler=constant", "quiet=true", "name=run"]
+    options += [f"method.optimizer.{key}={value}" for key, value in SETTINGS.items()]
+    options += ["runner.epochs=1000000", "runner.device=cpu"]
+    task = TaskTrainer.compose(*options, config_dir="conf").make_task()
+    task.build()
+    assert isinstance(task.net, DistributedDataParallel)
+
+    def epochs() -> None:
+        for _ in range(STEPS * ROWS * world // SAMPLES):
+            task.train_epoch.run()
+            task.runner.next_epoch()
+
+    return epochs
+
+
+SIDES = {"HEALSg": ours, "by hand": by_hand}
+
+
+def calls_of(epochs: Epochs) -> int:
+    """The calls, Python's and C's, that the epochs take."""
+    count = 0
+
+    def seen(frame: Any, event: str, value: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(seen)
+    epochs()
+    sys.setprofile(None)
+    return count
+
+
+def serve(side: str, rank: int, world: int, port: int, orders: Connection) -> None:
+    """What a rank does: it trains whenever it is told to, and answers with its CPU time, or with what was counted."""
+    torch.set_num_threads(1)
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"})
+    os.environ.update({"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_PORT": str(port)})
+    epochs = SIDES[side](rank, world)
+    for order in iter(orders.recv, "end"):
+        began = time.process_time()
+        if order == "train":
+            epochs()
+            orders.send(time.process_time() - began)
+        elif order == "calls":
+            orders.send(calls_of(epochs))
+        else:
+            with Exchanged() as exchanged:
+                epochs()
+            orders.send((exchanged.calls, exchanged.sizes))
+    os._exit(0)  # a group whose other ranks have left cannot be closed in an orderly way
+
+
+class Side:
+    """The processes of one side."""
+
+    def __init__(self, side: str, world: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        context = multiprocessing.get_context("spawn")
+        self.pipes = []
+        self.processes = []
+        for rank in range(world):
+            own, other = context.Pipe()
+            process = context.Process(target=serve, args=(side, rank, world, port, other), daemon=True)
+            process.start()
+            self.pipes.append(own)
+            self.processes.append(process)
+
+    def all(self, order: str) -> list[Any]:
+        """The answer of each rank."""
+        for pipe in self.pipes:
+            pipe.send(order)
+        return [pipe.recv() for pipe in self.pipes]
+
+    def seconds(self) -> float:
+        """CPU time of a round, all ranks together."""
+        return sum(self.all("train"))
+
+    def exchanged(self) -> str:
+        """What rank 0 gives to collectives: by their names calls and bytes in all steps of a round."""
+        calls, sizes = self.all("count")[0]
+        return ", ".join(f"{name} {calls[name]} calls {sizes[name]:,} bytes" for name in sorted(calls))
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            pipe.send("end")
+        for process in self.processes:
+            process.join(30)
+
+
+def measured(world: int, rounds: int) -> None:
+    """Print what both sides take on so many processes."""
+    sides = {name: Side(name, world) for name in SIDES}
+    for side in sides.values():
+        side.seconds()
+    pairs = []
+    for number in range(rounds):
+        order = list(sides) if number % 2 else list(reversed(sides))
+        found = {name: sides[name].seconds() for name in order}
+        pairs.append([found[name] for name in SIDES])
+    ratios = [one / other for one, other in pairs]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(f"{world} processes: {middle:.3f} x by hand, half of the rounds {low:.3f} to {high:.3f};", end=" ")
+    sides_alone = list(zip(*pairs, strict=True))
+    each = [1e6 * statistics.median(one) / STEPS for one in sides_alone]
+    least = [1e6 * statistics.quantiles(one, n=10)[0] / STEPS for one in sides_alone]
+    print(f"all ranks {each[0]:.0f} us a step, by hand {each[1]:.0f};", end=" ")
+    print(f"a tenth of the rounds below {least[0]:.0f} and {least[1]:.0f}, {least[0] / least[1]:.3f} x", flush=True)
+    for name, side in sides.items():
+        calls = side.all("calls")[0] / STEPS
+        print(f"  {name}, rank 0: {calls:.0f} calls a step; in {STEPS} steps {side.exchanged()}", flush=True)
+        side.close()
+
+
+def main(rounds: int) -> None:
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, no GPU, gloo,")
+    print(f"one thread a process, {os.cpu_count()} cores; {rounds} rounds of {STEPS} updates a side; bar {BAR}")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        for option, node in OPTIONS.items():
+            path = Path(f"conf/{option}.yaml")
+            path.parent.mkdir(parents=True)
+            path.write_text(yaml.safe_dump(node))
+        for world in (2, 4):
+            measured(world, rounds)
+
+
+if __name__ == "__main__":
+    assert own_parts.BATCH == ROWS
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 61)
