@@ -11,7 +11,7 @@ from torch import Tensor
 
 import healsg.training.sharded  # noqa: F401, once here and not in each process
 from healsg.errors import ConfigError
-from helpers import in_processes, record, state, stopped_at, train, trainer
+from helpers import beside, in_processes, record, state, stopped_at, train, trainer
 
 VIT = ["data=digits", "model=vit", "model.patch=4", "model.width=16", "model.heads=2", "model.depth=2"]
 RUN = [*VIT, "method=adamw", "method.scheduler=null", "runner.precision=fp64", "data.batch_size=64", "quiet=true"]
@@ -99,7 +99,7 @@ def test_what_needs_whole_weights_is_refused_in_one_line(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("method", "more"),
     [
-        *((name, []) for name in ("sgd", "adamw", "finetune")),
+        *((name, []) for name in ("sgd", "adamw", "finetune", "kd")),
         *(("adamw", [f"method/optimizer={name}"]) for name in ("adam", "lion", "rmsprop", "sgd")),
         ("sgd", ["runner.accumulate=3", "runner.clip_norm=0.1", "data.batch_size=32"]),
         ("adamw", ["runner.accumulate=2", "runner.sync_batchnorm=true", "model=resnet", "runner.channels_last=false"]),
@@ -109,7 +109,7 @@ def test_what_needs_whole_weights_is_refused_in_one_line(monkeypatch: pytest.Mon
 )
 def test_every_part_that_takes_shards_gives_the_same_numbers(method: str, more: list[str]) -> None:
     own = [option for option in RUN if not (option.startswith("model") and any("model=" in one for one in more))]
-    line = [*own, f"method={method}", "method.scheduler=null", "runner.steps=12", *more]
+    line = [*own, f"method={method}", *beside(method), "method.scheduler=null", "runner.steps=12", *more]
     in_two(*line, "name=whole")
     in_two(*line, "runner.shard=true", "name=sharded")
     assert difference("whole", "sharded") < BEHIND

@@ -47,8 +47,15 @@ class Meter:
         for logs in steps:
             if logs.keys() != names:
                 raise RunError(f"train_step returned {', '.join(names)}, now {', '.join(logs)}; keep one set")
-        alone, counts = steps[0]["loss"].is_cpu and not self.parallel.several, counts_of(names)
-        rows = [_weighted(logs, counts) for logs in steps] if alone else self._read_together(steps, counts)
+        counts = counts_of(names)
+        if not steps[0]["loss"].is_cpu:
+            rows = self._read_together(steps, counts)
+        elif self.parallel.several:
+            own = [_weighted(logs, counts) for logs in steps]
+            table = torch.tensor([[row[name] for name in names] for row in own], dtype=torch.float64)
+            rows = [dict(zip(names, row, strict=True)) for row in self.parallel.sum(table).tolist()]
+        else:
+            rows = [_weighted(logs, counts) for logs in steps]
         steps.clear()
         for row in rows:
             for name, value in row.items():

@@ -231,6 +231,8 @@ class Accumulator:
         """The denominator of the first term so far: over all processes or, with ``apart``, of this one alone."""
         self.apart = False
         """Whether the totals of the processes still have to be summed."""
+        self.even = False
+        """Whether the gradients need no weights, since the average over processes is the gradient of the update."""
         self.updating = False
         """Whether the optimizer step has begun: an error after this cannot be recovered by computing the step again."""
 
@@ -238,6 +240,7 @@ class Accumulator:
         """Reset for the next update."""
         self.total = 0.0
         self.apart = False
+        self.even = False
         self.updating = False
 
     def close(self, model: nn.Module, micro: MicroBatch) -> None:
@@ -246,13 +249,16 @@ class Accumulator:
         From here on a step that fails cannot be computed again.
         """
         self.updating = True
-        if micro.weighted:
+        if micro.weighted and not self.even:
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             self.weigh(gradients, micro.processes)
 
     def weights(self, loss: Loss, micro: MicroBatch) -> list[Any]:
         """The weight of each term of this micro-batch's loss; also adds the micro-batch to the total."""
         first, *others = loss.terms
+        if not others and self._is_even(first, micro):
+            self.even = True
+            return [1.0]
         count = wide_count(first, micro)
         weights = [count / self.nominal]
         for other in others:
@@ -264,6 +270,17 @@ class Accumulator:
             self.total = self.total + count
             self.apart = self.apart or micro.processes > 1
         return weights
+
+    def _is_even(self, mean: Mean, micro: MicroBatch) -> bool:
+        """Whether an update is one whole micro-batch, of which each process has as many samples.
+
+        The weights of the losses and of the gradients would then be powers of two that cancel out: leaving them out
+        saves a pass over all gradients, and changes no bit.
+        """
+        samples = mean.sampled(micro)
+        if samples is None or micro.parts > 1 or micro.processes & (micro.processes - 1):
+            return False
+        return samples.rows * micro.processes == samples.batch == self.nominal
 
     def _proportion(self, first: Mean, other: Mean, micro: MicroBatch) -> Any:
         """The denominator of the first term divided by that of another one, for the update over all processes.
@@ -312,7 +329,7 @@ def weighted_sum(loss: Loss, weights: list[Any]) -> Tensor:
     """The sum of the terms' values, each multiplied by its weight."""
     total: Tensor | None = None
     for term, weight in zip(loss.terms, weights, strict=True):
-        value: Tensor = term.value * weight
+        value: Tensor = term.value if type(weight) is float and weight == 1.0 else term.value * weight
         total = value if total is None else total + value
     assert total is not None
     return total
