@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fake_volumes
 from healsg.cli import main
 from healsg.commands.check_findings import misspelt
 
@@ -114,6 +115,36 @@ def test_masks_are_counted_by_pixel(check: Check, capsys: pytest.CaptureFixture[
     shares = found["splits"]["train"]["pixels"]
     assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
     assert min(shares.values()) > 0
+
+
+def test_volumes_are_told_by_their_place_their_intensities_and_their_smallest_structures(
+    check: Check, tmp_path: Path
+) -> None:
+    nibabel = pytest.importorskip("nibabel", reason="volumes need nibabel: an extra of healsg")
+    fake_volumes.write_scans(tmp_path / "scans", 7)
+    bright = tmp_path / "scans/images/case6.nii.gz"
+    image = nibabel.load(bright)
+    nibabel.Nifti1Image(np.asarray(image.dataobj) * 7 + 900, image.affine).to_filename(bright)
+    dotted = tmp_path / "scans/labels/case2.nii.gz"
+    mask = nibabel.load(dotted)
+    labels = np.asarray(mask.dataobj).copy()
+    labels[0, 0, 0] = 2
+    nibabel.Nifti1Image(labels, mask.affine).to_filename(dotted)
+    page = tmp_path / "page.html"
+    data = ["data=nifti", f"data.folder={tmp_path}/scans", "data.patch=[8,8,8]", "data.val_fraction=0.3"]
+    found = check(*data, "data.spacing=[1,1,0]", "model=unet", "model.width=2", "model.stages=2", f"--page={page}")
+    assert found["status"] == 0, found["findings"]
+    told = [f"{one['level']} {one['subject']}: {one['message']}" for one in found["findings"]]
+    for words in (
+        ("warning geometry: spacing along axis 2 is 1.5 to 2.5 mm; data.spacing gives all one",),
+        ("note geometry: orientations differ, and all are turned to RAS: RAS (4), LAS (3)",),
+        ("warning masks: label 2: 1 structures are smaller than a voxel of data.spacing", "case2.nii.gz"),
+        ("warning intensities: ", "case6.nii.gz"),
+    ):
+        assert any(all(word in text for word in words) for text in told), told
+    assert {one["case"] for one in found["volumes"]} == {f"case{number}" for number in range(7)}
+    assert {tuple(one["shape"]) for one in found["volumes"]} == set(fake_volumes.SIDES)
+    assert "<h2>Volumes</h2>" in page.read_text()
 
 
 def test_a_sound_set_ends_with_the_command_to_train(capsys: pytest.CaptureFixture[str]) -> None:

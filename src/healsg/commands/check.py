@@ -82,7 +82,9 @@ def checked(composed: Composed, options: list[str], overrides: list[str]) -> tup
     from healsg.commands.check_findings import Finding, findings_of
     from healsg.commands.check_fit import read_safely, tried
     from healsg.commands.check_samples import read_split
+    from healsg.commands.check_volumes import volume_facts, volume_findings
     from healsg.data.base import TaskData
+    from healsg.datasets.nifti import Volumes
 
     with _messages() as messages:
         data: TaskData = make(read_safely(composed, broken=False).values["data"], "data", composed, TaskData)
@@ -92,6 +94,8 @@ def checked(composed: Composed, options: list[str], overrides: list[str]) -> tup
     skips, most = data.reading.on_error == "skip", data.reading.max_errors
     found = [Finding("fatal", "data", one_line(error)) for error in wrong]
     found += findings_of(seen, sources, info, skips, most)
+    volumes = volume_facts(sources)
+    found += volume_findings(volumes, data.preparation) if isinstance(data, Volumes) and volumes else []
     broken = any(one.bad for one in seen.values())
     with _messages() as later:
         facts, misfits = tried(read_safely(composed, broken), info if wrong else None)
@@ -100,7 +104,8 @@ def checked(composed: Composed, options: list[str], overrides: list[str]) -> tup
     heard = dict.fromkeys(text for level, text in [*messages, *later] if level >= logging.WARNING)
     found += [Finding("warning", "log", text) for text in heard if not _is_known(text, found)]
     found.sort(key=lambda finding: ("fatal", "warning", "note").index(finding.level))
-    return seen, _answer(composed, [*options, *overrides], info, seen, found, facts)
+    answer = _answer(composed, [*options, *overrides], info, seen, found, facts)
+    return seen, answer | ({"volumes": [one.as_json() for one in volumes]} if volumes else {})
 
 
 def _is_known(text: str, found: list[Finding]) -> bool:
@@ -246,7 +251,12 @@ def _print(answer: dict[str, Any]) -> None:
         counts = [count for one in splits.values() for count in one[key].values()]
         print(f"\n{len(counted)} classes, {min(counts)} to {max(counts)} of each in a split (--json has all)")
     print()
-    print("\n".join(layout.rows(list(_picture_lines(answer["pictures"])), indent=0)))
+    lines = list(_picture_lines(answer["pictures"]))
+    if "volumes" in answer:
+        from healsg.commands.check_volumes import summary
+
+        lines = list(summary(answer["volumes"]))
+    print("\n".join(layout.rows(lines, indent=0)))
     if answer["bad"]:
         print("\nUnreadable")
         listed = [(one["sample"], one["reason"]) for one in answer["bad"][:MOST_BAD]]

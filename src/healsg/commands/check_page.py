@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ def write_page(path: Path, answer: dict[str, Any], seen: Mapping[str, Seen]) -> 
         f"<h1>Check: {verdict}</h1>",
         f'<table class="facts">{findings}</table>' if findings else "",
         _counts(answer),
+        _volumes(answer.get("volumes", [])),
         _bad(seen, budget),
         *(_samples(split, one, answer["classes"], budget) for split, one in seen.items()),
         f"<h2>Train</h2><pre>{escape(answer['command'])}</pre>",
@@ -58,6 +59,21 @@ def _counts(answer: dict[str, Any]) -> str:
     )
     table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<h2>Samples</h2><div class="scroll matrix">{table}</div>'
+
+
+def _volumes(volumes: Sequence[Mapping[str, Any]]) -> str:
+    """The table of volumes by case: where each lies, and its intensities."""
+    if not volumes:
+        return ""
+    head = "<th>case</th><th>split</th><th>voxels</th><th>spacing, mm</th><th>orientation</th><th>0.5, 50, 99.5 %</th>"
+    rows = []
+    for one in volumes[:1000]:
+        numbers = (" x ".join(f"{value:g}" for value in one[key]) for key in ("shape", "spacing"))
+        levels = ", ".join(f"{value:g}" for value in one["intensity"])
+        cells = [line(one["case"]), one["split"], *numbers, one["orientation"], levels]
+        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<h2>Volumes</h2><div class="scroll">{table}</div>'
 
 
 def _bad(seen: Mapping[str, Seen], budget: list[int]) -> str:
