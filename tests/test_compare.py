@@ -135,6 +135,38 @@ def test_single_runs_allow_to_say_nothing(sweep: Path, capsys: pytest.CaptureFix
     assert "one run of a setting says nothing of its spread" in capsys.readouterr().out
 
 
+def test_two_runs_are_compared_case_by_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gaps = {"a": 0.1, "b": 0.3, "c": -0.07, "d": 0.05}
+    for run, share in (("one", 1.0), ("two", 0.0)):
+        cases: dict[str, Any] = {name: {"dice": 0.5 + share * gap, "1": None} for name, gap in gaps.items()}
+        cases |= {"missed": {"dice": None}, f"only {run}": {"dice": 0.1}}
+        Path(f"runs/{run}").mkdir(parents=True)
+        Path(f"runs/{run}/run.json").write_text("{}")
+        Path(f"runs/{run}/config.yaml").write_text("{}")
+        Path(f"runs/{run}/eval-test-best.json").write_text(json.dumps({"cases": cases}))
+    assert main(["compare", "one", "two", "--cases", "test"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in out[:5]] == ["case", "b", "a", "c", "d"]
+    assert out[5].startswith("dice of 4 cases: one is +0.0950 above two (")
+    assert out[5].endswith("; higher in 3 cases, lower in 1; 3 cases are left out")
+    assert main(["compare", "one", "two", "--cases", "test", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    from scipy import stats
+
+    wanted = stats.ttest_rel([0.5 + gap for gap in gaps.values()], [0.5] * 4)
+    assert found["difference"]["chance"] == pytest.approx(wanted.pvalue)
+    for arguments, words in (
+        (["one", "two", "--cases", "val"], "one: was not evaluated on val; healsg eval runs/one split=val"),
+        (["one", "--cases", "test"], "--cases: pairs the cases of two runs, and 1 are named"),
+        (
+            ["one", "two", "--cases", "test", "--metric", "hd95"],
+            "has a number hd95; there is 1, dice",
+        ),
+    ):
+        assert main(["compare", *arguments]) in (1, 2)
+        assert words in capsys.readouterr().err
+
+
 def test_mistakes_of_compare_are_one_line(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = "s/method.optimizer.lr=0.1,seed=0"
     (sweep / "copy").mkdir()

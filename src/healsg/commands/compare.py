@@ -11,7 +11,7 @@ from healsg.commands.flags import Flags, page_file
 from healsg.commands.statistics import interval
 from healsg.commands.tables import cell, show, show_json, tell
 from healsg.console import visible
-from healsg.errors import RunError
+from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.registry import FINISHED, Listed, listed, named, root_of
 
@@ -25,11 +25,14 @@ def run(arguments: list[str]) -> int:
     flags.add_argument(
         "--pooled", action="store_true", help="of folds: the accuracy over all samples that were held out"
     )
+    flags.add_argument("--cases", metavar="SPLIT", help="of two runs on masks: case by case, on val or test")
     flags.add_argument("--page", metavar="FILE", help="write a page (HTML) with the curves over each other")
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
     flags.add_json("for programs")
     args = flags.read(arguments)
     page = page_file(args.page)
+    if args.cases:
+        return _by_case(args.runs, args.cases, args.metric, root_of(args.root), args.json)
     found = _runs(args.runs, root_of(args.root))
     compared = comparison(found, args.metric or common_monitor(found), args.less)
     folders = {one.name: one.folder for one in found}
@@ -47,6 +50,21 @@ def run(arguments: list[str]) -> int:
         show(["setting", "samples", "acc", "95 % interval"], [_pooled_row(one) for one in pools])
     if page:
         print(visible(f"page: {page}"))
+    return 0
+
+
+def _by_case(given: list[str], split: str, metric: str | None, root: Path, as_json: bool) -> int:
+    """Pair the cases of two runs. Raises ConfigError for another number of runs."""
+    from healsg.commands.compare_cases import USUAL, paired, show_pairs
+
+    if len(given) != 2:
+        raise ConfigError(f"--cases: pairs the cases of two runs, and {len(given)} are named")
+    first, second = (find(name, root=root) for name in given)
+    found = paired(first, second, split, metric or USUAL)
+    if as_json:
+        show_json(found.as_json())
+    else:
+        show_pairs(found, (first.path.name, second.path.name))
     return 0
 
 
