@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import fake_data
+import fake_masks
 from healsg import TaskTrainer
 from healsg.build import build_task
 from healsg.cli import COMMANDS, main
@@ -103,6 +104,9 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         write_examples(document, tmp_path)
     fake_data.write_imagefolder(tmp_path / "DIR")
     assert main(["pack", "data=imagefolder", f"data.folder='{tmp_path}/DIR'", "--out", str(tmp_path / "SHARDS")]) == 0
+    fake_masks.write_voc(tmp_path / "VOCdevkit")
+    masks = ["data=voc", f"data.folder='{tmp_path}/VOCdevkit'", "--out", str(tmp_path / "VOC_SHARDS")]
+    assert main(["pack", *masks]) == 0
     package = tmp_path.with_name(f"{tmp_path.name}-installed") / "my_package"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -224,8 +228,9 @@ def test_proofs_name_tests_and_programs_that_exist(document: str) -> None:
             for word in set(re.findall(r"\w+", chosen)) - {"and", "or", "not"}:
                 assert word in contents, text
         elif words[1] == "-m":
-            module = REPOSITORY / words[2].replace(".", "/")
-            assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), text
+            modules = [folder / words[2].replace(".", "/") for folder in (REPOSITORY, REPOSITORY / "src")]
+            files = [file for one in modules for file in (one.with_suffix(".py"), one / "__main__.py")]
+            assert any(file.is_file() for file in files), text
         elif words[1] not in ("predict.py", "segment.py", "volumes.py"):  # of healsg export: tests/test_export.py
             assert (REPOSITORY / words[1]).is_file(), text
 

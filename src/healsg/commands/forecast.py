@@ -23,11 +23,11 @@ from healsg.runs.forecast import BUDGET, forecast
 from healsg.runs.registry import listed, root_of
 
 EXAMPLES = """\
-  healsg forecast data=imagefolder data.folder=DIR model=torchvision method=finetune
+  healsg forecast data=imagefolder data.folder=DIR model=torchvision
   healsg forecast -m data=digits method=sgd,adamw seed=0,1,2
 
-A run that begins with runner.forecast=true keeps its forecast in run.json, beside
-what it took; --record compares the two over all such runs."""
+A run that begins with runner.forecast=true keeps its forecast in run.json,
+beside what it took; --record compares the two over all such runs."""
 
 SCHEMA = 1
 """Of what ``--json`` prints; it grows when a key changes its meaning."""

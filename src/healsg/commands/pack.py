@@ -19,12 +19,12 @@ EXAMPLES = """\
   healsg pack data=imagefolder data.folder=DIR --out SHARDS
   healsg train data=shards data.folder=SHARDS
 
-Files stay byte for byte as they are (KEY.jpg, KEY.cls, KEY.json: webdataset reads
-them too). Kept are the parts, the classes and their order, several labels or numbers
-a picture (csv, hf), and the groups of data.group. Masks of seg2d and voc are packed
-beside their pictures (KEY.seg.png); healsg train data=shards_seg reads them. How much
-will be written is said before. A packing that was killed is gone on with by the same
-command."""
+Files stay byte for byte as they are (KEY.jpg, KEY.cls, KEY.json: webdataset
+reads them too). Kept are the parts, the classes and their order, several labels
+or numbers a picture (csv, hf), and the groups of data.group. Masks of seg2d and
+voc are packed beside their pictures (KEY.seg.png); data=shards_seg reads them.
+How much will be written is said before. A packing that was killed is gone on
+with by the same command."""
 
 SIZE = 256.0
 """Megabytes of an archive."""

@@ -37,10 +37,10 @@ EXAMPLES = """\
 
 RUN is a folder or a name under runs/; the probabilities of several runs, or of
 all runs of a sweep, are averaged. PATH is a picture, a folder of pictures with
-all below it, a table (.csv, .tsv) or an array (.npz, .npy). A segmentation takes
-volumes (.nii, .nii.gz, .mha, .mhd, .nrrd) or pictures, and gives each a mask in
-its own space and kind of file; scores are averaged. Masks go into a folder;
-those that are there are not made again.
+all below it, a table (.csv, .tsv) or an array (.npz, .npy). A segmentation
+takes volumes (.nii, .nii.gz, .mha, .mhd, .nrrd) or pictures, and gives each a
+mask in its own space and kind of file; scores are averaged. Masks go into a
+folder; those that are there are not made again.
 
 key=value changes a setting of the runs, such as runner.device=cpu. The exit
 status is 0, or 3 where some samples cannot be read: their rows say why."""
