@@ -185,9 +185,9 @@ def scaled(values: Array, how: dict[str, Any]) -> Array:
         return (np.clip(values, low, high).astype(np.float32) - np.float32(low)) / np.float32(high - low)
     if how["intensity"] == "zscore":
         made = np.empty(values.shape, np.float32)
-        for given, target in zip(values, made, strict=True):
+        for place, given in enumerate(values):
             wide = given.astype(np.float64)
-            target[...] = (given - np.float32(wide.mean())) / np.float32(max(wide.std(), 1e-8))
+            made[place] = (given - np.float32(wide.mean())) / np.float32(max(wide.std(), 1e-8))
         return made
     return values
 
