@@ -37,7 +37,7 @@ def write_page(
     sections = [f"<h1>Search {_text(name)}</h1>"]
     if having:
         first = having[0]
-        values = ", ".join(f"{key}={value}" for key, value in first.parameters.items())
+        values = ", ".join(f"{key}={_short(value)}" for key, value in first.parameters.items())
         sections.append(
             f'<p class="result">best <b>{_text(cell(first.value))}</b>, trial {first.number}: {_text(values)}</p>'
         )
@@ -54,6 +54,11 @@ def write_page(
     write_text(path, page)
 
 
+def _short(value: Any) -> Any:
+    """A value as it is read; the command has all of its digits."""
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
 def _text(value: Any) -> str:
     return escape(redact.text(visible(str(value))))
 
@@ -62,7 +67,7 @@ def _table(trials: Sequence[Trial], keys: Sequence[str]) -> str:
     head = "".join(f"<th>{_text(name)}</th>" for name in ["trial", "objective", "status", *keys])
     rows = ""
     for place, trial in enumerate(trials[:MOST_ROWS]):
-        values = [cell(trial.value), trial.status, *(trial.parameters.get(key, "") for key in keys)]
+        values = [cell(trial.value), trial.status, *(_short(trial.parameters.get(key, "")) for key in keys)]
         cells = "".join(f"<td>{_text(value)}</td>" for value in values)
         rows += (
             f"<tr{' class=best' if place == 0 and trial.value is not None else ''}><th>{trial.number}</th>{cells}</tr>"
@@ -99,6 +104,8 @@ def _over_values(trials: Sequence[Trial], space: Mapping[str, Dimension]) -> lis
             ends = (scaled(dimension.low), scaled(dimension.high))
             points = [(scaled(float(trial.parameters[key])), float(trial.value or 0.0)) for trial in trials]
             shown_at = [ends[0] + (ends[1] - ends[0]) * part / 4 for part in range(5)]
+            if dimension.log and ends[1] - ends[0] >= 2:
+                shown_at = [float(power) for power in range(math.ceil(ends[0]), math.floor(ends[1]) + 1)]
             ticks = [(at, f"{10**at if dimension.log else at:.3g}") for at in shown_at]
         figures.append(scatter(visible(redact.text(key)), points, ends, ticks))
     return figures
