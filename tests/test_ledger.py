@@ -192,6 +192,16 @@ def test_a_semi_supervised_run_keeps_what_it_took_its_samples_for(capsys: pytest
     assert f"the true class of {found['samples']} samples is not known; none is called right" in said
     assert "wrong at last" not in said
 
+    ledger = task.runner.ledger  # of a sample that is dealt twice the last guess counts
+    scores = torch.tensor([[0.0, 3.0], [5.0, 0.0], [0.0, 1.0]])
+    ledger.add(torch.tensor([7, 2, 7]), scores, None)
+    ledger.add(torch.tensor([2]), scores[:1], torch.tensor([0.25]))
+    state = ledger.state_dict()
+    assert (state["label"] >= 0).nonzero().flatten().tolist() == [2, 7]
+    assert state["label"][[2, 7]].tolist() == [1, 1]
+    assert state["weight"][[2, 7]].tolist() == [0.25, 1.0]
+    assert state["confidence"][[2, 7]].tolist() == pytest.approx([0.9526, 0.7311], abs=1e-3)
+
 
 def test_guesses_by_difficulty() -> None:
     """Of four samples two are hard; the last guess of a sample counts, and what was not dealt counts nowhere."""
@@ -208,19 +218,6 @@ def test_guesses_by_difficulty() -> None:
     assert [one["right_of_learned"] for one in found["epochs"]] == pytest.approx([1 / 2, 1.0])
     assert [one["right"] for one in found["by_difficulty"]] == [[1.0, 1.0], [None, None], [0.0, 1.0], [0.0, None]]
     assert [one["name"] for one in found["wrong"]] == ["sample 1"]
-
-
-def test_of_a_sample_that_is_dealt_twice_the_last_guess_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = trained(*SEMI, "method=fixmatch", "runner.limit_batches=1", "runner.ledger=true", "name=twice")
-    ledger = task.runner.ledger
-    scores = torch.tensor([[0.0, 3.0], [5.0, 0.0], [0.0, 1.0]])
-    ledger.add(torch.tensor([7, 2, 7]), scores, None)
-    ledger.add(torch.tensor([2]), scores[:1], torch.tensor([0.25]))
-    state = ledger.state_dict()
-    assert (state["label"] >= 0).nonzero().flatten().tolist() == [2, 7]
-    assert state["label"][[2, 7]].tolist() == [1, 1]
-    assert state["weight"][[2, 7]].tolist() == [0.25, 1.0]
-    assert state["confidence"][[2, 7]].tolist() == pytest.approx([0.9526, 0.7311], abs=1e-3)
 
 
 @pytest.mark.soak

@@ -134,21 +134,21 @@ SMALL = ["data=digits", "model=mlp", "model.width=4", "data.labels=200", "runner
 ASKED = {
     "list": ["list", "runner"],
     "check": ["check", *SMALL[:4]],
-    "train": ["train", *SMALL, "name=run2"],
-    "eval": ["eval", "run0", "split=val"],
     "runs": ["runs"],
     "watch": ["watch", "run0"],
     "show": ["show", "run0"],
     "diff": ["diff", "run0", "run1"],
-    "diverge": ["diverge", "run0", "run1"],
     "compare": ["compare", "run0", "run1"],
     "ledger": ["ledger", "run0"],
     "new": ["new", "model", "mine"],
-    "rm": ["rm", "run2", "--yes"],
 }
 """By command, a line of it that costs little."""
 
 DEAR = {
+    "train": ["train", *SMALL, "name=run2"],
+    "eval": ["eval", "run0", "split=val"],
+    "diverge": ["diverge", "run0", "run1"],
+    "rm": ["rm", "run2", "--yes"],
     "forecast": ["forecast", *SMALL, "--seconds", "1"],
     "resume": ["resume", "run0", "runner.epochs=2"],
     "verify": ["verify", *SMALL, "runs=1", "kills=1"],

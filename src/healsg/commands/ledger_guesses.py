@@ -13,7 +13,7 @@ from healsg.runs.folder import RunFolder
 GROUPS = 5
 """Into which the samples are parted by their difficulty, with equally many in each."""
 
-SHOWN = 8
+SHOWN = 7
 """Epochs that a table shows."""
 
 
