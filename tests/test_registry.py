@@ -186,6 +186,14 @@ def test_rm_removes_runs_and_nothing_else(make: Make, capsys: pytest.CaptureFixt
     assert sorted(path.name for path in Path("runs").iterdir()) == [".index.json", "link", "live", "outside"]
 
 
+def test_with_its_last_trial_a_search_goes_too(make: Make) -> None:
+    folder = make("found/0000").parent
+    for name in ("sweep.csv", "search.json", "search.html"):
+        (folder / name).touch()
+    assert main(["rm", "found", "--yes"]) == 0
+    assert not folder.exists()
+
+
 def test_rm_leaves_what_only_looks_like_a_run(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     options = Path("conf")
     options.mkdir()

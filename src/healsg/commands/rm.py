@@ -15,6 +15,9 @@ from healsg.paths import absolute
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.registry import Listed, is_live, listed, named, root_of, short_name
 
+TABLES = {"sweep.csv", "search.json", "search.html"}
+"""What lies in the folder of a sweep or search beside its jobs."""
+
 
 def run(arguments: list[str]) -> int:
     """Name what would go, ask where somebody can answer, and remove it."""
@@ -70,9 +73,10 @@ def _folders(name: str, everything: list[Listed], root: Path) -> list[Path]:
 
 
 def _remove_empty_sweep(path: Path, root: Path) -> None:
-    """Remove the folder of a sweep below ``root`` whose last job has gone, with its table."""
-    if path.parent == absolute(root) and [entry.name for entry in path.iterdir()] in ([], ["sweep.csv"]):
-        (path / "sweep.csv").unlink(missing_ok=True)
+    """Remove the folder of a sweep or search below ``root`` whose last job has gone, with its tables."""
+    if path.parent == absolute(root) and {entry.name for entry in path.iterdir()} <= TABLES:
+        for name in TABLES:
+            (path / name).unlink(missing_ok=True)
         path.rmdir()
 
 
