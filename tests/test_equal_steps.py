@@ -3,6 +3,7 @@ float64, without BatchNorm, 20 updates give the same weights to 1e-10, except wh
 
 from __future__ import annotations
 
+import shutil
 import sys
 import traceback
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ from healsg.seeding import uniform_of
 from healsg.training.parallel import Parallel
 from healsg.training.split import local_lines
 from healsg.training.split import table as table_of
-from helpers import METHODS, REPOSITORY, UNLABELLED_ACTS, beside, in_processes
+from helpers import METHODS, REPOSITORY, UNLABELLED_ACTS, beside, in_processes, state, stopped_at, train
 
 BATCH = 48
 """Samples of an update, whatever the setting."""
@@ -81,12 +82,12 @@ def run_all(given: dict[str, list[str]], world: int) -> None:
     def act(rank: int) -> None:
         for name, overrides in given.items():
             try:
-                state = state_after(overrides)
+                reached = state_after(overrides)
             except Exception:
                 Path(f"{world}-{name}-{rank}.error").write_text(traceback.format_exc())
                 raise
             if rank == 0:
-                torch.save(state, f"{world}-{name}.pt")
+                torch.save(reached, f"{world}-{name}.pt")
 
     in_processes(world, act)
 
@@ -166,6 +167,45 @@ def test_every_method_takes_the_same_step_except_where_it_declares_it() -> None:
         micro_batches = row["1x4"]
         assert (processes < EQUAL) is not bool(kind.local_to_process), (method, row)
         assert (micro_batches < EQUAL) is not bool(kind.local_to_micro_batch), (method, row)
+
+
+def keep_state_of(run: str) -> None:
+    """Write the last weights of a run, and the method's own state, for ``difference``."""
+    kept = {part: state(run)[part] for part in ("model", "method")}
+    tensors = {part: {k: v for k, v in one.items() if isinstance(v, torch.Tensor)} for part, one in kept.items()}
+    torch.save(tensors, f"{run}.pt")
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("_without_norm")
+def test_a_run_goes_on_with_another_number_of_processes() -> None:
+    """Stopped on two processes at update 10, in mid-epoch; it goes on on one and on three, with the same samples."""
+    methods = [method for method in METHODS if not declared(method).local_to_process]
+    given = {method: [*settings(method, 1), "resume.force=true"] for method in methods}
+
+    def train_all(run: str) -> None:
+        for method, options in given.items():
+            train(*options, f"name={run}-{method}")
+
+    def stop_all(rank: int) -> None:
+        for method, options in given.items():
+            stopped_at(10, *options, f"name=two-{method}")
+
+    train_all("whole")
+    in_processes(2, stop_all)
+    for run in ("one", "three"):
+        for method in methods:
+            shutil.copytree(f"runs/two-{method}", f"runs/{run}-{method}")
+    train_all("one")
+    in_processes(3, lambda rank: train_all("three"))
+    rows: dict[str, dict[str, float]] = {}
+    for method in methods:
+        for run in ("whole", "one", "three"):
+            assert state(f"{run}-{method}")["runner"]["step"] == UPDATES
+            keep_state_of(f"{run}-{method}")
+        rows[method] = {f"2, {run}": difference(f"whole-{method}", f"{run}-{method}") for run in ("one", "three")}
+    show(rows)
+    assert {method: row for method, row in rows.items() if max(row.values()) >= EQUAL} == {}
 
 
 def test_batchnorm_is_that_of_the_batch_of_all_processes() -> None:
