@@ -1,11 +1,11 @@
 """A training step of several processes beside plain DistributedDataParallel by hand: CPU time and bytes exchanged.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=src:. python -m benchmarks.processes [rounds]
+    OMP_NUM_THREADS=1 PYTHONPATH=src:. python -m benchmarks.processes [rounds] [processes ...]
 
-The network, the samples in memory and torch's AdamW are those of ``benchmarks.own_parts``; a batch has 64 samples a
-process. Each side has processes of its own (gloo, one thread each), and only one side works at a time: they train in
-turns, within one run of this command. A round's figure is the CPU time of all ranks of a side, threads included, so
-that HEALSg's failure detection counts; the ratio is taken within the round.
+The network is that of ``benchmarks.own_parts``, with 8,192 random vectors in memory and torch's AdamW; a batch has 64
+samples a process. Each side has processes of its own (gloo, one thread each), and only one side works at a time: they
+train in turns, within one run of this command. A round's figure is the CPU time of all ranks of a side, threads
+included, so that HEALSg's failure detection counts; the ratio is taken within the round.
 
 Bytes are those of the tensors that one rank gives to collectives, counted in the dispatcher of torch; calls are
 Python's and C's in the thread that trains. Both are the same in each run. CPU time is not where other work shares the
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import own_parts
-from benchmarks.own_parts import OPTIONS, SAMPLES, network, samples
+from benchmarks.own_parts import OPTIONS, Vectors, network
+from healsg import TensorSource
 
+SAMPLES = 8192
 ROWS = 64
 """Samples of a batch in each process."""
 STEPS = 64
@@ -47,6 +48,19 @@ BAR = 1.05
 
 Epochs = Callable[[], None]
 SETTINGS = {"lr": 1e-3, "weight_decay": 0.01}
+
+
+def samples() -> tuple[Tensor, Tensor]:
+    """(N, 64) inputs and (N,) classes."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(SAMPLES, 64, generator=generator), torch.randint(0, 10, (SAMPLES,), generator=generator)
+
+
+class ManyVectors(Vectors):
+    """The samples, in memory."""
+
+    def read(self, part: str) -> TensorSource | None:
+        return TensorSource(*samples()) if part == "train" else super().read(part)
 
 
 class Exchanged(TorchDispatchMode):
@@ -211,19 +225,20 @@ def measured(world: int, rounds: int) -> None:
         side.close()
 
 
-def main(rounds: int) -> None:
+def main(rounds: int, worlds: Sequence[int]) -> None:
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, no GPU, gloo,")
     print(f"one thread a process, {os.cpu_count()} cores; {rounds} rounds of {STEPS} updates a side; bar {BAR}")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        for option, node in OPTIONS.items():
+        own = {"data/vectors": OPTIONS["data/vectors"] | {"_target_": "benchmarks.processes.ManyVectors"}}
+        for option, node in (OPTIONS | own).items():
             path = Path(f"conf/{option}.yaml")
             path.parent.mkdir(parents=True)
             path.write_text(yaml.safe_dump(node))
-        for world in (2, 4):
+        for world in worlds:
             measured(world, rounds)
 
 
 if __name__ == "__main__":
-    assert own_parts.BATCH == ROWS
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 61)
+    given = [int(word) for word in sys.argv[1:]]
+    main(given[0] if given else 61, given[1:] or (2, 4))

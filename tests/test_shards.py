@@ -28,12 +28,13 @@ from fake_data import refused
 from healsg.cli import main
 from healsg.data.base import Needs
 from healsg.data.sharding import Sharding
-from healsg.datasets import tar_index, tar_members
+from healsg.datasets import packing, tar_index, tar_members
 from healsg.datasets.array_file import read_arrays
 from healsg.datasets.imagefolder import ImageFolder
 from healsg.datasets.path_list import PathList
 from healsg.datasets.shards import Shards
-from healsg.errors import DataError
+from healsg.errors import DataError, RunError
+from healsg.system import ProcessLock
 from helpers import Cut, record, train
 
 SMALL = {"image_size": 16, "shift": 2, "workers": 0}
@@ -389,7 +390,7 @@ def test_mistakes_of_packing_are_one_line(packed: Path, tmp_path: Path, capsys: 
         assert said in error
         assert error.count("\n") == 1
     assert not (tmp_path / "new").exists()
-    assert main(["pack", *folder, "--out", "new", "--dry-run", "--json"]) == 0
+    assert main(["pack", *folder, "--out", "new", "--dry-run", "--json", "data.image_size=16"]) == 0  # below data.shift
     answer = json.loads(capsys.readouterr().out)
     assert answer["samples"] == {"train": 18, "val": 18}
     assert not (tmp_path / "new").exists()
@@ -422,7 +423,7 @@ import time
 import torch, torchvision, healsg.datasets.shards, healsg.transforms.views
 from healsg.data.base import Needs
 from healsg.data.sharding import Sharding
-from healsg.datasets import tar_index, tar_members
+from healsg.datasets import packing, tar_index, tar_members
 began = time.perf_counter()
 data = healsg.datasets.shards.Shards(folder="S", image_size=8, shift=1, batch_size=128)
 loader = data.loaders(Needs())["train"].sharded(Sharding(1))
@@ -554,6 +555,33 @@ def test_a_size_that_leads_back_ends_the_reading(tmp_path: Path) -> None:
     path.write_bytes(header)
     with pytest.raises(DataError, match=r"train\.tar: is no intact tar archive"):
         Shards(folder="S", **SMALL).read("train")
+
+
+def test_a_lock_that_its_last_holder_removes_as_it_is_taken_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire, taken = ProcessLock.acquire, []
+
+    def late(self: ProcessLock, wait: bool = False) -> None:
+        if not taken:
+            (tmp_path / packing.LOCK).unlink()
+        taken.append(self)
+        acquire(self, wait)
+
+    monkeypatch.setattr(ProcessLock, "acquire", late)
+    with packing._alone(tmp_path):
+        assert (tmp_path / packing.LOCK).exists()
+        with pytest.raises(RunError, match="another process packs into it"), packing._alone(tmp_path):
+            pass
+    assert len(taken) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_without_samples_is_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "S/train.tar", {"a.png": picture(), "a.json": b'{"target": [1, 2, 3]}'})
+    write_tar(tmp_path / "S/val.tar", {})
+    with pytest.raises(DataError, match=r"val\.tar: the archives of the val part hold no samples"):
+        Shards(folder="S", kind="regression", **SMALL).read("train")
 
 
 def test_a_negative_class_is_refused(tmp_path: Path) -> None:
