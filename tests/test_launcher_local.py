@@ -39,6 +39,15 @@ def test_two_workers_give_the_digests_and_the_table_of_one_process(capsys: pytes
     assert "launcher" not in json.dumps(record("two/seed=0,method.optimizer.lr=0.01")["choices"])
 
 
+@pytest.mark.soak
+def test_sixteen_jobs_on_two_workers_have_the_digests_of_a_serial_sweep() -> None:
+    jobs = ["runner.steps=20", "-m", "seed=range(16)"]
+    assert main([*TINY, "name=one", *jobs]) == 0
+    assert main([*TINY, "name=two", *POOL, *jobs]) == 0
+    assert digests("two") == digests("one")
+    assert len(set(digests("two").values())) == 16
+
+
 def test_a_worker_that_is_killed_costs_one_row(capsys: pytest.CaptureFixture[str]) -> None:
     child = forked([*TINY, *POOL, "name=lost", "runner.steps=20000", "-m", "seed=5,6"])
     wait_for(lambda: Path("runs/lost/seed=5/metrics.jsonl").exists(), 60)

@@ -6,10 +6,12 @@ import csv
 import json
 import math
 import os
+import random
 import shlex
 import shutil
 import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -85,6 +87,40 @@ def test_two_workers_that_are_killed_try_the_same_trials(undisturbed: Path) -> N
     shutil.copytree(undisturbed, "runs/one")
     assert outcome("there") == outcome("one")
     assert ranking("there") == ranking("one")
+
+
+@pytest.mark.soak
+def test_any_number_of_workers_tries_the_same_trials() -> None:
+    line = [*SEARCH, *SPACE, "search.trials=8", "search.batch=4"]
+    assert main([*line, "name=one"]) == 0
+    for workers in (2, 4):
+        asked = [*line, "launcher=local", f"launcher.workers={workers}", f"name=by{workers}"]
+        assert ended(forked(asked), 300) == 0, Path("output").read_text()
+        assert outcome(f"by{workers}") == outcome("one")
+        assert ranking(f"by{workers}") == ranking("one")
+
+
+@pytest.mark.soak
+def test_fifty_kills_of_searches_change_no_trial(undisturbed: Path) -> None:
+    """SIGKILL at random times, and the same command again, until there were fifty."""
+    shutil.copytree(undisturbed, "runs/one")
+    draw = random.Random(0)
+    kills = finished = 0
+    done = False
+    while kills < 50 or not done:
+        child = forked([*SEARCH, *SPACE, f"name=s{finished}"])
+        if kills < 50:
+            time.sleep(draw.uniform(0.05, 1.2))
+            os.kill(child, signal.SIGKILL)
+        status = ended(child)
+        assert status in (0, 137), Path("output").read_text()
+        done = status == 0
+        kills += status == 137
+        if done:
+            assert outcome(f"s{finished}") == outcome("one")
+            assert ranking(f"s{finished}") == ranking("one")
+            finished += 1
+    print(f"{kills} kills of {finished} searches")
 
 
 def test_more_trials_go_on_with_the_search(undisturbed: Path) -> None:
