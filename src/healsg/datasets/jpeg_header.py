@@ -36,7 +36,7 @@ def plain_header(content: memoryview) -> Header | None:
     Args:
         content: the file's bytes.
     """
-    if content[:2] != b"\xff\xd8":
+    if bytes(content[:2]) != b"\xff\xd8":
         return None
     found: Header | None = None
     place = 2
@@ -50,7 +50,7 @@ def plain_header(content: memoryview) -> Header | None:
             if found is None:
                 return None
         elif marker == _PROFILE:
-            if content[place + 4 : place + 15] != b"ICC_PROFILE":
+            if bytes(content[place + 4 : place + 15]) != b"ICC_PROFILE":
                 return None
         elif marker not in _PLAIN:
             return None
