@@ -1,4 +1,4 @@
-"""Python and C calls of a training step by method: PYTHONPATH=src:. python -m benchmarks.calls_by_method
+"""Python and C calls of a training step by method: PYTHONPATH=src:. python -m benchmarks.calls_by_method [methods]
 
 Every option of ``conf/method`` on the digits with ``model=mlp`` (what needs pictures or a transformer has the smallest
 such network), batches of 64. Calls of the training pass are counted by ``sys.setprofile`` over the third and fourth
@@ -20,14 +20,14 @@ from healsg.config.compose import conf_folder
 
 RESULTS = Path(__file__).parent / "results" / "calls_by_method.txt"
 
-COMMON = ["data=digits", "data.batch_size=64", "quiet=true", "runner.device=cpu", "runner.threads=1", "fresh=true"]
+COMMON = ["data.batch_size=64", "quiet=true", "runner.device=cpu", "runner.threads=1", "fresh=true"]
 MLP = ["model=mlp"]
 CNN = ["model=cnn", "model.width=4"]
 VIT = ["model=vit", "model.patch=4", "model.width=12", "model.heads=2", "model.depth=1"]
 TEACHER = "method.teacher=runs/teacher"
 
 NEEDS: dict[str, list[str]] = {
-    "airbench": ["model=airbench"],
+    "airbench": ["data=synthetic", "data.shape=[3,32,32]", "data.train=256", "data.test=32", "model=airbench"],
     "kd": [*MLP, TEACHER],
     "dkd": [*MLP, TEACHER],
     "fitnet": [*MLP, TEACHER],
@@ -67,19 +67,18 @@ def counted(method: str) -> tuple[float, int]:
 def main() -> None:
     torch.set_num_threads(1)
     methods = sorted(path.stem for path in (Path(str(conf_folder())) / "method").glob("*.yaml"))
-    lines = ["python -m benchmarks.calls_by_method", f"torch {torch.__version__}, digits, batches of 64"]
+    before = RESULTS.read_text().splitlines()[2:] if RESULTS.exists() else []
+    lines = {line.split()[0]: line for line in before}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for name, model in (("teacher", MLP), ("teacher-cnn", CNN), ("teacher-vit", VIT)):
             TaskTrainer.compose(*COMMON, *model, "runner.steps=2", f"name={name}").train()
-        for method in methods:
-            try:
-                calls, steps = counted(method)
-                lines.append(f"{method:20}{calls:8.0f} calls a step, {steps} steps an epoch")
-            except Exception as error:
-                lines.append(f"{method:20} could not be built: {str(error).splitlines()[0]}")
-            print(lines[-1], flush=True)
-    RESULTS.write_text("\n".join(lines) + "\n")
+        for method in sys.argv[1:] or methods:
+            calls, steps = counted(method)
+            lines[method] = f"{method:20}{calls:8.0f} calls a step, {steps} steps an epoch"
+            print(lines[method], flush=True)
+    head = ["python -m benchmarks.calls_by_method", f"torch {torch.__version__}, batches of 64"]
+    RESULTS.write_text("\n".join([*head, *(lines[name] for name in methods if name in lines)]) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ first measurement, steps in the plain setting, in the chosen one, and of a bare 
 their means and 95 % intervals. One thread and CPU time; with several threads, of which ``runner=fast`` may choose
 fewer, wall time, which other work on the machine widens. Writes ``results/fast.txt``, or ``fast_2_threads.txt``.
 
+The bars against the bare loop alone, of the choices in ``results/fast.txt``: python -m benchmarks.fast bare [rounds]
 Accuracy: python -m benchmarks.precision
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import yaml
 
 from benchmarks.bars import Bar, keep
 from benchmarks.peers.__main__ import machine
@@ -139,9 +141,32 @@ def bars_of(name: str, ratios: list[list[float]], threads: int) -> list[Bar]:
     return bars
 
 
+RESULTS = Path(__file__).with_name("results")
+
+
+def beside_bare(rounds: int) -> None:
+    """What ``results/fast.txt`` says was chosen for the networks with bars, beside the bare loop, measured anew."""
+    lines = (RESULTS / "fast.txt").read_text().splitlines()
+    bars = []
+    for name in BARS:
+        row = next(line for line in lines if line.startswith(f"{name}  "))
+        pairs = (word.split("=") for word in row[30:74].split() if "=" in word)
+        choice = {key: yaml.safe_load(value) for key, value in pairs}
+        overrides = [*NETWORKS[name], "quiet=true", "runner.epochs=40", "runner.threads=1"]
+        _, beside, plain = bars_of(name, again(overrides, choice, rounds, 1), 1)
+        bars += [beside, plain]
+        for bar in (beside, plain):
+            print(f"{bar.name}: {bar.value:.3f} ({bar.least:.3f} to {bar.most:.3f})", flush=True)
+        conditions = f"one thread, torch {torch.__version__}, {rounds} rounds, the choices of results/fast.txt"
+        keep(f"python -m benchmarks.fast bare {rounds}", conditions, bars)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["side"]:
         side(*sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["bare"]:
+        beside_bare(int(sys.argv[2]))
         return
     rounds, seconds, threads = [*map(int, sys.argv[1:]), *[10, 30, 1][len(sys.argv) - 1 :]][:3]
     facts: dict[str, Any] = machine()
@@ -164,7 +189,7 @@ def main() -> None:
         print(lines[-1], flush=True)
         bars += own
     file = "fast.txt" if threads == 1 else f"fast_{threads}_threads.txt"
-    Path(__file__).with_name("results").joinpath(file).write_text("\n".join(lines) + "\n")
+    RESULTS.joinpath(file).write_text("\n".join(lines) + "\n")
     keep(f"python -m benchmarks.fast {rounds} {seconds} {threads}", conditions, bars)
 
 

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 PYTHONPATH=src:. python -m benchmarks.start [rounds]
 
-``healsg runs`` over 20 runs, ``healsg explain``, a mistyped key: fresh processes, of which each says whether torch was
+``healsg runs`` over six runs, ``healsg explain``, a mistyped key: fresh processes, of which each says whether torch was
 imported. The first step: ``healsg train data=digits model=mlp`` from the command to the end of the first update, beside
 a script that imports the same (torch, Hydra, Rich) and takes one step (W4 of ``benchmarks.peers``).
 """
@@ -21,7 +21,7 @@ MOST = 0.5
 """CPU seconds of a command without torch."""
 SHARE = 0.8
 """Of the bare script's time to the first step."""
-RUNS = 20
+RUNS = 6
 
 COMMANDS = {
     "healsg runs": ["runs"],

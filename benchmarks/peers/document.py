@@ -112,6 +112,7 @@ CHOICES = {
     "fast.txt": "What `runner=fast` chose for networks of the catalogue, and a second measurement of it (W12):",
     "fast_2_threads.txt": "The same with two threads, by the wall clock of a machine that other work shared:",
     "precision.txt": "What bf16 does to the test accuracy on the digits (W12):",
+    "memory_paths.txt": "What a million paths cost each loader worker; the bar is 10 MB more than a thousand (W11):",
     "calls_by_method.txt": "Python and C calls of a step by method (W13):",
 }
 
