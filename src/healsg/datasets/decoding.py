@@ -281,7 +281,7 @@ def _ordinary(picture: str | BytesIO, size: int | None, channels: int) -> np.nda
     if isinstance(picture, str) and not picture.endswith(JPEG_ENDINGS):
         return None
     content = _content(picture)
-    header = None if content is None else plain_header(memoryview(content))
+    header = None if content is None else plain_header(content.data)
     if content is None or header is None or header.channels not in (1, channels):
         return None
     require_size(header.width, header.height, size)
