@@ -28,7 +28,7 @@ CASES = [(".nii", None), (".mha", 1.25)]
 
 def write_scan(path: Path, side: int) -> None:
     """A volume of noise around a bright ball, float32, written plane by plane where the kind allows."""
-    from healsg.datasets.volumes import Geometry, Volume, write_volume
+    from healsg.datasets.volumes.files import Geometry, Volume, write_volume
 
     image = np.random.default_rng(0).standard_normal((1, side, side, side), dtype=np.float32)
     image[:, side // 4 : side // 2, side // 4 : side // 2] += 2
@@ -42,7 +42,7 @@ def write_scan(path: Path, side: int) -> None:
 def train(folder: Path, spacing: float | None) -> None:
     """A run of one update on tiny volumes."""
     from healsg import TaskTrainer
-    from healsg.datasets.volumes import Geometry, Volume, write_volume
+    from healsg.datasets.volumes.files import Geometry, Volume, write_volume
 
     for number in range(4):
         for what, kind in (("images", np.float32), ("labels", np.uint8)):
@@ -59,8 +59,8 @@ def train(folder: Path, spacing: float | None) -> None:
 def measure(run: str, file: str) -> None:
     """The line of one prediction."""
     from healsg import TaskTrainer
-    from healsg.datasets.mask_files import Scan
-    from healsg.datasets.segmenter import Segmenter
+    from healsg.datasets.new_samples.mask_files import Scan
+    from healsg.datasets.new_samples.segmenter import Segmenter
 
     torch.set_num_threads(1)
     segmenter = Segmenter([(run, TaskTrainer.load(run).predictor())])

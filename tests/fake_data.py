@@ -22,7 +22,8 @@ from urllib.response import addinfourl
 import numpy as np
 import pytest
 
-from healsg.datasets import cifar, eurosat, files, food101, imagenette, mnist, pets
+from healsg.datasets import cifar, eurosat, food101, imagenette, mnist, pets
+from healsg.datasets.published import files
 from healsg.errors import DataError
 
 TRAIN_BATCHES = 5

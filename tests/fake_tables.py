@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from healsg.datasets.medmnist_info import SETS
+from healsg.datasets.published.medmnist_info import SETS
 
 PARTS = {"train": 60, "val": 20, "test": 20}
 

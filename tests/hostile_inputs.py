@@ -121,9 +121,9 @@ CHAINS = """
     healsg.build.make healsg.config.schema.import_module healsg.cli.main healsg.runs.checkpoint.load
     healsg.data.torch.load healsg.task.BasicTask.build healsg.runner.TaskRunner.fit
     healsg.loggers.client.subprocess.Popen healsg.loggers.wandb.serve_wandb healsg.loggers.wandb._Client
-    healsg.loggers.report.write_report healsg.runs.acquire.subprocess.run healsg.datasets.files.load_arrays
-    healsg.datasets.archives.unpack healsg.datasets.archives.tarfile.open healsg.runs.redact.config
-    healsg.datasets.files._ArrayUnpickler healsg.models.torchvision.models.get_model
+    healsg.loggers.report.write_report healsg.runs.acquire.subprocess.run healsg.datasets.published.files.load_arrays
+    healsg.datasets.published.archives.unpack healsg.datasets.published.archives.tarfile.open healsg.runs.redact.config
+    healsg.datasets.published.files._ArrayUnpickler healsg.models.torchvision.models.get_model
     healsg.models.torchvision.set_apart healsg.config.targets.importlib.util.spec_from_file_location
     healsg.runs.folder.write_text healsg.trainer.TaskTrainer.train
 """

@@ -21,11 +21,12 @@ from typing import Any
 import pytest
 
 from fake_data import NEITHER, publish_cifar, refuse_network, refused, serve_https, write_cifar, write_mnist
-from healsg.datasets import archives, cifar, files, mnist
-from healsg.datasets.archives import unpack
+from healsg.datasets import cifar, mnist
 from healsg.datasets.cifar import Cifar
-from healsg.datasets.files import Sums, download, fetch
 from healsg.datasets.mnist import MNIST
+from healsg.datasets.published import archives, files
+from healsg.datasets.published.archives import unpack
+from healsg.datasets.published.files import Sums, download, fetch
 from healsg.errors import ConfigError, DataError
 from helpers import fork
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from healsg.cli import main
-from healsg.datasets.volume_space import prepared, steps_for
-from healsg.datasets.volumes import read_geometry, read_image, read_mask, require_same_space, write_volume
+from healsg.datasets.volumes.files import read_geometry, read_image, read_mask, require_same_space, write_volume
+from healsg.datasets.volumes.space import prepared, steps_for
 
 CASES = ("brain1", "brain2", "breast1", "lung1", "lung2")
 

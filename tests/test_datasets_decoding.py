@@ -14,12 +14,12 @@ from tests import fake_data
 
 from healsg.data.base import Needs
 from healsg.data.sharding import Sharding
-from healsg.datasets import decoding
-from healsg.datasets.decoding import choose_decoder, decode
 from healsg.datasets.imagefolder import ImageFolder, Pictures
-from healsg.datasets.jpeg_header import plain_header
-from healsg.datasets.path_list import PathList
-from healsg.datasets.resizing import window_box
+from healsg.datasets.images import decoding
+from healsg.datasets.images.decoding import choose_decoder, decode
+from healsg.datasets.images.jpeg_header import plain_header
+from healsg.datasets.images.path_list import PathList
+from healsg.datasets.images.resizing import window_box
 from healsg.errors import ConfigError, DataError
 
 Pixels = np.ndarray[Any, Any]

@@ -15,9 +15,9 @@ import fake_data
 from fake_data import refused
 from healsg.data.base import Needs
 from healsg.data.sharding import Sharding
-from healsg.datasets.decoding import COMPOSITED, DEEP, FIRST, ORIENTATION, TURNED, decode
-from healsg.datasets.folders import EXTENSIONS
 from healsg.datasets.imagefolder import ImageFolder, Pictures
+from healsg.datasets.images.decoding import COMPOSITED, DEEP, FIRST, ORIENTATION, TURNED, decode
+from healsg.datasets.images.folders import EXTENSIONS
 
 
 def test_imagefolder_parts(tmp_path, caplog):

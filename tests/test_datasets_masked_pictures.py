@@ -15,7 +15,7 @@ from PIL import Image
 import fake_masks
 from healsg import TaskTrainer
 from healsg.build import build_task
-from healsg.datasets.outlines import filled, run_lengths, runs_filled
+from healsg.datasets.masks.outlines import filled, run_lengths, runs_filled
 from healsg.errors import HealsgError
 
 SMALL = ["runner=debug", "model=unet", "model.width=4", "data.image_size=24"]
@@ -170,7 +170,7 @@ def test_masks_of_colours_by_patterns_and_by_a_table(tmp_path: Path) -> None:
 
 
 def test_colours_come_back_in_predictions(tmp_path: Path) -> None:
-    from healsg.datasets.segmenter import write_mask_picture
+    from healsg.datasets.new_samples.segmenter import write_mask_picture
 
     labels = fake_masks.boxed(0, 1)
     write_mask_picture(tmp_path / "mask.png", labels, [list(BLUE), list(RED)])

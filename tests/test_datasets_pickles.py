@@ -11,7 +11,7 @@ import pytest
 import fake_data
 from fake_data import NEITHER, refused
 from healsg.datasets.cifar import Cifar
-from healsg.datasets.files import exclusive, load_arrays
+from healsg.datasets.published.files import exclusive, load_arrays
 
 
 class Hostile:

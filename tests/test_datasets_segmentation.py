@@ -106,8 +106,8 @@ def test_other_masks_are_read_by_the_labels_that_weights_were_trained_on(tmp_pat
 def test_a_prediction_lies_in_the_space_of_its_file(spacing: Any, scans: Path) -> None:
     """A network that knows the answer by the intensity: the mask comes back voxel for voxel, or nearly so if
     resampled."""
-    from healsg.datasets.volume_cases import Preparation, segmented
-    from healsg.datasets.volumes import read_image, read_mask, write_volume
+    from healsg.datasets.volumes.cases import Preparation, segmented
+    from healsg.datasets.volumes.files import read_image, read_mask, write_volume
 
     preparation = Preparation(spacing, intensity="none", mapping={0: 0, 5: 1, 9: 2})
     for number in range(3):

@@ -15,14 +15,15 @@ import fake_tables
 from healsg.data.base import Needs
 from healsg.data.loader import Loader
 from healsg.data.source import TensorSource
-from healsg.datasets import files, medmnist
+from healsg.datasets import medmnist
 from healsg.datasets.classification import Classification
-from healsg.datasets.columns import classes_of, number
 from healsg.datasets.csv import Csv
 from healsg.datasets.hf import HuggingFace
 from healsg.datasets.medmnist import MedMNIST
-from healsg.datasets.medmnist_info import SETS
+from healsg.datasets.published import files
+from healsg.datasets.published.medmnist_info import SETS
 from healsg.datasets.synthetic import Synthetic
+from healsg.datasets.targets.columns import classes_of, number
 from healsg.errors import ConfigError, DataError, HealsgError
 from healsg.seeding import Draw
 from healsg.transforms.standard import Standardise, statistics

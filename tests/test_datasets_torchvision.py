@@ -21,17 +21,18 @@ import fake_data
 from fake_data import NEITHER, refuse_network, refused, serve_https, tarred
 from healsg.data.base import Needs
 from healsg.data.source import DatasetSource
-from healsg.datasets import archives, eurosat, fashionmnist, flowers102, food101, imagenette, pets, stl10, svhn
-from healsg.datasets.archives import Archive, unpack_folder
-from healsg.datasets.decoding import decode
+from healsg.datasets import eurosat, fashionmnist, flowers102, food101, imagenette, pets, stl10, svhn
 from healsg.datasets.eurosat import EuroSAT
 from healsg.datasets.fashionmnist import KMNIST, FashionMNIST
-from healsg.datasets.files import MOST, Sums, download
 from healsg.datasets.flowers102 import Flowers102
 from healsg.datasets.food101 import Food101
 from healsg.datasets.imagenet import ImageNet
 from healsg.datasets.imagenette import Imagenette
+from healsg.datasets.images.decoding import decode
 from healsg.datasets.pets import Pets
+from healsg.datasets.published import archives
+from healsg.datasets.published.archives import Archive, unpack_folder
+from healsg.datasets.published.files import MOST, Sums, download
 from healsg.datasets.stl10 import STL10
 from healsg.datasets.svhn import SVHN
 from healsg.errors import ConfigError
@@ -165,7 +166,9 @@ def test_svhn_wrong_files(monkeypatch: pytest.MonkeyPatch, offline: list[str]) -
 def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_data.write_svhn(ROOT)
     find = importlib.util.find_spec
-    monkeypatch.setattr("healsg.datasets.matlab.find_spec", lambda name: None if name == "scipy" else find(name))
+    monkeypatch.setattr(
+        "healsg.datasets.published.matlab.find_spec", lambda name: None if name == "scipy" else find(name)
+    )
     with pytest.raises(ConfigError, match=r"train_32x32\.mat.*pip install 'healsg\[mat\]'"):
         SVHN(**UNCHECKED).read("train")
 

@@ -19,9 +19,10 @@ from PIL import Image
 import fake_volumes
 from healsg import DataInfo, TaskTrainer
 from healsg.cli import main
-from healsg.datasets import columns, decoding, folders
-from healsg.datasets.volume_cases import Preparation, segmented
-from healsg.datasets.volumes import read_image, read_volume, write_volume
+from healsg.datasets.images import decoding, folders
+from healsg.datasets.targets import columns
+from healsg.datasets.volumes.cases import Preparation, segmented
+from healsg.datasets.volumes.files import read_image, read_volume, write_volume
 from healsg.errors import ConfigError, RunError
 from healsg.evaluation.sliding_window import Windows
 from healsg.exporting import network, program, volumes

@@ -16,8 +16,8 @@ import fake_data
 from healsg import TaskTrainer
 from healsg.data import cache
 from healsg.data.source import DatasetSource, Reading, TensorSource, files_of
-from healsg.datasets.decoding import decode
 from healsg.datasets.imagefolder import ImageFolder, Pictures
+from healsg.datasets.images.decoding import decode
 from healsg.errors import ConfigError, DataError, HealsgError
 
 PICTURES = ["data=imagefolder", "data.folder=own", "data.image_size=16", "data.shift=2", "model=cnn", "model.width=4"]
@@ -110,7 +110,7 @@ def test_a_cache_is_read_again_and_made_anew_for_other_files(pictures: Path, mon
         decoded.append(path)
         return decode(path, *how)
 
-    monkeypatch.setattr("healsg.datasets.decoded.decode", counted)
+    monkeypatch.setattr("healsg.datasets.images.decoded.decode", counted)
     every = torch.arange(30)
     first = data(pictures, cache=True).splits()["train"].fetch(every)
     assert len(decoded) == 31  # the first one twice, for the estimate

@@ -44,7 +44,7 @@ LEAVES += ["launchers", "searches"]
 USUAL = {
     ("model.py", "losses/usual.py"),
     ("model.py", "metrics/usual.py"),
-    ("evaluation/predictor.py", "datasets/prepared.py"),
+    ("evaluation/predictor.py", "datasets/new_samples/prepared.py"),
 }
 """Where the frame names leaves: the loss and the metrics of each kind of task where nothing is chosen, and how new
 samples are prepared for a network."""

@@ -15,7 +15,7 @@ import torch
 
 from healsg import TaskTrainer, safefiles
 from healsg.cli import main
-from healsg.datasets import files
+from healsg.datasets.published import files
 from healsg.errors import DataError, RunError
 from healsg.loggers.report import write_report
 from healsg.loggers.tensorboard import TensorBoard

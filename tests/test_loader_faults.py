@@ -34,8 +34,8 @@ from healsg.data.loader import Loader
 from healsg.data.sharding import Sharding
 from healsg.data.skipped import skipped_samples
 from healsg.data.source import DatasetSource, Reading
-from healsg.datasets.decoding import decode
 from healsg.datasets.imagefolder import ImageFolder
+from healsg.datasets.images.decoding import decode
 from healsg.errors import DataError
 from healsg.runner import TaskRunner
 from healsg.training import diagnose

@@ -17,10 +17,10 @@ from PIL import Image
 
 import fake_masks
 from healsg.cli import main
-from healsg.datasets import tar_index
-from healsg.datasets.array_file import read_arrays
 from healsg.datasets.mask_shards import MaskShards
 from healsg.datasets.seg2d import Seg2D
+from healsg.datasets.tar import index as tar_index
+from healsg.datasets.tar.array_file import read_arrays
 from healsg.errors import ConfigError, DataError
 from helpers import record, train
 from test_datasets_masked_pictures import write_colours

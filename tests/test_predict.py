@@ -317,7 +317,7 @@ def test_what_cannot_be_explained_is_one_line(asked: Answer, arguments: list[str
 
 
 def test_no_more_than_a_batch_is_held(asked: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from healsg.datasets import samples
+    from healsg.datasets.new_samples import samples
 
     living: list[Any] = [0, 0]
 

@@ -17,7 +17,7 @@ from PIL import Image
 import fake_volumes
 from healsg import TaskTrainer
 from healsg.cli import main
-from healsg.datasets.mask_files import scans_of
+from healsg.datasets.new_samples.mask_files import scans_of
 from healsg.datasets.segmentation import region_labels
 from healsg.errors import DataError
 
@@ -61,7 +61,7 @@ def lines_of(text: str) -> list[dict[str, Any]]:
 
 
 def test_masks_have_the_space_and_the_labels_of_their_files(asked: Answer) -> None:
-    from healsg.datasets.volumes import read_geometry, read_mask
+    from healsg.datasets.volumes.files import read_geometry, read_mask
 
     status, out, told = asked("run0", "run1", "scans", "--out", "masks", "--tta", "flips", "--json")
     assert (status, told) == (0, "masks: 3 masks\n")
@@ -77,8 +77,8 @@ def test_masks_have_the_space_and_the_labels_of_their_files(asked: Answer) -> No
 
 def test_a_mask_is_what_the_evaluation_predicts(asked: Answer) -> None:
     """The network's own prediction of the whole case in the common space, turned back."""
-    from healsg.datasets.volume_cases import preparation_of
-    from healsg.datasets.volumes import read_image, read_mask
+    from healsg.datasets.volumes.cases import preparation_of
+    from healsg.datasets.volumes.files import read_image, read_mask
 
     assert asked("run0", "scans/images/case1.nii.gz", "--out", "masks")[0] == 0
     predictor = TaskTrainer.load("run0").predictor()
@@ -92,7 +92,7 @@ def test_a_mask_is_what_the_evaluation_predicts(asked: Answer) -> None:
 def test_a_killed_prediction_goes_on_and_other_weights_are_refused(
     asked: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from healsg.datasets import segmenter
+    from healsg.datasets.new_samples import segmenter
 
     whole = asked("run0", "scans", "--out", "whole")
     assert whole[0] == 0
@@ -225,8 +225,8 @@ def test_a_mask_returns_voxel_for_voxel_into_an_oblique_space(
     """A network that knows the label by the intensity, on oblique anisotropic volumes, RAS and LPS, of two channels."""
     pytest.importorskip("nibabel", reason="nibabel is not installed: pip install 'healsg[seg]'")
     pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install 'healsg[seg]'")
-    from healsg.datasets.volume_cases import Preparation, segmented
-    from healsg.datasets.volumes import Geometry, Volume, read_image, read_mask, write_volume
+    from healsg.datasets.volumes.cases import Preparation, segmented
+    from healsg.datasets.volumes.files import Geometry, Volume, read_image, read_mask, write_volume
     from healsg.evaluation.sliding_window import Windows
 
     shape = (13, 11, 6)
@@ -263,9 +263,9 @@ def test_a_volume_is_predicted_from_a_map_of_its_file(tmp_path: Path) -> None:
     pytest.importorskip("nibabel", reason="nibabel is not installed: pip install 'healsg[seg]'")
     sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install 'healsg[seg]'")
     from healsg.data.scratch import Scratch
-    from healsg.datasets.mapped_volumes import mapped_image
-    from healsg.datasets.volume_cases import Preparation, segmented
-    from healsg.datasets.volumes import Geometry, Volume, read_image, write_volume
+    from healsg.datasets.volumes.cases import Preparation, segmented
+    from healsg.datasets.volumes.files import Geometry, Volume, read_image, write_volume
+    from healsg.datasets.volumes.mapped import mapped_image
     from healsg.evaluation.sliding_window import Windows
 
     random = np.random.default_rng(0)

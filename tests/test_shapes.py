@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from healsg.datasets.digits import read_table
-from healsg.datasets.digits_seg import digits_seg
-from healsg.datasets.shapes import Drawn, shapes2d, shapes3d
-from healsg.datasets.tubes import tubes3d
+from healsg.datasets.drawn.digits import digits_seg
+from healsg.datasets.drawn.shapes import Drawn, shapes2d, shapes3d
+from healsg.datasets.drawn.tubes import tubes3d
 
 TABLE = read_table()
 PICTURES, DIGITS = TABLE[:, :-1].reshape(-1, 1, 8, 8), TABLE[:, -1].long()

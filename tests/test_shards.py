@@ -28,11 +28,13 @@ from fake_data import refused
 from healsg.cli import main
 from healsg.data.base import Needs
 from healsg.data.sharding import Sharding
-from healsg.datasets import packing, tar_index, tar_members
-from healsg.datasets.array_file import read_arrays
 from healsg.datasets.imagefolder import ImageFolder
-from healsg.datasets.path_list import PathList
+from healsg.datasets.images.path_list import PathList
 from healsg.datasets.shards import Shards
+from healsg.datasets.tar import index as tar_index
+from healsg.datasets.tar import members as tar_members
+from healsg.datasets.tar import packing
+from healsg.datasets.tar.array_file import read_arrays
 from healsg.errors import DataError, RunError
 from healsg.system import ProcessLock
 from helpers import Cut, record, train
@@ -423,7 +425,9 @@ import time
 import torch, torchvision, healsg.datasets.shards, healsg.transforms.views
 from healsg.data.base import Needs
 from healsg.data.sharding import Sharding
-from healsg.datasets import packing, tar_index, tar_members
+from healsg.datasets.tar import packing
+from healsg.datasets.tar import index as tar_index
+from healsg.datasets.tar import members as tar_members
 began = time.perf_counter()
 data = healsg.datasets.shards.Shards(folder="S", image_size=8, shift=1, batch_size=128)
 loader = data.loaders(Needs())["train"].sharded(Sharding(1))

@@ -25,7 +25,7 @@ from healsg.data.splits import stratified_split
 from healsg.datasets.classification import Classification
 from healsg.datasets.digits import Digits
 from healsg.datasets.imagefolder import ImageFolder
-from healsg.datasets.matrix import read_matrix
+from healsg.datasets.targets.matrix import read_matrix
 from healsg.errors import ConfigError, DataError, HealsgError
 from healsg.transforms.views import Augment, ImageViews
 

@@ -14,9 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from healsg.datasets import volume_lists as lists
-from healsg.datasets import volume_space as space
-from healsg.datasets import volumes
+from healsg.datasets.volumes import files as volumes
+from healsg.datasets.volumes import lists, space
 from healsg.errors import ConfigError, DataError
 
 nib: Any = pytest.importorskip("nibabel", reason="nibabel is not installed: pip install 'healsg[seg]'")

@@ -21,7 +21,7 @@ MIDLINE, VAL, TEST = 98, 112, 140
 
 def write_shapes(folder: Path) -> None:
     """``shapes3d`` as nii.gz files of unlike sizes and spacings, written by the library."""
-    from healsg.datasets.shapes import shapes3d
+    from healsg.datasets.drawn.shapes import shapes3d
     from healsg.seeding import mix
 
     for part, count in PARTS.items():
@@ -82,7 +82,7 @@ def _moved(*first: int) -> Array:
 
 
 def _write(folder: Path, name: str, image: Array, labels: Array, affine: Array) -> None:
-    from healsg.datasets.volumes import Geometry, Volume, write_volume
+    from healsg.datasets.volumes.files import Geometry, Volume, write_volume
 
     for what, values in (("images", image), ("labels", labels)):
         (folder / what).mkdir(parents=True, exist_ok=True)

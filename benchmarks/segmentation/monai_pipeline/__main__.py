@@ -43,8 +43,8 @@ def write_list(folder: Path) -> Path:
     """Vessels in a CT's intensities as ``.mha`` files, and the Decathlon list of them."""
     import SimpleITK as sitk  # noqa: N813
 
-    from healsg.datasets.tubes import tubes3d
-    from healsg.datasets.volumes import spacing_of
+    from healsg.datasets.drawn.tubes import tubes3d
+    from healsg.datasets.volumes.files import spacing_of
 
     listed: dict[str, Any] = {"name": "vessels", "labels": {"0": "background", "1": "vessel"}, "modality": {"0": "CT"}}
     for part, count in CASES.items():

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from healsg.commands.check_samples import Seen
 from healsg.data.info import DataInfo
 from healsg.data.source import DatasetSource, Source, TensorSource, line
-from healsg.datasets.groups import path_groups
-from healsg.datasets.labels import alike, shown
+from healsg.datasets.targets.groups import path_groups
+from healsg.datasets.targets.names import alike, shown
 from healsg.errors import ConfigError, DataError
 
 Level = Literal["fatal", "warning", "note"]

@@ -92,7 +92,7 @@ def _whatever(bad: Bad) -> bytes | None:
     import numpy as np
     from PIL import Image
 
-    from healsg.datasets.decoding import FORMATS, PIXELS
+    from healsg.datasets.images.decoding import FORMATS, PIXELS
 
     if bad.path is None or not Path(bad.path).is_file():
         return None

@@ -229,7 +229,7 @@ def picture_facts(path: str) -> dict[str, Any] | None:
     """
     from PIL import Image
 
-    from healsg.datasets.decoding import FORMATS, ORIENTATION
+    from healsg.datasets.images.decoding import FORMATS, ORIENTATION
 
     try:
         with Image.open(path, formats=FORMATS) as opened:

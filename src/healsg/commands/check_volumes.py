@@ -12,11 +12,11 @@ import numpy as np
 
 from healsg.commands.check_findings import Finding
 from healsg.data.source import DatasetSource, Source, line
-from healsg.datasets.labels import shown
-from healsg.datasets.volume_cases import Preparation, PreparedCases
-from healsg.datasets.volume_lists import CaseFiles
-from healsg.datasets.volume_space import axis_codes
-from healsg.datasets.volumes import Array, read_image, read_mask
+from healsg.datasets.targets.names import shown
+from healsg.datasets.volumes.cases import Preparation, PreparedCases
+from healsg.datasets.volumes.files import Array, read_image, read_mask
+from healsg.datasets.volumes.lists import CaseFiles
+from healsg.datasets.volumes.space import axis_codes
 from healsg.errors import DataError
 
 UNLIKE = 1.5

@@ -12,8 +12,8 @@ from healsg.errors import ConfigError
 from healsg.paths import absolute, shown
 
 if TYPE_CHECKING:
-    from healsg.datasets.packing import Plan
-    from healsg.datasets.shard_notes import Notes
+    from healsg.datasets.tar.notes import Notes
+    from healsg.datasets.tar.packing import Plan
 
 EXAMPLES = """\
   healsg pack data=imagefolder data.folder=DIR --out SHARDS
@@ -60,8 +60,8 @@ def run(arguments: list[str]) -> int:
 
     from healsg.build import make
     from healsg.data.base import TaskData
-    from healsg.datasets.packing import pack, plan_packing
-    from healsg.datasets.shard_notes import NOTES
+    from healsg.datasets.tar.notes import NOTES
+    from healsg.datasets.tar.packing import pack, plan_packing
 
     settings = composed.values["data"]
     if "shift" in settings:  # nothing is shown here, so that no shift can be too large for data.image_size
@@ -94,7 +94,7 @@ def _bytes(megabytes: str) -> int:
 
 def _refuse_settings_of_runs(keys: list[str]) -> None:
     """Raises ConfigError for what is chosen by each run anew."""
-    from healsg.datasets.packing import OF_RUNS
+    from healsg.datasets.tar.packing import OF_RUNS
 
     if odd := next((key for key in keys if key.removeprefix("data.") in OF_RUNS and key.startswith("data.")), None):
         raise ConfigError(f"{odd}: is chosen by each run that reads the archives, which hold all samples; leave it out")

@@ -20,8 +20,8 @@ from healsg.safefiles import make_folders, replacing
 if TYPE_CHECKING:
     from healsg.config.schema import Composed
     from healsg.data.info import DataInfo
+    from healsg.datasets.masks.survey import Survey
     from healsg.datasets.segmentation import Segmentation
-    from healsg.datasets.survey import Survey
     from healsg.models.planning import Layout
     from healsg.models.unet import PyramidModel
 

@@ -25,7 +25,7 @@ from healsg.runs.saved_config import load_saved
 
 if TYPE_CHECKING:
     from healsg.data.info import DataInfo
-    from healsg.datasets.samples import Sample
+    from healsg.datasets.new_samples.samples import Sample
     from healsg.evaluation.ensemble import Ensemble
     from healsg.evaluation.predictor import Prediction
     from healsg.evaluation.writers import Form, Row, Writer
@@ -182,7 +182,7 @@ def _moved(value: str) -> list[str]:
 def predict(request: Request) -> int:
     """Predict, and write as it goes; returns the exit status. Raises HealsgError."""
     composed = [load_saved(folder, request.overrides) for folder in request.runs]
-    from healsg.datasets.samples import samples_of
+    from healsg.datasets.new_samples.samples import samples_of
     from healsg.evaluation.ensemble import Ensemble
     from healsg.trainer import TaskTrainer
 

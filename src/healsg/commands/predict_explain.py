@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from healsg.datasets.samples import Sample
+    from healsg.datasets.new_samples.samples import Sample
     from healsg.evaluation.ensemble import Ensemble
     from healsg.evaluation.predictor import Prediction
 

@@ -32,8 +32,8 @@ def predict_masks(request: Request, members: Sequence[tuple[str, Predictor]], ru
         HealsgError: the request does not go with masks, or the folder holds those of other weights.
     """
     folder = _folder(request)
-    from healsg.datasets.mask_files import scans_of
-    from healsg.datasets.segmenter import Segmenter
+    from healsg.datasets.new_samples.mask_files import scans_of
+    from healsg.datasets.new_samples.segmenter import Segmenter
     from healsg.evaluation.mask_record import MaskRecord
 
     segmenter = Segmenter(members, "flips" in request.tta, request.batch_size or 1)

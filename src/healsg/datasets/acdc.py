@@ -10,11 +10,11 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from healsg.datasets.files import locate, log
 from healsg.datasets.listed import Listed
 from healsg.datasets.nifti import Volumes
-from healsg.datasets.volume_lists import CaseFiles, CaseList, volumes_in
-from healsg.datasets.volumes import stem
+from healsg.datasets.published.files import locate, log
+from healsg.datasets.volumes.files import stem
+from healsg.datasets.volumes.lists import CaseFiles, CaseList, volumes_in
 from healsg.errors import ConfigError, DataError
 
 LABELS = {0: "background", 1: "RV", 2: "MYO", 3: "LV"}

@@ -14,9 +14,9 @@ import torch
 from healsg.data.base import DataInfo
 from healsg.data.loader import Transform
 from healsg.data.source import TensorSource
-from healsg.datasets.archives import unpack
 from healsg.datasets.classification import Classification
-from healsg.datasets.files import Sums, checked_bytes, download, exclusive, load_arrays, log
+from healsg.datasets.published.archives import unpack
+from healsg.datasets.published.files import Sums, checked_bytes, download, exclusive, load_arrays, log
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Natural

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from healsg.datasets.mask_pairs import Pair, check_pairs
-from healsg.datasets.mask_pictures import Array, ReadMask, read_mask_picture
+from healsg.datasets.masks.pairs import Pair, check_pairs
+from healsg.datasets.masks.pictures import Array, ReadMask, read_mask_picture
 from healsg.datasets.seg2d import MaskedPictures
 from healsg.errors import DataError
 from healsg.types import Count

@@ -11,11 +11,11 @@ from healsg.data import splits
 from healsg.data.base import Needs, case_numbers
 from healsg.data.loader import Loader
 from healsg.data.source import Source
-from healsg.datasets.files import log
 from healsg.datasets.labelled import LabelledData
-from healsg.datasets.labels import shown
-from healsg.datasets.matrix import read_matrix
-from healsg.datasets.sources import relabelled
+from healsg.datasets.published.files import log
+from healsg.datasets.targets.matrix import read_matrix
+from healsg.datasets.targets.names import shown
+from healsg.datasets.targets.relabelled import relabelled
 from healsg.errors import ConfigError, DataError
 from healsg.types import Count, Range, Share
 

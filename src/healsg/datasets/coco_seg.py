@@ -15,10 +15,10 @@ import numpy as np
 
 from healsg.data.info import DataInfo
 from healsg.data.source import line
-from healsg.datasets.files import locate
-from healsg.datasets.mask_pairs import Pair
-from healsg.datasets.mask_pictures import Array, ReadMask, picture_shape
-from healsg.datasets.outlines import filled, run_lengths, runs_filled
+from healsg.datasets.masks.outlines import filled, run_lengths, runs_filled
+from healsg.datasets.masks.pairs import Pair
+from healsg.datasets.masks.pictures import Array, ReadMask, picture_shape
+from healsg.datasets.published.files import locate
 from healsg.datasets.seg2d import MaskedPictures
 from healsg.errors import ConfigError, DataError
 

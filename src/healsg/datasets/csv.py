@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from healsg.data.source import line
-from healsg.datasets.files import locate
 from healsg.datasets.imagefolder import Pictures
+from healsg.datasets.published.files import locate
 from healsg.datasets.tables import Columns, Tables
 from healsg.errors import ConfigError, DataError
 

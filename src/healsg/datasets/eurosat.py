@@ -15,11 +15,11 @@ from healsg.data.base import DataInfo
 from healsg.data.loader import Transform
 from healsg.data.source import TensorSource, line
 from healsg.data.splits import stratified_split
-from healsg.datasets.archives import Archive, provide
 from healsg.datasets.classification import Classification
-from healsg.datasets.decoding import decode
-from healsg.datasets.files import log
+from healsg.datasets.images.decoding import decode
 from healsg.datasets.pictures import of_folders
+from healsg.datasets.published.archives import Archive, provide
+from healsg.datasets.published.files import log
 from healsg.errors import DataError
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Natural, Share

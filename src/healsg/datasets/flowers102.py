@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from healsg.datasets.archives import Archive
-from healsg.datasets.files import Sums, obtain
-from healsg.datasets.matlab import labels_of, read_mat
 from healsg.datasets.pictures import Listed, PictureFiles
+from healsg.datasets.published.archives import Archive
+from healsg.datasets.published.files import Sums, obtain
+from healsg.datasets.published.matlab import labels_of, read_mat
 
 PAGE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from healsg.datasets.archives import Archive
 from healsg.datasets.pictures import Listed, PictureFiles, parsed
+from healsg.datasets.published.archives import Archive
 
 ARCHIVE = Archive(
     "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",

@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from healsg.data.source import line
-from healsg.datasets.decoded import DecodedPictures
-from healsg.datasets.decoding import Decoder, Remark, unremarked
-from healsg.datasets.files import locate
-from healsg.datasets.stored import StoredFile
+from healsg.datasets.images.decoded import DecodedPictures
+from healsg.datasets.images.decoding import Decoder, Remark, unremarked
+from healsg.datasets.images.stored import StoredFile
+from healsg.datasets.published.files import locate
 from healsg.datasets.tables import Columns, Tables
 from healsg.errors import ConfigError, DataError
 from healsg.paths import shown

@@ -17,10 +17,9 @@ from healsg.data.loader import Transform
 from healsg.data.source import DatasetSource
 from healsg.data.splits import split_off, strata
 from healsg.datasets.classification import Classification
-from healsg.datasets.decoded import DecodedPictures
-from healsg.datasets.decoding import Decoder, Remark, unremarked
-from healsg.datasets.files import locate, log
-from healsg.datasets.folders import (
+from healsg.datasets.images.decoded import DecodedPictures
+from healsg.datasets.images.decoding import Decoder, Remark, unremarked
+from healsg.datasets.images.folders import (
     EXTENSIONS,
     class_folders,
     inner_folders,
@@ -30,10 +29,11 @@ from healsg.datasets.folders import (
     pictures_in,
     unlisted,
 )
-from healsg.datasets.groups import path_groups
-from healsg.datasets.labels import shown
-from healsg.datasets.path_list import PathList
-from healsg.datasets.stored import StoredFile, stored_file
+from healsg.datasets.images.path_list import PathList
+from healsg.datasets.images.stored import StoredFile, stored_file
+from healsg.datasets.published.files import locate, log
+from healsg.datasets.targets.groups import path_groups
+from healsg.datasets.targets.names import shown
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Count, Natural, Share

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from healsg.datasets.archives import Archive, provide
 from healsg.datasets.pictures import Listed, PictureFiles, of_folders
+from healsg.datasets.published.archives import Archive, provide
 from healsg.errors import ConfigError
 
 PAGE = "https://s3.amazonaws.com/fast-ai-imageclas/"

@@ -15,9 +15,9 @@ from healsg.data.cache import hold
 from healsg.data.loader import Loader
 from healsg.data.source import Source
 from healsg.data.splits import stratified_split
-from healsg.datasets.files import log
-from healsg.datasets.labels import alike, shown
-from healsg.datasets.sources import unlabelled
+from healsg.datasets.published.files import log
+from healsg.datasets.targets.names import alike, shown
+from healsg.datasets.targets.relabelled import unlabelled
 from healsg.errors import ConfigError, DataError
 from healsg.types import Count, Range
 

@@ -23,9 +23,9 @@ from healsg.data.case import Case
 from healsg.data.info import DataInfo
 from healsg.data.loader import Transform
 from healsg.data.source import About, DatasetSource, line
-from healsg.datasets.files import locate
 from healsg.datasets.listed import Listed
-from healsg.datasets.volumes import damage
+from healsg.datasets.published.files import locate
+from healsg.datasets.volumes.files import damage
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.volume import VolumeTransform
 from healsg.transforms.volume_views import VolumeAugment, VolumeViews

@@ -14,11 +14,12 @@ from healsg.data.info import DataInfo
 from healsg.data.loader import Transform
 from healsg.data.source import About, DatasetSource, TensorSource
 from healsg.data.splits import stratified_split
-from healsg.datasets import digits_seg, shapes, tubes
 from healsg.datasets.digits import SAMPLES, TEST_SAMPLES, TEST_SEED, read_table
+from healsg.datasets.drawn import digits as digits_seg
+from healsg.datasets.drawn import shapes, tubes
+from healsg.datasets.drawn.shapes import Drawn
 from healsg.datasets.segmentation import Segmentation
-from healsg.datasets.shapes import Drawn
-from healsg.datasets.volumes import spacing_of
+from healsg.datasets.volumes.files import spacing_of
 from healsg.seeding import mix
 from healsg.transforms.views import Augment, ImageViews
 from healsg.transforms.volume import VolumeTransform

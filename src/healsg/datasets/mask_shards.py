@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from healsg.data.case import Case
-from healsg.datasets.mask_pictures import Array, Colours, MaskedSamples, read_mask_picture
+from healsg.datasets.images.stored import StoredFile
+from healsg.datasets.masks.pictures import Array, Colours, MaskedSamples, read_mask_picture
 from healsg.datasets.seg2d import MaskedPictures
-from healsg.datasets.shard_notes import read_notes
 from healsg.datasets.shards import ArchivedPictures, archives_of, indices_of
-from healsg.datasets.stored import StoredFile
-from healsg.datasets.tar_index import TarIndex, Wanted
+from healsg.datasets.tar.index import TarIndex, Wanted
+from healsg.datasets.tar.notes import read_notes
 from healsg.errors import ConfigError
 from healsg.paths import current_folder
 

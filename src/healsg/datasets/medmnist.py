@@ -20,8 +20,8 @@ from healsg.data.base import DataInfo
 from healsg.data.loader import Transform
 from healsg.data.source import TensorSource, line
 from healsg.datasets.classification import Classification
-from healsg.datasets.files import MOST, Sums, checked_file, locate, log, obtain
-from healsg.datasets.medmnist_info import ADDRESS, SETS, SIZES
+from healsg.datasets.published.files import MOST, Sums, checked_file, locate, log, obtain
+from healsg.datasets.published.medmnist_info import ADDRESS, SETS, SIZES
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.views import Augment, ImageViews, image_views
 from healsg.transforms.volume import VolumeTransform

@@ -18,9 +18,9 @@ from torch import Tensor
 from healsg.data.base import DataInfo
 from healsg.data.loader import Transform
 from healsg.data.source import TensorSource
-from healsg.datasets.archives import unzip
 from healsg.datasets.classification import Classification
-from healsg.datasets.files import Sums, checked_bytes, download, exclusive, log
+from healsg.datasets.published.archives import unzip
+from healsg.datasets.published.files import Sums, checked_bytes, download, exclusive, log
 from healsg.errors import DataError
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Natural

@@ -12,12 +12,12 @@ from healsg.data.case import Case
 from healsg.data.info import DataInfo
 from healsg.data.loader import Transform
 from healsg.data.source import About, DatasetSource
-from healsg.datasets import volume_lists
-from healsg.datasets.files import locate, log
+from healsg.datasets.masks.survey import Survey, survey_volumes
+from healsg.datasets.published.files import locate, log
 from healsg.datasets.segmentation import Segmentation, labels_of
-from healsg.datasets.survey import Survey, survey_volumes
-from healsg.datasets.volume_cases import Intensity, Preparation, PreparedCases, labels_in, steps_of_file
-from healsg.datasets.volumes import Trusted, read_geometry, spacing_of
+from healsg.datasets.volumes import lists as volume_lists
+from healsg.datasets.volumes.cases import Intensity, Preparation, PreparedCases, labels_in, steps_of_file
+from healsg.datasets.volumes.files import Trusted, read_geometry, spacing_of
 from healsg.errors import ConfigError
 from healsg.transforms.volume import VolumeTransform
 from healsg.transforms.volume_views import VolumeAugment, VolumeViews

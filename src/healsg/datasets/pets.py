@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from healsg.datasets.archives import Archive
 from healsg.datasets.pictures import Listed, PictureFiles, parsed
+from healsg.datasets.published.archives import Archive
 
 PAGE = "https://www.robots.ox.ac.uk/~vgg/data/pets/data/"
 

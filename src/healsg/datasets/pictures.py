@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 from healsg.data.base import DataInfo
 from healsg.data.loader import Transform
 from healsg.data.source import DatasetSource, line
-from healsg.datasets.archives import Archive, provide
 from healsg.datasets.classification import Classification
-from healsg.datasets.decoding import Decoder
-from healsg.datasets.files import log
 from healsg.datasets.imagefolder import MEAN, PICTURE, STD, Pictures
+from healsg.datasets.images.decoding import Decoder
+from healsg.datasets.published.archives import Archive, provide
+from healsg.datasets.published.files import log
 from healsg.errors import DataError
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Count, Natural

@@ -14,12 +14,12 @@ from healsg.data.case import Case
 from healsg.data.info import DataInfo
 from healsg.data.loader import Transform
 from healsg.data.source import About, DatasetSource
-from healsg.datasets.files import locate, log
 from healsg.datasets.imagefolder import MEAN, STD
-from healsg.datasets.mask_pairs import Pair, check_groups, listed_pictures, matched_pictures, paired_pictures
-from healsg.datasets.mask_pictures import Array, Colours, MaskedSamples, Pictures, ReadMask, read_mask_picture
+from healsg.datasets.masks.pairs import Pair, check_groups, listed_pictures, matched_pictures, paired_pictures
+from healsg.datasets.masks.pictures import Array, Colours, MaskedSamples, Pictures, ReadMask, read_mask_picture
+from healsg.datasets.masks.survey import Survey, survey_pictures
+from healsg.datasets.published.files import locate, log
 from healsg.datasets.segmentation import Segmentation, labels_of
-from healsg.datasets.survey import Survey, survey_pictures
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Count, Natural

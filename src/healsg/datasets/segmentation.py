@@ -12,9 +12,9 @@ from healsg.data.case import Case
 from healsg.data.info import SEGMENTATION, DataInfo
 from healsg.data.patches import patches_of
 from healsg.data.source import DatasetSource, Source, TensorSource
-from healsg.datasets.groups import numbers
 from healsg.datasets.labelled import LabelledData
-from healsg.datasets.survey import Survey
+from healsg.datasets.masks.survey import Survey
+from healsg.datasets.targets.groups import numbers
 from healsg.errors import ConfigError, DataError
 from healsg.types import Count, Range
 

@@ -23,17 +23,17 @@ from healsg.data.info import (
     refuse_unknown_classes,
 )
 from healsg.data.source import DatasetSource
-from healsg.datasets import groups
-from healsg.datasets.decoded import DecodedPictures
-from healsg.datasets.decoding import Decoder, Remark, unremarked
-from healsg.datasets.files import locate, log
-from healsg.datasets.folders import PARTS, inner_folders, parts_in
 from healsg.datasets.imagefolder import PICTURE, OwnPictures
-from healsg.datasets.labels import shown
-from healsg.datasets.shard_notes import NOTES, Kind, Notes, read_notes
-from healsg.datasets.stored import StoredFile
-from healsg.datasets.tar_index import TarIndex, Wanted, index_of, place_in_cache
-from healsg.datasets.tar_members import TarFiles
+from healsg.datasets.images.decoded import DecodedPictures
+from healsg.datasets.images.decoding import Decoder, Remark, unremarked
+from healsg.datasets.images.folders import PARTS, inner_folders, parts_in
+from healsg.datasets.images.stored import StoredFile
+from healsg.datasets.published.files import locate, log
+from healsg.datasets.tar.index import TarIndex, Wanted, index_of, place_in_cache
+from healsg.datasets.tar.members import TarFiles
+from healsg.datasets.tar.notes import NOTES, Kind, Notes, read_notes
+from healsg.datasets.targets import groups
+from healsg.datasets.targets.names import shown
 from healsg.errors import ConfigError, DataError
 
 MOST_CLASSES = 1 << 20

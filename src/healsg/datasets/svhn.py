@@ -15,8 +15,8 @@ from healsg.data.base import DataInfo
 from healsg.data.loader import Transform
 from healsg.data.source import TensorSource
 from healsg.datasets.classification import Classification
-from healsg.datasets.files import Sums, log, obtain
-from healsg.datasets.matlab import labels_of, read_mat
+from healsg.datasets.published.files import Sums, log, obtain
+from healsg.datasets.published.matlab import labels_of, read_mat
 from healsg.errors import DataError
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Natural

@@ -17,12 +17,20 @@ from healsg.data.info import ClassOrder, given_order, listed, order_classes, ref
 from healsg.data.loader import Transform
 from healsg.data.source import DatasetSource, Source, TensorSource
 from healsg.datasets.classification import Classification
-from healsg.datasets.columns import ask_about_numbers, classes_of, has_label, indices, is_number, number, numbers
-from healsg.datasets.decoding import Decoder
-from healsg.datasets.files import log
-from healsg.datasets.folders import is_picture
 from healsg.datasets.imagefolder import MEAN, PICTURE, STD
-from healsg.datasets.labels import shown
+from healsg.datasets.images.decoding import Decoder
+from healsg.datasets.images.folders import is_picture
+from healsg.datasets.published.files import log
+from healsg.datasets.targets.columns import (
+    ask_about_numbers,
+    classes_of,
+    has_label,
+    indices,
+    is_number,
+    number,
+    numbers,
+)
+from healsg.datasets.targets.names import shown
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.standard import Standardise, statistics
 from healsg.transforms.views import Augment, ImageViews

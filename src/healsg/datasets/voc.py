@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from healsg.data.source import line
-from healsg.datasets.mask_pairs import Pair, check_pairs
+from healsg.datasets.masks.pairs import Pair, check_pairs
 from healsg.datasets.seg2d import MaskedPictures
 from healsg.errors import ConfigError, DataError
 

@@ -78,7 +78,7 @@ class Predictor:
             DataError: the samples cannot be read, or do not fit the network.
             ConfigError: features are wanted of a network that has none.
         """
-        from healsg.datasets import prepared
+        from healsg.datasets.new_samples import prepared
 
         if features and not isinstance(self.network, Network):
             raise ConfigError(f"predictor: {type(self.network).__name__} tells no features; a healsg.Network does")
@@ -131,7 +131,7 @@ class Predictor:
             classes: (N,) the index of the output to explain.
             explainer: of this predictor.
         """
-        from healsg.datasets import prepared
+        from healsg.datasets.new_samples import prepared
 
         source, view = prepared.source_of(given, self.info), prepared.transform_of(self.info)
         loader = Loader({"labelled": source}, {"labelled": {"input": view}}, len(given), shuffle=False)

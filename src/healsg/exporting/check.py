@@ -19,12 +19,12 @@ from healsg.data.info import DataInfo
 from healsg.data.loader import Loader
 from healsg.data.source import DatasetSource, Source, TensorSource
 from healsg.datasets.imagefolder import Pictures
-from healsg.datasets.mask_files import Scan
-from healsg.datasets.mask_pictures import Pictures as MaskedFiles
 from healsg.datasets.mask_shards import ShardMasks
-from healsg.datasets.segmenter import Segmenter
-from healsg.datasets.volume_cases import PreparedCases
-from healsg.datasets.volumes import NIFTI, extension, read_volume
+from healsg.datasets.masks.pictures import Pictures as MaskedFiles
+from healsg.datasets.new_samples.mask_files import Scan
+from healsg.datasets.new_samples.segmenter import Segmenter
+from healsg.datasets.volumes.cases import PreparedCases
+from healsg.datasets.volumes.files import NIFTI, extension, read_volume
 from healsg.errors import ConfigError, DataError, RunError
 from healsg.evaluation.evaluator import evaluating, in_units
 from healsg.evaluation.predictor import Predictor

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from healsg.data.info import DataInfo
-from healsg.datasets.prepared import transform_of
+from healsg.datasets.new_samples.prepared import transform_of
 from healsg.datasets.segmentation import region_labels
 from healsg.errors import ConfigError, RunError, one_line
 from healsg.evaluation.evaluator import in_units

@@ -24,8 +24,8 @@ from starlette.routing import Route
 from starlette.types import Message
 
 from healsg.data.source import line
-from healsg.datasets.decoding import FORMATS, decode
-from healsg.datasets.segmenter import Segmenter, mask_picture
+from healsg.datasets.images.decoding import FORMATS, decode
+from healsg.datasets.new_samples.segmenter import Segmenter, mask_picture
 from healsg.evaluation.predictor import Predictor
 from healsg.loggers.thumbnails import COLOURS, SHARE
 from healsg.serving.page import POLICY, page

@@ -204,7 +204,7 @@ class FromWindow(ImageTransform):
     per_sample = True
 
     def windows(self, draw: Draw) -> list[list[float]]:
-        """By sample the four numbers of ``healsg.datasets.resizing.window_box``."""
+        """By sample the four numbers of ``healsg.datasets.images.resizing.window_box``."""
         return uniform(draw, 4, which=2).tolist()
 
 

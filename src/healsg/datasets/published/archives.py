@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from healsg.data.source import line
-from healsg.datasets.files import CHUNK, MOST, Sums, checked_file, exclusive, log, obtain
+from healsg.datasets.published.files import CHUNK, MOST, Sums, checked_file, exclusive, log, obtain
 from healsg.errors import DataError
 
 MOST_UNPACKED = 1 << 34

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
 from healsg.data.source import line
-from healsg.datasets.files import CHUNK, MOST
+from healsg.datasets.published.files import CHUNK, MOST
 from healsg.errors import DataError
 
 BLOCK = 512

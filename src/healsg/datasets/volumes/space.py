@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from healsg.data.scratch import Empty
-from healsg.datasets.volumes import Affine, Array, spacing_of
+from healsg.datasets.volumes.files import Affine, Array, spacing_of
 from healsg.evaluation.sliding_window import chosen
 from healsg.torch_private import interpolate_into
 

@@ -23,10 +23,13 @@ from healsg import safefiles
 from healsg.data.base import TaskData
 from healsg.data.info import DataInfo
 from healsg.data.source import DatasetSource, line
-from healsg.datasets.files import MOST, log
-from healsg.datasets.path_list import PathList
+from healsg.datasets.images.path_list import PathList
+from healsg.datasets.images.stored import Stored, StoredFile
+from healsg.datasets.published.files import MOST, log
 from healsg.datasets.seg2d import MaskedPictures
-from healsg.datasets.shard_notes import (
+from healsg.datasets.tar.index import PICTURES, Wanted, index_of
+from healsg.datasets.tar.members import BLOCK
+from healsg.datasets.tar.notes import (
     MASK,
     NOTES,
     UNFINISHED,
@@ -37,9 +40,6 @@ from healsg.datasets.shard_notes import (
     read_notes,
     write_notes,
 )
-from healsg.datasets.stored import Stored, StoredFile
-from healsg.datasets.tar_index import PICTURES, Wanted, index_of
-from healsg.datasets.tar_members import BLOCK
 from healsg.errors import ConfigError, DataError, RunError
 from healsg.runs.folder import naming
 from healsg.system import ProcessLock, sync_folder
@@ -405,7 +405,7 @@ def kind_of_picture(content: bytes, name: str) -> str:
     """The usual ending of a picture whose name has none. Raises DataError for what is no picture."""
     from PIL import Image
 
-    from healsg.datasets.decoding import FORMATS
+    from healsg.datasets.images.decoding import FORMATS
 
     endings = {"JPEG": "jpg", "PNG": "png", "PPM": "ppm", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
     try:

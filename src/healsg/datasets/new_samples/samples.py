@@ -19,9 +19,9 @@ from torch import Tensor
 
 from healsg.data.info import DataInfo, listed
 from healsg.data.source import line
-from healsg.datasets.columns import number
-from healsg.datasets.decoding import decode
-from healsg.datasets.folders import is_picture
+from healsg.datasets.images.decoding import decode
+from healsg.datasets.images.folders import is_picture
+from healsg.datasets.targets.columns import number
 from healsg.errors import DataError
 
 TABLES, ARRAYS = (".csv", ".tsv"), (".npz", ".npy")

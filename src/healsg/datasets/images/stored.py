@@ -8,7 +8,7 @@ from functools import partial
 from stat import S_ISREG
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from healsg.datasets.files import MOST
+from healsg.datasets.published.files import MOST
 
 
 class StoredFile(NamedTuple):

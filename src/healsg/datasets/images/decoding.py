@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from healsg import torch_private
-from healsg.datasets.jpeg_header import plain_header
-from healsg.datasets.resizing import Window, resized, resized_floats, whole, whole_floats
+from healsg.datasets.images.jpeg_header import plain_header
+from healsg.datasets.images.resizing import Window, resized, resized_floats, whole, whole_floats
 from healsg.errors import ConfigError
 
 if TYPE_CHECKING:

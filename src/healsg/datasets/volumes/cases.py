@@ -15,9 +15,7 @@ from torch import Tensor
 from healsg.data.info import DataInfo
 from healsg.data.scratch import Empty
 from healsg.data.source import line
-from healsg.datasets.volume_lists import CaseFiles
-from healsg.datasets.volume_space import Steps, labels_at, prepared, steps_for, windowed, z_scored
-from healsg.datasets.volumes import (
+from healsg.datasets.volumes.files import (
     Array,
     Geometry,
     Trusted,
@@ -27,6 +25,8 @@ from healsg.datasets.volumes import (
     read_mask,
     require_same_space,
 )
+from healsg.datasets.volumes.lists import CaseFiles
+from healsg.datasets.volumes.space import Steps, labels_at, prepared, steps_for, windowed, z_scored
 from healsg.errors import DataError
 from healsg.evaluation.sliding_window import PIECE, Predict, Windows, chosen, slab_axis, slabs
 from healsg.evaluation.sliding_window import memory as averaging

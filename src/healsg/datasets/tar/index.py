@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from healsg.data.source import line
-from healsg.datasets.array_file import Array, read_arrays, write_arrays
-from healsg.datasets.files import CHUNK
-from healsg.datasets.folders import EXTENSIONS
-from healsg.datasets.path_list import PathList
-from healsg.datasets.tar_members import Member, Sample, open_tar, samples, state_of
+from healsg.datasets.images.folders import EXTENSIONS
+from healsg.datasets.images.path_list import PathList
+from healsg.datasets.published.files import CHUNK
+from healsg.datasets.tar.array_file import Array, read_arrays, write_arrays
+from healsg.datasets.tar.members import Member, Sample, open_tar, samples, state_of
 from healsg.errors import DataError, RunError
 
 log = logging.getLogger("healsg")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from healsg.data.source import line
-from healsg.datasets.decoding import FORMATS, PIXELS, decode
-from healsg.datasets.mask_pairs import Pair
-from healsg.datasets.stored import StoredFile, stored_file
+from healsg.datasets.images.decoding import FORMATS, PIXELS, decode
+from healsg.datasets.images.stored import StoredFile, stored_file
+from healsg.datasets.masks.pairs import Pair
 from healsg.errors import DataError
 
 Array = np.ndarray[Any, Any]

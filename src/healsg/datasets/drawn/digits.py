@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from healsg.datasets.shapes import Array, Drawn, finished, grid, source
+from healsg.datasets.drawn.shapes import Array, Drawn, finished, grid, source
 
 FULL = 16.0
 """The value of full intensity in the pictures."""

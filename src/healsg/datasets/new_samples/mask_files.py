@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from healsg.datasets.folders import is_picture
-from healsg.datasets.volume_lists import IMAGES, LABELS, MASK_ENDS
-from healsg.datasets.volumes import EXTENSIONS, is_volume
+from healsg.datasets.images.folders import is_picture
+from healsg.datasets.volumes.files import EXTENSIONS, is_volume
+from healsg.datasets.volumes.lists import IMAGES, LABELS, MASK_ENDS
 from healsg.errors import DataError
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")

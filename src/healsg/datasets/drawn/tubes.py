@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from healsg.datasets.shapes import Array, Drawn, Random, ellipsoid, finished, grid, occupied, placed, source
+from healsg.datasets.drawn.shapes import Array, Drawn, Random, ellipsoid, finished, grid, occupied, placed, source
 
 CLASSES = ("background", "vessel")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from healsg.data.source import line
-from healsg.datasets.folders import is_picture
-from healsg.datasets.volume_lists import IMAGES, LABELS, MASK_ENDS, PARTS, volumes_in
+from healsg.datasets.images.folders import is_picture
+from healsg.datasets.volumes.lists import IMAGES, LABELS, MASK_ENDS, PARTS, volumes_in
 from healsg.errors import ConfigError, DataError
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from healsg.data.info import DataInfo, differing_classes, differing_inputs
 from healsg.data.scratch import Scratch
-from healsg.datasets.decoding import decode_whole
-from healsg.datasets.mapped_volumes import mapped_image
-from healsg.datasets.mask_files import Scan
-from healsg.datasets.prepared import transform_of
+from healsg.datasets.images.decoding import decode_whole
+from healsg.datasets.new_samples.mask_files import Scan
+from healsg.datasets.new_samples.prepared import transform_of
 from healsg.datasets.segmentation import region_labels
-from healsg.datasets.volume_cases import needs, preparation_of, segmented
-from healsg.datasets.volumes import Array, Volume, read_geometry, write_volume
+from healsg.datasets.volumes.cases import needs, preparation_of, segmented
+from healsg.datasets.volumes.files import Array, Volume, read_geometry, write_volume
+from healsg.datasets.volumes.mapped import mapped_image
 from healsg.errors import ConfigError, DataError
 from healsg.evaluation.predictor import Predictor
 from healsg.evaluation.sliding_window import Predict, Windows, chosen, ensemble, memory, slab_axis, slabs

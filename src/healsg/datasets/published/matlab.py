@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from healsg.data.source import line
-from healsg.datasets.files import Sums, checked_bytes
+from healsg.datasets.published.files import Sums, checked_bytes
 from healsg.errors import ConfigError, DataError
 
 

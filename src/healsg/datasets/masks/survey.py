@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from healsg.datasets.volume_cases import Preparation
-from healsg.datasets.volume_lists import CaseFiles
-from healsg.datasets.volume_space import Box, foreground, percentile_window, turned
-from healsg.datasets.volumes import Array, read_image, read_mask, require_same_space
+from healsg.datasets.volumes.cases import Preparation
+from healsg.datasets.volumes.files import Array, read_image, read_mask, require_same_space
+from healsg.datasets.volumes.lists import CaseFiles
+from healsg.datasets.volumes.space import Box, foreground, percentile_window, turned
 
 SAMPLES = 10_000
 """Foreground voxels of a case whose intensities count, as in nnU-Net."""

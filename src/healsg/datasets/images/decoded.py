@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from healsg.datasets.decoding import Decoder, Remark, choose_decoder, decode, unremarked
-from healsg.datasets.resizing import Window
+from healsg.datasets.images.decoding import Decoder, Remark, choose_decoder, decode, unremarked
+from healsg.datasets.images.resizing import Window
 
 
 class DecodedPictures:
@@ -43,7 +43,7 @@ class DecodedPictures:
         return self._decoded(index, None), self.targets[index]
 
     def windowed(self, index: int, window: Window) -> tuple[Tensor, Tensor]:
-        """The sample with a part of its picture in the place of the whole one; see ``healsg.datasets.resizing``."""
+        """The sample with a part of its picture in the place of the whole one; see ``images/resizing.py``."""
         return self._decoded(index, window), self.targets[index]
 
     def _decoded(self, index: int, window: Window | None) -> Tensor:

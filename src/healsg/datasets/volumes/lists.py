@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from healsg.datasets.volumes import EXTENSIONS, is_volume, stem
+from healsg.datasets.volumes.files import EXTENSIONS, is_volume, stem
 from healsg.errors import DataError
 
 IMAGES = ("images", "imagesTr", "image", "img")

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from healsg.data.scratch import Empty
-from healsg.datasets.volumes import (
+from healsg.datasets.volumes.files import (
     NIFTI,
     Array,
     Geometry,

@@ -13,11 +13,11 @@ from torch import Tensor
 from healsg.data.base import DataInfo
 from healsg.data.info import listed
 from healsg.data.source import DatasetSource, Source, TensorSource
-from healsg.datasets.columns import numbers
 from healsg.datasets.csv import read_csv
-from healsg.datasets.folders import EXTENSIONS
 from healsg.datasets.imagefolder import Pictures
+from healsg.datasets.images.folders import EXTENSIONS
 from healsg.datasets.tables import saved_scaling
+from healsg.datasets.targets.columns import numbers
 from healsg.errors import DataError
 from healsg.transforms.image import ImageTransform
 from healsg.transforms.standard import Standardise

@@ -1,0 +1,1 @@
+"""Images and volumes that are drawn on the spot: pure functions of (seed, index)."""

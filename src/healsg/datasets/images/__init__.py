@@ -1,0 +1,1 @@
+"""Picture files: decoding, resizing, folders of them, and their bytes as they are stored."""

@@ -1,0 +1,1 @@
+"""Masks of pictures: which belong to which, what their labels are, and outlines as masks."""

@@ -1,0 +1,1 @@
+"""Targets: names of classes, groups, columns of tables, label noise, labels left out or replaced."""
