@@ -15,6 +15,7 @@ from PIL import Image
 import fake_masks
 from healsg import TaskTrainer
 from healsg.build import build_task
+from healsg.data.fingerprint import differences, of_source
 from healsg.datasets.masks.outlines import filled, run_lengths, runs_filled
 from healsg.errors import HealsgError
 
@@ -175,3 +176,20 @@ def test_colours_come_back_in_predictions(tmp_path: Path) -> None:
     labels = fake_masks.boxed(0, 1)
     write_mask_picture(tmp_path / "mask.png", labels, [list(BLUE), list(RED)])
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")), np.array([BLUE, RED])[labels])
+
+
+def test_masks_that_were_exchanged_are_others_data(tmp_path: Path) -> None:
+    """Both are labelled samples, so that a run on other masks does not go on as the same one."""
+    folder = fake_masks.write_voc(tmp_path)
+
+    def fingerprint() -> Any:
+        return of_source(data_of("data=voc", f"data.folder={folder}").read("train"))
+
+    before = fingerprint()
+    assert differences(before, fingerprint(), 0.0) == []
+    masks = sorted((folder / "VOC2012/SegmentationClass").iterdir())[:2]
+    first, second = (mask.read_bytes() for mask in masks)
+    masks[0].write_bytes(second)
+    masks[1].write_bytes(first)
+    (text,) = differences(before, fingerprint(), 0.0)
+    assert "other contents" in text

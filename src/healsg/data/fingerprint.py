@@ -73,14 +73,16 @@ def of_loader(loader: Any) -> Fingerprint:
 def _of_dataset(dataset: Any) -> Fingerprint:
     """What is known of a map-style data set without reading its samples.
 
-    A data set may have a method ``fingerprint`` that returns a text, or ``files`` in which its samples lie together;
-    else its files are known if it has ``paths``, or ``samples`` as those of torchvision. Of any other kind only the
-    length and the labels count.
+    A data set may have a method ``fingerprint`` that returns a text, ``files`` in which its samples lie together, or a
+    method ``every_path`` where a sample has several files, such as a mask; else its files are known if it has
+    ``paths``, or ``samples`` as those of torchvision. Of any other kind only the length and the labels count.
     """
     if callable(own := getattr(dataset, "fingerprint", None)):
         return {"contents": str(own())}
     if isinstance(files := getattr(dataset, "files", None), Sequence) and files:
         return _of_files([str(file) for file in files])
+    if callable(every := getattr(dataset, "every_path", None)):
+        return _of_files(every())
     if isinstance(dataset, Subset):
         return _of_dataset(dataset.dataset) | {"chosen": _of_tensor(torch.tensor(list(dataset.indices)))}
     if isinstance(dataset, ConcatDataset):

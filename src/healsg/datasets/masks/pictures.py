@@ -197,6 +197,10 @@ class Pictures(MaskedSamples):
         self.paths = [str(pair.image) for pair in pairs]
         self.mask_paths = [str(pair.mask) for pair in pairs]
 
+    def every_path(self) -> list[str]:
+        """The files of all samples, each once: their pictures, then their masks, of which one file may hold several."""
+        return list(dict.fromkeys([*self.paths, *self.mask_paths]))
+
     def __len__(self) -> int:
         return len(self.pairs)
 

@@ -128,6 +128,11 @@ class PreparedCases:
         self.paths = [str(case.images[0]) for case in cases]
         self.mask_paths = [str(case.label or case.images[0]) for case in cases]
 
+    def every_path(self) -> list[str]:
+        """The files of all cases, each once: their images by channel, then their masks."""
+        images = [str(image) for case in self.cases for image in case.images]
+        return list(dict.fromkeys([*images, *self.mask_paths]))
+
     def __len__(self) -> int:
         return len(self.cases)
 
