@@ -72,7 +72,8 @@ def keep(command: str, conditions: str, bars: Sequence[Bar]) -> None:
     """
     before: dict[str, Any] = json.loads(BARS.read_text()) if BARS.exists() else {}
     names = {bar.name for bar in bars}
-    kept = {key: value for key, value in before.items() if not names & {bar["name"] for bar in value["bars"]}}
+    left = {key: [bar for bar in value["bars"] if bar["name"] not in names] for key, value in before.items()}
+    kept = {key: before[key] | {"bars": own} for key, own in left.items() if own}
     kept[command] = {"conditions": conditions, "bars": [asdict(bar) for bar in bars]}
     BARS.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
 

@@ -6,7 +6,7 @@ first measurement, steps in the plain setting, in the chosen one, and of a bare 
 their means and 95 % intervals. One thread and CPU time; with several threads, of which ``runner=fast`` may choose
 fewer, wall time, which other work on the machine widens. Writes ``results/fast.txt``, or ``fast_2_threads.txt``.
 
-The bars against the bare loop alone, of the choices in ``results/fast.txt``: python -m benchmarks.fast bare [rounds]
+The bars against the bare loop alone, of the choices in ``results/fast.txt``: python -m benchmarks.fast bare ROUNDS
 Accuracy: python -m benchmarks.precision
 """
 
@@ -18,7 +18,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -144,11 +144,11 @@ def bars_of(name: str, ratios: list[list[float]], threads: int) -> list[Bar]:
 RESULTS = Path(__file__).with_name("results")
 
 
-def beside_bare(rounds: int) -> None:
-    """What ``results/fast.txt`` says was chosen for the networks with bars, beside the bare loop, measured anew."""
+def beside_bare(rounds: int, names: Sequence[str]) -> None:
+    """What ``results/fast.txt`` says was chosen for networks with bars, beside the bare loop, measured anew."""
     lines = (RESULTS / "fast.txt").read_text().splitlines()
     bars = []
-    for name in BARS:
+    for name in names:
         row = next(line for line in lines if line.startswith(f"{name}  "))
         pairs = (word.split("=") for word in row[30:74].split() if "=" in word)
         choice = {key: yaml.safe_load(value) for key, value in pairs}
@@ -166,7 +166,7 @@ def main() -> None:
         side(*sys.argv[2:])
         return
     if sys.argv[1:2] == ["bare"]:
-        beside_bare(int(sys.argv[2]))
+        beside_bare(int(sys.argv[2]), sys.argv[3:] or [*BARS])
         return
     rounds, seconds, threads = [*map(int, sys.argv[1:]), *[10, 30, 1][len(sys.argv) - 1 :]][:3]
     facts: dict[str, Any] = machine()
