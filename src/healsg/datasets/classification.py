@@ -89,21 +89,21 @@ class Classification(LabelledData):
     def thinned(self, train: Source) -> Source:
         if not self.imbalance:
             return train
-        targets = self.layers(train, "imbalance")
-        counts = self.counts(targets)
+        targets = self.layers_of(train, "imbalance")
+        counts = self.count_layers(targets)
         amounts = splits.long_tail(counts, self.imbalance)
         if int(counts.min()) == 0 or int(amounts.max()) < 0.5 * self.imbalance * int(amounts.min()):
             sizes = f"classes of {int(counts.min())} to {int(counts.max())} samples"
             raise ConfigError(f"data.imbalance: {self.imbalance:g} cannot be had of {sizes}; set less")
         chosen = splits.choose(targets, amounts, self.split_seed, "imbalance")
-        self.drew(chosen)
+        self.record_draw(chosen)
         return train.subset(chosen)
 
     def labelled_anew(self, train: Source) -> Source:
         if not self.label_noise:
             return train
-        targets = self._noisy(self.layers(train, "label_noise"))
-        self.drew(targets)
+        targets = self._noisy(self.layers_of(train, "label_noise"))
+        self.record_draw(targets)
         return relabelled(train, targets)
 
     def _noisy(self, targets: Tensor) -> Tensor:
@@ -113,11 +113,11 @@ class Classification(LabelledData):
             return splits.confuse_labels(targets, matrix, self.split_seed)
         return splits.flip_labels(targets, self.label_noise, classes, self.split_seed)
 
-    def amounts(self, train: Source) -> Tensor | None:
+    def label_amounts(self, train: Source) -> Tensor | None:
         each = self.labels_per_class
         if each is None:
-            return super().amounts(train)
-        counts = self.counts(splits.of_cases(self.layers(train, "labels_per_class"), case_numbers(train)))
+            return super().label_amounts(train)
+        counts = self.count_layers(splits.of_cases(self.layers_of(train, "labels_per_class"), case_numbers(train)))
         if each > int(counts.min()):
             raise ConfigError(f"data.labels_per_class: {each}, but class {int(counts.argmin())} has {counts.min()}")
         return torch.full_like(counts, each)
@@ -125,7 +125,7 @@ class Classification(LabelledData):
     def label_facts(self, train: Source) -> dict[str, Any]:
         if train.targets is None or train.targets.dim() != 1 or train.targets.is_floating_point():
             return {}
-        counts = self.counts(train.targets.cpu())
+        counts = self.count_layers(train.targets.cpu())
         self._report_empty(counts)
         if len(counts) <= LISTED_CLASSES:
             return {"labelled_per_class": counts.tolist()}
@@ -146,17 +146,17 @@ class Classification(LabelledData):
             raise ConfigError("data.balanced: the method learns without labels; leave it out")
         streams = super().streams(needs, train)
         if self.balanced:
-            chosen = splits.balance(self.layers(train, "balanced"), self.split_seed)
+            chosen = splits.balance(self.layers_of(train, "balanced"), self.split_seed)
             streams["labelled"] = train.subset(chosen)
         return streams
 
-    def layers(self, source: Source, key: str) -> Tensor:
+    def layers_of(self, source: Source, key: str) -> Tensor:
         """(N,) int64 the class of each sample. Raises DataError where a sample has not one class."""
         targets = source.targets
         if targets is None or targets.dim() != 1 or targets.is_floating_point():
             raise DataError(f"data.{key}: {type(self).__name__} does not tell one class a sample; leave it out")
         return targets.cpu().long()
 
-    def counts(self, layers: Tensor) -> Tensor:
+    def count_layers(self, layers: Tensor) -> Tensor:
         """(C,) how many samples each class has."""
         return torch.bincount(layers.long(), minlength=self.info.num_classes)

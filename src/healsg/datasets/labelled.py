@@ -108,7 +108,7 @@ class LabelledData(TaskData):
         """The training samples with the labels that training sees: here their own."""
         return train
 
-    def layers(self, source: Source, key: str) -> Tensor:
+    def layers_of(self, source: Source, key: str) -> Tensor:
         """(N,) int64 a number from 0 on for each sample, of which ``labels`` keeps a share each: here its stratum.
 
         Raises DataError, naming ``data.key``, where there is none.
@@ -116,8 +116,8 @@ class LabelledData(TaskData):
         numbers: Tensor = torch.unique(self.strata(source), return_inverse=True)[1]
         return numbers
 
-    def counts(self, layers: Tensor) -> Tensor:
-        """How many samples or cases each of ``layers`` has."""
+    def count_layers(self, layers: Tensor) -> Tensor:
+        """How many samples or cases each of the layers has."""
         return torch.bincount(layers.long())
 
     def label_facts(self, train: Source) -> dict[str, Any]:
@@ -142,11 +142,11 @@ class LabelledData(TaskData):
         for split, source in parts.items():  # also where the set comes split, so that nothing was drawn
             self._drawn.append(f"{split} {len(source)}".encode())
             if source.targets is not None:
-                self.drew(source.targets.cpu())
+                self.record_draw(source.targets.cpu())
         self._facts["split_digest"] = hashlib.sha256(b"".join(self._drawn)).hexdigest()
         return parts
 
-    def drew(self, chosen: Tensor) -> None:
+    def record_draw(self, chosen: Tensor) -> None:
         """Take what was drawn into ``split_digest``."""
         self._drawn.append(chosen.numpy().tobytes())
 
@@ -156,7 +156,7 @@ class LabelledData(TaskData):
         layers, cases = splits.strata(self.strata(train)), case_numbers(train)
         by_case = self._held_groups(layers, self.group) if self.group else None
         held = splits.in_cases(self._held_cases, layers, cases) if by_case is None else by_case
-        self.drew(held)
+        self.record_draw(held)
         return train.subset((~held).nonzero().flatten()), train.subset(held.nonzero().flatten())
 
     def _held_cases(self, layers: Tensor) -> Tensor:
@@ -183,26 +183,26 @@ class LabelledData(TaskData):
 
     def _keeping_labels(self, train: Source) -> Source:
         """The samples that keep their labels."""
-        if (amounts := self.amounts(train)) is None:
+        if (amounts := self.label_amounts(train)) is None:
             return train
         kept = splits.in_cases(
             lambda layers: splits.choose(layers, amounts, self.split_seed, "labels"),
-            self.layers(train, "labels"),
+            self.layers_of(train, "labels"),
             case_numbers(train),
         )
         chosen = kept.nonzero().flatten()
-        self.drew(chosen)
+        self.record_draw(chosen)
         return train.subset(chosen)
 
-    def amounts(self, train: Source) -> Tensor | None:
-        """(L,) samples, or cases, of each of ``layers`` that keep their labels; None where all do.
+    def label_amounts(self, train: Source) -> Tensor | None:
+        """(L,) samples, or cases, of each of the layers that keep their labels; None where all do.
 
         Raises ConfigError for too many, or too few to give each one.
         """
         if self.labels is None and self.fraction is None:
             return None
-        layers = splits.of_cases(self.layers(train, "labels"), case_numbers(train))
-        counts = self.counts(layers)
+        layers = splits.of_cases(self.layers_of(train, "labels"), case_numbers(train))
+        counts = self.count_layers(layers)
         there = len(layers)
         wanted = self.labels or max(1, round((self.fraction or 0.0) * there))
         if wanted > there:

@@ -17,14 +17,14 @@ class Listed(Segmentation):
         """The groups of the cases that keep their masks; None where ``labels`` draws them, as elsewhere."""
         raise NotImplementedError
 
-    def layers(self, source: Source, key: str) -> Tensor:
+    def layers_of(self, source: Source, key: str) -> Tensor:
         kept = self.listed() if key == "labels" else None
         cases = source.about.cases if isinstance(source, (TensorSource, DatasetSource)) else None
         if kept is None or cases is None:
-            return super().layers(source, key)
+            return super().layers_of(source, key)
         return torch.tensor([int(case.group in kept) for case in cases])
 
-    def amounts(self, train: Source) -> Tensor | None:
+    def label_amounts(self, train: Source) -> Tensor | None:
         if self.labels is None or self.listed() is None:
-            return super().amounts(train)
-        return torch.tensor([0, int(self.layers(train, "labels").sum())])  # all cases of the second layer
+            return super().label_amounts(train)
+        return torch.tensor([0, int(self.layers_of(train, "labels").sum())])  # all cases of the second layer
