@@ -352,8 +352,8 @@ def test_labels_count_cases() -> None:
     assert data.facts()["samples"]["labelled_cases"] == 3
     with pytest.raises(ConfigError, match=r"data\.labels: 30, but there are 9"):
         split(cases=40, slices=4, labels=30)
-    with pytest.raises(ConfigError, match=r"data\.label_noise: needs one class a sample"):
-        split(label_noise=0.1)
+    with pytest.raises(ConfigError, match=r"data\.label_noise: no such key"):
+        TaskTrainer.compose("data=shapes2d", "data.label_noise=0.1")
 
 
 def test_groups_of_cases_stay_on_one_side() -> None:
