@@ -60,7 +60,7 @@ def explained(catalogue: Catalogue, asked: str, overrides: Sequence[str] = ()) -
 
 
 def _key(catalogue: Catalogue, key: str, overrides: Sequence[str]) -> Argument:
-    settings = catalogue.settings(overrides)
+    settings = catalogue.settings(overrides, key)
     keys = {argument.key: argument for argument in settings}
     if key in keys:
         return keys[key]

@@ -153,8 +153,8 @@ class Catalogue:
             tuple(arguments),
         )
 
-    def settings(self, overrides: Sequence[str]) -> list[Argument]:
-        """Every key of a run with these overrides. Raises ConfigError."""
+    def settings(self, overrides: Sequence[str], wanted: str = "") -> list[Argument]:
+        """Every key of a run with these overrides; where ``wanted`` is one of them, it alone. Raises ConfigError."""
         composed = self.composer.compose(overrides, checked=False)
         chosen = [
             text
@@ -162,7 +162,8 @@ class Catalogue:
             if self.composer.options(override.key_or_group) and override.value() is not None
         ]
         comments = comments_of(self.composer.layers.of(self.composer.name, chosen))
-        return list(self._arguments(composed.values, comments, self.choices))
+        known = any(key == wanted for key, *_ in leaves(composed.values))
+        return list(self._arguments(composed.values, comments, self.choices, wanted if known else ""))
 
     def holders(self, key: str) -> list[str]:
         """The options, as ``group=name``, whose own YAML files set a key."""
@@ -201,11 +202,13 @@ class Catalogue:
         return [layer for layer in layers if f"{layer.package}.".startswith(f"{place}.")]
 
     def _arguments(
-        self, values: dict[str, Any], comments: dict[str, str], groups: dict[str, list[str]]
+        self, values: dict[str, Any], comments: dict[str, str], groups: dict[str, list[str]], wanted: str = ""
     ) -> Iterator[Argument]:
         places = {group.replace("/", "."): group for group in groups}
         top = _taken(TOP)
         for key, value, owner, target in leaves(values):
+            if wanted and key != wanted:
+                continue  # to look for its constructor takes longer than all else
             own = [place for place in places if key == place or key.startswith(f"{place}.")]
             group = places[max(own, key=len)] if own else ""
             made = _taken(target) if target else top
