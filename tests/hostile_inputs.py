@@ -366,7 +366,7 @@ GADGETS: list[tuple[str, str, tuple[Any, ...]]] = [
     ("webbrowser", "open", ("http://127.0.0.1:9/",)),
     ("socket", "create_connection", (("127.0.0.1", 9),)),
     ("urllib.request", "urlopen", ("http://127.0.0.1:9/",)),
-    ("ctypes", "CDLL", ("libc.so.6",)),
+    ("ctypes", "CDLL", ("libm.so.6",)),
     ("logging.config", "listen", ()),
     ("pip", "main", (["install", "x"],)),
     ("lib2to3.pgen2.grammar", "Grammar.loadPickle", ("planted",)),
@@ -604,6 +604,8 @@ class Watch:
             own = event == "exec" and arguments[0].co_filename.startswith(str(self.root))
             return own or CANARY in str(text)
         if event in ("os.remove", "os.rmdir") and not str(arguments[0]).startswith("precious"):
+            return False
+        if event == "ctypes.dlopen" and arguments[0] == "libc.so.6":  # asked to keep freed memory, by each run on a CPU
             return False
         if event == "subprocess.Popen" and arguments[0] == "git":  # a run's record of the code that runs
             return False
