@@ -339,3 +339,12 @@ def test_a_run_brings_its_lines_and_its_checkpoints_to_the_disk_in_this_order(mo
         assert save == ["fsync metrics.jsonl", *(best if "rename to best.pt" in save else []), *last]
     assert sum("rename to best.pt" in save for save in saves) >= 1
     assert len(saves) >= 8
+
+
+def test_a_kill_between_two_files_of_a_save_leaves_no_name_too_many(tmp_path: Path) -> None:
+    """``previous.pt`` is ``last.pt`` already, and the renaming of one name of a file to another does nothing."""
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    checkpoint.save(last, {"model": {}})
+    for _ in range(2):
+        checkpoint.keep_previous(last, previous)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "previous.pt"]

@@ -97,16 +97,25 @@ def composed(words: list[str]) -> list[Composed]:
     return [as_run(composer.compose(job)) for job in jobs]
 
 
+@pytest.fixture(scope="module")
+def data_of_the_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, pictures with masks, and the archives of both, under the names of the documents."""
+    folder = tmp_path_factory.mktemp("data")
+    fake_data.write_imagefolder(folder / "DIR")
+    assert main(["pack", "data=imagefolder", f"data.folder='{folder}/DIR'", "--out", str(folder / "SHARDS")]) == 0
+    fake_masks.write_voc(folder / "VOCdevkit")
+    masks = ["data=voc", f"data.folder='{folder}/VOCdevkit'", "--out", str(folder / "VOC_SHARDS")]
+    assert main(["pack", *masks]) == 0
+    return folder
+
+
 @pytest.fixture
-def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def examples(data_of_the_documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the documents' own modules and YAML files, and a package that is installed elsewhere."""
     for document in WITH_COMMANDS:
         write_examples(document, tmp_path)
-    fake_data.write_imagefolder(tmp_path / "DIR")
-    assert main(["pack", "data=imagefolder", f"data.folder='{tmp_path}/DIR'", "--out", str(tmp_path / "SHARDS")]) == 0
-    fake_masks.write_voc(tmp_path / "VOCdevkit")
-    masks = ["data=voc", f"data.folder='{tmp_path}/VOCdevkit'", "--out", str(tmp_path / "VOC_SHARDS")]
-    assert main(["pack", *masks]) == 0
+    for place in data_of_the_documents.iterdir():
+        (tmp_path / place.name).symlink_to(place)
     package = tmp_path.with_name(f"{tmp_path.name}-installed") / "my_package"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()

@@ -22,6 +22,8 @@ from healsg.training.step import MicroBatch, TrainBatch
 from helpers import METHODS, beside
 
 SHORT = ["data=digits", "model=cnn", "quiet=true", "runner.limit_batches=4", "runner.epochs=2"]
+KINDS = ("adamw", "sam", "fixmatch", "mean_teacher", "moco", "kd", "pgd", "dividemix", "schedule_free")
+"""Methods that between them have a step of each kind; the soak tries all."""
 
 
 def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
@@ -207,7 +209,9 @@ def test_every_save_is_that_of_its_step(case: str, monkeypatch: pytest.MonkeyPat
     assert late == {case in ("usual", "momentum")}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [name if name in KINDS else pytest.param(name, marks=pytest.mark.soak) for name in METHODS]
+)
 def test_a_method_that_leaves_weights_alone_does(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     update, step = TaskRunner.update, TaskRunner.step
     before, looked = list[torch.Tensor](), list[bool]()

@@ -192,6 +192,7 @@ def keep_previous(path: Path, previous: Path) -> None:
         try:
             os.link(path, link)
             link.replace(previous)
+            link.unlink(missing_ok=True)  # where both are one file already, after a kill, a renaming does nothing
         except OSError:  # a file system without hard links
             link.unlink(missing_ok=True)
             with safefiles.open_to_read(path) as file, safefiles.replacing(previous, sync=True) as copy:
