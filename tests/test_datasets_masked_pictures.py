@@ -193,3 +193,15 @@ def test_masks_that_were_exchanged_are_others_data(tmp_path: Path) -> None:
     masks[1].write_bytes(first)
     (text,) = differences(before, fingerprint(), 0.0)
     assert "other contents" in text
+
+
+def test_pictures_of_one_name_in_several_folders_are_cases_of_their_own(tmp_path: Path) -> None:
+    for patient in ("p1", "p2", "p3"):
+        for kind, value in (("rgb", 90), ("label", 1)):
+            folder = tmp_path / patient / kind
+            folder.mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(np.full((30, 30), value * number, np.uint8)).save(folder / f"{number:03}.png")
+    data = data_of("data=seg2d", f"data.folder={tmp_path}", "data.images='*/rgb/*.png'", "data.masks='*/label/*.png'")
+    names = [case.name for case in data.read("train").about.cases]
+    assert names == ["p1/rgb/000", "p1/rgb/001", "p2/rgb/000", "p2/rgb/001", "p3/rgb/000", "p3/rgb/001"]

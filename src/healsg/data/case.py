@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -61,6 +62,23 @@ def _case(name: str, facts: Mapping[str, Any]) -> Case:
 
 def _numbers(values: Any) -> Any:
     return torch.as_tensor(values, dtype=torch.float64).tolist()
+
+
+def names_of_files(paths: Sequence[PurePath]) -> list[str]:
+    """What the cases of files are called, one a file: the files' names without their endings or, where two files have
+    the same one, as in folders of patients, with the folders that differ."""
+    stems = [path.stem for path in paths]
+    files = len(set(paths))
+    if len(set(stems)) == files:
+        return stems
+    shared = 0
+    for names_at in zip(*(path.parts[:-1] for path in paths), strict=False):
+        if len(set(names_at)) > 1:
+            break
+        shared += 1
+    below = [PurePath(*path.parts[shared:]) for path in paths]
+    names = [path.with_suffix("").as_posix() for path in below]
+    return names if len(set(names)) == files else [path.as_posix() for path in below]
 
 
 def numbered(cases: Sequence[Case]) -> Tensor:

@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from healsg.data.case import Case
+from healsg.data.case import Case, names_of_files
 from healsg.datasets.images.stored import StoredFile
 from healsg.datasets.masks.pictures import Array, Colours, MaskedSamples, read_mask_picture
 from healsg.datasets.seg2d import MaskedPictures
@@ -82,7 +82,7 @@ class MaskShards(MaskedPictures):
 
     def cases(self, part: str) -> list[Case]:
         index = self.parts[part]
-        named = [PurePosixPath(name).stem for name in index.names]
+        named = names_of_files([PurePosixPath(name) for name in index.names])
         groups = index.groups.get(str(self.group)) or next(iter(index.groups.values()), None)
         if groups is None:
             return [Case(name) for name in named]

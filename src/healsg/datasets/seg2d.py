@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from healsg.data.case import Case
+from healsg.data.case import Case, names_of_files
 from healsg.data.info import DataInfo
 from healsg.data.loader import Transform
 from healsg.data.source import About, DatasetSource
@@ -160,7 +160,9 @@ class MaskedPictures(Segmentation):
 
     def cases(self, part: str) -> list[Case]:
         """What is known of each sample of a part."""
-        return [Case(pair.image.stem, pair.group, path=str(pair.image)) for pair in self._pairs[part]]
+        pairs = self._pairs[part]
+        names = names_of_files([pair.image for pair in pairs])
+        return [Case(name, pair.group, path=str(pair.image)) for name, pair in zip(names, pairs, strict=True)]
 
     @property
     def has_val(self) -> bool:
