@@ -59,6 +59,9 @@ class Flags(argparse.ArgumentParser):
         given = list(arguments)
         if "--" in given:
             place = given.index("--")
+            before = self._option_string_actions.get(given[place - 1]) if place else None
+            if before is not None and before.nargs != 0:
+                self.error(f"argument {given[place - 1]}: expected one argument")
             given[place:] = [f"{PLAIN}{word}" if word.startswith("-") else word for word in given[place + 1 :]]
         found, unknown = self.parse_known_intermixed_args(given)
         if unknown and not unknown[0].startswith("-"):
@@ -69,8 +72,7 @@ class Flags(argparse.ArgumentParser):
         values = vars(found)
         if empty := next((name for name, value in values.items() if value == ""), None):
             raise ConfigError(f"--{empty.replace('_', '-')}: needs a value; {self._shows()}")
-        lists = {name: [_plain(word) for word in value] for name, value in values.items() if isinstance(value, list)}
-        return Namespace(**values | lists)
+        return Namespace(**{name: _plain(value) for name, value in values.items()})
 
     def error(self, message: str) -> NoReturn:
         of_a_flag = message.removeprefix("argument ")
@@ -81,8 +83,10 @@ class Flags(argparse.ArgumentParser):
         return f"{self.prog} --help shows what there is"
 
 
-def _plain(word: Any) -> Any:
-    return word.removeprefix(PLAIN) if isinstance(word, str) else word
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(word) for word in value]
+    return value.removeprefix(PLAIN) if isinstance(value, str) else value
 
 
 def page_file(given: str | None) -> Path | None:
