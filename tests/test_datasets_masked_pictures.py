@@ -205,3 +205,25 @@ def test_pictures_of_one_name_in_several_folders_are_cases_of_their_own(tmp_path
     data = data_of("data=seg2d", f"data.folder={tmp_path}", "data.images='*/rgb/*.png'", "data.masks='*/label/*.png'")
     names = [case.name for case in data.read("train").about.cases]
     assert names == ["p1/rgb/000", "p1/rgb/001", "p2/rgb/000", "p2/rgb/001", "p3/rgb/000", "p3/rgb/001"]
+
+
+@pytest.mark.parametrize(
+    ("sides", "orientation", "sound"), [((30, 20), 6, True), ((20, 30), 6, False), ((20, 30), 3, False)]
+)
+def test_a_mask_lies_over_its_picture_as_it_is_seen_or_is_refused(
+    sides: tuple[int, int], orientation: int, sound: bool, tmp_path: Path
+) -> None:
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.new("RGB", (30, 20)).save(tmp_path / "images/a.jpg", exif=exif)
+    mask = np.zeros(sides, np.uint8)
+    mask[0] = 1
+    Image.fromarray(mask).save(tmp_path / "labels/a.png")
+    data = data_of("data=seg2d", f"data.folder={tmp_path}")
+    if sound:
+        assert data.read("train").dataset[0][1].shape == (24, 24)
+    else:
+        with pytest.raises(HealsgError, match="EXIF orientation"):
+            data.read("train").dataset[0]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from healsg.data.source import line
-from healsg.datasets.images.decoding import FORMATS, PIXELS, decode
+from healsg.datasets.images.decoding import FORMATS, PIXELS, decode, orientation_of
 from healsg.datasets.images.stored import StoredFile, stored_file
 from healsg.datasets.masks.pairs import Pair
 from healsg.errors import DataError
@@ -158,6 +158,11 @@ class MaskedSamples:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         picture = self.picture(index)
         whole, shape = self.labels(index), picture_shape(picture)
+        if (turn := picture_turn(picture)) != 1 and (turn < 5 or whole.shape != shape[::-1] or shape[0] == shape[1]):
+            detail = f"it has an EXIF orientation ({turn}), by which pictures are turned and masks are not"
+            raise DataError(f"the picture of {self.mask_name(index)}: {detail}; save it upright")
+        if turn != 1:
+            shape = shape[::-1]  # the mask is that of the picture as it is seen
         if whole.shape != shape:
             detail = f"the mask is {whole.shape[0]} x {whole.shape[1]}, its picture {shape[0]} x {shape[1]}"
             raise DataError(f"{self.mask_name(index)}: {detail}")
@@ -232,3 +237,11 @@ def picture_shape(picture: str | Path | BytesIO) -> tuple[int, int]:
     except Exception as error:
         name = "its picture" if isinstance(picture, BytesIO) else picture
         raise DataError(f"{name}: cannot be read as a picture ({line(error)[:200]})") from error
+
+
+def picture_turn(picture: str | Path | BytesIO) -> int:
+    """The EXIF orientation by which ``decode`` turns a picture, 1 where it is upright."""
+    from PIL import Image
+
+    with Image.open(picture, formats=FORMATS) as opened:
+        return orientation_of(opened)
