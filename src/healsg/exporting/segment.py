@@ -148,19 +148,42 @@ def labelled(scores: Array, about: dict[str, Any]) -> Array:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+def file_of(name: str, number: int) -> str:
+    """The file of the mask of a sample."""
+    return f"{Path(name).stem}.png" if ":" not in Path(name).name else f"{number}.png"
+
+
+def refused(names: Sequence[str], out: Path) -> str:
+    """Which mask would be written over a picture, or over another mask; empty where none would."""
+    own, taken = {Path(name).resolve() for name in names}, dict[Path, str]()
+    for number, name in enumerate(names, 1):
+        place = (out / file_of(name, number)).resolve()
+        if place in own:
+            return f"{place}: a mask would take the place of this picture; give another --out"
+        if place in taken:
+            return f"{name}: its mask would have the name of that of {taken[place]}; write them to folders of their own"
+        taken[place] = name
+    return ""
+
+
 def main(given: Sequence[str]) -> int:
     if "--out" not in given[:-1] or given[0] == "--out":
         print(__doc__)
         return 0 if given[:1] in (["-h"], ["--help"]) else 2
     place, status = list(given).index("--out"), 0
     out, paths = Path(given[place + 1]), [*given[:place], *given[place + 2 :]]
+    about = json.loads((FOLDER / "classes.json").read_text(encoding="utf-8"))
+    names = [name for path in paths for name, _ in samples(Path(path), about)]
+    if problem := refused(names, out):
+        print(problem, file=sys.stderr)
+        return 2
     out.mkdir(parents=True, exist_ok=True)
     for number, (name, mask) in enumerate(masks(paths), 1):
         if isinstance(mask, str):
             print(f"{name}: {mask}", file=sys.stderr)
             status = 3
             continue
-        path = out / (f"{Path(name).stem}.png" if ":" not in Path(name).name else f"{number}.png")
+        path = out / file_of(name, number)
         Image.fromarray(mask.astype(np.uint16 if mask.max(initial=0) > 255 else np.uint8)).save(path)
         print(path)
     return status

@@ -211,12 +211,28 @@ def write(path: Path, mask: Array, scan: Scan) -> None:
             image.to_stream(file)
 
 
+def refused(volumes: Sequence[Path], out: Path) -> str:
+    """Which mask would be written over a volume, or over another mask; empty where none would."""
+    own, taken = {path.resolve() for path in volumes}, dict[Path, Path]()
+    for path in volumes:
+        place = (out / path.name).resolve()
+        if place in own:
+            return f"{place}: a mask would take the place of this volume; give another --out"
+        if place in taken:
+            return f"{path}: its mask would have the name of that of {taken[place]}; write them to folders of their own"
+        taken[place] = path
+    return ""
+
+
 def main(given: Sequence[str]) -> int:
     if "--out" not in given[:-1] or given[0] == "--out":
         print(__doc__)
         return 0 if given[:1] in (["-h"], ["--help"]) else 2
     place, status = list(given).index("--out"), 0
     out, paths = Path(given[place + 1]), [*given[:place], *given[place + 2 :]]
+    if problem := refused([file for one in paths for file in files(Path(one))], out):
+        print(problem, file=sys.stderr)
+        return 2
     out.mkdir(parents=True, exist_ok=True)
     for path, scan, mask in made(paths):
         if scan is None or isinstance(mask, str):
