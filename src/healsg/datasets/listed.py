@@ -7,6 +7,7 @@ from torch import Tensor
 
 from healsg.data.source import DatasetSource, Source, TensorSource
 from healsg.datasets.segmentation import Segmentation
+from healsg.errors import ConfigError
 
 
 class Listed(Segmentation):
@@ -25,6 +26,11 @@ class Listed(Segmentation):
         return torch.tensor([int(case.group in kept) for case in cases])
 
     def label_amounts(self, train: Source) -> Tensor | None:
-        if self.labels is None or self.listed() is None:
+        listed = self.listed() if self.labels is not None else None
+        if listed is None:
             return super().label_amounts(train)
+        cases = train.about.cases if isinstance(train, (TensorSource, DatasetSource)) else None
+        if lost := listed - {case.group for case in cases or ()}:
+            way = "set data.val_fraction=0, and no data.fold"
+            raise ConfigError(f"data.labels: keeps the masks of {min(lost)}, which is held out for validation; {way}")
         return torch.tensor([0, int(self.layers_of(train, "labels").sum())])  # all cases of the second layer
