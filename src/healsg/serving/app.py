@@ -4,6 +4,7 @@ the probabilities of its classes or, of a segmentation, its mask."""
 from __future__ import annotations
 
 import base64
+import math
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -35,6 +36,9 @@ MOST_BYTES = 20 << 20
 
 MOST_PIXELS = 50_000_000
 """Of one picture, before it is decoded."""
+
+MOST_WINDOWS = 256
+"""Inputs of the network's size to which a smaller picture may be resized: a narrow strip would else take minutes."""
 
 PLAIN = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 """Types of a raw body that say nothing, among them what curl sends where it is told none."""
@@ -175,7 +179,11 @@ def _decoded(reader: Callable[[BytesIO], Any], content: bytes) -> Any:
 def segmented(segmenter: Segmenter, content: bytes) -> dict[str, Any]:
     """The mask of a picture: the file that ``healsg predict`` would write, the share of each class, and the same in
     colours to lay over the picture. Raises UploadError."""
-    labels = segmenter.labelled(*_decoded(segmenter.decoded, content))
+    stored, sides = _decoded(segmenter.decoded, content)
+    most = max(sides[0] * sides[1], MOST_WINDOWS * math.prod(segmenter.info.input_shape[1:]))
+    if stored[0].numel() > most:
+        raise UploadError(413, f"{sides[1]} x {sides[0]} pixels are too narrow a strip for this network")
+    labels = segmenter.labelled(stored, sides)
     shares: dict[str, float] = {}
     colours: dict[str, str] = {}
     overlay = np.zeros((*labels.shape, 4), np.uint8)
