@@ -75,9 +75,9 @@ def _cases(folder: RunFolder, split: str) -> dict[str, dict[str, Any]]:
     if not safefiles.kind_of(path):
         raise RunError(f"{folder.shown}: was not evaluated on {split}; healsg eval {folder.shown} split={split}")
     try:
-        found = json.loads(safefiles.read_bytes(path, LARGEST))
+        found = json.loads(safefiles.read_bytes(path, LARGEST), parse_int=float)
         cases = {str(name): dict(numbers) for name, numbers in found["cases"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise RunError(f"{path}: holds no numbers by case ({one_line(error)}); masks have such") from error
     return cases
 

@@ -26,11 +26,12 @@ def described(folder: RunFolder) -> dict[str, Any]:
         raise RunError(f"{folder.shown}: has no ledger; train with runner.ledger=true")
     try:
         facts = json.loads(read_bytes(path, LARGEST))
-        if type(facts["samples"]) is int and 0 < facts["samples"] < 1 << 31:
+        known = type(facts["samples"]) is int and 0 < facts["samples"] < 1 << 31
+        if known and isinstance(facts.get("classes", []), list):
             return dict(facts)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise RunError(f"{path}: is damaged; it does not say how many samples there are")
+    raise RunError(f"{path}: is damaged; it does not say how many samples there are, and of which classes")
 
 
 def epochs_of(place: Path, size: int) -> Iterator[bytes]:
