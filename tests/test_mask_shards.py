@@ -180,3 +180,16 @@ def test_a_run_has_the_same_digest_for_any_number_of_workers(tmp_path: Path) -> 
             train(f"data={option}", f"data.folder={folder}", *RUN, f"data.workers={workers}", f"name={name}")
             digests.add(record(name)["digest"])
     assert len(digests) == 1
+
+
+def test_keys_that_begin_anew_in_each_archive_are_cases_of_their_own_and_an_unknown_group_is_refused(
+    tmp_path: Path,
+) -> None:
+    for number in range(2):
+        facts = json.dumps({"group": {"scene": "a", "patient": str(number)}}).encode()
+        files = {f"000.{name.partition('.')[2]}": content for name, content in sample(0).items()}
+        write_tar(tmp_path / f"train-{number}.tar", files | {"000.json": facts})
+    data = MaskShards(folder=str(tmp_path), **SMALL)
+    assert [case.name for case in data.cases("train")] == ["train-0/000", "train-1/000"]
+    with pytest.raises(ConfigError, match=r"^data\.group: patiend is not one of scene, patient$"):
+        MaskShards(folder=str(tmp_path), group="patiend", **SMALL).cases("train")

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -82,7 +83,15 @@ class MaskShards(MaskedPictures):
 
     def cases(self, part: str) -> list[Case]:
         index = self.parts[part]
-        named = names_of_files([PurePosixPath(name) for name in index.names])
+        names = list(index.names)
+        if len(set(names)) < len(names):  # of another program, whose keys begin anew in each archive
+            starts = [0, *index.ends.tolist()]
+            counts = [stop - start for start, stop in pairwise(starts)]
+            tars = [Path(tar).stem for tar, count in zip(index.tars, counts, strict=True) for _ in range(count)]
+            names = [f"{tar}/{name}" for tar, name in zip(tars, names, strict=True)]
+        named = names_of_files([PurePosixPath(name) for name in names])
+        if self.group and len(index.groups) > 1 and self.group not in index.groups:
+            raise ConfigError(f"data.group: {self.group} is not one of {', '.join(index.groups)}")
         groups = index.groups.get(str(self.group)) or next(iter(index.groups.values()), None)
         if groups is None:
             return [Case(name) for name in named]
