@@ -113,6 +113,8 @@ def _request(args: Namespace) -> Request:
     names: list[str] = []
     paths: list[str] = []
     overrides: list[str] = []
+    if "" in args.words:
+        raise ConfigError("healsg predict RUN PATH...: an argument is empty; is a variable of the shell not set?")
     for argument in args.words:
         if "=" in argument and not is_run(argument) and not Path(argument).exists():
             overrides.append(argument)
