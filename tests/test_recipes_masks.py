@@ -15,6 +15,7 @@ from healsg.build import build_task
 from healsg.cli import main
 from healsg.config.compose import Composer
 from healsg.data.case import Case
+from healsg.datasets.acdc import Acdc
 from healsg.errors import ConfigError, DataError
 
 pytest.importorskip("nibabel", reason="volumes need nibabel: an extra of healsg")
@@ -109,3 +110,9 @@ def test_every_recipe_on_masks_trains_and_has_its_number(name: str, capsys: pyte
     assert main(["reproduce", name, *small, *short]) in (0, 1)
     assert f": {'val' if 'nnunet' in name else 'test'}/dice " in capsys.readouterr().out.splitlines()[-1]
     assert TaskTrainer.load(f"runs/reproduce-{name}-0").predictor()
+
+
+def test_published_parts_of_acdc_hold_out_whole_patients() -> None:
+    assert Acdc("acdc", parts="published").group == "patient"
+    assert Acdc("acdc", parts="published", val_fraction=0.0).group is None
+    assert Acdc("acdc").group is None

@@ -41,7 +41,7 @@ class Acdc(Volumes, Listed):
         folder: that holds ``training/`` (and ``testing/``), or the patients' folders themselves.
         parts: ``ssl4mis`` splits the 100 training patients into its 70, 10 and 20, and ``labels=N`` keeps the masks of
             the first N patients of its list, both phases of each. ``published`` has the training patients for training
-            and those of ``testing/`` as the test part.
+            and those of ``testing/`` as the test part; validation holds out whole patients.
         labels: see ``parts``; with ``published`` it counts volumes, as in other sets.
         common: the arguments of Volumes.
     """
@@ -49,6 +49,8 @@ class Acdc(Volumes, Listed):
     def __init__(
         self, folder: str, parts: Literal["ssl4mis", "published"] = "ssl4mis", labels: int | None = None, **common: Any
     ) -> None:
+        if parts == "published" and (common.get("fold") or common.get("val_fraction", 0.1)):
+            common["group"] = common.get("group") or "patient"  # both phases of a heart lie on one side
         super().__init__(labels=labels, **common)
         self.folder, self.parts = folder, parts
         if parts == "ssl4mis" and labels is not None and labels > len(SSL4MIS["train"]):
