@@ -478,3 +478,15 @@ def test_a_raw_layout_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (folder / "imagesTr/p1_0001.nii.gz").unlink()
     with pytest.raises(DataError, match="p1: has no channel 0001"):
         lists.nnunet_raw(folder)
+
+
+def test_files_of_one_name_are_cases_of_their_own_however_deep_they_lie(tmp_path: Path) -> None:
+    entries = []
+    for patient in ("p1", "p2"):
+        (tmp_path / patient / "mr").mkdir(parents=True)
+        for name in ("t1.nii.gz", "seg.nii.gz"):
+            (tmp_path / patient / "mr" / name).touch()
+        entries.append({"image": f"{patient}/mr/t1.nii.gz", "label": f"{patient}/mr/seg.nii.gz"})
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"training": entries}))
+    assert [case.name for case in lists.decathlon(path).cases] == ["p1/mr/t1", "p2/mr/t1"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -229,13 +230,19 @@ def _unique(path: Path, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
         if file in seen:
             raise DataError(f"{path}: {case.images[0]} is listed twice, in {seen[file].split} and in {case.split}")
         seen[file] = case
-    names = [case.name for case in cases]
-    return [
-        CaseFiles(f"{case.images[0].parent.name}/{case.name}", case.images, case.label, case.split, case.entry)
-        if names.count(case.name) > 1
-        else case
-        for case in cases
-    ]
+    most = max(len(case.images[0].parts) for case in cases)
+    for above in range(most):  # as many folders as tell them apart
+        names = Counter(case.name for case in cases)
+        if len(names) == len(cases):
+            break
+        cases = [case if names[case.name] == 1 else _with_folder(case, above) for case in cases]
+    return list(cases)
+
+
+def _with_folder(case: CaseFiles, above: int) -> CaseFiles:
+    """A case whose name begins with a folder above its file, counted from 0 for the nearest."""
+    folders = case.images[0].parts[-2 - above :][:1]
+    return CaseFiles("/".join([*folders, case.name]), case.images, case.label, case.split, case.entry)
 
 
 def _names(given: Any) -> dict[int, str]:
