@@ -227,3 +227,11 @@ def test_a_mask_lies_over_its_picture_as_it_is_seen_or_is_refused(
     else:
         with pytest.raises(HealsgError, match="EXIF orientation"):
             data.read("train").dataset[0]
+
+
+def test_two_pictures_of_one_name_are_refused_and_not_one_of_them_left_out(tmp_path: Path) -> None:
+    for name in ("images/a.png", "images/a.jpg", "labels/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.eye(30, dtype=np.uint8)).save(tmp_path / name)
+    with pytest.raises(HealsgError, match=r"a\.png: a\.jpg has the same name"):
+        data_of("data=seg2d", f"data.folder={tmp_path}").read("train")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ def paired_pictures(folder: Path) -> list[Pair]:
         lacking = "masks (labels/ or masks/)" if masks == folder else "pictures (images/)"
         raise DataError(f"{folder}: has no folder of {lacking}")
     together = images == folder
-    own = {path.stem: path for path in _pictures(images) if not (together and _is_mask(path))}
-    others = {_bare(path): path for path in _pictures(masks) if not together or _is_mask(path)}
+    own = _by_name((path.stem, path) for path in _pictures(images) if not (together and _is_mask(path)))
+    others = _by_name((_bare(path), path) for path in _pictures(masks) if not together or _is_mask(path))
     if set(others) - set(own) or not own:
         _refuse_volumes(images)
     if not own:
@@ -56,6 +56,16 @@ def paired_pictures(folder: Path) -> list[Pair]:
     if lost := sorted(set(others) - set(own)):
         raise DataError(f"{others[lost[0]]}: there is no picture of its name")
     return [Pair(own[name], others[name]) for name in sorted(own)]
+
+
+def _by_name(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """Files by their names. Raises DataError where two have one name."""
+    found: dict[str, Path] = {}
+    for name, path in named:
+        if other := found.get(name):
+            raise DataError(f"{path}: {other.name} has the same name; which one is meant? Remove the other")
+        found[name] = path
+    return found
 
 
 def _pictures(folder: Path) -> list[Path]:
