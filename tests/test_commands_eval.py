@@ -116,6 +116,7 @@ def test_eval_mistakes_are_one_line(program: Program, here: Here) -> None:
     trained(program)
     refused(here("eval", "nowhere"), 1, "nowhere: is no run", "(run)")
     refused(here("resume", "nowhere"), 1, "nowhere: is no run", "(run)")
+    refused(here("resume", "sweep/seed=2"), 1, "sweep/seed=2: is no run", "(run)")
     for typed, status, told in MISTAKES:
         refused(here("eval", "run", typed), status, told)
     assert not list(Path("runs/run").glob("eval-*"))

@@ -87,7 +87,7 @@ def _read(arguments: list[str]) -> Namespace:
     )
     flags.add_json()
     args = flags.read(arguments)
-    if any("=" in name and not is_run(name) for name in (args.first, args.second)):
+    if any("=" in name.partition("/")[0] and not is_run(name) for name in (args.first, args.second)):
         raise ConfigError("healsg diverge RUN RUN [replay=true]: name two runs, as folders or names under runs/")
     return args
 

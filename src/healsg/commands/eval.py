@@ -88,7 +88,7 @@ def _read(arguments: list[str]) -> Namespace:
     flags.add_json("for programs: JSON is what it prints in any case")
     flags.add_config_dir()
     args = flags.read(arguments)
-    if "=" in args.run and not is_run(args.run):
+    if "=" in args.run.partition("/")[0] and not is_run(args.run):
         raise ConfigError(f"{USAGE}: name a run, as a folder or a name under runs/")
     return args
 

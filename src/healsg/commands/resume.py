@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     flags.add_settings("settings that change")
     flags.add_json("for programs: what was reached, as one object, at the end")
     args = flags.read(arguments)
-    if "=" in args.run and not is_run(args.run):
+    if "=" in args.run.partition("/")[0] and not is_run(args.run):
         raise ConfigError("healsg resume RUN [key=value ...]: name a run, as a folder or a name under runs/")
     stop_signal = StopSignal()
     folder = composed_once(lambda: find(args.run))
