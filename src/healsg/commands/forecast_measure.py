@@ -282,7 +282,9 @@ def _saves(task: BasicTask, clock: Clock) -> dict[str, Any]:
 
 def _loader(task: BasicTask, clock: Clock, step: Seconds, budget: float) -> dict[str, Any]:
     """How fast the loader alone gives batches, and which share of a step's wall time that is, were it not beside."""
-    loader, rows, batches = task.train_loader, 0, 0
+    loader = task.train_loader
+    rows = 0
+    batches = 0
     clock.lap()
     spent = Seconds()
     for _, count in loader.batches(1):

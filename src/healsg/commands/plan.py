@@ -43,7 +43,8 @@ Settings = dict[str, tuple[Any, str]]
 def run(arguments: list[str]) -> int:
     """``data=... [overrides] [--memory GB] [--out FILE] [--json] [--config-dir DIR]``."""
     args = _read(arguments)
-    overrides, out, directory = args.settings, args.out, args.config_dir
+    overrides, out = args.settings, args.out
+    directory = args.config_dir
     composer = Composer(directory)
     given = [override.key_or_group for override in composer.parse(overrides)]
     if "model" not in given and "recipe" not in given:

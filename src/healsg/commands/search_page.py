@@ -17,7 +17,9 @@ from healsg.runs.folder import write_text
 from healsg.sweeps.proposals import Trial
 from healsg.sweeps.space import Choice, Dimension
 
-MOST_ROWS, MOST_PLOTS, MOST_CHOICES = 1000, 24, 12
+MOST_ROWS = 1000
+MOST_PLOTS = 24
+MOST_CHOICES = 12
 
 
 def write_page(

@@ -70,7 +70,9 @@ class Shards(OwnPictures):
         **own: Any,
     ) -> None:
         super().__init__(**own)
-        self.image, self.target, self.given_kind = image, target, kind
+        self.image = image
+        self.target = target
+        self.given_kind = kind
 
     # --- what lies there -----------------------------------------------------------------------------------------
 

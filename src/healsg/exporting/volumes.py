@@ -139,7 +139,9 @@ def affine_of(header: Any, shape: Sequence[int], trust: str | None) -> Array:
 def turn(affine: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Which axis each one of RAS is, as nearly as an oblique volume's can be, and its step, 1 or -1."""
     directions = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    order, left, taken = [0, 0, 0], [0, 1, 2], set()
+    order = [0, 0, 0]
+    left = [0, 1, 2]
+    taken = set()
     for world, axis in sorted(np.ndindex(3, 3), key=lambda place: -abs(directions[place])):
         if world not in taken and axis in left:
             order[world] = axis
