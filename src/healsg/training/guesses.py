@@ -8,21 +8,18 @@ when the ledger is read: no batch and no step has them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from healsg import safefiles
 from healsg.data.loader import Loader
-from healsg.data.source import DatasetSource, TensorSource, files_of
+from healsg.data.source import DatasetSource, TensorSource
 from healsg.errors import ConfigError
-from healsg.runs.folder import write_text
-from healsg.training.ledger import PENDING, SCHEMA, Ledger
+from healsg.training.ledger import PENDING, Ledger
+from healsg.training.ledger_files import LedgerFiles
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
@@ -63,7 +60,10 @@ class GuessLedger:
         if task.runner.auto_accumulate:
             raise ConfigError("runner.ledger: runner.auto_accumulate takes batches apart; set one of them to false")
         self.source = loader.sources["unlabelled"]
-        self.classes = list(task.info.class_names) or list(map(str, range(task.info.num_classes)))
+        source = self.source
+        known = source.about.hidden if isinstance(source, (TensorSource, DatasetSource)) else None
+        classes = list(task.info.class_names) or list(map(str, range(task.info.num_classes)))
+        self.files = LedgerFiles(source, known, {"kind": "guesses", "classes": classes})
         count, device = len(self.source), task.device
         self.columns = {name: torch.full((count,), -1, dtype=kind, device=device) for name, kind in COLUMNS.items()}
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -108,14 +108,7 @@ class GuessLedger:
     def write(self, folder: Path, epoch: int) -> None:
         """Write the guesses of ``epoch``, from 1, below the run's folder, and begin the next one. Raises OSError."""
         self.flush()
-        place = folder / "ledger"
-        safefiles.make_folder(place)
-        if not (place / "ledger.json").exists():
-            self._describe(place)
-        with safefiles.replacing(place / f"{epoch:04}.bin") as file:
-            for column in self.columns.values():
-                values = column.cpu().numpy()
-                file.write(values.astype(values.dtype.newbyteorder("<")).tobytes())
+        self.files.write(folder, epoch, self.columns.values())
         self._clear()
 
     def _clear(self) -> None:
@@ -124,19 +117,6 @@ class GuessLedger:
         self.begun = False
         for column in self.columns.values():
             column.fill_(-1)
-
-    def _describe(self, place: Path) -> None:
-        """Write what the samples are: their number and names, the classes, and the true one of each where the data set
-        knows it."""
-        source = self.source
-        known = source.about.hidden if isinstance(source, (TensorSource, DatasetSource)) else None
-        labels = np.full(len(source), -1) if known is None else known.numpy()
-        with safefiles.replacing(place / "targets.bin") as file:
-            file.write(labels.astype("<i4").tobytes())
-        if (files := files_of(source)) is not None:
-            write_text(place / "names.txt", "".join(f"{files[number]}\n" for number in range(len(source))))
-        facts = {"schema": SCHEMA, "kind": "guesses", "samples": len(source), "classes": self.classes}
-        write_text(place / "ledger.json", json.dumps(facts) + "\n")
 
     # --- state: of an epoch that is not complete ---------------------------------------------------------------------
 

@@ -8,27 +8,20 @@ that a run that was killed writes the same bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from healsg import safefiles
 from healsg.data.loader import Loader
-from healsg.data.source import files_of
 from healsg.errors import ConfigError
-from healsg.runs.folder import write_text
+from healsg.training.ledger_files import LedgerFiles
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
-
-SCHEMA = 1
-"""Of ``ledger.json`` and the files beside it."""
 
 PENDING = 1 << 20
 """Numbers of outputs that wait to become numbers by sample."""
@@ -62,7 +55,9 @@ class Ledger:
         self._check(task, loader)
         assert isinstance(loader, Loader)
         self.source = next(iter(loader.sources.values()))
-        self.classes = list(task.info.class_names) if task.info is not None else []
+        targets = self.source.targets
+        classes = list(task.info.class_names) if task.info is not None else []
+        self.files = LedgerFiles(self.source, None if targets is None else targets.cpu(), {"classes": classes})
         count, device = len(self.source), task.device
         self.loss = torch.full((count,), -1.0, dtype=torch.float16, device=device)
         self.confidence = torch.full((count,), -1.0, dtype=torch.float16, device=device)
@@ -127,29 +122,11 @@ class Ledger:
     def write(self, folder: Path, epoch: int) -> None:
         """Write the numbers of ``epoch``, from 1, below the run's folder, and begin the next one. Raises OSError."""
         self.flush()
-        place = folder / "ledger"
-        safefiles.make_folder(place)
-        if not (place / "ledger.json").exists():
-            self._describe(place)
-        columns = [column.cpu().numpy() for column in (self.loss, self.confidence, self.correct)]
-        with safefiles.replacing(place / f"{epoch:04}.bin") as file:
-            for column in columns:
-                file.write(column.astype(column.dtype.newbyteorder("<")).tobytes())
+        self.files.write(folder, epoch, (self.loss, self.confidence, self.correct))
         self.loss.fill_(-1.0)
         self.confidence.fill_(-1.0)
         self.correct.fill_(UNSEEN)
         self.begun = False
-
-    def _describe(self, place: Path) -> None:
-        """Write what the samples are: their number, classes, labels and, where they are files, their names."""
-        targets = self.source.targets
-        labels = np.full(len(self.source), -1) if targets is None else targets.cpu().numpy()
-        with safefiles.replacing(place / "targets.bin") as file:
-            file.write(labels.astype("<i4").tobytes())
-        if (files := files_of(self.source)) is not None:
-            write_text(place / "names.txt", "".join(f"{files[number]}\n" for number in range(len(self.source))))
-        facts = {"schema": SCHEMA, "samples": len(self.source), "classes": self.classes}
-        write_text(place / "ledger.json", json.dumps(facts) + "\n")
 
     # --- state: of an epoch that is not complete ---------------------------------------------------------------------
 
