@@ -20,7 +20,7 @@ from healsg.console import visible
 from healsg.errors import ConfigError, RunError
 from healsg.runs import redact
 from healsg.runs.acquire import FREE
-from healsg.runs.folder import RunFolder, find, is_run
+from healsg.runs.folder import RunFolder, find, is_setting
 from healsg.runs.record import row_of
 from healsg.runs.saved_config import load_saved, read_saved
 
@@ -79,15 +79,15 @@ def _read(arguments: list[str]) -> Namespace:
         "and, of runs that healsg verify has kept, the step and the tensor. Times apart, equal runs went the same way "
         "and ended in the same state. The exit status is 0 where they are equal, 1 where not.",
     )
-    flags.add_argument("first", metavar="RUN", help="a folder, or a name below runs/")
-    flags.add_argument("second", metavar="RUN", help="the other one")
+    flags.add_run("first")
+    flags.add_run("second", "the other one")
     flags.add_settings(
         "replay=true trains both again, in folders that are removed, to name the step and the tensor exactly; other "
         "settings are then changed in both"
     )
     flags.add_json()
     args = flags.read(arguments)
-    if any("=" in name.partition("/")[0] and not is_run(name) for name in (args.first, args.second)):
+    if is_setting(args.first) or is_setting(args.second):
         raise ConfigError("healsg diverge RUN RUN [replay=true]: name two runs, as folders or names under runs/")
     return args
 

@@ -15,7 +15,7 @@ from healsg.config.check import explain_option
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError
-from healsg.runs.folder import RunFolder, find, is_run
+from healsg.runs.folder import RunFolder, find, is_setting
 from healsg.runs.saved_config import load_saved, read_saved
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _read(arguments: list[str]) -> Namespace:
         "those of a segmentation, are shown beside it on standard error, the worst first.",
         EXAMPLES,
     )
-    flags.add_argument("run", metavar="RUN", help="a folder, or a name below runs/")
+    flags.add_run()
     flags.add_settings("split=train|val|test (default: test), checkpoint=best|last (best), or a setting that changes")
     flags.add_argument(
         "--page",
@@ -88,7 +88,7 @@ def _read(arguments: list[str]) -> Namespace:
     flags.add_json("for programs: JSON is what it prints in any case")
     flags.add_config_dir()
     args = flags.read(arguments)
-    if "=" in args.run.partition("/")[0] and not is_run(args.run):
+    if is_setting(args.run):
         raise ConfigError(f"{USAGE}: name a run, as a folder or a name under runs/")
     return args
 

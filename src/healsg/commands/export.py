@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
         "torch and healsg has reproduced every prediction of the validation split from the raw samples. "
         "key=value changes a setting of the run, such as data.folder=DIR where the pictures have moved.",
     )
-    flags.add_argument("run", metavar="RUN", help="a folder, or a name below runs/")
+    flags.add_run()
     flags.add_argument(
         "settings", nargs="*", default=[], metavar="key=value", help="settings of the run that are changed"
     )

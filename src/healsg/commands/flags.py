@@ -46,6 +46,10 @@ class Flags(argparse.ArgumentParser):
         """``--json``, as ``json``."""
         self.add_argument("--json", action="store_true", help=what)
 
+    def add_run(self, name: str = "run", what: str = "a folder, or a name below runs/") -> None:
+        """``RUN``, as ``name``."""
+        self.add_argument(name, metavar="RUN", help=what)
+
     def add_settings(self, what: str = "settings, as healsg train takes them") -> None:
         """``key=value ...``, as ``settings``."""
         self.add_argument("settings", nargs="*", default=[], metavar="key=value", help=what)

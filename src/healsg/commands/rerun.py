@@ -36,7 +36,7 @@ ends in the same state. Exit status: 0 the same, 1 another state or not finished
 def run(arguments: list[str]) -> int:
     """Train again and compare; 0 where the digests are equal, 1 where not."""
     flags = Flags("rerun", DESCRIPTION)
-    flags.add_argument("run", metavar="RUN", help="a folder, or a name below runs/")
+    flags.add_run()
     flags.add_argument(
         "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="only what cannot alter the result"
     )

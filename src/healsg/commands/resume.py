@@ -8,7 +8,7 @@ from healsg.commands.flags import Flags
 from healsg.commands.tables import spoken_to_stderr
 from healsg.commands.train import shown_result
 from healsg.errors import ConfigError
-from healsg.runs.folder import find, is_run
+from healsg.runs.folder import find, is_setting
 from healsg.runs.saved_config import load_saved
 from healsg.training.interrupt import StopSignal
 
@@ -29,11 +29,11 @@ def run(arguments: list[str]) -> int:
         "run would have ended, bit for bit.",
         EXAMPLES,
     )
-    flags.add_argument("run", metavar="RUN", help="a folder, or a name below runs/")
+    flags.add_run()
     flags.add_settings("settings that change")
     flags.add_json("for programs: what was reached, as one object, at the end")
     args = flags.read(arguments)
-    if "=" in args.run.partition("/")[0] and not is_run(args.run):
+    if is_setting(args.run):
         raise ConfigError("healsg resume RUN [key=value ...]: name a run, as a folder or a name under runs/")
     stop_signal = StopSignal()
     folder = composed_once(lambda: find(args.run))

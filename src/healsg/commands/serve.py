@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> int:
         "can ask it, unless --host names another address. key=value changes a setting of the run, such as "
         "runner.device=cpu.",
     )
-    flags.add_argument("run", metavar="RUN", help="a folder, or a name below runs/")
+    flags.add_run()
     flags.add_argument(
         "settings", nargs="*", default=[], metavar="key=value", help="settings of the run that are changed"
     )

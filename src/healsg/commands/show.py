@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
         "Show which settings of a run differ from the defaults of its parts, its status, best and test numbers, and "
         "its files.",
     )
-    flags.add_argument("run", metavar="RUN", help="a folder, or a name below runs/")
+    flags.add_run()
     flags.add_json()
     flags.add_argument(
         "--config-dir", metavar="DIR", help="where options of your own lie, if the run was started with it"

@@ -285,6 +285,11 @@ def is_run(run: str) -> bool:
     return any(_is_run(path) for path in (Path(run), ROOT / run))
 
 
+def is_setting(word: str) -> bool:
+    """Whether ``key=value`` stands where a run is to be named; the name of a sweep's job holds an equals sign too."""
+    return "=" in word.partition("/")[0] and not is_run(word)
+
+
 def _is_run(path: Path) -> bool:
     """Whether a folder holds a ``config.yaml``, also one that is no regular file, which is then refused by its name."""
     try:
