@@ -17,7 +17,7 @@ from healsg.data.info import DataInfo
 from healsg.data.source import line
 from healsg.datasets.masks.outlines import filled, run_lengths, runs_filled
 from healsg.datasets.masks.pairs import Pair
-from healsg.datasets.masks.pictures import Array, ReadMask, picture_shape
+from healsg.datasets.masks.pictures import Array, ReadMask, picture_header
 from healsg.datasets.published.files import locate
 from healsg.datasets.seg2d import MaskedPictures
 from healsg.errors import ConfigError, DataError
@@ -83,7 +83,7 @@ def drawn(pair: Pair, ignore: int | None = None) -> Array:
     Raises:
         DataError: an outline does not fit the picture.
     """
-    height, width = picture_shape(pair.image)
+    (height, width), _ = picture_header(pair.image)
     if pair.sides not in (None, (height, width)):
         raise DataError(f"{pair.image}: is {height} x {width}, and {pair.mask} says {'{} x {}'.format(*pair.sides)}")
     mask = np.zeros((height, width), dtype=np.int32)

@@ -153,12 +153,13 @@ class MaskedSamples:
 
     def shape(self, index: int) -> tuple[int, int]:
         """(height, width) of a picture, from its header. Raises DataError."""
-        return picture_shape(self.picture(index))
+        return picture_header(self.picture(index))[0]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         picture = self.picture(index)
-        whole, shape = self.labels(index), picture_shape(picture)
-        if (turn := picture_turn(picture)) != 1 and (turn < 5 or whole.shape != shape[::-1] or shape[0] == shape[1]):
+        whole = self.labels(index)
+        shape, turn = picture_header(picture)
+        if turn != 1 and (turn < 5 or whole.shape != shape[::-1] or shape[0] == shape[1]):
             detail = f"it has an EXIF orientation ({turn}), by which pictures are turned and masks are not"
             raise DataError(f"the picture of {self.mask_name(index)}: {detail}; save it upright")
         if turn != 1:
@@ -227,21 +228,14 @@ class Pictures(MaskedSamples):
         return stored_file(self.mask_paths[index])
 
 
-def picture_shape(picture: str | Path | BytesIO) -> tuple[int, int]:
-    """(height, width) of a picture, from its header. Raises DataError."""
+def picture_header(picture: str | Path | BytesIO) -> tuple[tuple[int, int], int]:
+    """(height, width) of a picture as it is stored, and the EXIF orientation by which ``decode`` turns it, 1 where it
+    is upright. Raises DataError."""
     from PIL import Image
 
     try:
         with Image.open(picture, formats=FORMATS) as opened:
-            return opened.height, opened.width
+            return (opened.height, opened.width), orientation_of(opened)
     except Exception as error:
         name = "its picture" if isinstance(picture, BytesIO) else picture
         raise DataError(f"{name}: cannot be read as a picture ({line(error)[:200]})") from error
-
-
-def picture_turn(picture: str | Path | BytesIO) -> int:
-    """The EXIF orientation by which ``decode`` turns a picture, 1 where it is upright."""
-    from PIL import Image
-
-    with Image.open(picture, formats=FORMATS) as opened:
-        return orientation_of(opened)
