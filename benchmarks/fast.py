@@ -1,10 +1,10 @@
 """What ``runner=fast`` chooses, measured a second time: python -m benchmarks.fast [rounds] [seconds] [threads]
 
-For six networks of the catalogue: what ``commands.tune`` chose, and then, in a fresh process that knows nothing of the
-first measurement, steps in the plain setting, in the chosen one, and of a bare fp32 loop in torch's own memory format
-(the same network, loss and samples over a ``DataLoader``, torch's fused SGD) in turns; the ratios within each round,
-their means and 95 % intervals. One thread and CPU time; with several threads, of which ``runner=fast`` may choose
-fewer, wall time, which other work on the machine widens. Writes ``results/fast.txt``, or ``fast_2_threads.txt``.
+For six networks of the catalogue: what ``commands.train.tune`` chose, and then, in a fresh process that knows nothing
+of the first measurement, steps in the plain setting, in the chosen one, and of a bare fp32 loop in torch's own memory
+format (the same network, loss and samples over a ``DataLoader``, torch's fused SGD) in turns; the ratios within each
+round, their means and 95 % intervals. One thread and CPU time; with several threads, of which ``runner=fast`` may
+choose fewer, wall time, which other work on the machine widens. Writes ``results/fast.txt``, or ``fast_2_threads.txt``.
 
 The bars against the bare loop alone, of the choices in ``results/fast.txt``: python -m benchmarks.fast bare ROUNDS
 Accuracy: python -m benchmarks.precision
@@ -30,9 +30,9 @@ from benchmarks.bars import Bar, keep
 from benchmarks.peers.__main__ import machine
 from benchmarks.sides import Side, in_turns, serve, together
 from healsg import BasicTask, system
-from healsg.commands.statistics import interval
-from healsg.commands.tune import GAIN, Choice, measured, with_choice
-from healsg.commands.tune import _steps_of as steps_of
+from healsg.commands.compare.statistics import interval
+from healsg.commands.train.tune import GAIN, Choice, measured, with_choice
+from healsg.commands.train.tune import _steps_of as steps_of
 from healsg.config.compose import Composer
 from healsg.runs.folder import ROOT, RunFolder
 from healsg.sweeps.sharing import JobTrainer

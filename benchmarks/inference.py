@@ -29,7 +29,7 @@ from torch import nn
 from benchmarks.bars import Bar, bar_of, keep
 from benchmarks.sides import Side, in_turns, serve, together
 from healsg import TaskTrainer
-from healsg.commands import predict
+from healsg.commands.predict import command as predict
 from healsg.datasets.imagefolder import MEAN, STD
 
 BATCH = 64

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from healsg import TaskTrainer
-from healsg.commands.ledger_errors import errors_of
+from healsg.commands.ledger.errors import errors_of
 from healsg.runs.folder import RunFolder
 
 SHARE = 0.1

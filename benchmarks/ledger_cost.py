@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.bars import Bar, keep
 from healsg.build import build_task
-from healsg.commands.sweep import as_run
+from healsg.commands.sweep.run import as_run
 from healsg.config.compose import Composer
 from healsg.training.epoch import finish_step
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from benchmarks.bars import Bar, keep
 from healsg import BasicTask, TaskTrainer
-from healsg.commands.statistics import interval
+from healsg.commands.compare.statistics import interval
 
 RESULTS = Path(__file__).parent / "results" / "precision.txt"
 ROWS = RESULTS.with_suffix(".json")

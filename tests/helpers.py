@@ -454,7 +454,7 @@ class Guard:
             raise RuntimeError("torch was imported")
 
 sys.meta_path.insert(0, Guard)
-from healsg.commands import train
+from healsg.commands.train import command as train
 from healsg.config.compose import Composer
 from hydra.core.global_hydra import GlobalHydra
 

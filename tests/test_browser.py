@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from browser import PROGRAM, Browser, Page, browsing
-from healsg.commands.search_page import write_page
+from healsg.commands.sweep.search_page import write_page
 from healsg.loggers.report import write_report
 from healsg.loggers.thumbnails import thumbnail
 from healsg.sweeps.proposals import Trial

@@ -13,7 +13,7 @@ from PIL import Image
 
 import fake_volumes
 from healsg.cli import main
-from healsg.commands.check_findings import misspelt
+from healsg.commands.check.findings import misspelt
 
 Check = Callable[..., dict[str, Any]]
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from healsg.cli import main
-from healsg.commands.comparison import is_clear
-from healsg.commands.statistics import adjusted, difference, interval, runs_needed
-from healsg.commands.sweep_table import numbers, table
+from healsg.commands.compare.comparison import is_clear
+from healsg.commands.compare.statistics import adjusted, difference, interval, runs_needed
+from healsg.commands.sweep.table import numbers, table
 
 
 def by_seed(values: list[float], start: int = 0) -> dict[Any, float]:

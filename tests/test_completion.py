@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from healsg.cli import COMMANDS, main
-from healsg.commands.completion import COMPOSED, GROUPS, OF_RUNS, SCRIPTS
+from healsg.commands.terminal.completion import COMPOSED, GROUPS, OF_RUNS, SCRIPTS
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ import fake_masks
 from healsg import TaskTrainer
 from healsg.build import build_task
 from healsg.cli import COMMANDS, main
-from healsg.commands.eval import with_parts
-from healsg.commands.search import plan_search, wanted
-from healsg.commands.sweep import as_run
+from healsg.commands.eval.command import with_parts
+from healsg.commands.sweep.run import as_run
+from healsg.commands.sweep.search import plan_search, wanted
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.runs.folder import RunFolder

@@ -12,7 +12,7 @@ import pytest
 
 from healsg.cli import main
 from healsg.commands.explain import option_lines
-from healsg.commands.train_help import help_lines
+from healsg.commands.train.help import help_lines
 from healsg.config.catalogue import Catalogue
 from healsg.config.comments import read_comments
 from healsg.config.compose import Composer, conf_folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from healsg.commands.flags import Flags
+from healsg.commands.terminal.flags import Flags
 from healsg.errors import ConfigError
 
 

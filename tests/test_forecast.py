@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from healsg.cli import main
-from healsg.commands.forecast import kind_of
-from healsg.commands.forecast_model import Amount, Length, Seconds, largest_batch, saves_of, spread_of
+from healsg.commands.forecast.command import kind_of
+from healsg.commands.forecast.model import Amount, Length, Seconds, largest_batch, saves_of, spread_of
 from helpers import record, train
 
 

@@ -20,7 +20,7 @@ import yaml
 from hydra.utils import get_object
 
 from healsg.cli import main
-from healsg.commands import processes
+from healsg.commands.launch import processes
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed, TaskConfig
 from healsg.config.values import flat

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from healsg.commands.launching import Result, launch
+from healsg.commands.launch.launching import Result, launch
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.errors import RunError

@@ -137,7 +137,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         ("errors.py", "training/device.py"),
         ("training/step.py", "training/device.py"),
         ("runs/checkpointer.py", "task.py"),
-        ("trainer.py", "commands/train.py"),
+        ("trainer.py", "commands/train/command.py"),
         ("runner.py", "methods/sam.py"),
         ("model.py", "models/mlp.py"),
         ("methods/sam.py", "cli.py"),

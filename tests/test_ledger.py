@@ -12,8 +12,8 @@ import torch
 
 import fake_data
 from healsg.cli import main
-from healsg.commands.ledger import Read, forgotten, forgotten_by_epoch
-from healsg.commands.ledger_guesses import Guesses, facts_of_guesses
+from healsg.commands.ledger.command import Read, forgotten, forgotten_by_epoch
+from healsg.commands.ledger.guesses import Guesses, facts_of_guesses
 from healsg.evaluation.label_errors import candidates, thresholds
 from healsg.runs.folder import RunFolder
 from helpers import UNLABELLED_ACTS, record, stopped_at, train, trained

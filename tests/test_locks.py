@@ -127,7 +127,7 @@ def test_a_sweep_and_a_sweep_of_the_same_name(capsys: pytest.CaptureFixture[str]
 
 
 def _pause_between_jobs() -> None:
-    from healsg.commands import sweep
+    from healsg.commands.sweep import run as sweep
 
     run_job = sweep.run_job
 

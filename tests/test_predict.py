@@ -17,7 +17,7 @@ from PIL import Image
 
 from healsg import TaskTrainer
 from healsg.cli import main
-from healsg.commands import predict as command
+from healsg.commands.predict import command
 from healsg.evaluation.ensemble import shifted
 from healsg.evaluation.writers import File
 

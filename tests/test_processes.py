@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from healsg.cli import main
-from healsg.commands import processes
+from healsg.commands.launch import processes
 from healsg.config.compose import Composer
 from healsg.errors import ConfigError
 from healsg.runs.folder import RunFolder

@@ -17,7 +17,8 @@ import yaml
 from rich.cells import cell_len
 
 from healsg.cli import main
-from healsg.commands import tables, watch
+from healsg.commands import watch
+from healsg.commands.terminal import tables
 from healsg.commands.watch import braille, overview
 from healsg.errors import ConfigError
 from healsg.runs import registry

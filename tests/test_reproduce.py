@@ -20,8 +20,8 @@ import fake_tables
 from healsg import TaskTrainer
 from healsg.build import build_task
 from healsg.cli import main
-from healsg.commands import reproduce
-from healsg.commands.published import chain, read_target, recipes, verdict
+from healsg.commands.reproduce import command as reproduce
+from healsg.commands.reproduce.published import chain, read_target, recipes, verdict
 from healsg.config.compose import Composer
 from helpers import REPOSITORY, Program
 

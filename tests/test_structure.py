@@ -262,7 +262,7 @@ def test_seven_calls_from_the_command_to_the_training_step(monkeypatch: pytest.M
 
     monkeypatch.setattr(TaskRunner, "step", watched)
     assert main(["train", "runner=debug", "quiet=true"]) == 0
-    way = ["cli.main", "cli._answer", "train.run", "trainer.train", "runner.fit", "task.run_epoch", "epoch.run"]
+    way = ["cli.main", "cli._answer", "command.run", "trainer.train", "runner.fit", "task.run_epoch", "epoch.run"]
     assert seen[0] == way
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from healsg.cli import main
-from healsg.commands.sweep import job_name
+from healsg.commands.sweep.run import job_name
 from healsg.config.compose import Composer
 from healsg.datasets.digits import Digits
 from healsg.errors import ConfigError

@@ -102,7 +102,7 @@ def test_a_signal_ends_the_job_and_the_sweep(between: bool) -> None:
     """Also one that comes between two jobs."""
 
     def prepare() -> None:
-        from healsg.commands import sweep
+        from healsg.commands.sweep import run as sweep
 
         run_job, number = sweep.run_job, os.getpid()
 

@@ -11,8 +11,8 @@ import yaml
 
 from healsg import TaskTrainer
 from healsg.cli import main
-from healsg.commands import tune
-from healsg.commands.tune import Bench, Row
+from healsg.commands.train import tune
+from healsg.commands.train.tune import Bench, Row
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError, RunError

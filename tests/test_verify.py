@@ -24,8 +24,11 @@ import torch
 import fake_masks
 import fake_volumes
 from healsg import TaskTrainer
-from healsg.commands import diverge, fingerprints, launching, trace, verify
-from healsg.commands.diverge import first_tensor
+from healsg.commands import verify
+from healsg.commands.diverge import command as diverge
+from healsg.commands.diverge import fingerprints, trace
+from healsg.commands.diverge.command import first_tensor
+from healsg.commands.launch import launching
 from healsg.config.compose import Composer
 from healsg.errors import ConfigError, HealsgError, RunError
 from healsg.runs.folder import RunFolder

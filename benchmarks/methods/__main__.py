@@ -65,7 +65,7 @@ def measure(bench: Bench, experiment: Experiment) -> Record:
 
 def verdict(gains: list[float]) -> str:
     """What the 95 % t interval of the paired gains says."""
-    from healsg.commands.statistics import interval
+    from healsg.commands.compare.statistics import interval
 
     mean, half = interval(gains)
     if mean - half > 0:
@@ -75,7 +75,7 @@ def verdict(gains: list[float]) -> str:
 
 def row(name: str, record: Record) -> list[str]:
     """The cells of an experiment."""
-    from healsg.commands.statistics import interval
+    from healsg.commands.compare.statistics import interval
 
     mean, half = interval(record["gains"])
     sides = [record["baseline"], record["method"]]

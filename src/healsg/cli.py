@@ -87,13 +87,13 @@ def _answer(arguments: Sequence[str] | None) -> int:
             print(_version() if command == "--version" else _usage())
         return 0
     if command == "--complete":  # the shell asks, by the script of --completion
-        from healsg.commands.completion import candidates
+        from healsg.commands.terminal.completion import candidates
 
         print(*candidates(COMMANDS, rest), sep="\n")
         return 0
     with console.lasting_streams() as output, Mistakes("debug=true" in rest) as mistakes:
         if command == "--completion":
-            from healsg.commands.completion import script
+            from healsg.commands.terminal.completion import script
 
             print(script(rest))
             return 0

@@ -62,10 +62,10 @@ class TaskRunner:
         find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
         sync_batchnorm: for several processes, BatchNorm's statistics are those of the batch of all of them.
         shard: for several processes, each holds its part of weights, gradients and optimizer state; see ``sharded``.
-        processes: how many the command starts on this machine for the run (``commands.processes``); None is one, or
-            those that a launcher such as torchrun has started.
+        processes: how many the command starts on this machine for the run (``commands.launch.processes``); None is one,
+            or those that a launcher such as torchrun has started.
         timeout: seconds that one of several processes waits for another one before the run ends with an error.
-        tune: seconds in which the command measures how the task trains fastest (``commands.tune``) before the run
+        tune: seconds in which the command measures how the task trains fastest (``commands.train.tune``) before the run
             begins; it then stands here as None, and the settings that were chosen are plain ones.
         ledger: keep loss, confidence and correctness of every training sample in every epoch; see ``Ledger``.
         keep_every, keep_best: epochs between two, and how many of the best, that keep a checkpoint of their own; see

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from healsg.commands.flags import Flags
-from healsg.commands.tables import show_json
+from healsg.commands.terminal.flags import Flags
+from healsg.commands.terminal.tables import show_json
 from healsg.console import visible
 from healsg.errors import ConfigError, RunError
 from healsg.paths import absolute, shown

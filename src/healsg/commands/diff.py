@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from healsg.commands.flags import Flags
-from healsg.commands.tables import show, show_json, tell
+from healsg.commands.terminal.flags import Flags
+from healsg.commands.terminal.tables import show, show_json, tell
 from healsg.config.names import is_below
 from healsg.config.values import differing, flat
 from healsg.runs import redact

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from healsg.commands import layout
-from healsg.commands.flags import Flags
+from healsg.commands.terminal import layout
+from healsg.commands.terminal.flags import Flags
 from healsg.config import check
 from healsg.config.catalogue import Argument, Catalogue, Option
 from healsg.config.compose import Composer

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from healsg import safefiles
-from healsg.commands.flags import Flags
+from healsg.commands.terminal.flags import Flags
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError, DataError, RunError, one_line
 from healsg.runs.folder import RunFolder, find, finite

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from healsg.commands import layout
-from healsg.commands.flags import Flags
+from healsg.commands.terminal import layout
+from healsg.commands.terminal.flags import Flags
 from healsg.config.catalogue import Catalogue
 from healsg.config.compose import Composer
 

@@ -8,8 +8,8 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
-from healsg.commands.flags import Flags
-from healsg.commands.tables import show_json
+from healsg.commands.terminal.flags import Flags
+from healsg.commands.terminal.tables import show_json
 from healsg.config.compose import Composer
 from healsg.config.targets import find_module
 from healsg.errors import ConfigError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from healsg.commands.flags import Flags
-from healsg.commands.tables import show_json
+from healsg.commands.terminal.flags import Flags
+from healsg.commands.terminal.tables import show_json
 from healsg.config.compose import Composer
 from healsg.console import visible
 from healsg.errors import ConfigError

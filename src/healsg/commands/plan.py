@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from healsg.commands.flags import Flags
-from healsg.commands.tables import show_json
+from healsg.commands.terminal.flags import Flags
+from healsg.commands.terminal.tables import show_json
 from healsg.config.compose import Composer
 from healsg.console import visible
 from healsg.errors import ConfigError

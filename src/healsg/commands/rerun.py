@@ -10,10 +10,10 @@ from typing import Any
 from healsg import distributed
 from healsg.cli import say
 from healsg.commands.diff import differences
-from healsg.commands.flags import Flags
-from healsg.commands.launching import InProcesses, Result, launch
-from healsg.commands.processes import wanted
-from healsg.commands.tables import show_json
+from healsg.commands.launch.launching import InProcesses, Result, launch
+from healsg.commands.launch.processes import wanted
+from healsg.commands.terminal.flags import Flags
+from healsg.commands.terminal.tables import show_json
 from healsg.config.names import is_below
 from healsg.config.overrides import parse
 from healsg.config.schema import Composed

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from healsg.commands import processes
-from healsg.commands.arguments import composed_once, folder_acquired_early
-from healsg.commands.flags import Flags
-from healsg.commands.tables import spoken_to_stderr
-from healsg.commands.train import shown_result
+from healsg.commands.launch import processes
+from healsg.commands.terminal.arguments import composed_once, folder_acquired_early
+from healsg.commands.terminal.flags import Flags
+from healsg.commands.terminal.tables import spoken_to_stderr
+from healsg.commands.train.command import shown_result
 from healsg.errors import ConfigError
 from healsg.runs.folder import find, is_setting
 from healsg.runs.saved_config import load_saved

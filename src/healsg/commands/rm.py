@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from healsg import safefiles
-from healsg.commands.flags import Flags
-from healsg.commands.tables import show_json
+from healsg.commands.terminal.flags import Flags
+from healsg.commands.terminal.tables import show_json
 from healsg.console import visible
 from healsg.errors import ConfigError, RunError
 from healsg.paths import absolute

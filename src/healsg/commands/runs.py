@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from healsg.commands.flags import Flags
-from healsg.commands.tables import show, show_json
+from healsg.commands.terminal.flags import Flags
+from healsg.commands.terminal.tables import show, show_json
 from healsg.config.names import did_you_mean
 from healsg.errors import ConfigError
 from healsg.runs.registry import Listed, age, listed, root_of, shown_time

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from healsg.commands.flags import Flags
+from healsg.commands.terminal.flags import Flags
 from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import find
 from healsg.runs.saved_config import load_saved

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from healsg import safefiles
-from healsg.commands import layout
 from healsg.commands.explain import shown
-from healsg.commands.flags import Flags
+from healsg.commands.terminal import layout
+from healsg.commands.terminal.flags import Flags
 from healsg.config.catalogue import Catalogue
 from healsg.config.compose import Composer
 from healsg.config.values import flat

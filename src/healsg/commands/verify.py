@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from healsg import distributed
-from healsg.commands import processes
-from healsg.commands.arguments import parse_arguments
-from healsg.commands.diverge import TRACE, entries, first_line, first_tensor
-from healsg.commands.launching import BrokenError, TracedProcess, launch
-from healsg.commands.tables import show, show_json, spoken_to_stderr, tell
-from healsg.commands.tune import tuned
+from healsg.commands.diverge.command import TRACE, entries, first_line, first_tensor
+from healsg.commands.launch import processes
+from healsg.commands.launch.launching import BrokenError, TracedProcess, launch
+from healsg.commands.terminal.arguments import parse_arguments
+from healsg.commands.terminal.tables import show, show_json, spoken_to_stderr, tell
+from healsg.commands.train.tune import tuned
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError, RunError

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from healsg.commands.flags import Flags
 from healsg.commands.runs import as_json
-from healsg.commands.tables import cell, show_json
+from healsg.commands.terminal.flags import Flags
+from healsg.commands.terminal.tables import cell, show_json
 from healsg.console import fitted, visible
 from healsg.errors import ConfigError
 from healsg.runs.folder import RunFolder, find

@@ -100,7 +100,7 @@ class _Worker:
     ) -> None:
         self.slot = slot
         self.job: int | None = None
-        line = system.program("healsg.commands.worker", "main")
+        line = system.program("healsg.commands.launch.worker", "main")
         # A session of its own: Ctrl-C reaches the pool alone, which tells its workers once.
         self.process = subprocess.Popen(
             line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True

@@ -22,7 +22,7 @@ class OneJob:
 
     def __init__(self, order: Order, folder: str | None = None) -> None:
         self.order = order
-        line = system.program("healsg.commands.worker", "main")
+        line = system.program("healsg.commands.launch.worker", "main")
         self._child = subprocess.Popen(
             line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, cwd=folder
         )

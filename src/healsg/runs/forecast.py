@@ -27,7 +27,7 @@ def forecast(composed: Composed, budget: float = BUDGET) -> dict[str, Any]:
         RunError: the task cannot be built, or takes no step; the reason is in the message.
     """
     request = yaml.safe_dump({"composed": composed.as_plain(), "budget": budget})
-    command = system.program("healsg.commands.forecast_measure", "main")
+    command = system.program("healsg.commands.forecast.measure", "main")
     child = subprocess.run(command, input=request.encode(), capture_output=True, check=False)
     lines = child.stdout.decode(errors="replace").splitlines()
     try:

@@ -17,7 +17,10 @@ LOST = "lost"
 
 
 class JobLauncher(ABC):
-    """Runs jobs that ``healsg.commands.worker`` understands. Its workers live from the first job until ``close``."""
+    """Runs jobs that ``healsg.commands.launch.worker`` understands.
+
+    Its workers live from the first job until ``close``.
+    """
 
     @abstractmethod
     def results(self, orders: Sequence[Order], asked: Callable[[], int | None]) -> Iterator[tuple[int, Answer]]:

@@ -1,0 +1,3 @@
+"""``healsg check``: every sample read once, and one step tried, before training."""
+
+from healsg.commands.check.command import run as run

@@ -1,0 +1,125 @@
+"""``healsg check``: whether the parts of a task fit each other, by one real training step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from healsg.build import build_task
+from healsg.commands.check.findings import Finding
+from healsg.config.schema import Composed
+from healsg.data.info import DataInfo
+from healsg.errors import HealsgError, one_line
+from healsg.training.step import COUNT
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+
+
+def tried(composed: Composed, info: DataInfo | None) -> tuple[dict[str, Any], list[Finding]]:
+    """Build the task, and take one training step on a batch that can be read.
+
+    Args:
+        composed: the configuration.
+        info: the classes with which the data are read although a class of theirs is empty; None where there is no need.
+
+    Returns:
+        What the task is, as plain values, and what is wrong with it.
+    """
+    try:
+        task = build_task(composed)
+        task.build(data_info=info)
+    except HealsgError as error:
+        return {}, [Finding("fatal", "parts", one_line(error))]
+    facts = described(task)
+    try:
+        facts["step"] = one_step(task)
+        facts["saved"] = saved_bytes(task)
+    except HealsgError as error:
+        return facts, [Finding("fatal", "parts", one_line(error))]
+    except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:  # what networks and losses raise
+        return facts, [Finding("fatal", "parts", f"a training step fails: {type(error).__name__}: {one_line(error)}")]
+    loss = facts["step"].get("loss")
+    if loss is None or not math.isfinite(loss):
+        return facts, [
+            Finding("fatal", "parts", f"the loss of the first batch is {loss}; is data.mean, data.std right?")
+        ]
+    return facts, []
+
+
+def one_step(task: BasicTask) -> dict[str, float]:
+    """The scalars of the first training step; the weights move by it."""
+    task.net.train()
+    for batch, micro in task.runner.train_batches(task):
+        scalars, _ = task.runner.step(task, batch, micro)
+        values = {name: float(torch.as_tensor(value).detach()) for name, value in scalars.items() if _is_scalar(name)}
+        return values | {"samples": micro.rows}
+    return {}
+
+
+def _is_scalar(name: str) -> bool:
+    """Whether a name of what a step reports is a number of the method's, and not what such a number counts."""
+    return name != "count" and not name.endswith(COUNT)
+
+
+def described(task: BasicTask) -> dict[str, Any]:
+    """Parameters, what is trained, and what is left out."""
+    parameters = list(task.model.named_parameters())
+    learning = sum(value.numel() for _, value in parameters if value.requires_grad)
+    frozen = [name for name, value in parameters if not value.requires_grad]
+    parts: dict[str, int] = {}
+    for name, value in parameters:
+        part = name.partition(".")[0]
+        parts[part] = parts.get(part, 0) + value.numel()
+    info = task.info
+    return {
+        "device": str(task.device),
+        "parameters": sum(value.numel() for _, value in parameters),
+        "trained": learning,
+        "frozen": frozen,
+        "parts": parts,
+        "optimizer": type(task.optimizer).__name__,
+        "schedule": None if task.scheduler is None else type(task.scheduler).__name__,
+        "criterion": type(task.criterion).__name__,
+        "epochs": task.max_epoch,
+        "updates": task.runner.total_steps,
+        "monitor": task.runner.best_tracker.name,
+        "left_out": {
+            "samples": task.train_loader.left_out,
+            "metrics": task.task_model.omissions(info) if info is not None else [],
+        },
+    }
+
+
+def saved_bytes(task: BasicTask) -> dict[str, int]:
+    """How large the checkpoints of a task will be, whose optimizer has made a step, and so holds what it keeps."""
+    best = _bytes(task.task_method.eval_model(task).state_dict())
+    return {"best.pt": best, "last.pt": _bytes(task.state_dict())}
+
+
+def _bytes(state: Any) -> int:
+    """Of the tensors in a state of dicts and lists."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    inner = state.values() if isinstance(state, Mapping) else state if isinstance(state, (list, tuple)) else ()
+    return sum(map(_bytes, inner))
+
+
+def read_safely(composed: Composed, broken: bool) -> Composed:
+    """The same configuration for reading what is there: in this process, nothing held or cached.
+
+    Args:
+        composed: the configuration.
+        broken: whether samples that cannot be read are left out.
+    """
+    data = dict(composed.values["data"])
+    changes: dict[str, Any] = {"workers": 0, "in_memory": False, "cache": False}
+    if broken:
+        changes |= {"on_error": "skip", "max_errors": 1 << 30}
+    data |= {key: value for key, value in changes.items() if key in data}
+    return replace(composed, values=composed.values | {"data": data})

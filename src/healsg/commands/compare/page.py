@@ -1,0 +1,135 @@
+"""``healsg compare --page``: one HTML file with the settings as a table, and their curves over each other."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from healsg.commands.compare.comparison import Comparison, Setting, rows_of
+from healsg.commands.compare.statistics import interval
+from healsg.commands.terminal.tables import cell
+from healsg.console import visible
+from healsg.loggers.plots import Band, Points, figure
+from healsg.loggers.report import STYLE, read_lines
+from healsg.runs import redact
+from healsg.runs.folder import RunFolder, write_text
+
+MOST_SETTINGS = 6
+"""Settings whose curves are drawn, the best ones: as many as there are colours."""
+
+MOST_PLOTS = 12
+
+MOST_EPOCHS = 200
+"""Epochs of a curve that are drawn."""
+
+NO_METRIC = ("event", "epoch", "step", "best", "seconds")
+
+Curve = dict[float, list[float]]
+"""By epoch the numbers of the runs of one setting."""
+
+
+def write_page(path: Path, compared: Comparison, folders: Mapping[str, RunFolder]) -> None:
+    """Write the page. Raises OSError.
+
+    Args:
+        path: the file.
+        compared: what ``healsg compare`` found.
+        folders: of the runs, by name.
+    """
+    drawn = compared.settings[:MOST_SETTINGS]
+    title = f"Comparison on {compared.metric}"
+    left_out = len(compared.settings) - len(drawn)
+    note = "Lines: means over the runs of a setting; bands: their 95 % interval (Student's t)."
+    if left_out:
+        note += f" The best {len(drawn)} settings are drawn; {left_out} are in the table alone."
+    plots = "".join(_plots(compared, drawn, folders))
+    sections = [
+        f"<h1>{_text(title)}</h1>",
+        *(f'<p class="result">{_text(line)}</p>' for line in compared.verdict),
+        f"<h2>Settings</h2>{_table(compared)}",
+        '<p class="note">Ranked on val; the test part chose nothing.</p>',
+        f'<h2>Curves</h2><p class="note">{note}</p><div class="plots">{plots}</div>',
+        f"<h2>Runs</h2>{_runs(compared.settings)}",
+    ]
+    page = (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
+    )
+    write_text(path, page)
+
+
+def _text(value: Any) -> str:
+    return escape(redact.text(visible(str(value))))
+
+
+def _table(compared: Comparison) -> str:
+    columns, rows = rows_of(compared)
+    head = "".join(f"<th>{_text(name)}</th>" for name in columns)
+    body = ""
+    for place, (label, *values) in enumerate(rows):
+        cells = "".join(f"<td>{_text(cell(value))}</td>" for value in values)
+        body += f"<tr{' class=best' if place == 0 else ''}><th>{_text(label)}</th>{cells}</tr>"
+    return f'<div class="scroll matrix"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _runs(settings: list[Setting]) -> str:
+    rows = "".join(f"<tr><th>{_text(one.label)}</th><td>{_text(', '.join(one.names))}</td></tr>" for one in settings)
+    return f'<table class="facts">{rows}</table>'
+
+
+def _plots(compared: Comparison, drawn: list[Setting], folders: Mapping[str, RunFolder]) -> list[str]:
+    """A figure of each number that the runs logged by epoch, the one that is compared first."""
+    curves = {one.label: _curves(one, folders) for one in drawn}
+    names = {name for own in curves.values() for name in own}
+    order = sorted(names, key=lambda name: (name != compared.metric, not name.startswith("val/"), name))
+    best = [(folders[name].record.get("best") or {}).get("epoch") for name in drawn[0].names]
+    epochs = [float(epoch) for epoch in best if isinstance(epoch, (int, float))]
+    marked = statistics.median_low(epochs) if epochs else None
+    figures = []
+    for name in order[:MOST_PLOTS]:
+        lines: dict[str, dict[str, Points]] = {}
+        bands: dict[str, Band] = {}
+        for label, own in curves.items():
+            shown = visible(redact.text(label))
+            points, band = _mean(own.get(name, {}))
+            lines[shown] = {"epoch": points, "step": []}
+            bands[shown] = band
+        figures.append(figure(name, lines, "epoch", marked if name == compared.metric else None, bands))
+    return figures
+
+
+def _curves(setting: Setting, folders: Mapping[str, RunFolder]) -> dict[str, Curve]:
+    """By name of a number, its values by epoch."""
+    curves: dict[str, Curve] = {}
+    for run in setting.names:
+        for line in read_lines(folders[run].metrics):
+            epoch: Any = line.get("epoch")
+            if line.get("event") != "epoch" or not _is_number(epoch):
+                continue
+            for name, value in line.items():
+                if name not in NO_METRIC and _is_number(value):
+                    curves.setdefault(name, {}).setdefault(float(epoch), []).append(float(value))
+    return curves
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _mean(curve: Curve) -> tuple[Points, Band]:
+    """The mean by epoch, and the interval where there are several values."""
+    epochs = sorted(curve)
+    every = -(-len(epochs) // MOST_EPOCHS) or 1
+    points: Points = []
+    band: Band = []
+    for epoch in sorted({*epochs[::every], *epochs[-1:]}):
+        mean, half = interval(curve[epoch])
+        points.append((epoch, mean))
+        if math.isfinite(half):
+            band.append((epoch, mean - half, mean + half))
+    return points, band if len(band) > 1 else []

@@ -1,0 +1,131 @@
+"""``healsg eval RUN``: evaluate a run's best or last weights on any split, as JSON."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from healsg.commands.terminal import tables
+from healsg.commands.terminal.arguments import composed_once
+from healsg.commands.terminal.flags import Flags, page_file
+from healsg.config.catalogue import merged
+from healsg.config.check import explain_option
+from healsg.config.compose import Composer
+from healsg.config.schema import Composed
+from healsg.errors import ConfigError
+from healsg.runs.folder import RunFolder, find, is_setting
+from healsg.runs.saved_config import load_saved, read_saved
+
+if TYPE_CHECKING:
+    from healsg.evaluation.evaluator import Evaluation
+
+SHOWN = 20
+"""Cases that the table on the screen has; the file has all."""
+
+USAGE = "healsg eval RUN [split=test] [checkpoint=best] [--page FILE] [key=value ...]"
+
+EXAMPLES = """\
+  healsg eval exp1 split=val checkpoint=last
+  healsg eval exp1 data.folder=other             the same kind of data elsewhere
+  healsg eval exp1 data=csv data.file=t.csv      another kind of data
+  healsg eval exp1 model/metrics=classification  further metrics"""
+
+KEPT = ("root", "batch_size", "workers", "image_size", "channels", "mean", "std", "timeout", "prefetch", "on_error")
+"""Settings of a run's data that another kind of data takes over: how samples are read, and what inputs look like."""
+
+
+def run(arguments: list[str]) -> int:
+    """``RUN [split=test] [checkpoint=best|last] [overrides]``; prints and writes ``eval-<split>-<checkpoint>.json``."""
+    args = _read(arguments)
+    own = {"split": "test", "checkpoint": "best"}
+    overrides = []
+    for argument in args.settings:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value
+        elif near := difflib.get_close_matches(key, own, 1, 0.75):
+            raise ConfigError(f"{key}: no such key; did you mean {near[0]}?")
+        else:
+            overrides.append(argument)
+    if own["checkpoint"] not in ("best", "last"):
+        raise ConfigError(f"checkpoint: {own['checkpoint']} is not one of best, last")
+    page = page_file(args.page)
+    folder = composed_once(lambda: find(args.run))
+    composed = composed_once(lambda: with_parts(folder, overrides, args.config_dir))
+    from healsg import distributed
+    from healsg.runs.evaluations import write_evaluation
+    from healsg.trainer import TaskTrainer
+
+    found = TaskTrainer(composed).evaluation(own["split"], own["checkpoint"], folder, page is not None)
+    if distributed.processes().rank == 0:
+        print(write_evaluation(folder, own["split"], own["checkpoint"], found))
+        if found.cases:
+            _show_cases(found)
+        if page is not None:
+            from healsg.commands.eval.page import write_page
+
+            write_page(page, f"{folder.path.name}: {own['split']}, {own['checkpoint']} weights", found)
+    return 0
+
+
+def _read(arguments: list[str]) -> Namespace:
+    flags = Flags(
+        "eval",
+        "Print the metrics of a run's weights on a split as JSON, and keep them in the run's folder. Cases, such as "
+        "those of a segmentation, are shown beside it on standard error, the worst first.",
+        EXAMPLES,
+    )
+    flags.add_run()
+    flags.add_settings("split=train|val|test (default: test), checkpoint=best|last (best), or a setting that changes")
+    flags.add_argument(
+        "--page",
+        metavar="FILE",
+        help="also one HTML file: the table by case, worst first, and the worst as pictures: image, truth, prediction, "
+        "errors in colour",
+    )
+    flags.add_json("for programs: JSON is what it prints in any case")
+    flags.add_config_dir()
+    args = flags.read(arguments)
+    if is_setting(args.run):
+        raise ConfigError(f"{USAGE}: name a run, as a folder or a name under runs/")
+    return args
+
+
+def _show_cases(found: Evaluation) -> None:
+    """The table by case on standard error, the worst first, so that standard output stays JSON."""
+    from healsg.evaluation.evaluator import worst_first
+
+    names = worst_first(found.cases, SHOWN)
+    columns = list(dict.fromkeys(key for numbers in found.cases.values() for key in numbers))
+    rows = [[name, *(found.cases[name].get(key) for key in columns)] for name in names]
+    tables.show(["case", *columns], rows, sys.stderr)
+    if len(found.cases) > SHOWN:
+        print(f"and {len(found.cases) - SHOWN} better ones", file=sys.stderr)
+
+
+def with_parts(folder: RunFolder, overrides: list[str], config_dir: str | None = None) -> Composed:
+    """The configuration of a run with other data or metrics, where ``overrides`` choose some. Raises ConfigError."""
+    groups = ("data", "model/metrics")
+    chosen = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in groups}
+    settings = [text for text in overrides if text.partition("=")[0] not in groups]
+    if not chosen:
+        return load_saved(folder, settings)
+    composer = Composer(config_dir)
+    parts: dict[str, Any] = {}
+    for group, value in chosen.items():
+        key = group.replace("/", ".")
+        parts[key] = {}
+        for option in value.strip("[]").split(",") if value != "null" else ():
+            if composer.layers.file_of(f"{group}/{option.strip()}") is None:
+                raise ConfigError(explain_option(group, option, composer.options(group)))
+            content: Any = merged(composer.layers.of(f"{group}/{option.strip()}"))
+            for name in key.split("."):
+                content = content[name]
+            parts[key] |= content
+    if "data" in parts:
+        before = read_saved(folder.config).get("data")
+        known = before if isinstance(before, dict) else {}
+        parts["data"] |= {key: known[key] for key in KEPT if key in known and key in parts["data"]}
+    return load_saved(folder, settings, parts)

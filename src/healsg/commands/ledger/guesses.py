@@ -1,0 +1,165 @@
+"""``healsg ledger RUN`` of a semi-supervised run: how many pseudo-labels were right, by epoch and by difficulty."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from healsg.commands.ledger.files import Array, described, epochs_of, names_of, targets_of
+from healsg.commands.terminal.tables import show
+from healsg.runs.folder import RunFolder
+
+GROUPS = 5
+"""Into which the samples are parted by their difficulty, with equally many in each."""
+
+SHOWN = 7
+"""Epochs that a table shows."""
+
+
+class Guesses:
+    """What a semi-supervised run took its unlabelled samples for; see ``training.guesses.GuessLedger``.
+
+    ``confidence`` and ``weight`` are (E, N), nan where a sample was not dealt, ``label`` (E, N), -1 there; ``targets``
+    (N,) the true classes, -1 where they are not known; ``difficulty`` (N,) is 1 minus the mean confidence over the
+    epochs, which needs no true class; nan of a sample that was never dealt.
+
+    Raises RunError where there is no ledger, or it is damaged.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        place = folder.path / "ledger"
+        facts = described(folder)
+        count = facts["samples"]
+        self.classes = [str(name) for name in facts.get("classes") or ()]
+        contents = list(epochs_of(place, 8 * count))
+        halves = np.stack([np.frombuffer(content, "<f2", 2 * count) for content in contents]).astype(np.float32)
+        self.label = np.stack([np.frombuffer(content, "<i4", count, 4 * count) for content in contents])
+        dealt = self.label >= 0
+        self.confidence = np.where(dealt, halves[:, :count], np.nan)
+        self.weight = np.where(dealt, halves[:, count:], np.nan)
+        self.targets = targets_of(place, count)
+        self.names = names_of(place, count)
+        times = dealt.sum(axis=0)
+        sums = np.where(dealt, 1 - halves[:, :count], 0).sum(axis=0)
+        self.difficulty = np.where(times > 0, sums / np.maximum(times, 1), np.nan)
+        self.judged = dealt & (self.targets >= 0)
+        """(E, N) whether it can be said that a guess is right or wrong."""
+        self.right = self.judged & (self.label == self.targets)
+
+    def named(self, label: int) -> str:
+        """The name of a class."""
+        return self.classes[label] if 0 <= label < len(self.classes) else str(label)
+
+
+def share(part: Array, whole: Array) -> float | None:
+    """The sum of one over the sum of the other; None of nothing."""
+    total = float(np.nansum(whole))
+    return float(np.nansum(part)) / total if total else None
+
+
+def facts_of_guesses(folder: RunFolder, top: int) -> dict[str, Any]:
+    """What such a ledger tells, as plain values."""
+    read = Guesses(folder)
+    dealt = read.label >= 0
+    epochs: list[dict[str, Any]] = [
+        {
+            "epoch": number,
+            "dealt": int(there.sum()),
+            "confidence": share(confidence, there),
+            "learned": share(weight, there),
+            "right": share(right, judged),
+            "right_of_learned": share(weight * right, weight * judged),
+        }
+        for number, (there, confidence, weight, right, judged) in enumerate(
+            zip(dealt, read.confidence, read.weight, read.right, read.judged, strict=True), 1
+        )
+        if there.any()
+    ]
+    seen = np.flatnonzero(~np.isnan(read.difficulty))
+    bins = np.histogram(read.difficulty[seen], bins=10, range=(0.0, 1.0))[0]
+    return {
+        "schema": 1,
+        "kind": "guesses",
+        "run": str(folder.shown),
+        "samples": len(seen),
+        "known": int((read.targets[seen] >= 0).sum()),
+        "epochs": epochs,
+        "difficulty": [
+            {"from": place / 10, "to": (place + 1) / 10, "samples": int(count)} for place, count in enumerate(bins)
+        ],
+        "by_difficulty": _by_difficulty(read, seen, [row["epoch"] for row in epochs]),
+        "wrong": [_sample(read, int(number)) for number in _most_confidently_wrong(read)[:top]],
+    }
+
+
+def _by_difficulty(read: Guesses, seen: Array, epochs: list[int]) -> list[dict[str, Any]]:
+    """By group of samples, easy ones first, the share of right guesses in each epoch."""
+    order = seen[np.argsort(read.difficulty[seen], kind="stable")]
+    return [
+        {
+            "from": float(read.difficulty[group[0]]),
+            "to": float(read.difficulty[group[-1]]),
+            "samples": len(group),
+            "right": [share(read.right[epoch - 1, group], read.judged[epoch - 1, group]) for epoch in epochs],
+        }
+        for group in np.array_split(order, min(GROUPS, len(order)))
+        if len(group)
+    ]
+
+
+def _last(read: Guesses) -> Array:
+    """(N,) the place of the epoch in which each sample was dealt last; 0 where it never was."""
+    dealt = read.label >= 0
+    place: Array = len(dealt) - 1 - dealt[::-1].argmax(axis=0)
+    return np.where(dealt.any(axis=0), place, 0)
+
+
+def _most_confidently_wrong(read: Guesses) -> Array:
+    """The samples whose last guess is wrong, the most confident first."""
+    last, every = _last(read), np.arange(read.label.shape[1])
+    wrong = read.judged[last, every] & ~read.right[last, every]
+    confidence = np.where(wrong, read.confidence[last, every], -1.0)
+    return np.argsort(-confidence, kind="stable")[: int(wrong.sum())]
+
+
+def _sample(read: Guesses, number: int) -> dict[str, Any]:
+    last = int(_last(read)[number])
+    return {
+        "index": number,
+        "name": read.names[number],
+        "class": read.named(int(read.targets[number])),
+        "guess": read.named(int(read.label[last, number])),
+        "confidence": float(read.confidence[last, number]),
+        "weight": float(read.weight[last, number]),
+        "difficulty": float(read.difficulty[number]),
+    }
+
+
+def show_guesses(facts: dict[str, Any]) -> None:
+    """Print what ``facts_of_guesses`` gave."""
+    epochs = facts["epochs"]
+    print(f"{facts['run']}: {facts['samples']} unlabelled samples, {len(epochs)} epochs")
+    if facts["known"] < facts["samples"]:
+        rest = f"what is right is counted of the {facts['known']} others" if facts["known"] else "none is called right"
+        print(f"the true class of {facts['samples'] - facts['known']} samples is not known; {rest}")
+    chosen = sorted({round(at) for at in np.linspace(0, len(epochs) - 1, min(len(epochs), SHOWN))})
+    print("\npseudo-labels by epoch (learned: the mean weight in the loss)")
+    names = ["epoch", "dealt", "confidence", "learned", "right", "right of learned"]
+    show(names, [list(epochs[place].values()) for place in chosen])
+    print("\ndifficulty (1 - mean confidence): samples, easy ones first")
+    most = max(one["samples"] for one in facts["difficulty"]) or 1
+    for one in facts["difficulty"]:
+        bar = "#" * -(-40 * one["samples"] // most)
+        print(f"{one['from']:.1f}-{one['to']:.1f} {one['samples']:7} {bar}".rstrip())
+    if not facts["known"]:
+        return
+    print("\nright pseudo-labels by difficulty, in epoch")
+    rows = [
+        [f"{one['from']:.3f}-{one['to']:.3f}", one["samples"], *(one["right"][place] for place in chosen)]
+        for one in facts["by_difficulty"]
+    ]
+    show(["difficulty", "samples", *(str(epochs[place]["epoch"]) for place in chosen)], rows)
+    print("\nwrong at last, the most confident first")
+    keys = ("class", "guess", "confidence", "weight", "difficulty")
+    show(["sample", *keys], [[one["name"], *(one[key] for key in keys)] for one in facts["wrong"]])

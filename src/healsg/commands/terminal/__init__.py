@@ -1,0 +1,1 @@
+"""What all commands share towards the terminal: flags, settings, tables, completion."""

@@ -1,0 +1,105 @@
+"""``healsg train``, the same as ``python train.py``: Hydra's command line in front of a trainer."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import signal
+from argparse import Namespace
+from typing import Any
+
+from healsg import distributed
+from healsg.commands.launch import processes
+from healsg.commands.terminal.arguments import composed_once, folder_acquired_early, of_one_run, parse_arguments, parser
+from healsg.commands.terminal.tables import show_json, spoken_to_stderr
+from healsg.commands.train.help import help_lines
+from healsg.commands.train.tune import tuned
+from healsg.config.compose import Composer
+from healsg.errors import ConfigError, one_line
+from healsg.runs import redact
+from healsg.training.interrupt import StopSignal
+
+
+def run(arguments: list[str]) -> int:
+    """Compose and train; or show the help, the configuration, or what a shell wants to complete."""
+    everything, as_json = "--help-all" in arguments, "--json" in arguments
+    asked = ["--help" if argument == "--help-all" else argument for argument in arguments if argument != "--json"]
+    args = parse_arguments(asked)
+    if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
+        return _show(args, everything)
+
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # no traceback of a Ctrl-C when all is done
+
+    def composer() -> Composer:
+        return Composer(args.config_dir, args.config_name or "config")
+
+    overrides = [override for override in args.overrides if not override.startswith("hydra.mode=")]
+    if args.multirun or "hydra.mode=MULTIRUN" in args.overrides:
+        from healsg.commands.sweep.run import run_sweep
+        from healsg.commands.sweep.search import run_search, wanted
+
+        if as_json:
+            raise ConfigError("--json: is of one run; the jobs of a sweep: healsg runs NAME --json")
+        if wanted(overrides):
+            return run_search(composer, overrides)
+        return run_sweep(composer, overrides)
+    stop_signal = StopSignal()  # from here on the time counts
+    with spoken_to_stderr(as_json):
+        composed = composed_once(lambda: tuned(of_one_run(composer().compose(overrides))))
+    if (count := processes.wanted(composed)) > 1:
+        processes.check_no_json(as_json)
+        return processes.become_agent(count, processes.job_of(composed, None, stop_signal.began))
+    with stop_signal:
+        folder = folder_acquired_early(composed)
+        from healsg.trainer import TaskTrainer
+
+        if folder and stop_signal.received:
+            folder.abandon()
+            return 128 + stop_signal.received
+        with spoken_to_stderr(as_json):
+            result = TaskTrainer(composed).train(folder)
+        return shown_result(result, as_json)
+
+
+def shown_result(result: dict[str, Any], as_json: bool) -> int:
+    """Print what a training gave where JSON is asked for; its exit status."""
+    if as_json and distributed.processes().rank == 0:
+        show_json({"schema": 1, **result})
+    return int(result["exit"])
+
+
+def _show(args: Namespace, everything: bool) -> int:
+    """Answer a question in the place of training. Secrets are hidden in what is printed.
+
+    Args:
+        args: as ``parse_arguments`` gives them.
+        everything: whether the help is to show every setting.
+
+    Raises:
+        ConfigError: the question or an override is wrong.
+    """
+    composer = Composer(args.config_dir, args.config_name or "config")
+    hydra = composer.hydra
+    if args.shell_completion:
+        try:
+            hydra.shell_completion(composer.name, args.overrides)
+        except ValueError as error:
+            raise ConfigError(f"--shell-completion: {one_line(error)}") from error
+        return 0
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        if args.hydra_help:
+            hydra.hydra_help(composer.name, parser(), args)
+        else:
+            redact.config(composer.compose(args.overrides, checked=False).values)  # so that it knows the secrets
+            overrides = composer.without_null(args.overrides)
+            if args.help:
+                print("\n".join(help_lines(composer, overrides, everything)))
+            elif args.cfg:
+                hydra.show_cfg(composer.name, overrides, args.cfg, args.package, args.resolve)
+            else:
+                hydra.show_info(args.info, composer.name, overrides)
+    print(redact.text(redact.code(shown.getvalue())), end="")
+    return 0

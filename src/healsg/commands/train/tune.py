@@ -1,0 +1,371 @@
+"""``runner=fast``: measure how a task trains fastest on this machine, and write that into its configuration.
+
+Memory format, precision, compilation and the number of threads are tried on real training steps, in a process of its
+own, so that nothing of it is left in the run. The configuration that comes out holds plain values: with it, a resume,
+other processes and a later run compute the same numbers, and nothing is measured again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from healsg import distributed, system
+from healsg.cli import finish, say
+from healsg.commands.launch.launching import ask
+from healsg.commands.terminal.tables import show
+from healsg.config.schema import Composed
+from healsg.errors import ConfigError, RunError, one_line
+from healsg.runs import acquire, redact
+from healsg.runs.folder import ROOT, RunFolder
+from healsg.runs.saved_config import read_saved
+from healsg.sweeps.sharing import SharedData
+
+if TYPE_CHECKING:
+    from healsg.task import BasicTask
+    from healsg.training.step import MicroBatch, TrainBatch
+
+KEYS = ("precision", "channels_last", "compile", "threads")
+"""The settings of the runner that are measured."""
+
+WARM = 3
+"""Steps before the clock starts: memory is claimed and kernels are chosen."""
+BLOCKS = 5
+"""Times that a setting is measured; the fastest counts, since other work on the machine only slows a step down."""
+GAIN = 0.97
+"""The share of the plain setting's time that another one must stay under; less of a gain may be chance."""
+
+SHORT = 60.0
+"""Seconds of a run under which compilation is not tried: it costs half of that by itself."""
+LONGEST = 2.0
+"""Budgets after which the process that measures is ended, at whatever it is; what it has found until then counts."""
+STARTING = 60.0
+"""Seconds that it may take beside, to import and to read the data."""
+
+Choice = dict[str, Any]
+"""Settings of the runner by name, of those in ``KEYS``."""
+
+
+@dataclass
+class Row:
+    """One setting that was tried.
+
+    Args:
+        choice: what differs from the plain setting.
+        seconds: of a step; None where it failed or was not tried.
+        setup: seconds of the first step beyond those of a later one, such as for compiling.
+        reason: why it has no number.
+    """
+
+    choice: Choice
+    seconds: float | None = None
+    setup: float = 0.0
+    reason: str = ""
+
+    def total(self, steps: int) -> float:
+        """Seconds of a run of so many steps; infinite without a number."""
+        return float("inf") if self.seconds is None else self.setup + steps * self.seconds
+
+
+def asked(composed: Composed) -> float | None:
+    """The seconds that may be spent on measuring; None where nothing is to be measured."""
+    runner = composed.values["runner"]
+    return runner.get("tune") if isinstance(runner, dict) else None
+
+
+def tuned(composed: Composed) -> Composed:
+    """The configuration with the fastest settings in the place of ``runner.tune``, as plain values.
+
+    A run that exists already keeps those with which it began. What the command line sets is not tried otherwise.
+
+    Raises:
+        ConfigError: it was started by a launcher such as torchrun, whose processes would each measure.
+        RunError: the task cannot take a step even in the plain setting.
+    """
+    if asked(composed) is None:
+        return composed
+    name = composed.values["name"]
+    existing = [RunFolder(ROOT / name)] if name and not composed.values["fresh"] else []
+    kept = next((choice for _, choice in _kept(existing)), None)
+    return with_choice(composed, _chosen(composed) if kept is None else kept)
+
+
+def tuned_jobs(name: str, jobs: Sequence[tuple[str, Composed]]) -> list[tuple[str, Composed]]:
+    """The jobs of a sweep with the fastest settings, measured once for those that differ in nothing but numbers of the
+    method, such as the learning rate, and the seed.
+
+    What an earlier call has measured for the same sweep counts: it stands in the folders of its jobs.
+
+    Args:
+        name: of the sweep.
+        jobs: by name.
+    """
+    known: dict[str, Choice] = {}
+    if any(asked(composed) is not None for _, composed in jobs):
+        folders = [RunFolder(path) for path in sorted((ROOT / name).glob("*")) if path.is_dir()]
+        known = {kind_of(values): choice for values, choice in _kept(folders)}
+    found = []
+    for job, composed in jobs:
+        if asked(composed) is not None:
+            kind = kind_of(redact.config(composed.values))
+            if kind not in known:
+                known[kind] = _chosen(composed)
+            composed = with_choice(composed, known[kind])
+        found.append((job, composed))
+    return found
+
+
+def kind_of(values: Mapping[str, Any]) -> str:
+    """What decides how fast a step is, as text: equal for jobs whose steps cost the same."""
+    runner = {key: value for key, value in values["runner"].items() if key not in (*KEYS, "tune")}
+    method = values["method"]
+    target = method.get("_target_") if isinstance(method, dict) else None
+    return json.dumps([values["data"], values["model"], target, runner], sort_keys=True, default=str)
+
+
+def _chosen(composed: Composed) -> Choice:
+    """Measure; the settings that make the whole run fastest, where that is by more than chance."""
+    if distributed.processes().several:
+        raise ConfigError("runner.tune: is for one process that starts the others; give runner.processes, not torchrun")
+    rows, steps = measured(composed, asked(composed) or 0.0)
+    best = min(rows, key=lambda row: row.total(steps))
+    plain = rows[0]
+    chosen = best if best.total(steps) < GAIN * plain.total(steps) else plain
+    show_table(rows, steps, chosen)
+    return chosen.choice
+
+
+def with_choice(composed: Composed, choice: Choice) -> Composed:
+    """The configuration with these settings of the runner, and nothing left to be measured."""
+    runner = composed.values["runner"] | choice | {"tune": None}
+    return replace(composed, values=composed.values | {"runner": runner})
+
+
+def _kept(folders: Sequence[RunFolder]) -> Iterator[tuple[dict[str, Any], Choice]]:
+    """The configurations of runs that have trained, and the settings that they began with."""
+    for folder in folders:
+        if folder.config.exists() and acquire.has_trained(folder):
+            values = read_saved(folder.config)
+            if isinstance(runner := values.get("runner"), dict):
+                yield values, {key: runner[key] for key in KEYS if key in runner}
+
+
+def measured(composed: Composed, budget: float) -> tuple[list[Row], int]:
+    """Try the settings in a fresh process.
+
+    Args:
+        composed: the checked configuration.
+        budget: seconds; no setting is begun after them.
+
+    Returns:
+        The rows, the plain setting's first, and the number of steps of the whole run.
+    """
+    made = with_choice(composed, {}).as_plain()
+    given = [override.partition("=")[0].lstrip("+") for override in composed.overrides]
+    fixed = [key for key in KEYS if f"runner.{key}" in given]
+    say(f"runner.tune: measuring how this task trains fastest here, within about {budget:g} s")
+    with tempfile.TemporaryDirectory() as place:
+        answer = Path(place, "answer.jsonl")
+        request = {"composed": made, "budget": budget, "fixed": fixed, "answer": str(answer), "command": sys.argv}
+        problem = _run(yaml.safe_dump(request).encode(), LONGEST * budget + STARTING)
+        found = [json.loads(line) for line in answer.read_text().splitlines()] if answer.exists() else []
+    if not found:
+        raise RunError(problem)
+    rows = [Row(**one["row"]) for one in found]
+    if rows[0].seconds is None:
+        raise RunError(f"runner.tune: the task cannot take a step: {rows[0].reason}")
+    return rows, int(found[-1]["steps"])
+
+
+def _run(request: bytes, seconds: float) -> str:
+    """Run the process that measures, at most so many seconds; gives why it ended, should it have found nothing."""
+    try:
+        code, lines = ask(system.program(__name__, "measure"), request, seconds)
+    except subprocess.TimeoutExpired:
+        return f"runner.tune: nothing could be measured within {seconds:g} s; leave it out: runner.tune=null"
+    ended = f"runner.tune: the process that measures ended with status {code}"
+    return lines[-1].removeprefix("error: ") if lines else ended
+
+
+def show_table(rows: Sequence[Row], steps: int, chosen: Row) -> None:
+    """Print what was tried: milliseconds a step, seconds before the first one, seconds of the whole run."""
+    cells: list[list[Any]] = []
+    for row in rows:
+        name = " ".join(f"{key}={_text(value)}" for key, value in row.choice.items()) or "as configured"
+        if row.seconds is None:
+            cells.append([name, None, None, None, row.reason])
+            continue
+        mark = "chosen" if row is chosen else ""
+        cells.append([name, f"{1000 * row.seconds:.3g}", f"{row.setup:.1f}", f"{row.total(steps):.1f}", mark])
+    show(["setting", "ms a step", "s before it", "s in all", ""], cells)
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+# --- the process that measures ---------------------------------------------------------------------------------------
+
+
+def measure() -> int:
+    """Measure what standard input says; the rows go to a file. Returns the exit status."""
+    request = yaml.safe_load(sys.stdin.buffer)
+    sys.argv = request["command"]
+    composed = Composed.of_plain(request["composed"])
+
+    def work() -> int:
+        bench = Bench(composed, time.monotonic() + request["budget"])
+        with Path(request["answer"]).open("w", encoding="utf-8") as answer:
+            for row in bench.rows(request["fixed"]):
+                print(json.dumps({"row": vars(row), "steps": bench.steps}), file=answer, flush=True)
+        return 0
+
+    return finish(work, composed.values["debug"])
+
+
+class Bench:
+    """Takes training steps of one task in several settings.
+
+    Args:
+        composed: the checked configuration.
+        deadline: by ``time.monotonic``; no setting is begun after it.
+    """
+
+    def __init__(self, composed: Composed, deadline: float) -> None:
+        self.composed = composed
+        self.deadline = deadline
+        self.steps = 0
+        """Steps of the whole run, once a task has been built."""
+        self.runner: dict[str, Any] = composed.values["runner"]
+        self.shared = SharedData()
+        self.last = False
+        """Whether the plain setting has the memory format channels_last."""
+        self.has_images = False
+
+    def rows(self, fixed: Sequence[str]) -> Iterator[Row]:
+        """The plain setting, then one kind of setting after the other, each on top of the best before it.
+
+        Args:
+            fixed: names of settings that are not to be changed.
+        """
+        plain = self.row({})
+        yield plain
+        if plain.seconds is None:
+            return
+        best = plain
+        for kind in (self.formats, self.threads, self.compilation):
+            rows = [self.row(best.choice | choice) for choice in kind(fixed, best)]
+            yield from rows
+            best = min([best, *rows], key=lambda row: row.total(self.steps))
+
+    def formats(self, fixed: Sequence[str], best: Row) -> list[Choice]:
+        """The other memory format, and bf16 with either; a precision that the user has set is left alone."""
+        precisions = [] if "precision" in fixed or self.runner["precision"] != "fp32" else [{"precision": "bf16"}]
+        layouts = [] if "channels_last" in fixed or not self.has_images else [{"channels_last": not self.last}]
+        both = [precisions[0] | layouts[0]] if precisions and layouts else []
+        return [*precisions, *layouts, *both]
+
+    def threads(self, fixed: Sequence[str], best: Row) -> list[Choice]:
+        """Fewer threads on a CPU: small steps lose more by waiting for each other than they gain."""
+        import torch
+
+        now = self.runner["threads"] or torch.get_num_threads()
+        if "threads" in fixed or self.device != "cpu":
+            return []
+        return [{"threads": number} for number in sorted({1, max(1, now // 2)} - {now})]
+
+    def compilation(self, fixed: Sequence[str], best: Row) -> list[Choice]:
+        """Compilation, for runs that are long enough to win back what it costs."""
+        if "compile" in fixed or self.runner["compile"] or best.total(self.steps) < SHORT:
+            return []
+        return [{"compile": "regional"}]
+
+    @property
+    def device(self) -> str:
+        """The type of the device on which the steps are taken."""
+        from healsg.training.device import choose_device
+        from healsg.training.parallel import Parallel
+
+        return choose_device(self.runner["device"], Parallel()).type
+
+    def row(self, choice: Choice) -> Row:
+        """Measure one setting."""
+        if time.monotonic() > self.deadline and choice:
+            return Row(choice, reason="not tried: the time was over")
+        from healsg.training.layout import image_dims
+
+        try:
+            with _steps_of(with_choice(self.composed, choice), self.shared) as (task, step):
+                self.steps = task.runner.total_steps * task.runner.plan.accumulate
+                if not choice:
+                    self.last = bool(task.runner.device_setup.image_dims)
+                    self.has_images = bool(image_dims(task.model))
+                began = time.perf_counter()
+                step()
+                first = time.perf_counter() - began
+                seconds = self._fastest(step)
+            return Row(choice, seconds, max(0.0, first - seconds))
+        except Exception as error:  # whatever this setting does not go with: a kernel, the memory, the compiler
+            return Row(choice, reason=redact.text(one_line(error))[:100])
+
+    def _fastest(self, step: Callable[[], object]) -> float:
+        """Seconds of a step: the mean over a block, of several blocks the fastest."""
+        for _ in range(WARM):
+            step()
+        left = max(0.0, self.deadline - time.monotonic())
+        length = min(1.0, max(0.1, left / 60))
+        blocks = []
+        for _ in range(BLOCKS):
+            began = time.perf_counter()
+            count = 0
+            while count < 2 or time.perf_counter() < began + length:
+                step()
+                count += 1
+            blocks.append((time.perf_counter() - began) / count)
+        return min(blocks)
+
+
+@contextlib.contextmanager
+def _steps_of(composed: Composed, shared: SharedData) -> Iterator[tuple[BasicTask, Callable[[], object]]]:
+    """A built task and a function that takes its next training step and waits for the device."""
+    import torch
+
+    from healsg.sweeps.job_trainer import JobTrainer
+    from healsg.training.epoch import finish_step
+
+    task = JobTrainer(composed, RunFolder(ROOT / "unused"), shared).make_task()
+    task.build()
+    task.net.train()
+    batches = _endless(task)
+    waits: Mapping[str, Callable[[], None]] = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+    wait = waits.get(task.device.type, lambda: None)
+
+    def step() -> None:
+        batch, micro = next(batches)
+        scalars, moved = task.runner.step(task, batch, micro)
+        finish_step(task, micro, scalars, moved)
+        wait()
+
+    try:
+        yield task, step
+    finally:
+        batches.close()
+
+
+def _endless(task: BasicTask) -> Generator[tuple[TrainBatch, MicroBatch], None, None]:
+    """Training batches of the first epoch, over and over: a run may be shorter than what is to be measured."""
+    start = task.runner.at.state_dict()
+    while True:
+        yield from task.runner.train_batches(task)
+        task.runner.meter.clear()
+        task.runner.at.load_state_dict(start)
