@@ -171,6 +171,11 @@ class Draw:
         common = None if self.common is None else self.common.of(chosen)
         return Draw(self.key, self.index[chosen], self.lasting, self.epoch, common)
 
+    def copied(self, start: int, stop: int) -> Draw:
+        """Those of samples ``start`` to ``stop``, without memory that they share with the others."""
+        common = None if self.common is None else self.common.copied(start, stop)
+        return Draw(self.key, self.index[start:stop].clone(), self.lasting, self.epoch, common)
+
     def to(self, device: torch.device) -> Draw:
         """The same draws, made on another device."""
         common = None if self.common is None else self.common.to(device)
@@ -219,4 +224,4 @@ class _Part(Draw):
         return _Part(self.whole, self.start + start, self.start + stop)
 
     def alone(self) -> Draw:
-        return self.whole.of(torch.arange(self.start, self.stop, device=self.whole.index.device))
+        return self.whole.copied(self.start, self.stop)

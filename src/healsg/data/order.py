@@ -203,7 +203,7 @@ class Ordering:
 
 def batch_draw(draw: Draw, start: int, stop: int) -> Draw:
     """The draws of a batch by themselves: a worker has no use for those of the whole epoch, which ``part`` keeps."""
-    return draw.part(start, stop).alone()
+    return draw.copied(start, stop)
 
 
 def _draw(key: int, places: Tensor, epoch: int, shared: Draw | None = None) -> Draw:

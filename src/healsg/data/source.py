@@ -334,12 +334,15 @@ class DatasetSource:
                 if isinstance(error, DataError) and reading.on_error == "raise":
                     raise  # which names it
         samples = []
+        plain = self._is_plain(draw, windows)
         seeds = draw.seeds() if draw is not None and self.generators else wanted
         for place, i in enumerate(wanted):
             at[1] = i
             try:
                 if many:
                     samples.append(many([i])[0])
+                elif plain:
+                    samples.append(dataset[i])
                 else:
                     window = None if windows is None else windows[place]
                     samples.append(self._one(i, place, seeds[place], draw, window))
@@ -349,6 +352,11 @@ class DatasetSource:
                     raise DataError(message) from error
                 reading.broken[place] = i, message
         return samples
+
+    def _is_plain(self, draw: Draw | None, windows: Windows | None) -> bool:
+        """Whether a sample is ``dataset[i]``, with nothing to seed, draw or check before or after it."""
+        drawn = draw is not None and hasattr(self.dataset, "drawn")
+        return not self.generators and windows is None and self.check is None and not drawn
 
     def _one(self, number: int, place: int, seed: int, draw: Draw | None, window: Sequence[float] | None) -> Any:
         """A sample by its number in the data set, checked when it is first read."""

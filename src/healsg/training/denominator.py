@@ -91,16 +91,18 @@ def loss_over(criterion: Any, output: Tensor, target: Tensor, classes: Tensor | 
         count = own(output, given)
         value = criterion(output, target)
         return Mean(torch.where(count > 0, value, 0.0) if isinstance(count, Tensor) else value, count)
-    left_out = ignored(criterion, given)
-    if left_out is None:
+    if given.is_floating_point() or not weighs_classes(criterion):
         return Mean(criterion(output, target))
     given = given.long()  # masks are held in bytes
     target = target if target.is_floating_point() else target.long()
+    value = _sum(criterion, output, target)
     if criterion.weight is None:
-        total = (~left_out).sum()
+        total = (given != criterion.ignore_index).sum()
+        value = value / total.clamp(min=1)
     else:
+        left_out = given == criterion.ignore_index
         total = criterion.weight[given.masked_fill(left_out, 0)].masked_fill(left_out, 0.0).sum()
-    value = _sum(criterion, output, target) / torch.where(total > 0, total, 1)
+        value = value / torch.where(total > 0, total, 1)  # weights of classes may be less than 1
     pixels = given[0].numel()  # dividing by it expresses the denominator in samples, whatever their size
     return Mean(value, total if pixels == 1 else total.to(value.dtype) / pixels)
 
