@@ -20,10 +20,8 @@ evaluation each epoch are switched on for all; HEALSg also saves, logs and can b
 runs in a process of its own on one thread, in interleaved rounds; time is CPU time of the whole process, from the
 second epoch to the beginning of the last; ratios are taken within a round. Medians, with the range over the rounds.
 
-**The table below is of an earlier commit, and HEALSg has become slower since.** W1 measured anew without the other
-frameworks (`benchmarks/results/peers_w1.txt`, five rounds): in memory 0.70 (0.64 to 0.82) of the bare loop, 1.11 (1.07
-to 1.36) of the tight one, 306 calls a step; over a `DataLoader` 1.40 (1.32 to 1.69), 964 calls. The bars of 0.65 and
-1.1 are missed by these.
+On W2 and W3 `runner.channels_last=auto` chooses a memory format in which sums are rounded in another way: the times are
+those of the default, and the parameters are compared after a further run with `runner.channels_last=false`.
 """
 WORKS = """
 * W1: an MLP 64-128-10 on scikit-learn's digits, batch 64, AdamW.
