@@ -130,8 +130,11 @@ def test_volumes_are_told_by_their_place_their_intensities_and_their_smallest_st
     labels = np.asarray(mask.dataobj).copy()
     labels[0, 0, 0] = 2
     nibabel.Nifti1Image(labels, mask.affine).to_filename(dotted)
+    deep = tmp_path / "scans/labels/case4.nii.gz"
+    mask = nibabel.load(deep)
+    nibabel.Nifti1Image(np.asarray(mask.dataobj)[..., None], mask.affine).to_filename(deep)
     page = tmp_path / "page.html"
-    data = ["data=nifti", f"data.folder={tmp_path}/scans", "data.patch=[8,8,8]", "data.val_fraction=0.3"]
+    data = ["data=nifti", f"data.folder={tmp_path}/scans", "data.patch=[20,8,8]", "data.val_fraction=0.3"]
     found = check(*data, "data.spacing=[1,1,0]", "model=unet", "model.width=2", "model.stages=2", f"--page={page}")
     assert found["status"] == 0, found["findings"]
     told = [f"{one['level']} {one['subject']}: {one['message']}" for one in found["findings"]]
@@ -140,6 +143,8 @@ def test_volumes_are_told_by_their_place_their_intensities_and_their_smallest_st
         ("note geometry: orientations differ, and all are turned to RAS: RAS (4), LAS (3)",),
         ("warning masks: label 2: 1 structures are smaller than a voxel of data.spacing", "case2.nii.gz"),
         ("warning intensities: ", "case6.nii.gz"),
+        ("note geometry: stored as 4D with one channel, and taken as 3D: ", "labels/case4.nii.gz"),
+        ("warning log: data.patch: ", "smaller along an axis than [20, 8, 8] and padded with zeros", "case"),
     ):
         assert any(all(word in text for word in words) for text in told), told
     assert {one["case"] for one in found["volumes"]} == {f"case{number}" for number in range(7)}

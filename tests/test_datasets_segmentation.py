@@ -14,6 +14,7 @@ import torch
 import fake_volumes
 from healsg import TaskTrainer
 from healsg.build import build_task
+from healsg.data.base import Needs
 from healsg.errors import DataError, HealsgError
 from healsg.evaluation.sliding_window import Windows
 
@@ -196,8 +197,39 @@ def test_a_faulty_file_stops_a_run_by_its_name(how: str, scans: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_patch_may_be_larger_than_a_case(scans: Path) -> None:
+def test_a_patch_may_be_larger_than_a_case_and_a_line_says_so(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained("data=nifti", f"data.folder={scans}", "data.patch=[32,32,32]", "data.val_fraction=0.34")
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "data.patch" in line]
+    assert "4 of 4 training cases are smaller along an axis than [32, 32, 32] and padded with zeros" in told
+    assert f"{scans}/images/case" in told
+    assert told.endswith("; up to [18, 18, 12] pads none")
+
+
+def test_a_patch_that_every_case_would_only_pad_is_refused(scans: Path, tmp_path: Path) -> None:
+    largest = r"axis 1, and the largest training case is .*case2.nii.gz \(20 x 22 x 16\); give at most 32"
+    with pytest.raises(DataError, match=rf"data.patch: \[16, 40, 16\] has 40 along {largest}") as caught:
+        data_of("data=nifti", f"data.folder={scans}", "data.patch=[16,40,16]").loaders(Needs())
+    assert "\n" not in str(caught.value)
+    folder = fake_volumes.write_pictures(tmp_path / "pictures")
+    for settings in (["data=seg2d", f"data.folder={folder}", "data.image_size=32"], ["data=shapes2d", "data.size=32"]):
+        with pytest.raises(DataError, match=r"data.patch: .* \(32 x 32\); give at most 32"):
+            data_of(*settings, "data.patch=[64,64]").loaders(Needs())
+
+
+def test_volumes_with_a_last_axis_of_one_are_taken_as_3d_and_a_line_says_so(
+    scans: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    for path in (scans / "images" / "case1.nii.gz", scans / "labels" / "case3.nii.gz"):
+        image = nibabel.load(path)
+        nibabel.Nifti1Image(np.asarray(image.dataobj)[..., None], image.affine).to_filename(path)
+    with caplog.at_level("INFO", logger="healsg"):
+        data = data_of("data=nifti", f"data.folder={scans}", "data.patch=[8,8,8]")
+        data.loaders(Needs())
+    (told,) = [record.getMessage() for record in caplog.records if "4D" in record.getMessage()]
+    first = "2 files are stored as 4D with one channel, and taken as 3D, such as"
+    assert told == f"data: {first} {scans}/images/case1.nii.gz"
+    assert data.read("train").fetch(torch.tensor([1]))["input"].shape[1:] == (1, *fake_volumes.SIDES[1])
 
 
 def test_sets_without_foreground_are_refused(tmp_path: Path) -> None:

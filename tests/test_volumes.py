@@ -336,7 +336,7 @@ def test_one_channel_in_four_dimensions_is_taken_as_three(tmp_path: Path) -> Non
     path = write(tmp_path / "a.nii", numbers(*SHAPE, 1))
     volume = volumes.read_mask(path)
     assert volume.array.shape == (1, *SHAPE)
-    assert "4D with one channel" in volume.geometry.remarks[0]
+    assert volume.geometry.remarks == (volumes.FLAT,)
 
 
 def test_labels_are_kept_in_the_smallest_type_that_holds_them(tmp_path: Path) -> None:

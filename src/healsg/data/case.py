@@ -23,6 +23,7 @@ class Case:
         affine: (d + 1, d + 1) rows that lead from voxel indices to positions in the scanner; empty where not known.
         spacing: the distance of neighbouring voxels along each spatial axis, in mm; empty where not known.
         path: of the file of the input, where there is one.
+        shape: pixels or voxels along each spatial axis as patches are cut from it; empty where not known.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Case:
     affine: Matrix = ()
     spacing: tuple[float, ...] = ()
     path: str = ""
+    shape: tuple[int, ...] = ()
 
 
 FACTS = ("name", "group", "affine", "spacing", "path")

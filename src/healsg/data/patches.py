@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from healsg.data.source import About, Batch, DatasetSource, Source, TensorSource
-from healsg.errors import ConfigError
+from healsg.data.case import Case
+from healsg.data.source import About, Batch, DatasetSource, Source, TensorSource, line
+from healsg.errors import ConfigError, DataError
 from healsg.seeding import Draw, mix
+
+log = logging.getLogger("healsg")
 
 KEPT = 4096
 """Places of each foreground class that are kept of a case, evenly spaced among all of them."""
+
+ROUNDING = 32
+"""What a network may need the sides of its inputs to be a multiple of: that of five halvings."""
 
 
 class Patches:
@@ -118,6 +127,49 @@ class Patches:
         if cases is not None:
             return cases[number].path or cases[number].name
         return self.cases.name(number) if isinstance(self.cases, DatasetSource) else f"sample {number}"
+
+
+def check_size(sources: Iterable[Source], size: tuple[int, ...]) -> None:
+    """Say in one line how many cases are smaller than a patch, and are padded.
+
+    A network may need that, so as many voxels as round the largest case up to a multiple of ``ROUNDING`` are taken.
+    Cases whose shapes are not known are passed over.
+
+    Args:
+        sources: of training; a case that several have counts once.
+        size: of a patch along each spatial axis.
+
+    Raises:
+        DataError: along some axis the patch is larger than that in every case, so that training would see padding.
+    """
+    cases = dict.fromkeys(case for source in sources for case in _of_known_shape(source, len(size)))
+    if not cases:
+        return
+    for axis, side in enumerate(size):
+        largest = max(cases, key=lambda case: case.shape[axis])
+        most = -(-largest.shape[axis] // ROUNDING) * ROUNDING
+        if side > most:
+            detail = f"{side} along axis {axis}, and the largest training case is {_named(largest)}"
+            raise DataError(f"data.patch: {list(size)} has {detail}; give at most {most} along that axis")
+    small = [case for case in cases if any(own < side for own, side in zip(case.shape, size, strict=True))]
+    if small:
+        fits = [min(sides) for sides in zip(size, *(case.shape for case in cases), strict=True)]
+        count = f"{len(small)} of {len(cases)} training cases are" if len(cases) > 1 else "the training case is"
+        detail = f"smaller along an axis than {list(size)} and padded with zeros to it, such as {_named(small[0])}"
+        log.warning("data.patch: %s %s; up to %s pads none", count, detail, fits)
+
+
+def _of_known_shape(source: Source, axes: int) -> Sequence[Case]:
+    cases = source.about.cases if isinstance(source, (TensorSource, DatasetSource)) else None
+    if isinstance(source, TensorSource):
+        shape = tuple(source.input.shape[2:])
+        cases = [replace(case, shape=shape) for case in cases or [Case(str(place)) for place in range(len(source))]]
+    return [case for case in cases or () if len(case.shape) == axes]
+
+
+def _named(case: Case) -> str:
+    """The case and its shape, for messages."""
+    return f"{line(case.path or case.name)} ({' x '.join(map(str, case.shape))})"
 
 
 def patches_of(

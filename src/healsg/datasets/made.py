@@ -97,7 +97,11 @@ class Made(Segmentation):
             return None
         flat = drawn[0].labels.ndim == 2
         cases = [
-            Case(f"{part}{index}", spacing=(1.0, 1.0) if flat else spacing_of(one.affine))
+            Case(
+                f"{part}{index}",
+                spacing=(1.0, 1.0) if flat else spacing_of(one.affine),
+                shape=tuple(one.labels.shape),
+            )
             for index, one in enumerate(drawn)
         ]
         pairs = [(torch.from_numpy(one.image), torch.from_numpy(one.labels)) for one in drawn]

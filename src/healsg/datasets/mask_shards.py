@@ -92,12 +92,13 @@ class MaskShards(MaskedPictures):
         named = names_of_files([PurePosixPath(name) for name in names])
         if self.group and len(index.groups) > 1 and self.group not in index.groups:
             raise ConfigError(f"data.group: {self.group} is not one of {', '.join(index.groups)}")
+        shape = (self.image_size, self.image_size)
         groups = index.groups.get(str(self.group)) or next(iter(index.groups.values()), None)
         if groups is None:
-            return [Case(name) for name in named]
+            return [Case(name, shape=shape) for name in named]
         members, values = groups
         known = list(values)
-        return [Case(name, known[member]) for name, member in zip(named, members.tolist(), strict=True)]
+        return [Case(name, known[member], shape=shape) for name, member in zip(named, members.tolist(), strict=True)]
 
 
 class ShardMasks(ArchivedPictures, MaskedSamples):

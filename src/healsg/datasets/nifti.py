@@ -8,16 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from healsg.data.base import Needs
 from healsg.data.case import Case
 from healsg.data.info import DataInfo
-from healsg.data.loader import Transform
-from healsg.data.source import About, DatasetSource
+from healsg.data.loader import Loader, Transform
+from healsg.data.source import About, DatasetSource, line
 from healsg.datasets.masks.survey import Survey, survey_volumes
 from healsg.datasets.published.files import locate, log
 from healsg.datasets.segmentation import Segmentation, labels_of
 from healsg.datasets.volumes import lists as volume_lists
-from healsg.datasets.volumes.cases import Intensity, Preparation, PreparedCases, labels_in, steps_of_file
-from healsg.datasets.volumes.files import Trusted, read_geometry, spacing_of
+from healsg.datasets.volumes.cases import Intensity, Preparation, PreparedCases, flat_files, labels_in, steps_of_file
+from healsg.datasets.volumes.files import FLAT, Trusted, read_geometry, spacing_of
 from healsg.errors import ConfigError
 from healsg.transforms.volume import VolumeTransform
 from healsg.transforms.volume_views import VolumeAugment, VolumeViews
@@ -170,6 +171,12 @@ class Volumes(Segmentation):
     def has_test(self) -> bool:
         return any(case.label is not None for case in self.part("test"))
 
+    def loaders(self, needs: Needs) -> dict[str, Loader]:
+        loaders = super().loaders(needs)
+        if flat := flat_files(self._found.cases, self.plain.trust):
+            log.info("data: %d files are %s, such as %s", len(flat), FLAT, line(str(flat[0])))
+        return loaders
+
     def read(self, part: str) -> DatasetSource | None:
         cases = [case for case in self.part(part) if case.label is not None]
         if not cases:
@@ -177,10 +184,11 @@ class Volumes(Segmentation):
         preparation = self.preparation
         about = []
         for case in cases:
-            affine = steps_of_file(case.images[0], preparation).affine
+            steps = steps_of_file(case.images[0], preparation)
             group = str(case.entry.get("group", case.entry.get("patient", "")))
-            rows = tuple(tuple(row) for row in affine.tolist())
-            about.append(Case(case.name, group, rows, spacing_of(affine), str(case.images[0])))
+            rows = tuple(tuple(row) for row in steps.affine.tolist())
+            where = (rows, spacing_of(steps.affine), str(case.images[0]), steps.wanted)
+            about.append(Case(case.name, group, *where))
         return DatasetSource(PreparedCases(cases, preparation), about=About(about))
 
     def transform(self, view: str, split: str) -> Transform:

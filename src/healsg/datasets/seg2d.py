@@ -162,7 +162,10 @@ class MaskedPictures(Segmentation):
         """What is known of each sample of a part."""
         pairs = self._pairs[part]
         names = names_of_files([pair.image for pair in pairs])
-        return [Case(name, pair.group, path=str(pair.image)) for name, pair in zip(names, pairs, strict=True)]
+        shape = (self.image_size, self.image_size)
+        return [
+            Case(name, pair.group, path=str(pair.image), shape=shape) for name, pair in zip(names, pairs, strict=True)
+        ]
 
     @property
     def has_val(self) -> bool:

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from healsg.data.base import Needs
 from healsg.data.case import Case
 from healsg.data.info import SEGMENTATION, DataInfo
-from healsg.data.patches import patches_of
+from healsg.data.patches import check_size, patches_of
 from healsg.data.source import DatasetSource, Source, TensorSource
 from healsg.datasets.labelled import LabelledData
 from healsg.datasets.masks.survey import Survey
@@ -136,6 +137,12 @@ class Segmentation(LabelledData):
             if unknown:
                 known = f"the labels of this set are 0 to {classes - 1}"
                 raise ConfigError(f"data.regions.{name}: {unknown[0]} is no label of the masks; {known}")
+
+    def streams(self, needs: Needs, train: Source) -> dict[str, Source]:
+        streams = super().streams(needs, train)
+        if self.patch is not None:
+            check_size(streams.values(), self.patch)
+        return streams
 
     def sampled(self, source: Source) -> Source:
         if self.patch is None:

@@ -14,7 +14,7 @@ from healsg.commands.check.findings import Finding
 from healsg.data.source import DatasetSource, Source, line
 from healsg.datasets.targets.names import shown
 from healsg.datasets.volumes.cases import Preparation, PreparedCases
-from healsg.datasets.volumes.files import Array, read_image, read_mask
+from healsg.datasets.volumes.files import Array, read_geometry, read_image, read_mask
 from healsg.datasets.volumes.lists import CaseFiles
 from healsg.datasets.volumes.space import axis_codes
 from healsg.errors import DataError
@@ -40,7 +40,7 @@ class VolumeFacts:
         orientation: where the axes point, such as ``RAS``.
         intensity: 0.5, 50 and 99.5 % of the intensities.
         small: by label the structures smaller than a voxel of the common space.
-        remarks: what is unusual in the header.
+        remarks: what is unusual in the headers of its images and its mask, each with the file.
     """
 
     split: str
@@ -51,7 +51,7 @@ class VolumeFacts:
     orientation: str
     intensity: tuple[float, float, float]
     small: Mapping[int, int] = field(default_factory=dict)
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[tuple[str, str], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -90,7 +90,11 @@ def _look(split: str, case: CaseFiles, preparation: Preparation) -> VolumeFacts:
         wanted = math.prod(new or side for new, side in zip(preparation.spacing, own, strict=True))
         small = small_structures(mask, wanted / math.prod(own), preparation.ignore)
     spacing = tuple(geometry.spacing)
-    facts = (geometry.shape, spacing, axis_codes(geometry.affine), (low, middle, high), small, geometry.remarks)
+    files = (*case.images, *([case.label] if case.label is not None else []))
+    remarks = tuple(
+        (remark, line(str(path))) for path in files for remark in read_geometry(path, preparation.trust).remarks
+    )
+    facts = (geometry.shape, spacing, axis_codes(geometry.affine), (low, middle, high), small, remarks)
     return VolumeFacts(split, case.name, line(str(case.images[0])), *facts)
 
 
@@ -119,8 +123,8 @@ def volume_findings(facts: Sequence[VolumeFacts], preparation: Preparation) -> I
         else:
             yield Finding("warning", "geometry", f"orientations differ: {counted}; data.orient=true turns all to RAS")
     yield from _spacing_findings(facts, preparation)
-    for remark, cases in _grouped((remark, one.file) for one in facts for remark in one.remarks).items():
-        yield Finding("note", "geometry", f"{remark}: {shown(cases, 3)}")
+    for remark, files in _grouped(pair for one in facts for pair in one.remarks).items():
+        yield Finding("note", "geometry", f"{remark}: {shown(files, 3)}")
     for label, cases in _grouped((str(label), one.file) for one in facts for label in one.small).items():
         total = sum(one.small.get(int(label), 0) for one in facts)
         detail = f"label {label}: {total} structures are smaller than a voxel of data.spacing, and may vanish"

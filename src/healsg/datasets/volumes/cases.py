@@ -16,6 +16,7 @@ from healsg.data.info import DataInfo
 from healsg.data.scratch import Empty
 from healsg.data.source import line
 from healsg.datasets.volumes.files import (
+    FLAT,
     Array,
     Geometry,
     Trusted,
@@ -150,6 +151,21 @@ class PreparedCases:
         mask = read_mask(case.label, trust=self.preparation.trust)
         require_same_space(image, mask)
         return input, torch.from_numpy(self.preparation.target(mask, steps))
+
+
+def flat_files(cases: Sequence[CaseFiles], trust: Trusted) -> list[Path]:
+    """The images and masks that are stored as 4D with one channel, by their headers. What cannot be read is passed
+    over: it is reported where its numbers are read."""
+    found = []
+    for case in cases:
+        for path in (*case.images, *([case.label] if case.label is not None else [])):
+            try:
+                remarks = read_geometry(path, trust).remarks
+            except DataError:
+                continue
+            if FLAT in remarks:
+                found.append(path)
+    return found
 
 
 def steps_of_file(path: Path, preparation: Preparation) -> Steps:

@@ -37,6 +37,9 @@ EXTENSIONS = (*NIFTI, *ITK)
 SAME = 1e-3
 """How far, in voxels at the farthest corner, two affines may differ that mean the same."""
 
+FLAT = "stored as 4D with one channel, and taken as 3D"
+"""The remark on a volume such as (X, Y, Z, 1)."""
+
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From ITK's directions to nibabel's, and back."""
 
@@ -236,7 +239,7 @@ def _nifti_geometry(path: Path, image: Any, trust: Trusted) -> Geometry:
         shape = (*shape[:3], shape[4])
     channels = shape[3] if len(shape) == 4 else 1
     if len(shape) == 4 and channels == 1:
-        remarks.append(f"4D with one channel {shape}, taken as 3D")
+        remarks.append(FLAT)
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise DataError(f"{path}: has the shape {tuple(image.shape)}; a volume is 3D, or 4D with channels last")
     scale = (float(image.dataobj.slope), float(image.dataobj.inter))
