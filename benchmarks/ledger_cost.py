@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 PYTHONPATH=src:. python -m benchmarks.ledger_cost [epochs]      (results/ledger_cost.txt)
 
 One task trains its steps with the ledger and without it in turns, so that both have the same memory, batches and time.
-CPU time; of the steps of either kind the mean without the tenths at both ends, and the 95 % interval of the difference
-by the bootstrap. What a whole epoch takes to become numbers and a file is measured where it happens and shared out over
-the steps. Beside it stands the same of steps that differ in nothing, which says what the measurement is worth.
+CPU time; of pairs of neighbouring steps the mean difference without the tenths at both ends, with its 95 % interval by
+the bootstrap. What it takes for epochs to become numbers and a file, at the saves that follow each other by a second,
+is measured where it happens and shared out over the steps. Beside it stands the same of steps that differ in nothing,
+which says what the measurement is worth.
 """
 
 from __future__ import annotations
@@ -25,18 +26,20 @@ from benchmarks.bars import Bar, keep
 from healsg.build import build_task
 from healsg.commands.sweep.run import as_run
 from healsg.config.compose import Composer
+from healsg.runs.checkpointer import REST
 from healsg.training.epoch import finish_step
 
 MOST = 1.0
 """Percent of a step."""
 LEDGER = "the ledger, added to a step of the default network, 95 %"
-ENDS = 22
+ENDS = 100
 """Epochs whose ends are measured."""
 
 
 def built(rounds: int) -> Any:
     """The default task with a ledger, ready to train."""
-    composed = as_run(Composer().compose([f"runner.epochs={4 * rounds + 20}", "quiet=true", "runner.ledger=true"]))
+    epochs = 4 * rounds + 2 * ENDS
+    composed = as_run(Composer().compose([f"runner.epochs={epochs}", "quiet=true", "runner.ledger=true"]))
     task = build_task(composed)
     task.build()
     return task
@@ -61,37 +64,44 @@ class Switch:
             self.task.net._forward_hooks.update(self.hooks)
 
 
-def measured(task: Any, epochs: int, kept: bool) -> dict[bool, list[float]]:
-    """CPU seconds of steps with and without the ledger; without ``kept`` always without."""
+def measured(task: Any, epochs: int, kept: bool) -> list[tuple[float, float]]:
+    """CPU seconds of neighbouring steps, one with the ledger and one without it; without ``kept`` both without."""
     switch, runner = Switch(task), task.runner
-    steps: dict[bool, list[float]] = {True: [], False: []}
+    pairs: list[tuple[float, float]] = []
     for epoch in range(epochs):
         task.net.train()
         batches = runner.train_batches(task)
+        pair: dict[bool, float] = {}
         for number in range(runner.length):
             first = (number // 2 + number + epoch) % 2 == 0  # in the order ABBA, which changes with the epoch
             switch(kept and first)
             began = time.process_time()
             batch, micro = next(batches)
             finish_step(task, micro, *runner.step(task, batch, micro))
-            passed = time.process_time() - began
-            if number:  # the first step of an epoch prepares the batches of all
-                steps[first].append(passed)
+            pair[first] = time.process_time() - began
+            if number % 2:
+                if number > 1:  # the first step of an epoch prepares the batches of all
+                    pairs.append((pair[True], pair[False]))
+                pair.clear()
         batches.close()
         runner.next_epoch()
     switch(True)
-    return steps
+    return pairs
 
 
 def ends_of(task: Any, folder: Path) -> list[float]:
-    """CPU seconds of the ends of epochs, where the outputs become numbers by sample, and these a file."""
+    """CPU seconds of the ends of epochs, and of what a ledger does at the saves after them."""
     found = []
+    saved = time.monotonic()
     for _ in range(ENDS):
         task.train_epoch.run()
-        began = time.process_time()
-        task.runner.ledger.write(folder, task.runner.epoch + 1)
-        found.append(time.process_time() - began)
         task.runner.next_epoch()
+        began = time.process_time()
+        task.runner.ledger.end_epoch()
+        if time.monotonic() - saved >= REST:
+            task.runner.ledger.write(folder, task.runner.epoch)
+            saved = time.monotonic()
+        found.append(time.process_time() - began)
     return found
 
 
@@ -101,42 +111,35 @@ def middle(values: Sequence[float]) -> float:
     return statistics.fmean(sorted(values)[tenth : len(values) - tenth])
 
 
-def added(steps: dict[bool, list[float]]) -> tuple[float, float, float]:
-    """By how many percent the steps of one kind take longer, with its 95 % interval."""
+def added(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """By how many percent the steps of the first kind take longer, with its 95 % interval."""
     draw = random.Random(0)
-
-    def once(draws: bool) -> float:
-        one, other = (
-            middle(draw.choices(values, k=len(values)) if draws else values) for values in (steps[True], steps[False])
-        )
-        return 100 * (one / other - 1)
-
-    drawn = sorted(once(True) for _ in range(1000))
-    return once(False), drawn[25], drawn[974]
+    differences = [one - other for one, other in pairs]
+    step = middle([other for _, other in pairs])
+    drawn = sorted(middle(draw.choices(differences, k=len(differences))) for _ in range(1000))
+    value, least, most = (100 * one / step for one in (middle(differences), drawn[25], drawn[974]))
+    return value, least, most
 
 
 def main(epochs: int) -> None:
     torch.set_num_threads(1)
     task = built(epochs)
     with tempfile.TemporaryDirectory() as place:
-        ends = ends_of(task, Path(place))[2:]  # in the first everything is used for the first time
-    steps = measured(task, epochs, True)
+        task.train_epoch.run()  # in the first epoch everything is used for the first time
+        task.runner.next_epoch()
+        task.runner.ledger.end_epoch()
+        ends = ends_of(task, Path(place))
+    pairs = measured(task, epochs, True)
     same = measured(task, epochs, False)
-    step = middle(steps[False])
+    step = middle([other for _, other in pairs])
     length = task.runner.length
-    end = 100 * middle(ends) / length / step
+    end = 100 * statistics.fmean(ends) / length / step
     conditions = f"torch {torch.__version__}, one thread, no GPU, {epochs} epochs of {length} steps"
     command = f"python -m benchmarks.ledger_cost {epochs}"
     bars = [
-        Bar(
-            "W13",
-            "the ledger, added to a step of the default network, 95 %",
-            *(end + one for one in added(steps)),
-            MOST,
-            "%",
-        ),
+        Bar("W13", LEDGER, *(end + one for one in added(pairs)), MOST, "%"),
         Bar("W13", "the same of equal steps, 95 %", *added(same), unit="%"),
-        Bar("W13", "of these, the ledger's end of an epoch", end, end, end, unit="%"),
+        Bar("W13", "of these, the ledger's end of an epoch and its share of the saves", end, end, end, unit="%"),
     ]
     lines = [command, f"{conditions}; {1e3 * step:.2f} ms a step"]
     lines += [f"{bar.name}: {bar.value:+.2f} % ({bar.least:+.2f} to {bar.most:+.2f})" for bar in bars]
@@ -146,4 +149,4 @@ def main(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 600)

@@ -14,8 +14,10 @@ import fake_data
 from healsg.cli import main
 from healsg.commands.ledger.command import Read, forgotten, forgotten_by_epoch
 from healsg.commands.ledger.guesses import Guesses, facts_of_guesses
+from healsg.data.source import TensorSource
 from healsg.evaluation.label_errors import candidates, thresholds
 from healsg.runs.folder import RunFolder
+from healsg.training.ledger_files import LedgerFiles
 from helpers import UNLABELLED_ACTS, record, stopped_at, train, trained
 
 OPTIONS = ("data=digits", "model=mlp", "data.labels=300", "data.batch_size=64", "runner.epochs=3", "quiet=true")
@@ -54,6 +56,22 @@ def test_a_run_is_the_same_with_a_ledger_and_a_ledger_after_a_stop() -> None:
     assert record("cut")["digest"] == record("whole")["digest"]
 
 
+def test_a_file_of_epochs_is_cut_where_the_run_stands() -> None:
+    files = LedgerFiles(TensorSource(torch.zeros(2, 1), torch.tensor([0, 1])), torch.tensor([0, 1]), {"classes": ["a"]})
+
+    def write(epoch: int, *values: int) -> list[int]:
+        for value in values:
+            files.add([torch.full((2,), value, dtype=torch.uint8)])
+        files.write(Path(), epoch)
+        return list(Path("ledger/epochs.bin").read_bytes())
+
+    assert write(3, 1, 2, 3) == [1, 1, 2, 2, 3, 3]
+    with Path("ledger/epochs.bin").open("ab") as file:
+        file.write(b"\4")  # killed as it wrote
+    assert write(2, 5) == [1, 1, 5, 5], "it goes on from a save in its second epoch"
+    assert write(4, 7) == [1, 1, 5, 5, 255, 255, 7, 7], "of an epoch that is missing no sample was dealt"
+
+
 def test_the_command_tells_what_was_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
     train(*OPTIONS, "runner.ledger=true", "name=kept")
     capsys.readouterr()
@@ -65,9 +83,12 @@ def test_the_command_tells_what_was_forgotten(capsys: pytest.CaptureFixture[str]
     assert len(losses) == 5
     assert main(["ledger", "kept"]) == 0
     assert "hardest" in capsys.readouterr().out
-    Path("runs/kept/ledger/0002.bin").write_bytes(b"short")
+    with Path("runs/kept/ledger/epochs.bin").open("r+b") as file:
+        file.truncate(2 * 5 * 300 - 1)  # as a run was killed that wrote its second epoch
+    assert len(Read(RunFolder(Path("runs/kept"))).correct) == 1
+    Path("runs/kept/ledger/targets.bin").write_bytes(b"short")
     assert main(["ledger", "kept"]) == 1
-    assert "0002.bin" in capsys.readouterr().err
+    assert "targets.bin" in capsys.readouterr().err
 
 
 def test_forgetting_is_right_and_then_wrong() -> None:
@@ -209,9 +230,11 @@ def test_guesses_by_difficulty() -> None:
     place.mkdir(parents=True)
     (place / "ledger.json").write_text('{"schema": 1, "kind": "guesses", "samples": 4, "classes": ["a", "b"]}')
     (place / "targets.bin").write_bytes(np.array([0, 1, 0, -1], "<i4").tobytes())
-    for epoch, (sure, label) in enumerate([([1, 0.5, 0.75, 1], [0, 0, 1, 1]), ([1, -1, 0.75, 1], [0, -1, 0, 1])], 1):
+    content = b""
+    for sure, label in [([1, 0.5, 0.75, 1], [0, 0, 1, 1]), ([1, -1, 0.75, 1], [0, -1, 0, 1])]:
         halves = np.array([sure, [1 if one > 0.6 else 0 if one >= 0 else -1 for one in sure]], "<f2")
-        (place / f"{epoch:04}.bin").write_bytes(halves.tobytes() + np.array(label, "<i4").tobytes())
+        content += halves.tobytes() + np.array(label, "<i4").tobytes()
+    (place / "epochs.bin").write_bytes(content)
     found = facts_of_guesses(RunFolder(Path("runs/made")), 9)
     assert (found["samples"], found["known"]) == (4, 3)
     assert [one["right"] for one in found["epochs"]] == pytest.approx([1 / 3, 1.0])

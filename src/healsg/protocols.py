@@ -51,6 +51,8 @@ class Watcher:
 class SampleLedger(Protocol):
     """What a training run keeps of each sample; see ``training.ledger.Ledger``."""
 
+    def end_epoch(self) -> None: ...
+
     def write(self, folder: Path, epoch: int) -> None: ...
 
 

@@ -281,7 +281,7 @@ class Checkpointer(Watcher):
         if self.metrics_log:
             self.metrics_log.write(numbers)
         if task.runner.ledger is not None:
-            task.runner.ledger.write(self.folder.path, task.runner.epoch)
+            task.runner.ledger.end_epoch()
         reached = task.runner.best_tracker.best or {}
         self.show(numbers | {"best": best, "monitor": reached.get("monitor")})
         log.debug("%s%s", "  ".join(f"{key} {value}" for key, value in numbers.items()), "  best" * best)
@@ -345,6 +345,8 @@ class Checkpointer(Watcher):
 
         An error of the writing thread is raised by the next call. Raises RunError for the save before this one.
         """
+        if task.runner.ledger is not None:
+            task.runner.ledger.write(self.folder.path, task.runner.epoch)
         last = self.snapshot.begin()
         if self.metrics_log:
             if task.runner.step_count and not self.trained:

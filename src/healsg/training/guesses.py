@@ -40,10 +40,10 @@ def ledger_of(task: Task) -> Ledger | GuessLedger:
 class GuessLedger:
     """The guesses of one epoch by unlabelled sample.
 
-    ``ledger/NNNN.bin`` holds those of epoch N, little-endian and without a header: N float16 confidences (the
-    probability of the class that the sample is taken for), N float16 weights (1: the method learned from the guess, 0:
-    it did not, or what lies between), N int32 classes; -1 where a sample was not dealt. Of one that was dealt several
-    times in an epoch the last guess counts.
+    ``ledger/epochs.bin`` holds one epoch after the other, little-endian and without a header: of each N float16
+    confidences (the probability of the class that the sample is taken for), N float16 weights (1: the method learned
+    from the guess, 0: it did not, or what lies between), N int32 classes; -1 where a sample was not dealt. Of one that
+    was dealt several times in an epoch the last guess counts.
 
     Args:
         task: what is trained; its loaders are there.
@@ -105,11 +105,15 @@ class GuessLedger:
             held = self.columns[name]
             held.copy_(torch.where(last >= 0, values[last.clamp(min=0)].to(held.dtype), held))
 
-    def write(self, folder: Path, epoch: int) -> None:
-        """Write the guesses of ``epoch``, from 1, below the run's folder, and begin the next one. Raises OSError."""
+    def end_epoch(self) -> None:
+        """The epoch is complete; the next ``write`` writes it."""
         self.flush()
-        self.files.write(folder, epoch, self.columns.values())
+        self.files.add(self.columns.values())
         self._clear()
+
+    def write(self, folder: Path, epoch: int) -> None:
+        """Write the complete epochs, the last of which is ``epoch``, from 1, below the run's folder. Raises OSError."""
+        self.files.write(folder, epoch)
 
     def _clear(self) -> None:
         self.pending.clear()
@@ -127,6 +131,7 @@ class GuessLedger:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self._clear()
+        self.files.clear()
         self.begun = bool(state)
         for name, column in self.columns.items():
             if state:

@@ -2,12 +2,14 @@
 
 They are those of the forward pass of the training step, so that they cost none of their own: of the sample as the
 network saw it, augmented and in training mode. A step keeps a copy of the network's outputs on the device; these become
-numbers by sample at the end of the epoch, or when many have gathered. A save holds the numbers of the epoch so far, so
-that a run that was killed writes the same bytes.
+numbers by sample at the next save, or when many have gathered, since of a short epoch alone most of the time is that of
+the calls. A save first writes the epochs that are complete, and itself holds the numbers of the epoch so far, so that a
+run that was killed writes the same bytes.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,16 +34,16 @@ HIGHEST = 65504.0
 FEW = 32
 """Classes up to which the softmax of many samples takes less time along the samples than along the classes."""
 
-UNSEEN = 255
-"""As correctness: the sample was not dealt in this epoch."""
+COLUMNS = {"loss": (torch.float16, -1), "confidence": (torch.float16, -1), "correct": (torch.uint8, 255)}
+"""What is kept of each sample, and what stands for one that was not dealt in this epoch."""
 
 
 class Ledger:
     """The numbers of one epoch by sample.
 
-    ``ledger/NNNN.bin`` holds those of epoch N, little-endian and without a header: N float16 losses (cross entropy), N
-    float16 confidences (the probability of the sample's own class), N uint8 (1: that class has the largest output, 0:
-    it has not, 255: not dealt).
+    ``ledger/epochs.bin`` holds one epoch after the other, little-endian and without a header: of each N float16 losses
+    (cross entropy), N float16 confidences (the probability of the sample's own class), N uint8 (1: that class has the
+    largest output, 0: it has not, 255: not dealt).
 
     Args:
         task: what is trained; its loaders and its network are there.
@@ -59,12 +61,13 @@ class Ledger:
         classes = list(task.info.class_names) if task.info is not None else []
         self.files = LedgerFiles(self.source, None if targets is None else targets.cpu(), {"classes": classes})
         count, device = len(self.source), task.device
-        self.loss = torch.full((count,), -1.0, dtype=torch.float16, device=device)
-        self.confidence = torch.full((count,), -1.0, dtype=torch.float16, device=device)
-        self.correct = torch.full((count,), UNSEEN, dtype=torch.uint8, device=device)
+        self.columns = {
+            name: torch.full((count,), unseen, dtype=kind, device=device) for name, (kind, unseen) in COLUMNS.items()
+        }
         self.current: Mapping[str, Any] | None = None
         """The batch whose outputs are waited for."""
-        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.pending: list[list[tuple[Tensor, Tensor, Tensor]]] = [[]]
+        """By epoch, the last of which is not complete, the batches' indices, targets and outputs."""
         self.waiting = 0
         self.begun = False
         """Whether the epoch has numbers already."""
@@ -92,56 +95,74 @@ class Ledger:
         if batch is None or not isinstance(output, Tensor) or output.dim() != 2:
             return
         target = batch["target"]
-        if len(output) == len(target):
-            self.pending.append((batch["index"], target, output.detach().clone()))
-            self.waiting += output.numel()
+        rows, classes = output.shape  # in a sixth of the time of len(output)
+        if rows == target.shape[0]:
+            self.pending[-1].append((batch["index"], target, output.detach().clone()))
+            self.waiting += rows * classes
             if self.waiting > PENDING:
                 self.flush()
 
     @torch.no_grad()
     def flush(self) -> None:
         """Let the outputs so far become numbers by sample; nothing is read from the device."""
-        if not self.pending:
-            return
-        index, target, output = (torch.cat(column) for column in zip(*self.pending, strict=True))
-        self.pending.clear()
-        self.waiting = 0
-        self.begun = True
-        output = output.float()
-        index = index.to(output.device)
-        target = target.long()
-        if output.shape[1] <= FEW and output.device.type == "cpu":  # along the memory, in a sixth of the time
-            columns = output.T.contiguous().unsqueeze(0)
-            loss = F.cross_entropy(columns, target.unsqueeze(0), reduction="none")[0]
-        else:
-            loss = F.cross_entropy(output, target, reduction="none")
-        self.loss.index_copy_(0, index, loss.clamp(max=HIGHEST).half())
-        self.confidence.index_copy_(0, index, (-loss).exp().half())
-        self.correct.index_copy_(0, index, (output.argmax(dim=1) == target).to(torch.uint8))
+        epochs = self.pending
+        self.pending = [[]]
+        if self.waiting:
+            self.waiting = 0
+            index, target, outputs = (torch.cat(column) for column in zip(*itertools.chain(*epochs), strict=True))
+            values = _by_row(outputs.float(), target.long())
+            lengths = [sum(output.shape[0] for _, _, output in batches) for batches in epochs]
+            parts = [column.split(lengths) for column in (index.to(outputs.device), *values)]
+        for number, batches in enumerate(epochs):
+            if batches:
+                self.begun = True
+                rows, *columns = (part[number] for part in parts)
+                for held, values in zip(self.columns.values(), columns, strict=True):
+                    held.index_copy_(0, rows, values)
+            if number < len(epochs) - 1:
+                self.files.add(self.columns.values())
+                self._fill()
+
+    def end_epoch(self) -> None:
+        """The epoch is complete; the next ``write`` writes it."""
+        self.pending.append([])
 
     def write(self, folder: Path, epoch: int) -> None:
-        """Write the numbers of ``epoch``, from 1, below the run's folder, and begin the next one. Raises OSError."""
+        """Write the complete epochs, the last of which is ``epoch``, from 1, below the run's folder. Raises OSError."""
         self.flush()
-        self.files.write(folder, epoch, (self.loss, self.confidence, self.correct))
-        self.loss.fill_(-1.0)
-        self.confidence.fill_(-1.0)
-        self.correct.fill_(UNSEEN)
+        self.files.write(folder, epoch)
+
+    def _fill(self) -> None:
+        """No sample was dealt yet in this epoch."""
         self.begun = False
+        for name, column in self.columns.items():
+            column.fill_(COLUMNS[name][1])
 
     # --- state: of an epoch that is not complete ---------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
         """Empty between two epochs, so that the final state of a run does not depend on whether it kept a ledger."""
         self.flush()
-        if not self.begun:
-            return {}
-        return {"loss": self.loss, "confidence": self.confidence, "correct": self.correct}
+        return dict(self.columns) if self.begun else {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.pending.clear()
+        self.pending = [[]]
         self.waiting = 0
         self.current = None
+        self.files.clear()
+        self._fill()
         self.begun = bool(state)
-        for name, initial in (("loss", -1.0), ("confidence", -1.0), ("correct", UNSEEN)):
-            held = getattr(self, name)
-            held.copy_(state[name]) if state else held.fill_(initial)
+        for name, column in self.columns.items():
+            if state:
+                column.copy_(state[name])
+
+
+def _by_row(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, confidence and correctness, each (N,), of (N, C) float32 outputs for (N,) int64 classes."""
+    if output.shape[1] <= FEW and output.device.type == "cpu":  # along the memory, in a sixth of the time
+        columns = output.T.contiguous().unsqueeze(0)
+        loss = F.cross_entropy(columns, target.unsqueeze(0), reduction="none")[0]
+    else:
+        loss = F.cross_entropy(output, target, reduction="none")
+    correct = output.argmax(dim=1) == target
+    return loss.clamp(max=HIGHEST).half(), (-loss).exp().half(), correct.to(torch.uint8)

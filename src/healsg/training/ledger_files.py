@@ -1,10 +1,11 @@
-"""The files of a ledger below a run's folder: an epoch's columns, and once what the samples are."""
+"""The files of a ledger below a run's folder: the columns of its epochs, and once what the samples are."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from healsg.runs.folder import write_text
 
 SCHEMA = 1
 """Of ``ledger.json`` and the files beside it."""
+
+NOT_DEALT = b"\xff"
+"""The bytes of a sample that was not dealt: -1 as an integer, 255 as a byte, nan as a float."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +36,46 @@ class LedgerFiles:
     source: Source
     targets: Tensor | None
     facts: Mapping[str, Any]
+    waiting: list[list[Tensor]] = field(default_factory=list, init=False)
+    """The columns of epochs that are complete and not in the file yet."""
 
-    def write(self, folder: Path, epoch: int, columns: Iterable[Tensor]) -> None:
-        """Write the (N,) ``columns`` of ``epoch``, from 1, below the run's folder: little-endian, without a header.
+    def add(self, columns: Iterable[Tensor]) -> None:
+        """An epoch is complete, and these are its (N,) columns; they may change after this call."""
+        self.waiting.append([column.clone() for column in columns])
 
-        Raises OSError.
+    def clear(self) -> None:
+        """What waits to be written is of epochs that the run does not have."""
+        self.waiting.clear()
+
+    def write(self, folder: Path, epoch: int) -> None:
+        """Write the epochs that wait below the run's folder: little-endian, without a header.
+
+        They follow the epochs before them in one file. What it holds of later ones is cut off: it is of a run that was
+        killed after its last save, or as it wrote. In the place of missing epochs stand samples that were not dealt.
+
+        Args:
+            folder: of the run.
+            epoch: the number of the last one that waits, from 1.
+
+        Raises:
+            OSError, IrregularFileError: the file cannot be written; it is a link, or shared with another folder.
         """
+        if not self.waiting:
+            return
         place = folder / "ledger"
         safefiles.make_folder(place)
         if not (place / "ledger.json").exists():
             self._describe(place)
-        values = [column.cpu().numpy() for column in columns]
-        with safefiles.replacing(place / f"{epoch:04}.bin") as file:
-            for column in values:
-                file.write(column.astype(column.dtype.newbyteorder("<")).tobytes())
+        content = b"".join(_little_endian(column.cpu().numpy()) for columns in self.waiting for column in columns)
+        before = len(content) // len(self.waiting) * (epoch - len(self.waiting))
+        with safefiles.open_to_append(place / "epochs.bin") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size > before:
+                file.truncate(before)
+            while size < before:
+                size += file.write(NOT_DEALT * min(len(content), before - size))
+            file.write(content)
+        self.waiting.clear()
 
     def _describe(self, place: Path) -> None:
         """Write the samples' number, classes, labels and, where they are files, their names."""
@@ -57,3 +87,7 @@ class LedgerFiles:
             write_text(place / "names.txt", "".join(f"{files[number]}\n" for number in range(count)))
         facts = {"schema": SCHEMA, "samples": count, **self.facts}
         write_text(place / "ledger.json", json.dumps(facts) + "\n")
+
+
+def _little_endian(values: np.ndarray[Any, Any]) -> bytes:
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()

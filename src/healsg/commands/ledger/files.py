@@ -11,7 +11,7 @@ import numpy as np
 
 from healsg.errors import RunError
 from healsg.runs.folder import RunFolder
-from healsg.safefiles import read_bytes
+from healsg.safefiles import open_to_read, read_bytes
 
 LARGEST = 1 << 30
 """Bytes of a file that is read."""
@@ -35,13 +35,16 @@ def described(folder: RunFolder) -> dict[str, Any]:
 
 
 def epochs_of(place: Path, size: int) -> Iterator[bytes]:
-    """What ``ledger/NNNN.bin`` holds of each epoch, of ``size`` bytes. Raises RunError where there is none, or one is
-    damaged."""
-    epoch = 1
-    while (path := place / f"{epoch:04}.bin").is_file():
-        yield _content(path, size)
-        epoch += 1
-    if epoch == 1:
+    """What ``ledger/epochs.bin`` holds of each epoch, of ``size`` bytes. A last one that is not whole is left out: the
+    run writes it at this moment, or did as it was killed. Raises RunError where there is none."""
+    path = place / "epochs.bin"
+    found = False
+    if path.is_file():
+        with open_to_read(path) as file:
+            while len(content := file.read(size)) == size:
+                found = True
+                yield content
+    if not found:
         raise RunError(f"{place}: no epoch was completed yet")
 
 
