@@ -184,6 +184,10 @@ def test_mistakes_of_compare_are_one_line(sweep: Path, capsys: pytest.CaptureFix
         assert words in capsys.readouterr().err
     assert main(["compare", "s"]) == 0
     assert "s: 1 of 12 runs are not finished, and left out" in capsys.readouterr().out
+    assert main(["compare", "s", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "s: 1 of 12 runs are not finished, and left out" in err
+    assert json.loads(out)["metric"] == "val/acc"
 
 
 def test_the_page_has_the_settings_and_their_curves_with_bands(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

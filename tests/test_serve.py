@@ -23,6 +23,7 @@ from PIL import Image
 from healsg import TaskTrainer
 from healsg.cli import main
 from healsg.commands.serve import is_loopback, listen
+from json_schema import mismatch, schemas
 
 pytest.importorskip("starlette", reason="healsg[serve] is not installed")
 pytest.importorskip("uvicorn", reason="healsg[serve] is not installed")
@@ -169,7 +170,9 @@ def test_it_answers_until_ctrl_c(
     finally:
         visitor.join()
     assert seen[0]["classes"] == ["<b>kiwi", "apple"]
-    assert json.loads(capsys.readouterr().out)["url"] == f"http://127.0.0.1:{port}/"
+    told = json.loads(capsys.readouterr().out)
+    assert told["url"] == f"http://127.0.0.1:{port}/"
+    assert mismatch(told, schemas()["serve"]) == ""
 
 
 def test_mistakes_are_one_line(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,10 +19,12 @@ import pytest
 import yaml
 from PIL import Image
 
+import fake_volumes
 from healsg.cli import COMMANDS, main
 from healsg.config.catalogue import Catalogue
 from healsg.config.compose import Composer
 from helpers import REPOSITORY, healsg
+from json_schema import mismatch, schemas
 
 DOCS = REPOSITORY / "docs"
 PAGES = ("start", "pictures", "volumes", "concepts", "programs", "coming")
@@ -129,6 +131,15 @@ def test_the_catalogue_is_current() -> None:
     assert catalogue_program().main(["--check"]) == 0
 
 
+RECIPE = """\
+# @package _global_
+defaults: [{override /model: mlp}]
+model: {width: 8}
+runner: {steps: 2, limit_batches: 2}
+recipe: {paper: Nobody 2020, table: Table 1, data: digits, budget: 2 updates, metric: test/acc, published: 0.5,
+  spread: null, tolerance: 0.5, first: null, gives: null, measured: null}
+"""
+
 SMALL = ["data=digits", "model=mlp", "model.width=4", "data.labels=200", "runner.epochs=1"]
 
 ASKED = {
@@ -140,9 +151,15 @@ ASKED = {
     "diff": ["diff", "run0", "run1"],
     "compare": ["compare", "run0", "run1"],
     "ledger": ["ledger", "run0"],
+    "ledger errors": ["ledger", "errors", "run0", "run1"],
+    "explain": ["explain", "method=fixmatch"],
+    "explain KEY": ["explain", "method.ema"],
+    "reproduce": ["reproduce"],
+    "reproduce RECIPE": ["reproduce", "mine", "--config-dir", "own", "quiet=true"],
+    "plan": ["plan", "data=seg2d", "data.folder=masked", "model=resenc_unet_l", "data.channels=1"],
     "new": ["new", "model", "mine"],
 }
-"""By command, a line of it that costs little."""
+"""By command, a line of it that costs little. ``serve`` waits for its reader: ``test_serve`` compares its line."""
 
 DEAR = {
     "train": ["train", *SMALL, "name=run2"],
@@ -165,10 +182,18 @@ def told_by_the_page() -> dict[str, list[str]]:
     rows = re.findall(r"^\| (`[^|]+) \| (.+) \|$", (DOCS / "programs.md").read_text(), re.MULTILINE)
     found: dict[str, list[str]] = {}
     for commands, text in rows:
-        for command in re.findall(r"`(\w+)(?: [A-Z]+)?`", commands):
+        for command in re.findall(r"`(\w+(?: errors)?)(?: [A-Z]+)?`", commands):
             outer = re.split(r"; without|, and `replay`|, or `error`", re.sub(r"\([^)]*\)", "", text))[0]
             found.setdefault(command, re.findall(r"`([\w.]+)`", outer))
     return found
+
+
+def test_the_page_for_programs_and_the_schema_name_the_same_keys() -> None:
+    documented = schemas()
+    for command, keys in told_by_the_page().items():
+        kinds = documented[command].get("anyOf", [documented[command]])
+        properties = [(one if "properties" in one else one["items"]).get("properties", {}) for one in kinds]
+        assert any(set(keys) <= set(one) for one in properties), command
 
 
 def test_every_command_is_on_the_page_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,20 +213,35 @@ def test_json_holds_what_the_page_for_programs_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for seed in (0, 1):
-        assert main(["train", *SMALL, "quiet=true", "runner.ledger=true", f"seed={seed}", f"name=run{seed}"]) == 0
+        kept = ["quiet=true", "runner.ledger=true", f"data.fold={seed + 1}/2"]
+        assert main(["train", *SMALL, *kept, f"seed={seed}", f"name=run{seed}"]) == 0
     np.save("samples.npy", np.zeros((1, 1, 8, 8), np.uint8))
     for name in "ab":
         Path("pictures", name).mkdir(parents=True)
         for number in range(8):
             Image.new("L", (12, 12), 10 * number).save(f"pictures/{name}/{number}.png")
-    told = told_by_the_page()
+    fake_volumes.write_pictures(Path("masked"))
+    Path("own/recipe").mkdir(parents=True)
+    Path("own/recipe/mine.yaml").write_text(RECIPE)
+    documented = schemas()
     for command, words in asked.items():
         capsys.readouterr()
         assert main([*words, "--json"]) in (0, 1), command
         value = json.loads(capsys.readouterr().out)
-        value = value[0] if isinstance(value, list) else value
         assert value, command
-        assert set(told[command]) <= set(value), command
+        schema = documented[re.sub(r" [A-Z]+$", "", command)]
+        assert mismatch(value, schema, command) == ""
+
+
+def test_a_value_that_is_not_what_the_schema_says_is_found() -> None:
+    schema = schemas()["ledger errors"]
+    right = {"index": 1, "name": "a", "label": "b", "probability": 0, "likely": "c", "likely_probability": 0.5}
+    value = {"schema": 1, "runs": [], "samples": 1, "judged": 1, "errors": [right]}
+    assert mismatch(value, schema) == ""
+    assert mismatch(value | {"judged": True}, schema) == ".judged: is True, and not integer"
+    assert mismatch(value | {"errors": [right | {"label": 3}]}, schema) == ".errors[].label: is 3, and not string"
+    del value["runs"]
+    assert mismatch(value, schema) == ": has no runs"
 
 
 def test_every_page_of_the_site_is_in_its_menu() -> None:

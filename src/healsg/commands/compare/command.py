@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from healsg.commands.compare.comparison import Comparison, Finished, common_monitor, comparison, is_clear, rows_of
 from healsg.commands.compare.statistics import interval
 from healsg.commands.terminal.flags import Flags, page_file
-from healsg.commands.terminal.tables import cell, show, show_json, tell
+from healsg.commands.terminal.tables import cell, show, show_json, spoken_to_stderr, tell
 from healsg.console import visible
 from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import RunFolder, find
@@ -33,7 +33,8 @@ def run(arguments: list[str]) -> int:
     page = page_file(args.page)
     if args.cases:
         return _by_case(args.runs, args.cases, args.metric, root_of(args.root), args.json)
-    found = _runs(args.runs, root_of(args.root))
+    with spoken_to_stderr(args.json):
+        found = _runs(args.runs, root_of(args.root))
     compared = comparison(found, args.metric or common_monitor(found), args.less)
     folders = {one.name: one.folder for one in found}
     pools = [pooled(one.label, [folders[name] for name in one.names]) for one in compared.settings if args.pooled]
