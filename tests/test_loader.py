@@ -165,6 +165,23 @@ def test_every_sample_once_over_all_processes() -> None:
             assert len(whole) % accumulate == 0
 
 
+def test_batches_that_are_made_together_are_those_that_are_made_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Jitter:
+        per_sample = True
+
+        def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
+            return jitter(batch, draw)
+
+    monkeypatch.setattr("healsg.data.slices.TOGETHER", 3 * 8 * 4)
+    for world, batch, shuffle in [(1, 8, True), (2, 8, True), (3, 8, True), (3, 8, False), (3, 2, False)]:
+        for rank in range(world):
+            loader = plain(numbered(42), batch, Jitter(), shuffle=shuffle, joins=False)
+            loader = loader.sharded(Sharding(seed=3, rank=rank, world=world, least=2))
+            alone = [loader.batch(1, position) for position in range(len(loader)) if loader.ordering.is_own(position)]
+            assert same(dealt(loader, 1), alone), (world, rank)
+            assert world > batch or same(dealt(loader, 1, 2), alone[2:]), (world, rank)
+
+
 def test_a_tail_of_one_joins_the_batch_before_it() -> None:
     def sizes(samples: int, batch_size: int, least: int, shuffle: bool = True) -> list[int]:
         loader = plain(numbered(samples), batch_size, shuffle=shuffle)

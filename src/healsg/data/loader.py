@@ -180,10 +180,10 @@ class Loader:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
         """The batches of ``epoch`` from position ``start``, each with the rows of this rank that count."""
-        if self.in_memory and len(self.sources) == self.sharding.world == 1:
+        if self.in_memory and len(self.sources) == 1:
             (stream,) = self.sources
             if is_by_sample(self.views[stream]):
-                made = sliced(self.ordering, epoch, start, self.joined)
+                made = sliced(self.ordering, epoch, start, self.joined and self.sharding.world == 1)
                 return made if self.flat else (({stream: batch}, rows) for batch, rows in made)
         if not self.in_memory:
             system.keep_freed_memory(LARGEST_KEPT)  # of large pictures each batch would be cleared anew

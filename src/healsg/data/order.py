@@ -138,9 +138,11 @@ class Ordering:
         if skipping:
             own = min(rows if rows is not None else ours, ours)
             return Samples(own, low - start, *([own, None] if sharding.world == 1 else [None, None]))
-        first = position - position % sharding.accumulate
-        last = min(first + sharding.accumulate, len(self)) - 1
-        update = self.span(stream, last)[1] - self.span(stream, first)[0]
+        update = stop - start
+        if sharding.accumulate > 1:
+            first = position - position % sharding.accumulate
+            last = min(first + sharding.accumulate, len(self)) - 1
+            update = self.span(stream, last)[1] - self.span(stream, first)[0]
         return Samples(ours, low - start, stop - start, update)
 
     def _make(self, epoch: int) -> EpochOrder:

@@ -35,23 +35,31 @@ def sliced(ordering: Ordering, epoch: int, start: int, joined: bool) -> Iterator
     change each sample by itself (``is_by_sample``).
 
     Args:
-        ordering: of one process and of one stream in memory.
+        ordering: of one stream in memory.
         epoch, start: where to begin.
-        joined: whether up to ``JOINED`` batches stay one, as an evaluation may take them.
+        joined: whether up to ``JOINED`` batches stay one, as an evaluation of one process may take them.
     """
     order = ordering.of(epoch)
     ((stream, source),) = ordering.sources.items()
     assert isinstance(source, TensorSource)
-    each = 4 * source.input[0].numel() * ordering.sizes[stream]
+    each = 4 * source.input[0].numel() * ordering.sizes[stream] // ordering.sharding.world
+    positions = [position for position in range(start, len(ordering)) if ordering.is_own(position)]
     count = max(1, min(TOGETHER // max(1, each), JOINED if joined else len(ordering)))
-    for first in range(start, len(ordering), count):
-        shards = order.shards[stream][first : first + count]
+    for first in range(0, len(positions), count):
+        shards = [order.shards[stream][position] for position in positions[first : first + count]]
         low, high = shards[0][0], shards[-1][1]
-        raw = source.fetch(order.orders[stream][low:high])
-        made = make_views(ordering.views[stream], raw, order.view_draws(stream, low, high))
-        rows = [high - low] if joined else [stop - begin for begin, stop, _ in shards]
-        for size, *values in zip(rows, *(_split(value, rows) for value in made.values()), strict=True):
-            yield dict(zip(made, values, strict=True)), size
+        if ordering.sharding.world == 1:
+            raw = source.fetch(order.orders[stream][low:high])
+            draws = order.view_draws(stream, low, high)
+        else:  # other processes' samples lie between
+            places = torch.cat([torch.arange(begin, stop, device=source.input.device) for begin, stop, _ in shards])
+            raw = source.fetch(order.orders[stream][places])
+            draws = order.view_draws(stream, low, high, places)
+        made = make_views(ordering.views[stream], raw, draws)
+        sizes = [high - low] if joined else [stop - begin for begin, stop, _ in shards]
+        counted = sizes if joined else [rows for _, _, rows in shards]
+        for rows, *values in zip(counted, *(_split(value, sizes) for value in made.values()), strict=True):
+            yield dict(zip(made, values, strict=True)), rows
 
 
 def _split(value: Any, rows: list[int]) -> Iterator[Any]:
