@@ -35,7 +35,8 @@ from healsg.commands.train.tune import GAIN, Choice, measured, with_choice
 from healsg.commands.train.tune import _steps_of as steps_of
 from healsg.config.compose import Composer
 from healsg.runs.folder import ROOT, RunFolder
-from healsg.sweeps.sharing import JobTrainer
+from healsg.sweeps.job_trainer import JobTrainer
+from healsg.sweeps.sharing import SharedData
 
 PICTURES = ["data=synthetic", "data.train=256", "data.test=32", "method=sgd"]
 NETWORKS: dict[str, list[str]] = {
@@ -85,7 +86,7 @@ def side(kind: str, given: str) -> None:
     clock = time.process_time if threads == 1 else time.perf_counter
     torch.set_num_threads(threads)
     composed = Composer().compose(told["overrides"])
-    kept: dict[str, Any] = {}
+    kept = SharedData()
     acts: list[tuple[Callable[[], object], int]] = []
     with contextlib.ExitStack() as stack:
         if kind == "bare":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -49,24 +51,22 @@ class Meter:
                 raise RunError(f"train_step returned {', '.join(names)}, now {', '.join(logs)}; keep one set")
         counts = counts_of(names)
         if not steps[0]["loss"].is_cpu:
-            rows = self._read_together(steps, counts)
-        elif self.parallel.several:
-            own = [_weighted(logs, counts) for logs in steps]
-            table = torch.tensor([[row[name] for name in names] for row in own], dtype=torch.float64)
-            rows = [dict(zip(names, row, strict=True)) for row in self.parallel.sum(table).tolist()]
+            columns = self._read_together(steps, counts)
         else:
-            rows = [_weighted(logs, counts) for logs in steps]
+            columns = _weighted(steps, counts)
+            if self.parallel.several:
+                table = torch.tensor([*zip(*columns.values(), strict=True)], dtype=torch.float64)
+                columns = dict(zip(columns, self.parallel.sum(table).t().tolist(), strict=True))
         steps.clear()
-        for row in rows:
-            for name, value in row.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
-                self.window[name] = self.window.get(name, 0.0) + value
+        for sums in (self.sums, self.window):
+            for name, column in columns.items():  # sum() would round otherwise in newer versions of Python
+                sums[name] = reduce(add, column, sums.get(name, 0.0))
         if not math.isfinite(self.sums["loss"]):
-            step, row = next((i, row) for i, row in enumerate(rows) if not math.isfinite(row["loss"]))
-            loss = row["loss"] / row[counts["loss"]]
-            raise NotFiniteError(f"train/loss ({loss})", len(rows) - 1 - step)
+            losses = columns["loss"]
+            step = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
+            raise NotFiniteError(f"train/loss ({losses[step] / columns[counts['loss']][step]})", len(losses) - 1 - step)
 
-    def _read_together(self, steps: list[dict[str, Any]], counts: dict[str, str]) -> list[dict[str, float]]:
+    def _read_together(self, steps: list[dict[str, Any]], counts: dict[str, str]) -> dict[str, list[float]]:
         """The same of scalars on a device, in one transfer and its widest type, summed over processes."""
         device, names = steps[0]["loss"].device, [*counts, *(name for name in steps[0] if name not in counts)]
         widest = torch.float32 if device.type == "mps" else torch.float64
@@ -75,7 +75,7 @@ class Meter:
         for place, count in enumerate(counts.values()):
             weights = table[:, names.index(count)]
             table[:, place] = torch.where(weights > 0, table[:, place] * weights, 0.0)
-        return [dict(zip(names, row, strict=True)) for row in self.parallel.sum(table).tolist()]
+        return dict(zip(names, self.parallel.sum(table).t().tolist(), strict=True))
 
     def recent(self) -> dict[str, float]:
         """The means since the last call: what a log line of steps shows."""
@@ -101,9 +101,10 @@ def _means(sums: dict[str, float]) -> dict[str, float]:
     return {name: sums[name] / sums[count] for name, count in counts_of(sums).items() if sums[count]}
 
 
-def _weighted(logs: dict[str, Any], counts: dict[str, str]) -> dict[str, float]:
-    """A step's scalars as numbers times their counts, and the counts themselves."""
-    row = {name: float(value) for name, value in logs.items()}
+def _weighted(steps: list[dict[str, Any]], counts: dict[str, str]) -> dict[str, list[float]]:
+    """By name a number for each step: its scalars times their counts, and the counts themselves."""
+    columns = {name: [float(logs[name]) for logs in steps] for name in steps[0]}
     for name, count in counts.items():
-        row[name] = row[name] * row[count] if row[count] > 0 else 0.0
-    return row
+        pairs = zip(columns[name], columns[count], strict=True)
+        columns[name] = [value * weight if weight > 0 else 0.0 for value, weight in pairs]
+    return columns
