@@ -25,6 +25,7 @@ WORKLOADS = {
     "W14": "start",
     "W15": "launches of kernels a step",
     "W16": "volumes beside MONAI",
+    "W17": "several processes beside plain DistributedDataParallel",
 }
 
 

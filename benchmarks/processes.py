@@ -4,16 +4,19 @@
 
 The network is that of ``benchmarks.own_parts``, with 8,192 random vectors in memory and torch's AdamW; a batch has 64
 samples a process. Each side has processes of its own (gloo, one thread each), and only one side works at a time: they
-train in turns, within one run of this command. A round's figure is the CPU time of all ranks of a side, threads
-included, so that HEALSg's failure detection counts; the ratio is taken within the round.
+train in turns, within one run of this command, and the ratio is taken within the round. The figure with the bar is the
+CPU time of all ranks of a side, threads included, so that HEALSg's failure detection counts. gloo's thread spins while
+it waits for other processes, and takes as much of it as the machine makes it wait. So two more are told beside: the CPU
+time of the threads that train, where the two sides differ, and the wall time.
 
 Bytes are those of the tensors that one rank gives to collectives, counted in the dispatcher of torch; calls are
 Python's and C's in the thread that trains. Both are the same in each run. CPU time is not where other work shares the
-cores: waiting and being woken cost more then. So rounds are short and many, and the least disturbed are told beside.
+cores: waiting and being woken cost more then. So rounds are short and many. Writes ``results/processes.txt``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -36,6 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.bars import Bar, keep
 from benchmarks.own_parts import OPTIONS, Vectors, network
 from healsg import TensorSource
 
@@ -45,6 +49,7 @@ ROWS = 64
 STEPS = 64
 """Updates of a round."""
 BAR = 1.05
+RESULTS = Path(__file__).with_name("results") / "processes.txt"
 
 Epochs = Callable[[], None]
 SETTINGS = {"lr": 1e-3, "weight_decay": 0.01}
@@ -142,17 +147,22 @@ def calls_of(epochs: Epochs) -> int:
     return count
 
 
+def clocks() -> list[float]:
+    """Seconds: the CPU time of this process, that of this thread, and the time of the wall."""
+    return [time.process_time(), time.thread_time(), time.perf_counter()]
+
+
 def serve(side: str, rank: int, world: int, port: int, orders: Connection) -> None:
-    """What a rank does: it trains whenever it is told to, and answers with its CPU time, or with what was counted."""
+    """What a rank does: it trains whenever it is told to, and answers with its times, or with what was counted."""
     torch.set_num_threads(1)
     os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"})
     os.environ.update({"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_PORT": str(port)})
     epochs = SIDES[side](rank, world)
     for order in iter(orders.recv, "end"):
-        began = time.process_time()
         if order == "train":
+            began = clocks()
             epochs()
-            orders.send(time.process_time() - began)
+            orders.send([now - then for now, then in zip(clocks(), began, strict=True)])
         elif order == "calls":
             orders.send(calls_of(epochs))
         else:
@@ -185,9 +195,10 @@ class Side:
             pipe.send(order)
         return [pipe.recv() for pipe in self.pipes]
 
-    def seconds(self) -> float:
-        """CPU time of a round, all ranks together."""
-        return sum(self.all("train"))
+    def seconds(self) -> list[float]:
+        """A round: CPU time of all ranks together, that of their training threads, and the wall time."""
+        whole, training, wall = zip(*self.all("train"), strict=True)
+        return [sum(whole), sum(training), max(wall)]
 
     def exchanged(self) -> str:
         """What rank 0 gives to collectives: by their names calls and bytes in all steps of a round."""
@@ -201,8 +212,11 @@ class Side:
             process.join(30)
 
 
-def measured(world: int, rounds: int) -> None:
-    """Print what both sides take on so many processes."""
+KINDS = ("CPU time", "CPU time of the training threads", "wall time")
+
+
+def measured(world: int, rounds: int) -> tuple[Bar, list[str]]:
+    """What both sides take on so many processes: the figure, and the lines that tell it."""
     sides = {name: Side(name, world) for name in SIDES}
     for side in sides.values():
         side.seconds()
@@ -211,32 +225,42 @@ def measured(world: int, rounds: int) -> None:
         order = list(sides) if number % 2 else list(reversed(sides))
         found = {name: sides[name].seconds() for name in order}
         pairs.append([found[name] for name in SIDES])
-    ratios = [one / other for one, other in pairs]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f"{world} processes: {middle:.3f} x by hand, half of the rounds {low:.3f} to {high:.3f};", end=" ")
-    sides_alone = list(zip(*pairs, strict=True))
-    each = [1e6 * statistics.median(one) / STEPS for one in sides_alone]
-    least = [1e6 * statistics.quantiles(one, n=10)[0] / STEPS for one in sides_alone]
-    print(f"all ranks {each[0]:.0f} us a step, by hand {each[1]:.0f};", end=" ")
-    print(f"a tenth of the rounds below {least[0]:.0f} and {least[1]:.0f}, {least[0] / least[1]:.3f} x", flush=True)
+    lines = [f"{world} processes, HEALSg by hand = 1: median, half of the rounds; microseconds a step of all ranks"]
+    spread = []
+    for place, kind in enumerate(KINDS):
+        own, by_hand = ([row[place] for row in one] for one in zip(*pairs, strict=True))
+        low, middle, high = statistics.quantiles((a / b for a, b in zip(own, by_hand, strict=True)), n=4)
+        each = [f"{1e6 * statistics.median(one) / STEPS:.0f}" for one in (own, by_hand)]
+        lines.append(f"  {kind}: {middle:.3f} ({low:.3f} to {high:.3f}); {each[0]}, by hand {each[1]}")
+        spread.append((middle, low, high))
     for name, side in sides.items():
         calls = side.all("calls")[0] / STEPS
-        print(f"  {name}, rank 0: {calls:.0f} calls a step; in {STEPS} steps {side.exchanged()}", flush=True)
+        lines.append(f"  {name}, rank 0: {calls:.0f} calls a step; in {STEPS} steps {side.exchanged()}")
         side.close()
+    return Bar("W17", f"{world} processes, an update, x by hand, half of the rounds", *spread[0], BAR), lines
 
 
 def main(rounds: int, worlds: Sequence[int]) -> None:
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, no GPU, gloo,")
-    print(f"one thread a process, {os.cpu_count()} cores; {rounds} rounds of {STEPS} updates a side; bar {BAR}")
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+    conditions = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, no GPU, gloo, "
+    conditions += f"one thread a process, {os.cpu_count()} cores; {rounds} rounds of {STEPS} updates a side, "
+    conditions += f"load {os.getloadavg()[0]:.1f} at the start"
+    command = " ".join(["python -m benchmarks.processes", *map(str, [rounds, *worlds])])
+    lines = [command, f"{conditions}; bar {BAR}"]
+    print(*lines, sep="\n", flush=True)
+    bars = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         own = {"data/vectors": OPTIONS["data/vectors"] | {"_target_": "benchmarks.processes.ManyVectors"}}
         for option, node in (OPTIONS | own).items():
             path = Path(f"conf/{option}.yaml")
             path.parent.mkdir(parents=True)
             path.write_text(yaml.safe_dump(node))
         for world in worlds:
-            measured(world, rounds)
+            bar, told = measured(world, rounds)
+            print(*told, sep="\n", flush=True)
+            bars.append(bar)
+            lines += told
+    RESULTS.write_text("\n".join(lines) + "\n")
+    keep(command, conditions, bars)
 
 
 if __name__ == "__main__":
