@@ -112,13 +112,13 @@ class Ledger:
             index, target, outputs = (torch.cat(column) for column in zip(*itertools.chain(*epochs), strict=True))
             values = _by_row(outputs.float(), target.long())
             lengths = [sum(output.shape[0] for _, _, output in batches) for batches in epochs]
-            parts = [torch.split(column, lengths) for column in (index.to(outputs.device), *values)]
+            parts = [torch.split(whole, lengths) for whole in (index.to(outputs.device), *values)]
         for number, batches in enumerate(epochs):
             if batches:
                 self.begun = True
                 rows, *columns = (part[number] for part in parts)
-                for held, values in zip(self.columns.values(), columns, strict=True):
-                    held.index_copy_(0, rows, values)
+                for held, column in zip(self.columns.values(), columns, strict=True):
+                    held.index_copy_(0, rows, column)
             if number < len(epochs) - 1:
                 self.files.add(self.columns.values())
                 self._fill()
