@@ -5,10 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import struct
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -140,6 +143,41 @@ class FakeWandb:
         files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in given.get("files", [])]
         made = {"runID": given.get("run"), "uploadHeaders": [], "files": files}
         return {"createRunFiles": made, "entity": {"organization": None}, "viewer": None, "serverInfo": None}
+
+
+BLOCK = 32768
+"""Bytes of the blocks of a ``.wandb`` file: those of LevelDB's log, after a header of 7."""
+
+
+def offline_history(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of history in the file that the client keeps for a later upload; a medium is a dict with its ``path``
+    and its ``_type``."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, record = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if BLOCK - at % BLOCK < 7:
+            at += BLOCK - at % BLOCK
+            continue
+        size, kind = struct.unpack_from("<HB", content, at + 4)
+        record += content[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # the whole, or the last part, of a record
+            read = Record.FromString(record)
+            record = b""
+            if read.WhichOneof("record_type") == "history":
+                yield _line(read.history.item)
+
+
+def _line(items: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for item in items:
+        *outer, last = list(item.nested_key) or [item.key]
+        inner = found
+        for key in outer:
+            inner = inner.setdefault(key, {})
+        inner[last] = json.loads(item.value_json)
+    return found
 
 
 def _handler(server: FakeWandb) -> type[BaseHTTPRequestHandler]:

@@ -267,10 +267,10 @@ def test_swanlab_gets_numbers_and_media_once_also_where_a_run_goes_on(
     assert caplog.text.count("goes on offline (no API key was provided)") == 2
     assert {call["id"] for call in opened} == {json.loads((swanlab / "swanlab.json").read_text())["id"]}
     logged = [(list(call["data"]), call["step"]) for call in seen if call["call"] == "log"]
-    media = [(["overlay"], 4), (["confusion"], 4), (["recall"], 4)]
+    media = [(["overlay"], 4), (["confusion_table"], 4), (["recall"], 4)]
     assert logged == [(["val/acc"], 4), (["val/acc"], 8), *media]
     held = {name: value for call in seen if call["call"] == "log" for name, value in call["data"].items()}
-    assert held["confusion"]["content"] == "| class | cat |\n| --- | --- |\n| cat\\|s | 3 |"
+    assert held["confusion_table"]["content"] == "| class | cat |\n| --- | --- |\n| cat\\|s | 3 |"
     assert held["overlay"]["caption"] == "worst"
     assert held["recall"]["source"] == "levels (400, 640, 3)"
     assert [call["state"] for call in seen if call["call"] == "finish"] == ["crashed", "success"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fake_wandb
 from healsg.errors import RunError
+from healsg.loggers.mask_panels import CELL
 from healsg.runs import media
 from healsg.runs.media import MediaLog
 from helpers import train
@@ -92,3 +95,27 @@ def test_a_run_logs_its_samples_and_what_its_task_logs(tmp_path: Path, monkeypat
     events.Reload()
     assert "test/mistakes" in events.Tags()["images"]
     assert any("confusion" in tag for tag in events.Tags()["tensors"])
+
+
+def test_pictures_and_tables_by_case_of_volumes_reach_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed: pip install 'healsg[wandb]'")
+    monkeypatch.chdir(tmp_path)
+    data = ["data=shapes3d", "data.size=16", "data.patch=[16,16,16]", "data.train=2", "data.val=1", "data.test=2"]
+    settings = [*data, "model=unet", "model.width=2", "model.stages=2", "runner.steps=1", "quiet=true", "name=run"]
+    folder = Path(train(*settings, "use_wandb=true", "wandb.mode=offline")["folder"])
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    found: dict[str, Any] = {}
+    for line in fake_wandb.offline_history(path):
+        found |= {key: value for key, value in line.items() if isinstance(value, dict) and "path" in value}
+    kinds = {key: value["_type"] for key, value in found.items()}
+    assert kinds == {"test/cases_table": "html-file", "test/masks_table": "html-file", "test/masks": "image-file"}
+    assert "three planes" in found["test/masks"]["caption"]
+    assert "maximum projections" in found["test/masks"]["caption"]
+    kept = {key: path.parent / "files" / value["path"] for key, value in found.items()}
+    table = kept["test/cases_table"].read_text()
+    cells = re.findall(r"<tr><td>(test\d)</td><td>([0-9.]+)</td>", table)
+    measured = json.loads((folder / "eval-test-best.json").read_text())["cases"]
+    assert sorted(name for name, _ in cells) == ["test0", "test1"]
+    assert [float(dice) for _, dice in cells] == pytest.approx(sorted(one["dice"] for one in measured.values()), 1e-4)
+    with Image.open(kept["test/masks"]) as sheet:
+        assert min(sheet.size) >= 6 * CELL[3]

@@ -21,6 +21,11 @@ MOST_ROWS = 200
 """Rows of a table that are shown."""
 
 
+def key_of(entry: dict[str, Any]) -> str:
+    """What a medium is called at a service that has one kind for each name: a table and an image may share theirs."""
+    return f"{entry['name']}_table" if entry["kind"] == "table" else str(entry["name"])
+
+
 def markdown(content: bytes) -> str:
     """A table's file as Markdown."""
     table = json.loads(content)

@@ -18,7 +18,7 @@ from healsg import distributed, safefiles
 from healsg.data.info import DataInfo
 from healsg.data.source import files_of, line
 from healsg.datasets.segmentation import region_labels
-from healsg.loggers.mask_panels import CAPTION, panel
+from healsg.loggers.mask_panels import CAPTION, PLANES, panel
 from healsg.loggers.thumbnails import contact_sheet, shown_levels, thumbnail
 from healsg.metrics.segmentation import mask_pairs
 from healsg.runs.folder import finite, write_text
@@ -228,7 +228,9 @@ class SampleCollector:
                 media_log.table(f"{split}/{kind}", epoch, keys, rows, step=step)
                 pictures = [base64.b64decode(one["jpeg"]) for one in shown if "jpeg" in one]
                 if pictures:
-                    caption = f"{SHEETS[kind]}, from left to right as in the table {split}/{kind}"
+                    volumes = kind == "masks" and self.info is not None and len(self.info.input_shape) == 4
+                    planes = f"; {PLANES}" if volumes else ""
+                    caption = f"{SHEETS[kind]}{planes}, from left to right as in the table {split}/{kind}"
                     media_log.image(f"{split}/{kind}", epoch, contact_sheet(pictures), caption, step)
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from healsg.errors import ConfigError
 from healsg.loggers.client import LARGEST, Client, serve
-from healsg.loggers.media import drawn, levels_of, markdown
+from healsg.loggers.media import drawn, key_of, levels_of, markdown
 from healsg.paths import shown
 from healsg.safefiles import read_bytes
 from healsg.types import Positive
@@ -87,7 +87,7 @@ class SwanLabRun:
 
     def media(self, entry: dict[str, Any], path: Path) -> None:
         step = self.step if entry["step"] is None else entry["step"]
-        self.swanlab.log({entry["name"]: self._shown(entry, path)}, step=step)
+        self.swanlab.log({key_of(entry): self._shown(entry, path)}, step=step)
 
     def _shown(self, entry: dict[str, Any], path: Path) -> Any:
         """An image as such, a table as Markdown, a plot as a picture."""

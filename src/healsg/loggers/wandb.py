@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from healsg.loggers.client import LARGEST, Client, plain_id, serve
-from healsg.loggers.media import drawn, html, levels_of
+from healsg.loggers.media import drawn, html, key_of, levels_of
 from healsg.paths import shown
 from healsg.safefiles import read_bytes
 from healsg.types import Positive
@@ -95,7 +95,7 @@ class WandbRun:
 
     def media(self, entry: dict[str, Any], path: Path) -> None:
         at = {} if entry["step"] is None else {"step": entry["step"]}
-        self.run.log({entry["name"]: self._shown(entry, path), **at})
+        self.run.log({key_of(entry): self._shown(entry, path), **at})
 
     def _shown(self, entry: dict[str, Any], path: Path) -> Any:
         """An image, a table or a plot as the client's own type."""

@@ -20,7 +20,7 @@ from healsg.protocols import Task, Watcher
 from healsg.runs import binding, checkpoint
 from healsg.runs.acquire import TRAINED, has_trained, new_id
 from healsg.runs.binding import Binding
-from healsg.runs.evaluations import write_evaluation
+from healsg.runs.evaluations import log_cases, write_evaluation
 from healsg.runs.folder import RunFolder, began_at, naming
 from healsg.runs.media import MediaLog
 from healsg.runs.metrics_log import MetricsLog
@@ -481,7 +481,9 @@ class Checkpointer(Watcher):
             try:
                 self.collector.write(self.folder.path, split, task.loaders[split])
                 if self.media_log:
-                    self.collector.log_media(self.media_log, task.runner.epoch, task.runner.step_count)
+                    at = (task.runner.epoch, task.runner.step_count)
+                    log_cases(self.media_log, split, measured.cases, *at)
+                    self.collector.log_media(self.media_log, *at)
             except (OSError, RunError) as error:  # the report lacks a part; the run is whole
                 log.warning("the report lacks its samples: %s", one_line(error))
         return measured if split == "test" else Evaluation({})
