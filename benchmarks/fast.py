@@ -63,8 +63,8 @@ def steps_of_bare(task: BasicTask) -> Callable[[], None]:
     samples = TensorDataset(*(torch.cat(column).contiguous() for column in zip(*dealt, strict=True)))
     loader = DataLoader(samples, task.train_loader.batch_size, shuffle=True, drop_last=True)  # type: ignore[union-attr]
     network = copy.deepcopy(task.model).train()
-    for parameter in network.parameters():
-        parameter.data = parameter.data.contiguous()
+    for parameter in network.parameters():  # contiguous() would leave the strides of kernels of one channel or pixel
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     criterion = copy.deepcopy(task.criterion)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=True)
     batches = (batch for _ in itertools.count() for batch in loader)
