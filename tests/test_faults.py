@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from healsg import TaskTrainer
+from healsg.data import Needs
 from healsg.errors import ConfigError, RunError
 from healsg.methods.supervised import Supervised
 from healsg.runs import checkpoint
@@ -157,6 +158,22 @@ def test_skips_of_the_scaler_are_no_fault() -> None:
         assert len(skipped) == 3
 
 
+class SkippedThenBroken(AtStep):
+    """A gradient that overflows in step 4, which the scaler skips, and a loss that is none in step 8."""
+
+    def train_step(self, task: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        logs = super().train_step(task, batch)
+        return {"loss": logs["loss"] * 1e20} if task.runner.step_count == 3 else logs
+
+    def spoil(self, task: Any, logs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": logs["loss"] * float("nan")}
+
+
+def test_a_skip_of_the_scaler_is_not_taken_for_the_cause_of_a_fault() -> None:
+    with pytest.raises(RunError, match=r"step 8: the loss is nan, of finite inputs and weights"):
+        mine("SkippedThenBroken", "runner.precision=fp16").train()
+
+
 def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch, steps: range) -> list[int]:
     """Let a training step fail for want of memory with more than ``rows`` samples; returns what was tried."""
     whole, tried = Supervised.train_step, list[int]()
@@ -227,6 +244,31 @@ def test_memory_that_runs_out_in_a_backward_pass_leaves_nothing_of_it(monkeypatc
     assert sizes[:3] == [256, 128, 64]
     for key, value in state("whole")["model"].items():
         torch.testing.assert_close(state("pieces")["model"][key], value, rtol=0, atol=1e-12)
+
+
+class TwoStreams(Supervised):
+    """Has two unlabelled samples beside each labelled one, and notes which; there is memory for 64 labelled ones."""
+
+    seen: ClassVar[list[tuple[list[int], list[int]]]] = []
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+        self.needs = Needs({"labelled": ("input",), "unlabelled": ("input",)}, {"unlabelled": 2})
+
+    def train_step(self, task: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        labelled, unlabelled = batch["labelled"], batch["unlabelled"]
+        if len(labelled["input"]) > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        self.seen.append((labelled["index"].tolist(), unlabelled["index"].tolist()))
+        return super().train_step(task, labelled)
+
+
+def test_pieces_of_a_batch_share_all_samples_of_each_of_its_streams() -> None:
+    TwoStreams.seen.clear()
+    mine("TwoStreams", "runner.auto_accumulate=true", "runner.steps=1").train()
+    assert [(len(labelled), len(unlabelled)) for labelled, unlabelled in TwoStreams.seen] == [(64, 128)] * 4
+    assert len({index for labelled, _ in TwoStreams.seen for index in labelled}) == 256
+    assert len({index for _, unlabelled in TwoStreams.seen for index in unlabelled}) == 512
 
 
 def test_auto_accumulate_resumes_exactly(monkeypatch: pytest.MonkeyPatch) -> None:

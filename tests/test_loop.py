@@ -127,6 +127,15 @@ def test_a_save_falls_where_it_should() -> None:
     assert saved[-1] == 15
 
 
+def test_lines_and_saves_come_once_an_update_of_several_batches() -> None:
+    saved: list[int] = []
+    options = ["runner.limit_batches=5", "runner.epochs=1", "runner.accumulate=2"]
+    with at_saves(lambda folder, step: saved.append(step)):
+        train(*options, "runner.log_every=1", "runner.save_every=1")
+    assert [row["step"] for row in events("run", "step")] == [1, 2, 3]
+    assert saved == [0, 1, 2, 3, 3], "once more at the end of the epoch"
+
+
 # --- what is watched -------------------------------------------------------------------------------------------------
 
 
