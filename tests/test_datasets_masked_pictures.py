@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,17 @@ def test_masks_that_were_exchanged_are_others_data(tmp_path: Path) -> None:
     masks[1].write_bytes(first)
     (text,) = differences(before, fingerprint(), 0.0)
     assert "other contents" in text
+
+
+def test_a_mask_that_changed_is_another_cache(tmp_path: Path) -> None:
+    folder = fake_masks.write_voc(tmp_path)
+    options = [f"data.folder={folder}", f"data.root={tmp_path}", "data.cache=true"]
+    for _ in range(2):
+        data_of("data=voc", *options).stored("train")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    os.utime(min((folder / "VOC2012/SegmentationClass").iterdir()), ns=(1, 1))
+    data_of("data=voc", *options).stored("train")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_pictures_of_one_name_in_several_folders_are_cases_of_their_own(tmp_path: Path) -> None:

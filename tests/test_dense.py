@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,25 @@ def test_samples_of_unlike_sizes_are_evaluated_alike_wherever_they_are_held(how:
     assert whole["test"] == again["test"] == plain["test"]
     assert whole["digest"] == plain["digest"]
     assert 0 < whole["test"]["test/dice"] <= 1
+
+
+def test_a_cache_of_unlike_sizes_is_on_the_disk_before_it_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = list[str]()
+    fsync, replace = os.fsync, Path.replace
+
+    def watched(descriptor: int) -> None:
+        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def renamed(self: Path, target: Path) -> Path:
+        done.append("renamed")
+        return replace(self, target)
+
+    data = build_task(trainer("data.unlike=true", "data.folder=files", "data.cache=true").composed).task_data
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr(Path, "replace", renamed)
+    data.stored("train")
+    assert done == ["input", "target", "sums", "layout", "renamed"]
 
 
 def test_a_batch_of_unlike_sizes_comes_apart_in_evaluation_and_is_refused_in_training() -> None:
@@ -465,6 +485,17 @@ def test_patches_per_case_samples_per_epoch_and_foreground() -> None:
     small = patches_of(cases, (20, 12), outside=255).fetch(torch.tensor([0]), draw=draw.part(0, 1))
     assert small["input"].shape == (1, 1, 20, 12)
     assert (small["target"][0, :2] == 255).all()
+
+
+def test_an_ignored_label_is_no_foreground_that_patches_look_for() -> None:
+    mask = torch.zeros(2, 16, 16, dtype=torch.uint8)
+    mask[:, :4] = 255
+    mask[:, 14, 14] = 1
+    cases = TensorSource(torch.zeros(2, 1, 16, 16), mask)
+    index = torch.arange(20)
+    source = patches_of(cases, (4, 4), samples=20, foreground=1.0, ignore=255)
+    patches = source.fetch(index, draw=Draw(5, index))["target"]
+    assert (patches == 1).flatten(1).any(dim=1).all()
 
 
 class OnDevice(nn.Module):

@@ -262,6 +262,16 @@ def test_several_streams() -> None:
     assert same(dealt(loader, 0, 5), batches[5:])
 
 
+def test_each_micro_batch_knows_the_samples_of_its_whole_update() -> None:
+    loader = streams(numbered(10), numbered(100), Sharding(accumulate=2))
+    updates: dict[int, list[tuple[Any, Any]]] = {}
+    for position, (batch, rows) in enumerate(loader.batches(0)):
+        made = loader.counted(batch, rows, position)
+        own = tuple(made[stream].samples.update for stream in ("labelled", "unlabelled"))
+        updates.setdefault(position // 2, []).append(own)
+    assert updates == {update: [(8, 24)] * 2 for update in range(4)} | {4: [(2, 4)]}, "the last update is a rest"
+
+
 def test_several_streams_over_processes() -> None:
     whole = dealt(streams(numbered(10), DatasetSource(Noisy(31)), Sharding()))
     ranks = [dealt(streams(numbered(10), DatasetSource(Noisy(31)), Sharding(rank=rank, world=2))) for rank in (0, 1)]

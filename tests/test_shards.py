@@ -594,6 +594,14 @@ def test_a_negative_class_is_refused(tmp_path: Path) -> None:
         Shards(folder="S", **SMALL).read("train")
 
 
+def test_a_class_that_only_another_part_has_is_refused(tmp_path: Path) -> None:
+    """Also the one that follows the last class of the training part."""
+    write_tar(tmp_path / "S/train-0.tar", numbered(6))
+    write_tar(tmp_path / "S/val-0.tar", numbered(4, classes=4))
+    said = "the class '3' of its val part is not in the training part"
+    refused(lambda: Shards(folder="S", **SMALL).read("val"), tmp_path / "S", said)
+
+
 def test_weights_with_other_classes_read_the_parts_of_a_sweep_anew(packed: Path) -> None:
     """What one job of a sweep leaves to the next has the targets of its own classes, not of those of other weights."""
     data = Shards(folder="S", **SMALL)
