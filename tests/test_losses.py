@@ -21,6 +21,7 @@ from healsg.losses.mixture import share_of_smaller
 from healsg.methods import lora, mixing
 from healsg.methods.attack import ascend
 from healsg.methods.coteaching import exchange
+from healsg.methods.labelled import LabelledSamples
 from healsg.methods.ldam import CosineLinear
 from healsg.methods.logit_adjustment import ShiftedLinear
 from healsg.methods.sam import ascent
@@ -60,9 +61,11 @@ WEIGHTS = numbers(CLASSES, seed=8).abs()
 IGNORED = torch.tensor([0, 4, -100, 2, 1, -100, 0])
 PIXELS = numbers(ROWS, CLASSES, 3, seed=9)
 PLACES = torch.arange(3 * ROWS).view(ROWS, 3) % CLASSES
+LITTLE = float((WEIGHTS / 64)[TARGET].sum())
 DIVIDED: dict[str, tuple[nn.Module, Tensor, Tensor, float | None]] = {
     "plain": (nn.CrossEntropyLoss(), OUTPUT, TARGET, 7),
     "weights": (nn.CrossEntropyLoss(WEIGHTS), OUTPUT, TARGET, float(WEIGHTS[TARGET].sum())),
+    "weights that sum to less than 1": (nn.CrossEntropyLoss(WEIGHTS / 64), OUTPUT, TARGET, LITTLE),
     "ignored": (nn.CrossEntropyLoss(), OUTPUT, IGNORED, 5),
     "both": (nn.CrossEntropyLoss(WEIGHTS, ignore_index=2), OUTPUT, TARGET, float(WEIGHTS[TARGET[TARGET != 2]].sum())),
     "smoothing": (nn.CrossEntropyLoss(WEIGHTS, label_smoothing=0.2), OUTPUT, TARGET, float(WEIGHTS[TARGET].sum())),
@@ -122,6 +125,13 @@ def test_smoothed_labels() -> None:
     near(losses.smooth(TARGET, OUTPUT, 0.2), wanted)
     near(losses.smooth(TARGET, OUTPUT), ONE_HOT)
     near(losses.smooth(SOFT, OUTPUT, 0.2), SOFT)
+
+
+def test_ignored_targets_that_are_smoothed_weigh_nothing() -> None:
+    plain, smoothing = nn.CrossEntropyLoss(ignore_index=2), nn.CrossEntropyLoss(ignore_index=2, label_smoothing=0.2)
+    target = LabelledSamples(label_smoothing=0.2).class_probabilities(TARGET, OUTPUT, None, plain)
+    assert not target[TARGET == 2].any()
+    near(loss_over(plain, OUTPUT, target, TARGET).value, smoothing(OUTPUT, TARGET).item())
 
 
 def test_cross_entropy() -> None:
