@@ -22,8 +22,9 @@ from healsg.data import fingerprint
 from healsg.data.source import DatasetSource, TensorSource
 from healsg.datasets.imagefolder import ImageFolder, Pictures
 from healsg.errors import ConfigError, HealsgError, RunError
+from healsg.methods.supervised import Supervised
 from healsg.runs import checkpoint
-from helpers import copies, fork, record, train
+from helpers import Cut, copies, cut_at, fork, record, train
 
 OPTIONS = ["model=mlp", "model.width=16", "runner.epochs=3", "runner.log_every=5", "data.batch_size=256"]
 OPTIONS += ["method=adamw", "runner.save_every=2", "quiet=true"]
@@ -82,6 +83,18 @@ def test_force_goes_on_with_an_edited_configuration(cut: Path) -> None:
     assert resumed(cut, "resume.force=true")["status"] == "finished"
     assert "data.batch_size: the checkpoint was written with 256, not 128" in (cut / "train.log").read_text()
     assert resumed(cut, "runner.epochs=4")["status"] == "finished", "from then on it belongs to the new configuration"
+
+
+def test_a_run_that_was_forced_is_of_its_new_configuration_from_the_first_moment(
+    cut: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is killed before an update is saved: it then goes on without another ``resume.force``."""
+    edit(cut, "batch_size: 256", "batch_size: 128")
+    with monkeypatch.context() as patch:
+        patch.setattr(Supervised, "train_step", lambda *_: (_ for _ in ()).throw(Cut))
+        with pytest.raises(Cut):
+            resumed(cut, "resume.force=true")
+    assert resumed(cut)["status"] == "finished"
 
 
 def test_a_finished_run_may_grow_and_go_on_growing(cut: Path) -> None:
@@ -270,6 +283,16 @@ def test_the_data_of_loaders_of_ones_own_are_known_too() -> None:
         train(*options, "name=cut")
 
 
+def test_another_choice_of_the_same_samples_is_other_data() -> None:
+    samples = TensorDataset(torch.arange(10.0).view(10, 1), torch.zeros(10, dtype=torch.int64))
+
+    def known(*chosen: int) -> fingerprint.Fingerprint:
+        return fingerprint.of_loader(DataLoader(Subset(samples, chosen), sampler=[0, 1]))
+
+    assert fingerprint.differences(known(1, 2), known(1, 2), 0.0) == []
+    assert fingerprint.differences(known(1, 2), known(1, 3), 0.0) == ["other samples of the same files"]
+
+
 def test_run_json_holds_three_digests(cut: Path) -> None:
     kept = record("whole")
     texts = [kept[key] for key in ("config_digest", "data_digest", "digest")]
@@ -309,6 +332,15 @@ def test_a_run_that_made_no_update_does_not_hold_its_name(way: str) -> None:
     assert kept["id"] != first
     with pytest.raises(RunError, match="is finished"):
         train(*options, "name=run")
+
+
+def test_a_run_that_begins_anew_keeps_no_checkpoint_of_the_one_before() -> None:
+    cut_at(0, *OPTIONS, "name=run", "seed=3")
+    last, previous = (Path(f"runs/run/checkpoints/{name}.pt") for name in ("last", "previous"))
+    shutil.copy(last, previous)
+    cut_at(0, *OPTIONS, "name=run", "seed=1")
+    assert checkpoint.load(last)["belongs"]["run"] == record("run")["id"]
+    assert not previous.exists()
 
 
 def test_a_run_that_made_updates_holds_its_name_without_a_line() -> None:

@@ -55,6 +55,15 @@ def test_the_thread_copies_what_stays_until_the_next_update(monkeypatch: pytest.
     assert written["buffer"].tolist() == [1, 1]
 
 
+def test_a_weight_and_its_transpose_which_share_memory_are_saved_as_they_are() -> None:
+    written, weight = list[Any](), torch.arange(9.0).view(3, 3)
+    writer = Writer(written.append)
+    writer.save({"weight": weight, "tied": weight.T})
+    writer.wait()
+    assert torch.equal(written[0]["weight"], weight)
+    assert torch.equal(written[0]["tied"], weight.T)
+
+
 def test_weights_that_change_too_early_are_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, written, weight = held_back(monkeypatch), list[Any](), torch.ones(3)
     writer = Writer(written.append)
