@@ -20,7 +20,7 @@ from healsg.errors import DataError, RunError
 from healsg.loggers.report import write_report
 from healsg.loggers.tensorboard import TensorBoard
 from healsg.loggers.wandb import Wandb
-from healsg.runs.folder import RunFolder, weights_file
+from healsg.runs.folder import RunFolder, weights_file, write_text
 
 SETTINGS = ["model=mlp", "model.width=8", "runner.steps=4", "runner.save_every=1", "data.batch_size=256", "quiet=true"]
 FILES = (
@@ -252,6 +252,17 @@ def test_a_run_with_a_name_of_the_shell_is_shown_quoted(stopped: Path, capsys: p
     shutil.copytree(stopped, Path("runs/a;touch X;#"))
     assert main(["resume", "runs/a;touch X;#", "quiet=false", "runner.max_time=null"]) == 0
     assert "healsg eval 'runs/a;touch X;#'" in capsys.readouterr().out
+
+
+def test_nothing_is_replaced_in_a_folder_that_has_become_a_link(home: Path) -> None:
+    """While a run goes on, after its folder was looked at."""
+    folder = Path("runs/run")
+    folder.mkdir(parents=True)
+    for name in FOLDERS:
+        (folder / name).symlink_to(home.resolve())
+        with pytest.raises(RunError, match=rf"{name}: is a symbolic link, and not a folder"):
+            write_text(folder / name / "new", "x")
+    assert [path.name for path in home.iterdir()] == ["thesis"]
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

@@ -192,6 +192,11 @@ def test_what_is_learnt_of_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert redact.text("no of the line") == "no ***"
 
 
+def test_of_a_secret_that_begins_with_another_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redact, "_met", {"learnt-value", "learnt-value-of-the-longer", "value-of-the-longer"})
+    assert redact.text("refused learnt-value-of-the-longer, learnt-value") == "refused ***, ***"
+
+
 # --- names and forms: what is hidden, and what is not -----------------------------------------------------------------
 
 VALUE = "v4lue-0f-it-all"

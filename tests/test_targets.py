@@ -143,6 +143,12 @@ def test_parts_are_allowed(target: str) -> None:
     allowed(target)
 
 
+@pytest.mark.parametrize("target", ["torch.nn.modules.batchnorm._BatchNorm", "torch.optim.lr_scheduler._LRScheduler"])
+def test_a_private_class_is_no_part(target: str) -> None:
+    with pytest.raises(ConfigError, match=r"^torch\.[\w.]+ is not a part; parts come from"):
+        allowed(target)
+
+
 @pytest.mark.parametrize("target", HOSTILE)
 def test_hostile_targets_are_refused_in_one_line(target: object, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
