@@ -282,6 +282,18 @@ def test_the_limit_keeps_time_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not command_stop_signal.asked()
 
 
+def test_time_is_kept_in_hand_for_the_longest_save_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with StopSignal(max_time=60) as stop_signal:
+        for seconds in (1.0, 5.0, 2.0):
+            stop_signal.saving_took(seconds)
+        now[0] = 145.0
+        assert not stop_signal.asked()
+        now[0] = 146.0
+        assert stop_signal.asked_within()
+
+
 # --- long counts: real processes -------------------------------------------------------------------------------------
 
 PROGRAM = """
