@@ -485,6 +485,15 @@ def test_the_evaluated_network_is_made_of_the_checkpoint_alone(case: str) -> Non
     assert torch.equal(*(one[0] if isinstance(one, tuple) else one for one in outputs))
 
 
+def test_weights_of_double_precision_are_evaluated_unrounded() -> None:
+    TaskTrainer.compose(*IMAGES, "runner.precision=fp64", "runner.steps=2", "name=run").train()
+    info, state = best_of(RunFolder(Path("runs/run")))
+    assert info is not None
+    weights = network_of_run(TaskTrainer.load("run").composed, info, state)[1].state_dict()
+    assert any(not torch.equal(value, value.float().double()) for value in state["model"].values())
+    assert all(torch.equal(value, weights[name].to(value.dtype)) for name, value in state["model"].items())
+
+
 # --- a run that stands alone -----------------------------------------------------------------------------------------
 
 
