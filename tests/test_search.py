@@ -19,10 +19,12 @@ import pytest
 
 from healsg.cli import main
 from healsg.config.compose import Composer
+from healsg.runs.folder import RunFolder
 from healsg.searches.grid import Grid
 from healsg.searches.sampled import GP, TPE, Random
 from healsg.sweeps.proposals import Trial
 from healsg.sweeps.space import space_of
+from healsg.sweeps.trials import Trials
 from helpers import ended, epochs_of, events, forked, record, wait_for
 
 pytest.importorskip("optuna")
@@ -164,6 +166,21 @@ def test_successive_halving_goes_on_with_the_best_and_changes_no_run(capsys: pyt
     again = shlex.split(told.splitlines()[-1].partition("healsg ")[2])
     assert main([*again, "quiet=true", "name=again"]) == 0
     assert record("again")["digest"] == record(f"half/{winner}")["digest"], "as a run that never paused"
+
+
+def test_trials_that_failed_are_not_gone_on_with() -> None:
+    """Though fewer than a half are left."""
+    folder = RunFolder(Path("runs/half"))
+    folder.path.mkdir(parents=True)
+    search = Grid(rungs=2, factor=2)
+    trials = Trials(folder, search, space_of(Composer().parse(["seed=0,1,2,3,4,5"])))
+    trials.propose(range(6), 1)
+    for number, value in enumerate((0.5, None, 0.7, None, None, None)):
+        one = RunFolder(folder.path / trials.job(number))
+        one.path.mkdir()
+        best = None if value is None else {"monitor": "val/acc", "value": value, "metrics": {}}
+        one.note(mode="max", monitor="val/acc", status="finished" if best else "failed", best=best)
+    assert trials.promoted(6, 1, [1, None]) == [0, 2]
 
 
 @pytest.mark.soak
