@@ -193,6 +193,11 @@ def test_the_plain_average_and_its_statistics(monkeypatch: pytest.MonkeyPatch) -
     assert distance(average, task.model) > 1e-3
 
 
+def test_an_epoch_that_ends_where_the_average_begins_is_in_it() -> None:
+    options = [*IMAGES, "method.swa=0.5", "runner.epochs=4", "data.batch_size=584", "runner.precision=fp64"]
+    assert int(trained(*options).task_method.average.count) == 3
+
+
 def test_frozen_parts_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, BatchNorm's statistics, and what the schedule-free average makes of them."""
     begun: dict[str, Tensor] = {}

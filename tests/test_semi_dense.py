@@ -12,7 +12,7 @@ from healsg import TaskTrainer
 from healsg.build import build_task
 from healsg.data.base import Needs
 from healsg.errors import ConfigError
-from healsg.methods.consistency import forward_together, inside, masked_mean, mean_over
+from healsg.methods.consistency import finest, forward_together, inside, masked_mean, mean_over
 from healsg.training.step import Samples, TrainBatch
 from test_equal_steps import EQUAL, difference, run_all
 
@@ -56,6 +56,30 @@ def test_unlabelled_patches_of_volumes_are_learned_from_under_deep_supervision(m
     assert float(logs["unlabelled"].value.detach()) > 0
     logs["loss"].value.backward()
     assert all(parameter.grad is not None for parameter in task.model.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_lies_outside_of_an_unlabelled_case_gives_no_gradient(method: str) -> None:
+    task: Any = build_task(TaskTrainer.compose(*VOLUMES, *METHODS[method], "runner.steps=2", "quiet=true").composed)
+    outputs = list[torch.Tensor]()
+
+    def keep(module: Any, inputs: Any, output: Any) -> None:
+        for one in output if isinstance(output, tuple) else (output,):
+            outputs.append(finest(one))
+            outputs[-1].retain_grad()
+
+    task.build()
+    task.model.register_forward_hook(keep)
+    task.model.train()
+    batch = next(iter(task.train_loader))
+    task.task_method.train_step(task, batch)["loss"].value.backward()
+    known = inside(batch["unlabelled"])
+    assert known is not None
+    for output in outputs:
+        assert output.grad is not None
+        views = output.grad[len(batch["labelled"]["input"]) :].movedim(1, -1).split(len(known))
+        assert not any(view[~known].any() for view in views)
+        assert any(view[known].any() for view in views)
 
 
 @pytest.mark.parametrize(
