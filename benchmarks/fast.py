@@ -61,7 +61,8 @@ def steps_of_bare(task: BasicTask) -> Callable[[], None]:
     view = task.train_loader.evaluation_view()  # type: ignore[union-attr]
     dealt = [(batch["input"], batch["target"]) for batch, _ in view.batches(0)]
     samples = TensorDataset(*(torch.cat(column).contiguous() for column in zip(*dealt, strict=True)))
-    loader = DataLoader(samples, task.train_loader.batch_size, shuffle=True, drop_last=True)  # type: ignore[union-attr]
+    size = min(task.train_loader.batch_size, len(samples))  # type: ignore[union-attr]
+    loader = DataLoader(samples, size, shuffle=True, drop_last=True)
     network = copy.deepcopy(task.model).train()
     for parameter in network.parameters():  # contiguous() would leave the strides of kernels of one channel or pixel
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
