@@ -3,8 +3,10 @@
 A drawn float32 volume of SIDE (400: 256 MB) voxels along each axis is written uncompressed, and a small U-Net (width 4,
 windows of 32^3, no overlap, not trained) predicts its mask in a process of its own: a ``.nii`` at the volume's spacing,
 a ``.mha`` at another one. What is counted is the largest RssAnon while the mask is made, above that of the process at
-rest: after a tiny volume of the same kind, so that libraries are loaded; and, beside it, before any volume, which adds
-what these take. The bar is a quarter of the volume's bytes. Written to ``results/memory_predict.txt``.
+rest: after a tiny volume of the same kind; before it, with the libraries that read such files loaded, which adds what
+the first windows leave behind; and with the network alone, which adds what the libraries take. The bar is a quarter of
+the volume's bytes. Written to ``results/memory_predict.txt``, of another
+SIDE to ``results/memory_predict_SIDE.txt``.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.memory_saving import Watch, resident
+
+SIDE = 400
 
 CASES = [(".nii", None), (".mha", 1.25)]
 """Kind of file, and spacing of the common space; the volume's own is 1 mm."""
@@ -64,17 +69,21 @@ def measure(run: str, file: str) -> None:
 
     torch.set_num_threads(1)
     segmenter = Segmenter([(run, TaskTrainer.load(run).predictor())])
-    loaded, path = resident(), Path(file)
+    bare, path = resident(), Path(file)
+    import_module("nibabel" if path.suffix == ".nii" else "SimpleITK")
+    loaded = resident()
     write_scan(tiny := path.with_name(f"tiny-{run}{path.suffix}"), 36)
     segmenter.write(Scan((tiny,), Path(tiny.name)), Path("masks") / tiny.name)
     idle, began = resident(), time.process_time()
     with Watch() as watch:
         facts = segmenter.write(Scan((path,), Path(path.name)), Path("masks") / path.name)
     size = 4 * int(np.prod(facts["shape"]))
-    added, before = watch.most - idle, watch.most - loaded
+    added = watch.most - idle
+    whole = f"{(watch.most - loaded) / 1e6:.1f} MB above it before any volume"
     print(
         f"{path.name} {run}: volume {size / 1e6:.0f} MB, {added / 1e6:.1f} MB above the idle process, "
-        f"{added / size:.3f} of the volume (bar 0.25); {before / 1e6:.1f} MB above it before any volume; "
+        f"{added / size:.3f} of the volume (bar 0.25); {whole}, "
+        f"{(watch.most - bare) / 1e6:.1f} MB before its library is loaded ({(loaded - bare) / 1e6:.1f} MB); "
         f"{time.process_time() - began:.0f} CPU s",
         flush=True,
     )
@@ -84,7 +93,7 @@ def main() -> None:
     if len(sys.argv) > 2:
         measure(sys.argv[1], sys.argv[2])
         return
-    side = int(sys.argv[1]) if len(sys.argv) > 1 else 400
+    side = int(sys.argv[1]) if len(sys.argv) > 1 else SIDE
     lines = []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
     with tempfile.TemporaryDirectory() as temporary:
@@ -101,7 +110,8 @@ def main() -> None:
         os.chdir("/")
     where = f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, one thread, no GPU"
     text = "\n".join([f"python -m benchmarks.memory_predict {side}", where, "", *map(str.strip, lines), ""])
-    (Path(__file__).parent / "results" / "memory_predict.txt").write_text(text)
+    name = "memory_predict.txt" if side == SIDE else f"memory_predict_{side}.txt"
+    (Path(__file__).parent / "results" / name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""``healsg serve RUN``: a page on this machine to drop a picture and see its classes, and the same over HTTP."""
+"""``healsg serve RUN``: a page on this machine to drop a picture and see its classes, or its mask, or a volume and save
+its mask, and the same over HTTP."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ def run(arguments: list[str]) -> int:
     flags = Flags(
         "serve",
         "Serve the network of a run: a page to drop a picture and see classes with probabilities, or its mask, "
-        "POST /predict (a picture as the body or as a file of a form) and GET /info, both as JSON. Only this machine "
-        "can ask it, unless --host names another address. key=value changes a setting of the run, such as "
+        "POST /predict (a picture as the body or as a file of a form) and GET /info, both as JSON. Of a network for "
+        "volumes they are .nii, .nii.gz, .mha and .nrrd files, and POST /mask answers with the mask's file. Only this "
+        "machine can ask it, unless --host names another address. key=value changes a setting of the run, such as "
         "runner.device=cpu.",
     )
     flags.add_run()
@@ -45,14 +47,12 @@ def run(arguments: list[str]) -> int:
         from healsg.trainer import TaskTrainer
 
         predictor = TaskTrainer(composed, folder=folder).predictor(args.checkpoint)
-        check_pictures(str(folder.shown), predictor.info.kind, predictor.info.input_shape, predictor.info.input_names)
+        check_inputs(str(folder.shown), predictor.info.kind, predictor.info.input_shape, predictor.info.input_names)
         hosts = ["127.0.0.1", "localhost", "[::1]"] if is_loopback(args.host) else ["*"]
         app = application(predictor, str(folder.shown), args.checkpoint, hosts)
         address = _address(args.host, listening.getsockname()[1])
         if not is_loopback(args.host):
-            print(
-                f"warning: {args.host} lets other machines send pictures to this one; Ctrl-C ends it", file=sys.stderr
-            )
+            print(f"warning: {args.host} lets other machines send files to this one; Ctrl-C ends it", file=sys.stderr)
         shown = {"url": address, "run": str(folder.shown), "checkpoint": args.checkpoint}
         print(json.dumps(shown) if args.json else f"{folder.shown} on {address} (Ctrl-C ends it)", flush=True)
         _serve(app, listening)
@@ -67,14 +67,14 @@ def check_packages() -> None:
         )
 
 
-def check_pictures(run: str, kind: str, shape: Sequence[int], columns: Sequence[str]) -> None:
-    """Refuse a network that takes no pictures. Raises ConfigError."""
+def check_inputs(run: str, kind: str, shape: Sequence[int], columns: Sequence[str]) -> None:
+    """Refuse a network that takes neither pictures nor, for their masks, volumes. Raises ConfigError."""
     if kind == "segmentation" and len(shape) == 4:
-        raise ConfigError(f"{run}: takes volumes, and healsg serve pictures; healsg predict writes their masks")
+        return
     is_picture = len(shape) == 3 and shape[0] in (1, 3) and (kind == "segmentation" or shape[1] == shape[2])
     if columns or not is_picture:
         wanted = f"the columns {', '.join(columns[:5])}" if columns else f"arrays of {tuple(shape)}"
-        raise ConfigError(f"{run}: takes {wanted}, no pictures; healsg predict takes tables and arrays")
+        raise ConfigError(f"{run}: takes {wanted}, no pictures and no volumes; healsg predict takes tables and arrays")
 
 
 def is_loopback(host: str) -> bool:

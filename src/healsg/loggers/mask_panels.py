@@ -64,9 +64,9 @@ def panel(
     labels = labels if ignore is None else np.where(labels == ignore, 0, labels)
     if labels.ndim == 2:
         picture = shown_levels(input, *scale)
-        return None if picture is None else _joined([_row(picture, labels, found, codes, (1.0, 1.0))], CELL[2])
-    grey = _grey(np.asarray(input)[0])
-    return _joined(list(_volume_rows(grey, labels, found, codes, spacing or (1.0, 1.0, 1.0))), CELL[3])
+        return None if picture is None else joined([_row(picture, labels, found, codes, (1.0, 1.0))], CELL[2])
+    grey = grey_levels(np.asarray(input)[0])
+    return joined(list(_volume_rows(grey, labels, found, codes, spacing or (1.0, 1.0, 1.0))), CELL[3])
 
 
 def _volume_rows(
@@ -107,7 +107,7 @@ def _row(
     return [(one, pixel) for one in pictures]
 
 
-def _joined(rows: list[list[tuple[Array, tuple[float, float]]]], side: int) -> Array:
+def joined(rows: list[list[tuple[Array, tuple[float, float]]]], side: int) -> Array:
     """Pictures in square cells of ``side`` pixels, each as large as fits."""
     from PIL import Image
 
@@ -122,8 +122,8 @@ def _joined(rows: list[list[tuple[Array, tuple[float, float]]]], side: int) -> A
     return np.asarray(sheet)
 
 
-def _grey(values: Array) -> Array:
-    """A volume's intensities as levels, from the 0.5th to the 99.5th percentile of some of them."""
+def grey_levels(values: Array) -> Array:
+    """Intensities of a volume, or of a plane of one, as levels, from the 0.5th to the 99.5th percentile of some."""
     numbers = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     some = numbers.reshape(-1)[:: max(1, numbers.size // 100_000)]
     low, high = (float(end) for end in np.percentile(some, (0.5, 99.5)))

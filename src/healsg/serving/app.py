@@ -1,5 +1,5 @@
 """The web application of ``healsg serve``: a page, ``GET /info`` and ``POST /predict``, on Starlette. A picture gets
-the probabilities of its classes or, of a segmentation, its mask."""
+the probabilities of its classes or, of a segmentation, its mask; a volume the file of its mask."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,21 @@ from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Message
 
 from healsg.data.source import line
 from healsg.datasets.images.decoding import FORMATS, decode
 from healsg.datasets.new_samples.segmenter import Segmenter, mask_picture
 from healsg.evaluation.predictor import Predictor
 from healsg.loggers.thumbnails import COLOURS, SHARE
+from healsg.serving import volumes
 from healsg.serving.page import POLICY, page
+from healsg.serving.uploads import UploadError, received
+from healsg.serving.volumes import VolumeService
 
 MOST_BYTES = 20 << 20
 """Of one upload."""
@@ -40,34 +42,46 @@ MOST_PIXELS = 50_000_000
 MOST_WINDOWS = 256
 """Inputs of the network's size to which a smaller picture may be resized: a narrow strip would else take minutes."""
 
-PLAIN = ("", "application/octet-stream", "application/x-www-form-urlencoded")
-"""Types of a raw body that say nothing, among them what curl sends where it is told none."""
-
-
-class UploadError(Exception):
-    """What is wrong with an upload, in one line.
-
-    Args:
-        status: of the response.
-        message: for the one who sent it.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
 
 def application(predictor: Predictor, run: str, checkpoint: str, hosts: Sequence[str]) -> Starlette:
     """The application.
 
     Args:
-        predictor: the network of a run, which takes pictures.
+        predictor: the network of a run, which takes pictures or volumes.
         run: how messages call the run.
         checkpoint: ``best`` or ``last``.
         hosts: the names under which it may be asked, so that no foreign page reaches it by a name of its own; ``*``
             allows any.
     """
     facts = info_of(predictor, run, checkpoint)
+    service = VolumeService(predictor, run) if len(predictor.info.input_shape) == 4 else None
+
+    async def index(request: Request) -> Response:
+        headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+        return HTMLResponse(page(run, service is not None), headers=headers)
+
+    async def info(request: Request) -> Response:
+        return JSONResponse(facts)
+
+    async def refused(request: Request, error: Exception) -> Response:
+        status = error.status if isinstance(error, UploadError) else 500
+        return JSONResponse({"error": str(error)}, status)
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        what = "picture" if service is None else "volume"
+        message = {404: "there is /, /info and POST /predict", 405: f"POST /predict takes a {what}"}
+        return JSONResponse({"error": message.get(status, "failed")}, status)
+
+    routes = [Route("/", index), Route("/info", info)]
+    routes += routes_of_pictures(predictor, run) if service is None else routes_of_volumes(service)
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)]
+    handlers: Any = {UploadError: refused, HTTPException: unknown}
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+
+
+def routes_of_pictures(predictor: Predictor, run: str) -> list[Route]:
+    """``POST /predict`` of a network that takes pictures."""
     say = answering(predictor, run)
     lock = threading.Lock()  # a network is put into evaluation mode and back around each forward pass
 
@@ -76,28 +90,43 @@ def application(predictor: Predictor, run: str, checkpoint: str, hosts: Sequence
         with lock:
             return say(content)
 
-    async def index(request: Request) -> Response:
-        return HTMLResponse(page(run), headers={"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
+    async def predict(request: Request) -> Response:
+        held = BytesIO()
+        await received(request, held, MOST_BYTES, "picture", ("image/",))
+        return JSONResponse(await run_in_threadpool(answer, held.getvalue()))
 
-    async def info(request: Request) -> Response:
-        return JSONResponse(facts)
+    return [Route("/predict", predict, methods=["POST"])]
+
+
+def routes_of_volumes(service: VolumeService) -> list[Route]:
+    """``POST /predict``, ``GET /masks/KEY`` and ``POST /mask``, whose answer is the mask's file."""
+
+    async def answer(request: Request) -> dict[str, Any]:
+        with service.place() as folder:
+            upload = Path(folder) / "upload"
+            with upload.open("wb") as file:
+                types = ("application/", "image/")
+                name = await received(request, file, volumes.MOST_BYTES, "volume", types)
+            return await run_in_threadpool(service.predicted, upload, name)
+
+    def file_of(key: str) -> Response:
+        found = service.mask(key)
+        if found is None:
+            told = f"there is no such mask; the last {volumes.KEPT} are kept"
+            return JSONResponse({"error": told}, 404)
+        return FileResponse(found[0], filename=found[1], media_type="application/octet-stream")
 
     async def predict(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(answer, await uploaded(request)))
+        return JSONResponse(await answer(request))
 
-    async def refused(request: Request, error: Exception) -> Response:
-        status = error.status if isinstance(error, UploadError) else 500
-        return JSONResponse({"error": str(error)}, status)
+    async def mask(request: Request) -> Response:
+        return file_of((await answer(request))["mask"].rpartition("/")[2])
 
-    async def unknown(request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        message = {404: "there is /, /info and POST /predict", 405: "POST /predict takes a picture"}
-        return JSONResponse({"error": message.get(status, "failed")}, status)
+    async def kept(request: Request) -> Response:
+        return file_of(request.path_params["key"])
 
-    routes = [Route("/", index), Route("/info", info), Route("/predict", predict, methods=["POST"])]
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)]
-    handlers: Any = {UploadError: refused, HTTPException: unknown}
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+    posted = [Route(path, endpoint, methods=["POST"]) for path, endpoint in (("/predict", predict), ("/mask", mask))]
+    return [*posted, Route("/masks/{key}", kept)]
 
 
 def info_of(predictor: Predictor, run: str, checkpoint: str) -> dict[str, Any]:
@@ -110,52 +139,15 @@ def info_of(predictor: Predictor, run: str, checkpoint: str) -> dict[str, Any]:
         "kind": info.kind,
         "classes": names,
         "shape": list(info.input_shape),
-        "formats": list(FORMATS),
-        "most_bytes": MOST_BYTES,
-        "most_pixels": MOST_PIXELS,
+        **_limits(len(info.input_shape) == 4),
     }
 
 
-async def uploaded(request: Request) -> bytes:
-    """The picture of a request: its body, or the first file of a form. Raises UploadError."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if not (kind in PLAIN or kind == "multipart/form-data" or kind.startswith("image/")):
-        raise UploadError(415, f"{kind[:60]} is no picture; send one as the body, or as a file of a form")
-    body = await _body(request)
-    if kind == "multipart/form-data":
-        body = await _file_of(request, body)
-    if not body:
-        raise UploadError(400, "nothing was sent; send a picture as the body, or as a file of a form")
-    return body
-
-
-async def _body(request: Request) -> bytes:
-    """The whole body, of which no more is held than may be. Raises UploadError."""
-    announced = request.headers.get("content-length", "")
-    too_large = UploadError(413, f"more than {MOST_BYTES >> 20} MiB, which no upload may have")
-    if announced.isdecimal() and int(announced) > MOST_BYTES:
-        raise too_large
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MOST_BYTES:
-            raise too_large
-        parts.append(part)
-    return b"".join(parts)
-
-
-async def _file_of(request: Request, body: bytes) -> bytes:
-    """The first file of a form. Raises UploadError."""
-
-    async def again() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    try:
-        async with Request(request.scope, again).form(max_files=4, max_fields=16) as form:
-            files = [value for value in form.values() if not isinstance(value, str)]
-            return await files[0].read() if files else b""
-    except (MultiPartException, HTTPException, KeyError, ValueError) as error:
-        raise UploadError(400, "the form cannot be read; send the picture as a file of multipart/form-data") from error
+def _limits(of_volumes: bool) -> dict[str, Any]:
+    if of_volumes:
+        most = {"most_bytes": volumes.MOST_BYTES, "most_voxels": volumes.MOST_VOXELS}
+        return {"formats": list(volumes.KINDS), **most}
+    return {"formats": list(FORMATS), "most_bytes": MOST_BYTES, "most_pixels": MOST_PIXELS}
 
 
 def answering(predictor: Predictor, run: str) -> Callable[[bytes], dict[str, Any]]:

@@ -32,6 +32,9 @@ li.first { font-weight: 600; }
 li span:last-child { text-align: right; font-variant-numeric: tabular-nums; }
 div.track { height: .7rem; border-radius: 4px; background: var(--track); overflow: hidden; }
 div.track div { height: 100%; background: var(--bar); border-radius: 4px; }
+#saved { display: block; width: fit-content; max-width: 100%; margin: 1rem auto 0; color: var(--bar);
+  overflow-wrap: anywhere; }
+#busy { text-align: center; margin-top: 1.25rem; }
 #error { color: var(--bad); min-height: 1.5rem; }
 """
 
@@ -39,6 +42,8 @@ SCRIPT = """
 const drop = document.getElementById('drop'), file = document.getElementById('file');
 const list = document.getElementById('classes'), error = document.getElementById('error');
 const shown = document.getElementById('shown'), mask = document.getElementById('mask');
+const saved = document.getElementById('saved'), busy = document.getElementById('busy');
+const volumes = document.body.dataset.takes === 'volumes';
 let asked = 0;
 
 fetch('info').then(answer => answer.json()).then(info => {
@@ -64,9 +69,10 @@ function row(name, value, first, share, colour) {
 
 async function ask(picture) {
   const own = ++asked;
-  error.textContent = ''; list.replaceChildren(); mask.hidden = true;
+  error.textContent = ''; list.replaceChildren(); mask.hidden = true; saved.hidden = true;
   if (shown.src) URL.revokeObjectURL(shown.src);
-  shown.src = URL.createObjectURL(picture); shown.hidden = false;
+  shown.hidden = volumes; busy.hidden = !volumes;
+  if (!volumes) shown.src = URL.createObjectURL(picture);
   const form = new FormData();
   form.append('file', picture);
   let answer, found;
@@ -75,8 +81,14 @@ async function ask(picture) {
     found = await answer.json();
   } catch { found = {error: 'healsg serve does not answer; is it still running?'}; }
   if (own !== asked) return;
+  busy.hidden = true;
   if (found.error) { error.textContent = found.error; return; }
   if (found.overlay) { mask.src = `data:image/png;base64,${found.overlay}`; mask.hidden = false; }
+  if (found.planes) { shown.src = `data:image/png;base64,${found.planes}`; shown.hidden = false; }
+  if (found.file) {
+    saved.href = found.mask; saved.download = found.file; saved.textContent = `Save ${found.file}`;
+    saved.hidden = false;
+  }
   const colours = found.colours || {}, shares = found.probabilities || found.shares;
   const pairs = Object.entries(shares || found.prediction);
   if (shares) pairs.sort((a, b) => b[1] - a[1]);
@@ -111,13 +123,23 @@ POLICY = (
 """What the page may do: its own style and script, ask this server, show the picture that was chosen and its mask."""
 
 
-def page(run: str) -> str:
+def page(run: str, volumes: bool = False) -> str:
     """The page, as HTML.
 
     Args:
         run: how messages call the run.
+        volumes: whether it takes volumes, and not pictures.
     """
     name = html.escape(run)
+    asked = "Drop a picture here, paste one, or choose a file"
+    accept = "image/*"
+    takes = "pictures"
+    shown = "the picture that was chosen"
+    if volumes:
+        asked = "Drop a volume here (.nii, .nii.gz, .mha, .nrrd), or choose a file"
+        accept = ".nii,.gz,.mha,.nrrd"
+        takes = "volumes"
+        shown = "three planes of the volume, and below them the same with the mask over them"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -126,15 +148,17 @@ def page(run: str) -> str:
 <title>{name}</title>
 <style>{STYLE}</style>
 </head>
-<body>
+<body data-takes="{takes}">
 <main>
 <h1>{name}</h1>
 <p id="about">&nbsp;</p>
-<label id="drop">Drop a picture here, paste one, or choose a file
-<input id="file" type="file" accept="image/*"></label>
-<div id="stage"><img id="shown" alt="the picture that was chosen" hidden><img id="mask" alt="its mask" hidden></div>
+<label id="drop">{asked}
+<input id="file" type="file" accept="{accept}"></label>
+<p id="busy" role="status" hidden>The mask is being predicted. A large volume takes minutes.</p>
+<div id="stage"><img id="shown" alt="{shown}" hidden><img id="mask" alt="its mask" hidden></div>
+<a id="saved" hidden></a>
 <div id="error" role="alert"></div>
-<ol id="classes" aria-live="polite" aria-label="classes and probabilities, or their shares of the picture"></ol>
+<ol id="classes" aria-live="polite" aria-label="classes and probabilities, or their shares of the {takes[:-1]}"></ol>
 </main>
 <script>{SCRIPT}</script>
 </body>

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ from healsg.safefiles import replacing
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Look = Callable[[Volume, Array], None]
 
 ROWS = 64
 """Rows of a picture that are brought to its own size at once."""
@@ -82,8 +84,13 @@ class Segmenter:
         geometry = read_geometry(scan.files[0], preparation.trust)
         return needs(geometry, preparation, self.windows, self.info.num_classes)
 
-    def write(self, scan: Scan, path: Path) -> dict[str, Any]:
+    def write(self, scan: Scan, path: Path, look: Look | None = None) -> dict[str, Any]:
         """Predict the mask of a scan and write it, whole or not at all.
+
+        Args:
+            scan: the files.
+            path: of the mask.
+            look: is shown a volume and its mask (X, Y, Z), whose arrays are valid until it returns.
 
         Returns:
             ``shape``, ``spacing`` in mm of a volume, ``labels``, the number of voxels or pixels of each label that is
@@ -93,13 +100,13 @@ class Segmenter:
             DataError: the scan cannot be read, or does not fit the network.
             OSError: the mask cannot be written.
         """
-        return self._volume(scan, path) if self.volumes else self._picture(scan, path)
+        return self._volume(scan, path, look) if self.volumes else self._picture(scan, path)
 
     def _fits(self, path: Path, channels: int) -> None:
         if channels != self.info.input_shape[0]:
             raise DataError(f"{path}: has {channels} channels; the network takes {self.info.input_shape[0]}")
 
-    def _volume(self, scan: Scan, path: Path) -> dict[str, Any]:
+    def _volume(self, scan: Scan, path: Path, look: Look | None) -> dict[str, Any]:
         preparation = preparation_of(self.info)
         scaled = transform_of(self.info)
 
@@ -111,6 +118,8 @@ class Segmenter:
             self._fits(scan.files[0], len(image.array))
             made = segmented(predict, image, preparation, self.windows, self.device, self.regions, scratch.empty)
             write_volume(path, made, image)
+            if look is not None:
+                look(image, made[0])
             return _facts(made[0], self._memory(image.geometry.shape)) | {"spacing": _rounded(image)}
 
     def _picture(self, scan: Scan, path: Path) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _itk(path: Path, kind: str, geometry: Geometry, empty: Empty) -> Array | Non
     """The numbers of a MetaImage or NRRD; None of a kind of file that is not read here."""
     with path.open("rb") as file:
         head = file.read(MOST_HEADER)
-    found = _nrrd_layout(path, head, geometry) if kind == ".nrrd" else _metaimage_layout(path, head)
+    found = _nrrd_layout(path, head, geometry.channels) if kind == ".nrrd" else _metaimage_layout(path, head)
     if found is None:
         return None
     source, offset, packed, order = found
@@ -119,6 +119,15 @@ def _itk(path: Path, kind: str, geometry: Geometry, empty: Empty) -> Array | Non
             file.seek(offset)
             stored = _unpacked(_inflated(file), empty(sides, dtype))
     return stored.transpose(3, 2, 1, 0)
+
+
+def holds_its_numbers(path: Path) -> bool:
+    """Whether a MetaImage or NRRD file has its numbers in itself, by its header: one from elsewhere could else name any
+    other file as that of its numbers."""
+    with path.open("rb") as file:
+        head = file.read(MOST_HEADER)
+    found = _nrrd_layout(path, head, 1) if extension(path) == ".nrrd" else _metaimage_layout(path, head)
+    return found is not None and found[0] == path
 
 
 Layout = tuple[Path, int, bool, Any]
@@ -141,10 +150,10 @@ def _metaimage_layout(path: Path, head: bytes) -> Layout | None:
     return (source, 0, packed, order) if source.parent == path.parent and source.is_file() else None
 
 
-def _nrrd_layout(path: Path, head: bytes, geometry: Geometry) -> Layout | None:
+def _nrrd_layout(path: Path, head: bytes, channels: int) -> Layout | None:
     text, mark, _ = head.partition(b"\n\n")
     header = dict(re.findall(rb"(?m)^([\w ]+): (.*?)\s*$", text))
-    if not mark or geometry.channels > 1 or {b"data file", b"datafile", b"byte skip", b"line skip"} & set(header):
+    if not mark or channels > 1 or {b"data file", b"datafile", b"byte skip", b"line skip"} & set(header):
         return None
     if b"\r" in text or header.get(b"encoding") not in (b"raw", b"gzip") or b"block" in header.get(b"type", b"block"):
         return None

@@ -1,0 +1,93 @@
+"""What is sent to ``healsg serve``: the body of a request or the first file of a form, of no more than may be."""
+
+from __future__ import annotations
+
+import shutil
+from typing import BinaryIO
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.types import Message
+
+PLAIN = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+"""Types of a raw body that say nothing, among them what curl sends where it is told none."""
+
+FORM = "multipart/form-data"
+
+
+class UploadError(Exception):
+    """What is wrong with an upload, in one line.
+
+    Args:
+        status: of the response.
+        message: for the one who sent it.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+async def received(request: Request, file: BinaryIO, most: int, what: str, types: tuple[str, ...]) -> str:
+    """Write what was sent to a file, of which no more is held in memory than a part.
+
+    Args:
+        request: that sends it.
+        file: to be written.
+        most: bytes that it may have.
+        what: is wanted, for messages, such as ``picture``.
+        types: beginnings of the types of raw bodies that are taken, beside those that say nothing.
+
+    Returns:
+        The name that a form gives the file; empty for a raw body.
+
+    Raises:
+        UploadError: of another type, too large, or nothing.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not (kind in PLAIN or kind == FORM or kind.startswith(types)):
+        raise UploadError(415, f"{kind[:60]} is no {what}; send one as the body, or as a file of a form")
+    counted = _counted(request, most)
+    name = ""
+    if kind == FORM:
+        name = await _copy_file_of(counted, file, what)
+    else:
+        async for part in counted.stream():
+            file.write(part)
+    if not file.tell():
+        raise UploadError(400, f"nothing was sent; send a {what} as the body, or as a file of a form")
+    return name
+
+
+def _counted(request: Request, most: int) -> Request:
+    """The same request, which raises UploadError once its body has more than ``most`` bytes."""
+    too_large = UploadError(413, f"more than {most >> 20} MiB, which no upload may have")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > most:
+        raise too_large
+    size = 0
+
+    async def receive() -> Message:
+        nonlocal size
+        message = await request.receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise too_large
+        return message
+
+    return Request(request.scope, receive)
+
+
+async def _copy_file_of(request: Request, file: BinaryIO, what: str) -> str:
+    """Write the first file of a form, and return its name. Raises UploadError."""
+    try:
+        async with request.form(max_files=4, max_fields=16) as form:
+            files = [value for value in form.values() if not isinstance(value, str)]
+            if not files:
+                return ""
+            await run_in_threadpool(shutil.copyfileobj, files[0].file, file)
+            return files[0].filename or ""
+    except (MultiPartException, HTTPException, KeyError, ValueError) as error:
+        raise UploadError(400, f"the form cannot be read; send the {what} as a file of {FORM}") from error

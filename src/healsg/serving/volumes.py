@@ -1,0 +1,214 @@
+"""Volumes of ``healsg serve``: what is sent lies in files, its mask is a file in the volume's own space, and three
+planes with the mask over them are shown."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+import weakref
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from healsg.datasets.new_samples.mask_files import Scan
+from healsg.datasets.new_samples.segmenter import Segmenter
+from healsg.datasets.volumes.cases import preparation_of
+from healsg.datasets.volumes.files import Array, Volume, read_geometry
+from healsg.datasets.volumes.mapped import holds_its_numbers
+from healsg.datasets.volumes.space import to_ras, turned
+from healsg.errors import HealsgError, one_line
+from healsg.evaluation.predictor import Predictor
+from healsg.loggers.mask_panels import grey_levels, joined
+from healsg.loggers.thumbnails import COLOURS, with_mask
+from healsg.runs.media import png
+from healsg.serving.uploads import UploadError
+
+KINDS = (".nii", ".nii.gz", ".mha", ".nrrd")
+"""Of files that may be sent: those that are whole in one file."""
+
+MOST_BYTES = 2 << 30
+"""Of one upload."""
+
+MOST_VOXELS = 1 << 29
+"""Of one volume, over all channels, by its header: that of 512 x 512 x 2048."""
+
+KEPT = 8
+"""Masks that can be fetched; older ones are removed."""
+
+SIDE = 256
+"""Pixels of the side of a plane that is shown."""
+
+AXES = (2, 1, 0)
+"""Across which planes are shown: seen from below, from the front and from the side."""
+
+HEAD = 1 << 16
+"""Bytes by which a file's kind is known."""
+
+
+class VolumeService:
+    """The network of a run for volumes that are sent. Files lie in a temporary folder, which goes with the process.
+
+    Args:
+        predictor: the network, which takes volumes.
+        run: how messages call the run.
+    """
+
+    def __init__(self, predictor: Predictor, run: str) -> None:
+        self.segmenter = Segmenter([(run, predictor)])
+        self.trust = preparation_of(predictor.info).trust
+        self.folder = Path(tempfile.mkdtemp(prefix="healsg-serve-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.masks: dict[str, tuple[Path, str]] = {}
+        """By key the masks that can be fetched, the oldest first, with the names under which they are saved."""
+        self.lock = threading.Lock()  # one volume at a time, whose arrays are as large as the disk lets them be
+
+    def place(self) -> tempfile.TemporaryDirectory[str]:
+        """A folder for one upload."""
+        return tempfile.TemporaryDirectory(dir=self.folder)
+
+    def mask(self, key: str) -> tuple[Path, str] | None:
+        """A mask's file and the name to save it under; None where it is not, or no longer, there."""
+        return self.masks.get(key)
+
+    def predicted(self, upload: Path, name: str) -> dict[str, Any]:
+        """Predict the mask of a file that was sent.
+
+        Args:
+            upload: the file, in a folder of its own.
+            name: that the user's browser gives it, or nothing.
+
+        Returns:
+            ``shape``, ``spacing``, ``shares`` and ``colours`` of the classes, ``planes``, a PNG in base64, the address
+            of the mask's file, ``mask``, and the name to save it under, ``file``.
+
+        Raises:
+            UploadError: it is no volume, too large, cannot be read, or does not fit the network.
+        """
+        kind = kind_of(upload)
+        volume = upload.rename(upload.with_name("volume" + kind))
+        key = secrets.token_urlsafe(12)
+        path = self.folder / (key + kind)
+        views: list[Array] = []
+
+        def look(image: Volume, mask: Array) -> None:
+            views.append(planes(image, mask, list(self.segmenter.names)))
+
+        try:
+            self._check(volume, kind)
+            with self.lock:
+                facts = self.segmenter.write(Scan((volume,), Path(path.name)), path, look)
+                self._keep(key, path, saved_name(name, kind))
+        except HealsgError as error:
+            raise UploadError(422, one_line(error).replace(str(volume), "the volume")) from error
+        except OSError as error:
+            raise UploadError(507, f"the mask cannot be written ({error.strerror})") from error
+        return self._answer(facts, views[0]) | {"mask": f"masks/{key}", "file": self.masks[key][1]}
+
+    def _check(self, volume: Path, kind: str) -> None:
+        """Refuse by its header what does not fit the network, has too many voxels, or leads to another file.
+
+        Raises UploadError, DataError, ConfigError.
+        """
+        if kind in (".mha", ".nrrd") and not holds_its_numbers(volume):
+            told = f"the numbers of this {kind} file are in another file, or in a way that is not taken"
+            raise UploadError(422, told)
+        geometry = read_geometry(volume, self.trust)
+        sides = " x ".join(map(str, geometry.shape))
+        channels = self.segmenter.info.input_shape[0]
+        if geometry.channels != channels:
+            told = f"the volume is {sides} with {geometry.channels} channels; the network takes {channels}"
+            raise UploadError(422, told)
+        if math.prod(geometry.shape) * channels > MOST_VOXELS:
+            raise UploadError(413, f"the volume has {sides} voxels; {MOST_VOXELS:,} are taken")
+
+    def _keep(self, key: str, path: Path, name: str) -> None:
+        self.masks[key] = (path, name)
+        while len(self.masks) > KEPT:
+            self.masks.pop(next(iter(self.masks)))[0].unlink(missing_ok=True)
+
+    def _answer(self, facts: dict[str, Any], view: Array) -> dict[str, Any]:
+        total = math.prod(facts["shape"])
+        shares, colours = {}, {}
+        for place, (label, name) in enumerate(self.segmenter.names.items()):
+            shares[name] = facts["labels"].get(str(label), 0) / total
+            if place:
+                colours[name] = "#{:02x}{:02x}{:02x}".format(*COLOURS[(place - 1) % len(COLOURS)])
+        told = {"shape": facts["shape"], "spacing": facts["spacing"], "shares": shares, "colours": colours}
+        return told | {"planes": base64.b64encode(png(view)).decode()}
+
+
+def kind_of(path: Path) -> str:
+    """The kind of a volume's file by its first bytes, one of ``KINDS``. Raises UploadError."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    inner = head
+    if packed := head.startswith(b"\x1f\x8b"):
+        try:
+            inner = zlib.decompressobj(31).decompress(head, HEAD)
+        except zlib.error:
+            inner = b""
+    if inner[344:348] == b"n+1\0" or inner[4:8] == b"n+2\0":
+        return ".nii.gz" if packed else ".nii"
+    if head.startswith(b"NRRD"):
+        return ".nrrd"
+    if re.match(rb"(ObjectType|NDims|Comment)\s*=", head):
+        return ".mha"
+    raise UploadError(415, f"this is no volume of a known kind, and the network takes volumes ({', '.join(KINDS)})")
+
+
+def saved_name(name: str, kind: str) -> str:
+    """What the mask of a file is called: ``scan.nii.gz`` has ``scan_seg.nii.gz``."""
+    stem = re.sub(r"(?i)\.(nii|nii\.gz|mha|nrrd)$", "", re.split(r"[/\\]", name)[-1])
+    plain = "".join(letter for letter in stem if letter.isalnum() or letter in " ._-")[:80].strip(" .")
+    return f"{plain or 'volume'}_seg{kind}"
+
+
+def planes(image: Volume, mask: Array, labels: Sequence[int]) -> Array:
+    """(2 * SIDE, 3 * SIDE, 3) uint8: three planes of a volume, and below them the same with the mask over them.
+
+    They lie where most of the mask is, else in the middle; the axes are turned to RAS, up is the head or the front.
+
+    Args:
+        image: (C, X, Y, Z), of which the first channel is shown.
+        mask: (X, Y, Z) labels of its own space.
+        labels: those that are known, the background first, which fixes the colours.
+    """
+    turn = to_ras(image.geometry.affine)
+    shown = turned(image.array[:1], turn)[0]
+    labelled = turned(mask[None], turn)[0]
+    spacing = [image.geometry.spacing[axis] for axis in turn.order]
+    counts = _along_axes(labelled)
+    places = [int(count.argmax()) if count.any() else len(count) // 2 for count in counts]
+    images = [np.asarray(shown.take(places[axis], axis=axis).T[::-1]) for axis in AXES]
+    grey = grey_levels(np.concatenate([one.reshape(-1) for one in images]))  # all of one brightness
+    plain, coloured = [], []
+    for axis, image_plane in zip(AXES, images, strict=True):
+        levels, grey = grey[: image_plane.size].reshape(image_plane.shape), grey[image_plane.size :]
+        picture = np.repeat(levels[..., None], 3, axis=2)
+        own = labelled.take(places[axis], axis=axis).T[::-1]
+        numbers = np.zeros(own.shape, np.int32)
+        for number, label in enumerate(labels):
+            numbers[own == label] = number
+        across, up = (length for at, length in enumerate(spacing) if at != axis)
+        plain.append((picture, (up, across)))
+        coloured.append((with_mask(picture, numbers), (up, across)))
+    return joined([plain, coloured], SIDE)
+
+
+def _along_axes(mask: Array) -> list[Array]:
+    """Of each axis the voxels of the foreground in each of its planes, counted row by row."""
+    counts = [np.zeros(side, np.int64) for side in mask.shape]
+    for row in range(mask.shape[0]):
+        inside = mask[row] > 0
+        counts[0][row] = inside.sum()
+        counts[1] += inside.sum(axis=1)
+        counts[2] += inside.sum(axis=0)
+    return counts
