@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fake_volumes
 from browser import PROGRAM, Browser, Page, browsing
+from healsg import TaskTrainer
 from healsg.commands.sweep.search_page import write_page
 from healsg.loggers.report import write_report
 from healsg.loggers.thumbnails import thumbnail
@@ -179,7 +181,6 @@ def served(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     uvicorn = pytest.importorskip("uvicorn", reason="healsg[serve] is not installed")
     pytest.importorskip("starlette", reason="healsg[serve] is not installed")
     pytest.importorskip("python_multipart", reason="healsg[serve] is not installed")
-    from healsg import TaskTrainer
     from healsg.commands.serve import listen
     from healsg.serving.app import application
 
@@ -262,6 +263,35 @@ def test_a_mask_lies_over_its_picture(browser: Browser, place: Path, served: Any
             assert picture == mask, "the mask lies exactly over the picture"
     assert page.ask("document.getElementById('mask').naturalWidth") == 70
     assert page.complaints() == []
+    page.close()
+
+
+@pytest.mark.soak
+def test_a_volume_is_chosen_shown_in_planes_and_its_mask_saved(
+    browser: Browser, place: Path, served: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("nibabel", reason="nibabel is not installed: pip install 'healsg[seg]'")
+    scans = fake_volumes.write_scans(tmp_path / "scans", 3)
+    data = ["data=nifti", f"data.folder={scans}", "data.patch=[8,8,8]", "data.val_fraction=0.34", "data.workers=0"]
+    small = ["model=unet", "model.width=4", "model.stages=2", "runner=debug", "runner.steps=4", "quiet=true"]
+    TaskTrainer.compose(*data, *small, "name=volumes").train()
+    page = Page(browser, served("volumes"))
+    page.choose("#file", [scans / "images/case1.nii.gz"])
+    page.wait_for(f"{ROWS}.length === 3 && document.getElementById('shown').naturalWidth === 768")
+    assert sum(float(share.removesuffix(" %")) for _, share in page.ask(ROWS)) == pytest.approx(100, abs=0.3)
+    link = "document.getElementById('saved')"
+    assert page.ask(f"{link}.textContent") == "Save case1_seg.nii.gz"
+    size = page.ask(f"fetch({link}.href).then(answer => answer.blob()).then(blob => blob.size)")
+    assert size > 100
+    for width in (WIDE, PHONE):
+        for dark in (False, True):
+            page.look(width, dark)
+            assert page.faults() == []
+    (tmp_path / "half.nii.gz").write_bytes((scans / "images/case1.nii.gz").read_bytes()[:900])
+    page.choose("#file", [tmp_path / "half.nii.gz"])
+    page.wait_for(f"{ERROR}.includes('cut short or damaged')")
+    assert page.ask(f"[{link}, document.getElementById('shown')].every(one => one.hidden)"), "nothing of another volume"
+    assert page.complaints() == [] or all("422" in one for one in page.complaints())
     page.close()
 
 
