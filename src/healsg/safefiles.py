@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import secrets
 import stat
 import unicodedata
 from collections.abc import Iterator
@@ -195,7 +194,7 @@ def replacing(path: Path, sync: bool = False) -> Iterator[BinaryIO]:
 
 def temporary_name(path: Path) -> Path:
     """A name beside ``path`` for a file that will replace it; ``RunFolder.sweep`` removes what a kill leaves."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
 
 
 def make_folder(path: Path) -> None:

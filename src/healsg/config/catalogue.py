@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from healsg.config import check
 from healsg.config.comments import read_comments
 from healsg.config.compose import Composer
-from healsg.config.hydra_loader import Layer
+from healsg.config.hydra_loader import Layer, merged
 from healsg.config.signature import Constructor, Kind, constructor
 from healsg.config.targets import resolve
 from healsg.errors import ConfigError
@@ -239,31 +239,6 @@ def brief(kind: Kind) -> str:
     if kind.name == "list" and kind.inner and (inside := brief(kind.inner[0])):
         return f"list of: {inside}"
     return f"{_BRIEF[kind.name]} {kind.range}".replace(" and ", ", ") if kind.range else _BRIEF[kind.name]
-
-
-def merged(layers: Sequence[Layer]) -> dict[str, Any]:
-    """The values of a composition, without its overrides: what later files say takes the place of what earlier ones
-    say."""
-    values: dict[str, Any] = {}
-    for layer in layers:
-        node = values
-        for name in filter(None, layer.package.split(".")):
-            inner = node.get(name)
-            node[name] = inner if isinstance(inner, dict) else {}
-            node = node[name]
-        _merge(node, layer.content)
-    return values
-
-
-def _merge(into: dict[str, Any], content: dict[str, Any]) -> None:
-    for name, value in content.items():
-        if isinstance(value, dict) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
-        elif isinstance(value, dict):
-            into[name] = {}
-            _merge(into[name], value)
-        else:
-            into[name] = value
 
 
 def comments_of(layers: Sequence[Layer]) -> dict[str, str]:

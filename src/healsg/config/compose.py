@@ -193,8 +193,17 @@ class Composer:
             for override in self.parse(overrides)
             if not override.is_hydra_override() and self.options(override.key_or_group)
         ]
-        base = self.unresolved(chosen)
-        del base["hydra"]
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf
+        from yaml import YAMLError
+
+        from healsg.config.hydra_loader import merged
+
+        try:  # without Hydra's own node, which is most of the work of a composition
+            base: Any = OmegaConf.create(merged(self.layers.of(self.name, self.without_null(chosen))))
+        except (HydraException, YAMLError, OSError, UnicodeError):  # which a composition explains
+            base = self.unresolved(chosen)
+        base.pop("hydra", None)
         return base
 
     def choices(self) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ import hydra
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
@@ -27,14 +28,39 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 
-from healsg.config.yamlfiles import check_file
+from healsg.config.yamlfiles import check_file, read_yaml
 
 _read: dict[tuple[str, Path, int, int, int], ConfigResult | None] = {}
 """What this process has read, by provider, file, and the file's inode, time and size."""
 
 
+class FileSource(FileConfigSource):
+    """A folder of the search path: as Hydra reads it, in a fifth of the time."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        file = Path(self.path, self._normalize_file_name(config_path))
+        with file.open(encoding="utf-8") as stream:
+            header = self._get_header_dict(stream.read(512))
+        content = read_yaml(file)
+        config = OmegaConf.create() if content is None else OmegaConf.create(content)
+        return ConfigResult(config=config, path=self.full_path(), provider=self.provider, header=header)
+
+    def is_group(self, config_path: str) -> bool:
+        """Without Hydra's ``realpath``, which asks for each folder on the way whether it is a link."""
+        return Path(self.path, config_path).is_dir()
+
+    def is_config(self, config_path: str) -> bool:
+        return Path(self.path, self._normalize_file_name(config_path)).is_file()
+
+
 class CheckedRepository(ConfigRepository):
     """The configuration files on the search path. Loading one that would grow beyond bounds raises ConfigError."""
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        super().initialize_sources(config_search_path)
+        self.sources = [
+            FileSource(source.provider, source.path) if source.scheme() == "file" else source for source in self.sources
+        ]
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """A copy of what a file says: reading YAML is a third of a composition, and a process may compose many times,
@@ -131,6 +157,7 @@ class Layers:
         self._repository = CachingConfigRepository(loader.repository)
         self._files = loader.repository
         self._parser = OverridesParser.create(config_loader=loader)
+        self._contents: dict[str, dict[str, Any]] = {}
 
     def of(self, name: str, overrides: Sequence[str] = ()) -> list[Layer]:
         """The layers of a primary config, such as ``config`` or ``method/fixmatch``, later ones over earlier ones.
@@ -155,6 +182,37 @@ class Layers:
 
     def content(self, path: str) -> dict[str, Any]:
         """The keys and values of ``group/option``, without its defaults list."""
-        result = self._repository.load_config(path)
-        plain: Any = OmegaConf.to_container(result.config, resolve=False) if result is not None else {}
-        return plain if isinstance(plain, dict) else {}
+        if path not in self._contents:
+            file = self.file_of(path)
+            plain: Any = None
+            if file is not None:
+                check_file(file)
+                plain = read_yaml(file)
+            content = plain if isinstance(plain, dict) else {}
+            self._contents[path] = {name: value for name, value in content.items() if name != "defaults"}
+        return self._contents[path]
+
+
+def merged(layers: Sequence[Layer]) -> dict[str, Any]:
+    """The values of a composition, without its overrides: what later files say takes the place of what earlier ones
+    say."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        node = values
+        for name in filter(None, layer.package.split(".")):
+            inner = node.get(name)
+            node[name] = inner if isinstance(inner, dict) else {}
+            node = node[name]
+        _merge(node, layer.content)
+    return values
+
+
+def _merge(into: dict[str, Any], content: dict[str, Any]) -> None:
+    for name, value in content.items():
+        if isinstance(value, dict) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        elif isinstance(value, dict):
+            into[name] = {}
+            _merge(into[name], value)
+        else:
+            into[name] = value

@@ -6,6 +6,7 @@ such values as references, OmegaConf makes a node of each. Ordinary anchors, ali
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,48 @@ def check_file(path: Path) -> None:
         raise ConfigError(f"{path}: {reason}; write out what is meant")
     if depth > DEEPEST:
         raise ConfigError(f"{path}: is nested more than {DEEPEST} levels deep, or refers to itself")
+
+
+def read_yaml(file: Path) -> Any:
+    """The values of a YAML file as OmegaConf reads them, by libyaml where PyYAML has it: ten times as fast.
+
+    Raises:
+        OSError, UnicodeError: it cannot be read.
+        yaml.YAMLError: it is no YAML; in the words of PyYAML's own parser, which names the file and shows the line.
+    """
+    fast, usual = _loaders()
+    with file.open(encoding="utf-8") as stream:
+        try:
+            return _values(fast(stream.read()))
+        except yaml.YAMLError:
+            stream.seek(0)
+            return _values(usual(stream))
+
+
+def _values(loader: yaml.SafeLoader) -> Any:
+    """What a loader reads: plain values, since it constructs nothing else."""
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+@cache
+def _loaders() -> tuple[Any, Any]:
+    """OmegaConf's loader over libyaml's parser, and as it is."""
+    from omegaconf._utils import get_yaml_loader  # its numbers, such as 1e-3, and no key twice
+
+    usual: Any = get_yaml_loader()
+    if not yaml.__with_libyaml__:
+        return usual, usual
+
+    class Fast(yaml.cyaml.CParser, usual):  # type: ignore[misc]
+        def __init__(self, stream: Any) -> None:
+            yaml.cyaml.CParser.__init__(self, stream)
+            yaml.constructor.SafeConstructor.__init__(self)
+            yaml.resolver.Resolver.__init__(self)
+
+    return Fast, usual
 
 
 def _is_harmless(content: bytes) -> bool:

@@ -10,11 +10,9 @@ import json
 import os
 import platform
 import re
-import secrets
 import shlex
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +74,12 @@ LENGTH = ("runner.epochs", "runner.steps")
 def new_name(choices: dict[str, str]) -> str:
     """A unique name for a run that was given none: date, time, the chosen parts, a short random id."""
     parts = [choices[group] for group in ("data", "model", "method") if choices.get(group)]
-    return "_".join([time.strftime("%Y-%m-%d_%H-%M-%S"), "-".join(parts).replace("/", "_"), secrets.token_hex(2)])
+    return "_".join([time.strftime("%Y-%m-%d_%H-%M-%S"), "-".join(parts).replace("/", "_"), os.urandom(2).hex()])
 
 
 def new_id() -> str:
     """A random id of a run, which stays when its folder is renamed or moved."""
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 def check_name(name: str) -> None:
@@ -237,6 +235,8 @@ def _facts() -> dict[str, Any]:
 
 @functools.cache
 def _versions() -> dict[str, str]:
+    from importlib import metadata
+
     versions = {"python": platform.python_version()}
     for package in ("healsg", "torch", "torchvision", "numpy", "hydra-core", "omegaconf"):
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -124,7 +123,7 @@ class RunFolder:
 
     def leave_token(self) -> str:
         """Write a random token into the locked folder, by which other nodes verify that they see the same folder."""
-        token = secrets.token_hex(8)
+        token = os.urandom(8).hex()
         write_text(self.path / TOKEN, token)
         return token
 

@@ -112,7 +112,7 @@ class Ledger:
             index, target, outputs = (torch.cat(column) for column in zip(*itertools.chain(*epochs), strict=True))
             values = _by_row(outputs.float(), target.long())
             lengths = [sum(output.shape[0] for _, _, output in batches) for batches in epochs]
-            parts = [torch.split(whole, lengths) for whole in (index.to(outputs.device), *values)]
+            parts = [torch.split(column, lengths) for column in (index.to(outputs.device), *values)]
         for number, batches in enumerate(epochs):
             if batches:
                 self.begun = True

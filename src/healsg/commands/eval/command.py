@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from healsg.commands.terminal import tables
 from healsg.commands.terminal.arguments import composed_once
 from healsg.commands.terminal.flags import Flags, page_file
-from healsg.config.catalogue import merged
 from healsg.config.check import explain_option
 from healsg.config.compose import Composer
+from healsg.config.hydra_loader import merged
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError
 from healsg.runs.folder import RunFolder, find, is_setting

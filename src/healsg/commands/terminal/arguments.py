@@ -7,7 +7,6 @@ import platform
 import sys
 from argparse import ArgumentError, ArgumentParser, Namespace
 from collections.abc import Callable
-from importlib.metadata import version as _version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,8 +85,10 @@ def of_one_run(composed: Composed) -> Composed:
 
 
 def _same_command() -> None:
+    from importlib.metadata import version
+
     shown = [redact.override(argument) for argument in sys.argv[1:]]
-    own = {"host": platform.node(), "arguments": shown, "healsg": _version("healsg"), "torch": _version("torch")}
+    own = {"host": platform.node(), "arguments": shown, "healsg": version("healsg"), "torch": version("torch")}
     every = distributed.processes().gather(own)
     for rank, other in enumerate(every):
         for key in ("arguments", "healsg", "torch"):

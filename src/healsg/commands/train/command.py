@@ -13,7 +13,6 @@ from healsg import distributed
 from healsg.commands.launch import processes
 from healsg.commands.terminal.arguments import composed_once, folder_acquired_early, of_one_run, parse_arguments, parser
 from healsg.commands.terminal.tables import show_json, spoken_to_stderr
-from healsg.commands.train.help import help_lines
 from healsg.commands.train.tune import tuned
 from healsg.config.compose import Composer
 from healsg.errors import ConfigError, one_line
@@ -96,6 +95,8 @@ def _show(args: Namespace, everything: bool) -> int:
             redact.config(composer.compose(args.overrides, checked=False).values)  # so that it knows the secrets
             overrides = composer.without_null(args.overrides)
             if args.help:
+                from healsg.commands.train.help import help_lines
+
                 print("\n".join(help_lines(composer, overrides, everything)))
             elif args.cfg:
                 hydra.show_cfg(composer.name, overrides, args.cfg, args.package, args.resolve)
