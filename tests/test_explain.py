@@ -157,7 +157,7 @@ def test_help_is_short_and_has_the_comments(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(lines) < 120
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
-    for words in ("runner.epochs=60 passes over the training data", "seed=0 of everything random", "-m key=a,b,c"):
+    for words in ("runner.epochs=60 passes over the training data", "seed=0 seed of all randomness", "-m key=a,b,c"):
         assert words in text
     everything = help_lines(composer, ["model=mlp"], everything=True)
     keys = {line.split("=")[0].strip() for line in everything}

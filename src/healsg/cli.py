@@ -20,37 +20,37 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 COMMANDS = {
     "check": "read every sample and try one step before training: healsg check data=... [--page FILE]",
-    "forecast": "time, memory and disk of a run or a sweep before it: healsg forecast data=... [-m]",
-    "pack": "pictures as tar archives, read without unpacking: healsg pack data=... --out DIR",
-    "plan": "patch, batch and stages of a U-Net for a segmentation set: healsg plan data=...",
+    "forecast": "predict time, memory and disk of a run or a sweep: healsg forecast data=... [-m]",
+    "pack": "write a data set's images as tar archives: healsg pack data=... --out DIR",
+    "plan": "choose patch, batch and stages of a U-Net for a segmentation set: healsg plan data=...",
     "train": "train a task, or a sweep of tasks (-m)",
-    "resume": "go on with a run: healsg resume RUN",
+    "resume": "resume a run: healsg resume RUN",
     "eval": "evaluate a run: healsg eval RUN [split=test] [checkpoint=best]",
-    "verify": "prove that a task resumes exactly: it is trained whole, twice, and killed at random",
-    "predict": "classes and probabilities of new samples: healsg predict RUN PATH... --out FILE",
-    "export": "the network of a run as ONNX, with a program and a model card: healsg export RUN --out DIR",
-    "serve": "a page on this machine to try a run on pictures: healsg serve RUN",
-    "new": "a part of your own to begin with: healsg new data|model|method NAME",
-    "list": "what can be chosen: healsg list data|model|method|recipe",
-    "explain": "all about an option or a key: healsg explain method=fixmatch",
-    "show": "what a run was, and where its files lie: healsg show RUN",
+    "verify": "prove that a task resumes bit for bit: train it twice uninterrupted, and killed at random",
+    "predict": "predict classes or masks of new samples: healsg predict RUN PATH... --out FILE",
+    "export": "export the network of a run as ONNX, with a model card: healsg export RUN --out DIR",
+    "serve": "serve a local web page to try a run on images: healsg serve RUN",
+    "new": "write a template for your own part: healsg new data|model|method NAME",
+    "list": "list the options of a group: healsg list data|model|method|recipe",
+    "explain": "explain an option or a key: healsg explain method=fixmatch",
+    "show": "show the settings, results and files of a run: healsg show RUN",
     "reproduce": "run a recipe for its published number: healsg reproduce RECIPE",
     "runs": "list the runs: healsg runs [--where 'val/acc>0.9'] [--sort COLUMN]",
     "compare": "which setting is better, over seeds and folds: healsg compare RUN...",
-    "diff": "in what two runs differ: healsg diff RUN RUN",
+    "diff": "show the differences between two runs: healsg diff RUN RUN",
     "watch": "watch runs train, from another terminal: healsg watch [RUN...]",
     "ledger": "samples that a run forgot or found hard: healsg ledger RUN (of runner.ledger=true)",
-    "rerun": "train a run again, and say whether it ends the same: healsg rerun RUN",
-    "archive": "a run as one file, and back: healsg archive RUN | --unpack FILE",
+    "rerun": "train a run again and compare the final states: healsg rerun RUN",
+    "archive": "pack a run into one file, or unpack one: healsg archive RUN | --unpack FILE",
     "rm": "remove runs: healsg rm RUN...",
-    "diverge": "where two runs first differ: healsg diverge RUN RUN",
+    "diverge": "find the first step at which two runs differ: healsg diverge RUN RUN",
 }
 
 ELSEWHERE = (
     *("resume", "eval", "predict", "export", "serve"),
     *("show", "runs", "compare", "diff", "watch", "ledger", "archive", "rm", "diverge"),
 )
-"""Commands on runs that exist, which need no current directory."""
+"""Commands on existing runs, which work without a valid current directory."""
 
 ANSWERS = (
     "check",
@@ -67,7 +67,7 @@ ANSWERS = (
     "ledger",
     "diverge",
 )
-"""Commands whose work is what they print; the others have done theirs also where it cannot be shown."""
+"""Commands whose result is their output, so that a failed write to standard output is an error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,16 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _answer(arguments: Sequence[str] | None) -> int:
-    """Run one command, and report its mistake in one line; returns the exit status."""
+    """Run one command, and report an error in one line; returns the exit status."""
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if command in ("-sc", "--shell-completion"):  # Hydra's completion asks the program, of what follows its name
+    if command in ("-sc", "--shell-completion"):  # Hydra's completion script calls the program with its arguments
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(" train ", " ", 1)
         command, rest = "train", [command, *rest]
     if command in ("-h", "--help", "--version"):
         with console.lasting_streams():
             print(_version() if command == "--version" else _usage())
         return 0
-    if command == "--complete":  # the shell asks, by the script of --completion
+    if command == "--complete":  # called by the completion script that --completion prints
         from healsg.commands.terminal.completion import candidates
 
         print(*candidates(COMMANDS, rest), sep="\n")
@@ -110,11 +110,11 @@ def _answer(arguments: Sequence[str] | None) -> int:
 
 
 def finish(work: Callable[[], int], debug: bool) -> int:
-    """Do the work of a process that another one has started, as ``main`` does that of a command.
+    """Run the work of a process that another process has started, with the error handling of ``main``.
 
     Args:
-        work: gives the exit status.
-        debug: whether a mistake is shown with its traceback.
+        work: does the work and returns the exit status.
+        debug: whether an error is shown with its traceback.
     """
     with distributed.Command() as command:
         with console.lasting_streams(), Mistakes(debug) as mistakes, distributed.first_cause():
@@ -123,10 +123,10 @@ def finish(work: Callable[[], int], debug: bool) -> int:
 
 
 class Mistakes:
-    """A context around a command: an error in it is reported, and ``status`` is the exit status that it has.
+    """A context manager around a command: it reports an error and sets ``status``, the exit status.
 
     Args:
-        debug: whether a mistake is shown with its traceback.
+        debug: whether an error is shown with its traceback.
     """
 
     def __init__(self, debug: bool) -> None:
@@ -155,8 +155,8 @@ class Mistakes:
 
 
 def as_mistake(error: Exception) -> HealsgError | None:
-    """What a user can mend, as an error with a message of one line: an error of our own, a key that a task reads and
-    nobody set, a full disk. None for anything else."""
+    """An error that the user can fix, with a message of one line: a HealsgError, a key that a task reads but that is
+    not set, a full disk. None for anything else."""
     if _is_of_omegaconf(error) and (key := getattr(error, "full_key", None)):
         return RunError(f"{key}: the task reads it, and it is not set; give it: +{key}=...")
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
@@ -167,7 +167,7 @@ def as_mistake(error: Exception) -> HealsgError | None:
 
 
 def _is_of_omegaconf(error: Exception) -> bool:
-    """Whether omegaconf raised an error; it cannot have where it was never imported."""
+    """Whether omegaconf raised this error; impossible where it was never imported."""
     if "omegaconf.errors" not in sys.modules:
         return False
     from omegaconf.errors import OmegaConfBaseException
@@ -176,10 +176,10 @@ def _is_of_omegaconf(error: Exception) -> bool:
 
 
 def report(error: HealsgError, debug: bool = False) -> int:
-    """Print an error to standard error, with its traceback where that was asked for; returns the exit status.
+    """Print an error to standard error, with its traceback if requested; returns the exit status.
 
-    Of several processes one reports it. Before they have joined each other, a launcher ends all when rank 0 ends, so
-    that the others are heard only where the mistake is theirs alone.
+    With several processes only one reports it. Before the process group exists, the launcher ends all processes when
+    rank 0 ends; the other ranks therefore wait, and report only an error that rank 0 does not have.
     """
     if distributed.processes().rank > 0 and not distributed.connected():
         time.sleep(1.0)
@@ -193,7 +193,7 @@ def report(error: HealsgError, debug: bool = False) -> int:
 
 
 def say(line: str) -> None:
-    """Print a line, of several processes once."""
+    """Print a line, on rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         print(line, flush=True)
 

@@ -14,9 +14,9 @@ from healsg.runs.folder import ROOT, find
 from healsg.runs.registry import is_live
 
 DESCRIPTION = """\
-Write a run as one file: its configuration, run.json (with the patch, where it was recorded), metrics, checkpoints,
-media, log and report, without links and secrets, with checksums. Unpacked anywhere it is a run again, which can be
-evaluated, used, gone on with and run again (healsg rerun)."""
+Write a run as one file: its configuration, run.json (with the patch, if one was recorded), metrics, checkpoints,
+media, log and report, with checksums and without links and secrets. Unpacked anywhere, it is a run that can be
+evaluated, used for predictions, resumed and rerun (healsg rerun)."""
 
 
 def run(arguments: list[str]) -> int:
@@ -24,8 +24,8 @@ def run(arguments: list[str]) -> int:
     flags = Flags("archive", DESCRIPTION)
     flags.add_argument("run", nargs="?", metavar="RUN", help="a folder, or a name below runs/")
     flags.add_argument("--out", metavar="FILE", help="the archive (default: NAME.tar.gz)")
-    flags.add_argument("--unpack", metavar="FILE", help="an archive to be unpacked")
-    flags.add_argument("--to", metavar="DIR", help="where its folder NAME is made (default: runs)")
+    flags.add_argument("--unpack", metavar="FILE", help="the archive to unpack")
+    flags.add_argument("--to", metavar="DIR", help="the folder in which its folder NAME is created (default: runs)")
     flags.add_json("for programs")
     args = flags.read(arguments)
     if (args.run is None) == (args.unpack is None):

@@ -19,7 +19,7 @@ ENVIRONMENT = ("versions", "host", "device", "threads", "processes")
 
 def run(arguments: list[str]) -> int:
     """Print what differs, by part; 0 in any case."""
-    flags = Flags("diff", "Show in what two runs differ. Where they first differ bit by bit: healsg diverge RUN RUN")
+    flags = Flags("diff", "Show the differences between two runs. For the first differing step: healsg diverge RUN RUN")
     flags.add_argument("first", metavar="RUN")
     flags.add_argument("second", metavar="RUN")
     flags.add_json("for programs")

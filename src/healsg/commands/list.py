@@ -15,13 +15,13 @@ def run(arguments: list[str]) -> int:
     """``[GROUP] [--config-dir DIR] [--json]``."""
     flags = Flags(
         "list",
-        "Show the options of a group (data, model, method, method/optimizer, recipe, ...) with a line each; without a "
-        "group, the groups. The default is marked by *. All about one: healsg explain method=NAME",
+        "List the options of a group (data, model, method, method/optimizer, recipe, ...) with one line each; without "
+        "a group, the groups. * marks the default. Details of an option: healsg explain method=NAME",
     )
     flags.add_argument("group", nargs="?", metavar="GROUP", help="such as method")
     flags.add_json(
         "for programs: a list of objects with group, name, summary, default, file and origin: healsg, the installed "
-        "package that adds it, or the folder of your own"
+        "package that adds it, or your own folder"
     )
     flags.add_config_dir()
     args = flags.read(arguments)

@@ -93,11 +93,11 @@ def run(arguments: list[str]) -> int:
     """Write the three files, none over one that is there."""
     flags = Flags(
         "new",
-        "Write a part of your own to begin with into the current directory: NAME.py, conf/KIND/NAME.yaml and "
+        "Write a template for your own part into the current directory: NAME.py, conf/KIND/NAME.yaml and "
         "test_NAME.py. The test passes and the part trains at once; no file is overwritten.",
     )
-    flags.add_argument("kind", choices=list(YAML), help="what it is")
-    flags.add_argument("name", metavar="NAME", help="of the module and of the option, such as my_model")
+    flags.add_argument("kind", choices=list(YAML), help="kind of part")
+    flags.add_argument("name", metavar="NAME", help="name of the module and of the option, such as my_model")
     flags.add_json("for programs")
     args = flags.read(arguments)
     check_name(args.kind, args.name)

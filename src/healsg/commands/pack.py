@@ -34,16 +34,18 @@ def run(arguments: list[str]) -> int:
     """``data=... --out DIR [--size MB] [--dry-run] [--json]``."""
     flags = Flags(
         "pack",
-        "Write the pictures of a data set as plain tar archives, which are read at random without being unpacked, "
-        "with the same order of samples and the same numbers.",
+        "Write the images of a data set as uncompressed tar archives with random access. Training on them gives the "
+        "same order of samples and the same numbers.",
         EXAMPLES,
     )
     flags.add_settings("data=... and its settings")
-    flags.add_argument("--out", required=True, metavar="DIR", help="the folder of the archives, empty or new")
     flags.add_argument(
-        "--size", type=_bytes, default=str(SIZE), metavar="MB", help=f"of an archive at most (default: {SIZE})"
+        "--out", required=True, metavar="DIR", help="the folder of the archives, which must be empty or new"
     )
-    flags.add_argument("--dry-run", action="store_true", help="say what would be written, and end")
+    flags.add_argument(
+        "--size", type=_bytes, default=str(SIZE), metavar="MB", help=f"largest size of an archive (default: {SIZE})"
+    )
+    flags.add_argument("--dry-run", action="store_true", help="show what would be written, without writing it")
     flags.add_json()
     flags.add_config_dir()
     args = flags.read(arguments)

@@ -29,8 +29,8 @@ KEPT = ("name", "fresh", "resume", "recipe", "launcher", "search")
 """Keys of FREE that a rerun sets itself, or that mean nothing for one run."""
 
 DESCRIPTION = """\
-Train a finished run once more in a folder of its own, with the same code, configuration and seed, and say whether it
-ends in the same state. Exit status: 0 the same, 1 another state or not finished."""
+Train a finished run again in a new folder, with the same code, configuration and seed, and check whether it ends in
+the same state. Exit status: 0 the same state, 1 another state or not finished."""
 
 
 def run(arguments: list[str]) -> int:
@@ -38,12 +38,12 @@ def run(arguments: list[str]) -> int:
     flags = Flags("rerun", DESCRIPTION)
     flags.add_run()
     flags.add_argument(
-        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="only what cannot alter the result"
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="changes that cannot alter the result"
     )
-    flags.add_argument("--name", help="of the new run (default: NAME-rerun)")
-    flags.add_argument("--any-commit", action="store_true", help="with the code as it is here, whatever it was then")
+    flags.add_argument("--name", help="name of the new run (default: NAME-rerun)")
+    flags.add_argument("--any-commit", action="store_true", help="use the current code, whatever the run's commit was")
     flags.add_argument(
-        "--patch", metavar="FILE", help="only write the changes that the run was made with, for git apply"
+        "--patch", metavar="FILE", help="only write the run's uncommitted changes as a patch for git apply"
     )
     flags.add_json("for programs")
     args = flags.read(arguments)

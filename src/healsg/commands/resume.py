@@ -25,13 +25,13 @@ def run(arguments: list[str]) -> int:
     """``RUN [overrides]``; what cannot alter the result may change, and the number of epochs of a finished run."""
     flags = Flags(
         "resume",
-        "Go on with a run from its folder alone, wherever it was stopped or killed. It ends where the uninterrupted "
-        "run would have ended, bit for bit.",
+        "Resume a run from its folder, wherever it was stopped or killed. It ends bit for bit in the state in which "
+        "the uninterrupted run would have ended.",
         EXAMPLES,
     )
     flags.add_run()
-    flags.add_settings("settings that change")
-    flags.add_json("for programs: what was reached, as one object, at the end")
+    flags.add_settings("changes to settings")
+    flags.add_json("for programs: the result as one object, at the end")
     args = flags.read(arguments)
     if is_setting(args.run):
         raise ConfigError("healsg resume RUN [key=value ...]: name a run, as a folder or a name under runs/")

@@ -21,7 +21,7 @@ TABLES = {"sweep.csv", "search.json", "search.html"}
 
 def run(arguments: list[str]) -> int:
     """Name what would go, ask where somebody can answer, and remove it."""
-    flags = Flags("rm", "Remove runs with all that lies in their folders. A sweep is removed with all of its jobs.")
+    flags = Flags("rm", "Remove runs with all files in their folders. A sweep is removed with all of its jobs.")
     flags.add_argument("runs", nargs="+", metavar="RUN", help="folders, or names below runs/")
     flags.add_argument("--yes", "-y", action="store_true", help="do not ask")
     flags.add_json("for programs: what was removed, as one object; with --yes")

@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
     """Print the table, or the same as JSON."""
     flags = Flags("runs", "List the runs below runs/, the newest last. Jobs of a sweep are listed as SWEEP/JOB.")
     flags.add_argument(
-        "names", nargs="*", default=[], metavar="NAME", help="only runs whose name begins so, such as a sweep"
+        "names", nargs="*", default=[], metavar="NAME", help="only runs whose name starts with this, such as a sweep"
     )
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
     flags.add_argument(
@@ -42,14 +42,14 @@ def run(arguments: list[str]) -> int:
         "'name~vessel' (contains); may be given several times",
     )
     flags.add_argument(
-        "--sort", metavar="COLUMN", help="by a column, the largest first; COLUMN:asc for the least first"
+        "--sort", metavar="COLUMN", help="column to sort by, the largest first; COLUMN:asc for the smallest first"
     )
     flags.add_argument(
         "--columns",
         metavar="A,B",
-        help="instead of the usual ones; +A,B beside them; any key of the configuration is one too",
+        help="instead of the default ones; +A,B in addition to them; any key of the configuration can be a column",
     )
-    flags.add_argument("--limit", type=int, default=50, help="rows at most, the last ones; 0 for all (default: 50)")
+    flags.add_argument("--limit", type=int, default=50, help="most rows to show, the newest; 0 for all (default: 50)")
     flags.add_json("for programs: all facts of each run")
     args = flags.read(arguments)
     conditions = [_condition(text) for text in args.where]

@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
     flags.add_run()
     flags.add_json()
     flags.add_argument(
-        "--config-dir", metavar="DIR", help="where options of your own lie, if the run was started with it"
+        "--config-dir", metavar="DIR", help="the folder of your own options, if the run was started with it"
     )
     args = flags.read(arguments)
     facts = facts_of(find(args.run), args.config_dir)

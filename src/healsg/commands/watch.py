@@ -48,13 +48,13 @@ _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
 def run(arguments: list[str]) -> int:
     """Show until it is left by Ctrl-C, or once."""
-    flags = Flags("watch", "Watch runs train. It reads their files alone: leaving it by Ctrl-C leaves the runs alone.")
+    flags = Flags("watch", "Watch runs train. It only reads their files: ending it by Ctrl-C does not affect the runs.")
     flags.add_argument(
         "runs", nargs="*", default=[], metavar="RUN", help="curves of runs, the table of a sweep; else of all runs"
     )
     flags.add_argument("--metric", action="append", default=[], metavar="NAME", help="a curve, such as val/acc")
-    flags.add_argument("--every", type=float, default=2.0, help="seconds between two looks (default: 2)")
-    flags.add_argument("--once", action="store_true", help="show once and end, such as for a file")
+    flags.add_argument("--every", type=float, default=2.0, help="seconds between two refreshes (default: 2)")
+    flags.add_argument("--once", action="store_true", help="show once and exit, e.g. to write to a file")
     flags.add_argument("--json", action="store_true", help="for programs: a list of the runs, once; see healsg runs")
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
     args = flags.read(arguments)

@@ -23,9 +23,9 @@ def self_distillation(
     teacher's output centred as in Algorithm 1), without a gradient into the teacher.
 
     Args:
-        student, teacher: (N, K) scores of two different views of the same samples.
-        center: (K,), subtracted from the teacher's scores.
-        student_temperature, teacher_temperature: the temperatures of the scores.
+        student, teacher: (N, K) logits of two different views of the same samples.
+        center: (K,), subtracted from the teacher's logits.
+        student_temperature, teacher_temperature: the temperatures of the logits.
     """
     wanted = ((teacher.detach() - center) / teacher_temperature).softmax(dim=1)
     return -(wanted * (student / student_temperature).log_softmax(dim=1)).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Losses of scores and classes, as pure functions.
+"""Classification losses, as pure functions.
 
 Throughout, ``output`` is (N, C, ...) logits and ``target`` (N, C, ...) class probabilities, which label smoothing,
 mixup or ``smooth`` have made of class indices. Each function returns the losses of the samples, (N, ...), in at least
@@ -62,7 +62,7 @@ def early_learning(output: Tensor, remembered: Tensor) -> Tensor:
 
 
 def divergence(output: Tensor, other: Tensor) -> Tensor:
-    """``KL(p || q)`` of the class probabilities p of ``output`` and q of ``other``, both (N, C, ...) scores."""
+    """``KL(p || q)`` of the class probabilities p of ``output`` and q of ``other``, both (N, C, ...) logits."""
     log_p, log_q = log_softmax(output), log_softmax(other)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 

@@ -26,7 +26,7 @@ def decoupled(output: Tensor, taught: Tensor, target: Tensor, temperature: float
     others, and that of the distributions over the other classes (Zhao et al. 2022, arXiv 2203.08679, equation 7).
 
     Args:
-        output, taught: (N, C) scores.
+        output, taught: (N, C) logits.
         target: (N,) class indices.
         temperature: T, by which logits are divided.
         alpha, beta: the two parts' weights.

@@ -237,7 +237,7 @@ class DenseLoss(nn.Module):
         return dense_target(target, output, self.ignore, self.regions)
 
     def take_labels(self, ignore: int | None, regions: Regions | None) -> None:
-        """Take what the data say of their labels for what is not set."""
+        """Fill arguments that are not set from the data."""
         self.ignore = ignore if self.ignore is None else self.ignore
         self.regions = regions if self.regions is None else self.regions
 
@@ -249,8 +249,8 @@ class DenseLoss(nn.Module):
 
 
 def for_labels(criterion: nn.Module, ignore: int | None = None, regions: Regions | None = None) -> nn.Module:
-    """A copy of a criterion in which all losses of this module have the data's ``ignore`` and ``regions`` where they
-    were given none."""
+    """A copy of a criterion in which all losses of this module use the data's ``ignore`` and ``regions`` unless theirs
+    are set."""
     made = copy.deepcopy(criterion)
     for part in made.modules():
         if isinstance(part, DenseLoss):
@@ -312,7 +312,7 @@ class Focal(PixelLoss):
     classes too, and so is 1/C of it.
 
     Args:
-        gamma: how much less a pixel counts that is right already; 0 is the cross entropy.
+        gamma: the focusing parameter; 0 is the cross entropy.
         ignore, regions, class_weights: see ``DenseLoss``; the weights are the paper's alpha, and do not divide.
     """
 
@@ -365,8 +365,8 @@ class OverlapLoss(DenseLoss):
     """A loss of sums over pixels, by sample or over the whole batch, then a mean over the classes.
 
     Args:
-        batch: sum over the samples of a batch too, as nnU-Net does for small structures. It is then no mean over
-            samples: each batch of each process has a loss of its own, and these are averaged.
+        batch: sum over the samples of a batch too, as nnU-Net does for small structures. The loss is then no mean over
+            samples: each batch of each process has its own loss, and these are averaged.
         background: whether the first class counts.
         smooth: added above and below.
         ignore, regions, class_weights: see ``DenseLoss``.
@@ -406,7 +406,8 @@ class Dice(OverlapLoss):
 
 
 class Tversky(OverlapLoss):
-    """Tversky loss (Salehi et al. 2017, arXiv 1706.05721): Dice that weighs both kinds of error.
+    """Tversky loss (Salehi et al. 2017, arXiv 1706.05721): Dice with separate weights for false positives and false
+    negatives.
 
     Args:
         alpha, beta: the weights of false positives and of false negatives.
@@ -471,7 +472,7 @@ class CentrelineDice(DenseLoss):
 
 
 class Combined(nn.Module):
-    """A weighted sum of criteria, each of which keeps what it is a mean over.
+    """A weighted sum of criteria, each with its own denominator.
 
     Args:
         parts: criteria by name.
@@ -493,7 +494,7 @@ class Combined(nn.Module):
         return torch.stack(terms).sum()
 
     def means(self, output: Tensor, target: Tensor) -> Loss:
-        """The same with what each part is a mean over, so that accumulated batches are weighed part by part."""
+        """The same with the denominator of each part, so that accumulated batches are weighted part by part."""
         first, *others = (self.shares[name] * loss_over(part, output, target) for name, part in self.parts.items())
         for other in others:
             first = first + other
@@ -552,7 +553,7 @@ class DeepSupervision(nn.Module):
         return torch.stack(terms).sum()
 
     def means(self, output: Tensor | Sequence[Tensor], target: Tensor) -> Loss:
-        """The same with what it is a mean over."""
+        """The same with its denominator."""
         if isinstance(output, Tensor):
             return loss_over(self.criterion, output, target)
         first, *others = (

@@ -35,7 +35,7 @@ def fitted(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class LabelsLoss(nn.BCEWithLogitsLoss):
-    """Binary cross entropy of scores (N, C) and targets (N, C) of 0 and 1, of any type; the mean over both."""
+    """Binary cross entropy of logits (N, C) and targets (N, C) of 0 and 1, of any type; the mean over both."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return super().forward(*fitted(input, target))
@@ -68,7 +68,7 @@ class RegressionLoss(nn.MSELoss):
 
 
 class MaskLoss(nn.CrossEntropyLoss):
-    """Cross entropy of scores (N, C, *spatial) and masks (N, *spatial) of labels, of any whole type; the mean over the
+    """Cross entropy of logits (N, C, *spatial) and masks (N, *spatial) of labels, of any whole type; the mean over the
     pixels that are not ignored, 0 where all are. Class probabilities (N, C, *spatial) count all pixels.
 
     Args:

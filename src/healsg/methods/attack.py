@@ -40,8 +40,8 @@ def ascend(
         input: (N, C, ...), the inputs that are attacked.
         begin: the first point of the ascent, of the same shape.
         radius: (C, 1, ...), the largest change of a value.
-        bounds: (C, 1, ...), the smallest and the largest value that there is.
-        steps: how often the gradient is followed.
+        bounds: (C, 1, ...), the smallest and the largest valid value.
+        steps: number of gradient steps.
         size: of a step, as a share of ``radius``.
     """
 
@@ -116,7 +116,7 @@ class Attack(nn.Module):
         return both(mode, full_precision if setup.scaler else setup.autocast())
 
     def measure(self, task: Task, split: str) -> dict[str, float]:
-        """The usual metrics of a split, and ``robust_acc``, the accuracy under this attack."""
+        """The default metrics of a split, and ``robust_acc``, the accuracy under this attack."""
         numbers = EvalEpoch(task, split).measure()
         if not self.steps:
             return numbers

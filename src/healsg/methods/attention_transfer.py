@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class AttentionTransfer(Distilled):
-    """Match the teacher's spatial attention maps, beside the labels (section 3.1).
+    """Match the teacher's spatial attention maps, in addition to learning from the labels (section 3.1).
 
     Without ``layers`` these are those of the last maps of each resolution, paired from the last one. Maps of different
     size are pooled to the smaller.
@@ -42,7 +42,7 @@ class AttentionTransfer(Distilled):
         self.layers = layers
         self.teacher_layers = teacher_layers
         self.places: list[str] = []
-        """The layers of the teacher, one for each of the student; ``with_heads`` finds them."""
+        """The layers of the teacher, one for each of the student; set by ``with_heads``."""
 
     def with_heads(self, task: Task, student: Probe, teacher: Probe) -> Student:
         layers, self.places = self.layer_pairs(student, teacher, "maps")

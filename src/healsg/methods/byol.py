@@ -1,4 +1,4 @@
-"""BYOL: predict the projection that a moving average makes of the other view (Grill et al. 2020, arXiv 2006.07733)."""
+"""BYOL: predict a momentum encoder's projection of the other view (Grill et al. 2020, arXiv 2006.07733)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BYOL(SelfSupervised):
     ``spread`` is near 0 where the projections have collapsed to a point.
 
     Args:
-        momentum: the share of the target network that an update keeps at first; it rises to 1 over the run.
+        momentum: initial decay of the target network's moving average; it rises to 1 over the run.
         hidden, size: units of the hidden layers of projector and predictor, and of their outputs.
         common: the arguments of SelfSupervised.
     """

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 class SemiSupervised(TaskMethod):
     """Learn from labelled samples and from views of unlabelled ones.
 
-    The labelled samples come as ``data.augment`` makes them. All that the network sees in a step, it sees in one
-    forward pass, so that BatchNorm's statistics are of all.
+    The labelled samples come as ``data.augment`` makes them. One forward pass a step covers all samples, so that
+    BatchNorm's statistics are those of all of them.
 
     Args:
-        unlabelled_ratio: unlabelled samples of a batch for each labelled one; the papers' mu.
+        unlabelled_ratio: unlabelled samples per labelled sample in a batch; the papers' mu.
         unlabelled_weight: of the unlabelled samples' loss; the papers' lambda_u.
-        ema: the decay of the moving average of the weights, which is evaluated. An optimizer that averages the weights
-            itself takes its place.
+        ema: the decay of the moving average of the weights, which is evaluated. Not needed with an optimizer that
+            averages the weights itself.
         label_smoothing, random_erasing: of the labelled samples (see ``LabelledSamples``).
         mixup, cutmix: 0; unlabelled samples have no targets to mix.
         common: the arguments of TaskMethod.
@@ -50,11 +50,10 @@ class SemiSupervised(TaskMethod):
     """Whether targets may be masks, of which each pixel is then predicted and compared by itself."""
 
     guesses: ClassVar[bool] = False
-    """Whether ``train_step`` tells what it takes unlabelled samples for (``runner.guessed``), so that a ledger can be
-    kept."""
+    """Whether ``train_step`` reports its pseudo-labels (``runner.guessed``), so that a ledger can record them."""
 
     replaces_criterion: ClassVar[bool] = False
-    """Whether ``train_step`` has a loss for class probabilities in the place of ``task.criterion``."""
+    """Whether ``train_step`` replaces ``task.criterion`` by its own loss on class probabilities."""
 
     def __init__(
         self,
@@ -95,7 +94,7 @@ class SemiSupervised(TaskMethod):
 
 
 def refuse_masks(name: str, dense: bool, regions: bool) -> None:
-    """Raises ConfigError where a semi-supervised method does not learn these masks."""
+    """Raises ConfigError if the method does not support these masks."""
     if not dense:
         raise ConfigError(f"method: {name} learns one class a sample; mean_teacher, cps and fixmatch learn masks")
     if regions:
@@ -103,8 +102,8 @@ def refuse_masks(name: str, dense: bool, regions: bool) -> None:
 
 
 def require_one_geometry(task: Task, views: Sequence[str]) -> None:
-    """Raises ConfigError where a view of unlabelled masks is moved by itself, so that predictions of two views do not
-    go together pixel by pixel."""
+    """Raises ConfigError if a view of unlabelled samples with masks has its own geometric transform, so that the
+    predictions of two views do not correspond pixel by pixel."""
     if not isinstance(task.train_loader, Loader) or len(views) < 2:
         return
     transforms = task.train_loader.views["unlabelled"]
@@ -116,7 +115,7 @@ def require_one_geometry(task: Task, views: Sequence[str]) -> None:
 
 
 def unlabelled_source(task: Task) -> Source | None:
-    """The unlabelled samples; None where the task brings a loader that cannot be looked into.
+    """The unlabelled samples; None if the task has a loader of another type.
 
     Raises ConfigError where there are none.
     """
@@ -128,7 +127,7 @@ def unlabelled_source(task: Task) -> Source | None:
 
 
 def class_number(task: Task) -> int:
-    """The number of classes. Raises ConfigError where a task's own loaders do not tell it."""
+    """The number of classes. Raises ConfigError if a task with its own loaders does not declare it."""
     if task.info is None:
         raise ConfigError(f"method: {type(task.task_method).__name__} needs to know the classes; give the task a data")
     return task.info.num_classes
@@ -137,7 +136,7 @@ def class_number(task: Task) -> int:
 def forward_together(network: nn.Module, *inputs: Tensor) -> tuple[Any, ...]:
     """The network's outputs of several batches, from one forward pass, so that BatchNorm sees them as one.
 
-    Where the network gives a list (deep supervision) or a tuple (two networks) of outputs, each batch has such a one.
+    If the network returns a list (deep supervision) or a tuple (two networks) of outputs, so does each batch.
     """
     return split_output(network(torch.cat(inputs)), [len(input) for input in inputs])
 
@@ -156,8 +155,8 @@ def finest(output: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def inside(batch: dict[str, Any]) -> Tensor | None:
-    """(N, *spatial) bool: which pixels of unlabelled patches lie in their cases; None where all do, or where samples
-    have no pixels. Data tell it in the place of the masks that are not known (see ``Patches``), 1 inside."""
+    """(N, *spatial) bool: the pixels of unlabelled patches that lie inside their cases; None where all do, or for
+    samples without pixels. The data set stores this map in place of the unknown masks (see ``Patches``), 1 inside."""
     known = batch.get("target")
     return None if known is None or known.dim() < 3 else known == 1
 
@@ -178,8 +177,8 @@ def mean_over(values: Tensor, batch: dict[str, Any], counted: Tensor | None = No
     """The mean over a batch's samples of floating-point values (N,) or (N, *spatial), such as the mask of those that
     are selected. Where ``counted`` is given, a sample's own mean is that over its counted pixels, 0 where it has none.
 
-    It is a mean over samples and not over pixels, whose number in micro-batches to come is not known: so any split of a
-    batch gives the same step.
+    It is a mean over samples and not over pixels: the number of pixels in later micro-batches is not known, and any
+    split of a batch must give the same step.
     """
     if counted is None:
         return Mean(values.mean(), samples_of(batch))

@@ -23,10 +23,10 @@ class CoTeaching(Supervised):
     """Each of two networks learns from the samples of a batch on which the other has the smallest losses.
 
     ``train/loss`` is the sum of both networks' losses on these. The first network is evaluated and saved; the second
-    has other initial weights. They share one optimizer, and one norm where gradients are clipped.
+    has other initial weights. They share one optimizer, and gradient clipping uses their joint norm.
 
     Args:
-        noise: the share of wrong labels, which is also the share of samples that is finally left out.
+        noise: the share of wrong labels, which is also the final share of dropped samples.
         ramp: the share of the run over which that share of samples is reached, from 0 in the first epoch to ``noise``
             in the ramp's last one (the paper's T_k); the paper takes 10 of 200 epochs.
         common: the arguments of Supervised.
@@ -73,11 +73,11 @@ class CoTeaching(Supervised):
 
 
 def left_out_share(noise: float, ramp: float, step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """The share of samples that is left out at update ``step``, counted from 0.
+    """The share of samples dropped at update ``step``, counted from 0.
 
     It rises from epoch to epoch, as ``numpy.linspace(0, noise, T_k)`` in the authors' main.py (bhanML/Co-teaching) over
-    the ``T_k`` epochs of the ramp, of which the last one leaves ``noise`` out. A ramp of less than two epochs, which
-    has no such steps, rises with each update.
+    the ``T_k`` epochs of the ramp, the last of which drops ``noise``. A ramp of less than two epochs, which has no such
+    steps, rises with each update.
     """
     updates = ramp * total_steps
     if updates < 2 * steps_per_epoch:

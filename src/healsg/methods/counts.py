@@ -1,4 +1,4 @@
-"""The classes of all training samples, and a memory by sample that several processes share."""
+"""The classes of all training samples, and a memory bank by sample that several processes share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def class_counts(task: Task) -> Tensor:
 
 
 def remember(memory: Tensor, places: Tensor, values: Tensor, counts: bool) -> None:
-    """Write new values of some samples into a memory, on several processes those of all of them. Needs ``no_grad``.
+    """Write new values of some samples into a memory bank, with several processes those of all of them. Needs
+    ``no_grad``.
 
     Several processes exchange the change of the whole memory.
 
@@ -47,7 +48,7 @@ def remember(memory: Tensor, places: Tensor, values: Tensor, counts: bool) -> No
         memory: (..., samples, D), the same on all processes; changed in place.
         places: (N,) indices of samples.
         values: (..., N, D) their new values.
-        counts: whether the samples are this process's own; it repeats others' where it has none.
+        counts: whether the samples are this process's own; a process without samples left repeats those of others.
     """
     parallel = distributed.processes()
     if not parallel.several:

@@ -34,7 +34,7 @@ class CrossPseudoSupervision(SemiSupervised):
         unlabelled_ratio: as for SemiSupervised.
         unlabelled_weight: of the cross pseudo supervision; the paper's lambda, which depends on the data: the authors'
             code (TorchSemiSeg) has 6 for Cityscapes.
-        threshold: the probability from which a prediction is a label; 0, as in the paper, takes all.
+        threshold: the confidence threshold of a pseudo-label; 0, as in the paper, takes all.
         ramp: the share of the run over which the weight grows, along a sigmoid; 0, as in the paper, is at once.
         ema: as for SemiSupervised, of the first network; the paper has none.
         common: the arguments of SemiSupervised.
@@ -97,7 +97,7 @@ class CrossPseudoSupervision(SemiSupervised):
         """Both networks' cross entropies with the other one's confident predictions, a mean over pixels (or samples).
 
         Args:
-            first, second: (N, C, ...) scores.
+            first, second: (N, C, ...) logits.
             batch: the stream of the samples.
             counted: see ``mean_over``.
         """

@@ -34,23 +34,23 @@ class CRD(Distilled):
     """Discriminate the embeddings that both networks give of the same sample from those of samples of other classes
     (section 3.1, equations 17 to 19).
 
-    Both networks' embeddings of all training samples are remembered by the samples' index: 2 x samples x ``dim``
-    numbers. Without ``layers`` the features before the head are embedded, or the last maps where they are not found.
+    A memory bank holds both networks' embeddings of all training samples by index: 2 x samples x ``dim`` numbers.
+    Without ``layers`` the features before the head are embedded, or the last maps where they are not found.
 
     Args:
-        weight: of the contrastive loss beside that of the labels; the paper takes 0.8.
+        weight: of the contrastive loss, added to the labels' loss; 0.8 in the paper.
         dim: of the embeddings.
         negatives: samples of other classes that are drawn for each sample, with replacement; at most as many as there
             are samples.
         temperature: divides the cosines.
-        momentum: the share of a remembered embedding that is kept when the sample is seen again.
+        momentum: decay of a stored embedding when its sample is seen again.
         layers, teacher_layers: the modules of both networks whose outputs are embedded: names with ``*`` and ``?``,
             several joined by ``|``.
         common: the arguments of Distilled.
     """
 
     whole_samples = True
-    mean_over_samples = False  # the memory moves in the forward pass, so that no batch may be tried twice
+    mean_over_samples = False  # the memory bank is updated in the forward pass, so that no batch may be retried
     local_to_micro_batch: ClassVar[Mapping[str, str]] = {
         "constants": "the normalising constants are estimated from the run's first micro-batch (of all processes)"
     }
@@ -79,7 +79,7 @@ class CRD(Distilled):
         self.layers = layers
         self.teacher_layers = teacher_layers
         self.places: list[str] = []
-        """The layers of the teacher, one for each of the student; ``with_heads`` finds them."""
+        """The layers of the teacher, one for each of the student; set by ``with_heads``."""
         self.seen: list[tuple[Tensor, Tensor, bool]] = []
         """Of the update: the index and the embeddings of its samples, and whether they are this process's own."""
 
@@ -121,7 +121,7 @@ class CRD(Distilled):
 
     def scores(self, embedded: Tensor, contrasted: Tensor) -> Tensor:
         """(2, N, 1 + negatives) cosines over the temperature, of each network's embeddings with the other network's
-        remembered ones."""
+        stored ones."""
         with torch.autocast(self.memory.device.type, enabled=False):
             scores = embedded @ self.memory.flip(0).transpose(1, 2) / self.temperature
         return scores.gather(2, contrasted.expand(2, -1, -1))
@@ -143,8 +143,8 @@ class CRD(Distilled):
 
     @torch.no_grad()
     def remember(self) -> None:
-        """Move the remembered embeddings of the update's samples towards those of now. Once an update, so that all its
-        micro-batches are contrasted with the same ones."""
+        """Move the stored embeddings of the update's samples towards the current ones. This runs once per update, so
+        that all of its micro-batches are contrasted with the same embeddings."""
         for index, embedded, counts in self.seen:
             moved = F.normalize(torch.lerp(embedded, self.memory[:, index], self.momentum), dim=2)
             remember(self.memory, index, moved, counts)

@@ -40,13 +40,13 @@ class DINO(SelfSupervised):
     last layer for an epoch. The centre is the mean over all processes.
 
     Args:
-        student_temperature, teacher_temperature: divide the scores.
-        momentum: the share of the teacher that an update keeps at first; it rises to 1 over the run.
-        center_momentum: the share of the centre of the teacher's scores that a batch keeps.
+        student_temperature, teacher_temperature: divide the logits.
+        momentum: initial decay of the teacher's moving average; it rises to 1 over the run.
+        center_momentum: decay of the centre, the moving mean of the teacher's logits.
         hidden, bottleneck, prototypes: units of the head's layers; 2,048, 256 and 65,536 in the paper.
-        smallest_crop: the smallest share of the area that a view shows.
-        saturation: the most by which a view's saturation changes.
-        solarise: the probability with which the first and the second view are solarised.
+        smallest_crop: the smallest area of a view, as a share of the image.
+        saturation: the largest change of a view's saturation.
+        solarise: the probability of solarising the first and the second view.
         common: the arguments of SelfSupervised.
     """
 

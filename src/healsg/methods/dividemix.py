@@ -1,4 +1,5 @@
-"""DivideMix: two networks that divide noisy samples for each other, and mix them (Li et al. 2020, arXiv 2002.07394)."""
+"""DivideMix: each of two networks separates clean from noisy samples for the other (Li et al. 2020, arXiv
+2002.07394)."""
 
 from __future__ import annotations
 
@@ -42,28 +43,28 @@ class Ensemble(nn.Module):
 
 
 class DivideMix(Supervised):
-    """After a warm-up with plain cross entropy, each network learns from the samples as the other one divides them
-    (Algorithm 1).
+    """After a warm-up with plain cross entropy, each network learns from the samples as the other network divides them
+    into clean and noisy ones (Algorithm 1).
 
-    At the beginning of an epoch both networks' losses on all training samples are taken, and a mixture of two normal
-    distributions gives the probability that a label is right. Of the samples that are probably right the label is
-    refined with the network's own prediction (co-refinement), of the others both networks guess one (co-guessing), and
-    all are mixed as in MixMatch. Both networks are evaluated, as the mean of their scores, and saved.
+    At the start of an epoch, each network computes its losses on all training samples, and a mixture of two normal
+    distributions gives the probability that a label is clean. The label of a probably clean sample is refined with the
+    network's own prediction (co-refinement), that of the others is guessed by both networks (co-guessing), and all
+    samples are mixed as in MixMatch. The ensemble of both networks (the mean of their logits) is evaluated and saved.
 
-    Unlike the authors' code, which trains the networks in turn on as many right samples as others in a batch, both
-    networks learn from the same batch, with the share of right samples that it has; partners are drawn once for both,
-    and each sample has a share of its own.
+    Unlike the authors' code, which trains the networks in turn on batches with equally many clean and noisy samples,
+    both networks learn from the same batch, whatever its share of clean samples; mixing partners are drawn once for
+    both networks, and each sample has its own mixing coefficient.
 
     Args:
-        warmup: the share of the run that is plain cross entropy, at least the epoch that is begun; 10 of 300 epochs on
+        warmup: the share of the run that is plain cross entropy, rounded up to whole epochs; 10 of 300 epochs on
             CIFAR-10.
-        threshold: the probability from which a label is taken for right; tau.
+        threshold: the probability from which a label is taken to be clean; tau.
         temperature: with which targets are sharpened; T.
-        alpha: of Beta(alpha, alpha), from which the share of a mixed sample is drawn.
+        alpha: the parameter of the Beta(alpha, alpha) distribution of the mixing coefficient.
         unlabelled_weight: the final weight of the squared distance of samples without a label; lambda_u, 0 to 150 by
             the noise.
         ramp: the share of the run, after the warm-up, over which that weight grows; 16 of 300 epochs.
-        balance: the weight of the divergence of the batch's mean prediction from even classes; lambda_r.
+        balance: the weight of the divergence of the batch's mean prediction from a uniform distribution; lambda_r.
         confidence_penalty: the weight of the negative entropy in the warm-up, for asymmetric noise; 1 in the paper.
         common: the arguments of Supervised.
     """
@@ -119,7 +120,7 @@ class DivideMix(Supervised):
             self.divide(task)
 
     def warms_up(self, task: Task) -> bool:
-        """Whether this epoch began before the warm-up was over."""
+        """Whether this epoch started before the end of the warm-up."""
         runner = task.runner
         begun = runner.step_count // runner.steps_per_epoch * runner.steps_per_epoch
         return begun < self.warmup * runner.total_steps
@@ -152,7 +153,7 @@ class DivideMix(Supervised):
         given = self.labelled.class_probabilities(batch["target"], first)
         by_first, by_second = self.clean[:, batch["index"]].to(given.dtype).unsqueeze(2)
         both = (first + second) / 2
-        # Each network's targets come from the other one's division, and from its own predictions where it refines.
+        # A network's targets use the other network's division, and its own predictions for co-refinement.
         targets = [self.targets(given, first, both, by_second), self.targets(given, second, both, by_first)]
         right = [by_second.squeeze(1) >= self.threshold, by_first.squeeze(1) >= self.threshold]
 
@@ -206,7 +207,8 @@ class DivideMix(Supervised):
 
 def divided_losses(output: Tensor, wanted: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The cross entropy of the samples with a label, the squared distance of the others, each a mean over its own
-    samples and 0 where it has none, and the divergence from even classes of the mean prediction (equations 9 to 11).
+    samples and 0 where it has none, and the divergence of the mean prediction from a uniform distribution (equations 9
+    to 11).
 
     Args:
         output: (N, C).

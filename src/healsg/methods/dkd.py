@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class DKD(Distilled):
-    """Knowledge distillation with separate weights for the target class and for the other classes, beside the labels
-    (equation 7).
+    """Knowledge distillation with separate weights for the target class and for the other classes, in addition to
+    learning from the labels (equation 7).
 
     Args:
-        temperature: T, divides the scores of both networks.
+        temperature: T, divides the logits of both networks.
         alpha: the weight of target-class distillation (TCKD).
         beta: the weight of non-target-class distillation (NCKD); 8 for resnet32x4 to resnet8x4 on CIFAR-100 (table 11).
         warmup: the share of the run over which the distillation loss rises from 0; the paper takes 20 of 240 epochs.

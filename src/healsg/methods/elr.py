@@ -24,13 +24,13 @@ class EarlyLearning(Supervised):
     Several processes exchange the moving averages: as many numbers a step as samples times classes.
 
     Args:
-        beta: the share of a sample's moving average that an epoch keeps; 0.7 on CIFAR-10, 0.9 on CIFAR-100.
+        beta: decay of a sample's moving average, by epoch; 0.7 on CIFAR-10, 0.9 on CIFAR-100.
         weight: of the regulariser, lambda; 3 on CIFAR-10, 7 on CIFAR-100.
         common: the arguments of Supervised.
     """
 
     needs_one_class = True
-    mean_over_samples = False  # the moving averages move in the forward pass, so that no batch may be tried twice
+    mean_over_samples = False  # the moving averages are updated in the forward pass, so that no batch may be retried
     remembered: Tensor
 
     def __init__(self, beta: Share = 0.7, weight: NonNegative = 3.0, **common: Any) -> None:
@@ -55,8 +55,8 @@ class EarlyLearning(Supervised):
 
     @torch.no_grad()
     def remember(self, batch: dict[str, Any], output: Tensor) -> Tensor:
-        """Move the remembered predictions of a batch's samples towards those of now (equation 5); their new values
-        (N, C)."""
+        """Move the stored predictions of a batch's samples towards the current ones (equation 5); returns the new
+        values (N, C)."""
         index = batch["index"]
         predicted = log_softmax(output).exp().clamp(1e-4, 1.0 - 1e-4)
         predicted = (predicted / predicted.sum(dim=1, keepdim=True)).to(self.remembered.dtype)

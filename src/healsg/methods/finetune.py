@@ -1,4 +1,4 @@
-"""Fine-tuning: all of a network that has been trained learns on, earlier layers more slowly."""
+"""Fine-tuning: all layers of a pretrained network are trained, earlier layers with smaller learning rates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from healsg.methods.supervised import Supervised
 
 
 class FineTune(Supervised):
-    """``Supervised`` from published weights, or those of ``init_from``; its option sets ``layer_decay`` below 1."""
+    """``Supervised`` from published weights, or those of ``init_from``; ``method=finetune`` sets ``layer_decay`` below
+    1."""
 
     starts_from_weights = True
     takes_shards = True

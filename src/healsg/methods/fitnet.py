@@ -55,7 +55,7 @@ class FitNet(Distilled):
         self.layers = layers
         self.teacher_layers = teacher_layers
         self.places: list[str] = []
-        """The layers of the teacher, one for each of the student; ``with_heads`` finds them."""
+        """The layers of the teacher, one for each of the student; set by ``with_heads``."""
 
     def with_heads(self, task: Task, student: Probe, teacher: Probe) -> Student:
         kind = "maps" if student.maps() and teacher.maps() else "features"

@@ -1,4 +1,5 @@
-"""FixMatch: confident predictions of weak views are the labels of strong ones (Sohn et al. 2020, arXiv 2001.07685)."""
+"""FixMatch: confident predictions on weak views are pseudo-labels for strong views (Sohn et al. 2020, arXiv
+2001.07685)."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ class FixMatch(SemiSupervised):
     (equation 4). Where targets are masks, each pixel is a sample of its own.
 
     Args:
-        threshold: the probability from which a prediction is confident; tau.
+        threshold: the confidence threshold; tau.
         common: the arguments of SemiSupervised.
     """
 

@@ -30,11 +30,10 @@ class FlexMatch(SemiSupervised):
     """FixMatch whose threshold is lower for classes of which fewer unlabelled samples are predicted confidently so far
     (curriculum pseudo labelling, equations 5 to 7).
 
-    Several processes exchange what to remember: a number a step for each unlabelled sample.
+    Several processes exchange the recorded classes: one number per unlabelled sample and step.
 
     Args:
-        threshold: the probability from which a prediction is confident, and the threshold of the class that is learned
-            best; tau.
+        threshold: the confidence threshold, and the threshold of the class that is learned best; tau.
         common: the arguments of SemiSupervised.
     """
 
@@ -47,7 +46,7 @@ class FlexMatch(SemiSupervised):
         super().__init__(**common)
         self.threshold = threshold
         self.new: Tensor | None = None
-        """What the update brings to ``remembered``; -1 for nothing."""
+        """The entries that the current update writes to ``remembered``; -1 for none."""
 
     def setup(self, task: Task) -> None:
         super().setup(task)
@@ -82,7 +81,8 @@ class FlexMatch(SemiSupervised):
         self.remember()
 
     def remember(self) -> None:
-        """Remember what was noted since the last time, in all processes; every process must call it."""
+        """Write the entries noted since the last call, by all processes, to ``remembered``; every process must call
+        it."""
         assert self.new is not None
         new = distributed.processes().largest(self.new)
         self.remembered.copy_(torch.where(new >= 0, new, self.remembered))
@@ -91,7 +91,7 @@ class FlexMatch(SemiSupervised):
     def note(self, unlabelled: dict[str, Any], label: Tensor) -> None:
         """Note the classes (N,) of a batch's confident predictions by the samples' index; -1 changes nothing.
 
-        Where several batches of an update, or several rows of a batch, bring the same sample, the largest class counts.
+        If a sample occurs in several batches of an update or several rows of a batch, the largest class index is kept.
         """
         if self.new is None:
             self.new = torch.full_like(self.remembered, -1)

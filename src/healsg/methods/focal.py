@@ -18,7 +18,7 @@ class Focal(Supervised):
     """The focal loss of the classes' softmax.
 
     Args:
-        gamma: how much less well-classified samples count; 0 is the cross entropy, the paper uses 2 (section 5.1).
+        gamma: the focusing parameter; 0 is the cross entropy, the paper uses 2 (section 5.1).
         common: the arguments of Supervised.
     """
 

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 
 class FreeMatch(SemiSupervised):
-    """FixMatch whose threshold is the moving average of the confidence, scaled by class (equations 5 to 8), with a term
-    that asks for predictions of all classes (equations 9 to 12).
+    """FixMatch whose threshold is the moving average of the confidence, scaled by class (equations 5 to 8), with a
+    fairness term that balances predictions over the classes (equations 9 to 12).
 
-    Several processes share the averages and the fairness, which is of the batch of all of them; with
-    ``runner.accumulate`` it is of each micro-batch.
+    Several processes share the averages, and the fairness term covers the batch of all of them; with
+    ``runner.accumulate`` it covers each micro-batch.
 
     Args:
-        momentum: the share of the moving averages that a batch keeps; lambda. Over a short run take less: they begin at
-            one over the number of classes.
+        momentum: decay of the moving averages; lambda. Use a smaller one for a short run: they start at one over the
+            number of classes.
         fairness_weight: of the self-adaptive fairness; w_f. 0.01 in the paper with the fewest labels.
         common: the arguments of SemiSupervised.
     """

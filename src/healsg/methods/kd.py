@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 
 class KD(Distilled):
-    """Match the teacher's probabilities at a raised temperature beside the labels, also on unlabelled samples.
+    """Match the teacher's probabilities at a raised temperature, in addition to learning from the labels, also on
+    unlabelled samples.
 
     ``(1 - alpha) CE + alpha T^2 KL`` (section 2). RepDistiller (Tian et al. 2020, arXiv 1910.10699, table 1) has T = 4
     and alpha = 0.9.
 
     Args:
-        temperature: T, divides the scores of both networks.
+        temperature: T, divides the logits of both networks.
         alpha: the weight of the distillation loss; 1 ignores the labels.
-        unlabelled_ratio: unlabelled samples of a batch for each labelled one, which have the distillation loss alone; 0
+        unlabelled_ratio: unlabelled samples per labelled sample in a batch, which have the distillation loss alone; 0
             takes none.
         common: the arguments of Distilled.
     """

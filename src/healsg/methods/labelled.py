@@ -1,4 +1,4 @@
-"""What stacks on labelled samples: Random Erasing, Mixup, CutMix and label smoothing, and the loss of the model."""
+"""Options for labelled samples: Random Erasing, Mixup, CutMix and label smoothing, and the loss of the model."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ log = logging.getLogger("healsg")
 
 
 class LabelledSamples:
-    """The labelled samples of a step: what the network sees of them, their targets, and the criterion's loss.
+    """The labelled samples of a step: their augmented inputs, their targets, and the criterion's loss.
 
-    What is 0 is off and costs nothing.
+    An option of 0 is off and costs nothing.
 
     Args:
         label_smoothing: the share of the target's probability that is spread evenly over all classes (Szegedy et al.
             2016, arXiv 1512.00567, section 7). The loss must take class probabilities, as for mixup and cutmix.
         mixup, cutmix: alpha of the Beta distribution of the shares in which two samples are mixed (see ``mixing``);
-            with both, each batch takes one of them at even odds. CutMix pastes its box into masks too.
+            with both, each batch draws one of them with probability 1/2. CutMix pastes its box into masks too.
         random_erasing: the probability that a rectangle of an image is filled with noise (see ``mixing``); a mask
             stays as it is.
     """
@@ -43,7 +43,7 @@ class LabelledSamples:
         self.cutmix = cutmix
         self.random_erasing = random_erasing
         self.alike = True
-        """Whether each sample counts alike in the criterion, so that nothing has to be counted."""
+        """Whether the criterion weighs every sample equally, so that no denominator has to be counted."""
 
     @property
     def mixes(self) -> bool:
@@ -81,7 +81,7 @@ class LabelledSamples:
         Args:
             own_loss: the name of the method where it has a loss in the place of the criterion's.
 
-        Raises ConfigError where the criterion does not go with the method or with what is stacked.
+        Raises ConfigError where the criterion does not fit the method or its options.
         """
         softened = {"label_smoothing": self.label_smoothing, "mixup": self.mixup, "cutmix": self.cutmix}
         if task.info and task.info.placed and not self.mixup:
@@ -99,7 +99,7 @@ class LabelledSamples:
             report_batch_criterion(task)
 
     def inputs(self, task: Task, batch: dict[str, Any]) -> tuple[Tensor, Mixing | None]:
-        """What the network sees of a batch, and how its samples were mixed; None where they were not."""
+        """The network's input for a batch, and how its samples were mixed; None where they were not."""
         input: Tensor = batch["input"]
         if not (self.random_erasing or self.mixup or self.cutmix):
             return input, None
@@ -136,7 +136,7 @@ class LabelledSamples:
 
         Args:
             target: (N, ...) class indices, or probabilities (N, C, ...), which are not smoothed.
-            output: (N, C, ...) the network's scores.
+            output: (N, C, ...) the network's logits.
             mixed: how the samples were mixed.
             criterion: where some targets may be ignored, what ignores them: they become 0 for every class.
         """
@@ -157,8 +157,8 @@ def training_targets(task: Task) -> Tensor | None:
 
 
 def report_batch_criterion(task: Task) -> None:
-    """Log what becomes of a criterion that is not a mean over samples where a batch is split. Raises ConfigError where
-    the splitting was left to the runner."""
+    """Log how a criterion that is not a mean over samples is computed when a batch is split. Raises ConfigError with
+    ``auto_accumulate``."""
     name = type(task.criterion).__name__
     if task.runner.auto_accumulate:
         raise ConfigError(f"runner.auto_accumulate: {name} is no mean over samples; set it to false")

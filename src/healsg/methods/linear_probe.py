@@ -1,4 +1,4 @@
-"""Linear probe: a linear classifier on the features of a network that no longer learns."""
+"""Linear probe: a linear classifier on the features of a frozen network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logit adjustment: scores that do not favour frequent classes (Menon et al. 2021, arXiv 2007.07314)."""
+"""Logit adjustment: logits that do not favour frequent classes (Menon et al. 2021, arXiv 2007.07314)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class ShiftedLinear(nn.Linear):
 
 
 class LogitAdjustment(Supervised):
-    """``tau log(prior)`` is added to the scores in the loss (equation 10), or subtracted from them after training
+    """``tau log(prior)`` is added to the logits in the loss (equation 10), or subtracted from them after training
     (equation 9).
 
     Args:
-        tau: the factor of the logarithm of the classes' shares; 1 minimises the balanced error.
+        tau: the factor of the log prior; 1 minimises the balanced error.
         when: ``training`` (the paper's logit-adjusted loss), or ``after`` (its post-hoc adjustment; the last layer of
             the network that is evaluated and saved then has an ``offset``).
         common: the arguments of Supervised.

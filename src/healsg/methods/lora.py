@@ -1,4 +1,4 @@
-"""LoRA: low-rank adaptation of a network that is given (Hu et al. 2021, arXiv 2106.09685)."""
+"""LoRA: low-rank adaptation of a pretrained network (Hu et al. 2021, arXiv 2106.09685)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MAE: reconstruct images from a quarter of their patches (He et al. 2022, arXiv 2111.06377)."""
+"""MAE: reconstruct masked images from a quarter of their patches (He et al. 2022, arXiv 2111.06377)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Mean Teacher: agree with the average of one's own weights (Tarvainen and Valpola 2017, arXiv 1703.01780)."""
+"""Mean Teacher: consistency with a teacher that averages the student's weights (Tarvainen and Valpola 2017, arXiv
+1703.01780)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixup, CutMix and Random Erasing on a batch that is on the device already, as pure functions of tensors.
+"""Mixup, CutMix and Random Erasing on a batch that is already on the device, as pure functions of tensors.
 
 They draw from the default generator of the batch's device, which the runner seeds for each step, and read no value.
 With several processes each draws for the batch of all of them (``samples``) and uses its own part, and a partner may be
@@ -89,7 +89,7 @@ def mixup(input: Tensor, alpha: float, samples: Samples | None = None) -> tuple[
 
     Args:
         input: (N, ...) floating-point.
-        alpha: the share that a sample keeps is drawn from Beta(alpha, alpha), once for the batch.
+        alpha: the mixing coefficient is drawn from Beta(alpha, alpha), once per batch.
         samples: which samples of all processes these are; None for one process.
     """
     mixing = Mixing(partners(input, samples), beta(alpha, input), samples)
@@ -121,7 +121,8 @@ def cutmix(input: Tensor, alpha: float, samples: Samples | None = None) -> tuple
 
     Args:
         input: (N, C, *spatial) images or volumes.
-        alpha: the share that stays is drawn from Beta(alpha, alpha) and then counted in pixels, once for the batch.
+        alpha: the share of the image that stays is drawn from Beta(alpha, alpha) and then recomputed from the clipped
+            box, once per batch.
         samples: see ``mixup``.
 
     Raises ConfigError for inputs that are not images.
@@ -137,7 +138,7 @@ def cutmix(input: Tensor, alpha: float, samples: Samples | None = None) -> tuple
 def mix(
     input: Tensor, mixup_alpha: float, cutmix_alpha: float, samples: Samples | None = None
 ) -> tuple[Tensor, Mixing]:
-    """Mixup, CutMix, or for each batch one of them at even odds where both are asked for; alpha = 0 turns one off."""
+    """Mixup or CutMix; if both are on, each batch draws one with probability 1/2. alpha = 0 turns one off."""
     if not cutmix_alpha:
         return mixup(input, mixup_alpha, samples)
     cut, first = cutmix(input, cutmix_alpha, samples)
@@ -155,7 +156,7 @@ def random_erasing(images: Tensor, probability: float, samples: Samples | None =
     """Fill a random rectangle of some of the images with noise (Zhong et al. 2020, arXiv 1708.04896, Algorithm 1).
 
     Each sample has its own rectangle, or none. The noise is N(0, 1) for each value: the images are normalised. A mask
-    stays as it is: what lies beneath the noise is to be told from what surrounds it.
+    stays as it is: the content under the noise is to be inferred from its surroundings.
 
     Args:
         images: (N, C, height, width).

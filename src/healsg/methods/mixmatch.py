@@ -31,7 +31,7 @@ class MixMatch(SemiSupervised):
         unlabelled_ratio: as for SemiSupervised.
         unlabelled_weight: the final weight of the squared distance; lambda_u.
         temperature: with which guesses are sharpened; T.
-        alpha: of Beta(alpha, alpha), from which the share of a mixed sample is drawn.
+        alpha: the parameter of the Beta(alpha, alpha) distribution of the mixing coefficient.
         ramp: the share of the run over which the weight grows linearly; 16,000 of 1,048,576 updates in the authors'
             code.
         common: the arguments of SemiSupervised.

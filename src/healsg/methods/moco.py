@@ -27,7 +27,7 @@ class MoCo(SelfSupervised):
 
     Args:
         temperature: divides the similarities.
-        momentum: the share of the key encoder that an update keeps.
+        momentum: decay of the key encoder's moving average.
         queue: the number of keys in the queue; 65,536 in the paper.
         hidden, size: units of the projector's hidden layer, and of its output; 2,048 and 128 in the paper.
         common: the arguments of SelfSupervised.

@@ -33,12 +33,13 @@ def vote(query: Tensor, bank: Tensor, targets: Tensor, classes: int, neighbours:
         temperature: divides the cosine similarities.
     """
     near, places = (query @ bank.T).topk(min(neighbours, len(bank)), dim=1)
-    weights = ((near - 1.0) / temperature).exp()  # relative to the largest there can be, so that none overflows
+    weights = ((near - 1.0) / temperature).exp()  # relative to the largest possible value, so that none overflows
     return weights.new_zeros(len(query), classes).scatter_add_(1, targets[places], weights)
 
 
 def measure(task: Task, split: str, neighbours: int, temperature: float) -> dict[str, float]:
-    """``{"acc": ...}`` of the split's samples by the vote of the bank's; nothing where a sample has not one class."""
+    """``{"acc": ...}`` of the split's samples by the vote of the bank's; empty if samples do not have exactly one
+    class."""
     if task.info is None or task.info.kind != "multiclass":
         return {}
     model: Any = task.task_method.eval_model(task)
@@ -46,7 +47,7 @@ def measure(task: Task, split: str, neighbours: int, temperature: float) -> dict
     task.runner.parallel.align(model)
     with evaluating(model), torch.no_grad():
         seen = [(directions(task, model, batch), batch["target"]) for batch in task.runner.eval_batches(task, BANK)]
-        empty = torch.zeros(0, model.num_features, device=task.device)  # a process may have got none
+        empty = torch.zeros(0, model.num_features, device=task.device)  # a process may have no batches
         bank = gather(torch.cat([each for each, _ in seen] or [empty]))
         targets = gather(torch.cat([target for _, target in seen] or [empty[:, 0].long()]))
         for batch in task.runner.eval_batches(task, split):

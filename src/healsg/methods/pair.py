@@ -23,7 +23,7 @@ class Pair(nn.Module):
 
 
 def refuse_parts(method: TaskMethod, name: str) -> None:
-    """Raises ConfigError for parts of a method that are for one network alone.
+    """Raises ConfigError for options that support only one network.
 
     Args:
         name: of the method, for the message.

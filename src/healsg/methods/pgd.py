@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PGD(Supervised):
-    """Learn from attacked images in the place of the clean ones (section 2, equation 2.1).
+    """Learn from attacked images instead of the clean ones (section 2, equation 2.1).
 
     The attack uses the network in evaluation mode (running statistics, no dropout) unless ``train_mode`` says
     otherwise.

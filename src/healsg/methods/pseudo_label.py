@@ -1,4 +1,4 @@
-"""Pseudo-Label: the predicted class is taken for the label (Lee 2013, ICML Workshop on Challenges in Representation
+"""Pseudo-Label: the predicted class becomes the label (Lee 2013, ICML Workshop on Challenges in Representation
 Learning)."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class PseudoLabel(SemiSupervised):
     Args:
         unlabelled_ratio: as for SemiSupervised; 256 unlabelled samples go with 32 labelled ones in the paper.
         unlabelled_weight: the final weight; alpha_f.
-        threshold: the probability from which a prediction is a label; 0, as in the paper, takes all.
+        threshold: the confidence threshold of a pseudo-label; 0, as in the paper, takes all.
         ramp_start, ramp_end: the shares of the run between which the weight grows linearly from 0.
         common: the arguments of SemiSupervised.
     """

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class SAM(Supervised):
     """Follow the gradient at the worst point in a small ball around the weights (Algorithm 1); two passes a batch.
 
-    The second pass has the same dropout and mixing as the first, and leaves BatchNorm's statistics alone. Under fp16 a
-    batch whose gradient overflows is skipped, as always.
+    The second pass has the same dropout and mixing as the first, and does not update BatchNorm's running statistics.
+    Under fp16 a batch whose gradient overflows is skipped, as always.
 
     Args:
         rho: the radius of the ball; 0.05 for small images, 0 is the optimizer without SAM.
@@ -67,7 +67,7 @@ class SAM(Supervised):
         with torch.no_grad():
             foreach_copy_(weights, before)
 
-        # The runner's own backward pass, with its scaling and the exchange between processes, takes this gradient.
+        # The runner's backward pass, with loss scaling and gradient synchronisation, then uses this gradient.
         first, *_ = worst.terms
         loss = Mean(WithGradient.apply(worst.value.detach(), gradient, *weights), first.over)
         _, moved = runner.update(task, logs | {"loss": loss}, micro)
@@ -90,7 +90,7 @@ def ascent(gradient: list[Tensor], rho: float) -> list[Tensor]:
 
 
 class WithGradient(torch.autograd.Function):
-    """A value whose gradient by the weights is given: that of another point, taken before."""
+    """A loss value whose gradient with respect to the weights is the given one, computed earlier at another point."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, gradient: list[Tensor], *weights: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Self-supervised learning: two views of each sample, a head in the place of the classifier, a momentum encoder, and
+"""Self-supervised learning: two views of each sample, a head instead of the classifier, a momentum encoder, and
 evaluation by nearest neighbours."""
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 class SelfSupervised(TaskMethod):
     """Learn features from two views of each sample, without labels.
 
-    A method's own head stands in the place of ``model.head``, so that a later ``init_from=RUN`` finds the body and
-    begins with a fresh classifier. Both views go through the network as one batch: BatchNorm sees 2N samples. An
-    evaluation is a vote of the nearest labelled training samples (``neighbours``). With a schedule-free optimizer its
-    averaged weights are evaluated, with BatchNorm's statistics of the network that learns.
+    A method's head replaces ``model.head``, so that a later ``init_from=RUN`` loads the body and starts with a new
+    classifier. Both views go through the network as one batch: BatchNorm sees 2N samples. Evaluation is a k-NN vote of
+    the labelled training samples (``neighbours``). With a schedule-free optimizer its averaged weights are evaluated,
+    with BatchNorm's statistics of the network that learns.
 
     Args:
         neighbours, neighbour_temperature: of the evaluation; 200 and 0.07 in Wu et al. 2018 (arXiv 1805.01978).
@@ -69,7 +69,7 @@ class SelfSupervised(TaskMethod):
         return network
 
     def momentum_encoder(self, task: Task) -> nn.Module:
-        """A copy of the network that learns, frozen like it in parts, and without gradients."""
+        """A copy of the trained network without gradients, with the same frozen parts."""
         copied = copy.deepcopy(task.model).requires_grad_(False)
         if self.freezing is not None:
             self.freezing.include(copied)
@@ -86,7 +86,7 @@ class SelfSupervised(TaskMethod):
 
 
 def two_views(smallest_crop: float, saturation: float, solarise: Sequence[float]) -> Needs:
-    """Two views whose crops and colours are not the usual ones; see ``transforms.views.SelfSupervised``.
+    """Two views with other crops and colours than the default ones; see ``transforms.views.SelfSupervised``.
 
     Args:
         smallest_crop, saturation: of both views.
@@ -109,7 +109,7 @@ def both_views(views: Mapping[str, Tensor]) -> Tensor:
 
 
 def halves(output: Tensor) -> tuple[Tensor, Tensor]:
-    """What a network gives for the first and for the second views, (N, ...) each, in at least float32."""
+    """The network's outputs for the first and the second views, (N, ...) each, in at least float32."""
     first, second = wide(output).chunk(2)
     return first, second
 

@@ -1,4 +1,4 @@
-"""SimCLR: a view finds its sample's other view among the batch (Chen et al. 2020, arXiv 2002.05709)."""
+"""SimCLR: contrast the two views of a sample with all others of the batch (Chen et al. 2020, arXiv 2002.05709)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SimSiam: predict one's own projection of the other view (Chen and He 2021, arXiv 2011.10566)."""
+"""SimSiam: predict the projection of the other view, with a stop-gradient (Chen and He 2021, arXiv 2011.10566)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SoftMatch: every unlabelled sample counts, by its confidence (Chen et al. 2023, arXiv 2301.10921)."""
+"""SoftMatch: every unlabelled sample is weighted by its confidence (Chen et al. 2023, arXiv 2301.10921)."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 
 class SoftMatch(SemiSupervised):
-    """FixMatch with a weight in the place of the threshold: a Gaussian of the confidence around its mean, 1 above it
+    """FixMatch with a weight instead of the threshold: a Gaussian of the confidence around its mean, 1 above it
     (equations 5 to 7).
 
     The confidence is that of predictions aligned with a uniform distribution over classes (section 3.3); the labels are
     those of the predictions before the alignment.
 
     Args:
-        momentum: the share of the moving averages that a batch keeps; m. Over a short run take less: the mean begins at
-            one over the number of classes, the variance at 1.
+        momentum: decay of the moving averages; m. Use a smaller one for a short run: the mean starts at one over the
+            number of classes, the variance at 1.
         deviations: divides the standard deviation; 2 in the authors' code.
         alignment: whether predictions are aligned.
         common: the arguments of SemiSupervised.
@@ -89,7 +89,8 @@ class SoftMatch(SemiSupervised):
 
     @torch.no_grad()
     def confidence(self, predicted: Tensor, rows: int) -> Tensor:
-        """The confidences (N,) of aligned predictions (N, C), by whose first ``rows`` the averages are moved before."""
+        """The confidences (N,) of aligned predictions (N, C), after the averages were updated with their first
+        ``rows``."""
         share = 1.0 - self.momentum
         if self.alignment:
             self.marginal.lerp_(mean_over_all(predicted, rows).to(self.marginal.dtype), share)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Supervised(TaskMethod):
     """Minimise ``task.criterion`` on labelled samples, with any optimizer and any schedule.
 
-    A method of a paper that learns from labelled samples alone is a subclass with a ``train_step`` of its own.
+    A published method that learns from labelled samples only is a subclass with its own ``train_step``.
 
     Args:
         label_smoothing, mixup, cutmix, random_erasing: see ``LabelledSamples``.
@@ -27,7 +27,7 @@ class Supervised(TaskMethod):
     takes_shards = True
 
     replaces_criterion: ClassVar[bool] = False
-    """Whether ``train_step`` has a loss for class probabilities in the place of ``task.criterion``."""
+    """Whether ``train_step`` replaces ``task.criterion`` by its own loss on class probabilities."""
 
     needs_one_class: ClassVar[bool] = False
     """Whether the method is defined only for one class a sample, whatever its loss."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("healsg")
 
 _student: ContextVar[bool] = ContextVar("student", default=True)
-"""Whether a distillation method loads its teacher: not while a task is built for its trained network alone, which may
+"""Whether a distillation method loads its teacher: not while a task is built only for its trained network, which may
 itself be a teacher."""
 
 
@@ -60,7 +60,7 @@ def task_of(folder: RunFolder, like: Task) -> BasicTask:
 
 
 def trusted(like: Task) -> list[str]:
-    """What the student's own command line trusts, which holds for its teacher's parts too, as an override."""
+    """The ``trusted`` packages of the student's command line, as an override; they hold for the teacher's parts too."""
     packages = list(like.config.trusted)
     return [f"trusted=[{','.join(packages)}]"] if packages else []
 
@@ -68,16 +68,16 @@ def trusted(like: Task) -> list[str]:
 def network_of(folder: RunFolder, like: Task) -> nn.Module:
     """The network of a run with its best weights, in evaluation mode, without gradients. Raises HealsgError.
 
-    It is made of the run's own files. Only where the checkpoint does not say what its data were, as for a task with
-    loaders of its own, or where a method of one's own made another network in ``setup``, is the whole task built, with
-    its data. A teacher that was trained on inputs of another mean and deviation gets the student's brought to its own.
+    It is built from the run's files. The whole task with its data is built only if the checkpoint does not describe its
+    data (a task with its own loaders) or if a user's method replaced the network in ``setup``. If the teacher was
+    trained with another normalisation, the student's inputs are converted to the teacher's.
     """
     info, state = best_of(folder)
     if info is not None:
         with contextlib.suppress(RunError):
             _, network = network_of_run(load_saved(folder, trusted(like)), info, state)
             if not like.runner.device_setup.double:
-                network.float()  # a teacher of an fp64 run sees what its student sees
+                network.float()  # also from an fp64 run: its inputs are the student's
             if like.data_info is not None and (scale := rescaling(info, like.data_info)) is not None:
                 log.info("method.teacher: %s gets inputs with the mean and deviation of its own training", folder.shown)
                 rescale_inputs(network, *scale)
@@ -121,15 +121,15 @@ def _rescaled(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]
 
 @dataclass
 class ForwardOutput:
-    """What a network gives for a batch: its output, and the outputs of some of its modules."""
+    """A network's output for a batch, and the outputs of some of its modules."""
 
     output: Tensor
     inner: list[Tensor] = field(default_factory=list)
 
 
 class Student(nn.Module):
-    """A network with heads on some of its modules: in training it gives its output and a list of what ``heads`` and
-    ``beside`` give, in evaluation its output alone.
+    """A network with heads on some of its modules: in training it returns its output and a list of the outputs of
+    ``heads`` and ``beside``, in evaluation only its output.
 
     Args:
         network: what is evaluated and saved.
@@ -159,8 +159,8 @@ class Student(nn.Module):
 class Distilled(TaskMethod):
     """Learn from labels and from a teacher, the network of a run, which sees the same inputs as the student.
 
-    The teacher's run, without its data, must stay where it is as long as this run is trained or continued; the
-    checkpoint holds the teacher's weights, so that a resumed run has the teacher with which it began.
+    The teacher's run, without its data, must stay in place while this run is trained or resumed; the checkpoint holds
+    the teacher's weights, so that a resumed run keeps its teacher.
 
     Args:
         teacher: the run, a folder or a name under ``runs/``; the teacher has its best weights.
@@ -204,7 +204,7 @@ class Distilled(TaskMethod):
             self.check_teacher(task)
 
     def check_teacher(self, task: Task) -> None:
-        """Refuse a run that is not there, has no weights or was trained on other classes or inputs. Raises
+        """Check that the run exists, has weights, and was trained on the same classes and inputs. Raises
         ConfigError."""
         if not self.run:
             raise ConfigError(
@@ -244,7 +244,7 @@ class Distilled(TaskMethod):
         task.model = self.with_heads(task, student, teacher)
 
     def with_heads(self, task: Task, student: Probe, teacher: Probe) -> nn.Module:
-        """The student with what learns on its inner outputs; sets ``places``. By default the network as it is."""
+        """The student with trained heads on its inner outputs; sets ``places``. By default the unchanged network."""
         return task.model
 
     def layer_pairs(self, student: Probe, teacher: Probe, kind: str, last: bool = False) -> tuple[list[str], list[str]]:

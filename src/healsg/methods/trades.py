@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from healsg.protocols import Task
 
 NOISE = 0.001
-"""The standard deviation of the noise with which the attack begins: the divergence has no gradient at the image."""
+"""The standard deviation of the noise at the start of the attack: the divergence has no gradient at the clean image."""
 
 
 class TRADES(Supervised):

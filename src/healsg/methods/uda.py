@@ -21,10 +21,10 @@ class UDA(SemiSupervised):
     is confident (sections 2.2 and 3.2).
 
     Args:
-        threshold: the probability above which a prediction counts; beta.
+        threshold: the confidence threshold; beta.
         temperature: with which predictions are sharpened; tau.
-        annealing: training signal annealing: how the probability rises from which a labelled sample no longer counts,
-            so that the few labels are not memorised.
+        annealing: training signal annealing: the schedule of the probability above which a labelled sample is excluded
+            from the loss, so that the few labels are not memorised.
         common: the arguments of SemiSupervised.
     """
 

@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 
 class VICReg(SelfSupervised):
-    """Let both views agree while every dimension of the embeddings varies and no two are correlated (equations 1 to 6).
+    """Make both views' embeddings agree, keep the variance of every dimension, and decorrelate the dimensions
+    (equations 1 to 6).
 
     The statistics are over the batch of all processes.
 
     Args:
         invariance, variance, covariance: the weights of the three terms.
         hidden, size: units of the expander's two hidden layers, and of its output; 8,192 each in the paper.
-        smallest_crop: the smallest share of the area that a view shows.
-        saturation: the most by which a view's saturation changes.
-        solarise: the probability with which the first and the second view are solarised.
+        smallest_crop: the smallest area of a view, as a share of the image.
+        saturation: the largest change of a view's saturation.
+        solarise: the probability of solarising the first and the second view.
         common: the arguments of SelfSupervised.
     """
 

@@ -1,4 +1,4 @@
-"""The outputs of a network's inner modules, and the choice of those that a method uses."""
+"""Collect the outputs of a network's inner modules, and choose those that a method uses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def outputs_of(network: nn.Module, names: Sequence[str] | None = None) -> Iterat
 
 @dataclass(frozen=True)
 class Probe:
-    """The output shapes (N, C, ...) of a network's modules for two samples, in the order in which they finish."""
+    """The output shapes (N, C, ...) of a network's modules for two samples, in the order in
+    which they finish."""
 
     shapes: dict[str, tuple[int, ...]]
     output: tuple[int, ...]

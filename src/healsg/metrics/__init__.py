@@ -1,1 +1,1 @@
-"""Metrics beside the accuracy, by the kind of task; what they build upon is ``healsg.metric``."""
+"""Metrics by kind of task, in addition to accuracy; their base is ``healsg.metric``."""

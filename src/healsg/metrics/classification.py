@@ -51,12 +51,12 @@ def mean(values: list[float]) -> float:
 
 
 class Confusion(Metric):
-    """The confusion matrix: a list of rows, by true class, of how many samples were taken for each class.
+    """The confusion matrix: a list of rows, by true class, of how many samples were predicted as each class.
 
     It is measured on the test part alone, and shown in ``report.html``.
 
     Args:
-        max_classes: of more classes the matrix is left out, with a line in the log.
+        max_classes: with more classes the matrix is left out, and a line is logged.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("multiclass",)
@@ -84,12 +84,12 @@ class Confusion(Metric):
 
 
 def too_many(classes: int, most: int) -> str | None:
-    """What to say of more classes than a metric takes; None where they are not more."""
+    """The message for more classes than a metric supports; None otherwise."""
     return f"left out, since {classes} classes are more than its max_classes={most}" if classes > most else None
 
 
 class BalancedAccuracy(Metric):
-    """The mean over the classes that occur of the share of their samples that is recognised, in 0..1."""
+    """Balanced accuracy: the mean over the classes that occur of the share of correctly predicted samples, in 0..1."""
 
     kinds: ClassVar[tuple[str, ...]] = ("multiclass",)
     higher_is_better: ClassVar[bool | None] = True
@@ -151,8 +151,8 @@ class TopK(Metric):
 
 
 class CalibrationError(Metric):
-    """Expected calibration error: by how much the probability of the predicted class and the share of hits differ, the
-    mean over the samples' bins of equal width (Guo et al. 2017, arXiv 1706.04599, equation 3), in 0..1."""
+    """Expected calibration error: the mean gap between the probability of the predicted class and the accuracy, over
+    bins of equal width (Guo et al. 2017, arXiv 1706.04599, equation 3), in 0..1."""
 
     kinds: ClassVar[tuple[str, ...]] = ("multiclass",)
     higher_is_better: ClassVar[bool | None] = False

@@ -1,4 +1,4 @@
-"""Metrics whose state does not add: every sample's numbers are kept until the end of the evaluation."""
+"""Metrics whose state does not add up: every sample's values are stored until the end of the evaluation."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ MIB = 2**20
 
 
 class Gathered(Metric):
-    """Keeps ``rows`` of every batch on the device and hands all of them, of all processes, to ``value``.
+    """Stores ``rows`` of every batch on the device and passes all of them, from all processes, to ``value``.
 
     Args:
-        max_mib: the memory, in MiB over all processes, up to which they are kept; beyond it there is no value, which a
-            line in the log says.
+        max_mib: the memory limit in MiB, over all processes; beyond it the metric has no value, and a line is logged.
     """
 
     def __init__(self, max_mib: Count = 1024) -> None:
@@ -42,7 +41,7 @@ class Gathered(Metric):
         raise NotImplementedError
 
     def is_full(self) -> bool:
-        """Whether more was to be kept than may be."""
+        """Whether the memory limit was exceeded."""
         return self.kept > self.max_mib * MIB // distributed.processes().world
 
     def update(self, output: Tensor, target: Tensor) -> None:
@@ -58,7 +57,7 @@ class Gathered(Metric):
             log.warning("%s: its samples' scores exceed max_mib=%d, so that it has no value", name, self.max_mib)
 
     def packed(self) -> tuple[Tensor, ...] | None:
-        """What was kept, as tensors on the CPU; None where it was too much."""
+        """The stored rows, as tensors on the CPU; None if the memory limit was exceeded."""
         return None if self.is_full() else tuple(torch.cat(column).cpu() for column in zip(*self.state, strict=True))
 
     def of(self, states: Sequence[tuple[Tensor, ...] | None]) -> Any:

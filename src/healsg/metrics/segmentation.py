@@ -436,21 +436,21 @@ class IoU(Overlap):
 
 
 class Sensitivity(Overlap):
-    """The share of the truth that is predicted, in 0..1: recall."""
+    """Recall: the share of the true pixels that is predicted, in 0..1."""
 
     def score(self, right: float, made: float, true: float, every: float) -> float:
         return right / true if true else math.nan
 
 
 class Specificity(Overlap):
-    """The share of what is outside the truth that is not predicted, in 0..1."""
+    """Specificity: the share of the negative pixels that is not predicted, in 0..1."""
 
     def score(self, right: float, made: float, true: float, every: float) -> float:
         return 1.0 - (made - right) / (every - true) if every - true else math.nan
 
 
 class Precision(Overlap):
-    """The share of the prediction that is in the truth, in 0..1."""
+    """Precision: the share of the predicted pixels that is true, in 0..1."""
 
     def score(self, right: float, made: float, true: float, every: float) -> float:
         if made:
@@ -575,7 +575,7 @@ class NSD(ShapeMetric):
 
 
 class CentrelineDice(ShapeMetric):
-    """clDice, in 0..1: how much of the centre lines of vessels is found; see ``centreline_dice``."""
+    """clDice, in 0..1: overlap of the vessels' centre lines; see ``centreline_dice``."""
 
     def score(self, predicted: Mask, truth: Mask, spacing: Spacing, label: int) -> float:
         return centreline_dice(predicted, truth)

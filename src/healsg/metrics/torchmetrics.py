@@ -28,8 +28,8 @@ class TorchMetric(Gathered):
     """A metric of ``torchmetrics.classification`` (those for several classes or labels) or ``torchmetrics.regression``,
     computed on all samples at once, and so exact over batches and processes.
 
-    It is given probabilities: the softmax, or of labels the sigmoid, of the outputs. Left to itself torchmetrics takes
-    outputs that happen to lie in 0..1 for probabilities. A class outside 0..C-1 is left out unless ``options`` has an
+    It is given probabilities: the softmax, or of labels the sigmoid, of the outputs. By default torchmetrics treats
+    outputs that happen to lie in 0..1 as probabilities. A class outside 0..C-1 is left out unless ``options`` has an
     ``ignore_index``; an output that is nan makes the value nan. A list of more than 100 numbers is left out.
 
     Args:

@@ -1,4 +1,4 @@
-"""What is measured of each kind of task: the usual metrics, and those that are chosen."""
+"""The metrics of each kind of task: the default ones and those chosen in the configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def usual(info: DataInfo | None) -> dict[str, Metric]:
 
 
 def with_chosen(info: DataInfo | None, chosen: Mapping[str, Metric]) -> dict[str, Metric]:
-    """New metrics for one evaluation: the usual ones and those ``chosen``, which go before one of the same name.
+    """New metrics for one evaluation: the default ones and those ``chosen``, which override one of the same name.
 
     Those of ``omissions`` are not among them. ``info`` is None where it is not known. Raises ConfigError for what is no
     metric or is for another kind of task.

@@ -1,4 +1,4 @@
-"""The network of airbench94, which learns CIFAR-10 in seconds (Jordan 2024, arXiv 2404.00498, section 3)."""
+"""The network of airbench94, which trains on CIFAR-10 in seconds (Jordan 2024, arXiv 2404.00498, section 3)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def patch_moments(batches: Iterable[Tensor], most: int = IMAGES) -> Tensor:
     """The second moments, (D, D) float64, of all 2x2 patches of the first ``most`` images; D is 4 * channels.
 
     Args:
-        batches: of images (N, channels, height, width); no more are asked for than are needed.
+        batches: of images (N, channels, height, width); no more are read than needed.
     """
     moments = torch.zeros(())
     images = 0
@@ -44,7 +44,7 @@ def patch_moments(batches: Iterable[Tensor], most: int = IMAGES) -> Tensor:
 
 
 def whitening(moments: Tensor, epsilon: float) -> Tensor:
-    """Filters (2 D, D) that turn patches of these second moments into numbers of unit power, and their negatives.
+    """Whitening filters (2 D, D) for patches with these second moments, and their negatives.
 
     Each is an eigenvector over the root of its eigenvalue plus ``epsilon``, the largest eigenvalue first. An
     eigenvector's sign is free: its largest number is made positive.
@@ -68,14 +68,15 @@ class ScaledLinear(nn.Linear):
 
 
 def convolution(before: int, after: int) -> nn.Conv2d:
-    """A 3x3 convolution without bias whose first filters pass their input on, as many as there are inputs."""
+    """A 3x3 convolution without bias whose first filters are initialised as the identity, one for each input
+    channel."""
     layer = nn.Conv2d(before, after, 3, padding=1, bias=False)
     nn.init.dirac_(layer.weight.data[:before])
     return layer
 
 
 def norm(width: int, momentum: float) -> nn.BatchNorm2d:
-    """BatchNorm with a bias that learns and a weight that stays 1."""
+    """BatchNorm with a trainable bias and a weight fixed to 1."""
     layer = nn.BatchNorm2d(width, eps=1e-12, momentum=momentum)
     layer.weight.requires_grad_(False)
     return layer
@@ -101,9 +102,9 @@ class AirbenchNetwork(Network):
         channels: channels of the images.
         classes: the number of outputs.
         width: channels of the first block; the second and third have four times as many.
-        momentum: the share of a batch in BatchNorm's running statistics.
-        temperature: what the outputs are divided by.
-        deviation: of the head's weights at the start; None leaves them as torch draws them.
+        momentum: momentum of BatchNorm's running statistics.
+        temperature: divisor of the logits.
+        deviation: of the head's weights at the start; None leaves them as PyTorch initialises them.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class AirbenchNetwork(Network):
     def whiten(self, batches: Iterable[Tensor], epsilon: float) -> None:
         """Set the first layer from the patches of images, (N, channels, height, width) a batch, and freeze it.
 
-        Its bias goes on learning. No generator's state is changed by the reading of them.
+        Its bias stays trainable. Reading the images changes no random generator's state.
         """
         weight = self.first.weight.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):  # data sets that are read sample by sample are seeded as they are
@@ -153,16 +154,17 @@ class Airbench(TaskModel):
     """airbench94's network for images of 9x9 pixels and more; the published sizes are the defaults.
 
     ``adapt`` whitens the first layer before training: a pure function of the training images as evaluation sees them,
-    the same in every process. Published is a bias of it that learns for three epochs; here it learns throughout.
+    the same in every process. In the original its bias is trained for three epochs; here it is trained throughout.
 
     Args:
         width: channels of the first block; the second and third have four times as many.
-        whitening: set the first layer from the patches of the training images and freeze it; False lets it learn.
-        epsilon: what is added to the power of a patch's component before that is made one.
-        temperature: what the outputs are divided by.
-        batchnorm_momentum: the share of a batch in BatchNorm's running statistics.
-        head_deviation: the standard deviation of the head's weights at the start; None leaves them as torch draws them.
-        views: of an image that an evaluation averages: 1, 2 with the mirrored one, 6 with both shifted by a pixel
+        whitening: initialise the first layer to whiten patches of the training images and freeze it; False trains it.
+        epsilon: added to the eigenvalues before whitening.
+        temperature: divisor of the logits.
+        batchnorm_momentum: momentum of BatchNorm's running statistics.
+        head_deviation: the standard deviation of the head's weights at the start; None leaves them as PyTorch
+            initialises them.
+        views: test-time views of an image that are averaged: 1, 2 with the flipped one, 6 with both shifted by a pixel
             up-left and down-right, which count as much as the two that are not.
         common: the arguments of TaskModel.
     """
@@ -200,6 +202,6 @@ class Airbench(TaskModel):
         return seen(network, batch["input"], self.views)
 
     def adapt(self, network: nn.Module, inputs: Iterable[Tensor]) -> None:
-        """Whiten the first layer, where that is asked for. ``inputs``: the training samples, batch by batch."""
+        """Whiten the first layer, if enabled. ``inputs``: the training samples, batch by batch."""
         if self.whitening and isinstance(network, AirbenchNetwork):
             network.whiten(inputs, self.epsilon)

@@ -27,7 +27,7 @@ class ConvolutionalNetwork(Network):
         channels: channels of the images.
         classes: the number of outputs.
         width: channels of the first pair; the second has twice as many.
-        dropout: the probability with which a feature is dropped in training.
+        dropout: dropout probability of the features.
     """
 
     def __init__(self, channels: int, classes: int, width: int, dropout: float) -> None:
@@ -57,7 +57,7 @@ class CNN(TaskModel):
 
     Args:
         width: channels of the first two convolutions; the last two have twice as many.
-        dropout: the probability with which a feature is dropped in training, before the head.
+        dropout: dropout probability of the features, before the head.
         common: the arguments of TaskModel.
     """
 

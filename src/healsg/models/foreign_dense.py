@@ -33,7 +33,7 @@ class ForeignDense(DenseNetwork):
         self.num_features = 0
 
     def features(self, input: Tensor) -> Tensor:
-        """Raises ConfigError: these networks do not tell body and head apart."""
+        """Raises ConfigError: these networks do not separate body and head."""
         raise ConfigError(
             f"model.name: {self.called} does not tell its features for this method; model=unet and model=resnet do"
         )
@@ -60,7 +60,7 @@ def last_head(body: nn.Module, outputs: int) -> tuple[str, ...]:
 
 
 def try_out(network: nn.Module, info: DataInfo) -> Any:
-    """What comes of one empty sample, in evaluation mode."""
+    """The output for one sample of zeros, in evaluation mode."""
     network.eval()
     with torch.no_grad():
         output = network(torch.zeros(1, *info.input_shape))

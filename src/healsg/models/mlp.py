@@ -21,7 +21,7 @@ class PerceptronNetwork(Network):
         classes: the number of outputs.
         width: units of a hidden layer.
         depth: the number of hidden layers; 0 is a linear classifier.
-        dropout: the probability with which a hidden unit is dropped in training.
+        dropout: dropout probability of hidden units.
     """
 
     def __init__(self, inputs: int, classes: int, width: int, depth: int, dropout: float) -> None:
@@ -48,7 +48,7 @@ class MLP(TaskModel):
     Args:
         width: units of a hidden layer.
         depth: the number of hidden layers; 0 is a linear classifier.
-        dropout: the probability with which a hidden unit is dropped in training.
+        dropout: dropout probability of hidden units.
         common: the arguments of TaskModel.
     """
 

@@ -28,7 +28,7 @@ ALIASES = {
     "n_classes": "outputs",
     "img_size": "sides",
 }
-"""What MONAI's networks call the facts of the data."""
+"""The names of MONAI's arguments that are filled in from the data."""
 
 USUAL: dict[str, dict[str, Any]] = {
     "UNet": {"channels": [32, 64, 128, 256], "strides": [2, 2, 2], "num_res_units": 2},
@@ -110,7 +110,7 @@ class Monai(DenseModel):
         given = {key: facts[fact] for key, fact in ALIASES.items() if key in parameters}
         given |= {key: value for key, value in USUAL.get(self.name, {}).items() if key in parameters}
         open_ended = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-        if open_ended:  # such as MedNeXtS and DenseNet121, which pass on what they are given
+        if open_ended:  # such as MedNeXtS and DenseNet121, which pass their arguments on
             given = {"spatial_dims": len(sides), "in_channels": channels, "out_channels": info.num_classes} | given
         unknown = [key for key in self.options if key not in parameters and not open_ended]
         if unknown:

@@ -1,4 +1,4 @@
-"""How large patches, batches and networks should be for a data set: nnU-Net's rules, as pure functions.
+"""Sizes of patches, batches and networks for a data set by nnU-Net's rules, as pure functions.
 
 Sources: Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
 Nature Methods 18 (2021), https://doi.org/10.1038/s41592-020-01008-z, supplementary note 2; for the presets of residual
@@ -38,7 +38,7 @@ LOW_RESOLUTION = 0.25
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a training step may hold, by the numbers that the maps of all convolutions of one sample have.
+    """The memory budget of a training step, in elements of the feature maps of all convolutions for one sample.
 
     Args:
         memory: of the device in GB for which the following is meant; other sizes scale it.

@@ -102,7 +102,7 @@ class ResidualNetwork(Network):
         width: channels of the first stage; each later one has twice as many.
         dim: spatial dimensions, 2 or 3.
         large_stem: 7x7 of stride 2 with a max-pool instead of a plain 3x3.
-        zero_init_residual: start each block as the identity.
+        zero_init_residual: initialise each block as the identity.
         preactivation: the second form: norm and ReLU before the convolutions, and after the last block.
     """
 
@@ -143,8 +143,8 @@ class ResidualNetwork(Network):
 
 
 def initialise(network: nn.Module, zero_init_residual: bool) -> None:
-    """Draw the convolutions' weights (He et al. 2015, arXiv 1502.01852), and start blocks as the identity if asked
-    to (Goyal et al. 2017, arXiv 1706.02677, section 5.1)."""
+    """Draw the convolutions' weights (He et al. 2015, arXiv 1502.01852), and initialise blocks as the identity if
+    requested (Goyal et al. 2017, arXiv 1706.02677, section 5.1)."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -163,7 +163,7 @@ class ResNet(TaskModel):
         stem: ``large`` is the paper's 7x7 of stride 2 with a max-pool, ``small`` a plain 3x3; ``auto`` takes the
             small one where a side is shorter than 64 pixels.
         dim: spatial dimensions; those of the data where it is None.
-        zero_init_residual: start each block as the identity.
+        zero_init_residual: initialise each block as the identity.
         preactivation: norm and ReLU before each convolution instead of after it (He et al. 2016).
         common: the arguments of TaskModel.
     """

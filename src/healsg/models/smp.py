@@ -28,7 +28,8 @@ class Smp(DenseModel):
         encoder: as the package calls it, such as ``resnet34``, ``mit_b0``, ``tu-convnext_tiny`` (``tu-``: any of
             timm's).
         weights: published weights of the encoder by name, such as ``imagenet``, from the cache or the network; or a
-            file of weights of the encoder or of the whole network, of which what fits is loaded. None draws new ones.
+            file of weights of the encoder or of the whole network, of which what fits is loaded. None initialises at
+            random.
         options: further arguments of the architecture by name, such as ``{decoder_channels: [64, 32, 16, 8, 4]}``.
         common: the arguments of DenseModel.
     """

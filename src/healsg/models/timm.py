@@ -1,4 +1,4 @@
-"""Any of timm's networks by its name (Wightman 2019), pretrained or not, with weights from a file if wanted."""
+"""Any of timm's networks by its name (Wightman 2019), pretrained or not, optionally with weights from a file."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ HEADS = ("head", "head.fc", "fc", "classifier")
 
 
 def set_apart(network: Any, info: DataInfo, name: str) -> TorchvisionNetwork:
-    """Take a timm network apart into a body, which pools, and its last linear layer, drawn anew where it has another
-    number of outputs. A network that does not end in one linear layer is left whole and has no features."""
+    """Split a timm network into a body, which pools, and its last linear layer, re-initialised where it has another
+    number of outputs. A network that does not end in one linear layer is left unchanged and has no features."""
     last, classes = network.get_classifier(), network.num_classes
     head = as_linear(last)
     if head is not None:
@@ -50,7 +50,7 @@ def as_linear(layer: Any) -> nn.Linear | None:
 
 
 def try_out(network: nn.Module, info: DataInfo) -> Tensor:
-    """What comes of one empty image, in evaluation mode."""
+    """The output for one image of zeros, in evaluation mode."""
     network.eval()
     with torch.no_grad():
         output: Tensor = network(torch.zeros(1, *info.input_shape))
@@ -70,8 +70,8 @@ class Timm(TaskModel):
         name: as in ``timm.list_models()``, for example ``resnet18``, ``vit_tiny_patch16_224``; ``resnet18.a1_in1k``
             also names which pretrained weights are meant.
         pretrained: begin with the published weights, from timm's cache or the network; a method for trained networks
-            (``finetune``, ``linear_probe``, ``lora``) does so by itself, without ``init_from``. The last layer is drawn
-            anew where the number of classes is another one, the first is adapted to the number of channels.
+            (``finetune``, ``linear_probe``, ``lora``) does so by itself, without ``init_from``. The last layer is
+            re-initialised where the number of classes differs, the first is adapted to the number of channels.
         weights: a file with weights (safetensors, or torch's of tensors only) in the place of the published ones.
         options: further arguments of timm's builder by name, such as ``drop_path_rate``.
         common: the arguments of TaskModel.
@@ -169,7 +169,8 @@ class Timm(TaskModel):
         return published
 
     def _read(self, published: Any) -> tuple[int, dict[str, Any]]:
-        """The number of classes of the weights' file, 0 without a last layer, and what timm is told of it."""
+        """The number of classes of the weights' file, 0 without a last layer, and the pretrained configuration passed
+        to timm."""
         from timm.models import load_state_dict
 
         path = self.file

@@ -29,7 +29,7 @@ class TorchvisionNetwork(Network):
     """A torchvision classifier, its last linear layer set apart as the head.
 
     Args:
-        body: the network with the identity in place of its last linear layer, or the whole of it.
+        body: the network with its last linear layer replaced by the identity, or the whole network.
         head: that layer; None where a network does not end in one (SqueezeNet), which then has no features.
         name: what torchvision calls the network.
     """
@@ -65,7 +65,7 @@ def last_linear(network: nn.Module) -> str | None:
 
 
 def set_apart(network: nn.Module, classes: int, name: str) -> TorchvisionNetwork:
-    """Take ``network`` apart into body and head, with a new head where it has another number of outputs."""
+    """Split ``network`` into body and head, with a new head if the number of outputs differs."""
     where = last_linear(network)
     if where is None:
         return TorchvisionNetwork(_last_convolution(network, classes), None, name)
@@ -98,9 +98,9 @@ class Torchvision(TaskModel):
     Args:
         name: as in torchvision's list of classification models, for example ``resnet18``, ``vit_b_16``, ``swin_t``.
         weights: the name of its pretrained weights, such as ``DEFAULT`` or ``IMAGENET1K_V1``, or a file of weights
-            under torchvision's names (a state dict of PyTorch, safetensors). None draws new ones; under a method for
-            trained networks (``finetune``, ``linear_probe``, ``lora``) it is ``DEFAULT``, unless ``init_from`` gives
-            some. The last layer is drawn anew where the number of classes is another one.
+            under torchvision's names (a state dict of PyTorch, safetensors). None initialises at random; under a method
+            for trained networks (``finetune``, ``linear_probe``, ``lora``) it is ``DEFAULT``, unless ``init_from``
+            gives some. The last layer is re-initialised where the number of classes differs.
         options: further arguments of torchvision's builder by name.
         common: the arguments of TaskModel.
     """
@@ -176,7 +176,7 @@ class Torchvision(TaskModel):
         return Path(self.weights or "").expanduser()
 
     def _made(self, info: DataInfo) -> Any:
-        """The network with the weights that are wanted, as torchvision makes it."""
+        """The network with the requested weights, built by torchvision."""
         from torchvision import models
 
         if not self.weights:
@@ -212,7 +212,8 @@ class Torchvision(TaskModel):
         return network
 
     def _draw(self, info: DataInfo, implied: Mapping[str, Any] | None = None) -> Any:
-        """The network with weights drawn anew, ``implied`` being what its weights ask of the builder."""
+        """The network with random weights; ``implied`` are the builder's arguments that its pretrained weights
+        require."""
         from torchvision import models
 
         options = {"num_classes": info.num_classes, **(implied or {})} | self.options
@@ -247,7 +248,7 @@ class Torchvision(TaskModel):
             raise ConfigError(f"model.options: {self.name} with weights refuses them: {error}") from error
 
     def _try_out(self, network: nn.Module, info: DataInfo) -> None:
-        """One empty image through the network, so that sizes it cannot take are found before training."""
+        """Run one image of zeros through the network, so that unsupported sizes are found before training."""
         network.eval()
         try:
             with torch.no_grad():

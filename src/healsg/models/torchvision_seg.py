@@ -25,8 +25,8 @@ class TorchvisionSegmentation(DenseModel):
         name: as torchvision lists it: ``deeplabv3_resnet50``, ``fcn_resnet50``, ``lraspp_mobilenet_v3_large``, ...
             DeepLabV3 takes at least two samples in a training batch, since it normalises one pixel of each.
         weights: published weights by name, such as ``DEFAULT``, from torch's cache or the network; or a file under
-            torchvision's names, of which what fits is loaded. None draws new ones. Layers for other classes are drawn
-            anew.
+            torchvision's names, of which what fits is loaded. None initialises at random. Layers for other classes are
+            re-initialised.
         aux: a second output from an earlier layer in training, with half the weight of the first; LR-ASPP has none.
         options: further arguments of torchvision's builder by name.
         common: the arguments of DenseModel.

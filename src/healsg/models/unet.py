@@ -33,7 +33,7 @@ Sizes = Sequence[int | Sequence[int]]
 """One entry a stage: one number for all axes, or one for each."""
 
 SMALLEST = 4
-"""The side in pixels below which no axis is halved where nothing is said, as in nnU-Net's planner."""
+"""The side in pixels below which no axis is halved by default, as in nnU-Net's planner."""
 
 MOST_STAGES = 7
 WIDEST = {2: 512, 3: 320}
@@ -46,7 +46,7 @@ class Shape:
 
     Args:
         channels: of each stage.
-        strides: by which a stage shrinks each axis as it begins; 1 throughout for the first.
+        strides: downsampling factor of each axis at the start of a stage; 1 for the first.
         kernels: the sides of the convolutions.
     """
 
@@ -127,8 +127,8 @@ def plain_stage(
 
 
 class Decoder(nn.Module):
-    """The way up: transposed convolutions, the encoder's maps beside them, convolutions; an output at each resolution
-    from the second coarsest on, or at the finest alone.
+    """The decoder: transposed convolutions, concatenation with the encoder's maps, convolutions; an output at each
+    resolution from the second coarsest on, or at the finest alone.
 
     Args:
         shape: of the U-Net.
@@ -169,7 +169,7 @@ class Decoder(nn.Module):
 
 
 def fitted(hidden: Tensor, beside: Tensor) -> Tensor:
-    """A map that was enlarged, cut to the size of the one beside it, whose sides may be odd."""
+    """An upsampled map, cropped to the size of the skip connection, whose sides may be odd."""
     if hidden.shape[2:] == beside.shape[2:]:
         return hidden
     return hidden[(slice(None), slice(None), *(slice(side) for side in beside.shape[2:]))]
@@ -244,14 +244,14 @@ def initialise(network: nn.Module) -> None:
 
 
 class DenseModel(TaskModel):
-    """What networks with an output for each pixel share: the loss, and the prediction of larger images in windows.
+    """Base class of networks with an output for each pixel: the loss, and sliding-window prediction of larger images.
 
     Args:
-        loss: the criterion of one output, from scores (N, C, ...) and labels (N, ...) to a scalar. None is Dice and
+        loss: the criterion of one output, from logits (N, C, ...) and labels (N, ...) to a scalar. None is Dice and
             cross entropy.
-        windows: where windows lie and how they weigh, as in ``nnunet`` or in ``monai``; see ``sliding_window``.
-        overlap: the share of a window that the next one covers too.
-        mirror: average each window's prediction with those of its mirror images along all axes, in evaluation.
+        windows: positions and weights of the windows, as in ``nnunet`` or ``monai``; see ``sliding_window``.
+        overlap: the overlap of neighbouring windows, as a share of a window.
+        mirror: average each window's prediction with those of its flips along all axes, in evaluation.
         common: the arguments of TaskModel.
     """
 
@@ -299,7 +299,7 @@ def refuse_samples(model: TaskModel, info: DataInfo) -> None:
 
 
 def dense_settings(info: DataInfo) -> dict[str, Any]:
-    """What the data say of their labels to a loss: ``ignore``, and the labels of each of the ``regions``."""
+    """The arguments of a loss that the data determine: ``ignore``, and the labels of each of the ``regions``."""
     return {"ignore": info.ignore, "regions": list(info.regions.values()) or None}
 
 
@@ -309,12 +309,12 @@ class PyramidModel(DenseModel):
     Args:
         width: channels of the finest stage; each coarser one has twice as many, up to nnU-Net's 512 (2D) or 320 (3D).
         stages: resolutions; None takes what the strides say.
-        strides: by which each stage shrinks its input, the first one 1: for each stage one number, or one for each
-            axis. None halves each axis while that leaves 4 pixels.
+        strides: stride of each stage, the first one 1: for each stage one number, or one for each axis. None halves
+            each axis while that leaves 4 pixels.
         kernels: the convolutions' sides, in the same way; None is 3 throughout.
-        deep_supervision: outputs at the coarser resolutions too, but for the two coarsest, in training alone.
+        deep_supervision: outputs at the coarser resolutions too, except the two coarsest, in training only.
         norm: ``instance`` or ``batch``.
-        dropout: the probability with which a whole channel is dropped in training.
+        dropout: probability of dropping a channel in training.
         dim: spatial dimensions; those of the data where it is None.
         common: the arguments of DenseModel.
     """
@@ -380,7 +380,8 @@ class PyramidModel(DenseModel):
         raise NotImplementedError
 
     def values(self, shape: Shape, sides: Sequence[int], outputs: int) -> int:
-        """The numbers in the maps of all convolutions for one sample: what memory is estimated by, as in nnU-Net."""
+        """The number of elements of all convolutions' feature maps for one sample: the estimate of memory, as in
+        nnU-Net."""
         raise NotImplementedError
 
     def check(self, info: DataInfo) -> None:
@@ -413,7 +414,7 @@ class UNet(PyramidModel):
     """nnU-Net's plain U-Net, for images and volumes of any number of channels.
 
     Args:
-        convolutions: of each stage, on the way down and up.
+        convolutions: of each stage, in encoder and decoder.
         common: the arguments of PyramidModel.
     """
 

@@ -28,11 +28,11 @@ class TransformerLayer(nn.Module):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``, on (N, tokens, width).
 
     Args:
-        width: numbers a token.
-        heads: of the attention; they divide ``width``.
-        hidden: units of the perceptron's hidden layer.
-        dropout: of what attention and perceptron put out, and of the hidden units, in training.
-        left_out: the probability with which a sample goes without a branch in training.
+        width: the embedding dimension.
+        heads: attention heads; must divide ``width``.
+        hidden: units of the MLP's hidden layer.
+        dropout: dropout probability of the outputs of attention and MLP, and of the hidden units.
+        left_out: the probability of skipping a residual branch for a sample in training.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, left_out: float) -> None:
@@ -140,13 +140,12 @@ class ViT(TaskModel):
     Args:
         patch: the side of a patch, in pixels.
         depth: the number of transformer layers.
-        width: numbers a token.
-        heads: of the attention; they divide ``width``.
-        mlp_ratio: units of each perceptron's hidden layer, in multiples of ``width``.
-        dropout: the probability with which outputs of attention and perceptron, hidden units and the patches'
-            numbers are dropped in training.
-        stochastic_depth: the probability with which a sample goes without a branch of the last layer in training; it
-            rises evenly from 0 in the first.
+        width: the embedding dimension.
+        heads: attention heads; must divide ``width``.
+        mlp_ratio: units of each MLP's hidden layer, in multiples of ``width``.
+        dropout: dropout probability of the outputs of attention and MLP, hidden units and patch embeddings.
+        stochastic_depth: the probability of skipping a residual branch of the last layer in training; it rises linearly
+            from 0 in the first.
         pooling: what the features are after the last norm: the class ``token``, or the ``mean`` over the patches (Beyer
             et al. 2022, arXiv 2205.01580), without a class token.
         common: the arguments of TaskModel.

@@ -25,9 +25,9 @@ class WideBlock(nn.Module):
         before: channels that come in.
         after: channels that go out.
         stride: the step of the block.
-        dropout: the probability with which a value between the two convolutions is dropped in training.
+        dropout: dropout probability between the two convolutions.
         slope: of the activation below zero.
-        momentum: the share of a batch in BatchNorm's running statistics.
+        momentum: momentum of BatchNorm's running statistics.
         active: whether the convolution of the shortcut sees h.
     """
 
@@ -109,11 +109,11 @@ class WideResNet(TaskModel):
     Args:
         depth: the number of layers, 6 n + 4 (28 has four blocks in each of the three groups).
         widen_factor: channels of the groups in multiples of 16, 32 and 64.
-        dropout: the probability with which a value between a block's two convolutions is dropped in training.
+        dropout: dropout probability between a block's two convolutions.
         negative_slope: of the activation below zero; 0 is ReLU.
-        batchnorm_momentum: the share of a batch in BatchNorm's running statistics.
-        shortcut: what the convolution sees that stands in for an identity where the shape changes: the normed and
-            ``activated`` input (the paper), or the ``raw`` one in the second and third group (FixMatch's network).
+        batchnorm_momentum: momentum of BatchNorm's running statistics.
+        shortcut: input of the projection shortcut where the shape changes: the normed and ``activated`` input (the
+            paper), or the ``raw`` one in the second and third group (FixMatch's network).
         common: the arguments of TaskModel.
     """
 

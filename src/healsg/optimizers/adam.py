@@ -28,7 +28,7 @@ def adam_update(
         group: ``lr``, ``betas``, ``eps`` and ``weight_decay``, decoupled from the gradient or added to it.
         weights, gradients: tensors of the same shapes, of one device and type.
         state: by weight the step, the first and the second moment and, with amsgrad, the largest second moment.
-        scale, infinite: what fp16's gradients are divided by; above 0 where the update is to be left out.
+        scale, infinite: divisor of fp16 gradients; above 0 if the update is to be skipped.
     """
     steps, means, squares, *largest = state
     kernel = fused_adamw_ if decoupled else fused_adam_

@@ -1,4 +1,4 @@
-"""What the optimizers here share: their arguments, and the step over groups of parameters."""
+"""Base class of the optimizers: parameter groups, and the step over them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from healsg.torch_private import foreach_mul_, step_is_watched
 
 
 class GroupOptimizer(Optimizer):
-    """An optimizer that moves all weights of a group at once: a subclass gives ``update``.
+    """An optimizer that updates all weights of a group in one call; a subclass defines ``update``.
 
-    What torch's base class hides from ``torch.compile`` is not hidden here, which would import the compiler, a second
-    of start-up: the network is what is compiled, never its update. And what it puts around each update, for hooks and
-    the profiler, is there only while there are any.
+    Unlike torch's base class, this one does not wrap its methods in ``torch._disable_dynamo``, which would import the
+    compiler (a second of start-up); only the network is compiled, never its update. The wrapper around each update for
+    hooks and the profiler is used only while there are any.
     """
 
     takes_shards: ClassVar[bool] = False
-    """Whether each number of a weight moves by itself, so that each process may hold a part of it. A class says so for
-    itself: what it inherits does not count."""
+    """Whether the update is elementwise, so that each process may hold a shard of a weight. A class declares this
+    itself; an inherited value does not count."""
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     state_dict = inspect.unwrap(Optimizer.state_dict)
@@ -35,7 +35,7 @@ class GroupOptimizer(Optimizer):
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """What torch puts around the step of each class as its first optimizer is made."""
+        """The wrapper that torch puts around a class's ``step`` when its first instance is made."""
         watched = Optimizer.profile_hook_step(func)
 
         @functools.wraps(func)
@@ -51,12 +51,12 @@ class GroupOptimizer(Optimizer):
         return weight.device, weight.dtype
 
     def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
-        """Move those weights of a group that have gradients, one or more, in place; all are of one ``kind``."""
+        """Update the weights of a group that have gradients (at least one), in place; all are of one ``kind``."""
         raise NotImplementedError
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Perform one update; ``closure`` computes the loss and its gradients anew, if it is given."""
+        """Perform one update; ``closure``, if given, recomputes the loss and its gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -39,7 +39,7 @@ class Lion(GroupOptimizer):
     Args:
         params: parameters, groups of them, or pairs of name and parameter.
         lr: the learning rate.
-        betas: how much of the momentum goes into the update, and how much of it is kept; each in [0, 1).
+        betas: the weight of the momentum in the update, and its decay rate; each in [0, 1).
         weight_decay: decoupled weight decay.
     """
 

@@ -25,7 +25,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.b
     Args:
         matrices: (N, rows, columns).
         steps: iterations.
-        dtype: what they are computed in.
+        dtype: of the computation.
 
     Returns:
         A tensor of the same shape, in ``dtype``.
@@ -43,8 +43,8 @@ def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.b
 
 
 def step_scale(rows: int, columns: int, adjust: str, convolution: bool = False) -> float:
-    """What a matrix's learning rate is multiplied by: ``original`` as Jordan has it; ``match_rms_adamw`` gives updates
-    the size of AdamW's, so that its learning rates serve (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+    """The factor of a matrix's learning rate: ``original`` as Jordan has it; ``match_rms_adamw`` gives updates the size
+    of AdamW's, so that its learning rates serve (Liu et al. 2025, arXiv 2502.16982, section 2.2).
 
     Jordan's code (KellerJordan/Muon, muon.py) divides the sizes of the last two dimensions of the weight as it is: the
     rows and columns of a matrix, but the kernel's height and width of a convolution, which is thus not scaled.
@@ -76,12 +76,12 @@ class Muon(GroupOptimizer):
     Args:
         params: parameters, groups of them, or pairs of name and parameter.
         lr: the learning rate of the hidden weights.
-        momentum: the share of the momentum that is kept.
-        nesterov: look ahead by one step of the momentum.
+        momentum: the momentum coefficient.
+        nesterov: use Nesterov momentum.
         weight_decay: decoupled weight decay, of hidden weights and of the rest.
         ns_steps: Newton-Schulz iterations.
         adjust: how a matrix's shape scales its learning rate; see ``step_scale``.
-        dtype: what the iterations are computed in.
+        dtype: of the iterations.
         adamw_lr: AdamW's learning rate.
         adamw_betas: AdamW's decay rates of the moments; each in [0, 1).
         adamw_eps: what AdamW adds to its denominator.

@@ -28,12 +28,12 @@ class MuonSGD(GroupOptimizer):
     Args:
         params: parameters, or groups of them; what a group says of its weight decay or learning rate is left out.
         lr: Muon's learning rate.
-        momentum: Muon's share of the momentum that is kept.
+        momentum: Muon's momentum coefficient.
         ns_steps: Newton-Schulz iterations.
         bias_lr: the learning rate of biases before a head whose weights have the deviation 1.
         head_lr: the learning rate of matrices.
-        sgd_momentum: SGD's share of the momentum that is kept.
-        weight_decay: the share by which SGD shrinks its weights in a step at the full learning rate.
+        sgd_momentum: SGD's momentum coefficient.
+        weight_decay: decoupled weight decay of SGD: the share removed per step at the full learning rate.
     """
 
     _step_supports_amp_scaling = True

@@ -35,7 +35,7 @@ class RMSprop(GroupOptimizer):
         alpha: the decay rate of the mean square, in [0, 1).
         eps: added to the denominator.
         weight_decay: L2 penalty, added to the gradient.
-        momentum: the share of the momentum that is kept.
+        momentum: the momentum coefficient.
         centered: divide by the standard deviation instead of the root mean square (Graves 2013, arXiv 1308.0850).
     """
 

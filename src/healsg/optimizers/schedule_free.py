@@ -1,4 +1,4 @@
-"""Schedule-free AdamW: a mean of the iterates in the place of a schedule (Defazio et al. 2024, arXiv 2405.15682)."""
+"""Schedule-free AdamW: a mean of the iterates instead of a schedule (Defazio et al. 2024, arXiv 2405.15682)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ScheduleFreeAdamW(GroupOptimizer):
         super().__init__(params, {**settings, "largest_lr": 0.0})
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Perform one update; ``closure`` computes the loss and its gradients anew, if it is given."""
+        """Perform one update; ``closure``, if given, recomputes the loss and its gradients."""
         for group in self.param_groups:
             group["largest_lr"] = max(float(group["lr"]), group["largest_lr"])
         return super().step(closure)

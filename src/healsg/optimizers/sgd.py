@@ -22,10 +22,10 @@ class SGD(GroupOptimizer):
     Args:
         params: parameters, groups of them, or pairs of name and parameter.
         lr: the learning rate.
-        momentum: the share of the momentum that is kept.
-        dampening: how much less of the gradient enters the momentum.
+        momentum: the momentum coefficient.
+        dampening: dampening of the momentum.
         weight_decay: L2 penalty, added to the gradient.
-        nesterov: look ahead by one step of the momentum.
+        nesterov: use Nesterov momentum.
 
     Raises:
         ConfigError: ``nesterov`` without momentum, or with dampening.
@@ -55,7 +55,7 @@ class SGD(GroupOptimizer):
     def update(self, group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor]) -> None:
         begins = bool(group["momentum"]) and weights[0] not in self.state
         momenta = self.state_of(weights, "momentum_buffer")[0] if group["momentum"] else []
-        if hasattr(weights[0], "to_local"):  # sharded tensors, for which torch has no rule in this kernel
+        if hasattr(weights[0], "to_local"):  # sharded tensors, which this torch kernel does not support
             weights, gradients, momenta = map(_local, (weights, gradients, momenta))
         fused_sgd_(
             weights,
@@ -74,5 +74,5 @@ class SGD(GroupOptimizer):
 
 
 def _local(sharded: list[Any]) -> list[Tensor]:
-    """What this process has of sharded tensors; it changes with them."""
+    """The local shards of sharded tensors, which share their memory."""
     return [tensor.to_local() for tensor in sharded]

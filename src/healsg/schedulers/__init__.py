@@ -1,1 +1,1 @@
-"""Schedulers: how the learning rate moves over a run. One file a kind: curves known in advance, and the plateau."""
+"""Learning rate schedulers: curves that are functions of progress, and reduction on plateau."""

@@ -20,17 +20,17 @@ TOLERANCE = 1e-9
 
 
 def linear(start: float, end: float, share: float) -> float:
-    """From ``start`` to ``end`` along a straight line; ``share`` in 0..1."""
+    """Linear interpolation from ``start`` to ``end``; ``share`` in 0..1."""
     return start + (end - start) * share
 
 
 def half_cosine(start: float, end: float, share: float) -> float:
-    """From ``start`` to ``end`` along half a cosine; ``share`` in 0..1."""
+    """Cosine interpolation from ``start`` to ``end``; ``share`` in 0..1."""
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
 class Schedule:
-    """A curve at work on an optimizer: each group's ``lr`` is its ``initial_lr`` times the curve's factor.
+    """A curve applied to an optimizer: each group's ``lr`` is its ``initial_lr`` times the curve's factor.
 
     The factor at progress 0 applies at once; ``step`` is called after each update, or after each epoch where
     ``interval`` is ``epoch``. Update ``k``, counted from 0, runs at progress ``k / total_steps``.
@@ -53,7 +53,7 @@ class Schedule:
         self._apply()
 
     def step(self) -> None:
-        """Move on by one update, or by one epoch."""
+        """Advance by one update, or by one epoch."""
         self.count += 1
         self._apply()
 
@@ -73,7 +73,7 @@ class Schedule:
         return {"count": self.count}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a saved count; the length of the run remains this run's."""
+        """Load a saved count; the length of the run stays that of this run."""
         self.count = state["count"]
         self._apply()
 
@@ -82,7 +82,7 @@ class Curve:
     """A curve over the run, after an optional warm-up. A subclass gives ``shape``.
 
     Args:
-        warmup: the share of the run over which the factor rises in a straight line, from 0.01 to 1.
+        warmup: the share of the run over which the factor rises linearly from 0.01 to 1.
         interval: whether the factor moves with each update, or is held for an epoch.
     """
 
@@ -98,18 +98,18 @@ class Curve:
         return (progress - self.warmup) / (1 - self.warmup)
 
     def factor(self, progress: float) -> float:
-        """What the learning rate is multiplied by at ``progress`` of the run, in 0..1."""
+        """The factor of the learning rate at ``progress`` of the run, in 0..1."""
         if progress < self.warmup:
             return linear(WARMUP_FROM, 1.0, progress / self.warmup)
         return self.shape(progress)
 
     def build(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> Schedule:
-        """Put the curve to work on ``optimizer`` for a run of ``total_steps`` updates."""
+        """Apply the curve to ``optimizer`` for a run of ``total_steps`` updates."""
         return Schedule(self, optimizer, total_steps, steps_per_epoch)
 
 
 class Constant(Curve):
-    """The same learning rate throughout."""
+    """A constant learning rate."""
 
     def shape(self, progress: float) -> float:
         return 1.0
@@ -120,7 +120,7 @@ class Step(Curve):
 
     Args:
         every: that share of the run.
-        gamma: what the factor is multiplied by.
+        gamma: multiplier of the factor.
         common: see ``Curve``.
     """
 
@@ -137,7 +137,7 @@ class MultiStep(Curve):
 
     Args:
         milestones: shares of the run, each in 0..1; a half and three quarters where it is None.
-        gamma: what the factor is multiplied by.
+        gamma: multiplier of the factor.
         common: see ``Curve``.
 
     Raises:
@@ -158,7 +158,7 @@ class MultiStep(Curve):
 
 
 class Cosine(Curve):
-    """Half a cosine from 1 to ``final`` (Loshchilov and Hutter 2016, arXiv 1608.03983, without restarts).
+    """Cosine annealing from 1 to ``final`` (Loshchilov and Hutter 2016, arXiv 1608.03983, without restarts).
 
     Args:
         final: the factor at the end of the run.
@@ -178,7 +178,7 @@ class CosineArc(Curve):
     2001.07685, section 2.3, with 7/16 of it).
 
     Args:
-        arc: how much of half a cosine; up to 0.5, where the factor reaches zero.
+        arc: the arc of the cosine, as a multiple of pi, up to 0.5, where the factor reaches zero.
         common: see ``Curve``.
 
     Raises:
@@ -196,13 +196,13 @@ class CosineArc(Curve):
 
 
 class OneCycle(Curve):
-    """Up to the optimizer's learning rate and down to almost nothing (Smith and Topin 2017, arXiv 1708.07120).
+    """One cycle: up to the optimizer's learning rate and down to almost zero (Smith and Topin 2017, arXiv 1708.07120).
 
     Args:
         rise: the share of the run in which the factor rises to 1.
         start_factor: the factor at the beginning.
         final: the factor at the end of the run; by default that of torch's OneCycleLR, 1 / (25 * 10,000).
-        anneal: along half a cosine, or in straight lines.
+        anneal: cosine or linear interpolation.
         common: see ``Curve``.
     """
 
@@ -232,7 +232,7 @@ class Poly(Curve):
     """``(1 - progress) ** power``, common in segmentation (Chen et al. 2016, arXiv 1606.00915, section 4.1.2).
 
     Args:
-        power: 1 is a straight line to zero.
+        power: the exponent; 1 is linear decay to zero.
         common: see ``Curve``.
     """
 

@@ -1,4 +1,4 @@
-"""Reduce the learning rate when the monitored number no longer improves."""
+"""Reduce the learning rate when the monitored metric no longer improves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from healsg.types import Natural, NonNegative, Share
 
 
 class PlateauSchedule(ReduceLROnPlateau):
-    """torch's ``ReduceLROnPlateau`` with what the loop asks of a schedule: ``step(value)`` after each epoch.
+    """torch's ``ReduceLROnPlateau`` with the loop's interface of a schedule: ``step(value)`` after each epoch.
 
     Its state holds plain values, and loading it sets the learning rates it had reached.
 
@@ -30,7 +30,7 @@ class PlateauSchedule(ReduceLROnPlateau):
         self.follow = follow
 
     def step(self, metrics: Any, sign: int = 0) -> None:  # type: ignore[override]
-        """Take in an epoch's number; ``sign`` is the monitor's, +1 where more is better, for ``mode: auto``."""
+        """Process an epoch's value; ``sign`` is the monitor's, +1 where more is better, for ``mode: auto``."""
         if self.follow and sign and self.last_epoch == 0:
             self.mode = "max" if sign > 0 else "min"
             self.mode_worse = -math.inf * sign  # torch derives it from the mode, also when a state is loaded
@@ -38,7 +38,7 @@ class PlateauSchedule(ReduceLROnPlateau):
         super().step(metrics)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Load a saved state."""
         super().load_state_dict(state_dict)
         for group, reached in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = float(reached)
@@ -48,12 +48,12 @@ class Plateau:
     """Multiply the learning rate by ``factor`` once the monitored number has not improved for ``patience`` epochs.
 
     Args:
-        factor: what the learning rate is multiplied by.
-        patience: epochs without an improvement that are let pass.
+        factor: multiplier of the learning rate.
+        patience: epochs without improvement that are tolerated before a reduction.
         mode: whether the monitored number should rise (``max``) or fall (``min``); ``auto`` goes with the monitor.
         threshold: the least relative change that counts as an improvement.
-        cooldown: epochs after a reduction in which none are counted.
-        min_lr: the learning rate below which no reduction leads.
+        cooldown: epochs after a reduction before counting resumes.
+        min_lr: the smallest learning rate.
     """
 
     def __init__(
@@ -76,5 +76,5 @@ class Plateau:
         }
 
     def build(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> PlateauSchedule:
-        """Put it to work on ``optimizer``; the length of the run does not matter."""
+        """Apply it to ``optimizer``; the length of the run does not matter."""
         return PlateauSchedule(optimizer, self.follow, **self.settings)

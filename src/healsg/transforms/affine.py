@@ -47,7 +47,7 @@ def affine_matrix(
         down: (N,) shift downwards, in pixels.
         scale: (N,) above 0; 2 doubles the size of everything in the image.
         shear: (N,) pixels by which each row is shifted right relative to the row above it.
-        flip: (N,) -1 mirrors left to right, 1 does not.
+        flip: (N,) -1 flips horizontally, 1 does not.
     """
     cos, sin = precise(angle).cos().float(), precise(angle).sin().float()  # rounding independent of the batch size
     mirror = torch.ones_like(cos) if flip is None else flip
@@ -83,7 +83,7 @@ def random_affine(
         shift: the largest shift in each direction, in pixels; fractions are drawn too.
         scale: the factor is drawn from [1 - scale, 1 + scale].
         shear: the largest shear in either direction, in pixels per row.
-        flip: mirror left to right with probability 1/2.
+        flip: flip horizontally with probability 1/2.
         padding: the values outside the image, ``zero`` or ``reflect``.
         which: number of the first draw.
     """
@@ -114,7 +114,7 @@ def random_resized_crop(
         draw: the samples' draws, of which ``which`` and ``which + 1`` are used.
         smallest: the smallest fraction of the area; the largest is 1.
         ratio: the aspect ratio is drawn from [1 / ratio, ratio].
-        flip: mirror left to right with probability 1/2.
+        flip: flip horizontally with probability 1/2.
         which: number of the first draw.
     """
     height, width = images.shape[2:]

@@ -56,7 +56,7 @@ def random_shift(images: Tensor, draw: Draw, pixels: int, which: int = 0, paddin
         draw: the N samples' draws.
         pixels: the largest shift, in pixels.
         which: the draw of the rows; ``which + 1`` is that of the columns.
-        padding: what fills the pixels that come from outside the image, ``zero`` or ``reflect``.
+        padding: fill of pixels outside the image, ``zero`` or ``reflect``.
     """
     if not pixels:
         return images
@@ -73,9 +73,9 @@ def random_shift(images: Tensor, draw: Draw, pixels: int, which: int = 0, paddin
 
 
 def random_flip(images: Tensor, draw: Draw, which: int = 0, alternate: bool = False) -> Tensor:
-    """Mirror each of the (N, C, H, W) images left to right with probability 1/2.
+    """Flip each of the (N, C, H, W) images horizontally with probability 1/2.
 
-    With ``alternate`` only the first epoch is drawn; from then on each image is mirrored in every other epoch, so that
+    With ``alternate`` only the first epoch is drawn; from then on each image is flipped in every other epoch, so that
     two successive epochs show every image both ways (the alternating flip of Jordan 2024, arXiv 2404.00498).
     """
     count = len(images)
@@ -117,17 +117,17 @@ def check_view(view: str, what: str, known: Collection[str] = ("input", "weak", 
 
 
 class ImageTransform:
-    """The usual augmentation of small images: a random flip, a random shift, then the normalisation.
+    """The standard augmentation of small images: a random flip, a random shift, then the normalisation.
 
     Without a draw (evaluation) only the normalisation remains. A target that is a mask is flipped and shifted with its
     image.
 
     Args:
-        flip: mirror left to right with probability 1/2.
+        flip: flip horizontally with probability 1/2.
         shift: the largest shift in pixels; 0 is none.
         mean: each channel's mean, with ``maximum`` as 1.
         std: each channel's standard deviation, with ``maximum`` as 1.
-        padding: what fills the pixels that a shift leaves empty, ``zero`` or ``reflect``.
+        padding: fill of pixels that a shift leaves empty, ``zero`` or ``reflect``.
         size: the images' shorter side in pixels, where it is known; a shift must be smaller.
         maximum: the stored value of full intensity, 255 for uint8.
         alternate: flip each image every other epoch; see ``random_flip``.

@@ -66,12 +66,12 @@ class ImageViews:
 
     Args:
         augment: the name of the augmentation of ``input``.
-        flip: mirror left to right with probability 1/2, in every view.
+        flip: flip horizontally with probability 1/2, in every view.
         shift: the largest shift of ``standard``, in pixels.
         mean: each channel's mean, with ``maximum`` as 1.
         std: each channel's standard deviation, likewise.
         maximum: the stored value of full intensity, 255 for uint8.
-        padding: what fills the pixels that come from outside the image, ``zero`` or ``reflect``.
+        padding: fill of pixels outside the image, ``zero`` or ``reflect``.
         size: the images' shorter side in pixels.
         outside: the label of a mask's pixels that come from outside, with ``zero`` padding.
         files: the images are decoded from files of any size, so that ``crop`` cuts its window out before resizing.
@@ -273,8 +273,8 @@ class SelfSupervised(FloatTransform):
 
     Args:
         standard: see ``FloatTransform``.
-        smallest_crop: the smallest share of the area that a crop shows.
-        saturation: the most by which saturation changes.
+        smallest_crop: the smallest area of a crop, as a share of the image.
+        saturation: the largest change of the saturation.
         solarise: the probability with which the upper half of the levels is inverted in the end.
     """
 

@@ -25,7 +25,7 @@ class VolumeTransform(ImageTransform):
         """Flip and shift each volume, axis by axis."""
         if self.flip and not self.shift:
             drawn = torch.stack([draw.host.integers(2 * number, 0, 1) for number in range(3)], dim=1)
-            if drawn.device.type == "cpu":  # a value of another device would have to be waited for
+            if drawn.device.type == "cpu":  # reading a value from another device would synchronise
                 return flipped(images, drawn.tolist())
         for number, axis in enumerate((2, 3, 4) if self.flip or self.shift else ()):
             mirrored = draw.integers(2 * number, 0, int(self.flip)) == 1

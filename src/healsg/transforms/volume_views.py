@@ -12,7 +12,7 @@ VolumeAugment = Literal["none", "standard", "nnunet"]
 
 
 class VolumeViews:
-    """What a set of volumes offers as views: ``input`` as ``augment`` says on training samples, ``strong`` with other
+    """The views of a set of volumes: ``input`` as ``augment`` says on training samples, ``strong`` with other
     intensities (see ``IntensityTransform``), all others as ``standard`` has them.
 
     Args:
@@ -26,7 +26,7 @@ class VolumeViews:
         self.input: Transform = NnunetTransform(standard, outside) if augment == "nnunet" else standard
 
     def of(self, view: str, split: str = "train") -> Transform:
-        """The transform that makes ``view`` in ``split``. Raises ConfigError for a view that there is not."""
+        """The transform that makes ``view`` in ``split``. Raises ConfigError for an unknown view."""
         if view == "strong":
             return IntensityTransform(self.standard)
         other = self.standard.of(view, split)

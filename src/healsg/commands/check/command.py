@@ -46,8 +46,8 @@ def run(arguments: list[str]) -> int:
     flags = Flags(
         "check",
         "Read every sample once and take one training step, with the arguments of train. Lists all samples that "
-        "cannot be read, classes and sizes by split, duplicates across splits, doubtful class names and groups; what "
-        "is trained and saved; and the command to train.",
+        "cannot be read, classes and sizes by split, duplicates across splits, suspicious class names and groups; "
+        "what is trained and saved; and the command to train.",
         EXAMPLES,
     )
     flags.add_settings()

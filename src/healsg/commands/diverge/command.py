@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> int:
 def _read(arguments: list[str]) -> Namespace:
     flags = Flags(
         "diverge",
-        "Where two runs first differ: settings, machine and software, lines of metrics.jsonl, the last checkpoint "
+        "Find where two runs first differ: settings, machine and software, lines of metrics.jsonl, the last checkpoint "
         "and, of runs that healsg verify has kept, the step and the tensor. Times apart, equal runs went the same way "
         "and ended in the same state. The exit status is 0 where they are equal, 1 where not.",
     )

@@ -73,19 +73,19 @@ def run(arguments: list[str]) -> int:
 def _read(arguments: list[str]) -> Namespace:
     flags = Flags(
         "eval",
-        "Print the metrics of a run's weights on a split as JSON, and keep them in the run's folder. Cases, such as "
-        "those of a segmentation, are shown beside it on standard error, the worst first.",
+        "Print the metrics of a run's weights on a split as JSON, and save them in the run's folder. Metrics by case, "
+        "as segmentation has them, go to standard error, the worst case first.",
         EXAMPLES,
     )
     flags.add_run()
-    flags.add_settings("split=train|val|test (default: test), checkpoint=best|last (best), or a setting that changes")
+    flags.add_settings("split=train|val|test (default: test), checkpoint=best|last (best), or changes to settings")
     flags.add_argument(
         "--page",
         metavar="FILE",
-        help="also one HTML file: the table by case, worst first, and the worst as pictures: image, truth, prediction, "
-        "errors in colour",
+        help="also write an HTML file: the table by case, worst first, and images of the worst cases: input, truth, "
+        "prediction, errors in colour",
     )
-    flags.add_json("for programs: JSON is what it prints in any case")
+    flags.add_json("accepted for uniformity: the output is always JSON")
     flags.add_config_dir()
     args = flags.read(arguments)
     if is_setting(args.run):

@@ -66,9 +66,8 @@ def _read(arguments: list[str]) -> Namespace:
     flags = Flags(
         "forecast",
         "Measure a few real steps, an evaluation, a save and the loader, with the arguments of train, and say how long "
-        "the run will take (CPU and wall time), the peak of its memory, its disk space, and the largest batch that "
-        "fits. Each number has an interval that is to hold it nine times of ten. Nothing is trained, and nothing is "
-        "left behind.",
+        "the run will take (CPU and wall time), its peak memory, its disk space, and the largest batch that fits. "
+        "Each number has a 90 % prediction interval. No run is created and no file is left behind.",
         EXAMPLES,
     )
     flags.add_argument("-m", "--multirun", action="store_true", help="a sweep: the sum over all its jobs")
@@ -78,10 +77,10 @@ def _read(arguments: list[str]) -> Namespace:
         type=_budget,
         default=BUDGET,
         metavar="S",
-        help=f"of training steps that are measured (default: {BUDGET:g})",
+        help=f"seconds of training steps to measure (default: {BUDGET:g})",
     )
     flags.add_argument(
-        "--record", action="store_true", help="how far past forecasts were off, and how often the interval held"
+        "--record", action="store_true", help="show the errors of past forecasts and the coverage of their intervals"
     )
     flags.add_argument("--root", metavar="DIR", help="the folder of the runs (default: runs)")
     flags.add_json()

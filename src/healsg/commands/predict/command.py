@@ -57,19 +57,23 @@ def run(arguments: list[str]) -> int:
 
 
 def _read(arguments: list[str]) -> Namespace:
-    flags = Flags("predict", "Predict with the weights of runs, from their folders alone.", EXAMPLES)
+    flags = Flags(
+        "predict",
+        "Predict with the weights of one or several runs, from their folders; several are averaged.",
+        EXAMPLES,
+    )
     flags.add_argument(
         "words",
         nargs="*",
         default=[],
         metavar="RUN ... PATH ... key=value",
-        help="runs, what they are to predict, and settings",
+        help="runs, files or folders of new samples, and settings",
     )
     flags.add_argument(
         "--out",
         metavar="FILE|DIR",
         help="a .csv or .jsonl file, or a folder for predictions.csv; without it the most probable classes are shown. "
-        "The same command goes on with a file that was cut",
+        "The same command continues an unfinished file",
     )
     flags.add_argument(
         "--checkpoint",
@@ -82,20 +86,20 @@ def _read(arguments: list[str]) -> Namespace:
         type=_moved,
         default="",
         metavar="flips,shifts",
-        help="average over mirrored pictures or volumes, over moved ones, or over all of both",
+        help="test-time augmentation: average over flipped images or volumes, over shifted ones, or over both",
     )
     flags.add_argument(
         "--explain",
         action="store_true",
-        help="a picture of each picture with where the network looked (Grad-CAM; occlusion of transformers), in a "
-        "folder beside --out, named in its lines",
+        help="also a saliency map of each image (Grad-CAM; occlusion for transformers), in a folder next to --out, "
+        "named in its lines",
     )
-    flags.add_argument("--features", action="store_true", help="also what the head of the network makes outputs of")
+    flags.add_argument("--features", action="store_true", help="also the features before the network's head")
     flags.add_argument(
         "--batch-size",
         type=_count,
         metavar="N",
-        help="samples of one forward pass (default: the run's data.batch_size); of a segmentation windows (default: 1)",
+        help="samples per forward pass (default: the run's data.batch_size); for segmentation, windows (default: 1)",
     )
     flags.add_argument(
         "--workers",

@@ -56,7 +56,9 @@ class Flags(argparse.ArgumentParser):
 
     def add_config_dir(self) -> None:
         """``--config-dir DIR``, as ``config_dir``."""
-        self.add_argument("--config-dir", metavar="DIR", help="with options of a folder of your own")
+        self.add_argument(
+            "--config-dir", metavar="DIR", help="folder with your own options, searched in addition to conf/"
+        )
 
     def read(self, arguments: Sequence[str]) -> Namespace:
         """The values of a command line; what follows ``--`` is no flag. Raises ConfigError."""

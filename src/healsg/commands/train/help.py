@@ -1,4 +1,4 @@
-"""``healsg train --help``: what can be chosen and set, by what one wants, with the comments of the YAML files."""
+"""``healsg train --help``: the options and the most used settings, with the comments of the YAML files."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ SECTIONS = {
         *("runner.max_time", "use_wandb", "quiet", "debug"),
     ),
 }
-"""The keys that people set most, by what they want; those that the chosen parts have not are left out."""
+"""The most used keys, by purpose; keys that the chosen options do not have are left out."""
 
 SWEEP = (
-    ("-m key=a,b,c", "the jobs are the product of all values; one line each: runs/<name>/<job>/"),
+    ("-m key=a,b,c", "a sweep: one job for each combination of values, in runs/<name>/<job>/"),
     ("-m 'seed=range(0,5)'", "whole numbers from 0 to 4"),
-    ("-m launcher=local", "several jobs at once: launcher.workers=4"),
-    ("-m search=tpe", "trials that are proposed, over interval(a,b), tag(log,interval(a,b)), choice(a,b)"),
+    ("-m launcher=local", "several jobs in parallel: launcher.workers=4"),
+    ("-m search=tpe", "a search over interval(a,b), tag(log,interval(a,b)), choice(a,b)"),
     ("--help-all", "every setting"),
-    ("--json", "for programs: what was reached, as one object, at the end; what is said goes to standard error"),
-    ("--cfg job", "the whole configuration as YAML; with --resolve its interpolations are written out"),
-    ("--config-dir DIR", "options, recipes and settings of your own, beside those that come with HEALSg"),
+    ("--json", "for programs: the result as one JSON object, at the end; all other output goes to standard error"),
+    ("--cfg job", "print the whole configuration as YAML; with --resolve, with its interpolations resolved"),
+    ("--config-dir DIR", "a folder of your own options, recipes and settings, in addition to those of HEALSg"),
     ("--hydra-help", "the other options of the command line, which are Hydra's"),
 )
 
 FEW = 12
-"""Options of a group that are named; of more, a command is told that lists them."""
+"""A group with at most this many options is shown in full; for a larger one, the help names ``healsg list``."""
 
 
 def help_lines(composer: Composer, overrides: Sequence[str], everything: bool = False) -> list[str]:
     """The help of ``healsg train``.
 
     Args:
-        composer: knows the folders of the configuration.
-        overrides: of the command line: the settings shown are those of these choices.
-        everything: whether every setting is shown.
+        composer: composes from the folders of the configuration.
+        overrides: those of the command line; the settings of the options that they choose are shown.
+        everything: whether to show every setting.
 
     Raises:
         ConfigError: an override is wrong.
@@ -67,7 +67,7 @@ def help_lines(composer: Composer, overrides: Sequence[str], everything: bool = 
     catalogue = Catalogue(composer)
     settings = catalogue.settings(overrides)
     chosen = composer.compose(overrides, checked=False).choices
-    lines = [*USAGE.splitlines(), "", "Choose parts (group=option; all about one: healsg explain method=fixmatch)"]
+    lines = [*USAGE.splitlines(), "", "Choose options (group=option; details: healsg explain method=fixmatch)"]
     lines += layout.rows([_choice(group, names, chosen) for group, names in catalogue.choices.items()])
     if everything:
         for group in dict.fromkeys(argument.group for argument in settings):
@@ -96,6 +96,6 @@ def _heading(group: str, chosen: dict[str, str]) -> str:
 
 
 def _shown(argument: Argument) -> tuple[str, str]:
-    """A setting as it is shown, without a secret that its value may be."""
+    """A setting as it is shown, with a secret value redacted."""
     left, right = setting(argument)
     return redact.override(left), right
