@@ -1,4 +1,4 @@
-"""Makes the parts of a task from a checked configuration; only this module imports and calls targets."""
+"""Instantiates the parts of a task from a checked configuration; only this module imports and calls targets."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 def build_task(
     composed: Composed, data_info: DataInfo | None = None, samples: bool = True, data: TaskData | None = None
 ) -> BasicTask:
-    """Make the parts of a task and the task that joins them.
+    """Instantiate the parts of a task, and the task itself.
 
     Args:
         composed: the checked configuration.
-        data_info: the ``DataInfo`` of a checkpoint, if its network is to be evaluated. The data set then takes classes
-            and preprocessing from it, the training data may be missing, and the checks for training are left out.
-        samples: whether the task needs samples. If not, and ``data_info`` is given, the data set is not made at all.
-        data: the data set, where it has been made already (``make_data``).
+        data_info: the ``DataInfo`` of a checkpoint whose network is to be evaluated. The data set then takes classes
+            and preprocessing from it, the training data may be missing, and the checks for training are skipped.
+        samples: whether the task needs samples. If not, and ``data_info`` is given, the data set is not created.
+        data: the data set, if it has been created already (``make_data``).
 
     Raises:
         ConfigError: a part cannot be made, or the parts do not fit each other.
@@ -47,7 +47,7 @@ def build_task(
     from healsg.task import BasicTask
 
     values = composed.values
-    _find_modules(composed)
+    _add_project_to_path(composed)
     kinds = {"data": TaskData, "model": TaskModel, "method": TaskMethod, "runner": TaskRunner}
     parts: dict[str, Any] = {} if data is None else {"data": data}
     if data_info is not None and not samples:
@@ -70,19 +70,19 @@ def build_task(
 
 
 def make_data(composed: Composed) -> TaskData:
-    """Make the data set of a checked configuration alone. Raises ConfigError."""
+    """Instantiate only the data set of a checked configuration. Raises ConfigError."""
     from healsg.data.base import TaskData
 
-    _find_modules(composed)
+    _add_project_to_path(composed)
     data = make(composed.values["data"], "data", composed, TaskData)
     assert isinstance(data, TaskData)
     return data
 
 
-def _find_modules(composed: Composed) -> None:
-    """Let the modules of the user's project be imported, where a target names one."""
+def _add_project_to_path(composed: Composed) -> None:
+    """Append the user's project folders to ``sys.path`` if a target lies in one of their modules."""
     tops = {target.split(".")[0] for target in targets.named(composed.values)}
-    if any(found and found.file for found in (targets.find_module(top, composed.project) for top in tops)):
+    if any(module and module.file for module in (targets.find_module(top, composed.project) for top in tops)):
         sys.path += [str(folder) for folder in composed.project if str(folder) not in sys.path]
 
 
@@ -90,14 +90,14 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
     """Call the constructor that a checked node names.
 
     Args:
-        node: with a ``_target_``.
+        node: a mapping with a ``_target_``.
         key: the node's key, for messages.
         composed: the configuration, for ``trusted`` and the project's folders.
         kind: the class that the result must be an instance of.
         partial: return a ``functools.partial`` of the constructor instead of calling it.
 
     Raises:
-        ConfigError: the target is no ``kind``, or refuses its arguments.
+        ConfigError: the target is not a ``kind``, or rejects its arguments.
     """
     from hydra.errors import HydraException
     from hydra.utils import get_object, instantiate
@@ -110,11 +110,11 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
             targets.verify_origin(get_object(target), target, trusted, composed.project)
         part = get_object(node["_target_"])
         if issubclass(part, kind) if inspect.isclass(part) else not partial:
-            zoo = any(str(target).startswith("torchvision.models.") for target in targets.named(node))
-            with weights_only() if zoo else contextlib.nullcontext():
-                made = instantiate(node, _convert_="all", _partial_=partial, **_allowed(node, instantiate))
-            if partial or isinstance(made, kind):
-                return made
+            torchvision = any(str(target).startswith("torchvision.models.") for target in targets.named(node))
+            with weights_only() if torchvision else contextlib.nullcontext():
+                instance = instantiate(node, _convert_="all", _partial_=partial, **_allow_list(node, instantiate))
+            if partial or isinstance(instance, kind):
+                return instance
         raise ConfigError(f"{key}._target_: {node['_target_']} is no {kind.__name__}")
     except ConfigError as error:
         raise ConfigError(str(error) if "." in str(error).split(":")[0] else f"{key}: {error}") from error
@@ -127,8 +127,8 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
         raise ConfigError(f"{key}: {node['_target_']} cannot be made: {one_line(cause)}") from error
 
 
-def _allowed(node: dict[str, Any], instantiate: Callable[..., Any]) -> dict[str, Any]:
-    """The targets of a checked node as Hydra 1.4 wants to be told them; earlier versions have no such argument."""
+def _allow_list(node: dict[str, Any], instantiate: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword argument by which Hydra 1.4 allows the targets of a checked node; empty for earlier versions."""
     if "_execution_whitelist_" not in inspect.signature(instantiate).parameters:
         return {}
     return {"_execution_whitelist_": list(targets.named(node))}
@@ -136,7 +136,7 @@ def _allowed(node: dict[str, Any], instantiate: Callable[..., Any]) -> dict[str,
 
 @contextlib.contextmanager
 def weights_only() -> Iterator[None]:
-    """Force ``weights_only=True`` in every torch.load, also in libraries that pass False, as torchvision does."""
+    """Force ``weights_only=True`` in every torch.load, even in libraries that pass False, as torchvision does."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -149,7 +149,7 @@ def weights_only() -> Iterator[None]:
 
 
 def build_loggers(composed: Composed) -> dict[str, Logger]:
-    """The loggers of a run by name: those that were chosen, Weights & Biases, the report. Raises ConfigError."""
+    """The loggers of a run by name: the configured ones, Weights & Biases, the report. Raises ConfigError."""
     values = composed.values
     nodes = {name: node for name, node in (values["logger"] or {}).items() if node is not None}
     from healsg.runs.logger import Logger
@@ -161,6 +161,6 @@ def build_loggers(composed: Composed) -> dict[str, Logger]:
 
 
 def leaf(path: str) -> Any:
-    """A class of ``healsg.loggers`` by its path, such as ``wandb.Wandb``, imported only now."""
+    """Import a class of ``healsg.loggers`` by its path, such as ``wandb.Wandb``."""
     module, _, name = path.partition(".")
     return getattr(import_module(f"healsg.loggers.{module}"), name)

@@ -1,4 +1,4 @@
-"""Callbacks watch: they see each epoch's numbers and may ask a run to stop. They change nothing."""
+"""Callbacks observe a run: they receive each epoch's metrics and may ask it to stop. They change nothing else."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from healsg.types import Count, NonNegative
 
 
 class Callback:
-    """Sees the numbers of every epoch."""
+    """Receives the metrics of every epoch."""
 
     def on_epoch_end(self, numbers: dict[str, Any], monitor: str, sign: int) -> str | None:
-        """``numbers`` as in ``metrics.jsonl``; ``monitor`` names the watched one, ``sign`` is +1 where more is better.
+        """Called at the end of every epoch; returns the reason to stop after it, or None.
 
-        Returns the reason to stop after this epoch, or None.
+        Args:
+            numbers: the epoch's line in ``metrics.jsonl``.
+            monitor: the name of the monitored metric.
+            sign: +1 if a higher value of it is better, -1 if a lower one is.
         """
         return None
 
@@ -26,11 +29,11 @@ class Callback:
 
 
 class EarlyStopping(Callback):
-    """Stop when the monitored number has not got better for a while.
+    """Stop when the monitored metric has not improved for ``patience`` evaluations.
 
     Args:
         patience: evaluations without improvement after which the run stops.
-        min_delta: by how much a number must improve to count.
+        min_delta: the smallest change that counts as an improvement.
     """
 
     def __init__(self, patience: Count = 10, min_delta: NonNegative = 0.0) -> None:

@@ -67,7 +67,7 @@ ANSWERS = (
     "ledger",
     "diverge",
 )
-"""Commands whose result is their output, so that a failed write to standard output is an error."""
+"""Commands whose only result is what they print: they fail if standard output cannot be written."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,16 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _answer(arguments: Sequence[str] | None) -> int:
-    """Run one command, and report an error in one line; returns the exit status."""
+    """Run one command and report an error of the user's in one line; returns the exit status."""
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if command in ("-sc", "--shell-completion"):  # Hydra's completion script calls the program with its arguments
+    if command in ("-sc", "--shell-completion"):  # Hydra's completion script calls the program without its command
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(" train ", " ", 1)
         command, rest = "train", [command, *rest]
     if command in ("-h", "--help", "--version"):
         with console.lasting_streams():
             print(_version() if command == "--version" else _usage())
         return 0
-    if command == "--complete":  # called by the completion script that --completion prints
+    if command == "--complete":  # called by the shell, through the script that --completion prints
         from healsg.commands.terminal.completion import candidates
 
         print(*candidates(COMMANDS, rest), sep="\n")
@@ -110,11 +110,11 @@ def _answer(arguments: Sequence[str] | None) -> int:
 
 
 def finish(work: Callable[[], int], debug: bool) -> int:
-    """Run the work of a process that another process has started, with the error handling of ``main``.
+    """Run ``work`` in a process that another one has started, with the error handling of ``main``.
 
     Args:
-        work: does the work and returns the exit status.
-        debug: whether an error is shown with its traceback.
+        work: returns the exit status.
+        debug: whether an error is printed with its traceback.
     """
     with distributed.Command() as command:
         with console.lasting_streams(), Mistakes(debug) as mistakes, distributed.first_cause():
@@ -123,10 +123,10 @@ def finish(work: Callable[[], int], debug: bool) -> int:
 
 
 class Mistakes:
-    """A context manager around a command: it reports an error and sets ``status``, the exit status.
+    """A context manager around a command: it reports an error raised inside and sets the exit status, ``status``.
 
     Args:
-        debug: whether an error is shown with its traceback.
+        debug: whether an error is printed with its traceback.
     """
 
     def __init__(self, debug: bool) -> None:
@@ -155,19 +155,22 @@ class Mistakes:
 
 
 def as_mistake(error: Exception) -> HealsgError | None:
-    """An error that the user can fix, with a message of one line: a HealsgError, a key that a task reads but that is
-    not set, a full disk. None for anything else."""
+    """An error that the user can fix, as a ``HealsgError`` with a one-line message; None for any other error.
+
+    Those are our own errors, a configuration key that a task reads and that is not set, and a file that cannot be
+    written, e.g. because the disk is full.
+    """
     if _is_of_omegaconf(error) and (key := getattr(error, "full_key", None)):
         return RunError(f"{key}: the task reads it, and it is not set; give it: +{key}=...")
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-        made = RunError(f"{error.filename or 'a file'}: cannot be written ({error.strerror})")
-        made.__cause__ = error
-        return made
+        unwritable = RunError(f"{error.filename or 'a file'}: cannot be written ({error.strerror})")
+        unwritable.__cause__ = error
+        return unwritable
     return error if isinstance(error, HealsgError) else None
 
 
 def _is_of_omegaconf(error: Exception) -> bool:
-    """Whether omegaconf raised this error; impossible where it was never imported."""
+    """Whether omegaconf raised the error; it is not imported for this, since it then cannot have raised it."""
     if "omegaconf.errors" not in sys.modules:
         return False
     from omegaconf.errors import OmegaConfBaseException
@@ -178,8 +181,8 @@ def _is_of_omegaconf(error: Exception) -> bool:
 def report(error: HealsgError, debug: bool = False) -> int:
     """Print an error to standard error, with its traceback if requested; returns the exit status.
 
-    With several processes only one reports it. Before the process group exists, the launcher ends all processes when
-    rank 0 ends; the other ranks therefore wait, and report only an error that rank 0 does not have.
+    Only one of several processes prints it. Before they have joined a process group, ranks other than 0 wait a second:
+    the launcher ends all processes when rank 0 ends, so these ranks print only an error that rank 0 does not have.
     """
     if distributed.processes().rank > 0 and not distributed.connected():
         time.sleep(1.0)
@@ -193,7 +196,7 @@ def report(error: HealsgError, debug: bool = False) -> int:
 
 
 def say(line: str) -> None:
-    """Print a line, on rank 0 only."""
+    """Print a line, with several processes on rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         print(line, flush=True)
 

@@ -1,6 +1,6 @@
-"""Standard output and standard error that cannot end a run: closed, a pipe without a reader, a disk that is full.
+"""Standard output and standard error whose failure does not end a run: closed, a broken pipe, a full disk.
 
-What is printed of a run folder may be anybody's text: ``visible`` keeps it from steering the terminal.
+Text from a run folder may come from anybody: ``visible`` escapes the characters in it that control the terminal.
 """
 
 from __future__ import annotations
@@ -17,53 +17,52 @@ GONE = (errno.EPIPE, errno.EBADF, errno.EIO, errno.ESHUTDOWN, errno.ECONNRESET)
 """Nobody reads any more: the pipe, the terminal or the descriptor is gone."""
 
 
-_STEERING = {"Cc", "Cs", "Zl", "Zp"}
-_TURNING = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
+_BIDIRECTIONAL_CONTROLS = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def visible(text: str) -> str:
-    """A text on one line, in which what a terminal would obey is escaped: control characters and turns of direction."""
+    """``text`` on one line, with control characters and bidirectional controls escaped."""
     if text.isprintable():
         return text
     escaped = []
-    for one in text:
-        obeyed = one in _TURNING or unicodedata.category(one) in _STEERING
-        escaped.append(one.encode("unicode_escape").decode() if obeyed else one)
+    for character in text:
+        control = character in _BIDIRECTIONAL_CONTROLS or unicodedata.category(character) in _CONTROL_CATEGORIES
+        escaped.append(character.encode("unicode_escape").decode() if control else character)
     return "".join(escaped)
 
 
 def fitted(text: str, width: int, right: bool = False) -> str:
-    """A text in exactly ``width`` cells of a terminal, of which some letters take two: filled up, or cut with an
-    ellipsis.
+    """``text`` padded, or cut with an ellipsis, to exactly ``width`` terminal cells; wide characters take two.
 
     Args:
         text: without control characters.
         width: at least 1.
-        right: whether it is filled up from the left.
+        right: whether to align it to the right.
     """
     from rich.cells import cell_len, set_cell_size
 
     if cell_len(text) > width:
         return set_cell_size(text, width - 1) + "…"
-    blank = " " * (width - cell_len(text))
-    return blank + text if right else text + blank
+    padding = " " * (width - cell_len(text))
+    return padding + text if right else text + padding
 
 
 class LastingStream:
-    """A text stream that goes silent, rather than raise, once it cannot be written.
+    """A text stream that discards its output, instead of raising, once it cannot be written to.
 
-    Its descriptor is then that of ``/dev/null``, so that nothing else fails on it either, such as the interpreter's own
-    flush at the end. Characters that it cannot encode are replaced.
+    Its descriptor is then redirected to ``/dev/null``, so that nothing else fails on it either, such as the
+    interpreter's flush at exit. Characters that it cannot encode are replaced.
 
     Args:
-        stream: what is written to; None, which is what Python has for a closed descriptor, is nothing.
+        stream: the stream that is written to; None, Python's value for a closed descriptor, discards everything.
     """
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
         self.encoding: str = getattr(stream, "encoding", None) or "utf-8"
         self.lost: OSError | None = None
-        """Why it went silent, where the system gave a reason."""
+        """The first error of the system, since which output is discarded."""
 
     def write(self, text: str) -> int:
         try:
@@ -79,7 +78,7 @@ class LastingStream:
             self._lose(error)
 
     def check(self) -> None:
-        """Raise OSError where what was written is lost for another reason than that nobody reads it."""
+        """Raise OSError if output was lost for another reason than a closed reader, such as a full disk."""
         self.flush()
         if self.lost is not None and self.lost.errno not in GONE:
             raise OSError(self.lost.errno, self.lost.strerror, "standard output")
@@ -91,7 +90,7 @@ class LastingStream:
             return False
 
     def __getattr__(self, name: str) -> Any:
-        if name == "stream":  # of a copy that is being made
+        if name == "stream":  # while a copy is made, it is not set yet and would recurse
             raise AttributeError(name)
         return getattr(self.stream, name)
 
@@ -106,7 +105,7 @@ class LastingStream:
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[LastingStream]:
-    """Let ``sys.stdout``, which is yielded, and ``sys.stderr`` be of this kind; they are flushed at the end."""
+    """Wrap ``sys.stdout``, which is yielded, and ``sys.stderr`` in ``LastingStream``; both are flushed at the end."""
     _open_descriptors()
     before = sys.stdout, sys.stderr
     out, err = LastingStream(sys.stdout), LastingStream(sys.stderr)
@@ -120,7 +119,7 @@ def lasting_streams() -> Iterator[LastingStream]:
 
 
 def _open_descriptors() -> None:
-    """Open what was closed of 0, 1 and 2, or the next file that is opened would be taken for the standard output."""
+    """Open descriptors 0, 1 and 2 on ``/dev/null`` if closed; the next opened file would become standard output."""
     for number in range(3):
         try:
             os.fstat(number)

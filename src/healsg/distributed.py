@@ -54,7 +54,7 @@ class Group:
 
         # Imported before init_process_group on purpose: ten functions of this module have the default group, as it is
         # at import, as the default of an argument. DistributedDataParallel imports the module too. Imported later, they
-        # would keep the group alive for ever; destroying it would not end gloo's threads, and a thread that frees its
+        # would keep the group alive forever; destroying it would not end gloo's threads, and a thread that frees its
         # last tensor while the interpreter exits aborts the process ("terminate called without an active exception").
         import torch.distributed.nn.functional
         from torch.distributed.distributed_c10d import PrefixStore
@@ -63,14 +63,14 @@ class Group:
         self.timeout = timeout
         self.failed = False
         self.parted = False  # failed because of another process's error, so that collectives cannot be expected to work
-        own = PrefixStore(f"healsg/{number}", store)
+        group_store = PrefixStore(f"healsg/{number}", store)
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         own_rank, world = processes().rank, processes().world
-        self.peers = Peers(own, own_rank, world, timeout, hosted)
-        self.peers.gather()  # else a process that starts late would be bound by the timeout of gloo
+        self.peers = Peers(group_store, own_rank, world, timeout, hosted)
+        self.peers.gather()  # otherwise gloo's timeout would apply to a process that starts late
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=PrefixStore("group", own),
+            store=PrefixStore("group", group_store),
             rank=own_rank,
             world_size=world,
             timeout=timedelta(seconds=timeout),
@@ -164,7 +164,7 @@ class Command:
         return self
 
     def ends(self, status: int) -> int:
-        """Set the exit status of the command, which is returned."""
+        """Set the exit status of the command and return it."""
         self.status = status
         return status
 

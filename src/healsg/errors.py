@@ -1,10 +1,10 @@
-"""The mistakes that are answered with one line instead of a traceback, and the exit status each has."""
+"""The errors that are reported as one line instead of a traceback, and the exit status of each."""
 
 from __future__ import annotations
 
 
 class HealsgError(Exception):
-    """Something the user can mend. The message is one line: the key or the file, what is wrong, what would be right."""
+    """An error that the user can fix. Its message is one line: the key or file, what is wrong, what would be right."""
 
     status = 1
 
@@ -16,7 +16,7 @@ class ConfigError(HealsgError):
 
 
 class DataError(HealsgError):
-    """Data are missing, damaged or do not fit what was asked of them."""
+    """Data are missing, damaged, or do not fit the configuration."""
 
 
 class RunError(HealsgError):
@@ -28,14 +28,14 @@ class BusyError(RunError):
 
 
 class NotFiniteError(RunError):
-    """A number of the training became NaN or infinite; ``batches`` counts back from the last batch to where."""
+    """A value became NaN or infinite in training, ``batches`` batches before the last one."""
 
     def __init__(self, what: str, batches: int = 0) -> None:
         super().__init__(f"{what} is not finite")
         self.what, self.batches = what, batches
 
 
-class Stopped(Exception):  # noqa: N818 - no error
+class Stopped(Exception):  # noqa: N818 - it is not an error
     """Raised at a step boundary, after saving, when a signal or ``runner.max_time`` asks a run to stop."""
 
     def __init__(self, reason: str, status: int) -> None:
@@ -44,5 +44,5 @@ class Stopped(Exception):  # noqa: N818 - no error
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """The message of an error, on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""TaskMethod: how a task learns. One ``train_step``, the optimizer, the schedule, and what must be remembered."""
+"""TaskMethod: how a task learns. One ``train_step``, the optimizer, the schedule, and the method's own state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Schedule(Protocol):
-    """What a scheduler builds: ``step`` is called after every update, or after every epoch, as ``interval`` says."""
+    """What a ``Scheduler`` builds: ``step`` is called after every update or every epoch, depending on ``interval``."""
 
     interval: str
 
@@ -40,55 +40,56 @@ class Scheduler(Protocol):
 
 
 class TaskMethod(nn.Module):
-    """How a task learns. A subclass gives ``train_step``; teachers, queues and thresholds are submodules and buffers.
+    """How a task learns. A subclass defines ``train_step``; teachers, queues, thresholds are submodules and buffers.
 
-    Averaging, freezing and learning rates by depth are parts of every method. A subclass that overrides ``check``,
-    ``setup`` or ``after_update`` calls the overridden one as well; one that replaces ``task.model`` in ``setup`` does
-    so before that, so that the parts see the network that learns.
+    Averaging, freezing and layer-wise learning rates are parts of every method. A subclass that overrides ``check``,
+    ``setup`` or ``after_update`` calls ``super()``; one that replaces ``task.model`` in ``setup`` does so before that
+    call, so that these parts see the network that is trained.
 
     Args:
         optimizer: called with the parameters, or groups of them.
-        scheduler: builds the schedule of the learning rate; a constant one where it is None.
-        decay_norms_and_biases: weight decay acts on every parameter; False spares those of fewer than two dimensions.
-        ema: the decay of an exponential moving average of the weights, which is evaluated (see ``ema_share``); 0 keeps
-            none. BatchNorm's statistics are those of the network that learns.
-        swa: the share of the updates after which the weights at the ends of epochs are averaged, which is evaluated
-            (Izmailov et al. 2018, arXiv 1803.05407); 0 keeps none. BatchNorm's statistics are measured anew on the
-            training batches.
+        scheduler: builds the schedule of the learning rate; None keeps it constant.
+        decay_norms_and_biases: whether weight decay also applies to parameters with fewer than two dimensions.
+        ema: the decay of an exponential moving average of the weights, which is then evaluated (see ``ema_share``); 0
+            for none. BatchNorm's statistics are those of the trained network.
+        swa: the share of the updates after which the weights at the ends of epochs are averaged; the average is then
+            evaluated (Izmailov et al. 2018, arXiv 1803.05407); 0 for none. BatchNorm's statistics are recomputed on
+            the training batches.
         layer_decay: the learning rate of each layer as a multiple of that of the next one (Clark et al. 2020, arXiv
-            2003.10555); 0 gives all the same.
-        freeze: what does not learn: ``body``, or patterns of names (see ``layers.freeze``). The BatchNorm in it stays
-            in evaluation mode.
-        unfreeze_every: epochs after which one more layer learns, from the last one on (Howard and Ruder 2018, arXiv
-            1801.06146, section 3.3); 0 lets all learn.
+            2003.10555); 0 for the same rate everywhere.
+        freeze: what is not trained: ``body``, or patterns of names (see ``layers.freeze``). BatchNorm in it stays in
+            evaluation mode.
+        unfreeze_every: epochs after which one more layer is trained, from the last one on (Howard and Ruder 2018, arXiv
+            1801.06146, section 3.3); 0 trains all from the start.
     """
 
     needs: Needs = Needs()
-    """The streams and views that ``train_step`` finds in its batch."""
+    """The streams and views that ``train_step`` gets in its batch."""
 
     mean_over_samples: ClassVar[bool] = False
     """Whether the loss of a batch is the mean of the losses of its samples, so that a batch can be split."""
 
     leaves_weights: ClassVar[bool] = False
-    """Whether weights move in ``runner.update`` alone and never in ``train_step``, so that a checkpoint may be copied
-    beside it. A class says so for itself: what it inherits does not count."""
+    """Whether weights change only in ``runner.update`` and never in ``train_step``, so that a checkpoint can be copied
+    while ``train_step`` runs. Each class declares this itself; an inherited value is ignored (``parts.declares``)."""
 
     takes_shards: ClassVar[bool] = False
-    """Whether weights are reached through ``task.net`` alone and none are copied, so that each process may hold a part
-    of them. A class says so for itself: what it inherits does not count."""
+    """Whether weights are used only through ``task.net`` and never copied, so that they can be sharded over processes.
+    Each class declares this itself; an inherited value is ignored."""
 
     starts_from_weights: ClassVar[bool] = False
-    """Whether it is for a trained network: the model then starts with its published weights where it has any."""
+    """Whether the method needs a trained network: the model then starts from its published weights if there are any."""
 
     higher_is_better: ClassVar[Mapping[str, bool]] = {}
-    """Whether more is better, by name of each number that ``evaluate`` adds to the model's metrics."""
+    """For each number that ``evaluate`` adds to the model's metrics, by name: whether a higher value is better."""
 
     local_to_process: ClassVar[Mapping[str, str]] = {}
-    """What each process computes of its own samples, so that the step depends on how many processes there are: by a
-    short name, one sentence each. BatchNorm's statistics, which are the network's, are not listed."""
+    """What each process computes from its own samples only, so that the step depends on the number of processes: a
+    short name and one sentence each. BatchNorm's statistics belong to the network and are not listed."""
 
     local_to_micro_batch: ClassVar[Mapping[str, str]] = {}
-    """The same of what each accumulated micro-batch computes of its own samples, of all processes where it says so."""
+    """The same for what each accumulated micro-batch computes from its own samples only (of all processes where the
+    sentence says so)."""
 
     def __init__(
         self,
@@ -115,44 +116,44 @@ class TaskMethod(nn.Module):
 
     @property
     def averages(self) -> bool:
-        """Whether an average of the weights is evaluated."""
+        """Whether the evaluated weights are an average."""
         return bool(self.ema or self.swa or optimizer_averages(self.make_optimizer))
 
     def replaces(self, name: str) -> bool:
-        """Whether this method's class has a ``name`` of its own, such as ``step``, in the place of ``TaskMethod``'s."""
+        """Whether this method's class overrides the method ``name`` of ``TaskMethod``, such as ``step``."""
         return getattr(type(self), name) is not getattr(TaskMethod, name)
 
     def check(self, task: Task) -> None:
-        """Refuse parts that do not fit, before any data are read. Raises ConfigError."""
+        """Check that the parts fit together, before any data are read. Raises ConfigError."""
         kinds = {
             "method.ema": self.ema,
             "method.swa": self.swa,
             "method/optimizer": optimizer_averages(self.make_optimizer),
         }
-        if len(given := [key for key, value in kinds.items() if value]) > 1:
-            raise ConfigError(f"{given[0]}: {given[1]} averages the weights already; leave one out")
+        if len(averaging := [key for key, value in kinds.items() if value]) > 1:
+            raise ConfigError(f"{averaging[0]}: {averaging[1]} averages the weights already; leave one out")
         if self.unfreeze_every:
-            one = "method.unfreeze_every: works in one process; in several, method.freeze holds parts fixed"
-            task.runner.parallel.require_one(one)
+            reason = "method.unfreeze_every: works in one process; in several, method.freeze holds parts fixed"
+            task.runner.parallel.require_one(reason)
 
     def setup(self, task: Task) -> None:
-        """Make what the method needs beside the network: heads join ``task.model``, memory stays here. Raises
-        ConfigError where something does not fit the network or the data."""
+        """Create what the method needs besides the network: heads become part of ``task.model``, teachers and memory
+        banks stay in the method. Raises ConfigError if something does not fit the network or the data."""
         network = self.trained_network(task)
         if self.freeze:
             layers.freeze(network, self.freeze)
-        held = self.evaluation_modules(task.model)
-        if self.unfreeze_every or held:
-            self.freezing = Freezing(task.model, network, self.unfreeze_every, held)
+        frozen_norms = self.evaluation_modules(task.model)
+        if self.unfreeze_every or frozen_norms:
+            self.freezing = Freezing(task.model, network, self.unfreeze_every, frozen_norms)
         if self.average is None and self.averages:
             self.average = Average(network)
 
     def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
-        """From a batch to named scalars on the device, of which ``loss`` is minimised.
+        """Compute named scalars of a batch, on the device; ``loss`` is minimised.
 
-        A scalar tensor is a mean over the samples of the batch, of its first stream where there are several. What is a
-        mean over something else says so, a loss of several terms for each of them (``step.Mean``); or ``count`` says it
-        for all scalars: a number or tensor, such as a sum of class weights.
+        A scalar tensor is a mean over the samples of the batch (of its first stream, if there are several). A mean over
+        anything else is given as a ``step.Mean`` with its denominator, in a loss of several terms for each of them.
+        Alternatively ``count`` is the denominator of all scalars: a number or tensor, such as a sum of class weights.
         """
         raise NotImplementedError
 
@@ -161,10 +162,10 @@ class TaskMethod(nn.Module):
 
         Args:
             batch: as ``train_step`` gets it.
-            micro: whether this is the last micro-batch, and how its gradient is weighed.
+            micro: whether this is the last micro-batch of an update, and how its gradient is weighted.
 
         Returns:
-            The scalars with what they count, and whether the weights moved.
+            The scalars with their counts, and whether the weights were updated.
         """
         self.before_step(task)
         with task.runner.forward(task, micro):
@@ -172,7 +173,7 @@ class TaskMethod(nn.Module):
         return task.runner.update(task, logs, micro)
 
     def before_step(self, task: Task) -> None:
-        """Hold frozen parts still; a method that overrides ``step`` calls it first."""
+        """Keep frozen parts frozen; a method that overrides ``step`` calls this first."""
         if self.freezing is not None:
             self.freezing.before_step(task.runner.epoch)
 
@@ -203,7 +204,7 @@ class TaskMethod(nn.Module):
         average.measure_statistics(inputs(), task.runner.device_setup.autocast)
 
     def network_input(self, batch: Mapping[str, Any]) -> Tensor:
-        """What the network sees of a batch, for measuring BatchNorm's statistics: all views of the first stream."""
+        """The network's input in a batch, for measuring BatchNorm's statistics: all views of the first stream."""
         stream, views = next(iter(self.needs.streams.items()))
         samples = batch if self.needs.flat else batch[stream]
         return torch.cat([samples[view] for view in views])
@@ -213,26 +214,26 @@ class TaskMethod(nn.Module):
         return layers.frozen_norms(model)
 
     def trained_network(self, task: Task) -> nn.Module:
-        """The network that learns, is frozen in parts, averaged and evaluated, where ``task.model`` holds more."""
+        """The network to freeze, average and evaluate; overridden where ``task.model`` contains more than it."""
         return task.model
 
     def weights_to_average(self, task: Task) -> list[Tensor]:
-        """What the parameters of the evaluated average follow, in their order."""
+        """The tensors that are averaged, in the order of the average's parameters."""
         return self.learned_values(task, list(self.trained_network(task).parameters()))
 
     def learned_values(self, task: Task, parameters: list[nn.Parameter]) -> list[Tensor]:
-        """These parameters, or the optimizer's own averages of them where it has any."""
+        """These parameters, or the optimizer's averages of them if it keeps any."""
         if optimizer_averages(self.make_optimizer):
             averaged: list[Tensor] = task.optimizer.averaged(parameters)  # type: ignore[attr-defined]
             return averaged
         return [*parameters]
 
     def eval_model(self, task: Task) -> nn.Module:
-        """The network that is evaluated, kept as best and exported: the average or the teacher where there is one."""
+        """The network to evaluate, save as best and export: the average or the teacher if there is one."""
         return self.trained_network(task) if self.average is None else self.average.network
 
     def evaluated(self, network: nn.Module) -> nn.Module:
-        """The network that the model builds, with the structure of ``eval_model``, so that ``best.pt`` fits it.
+        """Give the network that the model builds the structure of ``eval_model``, so that ``best.pt`` fits it.
 
         Prediction and evaluation use it, without the training data. A method whose ``setup`` changes ``task.model`` so
         that ``eval_model`` has another structure makes the same change here.
@@ -240,15 +241,15 @@ class TaskMethod(nn.Module):
         return network
 
     def evaluated_weights(self, model: dict[str, Any], method: dict[str, Any]) -> dict[str, Any] | None:
-        """The weights of ``evaluated`` in a checkpoint of the run, whose ``last.pt`` is evaluated by them.
+        """Select the weights for ``evaluated`` from a checkpoint of the run, so that ``last.pt`` can be evaluated.
 
         Args:
             model: the state of ``task.model``.
             method: the state of this method.
 
         Returns:
-            None where they are not known, as where ``eval_model`` is replaced and this is not; the whole task is then
-            built for an evaluation of ``last.pt``.
+            None if they are unknown, as when a subclass overrides ``eval_model`` but not this method; the whole task is
+            then built to evaluate ``last.pt``.
         """
         if self.replaces("eval_model") or self.replaces("trained_network"):
             return None
@@ -261,7 +262,7 @@ class TaskMethod(nn.Module):
         return None
 
     def build_optimizer(self, task: Task) -> Optimizer:
-        """The optimizer over what learns in ``task.model``."""
+        """The optimizer over the trainable parameters of ``task.model``."""
         if (self.ema or self.swa) and self.average is None:
             name = type(self).__name__
             raise ConfigError(f"method: {name}.setup does not call super().setup(task), which makes the average")
@@ -271,30 +272,30 @@ class TaskMethod(nn.Module):
         else:
             optimizer = self.optimizer_over(parameter_groups(task.model, self.decay_norms_and_biases))
         if self.unfreeze_every and isinstance(optimizer, SGD):
-            for group in optimizer.param_groups:  # torch's fused SGD takes a momentum of all parameters or of none
+            for group in optimizer.param_groups:  # torch's fused SGD needs momentum buffers for all parameters or none
                 group["fused"] = False
         return optimizer
 
     def optimizer_over(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """The optimizer over groups of parameters. Raises ConfigError where it does not take its settings."""
+        """The optimizer over groups of parameters. Raises ConfigError if it rejects its settings."""
         try:
             return self.make_optimizer(groups)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"method.optimizer: {one_line(error)}") from error
 
     def build_scheduler(self, task: Task) -> Schedule | None:
-        """The schedule of the run's length."""
+        """The schedule over the length of the run; None for a constant learning rate."""
         if self.scheduler is None:
             return None
         return self.scheduler.build(task.optimizer, task.runner.total_steps, task.runner.steps_per_epoch)
 
 
 def parameter_groups(model: nn.Module, decay_norms_and_biases: bool) -> list[dict[str, Any]]:
-    """The parameters that learn, as one group, or as two of which the second (norms, biases) has no weight decay."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """The trainable parameters as one group, or as two, the second of which (norms, biases) has no weight decay."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if decay_norms_and_biases:
-        return [{"params": learning}]
-    matrices = [parameter for parameter in learning if parameter.dim() >= 2]
-    spared = [parameter for parameter in learning if parameter.dim() < 2]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": spared, "weight_decay": 0.0}]
+        return [{"params": trainable}]
+    matrices = [parameter for parameter in trainable if parameter.dim() >= 2]
+    undecayed = [parameter for parameter in trainable if parameter.dim() < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": undecayed, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

@@ -20,43 +20,43 @@ MANY_CLASSES = 1000
 
 
 class Metric:
-    """Sums on the device. A subclass gives ``measure``; ``value`` is the mean unless it says otherwise.
+    """A sum on the device. A subclass defines ``measure``; ``value`` is the mean unless it is overridden.
 
-    A state that does not add over batches overrides ``merge`` as well. One that needs every sample's scores is a
-    ``healsg.metrics.gathered.Gathered``.
+    A metric whose state does not add over batches also overrides ``merge``. One that needs every sample's scores
+    derives from ``healsg.metrics.gathered.Gathered``.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
-    """The kinds of task that it is for (``DataInfo.kind``), of which others are refused; empty for all."""
+    """The kinds of task that the metric supports (``DataInfo.kind``); empty for all. Other kinds are an error."""
 
     splits: ClassVar[tuple[str, ...]] = ()
     """The splits on which it is measured; empty for all."""
 
     higher_is_better: ClassVar[bool | Mapping[str, bool] | None] = None
-    """Whether more of it is better; of several named numbers that differ in this, of each by its name. None: not
+    """Whether a higher value is better; by name, if the metric gives several numbers that differ in this. None: not
     declared, so that ``runner.monitor`` needs ``runner.mode`` for it."""
 
     goes_by_case: ClassVar[bool] = False
-    """Whether it measures each case by itself, so that ``by_case`` gives a table of them."""
+    """Whether each case is measured separately, so that ``by_case`` returns a table of the cases."""
 
     def __init__(self) -> None:
         self.state: Any = None
 
     def check(self, info: DataInfo) -> None:
-        """Refuse a task that it is not for. Raises ConfigError, before whose text stands the metric's key."""
+        """Raise ConfigError for a task that the metric does not support; the caller prefixes the metric's key."""
 
     def for_task(self, info: DataInfo | None) -> Metric:
-        """A new metric for one evaluation of a task, such as with the label that it ignores."""
+        """A new metric for one evaluation, adapted to the task, e.g. to the label that it ignores."""
         return copy.deepcopy(self)
 
     def omitted(self, info: DataInfo) -> str | None:
-        """Why this task is not measured, such as too many classes, in words for the log; None where it is."""
+        """Why the metric is skipped for this task, e.g. too many classes, as text for the log; None if it is not."""
         return None
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor | None:
-        """What a batch adds to the state: a vector whose last element counts; None where it does not apply.
+        """What a batch adds to the state: a vector whose last element is the count; None if the metric does not apply.
 
-        A count of nan says that an output was no number, and so is the value then. No value may be read from the
+        A count of nan means that an output was nan; the metric's value is then nan too. No value may be read from the
         device here.
         """
         raise NotImplementedError
@@ -66,20 +66,20 @@ class Metric:
         return first + second
 
     def value(self, state: Any) -> Any:
-        """The metric from the merged state, a list of numbers.
+        """Compute the metric from the merged state, a list of numbers.
 
-        It is a number, nan where it is not defined; several named numbers as a dict, each of which is written as
-        ``<metric>.<name>``, and as ``<metric>`` where the name is empty; or a list of numbers for the report.
+        Returns a number, nan where it is not defined; or a dict of named numbers, each of which is logged as
+        ``<metric>.<name>``, or as ``<metric>`` if the name is empty; or a list of numbers for the report.
         """
         return state[0] / state[-1] if state[-1] else math.nan
 
     def see(self, output: Tensor, batch: Mapping[str, Any]) -> None:
-        """Take in a batch: its ``target`` and, where the metric goes by case, what ``healsg.data.case.cases_of`` knows
-        of each sample (name, group, affine, spacing)."""
+        """Add a batch: its ``target`` and, for a metric by case, what ``healsg.data.case.cases_of`` returns of each
+        sample (name, group, affine, spacing)."""
         self.update(output, batch["target"])
 
     def by_case(self, states: Sequence[Any]) -> dict[str, dict[str, float]]:
-        """The numbers of each case by its name, from each process's packed state; empty of what goes by no case."""
+        """The numbers of each case by its name, from each process's packed state; empty unless measured by case."""
         return {}
 
     def update(self, output: Tensor, target: Tensor) -> None:
@@ -92,21 +92,21 @@ class Metric:
         return self.state.tolist()
 
     def of(self, states: Sequence[Any]) -> Any:
-        """The value from each process's packed state; nan where an output was no number."""
+        """The value from each process's packed state; nan if an output was nan."""
         merged = reduce(self.merge, (torch.tensor(state, dtype=torch.float64) for state in states)).tolist()
         return math.nan if math.isnan(merged[-1]) else self.value(merged)
 
     def compute(self, states: Sequence[Any]) -> Generator[None, None, Any]:
-        """``of`` in steps: an evaluation that was asked to stop ends at the next ``yield``.
+        """``of`` in steps: an evaluation that is asked to stop ends at the next ``yield``.
 
-        One step is enough, except where ``of`` may take longer than a scheduler waits after its SIGTERM.
+        One step is enough unless ``of`` may take longer than a cluster's scheduler waits after its SIGTERM.
         """
         yield
         return self.of(states)
 
 
 def computed(steps: Generator[None, None, Any], pause: Callable[[], None] | None = None) -> Any:
-    """What a generator returns at its end; ``pause`` is called at each of its steps, and may raise."""
+    """Run a generator to its end and return its value; ``pause`` is called at each step and may raise."""
     while True:
         try:
             next(steps)
@@ -117,22 +117,22 @@ def computed(steps: Generator[None, None, Any], pause: Callable[[], None] | None
 
 
 def directions_of(metrics: Mapping[str, Metric]) -> dict[str, bool | None]:
-    """By name of a metric, and of each of its named numbers where they differ, whether more is better."""
-    known: dict[str, bool | None] = {}
+    """Whether a higher value is better, by name of a metric, or of each of its named numbers if they differ."""
+    directions: dict[str, bool | None] = {}
     for name, metric in metrics.items():
         declared = getattr(metric, "higher_is_better", None)
         if isinstance(declared, Mapping):
-            known |= {f"{name}.{part}" if part else name: more for part, more in declared.items()}
+            directions |= {f"{name}.{part}" if part else name: higher for part, higher in declared.items()}
         else:
-            known[name] = declared
-    return known
+            directions[name] = declared
+    return directions
 
 
 class Accuracy(Metric):
     """The share of samples whose largest output is their class, in 0..1.
 
-    ``output`` is (N, C, ...) scores, ``target`` (N, ...) class indices, of which those outside 0..C-1 are left out;
-    targets of other types or shapes are not measured.
+    ``output`` is (N, C, ...) scores, ``target`` (N, ...) class indices; indices outside 0..C-1 are ignored, targets of
+    other types or shapes are not measured.
     """
 
     higher_is_better: ClassVar[bool | None] = True
@@ -147,44 +147,44 @@ class Accuracy(Metric):
 def predicted(output: Tensor) -> Tensor:
     """``output.argmax(dim=1)`` of (N, C, ...) scores: the first of the largest; the first nan where there is one.
 
-    torch's maximum over many classes takes a twentieth of its argmax on a CPU. So of (N, C) with many classes it tells
-    the block of classes in which the largest is, and only the scores of that block are searched.
+    On a CPU, torch's maximum over many classes takes a twentieth of the time of its argmax. For (N, C) with many
+    classes, the maximum of each block of classes is therefore computed first, and argmax searches only the best block.
     """
     if not _in_blocks(output):
         return output.argmax(dim=1)
-    places, scores = _of_best_blocks(output, 1)
-    return places.gather(1, scores.argmax(dim=1, keepdim=True)).squeeze(1)
+    indices, scores = _best_blocks(output, 1)
+    return indices.gather(1, scores.argmax(dim=1, keepdim=True)).squeeze(1)
 
 
 def largest(output: Tensor, count: int) -> Tensor:
-    """``output.topk(count, dim=1).indices`` of (N, C, ...) scores. Of equal scores any may be among them; C and above,
-    which are no classes, where fewer than ``count`` scores are above -inf."""
+    """``output.topk(count, dim=1).indices`` of (N, C, ...) scores. Ties are broken arbitrarily. Indices of C and above,
+    which are not classes, may occur if fewer than ``count`` scores are above -inf."""
     count = min(count, output.shape[1])
     if not _in_blocks(output) or count * count > output.shape[1]:
         return output.topk(count, dim=1).indices
-    places, scores = _of_best_blocks(output, count)
-    return places.gather(1, scores.topk(count, dim=1).indices)
+    indices, scores = _best_blocks(output, count)
+    return indices.gather(1, scores.topk(count, dim=1).indices)
 
 
 def _in_blocks(output: Tensor) -> bool:
     return output.dim() == 2 and output.shape[1] >= MANY_CLASSES and output.device.type == "cpu"
 
 
-def _of_best_blocks(output: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Those ``count`` blocks of the classes of (N, C) scores that have the largest maxima, so that the ``count``
-    largest scores lie in them: the classes (N, M), and their scores; -inf beyond the last class."""
+def _best_blocks(output: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` blocks of classes with the largest maxima of (N, C) scores, which contain the ``count`` largest
+    scores: the class indices (N, M) in these blocks, and their scores, -inf beyond the last class."""
     classes = output.shape[1]
     width = math.isqrt(classes)
-    even = classes // width * width
-    maxima = [output[:, :even].reshape(len(output), -1, width).amax(dim=2)]
-    if even < classes:
-        maxima.append(output[:, even:].amax(dim=1, keepdim=True))
+    full = classes // width * width  # the classes in blocks of the full width; the rest are one shorter block
+    maxima = [output[:, :full].reshape(len(output), -1, width).amax(dim=2)]
+    if full < classes:
+        maxima.append(output[:, full:].amax(dim=1, keepdim=True))
     joined = torch.cat(maxima, dim=1)
     best = joined.argmax(dim=1, keepdim=True) if count == 1 else joined.topk(count, dim=1).indices
-    places = (best.unsqueeze(2) * width + torch.arange(width)).flatten(1)
-    inside = places < classes
-    scores = output.gather(1, places.clamp(max=classes - 1))
-    return places, torch.where(inside, scores, -math.inf)
+    indices = (best.unsqueeze(2) * width + torch.arange(width)).flatten(1)
+    inside = indices < classes
+    scores = output.gather(1, indices.clamp(max=classes - 1))
+    return indices, torch.where(inside, scores, -math.inf)
 
 
 def known(output: Tensor, target: Tensor) -> Tensor:
@@ -212,8 +212,8 @@ def count_of_all(output: Tensor) -> Tensor:
 
 
 def count_by_label(chosen: Tensor) -> Tensor:
-    """(C,) int32, how many of the N rows of ``chosen``, (N, C) bool, are true: as bytes, which are added up in a
-    quarter of the time."""
+    """(C,) int32: how many of the N rows of ``chosen``, (N, C) bool, are true in each column. Bytes are summed in a
+    quarter of the time that bool takes."""
     return chosen.view(torch.uint8).sum(dim=0, dtype=torch.int32)
 
 

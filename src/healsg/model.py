@@ -13,7 +13,7 @@ from healsg.metric import Metric
 
 
 def takes_any(info: DataInfo) -> str:
-    """Which network takes inputs that another one refuses, for its message."""
+    """A hint for the error of a network that does not accept its inputs: which network does."""
     return "model=unet takes images and volumes with masks" if info.placed else "model=mlp takes any shape"
 
 
@@ -36,10 +36,10 @@ class Network(nn.Module):
 
 
 class TaskModel:
-    """What is learned with. A subclass gives ``build``; its constructor's arguments are the YAML's keys.
+    """The network, its loss and its metrics. A subclass defines ``build``; its constructor's arguments are YAML keys.
 
     Args:
-        metrics: what is measured by name, beside the loss and the usual ones of the kind of task.
+        metrics: metrics by name, in addition to the loss and the usual metrics of the kind of task.
     """
 
     leaves_weights: ClassVar[bool] = False
@@ -51,7 +51,7 @@ class TaskModel:
         self.chosen = metrics
 
     def check(self, info: DataInfo) -> None:
-        """Refuse data that the network, the loss or a metric cannot take, before any is read. Raises ConfigError."""
+        """Raise ConfigError if the network, the loss or a metric does not accept the data, before any are read."""
         self.criterion(info)
         self.metrics(info)
 
@@ -60,15 +60,15 @@ class TaskModel:
         raise NotImplementedError
 
     def pretrained(self) -> TaskModel | None:
-        """This model with published weights: those that are configured, else the usual ones. None without any."""
+        """This model with published weights: the configured ones, else its default ones. None if there are none."""
         return None
 
     def untrained(self) -> TaskModel:
-        """This model as it builds the same network without its published weights, since others follow."""
+        """This model without published weights, for a network whose weights are loaded afterwards."""
         return self
 
     def adapt(self, network: nn.Module, inputs: Iterable[Tensor]) -> None:
-        """Set what the network takes from the training samples: ``inputs`` as evaluation sees them, batch by batch."""
+        """Fit what the network takes from the training samples; ``inputs`` are prepared as in evaluation, by batch."""
 
     def criterion(self, info: DataInfo) -> nn.Module:
         """The loss, from ``(output, target)`` to a scalar mean over the batch."""
@@ -89,7 +89,7 @@ class TaskModel:
         return with_chosen(info, self.chosen or {})
 
     def omissions(self, info: DataInfo) -> list[str]:
-        """A line for each metric that is left out of this task, such as for too many classes."""
+        """A line for each metric that is skipped for this task, e.g. because of too many classes."""
         from healsg.metrics.usual import omissions
 
         return omissions(info, self.chosen or {})
@@ -97,7 +97,7 @@ class TaskModel:
     def predict(self, network: nn.Module, batch: Mapping[str, Any]) -> Any:
         """The output for ``batch["input"]``, under ``no_grad`` and in evaluation mode.
 
-        A model whose outputs depend on more than the input, such as on a volume's spacing, finds what is known of each
-        sample by ``healsg.data.case.cases_of(batch)``.
+        A model whose outputs depend on more than the input, such as a volume's spacing, gets the facts about each
+        sample from ``healsg.data.case.cases_of(batch)``.
         """
         return network(batch["input"])

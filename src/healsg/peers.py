@@ -169,16 +169,16 @@ class Peers:
         while missing is None and time.monotonic() < deadline:
             time.sleep(0.1)
             missing = self._missing(STALE)
-        late = "timed out" in str(error).lower()
-        if missing is None and late:
-            missing = self._last()
-        if missing is None and late:
-            missing = self._unaware()
+        timed_out = "timed out" in str(error).lower()
+        if missing is None and timed_out:
+            missing = self._furthest_behind()
+        if missing is None and timed_out:
+            missing = self._only_unaware()
         if found := self.first_error():  # another survivor was faster
             return found
         if missing is None:
             return PeerError(f"the connection to another rank was lost: {one_line(error)}")
-        text = self._silent(missing) if late else self._gone(missing)
+        text = self._silent(missing) if timed_out else self._gone(missing)
         self.record(text, None)
         return PeerError(text)
 
@@ -222,8 +222,8 @@ class Peers:
     def leave(self) -> None:
         """Use the store for the last time, just before the process ends after an error.
 
-        Where rank 0 hosts the store, it waits for the others that are alive: torch prints a stack trace in a process
-        whose store disappears while it asks something.
+        If rank 0 hosts the store, it waits for the other live processes: torch prints a stack trace in a process whose
+        store disappears during a request.
         """
         self.stop()
         try:
@@ -236,7 +236,7 @@ class Peers:
             log.debug("the store of the launch is gone")
 
     def _awaited(self) -> bool:
-        """Whether a process that is alive may still use the store."""
+        """Whether a live process may still use the store."""
         self._look(self._store)
         silent = self._silent_ranks(STALE)
         alive = (rank for rank in range(self.world) if rank != self.rank and rank not in silent)
@@ -287,17 +287,17 @@ class Peers:
         reaches it.
         """
         store = _own_connection(self._store)
-        doomed: tuple[str, str, float] | None = None  # status, reason, since when
+        failure: tuple[str, str, float] | None = None  # status, reason, since when
         while not self._stop.wait(BEAT):
-            if doomed is None:
-                doomed = self._doom(store)
-            elif time.monotonic() > doomed[2] + (3 if self._noticed and doomed[0] == "failed" else 1) * GRACE:
-                self._leave(*doomed[:2])
-            elif doomed[0] == "failed" and self.rank == 0 and time.monotonic() > doomed[2] + 2 * BEAT:
-                self._report(doomed[1])
+            if failure is None:
+                failure = self._failure(store)
+            elif time.monotonic() > failure[2] + (3 if self._noticed and failure[0] == "failed" else 1) * GRACE:
+                self._leave(*failure[:2])
+            elif failure[0] == "failed" and self.rank == 0 and time.monotonic() > failure[2] + 2 * BEAT:
+                self._report(failure[1])
 
-    def _doom(self, store: Store) -> tuple[str, str, float] | None:
-        """The status, the reason and the time if the run cannot go on; None if it can."""
+    def _failure(self, store: Store) -> tuple[str, str, float] | None:
+        """The status, the reason and the time if the run cannot continue; None if it can."""
         now = time.monotonic()
         if orphaned():
             log.warning("torchrun, which started this process, is gone: the run is saved and stopped")
@@ -364,15 +364,15 @@ class Peers:
         """The lowest rank without a heartbeat in the last ``seconds``; None where there is none."""
         return next(iter(self._silent_ranks(seconds)), None)
 
-    def _last(self) -> int | None:
-        """The rank that is the furthest behind this one, if any: its main thread hangs, though its thread is alive."""
+    def _furthest_behind(self) -> int | None:
+        """The rank that is the furthest behind this one, if any: its main thread hangs, but its heartbeat goes on."""
         own = self._state()
         behind = [(_order(state), rank) for rank, (state, _) in self._seen.items() if _order(state) < _order(own)]
         return min(behind)[1] if behind else None
 
-    def _unaware(self) -> int | None:
-        """The only rank that has not noticed that the connection was lost, if there is one: where all stand at the same
-        step, it is the one that the others waited for."""
+    def _only_unaware(self) -> int | None:
+        """The only rank that has not noticed the lost connection, if there is exactly one: if all are at the same step,
+        it is the rank that the others waited for."""
         unaware = [rank for rank in range(self.world) if not self._store.check([f"noticed/{rank}"])]
         return unaware[0] if len(unaware) == 1 else None
 
@@ -394,9 +394,9 @@ def is_lost(error: BaseException) -> bool:
 
 def _own_connection(store: Store) -> Store:
     """The same store through a separate connection, so that one thread's waiting does not block another thread."""
-    own = store.clone()
-    own.set_timeout(timedelta(seconds=GRACE / 2))
-    return own
+    connection = store.clone()
+    connection.set_timeout(timedelta(seconds=GRACE / 2))
+    return connection
 
 
 def _order(state: dict[str, Any]) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
-"""What methods, the loop, evaluation and saving know of a task, of its runner and of its method.
+"""The interfaces of task, runner and method that methods, the loop, evaluation and saving use.
 
-``task.BasicTask``, ``runner.TaskRunner`` and ``method.TaskMethod`` fulfil these protocols. Whatever is handed a task
-names ``Task`` from here and does not import those three, so that imports run in one direction.
+``task.BasicTask``, ``runner.TaskRunner`` and ``method.TaskMethod`` implement these protocols. A function that takes a
+task annotates it with ``Task`` from here and does not import those three, so that imports run in one direction.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """What the loop reports to whoever keeps a run. This one ignores it; a ``Checkpointer`` saves, logs and stops."""
+    """Receives the events of the loop. This base class ignores them; a ``Checkpointer`` saves, logs and stops."""
 
     def snapshot_done(self) -> None:
-        """Weights and optimizer state are about to change: wait until a save under way has copied them."""
+        """Weights and optimizer state are about to change: wait until a save in progress has copied them."""
 
     def updated(self, task: Task) -> None:
         """An update was made."""
@@ -45,11 +45,11 @@ class Watcher:
         """The task logs an image, a table or a plot; see ``MediaLog``, whose methods are the kinds."""
 
     def end_epoch(self, task: Task, numbers: dict[str, Any], best: bool) -> None:
-        """An epoch is complete; ``numbers`` are its line in ``metrics.jsonl``."""
+        """An epoch is complete; ``numbers`` is its line in ``metrics.jsonl``."""
 
 
 class SampleLedger(Protocol):
-    """What a training run keeps of each sample; see ``training.ledger.Ledger``."""
+    """What a training run records about each sample; see ``training.ledger.Ledger``."""
 
     def end_epoch(self) -> None: ...
 
@@ -223,7 +223,7 @@ class Task(Protocol):
     """Data, model and method joined; see ``task.BasicTask``."""
 
     model: nn.Module
-    """The network; a method may put another in its place in ``setup``."""
+    """The network; a method may replace it in ``setup``."""
 
     @property
     def config(self) -> Any: ...

@@ -48,36 +48,36 @@ class TaskRunner:
     """The loop. Its verbs are what a method's step is made of: ``forward``, ``backward``, ``update``.
 
     Args:
-        epochs, steps: passes over the training data, or updates in their place.
+        epochs, steps: passes over the training data, or updates instead of them.
         device, precision, channels_last, threads, deterministic: see ``DeviceSetup``.
-        accumulate, clip_norm: batches an update, as one batch that many times as large; the gradient's largest norm.
-        auto_accumulate: where memory runs out, take batches in halves, quarters, ... and add their gradients up.
-        compile, cuda_graph: ``torch.compile`` the network, or ``regional``; so that a GPU replays it as CUDA graphs.
+        accumulate, clip_norm: batches per update, equivalent to one large batch; the largest norm of the gradient.
+        auto_accumulate: when memory runs out, split batches into halves, quarters, ... and accumulate their gradients.
+        compile, cuda_graph: ``torch.compile`` the network, or its repeated blocks (``regional``); with CUDA graphs.
         log_every: updates between two step lines in ``metrics.jsonl``, and between two reads of the device.
-        eval_every, save_every: epochs between two evaluations; updates between two saves, beside each epoch's end.
-        monitor, mode, callbacks: what decides the best, see ``BestTracker``; watchers by name.
-        pause_after: epochs after which the run saves and stops. Its schedule is that of the whole length, and whoever
-            goes on with it does so exactly.
-        max_time, limit_batches: seconds from the command's start by which the run has stopped; batches a pass.
-        find_unused_parameters: for several processes, where a step leaves parameters without a gradient.
-        sync_batchnorm: for several processes, BatchNorm's statistics are those of the batch of all of them.
-        shard: for several processes, each holds its part of weights, gradients and optimizer state; see ``sharded``.
+        eval_every, save_every: epochs between two evaluations; updates between two saves within an epoch.
+        monitor, mode, callbacks: what decides the best checkpoint, see ``BestTracker``; callbacks by name.
+        pause_after: epochs after which the run saves and stops. The schedule is still that of the full length, and the
+            run can be resumed exactly.
+        max_time, limit_batches: seconds from the command's start after which the run stops; most batches per pass.
+        find_unused_parameters: for several processes, if a step leaves parameters without a gradient.
+        sync_batchnorm: for several processes, compute BatchNorm's statistics over the batch of all of them.
+        shard: for several processes, shard weights, gradients and optimizer state over them; see ``sharded``.
         processes: how many the command starts on this machine for the run (``commands.launch.processes``); None is one,
             or those that a launcher such as torchrun has started.
         timeout: seconds that one of several processes waits for another one before the run ends with an error.
-        tune: seconds in which the command measures how the task trains fastest (``commands.train.tune``) before the run
-            begins; it then stands here as None, and the settings that were chosen are plain ones.
-        ledger: keep loss, confidence and correctness of every training sample in every epoch; see ``Ledger``.
-        keep_every, keep_best: epochs between two, and how many of the best, that keep a checkpoint of their own; see
+        tune: seconds for which the command measures the fastest settings (``commands.train.tune``) before the run
+            starts; in the run itself it is None, and the chosen settings are ordinary ones.
+        ledger: record loss, confidence and correctness of every training sample in every epoch; see ``Ledger``.
+        keep_every, keep_best: epochs between two checkpoints that are kept, and how many of the best are kept; see
             ``Retention``.
-        keep_last: whether a finished run keeps the state from which it could be trained on, beside its best weights.
+        keep_last: whether a finished run keeps, besides its best weights, the state to continue training from.
         profile: record where the time of a few updates goes; see ``Profiling``.
-        forecast: measure before the run, in a process of its own, what it will take; ``run.json`` has that beside what
-            it took (``TaskTrainer`` does so).
+        forecast: before the run, estimate its cost in a separate process; ``run.json`` then has both the estimate and
+            the real cost (``TaskTrainer`` does this).
     """
 
     leaves_weights: ClassVar[bool] = True
-    """That weights move in ``update`` alone; see ``TaskMethod.leaves_weights``. A class of one's own says so itself."""
+    """Weights change only in ``update``; see ``TaskMethod.leaves_weights``. A subclass declares it itself."""
 
     def __init__(
         self,
@@ -153,52 +153,52 @@ class TaskRunner:
         self.keep_last = keep_last
         self.profiling = Profiling(profile)
         self.ledger: Ledger | GuessLedger | None = None
-        """The samples' numbers of this epoch, once the task is built for training."""
+        """The records of the samples in this epoch, once the task is built for training."""
 
     # --- how long the run is, and how far ----------------------------------------------------------------------------
 
     @property
     def epoch(self) -> int:
-        """Epochs that are complete."""
+        """Completed epochs."""
         return self.at.epoch
 
     @property
     def step_count(self) -> int:
-        """Updates that were made."""
+        """Updates made so far."""
         return self.at.step
 
     @property
     def position(self) -> int:
-        """Micro-batches of the current epoch that were taken."""
+        """Micro-batches of the current epoch that have been used."""
         return self.at.batch
 
     @property
     def length(self) -> int:
-        """Micro-batches an epoch."""
+        """Micro-batches per epoch."""
         return self.plan.length
 
     @property
     def total_steps(self) -> int:
-        """Updates of the run."""
+        """Updates in the whole run."""
         return self.plan.total_steps
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates an epoch."""
+        """Updates per epoch."""
         return self.plan.steps_per_epoch
 
     @property
     def max_epoch(self) -> int:
-        """Epochs of the run."""
+        """Epochs in the whole run."""
         return self.plan.max_epoch(self.at)
 
     # --- assembly ----------------------------------------------------------------------------------------------------
 
     def prepare(self, threads: int | None = None) -> None:
-        """Join the other processes, and start to use the device.
+        """Join the other processes and set up the device.
 
         Args:
-            threads: CPU threads where the settings name no number.
+            threads: CPU threads if the settings do not give a number.
         """
         distributed.connect(self.timeout)
         self.device_setup.activate(self.threads or threads)
@@ -219,14 +219,14 @@ class TaskRunner:
         self.progress.plan(total_steps, self.max_epoch)
 
     def open_ledger(self, task: Task) -> None:
-        """Let each step's outputs be seen where ``ledger`` is set. Raises ConfigError where samples have no class."""
+        """Start to record each step's outputs if ``ledger`` is set. Raises ConfigError if samples have no class."""
         if self.keeps_ledger:
             self.ledger = ledger_of(task)
 
     # --- the verbs of a step -----------------------------------------------------------------------------------------
 
     def train_batches(self, task: Task) -> Iterator[tuple[TrainBatch, MicroBatch]]:
-        """The batches of this epoch that are still to come, on the device, each with its own randomness."""
+        """The remaining batches of this epoch, on the device; the random generators are seeded before each."""
         plan = self.plan
         at = self.at
         loader = task.train_loader
@@ -257,11 +257,14 @@ class TaskRunner:
             self.pause(task)
 
     def pause(self, task: Task) -> None:
-        """Stop here, within an evaluation, where that was asked for; else nothing."""
+        """Stop the run here, within an evaluation, if a stop was requested."""
         self.checkpointer.evaluating(task)
 
     def step(self, task: Task, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]:
-        """The method's step as one callable: (its scalars with their counts, whether the weights moved)."""
+        """The method's step: its scalars with their counts, and whether the weights were updated.
+
+        With ``auto_accumulate``, a step that runs out of memory is repeated in smaller pieces.
+        """
         try:
             if self.pieces > 1:
                 return memory.step_in_pieces(task, batch, micro)
@@ -272,20 +275,20 @@ class TaskRunner:
         return self.step(task, batch, micro)
 
     def halve_pieces(self, micro: MicroBatch) -> bool:
-        """From now on take batches in twice as many pieces; False where this one has too few samples for that."""
+        """Split batches into twice as many pieces from now on; False if this one has too few samples for that."""
         self.pieces *= 2
         return micro.rows // self.pieces >= self.plan.least
 
     def forward(self, task: Task, micro: MicroBatch) -> contextlib.AbstractContextManager[Any]:
-        """The context of a forward pass: autocast, and no exchange of gradients before the update's last batch."""
+        """The context of a forward pass: autocast, and no gradient synchronisation before the update's last batch."""
         return self.parallel.forward_context(task.net, micro.closes, micro.samples.rows, self.device_setup.autocast())
 
     @contextlib.contextmanager
     def drawn_together(self, batch: Mapping[str, Any]) -> Iterator[Samples | None]:
         """A context in which all processes draw the same random numbers, those that a single process would draw.
 
-        It gives which samples of the batch of all processes this one has. Where there is no other process, or it is not
-        known how many samples the others have, it gives None and changes nothing.
+        It yields which samples of the global batch this process has; or None, changing nothing, if there is no other
+        process or the others' numbers of samples are not known.
         """
         samples = samples_of(batch)
         if not self.parallel.several or samples is None or samples.batch is None:
@@ -298,7 +301,7 @@ class TaskRunner:
             seed_device(self.device_setup.device, "own", self.position, state=mix(self.plan.seed, self.epoch))
 
     def backward(self, logs: dict[str, Any], micro: MicroBatch) -> dict[str, Any]:
-        """Add the gradient of ``logs["loss"]`` to that of the update; the step's scalars with what they count."""
+        """Accumulate the gradient of ``logs["loss"]``; returns the step's scalars with their counts."""
         if not micro.weighted:
             scalars = reported(logs, micro)
             total = scalars["loss"]
@@ -311,12 +314,12 @@ class TaskRunner:
         return scalars
 
     def guessed(self, unlabelled: Mapping[str, Any], scores: torch.Tensor, weight: torch.Tensor | None = None) -> None:
-        """Keep in the ledger, where there is one, what ``train_step`` takes unlabelled samples for.
+        """Record the pseudo-labels of unlabelled samples in the ledger, if there is one.
 
         Args:
             unlabelled: the stream of the samples.
-            scores: (N, C) by whose largest a sample's class is guessed.
-            weight: (N,) of each guess in the loss; None is 1.
+            scores: (N, C); the pseudo-label of a sample is the class with the largest score.
+            weight: (N,) weight of each pseudo-label in the loss; None is 1.
         """
         if isinstance(self.ledger, GuessLedger):
             self.ledger.add(unlabelled["index"], scores, weight)
@@ -328,7 +331,7 @@ class TaskRunner:
             logs: what ``train_step`` returned.
 
         Returns:
-            The step's scalars with what they count (``step.reported``), and whether the weights moved.
+            The step's scalars with their counts (``step.reported``), and whether the weights were updated.
         """
         scalars = self.backward(logs, micro)
         if not micro.closes:
@@ -342,7 +345,7 @@ class TaskRunner:
             nn.utils.clip_grad_norm_(task.model.parameters(), self.clip_norm)
         rate = optimizer.param_groups[0]["lr"]
         self.rate = rate.clone() if isinstance(rate, torch.Tensor) else rate
-        self.checkpointer.snapshot_done()  # a save copies what is about to move
+        self.checkpointer.snapshot_done()  # a save in progress must copy the weights before they change
         if scaler:
             scaler.step(optimizer)
             scaler.update()
@@ -368,11 +371,11 @@ class TaskRunner:
             self.checkpointer = before
 
     def fit(self, task: Task, checkpointer: Checkpointer) -> None:
-        """Train from where the run stands to its end, with ``checkpointer`` saving on the way."""
+        """Train from the current position to the end of the run; ``checkpointer`` saves on the way."""
         self.best_tracker.check(task.measured_names(), task.directions())
         recording = self.profiling.recording(checkpointer.folder.path, task.device)
-        leading = recording if self.parallel.rank == 0 else contextlib.nullcontext()
-        with self.reporting_to(checkpointer), diagnose.explained(task, checkpointer), leading:
+        profiled = recording if self.parallel.rank == 0 else contextlib.nullcontext()
+        with self.reporting_to(checkpointer), diagnose.explained(task, checkpointer), profiled:
             while self.epoch < self.max_epoch and self.stop_reason is None:
                 if self.pause_after is not None and self.epoch >= self.pause_after:
                     checkpointer.pause(task)
@@ -385,13 +388,13 @@ class TaskRunner:
         return (self.epoch + 1) % self.eval_every == 0 or self.epoch + 1 >= self.max_epoch
 
     def tick(self, task: Task) -> None:
-        """After each update: the one place of the training pass that may wait for the device."""
-        if self.profiling.wanted:  # asked here, since a call a step would count
+        """Called after each update: the only place in the training pass that may wait for the device."""
+        if self.profiling.wanted:  # tested here, because one more call per step would cost time
             self.profiling.step()
         self.checkpointer.updated(task)
 
     def end_epoch(self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:
-        """Finish an epoch: its line, the schedule, whether it is the best or, by a callback, the last; then save."""
+        """Finish an epoch: log its line, step the schedule, compare with the best, ask the callbacks, then save."""
         numbers, best = self.measured(task, results, seconds)
         name, sign = self.best_tracker.resolve(numbers, task.directions())
         reasons = [callback.on_epoch_end(numbers, name, sign) for callback in self.callbacks.values()]
@@ -402,18 +405,18 @@ class TaskRunner:
     def measured(
         self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float
     ) -> tuple[dict[str, Any], bool]:
-        """The line of an epoch, and whether it is the best so far; a schedule by epoch is stepped."""
+        """The line of an epoch, and whether it is the best so far; also steps a schedule whose interval is an epoch."""
         rows = {f"{split}/{key}": value for split, row in results.items() for key, value in row.items()}
         numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count, **rows}
         numbers |= {"lr": self.last_rate(task), "seconds": round(seconds, 3)}
-        known = task.directions()
+        directions = task.directions()
         if task.interval == "epoch":
-            name, sign = self.best_tracker.resolve(numbers, known)
+            name, sign = self.best_tracker.resolve(numbers, directions)
             task.step_scheduler(numbers.get(name), sign)
-        return numbers, self.best_tracker.better(numbers, known)
+        return numbers, self.best_tracker.better(numbers, directions)
 
     def last_rate(self, task: Task) -> float:
-        """The learning rate with which the last update was made; of the first group of parameters."""
+        """The learning rate of the last update, of the first parameter group."""
         return task.learning_rate if self.rate is None else float(self.rate)
 
     def next_epoch(self) -> None:
@@ -423,7 +426,7 @@ class TaskRunner:
     # --- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands: enough to go on at the next step."""
+        """The position of the run and the state of its parts: enough to continue at the next step."""
         ledger = self.ledger.state_dict() if self.ledger is not None else {}
         return {
             **({"ledger": ledger} if ledger else {}),
@@ -443,7 +446,7 @@ class TaskRunner:
         self.pieces = state["pieces"]
         self.stop_reason = state["stop_reason"] if state["total_steps"] == self.total_steps else None
         if self.position > self.length:
-            raise RunError(f"batch {self.position} of an epoch is where the run stands, and it has {self.length} now")
+            raise RunError(f"the run stopped at batch {self.position} of an epoch, which has only {self.length} now")
         self.rate = state["rate"]
         if self.ledger is not None:
             self.ledger.load_state_dict(state.get("ledger", {}))

@@ -1,8 +1,8 @@
 """Files of a run folder, which may come from anybody: no link is followed, and only regular files are opened.
 
-Everything that reads or writes in a run folder goes through this module. ``check_run_folder`` looks at all names that
-a run knows before the first of them is opened; the functions that open a file look again, so that neither a link, nor
-a FIFO that would block for ever, nor a device, nor a file that is shared with another folder is ever opened.
+Everything that reads or writes in a run folder goes through this module. ``check_run_folder`` checks all file names of
+a run before the first of them is opened; the functions that open a file check again, so that neither a link, nor a FIFO
+that would block forever, nor a device, nor a file with a hard link in another folder is ever opened.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ FOLDER = "a folder"
 LINK = "a symbolic link"
 
 REPLACED = ("config.yaml", "run.json", "report.html", "wandb.json", "swanlab.json")
-"""Files of a run that are only ever replaced whole, so that another hard link of the old one keeps its content."""
+"""Files of a run that are only replaced as a whole, so that another hard link to the old file keeps its content."""
 
 WRITTEN_IN_PLACE = (".lock", ".lock.held", "metrics.jsonl", "media.jsonl", "train.log", "trace.jsonl")
-"""Files of a run that are appended to, or cut: what is written reaches every hard link of them."""
+"""Files of a run that are appended to or truncated, which changes the content of all their hard links."""
 
 FOLDERS = ("checkpoints", ".hydra", "wandb", "swanlab", "tensorboard", "media", "ledger")
 
@@ -35,11 +35,11 @@ _OPEN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os
 
 
 class IrregularFileError(RunError):
-    """What lies under a name is no regular file, or no real folder, where one belongs."""
+    """A path is a link, a device or the like where a regular file or a folder is expected."""
 
 
 def kind_of(path: Path) -> str:
-    """What lies under ``path`` itself, in words, links not followed; empty where nothing does. Raises OSError."""
+    """The type of the file at ``path`` in words, links not followed; empty if there is none. Raises OSError."""
     try:
         return _kind(path.lstat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -57,7 +57,7 @@ def _kind(mode: int) -> str:
 
 
 def require(path: Path, wanted: str = FILE) -> bool:
-    """Whether something lies under ``path``. Raises IrregularFileError where that is not what is ``wanted``."""
+    """Whether ``path`` exists. Raises IrregularFileError if it is not of the type ``wanted``."""
     kind = kind_of(path)
     if kind not in ("", wanted):
         raise IrregularFileError(f"{path}: is {kind}, and not {wanted}; nothing is read from it or written to it")
@@ -65,14 +65,14 @@ def require(path: Path, wanted: str = FILE) -> bool:
 
 
 def check_run_folder(path: Path, writing: bool = False) -> None:
-    """Refuse a run folder in which a known name is a link, or not the kind of file that it should be.
+    """Raise RunError if a known file name in a run folder is a link, or a file of another type than it should be.
 
-    The folder itself may be reached through links: its place is the user's choice, its content may be another's.
-    Checkpoints are left out: they are looked at when they are loaded, since the one before the last may be good.
+    The folder itself may be reached through links: the user chose its path, but its content may come from somebody
+    else. Checkpoints are checked when they are loaded and not here, since ``previous.pt`` may be intact.
 
     Args:
-        path: the run folder; nothing needs to lie there.
-        writing: whether files will be appended to, for which they must not be shared with other folders.
+        path: the run folder; it need not exist.
+        writing: whether files will be appended to, which must then have no other hard links.
 
     Raises:
         RunError: one line that names the file.
@@ -104,7 +104,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _refuse_shared(path: Path, descriptor: int | None = None) -> None:
-    """Raises IrregularFileError where a file has another hard link, which a write would change as well."""
+    """Raise IrregularFileError if a file has another hard link, whose content a write would change as well."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         status = path.lstat() if descriptor is None else os.fstat(descriptor)
         if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
@@ -115,8 +115,8 @@ def _refuse_shared(path: Path, descriptor: int | None = None) -> None:
 def _open(path: Path, flags: int) -> int:
     """A descriptor of the regular file ``path``.
 
-    It is looked at twice: before, since opening some devices already acts on them, and afterwards, since it may have
-    been exchanged in between. A FIFO does not block, because of O_NONBLOCK.
+    Its type is checked twice: before, because opening some devices already has an effect, and afterwards, because the
+    file may have been replaced in between. A FIFO does not block, because of O_NONBLOCK.
     """
     if path.parent.name in FOLDERS:
         require(path.parent, FOLDER)
@@ -135,16 +135,16 @@ def open_to_read(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The content of a regular file. Raises OSError, and RunError where it has more than ``most`` bytes."""
+    """The content of a regular file. Raises OSError, and RunError if it has more than ``most`` bytes."""
     with open_to_read(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise RunError(f"{path}: is larger than {most} bytes, which no such file is; it is not read")
+        raise RunError(f"{path}: is larger than {most} bytes, the limit for such a file; it is not read")
     return content
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """Open a regular file that no other name shares, made where there is none; what is written goes to its end.
+    """Open a regular file without other hard links to append to it; it is created if it does not exist.
 
     Raises IrregularFileError, OSError.
     """
@@ -158,19 +158,19 @@ def open_to_append(path: Path) -> BinaryIO:
 
 
 def open_text_to_append(path: Path) -> io.TextIOWrapper:
-    """The same for text in UTF-8, which may already hold what is none. Raises IrregularFileError, OSError."""
+    """``open_to_append`` for UTF-8 text; invalid bytes in the file are replaced. Raises IrregularFileError, OSError."""
     return io.TextIOWrapper(cast("IO[bytes]", open_to_append(path)), encoding="utf-8", errors="replace")
 
 
 @contextlib.contextmanager
 def replacing(path: Path, sync: bool = False) -> Iterator[BinaryIO]:
-    """A new file that takes the place of ``path`` at the end, in one step, and vanishes where anything is raised.
+    """A new file that atomically replaces ``path`` at the end, or is removed if an exception is raised.
 
-    The new file has a name that nobody can guess, and must not exist before, so that it cannot be a planted link.
+    The new file has a name that nobody can guess and must not exist before, so that it cannot be a planted link.
 
     Args:
-        path: what is replaced: the name itself, whatever a link under it leads to.
-        sync: whether the content is brought to the disk before.
+        path: the path to replace; if it is a link, the link itself is replaced and not its target.
+        sync: whether to flush the content to disk before.
 
     Raises:
         OSError: it cannot be written.
@@ -193,26 +193,26 @@ def replacing(path: Path, sync: bool = False) -> Iterator[BinaryIO]:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside ``path`` for a file that will replace it; ``RunFolder.sweep`` removes what a kill leaves."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    """A path next to ``path`` for a file that will replace it; ``RunFolder.sweep`` removes those left by a kill."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder where there is none. Raises IrregularFileError where something else lies there."""
+    """Create a folder if it does not exist. Raises IrregularFileError if ``path`` is something else."""
     if not require(path, FOLDER):
         path.mkdir(exist_ok=True)
         require(path, FOLDER)
 
 
 def make_folders(path: Path, key: str) -> None:
-    """Make a folder that the user named, and those above it, where they are missing.
+    """Create a folder that the user named, and its parents, if they do not exist.
 
     Args:
-        path: of the folder.
+        path: the folder.
         key: the flag or setting that names it.
 
     Raises:
-        ConfigError: it cannot be made, such as where something else lies there.
+        ConfigError: it cannot be created, e.g. because a file has this path.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ def make_folders(path: Path, key: str) -> None:
 
 
 def is_still(file: IO[Any], path: Path) -> bool:
-    """Whether an open file is the one at ``path``, and was not replaced or removed meanwhile."""
+    """Whether an open file is still the one at ``path``, i.e. was neither replaced nor removed."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except FileNotFoundError:
@@ -229,13 +229,13 @@ def is_still(file: IO[Any], path: Path) -> bool:
 
 
 def set_folder_aside(path: Path) -> Path | None:
-    """Move a folder that lies where a file belongs out of the way, to ``NAME~1`` or the next that is free."""
+    """Rename a folder that is in the place of a file to ``NAME~1``, or the next name that is free."""
     if kind_of(path) != FOLDER:
         return None
     return path.rename(aside_name(path))
 
 
 def aside_name(path: Path) -> Path:
-    """The first of ``NAME~1``, ``NAME~2``, ... under which nothing lies: where what has this name is moved aside to."""
+    """The first of ``NAME~1``, ``NAME~2``, ... that does not exist."""
     names = (path.with_name(f"{path.name}~{number}") for number in range(1, 10**6))
     return next(name for name in names if not kind_of(name))

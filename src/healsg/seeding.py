@@ -1,4 +1,4 @@
-"""Randomness as a pure function of (seed, purpose, position): nothing is ever saved, any position is one jump away.
+"""Randomness as a pure function of (seed, purpose, position): no state is saved, and any position is one jump away.
 
 Three kinds, by how often they are needed:
 
@@ -25,9 +25,9 @@ _SECOND = 0x94D049BB133111EB
 
 
 def mix(*parts: int | str, state: int = 0) -> int:
-    """64 bits that depend on every part and its place (splitmix64; Steele, Lea and Flood 2014).
+    """64 bits that depend on every part and its position (splitmix64; Steele, Lea and Flood 2014).
 
-    ``state``: what the parts before these gave, so that ``mix(a, b, c)`` is ``mix(c, state=mix(a, b))``.
+    ``state`` is the result for the preceding parts: ``mix(a, b, c)`` is ``mix(c, state=mix(a, b))``.
     """
     for part in parts:
         value = zlib.crc32(part.encode()) if isinstance(part, str) else part
@@ -54,8 +54,8 @@ def seed_device(device: torch.device, *parts: int | str, state: int = 0) -> None
 
 
 def seed_everything(*parts: int | str) -> None:
-    """Seed Python's, NumPy's (where it is loaded) and torch's global generators, before weights are drawn and for
-    data sets and transforms that are not ours."""
+    """Seed the global generators of Python, NumPy (if it is loaded) and torch: for the initial weights, and for data
+    sets and transforms of other libraries."""
     value = mix(*parts)
     random.seed(value)
     if numpy := sys.modules.get("numpy"):
@@ -64,7 +64,7 @@ def seed_everything(*parts: int | str) -> None:
 
 
 def seed_foreign(*parts: int | str, state: int = 0) -> None:
-    """Seed the global generators that data sets and per-sample transforms of others draw from, once a batch."""
+    """Seed the global generators that data sets and per-sample transforms of other libraries use, once per batch."""
     value = mix(*parts, state=state)
     random.seed(value)
     torch.default_generator.manual_seed(value)
@@ -90,29 +90,28 @@ def hash_bits(index: Tensor, key: int) -> Tensor:
 
 
 def uniform_of(index: Tensor, key: int, shape: tuple[int, ...]) -> Tensor:
-    """(N, *shape) float32 in [0, 1): for each of N samples its own numbers.
+    """(N, *shape) float32 in [0, 1): per-sample random numbers.
 
     Args:
         index: (N,) int64, each sample's index in its data set.
-        key: what ``mix(seed, purpose, epoch, ...)`` gave.
-        shape: of what is drawn for a sample.
+        key: the result of ``mix(seed, purpose, epoch, ...)``.
+        shape: of the numbers of one sample.
     """
-    own = hash_bits(index, key).view(-1, *[1] * len(shape))
-    places = torch.arange(math.prod(shape), device=index.device).view(shape)
-    return _shifted(hash_bits(own + places, mix(1, state=key)), 40).to(torch.float32) * 2.0**-24
+    sample_bits = hash_bits(index, key).view(-1, *[1] * len(shape))
+    offsets = torch.arange(math.prod(shape), device=index.device).view(shape)
+    return _shifted(hash_bits(sample_bits + offsets, mix(1, state=key)), 40).to(torch.float32) * 2.0**-24
 
 
 class Draw:
-    """Uniform numbers for samples: a pure function of (key, index of the sample, which draw).
+    """Per-sample uniform random numbers: a pure function of (key, index of the sample, which draw).
 
     Args:
-        key: what ``mix(seed, purpose, epoch, ...)`` gave.
+        key: the result of ``mix(seed, purpose, epoch, ...)``.
         index: (N,) int64 or int32, each sample's index in its data set.
-        lasting: what ``mix(seed, purpose)`` gave, for what a sample keeps from epoch to epoch.
-        epoch: that number, from 0.
-        shared: the draws that all views of these samples have in common, where their targets have a place; see
-            ``shared``.
-        host: the same draws on the CPU, where these are on another device; see ``host``.
+        lasting: the result of ``mix(seed, purpose)``, for draws that do not change from epoch to epoch.
+        epoch: the epoch, from 0.
+        shared: the draws common to all views of these samples, if their targets are spatial; see ``shared``.
+        host: the same draws on the CPU, if these are on another device; see ``host``.
     """
 
     def __init__(
@@ -134,18 +133,17 @@ class Draw:
 
     @property
     def shared(self) -> Draw:
-        """The draws of a sample's geometry. Where its target has a place, such as a mask, all views of the sample have
-        the same ones, so that the views match and one target goes with all; elsewhere each view has its own."""
+        """The draws for geometric transforms. If the target is spatial, such as a mask, all views of a sample share
+        them, so that one target fits all views; otherwise each view has its own."""
         return self if self.common is None else self.common
 
     @property
     def host(self) -> Draw:
-        """The same draws where they were before they were moved: on the CPU, whose numbers can be read without waiting
-        for a device."""
+        """The same draws on the CPU, where they were before ``to``: they can be read without waiting for a device."""
         return self if self._host is None else self._host
 
     def bits(self, which: int) -> Tensor:
-        """(N,) int64 in [0, 2**24), one number a sample; ``which`` tells several draws of one sample apart."""
+        """(N,) int64 in [0, 2**24), one number per sample; ``which`` distinguishes the draws of one sample."""
         if which not in self._drawn:
             self._drawn[which] = _shifted(hash_bits(self.index, mix(self.key, which)), 40)
         return self._drawn[which]
@@ -159,11 +157,11 @@ class Draw:
         return (self.bits(which) * (high - low + 1) >> 24) + low
 
     def alternating(self, which: int) -> Tensor:
-        """(N,) int64, 0 or 1 by the sample in the first epoch, and then the other one with each epoch."""
+        """(N,) int64: a random 0 or 1 per sample in the first epoch, which flips with every epoch after it."""
         return (hash_bits(self.index, mix(self.lasting, which)) + self.epoch) & 1
 
     def seeds(self) -> list[int]:
-        """A number below 2**32 for each sample, with which a generator of its own can begin."""
+        """A number below 2**32 for each sample, to seed a generator of its own."""
         return _shifted(hash_bits(self.index, mix(self.key, "generator")), 32).tolist()
 
     def of(self, chosen: Tensor) -> Draw:
@@ -172,12 +170,12 @@ class Draw:
         return Draw(self.key, self.index[chosen], self.lasting, self.epoch, common)
 
     def copied(self, start: int, stop: int) -> Draw:
-        """Those of samples ``start`` to ``stop``, without memory that they share with the others."""
+        """The draws of samples ``start`` to ``stop`` in memory of their own."""
         common = None if self.common is None else self.common.copied(start, stop)
         return Draw(self.key, self.index[start:stop].clone(), self.lasting, self.epoch, common)
 
     def to(self, device: torch.device) -> Draw:
-        """The same draws, made on another device."""
+        """The same draws on another device."""
         common = None if self.common is None else self.common.to(device)
         return Draw(self.key, self.index.to(device), self.lasting, self.epoch, common, self.host)
 
@@ -186,7 +184,7 @@ class Draw:
         return _Part(self, start, stop)
 
     def alone(self) -> Draw:
-        """The same draws without those of other samples, to be sent to another process."""
+        """The same draws without a reference to those of other samples, to send to another process."""
         return self
 
 

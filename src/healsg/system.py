@@ -1,7 +1,6 @@
-"""What differs between Linux, macOS and Windows: locks, signals, forked children, kills, and what a disk is asked.
+"""What differs between Linux, macOS and Windows: locks, signals, forked children, kills, memory and disks.
 
-All names that exist on POSIX systems alone are used here and nowhere else, each with what takes its place where it is
-missing.
+Names that only POSIX systems have are used here and nowhere else, each with a fallback for other systems.
 """
 
 from __future__ import annotations
@@ -28,46 +27,46 @@ STOP_SIGNALS: tuple[int, ...] = tuple(
 SIGBREAK."""
 
 HANGUP: int = getattr(signal, "SIGHUP", 1)
-"""The number of SIGHUP, with which a run ends whose launcher is gone."""
+"""The number of SIGHUP, by which a run ends after its launcher has ended."""
 
 _KILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows SIGTERM ends a process at once
 
 HELD = ".held"
-"""Behind the name of a lock's file: the file that is locked where there is no ``flock``."""
+"""Suffix of the second file, next to the lock file, that is locked on systems without ``flock``."""
 
 
 # --- locks -----------------------------------------------------------------------------------------------------------
 
 
 class ProcessLock:
-    """The exclusive right of one process to something. It ends with the process, however that ends.
+    """An exclusive lock of one process. It is released when the process ends, however it ends.
 
-    Where ``flock`` exists the open file itself is locked. Elsewhere filelock locks a file beside it, since Windows lets
-    nobody read what is locked, and the file says who the holder is.
+    With ``flock`` the open file itself is locked. On other systems filelock locks a second file next to it: on Windows
+    a locked file cannot be read, and the first file names the holder of the lock.
 
     Args:
-        file: open, and kept open for as long as the lock is held.
-        path: under which it lies.
+        file: the open file, which stays open while the lock is held.
+        path: its path.
     """
 
     def __init__(self, file: IO[Any], path: Path) -> None:
         self.file = file
-        self._beside: Any = None
+        self._second_lock: Any = None
         if fcntl is None:
-            with warnings.catch_warnings(action="ignore"):  # that a lock by a marker file is all there is
+            with warnings.catch_warnings(action="ignore"):  # filelock warns if only a marker file can serve as a lock
                 from filelock import FileLock
 
-            self._beside = FileLock(str(path) + HELD, thread_local=False)
+            self._second_lock = FileLock(str(path) + HELD, thread_local=False)
 
     def acquire(self, wait: bool = False) -> None:
         """Take the lock.
 
         Args:
-            wait: for as long as another process has it.
+            wait: whether to wait while another process holds it.
 
         Raises:
-            BlockingIOError: another process has it.
-            OSError: the file system has no locks.
+            BlockingIOError: another process holds it.
+            OSError: the file system does not support locks.
         """
         if fcntl is not None:
             fcntl.flock(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -75,25 +74,25 @@ class ProcessLock:
         from filelock import Timeout
 
         try:
-            self._beside.acquire(timeout=-1 if wait else 0)
+            self._second_lock.acquire(timeout=-1 if wait else 0)
         except Timeout as error:
             raise BlockingIOError(str(error)) from error
 
     def release(self) -> None:
-        """Give the lock back and close the file."""
+        """Release the lock and close the file."""
         if fcntl is not None:
             fcntl.flock(self.file, fcntl.LOCK_UN)
         else:
-            self._beside.release()
+            self._second_lock.release()
         self.file.close()
 
     def let_go(self) -> None:
-        """In a forked child: close the inherited file, without giving back the lock that the parent has."""
+        """In a forked child: close the inherited file without releasing the parent's lock."""
         self.file.close()
 
 
 def is_locked(file: IO[Any]) -> bool:
-    """Whether another open file has the ``ProcessLock`` of this one; yes where there is no ``flock`` to ask."""
+    """Whether a ``ProcessLock`` of this file is held through another open file; True on systems without ``flock``."""
     if fcntl is None:
         return True
     try:
@@ -108,13 +107,13 @@ def is_locked(file: IO[Any]) -> bool:
 
 
 def in_forked_child(function: Callable[[], object]) -> None:
-    """Call ``function`` in each child that this process forks; where nothing forks there is nothing to call."""
+    """Call ``function`` in each child that this process forks; does nothing on systems without fork."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=function)
 
 
 def lives(number: int) -> bool:
-    """Whether a process of this number is there, on this machine. Windows is not asked: there the answer is yes."""
+    """Whether a process with this number exists on this machine; always True on Windows."""
     if os.name != "posix":
         return True  # os.kill(number, 0) would send Ctrl-C there
     try:
@@ -127,21 +126,21 @@ def lives(number: int) -> bool:
 
 
 def program(module: str, function: str) -> list[str]:
-    """The command line of a fresh process that calls a function of a module of HEALSg and ends with what it returns.
+    """The command line of a new process that calls a function of a module of HEALSg and exits with what it returns.
 
-    The folder that holds the package comes last in the search path, and the current one not at all (``-P``).
+    The folder that holds the package comes last in ``sys.path``; the current directory is not in it (``-P``).
     """
     text = f"import sys; sys.path.append(sys.argv.pop()); from {module} import {function}; sys.exit({function}())"
     return [sys.executable, "-P", "-c", text, str(Path(__file__).parents[1])]
 
 
 def kill(number: int) -> None:
-    """End a process at once; no code of it runs any more."""
+    """Kill a process; none of its code, such as signal handlers, runs any more."""
     os.kill(number, _KILL)
 
 
 def kill_family(child: subprocess.Popen[Any]) -> None:
-    """End a child that was started with ``start_new_session=True``, and what it has started itself."""
+    """Kill a child that was started with ``start_new_session=True``, and its own children."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(child.pid, _KILL)
@@ -155,7 +154,7 @@ def was_killed(status: int) -> bool:
 
 
 def signal_name(number: int) -> str:
-    """Such as ``SIGTERM``; the number where the system knows no name for it."""
+    """The name of a signal, such as ``SIGTERM``; its number if the system has no name for it."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -163,10 +162,10 @@ def signal_name(number: int) -> str:
 
 
 def end_only_by(parent: int) -> None:
-    """In a forked child: let SIGTERM from ``parent`` end this process, and from any other be without effect.
+    """In a forked child: end this process on SIGTERM from ``parent``, and ignore SIGTERM from any other process.
 
-    A thread waits for the signal, as a handler does not learn who has sent it. macOS has no ``sigwaitinfo``: there a
-    SIGTERM of anybody is without effect, and ``parent`` has to kill.
+    A thread waits for the signal, because a signal handler does not learn the sender. macOS has no ``sigwaitinfo``:
+    there every SIGTERM is ignored, and ``parent`` has to kill the process.
     """
     import threading
 
@@ -186,7 +185,7 @@ def end_only_by(parent: int) -> None:
 
 
 def physical_memory() -> int | None:
-    """The bytes of memory that the machine has; None where the system does not say."""
+    """The memory of the machine in bytes; None if the system does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -194,7 +193,7 @@ def physical_memory() -> int | None:
 
 
 def available_memory() -> int | None:
-    """The bytes that a process can still take without swapping, its control group's limit counted; None if unknown."""
+    """The memory in bytes that can be allocated without swapping, within the control group's limit; None if unknown."""
     free: int | None = None
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -207,7 +206,7 @@ def available_memory() -> int | None:
 
 
 def _status(field: str) -> int | None:
-    """A size that Linux tells of this process, in bytes."""
+    """A field of ``/proc/self/status`` that is a size, in bytes; None on systems other than Linux."""
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])
@@ -215,12 +214,12 @@ def _status(field: str) -> int | None:
 
 
 def held_memory() -> int | None:
-    """The bytes of memory that this process holds now; None where the system does not say."""
+    """The resident memory of this process in bytes; None if the system does not report it."""
     return _status("VmRSS")
 
 
 def forget_peak_memory() -> bool:
-    """Let ``peak_memory`` count from now on; False where the system cannot."""
+    """Reset ``peak_memory``; False if the system cannot."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         return True
@@ -228,27 +227,27 @@ def forget_peak_memory() -> bool:
 
 
 def peak_memory() -> int | None:
-    """The most bytes of memory that this process has held at once so far; None where the system does not say."""
-    if (known := _status("VmHWM")) is not None:
-        return known
+    """The peak resident memory of this process in bytes; None if the system does not report it."""
+    if (peak := _status("VmHWM")) is not None:
+        return peak
     with contextlib.suppress(ImportError):
         resource = import_module("resource")
-        most: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if os.uname().sysname == "Darwin" else 1024 * most
+        largest: int = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS, else in KiB
+        return largest if os.uname().sysname == "Darwin" else 1024 * largest
     return None
 
 
 def process_age() -> float | None:
-    """Seconds since this process began; None where the system does not say."""
+    """Seconds since this process started; None if the system does not report it."""
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        began = ticks / os.sysconf("SC_CLK_TCK")
-        return float(Path("/proc/uptime").read_text().split()[0]) - began
+        started = ticks / os.sysconf("SC_CLK_TCK")
+        return float(Path("/proc/uptime").read_text().split()[0]) - started
     return None
 
 
 def cpu_seconds() -> float:
-    """The CPU time of this process and of its children, those that still run included where Linux tells it."""
+    """The CPU time of this process and its children in seconds; on Linux including children that still run."""
     times = os.times()
     total = times.user + times.system + times.children_user + times.children_system
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -262,18 +261,18 @@ def cpu_seconds() -> float:
 
 
 def reserve(file: IO[bytes], size: int) -> None:
-    """Let a new file have ``size`` bytes that are reserved on the disk. Raises OSError where there is no room."""
+    """Allocate ``size`` bytes on disk for a new file. Raises OSError if there is not enough space."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file.fileno(), 0, size)
         return
-    block = bytes(1 << 20)  # a file that is only made longer has holes, and a full disk would show as SIGBUS
+    block = bytes(1 << 20)  # truncate() would leave holes, and a full disk would raise SIGBUS when they are written
     for start in range(0, size, len(block)):
         file.write(block[: size - start])
     file.flush()
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` outlast a power cut. Windows opens no folders; NTFS keeps a journal of renames."""
+    """Make a rename in ``folder`` survive a power failure. Windows cannot open folders; NTFS journals renames."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -289,12 +288,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def keep_freed_memory(most: int) -> None:
-    """Let this process reuse blocks of up to ``most`` bytes that it has freed, where glibc returns them to the system.
+    """Make glibc keep freed blocks of up to ``most`` bytes for reuse, instead of returning them to the system.
 
-    glibc maps each block above 32 MiB anew, and gives the end of its heap back whenever that is free, as after each
-    backward pass. The system then clears the same memory page by page, which takes longer than to normalise a batch of
-    pictures. For a process that makes blocks of the same sizes again and again, as a loader's worker or a training step
-    does; other C libraries keep their ways.
+    By default glibc maps each block above 32 MiB anew, and returns the end of its heap whenever that is free, as after
+    each backward pass. The system then clears the same memory page by page, which takes longer than normalising a batch
+    of images. This helps processes that allocate blocks of the same sizes again and again, such as a loader's worker or
+    a training step. It has no effect with other C libraries.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc
         library = import_module("ctypes").CDLL("libc.so.6")

@@ -44,9 +44,9 @@ log = logging.getLogger("healsg")
 class BasicTask:
     """A task: what is learned, with what, and how.
 
-    Override a builder to bring your own part; the others stay as they are. ``build`` calls them in this order, and each
-    finds on ``self`` what the ones before it made: loaders, ``model``, ``criterion``, ``task_method.setup``, the move
-    to the device, ``optimizer``, ``scheduler``.
+    Override a builder to supply your own part; the others stay as they are. ``build`` calls them in this order, and
+    each finds on ``self`` what the previous ones created: loaders, ``model``, ``criterion``, ``task_method.setup``, the
+    move to the device, ``optimizer``, ``scheduler``.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class BasicTask:
         self.runner = runner
         self.loaders: dict[str, AnyLoader] = {}
         self._start = current_folder()
-        """The folder to which the path in ``init_from`` is relative, also where a builder changes the current one."""
+        """The folder that the path in ``init_from`` is relative to, even if a builder changes the current directory."""
         self.data_info: DataInfo | None = None
 
     # --- the six builders ------------------------------------------------------------------------------------------
@@ -102,15 +102,15 @@ class BasicTask:
 
     @property
     def info(self) -> DataInfo | None:
-        """What is known of the data before they are read; None where the task brings loaders of its own."""
+        """What is known about the data before they are read; None if the task builds its own loaders."""
         return None if self.replaces("build_dataloader") else self.task_data.info
 
     def replaces(self, name: str) -> bool:
-        """Whether this task's class has a ``name`` of its own in the place of ``BasicTask``'s, such as a builder."""
+        """Whether this task's class overrides the method ``name`` of ``BasicTask``, such as a builder."""
         return getattr(type(self), name) is not getattr(BasicTask, name)
 
     def check(self) -> None:
-        """Refuse parts that do not fit each other, before any data are read. Raises ConfigError."""
+        """Check that the parts fit together, before any data are read. Raises ConfigError."""
         if self.info is not None and not self.replaces("build_model"):
             self.task_model.check(self.info)
         self.task_method.check(self)
@@ -119,9 +119,9 @@ class BasicTask:
         shardable.check(self.runner, self.task_method)
 
     def measured_names(self) -> list[str] | None:
-        """The names of the numbers that every epoch will measure; None where they are known only afterwards."""
-        replaced = self.replaces("run_epoch") or self.task_method.replaces("evaluate")
-        if replaced or (self.info is None and not self.loaders):
+        """The names of the numbers that every epoch will measure; None if they are known only afterwards."""
+        overridden = self.replaces("run_epoch") or self.task_method.replaces("evaluate")
+        if overridden or (self.info is None and not self.loaders):
             return None
         names = ["train/loss"]
         if not self.loaders or "val" in self.loaders:
@@ -129,7 +129,7 @@ class BasicTask:
         return names
 
     def directions(self) -> dict[str, bool | None]:
-        """By name of a number of an evaluation whether more of it is better; None where it does not say."""
+        """For each number of an evaluation, by name: whether a higher value is better; None if not declared."""
         declared = directions_of(self.task_model.metrics(self.info))
         return {"loss": False, **declared, **self.task_method.higher_is_better}
 
@@ -140,15 +140,15 @@ class BasicTask:
         training: bool = True,
         data_info: DataInfo | None = None,
     ) -> None:
-        """Run the six builders, and move what they make to the device. Data and model are seeded separately.
+        """Run the six builders, and move what they create to the device. Data and model are seeded separately.
 
         Args:
-            threads: CPU threads with which a resumed run began; None for torch's choice.
-            fresh_weights: whether the weights start here, from ``init_from`` if it is set; False where those of a
+            threads: CPU threads that a resumed run started with; None for torch's choice.
+            fresh_weights: whether to initialise the weights, from ``init_from`` if it is set; False if the weights of a
                 checkpoint are loaded afterwards.
-            training: whether the optimizer and the schedule are made too; False for an evaluation.
-            data_info: of the checkpoint whose weights are loaded afterwards: the data are read with its classes and its
-                fitted preprocessing.
+            training: whether to create the optimizer and the schedule too; False for an evaluation.
+            data_info: that of the checkpoint whose weights are loaded afterwards: the data are read with its classes
+                and its fitted preprocessing.
 
         Raises:
             DataError: the data do not fit ``data_info``.
@@ -164,8 +164,10 @@ class BasicTask:
             raise DataError(f"build_dataloader: gave one {kind}; return (train, val) or a dict by split")
         if not isinstance(loaders, Mapping):
             loaders = dict(zip(("train", "val", "test"), loaders, strict=False))
-        given, reading = loaders.items(), self.task_data.reading
-        self.loaders = {split: wrap_loader(loader, split, reading) for split, loader in given if loader is not None}
+        reading = self.task_data.reading
+        self.loaders = {
+            split: wrap_loader(loader, split, reading) for split, loader in loaders.items() if loader is not None
+        }
         if "train" not in self.loaders:
             raise DataError("build_dataloader: there is no train loader; return (train, val) or a dict by split")
         self.data_info = None if self.info is None else self.task_data.fitted()
@@ -201,7 +203,7 @@ class BasicTask:
             self._build_training()
 
     def build_evaluation(self, network: nn.Module, split: str, data_info: DataInfo) -> EvalEpoch:
-        """Make what the evaluation of ``network`` on one split needs, and nothing for training.
+        """Build what the evaluation of ``network`` on one split needs, and nothing for training.
 
         Args:
             network: the evaluated network, with its weights.
@@ -227,14 +229,14 @@ class BasicTask:
         return EvalEpoch(self, split, network)
 
     def choose_weights(self, fresh_weights: bool) -> None:
-        """Let the model build its network with the published weights that the method wants.
+        """Choose the model with published weights if the method starts from trained weights.
 
         Args:
-            fresh_weights: False where those of a checkpoint follow, so that none are read.
+            fresh_weights: False if the weights of a checkpoint are loaded afterwards, so that no others are read.
         """
         model, method = self.task_model, self.task_method
-        own_network = self.replaces("build_model")
-        if method.starts_from_weights and not self.config.init_from and not own_network:
+        custom_network = self.replaces("build_model")
+        if method.starts_from_weights and not self.config.init_from and not custom_network:
             published = model.pretrained()
             if published is None and fresh_weights:
                 log.warning(
@@ -255,8 +257,8 @@ class BasicTask:
         self.runner.device_setup.keep_freed_memory()
 
     def facts(self) -> dict[str, Any]:
-        """What ``run.json`` says of the parts."""
-        own_loaders = self.info is None
+        """The facts about the parts for ``run.json``; what a user should know about them is logged as well."""
+        custom_loaders = self.info is None
         for line in data_lines(self.loaders, self.info):
             log.info("%s", line)
         for line in data_warnings(self.loaders):
@@ -272,24 +274,24 @@ class BasicTask:
             log.info("runner.shard: there is one process, which holds all weights")
         for line in self.task_model.omissions(self.info) if self.info else ():
             log.info("%s", line)
-        if not own_loaders and self.task_data.val_is_test:
+        if not custom_loaders and self.task_data.val_is_test:
             log.info("the test part serves as val: the best checkpoint is chosen on it")
         return {
             "device": str(self.device),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "val_is_test": None if own_loaders else self.task_data.val_is_test,
+            "val_is_test": None if custom_loaders else self.task_data.val_is_test,
             "samples_left_out": left_out,
-            **({} if own_loaders else self.task_data.facts()),
+            **({} if custom_loaders else self.task_data.facts()),
         }
 
     def data_fingerprint(self) -> Fingerprint:
-        """From which files or tensors the samples come, by part, or by loader where the task brings its own."""
-        own = self.task_data.fingerprints
-        return own or {split: fingerprint.of_loader(loader) for split, loader in self.loaders.items()}
+        """Which files or tensors the samples come from, by part; by loader if the task builds its own."""
+        fingerprints = self.task_data.fingerprints
+        return fingerprints or {split: fingerprint.of_loader(loader) for split, loader in self.loaders.items()}
 
     @property
     def split_digest(self) -> str | None:
-        """Of which samples each split holds; None where the data set does not say."""
+        """The digest of which samples each split contains; None if the data set does not provide it."""
         digest: str | None = self.task_data.facts().get("samples", {}).get("split_digest")
         return digest
 
@@ -317,26 +319,26 @@ class BasicTask:
     # --- what a task logs beside numbers -----------------------------------------------------------------------------
 
     def log_image(self, name: str, picture: Any, caption: str = "") -> None:
-        """Log an image into ``media/`` and to the loggers; nothing outside of a run, and on all ranks but 0.
+        """Log an image into ``media/`` and to the loggers. Does nothing outside a run and on ranks other than 0.
 
         Args:
             name: such as ``val/overlay``.
-            picture: (H, W) or (H, W, 3) uint8 levels, or the bytes of a PNG or JPEG file.
+            picture: (H, W) or (H, W, 3) uint8 pixels, or the bytes of a PNG or JPEG file.
             caption: a line below it.
 
         Raises:
-            ValueError: the picture is none of these.
+            ValueError: ``picture`` is none of these.
         """
         self.runner.checkpointer.log_media("image", name, self, picture, caption=caption)
 
     def log_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> None:
-        """Log a table of plain values; see ``log_image``. Raises ValueError for a row of another length."""
+        """Log a table of plain values; see ``log_image``. Raises ValueError if a row does not fit the columns."""
         self.runner.checkpointer.log_media("table", name, self, columns, rows, caption=caption)
 
     def log_plot(
         self, name: str, curves: Mapping[str, Sequence[tuple[float, float]]], x: str = "x", caption: str = ""
     ) -> None:
-        """Log curves: by name their points; ``x`` is what the horizontal axis shows. See ``log_image``."""
+        """Log curves, each a list of points, by name; ``x`` labels the horizontal axis. See ``log_image``."""
         self.runner.checkpointer.log_media("plot", name, self, curves, x=x, caption=caption)
 
     # --- the schedule ----------------------------------------------------------------------------------------------
@@ -348,15 +350,15 @@ class BasicTask:
 
     @property
     def learning_rate(self) -> float:
-        """That of the first group of parameters."""
+        """The learning rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step_scheduler(self, monitored: float | None, sign: int) -> None:
-        """The scheduler's step at the end of an epoch; one that waits for a plateau gets the monitored number.
+        """Step the scheduler at the end of an epoch; a ``ReduceLROnPlateau`` gets the monitored metric.
 
         Args:
-            monitored: that number, None in an epoch without an evaluation.
-            sign: +1 where more of it is better, -1 where less is.
+            monitored: its value, None in an epoch without an evaluation.
+            sign: +1 if a higher value is better, -1 if a lower one is.
         """
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             if self.scheduler is not None:
@@ -367,12 +369,12 @@ class BasicTask:
     # --- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run continues from: tensors and plain values."""
-        own = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return self.runner.parallel.gathered(own) | self.state_between_updates()
+        """All that a run needs to continue: tensors and plain values."""
+        sharded = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return self.runner.parallel.gathered(sharded) | self.state_between_updates()
 
     def state_between_updates(self) -> dict[str, Any]:
-        """The part of the state that may change before the next update; the network's buffers may too."""
+        """The part of the state that may change between two updates, as the network's buffers may."""
         return {
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else {},
             "method": self.task_method.state_dict(),
@@ -391,17 +393,17 @@ class BasicTask:
 
 
 def least_rows(model: nn.Module, info: DataInfo | None = None) -> int:
-    """The fewest rows of a batch with which a network can be trained.
+    """The smallest number of samples in a batch that a network can be trained with.
 
-    BatchNorm fails on one number a channel, hence two where there is any; but one where targets are masks, since the
-    pixels of one sample are many numbers.
+    BatchNorm fails on a single value per channel, so a network with BatchNorm needs two; one is enough if targets are
+    spatial, since a sample then has many pixels.
     """
     if info is not None and info.placed:
         return 1
     return 1 + any(isinstance(module, BatchNorm) for module in model.modules())
 
 
-def _warn_of_other_inputs(trained_on: DataInfo, own: DataInfo) -> None:
-    """Warn where the inputs are not prepared as in training, which only a changed setting can cause."""
-    if differing := list(differing_inputs(trained_on, own)):
+def _warn_of_other_inputs(trained_on: DataInfo, current: DataInfo) -> None:
+    """Warn if inputs are not preprocessed as in training, which only a changed setting can cause."""
+    if differing := list(differing_inputs(trained_on, current)):
         log.warning("data: the weights were trained on other inputs: %s", "; ".join(differing))

@@ -1,7 +1,7 @@
-"""What torch has under private names, and the public way that is taken where a version of torch has no such name.
+"""Private functions of torch, each with a public fallback for versions of torch that do not have it.
 
 The operators over lists of tensors (``foreach_mul_`` and others) launch one kernel for many parameters, and the fused
-updates one for a whole optimizer; the public way is a loop over the tensors, with the same mathematics.
+updates one for a whole optimizer; the fallback is a loop over the tensors, with the same mathematics.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def _one_by_one(operation: Callable[..., Tensor]) -> Callable[..., list[Tensor]]
 
     def over(tensors: Sequence[Tensor], *others: Any, **settings: Any) -> list[Tensor]:
         results = []
-        for place, tensor in enumerate(tensors):
-            own = [other[place] if isinstance(other, (list, tuple)) else other for other in others]
-            results.append(operation(tensor, *own, **settings))
+        for index, tensor in enumerate(tensors):
+            arguments = [other[index] if isinstance(other, (list, tuple)) else other for other in others]
+            results.append(operation(tensor, *arguments, **settings))
         return results
 
     return over
@@ -38,8 +38,8 @@ def _norm(tensor: Tensor, order: float = 2) -> Tensor:
 
 
 def _list_operator(name: str, public: Callable[..., Tensor]) -> Callable[..., Any]:
-    found: Callable[..., Any] | None = getattr(torch, f"_foreach_{name}", None)
-    return found or _one_by_one(public)
+    private: Callable[..., Any] | None = getattr(torch, f"_foreach_{name}", None)
+    return private or _one_by_one(public)
 
 
 foreach_add = _list_operator("add", torch.add)
@@ -68,8 +68,9 @@ foreach_sub_ = _list_operator("sub_", Tensor.sub_)
 def _unscaled(
     weights: list[Tensor], gradients: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None
 ) -> Iterator[tuple[int, Tensor, Callable[[Tensor, Tensor], None]]]:
-    """By place of a weight its gradient without fp16's scale, and what writes a value where no update is skipped."""
-    for place, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+    """For each weight its index, its gradient without the gradient scale of fp16, and a function that writes a value
+    unless the update is skipped."""
+    for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
         skipped = None if found_inf is None else found_inf.to(weight.device) > 0
         if grad_scale is not None:
             gradient = gradient / grad_scale.to(gradient.dtype)
@@ -77,7 +78,7 @@ def _unscaled(
         def write(target: Tensor, value: Tensor, skipped: Tensor | None = skipped) -> None:
             target.copy_(value if skipped is None else torch.where(skipped, target, value))
 
-        yield place, gradient, write
+        yield index, gradient, write
 
 
 def _sgd(
@@ -95,15 +96,15 @@ def _sgd(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
-    """What ``torch._fused_sgd_`` does."""
-    for place, gradient, write in _unscaled(weights, gradients, grad_scale, found_inf):
-        weight = weights[place]
+    """The fallback for ``torch._fused_sgd_``."""
+    for index, gradient, write in _unscaled(weights, gradients, grad_scale, found_inf):
+        weight = weights[index]
         step = -gradient if maximize else gradient
         if weight_decay:
             step = step + weight_decay * weight
         if momentum:
-            buffer = step.clone() if is_first_step else momentum * buffers[place] + (1 - dampening) * step
-            write(buffers[place], buffer)
+            buffer = step.clone() if is_first_step else momentum * buffers[index] + (1 - dampening) * step
+            write(buffers[index], buffer)
             step = step + momentum * buffer if nesterov else buffer
         write(weight, weight - lr * step)
 
@@ -127,25 +128,25 @@ def _adam_kernel(decoupled: bool) -> Callable[..., None]:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
     ) -> None:
-        """What ``torch._fused_adam_`` and ``torch._fused_adamw_`` do; ``steps`` count the update already."""
-        for place, gradient, write in _unscaled(weights, gradients, grad_scale, found_inf):
-            weight = weights[place]
+        """The fallback for ``torch._fused_adam_`` and ``torch._fused_adamw_``; ``steps`` already count this update."""
+        for index, gradient, write in _unscaled(weights, gradients, grad_scale, found_inf):
+            weight = weights[index]
             gradient = -gradient if maximize else gradient
             start = weight
             if weight_decay and decoupled:
                 start = weight * (1 - lr * weight_decay)
             elif weight_decay:
                 gradient = gradient + weight_decay * weight
-            mean = torch.lerp(means[place], gradient, 1 - beta1)
-            square = beta2 * squares[place] + (1 - beta2) * gradient * gradient
+            mean = torch.lerp(means[index], gradient, 1 - beta1)
+            square = beta2 * squares[index] + (1 - beta2) * gradient * gradient
             spread = square
             if amsgrad:
-                spread = torch.maximum(largest[place], square)
-                write(largest[place], spread)
-            bias1 = 1 - beta1 ** steps[place]
-            bias2 = 1 - beta2 ** steps[place]
-            write(means[place], mean)
-            write(squares[place], square)
+                spread = torch.maximum(largest[index], square)
+                write(largest[index], spread)
+            bias1 = 1 - beta1 ** steps[index]
+            bias2 = 1 - beta2 ** steps[index]
+            write(means[index], mean)
+            write(squares[index], square)
             write(weight, start - (lr / bias1) * mean / (spread.sqrt() / bias2.sqrt() + eps))
 
     return update
@@ -156,11 +157,11 @@ fused_adam_: Callable[..., None] = getattr(torch, "_fused_adam_", _adam_kernel(d
 fused_adamw_: Callable[..., None] = getattr(torch, "_fused_adamw_", _adam_kernel(decoupled=True))
 
 
-# --- who watches an optimizer's step ---------------------------------------------------------------------------------
+# --- hooks and profilers of an optimizer's step ----------------------------------------------------------------------
 
 
 def step_is_watched(optimizer: Any) -> bool:
-    """Whether hooks or a profiler want to see an optimizer's step; yes where torch does not tell."""
+    """Whether hooks or a profiler observe an optimizer's step; True if torch does not provide this."""
     try:
         hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
         hooks = hooks or every_optimizer._global_optimizer_pre_hooks or every_optimizer._global_optimizer_post_hooks
@@ -179,27 +180,27 @@ def is_compiled(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def uncompiled(blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """Let modules that ``module.compile()`` has compiled run as they are written for a while."""
-    aside = {block: block._compiled_call_impl for block in blocks if hasattr(block, "_compiled_call_impl")}
+    """A context in which modules compiled by ``module.compile()`` run eagerly."""
+    compiled = {block: block._compiled_call_impl for block in blocks if hasattr(block, "_compiled_call_impl")}
     try:
-        for block in aside:
+        for block in compiled:
             block._compiled_call_impl = None
         yield
     finally:
-        for block, call in aside.items():
+        for block, call in compiled.items():
             block._compiled_call_impl = call
 
 
 def prepare_compilation(blocks: int) -> None:
-    """Let each of ``blocks`` be compiled as often as torch lets one, and be compiled anew where a hook is added.
+    """Allow each of ``blocks`` torch's default number of recompilations, and recompile when a hook is added.
 
-    A version of torch without these settings compiles with its own.
+    In versions of torch without these settings this does nothing.
     """
     config: Any = getattr(getattr(torch, "_dynamo", None), "config", None)
     if hasattr(config, "recompile_limit"):
-        config.recompile_limit = 8 * max(1, blocks)  # 8 is torch's own
+        config.recompile_limit = 8 * max(1, blocks)  # 8 is torch's default
     if hasattr(config, "skip_nnmodule_hook_guards"):
-        config.skip_nnmodule_hook_guards = False  # else a hook of one block is not seen in others
+        config.skip_nnmodule_hook_guards = False  # otherwise a hook on one block is ignored in the others
 
 
 # --- modules and loader workers --------------------------------------------------------------------------------------
@@ -208,43 +209,42 @@ def prepare_compilation(blocks: int) -> None:
 BatchNorm: Any = getattr(
     nn.modules.batchnorm, "_BatchNorm", (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 )
-"""What ``isinstance`` takes for a BatchNorm of any dimension."""
+"""The class or classes of BatchNorm in any number of dimensions, for ``isinstance``."""
 
 
 def version_of(tensor: Tensor) -> int:
-    """A number that grows with each change of a tensor in place; 0 in any case where torch does not count."""
+    """A number that grows with each in-place change of a tensor; always 0 if torch does not count them."""
     return int(getattr(tensor, "_version", 0))
 
 
 def saved_buffers(module: nn.Module) -> list[tuple[dict[str, Tensor | None], str]]:
-    """The buffers of one module, without its children's, that its ``state_dict`` holds: the dict they lie in, and
-    their names."""
-    left_out: set[str] = getattr(module, "_non_persistent_buffers_set", set())
-    return [(module._buffers, name) for name in module._buffers if name not in left_out]
+    """The persistent buffers of one module, without its children's: for each the dict that holds it, and its name."""
+    non_persistent: set[str] = getattr(module, "_non_persistent_buffers_set", set())
+    return [(module._buffers, name) for name in module._buffers if name not in non_persistent]
 
 
 def become_worker(number: int, workers: int, dataset: Any) -> None:
-    """Let ``torch.utils.data.get_worker_info`` tell a data set that this process is a loader's worker."""
+    """Make ``torch.utils.data.get_worker_info`` report that this process is a loader's worker."""
     try:
         from torch.utils.data._utils import worker
-    except ImportError:  # data sets then take this for a process of its own
+    except ImportError:  # get_worker_info then returns None, as in the main process
         return
     worker._worker_info = worker.WorkerInfo(id=number, num_workers=workers, seed=0, dataset=dataset)
 
 
-# --- interpolation into given memory ----------------------------------------------------------------------------------
+# --- interpolation into an output tensor ------------------------------------------------------------------------------
 
 
-def interpolate_into(made: Tensor, given: Tensor) -> None:
-    """Write into ``made`` (N, C, X, Y, Z) what F.interpolate makes of ``given`` by trilinear interpolation, without
-    aligned corners. Without the private name the result is in memory first."""
-    size = list(made.shape[2:])
+def interpolate_into(output: Tensor, volume: Tensor) -> None:
+    """Resize ``volume`` into ``output`` (N, C, X, Y, Z), as ``F.interpolate`` in mode ``trilinear`` without aligned
+    corners. The fallback allocates the result first."""
+    size = list(output.shape[2:])
     try:
         kernel: Any = torch._C._nn.upsample_trilinear3d
     except AttributeError:
-        made.copy_(torch.nn.functional.interpolate(given, size, mode="trilinear", align_corners=False))
+        output.copy_(torch.nn.functional.interpolate(volume, size, mode="trilinear", align_corners=False))
         return
-    kernel(given, size, False, None, None, None, out=made)
+    kernel(volume, size, False, None, None, None, out=output)
 
 
 # --- torchvision's decoder --------------------------------------------------------------------------------------------
@@ -252,9 +252,9 @@ def interpolate_into(made: Tensor, given: Tensor) -> None:
 
 @cache
 def jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
-    """What makes of a JPEG's bytes, (N,) uint8, its pixels, (C, H, W) uint8; None where torchvision has no decoder.
+    """A function from a JPEG's bytes, (N,) uint8, to its pixels, (C, H, W) uint8; None if torchvision has no decoder.
 
-    The operator is called by its own name because ``torchvision.io.decode_jpeg`` warns at each call that it will go, in
+    The operator is called directly because ``torchvision.io.decode_jpeg`` warns at each call that it is deprecated in
     favour of TorchCodec. It raises RuntimeError for what it cannot decode.
     """
     try:

@@ -36,7 +36,7 @@ from healsg.training.interrupt import StopSignal
 
 
 class TaskTrainer:
-    """One task: its configuration, and what can be done with it.
+    """One task: its configuration, and training, evaluation and prediction with it.
 
     Example:
         >>> trainer = TaskTrainer.compose("data=digits", "method=adamw", "runner.epochs=2")
@@ -45,8 +45,8 @@ class TaskTrainer:
 
     Args:
         composed: the checked configuration.
-        description: a sentence of the user's own, kept in ``run.json``.
-        folder: of the run, where it has one; else ``train`` acquires it.
+        description: a free text of the user's, saved in ``run.json``.
+        folder: the run's folder if there is one; otherwise ``train`` acquires it.
     """
 
     def __init__(self, composed: Composed, description: str = "", folder: RunFolder | None = None) -> None:
@@ -69,31 +69,31 @@ class TaskTrainer:
         return cls(load_saved(folder, overrides), folder=folder)
 
     def train(self, folder: RunFolder | None = None) -> dict[str, Any]:
-        """Train, or go on with, a run.
+        """Train a run, or continue it.
 
         Args:
-            folder: as ``acquire.acquire_folder`` gave it; it is acquired here where it is None.
+            folder: the result of ``acquire.acquire_folder``; None acquires it here.
 
         Returns:
             ``name``, ``folder``, ``status`` (``finished`` or ``stopped``), ``best``, ``test``, ``digest``, and
             ``exit``, the exit status.
 
         Raises:
-            HealsgError: something the user can mend. Whatever else is raised in the run is raised here.
+            HealsgError: an error that the user can fix. Any other exception in the run is raised unchanged.
         """
         if self.config["runner"].get("tune") is not None:
             raise ConfigError("runner.tune: the command healsg train measures; from Python, give plain settings")
         with returning():
-            made = self._forecast()
+            forecast_facts = self._forecast()
             usage = Usage()
             task, loggers, self.folder = self._begin(folder)
             runner = task.runner
             session = Session(self.composed, self.folder, runner.progress, loggers, usage)
-            together = distributed.first_cause(runner.progress, session.lost)
-            with StopSignal(runner.max_time) as stop_signal, session, together:
+            first_cause = distributed.first_cause(runner.progress, session.lost)
+            with StopSignal(runner.max_time) as stop_signal, session, first_cause:
                 began = time.monotonic()
                 path, state = resumable(self.folder)
-                stop_signal.expect_saving(2 * (time.monotonic() - began))  # a guess, until there is a save
+                stop_signal.expect_saving(2 * (time.monotonic() - began))  # an estimate, until a save is measured
                 facts = self.build(task, self.folder, state)
                 bound = binding.of_run(self.config, task.data_fingerprint(), task.split_digest)
                 force = self.config["resume"]["force"]
@@ -111,39 +111,39 @@ class TaskTrainer:
                     session.media_log,
                 ) as checkpointer:
                     checkpointer.begin(task, path, state)
-                    session.begin(facts | made | {"data_digest": bound.data_digest}, runner.step_count)
+                    session.begin(facts | forecast_facts | {"data_digest": bound.data_digest}, runner.step_count)
                     runner.fit(task, checkpointer)
         return session.result
 
     def build(self, task: BasicTask, folder: RunFolder, state: dict[str, Any] | None) -> dict[str, Any]:
-        """Build a task for the run in ``folder``, and give what ``run.json`` says of it.
+        """Build a task for the run in ``folder``; returns the facts about it for ``run.json``.
 
         Args:
-            task: the parts, as they are configured.
-            folder: of the run.
-            state: the checkpoint from which the run goes on; None where it begins.
+            task: the configured parts.
+            folder: the run's folder.
+            state: the checkpoint that the run continues from; None for a new run.
         """
         info = None if state is None else saved_info(state)
         task.build(threads=folder.record.get("threads"), fresh_weights=state is None, data_info=info)
         return task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
 
     def _forecast(self) -> dict[str, Any]:
-        """What ``run.json`` keeps of the forecast of a run that is to begin, with ``runner.forecast``; else nothing."""
+        """The forecast of a new run for ``run.json``, with ``runner.forecast``; otherwise empty."""
         begun = self.folder is not None and self.folder.has_checkpoint
         if not self.config["runner"].get("forecast") or begun or distributed.processes().several:
             return {}
         return {"forecast": forecast(self.composed)}
 
     def make_task(self) -> BasicTask:
-        """The parts of the task, made and joined. Raises ConfigError."""
+        """Instantiate the task and its parts. Raises ConfigError."""
         return build_task(self.composed)
 
     def make_checkpointer(self, *given: Any) -> Checkpointer:
-        """The ``Checkpointer`` of the run; ``healsg verify`` has one that also watches each step."""
+        """The ``Checkpointer`` of the run; ``healsg verify`` overrides this with one that also observes each step."""
         return Checkpointer(*given)
 
     def _begin(self, folder: RunFolder | None) -> tuple[BasicTask, dict[str, Logger], RunFolder]:
-        """Acquire the folder, make the parts, and only then write; rank 0 does so for all."""
+        """Acquire the folder, instantiate the parts, and only then write into the folder, on rank 0 for all ranks."""
         distributed.connect(self._timeout())
         path = self.folder.path if self.folder else None
         acquired: list[RunFolder] = [folder] if folder else []
@@ -162,7 +162,7 @@ class TaskTrainer:
         return task, loggers, acquired[0] if acquired else RunFolder(Path(where))
 
     def _timeout(self) -> float | None:
-        """``runner.timeout``, which a configuration of before it does not have."""
+        """``runner.timeout``; None in configurations saved before this key existed."""
         timeout = self.config["runner"].get("timeout")
         return None if timeout is None else float(timeout)
 
@@ -171,14 +171,14 @@ class TaskTrainer:
         return str(acquired[0].path)
 
     def evaluate(self, split: str = "test", which: str = "best", folder: RunFolder | None = None) -> dict[str, float]:
-        """The numbers of ``evaluation`` alone."""
+        """``evaluation``, of which only the numbers are returned."""
         return self.evaluation(split, which, folder).numbers
 
     def evaluation(
         self, split: str = "test", which: str = "best", folder: RunFolder | None = None, samples: bool = False
     ) -> Evaluation:
-        """Evaluate the ``best`` or ``last`` weights of the trained run on a split; with ``samples`` also look at single
-        ones, the worst first, with pictures.
+        """Evaluate the ``best`` or ``last`` weights of the trained run on a split; with ``samples`` also collect single
+        samples, the worst first, with their images.
 
         Raises:
             RunError: there is no run yet, or its weights do not fit.
@@ -194,16 +194,16 @@ class TaskTrainer:
                 return epoch.evaluation()
             task = epoch.task
             collector = leaf("samples.SampleCollector")(task.data_info)
-            found = EvalEpoch(task, split, epoch.network, collector).evaluation()
+            evaluation = EvalEpoch(task, split, epoch.network, collector).evaluation()
             collector.finish(split, task.loaders[split])
-            return replace(found, samples=collector.found)
+            return replace(evaluation, samples=collector.found)
 
     def _evaluate(self, folder: RunFolder, split: str, which: str) -> EvalEpoch:
         """The evaluation of the run's weights on a split, ready to run."""
         state = weights_state(folder, which)
         info = saved_info(state)
-        if info is not None and (alone := self._evaluation(info, state, split)) is not None:
-            return alone
+        if info is not None and (epoch := self._evaluation_of_network(info, state, split)) is not None:
+            return epoch
         task = build_task(self.composed)
         task.build(fresh_weights=False, training=False, data_info=info)
         if split not in task.loaders:
@@ -217,14 +217,14 @@ class TaskTrainer:
         task.loaders[split] = loader.evaluation_view() if isinstance(loader, Loader) else loader
         return EvalEpoch(task, split)
 
-    def _evaluation(self, info: DataInfo, state: dict[str, Any], split: str) -> EvalEpoch | None:
-        """The evaluation of a checkpoint's weights on one split alone, without the training data and without a teacher.
+    def _evaluation_of_network(self, info: DataInfo, state: dict[str, Any], split: str) -> EvalEpoch | None:
+        """The evaluation of a checkpoint's weights on one split, without the training data and without a teacher.
 
-        None where it needs more than the network, as a method with an evaluation of its own does.
+        None if it needs more than the network, as for a method that overrides ``evaluate``.
         """
         try:
             task, network = network_of_run(self.composed, info, state, samples=True)
-        except RunError:  # the network that a method of one's own makes in setup; the whole task is built for it
+        except RunError:  # a user's method changes the network in setup; the whole task has to be built for it
             return None
         if task.task_method.replaces("evaluate"):
             return None
@@ -234,12 +234,12 @@ class TaskTrainer:
         """The network of the trained run for new samples.
 
         Args:
-            which: ``best``, made of the run's own files alone, or ``last``, for which the whole task is built, so that
-                the training data must be there.
+            which: ``best``, which needs only the run's own files, or ``last``, for which the whole task is built, so
+                that the training data must be available.
 
         Raises:
-            RunError: there is no run yet, or its checkpoint does not say what its data were.
-            DataError: the data for the ``last`` weights are not there.
+            RunError: there is no run yet, or its checkpoint does not describe its data.
+            DataError: the training data are not available for the ``last`` weights.
         """
         if self.folder is None:
             raise RunError("predictor: this task has no run yet; train it, or use TaskTrainer.load(run)")
@@ -265,9 +265,9 @@ class TaskTrainer:
 
 
 def _same_everywhere(composed: Composed) -> None:
-    """Refuse processes that were given different configurations, as by another command on another node.
+    """Raise ConfigError, which names the key, if the processes have different configurations.
 
-    Raises ConfigError, which names the key.
+    This happens if nodes are started with different commands.
     """
     settings = distributed.processes().gather(dict(flat(redact.config(composed.values))))
     for rank, other in enumerate(settings):
@@ -279,13 +279,13 @@ def _same_everywhere(composed: Composed) -> None:
 
 
 def _check_shared(acquired: list[RunFolder]) -> None:
-    """Refuse nodes that do not share the run's folder: they would find neither its checkpoints nor its best weights.
+    """Check that all nodes see the run's folder: otherwise they would find neither its checkpoints nor best weights.
 
     Args:
-        acquired: the folder, on rank 0 alone.
+        acquired: the folder on rank 0, empty on other ranks.
 
     Raises:
-        RunError: what rank 0 wrote into the folder is not there on another node.
+        RunError: another node does not see what rank 0 wrote into the folder.
     """
     parallel = distributed.processes()
     if not parallel.several:
@@ -294,8 +294,8 @@ def _check_shared(acquired: list[RunFolder]) -> None:
     seen = parallel.gather((RunFolder(Path(folder)).has_token(token), platform.node()))
     if acquired:
         acquired[0].take_token()
-    if lacking := next((rank for rank, (there, _) in enumerate(seen) if not there), None):
+    if other := next((rank for rank, (visible, _) in enumerate(seen) if not visible), None):
         raise RunError(
-            f"{folder}: rank {lacking} on {seen[lacking][1]} does not see what rank 0 on {seen[0][1]} writes there; "
+            f"{folder}: rank {other} on {seen[other][1]} does not see what rank 0 on {seen[0][1]} writes there; "
             "start all nodes in the same folder of a file system that they share"
         )

@@ -31,7 +31,7 @@ class Range:
 
 
 MOST_THREADS = 1024
-"""The largest number of CPU threads that is accepted: as many as large machines have, and few enough for any."""
+"""The largest accepted number of CPU threads: as many as large machines have."""
 
 Count = Annotated[int, Range(low=1)]
 Factor = Annotated[int, Range(low=2)]
