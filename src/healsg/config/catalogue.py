@@ -1,4 +1,4 @@
-"""The options and keys of a configuration with all that is known of them: values, comments, kinds, papers.
+"""The options and keys of a configuration with everything known about them: values, comments, kinds, papers.
 
 Everything is read from YAML files and from the sources of the parts; no part is imported.
 """
@@ -29,7 +29,7 @@ TOP = "healsg.config.schema.TaskConfig"
 """The constructor of the top level."""
 
 HIDDEN = ("method/recipe",)
-"""Groups whose options are chosen as those of the group above: ``method=recipe/fixmatch``."""
+"""Groups whose options are chosen through the parent group: ``method=recipe/fixmatch``."""
 
 _REFERENCE = re.compile(r"\(([^()]*?\b(?:19|20)\d\d\b[^()]*|arXiv [\d., ]+)\)")
 _INTERNAL = ("_target_", "_partial_", "_recursive_", "_convert_")
@@ -41,10 +41,10 @@ class Argument:
 
     Args:
         key: dotted, as it is set on the command line.
-        value: what it is when it is not set; ``???`` where it must be.
-        comment: what its YAML file says beside it, else its docstring.
-        kind: what it takes, in words; empty where that is not known.
-        group: the group of options to whose part it belongs, such as ``method/optimizer``; empty at the top level.
+        value: its default; ``???`` if it must be set.
+        comment: the comment at its line of the YAML file, else its entry in the docstring.
+        kind: the values that it accepts, in words; empty if unknown.
+        group: the group of options whose part it configures, such as ``method/optimizer``; empty at the top level.
     """
 
     key: str
@@ -63,9 +63,9 @@ class Option:
         name: such as ``fixmatch``.
         summary: the first line of its YAML file.
         details: the further lines.
-        target: the class that it configures; empty where there is none, or several.
-        description: what the class's docstring says, without its arguments.
-        papers: the publications that YAML file and docstrings name.
+        target: the class that it configures; empty if there is none, or several.
+        description: the class's docstring without its sections.
+        papers: the publications that the YAML file and the docstrings cite.
         file: the YAML file.
         parts: the options of the groups inside it, by group.
         arguments: its keys, and those of its parts.
@@ -87,7 +87,7 @@ class Catalogue:
     """What can be chosen and set.
 
     Args:
-        composer: knows the folders of the configuration.
+        composer: it has the folders of the configuration.
     """
 
     def __init__(self, composer: Composer) -> None:
@@ -95,28 +95,28 @@ class Catalogue:
 
     @cached_property
     def choices(self) -> dict[str, list[str]]:
-        """The options by group, of the outermost groups first."""
-        every = self.composer.choices().items()
-        return {group: names for group, names in every if names and group not in HIDDEN}
+        """The options by group, outermost groups first."""
+        groups = self.composer.choices().items()
+        return {group: names for group, names in groups if names and group not in HIDDEN}
 
     def summaries(self, group: str) -> dict[str, tuple[str, Path]]:
-        """Of each option of a group its first line and its file. Raises ConfigError where there is no such group."""
+        """The first line and the file of each option of a group. Raises ConfigError if there is no such group."""
         if group not in self.choices:
             near = difflib.get_close_matches(group, self.choices, 3, 0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(self.choices)}"
             raise ConfigError(f"{group}: no such group; {hint}")
         files = {name: self.composer.layers.file_of(f"{group}/{name}") for name in self.choices[group]}
-        found = ((name, file) for name, file in files.items() if file is not None)
-        return {name: ((read_comments(file).header or ("",))[0], file) for name, file in found}
+        existing = ((name, file) for name, file in files.items() if file is not None)
+        return {name: ((read_comments(file).header or ("",))[0], file) for name, file in existing}
 
     def usual(self) -> dict[str, str]:
-        """The option of each group that is taken unless another one is chosen."""
+        """The default option of each group."""
         layers = self.composer.layers.of(self.composer.name)
         chosen = (layer.path.rpartition("/") for layer in layers)
         return {group: name for group, _, name in chosen if group in self.choices}
 
     def option(self, group: str, name: str) -> Option:
-        """All about one option. Raises ConfigError where there is none, with the nearest ones."""
+        """Everything about one option. Raises ConfigError, which suggests the nearest ones, if it does not exist."""
         file = self.composer.layers.file_of(f"{group}/{name}")
         if file is None:
             self.summaries(group)
@@ -124,21 +124,20 @@ class Catalogue:
         header = read_comments(file).header
         layers = self._layers_of(group, name)
         values, comments = merged(layers), comments_of(layers)
-        place = group.replace("/", ".")
+        package = group.replace("/", ".")
         parts = {
             layer.path.rpartition("/")[0]: layer.path.rpartition("/")[2]
             for layer in layers
-            if layer.package != place and layer.path.rpartition("/")[0] in self.choices and group != "recipe"
+            if layer.package != package and layer.path.rpartition("/")[0] in self.choices and group != "recipe"
         }
-        node: Any = values if group == "recipe" else _at(values, place)
+        node: Any = values if group == "recipe" else _at(values, package)
         target = str(node.get("_target_", "")) if isinstance(node, dict) else ""
-        description, papers = _documentation(target)
-        found = [paper for line in header for paper in _REFERENCE.findall(line)]
-        papers = tuple(dict.fromkeys([*found, *papers]))
-        own = {key for layer in layers if layer.path == f"{group}/{name}" for key in layer.content}
-        arguments = sorted(
+        description, cited = _documentation(target)
+        papers = tuple(dict.fromkeys([*(paper for line in header for paper in _REFERENCE.findall(line)), *cited]))
+        own_keys = {key for layer in layers if layer.path == f"{group}/{name}" for key in layer.content}
+        arguments = sorted(  # the option's own keys first
             self._arguments(values, comments, self.choices),
-            key=lambda argument: argument.key.removeprefix(f"{place}.").split(".")[0] not in own,
+            key=lambda argument: argument.key.removeprefix(f"{package}.").split(".")[0] not in own_keys,
         )
         return Option(
             group,
@@ -154,7 +153,7 @@ class Catalogue:
         )
 
     def settings(self, overrides: Sequence[str], wanted: str = "") -> list[Argument]:
-        """Every key of a run with these overrides; where ``wanted`` is one of them, it alone. Raises ConfigError."""
+        """Every key of a run with these overrides; only ``wanted`` if that is one of them. Raises ConfigError."""
         composed = self.composer.compose(overrides, checked=False)
         chosen = [
             text
@@ -167,55 +166,56 @@ class Catalogue:
 
     def holders(self, key: str) -> list[str]:
         """The options, as ``group=name``, whose own YAML files set a key."""
-        found = []
+        holders = []
         for group, names in self.choices.items():
-            place = f"{group.replace('/', '.')}."
-            if group != "recipe" and key.startswith(place):
-                inner = key[len(place) :]
-                named = [name for name in names if self._names(f"{group}/{name}", inner.partition(".")[0])]
-                contents = {name: self.composer.layers.content(f"{group}/{name}") for name in named}
-                found += [f"{group}={name}" for name, content in contents.items() if _has(content, inner)]
-        return found
+            package = f"{group.replace('/', '.')}."
+            if group != "recipe" and key.startswith(package):
+                inner = key[len(package) :]
+                candidates = [name for name in names if self._mentions(f"{group}/{name}", inner.partition(".")[0])]
+                contents = {name: self.composer.layers.content(f"{group}/{name}") for name in candidates}
+                holders += [f"{group}={name}" for name, content in contents.items() if _has(content, inner)]
+        return holders
 
-    def _names(self, option: str, key: str) -> bool:
-        """Whether a file holds the word at all: to read it as YAML takes a hundred times as long."""
+    def _mentions(self, option: str, key: str) -> bool:
+        """Whether a file contains the word at all: parsing it as YAML takes a hundred times as long."""
         file = self.composer.layers.file_of(option)
         return file is not None and key in file.read_text(encoding="utf-8", errors="replace")
 
     def neighbours(self, key: str) -> list[str]:
         """The keys of all options of the group that ``key`` would belong to."""
-        places = {group.replace("/", "."): group for group in self.choices if group != "recipe"}
-        own = max((place for place in places if key.startswith(f"{place}.")), key=len, default="")
-        group = places.get(own, "")
-        found = [self.composer.layers.content(f"{group}/{name}") for name in self.choices.get(group, ())]
-        return list(dict.fromkeys(f"{own}.{name}" for content in found for name in content if name not in _INTERNAL))
+        packages = {group.replace("/", "."): group for group in self.choices if group != "recipe"}
+        inside = max((package for package in packages if key.startswith(f"{package}.")), key=len, default="")
+        group = packages.get(inside, "")
+        contents = [self.composer.layers.content(f"{group}/{name}") for name in self.choices.get(group, ())]
+        keys = (f"{inside}.{name}" for content in contents for name in content if name not in _INTERNAL)
+        return list(dict.fromkeys(keys))
 
     def _layers_of(self, group: str, name: str) -> list[Layer]:
-        """The files that an option brings into a run's configuration, in the order in which later ones win."""
-        place = group.replace("/", ".")
+        """The files that an option adds to a run's configuration; later ones override earlier ones."""
+        package = group.replace("/", ".")
         try:
             layers = self.composer.layers.of(self.composer.name, [f"{group}={name}"])
-        except HydraException:  # a group that the usual options have not: by itself
+        except HydraException:  # the default configuration does not have this group: compose the option by itself
             return self.composer.layers.of(f"{group}/{name}")
         if group == "recipe":
             return [layer for layer in layers if layer.path == f"recipe/{name}"]
-        return [layer for layer in layers if f"{layer.package}.".startswith(f"{place}.")]
+        return [layer for layer in layers if f"{layer.package}.".startswith(f"{package}.")]
 
     def _arguments(
         self, values: dict[str, Any], comments: dict[str, str], groups: dict[str, list[str]], wanted: str = ""
     ) -> Iterator[Argument]:
-        places = {group.replace("/", "."): group for group in groups}
-        top = _taken(TOP)
+        packages = {group.replace("/", "."): group for group in groups}
+        top = _constructor(TOP)
         for key, value, owner, target in leaves(values):
             if wanted and key != wanted:
-                continue  # to look for its constructor takes longer than all else
-            own = [place for place in places if key == place or key.startswith(f"{place}.")]
-            group = places[max(own, key=len)] if own else ""
-            made = _taken(target) if target else top
+                continue  # before its constructor is looked up, which takes longest
+            around = [package for package in packages if key == package or key.startswith(f"{package}.")]
+            group = packages[max(around, key=len)] if around else ""
+            signature = _constructor(target) if target else top
             name = key.rpartition(".")[2] if owner else key
-            parameter = made.parameters.get(name) if made and _is_direct(key, owner) else None
+            parameter = signature.parameters.get(name) if signature and _is_direct(key, owner) else None
             node = isinstance(value, dict) and "_target_" in value
-            if node and key in places:
+            if node and key in packages:
                 continue  # the option of a group, which is shown as such
             comment = comments.get(key) or comments.get(f"{key}._target_") or _documented(target, name)
             if node and not comment:
@@ -229,7 +229,7 @@ _BRIEF |= {"list": "list", "dict": "mapping", "part": "a part", "any": ""}
 
 
 def brief(kind: Kind) -> str:
-    """What a kind takes, in few words: ``number >= 0, < 1``, ``text or null``; empty where anything is taken."""
+    """The values that a kind accepts, in few words: ``number >= 0, < 1``, ``text or null``; empty for any value."""
     if kind.name == "literal":
         return ", ".join(map(check.show, kind.values)).replace("'", "")
     if kind.name == "union":
@@ -241,33 +241,57 @@ def brief(kind: Kind) -> str:
     return f"{_BRIEF[kind.name]} {kind.range}".replace(" and ", ", ") if kind.range else _BRIEF[kind.name]
 
 
+def merged(layers: Sequence[Layer]) -> dict[str, Any]:
+    """The values of a composition without its overrides; later files override earlier ones."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        node = values
+        for name in filter(None, layer.package.split(".")):
+            inner = node.get(name)
+            node[name] = inner if isinstance(inner, dict) else {}
+            node = node[name]
+        _merge(node, layer.content)
+    return values
+
+
+def _merge(into: dict[str, Any], content: dict[str, Any]) -> None:
+    for name, value in content.items():
+        if isinstance(value, dict) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        elif isinstance(value, dict):
+            into[name] = {}
+            _merge(into[name], value)
+        else:
+            into[name] = value
+
+
 def comments_of(layers: Sequence[Layer]) -> dict[str, str]:
-    """The comments of a composition by key: that of the last file that has one."""
-    found: dict[str, str] = {}
+    """The comments of a composition by key, each from the last file that has one."""
+    comments: dict[str, str] = {}
     for layer in layers:
         prefix = f"{layer.package}." if layer.package else ""
-        found |= {f"{prefix}{key}": comment for key, comment in read_comments(layer.file).keys.items() if comment}
-    return found
+        comments |= {f"{prefix}{key}": comment for key, comment in read_comments(layer.file).keys.items() if comment}
+    return comments
 
 
 def leaves(values: dict[str, Any], key: str = "", owner: str = "", target: str = "") -> Iterator[tuple[Any, ...]]:
     """Each key that can be set, with its value, and the key and the target of the node whose argument it is.
 
-    A node that makes a part and lies inside another one comes before its arguments. What an argument holds that makes
-    no part, such as further options, is one value.
+    A node with a ``_target_`` inside another one comes before its arguments. A mapping without parts, such as further
+    options of an argument, is one value.
     """
     for name, value in values.items():
-        place = f"{key}.{name}" if key else str(name)
+        path = f"{key}.{name}" if key else str(name)
         if name in _INTERNAL or name == "hydra":
             continue
         if isinstance(value, dict) and "_target_" in value:
             if key:
-                yield place, value, owner, target
-            yield from leaves(value, place, place, value["_target_"])
+                yield path, value, owner, target
+            yield from leaves(value, path, path, value["_target_"])
         elif isinstance(value, dict) and value and (not target or _holds_parts(value)):
-            yield from leaves(value, place, owner, target)
+            yield from leaves(value, path, owner, target)
         else:
-            yield place, value, owner, target
+            yield path, value, owner, target
 
 
 def _holds_parts(value: dict[str, Any]) -> bool:
@@ -275,13 +299,13 @@ def _holds_parts(value: dict[str, Any]) -> bool:
 
 
 def _is_direct(key: str, owner: str) -> bool:
-    """Whether a key is an argument of its owner itself, not of what lies inside one."""
+    """Whether a key is an argument of its owner itself, and not nested inside an argument."""
     return key.rpartition(".")[0] == owner
 
 
-def _at(values: dict[str, Any], place: str) -> Any:
+def _at(values: dict[str, Any], key: str) -> Any:
     node: Any = values
-    for name in filter(None, place.split(".")):
+    for name in filter(None, key.split(".")):
         node = node.get(name, {}) if isinstance(node, dict) else {}
     return node
 
@@ -292,25 +316,25 @@ def _has(values: dict[str, Any], key: str) -> bool:
     return isinstance(node, dict) and leaf in node
 
 
-def _taken(target: str) -> Constructor | None:
+def _constructor(target: str) -> Constructor | None:
     with suppress(ConfigError):
         return constructor(target, [Path.cwd()])
     return None
 
 
 def _documentation(target: str) -> tuple[str, tuple[str, ...]]:
-    """What the docstring of a class says before its arguments, and the publications that it and its module name."""
-    found = None
+    """The docstring of a class without its sections, and the publications that it and its module cite."""
+    definition = None
     with suppress(ConfigError):
-        found = resolve(target, [Path.cwd()]) if target else None
-    if found is None or not isinstance(found.node, (ast.ClassDef, ast.FunctionDef)):
+        definition = resolve(target, [Path.cwd()]) if target else None
+    if definition is None or not isinstance(definition.node, (ast.ClassDef, ast.FunctionDef)):
         return "", ()
-    prose = _prose(ast.get_docstring(found.node) or "")
-    text = ""
-    if found.module.file:
+    prose = _prose(ast.get_docstring(definition.node) or "")
+    of_module = ""
+    if definition.module.file:
         with suppress(SyntaxError, ValueError, OSError):
-            text = ast.get_docstring(ast.parse(found.module.file.read_bytes())) or ""
-    references = [reference for part in (prose, text) for reference in _REFERENCE.findall(" ".join(part.split()))]
+            of_module = ast.get_docstring(ast.parse(definition.module.file.read_bytes())) or ""
+    references = [reference for text in (prose, of_module) for reference in _REFERENCE.findall(" ".join(text.split()))]
     return prose, tuple(dict.fromkeys(references))
 
 
@@ -322,11 +346,12 @@ def _prose(docstring: str) -> str:
 
 
 def _documented(target: str, name: str) -> str:
-    """What the docstring of a class says of one argument; empty where it says nothing."""
-    found = None
+    """The entry of one argument in the docstring of a class; empty if there is none."""
+    definition = None
     with suppress(ConfigError):
-        found = resolve(target, [Path.cwd()]) if target else None
-    docstring = ast.get_docstring(found.node) if found and isinstance(found.node, ast.ClassDef) else None
+        definition = resolve(target, [Path.cwd()]) if target else None
+    node = definition.node if definition else None
+    docstring = ast.get_docstring(node) if isinstance(node, ast.ClassDef) else None
     section = re.search(r"\n\s*Args:\s*\n(.*?)(?:\n\S|\n\n|\Z)", f"{docstring or ''}\n", re.DOTALL)
     if section is None:
         return ""

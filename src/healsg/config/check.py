@@ -19,10 +19,10 @@ _WORDS |= {"dict": "a mapping", "list": "a list", "part": "a part", "any": "a va
 _HYDRA = {"_partial_": Kind("bool"), "_recursive_": Kind("bool")}
 _HYDRA["_convert_"] = Kind("literal", values=("none", "partial", "object", "all"))
 DEEPEST = 32
-"""Levels of nesting that a configuration may have."""
+"""The deepest nesting that a configuration may have."""
 
 _ASSEMBLED = ("task",)
-"""Nodes whose missing arguments are given when the task is assembled."""
+"""Nodes whose remaining arguments are passed when the task is assembled."""
 
 _SHARE = Range(0, 1, open_high=True)
 _UNIT = Range(0, 1)
@@ -42,7 +42,7 @@ def check(
     trusted: Sequence[str] = (),
     project: Path | Sequence[Path] | None = None,
 ) -> None:
-    """Refuse a configuration with a wrong target, key, type or value. Nothing that it names is imported.
+    """Raise ConfigError for a wrong target, key, type or value. Nothing that the configuration names is imported.
 
     Args:
         config: the composed configuration, a DictConfig or plain values; interpolations are resolved.
@@ -82,28 +82,30 @@ def check(
 
 def _check_node(key: str, node: dict[str, Any], trusted: Sequence[str], project: Sequence[Path]) -> None:
     target = node["_target_"]
-    made = constructor(target, project)
-    foreign = target.startswith("torch.optim.") or target.split(".")[0] in [name.split(".")[0] for name in trusted]
-    known = made.parameters if made else {}
+    signature = constructor(target, project)
+    third_party = target.startswith("torch.optim.") or target.split(".")[0] in [name.split(".")[0] for name in trusted]
+    parameters = signature.parameters if signature else {}
     last = target.rpartition(".")[2]
     for name, value in node.items():
-        place = _join(key, name)
+        path = _join(key, name)
         if name == "_args_":
-            raise ConfigError(f"{place}: arguments without names are refused; give them by name")
+            raise ConfigError(f"{path}: arguments without names are refused; give them by name")
         if name in _HYDRA:
-            _refuse(misfit(place, value, _HYDRA[name]))
-        elif name in known:
-            _refuse(misfit(place, value, _foreign(known[name]) if foreign else known[name].kind))
-        elif made and not made.open and name != "_target_":
-            near = did_you_mean(name, known) or f"; it takes {', '.join(known) or 'nothing'}"
-            raise ConfigError(f"{place}: {last} takes no {name}{near}")
+            _refuse(misfit(path, value, _HYDRA[name]))
+        elif name in parameters:
+            parameter = parameters[name]
+            _refuse(misfit(path, value, _third_party_kind(parameter) if third_party else parameter.kind))
+        elif signature and not signature.open and name != "_target_":
+            near = did_you_mean(name, parameters) or f"; it takes {', '.join(parameters) or 'nothing'}"
+            raise ConfigError(f"{path}: {last} takes no {name}{near}")
         else:
-            _refuse(misfit(place, value, ANY))
+            _refuse(misfit(path, value, ANY))
     if node.get("_partial_") is not True and key not in _ASSEMBLED:
-        _refuse_missing(key, known, node, last)
+        _refuse_missing(key, parameters, node, last)
 
 
-def _foreign(parameter: Parameter) -> Kind:
+def _third_party_kind(parameter: Parameter) -> Kind:
+    """The kind of a parameter of another package, with the range that is known for its name."""
     interval = _RANGES.get(parameter.name)
     return ranged(Kind("float") if interval and parameter.kind == ANY else parameter.kind, interval)
 
@@ -113,11 +115,11 @@ def _refuse(line: str | None) -> None:
         raise ConfigError(line)
 
 
-def _refuse_missing(key: str, known: dict[str, Parameter], given: dict[str, Any], taker: str) -> None:
-    for name, parameter in known.items():
+def _refuse_missing(key: str, parameters: dict[str, Parameter], given: dict[str, Any], needed_by: str) -> None:
+    for name, parameter in parameters.items():
         if not parameter.has_default and name not in given:
-            place = _join(key, name)
-            raise ConfigError(f"{place}: is missing; {taker} needs {describe(parameter.kind)}; set {place}=...")
+            path = _join(key, name)
+            raise ConfigError(f"{path}: is missing; {needed_by} needs {describe(parameter.kind)}; set {path}=...")
 
 
 def describe(kind: Kind) -> str:
@@ -134,15 +136,16 @@ def describe(kind: Kind) -> str:
 
 
 def misfit(key: str, value: Any, kind: Kind) -> str | None:
-    """Why ``key`` does not accept ``value``, as one line that begins with the key; None where it does."""
+    """Why ``key`` does not accept ``value``, as one line that starts with the key; None if it does."""
     mismatch = f"{key}: {show(value)} is not {describe(kind)}"
     if kind.name == "union":
         lines = {inner: misfit(key, value, inner) for inner in kind.inner}
         if None in lines.values():
             return None
-        solid = {inner: line for inner, line in lines.items() if inner.name not in ("none", "part")} or lines
-        far = [f"{key}: {show(value)} is not {describe(inner)}" for inner in solid]
-        return next((line for line in solid.values() if line not in far), mismatch)
+        # A member of the right type whose line is specific, such as a range, explains more than "is not A or B".
+        members = {inner: line for inner, line in lines.items() if inner.name not in ("none", "part")} or lines
+        generic = [f"{key}: {show(value)} is not {describe(inner)}" for inner in members]
+        return next((line for line in members.values() if line not in generic), mismatch)
     if isinstance(value, dict) and "_target_" in value:
         return None if kind.name in ("any", "part") else f"{key}: a part stands where {describe(kind)} belongs"
     if isinstance(value, (list, dict)):
@@ -169,7 +172,7 @@ def _misfit_inside(key: str, value: list[Any] | dict[Any, Any], kind: Kind) -> s
     if kind.name == "tuple" and len(value) != len(kind.inner):
         return f"{key}: {show(value)} has {len(value)} elements, not {len(kind.inner)}"
     kinds = kind.inner if kind.name == "tuple" else (kind.inner or (ANY,)) * len(value)
-    lines = (misfit(place, inner, one) for (place, inner), one in zip(_children(value, key), kinds, strict=True))
+    lines = (misfit(path, inner, kind) for (path, inner), kind in zip(_children(value, key), kinds, strict=True))
     return next(filter(None, lines), None)
 
 
@@ -187,7 +190,7 @@ def huge(value: Any) -> bool:
 
 
 def show(value: Any) -> str:
-    """A value in the notation of a configuration, such as ``null`` and ``true``."""
+    """A value as a configuration writes it, such as ``null`` and ``true``."""
     return str(value).lower().replace("none", "null") if value is None or isinstance(value, bool) else repr(value)
 
 
@@ -219,37 +222,37 @@ def entries(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, An
     if depth > DEEPEST:
         raise ConfigError(f"{key[:60]}...: lies more than {DEEPEST} levels deep")
     yield key, value
-    for place, inner in _children(value, key):
-        yield from entries(inner, place, depth + 1)
+    for path, inner in _children(value, key):
+        yield from entries(inner, path, depth + 1)
 
 
 def explain_unknown(key: str, config: Any, value: str = "") -> str:
     """The message for the override of a key that does not exist in ``config``; it suggests the nearest key.
 
-    ``value`` is the override's value; the suggestion includes it, so that it can be typed as it is.
+    ``value`` is the override's value; the suggestion includes it, so that it can be copied.
     """
     plain = _plain(config, resolve=False)
     key = key.lstrip("+~").split("=")[0]
     if best := nearest(key, plain):
         return f"{key}: no such key; did you mean {best}{f'={value}' if value else ''}?"
     parent = key.rpartition(".")[0]
-    siblings = [place for place, _ in entries(plain) if _is_key(place, key) and place.rpartition(".")[0] == parent]
+    siblings = [other for other, _ in entries(plain) if _is_key(other, key) and other.rpartition(".")[0] == parent]
     return f"{key}: no such key; there are {', '.join(siblings or list(plain))}"
 
 
 def nearest(key: str, plain: dict[str, Any]) -> str | None:
     """The key that was probably meant by ``key``: one with the same last name, else a similar one."""
     leaf = key.rpartition(".")[2]
-    keys = [place for place, _ in entries(plain) if _is_key(place, key)]
-    near = [place for place in keys if place.rpartition(".")[2] == leaf]
+    keys = [other for other, _ in entries(plain) if _is_key(other, key)]
+    near = [other for other in keys if other.rpartition(".")[2] == leaf]
     near = near or difflib.get_close_matches(key, keys, 1, 0.7)
-    near = near or [place for place in keys if did_you_mean(leaf, [place.rpartition(".")[2]])]
-    return max(near, key=lambda place: difflib.SequenceMatcher(None, key, place).ratio()) if near else None
+    near = near or [other for other in keys if did_you_mean(leaf, [other.rpartition(".")[2]])]
+    return max(near, key=lambda other: difflib.SequenceMatcher(None, key, other).ratio()) if near else None
 
 
-def _is_key(place: str, key: str) -> bool:
-    """Whether an override can name ``place``, the key of some value, and it is not ``key`` itself or below it."""
-    return bool(place) and "[" not in place and f"{place}.".find(f"{key}.") != 0
+def _is_key(other: str, key: str) -> bool:
+    """Whether an override can set ``other``, and it is neither ``key`` nor below it."""
+    return bool(other) and "[" not in other and f"{other}.".find(f"{key}.") != 0
 
 
 def option_of(key: str, value: str, groups: Mapping[str, Sequence[str]]) -> str | None:
@@ -265,7 +268,7 @@ def option_of(key: str, value: str, groups: Mapping[str, Sequence[str]]) -> str 
 
 
 def example(current: Any) -> str:
-    """A value to show after ``key=`` in a suggestion; ``current`` is the key's value now."""
+    """A value to show after ``key=`` in a suggestion; ``current`` is the key's current value."""
     return show(not current) if isinstance(current, bool) else "..."
 
 
@@ -273,17 +276,17 @@ def explain_word(word: str, groups: Mapping[str, Sequence[str]], config: Any) ->
     """The message for a word without ``=``, such as ``cifar``; it suggests the group or key that was probably meant."""
     meant = [f"{group}={word}" for group, options in groups.items() if word in options]
     if not meant:
-        found = [(place, value) for place, value in entries(_plain(config, resolve=False)) if _is_key(place, "")]
-        meant = [f"{place}={example(value)}" for place, value in found if word in (place, place.rpartition(".")[2])]
+        keys = [(key, value) for key, value in entries(_plain(config, resolve=False)) if _is_key(key, "")]
+        meant = [f"{key}={example(value)}" for key, value in keys if word in (key, key.rpartition(".")[2])]
     if not meant:
-        every = {option: group for group, options in reversed([*groups.items()]) for option in options}
-        meant = [f"{every[option]}={option}" for option in difflib.get_close_matches(word, every, 1, 0.6)]
+        group_of = {option: group for group, options in reversed([*groups.items()]) for option in options}
+        meant = [f"{group_of[option]}={option}" for option in difflib.get_close_matches(word, group_of, 1, 0.6)]
     hint = f"; did you mean {' or '.join(meant[:3])}?" if meant else "; --help shows what there is"
     return f"{word}: is not of the form key=value{hint}"
 
 
 def explain_option(group: str, option: str, options: Sequence[str]) -> str:
-    """The message for an option that a group does not have; it lists those that it has."""
+    """The message for an option that a group does not have; it lists the existing ones."""
     near = did_you_mean(option, options)
     return f"{group}={option}: no such option{near or ';'} {group} is one of {', '.join(options) or 'nothing'}"
 

@@ -1,4 +1,4 @@
-"""The comments of a YAML file: what stands above it, and beside each of its keys."""
+"""The comments of a YAML file: the header, and the comment at the end of each key's line."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from healsg.config.yamlfiles import check_file
 
 
 class Comments(NamedTuple):
-    """What a file says of itself and of its keys.
+    """The comments of one file.
 
     Args:
-        header: the lines of comment at the top, without ``#``; Hydra's ``@package`` is none of them.
-        keys: by dotted key, the comment that ends its line.
+        header: the comment lines at the top, without ``#`` and without Hydra's ``@package``.
+        keys: the comment at the end of a key's line, by dotted key.
     """
 
     header: tuple[str, ...]
@@ -24,7 +24,7 @@ class Comments(NamedTuple):
 
 
 def read_comments(path: Path) -> Comments:
-    """The comments of a file. Raises ConfigError where it would grow beyond bounds; a file that is no YAML has none."""
+    """The comments of a file. Raises ConfigError if its aliases expand beyond the limits; invalid YAML has none."""
     check_file(path)
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
@@ -47,7 +47,7 @@ def _header(text: str) -> tuple[str, ...]:
 
 
 def _collect(node: yaml.Node | None, parent: str, lines: list[str], keys: dict[str, str], depth: int) -> None:
-    """Add the comments below a mapping; PyYAML drops them, but knows in which line and column a value ends."""
+    """Add the comments below a mapping. PyYAML drops comments, but gives the line and column where a value ends."""
     if not isinstance(node, yaml.MappingNode) or depth > 32:
         return
     for name, value in node.value:

@@ -30,14 +30,14 @@ MOST = 10_000
 
 
 def conf_folder() -> Path:
-    """The ``conf/`` of the package: inside it when installed, beside ``src/`` in a checkout."""
+    """The ``conf/`` of the package: inside it when installed, next to ``src/`` in a checkout."""
     inside = Path(__file__).parents[1] / "conf"
     return inside if inside.is_dir() else Path(__file__).parents[3] / "conf"
 
 
 class Composer:
-    """Composes configurations from the shipped ``conf/``, a folder ``conf/`` in the current directory, the user's other
-    folder where one is given, and those of installed packages that add parts.
+    """Composes configurations from the shipped ``conf/``, a folder ``conf/`` in the current directory, ``config_dir``,
+    and the ``conf/`` of installed packages that add parts.
 
     Args:
         config_dir: a user's folder with groups or recipes, searched in addition.
@@ -69,7 +69,7 @@ class Composer:
         self.layers = Layers(cast("CheckedLoader", self._loader))
 
     def origin(self, file: Path) -> str:
-        """Whose option a file of the configuration is: ``healsg``, an installed package, or a folder of the user's."""
+        """Where a file of the configuration comes from: ``healsg``, an installed package, or a folder of the user's."""
         return next((name for folder, name in self._origins.items() if file.is_relative_to(folder)), "healsg")
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
@@ -80,7 +80,7 @@ class Composer:
         return parse(overrides, self._loader)
 
     def suggest(self, key: str, value: str, overrides: Sequence[str]) -> str | None:
-        """The override that was probably meant by an unknown ``key`` with ``value``; None where nothing is similar.
+        """The override that was probably meant by an unknown ``key`` with ``value``; None if nothing is similar.
 
         Args:
             key: a key that does not exist.
@@ -105,9 +105,9 @@ class Composer:
         parsed = self.parse(overrides)
         for override in parsed:
             if override.is_sweep_override():
-                raise ConfigError(_several(str(override.input_line)))
+                raise ConfigError(_needs_sweep(str(override.input_line)))
             if override.is_hydra_override() and override.get_key_element() not in ("hydra.searchpath", "hydra.mode"):
-                raise ConfigError(_hydras(override.get_key_element()))
+                raise ConfigError(_not_hydras(override.get_key_element()))
         config = self.unresolved(overrides)
         hydra_node = config.hydra
         chosen = hydra_node.runtime.choices.items()
@@ -153,11 +153,11 @@ class Composer:
 
     def without_null(self, overrides: Sequence[str]) -> list[str]:
         """The overrides with ``~group`` for ``group=null``, which Hydra does not accept."""
-        given = []
+        accepted = []
         for override in self.parse(overrides):
-            none = override.value() is None and not override.is_delete() and self.options(override.key_or_group)
-            given.append(f"~{override.key_or_group}" if none else str(override.input_line))
-        return given
+            null = override.value() is None and not override.is_delete() and self.options(override.key_or_group)
+            accepted.append(f"~{override.key_or_group}" if null else str(override.input_line))
+        return accepted
 
     def _explained(self, error: Exception, overrides: Sequence[str]) -> ConfigError:
         """Why a composition failed, in one line: an unknown option, an unknown key, or Hydra's own message."""
@@ -240,61 +240,63 @@ class Composer:
 
 
 def _own_folders() -> list[Path]:
-    """The ``conf/`` of the current directory, unless that is a run's, which may be anybody's, or the shipped one."""
+    """The ``conf/`` of the current directory, unless it is the shipped one or lies in a run folder, which may come from
+    anybody."""
     shipped = conf_folder().resolve()
-    folders = [place.resolve() / "conf" for place in project_folders() if not provenance.within_run(place.resolve())]
+    projects = (project.resolve() for project in project_folders())
+    folders = [project / "conf" for project in projects if not provenance.within_run(project)]
     return [folder for folder in folders if folder.is_dir() and folder.resolve() != shipped]
 
 
 def _added_folders() -> dict[Path, str]:
-    """The ``conf/`` of each installed package that adds parts, and what the package is called.
+    """The ``conf/`` of each installed package that adds parts, with the package's name.
 
-    Raises ConfigError where there is no such folder, or it has an option of the name of one of ours or another's.
+    Raises ConfigError if there is no such folder, or if one of its options already exists elsewhere.
     """
-    found: dict[Path, str] = {}
+    added: dict[Path, str] = {}
     for name, package in packages.added():
-        place = targets.package_folder(package)
-        folder = place / "conf" if place else None
+        location = targets.package_folder(package)
+        folder = location / "conf" if location else None
         if folder is None or not folder.is_dir():
             raise ConfigError(f"{name}: its entry point {packages.GROUP} names {package}, which has no folder conf/")
         for file in sorted(folder.rglob("*.yaml")):
             option = file.relative_to(folder)
-            others = {conf_folder(): "healsg", **found}
-            if other := next((whose for where, whose in others.items() if (where / option).exists()), None):
+            others = {conf_folder(): "healsg", **added}
+            if other := next((owner for conf, owner in others.items() if (conf / option).exists()), None):
                 taken = f"{option.with_suffix('').as_posix()} is an option of {other} already"
                 raise ConfigError(f"{name}: {taken}; rename {file}, or uninstall the package")
-        found[folder.resolve()] = name
-    return found
+        added[folder.resolve()] = name
+    return added
 
 
-def _hydras(key: str) -> str:
-    """What to say of a setting of Hydra's own."""
+def _not_hydras(key: str) -> str:
+    """The message for a setting of Hydra that HEALSg does not use; it names our own setting."""
     ours = {"hydra/launcher": "launcher=local launcher.workers=4", "hydra/sweeper": "search=tpe search.trials=24"}
     name = key.replace(".", "/")
-    if found := next((group for group in ours if name.startswith(group)), None):
-        return f"{key}: Hydra's own are not used here; write {ours[found]}"
+    if group := next((group for group in ours if name.startswith(group)), None):
+        return f"{key}: Hydra's own are not used here; write {ours[group]}"
     return f"{key}: is not read here; a run's folder is runs/<name>, set name=..."
 
 
-def _several(override: str) -> str:
+def _needs_sweep(override: str) -> str:
     """The message for an override with several values in a command without ``-m``."""
     key, _, value = override.partition("=")
     line = f"{override}: several values are the jobs of a sweep, for which add -m"
     if re.match(r"\w+\(", value):
         return line
-    list_of, text = (shlex.quote(f"{key}={written}") for written in (f"[{value}]", f'"{value}"'))
-    return f"{line}; a list is written {list_of}, a text {text}"
+    as_list, as_text = (shlex.quote(f"{key}={written}") for written in (f"[{value}]", f'"{value}"'))
+    return f"{line}; a list is written {as_list}, a text {as_text}"
 
 
-def _refuse_texts(given: str, understood: str) -> None:
-    """In a sweep, refuse a value with commas that was parsed as a single text, unless it names a file or a run. Raises
-    ConfigError."""
+def _refuse_texts(given: str, parsed: str) -> None:
+    """In a sweep, raise ConfigError for a value with commas that Hydra parsed as a single text, unless it names a file
+    or a run."""
     value = given.partition("=")[2]
-    if given == understood or "," not in value or Path(value).exists() or (ROOT / value).exists():
+    if given == parsed or "," not in value or Path(value).exists() or (ROOT / value).exists():
         return
     each = ",".join(quoted(f"={part}")[1:] for part in value.split(","))
     several = shlex.quote(f"{given.partition('=')[0]}={each}")
-    raise ConfigError(f"{given}: is it one text or several? Write {shlex.quote(understood)}, or {several}")
+    raise ConfigError(f"{given}: is it one text or several? Write {shlex.quote(parsed)}, or {several}")
 
 
 def _swept(override: Override) -> list[str]:

@@ -1,8 +1,8 @@
-"""Hydra's loader of configuration files, with each file looked at before it is loaded.
+"""Hydra's loader of configuration files, with a check of each file before it is loaded.
 
-The folders of ``--config-dir`` and ``hydra.searchpath`` may hold files of anybody's; which of them are loaded only
-Hydra finds out, from the defaults lists. So the check stands where Hydra opens a file. Hydra has no public names for
-this: all that is used of ``hydra._internal`` is imported here.
+Files in the folders of ``--config-dir`` and ``hydra.searchpath`` may come from anybody, and only Hydra knows, from the
+defaults lists, which of them are loaded. So the check takes place where Hydra opens a file. Hydra has no public names
+for this: everything that is used of ``hydra._internal`` is imported here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FileSource(FileConfigSource):
 
 
 class CheckedRepository(ConfigRepository):
-    """The configuration files on the search path. Loading one that would grow beyond bounds raises ConfigError."""
+    """The configuration files on the search path. Raises ConfigError for one that would expand beyond the limits."""
 
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
         super().initialize_sources(config_search_path)
@@ -63,8 +63,8 @@ class CheckedRepository(ConfigRepository):
         ]
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        """A copy of what a file says: reading YAML is a third of a composition, and a process may compose many times,
-        as for the trials of a search."""
+        """A copy of the cached content of a file: reading YAML is a third of a composition, and a process may compose
+        many times, e.g. for the trials of a search."""
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         file = self.file_of(config_path)
         if source is None or file is None:
@@ -77,9 +77,9 @@ class CheckedRepository(ConfigRepository):
         return copy.deepcopy(_read[key])
 
     def file_of(self, config_path: str) -> Path | None:
-        """The file that ``group/option`` is read from; None of what Hydra brings with it."""
+        """The file that ``group/option`` is read from; None for Hydra's own options."""
         source = self._find_object_source(config_path, ObjectType.CONFIG)
-        if source is None or source.scheme() != "file":  # Hydra's plugins are classes of their own making
+        if source is None or source.scheme() != "file":  # the options of Hydra's plugins are classes and not files
             return None
         return Path(source.path, source._normalize_file_name(config_path))
 
@@ -100,15 +100,15 @@ class CheckedLoader(ConfigLoaderImpl):
         config_name: str | None = None,
         overrides: list[str] | None = None,
     ) -> list[str]:
-        """Without a configuration, and overrides that might add to the search path, the repository itself is asked:
-        Hydra makes a copy of it for each question, which takes most of the time of ``healsg explain``."""
+        """Without a configuration or overrides, which might extend the search path, this asks the repository directly:
+        Hydra copies it for each call, which takes most of the time of ``healsg explain``."""
         if config_name is None and not overrides:
             return self.repository.get_group_options(group_name, results_filter)
         return super().get_group_options(group_name, results_filter, config_name, overrides)
 
 
 def use_defaults_of_1_3() -> None:
-    """Let Hydra 1.3 behave as it does by ``version_base="1.3"``; 1.4 always does, and warns of those who say it."""
+    """Make Hydra 1.3 behave as with ``version_base="1.3"``; 1.4 always does, and warns if it is set."""
     if hydra.__version__.startswith("1.3."):
         version.setbase("1.3")
 
@@ -124,19 +124,19 @@ def argument_parser() -> ArgumentParser:
 
 
 def create_hydra(name: str, search_path: ConfigSearchPath) -> Hydra:
-    """As ``Hydra.create_main_hydra2``, with a repository that checks its files."""
-    made = Hydra(task_name=name, config_loader=CheckedLoader(search_path))
-    GlobalHydra.instance().initialize(made)
-    return made
+    """Like ``Hydra.create_main_hydra2``, with a repository that checks its files."""
+    instance = Hydra(task_name=name, config_loader=CheckedLoader(search_path))
+    GlobalHydra.instance().initialize(instance)
+    return instance
 
 
 class Layer(NamedTuple):
     """One file of a composition.
 
     Args:
-        package: where in the configuration its content stands, such as ``method.optimizer``; empty at the top.
+        package: where in the configuration its content is placed, such as ``method.optimizer``; empty at the top.
         path: its group and option, such as ``method/optimizer/adamw``.
-        file: where it lies.
+        file: its path.
         content: its keys and values, without its defaults list.
     """
 
@@ -147,10 +147,10 @@ class Layer(NamedTuple):
 
 
 class Layers:
-    """The files of which configurations are composed; each is read once.
+    """The files that configurations are composed of; each is read once.
 
     Args:
-        loader: as a ``Composer`` has it.
+        loader: that of a ``Composer``.
     """
 
     def __init__(self, loader: CheckedLoader) -> None:
@@ -160,16 +160,16 @@ class Layers:
         self._contents: dict[str, dict[str, Any]] = {}
 
     def of(self, name: str, overrides: Sequence[str] = ()) -> list[Layer]:
-        """The layers of a primary config, such as ``config`` or ``method/fixmatch``, later ones over earlier ones.
+        """The layers of a primary config, such as ``config`` or ``method/fixmatch``; later ones override earlier ones.
 
         Args:
             name: the primary config.
             overrides: those that choose options.
         """
         parsed = self._parser.parse_overrides(list(overrides))
-        found = create_defaults_list(self._repository, name, parsed, prepend_hydra=False, skip_missing=False)
+        result = create_defaults_list(self._repository, name, parsed, prepend_hydra=False, skip_missing=False)
         layers = []
-        for default in found.defaults:
+        for default in result.defaults:
             path = default.config_path
             file = self.file_of(path) if path else None
             if path and file:
@@ -177,7 +177,7 @@ class Layers:
         return layers
 
     def file_of(self, path: str) -> Path | None:
-        """The file of ``group/option``; None where there is none."""
+        """The file of ``group/option``; None if there is none."""
         return self._files.file_of(path)
 
     def content(self, path: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A bound for interpolations: ``a: ${b}${b}``, ``b: ${c}${c}`` and so on is a few lines that stand for gigabytes."""
+"""A limit for interpolations: a few lines such as ``a: ${b}${b}``, ``b: ${c}${c}`` can expand to gigabytes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from healsg.errors import ConfigError
 
 LARGEST = 1 << 18
-"""Characters and values that a configuration may have when its interpolations are written out."""
+"""The most characters and values that a configuration may have after its interpolations are resolved."""
 
 MOST_COMPUTED = 20
-"""Interpolations whose own name is an interpolation, of which only OmegaConf can tell what they stand for.
+"""The most interpolations that are nested in others, such as ``${a.${b}}``, whose size only OmegaConf can determine.
 
-As many can make at most some thousand times as much of a text, since each step of a growth needs two of them.
+Each doubling needs two of them, so that this many can expand a text at most about a thousandfold.
 """
 
 _INNERMOST = re.compile(r"\$\{([^{}]*)\}")
@@ -22,37 +22,37 @@ _UNKNOWN = "?"
 
 
 def check_interpolations(config: dict[str, Any]) -> None:
-    """Refuse a configuration that would grow beyond bounds when it is resolved. Raises ConfigError, in bounded time.
+    """Raise ConfigError, in bounded time, for a configuration that would expand beyond the limits when it is resolved.
 
-    What refers to itself, or to a key that there is not, is left to OmegaConf, which says so.
+    References to themselves and to missing keys are left to OmegaConf, which reports them.
 
     Args:
-        config: plain values, with the interpolations as they are written.
+        config: plain values, with unresolved interpolations.
     """
-    measured = _Sizes(config)
+    sizes = _Sizes(config)
     for key in config:
-        if measured.of(key, config[key]) > LARGEST:
+        if sizes.of(key, config[key]) > LARGEST:
             reason = f"stands for more than {LARGEST:,} characters, as interpolations of interpolations may"
-            raise ConfigError(f"{measured.culprit or key}: {reason}; write out what is meant")
-    if measured.computed > MOST_COMPUTED:
+            raise ConfigError(f"{sizes.first_too_large or key}: {reason}; write out what is meant")
+    if sizes.nested > MOST_COMPUTED:
         raise ConfigError(f"config: has more than {MOST_COMPUTED} interpolations in others, such as ${{a.${{b}}}}")
 
 
 class _Sizes:
-    """How much the values of a configuration stand for, each measured once."""
+    """The sizes of the values of a configuration with their interpolations resolved, each computed once."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
-        self.known: dict[str, int] = {}
-        self.computed = 0
-        self.culprit = ""
+        self.cache: dict[str, int] = {}
+        self.nested = 0
+        self.first_too_large = ""
 
     def of(self, key: str, value: Any) -> int:
         """The characters and values below ``key``, at most a little more than ``LARGEST``."""
-        if key not in self.known:
-            self.known[key] = 0  # while it is measured: whatever refers to itself
-            self.known[key] = self._measure(key, value)
-        return self.known[key]
+        if key not in self.cache:
+            self.cache[key] = 0  # the size of a reference to itself, found while the key is measured
+            self.cache[key] = self._measure(key, value)
+        return self.cache[key]
 
     def _measure(self, key: str, value: Any) -> int:
         size = 1
@@ -61,24 +61,24 @@ class _Sizes:
         elif isinstance(value, dict):
             size += sum(self.of(f"{key}.{name}", inner) for name, inner in value.items())
         elif isinstance(value, list):
-            size += sum(self.of(f"{key}.{place}", inner) for place, inner in enumerate(value))
-        if size > LARGEST and not self.culprit:
-            self.culprit = key
+            size += sum(self.of(f"{key}.{index}", inner) for index, inner in enumerate(value))
+        if size > LARGEST and not self.first_too_large:
+            self.first_too_large = key
         return min(size, LARGEST + 1)
 
     def _names(self, text: str) -> Iterator[str]:
-        """The names of the keys that a text refers to; those that are only known when it is resolved are counted."""
-        while found := _INNERMOST.search(text):
-            resolver, _, given = found[1].rpartition(":")
-            for name in re.split(r"[\s,]+", given) if resolver else [given.strip()]:
+        """The keys that a text refers to; names that contain an interpolation themselves are only counted."""
+        while match := _INNERMOST.search(text):
+            resolver, _, arguments = match[1].rpartition(":")
+            for name in re.split(r"[\s,]+", arguments) if resolver else [arguments.strip()]:
                 if _UNKNOWN in name:
-                    self.computed += 1
+                    self.nested += 1
                 elif name:
                     yield name
-            text = text[: found.start()] + _UNKNOWN + text[found.end() :]
+            text = text[: match.start()] + _UNKNOWN + text[match.end() :]
 
     def _referred(self, key: str, name: str) -> int:
-        """The size of what ``name`` stands for in the text at ``key``; 0 where there is no such key."""
+        """The size of the value that ``name`` refers to in the text at ``key``; 0 if there is no such key."""
         above = len(name) - len(name.lstrip("."))
         parts = key.split(".")[:-above] if above else []
         parts += [part for part in re.split(r"[.\[\]]+", name.lstrip(".")) if part]

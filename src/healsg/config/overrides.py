@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 LONGEST = 4096
-"""Characters of an override: Hydra's grammar takes time that grows with their square."""
+"""The most characters of an override: the time of Hydra's parser grows with their square."""
 
 
 def parse(overrides: Sequence[str], loader: Any = None) -> list[Override]:
-    """Read overrides in Hydra's grammar; a value that the grammar does not know is text. Raises ConfigError.
+    """Parse overrides in Hydra's grammar; a value that the grammar does not accept is text. Raises ConfigError.
 
-    Such are a run named by its overrides, values with ``;`` or ``~``, and other alphabets: Hydra takes them in quotes
-    alone, and ``input_line`` of what is returned has these.
+    Examples are a run named after its overrides, values with ``;`` or ``~``, and non-Latin alphabets. Hydra accepts
+    them only in quotes; the ``input_line`` of such a result contains the quotes.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -48,14 +48,14 @@ def parse(overrides: Sequence[str], loader: Any = None) -> list[Override]:
 
 
 def _is_text(override: str) -> bool:
-    """Whether the value of an override that Hydra cannot read does not even begin as a list, a quotation or a call."""
+    """Whether the value of an override that Hydra cannot parse is text: it does not start a list, a quote or a call."""
     key, _, value = override.partition("=")
-    begun = re.match(r"""['"\[{=]|\$\{|\w+\(""", value.strip())
-    return bool(key.strip() and value.strip()) and not begun and "${" not in value
+    structured = re.match(r"""['"\[{=]|\$\{|\w+\(""", value.strip())
+    return bool(key.strip() and value.strip()) and not structured and "${" not in value
 
 
 def quoted(override: str) -> str:
-    """``key=value`` with the value as a text in Hydra's quotes."""
+    """``key=value`` with the value quoted as a text for Hydra."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     key, _, value = override.partition("=")
@@ -65,7 +65,7 @@ def quoted(override: str) -> str:
 
 
 def _unreadable(override: str, error: BaseException) -> str:
-    """Why an override cannot be read, in one line; and how its value is written where it is meant as a text."""
+    """Why an override cannot be parsed, in one line, and how to quote its value if it is meant as a text."""
     if "=" not in override:
         dashes = "; settings are given without dashes, such as runner.epochs=10" * override.startswith("-")
         return f"{override}: is not of the form key=value{dashes}"

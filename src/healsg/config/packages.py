@@ -1,6 +1,6 @@
-"""Installed packages that add parts: each names, by an entry point of the group ``healsg.conf``, a package of modules.
+"""Installed packages that add parts: each names its package of parts by an entry point of the group ``healsg.conf``.
 
-Only the files that describe the installed packages are read; none is imported.
+Only the metadata of the installed packages are read; none is imported.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 GROUP = "healsg.conf"
 RESERVED = sys.stdlib_module_names | {"healsg", "torch", "torchvision"}
-"""Packages of which no other one may say what is a part."""
+"""Packages that an entry point of another package may not name."""
 
 
 class Added(NamedTuple):
     """A package that adds parts.
 
     Args:
-        distribution: what was installed, with its version, such as ``my-parts 1.0``.
+        distribution: the installed distribution with its version, such as ``my-parts 1.0``.
         package: the package whose classes are parts, and whose folder ``conf/`` holds their options.
     """
 
@@ -35,17 +35,13 @@ class Added(NamedTuple):
 
 
 def added() -> tuple[Added, ...]:
-    """The packages that add parts, by name. Raises ConfigError where an entry point names no package of its own."""
+    """The packages that add parts, by name. Raises ConfigError if an entry point does not name its own package."""
     return _added(tuple(sys.path))
 
 
 @lru_cache(4)
 def _added(path: tuple[str, ...]) -> tuple[Added, ...]:
-    """The same for an import path."""
-    if not any(_may_name(place) for place in path):
-        return ()
-    from importlib.metadata import entry_points
-
+    """The same, cached by ``sys.path``."""
     return tuple(sorted({_read(point) for point in entry_points(group=GROUP)}))
 
 

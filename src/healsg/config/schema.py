@@ -51,12 +51,12 @@ class Composed:
     project: tuple[Path, ...] = ()
 
     def as_plain(self) -> dict[str, Any]:
-        """Plain values, by which another process is handed the configuration as YAML or JSON."""
+        """Plain values, to pass the configuration to another process as YAML or JSON."""
         return {**vars(self), "project": [str(path) for path in self.project]}
 
     @classmethod
     def of_plain(cls, values: Mapping[str, Any]) -> Composed:
-        """The configuration that ``as_plain`` gave; its secrets are known from now on."""
+        """The inverse of ``as_plain``; also registers the configuration's secrets for redaction."""
         redact.config(values["values"])
         return cls(**{**values, "project": tuple(map(Path, values["project"]))})
 
@@ -64,8 +64,9 @@ class Composed:
 def verify(composed: Composed) -> None:
     """Check keys, types, ranges and targets. Raises ConfigError."""
     values = dict(composed.values)
-    if odd := next((key for key, value in check.entries(values) if isinstance(value, str) and "${" in value), None):
-        raise ConfigError(f"{odd}: holds ${{, which is no text of a configuration but asks for another value")
+    strings = ((key, value) for key, value in check.entries(values) if isinstance(value, str))
+    if unresolved := next((key for key, value in strings if "${" in value), None):
+        raise ConfigError(f"{unresolved}: holds ${{, which is no text of a configuration but asks for another value")
     resume = values.get("resume", {"force": False})
     if not isinstance(resume, dict) or list(resume) != ["force"] or type(resume["force"]) is not bool:
         raise ConfigError("resume: has one key, resume.force, which is true or false")
@@ -78,7 +79,7 @@ def verify(composed: Composed) -> None:
 
 
 def check_init_from(composed: Composed) -> None:
-    """Refuse a source of weights that does not exist, before anything is started. Raises ConfigError."""
+    """Raise ConfigError if ``init_from`` does not exist, before anything is started."""
     from healsg.runs.folder import weights_file
 
     if source := composed.values.get("init_from"):

@@ -23,9 +23,9 @@ _ROOTS = {"object", "ABC", "Generic", "Protocol"}
 class Kind:
     """The values that an argument accepts.
 
-    ``name`` is ``any``, ``part`` (an object that a node with a ``_target_`` makes), ``int``, ``float``, ``bool``,
-    ``str``, ``none``, ``literal``, ``list``, ``tuple``, ``dict`` or ``union``. ``inner`` are the kinds of a
-    container's elements or a union's members, ``values`` those of a literal.
+    ``name`` is ``any``, ``part`` (an object made from a node with a ``_target_``), ``int``, ``float``, ``bool``,
+    ``str``, ``none``, ``literal``, ``list``, ``tuple``, ``dict`` or ``union``. ``inner`` holds the kinds of a
+    container's elements or a union's members, ``values`` the values of a literal.
     """
 
     name: str = "any"
@@ -40,11 +40,11 @@ NONE = Kind("none")
 
 
 def read_kind(node: ast.expr | None, module: Module, search: Sequence[Path] = (), depth: int = 8) -> Kind:
-    """The kind of an annotation in ``module``; ``any`` where it cannot be checked.
+    """The kind of an annotation in ``module``; ``any`` if it cannot be checked.
 
     Args:
-        node: the annotation's syntax; None where there is none.
-        module: in whose source it is written, for names.
+        node: the annotation's syntax tree; None if there is no annotation.
+        module: the module of the annotation, whose names it uses.
         search: folders to look for modules in before ``sys.path``.
         depth: how many aliases, such as ``Padding = Literal[...]``, are followed.
     """
@@ -88,8 +88,8 @@ def _generic(node: ast.Subscript, module: Module, search: Sequence[Path], depth:
     if head in _LISTS:
         return Kind("list", inner[:1])
     if head in ("tuple", "Tuple"):
-        endless = isinstance(arguments[-1], ast.Constant) and arguments[-1].value is ...
-        return Kind("list", inner[:1]) if endless else Kind("tuple", inner)
+        any_length = isinstance(arguments[-1], ast.Constant) and arguments[-1].value is ...
+        return Kind("list", inner[:1]) if any_length else Kind("tuple", inner)
     if head in _DICTS:
         return Kind("dict", inner[1:2])
     return _named(ast.unparse(node.value), module, search, depth)
@@ -131,17 +131,19 @@ def _named(name: str, module: Module, search: Sequence[Path], depth: int) -> Kin
     if depth == 0 or bound is None or path.startswith("torch") or path.split(".")[0] not in ("healsg", top):
         return ANY
     try:
-        found = within(module, name.split("."), search)
+        definition = within(module, name.split("."), search)
     except ConfigError:
         return ANY
-    if isinstance(found.node, ast.ClassDef):
-        bases = {ast.unparse(base).rpartition(".")[2] for base in found.node.bases}
+    if isinstance(definition.node, ast.ClassDef):
+        bases = {ast.unparse(base).rpartition(".")[2] for base in definition.node.bases}
         return ANY if bases & _VALUE_CLASSES else PART
-    return read_kind(found.node, found.module, search, depth - 1) if isinstance(found.node, ast.expr) else ANY
+    if isinstance(definition.node, ast.expr):
+        return read_kind(definition.node, definition.module, search, depth - 1)
+    return ANY
 
 
 class Parameter(NamedTuple):
-    """An argument. ``default`` is ``...`` where there is none, or where it is no literal."""
+    """An argument. ``default`` is ``...`` if there is none, or if it is not a literal."""
 
     name: str
     kind: Kind
@@ -150,7 +152,7 @@ class Parameter(NamedTuple):
 
 
 class Constructor(NamedTuple):
-    """The arguments of a target; ``open`` if it also takes others, whose names its source does not show."""
+    """The arguments of a target; ``open`` if it also accepts others, whose names its source does not show."""
 
     target: str
     kind: Literal["class", "function"]
@@ -159,71 +161,75 @@ class Constructor(NamedTuple):
     defined_in: str
 
 
-Taken = tuple[dict[str, Parameter], bool]
+Arguments = tuple[dict[str, Parameter], bool]
 """The arguments of a constructor, and whether it is open (see ``Constructor``)."""
 
 
 def constructor(target: str, search: Sequence[Path] = ()) -> Constructor | None:
-    """The arguments of ``target``, a dotted path; None where its source does not show them, as with C extensions.
+    """The arguments of ``target``, a dotted path; None if its source does not show them, as with C extensions.
 
-    ``search`` are folders to look for modules in before ``sys.path``. Raises ConfigError where there is no such module
-    or name.
+    ``search`` are folders to look for modules in before ``sys.path``. Raises ConfigError if there is no such module or
+    name.
     """
-    found = resolve(target, search)
-    if isinstance(found.node, ast.FunctionDef):
-        return Constructor(target, "function", *_signature(found.node, found.module, search), found.path)
-    taken = _of_class(found, search)
-    return Constructor(target, "class", *taken, found.path) if taken else None
+    definition = resolve(target, search)
+    if isinstance(definition.node, ast.FunctionDef):
+        arguments = _signature(definition.node, definition.module, search)
+        return Constructor(target, "function", *arguments, definition.path)
+    of_class = _of_class(definition, search)
+    return Constructor(target, "class", *of_class, definition.path) if of_class else None
 
 
-def _of_class(found: Definition, search: Sequence[Path], depth: int = 12) -> Taken | None:
-    if not isinstance(found.node, ast.ClassDef) or depth == 0:
+def _of_class(definition: Definition, search: Sequence[Path], depth: int = 12) -> Arguments | None:
+    """The arguments of a class: those of its constructor, and those that it passes on to its base by ``**kwargs``."""
+    if not isinstance(definition.node, ast.ClassDef) or depth == 0:
         return None
-    makers = {item.name: item for item in found.node.body if isinstance(item, ast.FunctionDef)}
-    own = makers.get("__init__") or makers.get("__new__")
-    call = _forwarding(own) if own else None
-    base = None if own and not call else _of_bases(found.node, found.module, search, depth - 1)
-    if own is None:
-        is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in found.node.decorator_list)
-        return (base[0] | _fields(found.node, found.module, search), base[1]) if base and is_dataclass else base
-    parameters, is_open = _signature(own, found.module, search, skip=1)
+    methods = {item.name: item for item in definition.node.body if isinstance(item, ast.FunctionDef)}
+    init = methods.get("__init__") or methods.get("__new__")
+    call = _forwarding(init) if init else None
+    base = None if init and not call else _of_bases(definition.node, definition.module, search, depth - 1)
+    if init is None:
+        is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in definition.node.decorator_list)
+        if not base or not is_dataclass:
+            return base
+        return base[0] | _fields(definition.node, definition.module, search), base[1]
+    parameters, is_open = _signature(init, definition.module, search, skip=1)
     if call is None or base is None:
         return parameters, is_open
-    given = {word.arg for word in call.keywords} | set(list(base[0])[: len(call.args)])
-    return {name: one for name, one in base[0].items() if name not in given} | parameters, base[1]
+    passed = {word.arg for word in call.keywords} | set(list(base[0])[: len(call.args)])
+    return {name: inherited for name, inherited in base[0].items() if name not in passed} | parameters, base[1]
 
 
-def _of_bases(node: ast.ClassDef, module: Module, search: Sequence[Path], depth: int) -> Taken | None:
-    """The arguments that a class inherits, from the first base that has any; None where a base cannot be read."""
+def _of_bases(node: ast.ClassDef, module: Module, search: Sequence[Path], depth: int) -> Arguments | None:
+    """The arguments that a class inherits, from the first base that has any; None if a base cannot be read."""
     for base in node.bases:
         path = ast.unparse(base.value if isinstance(base, ast.Subscript) else base).split(".")
         if path[-1] not in _ROOTS:
             try:
-                taken = _of_class(within(module, path, search), search, depth)
+                arguments = _of_class(within(module, path, search), search, depth)
             except ConfigError:
                 return None
-            if taken != ({}, False):
-                return taken
+            if arguments != ({}, False):
+                return arguments
     return {}, False
 
 
-def _forwarding(maker: ast.FunctionDef) -> ast.Call | None:
+def _forwarding(init: ast.FunctionDef) -> ast.Call | None:
     """The call ``super().__init__(..., **kwargs)`` that passes a constructor's ``**kwargs`` on; None without one."""
-    for call in ast.walk(maker):
+    for call in ast.walk(init):
         if isinstance(call, ast.Call) and ast.unparse(call.func) in ("super().__init__", "super().__new__"):
-            handed = [ast.unparse(word.value) for word in call.keywords if word.arg is None]
-            if maker.args.kwarg and maker.args.kwarg.arg in handed:
+            unpacked = [ast.unparse(word.value) for word in call.keywords if word.arg is None]
+            if init.args.kwarg and init.args.kwarg.arg in unpacked:
                 return call
     return None
 
 
-def _signature(node: ast.FunctionDef, module: Module, search: Sequence[Path], skip: int = 0) -> Taken:
+def _signature(node: ast.FunctionDef, module: Module, search: Sequence[Path], skip: int = 0) -> Arguments:
     ordered = [*node.args.posonlyargs, *node.args.args]
     defaults = [None] * (len(ordered) - len(node.args.defaults)) + node.args.defaults
     pairs = [*zip(ordered, defaults, strict=True), *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
     pairs = pairs[max(skip, len(node.args.posonlyargs)) :]
-    made = [_parameter(one.arg, read_kind(one.annotation, module, search), default) for one, default in pairs]
-    return {parameter.name: parameter for parameter in made}, node.args.kwarg is not None
+    parameters = [_parameter(arg.arg, read_kind(arg.annotation, module, search), default) for arg, default in pairs]
+    return {parameter.name: parameter for parameter in parameters}, node.args.kwarg is not None
 
 
 def _parameter(name: str, kind: Kind, default: ast.expr | None) -> Parameter:
@@ -235,7 +241,7 @@ def _parameter(name: str, kind: Kind, default: ast.expr | None) -> Parameter:
 
 def _fields(node: ast.ClassDef, module: Module, search: Sequence[Path]) -> dict[str, Parameter]:
     """The fields of a dataclass that are arguments of its constructor."""
-    made = {}
+    parameters = {}
     for item in node.body:
         if not isinstance(item, ast.AnnAssign) or not isinstance(item.target, ast.Name):
             continue
@@ -243,8 +249,8 @@ def _fields(node: ast.ClassDef, module: Module, search: Sequence[Path]) -> dict[
         if isinstance(default, ast.Call) and ast.unparse(default.func).rpartition(".")[2] == "field":
             words = {word.arg: word.value for word in default.keywords}
             default = words.get("default") or words.get("default_factory")
-        hidden = "init" in words and ast.unparse(words["init"]) == "False"
-        if not hidden and not any(word in ast.unparse(item.annotation) for word in ("ClassVar", "KW_ONLY")):
+        not_in_init = "init" in words and ast.unparse(words["init"]) == "False"
+        if not not_in_init and not any(word in ast.unparse(item.annotation) for word in ("ClassVar", "KW_ONLY")):
             kind = read_kind(item.annotation, module, search)
-            made[item.target.id] = _parameter(item.target.id, kind, default)
-    return made
+            parameters[item.target.id] = _parameter(item.target.id, kind, default)
+    return parameters

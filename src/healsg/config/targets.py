@@ -24,10 +24,10 @@ from healsg.config.names import did_you_mean, is_below
 from healsg.config.packages import GROUP, RESERVED, added
 from healsg.errors import ConfigError
 
-_OWN = "datasets models methods metrics transforms optimizers schedulers losses loggers callbacks launchers searches "
-_OWN += "task runner data model method"
-PARTS = (*(f"healsg.{name}." for name in _OWN.split()), "torch.nn.", "torch.optim.", "torchvision.transforms.")
-_DOORS = tuple(f"torch.nn.{name}." for name in ("utils", "parallel", "cpp", "attention", "modules._functions"))
+_ROOMS = "datasets models methods metrics transforms optimizers schedulers losses loggers callbacks launchers searches "
+_ROOMS += "task runner data model method"
+PARTS = (*(f"healsg.{name}." for name in _ROOMS.split()), "torch.nn.", "torch.optim.", "torchvision.transforms.")
+_NO_PARTS = tuple(f"torch.nn.{name}." for name in ("utils", "parallel", "cpp", "attention", "modules._functions"))
 _PLACES = (
     "parts come from healsg, torch.nn, torch.optim, torchvision.models, torchvision.transforms, "
     f"modules in the current directory, installed packages with an entry point {GROUP}, or packages named in "
@@ -36,8 +36,8 @@ _PLACES = (
 
 
 class Module(NamedTuple):
-    """A module that was found but not imported: its source file and, of a package, the folders of its submodules. Both
-    are missing where there is no source, as with C extensions."""
+    """A module that was found but not imported: its source file and, for a package, the folders of its submodules. It
+    has neither if there is no source, as with C extensions."""
 
     name: str
     file: Path | None
@@ -45,7 +45,7 @@ class Module(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """A definition: the module, the name in it, and its syntax (None where that is unknown)."""
+    """A definition: the module, the name in it, and its syntax tree (None if unknown)."""
 
     module: Module
     name: str
@@ -57,8 +57,8 @@ class Definition(NamedTuple):
 
 
 class _Names(NamedTuple):
-    """The names of a module: for each its syntax or the path that it is imported from; the modules of star imports; and
-    the names in ``__all__``."""
+    """The names of a module: for each its syntax tree or the path that it is imported from; the modules of star
+    imports; and the names in ``__all__``."""
 
     bound: dict[str, str | ast.AST]
     stars: tuple[str, ...]
@@ -66,8 +66,8 @@ class _Names(NamedTuple):
 
 
 def find_module(name: str, folders: Iterable[str | Path], installed: bool = False) -> Module | None:
-    """The module ``name``, whose last part is looked for in ``folders``; with ``installed`` also through import hooks,
-    which find built-in modules and editable installations."""
+    """Find the module ``name`` by its last part in ``folders``; with ``installed`` also through import hooks, which
+    find built-in modules and editable installations."""
     spec = PathFinder.find_spec(name.rpartition(".")[2], [str(folder) for folder in folders])
     if spec is None and installed:
         with suppress(ImportError, ValueError):
@@ -79,7 +79,7 @@ def find_module(name: str, folders: Iterable[str | Path], installed: bool = Fals
 
 
 def package_folder(name: str) -> Path | None:
-    """The folder of an installed package, which is not imported; None where there is none."""
+    """The folder of an installed package, which is not imported; None if there is none."""
     top, *inner = name.split(".")
     module = find_module(top, sys.path, installed=True)
     for part in inner:
@@ -88,19 +88,19 @@ def package_folder(name: str) -> Path | None:
 
 
 def split(path: str, search: Sequence[Path] = ()) -> tuple[Module | None, list[str]]:
-    """The longest module that ``path`` without its last part begins with, and the parts that remain."""
+    """Split ``path`` into its longest prefix that is a module, without the last part, and the remaining parts."""
     parts = path.split(".")
     module = find_module(parts[0], [*search, *sys.path], installed=True)
     for index in range(1, len(parts) - 1) if module else ():
-        found = module and find_module(".".join(parts[: index + 1]), module.folders)
-        if found is None:
+        submodule = module and find_module(".".join(parts[: index + 1]), module.folders)
+        if submodule is None:
             return module, parts[index:]
-        module = found
+        module = submodule
     return module, parts[1:][-1:]
 
 
 def resolve(path: str, search: Sequence[Path] = (), depth: int = 20) -> Definition:
-    """Follow ``package.module.Name`` through re-exports to its definition. Raises ConfigError where there is none."""
+    """Follow ``package.module.Name`` through re-exports to its definition. Raises ConfigError if there is none."""
     module, rest = split(path, search)
     if not module:
         raise ConfigError(f"there is no module {path.split('.')[0]}; is it spelled right, is it installed?")
@@ -108,7 +108,7 @@ def resolve(path: str, search: Sequence[Path] = (), depth: int = 20) -> Definiti
 
 
 def within(module: Module, rest: Sequence[str], search: Sequence[Path] = (), depth: int = 20) -> Definition:
-    """The definition of the dotted name ``rest`` in ``module``. Raises ConfigError where there is no such name."""
+    """The definition of the dotted name ``rest`` in ``module``. Raises ConfigError if there is no such name."""
     unknown = Definition(module, ".".join(rest), None)
     if not rest or not (module.file or module.folders) or depth < 0:
         return unknown
@@ -120,8 +120,8 @@ def within(module: Module, rest: Sequence[str], search: Sequence[Path] = (), dep
         return within(home, alias, search, depth - 1) if _lookup(home, alias[0], search, depth)[1] else unknown
     if isinstance(bound, ast.AST):
         return unknown if rest[1:] else Definition(home, rest[0], bound)
-    if found := find_module(f"{module.name}.{rest[0]}", module.folders):
-        return within(found, rest[1:], search, depth - 1)
+    if submodule := find_module(f"{module.name}.{rest[0]}", module.folders):
+        return within(submodule, rest[1:], search, depth - 1)
     names = names_of(module)
     if not rest[1:] and ("__getattr__" in names.bound or any(_star(star, search) is None for star in names.stars)):
         return unknown
@@ -148,7 +148,7 @@ def _lookup(module: Module, name: str, search: Sequence[Path], depth: int) -> tu
 
 
 def _star(path: str, search: Sequence[Path]) -> Module | None:
-    """The module of ``from path import *``; None where its source cannot be read."""
+    """The module of ``from path import *``; None if its source cannot be read."""
     module, rest = split(f"{path}.*", search)
     return module if module and rest == ["*"] and (module.file or module.folders) else None
 
@@ -196,10 +196,10 @@ def named(node: Any) -> Iterator[Any]:
 
 
 def allowed(target: Any, trusted: Sequence[str] = (), project: Sequence[Path] = ()) -> None:
-    """Refuse a ``_target_`` unless it is a part of HEALSg or torch, a class of an installed package that adds parts, a
-    class of a module in the ``project`` folders, or in a ``trusted`` package.
+    """Raise ConfigError unless a ``_target_`` is a part of HEALSg or torch, a class of an installed package that adds
+    parts, a class of a module in the ``project`` folders, or in a ``trusted`` package.
 
-    Nothing is imported. Raises ConfigError, to whose message the caller adds the key.
+    Nothing is imported. The caller adds the key to the message.
     """
     parts = target.split(".") if isinstance(target, str) and target.isascii() else []
     if len(parts) < 2 or any(not p.isidentifier() or keyword.iskeyword(p) or p.startswith("__") for p in parts):
@@ -221,9 +221,9 @@ def allowed(target: Any, trusted: Sequence[str] = (), project: Sequence[Path] = 
 
 
 def verify_origin(part: Any, target: str, trusted: Sequence[str] = (), project: Sequence[Path] = ()) -> None:
-    """Refuse an imported ``part`` if its origin is not one that ``allowed`` accepts. Raises ConfigError.
+    """Raise ConfigError if the origin of an imported ``part`` is not one that ``allowed`` accepts.
 
-    A module may behave otherwise at import than its source suggests, so the result is checked a second time.
+    A module may do something else at import than its source suggests, so the result is checked a second time.
     """
     origin = f"{getattr(part, '__module__', None)}.{getattr(part, '__qualname__', '?')}"
     family = _family(origin, trusted, project)
@@ -236,16 +236,16 @@ def verify_origin(part: Any, target: str, trusted: Sequence[str] = (), project: 
 
 def _family(path: str, trusted: Sequence[str], project: Sequence[Path]) -> str | None:
     """Why a configuration may call a dotted path: it is ``trusted``, a ``builder`` (a function of torchvision.models),
-    a ``part``, ``added`` by an installed package, or of the ``project``; None where it may not."""
+    a ``part``, ``added`` by an installed package, or of the ``project``; None if it may not be called."""
     if is_below(path, trusted):
         return "trusted"
     if path.startswith("torchvision.models."):
         return None if "._" in path or ".feature_extraction." in path else "builder"
     if path.startswith("healsg.data.") and path.count(".") > 2 and not path.startswith("healsg.data.base."):
-        # Loaders, workers and caches are no parts. A name that healsg.data re-exports is judged by its own module.
+        # Loaders, workers and caches are not parts. A name that healsg.data re-exports is checked by its own module.
         return None
     if path.startswith(PARTS):
-        return None if path.startswith(_DOORS) or path.rpartition(".")[2].startswith("_") else "part"
+        return None if path.startswith(_NO_PARTS) or path.rpartition(".")[2].startswith("_") else "part"
     if is_below(path, [one.package for one in added()]):
         return "added"
     top = path.split(".")[0]
@@ -254,14 +254,14 @@ def _family(path: str, trusted: Sequence[str], project: Sequence[Path]) -> str |
 
 
 def _installed(top: str, project: Sequence[Path]) -> str | None:
-    """The file of the installed module ``top``, outside the project; None where there is none."""
+    """The file of the installed module ``top``, outside the project; None if there is none."""
     folders = {folder.resolve() for folder in project}
     spec = PathFinder.find_spec(top, [entry for entry in sys.path if Path(entry).resolve() not in folders])
     return spec.origin if spec else None
 
 
 def _refuse_shadow(top: str, project: Sequence[Path]) -> None:
-    """Refuse a module of the project that has the name of an installed one, which it would hide."""
+    """Raise ConfigError if a module of the project has the name of an installed one, which it would hide."""
     own = find_module(top, project)
     if own and own.file:
         other = _installed(top, project)

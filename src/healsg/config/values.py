@@ -16,7 +16,7 @@ def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """By key the values of both, where they differ; None stands for a key that is not there."""
+    """The keys whose values differ, with both values; None for a missing key."""
     keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
     return {key: (one.get(key), other.get(key)) for key in keys}
 

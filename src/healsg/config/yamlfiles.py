@@ -1,7 +1,7 @@
-"""YAML files that may be anybody's, looked at before they are loaded: no file may grow beyond bounds by its aliases.
+"""A check of YAML files, which may come from anybody, before they are loaded: aliases must not expand beyond limits.
 
-``a: &a [x, x]``, ``b: &b [*a, *a]`` and so on is a few hundred bytes that stand for billions of values. PyYAML keeps
-such values as references, OmegaConf makes a node of each. Ordinary anchors, aliases and merges stay allowed.
+A few hundred bytes such as ``a: &a [x, x]``, ``b: &b [*a, *a]`` can expand to billions of values. PyYAML keeps these as
+references, but OmegaConf creates a node for each. Ordinary anchors, aliases and merges are allowed.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import yaml
 from healsg.errors import ConfigError
 
 LARGEST = 1 << 18
-"""Bytes of a configuration file."""
+"""The most bytes of a configuration file."""
 
 MOST = 20_000
-"""Values of a configuration file, aliases written out: OmegaConf makes some thousand a second."""
+"""The most values of a configuration file with expanded aliases: OmegaConf creates some thousand nodes per second."""
 
 DEEPEST = 100
-"""Levels of nesting, those that aliases add included."""
+"""The most levels of nesting with expanded aliases."""
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file that would grow beyond bounds when it is loaded. Raises ConfigError, in bounded time and memory.
+    """Raise ConfigError, in bounded time and memory, for a file that would expand beyond the limits when it is loaded.
 
-    What is no YAML at all is left to the reader that follows, and so is a file that cannot be opened.
+    Invalid YAML and files that cannot be opened are left to the loader, which reports them.
     """
     if not path.is_file():  # a FIFO would block, a device may have no end; links are the user's own
         raise ConfigError(f"{path}: is no regular file")
@@ -94,28 +94,28 @@ def _loaders() -> tuple[Any, Any]:
 
 
 def _is_harmless(content: bytes) -> bool:
-    """Whether a short look shows that a file cannot break the bounds: reading it event by event takes milliseconds."""
+    """Whether counting characters shows that a file is within the limits: parsing it takes milliseconds longer."""
     aliases = b"*" in content and b"&" in content
     nested = content.count(b"[") + content.count(b"{") + content.count(b"- ") > DEEPEST or b" " * DEEPEST in content
     return len(content) < MOST // 2 and not aliases and not nested
 
 
 def measure(content: bytes) -> tuple[int, int]:
-    """How many values a YAML text stands for, and how deeply they are nested, with all aliases written out.
+    """The number of values in a YAML text and the depth of their nesting, with all aliases expanded.
 
-    Nothing is constructed: the text is read as a stream of events, and only up to the first bound that it breaks.
+    Nothing is constructed: the text is read as a stream of events, and only until it exceeds a limit.
 
     Raises:
-        yaml.YAMLError: it is no YAML.
+        yaml.YAMLError: the text is not YAML.
     """
     total, deepest = 0, 0
-    known: dict[str, tuple[int, int]] = {}  # by anchor: values and levels of what it names
+    anchors: dict[str, tuple[int, int]] = {}  # the number of values and of levels below each anchor
     opened: list[_Collection] = []
     for event in yaml.parse(content, yaml.SafeLoader):
         if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
             opened.append(_Collection(event.anchor))
             if event.anchor:
-                known[event.anchor] = (0, DEEPEST + 1)  # until it is closed, an alias of it is one of itself
+                anchors[event.anchor] = (0, DEEPEST + 1)  # an alias inside the collection would refer to itself
             if len(opened) > DEEPEST:
                 return total, len(opened)
             continue
@@ -123,13 +123,13 @@ def measure(content: bytes) -> tuple[int, int]:
             closed = opened.pop()
             values, levels = closed.values + 1, closed.levels + 1
             if closed.anchor:
-                known[closed.anchor] = values, levels
+                anchors[closed.anchor] = values, levels
         elif isinstance(event, yaml.AliasEvent):
-            values, levels = known.get(event.anchor, (1, 1))
+            values, levels = anchors.get(event.anchor, (1, 1))
         elif isinstance(event, yaml.ScalarEvent):
             values, levels = 1, 1
             if event.anchor:
-                known[event.anchor] = 1, 1
+                anchors[event.anchor] = 1, 1
         else:
             continue
         if opened:
@@ -142,7 +142,7 @@ def measure(content: bytes) -> tuple[int, int]:
 
 
 class _Collection:
-    """A mapping or sequence whose end has not come yet: the values below it so far, and their levels."""
+    """A mapping or sequence that has not ended yet: the number of values in it so far, and of levels below it."""
 
     def __init__(self, anchor: Any) -> None:
         self.anchor = anchor
@@ -150,6 +150,6 @@ class _Collection:
         self.levels = 0
 
     def add(self, values: int, levels: int) -> None:
-        """One of its elements has ended, which stands for so many values in so many levels."""
+        """Add an element that has ended, with so many values in so many levels."""
         self.values += values
         self.levels = max(self.levels, levels)
