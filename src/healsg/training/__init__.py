@@ -1,1 +1,1 @@
-"""How a task is trained: the loop, its step, the device, and what watches them."""
+"""How a task is trained: the training pass, its step, the device, and the monitoring of them."""

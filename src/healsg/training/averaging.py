@@ -1,4 +1,4 @@
-"""Averages of a network's weights over the updates, which are evaluated in the place of the network that learns."""
+"""Averages of a network's weights over the updates, which are evaluated instead of the trained weights."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def optimizer_averages(make_optimizer: Callable[..., Any]) -> bool:
     """Whether an optimizer averages the weights itself, as schedule-free ones do.
 
     Args:
-        make_optimizer: as a method gets it, a ``functools.partial`` of the optimizer's class.
+        make_optimizer: the optimizer as configured, a ``functools.partial`` of its class.
     """
     return hasattr(getattr(make_optimizer, "func", None), "averaged")
 
 
 def ema_share(decay: float, updates: int) -> float:
-    """The share of the new weights in an exponential moving average after so many updates, counted from 1.
+    """The weight of the new weights in an exponential moving average after ``updates`` updates, counted from 1.
 
-    ``1 - min(decay, (1 + t) / (10 + t))``: early on the average spans about a tenth of the updates, so that the first
-    weights are soon forgotten (the warm-up of TensorFlow's ExponentialMovingAverage).
+    It is ``1 - min(decay, (1 + t) / (10 + t))``: at first the average spans about a tenth of the updates, so that the
+    initial weights are forgotten soon (the warm-up of TensorFlow's ExponentialMovingAverage).
     """
     return 1.0 - min(decay, (1 + updates) / (10 + updates))
 
@@ -41,7 +41,7 @@ class Average(nn.Module):
     """
 
     count: Tensor
-    """Weights in the plain mean so far."""
+    """Number of weights in the plain mean so far."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -54,16 +54,16 @@ class Average(nn.Module):
 
         Both are in the order of the network's own parameters and buffers.
         """
-        for own, new in same_type_pairs(self.network.parameters(), weights):
+        for averaged, new in same_type_pairs(self.network.parameters(), weights):
             if isinstance(share, Tensor):
-                foreach_lerp_(own, new, [share.to(own[0].dtype)] * len(own))
+                foreach_lerp_(averaged, new, [share.to(averaged[0].dtype)] * len(averaged))
             else:
-                foreach_lerp_(own, new, share)
-        for own, new in same_type_pairs(self.network.buffers(), buffers):
-            foreach_copy_(own, new)
+                foreach_lerp_(averaged, new, share)
+        for copied, new in same_type_pairs(self.network.buffers(), buffers):
+            foreach_copy_(copied, new)
 
     def next_share(self, begun: bool) -> float | Tensor:
-        """The share of the next weights in a plain mean: 1/n for the n-th, 1 while the mean has not begun."""
+        """The share of the next weights in a plain mean: 1/n for the n-th, 1 before the mean starts."""
         if not begun:
             self.count.zero_()
             return 1.0
@@ -76,12 +76,12 @@ class Average(nn.Module):
         """Replace BatchNorm's running statistics, which belong to other weights, by their means over training batches
         (Izmailov et al. 2018, arXiv 1803.05407, Algorithm 1, last line).
 
-        All else is in evaluation mode, and frozen BatchNorm keeps its statistics. No batch is read where there is no
-        BatchNorm to measure.
+        All other modules are in evaluation mode, and frozen BatchNorm keeps its statistics. Without BatchNorm to
+        measure, no batch is read.
 
         Args:
-            inputs: of the network, batch by batch, on its device.
-            autocast: makes the context of a forward pass.
+            inputs: the network's inputs, batch by batch, on its device.
+            autocast: returns the context of a forward pass.
         """
         named = self.network.named_modules()
         norms = [module for name, module in named if isinstance(module, BatchNorm) and name in self.learning]
@@ -105,7 +105,7 @@ class Average(nn.Module):
 
 @contextlib.contextmanager
 def restored_modes(network: nn.Module) -> Iterator[None]:
-    """Give each module its training or evaluation mode back at the end."""
+    """A context after which each module is in training or evaluation mode as before."""
     modes = {module: module.training for module in network.modules()}
     try:
         yield
@@ -115,10 +115,10 @@ def restored_modes(network: nn.Module) -> Iterator[None]:
 
 
 def same_type_pairs(some: Iterable[Tensor], others: Iterable[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Pairs of tensors as two lists for each type and device, as torch's list operators take them."""
+    """Pairs of tensors, grouped into two lists for each type and device, as torch's list operators need them."""
     groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
-    for one, other in zip(some, others, strict=True):
-        ones, their = groups.setdefault((one.dtype, one.device, other.dtype), ([], []))
-        ones.append(one)
-        their.append(other)
+    for first, second in zip(some, others, strict=True):
+        firsts, seconds = groups.setdefault((first.dtype, first.device, second.dtype), ([], []))
+        firsts.append(first)
+        seconds.append(second)
     return list(groups.values())

@@ -1,4 +1,4 @@
-"""BestTracker: which number decides which epoch is the best, and the best so far."""
+"""BestTracker: the metric that decides which epoch is the best, and the best epoch so far."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from healsg.errors import ConfigError
 Mode = Literal["auto", "max", "min"]
 
 Directions = Mapping[str, bool | None]
-"""By name of a metric whether more of it is better; None where it does not say."""
+"""For each metric, by name: whether a higher value is better; None if it does not declare it."""
 
 PREFERRED = ("dice", "iou", "acc")
-"""What ``auto`` looks for on val, before the loss: the name and, of these, that more is better."""
+"""The metrics that ``auto`` prefers to the loss on val, in this order; a higher value is better."""
 
 
 class BestTracker:
-    """Finds the best epoch by one number, the monitored one (``runner.monitor``).
+    """Finds the best epoch by one metric, the monitored one (``runner.monitor``).
 
     Args:
-        name: of that number in ``metrics.jsonl``; ``auto`` is ``val/dice``, ``val/iou`` or ``val/acc``, else
-            ``val/loss``.
-        mode: whether more (``max``) or less (``min``) is better; ``auto`` is what the metric says of itself.
+        name: its name in ``metrics.jsonl``; ``auto`` is ``val/dice``, ``val/iou`` or ``val/acc``, else ``val/loss``.
+        mode: whether a higher (``max``) or lower (``min``) value is better; ``auto`` is what the metric declares.
     """
 
     def __init__(self, name: str, mode: Mode) -> None:
@@ -32,25 +31,25 @@ class BestTracker:
         self.best: dict[str, Any] | None = None
 
     def check(self, measured: Sequence[str] | None, known: Directions) -> None:
-        """Refuse a name that no epoch will measure, and one of which it is not known whether more is better.
+        """Check that the epochs will measure the monitored metric and that it is known whether higher is better.
 
         Args:
-            measured: the names that an epoch will measure; None where that is known only afterwards.
+            measured: the names that an epoch will measure; None if they are known only afterwards.
             known: see ``Directions``.
 
         Raises:
-            ConfigError: the name is refused.
+            ConfigError: one of them is not the case.
         """
-        free = self.name in ("auto", "lr") or self.name.startswith("train/")
-        if measured is not None and not free and self.name.partition(".")[0] not in measured:
+        always_allowed = self.name in ("auto", "lr") or self.name.startswith("train/")
+        if measured is not None and not always_allowed and self.name.partition(".")[0] not in measured:
             raise ConfigError(f"runner.monitor: {self.name} is not measured; there is {', '.join(measured)}")
         likely = next((name for name in PREFERRED if name in known), "loss")
         self._sign(f"val/{likely}" if self.name == "auto" else self.name, known)
 
     def resolve(self, numbers: Mapping[str, Any], known: Directions) -> tuple[str, int]:
-        """The name of the monitored number, and +1 where more of it is better, -1 where less is.
+        """The name of the monitored metric, and +1 if a higher value is better, -1 if a lower one is.
 
-        Raises ConfigError where it was not measured, and where it is not known whether more is better.
+        Raises ConfigError if it was not measured, or if it is not known whether a higher value is better.
         """
         name = self.name
         if name == "auto":
@@ -67,18 +66,18 @@ class BestTracker:
             return 1 if self.mode == "max" else -1
         metric = name.rpartition("/")[2]
         metric = metric if metric in known else metric.partition(".")[0]  # one of several numbers of a metric
-        more = known.get(metric)
+        higher_is_better = known.get(metric)
         if metric not in known and self.name == "auto":
-            more = metric in PREFERRED  # a number of the task's own; this meaning of the name is documented
-        if more is None:
+            higher_is_better = metric in PREFERRED  # a number of the task's own; the docs define these names
+        if higher_is_better is None:
             ways = "set runner.mode=max or runner.mode=min, or higher_is_better in the metric's class"
             raise ConfigError(f"runner.monitor: {name} does not say whether more of it is better; {ways}")
-        return 1 if more else -1
+        return 1 if higher_is_better else -1
 
     def better(self, numbers: Mapping[str, Any], known: Directions) -> bool:
-        """Compare an epoch's numbers with the best so far, and keep them where they are better.
+        """Whether an epoch is better than the best so far, which it then replaces.
 
-        Of equal ones the lower ``val/loss`` is better. A number that is not finite is never the best.
+        Ties are decided by the lower ``val/loss``. A value that is not finite is never the best.
         """
         name, sign = self.resolve(numbers, known)
         value, loss = numbers.get(name), numbers.get("val/loss", 0.0)

@@ -1,4 +1,4 @@
-"""Exchanges between processes through which gradients flow: rows of a batch, and the statistics of BatchNorm."""
+"""Collectives that gradients flow through: gathering the rows of a batch, and BatchNorm's statistics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gather_rows(own: Tensor, counts: list[int], rank: int) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather of rows; backwards the sum over processes of the gradients of a process's own rows."""
+    """All-gather of rows. The gradient of a process's own rows is the sum of their gradients over all processes."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, counts: list[int], rank: int) -> Tensor:
@@ -56,7 +56,7 @@ _repeated: ContextVar[bool] = ContextVar("repeated", default=False)
 
 @contextlib.contextmanager
 def repeated_rows() -> Iterator[None]:
-    """Surrounds a forward pass whose rows are another process's: they do not enter BatchNorm's statistics."""
+    """A context for a forward pass on copies of another process's rows, which BatchNorm's statistics leave out."""
     token = _repeated.set(True)
     try:
         yield
@@ -65,29 +65,29 @@ def repeated_rows() -> Iterator[None]:
 
 
 class GPUBatchNorm(nn.SyncBatchNorm):
-    """torch's own BatchNorm over the batch of all processes, on GPUs."""
+    """torch's BatchNorm over the batch of all processes, for GPUs."""
 
     process_group = None
 
 
 class CPUBatchNorm(nn.BatchNorm1d):
-    """The same on CPUs, where torch has none, for inputs of any number of dimensions. The mean and the variance are
-    summed in two exchanges, so that they are those of one process to rounding."""
+    """The same for CPUs, where torch has none, and for inputs of any number of dimensions. Mean and variance are
+    computed with one all-reduce each, so that they equal those of a single process to rounding."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
-            kept = self.running_mean, self.running_var
-            return F.batch_norm(input, *kept, self.weight, self.bias, kept[0] is None, 0.0, self.eps)
+            running = self.running_mean, self.running_var
+            return F.batch_norm(input, *running, self.weight, self.bias, running[0] is None, 0.0, self.eps)
         axes = [0, *range(2, input.dim())]
         shape = [1, -1, *[1] * (input.dim() - 2)]
         values = input.to(torch.promote_types(input.dtype, torch.float32))
-        own = 0.0 if _repeated.get() else 1.0
-        rows = values.new_full((1,), own * (input.numel() // input.shape[1]))
-        sums = _sum_over_processes(torch.cat([own * values.sum(axes), rows]))
+        counts = 0.0 if _repeated.get() else 1.0  # whether this process's rows enter the statistics
+        rows = values.new_full((1,), counts * (input.numel() // input.shape[1]))
+        sums = _sum_over_processes(torch.cat([counts * values.sum(axes), rows]))
         count = sums[-1]
         mean = sums[:-1] / count
         centred = values - mean.view(shape)
-        squares = _sum_over_processes(own * centred.square().sum(axes))
+        squares = _sum_over_processes(counts * centred.square().sum(axes))
         output = centred * (squares / count + self.eps).rsqrt().view(shape)
         if self.affine:
             output = output * self.weight.view(shape) + self.bias.view(shape)
@@ -107,7 +107,7 @@ class CPUBatchNorm(nn.BatchNorm1d):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum over processes; backwards the sum over processes of its gradients."""
+    """The sum over processes, whose gradient is the sum of the gradients over processes."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -131,14 +131,14 @@ SYNCED = (GPUBatchNorm, CPUBatchNorm)
 
 
 def synchronise(module: nn.Module, device: torch.device) -> None:
-    """Let every BatchNorm in a module take its statistics over all processes. It is changed in place, so that whoever
-    holds it keeps it.
+    """Make every BatchNorm in a module compute its statistics over all processes. The modules are changed in place, so
+    that references to them stay valid.
 
     Args:
         device: where the module runs.
 
     Raises:
-        ConfigError: one has a forward of its own.
+        ConfigError: a subclass of BatchNorm overrides ``forward``.
     """
     for part in module.modules():
         if not isinstance(part, BATCH_NORMS) or isinstance(part, SYNCED):
@@ -146,5 +146,5 @@ def synchronise(module: nn.Module, device: torch.device) -> None:
         if type(part).forward is not nn.BatchNorm1d.forward:
             name = type(part).__name__
             raise ConfigError(f"runner.sync_batchnorm: {name} has a forward of its own; set it to false")
-        # As torch's lazy modules change theirs: parameters, buffers and hooks stay where they are.
+        # torch's lazy modules change their class in the same way: parameters, buffers and hooks are kept.
         part.__class__ = CPUBatchNorm if device.type == "cpu" else GPUBatchNorm  # type: ignore[assignment]

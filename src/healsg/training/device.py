@@ -23,25 +23,26 @@ from healsg.training.step import TrainBatch
 log = logging.getLogger("healsg")
 
 THREADS = torch.get_num_threads()
-"""Torch's own choice of CPU threads: what a run that names none gets, whatever the one before it had."""
+"""Torch's default number of CPU threads, for runs that set none, even after a run that set another one."""
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
 Compile = bool | Literal["regional"]
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 ROWS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 KEPT = 1 << 30
-"""Bytes of freed memory that a process which computes on the CPU keeps for its next step: a system that clears each
-page anew takes a sixth of the default network's step for it."""
+"""Bytes of freed memory that a process on the CPU keeps for its next step: otherwise the system clears each page again,
+which takes a sixth of the default network's step."""
 
 compiled = weakref.WeakSet[nn.Module]()
-"""The blocks that ``runner.compile=regional`` has compiled; an evaluation takes them as they are written."""
+"""The blocks that ``runner.compile=regional`` has compiled; evaluations run them eagerly."""
 
 
 def choose_device(wanted: str | int, parallel: Parallel) -> torch.device:
-    """``auto`` (cuda, else mps, else cpu), a name such as ``cuda:1``, or the index of a GPU. Raises ConfigError.
+    """The device of this process. Raises ConfigError if it is not available.
 
     Args:
-        parallel: the processes, each of which gets a GPU of its own.
+        wanted: ``auto`` (cuda, else mps, else cpu), a name such as ``cuda:1``, or the index of a GPU.
+        parallel: the processes of the run, each of which uses another GPU.
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -65,16 +66,16 @@ def choose_device(wanted: str | int, parallel: Parallel) -> torch.device:
 
 
 class DeviceSetup:
-    """Moves modules and batches to the device, and knows the precision in which they run.
+    """Moves modules and batches to the device and sets their precision and memory format.
 
     Args:
         device: see ``choose_device``.
         precision: ``fp32``; ``tf32`` in matrix products and convolutions; ``bf16`` or ``fp16`` (with loss scaling) by
             autocast; ``fp64``.
-        channels_last: whether pictures, volumes and the weights of convolutions get that memory format; ``auto`` by
-            the layers of the network, see ``choose_layout``.
-        deterministic: whether kernels whose result is not reproducible are refused.
-        parallel: the processes of the run; one alone where it is None.
+        channels_last: whether images, volumes and the weights of convolutions get that memory format; ``auto`` decides
+            by the layers of the network, see ``choose_layout``.
+        deterministic: whether kernels without reproducible results raise an error.
+        parallel: the processes of the run; None is a single one.
     """
 
     def __init__(
@@ -92,18 +93,18 @@ class DeviceSetup:
         self.double = precision == "fp64"
         self.wanted_layout = channels_last
         self.image_dims: tuple[int, ...] = (4,) if channels_last is True else ()
-        """Dimensions of the tensors that get the format: 4 for pictures and the weights of their convolutions, 5 for
-        volumes; none where the format stays. ``choose_layout`` looks at the network."""
+        """Dimensions of the tensors that get the format: 4 for images and the weights of their convolutions, 5 for
+        volumes; empty to keep the format. ``choose_layout`` sets it for a network."""
         self.deterministic = deterministic
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
         self._copy_stream: Any = None
-        """The CUDA stream on which batches are copied, once ``activate`` has made it."""
+        """The CUDA stream that copies batches, created by ``activate``."""
 
     def activate(self, threads: int | None) -> None:
-        """Set torch's process-wide switches, and start to use the device.
+        """Set torch's process-wide switches and start to use the device.
 
         Args:
-            threads: CPU threads; None for torch's choice. Sums are rounded differently with another number.
+            threads: CPU threads; None for torch's default. Their number affects how sums are rounded.
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -113,13 +114,13 @@ class DeviceSetup:
         if self.device.type == "cuda" and self.dtype is None and not self.tf32 and not self.double:
             log.info("fp32: TF32 is off, also in convolutions, where torch by itself has it on; runner.precision=tf32")
         torch.backends.cudnn.benchmark = not self.deterministic
-        if self.deterministic != torch.are_deterministic_algorithms_enabled():  # which else imports torch's compiler
+        if self.deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler
             torch.use_deterministic_algorithms(self.deterministic)
         torch.set_num_threads(threads or THREADS)
 
     def keep_freed_memory(self) -> None:
-        """Let a step on the CPU use the memory of the one before again. It is for when data have been read, whose
-        passing copies would else be kept too."""
+        """Make steps on the CPU reuse the memory of the previous step. Called after the data have been read, whose
+        temporary copies would be kept otherwise."""
         if self.device.type == "cpu":
             system.keep_freed_memory(KEPT)
 
@@ -128,14 +129,14 @@ class DeviceSetup:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
 
     def choose_layout(self, network: nn.Module) -> None:
-        """Choose the memory format of pictures and weights for this network, before anything is moved.
+        """Choose the memory format of images and weights for this network, before anything is moved.
 
-        It must be called wherever a network is to be run; the choice depends on nothing but its layers, the device, the
+        It must be called for every network that is run. The choice depends only on its layers, the device, the
         precision and the number of threads (``layout.prefers_channels_last``), so that training and evaluation agree.
         """
         wanted = self.wanted_layout
         if wanted == "auto" and self.parallel.shards:
-            wanted = False  # FSDP2 takes weights in torch's own format alone
+            wanted = False  # FSDP2 only supports weights in torch's default format
         elif wanted == "auto":
             reduced = self.dtype is not None or self.tf32
             wanted = prefers_channels_last(network, self.device.type, reduced, torch.get_num_threads())
@@ -166,7 +167,7 @@ class DeviceSetup:
             return self.move(value)
         if not isinstance(value, Tensor):
             return value
-        if self._copy_stream and value.is_cpu:  # copied while the GPU still works on the batch before
+        if self._copy_stream and value.is_cpu:  # copied while the GPU is still working on the previous batch
             here = torch.cuda.current_stream(self.device)
             with torch.cuda.stream(self._copy_stream):
                 value = value.to(self.device, non_blocking=True)
@@ -177,16 +178,16 @@ class DeviceSetup:
         return value.to(self.device, dtype, memory_format=memory_format)
 
     def wrap(self, model: nn.Module, compile: Compile, cuda_graph: bool, find_unused_parameters: bool) -> nn.Module:
-        """The network as a training step calls it: under DDP where there are several processes, compiled as asked.
+        """The network as a training step calls it: wrapped in DDP for several processes, and compiled if requested.
 
-        Raises ConfigError where that is not possible.
+        Raises ConfigError if that is not possible.
         """
         if cuda_graph and self.device.type != "cuda":
             raise ConfigError(f"runner.cuda_graph: needs a GPU that has CUDA, and this run is on {self.device}")
-        own_blocks = repeated(model) if self.parallel.shards else []
-        net = self.parallel.wrap(model, self.device, find_unused_parameters, own_blocks)
+        sharded_blocks = repeated(model) if self.parallel.shards else []
+        net = self.parallel.wrap(model, self.device, find_unused_parameters, sharded_blocks)
         if compile or cuda_graph:
-            torch.compiler.reset()  # what another run of this process compiled counts against torch's limit
+            torch.compiler.reset()  # compilations by an earlier run of this process count towards torch's limit
             if is_compiled(model):
                 raise ConfigError("runner.compile: the network is compiled already; set runner.compile=false")
             blocks = repeated(model) if compile == "regional" else []
@@ -200,9 +201,9 @@ class DeviceSetup:
         return net
 
     def unfuse_scaled_sgd(self, optimizer: Optimizer) -> None:
-        """Let the loss scaler skip an update of torch's SGD by not calling it, in the place of its fused kernel.
+        """Disable the fused kernel of torch's SGD under a loss scaler, which then skips an update by not calling it.
 
-        With torch 2.11 to 2.15 the fused kernel leaves the momentum buffer uninitialised where the first update is
+        With torch 2.11 to 2.15 the fused kernel leaves the momentum buffer uninitialised if the first update is
         skipped.
         """
         if self.scaler and isinstance(optimizer, torch.optim.SGD):
@@ -212,23 +213,22 @@ class DeviceSetup:
 
 
 def repeated(model: nn.Module) -> list[nn.Module]:
-    """The blocks of which a Sequential, ModuleList or ModuleDict holds several of one class, as in residual networks.
-
-    Of blocks within blocks, the innermost.
+    """The repeated blocks of a network, as in residual networks: several children of one class in a Sequential,
+    ModuleList or ModuleDict. Of nested blocks, only the innermost.
     """
     blocks = dict[nn.Module, None]()
-    for row in (module for module in model.modules() if isinstance(module, ROWS)):
-        own = [child for child in row.children() if any(child.children()) and not isinstance(child, ROWS)]
-        kinds = Counter(type(child) for child in own if type(child).compile is nn.Module.compile)
-        blocks |= dict.fromkeys(child for child in own if kinds[type(child)] > 1)
+    for container in (module for module in model.modules() if isinstance(module, ROWS)):
+        children = [child for child in container.children() if any(child.children()) and not isinstance(child, ROWS)]
+        kinds = Counter(type(child) for child in children if type(child).compile is nn.Module.compile)
+        blocks |= dict.fromkeys(child for child in children if kinds[type(child)] > 1)
     return [block for block in blocks if not any(inner in blocks for inner in [*block.modules()][1:])]
 
 
 def lay_out_state(optimizer: Optimizer) -> None:
-    """Give the optimizer's state of each weight, such as its momentum, the weight's memory layout.
+    """Give the optimizer's state of each weight, such as its momentum, the memory layout of the weight.
 
     A loaded state keeps the memory format in which it was saved. torch's fused kernels read weight, gradient and state
-    in the order of their memory, and would combine the wrong elements where the layouts differ.
+    in the order of their memory, and would combine the wrong elements if the layouts differed.
     """
     for weight, state in optimizer.state.items():
         for key, value in state.items():
@@ -237,7 +237,7 @@ def lay_out_state(optimizer: Optimizer) -> None:
 
 
 def clear_gradients(optimizer: Optimizer) -> None:
-    """``optimizer.zero_grad()`` without its 30 calls: gradients are None until the next backward."""
+    """``optimizer.zero_grad()`` without its overhead of 30 calls: gradients are None until the next backward."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None

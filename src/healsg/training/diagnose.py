@@ -1,4 +1,4 @@
-"""Errors of the loop as one line that names the cause and what may help."""
+"""Errors of the loop as one line that names the cause and possible remedies."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from healsg.runs.checkpointer import Checkpointer
 
 LOST = ("device-side assert", "illegal memory access", "unspecified launch failure")
-"""Errors of CUDA after which the process can use its device no more."""
+"""CUDA errors after which the process cannot use its device any more."""
 
 
 @contextlib.contextmanager
 def explained(task: Task, checkpointer: Checkpointer) -> Iterator[None]:
-    """The context of the loop, which explains its errors.
+    """A context around the loop that turns its errors into explanations.
 
     Raises:
-        RunError: for a NaN or infinity, exhausted memory, or a kernel that failed.
-        DataError: for a lost worker of torch's DataLoader, whose exception is raised wherever this process is.
+        RunError: for a NaN or infinity, exhausted memory, or a failed kernel.
+        DataError: for a lost worker of torch's DataLoader, which raises its exception at any point of this process.
     """
     try:
         yield
@@ -42,7 +42,7 @@ def explained(task: Task, checkpointer: Checkpointer) -> Iterator[None]:
 
 
 def _device_lost(task: Task, error: Exception) -> RunError:
-    """An error in a kernel, which CUDA reports at some later call: the line it comes from is not the cause."""
+    """An error in a kernel. CUDA reports it at a later call, so the line that raised it is not the cause."""
     cause = "such as a class index that is negative or not below the number of classes"
     return RunError(
         f"{task.device}: a kernel failed at or before step {task.runner.step_count + 1} ({line(error)}), usually by an "
@@ -52,13 +52,13 @@ def _device_lost(task: Task, error: Exception) -> RunError:
 
 
 def _not_finite(task: Task, checkpointer: Checkpointer, error: NotFiniteError) -> RunError:
-    """The error that names the step, and where the replay finds it the tensor."""
+    """The error that names the step and, if the replay finds it, the tensor."""
     runner = task.runner
     position = runner.position - error.batches
     step = runner.step_count - -(-runner.position // runner.accumulate) + -(-position // runner.accumulate)
     checkpointer.writer.close()
     state, first = None, None
-    with contextlib.suppress(Exception):  # a search that fails must not hide the error
+    with contextlib.suppress(Exception):  # an error in the replay must not hide the original one
         state = None if runner.parallel.several else checkpointer.folder.last_state()
         first = first_not_finite(task, state, step, checkpointer.stop_signal) if state else None
     since = f"the checkpoint of step {state['runner']['step']} is good" if state else "the last checkpoint is good"

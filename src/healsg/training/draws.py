@@ -1,4 +1,4 @@
-"""Random numbers of samples in a training step: each sample has its own, in whatever process and micro-batch it is."""
+"""Per-sample random numbers of a training step, independent of a sample's process and micro-batch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def uniform(task: Task, batch: Mapping[str, Any], purpose: str, shape: tuple[int, ...]) -> Tensor:
-    """Uniform numbers in [0, 1) of a batch's samples, float32 on the device: a pure function of the run's seed, the
-    purpose, the epoch and the sample's ``index``. Where the batch has none, as with a loader of the task's own, its
-    place in the batch of all processes and the batch's position in the epoch take the place of the index.
+    """Per-sample uniform numbers in [0, 1), float32 on the device: a pure function of the run's seed, the purpose, the
+    epoch and the sample's ``index``. If the batch has no ``index``, as with a task's own loader, the sample's position
+    in the batch of all processes and the batch's position in the epoch are used instead.
 
     Args:
-        batch: the samples, or the stream that they are in.
-        purpose: tells several draws for one sample apart.
-        shape: (N, ...), of what is drawn for N samples.
+        batch: the samples, or the stream that contains them.
+        purpose: distinguishes several draws for one sample.
+        shape: (N, ...), of the numbers for N samples.
     """
     runner = task.runner
     key = mix(runner.plan.shared_seed, purpose, runner.epoch)
@@ -37,7 +37,7 @@ def uniform(task: Task, batch: Mapping[str, Any], purpose: str, shape: tuple[int
 
 
 def normal(task: Task, batch: Mapping[str, Any], purpose: str, shape: tuple[int, ...]) -> Tensor:
-    """Numbers of the standard normal distribution; else as ``uniform``."""
-    drawn = uniform(task, batch, purpose, shape) + 2.0**-25  # the middle of its step, so that 0 does not occur
-    numbers: Tensor = torch.special.ndtri(drawn)
+    """Per-sample standard normal numbers; see ``uniform``."""
+    quantiles = uniform(task, batch, purpose, shape) + 2.0**-25  # half the resolution of uniform, so that 0 is excluded
+    numbers: Tensor = torch.special.ndtri(quantiles)
     return numbers

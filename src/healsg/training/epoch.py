@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class TrainEpoch:
-    """One pass over the training data, from wherever in it the run stands."""
+    """One pass over the training data, from the run's position in it."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
 
     def run(self) -> dict[str, float]:
-        """Train; the means of the step's scalars over the whole epoch, e.g. ``{"loss": 0.31}``."""
+        """Train; returns the means of the steps' scalars over the whole epoch, e.g. ``{"loss": 0.31}``."""
         task, runner = self.task, self.task.runner
         task.net.train()
         for batch, micro in runner.train_batches(task):
@@ -28,10 +28,10 @@ class TrainEpoch:
 
 
 def finish_step(task: Task, micro: MicroBatch, scalars: dict[str, Any], moved: bool) -> None:
-    """What follows a step: the method's own after an update, the means of the epoch, and a save or stop where due.
+    """What follows a step: ``after_update`` of the method, the means of the epoch, and a save or stop if it is due.
 
     Args:
-        scalars, moved: what ``runner.step`` returned.
+        scalars, moved: the result of ``runner.step``; ``moved`` is whether the weights were updated.
     """
     runner = task.runner
     if moved:

@@ -1,9 +1,9 @@
-"""The ledger of semi-supervised methods: what each unlabelled sample was taken for in every epoch, how surely, and with
-which weight (``runner.ledger=true``).
+"""The ledger of semi-supervised methods: the pseudo-label of each unlabelled sample in every epoch, its confidence and
+its weight (``runner.ledger=true``).
 
-A method hands over the scores by which it guesses (``runner.guessed``), so that they cost no forward pass. The true
-classes, where the data set knows them, go from the source straight into a file beside the guesses, and are compared
-when the ledger is read: no batch and no step has them.
+A method passes the scores of its pseudo-labels to ``runner.guessed``, so that they cost no forward pass. The true
+classes, if the data set knows them, are written from the source directly into a file next to the pseudo-labels, and are
+compared when the ledger is read: no batch and no step contains them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from healsg.protocols import Task
 
 COLUMNS = {"confidence": torch.float16, "weight": torch.float16, "label": torch.int32}
-"""What is kept of each sample; -1 in each column where it was not dealt in this epoch."""
+"""What is recorded of each sample; -1 in each column if it did not occur in this epoch."""
 
 
 def ledger_of(task: Task) -> Ledger | GuessLedger:
-    """The ledger that goes with the task's method. Raises ConfigError where none does."""
+    """The ledger for the task's method. Raises ConfigError if the method or the data do not support one."""
     if getattr(task.task_method, "guesses", False):
         return GuessLedger(task)
     ledger = Ledger(task)
@@ -38,18 +38,18 @@ def ledger_of(task: Task) -> Ledger | GuessLedger:
 
 
 class GuessLedger:
-    """The guesses of one epoch by unlabelled sample.
+    """The pseudo-labels of the unlabelled samples in one epoch.
 
-    ``ledger/epochs.bin`` holds one epoch after the other, little-endian and without a header: of each N float16
-    confidences (the probability of the class that the sample is taken for), N float16 weights (1: the method learned
-    from the guess, 0: it did not, or what lies between), N int32 classes; -1 where a sample was not dealt. Of one that
-    was dealt several times in an epoch the last guess counts.
+    ``ledger/epochs.bin`` holds one epoch after the other, little-endian and without a header: for each, N float16
+    confidences (the probability of the pseudo-label), N float16 weights (from 0: not used, to 1: fully used in the
+    loss), N int32 classes; -1 for a sample that did not occur. If a sample occurred several times in an epoch, its last
+    pseudo-label is recorded.
 
     Args:
-        task: what is trained; its loaders are there.
+        task: the trained task, with its loaders.
 
     Raises:
-        ConfigError: the samples have no index, or no class each.
+        ConfigError: the samples have no index, or not one class each.
     """
 
     def __init__(self, task: Task) -> None:
@@ -69,18 +69,18 @@ class GuessLedger:
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self.waiting = 0
         self.begun = False
-        """Whether the epoch has guesses already."""
+        """Whether the epoch has pseudo-labels already."""
 
     def deal(self, batch: Mapping[str, Any]) -> None:
-        """A batch is trained on next; its method tells of it by ``add``."""
+        """A batch is about to be trained on; the method reports its pseudo-labels by ``add``."""
 
     def add(self, index: Tensor, scores: Tensor, weight: Tensor | None) -> None:
-        """Keep a batch's guesses.
+        """Record a batch's pseudo-labels.
 
         Args:
-            index: (N,) of the samples.
-            scores: (N, C), as a network gives them.
-            weight: (N,) of each guess in the loss; None is 1.
+            index: (N,) indices of the samples.
+            scores: (N, C) logits.
+            weight: (N,) weight of each pseudo-label in the loss; None is 1.
         """
         weights = scores.new_ones(len(scores)) if weight is None else weight.detach()
         self.pending.append((index, scores.detach().clone(), weights))
@@ -90,7 +90,7 @@ class GuessLedger:
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Let the guesses so far become numbers by sample; nothing is read from the device."""
+        """Convert the pending scores into the columns by sample; nothing is read from the device."""
         if not self.pending:
             return
         index, scores, weight = (torch.cat(column) for column in zip(*self.pending, strict=True))
@@ -102,8 +102,8 @@ class GuessLedger:
         order = torch.arange(len(index), device=index.device)
         last = torch.full_like(self.columns["label"], -1, dtype=torch.int64).scatter_reduce_(0, index, order, "amax")
         for name, values in (("confidence", confidence), ("weight", weight), ("label", label)):
-            held = self.columns[name]
-            held.copy_(torch.where(last >= 0, values[last.clamp(min=0)].to(held.dtype), held))
+            column = self.columns[name]
+            column.copy_(torch.where(last >= 0, values[last.clamp(min=0)].to(column.dtype), column))
 
     def end_epoch(self) -> None:
         """The epoch is complete; the next ``write`` writes it."""

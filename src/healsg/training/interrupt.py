@@ -15,8 +15,8 @@ from healsg.errors import Stopped
 from healsg.training.parallel import Parallel
 
 _ECHO = 1.0
-"""Seconds within which a second signal counts as the first one delivered twice: a terminal or scheduler sends it to
-torchrun and to the ranks, and torchrun forwards it to them."""
+"""Seconds within which a second signal counts as the first one delivered twice: a terminal or scheduler sends it both
+to torchrun and to the ranks, and torchrun forwards it to them."""
 _EXCHANGE = 1.0
 """Seconds, about, between two steps at which several processes exchange whether they received a stop signal."""
 _MOST_STEPS = 1000
@@ -91,7 +91,7 @@ class StopSignal:
             os.kill(os.getpid(), number)
 
     def restart_clock(self, began: float | None = None) -> None:
-        """Count ``max_time`` from now on, or from ``began``, by ``time.monotonic``, where another process began."""
+        """Count ``max_time`` from now, or from ``began``, the ``time.monotonic`` at which another process started."""
         self.began = time.monotonic() if began is None else began
 
     def expect_saving(self, seconds: float) -> None:
@@ -99,7 +99,7 @@ class StopSignal:
         self.saving = seconds
 
     def saving_took(self, seconds: float) -> None:
-        """Take note of the duration of a save; the longest so far is reserved before the limit."""
+        """Record the duration of a save; the longest so far is reserved before the limit."""
         self.saving = max(self.saving, seconds)
 
     def asked(self) -> bool:

@@ -90,7 +90,7 @@ class Ledger:
         self.current = batch
 
     def _output(self, net: nn.Module, inputs: Any, output: Any) -> None:
-        """The first output for the batch that was dealt; those of an evaluation are nobody's."""
+        """Forward hook: keep the first output after ``deal``; outputs of an evaluation are ignored."""
         batch, self.current = self.current, None
         if batch is None or not isinstance(output, Tensor) or output.dim() != 2:
             return

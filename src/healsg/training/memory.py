@@ -28,7 +28,7 @@ log = logging.getLogger("healsg")
 
 
 def check(runner: Runner, method: Method) -> None:
-    """Refuse gradients that cannot be added up over several passes. Raises ConfigError."""
+    """Raise ConfigError if gradients are to be accumulated where that is not possible."""
     compile, cuda_graph, _ = runner.wrapping
     if cuda_graph and (runner.accumulate > 1 or runner.auto_accumulate):
         raise ConfigError("runner.cuda_graph: a graph that runs again takes the gradients' memory; do not accumulate")
@@ -36,8 +36,8 @@ def check(runner: Runner, method: Method) -> None:
         raise ConfigError("runner.cuda_graph: takes the network as a whole; set runner.compile=true")
     if not runner.auto_accumulate:
         return
-    one = "runner.auto_accumulate: works in one process; set data.batch_size and runner.accumulate"
-    runner.parallel.require_one(one)
+    reason = "runner.auto_accumulate: works in one process; set data.batch_size and runner.accumulate"
+    runner.parallel.require_one(reason)
     if runner.accumulate > 1:
         raise ConfigError("runner.auto_accumulate: takes batches apart by itself; leave runner.accumulate at 1")
     if not method.mean_over_samples or method.replaces("step"):
@@ -46,7 +46,7 @@ def check(runner: Runner, method: Method) -> None:
 
 
 def explain(task: Task) -> RunError:
-    """The error of a device that is out of memory: what was asked of it, and which settings need less."""
+    """The error for a device that is out of memory: the step and batch size, and settings that need less memory."""
     runner, device = task.runner, task.device
     batch, in_use = getattr(task.train_loader, "batch_size", None), ""
     if device.type == "cuda":
@@ -64,19 +64,19 @@ def explain(task: Task) -> RunError:
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of a GPU or of the machine."""
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or any(words in str(error) for words in EXHAUSTED)
+    """Whether an error means that the memory of a GPU or of the machine is exhausted."""
+    typed = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return typed or any(words in str(error) for words in EXHAUSTED)
 
 
 def halve(task: Task, micro: MicroBatch, error: BaseException) -> bool:
-    """After a step that failed: whether it ran out of memory and may be tried again, in twice as many pieces.
+    """After a failed step: whether it ran out of memory and can be repeated in twice as many pieces.
 
-    Raises RunError where the pieces cannot get any smaller.
+    Raises RunError if the pieces cannot get any smaller.
     """
     runner = task.runner
     if not (runner.auto_accumulate and is_exhausted(error)) or runner.accumulator.updating:
-        return False  # weights may have moved, so that the step cannot be repeated
+        return False  # weights may have changed, so that the step cannot be repeated
     if not runner.halve_pieces(micro):
         raise explain(task) from error
     clear_gradients(task.optimizer)
@@ -88,16 +88,16 @@ def halve(task: Task, micro: MicroBatch, error: BaseException) -> bool:
 
 
 def step_in_pieces(task: Task, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]:
-    """One update from ``runner.pieces`` parts of a batch, each of them a micro-batch."""
+    """One update from ``runner.pieces`` pieces of a batch, each of which is a micro-batch."""
     rows = micro.rows
     pieces = min(task.runner.pieces, rows // task.runner.plan.least)
     totals: dict[str, Any] = {}
     moved = False
-    for place in range(pieces):
-        low, high = rows * place // pieces, rows * (place + 1) // pieces
+    for number in range(pieces):
+        low, high = rows * number // pieces, rows * (number + 1) // pieces
         samples = Samples(high - low, micro.samples.first + low, high - low, rows)
         part = TrainBatch(_cut(batch, low, high, rows), samples)
-        piece = MicroBatch(samples, closes=place == pieces - 1, parts=pieces)
+        piece = MicroBatch(samples, closes=number == pieces - 1, parts=pieces)
         scalars, moved = task.task_method.step(task, part, piece)
         counts = counts_of(scalars)
         for name, value in scalars.items():
@@ -109,7 +109,7 @@ def step_in_pieces(task: Task, batch: TrainBatch, micro: MicroBatch) -> tuple[di
 
 
 def _cut(value: Any, low: int, high: int, rows: int) -> Any:
-    """Rows ``low`` to ``high`` of ``rows``; a stream with more samples gives up its share."""
+    """Rows ``low`` to ``high`` of ``rows``; of a stream with another number of samples the same fraction."""
     if isinstance(value, dict):
         return {name: _cut(inner, low, high, rows) for name, inner in value.items()}
     if isinstance(value, list) or (isinstance(value, Tensor) and value.dim()):

@@ -1,4 +1,4 @@
-"""The length of a run as it was planned, and how far it is."""
+"""The planned length of a run, and its position."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Plan:
-    """Made once, from the train loader and the runner's settings.
+    """The length of a run; computed once, from the train loader and the runner's settings.
 
     Args:
-        length: micro-batches an epoch.
-        accumulate: micro-batches an update.
+        length: micro-batches per epoch.
+        accumulate: micro-batches per update.
         total_steps: updates of the run.
-        batch_size: samples of a full micro-batch over all processes; 1 where the loader does not say.
-        least: rows with which the network can be trained; BatchNorm needs two.
-        seed, shared_seed: of what a training step draws, of this process by itself and of all alike.
+        batch_size: samples of a full micro-batch over all processes; 1 if the loader does not define it.
+        least: the fewest samples per batch that the network can be trained with; BatchNorm needs two.
+        seed, shared_seed: seeds of the random numbers in a training step: of this process, and shared by all processes.
     """
 
     length: int = 0
@@ -29,7 +29,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates an epoch; the last one may have fewer micro-batches."""
+        """Updates per epoch; the last one may have fewer micro-batches."""
         return -(-self.length // self.accumulate)
 
     def closes(self, batch: int) -> bool:
@@ -37,25 +37,25 @@ class Plan:
         return batch % self.accumulate == 0 or batch == self.length
 
     def last_batch(self, position: Position) -> int:
-        """The micro-batch with which the current epoch ends: the run may end within it."""
+        """The last micro-batch of the current epoch; the run may end before the epoch does."""
         return min(self.length, position.batch + (self.total_steps - position.step) * self.accumulate)
 
     def max_epoch(self, position: Position) -> int:
-        """Epochs of the run. An epoch that ended early, with a run that goes on longer now, adds one."""
+        """Epochs of the run. If a finished run that ended within an epoch is extended, there is one more."""
         if not self.length:
             return position.epoch
-        begun = position.step - -(-position.batch // self.accumulate)  # updates before the current epoch
-        return position.epoch - (begun - self.total_steps) // self.steps_per_epoch
+        before = position.step - -(-position.batch // self.accumulate)  # updates before the current epoch
+        return position.epoch - (before - self.total_steps) // self.steps_per_epoch
 
 
 @dataclass
 class Position:
-    """How far a run is: the only counters there are.
+    """The position of a run; there are no other counters.
 
     Args:
-        epoch: epochs that are complete.
-        step: updates that were made.
-        batch: micro-batches of the current epoch that were taken.
+        epoch: completed epochs.
+        step: updates made.
+        batch: micro-batches of the current epoch that have been used.
     """
 
     epoch: int = 0

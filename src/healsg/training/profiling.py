@@ -19,17 +19,17 @@ TRACE = "trace.json.gz"
 TABLE = "profile.txt"
 
 WAIT, WARM, ACTIVE = 5, 2, 8
-"""Updates that pass before, that the profiler warms up in, and that it records."""
+"""Updates before the profiler starts, of its warm-up, and that it records."""
 ROWS = 40
 
 log = logging.getLogger("healsg")
 
 
 class Profiling:
-    """Records the updates 8 to 15 that this process makes; a run of fewer ones leaves what there was.
+    """Records the updates 8 to 15 of this process; of a shorter run those that there were.
 
     Args:
-        wanted: whether it does so; else it does nothing.
+        wanted: whether to record; otherwise it does nothing.
     """
 
     def __init__(self, wanted: bool) -> None:
@@ -38,11 +38,11 @@ class Profiling:
 
     @contextlib.contextmanager
     def recording(self, folder: Path, device: torch.device) -> Iterator[None]:
-        """The context of the loop. The files are written as soon as the updates are recorded.
+        """A context around the loop. The files are written as soon as the updates are recorded.
 
         Args:
-            folder: of the run.
-            device: what is recorded beside the CPU.
+            folder: the run's folder.
+            device: recorded in addition to the CPU.
         """
         if not self.wanted:
             yield
@@ -66,15 +66,15 @@ class Profiling:
 
 
 def write(profiler: Any, folder: Path, device: torch.device) -> None:
-    """Write what was recorded; where that fails the run goes on without it."""
+    """Write the trace and the table; if that fails, the run continues without them."""
     order = f"self_{'cuda' if device.type == 'cuda' else 'cpu'}_time_total"
     try:
         table = profiler.key_averages().table(sort_by=order, row_limit=ROWS, max_name_column_width=60)
-        with tempfile.TemporaryDirectory() as place:
-            made = Path(place, TRACE)
-            profiler.export_chrome_trace(str(made))
+        with tempfile.TemporaryDirectory() as temporary:
+            trace = Path(temporary, TRACE)
+            profiler.export_chrome_trace(str(trace))
             files = {
-                TRACE: made.read_bytes(),
+                TRACE: trace.read_bytes(),
                 TABLE: f"{ACTIVE} updates at most, the costliest first\n{table}\n".encode(),
             }
         for name, content in files.items():

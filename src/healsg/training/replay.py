@@ -21,12 +21,12 @@ LIMIT = 60.0
 """Seconds after which the search is given up."""
 
 
-class _Found(Exception):  # noqa: N818 - it ends the search and is no error
-    """The search is over; the text says what was found, empty where nothing was."""
+class _SearchEnded(Exception):  # noqa: N818 - it is not an error
+    """The search has ended; the text is its result, empty if nothing was found."""
 
 
 class _Limited(Watcher):
-    """Takes the place of the checkpointer during the search: saves nothing, and ends one that takes too long."""
+    """Replaces the checkpointer during the search: saves nothing, and ends a search that takes too long."""
 
     def __init__(self, stop_signal: StopSignal) -> None:
         self.stop_signal = stop_signal
@@ -34,20 +34,20 @@ class _Limited(Watcher):
 
     def updated(self, task: Task) -> None:
         if self.stop_signal.received is not None or time.monotonic() > self.deadline:
-            raise _Found
+            raise _SearchEnded
 
     def evaluating(self, task: Task) -> None:
         self.updated(task)
 
 
 def first_not_finite(task: Task, state: dict[str, Any], last: int, stop_signal: StopSignal) -> str | None:
-    """The first step after ``state`` up to update ``last``, and the first tensor in it, that is not finite.
+    """Describe the first tensor that is not finite, and its step, from the step after ``state`` to update ``last``.
 
-    Returns None where the search took too long, or found nothing. The task is of no use afterwards.
+    Returns None if the search took too long or found nothing. The task cannot be used afterwards.
     """
     runner = task.runner
     task.load_state_dict(state)
-    exempt = {name for name, _ in _bad(task.model)}
+    exempt = {name for name, _ in _not_finite(task.model)}
     gradients: list[str] = []
 
     def before_update(*_: Any) -> None:
@@ -60,9 +60,9 @@ def first_not_finite(task: Task, state: dict[str, Any], last: int, stop_signal: 
         with runner.reporting_to(_Limited(stop_signal)):
             while runner.step_count < last and runner.epoch < runner.max_epoch:
                 _epoch(task, exempt, gradients)
-            _look_at_weights(task, exempt)
-    except _Found as found:
-        return str(found) or None
+            _check_weights(task, exempt)
+    except _SearchEnded as end:
+        return str(end) or None
     except NotFiniteError:
         return None
     finally:
@@ -71,49 +71,49 @@ def first_not_finite(task: Task, state: dict[str, Any], last: int, stop_signal: 
 
 
 def _epoch(task: Task, exempt: set[str], gradients: list[str]) -> None:
-    """Repeat an epoch, and check every tensor. Raises _Found.
+    """Repeat an epoch and check every tensor. Raises _SearchEnded.
 
     Args:
-        exempt: weights and buffers that were not finite from the beginning.
-        gradients: takes the names of those that are not finite at an update.
+        exempt: weights and buffers that are not finite in the checkpoint already (e.g. attention masks).
+        gradients: filled with the names of parameters whose gradient is not finite at an update.
     """
     runner = task.runner
     task.net.train()
     for batch, micro in runner.train_batches(task):
         step = runner.step_count + 1
-        _look_at_weights(task, exempt)
-        for name, rows in _bad_inputs(batch):
-            raise _Found(f"step {step}: {name} of the batch is not finite (samples {rows})")
+        _check_weights(task, exempt)
+        for name, rows in _inputs_not_finite(batch):
+            raise _SearchEnded(f"step {step}: {name} of the batch is not finite (samples {rows})")
         scalars, moved = runner.step(task, batch, micro)
         if not torch.isfinite(scalars["loss"]):
-            raise _Found(f"step {step}: the loss is {scalars['loss'].item()}, of finite inputs and weights")
+            raise _SearchEnded(f"step {step}: the loss is {scalars['loss'].item()}, of finite inputs and weights")
         if gradients and not runner.device_setup.scaler:
-            raise _Found(f"step {step}: the gradient of {gradients[0]} is not finite")
+            raise _SearchEnded(f"step {step}: the gradient of {gradients[0]} is not finite")
         finish_step(task, micro, scalars, moved)
     train = runner.meter.finish()
     runner.measured(task, {"train": train, "val": task.val_epoch.run() if runner.eval_due() else {}}, 0.0)
     runner.next_epoch()
 
 
-def _look_at_weights(task: Task, exempt: set[str]) -> None:
-    for name, kind in _bad(task.model):
+def _check_weights(task: Task, exempt: set[str]) -> None:
+    for name, kind in _not_finite(task.model):
         if name not in exempt:
-            raise _Found(f"step {task.runner.step_count}: {kind} {name} is not finite after it")
+            raise _SearchEnded(f"step {task.runner.step_count}: {kind} {name} is not finite after it")
 
 
-def _bad(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """The weights and buffers that are not finite, with what they are."""
+def _not_finite(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """The names of weights and buffers that are not finite, with ``the weight`` or ``the buffer``."""
     for kind, tensors in (("the weight", model.named_parameters()), ("the buffer", model.named_buffers())):
         for name, value in tensors:
             if value.is_floating_point() and not torch.isfinite(value).all():
                 yield name, kind
 
 
-def _bad_inputs(batch: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The tensors of a batch that are not finite, with the indices of the first samples in which."""
+def _inputs_not_finite(batch: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The names of tensors of a batch that are not finite, with the indices of the first samples affected."""
     for name, value in batch.items():
         if isinstance(value, dict):
-            yield from _bad_inputs(value, f"{name}.")
+            yield from _inputs_not_finite(value, f"{name}.")
         elif isinstance(value, Tensor) and value.is_floating_point() and not (finite := torch.isfinite(value)).all():
             rows = (~finite.flatten(1).all(1) if value.dim() > 1 else ~finite).nonzero().flatten()[:5]
             index = batch.get("index")

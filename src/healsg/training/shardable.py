@@ -1,4 +1,4 @@
-"""Which runs can have their weights sharded (``runner.shard``); others are refused before they begin."""
+"""Which runs can have their weights sharded (``runner.shard``); the check runs before they start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check(runner: Runner, method: Method) -> None:
-    """Refuse what needs whole weights, where there are several processes. Raises ConfigError that names the key."""
+    """Raise ConfigError, which names the key, if weights are to be sharded and a part needs the full weights."""
     if not runner.parallel.shards:
         return
     name = type(method).__name__
@@ -22,8 +22,8 @@ def check(runner: Runner, method: Method) -> None:
         raise ConfigError(f"runner.shard: {name} takes or copies whole weights, or was not tried; set it to false")
     optimizer = getattr(method.make_optimizer, "func", None)
     if not (isinstance(optimizer, type) and vars(optimizer).get("takes_shards", False)):
-        called = getattr(optimizer, "__name__", "the optimizer")
-        raise ConfigError(f"runner.shard: {called} was not tried with parts of weights; method/optimizer=adamw was")
+        class_name = getattr(optimizer, "__name__", "the optimizer")
+        raise ConfigError(f"runner.shard: {class_name} was not tried with parts of weights; method/optimizer=adamw was")
     compile, cuda_graph, _ = runner.wrapping
     if compile or cuda_graph:
         raise ConfigError("runner.compile: was not tried with runner.shard; set one of them to false")

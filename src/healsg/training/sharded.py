@@ -1,7 +1,7 @@
 """Weights that are sharded over processes by FSDP2 (Zhao et al. 2023, arXiv 2304.11277; torch's ``fully_shard``).
 
 Each process keeps its rows of every parameter, of its gradient and of the optimizer's state. A block's parameters are
-whole while its forward or backward pass runs. A checkpoint holds whole tensors, as that of one process does.
+gathered while its forward or backward pass runs. A checkpoint holds full tensors, as that of a single process does.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def shard(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, w
 
     Args:
         model: the network, the same in every process.
-        blocks: modules in it that are called one after the other.
-        device: on which it lies.
+        blocks: its modules that are sharded separately; they are called one after the other.
+        device: the network's device.
         world: the number of processes.
 
     Raises:
-        ConfigError: it cannot be sharded.
+        ConfigError: the network cannot be sharded.
     """
     mesh = init_device_mesh(device.type, (world,))
     try:
@@ -43,15 +43,15 @@ def shard(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, w
 
 
 def synchronise_gradients(model: nn.Module, wanted: bool) -> None:
-    """Whether the backward passes from here on exchange gradients, or add them up in each process."""
+    """Set whether backward passes from here on synchronise gradients, or accumulate them in each process."""
     assert isinstance(model, FSDPModule)
     model.set_requires_gradient_sync(wanted)
 
 
 @contextlib.contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """Hold all parameters of a network whole, so that forward passes within exchange nothing: in an evaluation the
-    processes have unlike numbers of batches. All processes must enter and leave it."""
+    """A context in which all parameters of a network are gathered, so that forward passes need no communication: in an
+    evaluation the processes have different numbers of batches. All processes must enter and leave it."""
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
     inner = [module for module in sharded if module is not model]
     for module in inner:
@@ -68,45 +68,46 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 
 def gathered(state: Any, rank: int) -> Any:
-    """A state with whole tensors on the CPU of rank 0, and None there elsewhere; all processes must call it."""
+    """A state with full tensors on the CPU of rank 0, and None instead on other ranks; all processes must call it."""
     if isinstance(state, DTensor):
         full = state.full_tensor()
         return full.cpu() if rank == 0 else None
     if isinstance(state, Mapping):
-        made = copy.copy(state)  # with what torch keeps beside a module's state
+        result = copy.copy(state)  # keeps the attributes that torch adds to a module's state dict
         for key, value in state.items():
-            made[key] = gathered(value, rank)  # type: ignore[index]
-        return made
+            result[key] = gathered(value, rank)  # type: ignore[index]
+        return result
     if isinstance(state, (list, tuple)):
         return type(state)(gathered(value, rank) for value in state)
     return state
 
 
 def spread(own: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole tensors of ``state`` as shards, where those of ``own`` under the same name are; each process has them
-    all, so that nothing is exchanged."""
-    return {name: _as(own.get(name), value) for name, value in state.items()}
+    """Shard the full tensors of ``state`` as the tensors of the same names in ``own``; every process has ``state``, so
+    that no communication is needed."""
+    return {name: _sharded_like(own.get(name), value) for name, value in state.items()}
 
 
 def spread_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of an optimizer, with whole tensors, as shards of the kind of its parameters."""
+    """Shard the full tensors in an optimizer's state as its parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    made = {
+    sharded = {
         number: {
-            key: _as(parameters[number], value) if _fits(parameters[number], value) else value
+            key: _sharded_like(parameters[number], value) if _fits(parameters[number], value) else value
             for key, value in values.items()
         }
         for number, values in state["state"].items()
     }
-    return {**state, "state": made}
+    return {**state, "state": sharded}
 
 
 def _fits(parameter: Tensor, value: Any) -> bool:
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
-def _as(own: Any, value: Any) -> Any:
-    if not isinstance(own, DTensor) or not isinstance(value, Tensor) or own.shape != value.shape:
+def _sharded_like(like: Any, value: Any) -> Any:
+    """``value`` with the device, type and sharding of ``like``; unchanged if ``like`` is not sharded."""
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or like.shape != value.shape:
         return value
-    there = value.to(own.device, own.dtype)
-    return distribute_tensor(there, own.device_mesh, own.placements, src_data_rank=None)
+    moved = value.to(like.device, like.dtype)
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)

@@ -1,8 +1,8 @@
 """What depends on how the batch of an update is split over processes and accumulated micro-batches.
 
-Everything else is the same to rounding for any number of both. A method declares what is not, in
-``local_to_process`` and ``local_to_micro_batch``; the list in docs/methods.md and the lines at the start of a run are
-made of these.
+Everything else is the same to rounding for any number of both. A method declares the exceptions in
+``local_to_process`` and ``local_to_micro_batch``, from which the list in docs/methods.md and the lines at the start of
+a run are generated.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Declares(Protocol):
 
 
 def local_lines(method: Declares, model: nn.Module, parallel: Parallel, accumulate: int) -> list[str]:
-    """What a run says at its start of what it does not share, a line each; nothing where the batch is not split.
+    """The lines about these exceptions at the start of a run; none if the batch is not split.
 
     Args:
-        method: what is trained with.
+        method: the method.
         model: the network.
         parallel: the processes.
-        accumulate: micro-batches of an update.
+        accumulate: micro-batches per update.
     """
     lines = []
     trained = [module for module in model.modules() if module.training]
@@ -52,7 +52,7 @@ def local_lines(method: Declares, model: nn.Module, parallel: Parallel, accumula
 
 
 def table(methods: Mapping[str, Declares]) -> list[str]:
-    """The rows of docs/methods.md: of each method, by the name of its option, that declares something."""
+    """The table of docs/methods.md: a row for each method, by the name of its option, that declares an exception."""
     rows = ["| method | local to each process | local to each accumulated micro-batch |", "|---|---|---|"]
     for name, method in methods.items():
         cells = ["; ".join(local.values()) for local in (method.local_to_process, method.local_to_micro_batch)]

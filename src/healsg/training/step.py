@@ -25,8 +25,8 @@ zero instead of making them NaN."""
 class Samples(NamedTuple):
     """Which samples of a micro-batch this process has.
 
-    Where the last batch has fewer samples than there are processes, a process without samples computes on copies of
-    another one's, since every process must take part in the collectives; its ``rows`` is then 0.
+    If the last batch has fewer samples than there are processes, a process without samples computes on copies of those
+    of another one, since every process must take part in the collectives; its ``rows`` is then 0.
     """
 
     rows: int
@@ -70,7 +70,7 @@ class MicroBatch(NamedTuple):
     """The facts of one forward and backward pass, handed to ``TaskMethod.step`` with the batch."""
 
     samples: Samples
-    """Those of its only stream, or of the first of several."""
+    """The samples of its only stream, or of the first of several."""
     closes: bool = True
     """Whether this is the last micro-batch of its update, after which the optimizer steps."""
     parts: int = 1
@@ -272,10 +272,10 @@ class Accumulator:
         return weights
 
     def _is_even(self, mean: Mean, micro: MicroBatch) -> bool:
-        """Whether an update is one whole micro-batch, of which each process has as many samples.
+        """Whether an update is one full micro-batch of which every process has the same number of samples.
 
-        The weights of the losses and of the gradients would then be powers of two that cancel out: leaving them out
-        saves a pass over all gradients, and changes no bit.
+        The weights of losses and gradients would then be powers of two that cancel out; leaving them out saves a pass
+        over all gradients and changes no bit.
         """
         samples = mean.sampled(micro)
         if samples is None or micro.parts > 1 or micro.processes & (micro.processes - 1):
@@ -348,8 +348,8 @@ def _scalar(count: Any, like: Tensor) -> Tensor:
 def reported(logs: Mapping[str, Any], micro: MicroBatch, weights: list[Any] | None = None) -> dict[str, Any]:
     """The scalars of a step as tensors, with the denominators by which they are averaged over steps and processes.
 
-    The denominator of means over the batch's samples stands under ``count``, that of any other scalar under its name
-    followed by ``COUNT``.
+    The denominator of means over the batch's samples is named ``count``, that of any other scalar has its name followed
+    by ``COUNT``.
 
     Args:
         logs: what ``train_step`` returned.
