@@ -194,7 +194,7 @@ def replacing(path: Path, sync: bool = False) -> Iterator[BinaryIO]:
 
 def temporary_name(path: Path) -> Path:
     """A path next to ``path`` for a file that will replace it; ``RunFolder.sweep`` removes those left by a kill."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
 
 
 def make_folder(path: Path) -> None:

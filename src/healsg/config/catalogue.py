@@ -241,30 +241,6 @@ def brief(kind: Kind) -> str:
     return f"{_BRIEF[kind.name]} {kind.range}".replace(" and ", ", ") if kind.range else _BRIEF[kind.name]
 
 
-def merged(layers: Sequence[Layer]) -> dict[str, Any]:
-    """The values of a composition without its overrides; later files override earlier ones."""
-    values: dict[str, Any] = {}
-    for layer in layers:
-        node = values
-        for name in filter(None, layer.package.split(".")):
-            inner = node.get(name)
-            node[name] = inner if isinstance(inner, dict) else {}
-            node = node[name]
-        _merge(node, layer.content)
-    return values
-
-
-def _merge(into: dict[str, Any], content: dict[str, Any]) -> None:
-    for name, value in content.items():
-        if isinstance(value, dict) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
-        elif isinstance(value, dict):
-            into[name] = {}
-            _merge(into[name], value)
-        else:
-            into[name] = value
-
-
 def comments_of(layers: Sequence[Layer]) -> dict[str, str]:
     """The comments of a composition by key, each from the last file that has one."""
     comments: dict[str, str] = {}

@@ -42,19 +42,23 @@ def added() -> tuple[Added, ...]:
 @lru_cache(4)
 def _added(path: tuple[str, ...]) -> tuple[Added, ...]:
     """The same, cached by ``sys.path``."""
+    if not any(_may_name(folder) for folder in path):
+        return ()
+    from importlib.metadata import entry_points
+
     return tuple(sorted({_read(point) for point in entry_points(group=GROUP)}))
 
 
-def _may_name(place: str) -> bool:
-    """Whether a package in a folder of the import path may add parts: the group stands in a file of entry points.
+def _may_name(folder: str) -> bool:
+    """Whether a package in a folder of ``sys.path`` may add parts: an entry-points file there contains the group.
 
-    To import ``importlib.metadata`` and read all of its files takes six times as long, a twentieth of the time of a
-    command that prints something.
+    Importing ``importlib.metadata`` and reading all entry points takes six times as long as this, about 5 % of the CPU
+    time of a short command.
     """
     try:
-        entries = list(Path(place).iterdir())
+        entries = list(Path(folder).iterdir())
     except NotADirectoryError:
-        return True  # an archive
+        return True  # a zip archive
     except OSError:
         return False
     for entry in entries:
