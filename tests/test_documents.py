@@ -245,7 +245,7 @@ def test_proofs_name_tests_and_programs_that_exist(document: str) -> None:
 
 
 def test_every_command_is_one_that_is_known() -> None:
-    known = ("python", "healsg", "torchrun", "uv", "pip", "pytest", "ruff", "mypy", "wandb", "tensorboard")
+    known = ("python", "healsg", "torchrun", "uv", "pip", "pytest", "ruff", "mypy", "wandb", "tensorboard", "curl")
     for document in DOCUMENTS:
         for command in commands(document):
             assert command[0] in known
