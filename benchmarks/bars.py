@@ -34,7 +34,7 @@ class Bar:
     """One figure.
 
     Args:
-        workload: W9 and on.
+        workload: W1 and on.
         name: what was measured, beside what.
         value, least, most: the median and the range.
         bar: the largest value that is meant; None where there is no bar.
@@ -56,6 +56,15 @@ class Bar:
         if self.bar is None:
             return ""
         return "met" if (self.least if self.reaches else self.value) <= self.bar else "missed"
+
+    def row(self, met: str = "met") -> list[str]:
+        """The cells of a table; ``met`` is what the last one says of a bar that is met."""
+        places = 0 if self.value >= 100 else 1 if self.unit != "x" else 2
+        value, least, most = (f"{number:.{places}f}" for number in (self.value, self.least, self.most))
+        unit = "" if self.unit == "x" else f" {self.unit}"
+        bar = "" if self.bar is None else f"{self.bar:g}{unit}"
+        verdict = met if self.verdict == "met" else self.verdict
+        return [self.workload, self.name, f"{value}{unit}", f"{least} to {most}", bar, verdict]
 
 
 def bar_of(workload: str, name: str, values: Sequence[float], bar: float | None = None, unit: str = "x") -> Bar:

@@ -66,20 +66,29 @@ def stamps() -> list[tuple[float, float]]:
 
 
 class Points(TaskData):
-    """``rows`` points of 16 numbers in ten classes."""
+    """Random points in ten classes.
 
-    def __init__(self, rows: Count = 256, **common: Any) -> None:
+    Args:
+        rows: of the training part.
+        others: of each other part.
+        numbers: of a point.
+    """
+
+    def __init__(self, rows: Count = 256, others: Count = 64, numbers: Count = 16, **common: Any) -> None:
         super().__init__(**common)
         self.rows = rows
+        self.others = others
+        self.numbers = numbers
 
     @property
     def info(self) -> DataInfo:
-        return DataInfo((16,), 10)
+        return DataInfo((self.numbers,), 10)
 
     def read(self, part: str) -> TensorSource:
-        rows, seed = (self.rows, 0) if part == "train" else (64, 1)
+        rows, seed = (self.rows, 0) if part == "train" else (self.others, 1)
         generator = torch.Generator().manual_seed(seed)
-        return TensorSource(torch.randn(rows, 16, generator=generator), torch.randint(10, (rows,), generator=generator))
+        points = torch.randn(rows, self.numbers, generator=generator)
+        return TensorSource(points, torch.randint(10, (rows,), generator=generator))
 
 
 class Stamped(BasicTask):

@@ -7,7 +7,7 @@ pictures of 128x112 at 96 pixels, all JPEGs. Ours: ``TaskTrainer.load(run)``'s e
 folder, and the command ``healsg predict``, which writes a table. By hand: torchvision's ImageFolder with its PIL
 loader, transforms v2, a ``DataLoader``, ``torch.inference_mode``, softmax, and in an evaluation the loss and the share
 that is right; with the memory format of ours, and with torch's own. CPU time, one thread, no workers, each side in a
-process of its own, in turns; a ratio is one of a round.
+process of its own, in turns; a ratio is one of a round. Writes ``results/inference.txt``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from healsg.commands.predict import command as predict
 from healsg.datasets.imagefolder import MEAN, STD
 
 BATCH = 64
+RESULTS = Path(__file__).with_name("results") / "inference.txt"
 
 NETWORKS: dict[str, tuple[list[str], int, tuple[int, int]]] = {
     "default network, 32 px": (["model=cnn"], 32, (36, 40)),
@@ -142,8 +143,8 @@ def folder_of(name: str) -> Path:
     return Path(name.partition(",")[0].replace(" ", "-")).absolute()
 
 
-def measured(name: str, rounds: int, pictures: int) -> list[Bar]:
-    """The figures of one network."""
+def measured(name: str, rounds: int, pictures: int) -> tuple[list[Bar], list[str]]:
+    """The figures of one network, and the lines that tell them."""
     folder = folder_of(name)
     write(folder, pictures, NETWORKS[name][2])
     predictor = trained(name, folder).predictor()
@@ -155,18 +156,18 @@ def measured(name: str, rounds: int, pictures: int) -> list[Bar]:
         rows = in_turns(both, rounds)
     spent = dict(zip(OURS, zip(*rows["ours"], strict=True), strict=True))
     hand = dict(zip(BY_HAND, zip(*rows["by hand"], strict=True), strict=True))
-    print(f"\n{name}, {'channels_last' if last else 'contiguous'}: pictures a second of CPU time")
+    lines = ["", f"{name}, {'channels_last' if last else 'contiguous'}: pictures a second of CPU time"]
     for title, took in [*spent.items(), *((f"by hand: {title}", took) for title, took in hand.items())]:
         speeds = sorted(pictures / one for one in took)
-        print(f"  {title:34}{speeds[len(speeds) // 2]:8.0f} ({speeds[0]:.0f} to {speeds[-1]:.0f})")
+        lines.append(f"  {title:34}{speeds[len(speeds) // 2]:8.0f} ({speeds[0]:.0f} to {speeds[-1]:.0f})")
     bars = []
     for title, took in spent.items():
         kind = "evaluation" if title == "evaluation" else "prediction"
         for format in ("same format", "contiguous"):
             ratios = [own / base for own, base in zip(took, hand[f"{kind}, {format}"], strict=True)]
             bars.append(bar_of("W10", f"{title}, {name}, x by hand ({format})", ratios))
-            print(f"  {bars[-1].name}: {bars[-1].value:.2f} ({bars[-1].least:.2f} to {bars[-1].most:.2f})", flush=True)
-    return bars
+            lines.append(f"  {bars[-1].name}: {bars[-1].value:.2f} ({bars[-1].least:.2f} to {bars[-1].most:.2f})")
+    return bars, lines
 
 
 def main() -> None:
@@ -177,14 +178,17 @@ def main() -> None:
     torch.set_num_threads(1)
     bars = []
     conditions = f"torch {torch.__version__}, one thread, no GPU, {rounds} rounds of {pictures} pictures"
-    print(conditions)
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)
+    line = f"python -m benchmarks.inference {rounds} {pictures}"
+    lines = [f"OMP_NUM_THREADS=1 {line}", conditions]
+    print(*lines, sep="\n", flush=True)
+    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         for name in NETWORKS:
-            bars += measured(name, rounds, pictures)
-        os.chdir(before)
-    keep(f"python -m benchmarks.inference {rounds} {pictures}", conditions, bars)
+            found, told = measured(name, rounds, pictures)
+            print(*told, sep="\n", flush=True)
+            bars += found
+            lines += told
+    RESULTS.write_text("\n".join(lines) + "\n")
+    keep(line, conditions, bars)
 
 
 if __name__ == "__main__":

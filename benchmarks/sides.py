@@ -9,6 +9,7 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 
 class Side:
@@ -21,7 +22,8 @@ class Side:
 
     def __init__(self, module: str, *arguments: str) -> None:
         line = [sys.executable, "-m", module, "side", *arguments]
-        self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        root = Path(__file__).parents[1]  # from which a relative PYTHONPATH is meant, wherever this process is now
+        self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
 
     def measure(self, number: int) -> list[float]:
         """The numbers of one measurement. Raises RuntimeError where the process has ended."""

@@ -7,7 +7,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from benchmarks import bars
-from benchmarks.peers.report import NAMES, Figure, disagreeing, figures, markdown, peers_table, ratios, speed
+from benchmarks.peers.report import NAMES, disagreeing, figures, markdown, peers_table, ratios, speed
 
 HEAD = """# Speed
 
@@ -62,7 +62,7 @@ def document(kept: dict[str, Any]) -> str:
     parts += ["\n".join(failed) + "\n"] if failed else []
     if "W1" in works:
         parts.append(WINS.lstrip().format(memory=memory(works), loop=loop(works)))
-    rows = [["", "figure", "median", "range", "bar", ""], *(figure.row() for figure in figures(kept))]
+    rows = [["", "figure", "median", "range", "bar", ""], *(figure.row("passed") for figure in figures(kept))]
     parts += ["## Figures and bars\n", markdown(rows) + "\n", NOTES, *further(), NOT_RUN, conditions(works)]
     return "\n".join(parts)
 
@@ -75,11 +75,7 @@ def further() -> list[str]:
     named = sorted({bar.workload for _, own in found.values() for bar in own}, key=lambda name: int(name[1:]))
     head = ["", "figure", "median", "range", "bar", "", "command"]
     rows = [
-        [
-            *Figure(bar.workload, bar.name, bar.value, bar.least, bar.most, bar.bar, bar.unit).row()[:5],
-            bar.verdict,
-            command,
-        ]
+        [*bar.row(), command]
         for name in named
         for command, (_, own) in found.items()
         for bar in own

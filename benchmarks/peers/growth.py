@@ -14,32 +14,13 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from healsg import DataInfo, TaskData, TaskTrainer, TensorSource
-from healsg.types import Count
+from healsg import TaskTrainer
 
 UNITS = {"samples": 2_000, "epochs": 4, "lines": 60, "runs": 10}
 """What 1 is, by kind."""
-
-
-class Points(TaskData):
-    """``rows`` points of 64 numbers in ten classes."""
-
-    def __init__(self, rows: Count = 256, **common: Any) -> None:
-        super().__init__(**common)
-        self.rows = rows
-
-    @property
-    def info(self) -> DataInfo:
-        return DataInfo((64,), 10)
-
-    def read(self, part: str) -> TensorSource:
-        rows, seed = (self.rows, 0) if part == "train" else (256, 1)
-        generator = torch.Generator().manual_seed(seed)
-        return TensorSource(torch.randn(rows, 64, generator=generator), torch.randint(10, (rows,), generator=generator))
 
 
 def told(kind: str, size: int) -> list[str]:
@@ -73,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(1)
     option = Path("conf/data/points.yaml")
     option.parent.mkdir(parents=True)
-    option.write_text("_target_: benchmarks.peers.growth.Points\nrows: 256\nbatch_size: 64\n")
+    option.write_text("_target_: benchmarks.growth.Points\nrows: 256\nothers: 256\nnumbers: 64\nbatch_size: 64\n")
     warm, rows = train("warm", "runner.epochs=2"), {}
     for factor in (1, 10, 100):
         size = factor * UNITS[kind]

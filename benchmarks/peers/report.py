@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
+
+from benchmarks.bars import Bar, bar_of
 
 NAMES = {
     "bare": "bare loop over a `DataLoader`",
@@ -25,42 +26,14 @@ NAMES = {
 KINDS = {"samples": "samples", "epochs": "epochs", "lines": "log lines", "runs": "other runs in the folder"}
 
 
-@dataclass
-class Figure:
-    """One number with its range and its bar; ``least`` and ``most`` are those of the rounds."""
-
-    workload: str
-    name: str
-    value: float
-    least: float
-    most: float
-    bar: float | None = None
-    unit: str = "x"
-
-    @property
-    def verdict(self) -> str:
-        return "" if self.bar is None else "passed" if self.value <= self.bar else "missed"
-
-    def row(self) -> list[str]:
-        places = 0 if self.value >= 100 else 1 if self.unit != "x" else 2
-        value, least, most = (f"{number:.{places}f}" for number in (self.value, self.least, self.most))
-        unit = "" if self.unit == "x" else f" {self.unit}"
-        bar = "" if self.bar is None else f"{self.bar:g}{unit}"
-        return [self.workload, self.name, f"{value}{unit}", f"{least} to {most}", bar, self.verdict]
-
-
 def ratios(rows: dict[str, Any], peer: str, other: str, key: str) -> list[float]:
     """Of two peers, within each round."""
     return [own / theirs for own, theirs in zip(rows[peer][key], rows[other][key], strict=False)]
 
 
-def of(workload: str, name: str, values: list[float], bar: float | None = None, unit: str = "x") -> Figure:
-    return Figure(workload, name, median(values), min(values), max(values), bar, unit)
-
-
-def figures(kept: dict[str, Any]) -> list[Figure]:
+def figures(kept: dict[str, Any]) -> list[Bar]:
     """All figures that have bars, of the workloads that were measured."""
-    found: list[Figure] = []
+    found: list[Bar] = []
     for name, result in kept["workloads"].items():
         found += {"W4": of_startup, "W5": of_memory, "W6": of_sweep, "W7": of_saving, "W8": of_growth}.get(
             name, lambda result, name=name: of_steps(name, result)
@@ -68,7 +41,7 @@ def figures(kept: dict[str, Any]) -> list[Figure]:
     return found
 
 
-def of_steps(name: str, result: dict[str, Any]) -> list[Figure]:
+def of_steps(name: str, result: dict[str, Any]) -> list[Bar]:
     rows, found = result["rows"], []
     memory, loader = "CPU time a step, in memory, x ", "CPU time a step, over a DataLoader, x "
     bars = [("healsg", memory, "bare", 0.65 if name == "W1" else 1.0), ("healsg_loader", loader, "bare", None)]
@@ -76,51 +49,53 @@ def of_steps(name: str, result: dict[str, Any]) -> list[Figure]:
     for peer, told, other, bar in bars:
         if peer in rows and other in rows:
             bar = 1.1 if (name, peer) == ("W1", "healsg_loader") else bar
-            found.append(of(name, told + other, ratios(rows, peer, other, "step"), bar))
+            found.append(bar_of(name, told + other, ratios(rows, peer, other, "step"), bar))
     if name == "W1" and "healsg" in rows:
-        found.append(of(name, "calls a step, in memory", rows["healsg"]["calls"], 400, "calls"))
+        found.append(bar_of(name, "calls a step, in memory", rows["healsg"]["calls"], 400, "calls"))
     if path := result.get("data_path"):
-        found.append(of(name, "data path: crop, flip, normalise", path["healsg"], 20, "us an image"))
-        found += [of(name, f"the same, {way}", path[way], unit="us an image") for way in ("bare", "tight")]
+        found.append(bar_of(name, "data path: crop, flip, normalise", path["healsg"], 20, "us an image"))
+        found += [bar_of(name, f"the same, {way}", path[way], unit="us an image") for way in ("bare", "tight")]
     if name == "W3" and "healsg" in rows:
-        found.append(of(name, "images a second, in memory", rows["healsg"]["images_per_second"], unit="images/s"))
+        found.append(bar_of(name, "images a second, in memory", rows["healsg"]["images_per_second"], unit="images/s"))
         step = [1e6 / speed for speed in rows["healsg"]["images_per_second"]]
         share = [100 * median(result["data_path"]["healsg"]) / value for value in step]
-        found.append(of(name, "share of the data path, in memory", share, unit="%"))
+        found.append(bar_of(name, "share of the data path, in memory", share, unit="%"))
     return found
 
 
-def of_startup(result: dict[str, Any]) -> list[Figure]:
+def of_startup(result: dict[str, Any]) -> list[Bar]:
     rows = result["rows"]
     same, usual = (ratios(rows, "healsg", other, "seconds") for other in ("bare", "bare as usual"))
     return [
-        of("W4", "CPU time to the first step, x bare with the same imports", same, 1.15),
-        of("W4", "the same, x bare with load_digits, without Hydra and Rich", usual),
-        of("W4", "the same, in seconds", rows["healsg"]["seconds"], unit="s"),
+        bar_of("W4", "CPU time to the first step, x bare with the same imports", same, 1.15),
+        bar_of("W4", "the same, x bare with load_digits, without Hydra and Rich", usual),
+        bar_of("W4", "the same, in seconds", rows["healsg"]["seconds"], unit="s"),
     ]
 
 
-def of_memory(result: dict[str, Any]) -> list[Figure]:
+def of_memory(result: dict[str, Any]) -> list[Bar]:
     rows, found = result["rows"], []
     for kind, size in result["data set, MiB"].items():
         own, bare = rows[f"healsg {kind}"]["peak"], rows[f"bare {kind}"]["peak"]
         values = [(mine - size) / theirs for mine, theirs in zip(own, bare, strict=True)]
-        found.append(of("W5", f"peak memory, {kind}, less the data set once ({size:.1f} MiB), x bare", values, 1.03))
-        found.append(of("W5", f"the same in MiB, bare {median(bare):.0f}", own, unit="MiB"))
+        found.append(
+            bar_of("W5", f"peak memory, {kind}, less the data set once ({size:.1f} MiB), x bare", values, 1.03)
+        )
+        found.append(bar_of("W5", f"the same in MiB, bare {median(bare):.0f}", own, unit="MiB"))
     return found
 
 
-def of_sweep(result: dict[str, Any]) -> list[Figure]:
+def of_sweep(result: dict[str, Any]) -> list[Bar]:
     rows = result["rows"]
     values = ratios(rows, "sweep", "processes", "seconds")
-    return [of("W6", "CPU time of a sweep of 32 MLP runs of 10 epochs, x 32 processes", values, 0.2)]
+    return [bar_of("W6", "CPU time of a sweep of 32 MLP runs of 10 epochs, x 32 processes", values, 0.2)]
 
 
-def of_saving(result: dict[str, Any]) -> list[Figure]:
+def of_saving(result: dict[str, Any]) -> list[Bar]:
     found = []
     for name, kinds in result["rows"].items():
         values = [own / theirs for own, theirs in zip(kinds["blocked"], kinds["torch.save"], strict=True)]
-        found.append(of("W7", f"what a save blocks, {name}, x torch.save", values, 0.1))
+        found.append(bar_of("W7", f"what a save blocks, {name}, x torch.save", values, 0.1))
     return found
 
 
@@ -130,7 +105,7 @@ def exponent(costs: list[float]) -> float:
     return math.log10(max(second / first - 1, 1.0)) if first > 0 and second > 0 else 0.0
 
 
-def of_growth(result: dict[str, Any]) -> list[Figure]:
+def of_growth(result: dict[str, Any]) -> list[Bar]:
     """Exponents: 1 is linear. What hardly grows at all, a fifth in time or 4 MiB over 100 times the size, is 0.
 
     Of the rounds the least counts, to which the machine's other work has added nothing.
@@ -142,10 +117,10 @@ def of_growth(result: dict[str, Any]) -> list[Figure]:
         power = exponent(seconds) if seconds[2] > 1.2 * seconds[0] else 0.0
         each = 1e6 * (seconds[2] - seconds[0]) / (sizes[2] - sizes[0])
         name = f"{KINDS[kind]}, {sizes[0]:.0f} to {sizes[2]:.0f}"
-        found.append(Figure("W8", f"time over {name}: exponent ({each:.0f} us each)", power, power, power, 1.15))
+        found.append(Bar("W8", f"time over {name}: exponent ({each:.0f} us each)", power, power, power, 1.15))
         power = exponent(peaks) if peaks[2] > 4 + peaks[0] else 0.0
         each = 1024 * (peaks[2] - peaks[0]) / (sizes[2] - sizes[0])
-        found.append(Figure("W8", f"memory over {name}: exponent ({each:.2f} KiB each)", power, power, power, 1.15))
+        found.append(Bar("W8", f"memory over {name}: exponent ({each:.2f} KiB each)", power, power, power, 1.15))
     return found
 
 
@@ -157,7 +132,7 @@ def peers_table(kept: dict[str, Any]) -> list[list[str]]:
     for peer in order:
         line = [NAMES[peer]]
         for rows in works.values():
-            told = of("", "", ratios(rows, peer, "bare", "step")) if peer in rows and "bare" in rows else None
+            told = bar_of("", "", ratios(rows, peer, "bare", "step")) if peer in rows and "bare" in rows else None
             line.append(f"{told.value:.2f} ({told.least:.2f} to {told.most:.2f})" if told else "")
         first = works.get("W1", {}).get(peer)
         line += [f"{1e6 * median(first['step']):.0f}", f"{first['calls'][0]:,.0f}"] if first else ["", ""]
@@ -173,7 +148,7 @@ def speed(works: dict[str, Any], peer: str) -> float:
 def text(kept: dict[str, Any]) -> str:
     """What the screen shows."""
     tables = [peers_table(kept)] if {"W1", "W2", "W3"} & set(kept["workloads"]) else []
-    tables.append([["", "figure", "median", "range", "bar", ""], *(figure.row() for figure in figures(kept))])
+    tables.append([["", "figure", "median", "range", "bar", ""], *(figure.row("passed") for figure in figures(kept))])
     blocks = []
     for table in tables:
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
