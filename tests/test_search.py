@@ -12,8 +12,10 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -22,8 +24,8 @@ from healsg.config.compose import Composer
 from healsg.runs.folder import RunFolder
 from healsg.searches.grid import Grid
 from healsg.searches.sampled import GP, TPE, Random
-from healsg.sweeps.proposals import Trial
-from healsg.sweeps.space import space_of
+from healsg.sweeps.proposals import Mode, Trial
+from healsg.sweeps.space import Space, Value, space_of
 from healsg.sweeps.trials import Trials
 from helpers import ended, epochs_of, events, forked, record, wait_for
 
@@ -168,19 +170,50 @@ def test_successive_halving_goes_on_with_the_best_and_changes_no_run(capsys: pyt
     assert record("again")["digest"] == record(f"half/{winner}")["digest"], "as a run that never paused"
 
 
+def trials_of(search: Grid) -> Trials:
+    """Those of a search over six seeds, of which none is proposed yet."""
+    folder = RunFolder(Path("runs/own"))
+    folder.path.mkdir(parents=True)
+    return Trials(folder, search, space_of(Composer().parse(["seed=0,1,2,3,4,5"])))
+
+
+def end(trials: Trials, number: int, value: float | None) -> None:
+    """Let a trial be finished with a number, or have failed."""
+    one = RunFolder(trials.folder.path / trials.job(number))
+    one.path.mkdir()
+    best = None if value is None else {"monitor": "val/acc", "value": value, "metrics": {}}
+    one.note(mode="max", monitor="val/acc", status="finished" if best else "failed", best=best)
+
+
 def test_trials_that_failed_are_not_gone_on_with() -> None:
     """Though fewer than a half are left."""
-    folder = RunFolder(Path("runs/half"))
-    folder.path.mkdir(parents=True)
-    search = Grid(rungs=2, factor=2)
-    trials = Trials(folder, search, space_of(Composer().parse(["seed=0,1,2,3,4,5"])))
+    trials = trials_of(Grid(rungs=2, factor=2))
     trials.propose(range(6), 1)
     for number, value in enumerate((0.5, None, 0.7, None, None, None)):
-        one = RunFolder(folder.path / trials.job(number))
-        one.path.mkdir()
-        best = None if value is None else {"monitor": "val/acc", "value": value, "metrics": {}}
-        one.note(mode="max", monitor="val/acc", status="finished" if best else "failed", best=best)
+        end(trials, number, value)
     assert trials.promoted(6, 1, [1, None]) == [0, 2]
+
+
+class Noting(Grid):
+    """Notes what it is told of the trials before each."""
+
+    told: ClassVar[dict[int, list[float | None]]] = {}
+
+    def propose(self, space: Space, number: int, before: Sequence[Trial], mode: Mode) -> dict[str, Value]:
+        self.told[number] = [trial.value if trial.status == "finished" else None for trial in before]
+        return super().propose(space, number, before, mode)
+
+
+def test_a_proposal_knows_nothing_of_its_own_round_though_a_part_of_that_has_ended() -> None:
+    """As where a search is made longer within a round."""
+    trials = trials_of(Noting(batch=2))
+    trials.propose(range(2))
+    for number, value in enumerate((0.5, 0.7)):
+        end(trials, number, value)
+    trials.propose(range(2, 3))
+    end(trials, 2, 0.9)
+    trials.propose(range(2, 4))
+    assert Noting.told == {0: [], 1: [None], 2: [0.5, 0.7], 3: [0.5, 0.7, None]}
 
 
 @pytest.mark.soak
