@@ -198,12 +198,12 @@ def test_masks_that_were_exchanged_are_others_data(tmp_path: Path) -> None:
 
 def test_a_mask_that_changed_is_another_cache(tmp_path: Path) -> None:
     folder = fake_masks.write_voc(tmp_path)
-    options = [f"data.folder={folder}", f"data.root={tmp_path}", "data.cache=true"]
+    data = data_of("data=voc", f"data.folder={folder}", f"data.root={tmp_path}", "data.cache=true")
     for _ in range(2):
-        data_of("data=voc", *options).stored("train")
+        data.stored("train")
     assert len(list((tmp_path / "cache").iterdir())) == 1
     os.utime(min((folder / "VOC2012/SegmentationClass").iterdir()), ns=(1, 1))
-    data_of("data=voc", *options).stored("train")
+    data.stored("train")
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 

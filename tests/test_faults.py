@@ -171,7 +171,7 @@ class SkippedThenBroken(AtStep):
 
 def test_a_skip_of_the_scaler_is_not_taken_for_the_cause_of_a_fault() -> None:
     with pytest.raises(RunError, match=r"step 8: the loss is nan, of finite inputs and weights"):
-        mine("SkippedThenBroken", "runner.precision=fp16").train()
+        mine("SkippedThenBroken", "runner.precision=fp16", "runner.epochs=2").train()
 
 
 def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch, steps: range) -> list[int]:
