@@ -1,4 +1,4 @@
-"""``healsg archive RUN --out FILE``: a run as one file, and ``--unpack FILE --to DIR``: a run of such a file."""
+"""``healsg archive RUN --out FILE`` packs a run into one file, ``--unpack FILE --to DIR`` unpacks it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _pack(run: str, out: str | None, as_json: bool) -> int:
-    """Write the archive of a run that no process trains."""
+    """Write the archive of a run that no process is training."""
     folder = find(run)
     if is_live(folder.path, folder.record) and folder.record.get("status") == "running":
         raise RunError(f"{folder.shown}: is being trained; archive it when it has ended")
@@ -63,10 +63,10 @@ def _pack(run: str, out: str | None, as_json: bool) -> int:
 
 
 def _unpack(file: Path, to: Path, as_json: bool) -> int:
-    """Make the run of an archive."""
+    """Unpack a run from an archive."""
     if not file.exists():
         raise ConfigError(f"--unpack: there is no file {file}")
-    made = packed.unpack(absolute(file).resolve(), absolute(to))  # the archive itself may be a link of the user's
+    made = packed.unpack(absolute(file).resolve(), absolute(to))  # the archive itself may be a symbolic link
     if as_json:
         show_json({"archive": str(file), "run": str(made.path), "files": made.files, "bytes": made.size})
         return 0

@@ -1,4 +1,4 @@
-"""``healsg diff RUN RUN``: in what two runs differ: configuration, code, environment, numbers."""
+"""``healsg diff RUN RUN``: the differences between two runs: configuration, code, environment, numbers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
 
 
 def differences(first: RunFolder, second: RunFolder) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """By part (configuration, code, environment, numbers) what differs: the values of both runs by key."""
+    """The differences by area (configuration, code, environment, numbers): the values of both runs by key."""
     configs = [dict(flat(redact.config(read_saved(folder.config)))) for folder in (first, second)]
     records = [first.record, second.record]
     changed = differing(*configs)

@@ -1,4 +1,5 @@
-"""``healsg explain``: all about an option (method=fixmatch) or a key (method.ema), from YAML files and sources."""
+"""``healsg explain``: the documentation of an option (method=fixmatch) or a key (method.ema), from YAML files and
+sources."""
 
 from __future__ import annotations
 
@@ -88,7 +89,7 @@ def _similar(key: str, keys: Sequence[str]) -> list[str]:
 
 
 def as_json(found: Option | Argument) -> dict[str, Any]:
-    """What programs get: of a key its own facts, of an option also what it is and all its keys."""
+    """The ``--json`` output: the facts of a key, or the description of an option with all its keys."""
     if isinstance(found, Argument):
         required = found.value == "???"
         default = None if required else found.value
@@ -109,7 +110,7 @@ def as_json(found: Option | Argument) -> dict[str, Any]:
 
 
 def setting(argument: Argument, named: int = 0) -> tuple[str, str]:
-    """A key with its default, and its comment with what it takes.
+    """A key with its default, and its comment with the values that it takes.
 
     Args:
         argument: the key.
@@ -133,7 +134,7 @@ def shown(value: Any) -> str:
 
 
 def option_lines(option: Option, catalogue: Catalogue) -> list[str]:
-    """All about an option, for a terminal."""
+    """The description of an option, for a terminal."""
     lines = [f"{option.group}={option.name}", "", *layout.prose(option.summary)]
     if option.group == "recipe":
         lines += layout.rows(_fields(option.details))
@@ -157,7 +158,7 @@ def option_lines(option: Option, catalogue: Catalogue) -> list[str]:
 
 
 def _fields(details: Sequence[str]) -> list[tuple[str, str]]:
-    """What the comment of a recipe says by name; a line that is indented further goes on with the one before."""
+    """The named fields of a recipe's comment; a line that is indented further continues the one before."""
     found: list[tuple[str, str]] = []
     for line in details:
         if named := re.match(r" {0,4}(\w+):\s+(.*)", line):
@@ -170,7 +171,7 @@ def _fields(details: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def key_lines(argument: Argument, catalogue: Catalogue) -> list[str]:
-    """All about a key, for a terminal."""
+    """The description of a key, for a terminal."""
     required = argument.value == "???"
     facts = [("default", "none: it must be given" if required else shown(argument.value))]
     facts += [("takes", argument.kind)] * bool(argument.kind)

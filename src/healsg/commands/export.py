@@ -1,5 +1,5 @@
-"""``healsg export RUN --to FORMAT --out DIR``: the network of a run for those who have no HEALSg, proved before it is
-there."""
+"""``healsg export RUN --to FORMAT --out DIR``: export the network of a run for use without HEALSg, verified before the
+folder appears."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 FORMATS = ("onnx", "pt2", "safetensors")
 
 PLAIN = ["runner.device=cpu", "runner.precision=fp32", "runner.channels_last=false", "runner.compile=false"]
-"""How the network is asked that the export has to reproduce."""
+"""How the reference network is run that the export has to reproduce."""
 
 
 def run(arguments: list[str]) -> int:
-    """Write the archive, prove it, and only then move it to where it is wanted."""
+    """Write the archive, verify it, and only then move it to ``--out``."""
     flags = Flags(
         "export",
         "Write the network of a run as a folder that works without HEALSg: the network with normalisation and softmax "
@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
 
 
 def export(folder: RunFolder, composed: Composed, to: str, out: Path, checkpoint: str) -> dict[str, Any]:
-    """Make the archive, and say what it holds as plain values. Nothing is left where anything is raised.
+    """Make the archive; returns its contents as plain values. If an error is raised, no files are left behind.
 
     Args:
         folder: of the run.
@@ -103,7 +103,7 @@ def export(folder: RunFolder, composed: Composed, to: str, out: Path, checkpoint
 
 
 def _task_of(composed: Composed, predictor: Predictor) -> BasicTask:
-    """The task with the data set as the weights see it. Raises RunError where an evaluation is not the network's."""
+    """The task with the data set as the weights expect it. Raises RunError if the task overrides evaluation."""
     from healsg.build import build_task
 
     task = build_task(composed, predictor.info)
@@ -115,7 +115,8 @@ def _task_of(composed: Composed, predictor: Predictor) -> BasicTask:
 
 @contextmanager
 def _becoming(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its name at the end, and vanishes where anything is raised."""
+    """A context with a new folder next to ``out``, which is renamed to ``out`` at the end, or removed if an error is
+    raised."""
     parent = out.absolute().parent
     if not parent.is_dir():
         raise ConfigError(f"--out: there is no folder {parent}")
@@ -135,7 +136,7 @@ def _becoming(out: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    """What a new folder's permissions lack; there is no other way to ask for it."""
+    """The process's umask; there is no other way to read it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
@@ -169,7 +170,7 @@ def _test_samples(task: BasicTask, folder: RunFolder) -> int | None:
         return None
     try:
         return task.task_data.evaluation_loader("test").samples
-    except (ConfigError, DataError):  # the part is not there any more
+    except (ConfigError, DataError):  # the test part no longer exists
         return None
 
 

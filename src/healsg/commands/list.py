@@ -1,4 +1,4 @@
-"""``healsg list GROUP``: the options of a group, each with a line that says what it is."""
+"""``healsg list GROUP``: the options of a group, each with a one-line description."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _described(group: str, catalogue: Catalogue, usual: dict[str, str]) -> list[
 
 
 def _description(option: dict[str, Any]) -> str:
-    """What a row says of an option: its summary, and whose it is where it is not ours."""
+    """The description of an option in the table: its summary, and its package if that is not healsg."""
     whose = "" if option["origin"] == "healsg" else f" (of {option['origin']})"
     return f"{option['summary']}{whose}"
 

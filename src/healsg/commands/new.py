@@ -1,4 +1,4 @@
-"""``healsg new data|model|method NAME``: a part of one's own to begin with: a module, its YAML and its test."""
+"""``healsg new data|model|method NAME``: a template for your own part: a module, its YAML and its test."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ema: 0.0      # decay of the moving average of the weights, which is evaluated; 
 freeze: null  # frozen parameters: body, or names such as stem|stages.0|*.bias
 """,
 }
-"""The YAML of each kind: every argument with what it does."""
+"""The YAML of each kind: every argument with a comment."""
 
 TEST = '''\
 """{part} trains the same way twice, and goes on exactly where it was killed. Run: pytest {test}"""
@@ -86,11 +86,11 @@ OPTIONS = {
     "model": ("data=digits", "model={}", "method=adamw"),
     "method": ("data=digits", "model=mlp", "method={}"),
 }
-"""With what else a part is tested."""
+"""The other options that a part is tested with."""
 
 
 def run(arguments: list[str]) -> int:
-    """Write the three files, none over one that is there."""
+    """Write the three files, without overwriting any."""
     flags = Flags(
         "new",
         "Write a template for your own part into the current directory: NAME.py, conf/KIND/NAME.yaml and "
@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> int:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Refuse what can be no name of a module, or is one already. Raises ConfigError."""
+    """Refuse a name that is no valid module name, or is taken. Raises ConfigError."""
     if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name) or name.startswith("_"):
         meant = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_")
         hint = f"; write {meant}" if meant.isidentifier() and not keyword.iskeyword(meant) and meant != name else ""
@@ -158,7 +158,7 @@ def contents(kind: str, name: str) -> dict[str, str]:
 
 
 def _write(texts: dict[str, str]) -> list[str]:
-    """Write files that do not exist yet, all or none. Raises ConfigError."""
+    """Write files that must not exist yet, all or none. Raises ConfigError."""
     if there := next((name for name in texts if Path(name).exists() or Path(name).is_symlink()), None):
         raise ConfigError(f"{there}: exists, and is not overwritten; take another name")
     for name, text in texts.items():

@@ -1,4 +1,5 @@
-"""``healsg pack``: the pictures of a data set as plain tar archives, which ``data=shards`` reads at random places."""
+"""``healsg pack``: write the images of a data set as uncompressed tar archives, which ``data=shards`` reads with random
+access."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ How much will be written is said before. A packing that was killed is gone on
 with by the same command."""
 
 SIZE = 256.0
-"""Megabytes of an archive."""
+"""Default size of an archive, in MB."""
 
 
 def run(arguments: list[str]) -> int:
@@ -66,7 +67,7 @@ def run(arguments: list[str]) -> int:
     from healsg.datasets.tar.packing import pack, plan_packing
 
     settings = composed.values["data"]
-    if "shift" in settings:  # nothing is shown here, so that no shift can be too large for data.image_size
+    if "shift" in settings:  # unused here, and it may be too large for data.image_size
         settings = {**settings, "shift": 0}
     plan = plan_packing(make(settings, "data", composed, TaskData), args.size)
     detail = f"{plan.samples} pictures, about {plan.size / 1e6:.1f} MB in {plan.archives} archives in {shown(out)}"
@@ -95,7 +96,7 @@ def _bytes(megabytes: str) -> int:
 
 
 def _refuse_settings_of_runs(keys: list[str]) -> None:
-    """Raises ConfigError for what is chosen by each run anew."""
+    """Raises ConfigError for settings that each run chooses anew."""
     from healsg.datasets.tar.packing import OF_RUNS
 
     if odd := next((key for key in keys if key.removeprefix("data.") in OF_RUNS and key.startswith("data.")), None):

@@ -34,10 +34,10 @@ model is unet, resenc_unet or resenc_unet_l. What is set is kept:
 data.spacing=[1,1,1], data.intensity=..., model.width=16."""
 
 SCHEMA = 1
-"""Of what ``--json`` prints; it grows when a key changes its meaning."""
+"""Version of the ``--json`` output; incremented when a key changes its meaning."""
 
 Settings = dict[str, tuple[Any, str]]
-"""By dotted key a value, and why it is that."""
+"""A value and its reason, by dotted key."""
 
 
 def run(arguments: list[str]) -> int:
@@ -165,7 +165,7 @@ def plan(composed: Composed, given: list[str], memory: float | None) -> dict[str
 
 
 _PLANNED = ("data.spacing", "data.patch", "data.batch_size", "model.strides", "model.kernels", "model.stages")
-"""What a plan always says; other settings that are given are kept."""
+"""The settings that a plan always contains; others that are given are kept."""
 
 
 def _settings(
@@ -259,7 +259,7 @@ def as_yaml(composed: Composed, answer: Mapping[str, Any], settings: Settings, g
         lines += [f"  {key}: {flow(values[key])}" for key in kept if f"{group}.{key}" not in settings]
         setting = {key: one for key, one in settings.items() if key.startswith(f"{group}.")}
         lines += [f"  {key.split('.')[1]}: {flow(value)} # {why}" for key, (value, why) in setting.items()]
-    return "\n".join(map(visible, lines)) + "\n"  # names out of a list may hold line breaks
+    return "\n".join(map(visible, lines)) + "\n"  # names from a list may hold line breaks
 
 
 def _sides(sides: list[int]) -> str:

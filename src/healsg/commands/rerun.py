@@ -107,7 +107,7 @@ def _composed(first: RunFolder, second: RunFolder, overrides: list[str], quiet: 
 
 
 def code_notes(first: RunFolder, second: RunFolder, any_commit: bool) -> list[str]:
-    """What is to be said of the code, where it is not known to be that of the run.
+    """Notes about code that is not known to be that of the run.
 
     Args:
         first: the run.
@@ -115,7 +115,8 @@ def code_notes(first: RunFolder, second: RunFolder, any_commit: bool) -> list[st
         any_commit: whether other code is taken as well.
 
     Raises:
-        RunError: the code here is not that of the run, or it cannot be had; one line says what would be right.
+        RunError: the current code is not that of the run, or the run's code is not available; the message says what to
+            do.
     """
     record = first.record
     commit = record.get("commit")
@@ -140,7 +141,7 @@ def code_notes(first: RunFolder, second: RunFolder, any_commit: bool) -> list[st
 
 
 def _code_problem(record: dict[str, Any], now: dict[str, Any]) -> str:
-    """Why the code here is not that of a run; empty where it is."""
+    """Why the current code differs from a run's; empty if it does not."""
     commit, patch = record["commit"], record.get("patch")
     anyway = "--any-commit takes the code as it is"
     if record.get("dirty") and not patch:
@@ -157,7 +158,7 @@ def _code_problem(record: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _history_notes(first: RunFolder) -> list[str]:
-    """What in the history of a run may make it end otherwise than a run from the beginning does."""
+    """Events in the history of a run because of which an uninterrupted run may end in another state."""
     notes = []
     if first.record.get("earlier"):
         notes.append("the run was trained on after it had finished; from the beginning it may end otherwise")
@@ -183,7 +184,7 @@ def _train(composed: Composed, first: RunFolder, second: RunFolder, quiet: bool)
 
 
 def _answer(first: RunFolder, second: RunFolder, result: Result, notes: list[str], as_json: bool) -> int:
-    """Say whether both ended in the same state, and what differs around them; returns the exit status."""
+    """Report whether both ended in the same state, and other differences; returns the exit status."""
     finished = result.status == "finished"
     parts = differences(first, second)
     digests = first.record.get("digest"), second.record.get("digest")

@@ -1,4 +1,4 @@
-"""``healsg resume RUN``: go on with a run from its folder alone."""
+"""``healsg resume RUN``: resume a run from its folder alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ on in spite of what does not fit."""
 
 
 def run(arguments: list[str]) -> int:
-    """``RUN [overrides]``; what cannot alter the result may change, and the number of epochs of a finished run."""
+    """``RUN [overrides]``; settings that cannot alter the result may change, and the number of epochs of a finished
+    run."""
     flags = Flags(
         "resume",
         "Resume a run from its folder, wherever it was stopped or killed. It ends bit for bit in the state in which "

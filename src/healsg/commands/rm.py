@@ -1,4 +1,4 @@
-"""``healsg rm RUN...``: remove runs, none that is live, and nothing that is no run."""
+"""``healsg rm RUN...``: remove runs, except live ones and folders that are not runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from healsg.runs.folder import RunFolder, find
 from healsg.runs.registry import Listed, is_live, listed, named, root_of, short_name
 
 TABLES = {"sweep.csv", "search.json", "search.html"}
-"""What lies in the folder of a sweep or search beside its jobs."""
+"""Files in the folder of a sweep or search, besides its jobs."""
 
 
 def run(arguments: list[str]) -> int:
-    """Name what would go, ask where somebody can answer, and remove it."""
+    """List what would be removed, ask for confirmation on a terminal, and remove it."""
     flags = Flags("rm", "Remove runs with all files in their folders. A sweep is removed with all of its jobs.")
     flags.add_argument("runs", nargs="+", metavar="RUN", help="folders, or names below runs/")
     flags.add_argument("--yes", "-y", action="store_true", help="do not ask")
@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> int:
             folder = RunFolder(path)
             if is_live(path, folder.record) and folder.record.get("status") == "running":
                 raise RunError(f"{folder.shown}: is being trained; stop it first")
-            folder.lock()  # raises where another process has it
+            folder.lock()  # raises if another process holds it
             held.append(folder)
         size = sum(_size(folder.path) for folder in held)
         if not args.json:

@@ -1,4 +1,4 @@
-"""``healsg runs``: the runs there are, as a table: filtered, sorted, with the columns that are asked for."""
+"""``healsg runs``: list the runs as a table: filtered, sorted, with selected columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from healsg.errors import ConfigError
 from healsg.runs.registry import Listed, age, listed, root_of, shown_time
 
 DEFAULT = ("name", "status", "best", "test", "monitor", "epoch", "data", "model", "method", "seed", "seconds", "begin")
-"""The columns where none are asked for; ``test`` is the number of the test part that ``monitor`` is of val."""
+"""The default columns; ``test`` is the monitored metric on the test part."""
 
 _CONDITION = re.compile(r"\s*([\w./-]+)\s*(!=|>=|<=|=|>|<|~)\s*(.*?)\s*$")
 
@@ -27,7 +27,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def run(arguments: list[str]) -> int:
-    """Print the table, or the same as JSON."""
+    """Print the table, or its data as JSON."""
     flags = Flags("runs", "List the runs below runs/, the newest last. Jobs of a sweep are listed as SWEEP/JOB.")
     flags.add_argument(
         "names", nargs="*", default=[], metavar="NAME", help="only runs whose name starts with this, such as a sweep"
@@ -131,7 +131,7 @@ def _condition(text: str) -> tuple[str, str, str]:
 
 
 def _holds(value: Any, sign: str, wanted: str) -> bool:
-    """Whether a run's value is as a condition wants it; what a run does not have is equal to nothing."""
+    """Whether a run's value satisfies a condition; a missing value is equal to nothing."""
     if sign == "~":
         return wanted.lower() in str(value or "").lower()
     number = _number(wanted)

@@ -1,4 +1,4 @@
-"""``healsg show RUN``: what a run was set to, how it ended, and where its files lie; read from its folder alone."""
+"""``healsg show RUN``: the settings, results and files of a run, read from its folder alone."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def run(arguments: list[str]) -> int:
 
 
 def facts_of(folder: RunFolder, config_dir: str | None = None) -> dict[str, Any]:
-    """What there is to say of a run, as plain values. Raises RunError where its files are none of a run's.
+    """The facts of a run, as plain values. Raises RunError if the folder is not a run's.
 
     ``changed`` is a list of the settings that differ from the defaults of the chosen parts: ``key``, ``value``,
-    ``default`` and ``comment``. It is None, with a ``reason``, where the parts are not to be found here.
+    ``default`` and ``comment``. It is None, with a ``reason``, if the parts are not available here.
     """
     record = folder.record
     values = redact.config(read_saved(folder.config))
@@ -85,14 +85,14 @@ def facts_of(folder: RunFolder, config_dir: str | None = None) -> dict[str, Any]
 
 
 def _place(group: str) -> tuple[int, str]:
-    """Where a group stands among the parts that are shown: data, model, method, then the others."""
+    """The sort key of a group: data, model, method, then the others."""
     first = ("data", "model", "method")
     top = group.partition("/")[0]
     return (first.index(top) if top in first else len(first)), group
 
 
 def choices_of(folder: RunFolder) -> dict[str, str]:
-    """The option of each group that a run was started with, as Hydra left it; empty where that cannot be read."""
+    """The option of each group that a run was started with, as recorded by Hydra; empty if that cannot be read."""
     path = folder.path / ".hydra" / "hydra.yaml"
     try:
         content = yaml.safe_load(safefiles.read_bytes(path, LARGEST)) if path.is_file() else {}
@@ -125,7 +125,7 @@ def changes(values: dict[str, Any], choices: dict[str, str], config_dir: str | N
 
 
 def lines_of(facts: dict[str, Any]) -> list[str]:
-    """The same for a terminal."""
+    """The same, as lines for a terminal."""
     status = facts["status"]
     ways = {DEAD: "goes on", "stopped": "goes on", "failed": "tries again"}
     way = f"healsg resume {facts['run']} {ways[status]}" if status in ways else ""

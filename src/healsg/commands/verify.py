@@ -1,4 +1,4 @@
-"""``healsg verify``: prove on one's own task that a run which is killed ends where the undisturbed one ends."""
+"""``healsg verify``: prove on a task that a killed run ends in the same state as the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CAUSES = {
 
 @dataclass(frozen=True)
 class Options:
-    """What ``healsg verify`` takes beside the settings of the run."""
+    """Options of ``healsg verify``, in addition to the settings of the run."""
 
     runs: int = 2
     kills: int = 3
@@ -55,7 +55,7 @@ class Options:
 
 @dataclass
 class Trial:
-    """One run of a verification, and what its trace says of it."""
+    """One run of a verification, with its trace."""
 
     folder: RunFolder
     steps: int = 0
@@ -124,7 +124,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _options(arguments: list[str]) -> tuple[Options, list[str]]:
-    """What is ours, and what ``healsg train`` would take. Raises ConfigError."""
+    """Split the options of ``healsg verify`` from the arguments of ``healsg train``. Raises ConfigError."""
     own: dict[str, Any] = {}
     rest = []
     for argument in arguments:
@@ -143,7 +143,7 @@ def _options(arguments: list[str]) -> tuple[Options, list[str]]:
 
 
 def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> list[str]:
-    """Train all; what to say where they differ, nothing where they agree. Raises BrokenError."""
+    """Train all runs; returns a description of the differences, empty if they agree. Raises BrokenError."""
     whole, chance = trials["whole"], random.Random(options.verify_seed)
     own_saves = composed.values["runner"]["save_every"] is not None
     count = processes.wanted(composed)
@@ -192,7 +192,7 @@ def moments(chance: random.Random, steps: int, kills: int, own_saves: bool, wait
 
 
 def _difference(whole: RunFolder, other: RunFolder) -> str:
-    """Where a run differs first from the undisturbed one; empty where it does not."""
+    """Where a run first differs from the uninterrupted one; empty if it does not."""
     if found := first_tensor(whole.path / TRACE, other.path / TRACE):
         return f"runs differ first {found}\n{found.detail}"
     if line := first_line(whole, other)[0]:

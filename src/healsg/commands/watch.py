@@ -1,4 +1,4 @@
-"""``healsg watch [RUN...]``: runs as they train, read from their files, so that leaving it leaves them alone.
+"""``healsg watch [RUN...]``: watch runs train, by reading their files; ending it does not affect the runs.
 
 Without names it shows a table of all runs, the live ones first; the name of a sweep shows that of its jobs, and names
 of runs their curves, in braille.
@@ -47,7 +47,7 @@ _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
 
 def run(arguments: list[str]) -> int:
-    """Show until it is left by Ctrl-C, or once."""
+    """Show once, or refresh until Ctrl-C."""
     flags = Flags("watch", "Watch runs train. It only reads their files: ending it by Ctrl-C does not affect the runs.")
     flags.add_argument(
         "runs", nargs="*", default=[], metavar="RUN", help="curves of runs, the table of a sweep; else of all runs"
@@ -133,7 +133,7 @@ def overview(runs: Sequence[Listed], width: int, lines: int) -> str:
 
 
 def _line(one: Listed) -> tuple[str, str, list[str]]:
-    """A run's name, its status, and what else is to be said, the most important first."""
+    """A run's name, its status and further facts, the most important first."""
     facts = one.facts
     detail = [f"epoch {facts['epoch']}"] if "epoch" in facts else []
     detail += [f"{key} {cell(float(facts[key]))}" for key in ("val/acc", "val/dice", "val/loss") if key in facts][:2]
@@ -205,7 +205,7 @@ def _usual(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def epochs(path: Path) -> list[dict[str, Any]]:
-    """The lines of epochs of a ``metrics.jsonl``, of which a part that is still being written is passed over."""
+    """The lines of epochs of a ``metrics.jsonl``, without a last line that is still being written."""
     rows = []
     for row in (row_of(text) for text in last_lines(path, MOST) if EPOCH in text):
         if row is not None and type(row.get("epoch")) is int:
@@ -227,7 +227,7 @@ def _plot(name: str, points: Sequence[tuple[float, float]], width: int, height: 
 def braille(points: Sequence[tuple[float, float]], width: int, height: int) -> list[str]:
     """A curve drawn in braille characters, each of 2 by 4 dots, scaled to fill ``width`` by ``height`` of them."""
     left, right = points[0][0], points[-1][0]
-    points = [(place, value / 2) for place, value in points]  # so that no difference of two values overflows
+    points = [(place, value / 2) for place, value in points]  # halved, so that no difference of two values overflows
     low, high = min(value for _, value in points), max(value for _, value in points)
     cells = [[0] * width for _ in range(height)]
     before: tuple[int, int] | None = None

@@ -1,1 +1,1 @@
-"""Export: the network of a run as a folder that needs neither healsg nor, as ONNX, torch."""
+"""Export the network of a run as a folder that needs neither healsg nor, for ONNX, torch."""

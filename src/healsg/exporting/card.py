@@ -1,4 +1,4 @@
-"""The model card of an export: what the network is, what it was trained on, how good it is, what it may be used for."""
+"""The model card of an export: the network, its training data, its accuracy, and its intended use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from healsg.exporting.check import Agreement
 from healsg.metrics.interval import wilson
 
 UNFILLED = "To be filled in by whoever passes this network on"
-"""How a section begins that only a person can write."""
+"""The start of a section that only a person can write."""
 
 USES = {
     "onnx": (
@@ -30,15 +30,15 @@ USES = {
         "samples are prepared stands in `classes.json` under `preprocessing`; nothing of it lies in the weights."
     ),
 }
-"""By format how an export is used."""
+"""Usage instructions of an export, by format."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card tells.
+    """The facts of a model card.
 
     Args:
-        run: how messages call the run.
+        run: the name of the run in messages.
         record: what its ``run.json`` holds.
         values: its configuration, without secrets.
         checkpoint: ``best`` or ``last``.
@@ -47,8 +47,7 @@ class Facts:
         to: the format.
         versions: of what the export was made with, by package.
         agreement: how well a fresh process reproduced the validation split; None where weights alone were written.
-        accuracy: the share of validation samples that the exported network gets right; None where that is no number of
-            this kind of task.
+        accuracy: of the exported network on the validation split; None for tasks without accuracy.
         test_samples: of the test split; None where they are not known.
         licences: a line for each source of published weights.
     """
@@ -202,7 +201,7 @@ def licences(values: Mapping[str, Any], predictor: Predictor, starts_from_weight
     Args:
         values: the configuration.
         predictor: the network.
-        starts_from_weights: whether the method begins with published weights without being asked.
+        starts_from_weights: whether the method starts from published weights by default.
     """
     node = values.get("model")
     model: Mapping[str, Any] = node if isinstance(node, dict) else {}

@@ -1,4 +1,4 @@
-"""The proof of an export: a fresh process, in which healsg cannot be imported, predicts the validation split anew."""
+"""Verification of an export: a new process, in which healsg cannot be imported, predicts the validation split."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from healsg.evaluation.evaluator import evaluating, in_units
 from healsg.evaluation.predictor import Predictor
 
 TOLERANCE = 1e-5
-"""How far a probability may be off; of a regression, in standard deviations of the targets."""
+"""Largest allowed error of a probability; for regression, in standard deviations of the targets."""
 
 PIXELS = 1e-4
 """The share of a mask's pixels that may have another label: those whose two largest scores are equal to rounding."""
 
 REFUSED = {"onnx": ("torch", "healsg"), "pt2": ("healsg",)}
-"""By format what the fresh process must not import."""
+"""Modules that the new process must not import, by format."""
 
 PROCESS = """
 import json, sys
@@ -66,11 +66,11 @@ numpy.savez(request["found"], *[numbers for _, numbers in found])
 
 @dataclass(frozen=True)
 class Reference:
-    """What HEALSg itself says of the validation split.
+    """HEALSg's own predictions of the validation split.
 
     Args:
         outputs: (N, C) probabilities, or (N, ...) numbers of a regression in the unit of their targets.
-        targets: (N, ...) the labels or numbers that are right.
+        targets: (N, ...) the true labels or numbers.
         index: (N,) which samples of the split these are; those that cannot be read may be left out.
         source: of the split, as stored.
     """
@@ -83,7 +83,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well the fresh process reproduced it.
+    """How well the new process reproduced them.
 
     Args:
         samples: how many.
@@ -116,12 +116,12 @@ def reference(predictor: Predictor, loader: Loader) -> Reference:
 
 
 def reproduce(folder: Path, to: str, made: Reference, info: DataInfo) -> Agreement:
-    """Let a fresh process predict the raw samples by ``predict.py`` in ``folder``, and compare.
+    """Let a new process predict the raw samples by ``predict.py`` in ``folder``, and compare.
 
     Args:
         folder: with ``predict.py``, ``classes.json`` and the network.
         to: the format.
-        made: what it has to reproduce.
+        made: the predictions to reproduce.
         info: what the outputs mean.
 
     Raises:
@@ -224,8 +224,7 @@ def _own_masks_of_volumes(predictor: Predictor, loader: Loader, place: Path) -> 
 
 
 def _asked(folder: Path, to: str, paths: list[str], place: Path, masks: str = "") -> list[Any]:
-    """What a fresh process makes of raw samples, by the program ``masks`` where outputs are masks. Raises RunError
-    where it fails."""
+    """The output of a new process for raw samples; for masks by the program ``masks``. Raises RunError if it fails."""
     request, found = place / "request.json", place / "found.npz"
     asked = {
         "folder": str(folder.absolute()),
@@ -254,7 +253,7 @@ def _error_of(stderr: str) -> str:
 def compared(found: Tensor, wanted: Tensor, info: DataInfo) -> Agreement:
     """The agreement of a fresh process's numbers, of which the first sample stands before all, predicted alone.
 
-    Raises RunError that says how far they are off.
+    Raises RunError with the largest error.
     """
     wanted = torch.cat([wanted[:1], wanted])
     if found.shape != wanted.shape:

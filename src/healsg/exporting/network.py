@@ -1,4 +1,4 @@
-"""The network of a run with what comes before and after it, and the file formats that it is written in."""
+"""The network of a run with its pre- and postprocessing, and the file formats of its export."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from healsg.transforms.image import ImageTransform, scaling
 from healsg.transforms.standard import Standardise
 
 PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "pt2": (), "safetensors": ("safetensors",)}
-"""By format what has to be installed beside HEALSg."""
+"""Packages that a format needs, in addition to HEALSg."""
 
 FILES = {"onnx": "model.onnx", "pt2": "model.pt2", "safetensors": "model.safetensors"}
 """By format the file with the network."""
@@ -140,7 +140,7 @@ def write_network(predictor: Predictor, to: str, folder: Path) -> None:
     try:
         with torch.no_grad(), _quietly():
             write(exported, example, path)
-    except Exception as error:  # what a network may do, exporters refuse in as many ways
+    except Exception as error:  # exporters raise many kinds of errors
         name = type(predictor.network).__name__
         raise RunError(f"healsg export: {name} cannot be written as {to}: {one_line(error)[:300]}") from error
 
@@ -183,7 +183,7 @@ def _write_weights(predictor: Predictor, path: Path) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the exporters' progress, warnings and advice, which are about their own future."""
+    """Suppress the exporters' progress, deprecation warnings and advice."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -198,8 +198,8 @@ def _quietly() -> Iterator[None]:
 
 
 def about(info: DataInfo, model: TaskModel | None = None) -> dict[str, Any]:
-    """What ``classes.json`` holds: what inputs and outputs mean, as plain values; of masks also how ``model`` takes a
-    picture apart, and the label that each region writes."""
+    """What ``classes.json`` holds: the meaning of inputs and outputs, as plain values; of masks also how ``model``
+    takes a picture apart, and the label that each region writes."""
     state = info.state_dict()
     of_masks: dict[str, Any] = {}
     if info.placed:

@@ -18,20 +18,20 @@ from healsg.sweeps.launcher import LOST, Answer, JobLauncher, Order
 from healsg.types import Count
 
 _POLL = 0.1
-"""Seconds between two looks at whether the pool was asked to stop."""
+"""Seconds between two checks for a stop signal."""
 _PATIENCE = 30.0
-"""Seconds that a worker without a job has to end."""
+"""Seconds that an idle worker has to end."""
 
 
 class LocalPool(JobLauncher):
     """Runs the jobs of a sweep in processes of this machine.
 
     The workers are fresh processes, so that a job that crashes, or is killed for its memory, ends one worker and no
-    other job. They end with the process that started them: they save, and the same command goes on.
+    other job. They end with the process that started them: they save, and the same command resumes.
 
     Args:
-        workers: jobs at once.
-        devices: indices of GPUs. Worker i sees the one at place i modulo their number alone; None: all see all.
+        workers: jobs that run in parallel.
+        devices: indices of GPUs. Worker i sees only the one at index i modulo their number; None: all see all.
     """
 
     def __init__(self, workers: Count = 2, devices: list[int] | None = None) -> None:
@@ -74,7 +74,7 @@ class LocalPool(JobLauncher):
 
 
 def _asked_to_end(line: str) -> bool:
-    """Whether a worker's answer is its last one, since a signal has stopped its job."""
+    """Whether a worker's report is its last one, since a signal has stopped its job."""
     return int(json.loads(line)["exit"]) >= 128
 
 
@@ -101,7 +101,7 @@ class _Worker:
         self.slot = slot
         self.job: int | None = None
         line = system.program("healsg.commands.launch.worker", "main")
-        # A session of its own: Ctrl-C reaches the pool alone, which tells its workers once.
+        # A new session: Ctrl-C reaches only the pool, which forwards it to its workers once.
         self.process = subprocess.Popen(
             line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
         )
@@ -113,20 +113,20 @@ class _Worker:
     def _listen(self, answers: IO[bytes], events: queue.SimpleQueue[tuple[_Worker, str | None]]) -> None:
         with answers:
             for line in answers:
-                if line.endswith(b"\n"):  # a worker that is killed may leave a part of one
+                if line.endswith(b"\n"):  # a killed worker may leave a truncated line
                     events.put((self, line.decode()))
         self.process.wait()
         events.put((self, None))
 
     def take(self, place: int, order: Order) -> None:
-        """Give it a job."""
+        """Assign it a job."""
         self.job = place
-        with contextlib.suppress(OSError):  # it has just ended, which its last event says
+        with contextlib.suppress(OSError):  # it has just ended, as its last event will say
             self._orders.write(json.dumps(order).encode() + b"\n")
             self._orders.flush()
 
     def free(self) -> int | None:
-        """Note that its job has ended; the job, None where it had none."""
+        """Mark its job as ended; returns the job, None if it had none."""
         ended = self.job
         self.job = None
         return ended
@@ -137,7 +137,7 @@ class _Worker:
             self.process.send_signal(signal.Signals(number))
 
     def close(self) -> None:
-        """Let it end, and wait for that: it saves a job that it is at."""
+        """Shut it down and wait: it saves a job in progress."""
         with contextlib.suppress(OSError):
             self._orders.close()
         try:

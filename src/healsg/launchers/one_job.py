@@ -13,7 +13,7 @@ from healsg.sweeps.launcher import Answer, Order
 
 
 class OneJob:
-    """Trains a job. Its process saves and stops when this one is gone, or is asked to.
+    """Trains a job. Its process saves and stops when this one ends or requests it.
 
     Args:
         order: of the job.
@@ -28,7 +28,7 @@ class OneJob:
         )
 
     def answer(self) -> Answer:
-        """What the process says at its end. Raises RuntimeError where it ended without an answer."""
+        """The process's final report. Raises RuntimeError if it ended without one."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         with self._child.stdin as orders, self._child.stdout as answers:
@@ -45,12 +45,12 @@ class OneJob:
             orders.flush()
         line = answers.readline()
         answer: Answer | None = None
-        with contextlib.suppress(ValueError):  # a worker that is killed may leave a part of a line
+        with contextlib.suppress(ValueError):  # a killed worker may leave a truncated line
             answer = json.loads(line)
         return answer
 
     def stop(self, patience: float) -> None:
-        """Let it save and stop, for which it has so many seconds."""
+        """Let it save and stop within this many seconds."""
         self._child.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(patience)

@@ -22,7 +22,7 @@ from healsg.sweeps.launcher import LOST, Answer, JobLauncher, Order
 from healsg.types import Count
 
 _POLL = 0.5
-"""Seconds between two looks at whether a stop was asked for."""
+"""Seconds between two checks for a stop signal."""
 
 _SAVING = 90.0
 """Seconds that a task has to save when it is asked to stop."""
@@ -32,9 +32,9 @@ class RayLauncher(JobLauncher):
     """Runs the jobs of a sweep as tasks of Ray.
 
     Args:
-        workers: jobs at once.
-        address: of the cluster's head, such as ``auto`` on one of its machines; None begins one of this machine.
-        options: what a task needs, as Ray's ``options`` take it, such as ``{num_cpus: 4, num_gpus: 1}``.
+        workers: jobs that run in parallel.
+        address: of the cluster's head, such as ``auto`` on one of its machines; None starts one on this machine.
+        options: resources of a task, as Ray's ``options``, such as ``{num_cpus: 4, num_gpus: 1}``.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class RayLauncher(JobLauncher):
 
 
 def _train(order: Order, folder: str) -> Answer:
-    """What runs on a machine of the cluster: it trains one job in a process of its own."""
+    """The task on a machine of the cluster: it trains one job in a new process."""
     job = OneJob(order, folder)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(job.answer)
         try:
-            while not waiting.done():  # Ray interrupts Python code alone, and no read that waits
+            while not waiting.done():  # Ray interrupts only Python code, not a blocking read
                 time.sleep(_POLL / 5)
         except KeyboardInterrupt:
             with contextlib.suppress(ProcessLookupError):
@@ -105,11 +105,11 @@ def _train(order: Order, folder: str) -> Answer:
 
 
 def _answer(ray: Any, reference: Any, signalled: int | None) -> Answer:
-    """How a task ended; ``told`` is the signal by which it was asked to."""
+    """How a task ended; ``told`` is the stop signal that it was sent."""
     try:
         answer: Answer = ray.get(reference)
         return answer
-    except Exception as error:  # of Ray, whatever happened there
+    except Exception as error:  # any error raised through Ray
         if signalled is not None:
             return {"status": "stopped", "exit": 128 + signalled}
         lines = str(error).strip().splitlines() or [type(error).__name__]

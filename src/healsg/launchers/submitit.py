@@ -1,8 +1,8 @@
 """``launcher=submitit``: each job of a sweep as a job of Slurm, submitted by submitit; or of this machine, to try it.
 
-The scheduler decides when and where a job runs. A job that it preempts or that reaches its time saves, is queued again,
-and goes on: it is the same run. The command that has submitted the jobs waits for them and writes the table. It may be
-left: the jobs go on without it, and the same command collects what has finished.
+The scheduler decides when and where a job runs. A job that is preempted or reaches its time limit saves, is requeued,
+and resumes as the same run. The command that has submitted the jobs waits for them and writes the table. It may be
+ended: the jobs continue without it, and the same command collects their results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from healsg.sweeps.launcher import LOST, Answer, JobLauncher, Order
 from healsg.types import Count
 
 _POLL = 0.5
-"""Seconds between two looks at the jobs."""
+"""Seconds between two polls of the jobs."""
 _SAVING = 90.0
 """Seconds that a job has to save when the scheduler takes its machine away; submitit's signal comes 90 s before."""
 
@@ -30,10 +30,10 @@ class SubmititLauncher(JobLauncher):
 
     Args:
         executor: ``slurm``, or ``local`` for processes of this machine.
-        workers: jobs that run at once.
-        minutes: of a job, after which the scheduler ends it; it saves before, and is queued again.
-        requeues: times that a job may be queued again.
-        options: what submitit's executor takes besides, such as ``{slurm_partition: gpu, gpus_per_node: 1}``.
+        workers: jobs that run in parallel.
+        minutes: time limit of a job; it saves before the limit, and is requeued.
+        requeues: how often a job may be requeued.
+        options: further parameters of submitit's executor, such as ``{slurm_partition: gpu, gpus_per_node: 1}``.
     """
 
     def __init__(
@@ -97,14 +97,14 @@ def _answer(job: Any) -> Answer:
     try:
         answer: Answer = job.result()
         return answer
-    except Exception as error:  # of submitit, whatever happened there
+    except Exception as error:  # any error raised through submitit
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = f"job {job.job_id}: {lines[-1]}; the same command goes on with it"
         return {"status": LOST, "exit": 1, "reason": reason}
 
 
 class Submitted:
-    """What runs on the machine that the scheduler chose: it trains one job in a process of its own.
+    """The function that the scheduler's machine runs: it trains one job in a new process.
 
     submitit pickles it; ``checkpoint`` is what it calls when the scheduler takes the machine away.
 
@@ -122,7 +122,7 @@ class Submitted:
         return self._job.answer()
 
     def checkpoint(self) -> Any:
-        """Let the run save and stop; what is queued again is the same job."""
+        """Let the run save and stop; the same job is requeued."""
         from submitit.helpers import DelayedSubmission
 
         if self._job is not None:

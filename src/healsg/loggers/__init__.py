@@ -1,1 +1,1 @@
-"""Mirrors of a run: the screen, the report, TensorBoard, Weights & Biases."""
+"""Loggers of a run: the screen, the report, TensorBoard, Weights & Biases."""

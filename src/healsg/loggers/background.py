@@ -1,4 +1,4 @@
-"""A thread for a logger that may be slow, hang or break."""
+"""A thread for a logger that may be slow, hang or fail."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Background(Logger):
         self.patience: float = getattr(logger, "patience", 1.0)
         self.grace: float = getattr(logger, "grace", 5.0)
         self.calls: queue.Queue[tuple[Any, ...]] = queue.Queue(size)
-        self.listens = type(logger).log is not Logger.log  # to wake a thread for nothing costs a millisecond
+        self.listens = type(logger).log is not Logger.log  # waking a thread needlessly costs a millisecond
         self.started = threading.Event()
         self.thread = threading.Thread(target=self._work, name=f"healsg-{name}", daemon=True)
 

@@ -47,11 +47,11 @@ class FarEnd(Protocol):
 
 
 class Client(Logger):
-    """The near end. ``NAME.json`` in the run's folder keeps the id that a resumed run goes on with.
+    """The side in the run's process. ``NAME.json`` in the run's folder stores the id with which a resumed run
+    continues.
 
     Args:
-        project, group, name: the project's name; one under which runs are shown together; the run's there, None for the
-            one that it has here.
+        project, group, name: names of the project, of the group of runs, and of the run; None is the run's own name.
         timeout: seconds in which the server must answer.
     """
 
@@ -68,7 +68,7 @@ class Client(Logger):
         self.patience = timeout + 1
         self.process: subprocess.Popen[str] | None = None
         self.upload = ""
-        """The command that uploads the curves later; known once the run is."""
+        """The command that uploads the curves later; known once the run is open."""
 
     def prepare(self, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         """The client's folder and the run's id; what both are to be opened with."""
@@ -81,7 +81,7 @@ class Client(Logger):
         return init | {"id": key, "resume": "allow", "dir": str(folder.resolve()), "config": record.get("config")}
 
     def assigned_id(self) -> str | None:
-        """The id that whoever started this process has given the run; None where there is none."""
+        """The run's id from the environment of this process; None if there is none."""
         return None
 
     def log(self, line: dict[str, Any]) -> None:
@@ -101,8 +101,8 @@ class Client(Logger):
             log.warning("%s is still uploading; if curves are missing there: %s", self.title, self.upload)
 
     def catch_up(self, folder: Path) -> None:
-        """Send the lines that the run has already, of which the far end leaves out those that were shown: a kill may
-        have come between the writing of a line and its sending."""
+        """Send the lines that the run has already logged; the client skips those it has shown. (A kill may have come
+        between writing a line and sending it.)"""
         with contextlib.suppress(OSError), open_to_read(folder / "metrics.jsonl") as lines:
             for row in map(row_of, lines):
                 if row is not None:
@@ -111,7 +111,7 @@ class Client(Logger):
             self.media(folder, entry)
 
     def open(self, init: dict[str, Any], seconds: float) -> tuple[str, str]:
-        """Start the process; its answer is the run's address there, or the trouble it had."""
+        """Start the process; it answers with the run's URL or its error."""
         self.process = subprocess.Popen(
             system.program(f"healsg.loggers.{self.title}", f"serve_{self.title}"),
             text=True,
@@ -147,7 +147,7 @@ class Client(Logger):
 
 
 def _known_id(path: Path) -> str | None:
-    """The id in ``NAME.json``; None where there is none, or one that is odd in a command that is shown."""
+    """The id in ``NAME.json``; None where there is none, or one that is unsafe in a printed command."""
     try:
         known = json.loads(read_bytes(path, 1 << 16))["id"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -156,7 +156,7 @@ def _known_id(path: Path) -> str | None:
 
 
 def plain_id(known: Any) -> str | None:
-    """An id as it is; None where it is none, or odd in a command that is shown."""
+    """An id as it is; None where it is none, or unsafe in a printed command."""
     return known if isinstance(known, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", known) else None
 
 
@@ -171,11 +171,11 @@ def _trusted_folder() -> Path:
 
 
 def serve(title: str, open_run: Callable[[dict[str, Any]], FarEnd]) -> None:
-    """Open the run, log what stdin says until told to finish or until the run's process has gone.
+    """Open the run, and log the messages from stdin until the finish message or until the run's process is gone.
 
     Args:
         title: see ``Client``.
-        open_run: from the first message to the run; what it raises is answered as trouble.
+        open_run: from the first message to the run; its exceptions are reported to the run.
     """
     orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")  # which the client's processes do not inherit
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -202,7 +202,7 @@ def serve(title: str, open_run: Callable[[dict[str, Any]], FarEnd]) -> None:
 
 
 def pass_on(run: FarEnd, message: dict[str, Any], sent: Sent) -> None:
-    """Show the run one message, unless it was shown that before."""
+    """Log one message, unless it was logged before."""
     if "media" not in message:
         if sent.add(message["key"]):
             run.log(message["numbers"])
@@ -211,7 +211,7 @@ def pass_on(run: FarEnd, message: dict[str, Any], sent: Sent) -> None:
     if sent.add(f"{entry['kind']} {entry['name']} {entry['epoch']} {entry['step']}"):
         try:
             run.media(entry, Path(message["path"]))
-        except Exception as error:  # the client's types refuse what they like; the numbers go on
+        except Exception as error:  # the client may reject a medium; scalars are still logged
             print(f"{message['path']}: {error}", file=sys.stderr)
 
 
@@ -219,7 +219,7 @@ class Sent:
     """What the runs of one id were shown, so that lines that a resumed run writes again are not shown twice.
 
     Args:
-        path: a line for each; it may end in the half of one.
+        path: a line for each; it may end in a truncated line.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tables and plots of a run in forms that loggers show: text, and pictures."""
+"""Convert a run's tables and plots to text and images that loggers show."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_ROWS = 200
 
 
 def key_of(entry: dict[str, Any]) -> str:
-    """What a medium is called at a service that has one kind for each name: a table and an image may share theirs."""
+    """The name of a medium at a service that allows one kind per name: a table and an image may share a name."""
     return f"{entry['name']}_table" if entry["kind"] == "table" else str(entry["name"])
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with its result, its curves and its configuration, that needs nothing else."""
+"""The report of a run: one self-contained HTML file with its results, curves and configuration."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Report(Logger):
 
 def write_report(folder: Path, status: str | None = None) -> Path:
     """Write ``report.html`` of the run in ``folder``, from its ``metrics.jsonl``, ``run.json``, ``config.yaml`` and
-    ``media/samples.json``: the result first, then classes, curves and single samples, where it came from last.
+    ``media/samples.json``: the result first, then classes, curves and single samples, its provenance last.
 
     ``status`` is how the run ended, where ``run.json`` does not say so yet. What is missing or damaged of these is left
     out. Returns its path; raises OSError where it cannot be written.
@@ -146,7 +146,7 @@ def write_report(folder: Path, status: str | None = None) -> Path:
 
 
 def result(record: dict[str, Any], samples: dict[str, Any], config: str) -> str:
-    """What was trained on what, and how good it became."""
+    """What was trained on which data, and the results."""
     chosen = record.get("choices")
     known = chosen if isinstance(chosen, dict) else {}
     options = {role: known.get(role) or _target(role, config) for role in PARTS}
@@ -183,7 +183,7 @@ def _target(role: str, config: str) -> str:
 
 
 def _ways_on(folder: Path, name: str, record: dict[str, Any]) -> str:
-    """The commands with which the run is used, or gone on with."""
+    """The commands to use or resume the run."""
     if not record:
         return ""
     run = shlex.quote(name if folder.resolve().parent.name == "runs" else str(folder))
@@ -252,7 +252,7 @@ def _matrices(test: Any, names: list[str]) -> Iterable[str]:
 
 
 def _facts(record: dict[str, Any]) -> str:
-    """The result and the circumstances, as a table of names and values."""
+    """The results and the environment, as a table of names and values."""
     order = ["status", "reason", "best", "test", "duration", "begin", "end", "command", "seed", "parameters", "device"]
     shown = {"duration": _duration(record.get("begin"), record.get("end")), **record}
     if _is_number(record.get("parameters")):

@@ -1,5 +1,5 @@
-"""The parts of a report that speak of classes and single samples, from ``media/samples.json``; all of it is read as
-data, since a run's folder may come from anybody."""
+"""The sections of a report on classes and single samples, from ``media/samples.json``; treated as untrusted input,
+since a run's folder may come from anybody."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_ROWS = 200
 """Classes of the table."""
 
 LARGEST_PICTURE = 120_000
-"""Characters of a picture in base64; a larger one is not ours."""
+"""Characters of a picture in base64; a larger one was not written by this program."""
 
 
 def whole_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What a run's report says of single samples: collected in the evaluation of the best weights, written as
+"""Data of single samples for a run's report: collected in the evaluation of the best weights, written as
 ``media/samples.json``: counts by class, calibration, the most confident mistakes and the largest losses."""
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Worst:
 class SampleCollector:
     """Sees every batch of one evaluation: classes of (N, C) scores, or masks of (N, C, *spatial) scores.
 
-    Anything else, such as numbers that are predicted, is passed over.
+    Other outputs, such as regression, are ignored.
 
     Args:
         info: what the outputs mean; None where the task has loaders of its own.
@@ -82,10 +82,10 @@ class SampleCollector:
         self.largest = _Worst()
         self.masks = _Worst()
         self.found: dict[str, Any] = {}
-        """What was seen, as plain values, on rank 0."""
+        """The collected data, as plain values, on rank 0."""
 
     def see(self, output: Any, batch: Mapping[str, Any]) -> None:
-        """Take in a batch and the network's output for it."""
+        """Add a batch and the network's output for it."""
         target = batch.get("target")
         if not isinstance(output, Tensor) or not isinstance(target, Tensor) or target.is_floating_point():
             return
@@ -170,7 +170,7 @@ class SampleCollector:
     # --- the end of the evaluation -----------------------------------------------------------------------------------
 
     def write(self, folder: Path, split: str, loader: Any) -> None:
-        """Write what was seen into the run's folder, unless nothing was; every process must call it. See ``finish``.
+        """Write the collected data, if any, into the run's folder; every process must call it. See ``finish``.
 
         Raises OSError where it cannot be written.
         """

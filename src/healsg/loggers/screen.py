@@ -1,4 +1,4 @@
-"""What a terminal shows of a run: a live line under a table of epochs; plain lines elsewhere, or warnings alone."""
+"""The terminal display of a run: a live line under a table of epochs; plain lines elsewhere, or only warnings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from healsg.training.progress import Progress
 
 
 def clock(seconds: float) -> str:
-    """Seconds as people read them: ``0:07``, ``12:30``, ``3:05:00``, ``2d 04:00``."""
+    """Seconds in readable form: ``0:07``, ``12:30``, ``3:05:00``, ``2d 04:00``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 24:
@@ -38,7 +38,7 @@ def columns(line: dict[str, Any]) -> dict[str, str]:
 
 
 class Display:
-    """What all displays share: plain lines. A context manager that leaves the terminal as it was found."""
+    """Base class of the displays: plain lines. A context manager that restores the terminal."""
 
     least = logging.INFO
 
@@ -61,12 +61,12 @@ class Display:
             self.write(f"{name}: {text}" if level >= logging.WARNING else text, name)
 
     def end(self, lines: list[str]) -> None:
-        """The run has ended: where it lies and how to go on."""
+        """The run has ended: show its folder and how to resume it."""
         self.close()
         self.message("\n".join(lines))
 
     def close(self) -> None:
-        """Leave the terminal as it was found. May be called twice."""
+        """Restore the terminal. May be called twice."""
 
     def write(self, text: str, style: str = "") -> None:
         """One text on lines of its own, in the style of this name where there are any."""
@@ -176,7 +176,7 @@ class Live(Display):
 
 
 def fitting(cells: dict[str, str], width: int) -> list[str]:
-    """The columns that there is room for, in order; the learning rate and the like give way to what is measured."""
+    """The columns that fit, in order; metrics take precedence over the learning rate and the like."""
     chosen: list[str] = []
     for name in sorted(cells, key=lambda name: name in ("val/loss", "lr", "seconds")):
         if sum(max(7, len(other)) + 2 for other in [*chosen, name]) - 2 <= width:
@@ -185,7 +185,7 @@ def fitting(cells: dict[str, str], width: int) -> list[str]:
 
 
 class Pace:
-    """How fast a run goes, from the samples of the last seconds; and how long it takes, from all its updates."""
+    """The throughput of a run, from the samples of the last seconds, and its remaining time, from all its updates."""
 
     def __init__(self) -> None:
         self.recent: deque[tuple[float, int]] = deque(maxlen=40)
@@ -218,7 +218,7 @@ def live_line(
     best: str = "",
     memory: int | None = None,
 ) -> list[str]:
-    """The live line: its head, the bar's done and open part, its tail; what there is no room for is left out.
+    """The live line: its head, the bar's done and open part, its tail; parts that do not fit are left out.
 
     Args:
         progress: where the run is.
@@ -250,7 +250,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def make_display(progress: Progress, *, quiet: bool = False, stream: TextIO | None = None) -> Display:
-    """The display that suits ``stream`` (stdout where it is None): ``Quiet`` if so wanted, ``Live`` on a terminal that
+    """The display that suits ``stream`` (stdout where it is None): ``Quiet`` if requested, ``Live`` on a terminal that
     moves its cursor, else ``Plain``."""
     stream = stream or sys.stdout
     if quiet:

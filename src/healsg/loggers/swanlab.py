@@ -21,16 +21,16 @@ log = logging.getLogger("healsg")
 class SwanLab(Client):
     """Curves for SwanLab: at its server, or in the run's folder ``swanlab``; refused where it is not installed.
 
-    The key is the client's own business (``swanlab login`` or SWANLAB_API_KEY). ``swanlab.json`` keeps the id with
-    which a resumed run goes on.
+    The API key is handled by the client (``swanlab login`` or SWANLAB_API_KEY). ``swanlab.json`` stores the id with
+    which a resumed run continues.
 
     Args:
         project: the project's name.
-        group: a name under which runs are shown together.
-        name: the run's name there; its name here where it is None.
+        group: the group under which runs are shown together.
+        name: the run's name at the service; None is the run's own name.
         mode: ``online``, or ``offline`` where there is no key or no network (for ``swanlab sync``), ``local`` (for
             ``swanlab watch``, on this machine alone) or ``disabled``.
-        timeout: seconds in which the server must answer before the run goes on offline.
+        timeout: seconds to wait for the server before the run continues offline.
     """
 
     title = "swanlab"
@@ -66,7 +66,7 @@ class SwanLab(Client):
 
 
 class SwanLabRun:
-    """The far end. ``order`` is what the near end opens it with."""
+    """The side in the client's process. ``order`` holds the settings with which to open the run."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         import swanlab

@@ -18,7 +18,7 @@ class TensorBoard(Logger):
     """Curves for TensorBoard over the updates, in the run's folder ``tensorboard``; refused where not installed.
 
     Args:
-        flush_seconds: how often what is new is written to the file.
+        flush_seconds: seconds between two writes to the file.
     """
 
     def __init__(self, flush_seconds: Positive = 10.0) -> None:

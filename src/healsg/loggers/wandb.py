@@ -23,15 +23,15 @@ log = logging.getLogger("healsg")
 class Wandb(Client):
     """Curves at Weights & Biases, or in the run's folder ``wandb`` where there is no key or no network.
 
-    The client runs in a process of its own: it may hang, crash or print without the run noticing. The key is its own
-    business (``wandb login`` or WANDB_API_KEY). ``wandb.json`` keeps the id that a resumed run goes on with.
+    The client runs in a process of its own: it may hang, crash or print without the run noticing. The client handles
+    the API key (``wandb login`` or WANDB_API_KEY). ``wandb.json`` stores the id with which a resumed run continues.
 
     Args:
         project: the project's name.
-        group: a name under which runs are shown together.
-        name: the run's name there; its name here where it is None.
-        mode: ``online``, ``offline`` (for ``wandb sync``) or ``disabled``; WANDB_MODE goes before ``online``.
-        timeout: seconds in which the server must answer before the run goes on offline.
+        group: the group under which runs are shown together.
+        name: the run's name at the service; None is the run's own name.
+        mode: ``online``, ``offline`` (for ``wandb sync``) or ``disabled``; WANDB_MODE overrides ``online``.
+        timeout: seconds to wait for the server before the run continues offline.
     """
 
     title = "wandb"
@@ -49,8 +49,8 @@ class Wandb(Client):
         self.mode = mode
 
     def assigned_id(self) -> str | None:
-        """That of a trial which ``wandb agent`` has started. WANDB_RUN_ID without a sweep is not taken: the jobs of a
-        sweep of ours would share it."""
+        """That of a trial which ``wandb agent`` has started. WANDB_RUN_ID without a wandb sweep is ignored: the jobs of
+        a HEALSg sweep would share it."""
         return plain_id(os.environ.get("WANDB_RUN_ID")) if os.environ.get("WANDB_SWEEP_ID") else None
 
     def start(self, folder: Path, record: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ class Wandb(Client):
 
 
 class WandbRun:
-    """The far end. ``order`` is what the near end opens it with."""
+    """The side in the client's process. ``order`` holds the settings with which to open the run."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         import wandb

@@ -15,7 +15,7 @@ class Grid(Search):
     """Tries all combinations of values, the last key's fastest.
 
     Args:
-        trials: the first so many; None is all.
+        trials: run only the first ``trials`` combinations; None runs all.
         batch: trials of a round.
         rungs, factor: see ``Search``.
     """

@@ -15,10 +15,10 @@ from healsg.types import Count, Factor, Natural
 
 
 class Random(Search):
-    """Draws each trial at random.
+    """Random search.
 
     Args:
-        trials: runs in all.
+        trials: the total number of trials.
         batch: trials of a round.
         seed: of the proposals; that of the runs is the key ``seed`` of the whole configuration.
         rungs, factor: see ``Search``.
@@ -39,7 +39,7 @@ class Random(Search):
         return self.trials
 
     def propose(self, space: Space, number: int, before: Sequence[Trial], mode: Mode) -> dict[str, Value]:
-        """The study lives for one question, so that nothing but the trials that are handed over can count."""
+        """The study exists only for one proposal, so that it depends on nothing but the given trials."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -68,11 +68,11 @@ class TPE(Random):
     2010), so that they are not all alike.
 
     Args:
-        trials: runs in all.
+        trials: the total number of trials.
         batch: trials of a round.
         seed: of the proposals; that of the runs is the key ``seed`` of the whole configuration.
         rungs, factor: see ``Search``.
-        startup: trials that are drawn at random before the estimator is asked.
+        startup: trials drawn at random before the estimator proposes.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class GP(TPE):
     """Bayesian optimization with a Gaussian process (Snoek et al. 2012, "Practical Bayesian optimization of machine
     learning algorithms") and the logarithm of the expected improvement (Ament et al. 2023).
 
-    It asks more of each trial than ``TPE`` does and costs more time by proposal, so it is for some tens of trials over
-    few keys. Trials of the same round count as points whose values are not known yet. Arguments are those of ``TPE``.
+    A proposal takes more time than with ``TPE``, so it is for some tens of trials over few keys. Trials of the same
+    round count as points whose values are not known yet. Arguments are those of ``TPE``.
     """
 
     def check(self, space: Space) -> None:

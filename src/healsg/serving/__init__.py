@@ -1,1 +1,1 @@
-"""Serving: the network of a run behind a page and an HTTP address on this machine."""
+"""Serving: the network of a run behind a local web page and HTTP API."""

@@ -127,8 +127,7 @@ def page(run: str, volumes: bool = False) -> str:
     """The page, as HTML.
 
     Args:
-        run: how messages call the run.
-        volumes: whether it takes volumes, and not pictures.
+        run: the name of the run in messages.
     """
     name = html.escape(run)
     asked = "Drop a picture here, paste one, or choose a file"

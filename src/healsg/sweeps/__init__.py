@@ -1,1 +1,1 @@
-"""What a sweep of several jobs is made of: composing their configurations, and sharing data between them."""
+"""Sweeps: composing the jobs' configurations, and sharing data between jobs."""

@@ -16,7 +16,7 @@ class JobTrainer(TaskTrainer):
     Args:
         composed: the checked configuration.
         folder: of the job.
-        shared: what the jobs have read; None where they share nothing.
+        shared: the cached data of earlier jobs; None without sharing.
     """
 
     def __init__(self, composed: Composed, folder: RunFolder, shared: SharedData | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: their configurations, of which those that differ in plain values are composed once."""
+"""The configurations of a sweep's jobs; jobs that differ only in plain values are composed once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Setting = tuple[list[str], Any]
 
 
 def compose_jobs(composer: Composer, jobs: Sequence[list[str]], given: Sequence[str]) -> list[Composed]:
-    """The unchecked configuration of each job, given as its overrides; those of ``given`` are swept that differ.
+    """The unchecked configuration of each job, given by its overrides.
 
     Where plain values of keys are swept on which nothing else depends, the first job's configuration serves for all,
     with other values: composing takes a tenth of a second a job. Raises ConfigError.
@@ -45,7 +45,7 @@ def _stand_alone(composer: Composer, overrides: list[str], swept: list[int]) -> 
 
 
 def _setting(composer: Composer, text: str, first: Composed) -> Setting | None:
-    """What an override sets, where it gives another number or truth to a key that has a plain value."""
+    """The key and value of an override that changes a plain number or boolean."""
     override = composer.parse([text])[0]
     value, parts = override.value(), override.key_or_group.split(".")
     parent: Any = first.values

@@ -1,4 +1,4 @@
-"""JobLauncher: what runs the jobs of a sweep elsewhere than in the process of the command."""
+"""JobLauncher: runs the jobs of a sweep outside of the command's process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 Order = dict[str, Any]
-"""What a worker is told of a job, as JSON."""
+"""The order of a job, as a worker receives it, as JSON."""
 
 Answer = dict[str, Any]
-"""What a worker says of a job when it has ended, as JSON: ``status``, ``exit``, and what else it has to say."""
+"""A worker's report of an ended job, as JSON: ``status``, ``exit``, and further facts."""
 
 LOST = "lost"
 """The status of a job whose worker has ended before the job did."""
@@ -24,15 +24,16 @@ class JobLauncher(ABC):
 
     @abstractmethod
     def results(self, orders: Sequence[Order], asked: Callable[[], int | None]) -> Iterator[tuple[int, Answer]]:
-        """Run the jobs; gives the place of each in ``orders`` and its answer, in the order in which they end.
+        """Run the jobs; yields each one's index in ``orders`` and its report, in the order in which they end.
 
-        A worker that is lost gives its job the status ``LOST``, and another takes its place.
+        The job of a lost worker gets the status ``LOST``, and the worker is replaced.
 
         Args:
             orders: of the jobs.
-            asked: the number of a signal that asks for a stop, which the workers are sent; then no job is begun.
+            asked: returns the number of a stop signal, if any, which is forwarded to the workers; no further job is
+                started then.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Let the workers end, and wait for that; a job that is in progress is saved."""
+        """Shut down the workers and wait for them; a job in progress saves."""

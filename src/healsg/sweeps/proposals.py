@@ -1,4 +1,4 @@
-"""Search: what proposes the trials of a search, as a pure function of the space and of the rounds before."""
+"""Search: proposes the trials of a search, as a pure function of the space and of the earlier rounds."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Search(ABC):
     """Proposes trials in rounds.
 
     Args:
-        trials: runs in all; None for as many as there are.
+        trials: the total number of trials; None for all combinations.
         rungs, factor: of synchronous successive halving (Jamieson and Talwalkar 2016). All trials are trained to the
-            first rung; of ``factor`` trials at a rung one goes on, to ``factor`` times the epochs. At the last rung a
-            run is at its end. With one rung all are trained to it.
-        batch: trials of a round. They are proposed from what the rounds before it have found, and from nothing else, so
-            that neither the number of workers nor the order in which they end changes a trial.
+            first rung; one in ``factor`` trials at a rung continues, to ``factor`` times the epochs. The last rung is
+            the end of the run. With one rung all trials are trained to the end.
+        batch: trials of a round. They are proposed only from the results of earlier rounds, so that neither the number
+            of workers nor the order in which they end changes a trial.
     """
 
     def __init__(self, trials: int | None, batch: int, rungs: int = 1, factor: int = 3) -> None:
@@ -66,10 +66,11 @@ class Search(ABC):
         """
 
     def settings(self) -> dict[str, object]:
-        """What must be the same where a search goes on, by key."""
+        """The settings that a continued search must not change, by key."""
         halving = {"search.rungs": self.rungs, "search.factor": self.factor} if self.rungs > 1 else {}
         return {"search": type(self).__name__, "search.batch": self.batch, **halving}
 
     def pauses(self, epochs: int) -> list[int | None]:
-        """For each rung the epoch at which a run of so many epochs pauses there; None at the last one, its end."""
+        """The epoch at which a run of this many epochs pauses for each rung; None at the last rung, the end of the
+        run."""
         return [epochs // self.factor ** (self.rungs - 1 - rung) for rung in range(self.rungs - 1)] + [None]

@@ -1,4 +1,4 @@
-"""Data that one job of several has read, for the next one with the same settings; without torch."""
+"""Data sets that a job has read, reused by the next job with the same settings; imports no torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from healsg.data.base import TaskData
 
 LARGEST = 1 << 30
-"""Bytes of samples that are kept in memory from one job to the next."""
+"""Most bytes of samples that are kept in memory from one job to the next."""
 
 
 class SharedData:
-    """The data set of the last job. The next job takes it over where its settings of ``data`` are the same and the set
-    is repeatable: another one may draw from the global generators as it reads, and these are each job's own."""
+    """The data set of the last job. The next job reuses it if its settings of ``data`` are the same and the set is
+    repeatable: another set may draw from the global random generators as it reads, which are seeded for each job."""
 
     def __init__(self) -> None:
         self._settings: Any = None

@@ -1,6 +1,6 @@
-"""The trials of a search: their values in ``search.json``, what became of them in their own folders.
+"""The trials of a search: their values in ``search.json``, their results in their own folders.
 
-Nothing else is kept: a search that goes on, wherever its folder lies now, is rebuilt from these files.
+There is no other state: a continued search is rebuilt from these files, also in another place.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from healsg.sweeps.proposals import Mode, Search, Trial
 from healsg.sweeps.space import Space
 
 LARGEST = 1 << 26
-"""Bytes of a ``search.json``."""
+"""Largest size of a ``search.json``, in bytes."""
 
 
 class Trials:
-    """The trials in the folder of a search. Whoever changes them has the folder locked.
+    """The trials in the folder of a search. The caller must hold the folder's lock to change them.
 
     Args:
         folder: of the search.
@@ -45,7 +45,7 @@ class Trials:
         self.read()
 
     def read(self) -> None:
-        """Take over what other commands have proposed meanwhile."""
+        """Load trials that other commands have proposed meanwhile."""
         try:
             content = json.loads(safefiles.read_bytes(self.file, LARGEST))
         except FileNotFoundError:
@@ -73,7 +73,7 @@ class Trials:
         return RunError(f"{self.file}: {detail}; restore it, or use another name, or fresh=true")
 
     def _settings(self) -> dict[str, Any]:
-        """What must be the same where a search goes on, as it is in JSON."""
+        """The settings that a continued search must not change, as JSON values."""
         shown = {key: str(dimension) for key, dimension in self.space.items()}
         return {**self.search.settings(), **shown}
 
@@ -82,7 +82,7 @@ class Trials:
         return f"{number:04d}"
 
     def propose(self, numbers: Sequence[int], epoch: int | None = None) -> None:
-        """Propose the trials of a round that have not been yet, and write them down before any of them is begun.
+        """Propose the trials of a round that do not exist yet, and save them before any of them starts.
 
         Args:
             numbers: of the round.
@@ -98,7 +98,7 @@ class Trials:
         self.write()
 
     def fail(self, number: int, reason: str) -> None:
-        """A trial has failed and has no folder that says so."""
+        """Record that a trial has failed without a folder."""
         self.rows[number]["failed"] = reason
         self.write()
 
@@ -135,7 +135,7 @@ class Trials:
             text = safefiles.read_bytes(self.folder.path / self.job(number) / "metrics.jsonl", LARGEST)
         except OSError:
             return []
-        lines = map(row_of, text.splitlines())  # the last one may be cut, of a run that was killed
+        lines = map(row_of, text.splitlines())  # the last line of a killed run may be truncated
         return [line for line in lines if line is not None and line.get("event") == "epoch"]
 
     def _best(self, lines: Sequence[dict[str, Any]], epoch: int) -> float | None:
@@ -184,7 +184,7 @@ class Trials:
         return list(found.values())
 
     def sorted(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Finished trials, the best first; of equal ones the one that was proposed first."""
+        """Finished trials, the best first; ties in the order of proposal."""
         sign = -1 if self.mode() == "max" else 1
         return sorted(trials, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 

@@ -1,4 +1,4 @@
-"""``healsg check``: what a run would find, before it: every sample read, and one real training step."""
+"""``healsg check``: read every sample and take one real training step, before a run."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ EXAMPLES = """\
 The status is 1 where something would stop training, else 0."""
 
 SCHEMA = 1
-"""Of what ``--json`` prints; it grows when a key changes its meaning."""
+"""Version of the ``--json`` output; incremented when a key changes its meaning."""
 
 MOST_CLASSES = 30
-"""Classes that the terminal shows one by one."""
+"""Most classes that the terminal lists."""
 
 MOST_BAD = 50
-"""Bad samples that the terminal shows; ``--json`` and ``--page`` have all, or more."""
+"""Most bad samples that the terminal lists; ``--json`` has all, ``--page`` more."""
 
 
 def run(arguments: list[str]) -> int:
@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> int:
 
 
 def checked(composed: Composed, options: list[str], overrides: list[str]) -> tuple[dict[str, Seen], dict[str, Any]]:
-    """What was seen in the samples of each split, and all that is to be said, as plain values.
+    """The statistics of each split's samples, and all findings, as plain values.
 
     Raises ConfigError, DataError where nothing can be read, as where there is no such folder.
     """
@@ -109,15 +109,15 @@ def checked(composed: Composed, options: list[str], overrides: list[str]) -> tup
 
 
 def _is_known(text: str, found: list[Finding]) -> bool:
-    """Whether a line of the log says nothing that is not found already: a sample left out, or of the same names."""
+    """Whether a log line only repeats a finding: a skipped sample, or equal names."""
     quoted = set(re.findall(r"'[^']+'", text))
     known = {name for finding in found for name in re.findall(r"'[^']+'", finding.message)}
     return text.startswith("left out") or bool(quoted and quoted <= known)
 
 
 def _splits(data: TaskData, info: DataInfo) -> tuple[dict[str, Source], list[DataError]]:
-    """The samples of each split. Where the set refuses to be trained on, for an empty class, they are those that there
-    are, and why it does is given beside them; where there are none, the error is raised."""
+    """The samples of each split. If the data set refuses training because a class is empty, the existing samples are
+    returned together with the reason; without any samples, the error is raised."""
     try:
         return _named(data, data.splits()), []
     except DataError as error:
@@ -129,13 +129,13 @@ def _splits(data: TaskData, info: DataInfo) -> tuple[dict[str, Source], list[Dat
 
 
 def _named(data: TaskData, parts: Mapping[str, Source]) -> dict[str, Source]:
-    """Each sample once: where the test part serves for validation too, it is ``test``."""
+    """Each sample once: a test part that also serves for validation counts as ``test``."""
     return {split: source for split, source in parts.items() if not (split == "val" and data.val_is_test)}
 
 
 @contextlib.contextmanager
 def _messages() -> Iterator[list[tuple[int, str]]]:
-    """What the data set and the task log meanwhile: (level, text)."""
+    """The log records of the data set and the task within the context: (level, text)."""
     heard: list[tuple[int, str]] = []
 
     class Heard(logging.Handler):
@@ -213,7 +213,8 @@ def _split(one: Seen, info: DataInfo) -> dict[str, Any]:
 
 
 def _pictures(seen: Mapping[str, Seen]) -> dict[str, Any]:
-    """Sizes, modes, bit depths, formats and orientations of all splits; or the shapes of what are no picture files."""
+    """Sizes, modes, bit depths, formats and orientations of all splits; or the shapes of samples that are not image
+    files."""
 
     def summed(name: str) -> Counter[Any]:
         return sum((getattr(one, name) for one in seen.values()), Counter())

@@ -1,4 +1,4 @@
-"""``healsg check``: what is wrong, or doubtful, in the samples that were read."""
+"""``healsg check``: errors and suspicious facts in the samples that were read."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from healsg.errors import ConfigError, DataError
 Level = Literal["fatal", "warning", "note"]
 
 LEAST_NAME = 4
-"""Letters of a class name from which one other letter is a misspelling."""
+"""Shortest class name, in letters, for which one differing letter counts as a misspelling."""
 
 MOST_NAMES = 2000
-"""Classes up to which all names are compared with each other."""
+"""Most classes for which all pairs of names are compared."""
 
 FEWEST_GROUPS = 5
-"""Beginnings of file names from which they may be patients or scenes."""
+"""Fewest distinct prefixes of file names that are taken to be patients or scenes."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found; ``fatal`` would stop training, ``warning`` is probably not meant."""
+    """One finding; ``fatal`` would stop training, ``warning`` is probably unintended."""
 
     level: Level
     subject: str
@@ -44,14 +44,14 @@ class Finding:
 def findings_of(
     seen: Mapping[str, Seen], sources: Mapping[str, Source], info: DataInfo, skips: bool, most: int
 ) -> Iterator[Finding]:
-    """All that is to be said of the samples.
+    """All findings about the samples.
 
     Args:
         seen: by split.
         sources: the same splits' samples.
-        info: what the set promises.
-        skips: whether a sample that cannot be read is left out (``data.on_error=skip``).
-        most: how many may be left out (``data.max_errors``).
+        info: the declared ``DataInfo``.
+        skips: whether an unreadable sample is skipped (``data.on_error=skip``).
+        most: how many may be skipped (``data.max_errors``).
     """
     bad = sum(len(one.bad) for one in seen.values())
     if bad:
@@ -98,7 +98,7 @@ def _class_findings(seen: Mapping[str, Seen], info: DataInfo) -> Iterator[Findin
 
 
 def misspelt(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Groups of class names that may be one class: they differ in how they are written, or in one letter."""
+    """Groups of class names that may be one class: they differ in spelling or case, or in one letter."""
     found = alike(names)
     known = {frozenset(group) for group in found}
     if len(names) > MOST_NAMES:
@@ -114,7 +114,7 @@ def misspelt(names: Sequence[str]) -> list[tuple[str, ...]]:
 def _one_letter(one: str, two: str) -> bool:
     """Whether two names differ in one letter that is replaced, left out, added, or swapped with the next one.
 
-    Digits, and letters that stand alone, tell classes apart: ``class1`` and ``class2``, ``type_a`` and ``type_b``.
+    Digits, and letters that stand alone, distinguish classes: ``class1`` and ``class2``, ``type_a`` and ``type_b``.
     """
     one, two = one.casefold(), two.casefold()
     start = next((place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
@@ -179,7 +179,7 @@ def _one_each(group: list[tuple[str, str, int | None]]) -> list[tuple[str, str, 
 
 
 def group_findings(sources: Mapping[str, Source], info: DataInfo) -> Iterator[Finding]:
-    """Groups of samples that lie on two sides: those that cases name, else those that file names suggest."""
+    """Groups that occur in two splits: those that cases declare, else those that file names suggest."""
     cased = {split: _case_groups(source) for split, source in sources.items()}
     for one, two in combinations(cased, 2):
         if common := sorted(cased[one] & cased[two]):

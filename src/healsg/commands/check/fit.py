@@ -1,4 +1,4 @@
-"""``healsg check``: whether the parts of a task fit each other, by one real training step."""
+"""``healsg check``: test by one real training step whether the parts of a task are compatible."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def tried(composed: Composed, info: DataInfo | None) -> tuple[dict[str, Any], li
 
     Args:
         composed: the configuration.
-        info: the classes with which the data are read although a class of theirs is empty; None where there is no need.
+        info: the classes to read the data with even though one of them is empty; None otherwise.
 
     Returns:
-        What the task is, as plain values, and what is wrong with it.
+        Facts of the task as plain values, and its problems.
     """
     try:
         task = build_task(composed)
@@ -42,7 +42,13 @@ def tried(composed: Composed, info: DataInfo | None) -> tuple[dict[str, Any], li
         facts["saved"] = saved_bytes(task)
     except HealsgError as error:
         return facts, [Finding("fatal", "parts", one_line(error))]
-    except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:  # what networks and losses raise
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        IndexError,
+        MemoryError,
+    ) as error:  # from networks and losses
         return facts, [Finding("fatal", "parts", f"a training step fails: {type(error).__name__}: {one_line(error)}")]
     loss = facts["step"].get("loss")
     if loss is None or not math.isfinite(loss):
@@ -53,7 +59,7 @@ def tried(composed: Composed, info: DataInfo | None) -> tuple[dict[str, Any], li
 
 
 def one_step(task: BasicTask) -> dict[str, float]:
-    """The scalars of the first training step; the weights move by it."""
+    """The scalars of the first training step, which updates the weights."""
     task.net.train()
     for batch, micro in task.runner.train_batches(task):
         scalars, _ = task.runner.step(task, batch, micro)
@@ -63,12 +69,12 @@ def one_step(task: BasicTask) -> dict[str, float]:
 
 
 def _is_scalar(name: str) -> bool:
-    """Whether a name of what a step reports is a number of the method's, and not what such a number counts."""
+    """Whether a scalar reported by a step is a value of the method, and not the count of such a value."""
     return name != "count" and not name.endswith(COUNT)
 
 
 def described(task: BasicTask) -> dict[str, Any]:
-    """Parameters, what is trained, and what is left out."""
+    """Facts of a built task: parameters, optimizer, schedule, length, and what is left out."""
     parameters = list(task.model.named_parameters())
     learning = sum(value.numel() for _, value in parameters if value.requires_grad)
     frozen = [name for name, value in parameters if not value.requires_grad]
@@ -97,13 +103,13 @@ def described(task: BasicTask) -> dict[str, Any]:
 
 
 def saved_bytes(task: BasicTask) -> dict[str, int]:
-    """How large the checkpoints of a task will be, whose optimizer has made a step, and so holds what it keeps."""
+    """The sizes of a task's checkpoints, after one optimizer step, so that the optimizer's state exists."""
     best = _bytes(task.task_method.eval_model(task).state_dict())
     return {"best.pt": best, "last.pt": _bytes(task.state_dict())}
 
 
 def _bytes(state: Any) -> int:
-    """Of the tensors in a state of dicts and lists."""
+    """Bytes of the tensors in a state of nested dicts and lists."""
     if isinstance(state, Tensor):
         return state.nbytes
     inner = state.values() if isinstance(state, Mapping) else state if isinstance(state, (list, tuple)) else ()
@@ -111,11 +117,11 @@ def _bytes(state: Any) -> int:
 
 
 def read_safely(composed: Composed, broken: bool) -> Composed:
-    """The same configuration for reading what is there: in this process, nothing held or cached.
+    """The same configuration for reading all samples: in this process, without caching.
 
     Args:
         composed: the configuration.
-        broken: whether samples that cannot be read are left out.
+        broken: whether unreadable samples are skipped.
     """
     data = dict(composed.values["data"])
     changes: dict[str, Any] = {"workers": 0, "in_memory": False, "cache": False}

@@ -88,7 +88,7 @@ def _bad(seen: Mapping[str, Seen], budget: list[int]) -> str:
 
 
 def _whatever(bad: Bad) -> bytes | None:
-    """What a viewer would show of a file that the reader refuses; None where there is nothing."""
+    """The image that a viewer would show of a file that the reader refuses; None if there is none."""
     import numpy as np
     from PIL import Image
 
@@ -117,7 +117,7 @@ def _samples(split: str, seen: Seen, classes: list[str], budget: list[int]) -> s
 
 
 def _short(name: str) -> str:
-    """A path below the current directory as it is seen from there; of another one its end."""
+    """A path relative to the current directory; of one outside of it, its last parts."""
     path = Path(name)
     if not path.is_absolute():
         return name

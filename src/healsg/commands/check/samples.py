@@ -29,7 +29,7 @@ MOST_SHOWN = 120
 """Sample pictures in all."""
 
 AT_ONCE = 64
-"""Samples that are read between two looks at the clock."""
+"""Samples that are read between two checks of the clock."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Bad:
 
 @dataclass
 class Seen:
-    """What was found in the samples of one split.
+    """Statistics and problems of one split's samples.
 
     Args:
         count: samples, also those that cannot be read.
@@ -56,7 +56,7 @@ class Seen:
         empty_masks: the names of samples whose mask has no foreground.
         not_finite: the names of samples with inf or NaN in the input.
         missing: by column of a table, values that are not known.
-        constant: the columns of a table that have one value alone.
+        constant: the columns of a table with a single value.
         samples: pictures for the page: (class index or None, name, JPEG).
         paths: of the samples' files, as far as there are any.
     """
@@ -94,7 +94,7 @@ def read_split(split: str, source: Source, info: DataInfo) -> Seen:
 
 
 def _numbers_of(input: Tensor, target: Tensor, info: DataInfo) -> dict[str, Any]:
-    """What the numbers of inputs and targets say: the fields of ``Seen`` of these names."""
+    """The statistics of inputs and targets: the fields of ``Seen`` with these names."""
     found: dict[str, Any] = {}
     if input.dim() == 2 and input.is_floating_point():  # a table, whose missing values are NaN
         names = info.input_names or tuple(f"column {place}" for place in range(input.shape[1]))
@@ -165,7 +165,7 @@ def _read_files(seen: Seen, split: str, source: DatasetSource, info: DataInfo) -
 
 
 def _see_sample(seen: Seen, name: str, label: int | None, sample: dict[str, Any], info: DataInfo) -> None:
-    """Take in one sample that was read."""
+    """Add one sample."""
     input = torch.as_tensor(sample["input"])
     target = torch.as_tensor(sample["target"]) if "target" in sample else None
     if label is None and target is not None and info.kind == "multiclass" and target.numel() == 1:
@@ -184,7 +184,7 @@ def _see_sample(seen: Seen, name: str, label: int | None, sample: dict[str, Any]
 
 
 def _samples(source: DatasetSource, parallel: bool) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Each sample by its place, or why it cannot be read; decoders of files let several threads work at once."""
+    """Each sample by index, or why it cannot be read; file decoders run in several threads."""
 
     def read(place: int) -> dict[str, Any] | str:
         try:
@@ -206,7 +206,7 @@ def _samples(source: DatasetSource, parallel: bool) -> Iterator[tuple[int, dict[
 
 
 def _reason(message: str, name: str, path: str | None) -> str:
-    """Why a sample cannot be read, without its name, which is told beside it."""
+    """Why a sample cannot be read, without the sample's name, which is shown separately."""
     bare = message.removeprefix(name).removeprefix(": ")
     return bare if path is None else bare.replace(f" {line(repr(path))}", "")
 
@@ -223,9 +223,9 @@ def _paths_of(dataset: Any) -> list[str] | None:
 
 
 def picture_facts(path: str) -> dict[str, Any] | None:
-    """Size, mode, bits a channel, format and EXIF orientation of a picture file, by its header; None of what is none.
+    """Size, mode, bits a channel, format and EXIF orientation of a picture file, by its header; None for other files.
 
-    ``size`` is (height, width) as it is stored; ``orientation`` is 1 where nothing is to be turned.
+    ``size`` is (height, width) as it is stored; ``orientation`` is 1 for an upright image.
     """
     from PIL import Image
 

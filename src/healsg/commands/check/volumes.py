@@ -1,4 +1,4 @@
-"""``healsg check`` for volumes: where they lie, what their intensities are, and which structures are too small."""
+"""``healsg check`` for volumes: positions in space, intensities, and structures that are too small."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNLIKE = 1.5
 """The factor between the least and the largest spacing along an axis from which voxels of one size are proposed."""
 
 FEWEST = 5
-"""Cases from which on one can stand out."""
+"""Fewest cases for which an outlier is reported."""
 
 OUTLYING = 6.0
 """Deviations, estimated by the median, from which a case's intensities stand out."""
@@ -31,7 +31,7 @@ OUTLYING = 6.0
 
 @dataclass(frozen=True)
 class VolumeFacts:
-    """What a volume's file and its mask say, before anything is done to them.
+    """Facts of a volume's file and its mask, before preprocessing.
 
     Args:
         split, name: of the case.
@@ -75,7 +75,7 @@ def volume_facts(sources: Mapping[str, Source]) -> list[VolumeFacts]:
                 try:
                     found.append(_look(split, case, source.dataset.preparation))
                 except DataError:
-                    continue  # which is told among the samples
+                    continue  # reported with the unreadable samples
     return found
 
 
@@ -114,7 +114,7 @@ def small_structures(mask: Array, voxels: float, ignore: int | None) -> dict[int
 
 
 def volume_findings(facts: Sequence[VolumeFacts], preparation: Preparation) -> Iterator[Finding]:
-    """What is doubtful in the places, the intensities and the structures of volumes."""
+    """Suspicious facts of the positions, intensities and structures of volumes."""
     turns = Counter(one.orientation for one in facts)
     if len(turns) > 1:
         counted = ", ".join(f"{codes} ({count})" for codes, count in turns.most_common())
@@ -148,8 +148,8 @@ def _spacing_findings(facts: Sequence[VolumeFacts], preparation: Preparation) ->
 
 
 def outlying(values: Sequence[float]) -> list[int]:
-    """Which of some numbers stand out: farther from the median than so many deviations, which are estimated by the
-    median of all distances (at least a twentieth of the middle's size)."""
+    """The indices of outliers: values farther from the median than ``OUTLYING`` standard deviations, which are
+    estimated by the median absolute deviation (at least a twentieth of the median's size)."""
     if len(values) < FEWEST:
         return []
     middle = float(np.median(values))

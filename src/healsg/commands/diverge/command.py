@@ -1,4 +1,4 @@
-"""``healsg diverge RUN RUN``: where two runs differ first: settings, machine, lines, tensors."""
+"""``healsg diverge RUN RUN``: find where two runs first differ: settings, machine, metrics, tensors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ SHOWN = 20
 
 
 class Divergence(NamedTuple):
-    """Where two traces differ first. ``kill`` and ``begin``: the kill before it, and the step gone on from."""
+    """The first difference of two traces. ``kill`` and ``begin``: the kill before it, and the step from which the run
+    resumed."""
 
     step: int
     name: str
@@ -50,7 +51,7 @@ class Divergence(NamedTuple):
 
 
 def run(arguments: list[str]) -> int:
-    """Tell where two runs differ; 0 where they went the same way and ended in the same state, 1 where not."""
+    """Show where two runs first differ; returns 0 if they are equal throughout, 1 otherwise."""
     args = _read(arguments)
     replay = "replay=true" in args.settings
     overrides = [override for override in args.settings if override not in ("replay=true", "replay=false")]
@@ -154,7 +155,7 @@ def _rows(folder: RunFolder) -> Iterator[dict[str, Any]]:
 
 
 def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file of lines, each with its offset; what a kill has left of a line is passed over.
+    """The objects of a file of lines, each with its offset; a line truncated by a kill is skipped.
 
     Raises RunError for a line of more than ``LONGEST`` bytes.
     """
@@ -170,7 +171,7 @@ def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def checkpoints(first: RunFolder, second: RunFolder) -> str:
-    """How the last checkpoints differ; empty where they hold the same. Raises RunError where both have none."""
+    """How the last checkpoints differ; empty if they are equal. Raises RunError where both have none."""
     states = [folder.last_state() for folder in (first, second)]
     if states[0] is None or states[1] is None:
         lacking = [str(folder.shown) for folder, state in zip((first, second), states, strict=True) if state is None]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 SECTIONS = ("model", "optimizer", "scheduler", "method", "runner")
-"""The order in which a state is looked through, so that the first difference is told where it shows first."""
+"""The order in which the parts of a state are compared, so that the first reported difference is the earliest."""
 
 
 def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

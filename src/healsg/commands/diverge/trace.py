@@ -1,9 +1,9 @@
-"""The traced run: a run that writes after every update what each of its tensors was, and that can kill itself.
+"""The traced run: a run that writes a hash of each tensor after every update, and that can kill itself.
 
 ``healsg verify`` and ``healsg diverge ... replay=true`` start it as a process of its own, with its plan on standard
 input. A line of ``trace.jsonl`` holds ``step`` and, in the order of ``names``, each tensor's ``hash`` and ``size`` (its
-norm; a plain number is its own); ``names`` stand where they change, and ``begin`` is the step from which a process went
-on.
+norm; a plain number is its own); ``names`` stand where they change, and ``begin`` is the step from which a process
+resumed.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Tracer(Checkpointer):
         self.turned = time.monotonic()
 
     def _write_trace(self, row: dict[str, Any]) -> None:
-        """A line of its own, also where a kill has left a part of one."""
+        """Start a new line, also after a line truncated by a kill."""
         if processes().rank > 0:
             return
         with safefiles.open_to_append(self.folder.path / TRACE) as file:

@@ -1,3 +1,3 @@
-"""``healsg eval``: a run evaluated again."""
+"""``healsg eval``: evaluate a run again."""
 
 from healsg.commands.eval.command import run as run

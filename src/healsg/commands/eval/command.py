@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from healsg.evaluation.evaluator import Evaluation
 
 SHOWN = 20
-"""Cases that the table on the screen has; the file has all."""
+"""Most cases in the terminal's table; the file has all."""
 
 USAGE = "healsg eval RUN [split=test] [checkpoint=best] [--page FILE] [key=value ...]"
 
@@ -33,7 +33,7 @@ EXAMPLES = """\
   healsg eval exp1 model/metrics=classification  further metrics"""
 
 KEPT = ("root", "batch_size", "workers", "image_size", "channels", "mean", "std", "timeout", "prefetch", "on_error")
-"""Settings of a run's data that another kind of data takes over: how samples are read, and what inputs look like."""
+"""Settings of a run's data that are kept for another data set: how samples are read, and the preprocessing."""
 
 
 def run(arguments: list[str]) -> int:

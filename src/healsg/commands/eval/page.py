@@ -1,4 +1,5 @@
-"""``healsg eval --page``: one HTML file with the numbers, the table by case, worst first, and pictures of the worst."""
+"""``healsg eval --page``: one HTML file with the metrics, the table by case, worst first, and images of the worst
+cases."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from healsg.runs.folder import finite, write_text
 
 
 def write_page(path: Path, title: str, found: Evaluation) -> None:
-    """Write the page of an evaluation whose samples were looked at. Raises OSError."""
+    """Write the page of an evaluation that collected its samples. Raises OSError."""
     numbers = {name: value for name, value in found.numbers.items() if isinstance(value, (int, float))}
     facts = "".join(f"<tr><th>{escape(name)}</th><td>{_number(value)}</td></tr>" for name, value in numbers.items())
     sections = [

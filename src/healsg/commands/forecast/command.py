@@ -1,4 +1,5 @@
-"""``healsg forecast``: what a run or a sweep will take, from a few real steps; and how good such forecasts were."""
+"""``healsg forecast``: predict the cost of a run or a sweep from a few real steps, and show the accuracy of past
+forecasts."""
 
 from __future__ import annotations
 
@@ -31,10 +32,10 @@ A run that begins with runner.forecast=true keeps its forecast in run.json,
 beside what it took; --record compares the two over all such runs."""
 
 SCHEMA = 1
-"""Of what ``--json`` prints; it grows when a key changes its meaning."""
+"""Version of the ``--json`` output; incremented when a key changes its meaning."""
 
 COSTLESS = {"seed", "name", "split_seed", "lr", "weight_decay"}
-"""Last words of keys in which jobs may differ and still cost the same: one of them is measured for all."""
+"""Last parts of keys that do not change the cost of a job: one of such jobs is measured for all."""
 
 UNSEEN = 0.4
 """CPU time outside of a run that no measurement sees, as a share of that of the imports: what the command ``train``

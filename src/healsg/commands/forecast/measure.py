@@ -1,4 +1,4 @@
-"""The process that measures for a forecast: the task is built here, takes some steps, and ends with the process."""
+"""The process that measures for a forecast: it builds the task and takes some steps."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ if TYPE_CHECKING:
     from healsg.task import BasicTask
 
 FEWEST = 3
-"""Steps that are measured in any case, where the run has so many."""
+"""Fewest steps to measure, if the run has that many."""
 WARM = 2
-"""Steps whose excess over the later ones is that of the first use of everything."""
+"""Steps whose excess over later ones is the cost of warming up."""
 EVALUATING = 0.4
 """The share of the budget for evaluation batches."""
 
 
 def main() -> None:
-    """Answer the job on standard input by one line of JSON on standard output; all else goes to standard error."""
+    """Measure the task that standard input describes; the result is one line of JSON on standard output, all other
+    output goes to standard error."""
     request = yaml.safe_load(sys.stdin.buffer)
     answer_to = os.dup(1)
     os.dup2(2, 1)
@@ -104,10 +105,10 @@ def measured(composed: Composed, budget: float) -> dict[str, Any]:
 
 
 class Clock:
-    """CPU and wall time since the last look.
+    """CPU and wall time since the last reading.
 
     Args:
-        device: whose work is waited for at each look; None waits for nothing.
+        device: synchronised at each reading; None for no synchronisation.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -166,7 +167,7 @@ def _steps(
         task.runner.meter.finish()
         task.runner.next_epoch()
         clock.lap()
-    if workers:  # what their processes did counts evenly for all steps
+    if workers:  # the time of loader processes is divided evenly over all steps
         spent = system.cpu_seconds() - time.process_time() - children
         share = Seconds(cpu=spent / max(1, len(first) + len(again) + len(starts)))
         again = [step + share for step in again]
@@ -219,7 +220,7 @@ def _evaluation(task: BasicTask, budget: float, clock: Clock) -> tuple[Seconds, 
     if loader is None:
         return Seconds(), Seconds(), 0
     total = len(loader)
-    if task.task_method.replaces("evaluate"):  # it takes batches as it likes: only the whole can be measured
+    if task.task_method.replaces("evaluate"):  # an overridden evaluation: only the whole pass can be measured
         clock.lap()
         task.val_epoch.run()
         first = clock.lap()

@@ -1,4 +1,4 @@
-"""From what was measured to what a run will take: sums, intervals, and the largest batch that fits."""
+"""From measurements to the forecast of a run: sums, intervals, and the largest batch that fits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TIME_ERROR = 0.25
 calibrate`` (-14 % to +25 %, ``benchmarks/results/forecast_calibration.txt``): of twelve runs it is the quantile that
 holds nine of ten."""
 WALL_ERROR = 0.25
-"""That of wall time on a machine of one's own. What else a machine does counts in it: on the loaded one of the
+"""That of wall time on an otherwise idle machine. What else a machine does counts in it: on the loaded one of the
 calibration 5 of 12 intervals held."""
 MEMORY_ERROR = 0.12
 """That of the peak of memory, from the same runs (-10 % to -2 %)."""
@@ -56,7 +56,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Length:
-    """How much a run does.
+    """The amount of work in a run.
 
     Args:
         batches: it trains on, over all epochs.
@@ -79,7 +79,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a few steps, an evaluation and a save took.
+    """The measured times of a few steps, an evaluation and a save.
 
     Args:
         imports: of Python, torch and the configuration, before the task is built.
@@ -112,7 +112,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Amount:
-    """A number with the interval that is to hold it nine times of ten."""
+    """A number with its 90 % prediction interval."""
 
     value: float
     low: float
@@ -124,7 +124,7 @@ class Amount:
         return cls(value, value / (1 + error), value * (1 + error))
 
     def __add__(self, other: Amount) -> Amount:
-        """The sum; the errors add up as well, since what makes one forecast wrong makes the next one wrong too."""
+        """The sum; the errors add up as well, since the errors of such forecasts are correlated."""
         return Amount(self.value + other.value, self.low + other.low, self.high + other.high)
 
     def as_json(self) -> dict[str, float]:
@@ -133,7 +133,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take.
+    """The forecast of a run.
 
     Args:
         imports: before it is built.
@@ -180,7 +180,7 @@ def spread_of(steps: Sequence[Seconds]) -> tuple[float, float]:
 
 
 def predict(measured: Measured, length: Length) -> Forecast:
-    """What a run of this length takes."""
+    """The forecast of a run of this length."""
     step = mean_of(measured.steps)
     training = measured.first + step * length.batches + measured.epoch * length.epochs
     evaluating = measured.first_eval + measured.eval_batch * (length.evaluations * length.val + length.test)

@@ -1,4 +1,4 @@
-"""``launch``: the one way in which sweeps, ``healsg verify`` and other launchers start a run."""
+"""``launch``: starts a run for sweeps, ``healsg verify`` and other launchers."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Result:
 
 
 class Launcher(Protocol):
-    """Starts one run, or goes on with it, and returns when it has ended; what goes wrong is raised."""
+    """Starts or resumes one run, and returns when it has ended; raises its error."""
 
     def __call__(self, composed: Composed, folder: RunFolder) -> Result: ...
 
 
 def launch(composed: Composed, folder: RunFolder, launcher: Launcher | None = None) -> Result:
-    """Train, or go on with, one run.
+    """Train or resume one run.
 
     Args:
         composed: the run's checked configuration.
@@ -52,13 +52,13 @@ def launch(composed: Composed, folder: RunFolder, launcher: Launcher | None = No
         launcher: where it is trained; in this process where it is None.
 
     Raises:
-        HealsgError: something the user can mend. In this process whatever else is raised in the run is raised here.
+        HealsgError: an error that the user can fix. For a run in this process, any other exception propagates too.
     """
     return (launcher or InThisProcess())(composed, folder)
 
 
 class InThisProcess:
-    """Trains in the process that asks for it.
+    """Trains in the calling process.
 
     Args:
         shared: the data that one run has read for the next; None where they share nothing.
@@ -97,7 +97,7 @@ class InProcesses:
 
 
 def _broken(folder: RunFolder, code: int, lines: list[str]) -> BrokenError:
-    """The error of a process that ended as it should not; its last line is the message, those before are shown."""
+    """The error of a failed process; its last line is the message, the lines before are printed."""
     print(*lines[:-1], sep="\n", end="\n" * (len(lines) > 1), file=sys.stderr)
     ended = f"ended by {system.signal_name(-code)}" if code < 0 else f"ended with status {code}"
     return BrokenError(lines[-1].removeprefix("error: ") if lines and code > 0 else f"{folder.path}: {ended}", code)
@@ -141,7 +141,7 @@ def ask(program: list[str], request: bytes, seconds: float | None = None) -> tup
 
     Args:
         program: its command line.
-        told: what it reads.
+        told: the task.
         seconds: after which it is ended, and TimeoutExpired is raised; None waits.
 
     Returns:
@@ -174,7 +174,7 @@ def _instructions(composed: Composed, folder: RunFolder, plan: Mapping[str, Any]
 
 
 class BrokenError(HealsgError):
-    """A process that was started ended as it should not have: with a mistake, a failure, or a signal."""
+    """A started process failed: with a user error, an exception, or a signal."""
 
     def __init__(self, line: str, code: int) -> None:
         super().__init__(line)

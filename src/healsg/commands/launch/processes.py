@@ -30,21 +30,21 @@ from healsg.runs.folder import RunFolder
 from healsg.training.interrupt import StopSignal
 
 JOB = "HEALSG_JOB"
-"""The environment variable with which a rank is told what to do, as YAML. It may hold secrets: others on this machine
-can read neither it nor a process's standard input, but they could read arguments."""
+"""The environment variable with a rank's job, as YAML. It may hold secrets: other users of this machine can read a
+process's arguments, but neither its environment nor its standard input."""
 
 _WATCH = 1.0
-"""Seconds between two looks at whether the process that has started the agent lives."""
+"""Seconds between two checks that the agent's parent process is alive."""
 _SAVING = 600
 """Seconds that the ranks have to save after a signal, before they are killed."""
 
 
 def wanted(composed: Composed, folder: RunFolder | None = None) -> int:
-    """How many processes this one has to start for a run; 1 where it is to train in this process itself.
+    """The number of processes to start for a run; 1 to train in this process.
 
     Args:
         composed: the checked configuration.
-        folder: of a run that goes on: without ``runner.processes`` it does so on as many processes as it had.
+        folder: of a run to resume: without ``runner.processes`` it uses as many processes as before.
 
     Raises:
         ConfigError: a launcher such as torchrun has started another number already.
@@ -62,7 +62,7 @@ def wanted(composed: Composed, folder: RunFolder | None = None) -> int:
 
 
 def job_of(composed: Composed, path: Path | None, began: float, traced: Mapping[str, Any] | None = None) -> str:
-    """What a rank is told.
+    """The job of a rank.
 
     Args:
         composed: the checked configuration.
@@ -91,7 +91,7 @@ def become_agent(count: int, job: str, ranks: str = __name__) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable()  # this process does nothing else, and the ranks say themselves what failed
+    logging.disable()  # this process does nothing else, and the ranks report their own errors
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; the number decides the last bits
     os.environ[JOB] = job
     heard = [number for number in system.STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
@@ -123,7 +123,7 @@ def become_agent(count: int, job: str, ranks: str = __name__) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """What a rank was told, see ``job_of``."""
+    """The job that a rank has received, see ``job_of``."""
 
     composed: Composed
     folder: RunFolder | None
@@ -132,7 +132,7 @@ class Job:
 
 
 def own_job() -> Job:
-    """What this process was told, which is a rank; the secrets in it are known from now on."""
+    """The job of this rank; its secrets are redacted from now on."""
     job = yaml.safe_load(os.environ.pop(JOB))
     sys.argv = job["command"]  # run.json records it as the run's command line
     folder = None if job["folder"] is None else RunFolder(Path(job["folder"]))
@@ -146,7 +146,7 @@ def rank() -> int:
     def work() -> int:
         with StopSignal() as stop_signal:
             stop_signal.restart_clock(job.began)
-            from healsg.trainer import TaskTrainer  # imported late, so that a signal is heard from the start
+            from healsg.trainer import TaskTrainer  # imported late, so that signals are handled from the start
 
             return int(TaskTrainer(job.composed, folder=job.folder).train()["exit"])
 
@@ -154,14 +154,14 @@ def rank() -> int:
 
 
 def agent() -> int:
-    """The agent of one run, as a process of its own: what it is to do stands on standard input."""
+    """The agent of one run, in its own process; it reads its job from standard input."""
     request = yaml.safe_load(sys.stdin.buffer)
     threading.Thread(target=_end_with, args=(request["parent"],), daemon=True).start()
     return become_agent(request["count"], request["job"], request["ranks"])
 
 
 def _end_with(parent: int) -> None:
-    """End as by SIGTERM once the process that has started this one is gone; the ranks save."""
+    """End as after SIGTERM once the parent process is gone; the ranks save."""
     while os.getppid() == parent:
         time.sleep(_WATCH)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -174,7 +174,7 @@ def run_agent(count: int, job: str, ranks: str = __name__, quiet: bool = False) 
         count: of its ranks.
         job: see ``job_of``.
         ranks: the module whose ``rank`` they call.
-        quiet: whether what it prints is dropped, but for errors.
+        quiet: whether its output is dropped, except errors.
 
     Returns:
         Its exit status (negative where a signal has killed it), and the lines that were written as errors.
@@ -182,7 +182,7 @@ def run_agent(count: int, job: str, ranks: str = __name__, quiet: bool = False) 
     request = yaml.safe_dump({"count": count, "job": job, "ranks": ranks, "parent": os.getpid()}).encode()
     output = subprocess.DEVNULL if quiet else None
     with tempfile.TemporaryFile() as errors, StopSignal() as stop_signal:
-        # a session of its own: Ctrl-C reaches this process alone, which passes it on once
+        # a new session: Ctrl-C reaches only this process, which forwards it once
         line = system.program(__name__, "agent")
         child = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=output, stderr=errors, start_new_session=True)
         assert child.stdin is not None

@@ -19,8 +19,8 @@ from healsg.training.interrupt import StopSignal
 
 
 class _Orders:
-    """The jobs as they come in, read by a thread. At the end of the input a job in progress is asked to stop: the
-    process that has started this one is gone."""
+    """A thread that reads the jobs. At the end of the input the job in progress is asked to stop, since the parent
+    process is gone."""
 
     def __init__(self) -> None:
         self.working = False
@@ -48,7 +48,7 @@ def main() -> int:
     """Train until the input ends, or a signal has stopped a job; returns the exit status."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers, StopSignal() as stop_signal:
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)  # the screens of several runs at once would mix; each has its train.log
+        os.dup2(null, 1)  # the displays of parallel runs would mix; each run has its train.log
         orders = _Orders()
         shared = SharedData()
         while (given := orders.next()) is not None:

@@ -1,3 +1,3 @@
-"""``healsg ledger``: what a run's record of its training samples says."""
+"""``healsg ledger``: analyse a run's record of its training samples."""
 
 from healsg.commands.ledger.command import run as run

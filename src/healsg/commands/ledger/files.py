@@ -1,4 +1,4 @@
-"""The files of a run's ledger; they are read as data, since a run's folder may come from anybody."""
+"""The files of a run's ledger; they are untrusted input, since a run's folder may come from anybody."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from healsg.runs.folder import RunFolder
 from healsg.safefiles import open_to_read, read_bytes
 
 LARGEST = 1 << 30
-"""Bytes of a file that is read."""
+"""Largest size of a file, in bytes."""
 
 Array = np.ndarray[Any, Any]
 

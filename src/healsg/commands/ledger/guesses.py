@@ -11,14 +11,14 @@ from healsg.commands.terminal.tables import show
 from healsg.runs.folder import RunFolder
 
 GROUPS = 5
-"""Into which the samples are parted by their difficulty, with equally many in each."""
+"""Number of groups of equal size into which the samples are divided by difficulty."""
 
 SHOWN = 7
 """Epochs that a table shows."""
 
 
 class Guesses:
-    """What a semi-supervised run took its unlabelled samples for; see ``training.guesses.GuessLedger``.
+    """The pseudo-labels of a semi-supervised run; see ``training.guesses.GuessLedger``.
 
     ``confidence`` and ``weight`` are (E, N), nan where a sample was not dealt, ``label`` (E, N), -1 there; ``targets``
     (N,) the true classes, -1 where they are not known; ``difficulty`` (N,) is 1 minus the mean confidence over the

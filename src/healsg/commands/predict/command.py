@@ -1,4 +1,4 @@
-"""``healsg predict RUN PATH...``: classes and probabilities of new samples, or masks, from what a run left behind."""
+"""``healsg predict RUN PATH...``: predict classes and probabilities, or masks, of new samples from a run's folder."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _read(arguments: list[str]) -> Namespace:
 
 
 def _request(args: Namespace) -> Request:
-    """What the command line asks for. Raises ConfigError, RunError."""
+    """The request on the command line. Raises ConfigError, RunError."""
     names: list[str] = []
     paths: list[str] = []
     overrides: list[str] = []
@@ -263,7 +263,7 @@ def _features_of(ensemble: Ensemble) -> int:
 
 
 def _identity(folder: RunFolder, which: str) -> dict[str, Any]:
-    """What a run's weights are known by."""
+    """The identity of a run's weights."""
     path = folder.best if which == "best" else folder.last
     try:
         with safefiles.open_to_read(path) as file:
@@ -274,13 +274,13 @@ def _identity(folder: RunFolder, which: str) -> dict[str, Any]:
 
 
 class Answers:
-    """What an ensemble says of samples, batch by batch; no more than one batch is held.
+    """The ensemble's predictions, batch by batch; only one batch is in memory at a time.
 
     Args:
         ensemble: the networks.
         request: what is asked for.
         batch_size: samples of a batch, readable or not.
-        explanations: what draws where the networks looked; None where that was not asked for.
+        explanations: draws the saliency maps; None without ``--explain``.
     """
 
     def __init__(
@@ -292,7 +292,7 @@ class Answers:
         self.batch_size = batch_size
         infos = [member.info for member in ensemble.members]
         self.inputs: list[DataInfo] = []
-        """The different ways in which the networks want samples to be read."""
+        """The distinct ways in which the networks read samples."""
         self.of_member: list[int] = []
         for info in infos:
             same = [place for place, other in enumerate(self.inputs) if _reads_alike(info, other)]
@@ -303,7 +303,7 @@ class Answers:
         self.unreadable = 0
 
     def write(self, samples: Iterator[Sample], writer: Writer) -> None:
-        """Give the writer a row of every sample that it does not have yet. Raises ConfigError."""
+        """Pass a row of each sample to the writer that it does not have yet. Raises ConfigError."""
         from healsg.evaluation.writers import key_of, printable
 
         done: set[int] = getattr(writer, "done", set())
@@ -322,7 +322,7 @@ class Answers:
                 self.unreadable += sum(bool(row.error) for row in rows)
 
     def _read(self, sample: Sample) -> list[Any] | str:
-        """The sample as each network wants it; or why it cannot be read."""
+        """The sample as read for each network; or why it cannot be read."""
         from healsg.data.source import line
 
         try:

@@ -1,4 +1,4 @@
-"""``healsg predict --explain``: pictures with heat maps of where the network looked, beside the predictions."""
+"""``healsg predict --explain``: images with saliency maps of the network, next to the predictions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from healsg.evaluation.predictor import Prediction
 
 SIDE = 224
-"""Pixels to which the longer side of a smaller picture is enlarged."""
+"""Length in pixels to which the longer side of a smaller image is enlarged."""
 
 SHARE = 0.6
-"""Of the colour over the picture, where the map is 1."""
+"""Opacity of the colour over the image, where the map is 1."""
 
 COLOURS = ((0.0, (0, 0, 130)), (0.35, (0, 200, 255)), (0.65, (255, 230, 0)), (1.0, (200, 0, 0)))
-"""Of values from 0 to 1, with straight lines in between."""
+"""Colours of the values from 0 to 1, interpolated linearly."""
 
 
 class Explanations:

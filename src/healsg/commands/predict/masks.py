@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 TOLD = 1 << 28
-"""Bytes of intermediate files from which on a volume's needs are told before it is predicted."""
+"""Size of intermediate files in bytes from which a volume's needs are reported before its prediction."""
 
 
 def predict_masks(request: Request, members: Sequence[tuple[str, Predictor]], runs: Sequence[dict[str, Any]]) -> int:
@@ -77,7 +77,7 @@ def predict_masks(request: Request, members: Sequence[tuple[str, Predictor]], ru
 
 
 def _folder(request: Request) -> Path:
-    """The folder of the masks. Raises ConfigError for what goes with classes of whole samples alone."""
+    """The folder of the masks. Raises ConfigError for options that apply only to classification."""
     if request.out is None or request.given is None:
         raise ConfigError("--out: masks are files; name a folder for them: --out masks/")
     if request.out.parent != Path(request.given):

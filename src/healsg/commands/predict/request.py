@@ -1,4 +1,4 @@
-"""What a command line asks ``healsg predict`` for."""
+"""The arguments of ``healsg predict``."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ UNREADABLE = 3
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """The request.
 
     Args:
-        runs: whose networks are asked.
+        runs: whose networks predict.
         paths: of the samples.
         overrides: of the runs' settings.
         out: the file; None is standard output.
-        given: what ``--out`` said; None where it was not there.
+        given: the value of ``--out``; None if not given.
         checkpoint: ``best`` or ``last``.
         tta: the test-time augmentation.
         features: whether features are wanted.
         batch_size: of a forward pass; None is the first run's.
         workers: threads that read samples.
         json: whether standard output gets JSON.
-        explain: whether pictures of where the network looked are wanted.
+        explain: whether saliency maps are wanted.
     """
 
     runs: list[RunFolder]

@@ -1,3 +1,3 @@
-"""``healsg reproduce``: a recipe trained for its published number."""
+"""``healsg reproduce``: train a recipe and compare with its published number."""
 
 from healsg.commands.reproduce.command import run as run

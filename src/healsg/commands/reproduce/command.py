@@ -1,4 +1,4 @@
-"""``healsg reproduce``: run a recipe for the number that was published, and say passed or missed."""
+"""``healsg reproduce``: run a recipe, compare it with its published number, and report passed or missed."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ HARMLESS = (
     *("runner.device", "runner.threads", "runner.compile", "runner.cuda_graph", "runner.channels_last"),
     *("runner.deterministic", "runner.log_every", "runner.auto_accumulate", "runner.find_unused_parameters"),
 )
-"""Settings with which a run still is that of the publication, though not bit for bit."""
+"""Settings that a run may change and still count as the published setting, though not bit for bit."""
 
 
 def run(arguments: list[str]) -> int:
-    """``[RECIPE] [seeds=1] [overrides]``; 0 where the number was reached, 1 where not."""
+    """``[RECIPE] [seeds=1] [overrides]``; exit status 0 if the number was reached, else 1."""
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
@@ -72,7 +72,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _reproduced(asked: _Options, recipe: str, found: dict[str, Path]) -> tuple[int, dict[str, Any]]:
-    """Run a recipe: the exit status, and what was reached; nothing where a run was stopped or failed."""
+    """Run a recipe: the exit status, and what was reached; None if a run was stopped or failed."""
     options = [f"--config-dir={asked.config_dir}"] * bool(asked.config_dir)
     plans = composed_once(lambda: chain(recipe, found))
     composer = cache(lambda: Composer(asked.config_dir))
@@ -114,14 +114,14 @@ def _described(found: dict[str, Path]) -> list[dict[str, Any]]:
 
 
 class _Options(NamedTuple):
-    """What was asked on the command line."""
+    """The arguments of the command line."""
 
     recipe: str | None
     overrides: list[str]
     config_dir: str | None
     seeds: range
     baseline: bool
-    """Whether the runs with the method off are made."""
+    """Whether to train the runs with the method off."""
 
 
 def _options(arguments: list[str]) -> _Options:
@@ -154,19 +154,19 @@ def _options(arguments: list[str]) -> _Options:
 
 
 def _passed(target: Target, last: Target, given: list[str]) -> list[str]:
-    """The overrides that a recipe gets: of one that runs before, all that are not about the method or the network."""
+    """The overrides that a recipe gets: for a prerequisite recipe, all but those of the method or the network."""
     about = ("method", "model", "init_from")
     return [text for text in given if target is last or re.split(r"[./=]", text.lstrip("+~"))[0] not in about]
 
 
 def _overrides(target: Target, seed: int, given: list[str], draws: bool) -> list[str]:
-    """What ``healsg train`` gets; ``draws``: each seed draws its own labels."""
+    """The arguments of ``healsg train``; ``draws``: each seed draws its own labels."""
     before = [f"{target.gives}=reproduce-{target.first}-{seed}"] * bool(target.first)
     return [f"recipe={target.name}", *given, *before, *_seeded(seed, draws), f"name={target.run(seed)}"]
 
 
 def _without(target: Target, seed: int, given: list[str], draws: bool) -> list[str]:
-    """What ``healsg train`` gets for the same recipe with its method off."""
+    """The arguments of ``healsg train`` for the same recipe with its method off."""
     off = target.without or []
     before = [f"{target.gives}=reproduce-{target.first}-{seed}"] * bool(target.first and not _other_method(target))
     name = f"name={target.run(seed, off=True)}"
@@ -220,7 +220,7 @@ def _changed(composer: Composer, target: Target, given: list[str]) -> list[str]:
 
 
 def _train(composer: Callable[[], Composer], options: list[str], name: str, overrides: list[str]) -> int:
-    """Train a run, or go on with it, through the door of ``healsg train``; 0 where it is finished."""
+    """Train or resume a run as ``healsg train`` does; returns 0 if it is finished."""
     folder = RunFolder(ROOT / name)
     record = composed_once(lambda: folder.record)
     if record.get("status") == "finished":

@@ -1,4 +1,4 @@
-"""What a recipe is to reproduce: the number that was published, where it stands, and whether it was reached."""
+"""The target of a recipe: the published number, its source, and whether it was reached."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from healsg.config.yamlfiles import check_file
 from healsg.errors import ConfigError, one_line
 
 SHOWN = 5
-"""Changed settings that a verdict names."""
+"""Most changed settings that a verdict names."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a recipe reproduces: its node ``recipe``.
+    """The target of a recipe: its node ``recipe``.
 
     Args:
         paper: authors, year, arXiv number.
-        table: where the number stands.
+        table: the source of the number.
         data, budget: on what, and how long.
         metric: the key of the number: one of the test, such as ``test/acc``, or what is monitored, such as
             ``val/acc``, of which the best counts.
         published: the number, in 0..1.
-        spread: its standard deviation over runs; None where that is not told.
+        spread: its standard deviation over runs; None if not published.
         tolerance: how far below the published number still passes.
         first: the recipe that must run before; None for none.
         gives: the setting that gets the name of that run, such as ``method.teacher``.
@@ -73,7 +73,7 @@ def recipes(config_dir: str | None = None) -> dict[str, Path]:
 
 
 def read_target(path: Path) -> Target:
-    """What a recipe's file says it reproduces. Raises ConfigError: the file, the key, what would be right."""
+    """Read the target from a recipe's file. Raises ConfigError with the file, the key and what would be right."""
     check_file(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -97,7 +97,7 @@ def read_target(path: Path) -> Target:
 
 
 def _misfit(name: str, value: Any) -> str | None:
-    """What a value of the node should be, where it is not that."""
+    """What a value of the node should be, if it is wrong."""
     nullable = name in ("spread", "first", "gives", "measured", "without")
     if nullable and value is None:
         return None

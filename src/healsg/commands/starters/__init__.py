@@ -1,1 +1,1 @@
-"""What ``healsg new`` writes: the modules of this package, with names of the user's own in the place of ``New...``."""
+"""What ``healsg new`` writes: the modules of this package, with the user's names instead of ``New...``."""

@@ -46,9 +46,9 @@ class SweepPlan:
     name: str
     jobs: Jobs
     sound: set[str]
-    """The names of the jobs whose configurations are known to be right."""
+    """The names of the jobs whose configurations are checked already."""
     launcher: JobLauncher | None
-    """What runs the jobs; this process, one after the other, where it is None."""
+    """What runs the jobs; None runs them one after the other in this process."""
 
 
 BUSY = "busy"
@@ -102,7 +102,7 @@ def held(folder: RunFolder) -> Iterator[None]:
 
 
 def start_sweep(folder: RunFolder, jobs: Jobs) -> None:
-    """Take a folder for a sweep, with one for each job, which keep a run from taking it and show what waits. Raises
+    """Create the folder of a sweep, with one for each job; these reserve the name and show which jobs wait. Raises
     RunError."""
     with held(folder):
         for job, _ in jobs:
@@ -111,7 +111,7 @@ def start_sweep(folder: RunFolder, jobs: Jobs) -> None:
 
 
 def discard_empty_jobs(folder: RunFolder, jobs: Jobs) -> None:
-    """Take away the folders of the jobs that have not begun, and that of a sweep in which none has."""
+    """Remove the folders of jobs that have not started, and that of a sweep in which none has."""
     for empty in (*(folder.path / job for job, _ in jobs), folder.path, folder.path.parent):
         with contextlib.suppress(OSError):
             empty.rmdir()
@@ -120,15 +120,15 @@ def discard_empty_jobs(folder: RunFolder, jobs: Jobs) -> None:
 def run_jobs(
     name: str, jobs: Jobs, sound: set[str], launcher: JobLauncher | None, stop_signal: StopSignal
 ) -> Iterator[Row]:
-    """Train the jobs; gives a row of each as it ends, and ends early where a stop was asked for.
+    """Train the jobs; yields a row for each as it ends, and ends early after a stop signal.
 
-    Those that another command trains at this moment come last: it is waited for.
+    Jobs that another command is training come last, after waiting for it.
 
     Args:
         name: of the sweep.
         jobs: by name.
-        sound: the names of those whose configurations are known to be right.
-        launcher: what runs them; one after the other in this process where it is None.
+        sound: the names of those whose configurations are checked already.
+        launcher: what runs them; None runs them one after the other in this process.
         stop_signal: of the command.
     """
     left, waits = dict(tuned_jobs(name, jobs)), False
@@ -159,7 +159,7 @@ def run_jobs(
 
 
 def _of_another(name: str, job: str) -> Row | None:
-    """The row of a job that has failed in the command that was waited for; None where it is to be gone on with."""
+    """The row of a job that has failed in the other command; None if it is to be resumed."""
     record = RunFolder(ROOT / name / job).record
     if record.get("status") != "failed":
         return None
@@ -167,7 +167,7 @@ def _of_another(name: str, job: str) -> Row | None:
 
 
 def _continued(composed: Composed) -> Composed:
-    """The configuration of a job that another command has trained meanwhile: it is not started anew."""
+    """The configuration of a job that another command has trained meanwhile, without ``fresh``."""
     return replace(composed, values=composed.values | {"fresh": False})
 
 
@@ -180,7 +180,7 @@ def _one_by_one(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal,
         say(f"job {before + number} of {before + len(jobs)}: {job}")
         row = {"job": job, **run_job(name, job, composed, job in sound, shared)}
         if "torch" in sys.modules and not gc.get_freeze_count():
-            gc.freeze()  # what has been imported is not to be looked through after each job
+            gc.freeze()  # the garbage collector need not traverse imported modules after each job
         yield row
         if row["status"] == "failed" and not distributed.recovered():
             if number < len(jobs):
@@ -198,20 +198,20 @@ def _at_once(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal, la
 
 
 def order(name: str, job: str, composed: Composed, sound: bool) -> Order:
-    """What a worker is told of a job.
+    """The order of a job, for a worker.
 
     Args:
         name: of the sweep.
         job: the name of its folder there.
         composed: its configuration.
-        sound: whether that is known to be right.
+        sound: whether it is checked already.
     """
     made = yaml.safe_dump(composed.as_plain())
     return {"name": name, "job": job, "composed": made, "sound": sound, "command": sys.argv}
 
 
 def plan(composer: Composer, overrides: list[str]) -> SweepPlan:
-    """What is to be done. Raises ConfigError for a key or option that is wrong in all jobs."""
+    """The sweep to run. Raises ConfigError for a key or option that is wrong in all jobs."""
     names, lines = [], composer.sweep(overrides)
     for line in lines:
         own = [override for override, given in zip(line, overrides, strict=True) if override != given]
@@ -240,7 +240,7 @@ def new_sweep_name(kind: str) -> str:
 
 
 def launcher_of(composed: Composed) -> JobLauncher | None:
-    """What runs the jobs, as a checked configuration says. Raises ConfigError."""
+    """The launcher of a checked configuration. Raises ConfigError."""
     if not composed.values["launcher"]:
         return None
     if distributed.processes().several:
@@ -250,7 +250,7 @@ def launcher_of(composed: Composed) -> JobLauncher | None:
 
 
 def _check_processes(jobs: Jobs) -> None:
-    """Refuse jobs that cannot have the processes that they ask for. Raises ConfigError."""
+    """Refuse jobs whose ``runner.processes`` cannot be started. Raises ConfigError."""
     for _, composed in jobs:
         launcher = composed.values["launcher"]
         if processes.wanted(composed) > 1 and launcher and launcher.get("devices") is not None:
@@ -258,7 +258,7 @@ def _check_processes(jobs: Jobs) -> None:
 
 
 def as_run(composed: Composed) -> Composed:
-    """The configuration of one job by itself, without what is the whole sweep's."""
+    """The configuration of one job, without the keys of the sweep."""
     choices = {group: option for group, option in composed.choices.items() if group not in ("launcher", "search")}
     return replace(composed, values=composed.values | {"launcher": None, "search": None}, choices=choices)
 
@@ -305,13 +305,13 @@ def job_name(overrides: list[str]) -> str:
 
 
 def run_job(name: str, job: str, composed: Composed, sound: bool, shared: SharedData | None = None) -> Row:
-    """Train one job in ``runs/<name>/<job>/``; a failure is told at once and is this job's alone.
+    """Train one job in ``runs/<name>/<job>/``; a failure is reported at once and does not end the sweep.
 
     Args:
         name: of the sweep.
         job: its folder's name.
         composed: its configuration.
-        sound: whether that is known to be right.
+        sound: whether it is checked already.
         shared: the data that one job has read for the next.
     """
     folder = RunFolder(ROOT / name / job)
@@ -331,7 +331,7 @@ def run_job(name: str, job: str, composed: Composed, sound: bool, shared: Shared
 
 
 def finished(folder: RunFolder, composed: Composed, sound: bool) -> Row | None:
-    """The row of a job that is finished already.
+    """The row of an already finished job.
 
     Raises ConfigError for a configuration that is wrong, RunError where the job's folder is none.
     """
@@ -352,7 +352,7 @@ def ended(result: Result) -> Row:
 
 
 def failed(error: BaseException, composed: Composed) -> Row:
-    """Tell why a job failed; its row."""
+    """Report why a job failed; returns its row."""
     if isinstance(error, Exception) and (mistake := as_mistake(error)):
         report(mistake, debug=composed.values["debug"])
         return {"status": "failed", "exit": mistake.status, "reason": redact.text(one_line(mistake))}

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from healsg.config.compose import Composer
 
 SHOWN = 10
-"""Trials of which a line is shown at the end."""
+"""Most trials in the final table."""
 
 ATTEMPTS = 3
-"""How often a trial is begun whose worker is lost each time, before it counts as failed."""
+"""Attempts for a trial whose worker is lost, before it counts as failed."""
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What a command asks for.
+    """The arguments of a search command.
 
     Args:
         name: of the search, and its folder.
@@ -48,7 +48,7 @@ class SearchPlan:
         search: what proposes the trials.
         launcher: what runs them.
         pauses: the epoch of each rung, see ``Search.pauses``.
-        fresh: whether a search of this name is set aside.
+        fresh: whether an existing search of this name is moved aside.
     """
 
     name: str
@@ -71,12 +71,13 @@ class SearchPlan:
 
 
 def wanted(overrides: Sequence[str]) -> bool:
-    """Whether a command asks for a search, and not for all values that it gives."""
+    """Whether a command asks for a search instead of a sweep over all values."""
     return any(override.startswith("search=") and override != "search=null" for override in overrides)
 
 
 def run_search(composer: Callable[[], Composer], overrides: list[str]) -> int:
-    """Run a search; 0 where a trial is finished and none is left, or ``runner.max_time`` has stopped it."""
+    """Run a search; returns 0 if all trials have ended and one is finished, or if ``runner.max_time`` has stopped
+    it."""
     plan = plan_search(composer(), overrides)
     folder = RunFolder(ROOT / plan.name)
     with StopSignal() as stop_signal:
@@ -99,7 +100,7 @@ def run_search(composer: Callable[[], Composer], overrides: list[str]) -> int:
 
 
 def plan_search(composer: Composer, overrides: list[str]) -> SearchPlan:
-    """Read and check what a command asks for; nothing is started. Raises ConfigError."""
+    """Read and check the arguments; nothing is started. Raises ConfigError."""
     if distributed.processes().several:
         raise ConfigError("search: starts processes of its own by launcher=local; leave torchrun out")
     space = space_of(composer.parse(overrides))
@@ -140,7 +141,7 @@ def _line(composer: Composer, overrides: Sequence[str], values: dict[str, str]) 
 
 
 def _set_aside(folder: RunFolder) -> None:
-    """Move an earlier search out of the way; nothing is deleted."""
+    """Move an earlier search aside; nothing is deleted."""
     path = folder.path
     aside = safefiles.aside_name(path)
     aside.mkdir()

@@ -1,4 +1,4 @@
-"""The table of a sweep: what is shown at its end, and ``sweep.csv``, which holds the jobs of all calls."""
+"""The table of a sweep: its display at the end, and ``sweep.csv``, which holds the jobs of all calls."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def ranked(rows: list[Row], compared: Comparison | None) -> list[Row]:
 
 
 def show(rows: list[Row]) -> None:
-    """Print rows as a table, of several processes once."""
+    """Print rows as a table, on rank 0 only."""
     if distributed.processes().rank == 0:
         columns = _columns(rows)
         tables.show(columns, [[row.get(column) for column in columns] for row in rows])

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def parser() -> ArgumentParser:
-    """The parser of Hydra's options, which raises ArgumentError for what is wrong with them."""
+    """Hydra's argument parser, which raises ArgumentError instead of exiting."""
     from healsg.config.hydra_loader import argument_parser
 
     made = argument_parser()
@@ -30,7 +30,7 @@ def parser() -> ArgumentParser:
 
 
 def parse_arguments(arguments: list[str]) -> Namespace:
-    """Hydra's options. Raises ConfigError for what is none of them, and for those that mean nothing here."""
+    """Parse Hydra's options. Raises ConfigError for unknown and unsupported ones."""
     try:
         args, unknown = parser().parse_known_intermixed_args(arguments)
     except ArgumentError as error:
@@ -47,7 +47,7 @@ def parse_arguments(arguments: list[str]) -> Namespace:
 
 
 def _no_option(option: str, arguments: list[str], args: Namespace) -> str:
-    """What to say of ``--epochs 10``, which other programs take: the setting that is probably meant."""
+    """The hint for ``--epochs 10``, which other programs accept: the setting that is probably meant."""
     name, _, value = option.lstrip("-").partition("=")
     after = arguments[arguments.index(option) + 1 :][:1]
     if not value and after and not after[0].startswith("-") and "=" not in after[0]:
@@ -61,12 +61,13 @@ def _no_option(option: str, arguments: list[str], args: Namespace) -> str:
 
 
 def folder_acquired_early(composed: Composed, path: Path | None = None) -> RunFolder | None:
-    """The run's folder, acquired before torch is imported, so that a refusal comes at once; None under a launcher."""
+    """The run's folder, acquired before torch is imported, so that a conflict is reported at once; None under a
+    launcher."""
     return None if distributed.processes().several else acquire.acquire_folder(composed, path)
 
 
 def composed_once(make: Callable[[], T]) -> T:
-    """Let rank 0 alone compose; with one process, torch is not imported for it.
+    """Compose on rank 0 only; with one process, this does not import torch.
 
     Raises ConfigError for processes that were started with other arguments than rank 0, as on another node.
     """
@@ -77,7 +78,7 @@ def composed_once(make: Callable[[], T]) -> T:
 
 
 def of_one_run(composed: Composed) -> Composed:
-    """Refuse what only a sweep has. Raises ConfigError."""
+    """Refuse values that only a sweep accepts. Raises ConfigError."""
     for key, does in (("launcher", "runs"), ("search", "proposes")):
         if composed.values.get(key):
             raise ConfigError(f"{key}: {does} the jobs of a sweep; add -m")
@@ -100,7 +101,7 @@ def _same_command() -> None:
 
 
 def _only(own: Any, other: Any) -> str:
-    """What of a list is not in another one, as text; the whole where that is nothing."""
+    """The entries of a list that are not in another one, as text; all of them if there are none."""
     if isinstance(own, str):
         return own
     return " ".join([word for word in own if word not in other] or own) or "none"

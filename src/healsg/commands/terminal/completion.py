@@ -76,7 +76,7 @@ def script(shells: list[str]) -> str:
 
 
 def candidates(commands: Iterable[str], typed: list[str]) -> list[str]:
-    """What the last word may become; nothing where that is not known, so that the shell offers files.
+    """The completions of the last word; none if unknown, so that the shell offers files.
 
     Args:
         commands: the names of all commands.
@@ -89,7 +89,7 @@ def candidates(commands: Iterable[str], typed: list[str]) -> list[str]:
         found = list(SCRIPTS)
     else:
         found = []
-        with contextlib.suppress(HealsgError, OSError):  # a completion has no place for a message
+        with contextlib.suppress(HealsgError, OSError):  # a completion cannot show an error
             found = _arguments(before[0], before[-1], word, typed[1:]) if before[0] in commands else []
     # A name with a control character would reach the terminal as it is.
     return sorted({one for one in found if one.startswith(word) and visible(one) == one})
@@ -115,7 +115,7 @@ def _listed() -> list[Listed]:
 
 
 def _shown(command: str, arguments: list[str]) -> str:
-    """What a command prints."""
+    """The output of a command."""
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         import_module(f"healsg.commands.{command}").run(arguments)

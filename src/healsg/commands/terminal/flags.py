@@ -1,4 +1,4 @@
-"""The options of commands that are no training: ``--flags`` by argparse, whose mistakes are one line."""
+"""Flags of all commands but train: ``--flags`` by argparse, whose errors are one line."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from healsg.errors import ConfigError
 from healsg.safefiles import FILE, kind_of
 
 WIDTH = 80
-"""Columns of a help, which a terminal of 80 shows without breaking lines."""
+"""Width of a help text, which fits a terminal of 80 columns."""
 
 PLAIN = "\0"
-"""Stands before a word that begins with a dash and is no flag, such as a file's name behind ``--``."""
+"""Prefix of a word that begins with a dash and is no flag, such as a file name after ``--``."""
 
 
 class Flags(argparse.ArgumentParser):
-    """A command's own ``--flags`` and the arguments among which they stand, in any order.
+    """A command's ``--flags`` and its arguments, in any order.
 
-    A mistake raises ConfigError in place of ending the process. The help keeps the lines of ``examples``, which are at
+    An error raises ConfigError instead of ending the process. The help keeps the lines of ``examples``, which are at
     most 80 columns wide.
 
     Args:
@@ -61,7 +61,7 @@ class Flags(argparse.ArgumentParser):
         )
 
     def read(self, arguments: Sequence[str]) -> Namespace:
-        """The values of a command line; what follows ``--`` is no flag. Raises ConfigError."""
+        """Parse a command line; words after ``--`` are no flags. Raises ConfigError."""
         given = list(arguments)
         if "--" in given:
             place = given.index("--")
@@ -96,7 +96,7 @@ def _plain(value: Any) -> Any:
 
 
 def page_file(given: str | None) -> Path | None:
-    """The file of ``--page FILE``, tried before the work that it is to show; None where it is not asked for.
+    """The file of ``--page FILE``, checked for writing before the work; None if not given.
 
     Raises ConfigError where no file can be written there, or something else than a file would be replaced.
     """

@@ -27,7 +27,7 @@ def printed(text: str) -> int:
 
 
 def rows(pairs: Sequence[tuple[str, str]], indent: int = 2) -> Iterator[str]:
-    """Lines in two columns: on the left what is named, on the right what is said of it, wrapped."""
+    """Lines in two columns: names on the left, their descriptions on the right, wrapped."""
     pairs = [(visible(left), visible(right.replace("\n", " "))) for left, right in pairs]
     fitting = [printed(left) for left, _ in pairs if printed(left) <= MOST_LEFT]
     column = indent + max(fitting, default=0) + 2

@@ -73,7 +73,7 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | N
 
 
 def tell(lines: Iterable[str], file: TextIO | None = None) -> None:
-    """Print sentences; on a terminal they are wrapped between words."""
+    """Print sentences, wrapped between words on a terminal."""
     file = sys.stdout if file is None else file
     for line in map(visible, lines):
         print(textwrap.fill(line, width, break_on_hyphens=False) if (width := _width(file)) else line, file=file)
@@ -81,13 +81,13 @@ def tell(lines: Iterable[str], file: TextIO | None = None) -> None:
 
 
 def _width(file: TextIO) -> int:
-    """Columns of a terminal; 0 of what is none."""
+    """Columns of a terminal; 0 for other streams."""
     return shutil.get_terminal_size().columns if file.isatty() else 0
 
 
 @contextmanager
 def spoken_to_stderr(asked: bool = True) -> Iterator[None]:
-    """A context in which what is said goes to standard error: standard output has the JSON alone that follows."""
+    """A context in which messages go to standard error, so that standard output holds only the JSON that follows."""
     if not asked:
         yield
         return

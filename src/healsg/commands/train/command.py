@@ -21,7 +21,7 @@ from healsg.training.interrupt import StopSignal
 
 
 def run(arguments: list[str]) -> int:
-    """Compose and train; or show the help, the configuration, or what a shell wants to complete."""
+    """Compose and train; or show the help, the configuration, or shell completions."""
     everything, as_json = "--help-all" in arguments, "--json" in arguments
     asked = ["--help" if argument == "--help-all" else argument for argument in arguments if argument != "--json"]
     args = parse_arguments(asked)
@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
         if wanted(overrides):
             return run_search(composer, overrides)
         return run_sweep(composer, overrides)
-    stop_signal = StopSignal()  # from here on the time counts
+    stop_signal = StopSignal()  # ``runner.max_time`` counts from here
     with spoken_to_stderr(as_json):
         composed = composed_once(lambda: tuned(of_one_run(composer().compose(overrides))))
     if (count := processes.wanted(composed)) > 1:
@@ -63,14 +63,14 @@ def run(arguments: list[str]) -> int:
 
 
 def shown_result(result: dict[str, Any], as_json: bool) -> int:
-    """Print what a training gave where JSON is asked for; its exit status."""
+    """Print the result with ``--json``; returns the exit status."""
     if as_json and distributed.processes().rank == 0:
         show_json({"schema": 1, **result})
     return int(result["exit"])
 
 
 def _show(args: Namespace, everything: bool) -> int:
-    """Answer a question in the place of training. Secrets are hidden in what is printed.
+    """Print the help, the configuration or completions instead of training, with secrets redacted.
 
     Args:
         args: as ``parse_arguments`` gives them.

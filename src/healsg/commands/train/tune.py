@@ -1,4 +1,4 @@
-"""``runner=fast``: measure how a task trains fastest on this machine, and write that into its configuration.
+"""``runner=fast``: measure which settings train a task fastest on this machine, and write them into its configuration.
 
 Memory format, precision, compilation and the number of threads are tried on real training steps, in a process of its
 own, so that nothing of it is left in the run. The configuration that comes out holds plain values: with it, a resume,
@@ -39,18 +39,18 @@ KEYS = ("precision", "channels_last", "compile", "threads")
 """The settings of the runner that are measured."""
 
 WARM = 3
-"""Steps before the clock starts: memory is claimed and kernels are chosen."""
+"""Warm-up steps before the measurement: memory is allocated and kernels are chosen."""
 BLOCKS = 5
-"""Times that a setting is measured; the fastest counts, since other work on the machine only slows a step down."""
+"""Repeated measurements of a setting; the fastest counts, since other work on the machine only slows a step down."""
 GAIN = 0.97
-"""The share of the plain setting's time that another one must stay under; less of a gain may be chance."""
+"""A setting must take less than this share of the plain setting's time; a smaller gain may be chance."""
 
 SHORT = 60.0
 """Seconds of a run under which compilation is not tried: it costs half of that by itself."""
 LONGEST = 2.0
-"""Budgets after which the process that measures is ended, at whatever it is; what it has found until then counts."""
+"""Multiple of the budget after which the measuring process is ended; its results until then count."""
 STARTING = 60.0
-"""Seconds that it may take beside, to import and to read the data."""
+"""Additional seconds for importing and reading the data."""
 
 Choice = dict[str, Any]
 """Settings of the runner by name, of those in ``KEYS``."""
@@ -84,9 +84,9 @@ def asked(composed: Composed) -> float | None:
 
 
 def tuned(composed: Composed) -> Composed:
-    """The configuration with the fastest settings in the place of ``runner.tune``, as plain values.
+    """The configuration with the fastest settings instead of ``runner.tune``, as plain values.
 
-    A run that exists already keeps those with which it began. What the command line sets is not tried otherwise.
+    An existing run keeps its settings. Settings of the command line are not varied.
 
     Raises:
         ConfigError: it was started by a launcher such as torchrun, whose processes would each measure.
@@ -134,7 +134,7 @@ def kind_of(values: Mapping[str, Any]) -> str:
 
 
 def _chosen(composed: Composed) -> Choice:
-    """Measure; the settings that make the whole run fastest, where that is by more than chance."""
+    """Measure; returns the settings with which the whole run is fastest, if the gain exceeds chance."""
     if distributed.processes().several:
         raise ConfigError("runner.tune: is for one process that starts the others; give runner.processes, not torchrun")
     rows, steps = measured(composed, asked(composed) or 0.0)
@@ -188,7 +188,7 @@ def measured(composed: Composed, budget: float) -> tuple[list[Row], int]:
 
 
 def _run(request: bytes, seconds: float) -> str:
-    """Run the process that measures, at most so many seconds; gives why it ended, should it have found nothing."""
+    """Run the measuring process for at most this many seconds; returns why it ended, in case it has no results."""
     try:
         code, lines = ask(system.program(__name__, "measure"), request, seconds)
     except subprocess.TimeoutExpired:
@@ -315,7 +315,7 @@ class Bench:
                 first = time.perf_counter() - began
                 seconds = self._fastest(step)
             return Row(choice, seconds, max(0.0, first - seconds))
-        except Exception as error:  # whatever this setting does not go with: a kernel, the memory, the compiler
+        except Exception as error:  # any failure of this setting: a kernel, the memory, the compiler
             return Row(choice, reason=redact.text(one_line(error))[:100])
 
     def _fastest(self, step: Callable[[], object]) -> float:
