@@ -1,1 +1,1 @@
-"""Data sets: one file each, subclasses of ``healsg.data.TaskData``; what several of them share lies in rooms below."""
+"""Data sets: one file each, subclasses of ``healsg.data.TaskData``; shared code is in the subpackages."""

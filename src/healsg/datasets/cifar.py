@@ -53,11 +53,11 @@ class Cifar(Classification):
     Args:
         classes: 10 or 100.
         augment: of training images, by name; see ``ImageViews``.
-        flip: mirror training images left to right at random.
+        flip: flip training images horizontally at random.
         shift: the largest random shift of ``augment=standard``, in pixels.
-        padding: what comes in from outside.
-        download: fetch the archive where neither it nor its files lie under ``root``.
-        verify: take only files with the published checksums.
+        padding: fill of pixels outside the image, ``zero`` or ``reflect``.
+        download: fetch the archive if neither it nor its files are under ``root``.
+        verify: accept only files with the published checksums.
         common: the arguments of Classification.
     """
 
@@ -106,7 +106,7 @@ class Cifar(Classification):
         return TensorSource(torch.from_numpy(inputs), torch.tensor(targets))
 
     def _provide(self, published: Any, folder: Path) -> None:
-        """See to it that the files are there: unpacked already, from the archive, or from the network."""
+        """Ensure that the files exist: unpacked already, from the archive, or from the network."""
         names = [name for name, _ in published.train_list + published.test_list]
         archive, (size, sha256) = folder.parent / published.filename, ARCHIVES[self.classes]
         sums = Sums(published.tgz_md5, sha256, size)
@@ -116,7 +116,7 @@ class Cifar(Classification):
         if not self.download and not archive.is_file():
             raise DataError(f"CIFAR-{self.classes} is not in {folder}; set data.download=true, or {by_hand}")
         with exclusive(archive.parent):
-            missing = _missing(folder, names)  # another process may have put them there
+            missing = _missing(folder, names)  # another process may have created them
             if missing and not archive.is_file():
                 download([published.url], archive, sums, by_hand, mirror=self.mirror)
             if missing:

@@ -32,13 +32,13 @@ MOST = 256
 
 
 class Cityscapes(MaskedPictures):
-    """Cityscapes with fine masks: ``leftImg8bit/`` and ``gtFine/``. The files' ``labelIds`` are seen as the 19
-    ``trainIds``, and all others as ``ignore``. The published ``val`` is the test part, since the masks of ``test`` are
+    """Cityscapes with fine masks: ``leftImg8bit/`` and ``gtFine/``. The files' ``labelIds`` are mapped to the 19
+    ``trainIds``, and all others to ``ignore``. The published ``val`` is the test part, since the masks of ``test`` are
     not public.
 
     Args:
         folder: that holds both.
-        ignore: the label of what is in none of the 19 classes.
+        ignore: the label of pixels in none of the 19 classes.
         image_size: see ``MaskedPictures``.
         common: the arguments of MaskedPictures.
     """
@@ -69,7 +69,7 @@ class Cityscapes(MaskedPictures):
 
 
 class _Known:
-    """Masks in which all labels but the known ones are those to be ignored.
+    """Masks in which all labels but the known ones become ``ignore``.
 
     Args:
         table: (256,) the label that each number of a mask means.

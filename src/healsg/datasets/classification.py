@@ -1,4 +1,4 @@
-"""Classification: what all data sets of samples with a class, several labels or numbers offer beside their splits."""
+"""Classification: base of all data sets whose samples have a class, several labels or numbers."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from healsg.errors import ConfigError, DataError
 from healsg.types import Count, Range, Share
 
 LISTED_CLASSES = 100
-"""Classes up to which ``run.json`` lists all counts; with more it has the smallest and the largest count."""
+"""Most classes for which ``run.json`` lists all counts; with more it has the smallest and the largest count."""
 
 
 class Classification(LabelledData):
     """Labelled samples, split and thinned in this order, by pure functions of ``split_seed``:
 
-    1. the published parts;
-    2. ``fold``, or else ``val_fraction``, holds out validation samples, with ``group`` whole groups of them;
-    3. ``imbalance`` makes the rest a long tail;
-    4. ``label_noise`` replaces labels of these; those of val and test stay as they are;
-    5. ``labels``, ``labels_per_class`` or ``fraction`` say how many keep their labels: the stream ``labelled``. The
+    1. the published parts; 2. ``fold``, or else ``val_fraction``, holds out validation samples, with ``group`` whole
+    groups of them; 3. ``imbalance`` makes the rest a long tail; 4. ``label_noise`` replaces labels of these; those of
+    val and test stay unchanged; 5. ``labels``, ``labels_per_class`` or ``fraction`` say how many keep their labels: the
+    stream ``labelled``. The
        stream ``unlabelled`` is all samples after step 3, and the set's own unlabelled ones;
     6. ``balanced`` repeats labelled samples of the smaller classes.
 
     Args:
-        labels_per_class: training samples that keep their labels, so many of each class.
+        labels_per_class: number of training samples of each class that keep their labels.
         imbalance: samples of the largest class, the first, over those of the smallest, the last; exponential between.
-        label_noise: the share of training labels that is replaced, each by another class chosen evenly; or a file
-            (.csv, .json, .npy) with a matrix whose row i says what becomes of class i, and adds up to 1.
-        balanced: draw all classes equally often, by repeating samples of the smaller ones.
+        label_noise: the share of training labels that is replaced, each by another class drawn uniformly; or a file
+            (.csv, .json, .npy) with a transition matrix, whose row i holds the probabilities of the new class for class
+            i.
+        balanced: sample all classes equally often, by repeating samples of smaller ones.
         common: the arguments of LabelledData.
     """
 
@@ -77,7 +77,7 @@ class Classification(LabelledData):
             raise ConfigError(f"data.{'imbalance' if self.imbalance else 'label_noise'}: there is one class only")
 
     def explain_single_class(self) -> str:
-        """The message where the training part has one class, and nothing to tell apart."""
+        """The error message for a training part with a single class."""
         return f"data: {type(self).__name__}: the training part has one class alone; two are needed to tell apart"
 
     def loaders(self, needs: Needs) -> dict[str, Loader]:
@@ -132,7 +132,7 @@ class Classification(LabelledData):
         return {"labelled_per_class": {"least": int(counts.min()), "most": int(counts.max())}}
 
     def _report_empty(self, counts: Tensor) -> None:
-        """Say which classes have no labelled training sample, so that none of them can be learned."""
+        """Warn about classes without a labelled training sample, which cannot be learned."""
         names = self.info.class_names
         empty = [names[label] if names else str(label) for label in (counts == 0).nonzero().flatten().tolist()]
         if empty:
@@ -151,7 +151,7 @@ class Classification(LabelledData):
         return streams
 
     def layers_of(self, source: Source, key: str) -> Tensor:
-        """(N,) int64 the class of each sample. Raises DataError where a sample has not one class."""
+        """(N,) int64 the class of each sample. Raises DataError if a sample does not have exactly one class."""
         targets = source.targets
         if targets is None or targets.dim() != 1 or targets.is_floating_point():
             raise DataError(f"data.{key}: {type(self).__name__} does not tell one class a sample; leave it out")

@@ -1,4 +1,4 @@
-"""COCO's annotations as masks: polygons and run lengths, as COCO itself, CVAT and Label Studio write them.
+"""COCO annotations as masks: polygons and run lengths, as written by COCO, CVAT and Label Studio.
 
 Source: T.-Y. Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, arXiv 1405.0312.
 """
@@ -45,7 +45,7 @@ def read_list(path: Path, images: Path) -> tuple[dict[int, str], list[Pair]]:
             outline, category = one.get("segmentation"), int(one["category_id"])
             if category not in names or one["image_id"] not in objects:
                 raise ValueError(f"annotation {one.get('id')} names a category or picture that is not there")
-            if outline:  # one of a box alone has none
+            if outline:  # an object with only a box has none
                 size = float(one.get("area") or 0)
                 objects[one["image_id"]].append((size, (category, bool(one.get("iscrowd")), _compact(outline))))
         pairs = []
@@ -105,8 +105,8 @@ def drawn(pair: Pair, ignore: int | None = None) -> Array:
 
 
 class CocoSeg(MaskedPictures):
-    """Pictures with objects in COCO's form, seen as one label a pixel: 0 where there is none, else the category, of
-    smaller objects over larger ones.
+    """Images with COCO annotations as masks with one label a pixel: 0 for background, else the category, with smaller
+    objects over larger ones.
 
     Args:
         train_list: the annotations of the training part, below ``folder``.
@@ -115,7 +115,7 @@ class CocoSeg(MaskedPictures):
         val_images: likewise; None is ``train_images``.
         test_list: those of the test part; None has none.
         test_images: likewise.
-        common: the arguments of MaskedPictures. With ``ignore`` crowds count nowhere.
+        common: the arguments of MaskedPictures. With ``ignore``, crowds are excluded from loss and metrics.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""CSV: one's own table: paths of pictures, or columns of numbers, to labels or numbers."""
+"""CSV: your own table: image paths or numeric columns as input, labels or numbers as target."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from healsg.datasets.tables import Columns, Tables
 from healsg.errors import ConfigError, DataError
 
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""What the column ``split`` may hold, and the part that is meant."""
+"""Values of the column ``split``, and their parts."""
 
 
 class Csv(Tables):
@@ -26,8 +26,8 @@ class Csv(Tables):
         file: the table, relative to the current directory or else to ``root``.
         val_file: that of the validation part; None takes it from ``file``.
         test_file: that of the test part; None takes it from ``file``.
-        split: the column that says ``train``, ``val`` or ``test`` of each row of ``file``.
-        delimiter: what stands between two values.
+        split: the column with ``train``, ``val`` or ``test`` for each row of ``file``.
+        delimiter: of the columns.
         common: the arguments of Tables; a picture's path is relative to its table's folder.
     """
 

@@ -1,4 +1,4 @@
-"""Digits: 1,797 handwritten digits of 8x8 pixels that come with scikit-learn, so that a run needs no download.
+"""Digits: 1,797 handwritten digits of 8x8 pixels from scikit-learn, so that a run needs no download.
 
 Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998
 (scikit-learn ships its test part).
@@ -37,7 +37,7 @@ class Digits(Classification):
 
     Args:
         augment: of training images, by name; see ``ImageViews``.
-        flip: mirror training images left to right at random; digits do not stand that well.
+        flip: flip training images horizontally at random; unsuitable for digits.
         shift: the largest random shift of ``augment=standard``, in pixels.
         common: the arguments of Classification.
     """
@@ -76,7 +76,7 @@ def read_table() -> Tensor:
     found = importlib.util.find_spec("sklearn")
     file = Path((found and found.origin) or "sklearn/__init__.py").with_name("datasets") / "data" / "digits.csv.gz"
     try:
-        with gzip.open(file, "rt") as table:  # numpy would ask for the current directory, which may have been removed
+        with gzip.open(file, "rt") as table:  # numpy would read the current directory, which may have been removed
             return torch.from_numpy(numpy.loadtxt(table, dtype=numpy.uint8, delimiter=","))
     except (OSError, ValueError) as error:
         raise DataError(f"data=digits: {file} cannot be read ({error}); pip install scikit-learn") from error

@@ -45,18 +45,18 @@ TEST_SEED = 27_000
 
 
 class EuroSAT(Classification):
-    """EuroSAT in colour, kept in memory as uint8. The set has no parts of its own: a stratified share is for testing.
+    """EuroSAT in colour, kept in memory as uint8. The set has no published split: a stratified share is the test part.
 
     The files lie in ``root/eurosat/2750``, as torchvision puts them.
 
     Args:
-        test_fraction: the share of the pictures that is the test part, always the same ones.
+        test_fraction: the share of the images in the test part, the same ones in every run.
         augment: of training images, by name; see ``ImageViews``.
-        flip: mirror training images left to right at random.
+        flip: flip training images horizontally at random.
         shift: the largest random shift of ``augment=standard``, in pixels.
-        padding: what comes in from outside.
-        download: fetch the archive where neither it nor its folder lies under ``root``.
-        verify: take only an archive with the published checksum. What is unpacked already is taken as it is.
+        padding: fill of pixels outside the image, ``zero`` or ``reflect``.
+        download: fetch the archive if neither it nor its folder is under ``root``.
+        verify: accept only an archive with the published checksum. Files that are unpacked already are not checked.
         common: the arguments of Classification.
     """
 
@@ -104,7 +104,7 @@ class EuroSAT(Classification):
         for row, path in enumerate(paths):
             try:
                 inputs[row] = decode(path, 64, 3)
-            except Exception as error:  # a broken picture raises almost anything
+            except Exception as error:  # a damaged image can raise almost any exception
                 raise DataError(f"{path}: cannot be read ({line(error)}); get the set anew") from error
         whole = TensorSource(inputs, torch.tensor(targets))
         if not self.test_fraction:

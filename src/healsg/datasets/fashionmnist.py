@@ -36,7 +36,7 @@ class FashionMNIST(MNIST):
     The files lie in ``root/FashionMNIST/raw``, as torchvision puts them.
 
     Args:
-        flip: mirror training images left to right at random.
+        flip: flip training images horizontally at random.
         common: the arguments of MNIST.
     """
 

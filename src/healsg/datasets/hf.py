@@ -27,11 +27,11 @@ class HuggingFace(Tables):
     """A data set of columns: of numbers, or of pictures as the hub stores them, ``{bytes, path}``.
 
     ``name`` is a parquet file, or a folder with ``train*.parquet``, ``test*.parquet`` and so on anywhere below it, or
-    else the name of a set on the hub. A set that would run a script of its own is not loaded.
+    else the name of a set on the hub. A data set with a loading script is refused.
 
     Args:
         name: of the set, or the file or folder, relative to the current directory or else to ``root``.
-        config: the set's own subset, where it has several.
+        config: the set's configuration (subset), where it has several.
         revision: the set's version, a commit or a branch.
         train, val, test: the set's own names of the parts; None where there is none.
         common: the arguments of Tables.
@@ -96,7 +96,7 @@ class HuggingFace(Tables):
         cache = str(self.root.absolute() / "huggingface")
         try:
             sets = datasets.load_dataset(self.name, self.config, revision=self.revision, cache_dir=cache)
-        except Exception as error:  # whatever a network, a cache or a set's own files can do
+        except Exception as error:  # errors of the network, the cache or the set's files
             raise DataError(f"data.name: {self.name} cannot be loaded from the hub ({line(error)})") from error
         return sets[own].with_format("arrow")[:] if own in sets else None
 
@@ -118,7 +118,7 @@ class HuggingFace(Tables):
 
 
 def label_names(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
-    """By column the names of its classes, as the hub's files tell them beside the columns."""
+    """The class names of each column, from the metadata of the hub's files."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return {name: list(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
@@ -151,7 +151,7 @@ class StoredPictures(DecodedPictures):
         return io.BytesIO(self._content(index))
 
     def stored(self, index: int) -> StoredFile:
-        """A sample's picture as it is, without decoding; it is called by its path, where it has one."""
+        """A sample's encoded image, named by its path if it has one."""
         stored = self.values[index].as_py()
         path = stored.get("path") if isinstance(stored, dict) else None
         content = self._content(index)
@@ -163,7 +163,7 @@ class StoredPictures(DecodedPictures):
         return content or b""
 
     def fingerprint(self) -> str:
-        """A digest of the stored pictures, or, of many, of a thousand that lie evenly among them."""
+        """A digest of the stored pictures, or, for many images, of a thousand at regular intervals."""
         total, step = hashlib.sha256(), max(1, len(self) // 1000)
         for index in range(0, len(self), step):
             content = self._content(index)

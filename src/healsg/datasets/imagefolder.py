@@ -1,4 +1,4 @@
-"""ImageFolder: one's own pictures, a folder a class."""
+"""ImageFolder: your own images, one folder for each class."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, with 255 as 1: what torchvision's pretrained models were trained with."""
 
 PICTURE = {"resize": "the shorter side, bilinear", "crop": "the centre"}
-"""How ``decode`` makes a picture of any size one of ``input_shape``; see ``DataInfo.preprocessing``."""
+"""The preprocessing of ``decode`` from an image of any size to ``input_shape``; see ``DataInfo.preprocessing``."""
 
 
 class OwnPictures(Classification):
-    """One's own pictures of any size, with a class each; where they lie, and what is known of them, a subclass says.
+    """Your own images of any size, one class each; a subclass defines where they are and what is known of them.
 
     How a picture is read: see ``decode``.
 
     Args:
-        folder: where the pictures lie, relative to the current directory or else to ``root``.
-        image_size: height and width that the network sees, in pixels.
+        folder: of the images, relative to the current directory or else to ``root``.
+        image_size: input height and width, in pixels.
         channels: 3 for colour, 1 for grey.
         augment: of training pictures, by name; see ``ImageViews``.
-        flip: mirror training pictures left to right at random.
+        flip: flip training images horizontally at random.
         shift: the largest random shift of ``augment=standard``, in pixels.
-        padding: what comes in from outside.
+        padding: fill of pixels outside the image, ``zero`` or ``reflect``.
         mean: each channel's mean, with full intensity as 1; None is ImageNet's.
         std: each channel's standard deviation, with full intensity as 1; None is ImageNet's.
-        test_fraction: the share of the training pictures that serves as test part where there is none.
-        classes: the names of the classes in their order, such as [none, mild, moderate, severe]: all that there are.
-        decoder: of JPEGs; the levels are the same. ``auto`` is torchvision, the faster one, from 5000 pictures on.
+        test_fraction: the share of the training images used as test part where there is none.
+        classes: the class names in order, such as [none, mild, moderate, severe]; must be complete.
+        decoder: of JPEGs; all give equal pixels. ``auto`` is torchvision, the faster one, from 5000 images on.
         common: the arguments of Classification.
     """
 
@@ -271,7 +271,7 @@ class Pictures(DecodedPictures):
         return self.paths[index]
 
     def stored(self, index: int) -> StoredFile:
-        """A sample's file as it is, without decoding."""
+        """A sample's file, without decoding."""
         return stored_file(self.paths[index])
 
 
@@ -294,7 +294,7 @@ def _pictures(folder: Path) -> tuple[list[str], int]:
 
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         status = os.stat(place)  # noqa: PTH116
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it would be followed for ever
+        if (status.st_dev, status.st_ino) in seen:  # a link to a parent folder would be followed forever
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))

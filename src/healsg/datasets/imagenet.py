@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012): 1,281,167 pictures of 1,000 classes, from a folder of one's own; nothing is downloaded.
+"""ImageNet (ILSVRC 2012): 1,281,167 pictures of 1,000 classes, from your own copy; nothing is downloaded.
 
 Source: O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", arXiv 1409.0575, 2015.
 """

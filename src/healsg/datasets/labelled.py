@@ -1,4 +1,4 @@
-"""What data sets of labelled samples offer whatever their targets are: folds, groups, few labels, samples kept."""
+"""Base of data sets of labelled samples of any target: folds, groups, few labels, caching."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class LabelledData(TaskData):
 
     Args:
         labels: training samples that keep their labels, stratified, at least one of each class.
-        fraction: the same, as a share of the training samples.
-        fold: such as ``2/5``: of five stratified folds of the training part the second is for validation.
-        group: the name of groups (patients, scenes) of which none lies on two sides; what there is, the set tells.
-        in_memory: read each sample once, and hold them all as tensors; refused where they would not fit.
-        cache: the same in files below ``root``/cache that are mapped into memory, and found again by the next run.
+        fraction: likewise, as a share of the training samples.
+        fold: cross-validation, such as ``2/5``: validate on the second of five stratified folds of the training part.
+        group: the name of groups (patients, scenes) that are not split between parts; the data set defines the names.
+        in_memory: read each sample once and keep all as tensors in memory; an error if they do not fit.
+        cache: cache the decoded samples in memory-mapped files below ``root``/cache, which later runs reuse.
         common: the arguments of TaskData.
     """
 
@@ -63,7 +63,7 @@ class LabelledData(TaskData):
         """The training samples with and without labels, from ``splits`` to ``streams``."""
         self._facts: dict[str, Any] = {}
         self._drawn: list[bytes] = []
-        """What ``splits`` chose, in order; ``split_digest`` is its hash."""
+        """The choices of ``splits``, in order; ``split_digest`` is their hash."""
         if labels is not None and fraction is not None:
             raise ConfigError("data.fraction: data.labels says already how many labels are kept; leave one out")
         if (in_memory or cache) and self.reading.on_error == "skip":
@@ -86,7 +86,7 @@ class LabelledData(TaskData):
         return self.fold is None and super().val_is_test
 
     def check_options(self) -> None:
-        """Refuse what contradicts itself or the set, before samples are read. Raises ConfigError."""
+        """Refuse settings that contradict each other or the set, before samples are read. Raises ConfigError."""
         for key in ("fold", "group"):
             if getattr(self, key) and self.has_val:
                 raise ConfigError(f"data.{key}: the set has a validation part of its own; leave it out")
@@ -101,11 +101,11 @@ class LabelledData(TaskData):
         return hold(source, part, self.workers, self.reading, folder, self.info.placed)
 
     def thinned(self, train: Source) -> Source:
-        """The training samples that are dealt at all, of those that are not held out: here all of them."""
+        """The training samples to use, of those that are not held out: by default all of them."""
         return train
 
     def labelled_anew(self, train: Source) -> Source:
-        """The training samples with the labels that training sees: here their own."""
+        """The training samples with the labels used in training: by default their own."""
         return train
 
     def layers_of(self, source: Source, key: str) -> Tensor:
@@ -121,7 +121,7 @@ class LabelledData(TaskData):
         return torch.bincount(layers.long())
 
     def label_facts(self, train: Source) -> dict[str, Any]:
-        """What ``run.json`` says of the labelled samples beside their number."""
+        """Facts of the labelled samples for ``run.json``, in addition to their number."""
         return {}
 
     def loaders(self, needs: Needs) -> dict[str, Loader]:
@@ -139,7 +139,7 @@ class LabelledData(TaskData):
         if (cases := case_numbers(parts["train"])) is not None:
             self._facts["labelled_cases"] = int(cases.max()) + 1
         self._facts |= self.label_facts(parts["train"])
-        for split, source in parts.items():  # also where the set comes split, so that nothing was drawn
+        for split, source in parts.items():  # also for a published split, where nothing was drawn
             self._drawn.append(f"{split} {len(source)}".encode())
             if source.targets is not None:
                 self.record_draw(source.targets.cpu())
@@ -147,7 +147,7 @@ class LabelledData(TaskData):
         return parts
 
     def record_draw(self, chosen: Tensor) -> None:
-        """Take what was drawn into ``split_digest``."""
+        """Add the draw to ``split_digest``."""
         self._drawn.append(chosen.numpy().tobytes())
 
     def hold_out(self, train: Source) -> tuple[Source, Source | None]:
@@ -224,7 +224,7 @@ class LabelledData(TaskData):
                     "data: every training sample keeps its label: the method's unlabelled samples are the same ones; "
                     "data.labels=N leaves N their labels"
                 )
-        self._pool = None  # a second copy, once the samples lie on a device
+        self._pool = None  # a second copy, once the samples are on a device
         return streams
 
     def facts(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from healsg.transforms.volume_views import VolumeAugment, VolumeViews
 from healsg.types import Count
 
 SCANS = ("2018LA_Seg_Training Set", "2018LA_Seg_TrainingSet")
-"""What the folder of the scans is called."""
+"""The name of the folder of the scans."""
 
 NAMES = ("background", "atrium")
 
@@ -68,18 +68,18 @@ class Scans:
 
 
 class LeftAtrium(Listed):
-    """UA-MT's 80 training and 20 test scans, of zero mean and unit deviation. ``labels=N`` keeps the masks of the first
-    N of its list, as its scripts do. Lengths are in voxels.
+    """UA-MT's 80 training and 20 test scans, with zero mean and unit standard deviation. ``labels=N`` keeps the masks
+    of the first N of its list, as its scripts do. Lengths are in voxels.
 
     Args:
         folder: UA-MT's ``data/`` with ``train.list``, ``test.list`` and the folder of the scans.
         labels: training scans that keep their masks, the first ones of ``train.list``.
-        augment: ``standard`` mirrors patches, ``nnunet`` also turns, scales and changes intensities, ``none`` does
+        augment: ``standard`` flips patches, ``nnunet`` also rotates, scales and changes intensities, ``none`` does
             nothing.
-        flip: mirror training patches along each axis at random.
+        flip: flip training patches along each axis at random.
         patch: see ``Segmentation``; UA-MT's by default.
-        batch_size: patches of one forward pass, over all processes.
-        eval_batch_size: scans of one forward pass of an evaluation; their sizes differ.
+        batch_size: patches per batch, summed over all processes.
+        eval_batch_size: scans per evaluation batch; their sizes differ.
         common: the arguments of Segmentation.
     """
 

@@ -1,4 +1,4 @@
-"""Listed: few masks as published lists have them, the first ones and not a draw."""
+"""Listed: few labelled masks, the first ones of a published list instead of a random draw."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from healsg.errors import ConfigError
 
 
 class Listed(Segmentation):
-    """A set whose ``labels=N`` keeps the masks of the first N of a list, so that numbers of others can be compared. The
+    """A set whose ``labels=N`` keeps the masks of the first N of a list, for comparison with published results. The
     arguments are those of Segmentation."""
 
     def listed(self) -> set[str] | None:

@@ -1,4 +1,5 @@
-"""Segmentation sets that are made on the spot: shapes in 2D and 3D, vessels, digits. No download, seconds to train."""
+"""Synthetic segmentation sets, generated on the fly: shapes in 2D and 3D, vessels, digits. No download, seconds to
+train."""
 
 from __future__ import annotations
 
@@ -31,14 +32,15 @@ MEAN, STD = 0.15, 0.4
 
 
 class Made(Segmentation):
-    """What the sets that are drawn share: parts of so many cases, each a pure function of (seed, part, index).
+    """Base of the synthetic sets: each case is a pure function of (seed, part, index).
 
-    A subclass has ``size``, about the pixels of a side, and ``views``, which make what the network sees.
+    A subclass has ``size``, the approximate number of pixels of a side, and ``views``, the transforms.
 
     Args:
-        train, val, test: cases of each part; no ``val`` cases leave it to ``val_fraction``.
-        seed: of everything that is drawn; not that of the run.
-        texture, bias, noise: strengths of the texture, the bias field and the noise, where objects are 1 brighter.
+        train, val, test: cases of each part; with ``val=0``, ``val_fraction`` applies.
+        seed: of the generated data; independent of the run's seed.
+        texture, bias, noise: strengths of the texture, the bias field and the noise, relative to the objects' contrast
+            of 1.
         common: the arguments of Segmentation.
     """
 
@@ -112,12 +114,12 @@ class Made(Segmentation):
 
 
 class MadeImages(Made):
-    """Drawn images of one size.
+    """Synthetic images of one size.
 
     Args:
         size: height and width.
         augment: of training images, by name; see ``ImageViews``.
-        flip: mirror training images left to right at random.
+        flip: flip training images horizontally at random.
         shift: the largest random shift of ``augment=standard``, in pixels.
         common: the arguments of Made.
     """
@@ -141,7 +143,7 @@ class Shapes2D(MadeImages):
     """Ellipses and rectangles among rods and small discs of the same brightness; see ``shapes``.
 
     Args:
-        by_form: ellipsoids and boxes are two classes, which differ by form alone; else both are one.
+        by_form: ellipsoids and boxes are two classes, which differ only in shape; otherwise they are one class.
         common: the arguments of MadeImages.
     """
 
@@ -160,7 +162,7 @@ class DigitsSeg(MadeImages):
     """Handwritten digits on textured canvases; those of the test part were written by others. See ``digits_seg``.
 
     Args:
-        by_digit: each digit is a class of its own; else all ink is one.
+        by_digit: each digit is a class of its own; otherwise all ink is one class.
         most: digits on a canvas.
         common: the arguments of MadeImages.
     """
@@ -174,7 +176,7 @@ class DigitsSeg(MadeImages):
 
     @cached_property
     def _pictures(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Pictures and classes that a part may draw: the split of ``data=digits``."""
+        """Images and classes that a part may use: the split of ``data=digits``."""
         table = read_table()
         pictures, classes = table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].long()
         train, test = stratified_split(classes, TEST_SAMPLES / SAMPLES, TEST_SEED)
@@ -187,17 +189,17 @@ class DigitsSeg(MadeImages):
 
 
 class MadeVolumes(Made):
-    """Drawn volumes of unlike sizes, of which patches are learned.
+    """Synthetic volumes of different sizes, trained on patches.
 
     Args:
-        size: voxels along the first two axes, about.
+        size: approximate number of voxels along the first two axes.
         patch: see ``Segmentation``.
         foreground: see ``Segmentation``.
-        augment: ``standard`` mirrors training patches, ``nnunet`` also turns, scales and changes intensities, ``none``
+        augment: ``standard`` flips training patches, ``nnunet`` also rotates, scales and changes intensities, ``none``
             does nothing.
-        flip: mirror along each axis at random.
-        batch_size: patches of one forward pass, over all processes.
-        eval_batch_size: volumes of one forward pass of an evaluation; their sizes differ.
+        flip: flip training patches along each axis at random.
+        batch_size: patches per batch, summed over all processes.
+        eval_batch_size: volumes per evaluation batch; their sizes differ.
         common: the arguments of Made.
     """
 
@@ -225,7 +227,7 @@ class Shapes3D(MadeVolumes):
     """Ellipsoids and boxes among rods and small balls of the same brightness; see ``shapes``.
 
     Args:
-        by_form: ellipsoids and boxes are two classes, which differ by form alone; else both are one.
+        by_form: ellipsoids and boxes are two classes, which differ only in shape; otherwise they are one class.
         common: the arguments of MadeVolumes.
     """
 
@@ -244,7 +246,7 @@ class Tubes3D(MadeVolumes):
     """Branching thin vessels among bright balls; see ``tubes``.
 
     Args:
-        depth: how often a vessel splits.
+        depth: levels of branching of a vessel.
         thick: the radius of the trunk, in voxels.
         common: the arguments of MadeVolumes.
     """

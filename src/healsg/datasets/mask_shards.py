@@ -1,4 +1,4 @@
-"""Shards with masks: pictures and their masks in plain tar archives, read at random places; see
+"""Shards with masks: images and masks in uncompressed tar archives with random access; see
 ``healsg.datasets.shards``."""
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ class MaskShards(MaskedPictures):
     """Pictures with masks in tar archives: those of ``healsg pack``, or others in webdataset's naming: KEY.jpg (or
     .png, ...) and KEY.seg.png.
 
-    What the masks' numbers or colours mean, and which label is ignored, is what ``healsg pack`` wrote beside the
-    archives, where the settings do not say it. Parts and indices are those of ``Shards``.
+    The meaning of the masks' values or colours, and the ignored label, come from the settings or else from the notes
+    that ``healsg pack`` wrote next to the archives. Parts and indices are those of ``Shards``.
 
     Args:
-        folder: where the archives lie, relative to the current directory or else to ``root``.
+        folder: of the archives, relative to the current directory or else to ``root``.
         root: see TaskData.
-        ignore: the label of pixels that count nowhere; None is what ``healsg pack`` wrote, else none.
-        image: the ending of the pictures where samples have several; None where each has one.
-        mask: the first part of the ending of the masks: ``seg`` means KEY.seg.png, KEY.seg.tif, ...
+        ignore: the label of pixels that are excluded from loss and metrics; None is what ``healsg pack`` wrote, else
+            none.
+        image: the extension of the images where samples have several; None where each has one.
+        mask: the first part of the masks' extension: ``seg`` means KEY.seg.png, KEY.seg.tif, ...
         common: the arguments of MaskedPictures.
     """
 
@@ -50,7 +51,7 @@ class MaskShards(MaskedPictures):
     ) -> None:
         asked = Path(folder).expanduser()
         places = (current_folder() / asked, current_folder() / Path(root).expanduser() / asked)
-        place = next(filter(Path.is_dir, places), None)  # where there is none, reading says so
+        place = next(filter(Path.is_dir, places), None)  # if it is missing, reading reports it
         self.notes = notes = read_notes(place) if place is not None else None
         if notes is not None and notes.masks is None:
             raise ConfigError(f"data: {place} holds pictures without masks; data=shards reads them")
@@ -84,7 +85,7 @@ class MaskShards(MaskedPictures):
     def cases(self, part: str) -> list[Case]:
         index = self.parts[part]
         names = list(index.names)
-        if len(set(names)) < len(names):  # of another program, whose keys begin anew in each archive
+        if len(set(names)) < len(names):  # by another program, whose keys restart in each archive
             starts = [0, *index.ends.tolist()]
             counts = [stop - start for start, stop in pairwise(starts)]
             tars = [Path(tar).stem for tar, count in zip(index.tars, counts, strict=True) for _ in range(count)]
@@ -123,7 +124,7 @@ class ShardMasks(ArchivedPictures, MaskedSamples):
         ArchivedPictures.__init__(self, index)
         self.colours = colours
         self.coloured = str(colours)
-        """The colours as text: a cache is known by the texts and numbers of its data set."""
+        """The colours as text: a cache is identified by the strings and numbers of its data set."""
 
     def __len__(self) -> int:
         return len(self.index)

@@ -28,7 +28,7 @@ from healsg.transforms.volume import VolumeTransform
 from healsg.types import Natural
 
 HALF = 0.5
-"""The mean and the standard deviation of every channel that the authors' experiments take, with 255 as 1."""
+"""The mean and the standard deviation of every channel in the authors' experiments, with 255 as 1."""
 
 PARTS = ("train", "val", "test")
 
@@ -64,14 +64,14 @@ class MedMNIST(Classification):
         name: the set.
         size: the side of the images, in pixels; volumes are there in 28 and 64.
         augment: of training images, by name; see ``ImageViews``. Volumes know ``none`` and ``standard``.
-        flip: mirror training images left to right at random, volumes along each axis.
+        flip: flip training images horizontally at random, volumes along each axis.
         shift: the largest random shift of ``augment=standard``, in pixels.
-        padding: what comes in from outside.
-        download: fetch the file where it is not there.
-        verify: take only a file with the published MD5.
-        file: one's own npz file of the same layout, relative to the current directory or else to ``root``, in the place
-            of a published one; ``name`` and ``size`` are then those of the file. Its classes are the labels of its
-            training part, numbered from 0; several columns of 0 and 1 are labels.
+        padding: fill of pixels outside the image, ``zero`` or ``reflect``.
+        download: fetch the file if it is missing.
+        verify: accept only a file with the published MD5.
+        file: your own npz file in the same layout, relative to the current directory or else to ``root``, instead of a
+            published one; ``name`` and ``size`` are then those of the file. Its classes are the labels of its training
+            part, numbered from 0; several columns of 0 and 1 are labels.
         common: the arguments of Classification.
     """
 
@@ -107,7 +107,7 @@ class MedMNIST(Classification):
         if size not in self.published.md5:
             sizes = " and ".join(map(str, self.published.md5))
             raise ConfigError(f"data.size: {size}, but {name} is published in {sizes}")
-        _ = self.images  # refuses what they cannot do
+        _ = self.images  # refuses augmentations that they do not support
 
     @cached_property
     def images(self) -> ImageViews | VolumeTransform:
@@ -192,7 +192,7 @@ def _source(images: Any, labels: Any, channels: int, kind: str) -> TensorSource:
 
 
 def read_own(path: Path) -> tuple[DataInfo, dict[str, TensorSource]]:
-    """One's own file in MedMNIST's layout: what it promises, and its parts.
+    """A user's file in MedMNIST's layout: its ``DataInfo``, and its parts.
 
     ``train_images`` are uint8, (N, H, W), (N, H, W, 3) or (N, D, H, W); ``train_labels`` integers, (N,) or (N, 1) of
     classes from 0 on, (N, K) of 0 and 1 for K labels. ``val_`` and ``test_`` arrays are optional. Raises DataError that

@@ -60,7 +60,7 @@ class Published:
     class_names: tuple[str, ...]
 
     def sums(self, name: str) -> Sums:
-        """What is published of a packed file."""
+        """The published facts of a packed file."""
         from torchvision import datasets
 
         size, sha256 = self.packed[name]
@@ -74,10 +74,10 @@ class MNIST(Classification):
 
     Args:
         augment: of training images, by name; see ``ImageViews``.
-        flip: mirror training images left to right at random; digits do not stand that well.
+        flip: flip training images horizontally at random; unsuitable for digits.
         shift: the largest random shift of ``augment=standard``, in pixels.
-        download: fetch the files that are not there.
-        verify: take only files with the published checksums, which exist for the packed ones.
+        download: fetch missing files.
+        verify: accept only files with the published checksums, which exist for the packed ones.
         common: the arguments of Classification.
     """
 
@@ -122,7 +122,7 @@ class MNIST(Classification):
         return TensorSource(images.unsqueeze(1), labels.long())
 
     def _provide(self, folder: Path) -> None:
-        """See to it that the files are there; each packed, or with ``verify=false`` unpacked."""
+        """Ensure that the files exist; each packed, or with ``verify=false`` unpacked."""
         packed, mirrors = self.published.packed, self.published.mirrors
 
         def missing() -> list[str]:

@@ -1,5 +1,4 @@
-"""Volumes of one's own with masks: folders of NIfTI, MetaImage and NRRD files, MSD and MONAI lists, nnU-Net's
-layout."""
+"""Your own volumes with masks: folders of NIfTI, MetaImage and NRRD files, MSD and MONAI lists, nnU-Net's layout."""
 
 from __future__ import annotations
 
@@ -41,13 +40,13 @@ class Volumes(Segmentation):
         window: the two intensities that become 0 and 1 with ``intensity=window``.
         crop: cut away what is not above this intensity; None keeps all.
         trust: of a file whose sform and qform disagree: ``sform`` or ``qform``; ``agreeing`` refuses it.
-        augment: of training patches: ``standard`` mirrors them, ``nnunet`` also turns, scales and changes intensities,
+        augment: of training patches: ``standard`` flips them, ``nnunet`` also rotates, scales and changes intensities,
             ``none`` does nothing.
-        flip: mirror training patches along each axis at random.
+        flip: flip training patches along each axis at random.
         patch: see ``Segmentation``.
         foreground: see ``Segmentation``.
-        batch_size: patches of one forward pass, over all processes.
-        eval_batch_size: volumes of one forward pass of an evaluation; their sizes differ.
+        batch_size: patches per batch, summed over all processes.
+        eval_batch_size: volumes per evaluation batch; their sizes differ.
         common: the arguments of Segmentation.
     """
 

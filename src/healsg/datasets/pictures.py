@@ -1,4 +1,4 @@
-"""Published sets of pictures that lie in files of their own, each with a label: what they share."""
+"""Base of published data sets of labelled image files."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Listed = tuple[list[str], list[int]]
 
 class PictureFiles(Classification):
     """Pictures of any size in files: the shorter side is resized, then the centre is cut out; ImageNet's mean and
-    standard deviation. A set says where it lies, what its parts are called, and lists the files of one.
+    standard deviation. A set defines its folder, the names of its parts, and the files of a part.
 
     Args:
-        image_size: height and width that the network sees, in pixels.
+        image_size: input height and width, in pixels.
         augment: of training pictures, by name; see ``ImageViews``.
-        flip: mirror training pictures left to right at random.
+        flip: flip training images horizontally at random.
         shift: the largest random shift of ``augment=standard``, in pixels.
-        padding: what comes in from outside.
-        download: fetch the archives where neither they nor what is in them lie under ``root``.
-        verify: take only archives with the published checksums. What is unpacked already is taken as it is.
+        padding: fill of pixels outside the image, ``zero`` or ``reflect``.
+        download: fetch the archives if neither they nor their contents are under ``root``.
+        verify: accept only archives with the published checksums. Files that are unpacked already are not checked.
         workers: loader processes that decode the pictures.
         decoder: of JPEGs; see ``ImageFolder``.
         common: the arguments of Classification.
@@ -109,7 +109,7 @@ class PictureFiles(Classification):
         return DatasetSource(dataset, targets=dataset.targets)
 
     def provide(self, folder: Path) -> None:
-        """See to it that the files are in ``folder``."""
+        """Ensure that the files are in ``folder``."""
         provide(self.archives, folder, self.download, self.verify, self.mirror)
 
 

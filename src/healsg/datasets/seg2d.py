@@ -1,4 +1,5 @@
-"""Pictures of one's own with masks: folders, patterns and tables; PNG, TIFF, JPEG and what else Pillow reads safely."""
+"""Your own images with masks: folders, patterns and tables; PNG, TIFF, JPEG and other formats that Pillow reads
+safely."""
 
 from __future__ import annotations
 
@@ -26,18 +27,18 @@ from healsg.types import Count, Natural
 
 
 class MaskedPictures(Segmentation):
-    """What sets of pictures with masks share. A subclass gives ``found``, the pairs of each part.
+    """Base of image sets with masks. A subclass defines ``found``, the pairs of each part.
 
     Args:
         folder: relative to the current directory or else to ``root``.
-        image_size: height and width that the network sees: the shorter side is resized, the centre cut out.
+        image_size: input height and width: the shorter side is resized, then the centre is cropped.
         channels: 3 for colour, 1 for grey.
-        classes: names of the classes in the order of their labels, the background first; None calls them by the labels
-            that the training masks hold, for which all of them are read.
-        mapping: from the labels of the files to 0, 1, 2, ..., such as ``{0: 0, 255: 1}``; None maps those that are
-            found in their order.
+        classes: names of the classes in the order of their labels, the background first; None names them after the
+            labels in the training masks, all of which are read.
+        mapping: label values in the files to class indices 0, 1, 2, ..., such as ``{0: 0, 255: 1}``; None maps the
+            values found, in ascending order.
         augment: of training pictures, by name; see ``ImageViews``.
-        flip: mirror training pictures left to right at random.
+        flip: flip training images horizontally at random.
         shift: the largest random shift of ``augment=standard``, in pixels.
         common: the arguments of Segmentation.
     """
@@ -66,7 +67,7 @@ class MaskedPictures(Segmentation):
         self.views = ImageViews(augment, flip, shift, mean, std, **settings)  # type: ignore[arg-type]
 
     masks_as_stored: ClassVar[bool] = False
-    """Whether masks are pictures of labels or colours as they lie, so that ``healsg pack`` may copy their files."""
+    """Whether masks are stored as images of labels or colours, so that ``healsg pack`` may copy their files."""
 
     colours: Colours | None = None
     """Of masks of colours, by class."""
@@ -136,7 +137,7 @@ class MaskedPictures(Segmentation):
         return replace(own, preprocessing={**own.preprocessing, "colours": shown})
 
     def info_of(self, mapping: Mapping[int, int], names: Sequence[str]) -> DataInfo:
-        """What is known of pictures whose labels have these classes. Raises ConfigError."""
+        """The ``DataInfo`` of images whose labels have these classes. Raises ConfigError."""
         count = len(set(mapping.values()))
         if len(names) != count and not self.regions:
             raise ConfigError(f"data.classes: {len(names)} names for {count} labels {sorted(mapping)}")
@@ -195,8 +196,8 @@ class Seg2D(MaskedPictures):
     Args:
         images: the pictures' pattern below ``folder``, such as ``*/rgb/*.png``; None pairs by name.
         masks: the masks' pattern, in which each ``*`` stands for the same text.
-        table: a .csv file with the columns ``image``, ``mask`` and, where they are there, ``split`` and ``group``,
-            relative to ``folder``; None is none.
+        table: a .csv file with the columns ``image``, ``mask`` and, optionally, ``split`` and ``group``, relative to
+            ``folder``; None is none.
         colours: red, green and blue of each class by name in masks of colours, in the order of the labels, the
             background first.
         common: the arguments of MaskedPictures.

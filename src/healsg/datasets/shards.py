@@ -1,4 +1,4 @@
-"""Shards: pictures in plain tar archives, read at random places without unpacking them."""
+"""Shards: images in uncompressed tar archives with random access, without unpacking."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Shards(OwnPictures):
     ``ImageFolder``. An index of offsets is written beside them when they are first read.
 
     Args:
-        image: the ending of the pictures where samples have several; None where each has one.
+        image: the extension of the images where samples have several; None where each has one.
         target: the key of the target in KEY.json; None takes KEY.cls, else ``target`` or ``label``.
         kind: ``multiclass``, or ``multilabel`` and ``regression`` for numbers in KEY.json; None is what
             ``healsg pack`` wrote, else multiclass.
@@ -239,11 +239,11 @@ class ArchivedPictures:
         columns = [index.offset, index.size, *([index.target] if index.target.shape[1:] == (2,) else [])]
         places = (column.contiguous().numpy().tobytes() for column in columns)
         self.members = hashlib.sha256(b"".join(places)).hexdigest()
-        """Which files in the archives the samples are; a cache knows them by it too."""
+        """Which files in the archives the samples are; also part of a cache's identity."""
 
     @property
     def files(self) -> Sequence[str]:
-        """The archives: what a fingerprint, or a cache, knows the samples by."""
+        """The archives: the identity of the samples for a fingerprint or a cache."""
         return self.index.tars
 
     def opened(self, index: int) -> BytesIO:
@@ -251,11 +251,11 @@ class ArchivedPictures:
         return _Content(self._picture(index))
 
     def name(self, index: int) -> str:
-        """What a message calls a sample: its archive and its name in it."""
+        """The name of a sample in messages: its archive and its name in it."""
         return f"{self.index.tars[self._tar(index)]}: {self.index.names[index]}"
 
     def stored(self, index: int) -> StoredFile:
-        """A picture's file as it is, without decoding."""
+        """An image's file, without decoding."""
         return self.stored_at(index, self.index.names[index], *self._place(index))
 
     def stored_at(self, index: int, name: str, offset: int, size: int) -> StoredFile:

@@ -54,11 +54,11 @@ class STL10(Classification):
 
     Args:
         augment: of training images, by name; see ``ImageViews``.
-        flip: mirror training images left to right at random.
+        flip: flip training images horizontally at random.
         shift: the largest random shift of ``augment=standard``, in pixels.
-        padding: what comes in from outside.
-        download: fetch the archive where neither it nor its files lie under ``root``.
-        verify: take only files with the published checksums.
+        padding: fill of pixels outside the image, ``zero`` or ``reflect``.
+        download: fetch the archive if neither it nor its files are under ``root``.
+        verify: accept only files with the published checksums.
         common: the arguments of Classification.
     """
 

@@ -41,11 +41,11 @@ class SVHN(Classification):
 
     Args:
         augment: of training images, by name; see ``ImageViews``.
-        flip: mirror training images left to right at random; digits do not stand that well.
+        flip: flip training images horizontally at random; unsuitable for digits.
         shift: the largest random shift of ``augment=standard``, in pixels.
-        padding: what comes in from outside.
-        download: fetch the files that are not there.
-        verify: take only files with the published checksums.
+        padding: fill of pixels outside the image, ``zero`` or ``reflect``.
+        download: fetch missing files.
+        verify: accept only files with the published checksums.
         common: the arguments of Classification.
     """
 

@@ -1,4 +1,4 @@
-"""Synthetic samples of any shape, number and kind, drawn from a seed: for tests, and for measuring speed."""
+"""Synthetic samples of any shape, number and kind, drawn from a seed: for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEVEL, STEP = 128.0, 32.0
 
 
 class Synthetic(Classification):
-    """Normal noise around a mean that tells the target, a pure function of ``seed``; kept in memory.
+    """Gaussian noise around a mean that depends on the target, a pure function of ``seed``; kept in memory.
 
     ============== ===================================================================================================
     ``multiclass`` every class has a mean of its own
@@ -34,16 +34,16 @@ class Synthetic(Classification):
 
     Args:
         shape: of a sample: (features,), (channels, height, width) or (channels, depth, height, width).
-        classes: the number of classes, of labels, or of the numbers to be predicted.
+        classes: the number of classes, labels, or regression targets.
         kind: of task.
-        train, val, test: samples of each part; no ``val`` samples leave it to ``val_fraction``.
-        images: bytes, as images are stored; else floating-point numbers.
-        separation: the length of a mean, in deviations of the noise.
-        seed: of everything that is drawn; not that of the run.
+        train, val, test: samples of each part; with ``val=0``, ``val_fraction`` applies.
+        images: uint8 samples, as images are stored; otherwise floating-point numbers.
+        separation: the norm of the class means, in standard deviations of the noise.
+        seed: of the generated data; independent of the run's seed.
         augment: of training images, by name; see ``ImageViews``. Volumes know ``none`` and ``standard``.
-        flip: mirror training images at random.
+        flip: flip training images horizontally at random.
         shift: the largest random shift of ``augment=standard``, in pixels.
-        noise: deviation of the noise that training samples get on top where they are no images.
+        noise: standard deviation of additional Gaussian noise on training samples that are not images.
         common: the arguments of Classification.
     """
 

@@ -1,4 +1,4 @@
-"""What tables share, wherever they come from: columns of numbers or of pictures to a column of labels or numbers."""
+"""Base of tables from any source: numeric columns or an image column as input, labels or numbers as target."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ Columns = Mapping[str, Sequence[Any]]
 """A table: its columns by name, all of the same length."""
 
 NAMELESS = re.compile(r"|Unnamed: \d+(\.\d+)*|Unnamed: \d+_level_\d+|__index_level_\d+__")
-"""What columns without a name are called, by pandas in a file that it read or wrote."""
+"""Names of unnamed columns in files read or written by pandas."""
 
 LEAST = 10
-"""Rows from which a column that counts them is no accident."""
+"""Fewest rows for which a column that counts them is taken to be a row index."""
 
 
 def saved_scaling(saved: DataInfo, noise: float) -> Standardise:
@@ -60,27 +60,27 @@ def saved_scaling(saved: DataInfo, noise: float) -> Standardise:
 class Tables(Classification):
     """Rows of a table as samples. A subclass gives ``table`` and ``pictures``.
 
-    Numbers are standardised by the mean and deviation of the training samples that are not held out; what is missing
-    is their mean. These are fitted when a run begins, and from then on are those of its checkpoint (see ``restored``).
-    The classes are the different values of ``target`` in the training part, as numbers where they are numbers, else in
-    the order of text.
+    Numeric columns are standardised by the mean and standard deviation of the training samples that are not held out;
+    missing values become the mean. The statistics are fitted when a run starts, and later come from its checkpoint (see
+    ``restored``). The classes are the different values of ``target`` in the training part, as numbers where they are
+    numbers, else in the order of text.
 
     Args:
-        target: the column of the label, or of the number to be predicted; several columns of labels or of numbers.
+        target: the column of the label or number; several columns for several labels or numbers.
         kind: ``multiclass``; ``multilabel`` for columns of 0 and 1; ``regression`` for columns of numbers; None is
-            multiclass where the labels do not look like numbers to be predicted.
-        columns: those of numbers that are the input; None takes all that are nothing else and have a name, since a
-            column without one holds the rows' numbers, as ``DataFrame.to_csv`` writes them.
+            multiclass unless the labels look numeric.
+        columns: the numeric input columns; None takes every named column with no other role, since an unnamed column
+            holds the row index that ``DataFrame.to_csv`` writes.
         image: the column of pictures that are the input; None for columns of numbers.
-        image_size: height and width that the network sees, in pixels.
+        image_size: input height and width, in pixels.
         channels: of pictures, 3 for colour, 1 for grey. They are normalised by ImageNet's mean and deviation.
         augment: of training pictures, by name; see ``ImageViews``.
-        flip: mirror training pictures left to right at random.
+        flip: flip training images horizontally at random.
         shift: the largest random shift of ``augment=standard``, in pixels.
-        padding: what comes in from outside.
-        noise: deviation of the noise that each standardised number of a training sample gets.
+        padding: fill of pixels outside the image, ``zero`` or ``reflect``.
+        noise: standard deviation of Gaussian noise on each standardised column of a training sample.
         classes: the labels in their order, such as [none, mild, moderate, severe]: all that the training part has.
-        test_fraction: the share of the training rows that serves as test part where there is none.
+        test_fraction: the share of the training rows used as test part where there is none.
         missing_labels: what a row without a label means (empty, ``NA``, ``nan``, ``null``, ``?``): stop, leave the row
             out, or take such a word for a class of that name.
         decoder: of pictures that are JPEGs; see ``ImageFolder``.
@@ -149,7 +149,7 @@ class Tables(Classification):
         raise NotImplementedError
 
     def where(self, part: str) -> str:
-        """What a message calls the table of ``part``."""
+        """The name of the table of ``part`` in messages."""
         return f"the {part} part"
 
     @property
@@ -168,7 +168,7 @@ class Tables(Classification):
             except DataError as error:
                 if self._saved is None:
                     raise
-                self._unread[part] = error  # weights that come with what was fitted need the part alone that is wanted
+                self._unread[part] = error  # weights with fitted statistics need only the requested part
                 continue
             if table is not None:
                 found[part] = table
@@ -252,7 +252,7 @@ class Tables(Classification):
 
     @property
     def _unnamed(self) -> list[str]:
-        """The columns that have no name: those of the rows' numbers, which tables are written with."""
+        """The columns without a name: row indices, with which tables are written."""
         return [name for name in self._tables["train"] if NAMELESS.fullmatch(name)]
 
     @property
@@ -265,7 +265,8 @@ class Tables(Classification):
         return DataInfo((len(self.inputs),), len(classes), self.kind, classes, order, tuple(self.inputs))
 
     def restored(self, saved: DataInfo) -> Tables:
-        """The same rows with the classes, the input columns and the statistics of ``saved``, whatever is in the tables.
+        """The same rows with the classes, the input columns and the statistics of ``saved``, instead of those of the
+        tables.
 
         Raises DataError where the tables have other classes, or lack a column.
         """
@@ -371,7 +372,7 @@ class Tables(Classification):
         return parts
 
     def _report_inputs(self, sources: Sequence[TensorSource]) -> None:
-        """Say which columns are the input, what became of their numbers, and which columns are left out."""
+        """Log which columns are the input, their statistics, and which columns are not used."""
         log.info(
             "data: the inputs are the columns %s, scaled to mean 0 and deviation 1 by the training rows",
             shown(self.inputs),
@@ -395,7 +396,7 @@ class Tables(Classification):
         return kept, held
 
     def _measure(self, input: Tensor) -> None:
-        """Fit the standardisation, unless the weights come with the one that they were trained on."""
+        """Fit the standardisation, unless the weights come with their own."""
         if self._saved is None:
             self._scaling = Standardise(*statistics(input), self.noise)
 
@@ -404,7 +405,7 @@ class Tables(Classification):
 
 
 def counts_rows(values: Sequence[Any]) -> bool:
-    """Whether a column is nothing but the rows' numbers, from whichever on."""
+    """Whether a column only counts the rows, from any start."""
     if len(values) < LEAST:
         return False
     try:

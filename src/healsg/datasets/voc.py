@@ -1,4 +1,4 @@
-"""Pascal VOC: pictures with masks of 20 classes of objects, whose borders of 255 count nowhere.
+"""Pascal VOC: images with masks of 20 object classes; borders (255) are excluded from loss and metrics.
 
 Source: M. Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010,
 https://doi.org/10.1007/s11263-009-0275-4. The files are as the challenge gives them.
@@ -25,8 +25,8 @@ class Voc(MaskedPictures):
     """A year of Pascal VOC: ``JPEGImages/``, ``SegmentationClass/`` and ``ImageSets/Segmentation/``.
 
     Args:
-        folder: such as ``VOCdevkit/VOC2012``, or what holds it.
-        year: of which VOC, where ``folder`` holds several.
+        folder: such as ``VOCdevkit/VOC2012``, or its parent.
+        year: of the VOC release, where ``folder`` holds several.
         train_list: names of the training pictures: ``train``, or ``trainval`` without a test part of its own.
         val_list: those of the validation part; None takes it from the training part.
         test_list: those of the test part, whose masks must be there; None has none.

@@ -149,7 +149,7 @@ def stored_orientation(opened: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none, or it is damaged."""
     try:
         return int(opened.getexif().get(ORIENTATION, 1))
-    except Exception:  # the pixels are there: only what is said beside them is damaged
+    except Exception:  # only the metadata are damaged, the pixels can be read
         return 1
 
 

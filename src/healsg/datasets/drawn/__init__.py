@@ -1,1 +1,1 @@
-"""Images and volumes that are drawn on the spot: pure functions of (seed, index)."""
+"""Synthetic images and volumes, generated on the fly: pure functions of (seed, index)."""

@@ -32,13 +32,13 @@ def digits_seg(
     """Image ``index`` of a set: (1, size, size) with one to ``most`` digits that do not touch.
 
     Args:
-        seed, index: decide which digits, where and how large.
+        seed, index: determine which digits, where and how large.
         pictures: (N, 1, 8, 8) uint8, 0 to 16: those that may be drawn; training and test take others.
         classes: (N,) the digits they show.
         size: height and width.
         most: digits on a canvas.
-        by_digit: label a digit's pixels by 1 + the digit, else by 1.
-        texture, bias, noise: strengths, where ink is 1 brighter than the rest.
+        by_digit: label a digit's pixels by 1 + the digit, otherwise by 1.
+        texture, bias, noise: strengths, relative to the ink's contrast of 1.
     """
     random = source(seed, "digits_seg", index)
     bright, labels = np.zeros((size, size), np.float32), np.zeros((size, size), np.uint8)

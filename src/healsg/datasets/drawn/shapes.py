@@ -1,8 +1,8 @@
-"""Drawn images and volumes with masks: a pure function of (seed, index), made on the spot.
+"""Synthetic images and volumes with masks: a pure function of (seed, index), generated on the fly.
 
-Bodies are ellipsoids and boxes, turned at random: one class, or two that differ by form alone. Beside them lie decoys
-of the same brightness, rods and small balls, which are background, so that brightness does not tell a class. Over all
-lies a texture, a bias field and noise. Volumes have sizes of their own and voxels that are longer along the last axis.
+Bodies are randomly rotated ellipsoids and boxes: one class, or two that differ only in shape. Decoys (rods and small
+balls) of the same brightness are background, so that brightness does not determine the class. A texture, a bias field
+and noise are added. Volumes differ in size and have longer voxels along the last axis.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Drawn:
 
 
 def source(seed: int, what: str, index: int) -> Random:
-    """A generator that (seed, what, index) alone decide."""
+    """A generator seeded by (seed, what, index)."""
     return np.random.Generator(np.random.PCG64(mix(seed, what, index)))
 
 
@@ -49,13 +49,13 @@ def source(seed: int, what: str, index: int) -> Random:
 
 
 def grid(shape: Sequence[int], spacing: Sequence[float]) -> Array:
-    """(axes, ...) where each voxel lies, in mm from the centre of the volume."""
+    """(axes, ...) the position of each voxel, in mm from the centre of the volume."""
     along = [(np.arange(side) - (side - 1) / 2) * size for side, size in zip(shape, spacing, strict=True)]
     return np.stack(np.meshgrid(*along, indexing="ij")).astype(np.float32)
 
 
 def rotation(random: Random, axes: int) -> Array:
-    """(axes, axes) a random turn: the orthogonal part of a normal matrix (Mezzadri 2007, arXiv math-ph/0609050)."""
+    """(axes, axes) a random rotation: the orthogonal part of a normal matrix (Mezzadri 2007, arXiv math-ph/0609050)."""
     orthogonal, triangle = np.linalg.qr(random.normal(size=(axes, axes)))
     return (orthogonal * np.sign(np.diag(triangle))).astype(np.float32)
 
@@ -116,12 +116,12 @@ def drawn_shapes(
     """An image (1, ...) and its labels (...): bodies of classes 1 and 2, and decoys among them.
 
     Args:
-        random: decides all.
+        random: the generator.
         shape: in pixels.
         spacing: of these, in mm.
         number: of bodies; a first one is of a class in turn, so that few samples miss one.
         decoys: rods and balls of the bodies' brightness.
-        texture, bias, noise: strengths, where bodies are 1 brighter than the rest.
+        texture, bias, noise: strengths, relative to the bodies' contrast of 1.
     """
     axes, places = len(shape), grid(shape, spacing)
     extent = np.array([side * size for side, size in zip(shape, spacing, strict=True)])
@@ -136,7 +136,7 @@ def drawn_shapes(
         radii = _radii(random, axes, scale, label, place)
         local = np.tensordot(turn, places - centre.reshape(-1, *[1] * axes).astype(np.float32), axes=1)
         measure = (box if label == 2 else ellipsoid)(local, radii)
-        inside = (measure <= 1) & ~taken  # bodies do not run into each other: the one that came first stays
+        inside = (measure <= 1) & ~taken  # bodies do not overlap: the first one is kept
         if label and inside.sum() < 0.7 * max(1, (measure <= 1).sum()):
             continue
         bright = np.maximum(bright, occupied(measure, 8.0) * ~taken)
@@ -167,10 +167,10 @@ def shapes3d(
     """Volume ``index`` of a set, of a size and a spacing of its own.
 
     Args:
-        seed, index: decide all.
+        seed, index: determine the sample.
         size: the mean number of voxels along the first two axes.
         by_form: label ellipsoids by 1 and boxes by 2; else both by 1.
-        spread: by how much of it sizes differ, up and down.
+        spread: relative spread of the sizes.
         strengths: those of ``drawn_shapes``.
     """
     random = source(seed, "shapes3d", index)

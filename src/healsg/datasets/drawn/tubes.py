@@ -1,7 +1,7 @@
-"""Drawn volumes of branching thin vessels with masks: a pure function of (seed, index), made on the spot.
+"""Synthetic volumes of thin branching vessels with masks: a pure function of (seed, index), generated on the fly.
 
-A tree grows from one face of the volume: segments bend, become thinner and split in two. The thinnest branches are
-about a voxel wide, which Dice hardly notices and clDice does. Bright blobs of no vessel lie among them.
+A tree grows from one face of the volume: segments bend, taper and bifurcate. The thinnest branches are about a voxel
+wide, to which Dice is hardly sensitive, but clDice is. Bright blobs that are not vessels lie among them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Piece(NamedTuple):
 
 
 def grown(random: Random, extent: Array, radius: float, depth: int) -> list[Piece]:
-    """The pieces of a tree in a volume of ``extent`` mm. Murray's law gives the radii where it splits.
+    """The segments of a tree in a volume of ``extent`` mm. Murray's law gives the radii at bifurcations.
 
     Args:
-        random: decides all.
+        random: the generator.
         extent: the sides of the volume.
         radius: of the trunk, in mm.
-        depth: how often it splits.
+        depth: levels of branching.
     """
     start = np.array([random.uniform(-0.2, 0.2) * extent[0], random.uniform(-0.2, 0.2) * extent[1], -extent[2] / 2])
     pieces: list[Piece] = []
@@ -92,12 +92,12 @@ def tubes3d(
     """Volume ``index`` of a set: (1, size, size, about size) float32.
 
     Args:
-        seed, index: decide all.
+        seed, index: determine the sample.
         size: voxels along the first two axes.
-        depth: how often a vessel splits.
+        depth: levels of branching of a vessel.
         thick: the radius of the trunk, in voxels of the first two axes.
         blobs: bright balls that are no vessels.
-        texture, bias, noise: strengths, where vessels are 1 brighter than the rest.
+        texture, bias, noise: strengths, relative to the vessels' contrast of 1.
     """
     random = source(seed, "tubes3d", index)
     within = random.uniform(0.5, 0.8)

@@ -1,4 +1,4 @@
-"""Pictures that are decoded as they are read, wherever their bytes lie."""
+"""Images that are decoded when they are read, from files or memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from healsg.datasets.images.resizing import Window
 
 
 class DecodedPictures:
-    """A map-style data set of pictures: ``(image, target)``, the image as ``decode`` makes it. A subclass gives
+    """A map-style data set of pictures: ``(image, target)``, the image decoded by ``decode``. A subclass defines
     ``opened``.
 
     Args:
         targets: the class index of each, or a tensor of targets.
-        size: height and width of the result: the shorter side is resized to it, then the centre is cut out.
+        size: height and width of the result: the shorter side is resized to it, then the centre is cropped.
         channels: 3 for colour, 1 for grey.
         remark: see ``decode``.
         decoder: see ``choose_decoder``.

@@ -1,8 +1,9 @@
-"""Decoding: a picture file as a tensor of one size, seen as a viewer shows it: turned by EXIF, alpha composited.
+"""Decoding: an image file as a tensor of one size, as a viewer shows it: rotated by its EXIF orientation, alpha
+composited.
 
-Pillow looks at a file first: its format, its size, its depth, its orientation. The pixels of a JPEG may then come from
-torchvision, which is faster and gives the same levels; what torchvision refuses is left to Pillow. With torchvision the
-most ordinary JPEGs go without that look (``jpeg_header``).
+Pillow first reads a file's header: format, size, depth, orientation. The pixels of a JPEG may then be decoded by
+torchvision, which is faster and gives the same pixels; files that torchvision refuses are decoded by Pillow. With
+torchvision the most common JPEGs skip Pillow's header check (``jpeg_header``).
 """
 
 from __future__ import annotations
@@ -27,31 +28,31 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Decoder = Literal["auto", "torchvision", "pil"]
-"""What decodes JPEGs; see ``choose_decoder``."""
+"""The decoder of JPEGs; see ``choose_decoder``."""
 
 WORTH_AN_IMPORT = 5000
-"""Pictures from which torchvision saves more time than its import takes: 0.3 ms each, and 1.4 seconds."""
+"""Number of images from which torchvision saves more time (0.3 ms each) than its import takes (1.4 s)."""
 
 MOST_BYTES = 1 << 28
 """The largest file that is read as a whole for torchvision."""
 
 JPEG_ENDINGS = (".jpg", ".jpeg", ".JPG", ".JPEG")
-"""What the name of a file ends with that is read as a whole before Pillow has looked at it."""
+"""Extensions of files that are read whole before Pillow has checked them."""
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
-"""What a file's content may be, whatever its name says. Pillow has readers of others that start programs."""
+"""Accepted formats of a file's content, whatever its name. Some of Pillow's other readers start programs."""
 
 PIXELS = 1 << 27
-"""The most that a picture, or what its shorter side is resized to, may have: more is refused, not read."""
+"""Most pixels of an image, before or after its shorter side is resized: larger ones are refused without reading."""
 
 ORIENTATION = 0x0112
-"""The EXIF tag (and TIFF field) that says how a stored picture is to be turned when it is shown."""
+"""The EXIF tag (and TIFF field) of the orientation."""
 
 BITS_PER_SAMPLE = 258
 """The TIFF field with the bits of each channel."""
 
 BESIDE = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
-"""Where Pillow keeps what may hold an orientation."""
+"""Keys of Pillow's ``info`` that may hold an orientation."""
 
 TURNED = "pictures with an EXIF orientation are turned as it says, as a viewer shows them"
 COMPOSITED = "pictures with transparent pixels are composited on white"
@@ -59,15 +60,15 @@ FIRST = "of animated pictures the first one is read"
 DEEP = "grey pictures of more than 8 bits are read in full depth; the largest value of the depth is full intensity"
 
 Remark = Callable[[str], None]
-"""Is told what a user should know of how pictures were read."""
+"""Called with a notice about how an image was read."""
 
 
 def unremarked(text: str) -> None:
-    """The ``Remark`` of those who do not want to know."""
+    """A ``Remark`` that does nothing."""
 
 
 def choose_decoder(asked: Decoder, pictures: int) -> Literal["torchvision", "pil"]:
-    """The decoder of a data set. ``auto`` is torchvision's where there are enough pictures for it to pay.
+    """The decoder of a data set. ``auto`` is torchvision's if there are enough images to pay for its import.
 
     Both give the same levels where Pillow has libjpeg-turbo, as its wheels do; without that ``auto`` is Pillow.
     Raises ConfigError where torchvision is asked for and has no decoder.
@@ -95,16 +96,17 @@ def decode(
 ) -> Tensor:
     """A picture, by path or in memory, as (channels, size, size): resized on its shorter side, cut to its centre.
 
-    It is seen as a viewer shows it: turned by its EXIF orientation, transparent pixels composited on white. The result
-    is uint8; of a grey picture of more than 8 bits it is float32 on the same scale, 0 to 255, with all its bits.
+    It looks as in a viewer: rotated by its EXIF orientation, transparent pixels composited on white. The result is
+    uint8; of a grey picture of more than 8 bits it is float32 on the same scale, 0 to 255, with all its bits.
 
-    A broken file makes the decoder raise almost anything. What is no file is not opened, since a pipe would wait.
+    A damaged file can make the decoder raise almost any exception. Only regular files are opened, since a pipe would
+    block.
 
     Args:
         picture: the path, or the file's content.
         size: height and width of the result in pixels.
         channels: 3 for colour, 1 for grey.
-        remark: called with a sentence where something of the above was done.
+        remark: called with a notice if any of this was necessary.
         decoder: what decodes ordinary JPEGs; the levels are the same.
         window: the part that is resized instead; see ``resized``.
 
@@ -210,7 +212,7 @@ def orientation_of(opened: Image.Image) -> int:
     try:
         orientation = opened.getexif().get(ORIENTATION)
     except (SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OSError, struct.error):
-        return 1  # the pixels can be read: only what is said beside them is damaged
+        return 1  # only the metadata are damaged, the pixels can be read
     return next((turn for turn in range(2, 9) if turn == orientation), 1)
 
 
@@ -224,13 +226,13 @@ def as_shown(pixels: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, 
         pixels = pixels[::-1]
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
-    return np.array(pixels, order="C")  # a copy also where one side has one pixel: torch takes no negative strides
+    return np.array(pixels, order="C")  # a copy also for a side of one pixel: torch does not support negative strides
 
 
 def full_intensity(opened: Image.Image) -> float | None:
     """The largest value of a grey picture of 9 to 16 bits; None for one of 8 bits a channel, or of fewer.
 
-    Raises ValueError for what Pillow would cut to 8 bits, or does not tell the largest value of.
+    Raises ValueError for formats that Pillow would truncate to 8 bits, or whose largest value it does not report.
     """
     mode, kind = opened.mode, opened.format
     tile: Any = next(iter(getattr(opened, "tile", None) or ()), None)
@@ -263,9 +265,9 @@ def _largest(arguments: Any) -> int:
 
 
 def _by_torchvision(picture: str | BytesIO, opened: Image.Image, channels: int) -> np.ndarray[Any, Any] | None:
-    """The pixels of an ordinary JPEG as (H, W, C); None of all else, and of what Pillow is to judge.
+    """The pixels of an ordinary JPEG as (H, W, C); None for other files and for those left to Pillow.
 
-    Grey of colours is Pillow's affair too: libjpeg takes it from the luminance that is stored, Pillow from the colours.
+    Conversion of colour to grey is left to Pillow too: libjpeg uses the stored luminance, Pillow the RGB values.
     """
     if opened.format != "JPEG" or not (opened.mode == "L" or (opened.mode == "RGB" and channels == 3)):
         return None
@@ -277,7 +279,8 @@ def _by_torchvision(picture: str | BytesIO, opened: Image.Image, channels: int) 
 
 
 def _ordinary(picture: str | BytesIO, size: int | None, channels: int) -> np.ndarray[Any, Any] | None:
-    """The same of a JPEG whose header needs no look by Pillow; None of all others. Raises ValueError for its size."""
+    """The same for a JPEG that needs no header check by Pillow; None for all others. Raises ValueError if it is too
+    large."""
     if isinstance(picture, str) and not picture.endswith(JPEG_ENDINGS):
         return None
     content = _content(picture)
@@ -289,7 +292,7 @@ def _ordinary(picture: str | BytesIO, size: int | None, channels: int) -> np.nda
 
 
 def _content(picture: str | BytesIO) -> np.ndarray[Any, Any] | None:
-    """The bytes of a file; None where they are too many."""
+    """The bytes of a file; None if it is too large."""
     if isinstance(picture, BytesIO):
         return np.frombuffer(picture.getbuffer(), np.uint8)
     return None if os.stat(picture).st_size > MOST_BYTES else np.fromfile(picture, np.uint8)  # noqa: PTH116
@@ -303,7 +306,7 @@ def _decoded(content: np.ndarray[Any, Any], shape: tuple[int, int, int]) -> np.n
     try:
         decoded = decode_jpeg(torch.from_numpy(content))
     except RuntimeError:
-        return None  # damaged, or of a kind that it does not know: Pillow reads it, or says what is wrong
+        return None  # damaged or unsupported: Pillow reads it, or reports the problem
     return decoded.permute(1, 2, 0).numpy() if tuple(decoded.shape) == shape else None
 
 

@@ -1,4 +1,4 @@
-"""Folders of pictures: which parts and classes lie in one, and which one was probably meant where it has neither."""
+"""Folders of images: the parts and classes in a folder, and the folder that was probably meant if it has neither."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PARTS = {
     "test": "test",
     "testing": "test",
 }
-"""What a folder of a part may be called, in small letters, and the part that is meant."""
+"""Lower-case names of a part's folder, and the part."""
 
 DEPTH, MOST = 3, 200
-"""How far down, and among how many folders of one depth, the folder that was meant is looked for."""
+"""Depth of the search for the folder that was meant, and most folders searched at one depth."""
 
 
 def inner_folders(folder: Path) -> list[str]:
@@ -35,7 +35,7 @@ def inner_folders(folder: Path) -> list[str]:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name is that of a picture; hidden files, such as those of macOS, are none."""
+    """Whether a file name has an image's extension; hidden files, such as those of macOS, do not count."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
@@ -51,8 +51,8 @@ def pictures_in(folder: Path) -> Iterator[str]:
 def parts_in(folder: Path) -> dict[str, Path]:
     """The folders of the parts in ``folder``, by part.
 
-    ``Train``, ``training``, ``valid``, ``validation`` and ``testing`` are taken for what they say where there is a
-    training part; without one, folders of such names may be classes. Raises DataError where two mean the same part.
+    ``Train``, ``training``, ``valid``, ``validation`` and ``testing`` are recognised if there is a training part;
+    without one, folders of such names may be classes. Raises DataError if two name the same part.
     """
     found: dict[str, Path] = {}
     exact = [part for part in ("train", "val", "test") if (folder / part).is_dir()]

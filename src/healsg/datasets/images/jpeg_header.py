@@ -1,7 +1,7 @@
-"""The header of a JPEG: the size of a picture in whose file nothing needs Pillow's judgement.
+"""The header of a JPEG: the image size of files that need no check by Pillow.
 
-Most JPEGs consist of the segments that every decoder reads alike; their size is found here, in a tenth of the time that
-Pillow takes to look at a file, which is 30 microseconds.
+Most JPEGs consist only of segments that all decoders read alike; this module finds their size in a tenth of the time of
+Pillow's header check (30 microseconds).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ _FRAMES = (0xC0, 0xC1, 0xC2)
 """SOF of baseline, extended sequential and progressive files with Huffman codes."""
 
 _SCAN = 0xDA
-"""SOS: what follows is the picture itself."""
+"""SOS: the compressed image data follow."""
 
 _PLAIN = (0xC4, 0xDB, 0xDD, 0xE0, 0xEE, 0xFE)
 """DHT, DQT, DRI, APP0 (JFIF), APP14 (Adobe's colour transform, which libjpeg reads) and COM."""
 
 _PROFILE = 0xE2
-"""APP2, which holds a colour profile, that nobody here applies, or the index of several pictures in one file."""
+"""APP2, which holds a colour profile (not applied here) or the index of several images in one file."""
 
 
 class Header(NamedTuple):
@@ -30,8 +30,8 @@ class Header(NamedTuple):
 
 
 def plain_header(content: memoryview) -> Header | None:
-    """What an ordinary JPEG says of itself; None of all else, such as what has an orientation (EXIF, XMP), more than
-    8 bits, four channels, several pictures, a segment that is unknown here, or damage.
+    """The frame of an ordinary JPEG; None for all others, such as those with an orientation (EXIF, XMP), more than 8
+    bits, four channels, several images, an unknown segment, or damage.
 
     Args:
         content: the file's bytes.
@@ -61,7 +61,7 @@ def plain_header(content: memoryview) -> Header | None:
 
 
 def _frame(content: memoryview) -> Header | None:
-    """What SOF says, from its third byte on; None of what is no ordinary picture."""
+    """Parse an SOF segment, from its third byte on; None for an unusual image."""
     height, width = content[1] << 8 | content[2], content[3] << 8 | content[4]
     if content[0] != 8 or not height or not width or content[5] not in (1, 3):
         return None

@@ -1,4 +1,4 @@
-"""PathList: a million paths in one piece of memory, which loader processes share."""
+"""PathList: a million paths in one buffer, which loader processes share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class PathList(Sequence[str]):
     """Paths as one buffer of bytes and the offsets at which each begins.
 
     A list of strings would be copied into every loader process page by page, since reading a string changes its
-    reference count. A string is made when its path is asked for, and goes with who asked.
+    reference count (copy-on-write). Strings are created on access.
 
     Args:
         paths: any texts, also such as have no encoding in UTF-8 (names of files may be any bytes).
@@ -57,7 +57,7 @@ class PathList(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         whole, begin = self.content.numpy().data, 0
-        for ends in torch.split(self.offsets[1:], 1 << 12):  # a list of all of them would be a million numbers
+        for ends in torch.split(self.offsets[1:], 1 << 12):  # a list of all indices would be a million numbers
             for end in ends.tolist():
                 yield bytes(whole[begin:end]).decode("utf-8", "surrogatepass")
                 begin = end

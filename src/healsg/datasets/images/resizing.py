@@ -1,6 +1,6 @@
-"""Resizing: pictures of bytes as tensors of one size, in whole numbers that any program can reproduce.
+"""Resizing: uint8 images as tensors of one size, in integer arithmetic that any program can reproduce.
 
-Bytes are resized by torch's kernel for uint8 (bilinear, antialiased): each pass rounds to whole levels, with weights of
+uint8 images are resized by torch's uint8 kernel (bilinear, antialiased): each pass rounds to integers, with weights of
 16 bits, so that NumPy gives the same levels in twenty lines (``tests/test_datasets_decoding.py`` has them). Training,
 evaluation, prediction and a cache all go through here.
 """

@@ -1,4 +1,4 @@
-"""Samples as files: what a data set gives of them as they are stored, so that they can be packed without decoding."""
+"""Samples as files: access to a data set's stored files, so that they can be packed without decoding."""
 
 from __future__ import annotations
 

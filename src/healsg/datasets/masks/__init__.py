@@ -1,1 +1,1 @@
-"""Masks of pictures: which belong to which, what their labels are, and outlines as masks."""
+"""Masks of images: pairing with images, label values, and outlines as masks."""

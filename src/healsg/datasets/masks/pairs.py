@@ -1,4 +1,4 @@
-"""Which pictures and masks belong together: folders paired by name, two patterns, a table."""
+"""Pairing of images and masks: folders paired by name, two patterns, a table."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from healsg.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and what its mask is made of.
+    """An image and the source of its mask.
 
     Args:
         image: the picture's file.
         mask: the mask's file, or the file that describes it, by which messages call it.
-        group: such as a patient or a city; empty where nothing says.
-        objects: what is drawn into the mask, where it is no picture by itself.
-        sides: height and width that a list says of the picture; None where nothing does.
+        group: such as a patient or a city; empty if unknown.
+        objects: outlines to draw into the mask, if it is not an image file.
+        sides: height and width of the image according to a list; None if unknown.
     """
 
     image: Path
@@ -126,8 +126,8 @@ def _matches(folder: Path, key: str, pattern: str) -> dict[tuple[str, ...], Path
 
 
 def listed_pictures(table: Path, folder: Path) -> dict[str, list[Pair]]:
-    """Pictures and masks of a table with the columns ``image``, ``mask`` and, where they are there, ``split`` and
-    ``group``, by part; paths are relative to ``folder``. Rows without a split are for training. Raises DataError."""
+    """Pictures and masks of a table with the columns ``image``, ``mask`` and, optionally, ``split`` and ``group``, by
+    part; paths are relative to ``folder``. Rows without a split are for training. Raises DataError."""
     parts: dict[str, list[Pair]] = {}
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:

@@ -1,4 +1,4 @@
-"""Masks that are pictures: labels of grey values, palettes and colours; and pictures with their masks as samples."""
+"""Masks stored as images: labels as grey values, palettes and colours; and images with masks as samples."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GREY = ("P", "L", "1", "I;16", "I", "I;16B")
 """Pillow's modes of masks with one number a pixel."""
 
 LOSSY = ("JPEG", "MPO", "JPEG2000")
-"""Pillow's formats that need not keep a label as it was written."""
+"""Pillow's lossy formats, in which a label may change."""
 
 SHOWN = 4
 """Colours that a message gives."""
@@ -41,8 +41,8 @@ def read_mask_picture(mask: Path | BytesIO, colours: Colours | None = None, name
 
     Args:
         mask: the file, or its bytes as a file.
-        colours: of the classes; with it the mask is seen as colours, whatever it is stored as.
-        name: what messages call it; its path by default.
+        colours: of the classes; if given, the mask is read as colours, whatever its mode.
+        name: its name in messages; its path by default.
 
     Raises:
         DataError: it cannot be read, or has colours that are not known.
@@ -134,7 +134,7 @@ class MaskedSamples:
         self.mapping = mapping
         self.ignore = ignore
         self.mapped = str(sorted(mapping.items()))
-        """The mapping as text: a cache is known by the texts and numbers of its data set."""
+        """The mapping as text: a cache is identified by the strings and numbers of its data set."""
 
     def picture(self, index: int) -> str | BytesIO:
         """What ``decode`` reads: the path of a picture's file, or its bytes as a file."""
@@ -145,7 +145,7 @@ class MaskedSamples:
         raise NotImplementedError
 
     def mask_name(self, index: int) -> str:
-        """What messages call a mask."""
+        """The name of a mask in messages."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -163,7 +163,7 @@ class MaskedSamples:
             detail = f"it has an EXIF orientation ({turn}), by which pictures are turned and masks are not"
             raise DataError(f"the picture of {self.mask_name(index)}: {detail}; save it upright")
         if turn != 1:
-            shape = shape[::-1]  # the mask is that of the picture as it is seen
+            shape = shape[::-1]  # the mask belongs to the upright image
         if whole.shape != shape:
             detail = f"the mask is {whole.shape[0]} x {whole.shape[1]}, its picture {shape[0]} x {shape[1]}"
             raise DataError(f"{self.mask_name(index)}: {detail}")
@@ -220,7 +220,7 @@ class Pictures(MaskedSamples):
         return self.mask_paths[index]
 
     def stored(self, index: int) -> StoredFile:
-        """A picture's file as it is, without decoding."""
+        """An image's file, without decoding."""
         return stored_file(self.paths[index])
 
     def stored_mask(self, index: int) -> StoredFile:

@@ -1,4 +1,4 @@
-"""Survey: what a plan needs to know of a segmentation set: shapes, spacings and intensities of its training cases."""
+"""Survey: the facts of a segmentation set for planning: shapes, spacings and intensities of its training cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLES = 10_000
 """Foreground voxels of a case whose intensities count, as in nnU-Net."""
 
 HOUNSFIELD = -500.0
-"""An intensity that is below this in most cases is that of air in a CT."""
+"""Intensities below this in most cases indicate CT (air)."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Survey:
     Args:
         shapes: voxels or pixels along each axis, after the crop.
         spacings: of the cases, in mm; 1 along each axis of what says none.
-        remarks: what else is known, in words.
-        settings: what the data set should be told beside the plan, by key: the value, and why.
+        remarks: further facts, in words.
+        settings: further settings for the data set, by key: the value and the reason.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -39,7 +39,7 @@ class Survey:
 
 @dataclass
 class _Seen:
-    """What one pass over the volumes finds."""
+    """Statistics of one pass over the volumes."""
 
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""Samples that a trained network is to predict: files of anybody's, prepared as its own were."""
+"""New samples for a trained network, preprocessed as its training samples were."""

@@ -1,4 +1,4 @@
-"""Files whose masks are predicted: which there are, which belong together, and what their masks are called."""
+"""Files whose masks are predicted: listing, grouping by channel, and the names of their masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")
 """nnU-Net's name of one channel of a case."""
 
 LOSSLESS = (".png", ".tif", ".tiff")
-"""The kinds of pictures that a mask is written as; the masks of others are PNG files."""
+"""Image formats in which a mask is written; the masks of other formats are PNG files."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scan:
 def scans_of(paths: Sequence[str], channels: int, volumes: bool, out: Path) -> list[Scan]:
     """The files of all paths in turn, those of a folder in the order of their names, all below it.
 
-    Passed over in a folder: hidden files, what is neither volume nor picture by its name, what lies in ``out``, and
+    Skipped in a folder: hidden files, files that are neither volumes nor images by extension, files in ``out``, and
     masks, which are files beside their image (``NAME_seg``) and folders such as ``labels/`` beside ``images/``. Files
     of one channel each (``NAME_0000``, ``NAME_0001``, ...) are one scan.
 
@@ -74,7 +74,7 @@ def _is_wanted(path: Path, volumes: bool) -> bool:
 
 
 def _below(folder: Path, out: Path, seen: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The files below a folder that are no masks; a folder that holds itself is passed over."""
+    """The files below a folder that are no masks; a folder that contains itself is skipped."""
     place = folder.resolve()
     if place in seen or place == out:
         return

@@ -1,4 +1,4 @@
-"""New samples as a network saw those that it was trained on, by what its checkpoint says of them (``DataInfo``)."""
+"""Preprocess new samples as a network's training samples, by the ``DataInfo`` in its checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from healsg.transforms.standard import Standardise
 
 
 def transform_of(info: DataInfo) -> ImageTransform | Standardise | None:
-    """What makes inputs of stored samples, bit for bit as evaluation does; None where the data set did not say."""
+    """The transform from stored samples to inputs, bit for bit as in evaluation; None if the data set did not record
+    it."""
     how = info.preprocessing
     if info.input_names:
         return saved_scaling(info, 0.0)
@@ -38,7 +39,7 @@ def transform_of(info: DataInfo) -> ImageTransform | Standardise | None:
 
 
 def source_of(given: Any, info: DataInfo) -> Source:
-    """Samples as stored, of what somebody gives.
+    """Convert a user's samples to the form in which the data set stores them.
 
     Args:
         given: an array or tensor (N, ...) of samples as the data set stores them (images of bytes, numbers as in the

@@ -1,6 +1,6 @@
-"""Samples without labels, of files that anybody gives: pictures, folders of pictures, tables, arrays; one at a time.
+"""Samples without labels from a user's files: images, folders of images, tables, arrays; one at a time.
 
-Nothing but names is held: what a sample is made of is read when its turn comes.
+Only names are kept in memory: each sample is read when it is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TABLES, ARRAYS = (".csv", ".tsv"), (".npz", ".npy")
 """The endings of files that hold many samples; any other file is a picture."""
 
 IMAGE_COLUMNS = ("image", "path", "file", "filename")
-"""Columns of a table that are taken for paths of pictures where the run's own column of them is not there."""
+"""Names of columns that are used as image paths if the run's image column is missing."""
 
 ARRAY_NAMES = ("input", "x", "images", "image", "data", "arr_0")
 """Arrays of an archive that are taken for its samples, the first of these that it has."""
@@ -52,7 +52,7 @@ class Sample(NamedTuple):
 def samples_of(paths: Sequence[str], info: DataInfo, image_column: str | None = None) -> Iterator[Sample]:
     """The samples of all paths in turn, those of a folder in the order of their names, all below it.
 
-    Hidden files and what is no picture by its name is passed over in a folder.
+    Hidden files and files without an image's extension are skipped in a folder.
 
     Args:
         paths: pictures, folders, tables, arrays.
@@ -63,7 +63,7 @@ def samples_of(paths: Sequence[str], info: DataInfo, image_column: str | None = 
         DataError: a path is not there, has nothing in it, or lacks what the network takes.
     """
     found = []
-    for given in paths:  # all are looked at before the first is read
+    for given in paths:  # all are checked before the first is read
         path = Path(given)
         if path.is_dir():
             found.append(_in_folder(path))
@@ -97,7 +97,7 @@ def _picture(path: Path) -> Callable[[DataInfo], Tensor]:
 
 
 def _in_folder(folder: Path, seen: tuple[tuple[int, int], ...] = ()) -> Iterator[Sample]:
-    """The pictures below a folder, in the order of their paths as text. A folder that holds itself is passed over."""
+    """The pictures below a folder, in the order of their paths as text. A folder that contains itself is skipped."""
     status = folder.stat()
     place = (status.st_dev, status.st_ino)
     if place in seen:
@@ -117,7 +117,7 @@ def _in_folder(folder: Path, seen: tuple[tuple[int, int], ...] = ()) -> Iterator
 
 
 def _rows(path: Path) -> Iterator[tuple[list[str], str]]:
-    """The rows of a table, the names of the columns first, each with why it cannot be read, which is empty mostly."""
+    """The rows of a table, the column names first, each with the reason why it cannot be read, usually empty."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         names: list[str] | None = None

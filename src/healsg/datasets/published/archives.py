@@ -1,6 +1,6 @@
-"""Archives of published data sets: unpacked in memory, or in pieces where they are too large for that.
+"""Archives of published data sets: unpacked in memory, or streamed to disk if they are too large.
 
-What is unpacked in pieces lies in a folder that appears under its name only when it is whole.
+A streamed archive is unpacked into a temporary folder, which gets its final name only when it is complete.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ MOST_UNPACKED = 1 << 34
 
 @dataclass(frozen=True)
 class Archive:
-    """A published tar.gz or zip archive and the folder that is wanted of it.
+    """A published tar.gz or zip archive and the folder to unpack from it.
 
     Args:
         url: where it is published; https.
         size: its bytes.
         sha256: its checksum.
         folder: the folder in it that is unpacked, under the same name.
-        suffixes: the endings of the files that are wanted, in lower case; the others are left in the archive.
+        suffixes: the lower-case extensions of the files to unpack; others are skipped.
     """
 
     url: str
@@ -49,7 +49,7 @@ class Archive:
 
 
 def provide(archives: Sequence[Archive], place: Path, download: bool, verify: bool, mirror: str | None = None) -> None:
-    """See to it that each archive's folder lies in ``place``: unpacked already, from the archive, or from the network.
+    """Ensure that each archive's folder is in ``place``: unpacked already, from the archive, or from the network.
 
     Raises DataError of one line, which says what can be put there by hand.
     """
@@ -61,7 +61,7 @@ def provide(archives: Sequence[Archive], place: Path, download: bool, verify: bo
         by_hand = f"put {path.name} (from {archive.url}) or its unpacked folder {folder.name} into {place}"
         obtain([archive.url], path, sums, by_hand, download, mirror=mirror)
         with exclusive(place):
-            if not folder.is_dir():  # another process may have put it there
+            if not folder.is_dir():  # another process may have created it
                 unpack_folder(path, sums if verify else Sums(), folder, archive.suffixes)
 
 
@@ -141,10 +141,10 @@ def unpack_folder(path: Path, sums: Sums, folder: Path, suffixes: Collection[str
             for name, content in members(file):
                 if (below := wanted(name, folder.name, suffixes)) is not None:
                     room = _write(content, part / below, room)
-        except Exception as error:  # a damaged archive raises almost anything
+        except Exception as error:  # a damaged archive can raise almost any exception
             shutil.rmtree(part, ignore_errors=True)
             if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-                raise  # the disk is full, say
+                raise  # e.g. the disk is full
             raise DataError(f"{path}: the archive is damaged ({line(error)}); delete it and get it anew") from error
     if not part.is_dir():
         raise DataError(f"{path}: the archive holds no {folder.name}/*{'/*'.join(suffixes)}; delete it and get it anew")
@@ -188,5 +188,5 @@ def members(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
             for member in tar:
                 if member.isreg() and (opened := tar.extractfile(member)):
                     yield member.name, opened
-        while stream.read(CHUNK):  # the checksum stands behind the last file
+        while stream.read(CHUNK):  # the checksum follows the last file
             pass

@@ -1,4 +1,4 @@
-"""Files of data sets: where they lie, download, checksum, and a reader of pickles that cannot run code."""
+"""Files of data sets: search paths, download, checksums, and a pickle reader that cannot run code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Sums:
-    """What is published of a file: its checksums, where there are any, and its size in bytes."""
+    """The published facts of a file: its checksums, if any, and its size in bytes."""
 
     md5: str = ""
     sha256: str = ""
@@ -130,13 +130,13 @@ def obtain(
     most: int = MOST,
     mirror: str | None = None,
 ) -> None:
-    """See to it that ``target`` is there, by a ``download`` where that is allowed; else raise DataError."""
+    """Ensure that ``target`` exists, by a ``download`` if allowed; else raise DataError."""
     if target.is_file():
         return
     if not allowed:
         raise DataError(f"{target}: not there; set data.download=true, or {by_hand}")
     with exclusive(target.parent):
-        if not target.is_file():  # another process may have put it there
+        if not target.is_file():  # another process may have created it
             download(urls, target, sums, by_hand, most, mirror)
 
 
@@ -147,9 +147,9 @@ def download(
 
     A ``mirror`` is asked before them, for a file of the target's name; see ``TaskData``.
 
-    The file appears under its name only when it is whole. One that was cut is gone on with, at once or, where the size
-    is published, by the next call, and thrown away where that leads to another content. Where no size is published it
-    has at most ``most`` bytes. Raises DataError of one line that ends with ``by_hand``.
+    The file appears under its name only when it is whole. A partial download is resumed, at once or, if the size is
+    published, by the next call, and discarded if its content turns out to differ. Where no size is published it has at
+    most ``most`` bytes. Raises DataError of one line that ends with ``by_hand``.
     """
     part = target.with_name(target.name + ".part")
     reason = "no address"
@@ -157,7 +157,7 @@ def download(
     target.parent.mkdir(parents=True, exist_ok=True)
     asked = [f"{mirror.rstrip('/')}/{target.name}", *urls] if mirror else urls
     for number, url in enumerate(url for url in asked for _ in range(2)):
-        if mirror and number == 2:  # what a mirror gave is not gone on with at another address
+        if mirror and number == 2:  # a partial file from a mirror is not resumed at another address
             log.warning("data.mirror: %s is not to be had there (%s)", target.name, reason)
             part.unlink(missing_ok=True)
         log.info("downloading %s to %s", url, target)
@@ -165,15 +165,15 @@ def download(
             fetch(url, part, size)
             with part.open("rb") as file:
                 reason = sums.problem(file)
-        except Exception as error:  # whatever a network can do
+        except Exception as error:  # any network error
             reason = line(error)
-            if isinstance(error, urllib.error.HTTPError):  # no such range, say
+            if isinstance(error, urllib.error.HTTPError):  # e.g. no such range
                 part.unlink(missing_ok=True)
             continue
         if not reason:
             part.replace(target)
             return
-        if part.stat().st_size >= size:  # a shorter one may have been cut
+        if part.stat().st_size >= size:  # a shorter one may be truncated
             part.unlink()
     if sums.size is None:
         part.unlink(missing_ok=True)
@@ -204,7 +204,7 @@ def fetch(url: str, part: Path, size: int) -> None:
 
 
 def opener() -> urllib.request.OpenerDirector:
-    """What opens addresses: with the proxies of the environment, and no way out of https."""
+    """The URL opener: with the proxies of the environment, and without redirects away from https."""
     return urllib.request.build_opener(_Redirects)
 
 
@@ -230,7 +230,7 @@ def load_arrays(content: bytes, path: Path) -> Any:
         return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
     except _ForbiddenError as error:
         raise DataError(f"{path}: the pickle asks for {error}, which no such file needs; it was not loaded") from None
-    except Exception as error:  # a damaged pickle raises almost anything
+    except Exception as error:  # a damaged pickle can raise almost any exception
         raise DataError(f"{path}: damaged, not a pickle of arrays ({line(error)})") from error
 
 
@@ -239,7 +239,7 @@ class _ForbiddenError(Exception):
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """What Python 3 calls to write bytes in an old protocol; the pickle has no say in the codec."""
+    """The function that Python 3 uses to pickle bytes in old protocols; the codec is fixed."""
     return text.encode("latin1")
 
 

@@ -26,7 +26,7 @@ def read_mat(path: Path, sums: Sums, names: tuple[str, ...]) -> list[np.ndarray[
 
     try:
         found = loadmat(io.BytesIO(content), variable_names=list(names))
-    except Exception as error:  # a damaged file raises almost anything
+    except Exception as error:  # a damaged file can raise almost any exception
         raise DataError(f"{path}: damaged, not a MATLAB file of version 5 ({line(error)})") from error
     for name in names:
         if not isinstance(found.get(name), np.ndarray):

@@ -1,4 +1,4 @@
-"""What is published of the 18 sets of MedMNIST: numbers of samples, labels, MD5 of each file.
+"""Published facts of the 18 sets of MedMNIST: numbers of samples, labels, MD5 of each file.
 
 Source: ``medmnist/info.py`` of the Python package medmnist 3.0.2, INFO. It gives no sizes of files and no SHA-256.
 """

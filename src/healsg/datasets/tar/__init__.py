@@ -1,1 +1,1 @@
-"""Tar archives of samples: their members and index, what is noted of them, and how they are written."""
+"""Tar archives of samples: members, index, notes, and packing."""

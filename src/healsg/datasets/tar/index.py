@@ -1,7 +1,7 @@
-"""The index of tar archives of samples: where each picture lies, its name, its target and its groups.
+"""The index of tar archives of samples: each image's offset, name, target and groups.
 
 It lies beside the archives as ``PART.index`` (or below ``root``/cache where that folder cannot be written to) and is
-made anew where an archive has another size or time of modification than it says.
+rebuilt if an archive's size or modification time has changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from healsg.errors import DataError, RunError
 log = logging.getLogger("healsg")
 
 FORMAT = 1
-"""Of an index; others are made anew."""
+"""Version of the index format; indices of other versions are rebuilt."""
 
 LARGEST = float(np.finfo(np.float32).max)
 """Of the numbers that are targets, which are held in float32."""
@@ -42,7 +42,7 @@ PICTURES = tuple(ending.removeprefix(".") for ending in EXTENSIONS)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is read of a sample.
+    """How a sample is read from its files.
 
     Args:
         image: the ending of its picture; None takes the only file that is a picture.
@@ -88,7 +88,7 @@ class TarIndex:
 
 
 def index_of(tars: Sequence[Path], reading: Wanted, places: Sequence[Path]) -> TarIndex:
-    """The index of archives: as it was written before, or made and written now.
+    """The index of archives: loaded, or built and written.
 
     Args:
         tars: in the order of their samples.
@@ -127,7 +127,7 @@ def index_of(tars: Sequence[Path], reading: Wanted, places: Sequence[Path]) -> T
 
 
 def _write(made: TarIndex, wanted: Mapping[str, Any], places: Sequence[Path]) -> None:
-    """Write an index to the first place that takes it; without one, the next run makes it again."""
+    """Write an index to the first writable place; if there is none, the next run rebuilds it."""
     arrays: dict[str, Array] = {
         "ends": made.ends.numpy(),
         "offset": made.offset.numpy(),
@@ -142,7 +142,7 @@ def _write(made: TarIndex, wanted: Mapping[str, Any], places: Sequence[Path]) ->
         arrays[f"group {number} ends"] = values.offsets.numpy()
     facts = {"index": wanted, "labels": made.labels, "groups": list(made.groups)}
     for place in places:
-        with contextlib.suppress(OSError, RunError):  # a folder that is not ours to write to, or a link in it
+        with contextlib.suppress(OSError, RunError):  # a folder without write permission, or a link in it
             place.parent.mkdir(parents=True, exist_ok=True)
             write_arrays(place, facts, arrays)
             return
@@ -172,7 +172,7 @@ def _loaded(
 
 
 def _checked(index: TarIndex, reading: Wanted) -> TarIndex:
-    """An index whose numbers lie within what they point at: it may be anybody's. Raises ValueError."""
+    """Check that all offsets of an index are within bounds, since the file is untrusted. Raises ValueError."""
     count = len(index.offset)
     limits = torch.tensor([size for size, _ in index.states], dtype=torch.int64)
     fits = len(index.ends) == len(limits) and index.offset.dim() == index.size.dim() == index.ends.dim() == 1
@@ -282,7 +282,7 @@ def _take(columns: _Columns, sample: Sample, path: str, descriptor: int, reading
     try:
         if "json" in sample.files:
             read = json.loads(_text(descriptor, sample.files["json"]))
-            facts = read if isinstance(read, dict) else {}  # other programs may have other things there
+            facts = read if isinstance(read, dict) else {}  # other programs may store other values there
         if reading.mask is not None:
             mask = _mask(sample, reading.mask)
             columns.mask.extend((mask.offset, mask.size))

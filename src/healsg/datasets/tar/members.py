@@ -1,7 +1,7 @@
-"""Plain tar archives of samples, in webdataset's naming: what lies in one, and its bytes read at any place.
+"""Uncompressed tar archives of samples, in webdataset's naming: their members, and random access to their bytes.
 
-Nothing is extracted. An archive may come from anybody: links, devices, sparse files, names that lead elsewhere, what is
-cut and what grows beyond bounds is refused in one line.
+Nothing is extracted. An archive may come from anybody: links, devices, sparse files, names that lead elsewhere,
+truncated and oversized archives are refused with one line.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ def members(path: str, descriptor: int) -> Iterator[Member]:
         ):
             reached = -1
             while (member := tar.next()) is not None:
-                if member.size < 0 or tar.offset <= reached:  # tarfile would go back, and never end
+                if member.size < 0 or tar.offset <= reached:  # tarfile would seek back, and loop forever
                     raise ValueError(f"{member.name!r} has a size that no file has")
                 reached = tar.offset
                 tar.members.clear()  # type: ignore[attr-defined]  # a list that would hold every header
                 if not member.isdir():
                     yield _checked(member, size)
-            if os.pread(descriptor, BLOCK, tar.offset) != bytes(BLOCK):  # tarfile ends in silence at a bad header
+            if os.pread(descriptor, BLOCK, tar.offset) != bytes(BLOCK):  # tarfile stops silently at a bad header
                 raise ValueError("it is cut, or damaged, behind its last whole file")
-    except Exception as error:  # a damaged archive raises almost anything
+    except Exception as error:  # a damaged archive can raise almost any exception
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: is no intact tar archive ({line(error)}); get it anew") from error
@@ -151,7 +151,7 @@ def samples(path: str, descriptor: int) -> Iterator[Sample]:
 
 
 class TarFiles:
-    """Archives that are read at any place by one system call a file.
+    """Archives with random access, by one system call for each file.
 
     Args:
         paths: of the archives.

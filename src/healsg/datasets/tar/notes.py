@@ -1,4 +1,5 @@
-"""What ``healsg pack`` writes beside its archives as ``shards.json``: which there are, and what their targets mean."""
+"""The notes that ``healsg pack`` writes next to its archives as ``shards.json``: the archives, and the meaning of their
+targets."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from healsg.safefiles import kind_of, read_bytes, replacing
 NOTES = "shards.json"
 
 UNFINISHED = ".packing.json"
-"""What lies in its place until all archives are written: the digest of the plan."""
+"""The file in its place until all archives are written: the digest of the plan."""
 
 MASK = "seg"
 """The ending of packed masks, before that of their kind of file: KEY.seg.png."""
@@ -39,11 +40,11 @@ class Archive(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskNotes:
-    """What the numbers of packed masks mean.
+    """The meaning of packed masks' values.
 
     Args:
         mapping: from the labels of the masks' files to those of the classes.
-        ignore: the label of pixels that count nowhere; None where all count.
+        ignore: the label of pixels that are excluded from loss and metrics; None for none.
         colours: red, green and blue of each class by name, in masks of colours; None in masks of labels.
     """
 
@@ -54,7 +55,7 @@ class MaskNotes:
 
 @dataclass(frozen=True)
 class Notes:
-    """What is known of a folder of archives.
+    """The facts of a folder of archives.
 
     Args:
         kind: of the task.
@@ -89,7 +90,7 @@ class Notes:
 
 
 def read_notes(folder: Path) -> Notes | None:
-    """What is said of a folder of archives; None where they are another program's. Raises DataError for damage."""
+    """Read the notes of a folder of archives; None for archives of another program. Raises DataError for damage."""
     path = folder / NOTES
     try:
         given = json.loads(read_bytes(path, MOST))

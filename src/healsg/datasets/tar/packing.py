@@ -1,6 +1,7 @@
-"""Packing: the pictures of a data set as plain tar archives, their bytes as they are; see ``healsg.datasets.shards``.
+"""Packing: write the image files of a data set unchanged into uncompressed tar archives; see
+``healsg.datasets.shards``.
 
-An archive appears under its name only when it is whole, so that a packing that was killed goes on where it was.
+An archive gets its final name only when it is complete, so that a killed packing can be continued.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written.
+    """The plan of a packing.
 
     Args:
         info: of the data set.
@@ -300,7 +301,7 @@ def _names(info: DataInfo) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Hold a folder for this process, so that nobody else packs into it. Raises RunError."""
+    """Lock a folder against other packing processes. Raises RunError."""
     while True:
         file = safefiles.open_to_append(out / LOCK)
         held = ProcessLock(file, out / LOCK)
@@ -311,7 +312,7 @@ def _alone(out: Path) -> Iterator[None]:
             raise RunError(f"{out}: another process packs into it") from None
         if safefiles.is_still(file, out / LOCK):
             break
-        held.release()  # its last holder has removed the file between our opening it and its lock
+        held.release()  # the last holder removed the file between our open and our lock
     try:
         yield
     finally:
@@ -320,7 +321,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _begin(plan: Plan, out: Path) -> None:
-    """Go on with the packing that was begun in a folder, or begin one in an empty folder. Raises ConfigError."""
+    """Continue the packing in a folder, or start one in an empty folder. Raises ConfigError."""
     try:
         begun = safefiles.read_bytes(out / UNFINISHED, 1 << 16).decode()
     except FileNotFoundError:
@@ -333,7 +334,7 @@ def _begin(plan: Plan, out: Path) -> None:
         return
     if begun != plan.digest:
         raise ConfigError(f"--out: another packing was begun in {out}; give another folder, or remove it")
-    for left in out.glob(".*.tar.*.tmp"):  # by a process that was killed: the lock is ours
+    for left in out.glob(".*.tar.*.tmp"):  # left by a killed process: we hold the lock
         left.unlink()
 
 
@@ -411,5 +412,5 @@ def kind_of_picture(content: bytes, name: str) -> str:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             return endings[opened.format or ""]
-    except Exception as error:  # a damaged file makes the decoder raise almost anything
+    except Exception as error:  # a damaged file can make the decoder raise almost any exception
         raise DataError(f"{name}: is no picture that has an ending of its own") from error

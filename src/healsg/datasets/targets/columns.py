@@ -13,13 +13,13 @@ from healsg.data.info import listed, order_classes
 from healsg.errors import DataError
 
 NO_LABEL = ("", "na", "n/a", "nan", "-nan", "<na>", "#n/a", "null", "?")
-"""What stands in a table, in small letters, for a label that is not known. ``none`` may be a class."""
+"""Lower-case markers of a missing label in a table. ``none`` may be a class."""
 
 MISSING = (*NO_LABEL, "none")
 """The same for a number."""
 
 MANY = 20
-"""Different whole numbers up to which labels are not asked about, however few rows there are."""
+"""Most distinct integers that are accepted as class labels without question, however few rows there are."""
 
 
 def numbers(name: str, values: Sequence[Any]) -> Tensor:
@@ -51,7 +51,7 @@ def number(value: Any) -> float:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a column of numbers is there, not missing."""
+    """Whether a value of a numeric column is present."""
     return not isnan(number(value))
 
 
@@ -77,9 +77,9 @@ def has_label(value: Any, words: bool = True) -> bool:
 
 
 def ask_about_numbers(name: str, classes: Sequence[str], rows: int) -> None:
-    """Refuse classes that look like numbers to be predicted: with fractions, or nearly one a row.
+    """Refuse classes that look like regression targets: with fractions, or nearly one for each row.
 
-    Raises DataError that names the column ``name``, and how each of both is said.
+    Raises DataError with the column ``name`` and the settings for both kinds.
     """
     try:
         values = [float(text) for text in classes]

@@ -1,4 +1,4 @@
-"""Which group a sample belongs to, such as a patient or a scene, told by what it is called."""
+"""The group of a sample, such as a patient or a scene, derived from its file name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from healsg.errors import ConfigError, DataError
 
 
 def numbers(names: Sequence[str], known: dict[str, int]) -> Tensor:
-    """(N,) int64, one number a name. ``known`` has those given out already and learns the new ones."""
+    """(N,) int64, one number a name. ``known`` holds the numbers assigned so far, and new ones are added."""
     return torch.tensor([known.setdefault(name, len(known)) for name in names], dtype=torch.int64)
 
 

@@ -1,4 +1,4 @@
-"""Sources whose labels are left out or replaced, and sources end to end."""
+"""Sources without labels or with replaced labels, and concatenated sources."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class UnlabelledDataset(DatasetSource):
 
 
 class RelabelledDataset(DatasetSource):
-    """A map-style data set whose targets are those that ``targets`` tells, not its own."""
+    """A map-style data set whose targets are replaced by ``targets``."""
 
     def completed(self, batch: Batch) -> Batch:
         if "target" in batch and self.targets is not None:
