@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
 
 
 def explained(catalogue: Catalogue, asked: str, overrides: Sequence[str] = ()) -> Option | Argument:
-    """The option or key that is meant. Raises ConfigError with the nearest names where there is none."""
+    """The requested option or key. Raises ConfigError with the nearest names if it does not exist."""
     group, _, name = asked.partition("=")
     if name and (group in catalogue.choices or "/" in group or "." not in group):
         return catalogue.option(group, name)
@@ -65,7 +65,7 @@ def _key(catalogue: Catalogue, key: str, overrides: Sequence[str]) -> Argument:
     keys = {argument.key: argument for argument in settings}
     if key in keys:
         return keys[key]
-    last = [place for place in keys if place.rpartition(".")[2] == key]
+    last = [candidate for candidate in keys if candidate.rpartition(".")[2] == key]
     if len(last) == 1:
         return keys[last[0]]
     if holders := catalogue.holders(key):
@@ -73,7 +73,7 @@ def _key(catalogue: Catalogue, key: str, overrides: Sequence[str]) -> Argument:
         return next(argument for argument in catalogue.option(group, name).arguments if argument.key == key)
     every = list(dict.fromkeys([*keys, *catalogue.neighbours(key)]))
     near = last or _similar(key, every) or difflib.get_close_matches(key, every, 3, 0.6)
-    below = [place for place in keys if place.startswith(f"{key}.")]
+    below = [candidate for candidate in keys if candidate.startswith(f"{key}.")]
     if below:
         raise ConfigError(f"{key}: holds {', '.join(below[:12])}; which one?")
     hint = f"did you mean {' or '.join(near[:3])}?" if near else "healsg train --help-all shows what there is"

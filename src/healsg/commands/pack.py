@@ -99,8 +99,10 @@ def _refuse_settings_of_runs(keys: list[str]) -> None:
     """Raises ConfigError for settings that each run chooses anew."""
     from healsg.datasets.tar.packing import OF_RUNS
 
-    if odd := next((key for key in keys if key.removeprefix("data.") in OF_RUNS and key.startswith("data.")), None):
-        raise ConfigError(f"{odd}: is chosen by each run that reads the archives, which hold all samples; leave it out")
+    if refused := next((key for key in keys if key.removeprefix("data.") in OF_RUNS and key.startswith("data.")), None):
+        raise ConfigError(
+            f"{refused}: is chosen by each run that reads the archives, which hold all samples; leave it out"
+        )
 
 
 def _answer(plan: Plan, notes: Notes | None, out: str) -> dict[str, object]:

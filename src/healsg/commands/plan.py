@@ -127,7 +127,7 @@ def plan(composed: Composed, given: list[str], memory: float | None) -> dict[str
         memory: of the device in GB; None takes the model's own.
 
     Raises:
-        ConfigError: the data set is none for segmentation, the model no U-Net, the memory too small.
+        ConfigError: the data set is not for segmentation, the model is no U-Net, or the memory is too small.
         DataError: a case cannot be read.
     """
     from healsg.build import make

@@ -88,14 +88,14 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises RunError where the address is taken or is none of this machine."""
+    """A socket that listens. Raises RunError if the address is taken or does not belong to this machine."""
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, protocol)
         try:
             if sys.platform != "win32":  # on Windows it would let two programs listen
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.bind(place)
+            made.bind(address)
             made.listen(128)
         except OSError:
             made.close()

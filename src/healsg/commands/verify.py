@@ -101,9 +101,9 @@ def run(arguments: list[str]) -> int:
             verdict = _verify(composed, trials, options)
         remove = not verdict and not options.keep
         if as_json:
-            told = verdict or [_exact(trials, options)]
+            lines = verdict or [_exact(trials, options)]
             runs = [_facts(name, trial) for name, trial in trials.items()]
-            show_json({"schema": 1, "exact": not verdict, "verdict": told, "runs": runs, "kept": not remove})
+            show_json({"schema": 1, "exact": not verdict, "verdict": lines, "runs": runs, "kept": not remove})
             return int(bool(verdict))
         _table(trials)
         tell(line for text in verdict or [_exact(trials, options)] for line in text.split("\n"))

@@ -145,7 +145,7 @@ def _line(one: Listed) -> tuple[str, str, list[str]]:
 
 
 def _joined(parts: Sequence[str], width: int) -> str:
-    """Parts beside each other as far as they fit as a whole; the first one in any case."""
+    """Parts side by side as far as they fit completely; the first one in any case."""
     from rich.cells import cell_len
 
     text = parts[0]
@@ -168,7 +168,7 @@ def _changed(path: Path) -> float:
 
 
 def curves(folder: RunFolder, wanted: Sequence[str], width: int, height: int) -> str:
-    """A run's state, and its curves beside each other.
+    """A run's state, and its curves side by side.
 
     Args:
         folder: of the run.

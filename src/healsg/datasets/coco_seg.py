@@ -140,8 +140,8 @@ class CocoSeg(MaskedPictures):
         parts = {}
         for part, (name, images) in self.lists.items():
             path = locate(f"{part}_list", name, (folder,), "file")
-            place = locate(f"{part}_images", images, (folder,), "folder")
-            names, parts[part] = read_list(path, place)
+            image_folder = locate(f"{part}_images", images, (folder,), "folder")
+            names, parts[part] = read_list(path, image_folder)
             if part != "train" and names != self._categories:
                 raise DataError(f"{path}: has other categories than {self.lists['train'][0]}")
             self._categories = names

@@ -96,10 +96,10 @@ class EuroSAT(Classification):
 
     @cached_property
     def _parts(self) -> dict[str, TensorSource]:
-        place = self.root.absolute() / "eurosat"
-        provide([ARCHIVE], place, self.download, self.verify, self.mirror)
-        paths, targets = of_folders(place / ARCHIVE.folder, ".jpg", NAMES)
-        log.info("%s: reading %d pictures", place, len(paths))
+        folder = self.root.absolute() / "eurosat"
+        provide([ARCHIVE], folder, self.download, self.verify, self.mirror)
+        paths, targets = of_folders(folder / ARCHIVE.folder, ".jpg", NAMES)
+        log.info("%s: reading %d pictures", folder, len(paths))
         inputs = torch.empty(len(paths), 3, 64, 64, dtype=torch.uint8)
         for row, path in enumerate(paths):
             try:

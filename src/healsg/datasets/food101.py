@@ -52,14 +52,14 @@ class Food101(PictureFiles):
         return tuple(NAMES.split())
 
     def listed(self, part: str, folder: Path) -> Listed:
-        place, labels = folder / ARCHIVE.folder, {name: label for label, name in enumerate(self.class_names)}
+        images, labels = folder / ARCHIVE.folder, {name: label for label, name in enumerate(self.class_names)}
 
         def parse(text: str) -> Listed:
             rows = [
-                (str(place / "images" / f"{name}.jpg"), labels[dish])
+                (str(images / "images" / f"{name}.jpg"), labels[dish])
                 for dish, names in json.loads(text).items()
                 for name in names
             ]
             return [path for path, _ in rows], [label for _, label in rows]
 
-        return parsed(place / "meta" / f"{part}.json", parse)
+        return parsed(images / "meta" / f"{part}.json", parse)

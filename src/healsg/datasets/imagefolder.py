@@ -136,7 +136,7 @@ class OwnPictures(Classification):
         return parts
 
     def groups(self, name: str, part: str = "train") -> Tensor | None:
-        """By ``folder`` or ``prefix`` (see ``path_groups``), and by what a set knows beside."""
+        """By ``folder`` or ``prefix`` (see ``path_groups``), and by the set's own groups."""
         if (source := self._parts.get(part)) is None:
             return None
         numbers = self._group_numbers(source.dataset, name)

@@ -21,7 +21,7 @@ SIZES = {
     "full": (1_557_161_267, "6cbfac238434d89fe99e651496f0812ebc7a10fa62bd42d6874042bf01de4efd"),
 }
 """By the shorter side the archive's size in bytes and SHA-256, as in tensorflow/datasets,
-datasets/imagenette/checksums.tsv. What was published in 2019 was put up anew: its older checksums are others."""
+datasets/imagenette/checksums.tsv. The archives of 2019 were replaced later, hence their older checksums differ."""
 
 NAMES = {
     "n01440764": "tench",

@@ -50,11 +50,11 @@ class MaskShards(MaskedPictures):
         **common: Any,
     ) -> None:
         asked = Path(folder).expanduser()
-        places = (current_folder() / asked, current_folder() / Path(root).expanduser() / asked)
-        place = next(filter(Path.is_dir, places), None)  # if it is missing, reading reports it
-        self.notes = notes = read_notes(place) if place is not None else None
+        candidates = (current_folder() / asked, current_folder() / Path(root).expanduser() / asked)
+        found = next(filter(Path.is_dir, candidates), None)  # if it is missing, reading reports it
+        self.notes = notes = read_notes(found) if found is not None else None
         if notes is not None and notes.masks is None:
-            raise ConfigError(f"data: {place} holds pictures without masks; data=shards reads them")
+            raise ConfigError(f"data: {found} holds pictures without masks; data=shards reads them")
         self.packed = notes.masks if notes is not None else None
         """What ``healsg pack`` wrote of the masks."""
         if self.packed is not None and ignore is None:

@@ -147,12 +147,12 @@ class MedMNIST(Classification):
         if self.file is not None:
             return self._own[1]
         sums = Sums(md5=self.published.md5[self.size])
-        place = self.root.absolute() / "medmnist"
+        folder = self.root.absolute() / "medmnist"
         file = self.name + (f"_{self.size}" if self.size != SIZES[0] else "") + ".npz"
-        path = place / file
-        by_hand = f"put {file} (from {ADDRESS}{file}) into {place}"
+        path = folder / file
+        by_hand = f"put {file} (from {ADDRESS}{file}) into {folder}"
         if not self.download and not path.is_file():
-            raise DataError(f"MedMNIST: {file} is not in {place}; set data.download=true, or {by_hand}")
+            raise DataError(f"MedMNIST: {file} is not in {folder}; set data.download=true, or {by_hand}")
         # its size is not published: no more than its images have
         most = max(MOST, sum(self.published.samples) * (prod(self.info.input_shape) + 1024))
         obtain([f"{ADDRESS}{file}?download=1"], path, sums, by_hand, self.download, most, self.mirror)

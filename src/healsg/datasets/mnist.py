@@ -138,7 +138,7 @@ class MNIST(Classification):
             raise DataError(f"{name}: {missing()[0]} is not in {folder}; set data.download=true, or {by_hand}")
         with exclusive(self.root.absolute()):
             for name in missing():
-                urls = [place + name for place in mirrors]
+                urls = [address + name for address in mirrors]
                 download(urls, folder / name, self.published.sums(name), by_hand, mirror=self.mirror)
 
     def _present(self, path: Path) -> bool:
@@ -160,7 +160,7 @@ def parse_idx(content: bytes, path: Path) -> Tensor:
     start = 4 + 4 * axes
     if not axes or len(content) < start:
         raise DataError(f"{path}: damaged, not an idx file of bytes")
-    sizes = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
+    sizes = [int.from_bytes(content[offset : offset + 4], "big") for offset in range(4, start, 4)]
     if len(content) - start != prod(sizes):
         raise DataError(f"{path}: damaged, {len(content) - start} bytes where {prod(sizes)} were announced")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(sizes).copy())

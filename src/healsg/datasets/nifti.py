@@ -27,8 +27,8 @@ from healsg.types import Count
 class Volumes(Segmentation):
     """What sets of volumes share. A subclass gives ``found``, the cases with their splits.
 
-    A case is read, turned, cropped, resampled and scaled when it is asked for; ``cache=true`` does so once. Metrics are
-    those of the common space.
+    A case is read, reoriented, cropped, resampled and scaled on access; with ``cache=true``, once. Metrics are computed
+    in the common space.
 
     Args:
         classes: names of the classes in the order of their labels, the background first; None takes those of a list,
@@ -130,7 +130,7 @@ class Volumes(Segmentation):
         if self.mapping is not None:
             mapping = dict(self.mapping)
         else:
-            mapping = {label: label if self.regions else place for place, label in enumerate(self._labels)}
+            mapping = {label: label if self.regions else index for index, label in enumerate(self._labels)}
         plain = self.plain
         fields = (plain.spacing, plain.orient, plain.intensity, plain.window, plain.crop)
         return Preparation(*fields, mapping, plain.ignore, plain.trust)
@@ -236,10 +236,10 @@ class Decathlon(Volumes):
         self.list, self.folder = list, folder
 
     def found(self) -> volume_lists.CaseList:
-        places = (self.start, self.root)
-        folder = None if self.folder is None else locate("folder", self.folder, places, "folder")
+        candidates = (self.start, self.root)
+        folder = None if self.folder is None else locate("folder", self.folder, candidates, "folder")
         inside = () if folder is None else (folder,)
-        return volume_lists.decathlon(locate("list", self.list, (*places, *inside), "file"), folder)
+        return volume_lists.decathlon(locate("list", self.list, (*candidates, *inside), "file"), folder)
 
 
 class NnunetRaw(Volumes):

@@ -102,12 +102,12 @@ class MaskedPictures(Segmentation):
         if self.given_mapping is not None:
             return dict(self.given_mapping)
         if (known := self.known_labels()) and not self.regions:
-            return {label: place for place, label in enumerate(known)}
+            return {label: index for index, label in enumerate(known)}
         if self.classes is not None and not self.regions:
             return {label: label for label in range(len(self.classes))}
         saved = self._saved.preprocessing.get("labels") if self._saved is not None else None
         if isinstance(saved, list) and all(type(label) is int for label in saved) and not self.regions:
-            return {label: place for place, label in enumerate(saved)}
+            return {label: index for index, label in enumerate(saved)}
         found = {0}
         samples = self.samples("train", {})
         for number in range(len(samples)):
@@ -119,7 +119,7 @@ class MaskedPictures(Segmentation):
             return {label: label for label in labels}
         if labels != list(range(len(labels))):
             log.info("data: labels %s are the classes 0 to %d", ", ".join(map(str, labels)), len(labels) - 1)
-        return {label: place for place, label in enumerate(labels)}
+        return {label: index for index, label in enumerate(labels)}
 
     def restored(self, saved: DataInfo) -> MaskedPictures:
         """The same pictures with the labels of ``saved`` where the settings give no others; masks may hold fewer.

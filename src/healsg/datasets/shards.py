@@ -170,15 +170,15 @@ class Shards(OwnPictures):
             return self._numbers(part, index.target)
         classes = self.info.class_names
         known = self._known_names[0]
-        places = {name: place for place, name in enumerate(classes)}
+        indices = {name: code for code, name in enumerate(classes)}
         found = []
         for label in index.labels:
             number = int(label) if NUMBER.fullmatch(label) and (not known or self._notes is not None) else None
             name = label if number is None else known[number] if number < len(known) else None
-            place = places.get(name) if name is not None and places else number
-            if place is None or place >= self.info.num_classes:
+            code = indices.get(name) if name is not None and indices else number
+            if code is None or code >= self.info.num_classes:
                 raise DataError(f"{self.place}: the class {label!r} of its {part} part is not in the training part")
-            found.append(place)
+            found.append(code)
         return torch.tensor(found, dtype=torch.int64)[index.target]
 
     def _numbers(self, part: str, target: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ class Shards(OwnPictures):
     def _report_empty_classes(self, part: str, targets: Tensor) -> None:
         counts = torch.bincount(targets, minlength=self.info.num_classes)
         names = self.info.class_names or tuple(map(str, range(len(counts))))
-        if empty := [names[place] for place in (counts == 0).nonzero().flatten().tolist()]:
+        if empty := [names[index] for index in (counts == 0).nonzero().flatten().tolist()]:
             log.warning("%s: no %s pictures of the classes %s", self.place, part, shown(empty))
 
     def _group_numbers(self, dataset: Any, name: str) -> Tensor:

@@ -20,7 +20,7 @@ from healsg.transforms.views import Augment, image_views
 from healsg.types import Count, Natural, NonNegative, Positive
 
 LEVEL, STEP = 128.0, 32.0
-"""What a stored image of bytes has in the place of 0 and of 1."""
+"""The uint8 level that represents 0, and the number of levels of a step of 1."""
 
 
 class Synthetic(Classification):

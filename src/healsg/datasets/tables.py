@@ -141,7 +141,7 @@ class Tables(Classification):
     # --- what a subclass gives --------------------------------------------------------------------------------------
 
     def table(self, part: str) -> Columns | None:
-        """The table of ``train``, ``val`` or ``test``; None where there is none. It is asked for once."""
+        """The table of ``train``, ``val`` or ``test``; None where there is none. It is called once."""
         raise NotImplementedError
 
     def pictures(self, values: Sequence[Any], targets: Tensor) -> Any:
@@ -154,7 +154,7 @@ class Tables(Classification):
 
     @property
     def spent(self) -> set[str]:
-        """Columns that are no input, beside ``target``."""
+        """Columns that are no input, in addition to ``target``."""
         return {name for name in (self.image, self.group) if name}
 
     # --- what is known of the rows ----------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ class Tables(Classification):
         if name not in table:
             raise ConfigError(f"data.group: there is no column {name!r}; there is {', '.join(list(table)[:20])}")
         known = sorted({str(value) for other in self._tables.values() for value in other.get(name, ())})
-        number = {value: place for place, value in enumerate(known)}
+        number = {value: index for index, value in enumerate(known)}
         return torch.tensor([number[str(value)] for value in table[name]])
 
     # --- the samples ------------------------------------------------------------------------------------------------

@@ -58,19 +58,19 @@ class Voc(MaskedPictures):
             raise ConfigError(f"data.test_list: {', '.join(given)}; a picture would lie in two parts")
 
     def found(self, folder: Path) -> Mapping[str, Sequence[Pair]]:
-        places = [folder, folder / f"VOC{self.year}", folder / "VOCdevkit" / f"VOC{self.year}"]
-        place = next((one for one in places if (one / "JPEGImages").is_dir()), None)
-        if place is None:
+        candidates = [folder, folder / f"VOC{self.year}", folder / "VOCdevkit" / f"VOC{self.year}"]
+        release = next((one for one in candidates if (one / "JPEGImages").is_dir()), None)
+        if release is None:
             raise DataError(f"{folder}: there is no JPEGImages/ in it, nor in VOC{self.year}/")
         parts = {}
         for part, name in self.lists.items():
             if name is None:
                 continue
-            path = place / "ImageSets" / "Segmentation" / f"{name}.txt"
+            path = release / "ImageSets" / "Segmentation" / f"{name}.txt"
             try:
                 names = path.read_text(encoding="utf-8").split()
             except (OSError, ValueError) as error:
                 raise DataError(f"{path}: cannot be read ({line(error)})") from error
-            images, masks = place / "JPEGImages", place / self.masks
+            images, masks = release / "JPEGImages", release / self.masks
             parts[part] = check_pairs([Pair(images / f"{one}.jpg", masks / f"{one}.png") for one in names])
         return parts

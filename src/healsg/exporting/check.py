@@ -127,8 +127,8 @@ def reproduce(folder: Path, to: str, made: Reference, info: DataInfo) -> Agreeme
     Raises:
         RunError: the process fails, or its predictions differ.
     """
-    with tempfile.TemporaryDirectory(prefix="healsg-export-") as place:
-        numbers = _asked(folder, to, raw_samples(made, Path(place)), Path(place))
+    with tempfile.TemporaryDirectory(prefix="healsg-export-") as temporary:
+        numbers = _asked(folder, to, raw_samples(made, Path(temporary)), Path(temporary))
     return compared(torch.from_numpy(np.stack(numbers)), made.outputs, info)
 
 
@@ -145,10 +145,10 @@ def reproduce_masks(folder: Path, to: str, predictor: Predictor, loader: Loader)
         RunError: the process fails, or its masks differ in more pixels than rounding explains.
     """
     program = "volumes" if len(predictor.info.input_shape) == 4 else "segment"
-    with tempfile.TemporaryDirectory(prefix="healsg-export-") as place:
+    with tempfile.TemporaryDirectory(prefix="healsg-export-") as temporary:
         own_masks = _own_masks_of_volumes if program == "volumes" else _own_masks
-        paths, wanted = own_masks(predictor, loader, Path(place))
-        found = _asked(folder, to, paths, Path(place), program)
+        paths, wanted = own_masks(predictor, loader, Path(temporary))
+        found = _asked(folder, to, paths, Path(temporary), program)
     if [one.shape for one in found] != [one.shape for one in wanted]:
         raise RunError(f"healsg export: {program}.py gives masks of other sizes than the run")
     shares = [float((one != other).mean()) for one, other in zip(found, wanted, strict=True)]
@@ -246,7 +246,7 @@ def _asked(folder: Path, to: str, paths: list[str], place: Path, masks: str = ""
 def _error_of(stderr: str) -> str:
     """What stands after the last indented line of a traceback, on one line."""
     lines = stderr.rstrip().splitlines()
-    last = max((place for place, text in enumerate(lines) if text.startswith("  ")), default=-1)
+    last = max((index for index, text in enumerate(lines) if text.startswith("  ")), default=-1)
     return " ".join(" ".join(lines[last + 1 :]).split())
 
 

@@ -166,7 +166,7 @@ def _write_pt2(exported: nn.Module, example: Tensor, path: Path) -> None:
 
 
 def _write_weights(predictor: Predictor, path: Path) -> None:
-    """Weights under the names of the network's state, and a list of them beside the file. Raises RunError."""
+    """Save weights under the names of the network's state, and a list of them next to the file. Raises RunError."""
     from safetensors.torch import load_file, save_file
 
     state = {name: value.detach().clone().contiguous() for name, value in predictor.network.state_dict().items()}

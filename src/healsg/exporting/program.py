@@ -1,4 +1,4 @@
-"""Predicts new samples with the network that lies beside this file, as CSV on standard output.
+"""Predicts new samples with the network next to this file, as CSV on standard output.
 
     python predict.py PATH [PATH ...] > predictions.csv
 

@@ -1,4 +1,4 @@
-"""Writes the masks of new pictures with the network that lies beside this file, each in its picture's own size.
+"""Writes the masks of new pictures with the network next to this file, each in its picture's own size.
 
     python segment.py PATH [PATH ...] --out DIR
 
@@ -105,7 +105,7 @@ def starts(side: int, window: int, rule: str, overlap: float) -> list[int]:
         step = max(1, int(window * (1 - overlap)))
         return [min(number * step, side - window) for number in range(math.ceil((side - window) / step) + 1)]
     number = math.ceil((side - window) / (window * (1 - overlap))) + 1
-    return [round((side - window) / (number - 1) * place) for place in range(number)]
+    return [round((side - window) / (number - 1) * index) for index in range(number)]
 
 
 def weights(size: Sequence[int], rule: str) -> Array:
@@ -135,8 +135,8 @@ def labelled(scores: Array, about: dict[str, Any]) -> Array:
     how = about["preprocessing"]
     if about["written"]:  # overlapping regions, smaller ones over larger ones
         regions = np.zeros(scores.shape[1:], np.int32)
-        for place, label in about["written"]:
-            regions[scores[place] > 0] = label
+        for index, label in about["written"]:
+            regions[scores[index] > 0] = label
         return regions
     found: Array = scores.argmax(axis=0).astype(np.int32)
     for table, kind in (("labels", np.int32), ("colours", np.uint8)):

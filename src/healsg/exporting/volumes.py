@@ -1,4 +1,4 @@
-"""Writes the masks of new volumes with the network that lies beside this file, each in its file's own space.
+"""Writes the masks of new volumes with the network next to this file, each in its file's own space.
 
     python volumes.py PATH [PATH ...] --out DIR
 

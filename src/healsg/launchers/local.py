@@ -51,8 +51,8 @@ class LocalPool(JobLauncher):
             for slot, free in enumerate(self._slots):
                 if waiting and (free is None or free.job is None):
                     worker = self._slots[slot] = free or _Worker(slot, self._environment(slot), self._events)
-                    place = waiting.popleft()
-                    worker.take(place, orders[place])
+                    index = waiting.popleft()
+                    worker.take(index, orders[index])
             if not any(worker and worker.job is not None for worker in self._slots):
                 return
             with contextlib.suppress(queue.Empty):

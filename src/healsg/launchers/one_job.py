@@ -40,7 +40,7 @@ class OneJob:
         return answer
 
     def _ask(self, orders: IO[bytes], answers: IO[bytes]) -> Answer | None:
-        with contextlib.suppress(OSError):  # it has ended already, which its exit status tells
+        with contextlib.suppress(OSError):  # it has ended already, as its exit status will show
             orders.write(json.dumps(self.order).encode() + b"\n")
             orders.flush()
         line = answers.readline()

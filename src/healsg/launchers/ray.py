@@ -1,8 +1,8 @@
 """``launcher=ray``: each job of a sweep as a task of Ray, on a cluster that has no Slurm; or on this machine.
 
-All machines of the cluster see the folder of the runs, and have HEALSg installed. A task whose machine is lost costs a
-row of the table, and the same command goes on with its run. The tasks end with the command: they save and stop where it
-is asked to, and Ray kills them where it is killed.
+All machines of the cluster see the folder of the runs, and have HEALSg installed. A task whose machine is lost only
+fails its row of the table, and the same command resumes its run. The tasks end with the command: they save and stop on
+a stop signal, and Ray kills them if the command is killed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _POLL = 0.5
 """Seconds between two checks for a stop signal."""
 
 _SAVING = 90.0
-"""Seconds that a task has to save when it is asked to stop."""
+"""Seconds that a task has to save after a stop request."""
 
 
 class RayLauncher(JobLauncher):
@@ -62,8 +62,8 @@ class RayLauncher(JobLauncher):
                 for reference in running:
                     ray.cancel(reference, force=False)
             while waiting and len(running) < self.workers:
-                place, order = waiting.pop(0)
-                running[task.remote(order, folder)] = place
+                index, order = waiting.pop(0)
+                running[task.remote(order, folder)] = index
             if running:
                 for reference in ray.wait(list(running), num_returns=1, timeout=_POLL)[0]:
                     yield running.pop(reference), _answer(ray, reference, signalled)

@@ -69,9 +69,9 @@ class SubmititLauncher(JobLauncher):
                 waiting = waiting[len(chosen) :]
                 with executor.batch() if self.executor == "slurm" else contextlib.nullcontext():
                     submitted = [executor.submit(Submitted(order)) for _, order in chosen]
-                running |= {place: job for (place, _), job in zip(chosen, submitted, strict=True)}
-            for place in [place for place, job in running.items() if job.done()]:
-                yield place, _answer(running.pop(place))
+                running |= {index: job for (index, _), job in zip(chosen, submitted, strict=True)}
+            for index in [index for index, job in running.items() if job.done()]:
+                yield index, _answer(running.pop(index))
             time.sleep(_POLL if running else 0)
 
     def close(self) -> None:

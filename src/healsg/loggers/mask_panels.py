@@ -74,9 +74,9 @@ def _volume_rows(
 ) -> Iterator[list[tuple[Array, tuple[float, float]]]]:
     for projected in (False, True):
         for axis in (2, 1, 0):
-            place = telling_plane(codes, axis)
+            plane = telling_plane(codes, axis)
             flat = [
-                values.max(axis=axis) if projected else values.take(place, axis=axis)
+                values.max(axis=axis) if projected else values.take(plane, axis=axis)
                 for values in (grey, labels, found, codes)
             ]
             # up is the end of the second axis that is left
@@ -113,12 +113,12 @@ def joined(rows: list[list[tuple[Array, tuple[float, float]]]], side: int) -> Ar
 
     sheet = Image.new("RGB", (len(rows[0]) * side, len(rows) * side))
     for line, row in enumerate(rows):
-        for place, (picture, pixel) in enumerate(row):
+        for index, (picture, pixel) in enumerate(row):
             extent = [picture.shape[axis] * pixel[axis] for axis in (0, 1)]
             height, width = (max(1, round((side - 2) * length / max(extent))) for length in extent)
             kind = Image.Resampling.BILINEAR if max(picture.shape) > side else Image.Resampling.NEAREST
             made = Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), kind)
-            sheet.paste(made, (place * side + (side - width) // 2, line * side + (side - height) // 2))
+            sheet.paste(made, (index * side + (side - width) // 2, line * side + (side - height) // 2))
     return np.asarray(sheet)
 
 

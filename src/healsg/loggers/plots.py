@@ -70,9 +70,9 @@ def figure(
     }
     everything = [p for kinds in finite.values() for points in kinds.values() for p in points]
     everything += [(x, y) for band in bands.values() for x, *ends in band for y in ends]
-    odd = sum(not abs(p[1]) < 1e100 for kinds in curves.values() for points in kinds.values() for p in points)
+    out_of_range = sum(not abs(p[1]) < 1e100 for kinds in curves.values() for points in kinds.values() for p in points)
     keys = "".join(f'<span class="key" style="--c:var(--c{i})">{escape(name)}</span>' for i, name in enumerate(curves))
-    keys += f"<small>{odd} values are not finite</small>" * bool(odd)
+    keys += f"<small>{out_of_range} values are not finite</small>" * bool(out_of_range)
     drawing = _drawing(finite, everything, unit, marked, bands) if everything else ""
     return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}<div>{keys}</div></figure>"
 

@@ -13,7 +13,7 @@ from healsg.loggers.plots import reliability
 from healsg.metrics.interval import wilson
 
 MOST_ROWS = 200
-"""Classes of the table."""
+"""Most classes in the table."""
 
 LARGEST_PICTURE = 120_000
 """Characters of a picture in base64; a larger one was not written by this program."""

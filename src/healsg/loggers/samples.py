@@ -125,7 +125,7 @@ class SampleCollector:
         scores = np.array([_dice(one if regions else one[1:]) for one in pairs])
 
         def show(row: int) -> dict[str, Any]:
-            # the panel at once: the worst volumes themselves would take the memory of so many volumes
+            # draw the panel at once: keeping the worst volumes would take too much memory
             return {"dice": float(scores[row])} | self._panel(batch, row, own[row], predicted[row])
 
         self.masks.add(np.where(np.isnan(scores), -np.inf, -scores), show)
@@ -290,8 +290,8 @@ def measured(targets: Array, predicted: Array, confidence: Array, classes: int) 
         classes: how many there are.
     """
     hits = targets == predicted
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    sums = [np.bincount(place, weights, BINS) for weights in (None, confidence, hits.astype(float))]
+    bin_index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    sums = [np.bincount(bin_index, weights, BINS) for weights in (None, confidence, hits.astype(float))]
     counts = sums[0].astype(int)
     gaps = np.abs(sums[1] - sums[2]).sum() / max(1, len(targets))
     confusion = np.bincount(targets * classes + predicted, minlength=classes**2) if classes <= MOST_CLASSES else None

@@ -88,8 +88,8 @@ def contact_sheet(jpegs: Sequence[bytes], columns: int = 4) -> bytes:
     width, height = (max(picture.size[axis] for picture in pictures) + 4 for axis in (0, 1))
     columns = min(columns, len(pictures))
     sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
-    for place, picture in enumerate(pictures):
-        sheet.paste(picture, (place % columns * width + 2, place // columns * height + 2))
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, (index % columns * width + 2, index // columns * height + 2))
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

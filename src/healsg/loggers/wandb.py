@@ -115,7 +115,7 @@ def serve_wandb() -> None:
 
 
 def _connect(url: str) -> None:
-    """Raise OSError where within 3 s nobody answers at ``url``, or at the proxy on the way to it."""
+    """Raise OSError if ``url``, or the proxy on the way to it, does not answer within 3 s."""
     parts = urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):

@@ -18,9 +18,9 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """
     views = F.normalize(torch.cat([first, second]), dim=1)
     scores = views @ views.T / temperature
-    place = torch.arange(len(views), device=views.device)
-    scores = scores.masked_fill(place[:, None] == place, float("-inf"))
-    return F.cross_entropy(scores, place.roll(len(first)), reduction="none")
+    index = torch.arange(len(views), device=views.device)
+    scores = scores.masked_fill(index[:, None] == index, float("-inf"))
+    return F.cross_entropy(scores, index.roll(len(first)), reduction="none")
 
 
 def queue_contrast(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:

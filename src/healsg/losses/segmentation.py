@@ -566,8 +566,8 @@ class DeepSupervision(nn.Module):
 
 def weighted(outputs: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
     """Outputs with their weights 1, 1/2, 1/4, ... over the sum of these."""
-    total = sum(0.5**place for place in range(len(outputs)))
-    return [(0.5**place / total, output) for place, output in enumerate(outputs)]
+    total = sum(0.5**level for level in range(len(outputs)))
+    return [(0.5**level / total, output) for level, output in enumerate(outputs)]
 
 
 def at_size(target: Tensor, output: Tensor) -> Tensor:
@@ -578,6 +578,6 @@ def at_size(target: Tensor, output: Tensor) -> Tensor:
     for axis, wanted in enumerate(size, start=1):
         have = target.shape[axis]
         if have != wanted:  # whole numbers throughout, since float32 is exact to 2^24 alone
-            place = (torch.arange(wanted, device=target.device) * 2 + 1) * have // (2 * wanted)
-            target = target.index_select(axis, place)
+            index = (torch.arange(wanted, device=target.device) * 2 + 1) * have // (2 * wanted)
+            target = target.index_select(axis, index)
     return target

@@ -23,8 +23,8 @@ def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
 
 
 def align(probabilities: Tensor, marginal: Tensor, wanted: Tensor) -> Tensor:
-    """Predictions whose mean would be ``wanted`` (C,) where it was ``marginal`` (C,), each normalised anew:
-    distribution alignment (ReMixMatch, arXiv 1911.09785; towards the uniform one in SoftMatch, arXiv 2301.10921)."""
+    """Predictions whose mean would be ``wanted`` (C,) where it was ``marginal`` (C,), normalised again: distribution
+    alignment (ReMixMatch, arXiv 1911.09785; towards the uniform one in SoftMatch, arXiv 2301.10921)."""
     scaled = probabilities * (wanted / marginal.clamp(min=1e-12)).to(probabilities.dtype)
     return scaled / scaled.sum(dim=1, keepdim=True)
 

@@ -142,11 +142,11 @@ def forward_together(network: nn.Module, *inputs: Tensor) -> tuple[Any, ...]:
 
 
 def split_output(output: Any, sizes: list[int]) -> tuple[Any, ...]:
-    """An output, or a list or tuple of outputs, by batches of so many rows."""
+    """Split an output, or a list or tuple of outputs, into batches of these numbers of rows."""
     if isinstance(output, Tensor):
         return torch.split(output, sizes)
     parts = [split_output(part, sizes) for part in output]
-    return tuple(type(output)(part[place] for part in parts) for place in range(len(sizes)))
+    return tuple(type(output)(part[index] for part in parts) for index in range(len(sizes)))
 
 
 def finest(output: Tensor | Sequence[Tensor]) -> Tensor:

@@ -163,5 +163,5 @@ def others(random: Tensor, target: Tensor, order: Tensor, counts: Tensor) -> Ten
     own = counts[target].unsqueeze(1)
     start = (counts.cumsum(0) - counts)[target].unsqueeze(1)
     left = (len(order) - own).clamp(min=1)
-    places = torch.minimum((random * left).long(), left - 1)
-    return order[(places + own * (places >= start)).clamp(max=len(order) - 1)]
+    offsets = torch.minimum((random * left).long(), left - 1)
+    return order[(offsets + own * (offsets >= start)).clamp(max=len(order) - 1)]

@@ -79,7 +79,7 @@ class LabelledSamples:
         """Look at the criterion and the training targets.
 
         Args:
-            own_loss: the name of the method where it has a loss in the place of the criterion's.
+            own_loss: the name of the method if its own loss replaces the criterion.
 
         Raises ConfigError where the criterion does not fit the method or its options.
         """
@@ -174,7 +174,7 @@ def is_plain(criterion: nn.Module) -> bool:
 
 
 def takes_probabilities(criterion: nn.Module) -> bool:
-    """Whether ``criterion(output, target)`` accepts class probabilities in the place of indices."""
+    """Whether ``criterion(output, target)`` accepts class probabilities instead of indices."""
     if weighs_classes(criterion):
         return isinstance(criterion, nn.CrossEntropyLoss)
     weight = getattr(criterion, "weight", None)

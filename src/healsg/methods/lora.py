@@ -32,7 +32,7 @@ def low_rank(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
 
 
 class LowRank(nn.Module):
-    """The trained low-rank matrix beside a frozen weight, zero at first.
+    """The trained low-rank matrix that is added to a frozen weight; zero at first.
 
     Args:
         weight: (rows, ...).
@@ -52,8 +52,8 @@ class LowRank(nn.Module):
 
 
 class LoRA(Supervised):
-    """Train the head and, beside the frozen weight of every linear layer and convolution before it, a matrix of low
-    rank (section 4.1).
+    """Train the head and, for every linear layer and convolution before it, a low-rank matrix that is added to the
+    frozen weight (section 4.1).
 
     The network that is evaluated, saved and exported is the plain one, with the low-rank matrices added to its weights.
 

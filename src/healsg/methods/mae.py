@@ -48,7 +48,7 @@ class MaskedAutoencoder(nn.Module):
         """(N, C, H, W) to (N, patches, values), the reconstructed patches, and (N, patches), 1 for the masked ones.
 
         Args:
-            drawn: (N, patches) uniform numbers, which say what is masked.
+            drawn: (N, patches) uniform numbers, which determine what is masked.
         """
         tokens = self.encoder.tokens(input)
         order, place = random_order(drawn)

@@ -83,6 +83,6 @@ class MoCo(SelfSupervised):
     def enqueue(self, keys: Tensor) -> None:
         """Replace the oldest keys by (N, size) new ones."""
         keys = keys[-self.queue :].to(self.keys.dtype)
-        places = (self.place + torch.arange(len(keys), device=keys.device)) % self.queue
-        self.keys.index_copy_(0, places, keys)
+        slots = (self.place + torch.arange(len(keys), device=keys.device)) % self.queue
+        self.keys.index_copy_(0, slots, keys)
         self.place.copy_((self.place + len(keys)) % self.queue)

@@ -32,9 +32,9 @@ def vote(query: Tensor, bank: Tensor, targets: Tensor, classes: int, neighbours:
         neighbours: the number of samples that vote; all where the bank has fewer.
         temperature: divides the cosine similarities.
     """
-    near, places = (query @ bank.T).topk(min(neighbours, len(bank)), dim=1)
+    near, nearest = (query @ bank.T).topk(min(neighbours, len(bank)), dim=1)
     weights = ((near - 1.0) / temperature).exp()  # relative to the largest possible value, so that none overflows
-    return weights.new_zeros(len(query), classes).scatter_add_(1, targets[places], weights)
+    return weights.new_zeros(len(query), classes).scatter_add_(1, targets[nearest], weights)
 
 
 def measure(task: Task, split: str, neighbours: int, temperature: float) -> dict[str, float]:

@@ -255,7 +255,7 @@ class Distilled(TaskMethod):
             last: whether the last pair alone is taken where none is named.
 
         Raises:
-            ConfigError: there is none, or they make no pairs.
+            ConfigError: no module was found, or they cannot be paired.
         """
         chosen = []
         patterns_of = {"layers": self.layers, "teacher_layers": self.teacher_layers}

@@ -100,9 +100,9 @@ class AUROC(Gathered):
         if bool(scores.isnan().any()):
             return math.nan
         areas = []
-        for place, column in enumerate(_columns(scores)):
+        for label, column in enumerate(_columns(scores)):
             yield
-            areas.append(area(column, target[:, place] if target.dim() == 2 else target == place))
+            areas.append(area(column, target[:, label] if target.dim() == 2 else target == label))
         return mean([one for one in areas if not math.isnan(one)])
 
 

@@ -10,8 +10,8 @@ from healsg.metric import Accuracy, Metric
 
 
 def usual(info: DataInfo | None) -> dict[str, Metric]:
-    """The metrics of a task by name, beside the loss, where nothing is chosen; for one class a sample where it is not
-    known of what kind it is."""
+    """The default metrics of a task by name, in addition to the loss; those of multiclass if the kind of task is
+    unknown."""
     kind = info.kind if info else "multiclass"
     if info is not None and info.placed:
         from healsg.metrics.segmentation import Dice, IoU

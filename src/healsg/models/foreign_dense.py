@@ -53,7 +53,7 @@ class ForeignDense(DenseNetwork):
 
 
 def last_head(body: nn.Module, outputs: int) -> tuple[str, ...]:
-    """The prefix of the last convolution with so many outputs; nothing where there is none."""
+    """The prefix of the last convolution with this many outputs; empty if there is none."""
     kinds = tuple(CONVOLUTION.values())
     found = [name for name, one in body.named_modules() if isinstance(one, kinds) and one.out_channels == outputs]
     return (f"{found[-1]}.",) if found else ()

@@ -192,7 +192,7 @@ def fitted_patch(
     spacing: Spacing, median: Sequence[float], count: Count, budget: Budget, memory: float
 ) -> tuple[Topology, int]:
     """The largest patch with its topology that fits, and its ``Count``: it begins as a cube in mm within the median
-    shape, and is shortened along the axis that is longest beside the median's. Raises ConfigError."""
+    shape, and is shortened along the axis that is longest relative to the median's. Raises ConfigError."""
     axes = len(spacing)
     inverse = [1 / along for along in spacing]
     cube = (CUBE[axes] ** axes / math.prod(inverse)) ** (1 / axes)
@@ -222,7 +222,7 @@ def fitted_patch(
 
 
 def _less(patch: Sides, axis: int, step: int) -> Sides:
-    return tuple(side - step * (place == axis) for place, side in enumerate(patch))
+    return tuple(side - step * (dim == axis) for dim, side in enumerate(patch))
 
 
 def topology(spacing: Spacing, patch: Sequence[float]) -> Topology:

@@ -127,8 +127,8 @@ class ResEncUNet(PyramidModel):
         stem = activated(info.input_shape[0], first, shape.kernels[0], (1,) * shape.dim, self.norm, 0.0)
         before, encoder = first, []
         stages = zip(shape.channels, shape.strides, shape.kernels, numbers, strict=True)
-        for place, (after, stride, kernel, number) in enumerate(stages):
-            blocks: list[nn.Module] = [stem] if place == 0 else []
+        for index, (after, stride, kernel, number) in enumerate(stages):
+            blocks: list[nn.Module] = [stem] if index == 0 else []
             blocks.append(ResidualBlock(before, after, kernel, stride, self.norm, self.dropout))
             same = (1,) * shape.dim
             blocks += [ResidualBlock(after, after, kernel, same, self.norm, self.dropout) for _ in range(number - 1)]

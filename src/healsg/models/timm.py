@@ -72,7 +72,7 @@ class Timm(TaskModel):
         pretrained: begin with the published weights, from timm's cache or the network; a method for trained networks
             (``finetune``, ``linear_probe``, ``lora``) does so by itself, without ``init_from``. The last layer is
             re-initialised where the number of classes differs, the first is adapted to the number of channels.
-        weights: a file with weights (safetensors, or torch's of tensors only) in the place of the published ones.
+        weights: a file with weights (safetensors, or a torch file with tensors only) instead of the published ones.
         options: further arguments of timm's builder by name, such as ``drop_path_rate``.
         common: the arguments of TaskModel.
     """

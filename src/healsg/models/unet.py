@@ -143,13 +143,15 @@ class Decoder(nn.Module):
         up = []
         stages = []
         others = []
-        for place in range(len(shape.channels) - 2, -1, -1):
-            below = shape.channels[place + 1]
-            own = shape.channels[place]
-            stride = shape.strides[place + 1]
+        for stage_index in range(len(shape.channels) - 2, -1, -1):
+            below = shape.channels[stage_index + 1]
+            own = shape.channels[stage_index]
+            stride = shape.strides[stage_index + 1]
             up.append(TRANSPOSED[shape.dim](below, own, stride, stride))
-            stages.append(plain_stage(2 * own, own, shape.kernels[place], (1,) * shape.dim, number, norm, dropout))
-            if 0 < place <= deep:
+            stages.append(
+                plain_stage(2 * own, own, shape.kernels[stage_index], (1,) * shape.dim, number, norm, dropout)
+            )
+            if 0 < stage_index <= deep:
                 others.append(CONVOLUTION[shape.dim](own, outputs, 1))
         self.up = nn.ModuleList(up)
         self.stages = nn.ModuleList(stages)
@@ -160,11 +162,11 @@ class Decoder(nn.Module):
         there are none of these."""
         hidden, made = maps[-1], []
         coarse = len(self.stages) - 1 - len(self.others)
-        for place, (up, stage) in enumerate(zip(self.up, self.stages, strict=True)):
-            beside = maps[-2 - place]
+        for index, (up, stage) in enumerate(zip(self.up, self.stages, strict=True)):
+            beside = maps[-2 - index]
             hidden = stage(torch.cat([fitted(up(hidden), beside), beside], dim=1))
-            if self.training and coarse <= place < len(self.stages) - 1:
-                made.append(self.others[place - coarse](hidden))
+            if self.training and coarse <= index < len(self.stages) - 1:
+                made.append(self.others[index - coarse](hidden))
         return hidden, made[::-1]
 
 
@@ -372,7 +374,7 @@ class PyramidModel(DenseModel):
     def laid_out(self, strides: tuple[tuple[int, ...], ...], kernels: tuple[tuple[int, ...], ...]) -> Shape:
         """These stages with the channels that they have."""
         widest = max(WIDEST[len(strides[0])], self.width)
-        return Shape(tuple(min(self.width * 2**place, widest) for place in range(len(strides))), strides, kernels)
+        return Shape(tuple(min(self.width * 2**stage, widest) for stage in range(len(strides))), strides, kernels)
 
     @property
     def budget(self) -> Budget:

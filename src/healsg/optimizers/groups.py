@@ -79,7 +79,7 @@ class GroupOptimizer(Optimizer):
 
         Args:
             weights, gradients: what ``update`` got.
-            state: all the tensors that the update changes beside the weights.
+            state: all other tensors that the update changes.
         """
         scale, infinite = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")
         if infinite is None:

@@ -1,4 +1,5 @@
-"""Samplers of Optuna, asked trial by trial: each trial is drawn by a sampler of its own seed from the trials before."""
+"""Samplers of Optuna, used trial by trial: each trial is drawn by a sampler with its own seed, given the earlier
+trials."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ def compose_jobs(composer: Composer, jobs: Sequence[list[str]], given: Sequence[
     with other values: composing takes a tenth of a second a job. Raises ConfigError.
     """
     first = composer.compose(jobs[0], checked=False)
-    swept = [place for place, override in enumerate(given) if any(job[place] != override for job in jobs)]
+    swept = [index for index, override in enumerate(given) if any(job[index] != override for job in jobs)]
     if len(jobs) > 2 and swept and _stand_alone(composer, jobs[0], swept):
-        settings = [[_setting(composer, job[place], first) for place in swept] for job in jobs]
+        settings = [[_setting(composer, job[index], first) for index in swept] for job in jobs]
         if all(setting is not None for row in settings for setting in row):
             return [first, *(_changed(first, job, row) for job, row in zip(jobs[1:], settings[1:], strict=True))]  # type: ignore[arg-type]
     return [first, *(composer.compose(job, checked=False) for job in jobs[1:])]

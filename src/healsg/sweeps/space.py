@@ -91,8 +91,10 @@ def _dimension(override: Override) -> Dimension:
 
     line, value = override.input_line, override.value()
     assert isinstance(value, Sweep)
-    if odd := sorted(value.tags - {"log"}):
-        raise ConfigError(f"{line}: there is no tag {odd[0]}; the only one is log, as in tag(log,interval(1e-4,1e-1))")
+    if unknown := sorted(value.tags - {"log"}):
+        raise ConfigError(
+            f"{line}: there is no tag {unknown[0]}; the only one is log, as in tag(log,interval(1e-4,1e-1))"
+        )
     if isinstance(value, IntervalSweep):
         low, high = value.start, value.end
         if low is None or high is None or not (math.isfinite(low) and math.isfinite(high) and low < high):

@@ -154,7 +154,7 @@ class Trials:
         """Whether more or less of the objective is better, as the first trial with a number says.
 
         Args:
-            before: only trials of lower numbers are asked; None for all.
+            before: only trials of lower numbers are considered; None for all.
         """
         found = (self.record(number).get("mode") for number in range(len(self.rows) if before is None else before))
         return next((mode for mode in found if mode), "min")

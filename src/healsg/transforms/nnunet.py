@@ -160,8 +160,8 @@ def rotation(axes: int, plane: tuple[int, int], angle: float) -> Matrix:
 
 def product(one: Matrix, other: Matrix) -> Matrix:
     """The product of two square matrices."""
-    places = range(len(one))
-    return [[sum(one[row][place] * other[place][column] for place in places) for column in places] for row in places]
+    indices = range(len(one))
+    return [[sum(one[row][k] * other[k][column] for k in indices) for column in indices] for row in indices]
 
 
 def _scaled(matrix: Matrix, scales: Sequence[float]) -> Matrix:
@@ -253,13 +253,13 @@ def factor(drawn: float, limits: tuple[float, float]) -> float:
 
 
 def blurred(image: Tensor, deviation: float) -> Tensor:
-    """(...) blurred by a Gaussian of so many pixels; the edge is repeated."""
-    weights = [math.exp(-(place**2) / (2 * deviation**2)) for place in range(-RADIUS, RADIUS + 1)]
+    """(...) blurred by a Gaussian with this standard deviation in pixels; the edge is repeated."""
+    weights = [math.exp(-(offset**2) / (2 * deviation**2)) for offset in range(-RADIUS, RADIUS + 1)]
     total = sum(weights)
     for axis, side in enumerate(image.shape):
         made = torch.zeros_like(image)
-        for place, weight in enumerate(weights):
-            near = (torch.arange(side, device=image.device) + (place - RADIUS)).clamp(0, side - 1)
+        for offset, weight in enumerate(weights):
+            near = (torch.arange(side, device=image.device) + (offset - RADIUS)).clamp(0, side - 1)
             made += image.index_select(axis, near) * (weight / total)
         image = made
     return image

@@ -36,10 +36,10 @@ def randaugment(images: Tensor, u: Tensor, fill: Tensor) -> Tensor:
     device = images.device
     images = images.clone()
     chosen = (u[:, :OPERATIONS] * len(_TABLE)).to(torch.int64)
-    for place in range(OPERATIONS):
-        strength = u[:, OPERATIONS + place]
+    for step in range(OPERATIONS):
+        strength = u[:, OPERATIONS + step]
         for number, (operation, low, high) in enumerate(_TABLE):
-            rows = (chosen[:, place] == number).nonzero().flatten()
+            rows = (chosen[:, step] == number).nonzero().flatten()
             if operation is not None and len(rows):
                 amount = between(strength[rows], low, high).to(device, non_blocking=True)
                 rows = rows.to(device, non_blocking=True)

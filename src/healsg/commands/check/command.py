@@ -199,8 +199,8 @@ def _split(one: Seen, info: DataInfo) -> dict[str, Any]:
     if one.targets:
         ordered = [*labels, *sorted(label for label in one.targets if label not in set(labels))]
         named = len(names) == len(labels)
-        for place, label in enumerate(ordered):
-            name = names[place] if named and place < len(names) else "ignored" if label == info.ignore else str(label)
+        for index, label in enumerate(ordered):
+            name = names[index] if named and index < len(names) else "ignored" if label == info.ignore else str(label)
             counts[name] = one.targets[label]
     facts: dict[str, Any] = {"samples": one.count, "unreadable": len(one.bad)}
     if info.placed:

@@ -117,7 +117,7 @@ def _one_letter(one: str, two: str) -> bool:
     Digits, and letters that stand alone, distinguish classes: ``class1`` and ``class2``, ``type_a`` and ``type_b``.
     """
     one, two = one.casefold(), two.casefold()
-    start = next((place for place, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    start = next((index for index, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
     first, second = one[start:], two[start:]
     while first and second and first[-1] == second[-1]:
         first, second = first[:-1], second[:-1]
@@ -126,7 +126,7 @@ def _one_letter(one: str, two: str) -> bool:
         return False
     if not (first + second).isalpha():
         return False
-    alone = re.compile(r"(?:^|[\W\d_])[^\W\d_](?:$|[\W\d_])")  # a letter without another one beside it
+    alone = re.compile(r"(?:^|[\W\d_])[^\W\d_](?:$|[\W\d_])")  # a single letter
     around = [name[max(0, start - 1) : start + 2] for name in (one, two)]
     return not all(alone.search(f" {part} " if start == 0 else part + " ") for part in around)
 
@@ -135,8 +135,8 @@ def duplicates(seen: Mapping[str, Seen], info: DataInfo) -> Iterator[Finding]:
     """Samples with the same decoded content: in two splits, or in one class and another."""
     groups: dict[bytes, list[tuple[str, str, int | None]]] = {}
     for split, one in seen.items():
-        for digest, places in one.digests.items():
-            groups.setdefault(digest, []).extend((split, name, label) for name, label in places)
+        for digest, samples in one.digests.items():
+            groups.setdefault(digest, []).extend((split, name, label) for name, label in samples)
     several = [group for group in groups.values() if len(group) > 1]
     across = [group for group in several if len({split for split, _, _ in group}) > 1]
     for pair, chosen in _by_splits(across).items():
@@ -158,8 +158,8 @@ def duplicate_groups(seen: Mapping[str, Seen]) -> list[list[dict[str, str]]]:
     """The samples of the same content in several splits, for programs."""
     groups: dict[bytes, list[dict[str, str]]] = {}
     for split, one in seen.items():
-        for digest, places in one.digests.items():
-            groups.setdefault(digest, []).extend({"split": split, "sample": line(name)} for name, _ in places)
+        for digest, samples in one.digests.items():
+            groups.setdefault(digest, []).extend({"split": split, "sample": line(name)} for name, _ in samples)
     return [group for group in groups.values() if len({entry["split"] for entry in group}) > 1]
 
 
@@ -219,7 +219,7 @@ def _chosen_paths(source: Source) -> list[str]:
     paths = getattr(source.dataset, "paths", None) if isinstance(source, DatasetSource) else None
     if paths is None or not isinstance(source, DatasetSource):
         return []
-    return [str(paths[place]) for place in (range(len(paths)) if source.chosen is None else source.chosen.tolist())]
+    return [str(paths[index]) for index in (range(len(paths)) if source.chosen is None else source.chosen.tolist())]
 
 
 def _table_findings(seen: Mapping[str, Seen]) -> Iterator[Finding]:

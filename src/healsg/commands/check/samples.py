@@ -97,7 +97,7 @@ def _numbers_of(input: Tensor, target: Tensor, info: DataInfo) -> dict[str, Any]
     """The statistics of inputs and targets: the fields of ``Seen`` with these names."""
     found: dict[str, Any] = {}
     if input.dim() == 2 and input.is_floating_point():  # a table, whose missing values are NaN
-        names = info.input_names or tuple(f"column {place}" for place in range(input.shape[1]))
+        names = info.input_names or tuple(f"column {index}" for index in range(input.shape[1]))
         unknown = input.isnan()
         found["missing"] = {name: int(n) for name, n in zip(names, unknown.sum(dim=0).tolist(), strict=True) if n}
         low = torch.where(unknown, torch.inf, input).amin(dim=0)
@@ -108,7 +108,7 @@ def _numbers_of(input: Tensor, target: Tensor, info: DataInfo) -> dict[str, Any]
         wrong = ~input.flatten(1).isfinite().all(dim=1)
     else:
         wrong = torch.zeros(len(input), dtype=torch.bool)
-    found["not_finite"] = [f"sample {place}" for place in wrong.nonzero().flatten().tolist()]
+    found["not_finite"] = [f"sample {index}" for index in wrong.nonzero().flatten().tolist()]
     if target.is_floating_point() and target.numel():
         found["targets_range"] = float(target.min()), float(target.max())
     return found
@@ -123,16 +123,16 @@ def _read_tensors(source: TensorSource, info: DataInfo) -> Seen:
     labels = target.tolist() if one_class else [None] * len(target)
     rows = input.contiguous().numpy()
     cases = source.about.cases
-    for place, label in enumerate(labels):
-        name = f"sample {place}" if cases is None else cases[place].name
-        digest = hashlib.blake2b(rows[place].tobytes(), digest_size=16).digest()
+    for index, label in enumerate(labels):
+        name = f"sample {index}" if cases is None else cases[index].name
+        digest = hashlib.blake2b(rows[index].tobytes(), digest_size=16).digest()
         seen.digests.setdefault(digest, []).append((name, label))
         if info.placed:
-            _see_mask(seen, name, target[place], info)
+            _see_mask(seen, name, target[index], info)
         elif label is not None:
             seen.targets[label] += 1
         if _wanted(seen, label):
-            _keep_picture(seen, label, name, rows[place], target[place] if info.placed else None)
+            _keep_picture(seen, label, name, rows[index], target[index] if info.placed else None)
     return seen
 
 
@@ -145,9 +145,9 @@ def _read_files(seen: Seen, split: str, source: DatasetSource, info: DataInfo) -
     targets = None
     if source.targets is not None and source.targets.dim() == 1 and not source.targets.is_floating_point():
         targets = source.targets.tolist()
-    for place, found in _samples(source, parallel=paths is not None):
-        path = paths[numbers[place]] if paths is not None else None
-        name = path or source.name(numbers[place])
+    for index, found in _samples(source, parallel=paths is not None):
+        path = paths[numbers[index]] if paths is not None else None
+        name = path or source.name(numbers[index])
         if path:
             seen.paths.append(path)
         facts = None if path is None else picture_facts(path)
@@ -157,9 +157,9 @@ def _read_files(seen: Seen, split: str, source: DatasetSource, info: DataInfo) -
             seen.bits[facts["bits"]] += 1
             seen.formats[facts["format"]] += 1
             seen.orientations[facts["orientation"]] += 1
-        label = targets[place] if targets is not None else None
+        label = targets[index] if targets is not None else None
         if isinstance(found, str):
-            seen.bad.append(Bad(split, name, _reason(found, source.name(numbers[place]), path), path))
+            seen.bad.append(Bad(split, name, _reason(found, source.name(numbers[index]), path), path))
             continue
         _see_sample(seen, name, label, found, info)
 
@@ -195,12 +195,12 @@ def _samples(source: DatasetSource, parallel: bool) -> Iterator[tuple[int, dict[
     began = reported = time.monotonic()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1) if parallel else 1) as pool:
         for first in range(0, len(source), AT_ONCE):
-            places = range(first, min(first + AT_ONCE, len(source)))
-            yield from zip(places, pool.map(read, places) if parallel else map(read, places), strict=True)
+            indices = range(first, min(first + AT_ONCE, len(source)))
+            yield from zip(indices, pool.map(read, indices) if parallel else map(read, indices), strict=True)
             if sys.stderr.isatty() and time.monotonic() - reported > 2:
                 reported = time.monotonic()
-                rate = places.stop / (reported - began)
-                print(f"\rread {places.stop} of {len(source)} samples, {rate:.0f} a second", end="", file=sys.stderr)
+                rate = indices.stop / (reported - began)
+                print(f"\rread {indices.stop} of {len(source)} samples, {rate:.0f} a second", end="", file=sys.stderr)
     if reported > began:
         print(file=sys.stderr)
 
@@ -215,7 +215,7 @@ def _paths_of(dataset: Any) -> list[str] | None:
     """By index the file of each sample of a data set that knows them; None of others."""
     if isinstance(dataset, Subset):
         inner = _paths_of(dataset.dataset)
-        return None if inner is None else [inner[place] for place in dataset.indices]
+        return None if inner is None else [inner[index] for index in dataset.indices]
     paths = getattr(dataset, "paths", None)
     if paths is None or len(paths) != len(dataset):
         return None

@@ -129,12 +129,12 @@ def volume_findings(facts: Sequence[VolumeFacts], preparation: Preparation) -> I
         total = sum(one.small.get(int(label), 0) for one in facts)
         detail = f"label {label}: {total} structures are smaller than a voxel of data.spacing, and may vanish"
         yield Finding("warning", "masks", f"{detail}: {shown(cases, 3)}")
-    for what, place in (("half", 1), ("99.5 %", 2)):
-        if odd := outlying([one.intensity[place] for one in facts]):
-            names = shown([f"{facts[number].file} ({facts[number].intensity[place]:g})" for number in odd], 3)
-            usual = float(np.median([one.intensity[place] for one in facts]))
-            told = f"intensities below which {what} of the voxels lie stand out (usual {usual:g}): {names}"
-            yield Finding("warning", "intensities", told)
+    for what, index in (("half", 1), ("99.5 %", 2)):
+        if outliers := outlying([one.intensity[index] for one in facts]):
+            names = shown([f"{facts[number].file} ({facts[number].intensity[index]:g})" for number in outliers], 3)
+            usual = float(np.median([one.intensity[index] for one in facts]))
+            message = f"intensities below which {what} of the voxels lie stand out (usual {usual:g}): {names}"
+            yield Finding("warning", "intensities", message)
             return  # the same cases stand out in both, as a rule
 
 

@@ -257,7 +257,7 @@ def _replay(first: RunFolder, second: RunFolder, until: int | None, overrides: l
     """Train both again with a trace, up to ``until``; the exact step and tensor. Raises HealsgError."""
     from healsg.commands.launch.launching import TracedProcess, launch
 
-    with tempfile.TemporaryDirectory(prefix="healsg-") as place:
+    with tempfile.TemporaryDirectory(prefix="healsg-") as temporary:
         folders = []
         for number, folder in enumerate((first, second), 1):
             if (folder.record.get("processes") or 1) > 1:
@@ -265,7 +265,7 @@ def _replay(first: RunFolder, second: RunFolder, until: int | None, overrides: l
             composed = load_saved(folder, overrides)
             runner = composed.values["runner"]
             runner["threads"] = runner["threads"] or folder.record.get("threads")
-            folders.append(Path(place) / f"replay{number}")
+            folders.append(Path(temporary) / f"replay{number}")
             print(f"replaying {folder.shown} {f'to step {until}' if until else 'to its end'}", flush=True)
             launch(composed, RunFolder(folders[-1]), TracedProcess(until=until))
         found = first_tensor(folders[0] / TRACE, folders[1] / TRACE)

@@ -19,8 +19,8 @@ def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for name, inner in value.items():
             yield from leaves(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, (list, tuple)) and any(isinstance(inner, (dict, list, tuple, Tensor)) for inner in value):
-        for place, inner in enumerate(value):
-            yield from leaves(inner, f"{key}.{place}")
+        for index, inner in enumerate(value):
+            yield from leaves(inner, f"{key}.{index}")
     else:
         yield key, value
 

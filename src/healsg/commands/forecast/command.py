@@ -38,8 +38,8 @@ COSTLESS = {"seed", "name", "split_seed", "lr", "weight_decay"}
 """Last parts of keys that do not change the cost of a job: one of such jobs is measured for all."""
 
 UNSEEN = 0.4
-"""CPU time outside of a run that no measurement sees, as a share of that of the imports: what the command ``train``
-imports beside, and the end of the process. It is 0.6 s of 1.44 s for an MLP on digits, whose run itself takes 0.6 s."""
+"""CPU time outside of a run that no measurement sees, as a share of that of the imports: further imports of the command
+``train``, and the end of the process. It is 0.6 s of 1.44 s for an MLP on digits, whose run itself takes 0.6 s."""
 
 AMOUNTS = ("cpu_seconds", "wall_seconds", "peak_memory", "disk")
 
@@ -172,7 +172,7 @@ def _total(kinds: list[Kind], key: str, beside: float) -> dict[str, float] | Non
     Args:
         kinds: the jobs.
         key: the amount.
-        beside: seconds outside of the runs and beyond the imports, once.
+        beside: further seconds outside of the runs, counted once.
     """
     amounts = [(kind.forecast[key], len(kind.names)) for kind in kinds]
     if any(amount is None for amount, _ in amounts):

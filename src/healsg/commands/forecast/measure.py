@@ -252,7 +252,7 @@ def _limited(loader: AnyLoader, count: int) -> AnyLoader:
 
 
 def _evaluate(task: BasicTask, loader: AnyLoader) -> None:
-    """The usual evaluation, on the batches of ``loader`` in the place of ``val``."""
+    """The default evaluation, on the batches of ``loader`` instead of ``val``."""
     from healsg.evaluation.evaluator import EvalEpoch
 
     whole = task.loaders["val"]
@@ -267,8 +267,8 @@ def _saves(task: BasicTask, clock: Clock) -> dict[str, Any]:
     """What it takes to write the two checkpoints, into a folder that is removed, and how large they are."""
     from healsg.runs import checkpoint
 
-    with tempfile.TemporaryDirectory() as place:
-        last, best = Path(place, "last.pt"), Path(place, "best.pt")
+    with tempfile.TemporaryDirectory() as temporary:
+        last, best = Path(temporary, "last.pt"), Path(temporary, "best.pt")
         clock.lap()
         checkpoint.save(last, copy.deepcopy(task.state_dict()))
         save = clock.lap()
@@ -282,7 +282,7 @@ def _saves(task: BasicTask, clock: Clock) -> dict[str, Any]:
 
 
 def _loader(task: BasicTask, clock: Clock, step: Seconds, budget: float) -> dict[str, Any]:
-    """How fast the loader alone gives batches, and which share of a step's wall time that is, were it not beside."""
+    """The throughput of the loader alone, and its share of a step's wall time if it did not run in parallel."""
     loader = task.train_loader
     rows = 0
     batches = 0

@@ -109,7 +109,7 @@ def forgotten_by_epoch(correct: Array) -> Array:
 
 
 def facts_of(folder: RunFolder, top: int) -> dict[str, Any]:
-    """What a ledger tells, as plain values."""
+    """The analysis of a ledger, as plain values."""
     read = Read(folder)
     trained = (read.correct != 255).any(axis=0)
     counts = forgotten(read.correct)

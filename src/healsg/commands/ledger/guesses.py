@@ -44,7 +44,7 @@ class Guesses:
         sums = np.where(dealt, 1 - halves[:, :count], 0).sum(axis=0)
         self.difficulty = np.where(times > 0, sums / np.maximum(times, 1), np.nan)
         self.judged = dealt & (self.targets >= 0)
-        """(E, N) whether it can be said that a guess is right or wrong."""
+        """(E, N) whether the correctness of a guess is known."""
         self.right = self.judged & (self.label == self.targets)
 
     def named(self, label: int) -> str:
@@ -59,7 +59,7 @@ def share(part: Array, whole: Array) -> float | None:
 
 
 def facts_of_guesses(folder: RunFolder, top: int) -> dict[str, Any]:
-    """What such a ledger tells, as plain values."""
+    """The analysis of such a ledger, as plain values."""
     read = Guesses(folder)
     dealt = read.label >= 0
     epochs: list[dict[str, Any]] = [

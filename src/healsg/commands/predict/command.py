@@ -151,9 +151,9 @@ def _runs_in(name: str) -> list[RunFolder]:
     """The run of this name, or those of the sweep of this name; none where it is neither. Raises RunError."""
     if is_run(name):
         return [find(name)]
-    for place in (current_folder() / name, current_folder() / ROOT / name):
-        if place.is_dir() and (place / "sweep.csv").is_file():
-            jobs = sorted(job for job in place.iterdir() if job.is_dir() and is_run(str(job)))
+    for folder in (current_folder() / name, current_folder() / ROOT / name):
+        if folder.is_dir() and (folder / "sweep.csv").is_file():
+            jobs = sorted(job for job in folder.iterdir() if job.is_dir() and is_run(str(job)))
             return [find(str(job)) for job in jobs]
     return []
 
@@ -251,7 +251,7 @@ def _writer(request: Request, ensemble: Ensemble, batch_size: int) -> Writer:
 
 
 def _features_of(ensemble: Ensemble) -> int:
-    """How many features the network has. Raises ConfigError where it tells none, or there are several networks."""
+    """The number of the network's features. Raises ConfigError if it has none, or for several networks."""
     from healsg.model import Network
 
     if len(ensemble.members) > 1:
@@ -278,7 +278,7 @@ class Answers:
 
     Args:
         ensemble: the networks.
-        request: what is asked for.
+        request: the arguments.
         batch_size: samples of a batch, readable or not.
         explanations: draws the saliency maps; None without ``--explain``.
     """
@@ -295,7 +295,7 @@ class Answers:
         """The distinct ways in which the networks read samples."""
         self.of_member: list[int] = []
         for info in infos:
-            same = [place for place, other in enumerate(self.inputs) if _reads_alike(info, other)]
+            same = [index for index, other in enumerate(self.inputs) if _reads_alike(info, other)]
             if not same:
                 self.inputs.append(info)
             self.of_member.append(same[0] if same else len(self.inputs) - 1)
@@ -337,33 +337,33 @@ class Answers:
 
         whole = [tensors for tensors in read if not isinstance(tensors, str)]
         stacked = [
-            torch.stack([tensors[place] for tensors in whole]) for place in range(len(self.inputs) * bool(whole))
+            torch.stack([tensors[index] for tensors in whole]) for index in range(len(self.inputs) * bool(whole))
         ]
         found: Prediction | None = None
         pictures = [""] * len(whole)
         if whole:
-            batches = [stacked[place] for place in self.of_member]
+            batches = [stacked[index] for index in self.of_member]
             found = self.ensemble(batches, self.request.features)
             if self.explanations is not None:
                 readable = [one for one, tensors in zip(batch, read, strict=True) if not isinstance(tensors, str)]
                 pictures = self.explanations.draw(readable, batches, found)
         rows = []
-        place = 0
+        index = 0
         for sample, tensors in zip(batch, read, strict=True):
             name = printable(sample.file)
             if isinstance(tensors, str) or found is None:
                 rows.append(Row(name, sample.row, error=printable(str(tensors))))
                 continue
             numbers = found.outputs if found.probabilities is None else found.probabilities
-            if not numbers[place].isfinite().all():
+            if not numbers[index].isfinite().all():
                 rows.append(Row(name, sample.row, error="the network's outputs are no finite numbers; is the input?"))
-                place += 1
+                index += 1
                 continue
-            classes = None if found.classes is None else found.classes[place]
-            features = () if found.features is None else found.features[place].tolist()
-            row = Row(name, sample.row, classes, numbers[place].tolist(), features, explained=pictures[place])
+            classes = None if found.classes is None else found.classes[index]
+            features = () if found.features is None else found.features[index].tolist()
+            row = Row(name, sample.row, classes, numbers[index].tolist(), features, explained=pictures[index])
             rows.append(row)
-            place += 1
+            index += 1
         return rows
 
 

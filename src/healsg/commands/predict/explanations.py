@@ -49,7 +49,7 @@ class Explanations:
         Args:
             samples: those that could be read.
             batches: the same as the data set of each network stores them, (N, C, H, W).
-            found: what the ensemble said of them.
+            found: the ensemble's predictions of them.
         """
         from healsg.evaluation.writers import key_of, printable
         from healsg.loggers.thumbnails import shown_levels
@@ -79,7 +79,7 @@ def overlay(picture: np.ndarray[Any, Any], heat: np.ndarray[Any, Any]) -> np.nda
     size = width * times, height * times
     base = np.asarray(Image.fromarray(picture).resize(size, Resampling.NEAREST), np.float64)
     values = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Resampling.BILINEAR), np.float64)
-    at = [place for place, _ in COLOURS]
+    at = [position for position, _ in COLOURS]
     colours = np.array([colour for _, colour in COLOURS])
     drawn = np.stack([np.interp(values, at, colours[:, channel]) for channel in range(3)], axis=2)
     share = SHARE * values[..., None].clip(0, 1)

@@ -24,7 +24,7 @@ def predict_masks(request: Request, members: Sequence[tuple[str, Predictor]], ru
     """Write the mask of each file, one after the other; returns the exit status.
 
     Args:
-        request: what is asked for.
+        request: the arguments.
         members: the networks, with the names by which messages call them.
         runs: what the weights of each are known by.
 

@@ -191,7 +191,7 @@ def _is_replaced(given: str, target: Target) -> bool:
 
 
 def _draws(composer: Composer, target: Target, given: list[str]) -> bool:
-    """Whether the seeds draw the labels anew: where these are few, noisy or unequal, unless ``split_seed`` is given."""
+    """Whether each seed draws new labels: if they are few, noisy or imbalanced, unless ``split_seed`` is given."""
     if any(text.partition("=")[0].lstrip("+") == "data.split_seed" for text in given):
         return False
     data = composer.compose(_overrides(target, 0, given, False), checked=False).values["data"]

@@ -35,7 +35,7 @@ class Target:
         gives: the setting that gets the name of that run, such as ``method.teacher``.
         measured: what this project measured; None where it never ran the recipe.
         without: the overrides that switch the method off. Such a recipe passes where it reaches the published number
-            and gains over the same recipe with these overrides; None where the number alone tells the two apart.
+            and gains over the same recipe with these overrides; None if the number alone shows the gain.
     """
 
     name: str
@@ -120,8 +120,8 @@ def chain(name: str, found: dict[str, Path]) -> list[Target]:
             detail = (
                 f"no such recipe{f'; did you mean {near[0]}?' if near else '; healsg reproduce shows what there is'}"
             )
-            place = f"{found[targets[0].name]}: recipe.first: " if targets else ""
-            raise ConfigError(f"{place}{wanted}: {detail}")
+            prefix = f"{found[targets[0].name]}: recipe.first: " if targets else ""
+            raise ConfigError(f"{prefix}{wanted}: {detail}")
         target = read_target(found[wanted])
         targets.insert(0, target)
         wanted = target.first
@@ -140,9 +140,9 @@ def verdict(
 ) -> tuple[bool, str]:
     """Whether a recipe passes, and that in one line.
 
-    It passes where the mean of the seeds' numbers reaches what was published and, for a recipe that names what
-    switches its method off, where these numbers are on average above those with the method off. Where such numbers are
-    not given, the line says ``reached`` in the place of ``passed``.
+    It passes where the mean of the seeds' numbers reaches what was published and, for a recipe that names what switches
+    its method off, where these numbers are on average above those with the method off. Where such numbers are not
+    given, the line says ``reached`` instead of ``passed``.
 
     Args:
         target: what was to be reproduced.

@@ -71,8 +71,8 @@ def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
         if planned.launcher:
             stack.callback(planned.launcher.close)
         rows += run_jobs(name, jobs, planned.sound, planned.launcher, stop_signal)
-        places = {job: place for place, (job, _) in enumerate(jobs)}
-        rows.sort(key=lambda row: places[row["job"]])
+        indices = {job: index for index, (job, _) in enumerate(jobs)}
+        rows.sort(key=lambda row: indices[row["job"]])
         if rows and distributed.processes().rank == 0:
             with held(folder):
                 table(name, rows)
@@ -190,8 +190,8 @@ def _one_by_one(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal,
 
 def _at_once(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal, launcher: JobLauncher) -> Iterator[Row]:
     orders = [order(name, job, composed, job in sound) for job, composed in jobs]
-    for place, answer in launcher.results(orders, lambda: stop_signal.received):
-        row = {"job": jobs[place][0], **answer}
+    for index, answer in launcher.results(orders, lambda: stop_signal.received):
+        row = {"job": jobs[index][0], **answer}
         if row["status"] != BUSY:
             say(": ".join([row["job"], row["status"], *filter(None, [row.get("reason")])]))
         yield row
@@ -333,7 +333,7 @@ def run_job(name: str, job: str, composed: Composed, sound: bool, shared: Shared
 def finished(folder: RunFolder, composed: Composed, sound: bool) -> Row | None:
     """The row of an already finished job.
 
-    Raises ConfigError for a configuration that is wrong, RunError where the job's folder is none.
+    Raises ConfigError for a configuration that is wrong, RunError if the job's folder is not a run's.
     """
     safefiles.require(folder.path, safefiles.FOLDER)
     if not sound:

@@ -68,11 +68,11 @@ def _text(value: Any) -> str:
 def _table(trials: Sequence[Trial], keys: Sequence[str]) -> str:
     head = "".join(f"<th>{_text(name)}</th>" for name in ["trial", "objective", "status", *keys])
     rows = ""
-    for place, trial in enumerate(trials[:MOST_ROWS]):
+    for rank, trial in enumerate(trials[:MOST_ROWS]):
         values = [cell(trial.value), trial.status, *(_short(trial.parameters.get(key, "")) for key in keys)]
         cells = "".join(f"<td>{_text(value)}</td>" for value in values)
         rows += (
-            f"<tr{' class=best' if place == 0 and trial.value is not None else ''}><th>{trial.number}</th>{cells}</tr>"
+            f"<tr{' class=best' if rank == 0 and trial.value is not None else ''}><th>{trial.number}</th>{cells}</tr>"
         )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     more = f'<p class="note">and {len(trials) - MOST_ROWS} more</p>' if len(trials) > MOST_ROWS else ""

@@ -64,11 +64,11 @@ class Flags(argparse.ArgumentParser):
         """Parse a command line; words after ``--`` are no flags. Raises ConfigError."""
         given = list(arguments)
         if "--" in given:
-            place = given.index("--")
-            before = self._option_string_actions.get(given[place - 1]) if place else None
+            index = given.index("--")
+            before = self._option_string_actions.get(given[index - 1]) if index else None
             if before is not None and before.nargs != 0:
-                self.error(f"argument {given[place - 1]}: expected one argument")
-            given[place:] = [f"{PLAIN}{word}" if word.startswith("-") else word for word in given[place + 1 :]]
+                self.error(f"argument {given[index - 1]}: expected one argument")
+            given[index:] = [f"{PLAIN}{word}" if word.startswith("-") else word for word in given[index + 1 :]]
         found, unknown = self.parse_known_intermixed_args(given)
         if unknown and not unknown[0].startswith("-"):
             raise ConfigError(f"{unknown[0]}: is one argument too many; {self._shows()}")

@@ -52,9 +52,9 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | N
     columns = [visible(name) for name in columns]
     cells = [[cell(value) for value in row] for row in rows]
     numeric = [
-        all(isinstance(row[place], (int, float)) or row[place] is None for row in rows) for place in range(len(columns))
+        all(isinstance(row[index], (int, float)) or row[index] is None for row in rows) for index in range(len(columns))
     ]
-    widths = [max(map(cell_len, [name, *(row[place] for row in cells)])) for place, name in enumerate(columns)]
+    widths = [max(map(cell_len, [name, *(row[index] for row in cells)])) for index, name in enumerate(columns)]
     shown = len(columns)
     width = _width(file)
     if width:
@@ -64,8 +64,8 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | N
             widths[widths.index(max(widths[:shown]))] -= 1
     for row in [list(columns), *cells]:
         parts = []
-        for place in range(shown):
-            parts.append(fitted(row[place], widths[place], right=numeric[place]))
+        for index in range(shown):
+            parts.append(fitted(row[index], widths[index], right=numeric[index]))
         print((" " * GAP).join(parts).rstrip(), file=file)
     if shown < len(columns):
         text = f"left out for lack of width: {', '.join(columns[shown:])}"

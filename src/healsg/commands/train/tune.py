@@ -73,7 +73,7 @@ class Row:
     reason: str = ""
 
     def total(self, steps: int) -> float:
-        """Seconds of a run of so many steps; infinite without a number."""
+        """Seconds of a run of this many steps; infinite without a measurement."""
         return float("inf") if self.seconds is None else self.setup + steps * self.seconds
 
 
@@ -174,8 +174,8 @@ def measured(composed: Composed, budget: float) -> tuple[list[Row], int]:
     given = [override.partition("=")[0].lstrip("+") for override in composed.overrides]
     fixed = [key for key in KEYS if f"runner.{key}" in given]
     say(f"runner.tune: measuring how this task trains fastest here, within about {budget:g} s")
-    with tempfile.TemporaryDirectory() as place:
-        answer = Path(place, "answer.jsonl")
+    with tempfile.TemporaryDirectory() as temporary:
+        answer = Path(temporary, "answer.jsonl")
         request = {"composed": made, "budget": budget, "fixed": fixed, "answer": str(answer), "command": sys.argv}
         problem = _run(yaml.safe_dump(request).encode(), LONGEST * budget + STARTING)
         found = [json.loads(line) for line in answer.read_text().splitlines()] if answer.exists() else []

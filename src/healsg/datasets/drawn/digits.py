@@ -52,8 +52,8 @@ def digits_seg(
             continue
         bright[part], taken[part] = ink, True
         labels[part] = np.where(ink >= INK, 1 + int(classes[chosen]) if by_digit else 1, 0)
-    places = grid((size, size), (1.0, 1.0))
-    return Drawn(finished(random, bright, places, texture, bias, noise), labels, np.eye(4))
+    coordinates = grid((size, size), (1.0, 1.0))
+    return Drawn(finished(random, bright, coordinates, texture, bias, noise), labels, np.eye(4))
 
 
 def enlarged(picture: Tensor, side: int) -> Array:

@@ -123,18 +123,18 @@ def drawn_shapes(
         decoys: rods and balls of the bodies' brightness.
         texture, bias, noise: strengths, relative to the bodies' contrast of 1.
     """
-    axes, places = len(shape), grid(shape, spacing)
+    axes, coordinates = len(shape), grid(shape, spacing)
     extent = np.array([side * size for side, size in zip(shape, spacing, strict=True)])
     scale = float(extent.min())
     bright, labels = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
     taken = np.zeros(shape, bool)
     first = int(random.integers(2))
-    for place in range(number + decoys):
-        label = 1 + (first + place) % 2 if place < number else 0
+    for index in range(number + decoys):
+        label = 1 + (first + index) % 2 if index < number else 0
         turn = rotation(random, axes)
         centre = random.uniform(-0.35, 0.35, size=axes) * extent
-        radii = _radii(random, axes, scale, label, place)
-        local = np.tensordot(turn, places - centre.reshape(-1, *[1] * axes).astype(np.float32), axes=1)
+        radii = _radii(random, axes, scale, label, index)
+        local = np.tensordot(turn, coordinates - centre.reshape(-1, *[1] * axes).astype(np.float32), axes=1)
         measure = (box if label == 2 else ellipsoid)(local, radii)
         inside = (measure <= 1) & ~taken  # bodies do not overlap: the first one is kept
         if label and inside.sum() < 0.7 * max(1, (measure <= 1).sum()):
@@ -142,7 +142,7 @@ def drawn_shapes(
         bright = np.maximum(bright, occupied(measure, 8.0) * ~taken)
         labels[inside] = label
         taken |= measure <= 1.15
-    return finished(random, bright, places, texture, bias, noise), labels
+    return finished(random, bright, coordinates, texture, bias, noise), labels
 
 
 def _radii(random: Random, axes: int, scale: float, label: int, place: int) -> Array:

@@ -43,7 +43,7 @@ class DecodedPictures:
         return self._decoded(index, None), self.targets[index]
 
     def windowed(self, index: int, window: Window) -> tuple[Tensor, Tensor]:
-        """The sample with a part of its picture in the place of the whole one; see ``images/resizing.py``."""
+        """The sample with a part of its image instead of the whole; see ``images/resizing.py``."""
         return self._decoded(index, window), self.targets[index]
 
     def _decoded(self, index: int, window: Window | None) -> Tensor:

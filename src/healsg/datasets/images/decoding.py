@@ -70,8 +70,8 @@ def unremarked(text: str) -> None:
 def choose_decoder(asked: Decoder, pictures: int) -> Literal["torchvision", "pil"]:
     """The decoder of a data set. ``auto`` is torchvision's if there are enough images to pay for its import.
 
-    Both give the same levels where Pillow has libjpeg-turbo, as its wheels do; without that ``auto`` is Pillow.
-    Raises ConfigError where torchvision is asked for and has no decoder.
+    Both give the same levels where Pillow has libjpeg-turbo, as its wheels do; without that ``auto`` is Pillow. Raises
+    ConfigError if torchvision is requested and has no decoder.
     """
     if asked == "pil":
         return "pil"

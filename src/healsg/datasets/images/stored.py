@@ -15,10 +15,10 @@ class StoredFile(NamedTuple):
     """A file of a sample.
 
     Args:
-        name: its path, or what it is called.
+        name: its path or another name.
         read: gives its bytes; raises OSError and ValueError.
         size: how many these are.
-        state: tells them from others of this size: when they were last changed, or a checksum.
+        state: distinguishes them from others of this size: the modification time, or a checksum.
     """
 
     name: str
@@ -42,7 +42,7 @@ def stored_file(path: str) -> StoredFile:
 
 
 def read_stored(path: str) -> bytes:
-    """The bytes of a regular file. Raises OSError, and ValueError for what is none, or too large for a picture."""
+    """The bytes of a regular file. Raises OSError, and ValueError for other files, or one too large for an image."""
     with open(path, "rb", opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not S_ISREG(status.st_mode):

@@ -51,7 +51,7 @@ def runs_filled(counts: Sequence[int], height: int, width: int) -> Array:
 
 def run_lengths(text: str) -> list[int]:
     """The run lengths of COCO's compressed text: six bits a letter, five of them of the number, the lowest first; from
-    the third number on the difference to the one before the last. Raises ValueError for what is none."""
+    the third number on the difference to the one before the last. Raises ValueError for invalid text."""
     counts: list[int] = []
     value, shift = 0, 0
     for letter in text:

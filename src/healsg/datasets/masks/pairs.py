@@ -76,7 +76,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _refuse_volumes(folder: Path) -> None:
-    """Raises DataError for a volume that lies in the place of a picture."""
+    """Raises DataError for a volume instead of an image."""
     if found := volumes_in(folder):
         raise DataError(f"{found[0]}: is a volume, and this set takes pictures; data=nifti takes volumes")
 

@@ -84,8 +84,8 @@ def _by_colour(values: Array, colours: Colours, name: str) -> Array:
     known = _packed(np.asarray(list(colours.values())))
     order = np.argsort(known)
     packed = _packed(values)
-    place = np.searchsorted(known[order], packed).clip(max=len(known) - 1)
-    labels: Array = order[place].astype(np.int32)
+    rank = np.searchsorted(known[order], packed).clip(max=len(known) - 1)
+    labels: Array = order[rank].astype(np.int32)
     unknown = known[labels] != packed
     if unknown.any():
         raise DataError(f"{name}: has colours that data.colours does not name: {_table(values[unknown])}")
@@ -172,8 +172,8 @@ class MaskedSamples:
         there = np.unique(labels).tolist()
         if others := [label for label in there if label not in known]:
             hint = "; is 255 the foreground? 'data.mapping={0: 0, 255: 1}'" if there in ([0, 255], [255]) else ""
-            told = f"holds the label {others[0]}, and those known are {sorted(known)}{hint}"
-            raise DataError(f"{self.mask_name(index)}: {told}")
+            problem = f"holds the label {others[0]}, and those known are {sorted(known)}{hint}"
+            raise DataError(f"{self.mask_name(index)}: {problem}")
         target = np.zeros(labels.shape, np.uint8)
         for old, new in known.items():
             target[labels == old] = new

@@ -75,8 +75,8 @@ def _is_wanted(path: Path, volumes: bool) -> bool:
 
 def _below(folder: Path, out: Path, seen: tuple[Path, ...] = ()) -> Iterator[Path]:
     """The files below a folder that are no masks; a folder that contains itself is skipped."""
-    place = folder.resolve()
-    if place in seen or place == out:
+    resolved = folder.resolve()
+    if resolved in seen or resolved == out:
         return
     try:
         entries = sorted((entry for entry in os.scandir(folder)), key=lambda entry: entry.name)
@@ -88,7 +88,7 @@ def _below(folder: Path, out: Path, seen: tuple[Path, ...] = ()) -> Iterator[Pat
     stems = {_parts(path.name)[0] for path in files}
     for entry in entries:
         if entry.is_dir() and not entry.name.startswith(".") and entry.name not in masks:
-            yield from _below(Path(entry.path), out, (*seen, place))
+            yield from _below(Path(entry.path), out, (*seen, resolved))
     yield from (path for path in files if not _is_mask_beside(_parts(path.name)[0], stems))
 
 

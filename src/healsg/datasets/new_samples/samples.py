@@ -99,8 +99,8 @@ def _picture(path: Path) -> Callable[[DataInfo], Tensor]:
 def _in_folder(folder: Path, seen: tuple[tuple[int, int], ...] = ()) -> Iterator[Sample]:
     """The pictures below a folder, in the order of their paths as text. A folder that contains itself is skipped."""
     status = folder.stat()
-    place = (status.st_dev, status.st_ino)
-    if place in seen:
+    identity = (status.st_dev, status.st_ino)
+    if identity in seen:
         return
     with os.scandir(folder) as entries:
         names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
@@ -108,7 +108,7 @@ def _in_folder(folder: Path, seen: tuple[tuple[int, int], ...] = ()) -> Iterator
         if name.startswith("."):
             continue
         if name.endswith("/"):
-            yield from _in_folder(folder / name, (*seen, place))
+            yield from _in_folder(folder / name, (*seen, identity))
         elif is_picture(name):
             yield Sample(str(folder / name), None, _picture(folder / name))
 
@@ -160,14 +160,14 @@ def _column(path: Path, info: DataInfo, image_column: str | None) -> str | None:
 def _in_table(path: Path, info: DataInfo, column: str | None) -> Iterator[Sample]:
     rows = _rows(path)
     names = [name.strip() for name in next(rows)[0]]
-    for place, (row, problem) in enumerate(rows, 1):
+    for row_number, (row, problem) in enumerate(rows, 1):
         values = dict(zip(names, row, strict=False))
         if problem:
-            yield Sample(str(path), place, _broken(problem))
+            yield Sample(str(path), row_number, _broken(problem))
         elif column is not None:
-            yield Sample(str(path), place, _picture(path.parent / values[column]))
+            yield Sample(str(path), row_number, _picture(path.parent / values[column]))
         else:
-            yield Sample(str(path), place, _numbers(values))
+            yield Sample(str(path), row_number, _numbers(values))
 
 
 def _numbers(values: Mapping[str, str]) -> Callable[[DataInfo], Tensor]:

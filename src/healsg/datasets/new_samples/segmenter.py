@@ -76,8 +76,8 @@ class Segmenter:
         return output.index_select(1, self.order.to(output.device)) if self.regions else output
 
     def needs(self, scan: Scan) -> tuple[int, int]:
-        """About the bytes of memory, beside the network's own, and of the disk that ``write`` takes for a volume; none
-        for a picture. Raises DataError."""
+        """Approximate bytes of memory, in addition to the network's, and of disk that ``write`` needs for a volume;
+        none for an image. Raises DataError."""
         if not self.volumes:
             return 0, 0
         preparation = preparation_of(self.info)

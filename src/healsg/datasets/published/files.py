@@ -69,7 +69,7 @@ def locate(key: str, name: str, places: Sequence[Path], kind: Literal["file", "f
     """
     asked = Path(name).expanduser()
     lies = {"file": Path.is_file, "folder": Path.is_dir}.get(kind, Path.exists)
-    files = [place / asked for place in places]
+    files = [folder / asked for folder in places]
     if found := next(filter(lies, files), None):
         return found
     names = " nor ".join(dict.fromkeys(map(str, files)))
@@ -145,7 +145,7 @@ def download(
 ) -> None:
     """Fetch ``target`` from the first of ``urls`` that gives the published file; all must be https.
 
-    A ``mirror`` is asked before them, for a file of the target's name; see ``TaskData``.
+    A ``mirror`` is tried before them, for a file of the target's name; see ``TaskData``.
 
     The file appears under its name only when it is whole. A partial download is resumed, at once or, if the size is
     published, by the next call, and discarded if its content turns out to differ. Where no size is published it has at
@@ -181,7 +181,7 @@ def download(
 
 
 def fetch(url: str, part: Path, size: int) -> None:
-    """Add to ``part`` what it lacks of the ``size`` bytes behind ``url``; or begin anew, where the server wants that.
+    """Add to ``part`` what it lacks of the ``size`` bytes behind ``url``; or start over, if the server requires it.
 
     Raises DataError where the answer is cut, longer, or not given over https from end to end.
     """

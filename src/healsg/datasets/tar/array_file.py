@@ -59,7 +59,7 @@ def read_arrays(
 
     Args:
         path: of the file.
-        wanted: asked with the facts, before any array is looked at; where it says no, None is returned.
+        wanted: called with the facts, before any array is read; if it returns false, the result is None.
 
     Raises OSError, IrregularFileError, and DataError where the file is cut, damaged or of another kind.
     """

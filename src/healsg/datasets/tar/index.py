@@ -96,7 +96,7 @@ def index_of(tars: Sequence[Path], reading: Wanted, places: Sequence[Path]) -> T
         places: files in which it may lie; it is written to the first of them that can be.
 
     Raises:
-        DataError: an archive cannot be read, or does not hold what is asked for.
+        DataError: an archive cannot be read, or lacks what is needed.
     """
     paths = [str(tar) for tar in tars]
     states = []

@@ -120,7 +120,7 @@ def read_notes(folder: Path) -> Notes | None:
 
 
 def _masks(given: Any, classes: int) -> MaskNotes:
-    """What is said of masks. Raises ValueError, KeyError and TypeError where it is not what ``write_notes`` writes."""
+    """The notes on masks. Raises ValueError, KeyError and TypeError for other content than ``write_notes`` writes."""
     mapping = {_label(old): _label(new) for old, new in given["mapping"]}
     ignore = None if given["ignore"] is None else _label(given["ignore"])
     if sorted(set(mapping.values())) != list(range(classes)):

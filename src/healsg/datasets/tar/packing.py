@@ -68,7 +68,7 @@ class Part:
         keys: of each, its name in the archive without its ending.
         sizes: the bytes of each file.
         mask_sizes: those of its mask; empty where targets are no masks.
-        states: what tells each from another of its size, see ``StoredFile``; masks behind pictures.
+        states: of each, see ``StoredFile``; those of masks follow those of images.
         groups: by name of each sample the name of its group.
         bounds: for each archive the first of its samples, and at the end their number.
     """
@@ -186,8 +186,8 @@ def _stored(source: DatasetSource, number: int, stored: Callable[[int], StoredFi
 
 
 def _groups(data: TaskData, part: str, source: DatasetSource) -> dict[str, list[str]]:
-    """By name the groups that ``data.group`` asks for; those of folders and file names are told by names anyhow. Of
-    masks those that their list names, whether they are asked for or not."""
+    """The groups that ``data.group`` requests, by name; those of folders and file names are not stored, since names
+    determine them. For masks, the groups of their list, requested or not."""
     asked = getattr(data, "group", None)
     if (cases := source.about.cases) is not None:
         known = [case.group for case in cases]
@@ -202,9 +202,9 @@ def _bounds(rooms: Sequence[int], most: int) -> list[int]:
     """Where each archive of at most ``most`` bytes begins, and the number of all; one sample at least lies in each."""
     bounds = [0]
     filled = 0
-    for place, room in enumerate(rooms):
+    for index, room in enumerate(rooms):
         if filled and filled + room > most:
-            bounds.append(place)
+            bounds.append(index)
             filled = 0
         filled += room
     return [*bounds, len(rooms)]
@@ -348,8 +348,8 @@ def _archives(name: str, part: Part, kind: Kind, out: Path) -> Iterator[Archive]
                 safefiles.replacing(path, sync=True) as file,
                 tarfile.open(fileobj=cast("IO[bytes]", file), mode="w", format=tarfile.PAX_FORMAT) as tar,
             ):
-                for place in range(start, stop):
-                    _add(tar, part, place, kind)
+                for index in range(start, stop):
+                    _add(tar, part, index, kind)
             log.info("%s: %d samples", path, stop - start)
         yield Archive(path.name, path.stat().st_size, stop - start)
 

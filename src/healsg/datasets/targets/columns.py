@@ -96,7 +96,7 @@ def indices(name: str, values: Sequence[Any], classes: Sequence[str], rows: Sequ
 
     Raises DataError that names the column ``name`` and the row of a label that the training part does not have.
     """
-    index = {label: place for place, label in enumerate(classes)}
+    index = {label: code for code, label in enumerate(classes)}
     made = []
     for row, value in zip(range(len(values)) if rows is None else rows, values, strict=True):
         label = "" if value is None else str(value).strip()

@@ -34,12 +34,12 @@ def path_groups(paths: Sequence[str], name: str, classes: Collection[str], known
         ConfigError: for another ``name``.
         DataError: where a file lies in no folder inside its class.
     """
-    places = [Path(path) for path in paths]
+    files = [Path(path) for path in paths]
     if name == "prefix":
-        return numbers([re.split("[_-]", path.stem)[0] for path in places], known)
+        return numbers([re.split("[_-]", path.stem)[0] for path in files], known)
     if name != "folder":
         raise ConfigError(f"data.group: {name!r} is not one of folder, prefix")
     folders = set(classes)
-    if bare := next((path for path in places if path.parent.name in folders), None):
+    if bare := next((path for path in files if path.parent.name in folders), None):
         raise DataError(f"data.group: {bare} lies in no folder inside its class; data.group=prefix takes file names")
-    return numbers([path.parent.name for path in places], known)
+    return numbers([path.parent.name for path in files], known)

@@ -28,10 +28,10 @@ def read_matrix(name: str, classes: int, folders: Sequence[Path]) -> Tensor:
     Raises:
         DataError: where there is no such file, or it holds no such matrix.
     """
-    places = [folder / Path(name).expanduser() for folder in folders]
-    path = next((place for place in places if place.is_file()), None)
+    candidates = [folder / Path(name).expanduser() for folder in folders]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None and Path(name).suffix in (".csv", ".json", ".npy"):
-        raise DataError(f"data.label_noise: no such file: {' nor '.join(map(str, places))}")
+        raise DataError(f"data.label_noise: no such file: {' nor '.join(map(str, candidates))}")
     if path is None or path.suffix not in (".csv", ".json", ".npy") or path.stat().st_size > LARGEST:
         raise DataError(f"data.label_noise: {name} is no share, and no .csv, .json or .npy file")
     try:
