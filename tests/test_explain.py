@@ -87,14 +87,14 @@ def test_an_option_is_explained_with_its_paper(said: Answer) -> None:
     assert found["target"] == "healsg.methods.fixmatch.FixMatch"
     threshold = next(one for one in found["arguments"] if one["key"] == "method.threshold")
     assert (threshold["default"], threshold["type"]) == (0.95, "number >= 0, <= 1")
-    assert "probability" in threshold["comment"]
+    assert "confidence threshold" in threshold["comment"]
     assert said("explain", "fixmatch") == text
 
 
 def test_a_key_is_explained(said: Answer) -> None:
     found = said("explain", "runner.accumulate", "--json")
     assert (found["default"], found["type"], found["required"]) == (1, "whole number >= 1", False)
-    assert "batches an update" in found["comment"]
+    assert "batches accumulated per update" in found["comment"]
     assert "moving average" in said("explain", "method.ema")
     assert said("explain", "method.optimizer.lr", "method=sgd", "--json")["default"] == 0.1
     assert said("explain", "method.negatives", "--json")["default"] == 16384  # which the usual method has not
@@ -183,7 +183,7 @@ def test_show_tells_what_a_run_was(said: Answer) -> None:
     TaskTrainer.compose(*tiny, "name=run").train()
     text = said("show", "run")
     assert "seed=3" in text
-    assert "(0) of everything random" in text
+    assert "(0) seed of all randomness" in text
     assert "test/acc" in text
     assert "runs/run/checkpoints/best.pt" in text
     found = said("show", "runs/run", "--json")
