@@ -42,13 +42,7 @@ def tried(composed: Composed, info: DataInfo | None) -> tuple[dict[str, Any], li
         facts["saved"] = saved_bytes(task)
     except HealsgError as error:
         return facts, [Finding("fatal", "parts", one_line(error))]
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        IndexError,
-        MemoryError,
-    ) as error:  # from networks and losses
+    except (RuntimeError, ValueError, TypeError, IndexError, MemoryError) as error:  # from networks and losses
         return facts, [Finding("fatal", "parts", f"a training step fails: {type(error).__name__}: {one_line(error)}")]
     loss = facts["step"].get("loss")
     if loss is None or not math.isfinite(loss):
