@@ -60,15 +60,15 @@ def run(arguments: list[str]) -> int:
 
 
 def check_packages() -> None:
-    """Raises ConfigError if the server's packages are not installed."""
+    """Refuse where what serves is not installed. Raises ConfigError."""
     if missing := [package for name, package in PACKAGES.items() if importlib.util.find_spec(name) is None]:
         raise ConfigError(
             f"healsg serve: {', '.join(missing)} is not installed; install it with: pip install 'healsg[serve]'"
         )
 
 
-def check_pictures(run: str, kind: str, shape: Sequence[int], columns: Sequence[str]) -> None:
-    """Raises ConfigError for a network that does not take images."""
+def check_inputs(run: str, kind: str, shape: Sequence[int], columns: Sequence[str]) -> None:
+    """Refuse a network that takes neither pictures nor, for their masks, volumes. Raises ConfigError."""
     if kind == "segmentation" and len(shape) == 4:
         return
     is_picture = len(shape) == 3 and shape[0] in (1, 3) and (kind == "segmentation" or shape[1] == shape[2])
@@ -88,14 +88,14 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises RunError if the address is taken or does not belong to this machine."""
+    """A socket that listens. Raises RunError where the address is taken or is none of this machine."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, protocol)
         try:
-            if sys.platform != "win32":  # on Windows it would let two programs listen
+            if sys.platform != "win32":  # where it would let two programs listen
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            made.bind(address)
+            made.bind(place)
             made.listen(128)
         except OSError:
             made.close()
@@ -108,7 +108,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _serve(app: object, listening: socket.socket) -> None:
-    """Serve until a signal; requests in progress are completed."""
+    """Answer until a signal; requests that are under way get their answers."""
     import uvicorn
 
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, lifespan="off")  # type: ignore[arg-type]

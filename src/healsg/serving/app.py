@@ -34,7 +34,7 @@ from healsg.serving.uploads import UploadError, received
 from healsg.serving.volumes import VolumeService
 
 MOST_BYTES = 20 << 20
-"""Most bytes of one upload."""
+"""Of one upload."""
 
 MOST_PIXELS = 50_000_000
 """Of one picture, before it is decoded."""
@@ -42,31 +42,16 @@ MOST_PIXELS = 50_000_000
 MOST_WINDOWS = 256
 """Inputs of the network's size to which a smaller picture may be resized: a narrow strip would else take minutes."""
 
-PLAIN = ("", "application/octet-stream", "application/x-www-form-urlencoded")
-"""Content types of a raw body that carry no information, among them curl's default."""
-
-
-class UploadError(Exception):
-    """An invalid upload, with a message of one line.
-
-    Args:
-        status: of the response.
-        message: for the one who sent it.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
 
 def application(predictor: Predictor, run: str, checkpoint: str, hosts: Sequence[str]) -> Starlette:
     """The application.
 
     Args:
-        predictor: the network of a run, which takes pictures.
-        run: the name of the run in messages.
+        predictor: the network of a run, which takes pictures or volumes.
+        run: how messages call the run.
         checkpoint: ``best`` or ``last``.
-        hosts: the names under which it may be asked, against DNS rebinding by foreign pages; ``*`` allows any.
+        hosts: the names under which it may be asked, so that no foreign page reaches it by a name of its own; ``*``
+            allows any.
     """
     facts = info_of(predictor, run, checkpoint)
     service = VolumeService(predictor, run) if len(predictor.info.input_shape) == 4 else None
@@ -145,7 +130,7 @@ def routes_of_volumes(service: VolumeService) -> list[Route]:
 
 
 def info_of(predictor: Predictor, run: str, checkpoint: str) -> dict[str, Any]:
-    """The response of ``/info``."""
+    """What ``/info`` says."""
     info = predictor.info
     names = list(info.class_names) or list(map(str, range(info.num_classes)))
     return {
@@ -166,7 +151,7 @@ def _limits(of_volumes: bool) -> dict[str, Any]:
 
 
 def answering(predictor: Predictor, run: str) -> Callable[[bytes], dict[str, Any]]:
-    """The function that maps the content of an image to the response of ``/predict``; it raises UploadError."""
+    """What gives the answer of ``/predict`` to the content of a picture, and raises UploadError."""
     if not predictor.info.placed:
         return lambda content: predicted(predictor, content)
     segmenter = Segmenter([(run, predictor)])
@@ -174,10 +159,10 @@ def answering(predictor: Predictor, run: str) -> Callable[[bytes], dict[str, Any
 
 
 def _decoded(reader: Callable[[BytesIO], Any], content: bytes) -> Any:
-    """The image as ``reader`` reads it. Raises UploadError."""
+    """What ``reader`` makes of a picture. Raises UploadError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about the image; the user sees the result
+            warnings.simplefilter("ignore")  # of what is odd in a picture, of which the user sees the result
             return reader(BytesIO(content))
     except Exception as error:  # a broken file makes the decoder raise almost anything
         raise UploadError(422, f"the picture cannot be read ({line(error)[:200]})") from error
@@ -214,7 +199,7 @@ def _png(picture: Image.Image) -> str:
 
 
 def predicted(predictor: Predictor, content: bytes) -> dict[str, Any]:
-    """The network's prediction for a whole image. Raises UploadError."""
+    """What a network says of a whole picture. Raises UploadError."""
     info = predictor.info
     sample = _decoded(lambda picture: decode(picture, info.input_shape[1], info.input_shape[0]), content)
     found = predictor(sample.unsqueeze(0), batch_size=1)
@@ -227,7 +212,7 @@ def predicted(predictor: Predictor, content: bytes) -> dict[str, Any]:
 
 
 def _check_size(content: bytes) -> None:
-    """Refuse a file that is no image, or has too many pixels, by its first bytes. Raises UploadError."""
+    """Refuse what is no picture, or has too many pixels, by its first bytes. Raises UploadError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

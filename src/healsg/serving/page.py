@@ -127,7 +127,8 @@ def page(run: str, volumes: bool = False) -> str:
     """The page, as HTML.
 
     Args:
-        run: the name of the run in messages.
+        run: how messages call the run.
+        volumes: whether it takes volumes, and not pictures.
     """
     name = html.escape(run)
     asked = "Drop a picture here, paste one, or choose a file"

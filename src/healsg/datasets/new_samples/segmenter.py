@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 Look = Callable[[Volume, Array], None]
 
 ROWS = 64
-"""Rows of an image that are resized to its original size at once."""
+"""Rows of a picture that are brought to its own size at once."""
 
 
 class Segmenter:
-    """An ensemble of networks with the same classes and inputs, for files. Logits are averaged over windows, flips and
+    """Networks with the same classes and inputs as one, for files. Scores are averaged: over windows, mirror images and
     networks, as nnU-Net averages those of its folds.
 
     Args:
-        members: the networks, with their names in messages.
-        mirror: whether predictions are averaged over flips along all axes.
+        members: the networks, with the names by which messages call them.
+        mirror: whether predictions are averaged over mirror images along all axes.
         batch: windows of one forward pass.
 
     Raises:
@@ -76,16 +76,16 @@ class Segmenter:
         return output.index_select(1, self.order.to(output.device)) if self.regions else output
 
     def needs(self, scan: Scan) -> tuple[int, int]:
-        """Approximate bytes of memory, in addition to the network's, and of disk that ``write`` needs for a volume;
-        none for an image. Raises DataError."""
+        """About the bytes of memory, beside the network's own, and of the disk that ``write`` takes for a volume; none
+        for a picture. Raises DataError."""
         if not self.volumes:
             return 0, 0
         preparation = preparation_of(self.info)
         geometry = read_geometry(scan.files[0], preparation.trust)
         return needs(geometry, preparation, self.windows, self.info.num_classes)
 
-    def write(self, scan: Scan, path: Path) -> dict[str, Any]:
-        """Predict the mask of a scan and write it, atomically.
+    def write(self, scan: Scan, path: Path, look: Look | None = None) -> dict[str, Any]:
+        """Predict the mask of a scan and write it, whole or not at all.
 
         Args:
             scan: the files.
@@ -125,7 +125,7 @@ class Segmenter:
     def _picture(self, scan: Scan, path: Path) -> dict[str, Any]:
         try:
             stored, sides = self.decoded(str(scan.files[0]))
-        except Exception as error:  # a damaged file can make decoders raise almost any exception
+        except Exception as error:  # a damaged file makes decoders raise almost anything
             raise DataError(f"{scan.files[0]}: cannot be read as a picture ({error})") from error
         made = self.labelled(stored, sides)
         write_mask_picture(path, made, self.colours)
@@ -134,7 +134,7 @@ class Segmenter:
     def decoded(self, picture: str | BytesIO) -> tuple[Tensor, tuple[int, int]]:
         """A picture as it is stored for the network, (C, H, W), and its own (height, width).
 
-        A damaged file can make the decoder raise almost any exception.
+        A broken file makes the decoder raise almost anything.
         """
         return decode_whole(picture, self.info.preprocessing.get("size"), self.info.input_shape[0])
 
@@ -195,8 +195,8 @@ def _windows(predictor: Predictor, mirror: bool, batch: int) -> Windows:
 
 
 def write_mask_picture(path: Path, labels: Array, colours: Sequence[Sequence[int]] | None = None) -> None:
-    """Labels (H, W) as a PNG or TIFF file, atomically: grey of 8 bits, or of 16 where they need these; or the colours
-    of the labels."""
+    """Labels (H, W) as a PNG or TIFF file, whole or not at all: grey of 8 bits, or of 16 where they need these; or the
+    colours of the labels."""
     kind = "TIFF" if path.suffix.lower() in (".tif", ".tiff") else "PNG"
     with replacing(path) as file:
         mask_picture(labels, colours).save(file, format=kind)
@@ -213,7 +213,7 @@ def mask_picture(labels: Array, colours: Sequence[Sequence[int]] | None = None) 
 
 def _facts(mask: Array, taken: int) -> dict[str, Any]:
     counted: Counter[int] = Counter()
-    for row in mask:  # all of it would be sorted in memory
+    for row in mask:  # the whole of it would be sorted in memory
         found, counts = np.unique(row, return_counts=True)
         counted.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
     labels = {str(label): counted[label] for label in sorted(counted)}
