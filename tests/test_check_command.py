@@ -144,7 +144,7 @@ def test_volumes_are_told_by_their_place_their_intensities_and_their_smallest_st
         ("warning masks: label 2: 1 structures are smaller than a voxel of data.spacing", "case2.nii.gz"),
         ("warning intensities: ", "case6.nii.gz"),
         ("note geometry: stored as 4D with one channel, and taken as 3D: ", "labels/case4.nii.gz"),
-        ("warning log: data.patch: ", "smaller along an axis than [20, 8, 8] and padded with zeros", "case"),
+        ("note data.patch: ", "smaller along an axis than [20, 8, 8] and padded with zeros", "case"),
     ):
         assert any(all(word in text for word in words) for text in told), told
     assert {one["case"] for one in found["volumes"]} == {f"case{number}" for number in range(7)}

@@ -197,9 +197,12 @@ def test_a_faulty_file_stops_a_run_by_its_name(how: str, scans: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_patch_may_be_larger_than_a_case_and_a_line_says_so(scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trained("data=nifti", f"data.folder={scans}", "data.patch=[32,32,32]", "data.val_fraction=0.34")
-    (told,) = [line for line in capsys.readouterr().out.splitlines() if "data.patch" in line]
+def test_a_patch_may_be_larger_than_a_case_and_a_line_says_so(scans: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = ["data=nifti", f"data.folder={scans}", "data.patch=[32,32,32]", "data.val_fraction=0.34"]
+    trained(*settings)
+    with caplog.at_level("INFO", logger="healsg"):
+        data_of(*settings).loaders(Needs())
+    (told,) = [record.getMessage() for record in caplog.records if "data.patch" in record.getMessage()]
     assert "4 of 4 training cases are smaller along an axis than [32, 32, 32] and padded with zeros" in told
     assert f"{scans}/images/case" in told
     assert told.endswith("; up to [18, 18, 12] pads none")

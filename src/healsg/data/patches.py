@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,8 +14,6 @@ from healsg.data.case import Case
 from healsg.data.source import About, Batch, DatasetSource, Source, TensorSource, line
 from healsg.errors import ConfigError, DataError
 from healsg.seeding import Draw, mix
-
-log = logging.getLogger("healsg")
 
 KEPT = 4096
 """Places of each foreground class that are kept of a case, evenly spaced among all of them."""
@@ -129,8 +126,8 @@ class Patches:
         return self.cases.name(number) if isinstance(self.cases, DatasetSource) else f"sample {number}"
 
 
-def check_size(sources: Iterable[Source], size: tuple[int, ...]) -> None:
-    """Say in one line how many cases are smaller than a patch, and are padded.
+def padding(sources: Iterable[Source], size: tuple[int, ...]) -> str:
+    """One line on how many cases are smaller than a patch, and are padded; empty where none is.
 
     A network may need that, so as many voxels as round the largest case up to a multiple of ``ROUNDING`` are taken.
     Cases whose shapes are not known are passed over.
@@ -144,7 +141,7 @@ def check_size(sources: Iterable[Source], size: tuple[int, ...]) -> None:
     """
     cases = dict.fromkeys(case for source in sources for case in _of_known_shape(source, len(size)))
     if not cases:
-        return
+        return ""
     for axis, side in enumerate(size):
         largest = max(cases, key=lambda case: case.shape[axis])
         most = -(-largest.shape[axis] // ROUNDING) * ROUNDING
@@ -152,11 +149,12 @@ def check_size(sources: Iterable[Source], size: tuple[int, ...]) -> None:
             detail = f"{side} along axis {axis}, and the largest training case is {_named(largest)}"
             raise DataError(f"data.patch: {list(size)} has {detail}; give at most {most} along that axis")
     small = [case for case in cases if any(own < side for own, side in zip(case.shape, size, strict=True))]
-    if small:
-        fits = [min(sides) for sides in zip(size, *(case.shape for case in cases), strict=True)]
-        count = f"{len(small)} of {len(cases)} training cases are" if len(cases) > 1 else "the training case is"
-        detail = f"smaller along an axis than {list(size)} and padded with zeros to it, such as {_named(small[0])}"
-        log.warning("data.patch: %s %s; up to %s pads none", count, detail, fits)
+    if not small:
+        return ""
+    fits = [min(sides) for sides in zip(size, *(case.shape for case in cases), strict=True)]
+    count = f"{len(small)} of {len(cases)} training cases are" if len(cases) > 1 else "the training case is"
+    detail = f"smaller along an axis than {list(size)} and padded with zeros to it, such as {_named(small[0])}"
+    return f"{count} {detail}; up to {fits} pads none"
 
 
 def _of_known_shape(source: Source, axes: int) -> Sequence[Case]:

@@ -11,10 +11,11 @@ from torch import Tensor
 from healsg.data.base import Needs
 from healsg.data.case import Case
 from healsg.data.info import SEGMENTATION, DataInfo
-from healsg.data.patches import check_size, patches_of
+from healsg.data.patches import padding, patches_of
 from healsg.data.source import DatasetSource, Source, TensorSource
 from healsg.datasets.labelled import LabelledData
 from healsg.datasets.masks.survey import Survey
+from healsg.datasets.published.files import log
 from healsg.datasets.targets.groups import numbers
 from healsg.errors import ConfigError, DataError
 from healsg.types import Count, Range
@@ -140,8 +141,8 @@ class Segmentation(LabelledData):
 
     def streams(self, needs: Needs, train: Source) -> dict[str, Source]:
         streams = super().streams(needs, train)
-        if self.patch is not None:
-            check_size(streams.values(), self.patch)
+        if self.patch is not None and (remark := padding(streams.values(), self.patch)):
+            log.info("data.patch: %s", remark)
         return streams
 
     def sampled(self, source: Source) -> Source:

@@ -84,7 +84,9 @@ def checked(composed: Composed, options: list[str], overrides: list[str]) -> tup
     from healsg.commands.check.samples import read_split
     from healsg.commands.check.volumes import volume_facts, volume_findings
     from healsg.data.base import TaskData
+    from healsg.data.patches import padding
     from healsg.datasets.nifti import Volumes
+    from healsg.datasets.segmentation import Segmentation
 
     with _messages() as messages:
         data: TaskData = make(read_safely(composed, broken=False).values["data"], "data", composed, TaskData)
@@ -96,6 +98,10 @@ def checked(composed: Composed, options: list[str], overrides: list[str]) -> tup
     found += findings_of(seen, sources, info, skips, most)
     volumes = volume_facts(sources)
     found += volume_findings(volumes, data.preparation) if isinstance(data, Volumes) and volumes else []
+    if isinstance(data, Segmentation) and data.patch is not None and "train" in sources:
+        with contextlib.suppress(DataError):  # which the task meets too
+            if remark := padding([sources["train"]], data.patch):
+                found.append(Finding("note", "data.patch", remark))
     broken = any(one.bad for one in seen.values())
     with _messages() as later:
         facts, misfits = tried(read_safely(composed, broken), info if wrong else None)
