@@ -1,4 +1,4 @@
-"""TaskData: which examples, in which splits; its ``info`` is what is known of them before any file is read."""
+"""TaskData: which examples, in which splits; its ``info`` is what is known about them before any file is read."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from healsg.types import Count, Natural, NonNegative, Share
 Data = TypeVar("Data", bound="TaskData")
 
 PROBED, TRIES = 8, 3
-"""Samples of which views are compared before a run, and epochs whose draws are tried."""
+"""Samples whose views are compared before a run, and epochs whose draws are tried."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method asks of the data: by stream, the views of each sample it wants.
+    """The data that a method needs: by stream, the views of each sample.
 
     ``Needs()`` is one stream of ``input`` and ``target``. With several streams a batch is a dict of such dicts.
-    ``ratio`` says how many times ``data.batch_size`` a stream's batch holds, where it is not 1. ``settings`` says by
-    view what differs from the usual one; its transform is then ``Adjustable``.
+    ``ratio`` is the size of a stream's batch as a multiple of ``data.batch_size``, by default 1. ``settings`` holds by
+    view the settings that differ from the transform's; the transform must then be ``Adjustable``.
     """
 
     streams: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"labelled": ("input",)})
@@ -53,44 +53,44 @@ class Needs:
 
 @runtime_checkable
 class Adjustable(Protocol):
-    """A transform that a method may ask for with settings of its own."""
+    """A transform whose settings a method can change."""
 
     def adjusted(self, **settings: float) -> Transform: ...
 
 
 @runtime_checkable
 class Described(Protocol):
-    """A transform that tells how it makes inputs in evaluation, as plain values; see ``DataInfo.preprocessing``."""
+    """A transform that describes its preprocessing in evaluation as plain values; see ``DataInfo.preprocessing``."""
 
     def described(self) -> dict[str, Any]: ...
 
 
 class TaskData:
-    """A data set: its parts, its splits, its transforms. A subclass gives ``info``, ``read`` and ``transform``.
+    """A data set: its parts, its splits, its transforms. A subclass defines ``info``, ``read`` and ``transform``.
 
     Args:
         root: the folder that holds, or receives, the files of all data sets.
-        batch_size: samples of one forward pass, over all processes. An evaluation of small samples that are held in
-            memory takes up to eight times as many.
-        workers: loader processes for data that are not held in memory.
-        val_fraction: the share of the training part that serves for validation where the set has no part of its own,
+        batch_size: samples per forward pass, over all processes. An evaluation of small samples in memory takes up to
+            eight times as many.
+        workers: loader processes for data that are not in memory.
+        val_fraction: the share of the training part that is used for validation if the set has no validation part,
             stratified by class; 0 uses the test part, as papers on CIFAR do.
-        split_seed: which samples that share is.
-        drop_last: leave out the samples at the end of an epoch that do not fill a whole update.
-        on_error: stop at a sample that cannot be read, or leave it out of its batch. A training batch of which too
-            little is left gives way to the first of the epoch that can be read.
-        max_errors: different samples that may be left out before the run stops.
-        timeout: seconds without a batch from a loader process after which the run stops; 0 waits for ever.
+        split_seed: the seed that selects these samples.
+        drop_last: drop the samples at the end of an epoch that do not fill a whole update.
+        on_error: ``raise`` stops at a sample that cannot be read, ``skip`` leaves it out of its batch. A training batch
+            with too few readable samples is replaced by the first batch of the epoch that has enough.
+        max_errors: different samples that may be skipped before the run stops.
+        timeout: seconds without a batch from a loader process after which the run stops; 0 waits forever.
         prefetch: batches that each loader process keeps ready, at most 64.
-        eval_batch_size: samples of one forward pass of an evaluation, such as 1 for whole volumes, whose sizes may
-            differ; with several processes each takes whole batches in turn. None is ``batch_size``, shared by all.
-        mirror: an https address below which published files are looked for first, by their names. What it gives is
-            compared with the published size and checksum, as any download is.
+        eval_batch_size: samples per forward pass of an evaluation, e.g. 1 for whole volumes of different sizes; with
+            several processes each evaluates whole batches in turn. None is ``batch_size``, with each batch sharded.
+        mirror: an https address that is tried first for published files, by their names. They are verified by the
+            published size and checksum, as any download is.
     """
 
     repeatable: ClassVar[bool] = False
-    """Whether reading draws nothing from the global random generators, so that the next job of a sweep may take over
-    what was read with the same settings. A class says so for itself: what it inherits does not count."""
+    """Whether reading uses no global random generator, so that the next job of a sweep may reuse what was read with the
+    same settings. Each class declares this itself; an inherited value is ignored."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class TaskData:
             raise ConfigError("data.mirror: an address with a user and a password cannot be opened; leave them out")
         self.mirror = mirror
         self.start = current_folder()
-        """From where paths in the settings are meant, also where a task changes the current directory later."""
+        """The directory that relative paths in the settings refer to, even if a task changes the current one later."""
         self.root = self.start / Path(root).expanduser()
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -121,12 +121,12 @@ class TaskData:
         self.val_fraction, self.split_seed = val_fraction, split_seed
         self.drop_last, self.reading = drop_last, Reading(on_error, max_errors, timeout, prefetch)
         self.fingerprints: dict[str, Fingerprint] = {}
-        """By part, from which files or tensors it was read; see ``healsg.data.fingerprint``."""
+        """The files or tensors that each part was read from; see ``healsg.data.fingerprint``."""
         self.target_scale: dict[str, list[float]] = {}
-        """Of a regression ``target_mean`` and ``target_std`` of the training samples, once these are split."""
+        """For a regression, ``target_mean`` and ``target_std`` of the training samples, once they are split."""
         self._kept: dict[str, Source | None] = {}
         self._keeps = 0
-        """Bytes of samples in memory up to which ``source_of`` keeps what it has read; 0 keeps nothing."""
+        """The most bytes of samples that ``source_of`` keeps in memory; 0 keeps none."""
 
     @property
     def info(self) -> DataInfo:
@@ -134,29 +134,29 @@ class TaskData:
         raise NotImplementedError
 
     def fitted(self) -> DataInfo:
-        """``info`` with the preprocessing that evaluation uses, also what was fitted on the training samples.
+        """``info`` with the preprocessing of evaluation, including what was fitted on the training samples.
 
-        It is asked for once ``loaders`` has read these, and saved with the weights.
+        It is called after ``loaders`` has read them, and its result is saved with the weights.
         """
         transform = self.transform("input", "test")
         described: dict[str, Any] = transform.described() if isinstance(transform, Described) else {}
         return replace(self.info, preprocessing={**self.info.preprocessing, **described, **self.target_scale})
 
     def restored(self, saved: DataInfo) -> TaskData:
-        """This data set as weights that were trained before see it: with their classes and what was fitted for them.
+        """This data set with the classes and the fitted preprocessing of weights that were trained before.
 
         Args:
-            saved: what ``fitted`` gave when the weights were trained.
+            saved: the result of ``fitted`` when the weights were trained.
 
         Raises:
-            DataError: the classes here are others, or in an order that this data set cannot change.
+            DataError: the classes differ, or their order does and this data set cannot change it.
         """
         if differing := differing_classes(saved, self.info):
             raise DataError(f"data: the weights were trained on {differing}")
         return self
 
     def read(self, part: str) -> Source | None:
-        """The samples of ``train``, ``val`` or ``test`` as the set is published; None where it has no such part."""
+        """The samples of ``train``, ``val`` or ``test`` as the set is published; None if it has no such part."""
         raise NotImplementedError
 
     def keep_parts(self, size: int) -> None:
@@ -164,18 +164,18 @@ class TaskData:
         self._keeps = size
 
     def for_next_job(self) -> Self:
-        """This data set for another job of the same settings: with the parts that were read, and a new record of
-        samples that cannot be."""
+        """This data set for another job with the same settings: with the parts that were read, and a new record of
+        unreadable samples."""
         return _copied(self, {"reading": self.reading.anew()})
 
     def as_new(self, **changed: Any) -> Self:
-        """A copy with other attributes that has found nothing out yet: without cached properties and kept parts."""
+        """A copy with changed attributes, and without cached properties and kept parts."""
         members = [member for kind in type(self).__mro__ for member in vars(kind).items()]
-        found = [name for name, value in members if isinstance(value, cached_property)]
-        return _copied(self, {"_kept": {}, **changed}, found)
+        cached = [name for name, value in members if isinstance(value, cached_property)]
+        return _copied(self, {"_kept": {}, **changed}, cached)
 
     def source_of(self, name: str) -> Source | None:
-        """What ``stored`` gives of ``train``, ``val``, ``test`` or ``unlabelled``; see ``keep_parts``."""
+        """``stored`` of ``train``, ``val``, ``test`` or ``unlabelled``, kept in memory as ``keep_parts`` allows."""
         if name in self._kept:
             return self._kept[name]
         source = self.stored(name)
@@ -184,7 +184,7 @@ class TaskData:
         return source
 
     def stored(self, part: str) -> Source | None:
-        """What ``read`` gives, wherever it is to be kept; its fingerprint is that of what was read."""
+        """``read``, held in memory or in a cache if configured; also records the fingerprint of what was read."""
         source = self.read(part)
         if source is None:
             return None
@@ -192,18 +192,18 @@ class TaskData:
         return checked(source, self.info) if self.info.placed else source
 
     def sampled(self, source: Source) -> Source:
-        """What a training epoch deals of the samples of ``source``: these, or patches of them, for each stream."""
+        """The training samples of a stream: those of ``source``, or patches of them."""
         return source
 
     def strata(self, source: Source) -> Tensor:
-        """(N,) int64 numbers of the samples, of which each side of a split gets its share: what the set gives beside
-        its samples, else the classes. Where targets are masks and nothing is given, all samples are alike.
+        """(N,) int64 stratum of each sample, for stratified splits: as the data set gives them, else the classes. All
+        samples are in one stratum if targets are masks and the set gives none.
 
-        Raises DataError where the classes are not known.
+        Raises DataError if the classes are not known.
         """
-        given = source.about.strata if isinstance(source, (TensorSource, DatasetSource)) else None
-        if given is not None:
-            return given.cpu()
+        strata = source.about.strata if isinstance(source, (TensorSource, DatasetSource)) else None
+        if strata is not None:
+            return strata.cpu()
         if self.info.placed:
             return torch.zeros(len(source), dtype=torch.int64)
         if source.targets is None:
@@ -211,11 +211,14 @@ class TaskData:
         return source.targets.cpu()
 
     def transform(self, view: str, split: str) -> Transform | None:
-        """What turns stored samples into ``view`` (``input``, ``weak``, ``strong``, ``view1``, ...) of ``split``."""
+        """The transform from stored samples to ``view`` (``input``, ``weak``, ``strong``, ``view1``, ...) of ``split``.
+
+        None leaves the samples as they are stored.
+        """
         return None
 
     def splits(self) -> dict[str, Source]:
-        """``train``, ``val`` and, where the set has one, ``test``."""
+        """``train``, ``val`` and, if the set has one, ``test``."""
         train = self.source_of("train")
         val = self.source_of("val")
         test = self.source_of("test")
@@ -233,28 +236,28 @@ class TaskData:
         return {split: source for split, source in parts.items() if source is not None}
 
     def hold_out(self, train: Source) -> tuple[Source, Source | None]:
-        """The training samples, and those of them that serve for validation, where the set has no part of its own."""
+        """Split off the validation samples from the training samples; None if ``val_fraction`` is 0."""
         if not self.val_fraction:
             return train, None
-        held = in_cases(
+        held_out = in_cases(
             lambda layers: stratified_split(layers, self.val_fraction, self.split_seed)[1],
             self.strata(train),
             case_numbers(train),
         )
-        return train.subset((~held).nonzero().flatten()), train.subset(held.nonzero().flatten())
+        return train.subset((~held_out).nonzero().flatten()), train.subset(held_out.nonzero().flatten())
 
     def facts(self) -> dict[str, Any]:
-        """What ``run.json`` says of the samples, once they are split."""
+        """Facts about the samples for ``run.json``, once they are split."""
         return {}
 
     @property
     def val_is_test(self) -> bool:
-        """Whether the test part also serves for validation; ``run.json`` says so."""
+        """Whether the test part is also used for validation; recorded in ``run.json``."""
         return self.val_fraction == 0 and not self.has_val and self.has_test
 
     @property
     def has_val(self) -> bool:
-        """Whether the set comes with a validation part of its own."""
+        """Whether the set comes with a validation part."""
         return False
 
     @property
@@ -263,16 +266,16 @@ class TaskData:
         return True
 
     def streams(self, needs: Needs, train: Source) -> dict[str, Source]:
-        """The training samples of each stream that a method needs; a set with unlabelled samples adds its own."""
+        """The training samples of each stream that a method needs; a set with unlabelled samples overrides this."""
         if missing := set(needs.streams) - {"labelled"}:
             names = ", ".join(sorted(missing))
             raise ConfigError(f"data: {type(self).__name__} has no {names} samples; the method needs them")
         return {"labelled": train}
 
     def evaluation_loader(self, split: str) -> Loader:
-        """The samples of one split, once each in their order, with nothing random.
+        """The samples of one split, once each in their order, without randomness.
 
-        Where the training part is not there, a split that is a part of its own is read alone.
+        If the training part is not available, a split that is a part of its own is read by itself.
 
         Raises:
             ConfigError: there is no such split.
@@ -290,9 +293,10 @@ class TaskData:
         return loaders[split].evaluation_view()
 
     def loaders(self, needs: Needs) -> dict[str, Loader]:
-        """A loader a split; the training one deals the streams and views that ``needs`` names.
+        """One loader per split; that of ``train`` yields the streams and views in ``needs``.
 
-        Where these lack ``labelled``, the split ``bank`` is the labelled training samples to look at, once each.
+        If these do not include ``labelled``, the split ``bank`` holds the labelled training samples, once each and
+        without augmentation, e.g. for a nearest-neighbour evaluation.
         """
         splits, loaders = self.splits(), {}
         if "labelled" not in needs.streams:
@@ -306,7 +310,7 @@ class TaskData:
         return loaders
 
     def _loader(self, sources: dict[str, Source], needs: Needs, split: str) -> Loader:
-        """The loader of one split, whose views were looked at."""
+        """The loader of one split, after a check of its views."""
         training = split == "train"
         views = {stream: {view: self._view(view, split, needs) for view in needs.streams[stream]} for stream in sources}
         for stream, transforms in views.items():
@@ -327,7 +331,7 @@ class TaskData:
         )
 
     def _view(self, view: str, split: str, needs: Needs) -> Transform | None:
-        """The transform of a view, with the method's settings of it. Raises ConfigError where it has none."""
+        """The transform of a view with the method's settings. Raises ConfigError if it has no settings."""
         transform: Any = self.transform(view, split)
         if not (settings := needs.settings.get(view)):
             return transform  # type: ignore[no-any-return]
@@ -338,9 +342,9 @@ class TaskData:
         return adjusted
 
     def _check_views(self, source: Source, transforms: Mapping[str, Transform | None]) -> None:
-        """Refuse views of a sample that are one and the same, which a method would compare in vain.
+        """Raise ConfigError if two views of a sample are always identical, so that comparing them is useless.
 
-        The first samples are read and changed as in ``TRIES`` epochs. Raises ConfigError.
+        The first samples are read and transformed as in ``TRIES`` epochs.
         """
         views = list(transforms)
         if len(views) < 2:
@@ -361,16 +365,16 @@ class TaskData:
 
 
 def _copied(data: Data, changed: Mapping[str, Any], without: Sequence[str] = ()) -> Data:
-    made = copy.copy(data)
-    attributes = vars(made)
+    duplicate = copy.copy(data)
+    attributes = vars(duplicate)
     for name in without:
         attributes.pop(name, None)
     attributes.update(changed)
-    return made
+    return duplicate
 
 
 def _size(sources: Sequence[Source | None]) -> int:
-    """Bytes in memory; what is read sample by sample holds none."""
+    """The size of the samples in memory, in bytes; a source that reads its samples one by one holds none."""
     return sum(source.input.nbytes + source.target.nbytes for source in sources if isinstance(source, TensorSource))
 
 
@@ -379,24 +383,24 @@ def same_views(
 ) -> bool:
     """Whether two views, each a name and a transform, of the samples in ``raw`` never differ.
 
-    ``placed``: whether targets have a place, so that the views share one geometric draw.
+    ``placed``: whether targets are spatial, so that the views share one geometric draw.
     """
     if first[1] is None and second[1] is None:
         return True
     index = raw["index"]
     for epoch in range(TRIES):
-        made = []
+        inputs = []
         for name, transform in (first, second):
             shared = Draw(mix(0, "views", epoch), index, mix(0, "views"), epoch) if placed else None
             draw = Draw(mix(0, "views", name, epoch), index, mix(0, "views", name), epoch, shared)
-            made.append(transform(raw, draw)["input"] if transform else raw["input"])
-        if made[0].shape != made[1].shape or not torch.equal(made[0], made[1]):
+            inputs.append(transform(raw, draw)["input"] if transform else raw["input"])
+        if inputs[0].shape != inputs[1].shape or not torch.equal(inputs[0], inputs[1]):
             return False
     return True
 
 
 def scale_of(targets: Tensor) -> dict[str, list[float]]:
-    """``target_mean`` and ``target_std`` of (N,) or (N, K) numbers; the deviation of one that never differs is 1."""
+    """``target_mean`` and ``target_std`` of (N,) or (N, K) targets; the deviation of a constant one is set to 1."""
     numbers = targets.reshape(len(targets), -1).double().cpu()
     mean, std = numbers.mean(dim=0), numbers.std(dim=0, correction=0)
     varies = (numbers != numbers[0]).any(dim=0) & (std > 0)
@@ -404,16 +408,16 @@ def scale_of(targets: Tensor) -> dict[str, list[float]]:
 
 
 def case_numbers(source: Source) -> Tensor | None:
-    """(N,) the number of each sample's case, where samples are parts of cases; None where each is one of its own."""
+    """(N,) the number of each sample's case; None if every sample is a case of its own."""
     cases = source.about.cases if isinstance(source, (TensorSource, DatasetSource)) else None
     return None if cases is None else numbered(cases)
 
 
 class KnownData(TaskData):
-    """What a checkpoint knows of the data set that its weights were trained on, without samples.
+    """The data set that a checkpoint's weights were trained on, without samples.
 
     Args:
-        info: as it was saved.
+        info: the saved ``DataInfo``.
     """
 
     def __init__(self, info: DataInfo) -> None:

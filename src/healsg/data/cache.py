@@ -1,4 +1,4 @@
-"""Holding: samples read once, into memory or into a file that is mapped into it, and then batched as tensors."""
+"""Caching: samples are read once, into memory or into a memory-mapped file, and then batched as tensors."""
 
 from __future__ import annotations
 
@@ -36,36 +36,36 @@ from healsg.errors import ConfigError, DataError
 log = logging.getLogger("healsg")
 
 CHUNK = 64
-"""Samples that are read together."""
+"""Samples that are read at once."""
 
 FORMAT = 3
-"""Of a cache; others are made anew."""
+"""The version of the cache's format; caches of other versions are not used."""
 
 SUMS, LAYOUT = "sums", "layout"
 FILES = ("input", "target", SUMS)
-"""What a cache consists of; of samples of unlike sizes also ``LAYOUT``, the sizes of each as JSON."""
+"""The files of a cache; for samples of different sizes also ``LAYOUT``, the sizes of each as JSON."""
 
 LOOKED_AT = 64
-"""Samples of a cache that are compared with their checksums as it is opened; the others when they are first read."""
+"""Samples whose checksums are verified when a cache is opened; the others are verified when they are first read."""
 
 
 def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path | None, unlike: bool = False) -> Source:
-    """The samples of ``source`` as tensors in memory, or in a file below ``cache`` where that is given.
+    """The samples of ``source`` as tensors in memory, or in a file below ``cache`` if given.
 
-    What each sample is, it is for good: a data set whose own reading is random is read once. The numbers of a run are
-    those without this: evaluation takes the same batches. Samples of unlike sizes, such as volumes, are held one by
-    one where ``unlike`` allows them.
+    Each sample is read once, so that a data set with random reading yields the same samples in every epoch. The results
+    of a run are the same as without a cache, since evaluation uses the same batches. Samples of different sizes, such
+    as volumes, are stored one by one if ``unlike`` allows them.
 
     Raises:
-        ConfigError: they would not fit, or have no files by which a cache could be recognised.
+        ConfigError: the samples do not fit into memory, or have no files to identify a cache by.
         DataError: a sample cannot be read, or has another type or number of dimensions than the first.
     """
     if isinstance(source, TensorSource):
         return source
     first = source.fetch(torch.tensor([0]))
-    if odd := set(first) - {"input", "target", "index", "case"}:
+    if unsupported := set(first) - {"input", "target", "index", "case"}:
         raise ConfigError(
-            f"data.in_memory: samples have {', '.join(sorted(odd))} beside input and target; set it to false"
+            f"data.in_memory: samples have {', '.join(sorted(unsupported))} beside input and target; set it to false"
         )
     sizes = {key: first[key].nbytes * len(source) for key in ("input", "target")}
     detail = f"{len(source)} {part} samples are {_bytes(sum(sizes.values()))}"
@@ -85,41 +85,41 @@ def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path 
             apart = _in_memory_apart(source, workers, reading, free)
             return DatasetSource(apart, targets=source.targets, about=about)
         return TensorSource(tensors["input"], tensors["target"], False, about)
-    place = cache / _name(source, first)
-    if distributed.processes().local_rank == 0 and not place.is_dir():
-        log.info("data.cache: %s, written to %s", detail, place)
+    folder = cache / _name(source, first)
+    if distributed.processes().local_rank == 0 and not folder.is_dir():
+        log.info("data.cache: %s, written to %s", detail, folder)
         try:
-            _write(place, first, source, lambda tensors: _fill(tensors, source, workers, reading))
+            _write(folder, first, source, lambda tensors: _fill(tensors, source, workers, reading))
         except UnlikeSizesError:
             if not unlike:
                 raise
-            _write_apart(place, first, source, workers, reading)
-    distributed.meet()  # a barrier would give up where writing takes longer than runner.timeout
-    safefiles.require(place, safefiles.FOLDER)
-    looked_at = torch.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).round().long().tolist()
-    if (place / LAYOUT).exists():
-        mapped_apart = _opened_apart(place, first, len(source))
-        mapped_apart.check(looked_at)
+            _write_apart(folder, first, source, workers, reading)
+    distributed.meet()  # a barrier would time out if writing took longer than runner.timeout
+    safefiles.require(folder, safefiles.FOLDER)
+    verified = torch.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).round().long().tolist()
+    if (folder / LAYOUT).exists():
+        mapped_apart = _opened_apart(folder, first, len(source))
+        mapped_apart.check(verified)
         return DatasetSource(mapped_apart, targets=source.targets, about=about)
-    tensors = {key: _mapped(place / key, first[key], len(source), shared=False) for key in sizes}
-    sums = _mapped(place / SUMS, torch.zeros(1, dtype=torch.int64), len(source), shared=False)
+    tensors = {key: _mapped(folder / key, first[key], len(source), shared=False) for key in sizes}
+    sums = _mapped(folder / SUMS, torch.zeros(1, dtype=torch.int64), len(source), shared=False)
     targets = tensors["target"].clone() if source.targets is None else source.targets
-    mapped = Mapped(**tensors, sums=sums, place=place)
-    mapped.check(looked_at)
-    return DatasetSource(mapped, _as_it_is, targets, about=about)
+    mapped = Mapped(**tensors, sums=sums, place=folder)
+    mapped.check(verified)
+    return DatasetSource(mapped, _unchanged, targets, about=about)
 
 
 class Mapped:
-    """Samples in files that are mapped into memory: a batch is one gather, and only its rows are read.
+    """Samples in memory-mapped files: a batch is one gather, and only its rows are read.
 
-    Each row is compared with its checksum when it is first read by a process, so that a file which was damaged, or was
-    not yet on the disk when the power failed, is noticed before a network learns from it.
+    Each row is compared with its checksum when a process first reads it, so that a file that is damaged, or was not yet
+    on disk at a power failure, is detected before a network learns from it.
 
     Args:
         input: (N, ...), mapped.
         target: (N, ...), mapped.
-        sums: (N,) int64, the checksum of each row as ``checksum`` gives it.
-        place: the folder of the files, to be named where they are damaged.
+        sums: (N,) int64, the ``checksum`` of each row.
+        place: the folder of the files, for messages.
     """
 
     def __init__(self, input: Tensor, target: Tensor, sums: Tensor, place: Path) -> None:
@@ -139,7 +139,7 @@ class Mapped:
         return batch
 
     def check(self, index: list[int]) -> None:
-        """Raise DataError where one of these rows is not what was written."""
+        """Raise DataError if one of these rows does not match its checksum."""
         for number in index:
             self.__getitems__([number])
 
@@ -151,13 +151,13 @@ class Mapped:
 
 
 class Apart:
-    """Samples of unlike sizes, in memory or in files that are mapped into it: what is not read is not loaded, so that a
-    part of a large one, such as a patch, costs its own bytes alone.
+    """Samples of different sizes, in memory or in memory-mapped files: reading a patch of a large sample loads only the
+    bytes of the patch.
 
     Args:
         input: N tensors (C, *spatial).
         target: N tensors.
-        sums: (N,) int64 as of ``Mapped``; None where the samples are in memory.
+        sums: (N,) int64 as in ``Mapped``; None if the samples are in memory.
         place: the folder of the files.
     """
 
@@ -182,25 +182,25 @@ class Apart:
         return {"input": input, "target": target}
 
     def check(self, index: list[int]) -> None:
-        """Raise DataError where one of these samples is not what was written."""
+        """Raise DataError if one of these samples does not match its checksum."""
         for number in index:
             self.__getitem__(number)
 
 
 def checksum(input: Tensor, target: Tensor) -> int:
     """The CRC-32 of a sample's bytes."""
-    made = 0
+    total = 0
     for value in (input, target):
-        made = zlib.crc32(memoryview(value.contiguous().view(-1).view(torch.uint8).numpy()), made)  # type: ignore[arg-type]
-    return made
+        total = zlib.crc32(memoryview(value.contiguous().view(-1).view(torch.uint8).numpy()), total)  # type: ignore[arg-type]
+    return total
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
 def available() -> int | None:
-    """Bytes of memory that can still be had, by what Linux says of the machine and of this group; None elsewhere."""
+    """The available memory in bytes, within the limit of this control group; None on systems other than Linux."""
     try:
         rows = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(row.split()[1]) * 1024 for row in rows if row.startswith("MemAvailable:"))
@@ -220,30 +220,30 @@ def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Rea
         tensors: by key, with a row for each sample.
         source: the samples.
         workers: processes that read.
-        reading: what they say of it.
-        widens: whether a tensor may be replaced by one of a type that holds all samples, as a batch of them would
-            have it: pictures of 8 bits (uint8) among some of 16 (float32).
+        reading: receives their remarks.
+        widens: whether a tensor may be replaced by one of a wider type, as a batch of the samples would have it, e.g.
+            for 8-bit images (uint8) among 16-bit ones (float32).
     """
 
     def read(_: int, number: int) -> tuple[Batch | str, list[str]]:
         try:
             batch = source.fetch(torch.arange(number * CHUNK, min((number + 1) * CHUNK, len(source))))
-        except UnlikeSizesError as unlike:  # a worker sends no exceptions of this type
+        except UnlikeSizesError as unlike:  # workers do not transfer exceptions of this type
             return str(unlike), []
         return batch, reading.new_remarks()
 
-    places = [(0, number) for number in range(-(-len(source) // CHUNK))]
-    crew = Workers(read, workers, reading, [source]) if workers else None
+    chunks = [(0, number) for number in range(-(-len(source) // CHUNK))]
+    pool = Workers(read, workers, reading, [source]) if workers else None
     for (_, number), (batch, remarks) in zip(
-        places, crew.results(places) if crew else (read(*place) for place in places), strict=True
+        chunks, pool.results(chunks) if pool else (read(*chunk) for chunk in chunks), strict=True
     ):
         reading.report(remarks)
-        for key, whole in tensors.items():
-            rows = whole[number * CHUNK : (number + 1) * CHUNK]
+        for key, tensor in tensors.items():
+            rows = tensor[number * CHUNK : (number + 1) * CHUNK]
             detail = f"data.in_memory: samples of different shapes or types, near number {number * CHUNK}"
             if isinstance(batch, str) or (batch[key].dtype == rows.dtype and batch[key].shape[1:] != rows.shape[1:]):
-                if crew:
-                    crew.end()
+                if pool:
+                    pool.end()
                 raise UnlikeSizesError(batch if isinstance(batch, str) else detail, [])
             if batch[key].dtype != rows.dtype:
                 wider = torch.promote_types(batch[key].dtype, rows.dtype)
@@ -253,135 +253,137 @@ def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Rea
                         "of 8 and of 16 bits; convert them to one, or set data.in_memory=true in its place"
                     )
                 if wider != rows.dtype:
-                    tensors[key] = whole.to(wider)
+                    tensors[key] = tensor.to(wider)
                     rows = tensors[key][number * CHUNK : (number + 1) * CHUNK]
             rows.copy_(batch[key])
-    if crew:
-        crew.end()
+    if pool:
+        pool.end()
 
 
 def _read_apart(source: Source, workers: int, reading: Reading) -> Iterator[tuple[Tensor, Tensor]]:
-    """The samples one by one, in their order, by workers where there are any. Raises DataError for another type."""
+    """The samples one by one, in their order, read by workers if there are any. Raises DataError if types differ."""
     assert isinstance(source, DatasetSource)
 
     def read(_: int, number: int) -> tuple[Batch, list[str]]:
         return source.sample(number), reading.new_remarks()
 
-    places = [(0, number) for number in range(len(source))]
-    crew = Workers(read, workers, reading, [source]) if workers else None
-    like: tuple[Any, ...] | None = None
+    numbers = [(0, number) for number in range(len(source))]
+    pool = Workers(read, workers, reading, [source]) if workers else None
+    first: tuple[Any, ...] | None = None
     for (_, number), (sample, remarks) in zip(
-        places, crew.results(places) if crew else (read(*place) for place in places), strict=True
+        numbers, pool.results(numbers) if pool else (read(*number) for number in numbers), strict=True
     ):
         reading.report(remarks)
         input, target = torch.as_tensor(sample["input"]), torch.as_tensor(sample["target"])
-        own = (input.dtype, input.dim(), target.dtype, target.dim())
-        like = like or own
-        if own != like:
-            raise DataError(f"{source.name(number)}: its type or dimensions, {own}, are not those of the first, {like}")
+        kind = (input.dtype, input.dim(), target.dtype, target.dim())
+        first = first or kind
+        if kind != first:
+            name = source.name(number)
+            raise DataError(f"{name}: its type or dimensions, {kind}, are not those of the first, {first}")
         yield input.contiguous(), target.contiguous()
-    if crew:
-        crew.end()
+    if pool:
+        pool.end()
 
 
 def _in_memory_apart(source: Source, workers: int, reading: Reading, free: int | None) -> Apart:
-    """Samples of unlike sizes in memory. Raises ConfigError where they do not fit."""
+    """Samples of different sizes in memory. Raises ConfigError if they do not fit."""
     inputs = list[Tensor]()
     targets = list[Tensor]()
-    taken = 0
+    used = 0
     for input, target in _read_apart(source, workers, reading):
         inputs.append(input)
         targets.append(target)
-        taken += input.nbytes + target.nbytes
-        if free is not None and taken > 0.9 * free:
+        used += input.nbytes + target.nbytes
+        if free is not None and used > 0.9 * free:
             detail = (
-                f"the first {len(inputs)} of {len(source)} samples are {_bytes(taken)}, and {_bytes(free)} were free"
+                f"the first {len(inputs)} of {len(source)} samples are {_bytes(used)}, and {_bytes(free)} were free"
             )
             raise ConfigError(f"data.in_memory: {detail}; set data.cache=true in its place")
     return Apart(inputs, targets)
 
 
-def _write_apart(place: Path, first: Batch, source: Source, workers: int, reading: Reading) -> None:
-    """Make the folder of a cache of samples of unlike sizes in one atomic step."""
-    making = place.with_name(f".{place.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
+def _write_apart(folder: Path, first: Batch, source: Source, workers: int, reading: Reading) -> None:
+    """Create the folder of a cache of samples of different sizes in one atomic step."""
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
     sizes, sums = [], []
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        making.mkdir()
-        with (making / "input").open("xb") as inputs, (making / "target").open("xb") as targets:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        with (temporary / "input").open("xb") as inputs, (temporary / "target").open("xb") as targets:
             for input, target in _read_apart(source, workers, reading):
                 for file, value in ((inputs, input), (targets, target)):
                     file.write(memoryview(value.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
                 sizes.append([list(input.shape), list(target.shape)])
                 sums.append(checksum(input, target))
-        (making / SUMS).write_bytes(torch.tensor(sums, dtype=torch.int64).numpy().tobytes())
-        (making / LAYOUT).write_text(json.dumps(sizes))
+        (temporary / SUMS).write_bytes(torch.tensor(sums, dtype=torch.int64).numpy().tobytes())
+        (temporary / LAYOUT).write_text(json.dumps(sizes))
         for name in (*FILES, LAYOUT):
-            with (making / name).open("rb") as written:
+            with (temporary / name).open("rb") as written:
                 os.fsync(written.fileno())
-        making.replace(place)
+        temporary.replace(folder)
     except OSError as error:
-        if not place.is_dir():
-            raise DataError(f"data.cache: {place} cannot be written ({error.strerror})") from error
+        if not folder.is_dir():
+            raise DataError(f"data.cache: {folder} cannot be written ({error.strerror})") from error
     finally:
-        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _opened_apart(place: Path, first: Batch, count: int) -> Apart:
-    """The cache of samples of unlike sizes that lies in ``place``. Raises DataError where it is not whole."""
-    safefiles.require(place / LAYOUT)
+def _opened_apart(folder: Path, first: Batch, count: int) -> Apart:
+    """Open the cache of samples of different sizes in ``folder``. Raises DataError if it is incomplete."""
+    safefiles.require(folder / LAYOUT)
     try:
-        sizes = json.loads((place / LAYOUT).read_text())
+        sizes = json.loads((folder / LAYOUT).read_text())
         columns = [[tuple(int(side) for side in row[column]) for row in sizes] for column in (0, 1)]
     except (OSError, ValueError, TypeError, IndexError) as error:
-        raise DataError(f"data.cache: {place / LAYOUT} is damaged; remove its folder") from error
+        raise DataError(f"data.cache: {folder / LAYOUT} is damaged; remove its folder") from error
     if len(sizes) != count:
-        raise DataError(f"data.cache: {place} is not whole; remove this folder")
+        raise DataError(f"data.cache: {folder} is not whole; remove this folder")
     parts = {}
     for key, shapes in zip(("input", "target"), columns, strict=True):
         numbers = [math.prod(shape) for shape in shapes]
-        flat = _mapped(place / key, first[key].new_empty(1), sum(numbers), shared=False)
+        flat = _mapped(folder / key, first[key].new_empty(1), sum(numbers), shared=False)
         pieces = torch.split(flat, numbers)
         parts[key] = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-    sums = _mapped(place / SUMS, torch.zeros(1, dtype=torch.int64), count, shared=False)
-    return Apart(parts["input"], parts["target"], sums, place)
+    sums = _mapped(folder / SUMS, torch.zeros(1, dtype=torch.int64), count, shared=False)
+    return Apart(parts["input"], parts["target"], sums, folder)
 
 
-def _write(place: Path, first: Batch, source: Source, fill: Callable[[dict[str, Tensor]], None]) -> None:
-    """Make the folder of a cache in one atomic step. Raises DataError where the disk has no room."""
-    for left in place.parent.glob(f".{place.name}.*.tmp"):  # by a process that was killed
-        if not system.lives(int(left.name.split(".")[-2])):
-            shutil.rmtree(left, ignore_errors=True)
-    making = place.with_name(f".{place.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
+def _write(folder: Path, first: Batch, source: Source, fill: Callable[[dict[str, Tensor]], None]) -> None:
+    """Create the folder of a cache in one atomic step. Raises DataError if the disk is full."""
+    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # from processes that were killed
+        if not system.lives(int(leftover.name.split(".")[-2])):
+            shutil.rmtree(leftover, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        making.mkdir()  # a new folder, in which nobody has put a link
-        tensors, wanted = {}, {**first, SUMS: torch.zeros(1, dtype=torch.int64)}
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()  # a new folder, so that nobody can have planted a link in it
+        tensors = {}
+        rows = {**first, SUMS: torch.zeros(1, dtype=torch.int64)}
         for key in FILES:
-            with (making / key).open("xb") as file:
-                system.reserve(file, max(1, wanted[key].nbytes * len(source)))
-            tensors[key] = _mapped(making / key, wanted[key], len(source), shared=True)
+            with (temporary / key).open("xb") as file:
+                system.reserve(file, max(1, rows[key].nbytes * len(source)))
+            tensors[key] = _mapped(temporary / key, rows[key], len(source), shared=True)
         sums = tensors.pop(SUMS)
         fill(tensors)
         for number, sample in enumerate(zip(tensors["input"], tensors["target"], strict=True)):
             sums[number] = checksum(*sample)
         del tensors, sums
-        for name in FILES:  # a cache that has its name is on the disk as a whole
-            with (making / name).open("rb") as file:
+        for name in FILES:  # so that a cache under its final name is on disk completely
+            with (temporary / name).open("rb") as file:
                 os.fsync(file.fileno())
-        making.replace(place)
+        temporary.replace(folder)
     except OSError as error:
-        if not place.is_dir():  # which another run has made meanwhile
-            raise DataError(f"data.cache: {place} cannot be written ({error.strerror})") from error
+        if not folder.is_dir():  # otherwise another run has created it meanwhile
+            raise DataError(f"data.cache: {folder} cannot be written ({error.strerror})") from error
     finally:
-        for key in FILES if making.is_dir() else ():
-            (making / key).unlink(missing_ok=True)
-        if making.is_dir():
-            making.rmdir()
+        for key in FILES if temporary.is_dir() else ():
+            (temporary / key).unlink(missing_ok=True)
+        if temporary.is_dir():
+            temporary.rmdir()
 
 
 def _mapped(path: Path, like: Tensor, count: int, shared: bool) -> Tensor:
-    """The (count, ...) tensor that lies in a file. Not ``shared``, nothing that is written to it reaches the file."""
+    """A file as a memory-mapped (count, ...) tensor; writes to it reach the file only if it is ``shared``."""
     if not safefiles.require(path) or path.stat().st_size < count * like.nbytes:
         raise DataError(f"data.cache: {path} is not whole; remove its folder")
     flat = torch.from_file(str(path), shared=shared, size=count * like.numel(), dtype=like.dtype)
@@ -389,7 +391,7 @@ def _mapped(path: Path, like: Tensor, count: int, shared: bool) -> Tensor:
 
 
 def _name(source: Source, first: Batch) -> str:
-    """What a cache is recognised by: the files, their sizes and times, and how they are read."""
+    """The folder name of a cache: a hash of the files, their sizes and times, and how they are read."""
     dataset = getattr(source, "dataset", source)
     paths = getattr(dataset, "files", getattr(dataset, "paths", None))
     if paths is None or not isinstance(source, DatasetSource):
@@ -397,7 +399,7 @@ def _name(source: Source, first: Batch) -> str:
     plain = {key: value for key, value in vars(dataset).items() if isinstance(value, (int, float, str, tuple))}
     chosen = source.chosen.tolist() if source.chosen is not None else None
     targets = source.targets.tolist() if source.targets is not None else getattr(dataset, "targets", None)
-    known: list[Any] = [
+    identity: list[Any] = [
         FORMAT,
         type(dataset).__qualname__,
         plain,
@@ -411,8 +413,8 @@ def _name(source: Source, first: Batch) -> str:
             status = os.stat(path)  # noqa: PTH116, a Path for each is slow
         except OSError as error:
             raise DataError(f"{path}: {line(error)}") from error
-        known.append([str(path), status.st_size, status.st_mtime_ns])
-    digest = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()
+        identity.append([str(path), status.st_size, status.st_mtime_ns])
+    digest = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()
     return f"{type(dataset).__name__.lower()}-{digest[:16]}"
 
 

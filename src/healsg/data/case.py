@@ -1,4 +1,4 @@
-"""Case: what is known of one sample beside its numbers: its name, its patient, where its voxels lie in the scanner."""
+"""Case: the metadata of one sample: its name, its patient, the position of its voxels in the scanner."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Case:
     """One image or volume as it was recorded.
 
     Args:
-        name: by which tables and written masks call it.
-        group: what it shares with others, such as a patient or a scene; empty where that is not known.
-        affine: (d + 1, d + 1) rows that lead from voxel indices to positions in the scanner; empty where not known.
-        spacing: the distance of neighbouring voxels along each spatial axis, in mm; empty where not known.
-        path: of the file of the input, where there is one.
-        shape: pixels or voxels along each spatial axis as patches are cut from it; empty where not known.
+        name: its name in tables and for written masks.
+        group: what it shares with other cases, such as a patient or a scene; empty if unknown.
+        affine: the rows of the (d + 1, d + 1) matrix from voxel indices to positions in the scanner; empty if unknown.
+        spacing: the distance between voxels along each spatial axis, in mm; empty if unknown.
+        path: of the input's file, if there is one.
+        shape: pixels or voxels along each spatial axis, before patches are cut; empty if unknown.
     """
 
     name: str
@@ -35,15 +35,15 @@ class Case:
 
 
 FACTS = ("name", "group", "affine", "spacing", "path")
-"""The keys of a batch, beside ``case`` itself, from which a case is made."""
+"""The keys of a batch that a case is made from if there is no ``case``."""
 
 
 def cases_of(batch: Mapping[str, Any]) -> list[Case]:
     """The case of each sample of a batch.
 
-    They are ``batch["case"]``, as sources with cases give them. Of a data set of somebody's own they are made of the
-    entries ``name``, ``group``, ``affine``, ``spacing`` and ``path`` of its samples, as far as there are any; a sample
-    without a name is called by its index.
+    They are ``batch["case"]`` for sources with cases. For a user's data set they are made from the entries ``name``,
+    ``group``, ``affine``, ``spacing`` and ``path`` of its samples, as far as they exist; the name of a sample without
+    one is its index.
     """
     if "case" in batch:
         return list(batch["case"])
@@ -67,26 +67,24 @@ def _numbers(values: Any) -> Any:
 
 
 def names_of_files(paths: Sequence[PurePath]) -> list[str]:
-    """What the cases of files are called, one a file: the files' names without their endings or, where two files have
-    the same one, as in folders of patients, with the folders that differ."""
+    """The names of the cases of files: the file names without suffixes or, if they are not unique, as in folders of
+    patients, together with the folders that differ."""
     stems = [path.stem for path in paths]
     files = len(set(paths))
     if len(set(stems)) == files:
         return stems
-    shared = 0
-    for names_at in zip(*(path.parts[:-1] for path in paths), strict=False):
-        if len(set(names_at)) > 1:
+    common = 0
+    for folders in zip(*(path.parts[:-1] for path in paths), strict=False):
+        if len(set(folders)) > 1:
             break
-        shared += 1
-    below = [PurePath(*path.parts[shared:]) for path in paths]
-    names = [path.with_suffix("").as_posix() for path in below]
-    return names if len(set(names)) == files else [path.as_posix() for path in below]
+        common += 1
+    relative = [PurePath(*path.parts[common:]) for path in paths]
+    names = [path.with_suffix("").as_posix() for path in relative]
+    return names if len(set(names)) == files else [path.as_posix() for path in relative]
 
 
 def numbered(cases: Sequence[Case]) -> Tensor:
-    """(N,) int64: for samples that are parts of cases, such as slices of volumes, the number of each one's case.
-
-    Samples of one name are one case.
-    """
+    """(N,) int64: the number of each sample's case; samples with the same name, such as slices of a volume, belong to
+    one case."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(case.name, len(numbers)) for case in cases], dtype=torch.int64)

@@ -1,8 +1,8 @@
-"""Fingerprints of data: from which files or tensors a run learns, so that it notices when they are others.
+"""Fingerprints of data: which files or tensors a run is trained on, so that it notices when they change.
 
-A fingerprint is a dict of plain values for each part of a data set. Files are known by name, size, time of modification
-and label; their contents count too where reading them is cheap. Nothing is decoded. Paths count from the folder that
-all files of a part share, so that a data set may be moved.
+A fingerprint is a dict of plain values for each part of a data set. Files are identified by name, size, time of
+modification and label, and by their contents if reading them is cheap. Nothing is decoded. Paths are relative to the
+common folder of all files of a part, so that a data set may be moved.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from healsg.data.source import DatasetSource, Source, TensorSource
 
 WHOLE_TENSOR = 1 << 26
-"""Bytes of a tensor up to which it is hashed by SHA-256; a larger one by CRC-32, at three times the speed."""
+"""The most bytes of a tensor that are hashed by SHA-256; a larger one is hashed by CRC-32, three times as fast."""
 
 WHOLE_FILES, MANY = 1 << 24, 1000
-"""Bytes, and number, of the files of a part up to which all of them are read."""
+"""The most bytes, and the largest number, of a part's files for which all contents are read."""
 
 SAMPLED, SAMPLED_BYTES = 64, 1 << 16
-"""Of more files: so many are looked into, and so many bytes of each."""
+"""For larger parts: the number of files that are sampled, and the bytes read of each."""
 
 Fingerprint = dict[str, Any]
 
@@ -44,25 +44,25 @@ MEANING = {
     "times": "files written at other times",
     "split": "another split",
 }
-"""What it means where an entry differs; the entries that a digest is made of, in the order of messages."""
+"""What a difference in an entry means; these entries form the digest, in the order of messages."""
 
 
 def of_source(source: Source) -> Fingerprint:
-    """The fingerprint of one part as its data set gives it, before it is split or held in memory."""
+    """The fingerprint of one part as its data set provides it, before it is split or cached."""
     if isinstance(source, TensorSource):
         return {"count": len(source), "contents": _of_tensor(source.input), "labels": _of_tensor(source.target)}
-    found: Fingerprint = {"count": len(source)}
+    fingerprint: Fingerprint = {"count": len(source)}
     if isinstance(source, DatasetSource):
-        found |= _of_dataset(source.dataset)
+        fingerprint |= _of_dataset(source.dataset)
         if source.chosen is not None:
-            found["chosen"] = _of_tensor(source.chosen)
+            fingerprint["chosen"] = _of_tensor(source.chosen)
     if source.targets is not None:
-        found["labels"] = _of_tensor(source.targets)
-    return found
+        fingerprint["labels"] = _of_tensor(source.targets)
+    return fingerprint
 
 
 def of_loader(loader: Any) -> Fingerprint:
-    """The fingerprint of what a loader of the user's own yields, as far as its data set is of a known kind."""
+    """The fingerprint of the data set of a user's loader; empty if its kind is unknown."""
     sources = getattr(loader, "sources", None)
     if isinstance(sources, Mapping):
         return {name: of_source(source) for name, source in sources.items()}
@@ -71,22 +71,22 @@ def of_loader(loader: Any) -> Fingerprint:
 
 
 def _of_dataset(dataset: Any) -> Fingerprint:
-    """What is known of a map-style data set without reading its samples.
+    """The fingerprint of a map-style data set, without reading its samples.
 
-    A data set may have a method ``fingerprint`` that returns a text, ``files`` in which its samples lie together, or a
-    method ``every_path`` where a sample has several files, such as a mask; else its files are known if it has
-    ``paths``, or ``samples`` as those of torchvision. Of any other kind only the length and the labels count.
+    A data set may have a method ``fingerprint`` that returns a text, ``files`` that contain its samples, or a method
+    ``every_path`` if a sample has several files, such as a mask; otherwise its files are taken from ``paths``, or from
+    ``samples`` as in torchvision. For any other kind only the length and the labels are compared.
     """
-    if callable(own := getattr(dataset, "fingerprint", None)):
-        return {"contents": str(own())}
+    if callable(method := getattr(dataset, "fingerprint", None)):
+        return {"contents": str(method())}
     if isinstance(files := getattr(dataset, "files", None), Sequence) and files:
         return _of_files([str(file) for file in files])
-    if callable(every := getattr(dataset, "every_path", None)):
-        return _of_files(every())
+    if callable(every_path := getattr(dataset, "every_path", None)):
+        return _of_files(every_path())
     if isinstance(dataset, Subset):
         return _of_dataset(dataset.dataset) | {"chosen": _of_tensor(torch.tensor(list(dataset.indices)))}
     if isinstance(dataset, ConcatDataset):
-        return {str(place): _of_dataset(inner) for place, inner in enumerate(dataset.datasets)}
+        return {str(number): _of_dataset(inner) for number, inner in enumerate(dataset.datasets)}
     if isinstance(dataset, TensorDataset):
         return {"contents": _joined(map(_of_tensor, dataset.tensors))}
     pairs: Any = getattr(dataset, "samples", None)
@@ -118,31 +118,32 @@ def _of_tensor(tensor: Tensor) -> str:
 
 
 def _of_files(paths: Sequence[str]) -> Fingerprint:
-    """Names, sizes and times of files, and the contents of all or of some; a file that is not there counts too."""
+    """Names, sizes and times of files, and the contents of all or of some; missing files are included."""
     common = _common_folder(paths)
     facts = np.fromiter((fact for path in paths for fact in _stat(path)), dtype=np.int64, count=4 * len(paths))
     sizes, times, changes, regular = (np.ascontiguousarray(column) for column in facts.reshape(-1, 4).T)
     newest = int(changes.argmax())
-    found: Fingerprint = {
+    fingerprint: Fingerprint = {
         "names": _joined(path[len(common) :] for path in paths),
         "sizes": hashlib.sha256(sizes.tobytes()).hexdigest(),
         "times": hashlib.sha256(times.tobytes()).hexdigest(),
         "newest": [int(changes[newest]), paths[newest]],
     }
     if len(paths) <= MANY and int(sizes.sum()) <= WHOLE_FILES:
-        found["contents"] = _joined(
-            _content(path if real else "", None) for path, real in zip(paths, regular, strict=True)
+        fingerprint["contents"] = _joined(
+            _content(path if is_regular else "", None) for path, is_regular in zip(paths, regular, strict=True)
         )
     else:
-        places = np.linspace(0, len(paths) - 1, min(SAMPLED, len(paths))).round().astype(int).tolist()
-        found["sample"] = [
-            [int(times[place]), _content(paths[place] if regular[place] else "", SAMPLED_BYTES)] for place in places
+        sampled = np.linspace(0, len(paths) - 1, min(SAMPLED, len(paths))).round().astype(int).tolist()
+        fingerprint["sample"] = [
+            [int(times[number]), _content(paths[number] if regular[number] else "", SAMPLED_BYTES)]
+            for number in sampled
         ]
-    return found
+    return fingerprint
 
 
 def _common_folder(paths: Sequence[str]) -> str:
-    """The folder in or below which all files lie; empty where there is none."""
+    """The common folder of all files; empty if there is none."""
     try:
         return os.path.commonpath([os.path.dirname(path) for path in (min(paths), max(paths))])  # noqa: PTH120
     except ValueError:  # some are relative
@@ -159,7 +160,7 @@ def _stat(path: str) -> tuple[int, int, int, int]:
 
 
 def _content(path: str, limit: int | None) -> str:
-    """The SHA-256 of the first ``limit`` bytes of a regular file; empty where it cannot be read."""
+    """The SHA-256 of the first ``limit`` bytes of a regular file; empty if it cannot be read."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123, a Path for each is slow
             return hashlib.sha256(file.read(limit if limit is not None else WHOLE_FILES)).hexdigest()
@@ -175,39 +176,39 @@ def _joined(texts: Iterable[str]) -> str:
 
 
 def digest(data: Fingerprint) -> str:
-    """One SHA-256 of all that counts; times do not where the contents are known."""
-    return hashlib.sha256(json.dumps(_counting(data), sort_keys=True).encode()).hexdigest()
+    """The SHA-256 of a fingerprint; times are ignored if the contents are known."""
+    return hashlib.sha256(json.dumps(_digested(data), sort_keys=True).encode()).hexdigest()
 
 
-def _counting(data: Fingerprint) -> Fingerprint:
-    left = {"newest", "sample"} | ({"times"} if "contents" in data else set())
+def _digested(data: Fingerprint) -> Fingerprint:
+    ignored = {"newest", "sample"} | ({"times"} if "contents" in data else set())
     return {
-        key: _counting(value) if isinstance(value, dict) else value for key, value in data.items() if key not in left
+        key: _digested(value) if isinstance(value, dict) else value for key, value in data.items() if key not in ignored
     }
 
 
 def differences(old: Fingerprint, new: Fingerprint, since: float) -> list[str]:
-    """In what the data differ, one text for each part; empty where they are the same, or surely a copy.
+    """Describe the differences between data, one text for each part; empty if they are the same, or certainly a copy.
 
     Args:
-        old: the fingerprint when the run began.
-        new: the fingerprint now.
-        since: when the run began, in seconds since the epoch; files that were changed later are named.
+        old: the fingerprint at the start of the run.
+        new: the current fingerprint.
+        since: the start of the run, as a Unix time; a file that was changed later is named.
     """
-    inside = []
-    inner = {key for found in (old, new) for key, value in found.items() if isinstance(value, dict)}
-    for key in sorted(inner):
-        inside += [f"{key}: {text}" for text in differences(_as_dict(old.get(key)), _as_dict(new.get(key)), since)]
-    differing = [key for key in MEANING if key not in inner and old.get(key) != new.get(key)]
+    of_parts = []
+    parts = {key for data in (old, new) for key, value in data.items() if isinstance(value, dict)}
+    for key in sorted(parts):
+        of_parts += [f"{key}: {text}" for text in differences(_as_dict(old.get(key)), _as_dict(new.get(key)), since)]
+    differing = [key for key in MEANING if key not in parts and old.get(key) != new.get(key)]
     if "times" in differing and ("contents" in old or _copied(old.get("sample"), new.get("sample"))):
         differing.remove("times")
     if not differing:
-        return inside
+        return of_parts
     text = ", ".join(MEANING[key] for key in differing)
     changed, path = new.get("newest") or (0, "")
     if changed > since * 1e9:
         text += f"; {path} was changed since"
-    return [text, *inside]
+    return [text, *of_parts]
 
 
 def _as_dict(value: Any) -> Fingerprint:
@@ -215,8 +216,8 @@ def _as_dict(value: Any) -> Fingerprint:
 
 
 def _copied(old: Any, new: Any) -> bool:
-    """Whether files that differ in their times are a copy: each that was looked into has another time, none another
-    content. Where only some times differ, these files were replaced."""
+    """Whether files with different times are a copy: all sampled files have another time and the same content. If only
+    some times differ, these files were replaced."""
     if not old or not new or len(old) != len(new):
         return False
     return all(before[0] != now[0] and before[1] == now[1] != "" for before, now in zip(old, new, strict=True))

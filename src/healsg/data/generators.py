@@ -1,8 +1,8 @@
-"""Random generators that a data set of others keeps inside its transforms, found and seeded sample by sample.
+"""Random generators inside the transforms of other libraries, which are found and seeded for each sample.
 
-``torch.manual_seed`` and its like in NumPy and Python reach the global generators alone. MONAI's transforms have a
-``numpy.random.RandomState`` each, albumentations' a generator each: unseeded, they draw other numbers in every process
-and with every number of workers, and a resumed run would not be the same run.
+``torch.manual_seed`` and its counterparts in NumPy and Python seed only the global generators. MONAI's transforms have
+their own ``numpy.random.RandomState``, albumentations' their own generator: unseeded, they draw different numbers in
+every process and with every number of workers, and a resumed run would differ from an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 DEPTH, MOST = 6, 64
-"""How many objects deep transforms are looked for, and the longest list that is one of transforms, not of samples."""
+"""The depth of nested objects that is searched, and the longest list that may contain transforms and not samples."""
 
 SETTERS = ("set_random_state", "set_random_seed")
-"""What MONAI's and albumentations' transforms, and pipelines of these, call the method that seeds all within them."""
+"""The methods by which transforms, and pipelines of them, seed everything inside: MONAI's and albumentations'."""
 
 _BARE = (str, bytes, int, float, bool, complex, type(None), type, Tensor, np.ndarray, np.generic, torch.nn.Module)
 
@@ -40,13 +40,13 @@ class Generators:
         return bool(self.seeders)
 
     def seed(self, seed: int) -> None:
-        """Begin all generators anew: what they draw next is a function of ``seed`` and their place in the data set."""
-        for place, seeder in enumerate(self.seeders):
-            seeder((seed + place * 0x9E3779B1) % (1 << 32))
+        """Seed all generators: each gets a seed that depends on ``seed`` and its position in the data set."""
+        for number, seeder in enumerate(self.seeders):
+            seeder((seed + number * 0x9E3779B1) % (1 << 32))
 
 
 def generators_of(dataset: Any) -> Generators:
-    """All generators that are found in the attributes of a data set and of its transforms."""
+    """All generators in the attributes of a data set and of its transforms."""
     found: dict[int, tuple[Any, Callable[[int], Any]]] = {}
     _search(dataset, found, set(), DEPTH)
     return Generators([seeder for _, seeder in found.values()])
@@ -65,7 +65,7 @@ def _search(value: Any, found: dict[int, tuple[Any, Callable[[int], Any]]], seen
 
 
 def _seeder(value: Any) -> Callable[[int], Any] | None:
-    """What seeds an object that draws random numbers by itself; None of any other."""
+    """The function that seeds an object with random numbers of its own; None for any other object."""
     if isinstance(value, np.random.RandomState | random.Random):
         return value.seed
     if isinstance(value, np.random.Generator):
@@ -73,7 +73,7 @@ def _seeder(value: Any) -> Callable[[int], Any] | None:
     if isinstance(value, torch.Generator):
         return value.manual_seed
     if isinstance(value, torch.utils.data.Dataset):
-        return None  # MONAI's own data sets have such a method too, which does not reach their transforms
+        return None  # MONAI's data sets have such a method too, but it does not seed their transforms
     for name in SETTERS:
         setter = getattr(value, name, None)
         if isinstance(setter, MethodType):
@@ -90,7 +90,7 @@ def _seed_by_name(setter: Callable[[int], Any], seed: int) -> None:
 
 
 def _inside(value: Any) -> Iterator[Any]:
-    """What an object holds in which transforms may lie: its attributes, the items of short lists, closures."""
+    """The objects inside an object that may be or contain transforms: attributes, items of short lists, closures."""
     if isinstance(value, Mapping):
         yield from value.values() if len(value) <= MOST else ()
     elif isinstance(value, list | tuple | set | frozenset):

@@ -1,5 +1,5 @@
-"""DataInfo: what a data set promises, and what its numbers mean. It is saved with the weights and checked wherever
-weights are used: an output is a class only together with the names of the classes, in their order."""
+"""DataInfo: the properties of a data set and the meaning of its numbers. It is saved with the weights and checked
+wherever weights are used: an output means a class only together with the ordered names of the classes."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from typing import Any, Literal, get_args
 from healsg.errors import ConfigError, DataError, RunError
 
 ClassOrder = Literal["published", "given", "numeric", "alphabetical"]
-"""Where the order of classes comes from: the data set, ``data.classes``, their names as numbers, or as text."""
+"""What the order of classes is: that of the data set, of ``data.classes``, of their names as numbers, or as text."""
 
 SEGMENTATION = "segmentation"
 """The kind of task whose target gives each pixel or voxel of the input a class."""
 
 SHOWN = 5
-"""How many names a message gives before it counts the rest."""
+"""The most names in a message, which then gives the number of the others."""
 
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a data set promises: enough to build a network, its loss and its metrics, and to read samples as it did.
+    """The properties of a data set: enough to build a network, its loss and metrics, and to prepare new samples.
 
     Args:
         input_shape: one sample's shape as the network sees it, ``(channels, *spatial)`` or ``(features,)``.
         num_classes: the number of classes, or of outputs.
         kind: ``multiclass``, ``multilabel``, ``regression`` or ``segmentation``. Targets of a segmentation are masks
-            (N, *spatial) of labels, of which each pixel has one.
-        class_names: the classes in the order of their indices, where they have names.
-        class_order: where that order comes from. ``alphabetical`` says nothing of which class is the larger one.
-        input_names: the columns that are the input, in order, where the samples come from a table.
+            (N, *spatial) with one label per pixel.
+        class_names: the names of the classes in the order of their indices, if they have names.
+        class_order: where that order comes from. ``alphabetical`` does not imply that classes are ordinal.
+        input_names: the input columns in order, if the samples come from a table.
         preprocessing: how stored samples become inputs of ``input_shape``, as plain values: ``resize`` and ``crop`` of
-            pictures, ``mean`` and ``std`` of each channel (full intensity is 1) or column, ``missing``, what stands for
-            a value that is not known; ``target_mean`` and ``target_std`` of each number that is predicted, by which
-            a regression's targets are scaled for the loss.
-        ignore: the label of pixels whose class is not known, such as 255; they count in no loss and no metric.
-        regions: of a segmentation whose outputs overlap, by name the labels that each output stands for, such as
-            ``{"whole": (1, 2, 3), "core": (2, 3)}``. The outputs are then one score a region, in this order, and
+            images, ``mean`` and ``std`` of each channel (full intensity is 1) or column, ``missing``, the replacement
+            for missing values; ``target_mean`` and ``target_std`` of each predicted number, by which a regression's
+            targets are scaled for the loss.
+        ignore: the label of pixels whose class is unknown, such as 255; losses and metrics ignore them.
+        regions: for a segmentation with overlapping outputs, the labels of each output by name, such as
+            ``{"whole": (1, 2, 3), "core": (2, 3)}``. The outputs are then one score per region, in this order, and
             ``num_classes`` is their number; a label in no region, such as 0, is background.
 
-    Raises ConfigError for an ``ignore`` that is also a class, or regions that do not go with the outputs.
+    Raises ConfigError for an ``ignore`` that is also a class, or regions that do not match the outputs.
     """
 
     input_shape: tuple[int, ...]
@@ -62,18 +62,18 @@ class DataInfo:
 
     @property
     def placed(self) -> bool:
-        """Whether a target has a place on the input, so that it moves with it."""
+        """Whether targets are spatial, so that geometric transforms of the input apply to them too."""
         return self.kind == SEGMENTATION
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """What a mask may hold beside ``ignore``: the classes, or 0 and the labels of the regions."""
+        """The labels that a mask may contain besides ``ignore``: the classes, or 0 and the labels of the regions."""
         if self.regions:
             return tuple(sorted({0, *(label for labels in self.regions.values() for label in labels)}))
         return tuple(range(self.num_classes)) if self.placed else ()
 
     def scaled_as(self, other: DataInfo) -> DataInfo:
-        """The same with the scales of ``other``'s targets, which the weights that were trained on ``other`` have."""
+        """The same with the target scale of ``other``, which weights that were trained on ``other`` need."""
         keys = ("target_mean", "target_std")
         kept = {key: value for key, value in self.preprocessing.items() if key not in keys}
         return replace(
@@ -81,9 +81,8 @@ class DataInfo:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, from which ``from_state`` makes the same again. ``ignore`` and ``regions`` only where given."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain: dict[str, Any] = _plain(given)
+        """Plain values for ``from_state``. ``ignore`` and ``regions`` are included only if they are set."""
+        plain: dict[str, Any] = _plain({field.name: getattr(self, field.name) for field in fields(self)})
         for key in ("ignore", "regions"):
             if plain[key] in (None, {}):
                 del plain[key]
@@ -91,7 +90,7 @@ class DataInfo:
 
     @classmethod
     def from_state(cls, state: Any) -> DataInfo:
-        """What ``state_dict`` gave, which may have been in anybody's file. Raises RunError for anything else."""
+        """The inverse of ``state_dict``. Raises RunError for anything else: the file may come from anybody."""
         try:
             info = cls(
                 input_shape=_tuple(state["input_shape"], int),
@@ -106,15 +105,15 @@ class DataInfo:
             )
         except (TypeError, KeyError, ValueError, AttributeError, ConfigError) as error:
             raise RunError("data_info: does not describe a data set") from error
-        whole = type(info.num_classes) is int and info.num_classes > 0 and type(info.kind) is str
-        named = info.kind == "regression" or len(info.class_names) in (0, info.num_classes)
-        if not whole or not named or info.class_order not in get_args(ClassOrder):
+        valid_types = type(info.num_classes) is int and info.num_classes > 0 and type(info.kind) is str
+        valid_names = info.kind == "regression" or len(info.class_names) in (0, info.num_classes)
+        if not valid_types or not valid_names or info.class_order not in get_args(ClassOrder):
             raise RunError("data_info: does not describe a data set")
         return info
 
 
 def saved_info(state: Mapping[str, Any]) -> DataInfo | None:
-    """The ``DataInfo`` that a checkpoint holds; None of a task that brings its own loaders. Raises RunError."""
+    """The ``DataInfo`` in a checkpoint; None for a task that builds its own loaders. Raises RunError."""
     return DataInfo.from_state(state["data_info"]) if state.get("data_info") is not None else None
 
 
@@ -125,7 +124,7 @@ def _plain(value: Any) -> Any:
 
 
 def _checked(value: Any) -> Any:
-    """``value``, which must consist of plain values alone. Raises TypeError."""
+    """``value`` itself. Raises TypeError if it contains anything but plain values."""
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _checked(inner)
     if type(value) not in (dict, list, str, int, float, bool, type(None)):
@@ -149,19 +148,19 @@ def _tuple(values: Any, kind: type) -> tuple[Any, ...]:
 
 
 def order_classes(names: Iterable[str]) -> tuple[tuple[str, ...], ClassOrder]:
-    """Names of classes in order, and which order that is: as numbers where all are numbers (10 after 9), else as text.
+    """The names of classes in order, and the kind of order: numeric if all are numbers (10 after 9), else alphabetical.
 
-    Names of the same number, such as 1 and 01, stand in the order of text.
+    Names of the same number, such as 1 and 01, are in alphabetical order.
     """
-    found = sorted(set(names))
-    keys = {name: _number(name) for name in found}
-    if found and all(key is not None for key in keys.values()):
-        return tuple(sorted(found, key=lambda name: (keys[name], name))), "numeric"
-    return tuple(found), "alphabetical"
+    ordered = sorted(set(names))
+    keys = {name: _number(name) for name in ordered}
+    if ordered and all(key is not None for key in keys.values()):
+        return tuple(sorted(ordered, key=lambda name: (keys[name], name))), "numeric"
+    return tuple(ordered), "alphabetical"
 
 
 def _number(text: str) -> int | float | None:
-    """A finite number that a text is; None where it is none. An int stays one, so that long ones are told apart."""
+    """The finite number that a text represents, or None. Integers stay exact, so that long ones remain distinct."""
     digits = text.removeprefix("-").removeprefix("+")
     if digits.isascii() and digits.isdecimal() and len(digits) < 1000:
         return int(text)
@@ -170,36 +169,35 @@ def _number(text: str) -> int | float | None:
 
 
 def given_order(given: Sequence[Any], present: Iterable[str]) -> tuple[str, ...]:
-    """The order of classes that ``data.classes`` gives. Raises ConfigError where these are not exactly those present.
+    """The order of classes in ``data.classes``. Raises ConfigError if these are not exactly the classes present.
 
-    A number in the list is taken as its text, since the names of classes are texts.
+    Numbers in the list are converted to text, since class names are texts.
     """
     names = tuple(str(name).strip() for name in given)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"data.classes: names {twice!r} twice")
-    found = set(present)
-    if left_out := sorted(found - set(names)):
-        raise ConfigError(f"data.classes: does not name {listed(left_out)}, which the training samples have")
-    if unknown := [name for name in names if name not in found]:
-        known = listed(order_classes(found)[0])
+    existing = set(present)
+    if missing := sorted(existing - set(names)):
+        raise ConfigError(f"data.classes: does not name {listed(missing)}, which the training samples have")
+    if unknown := [name for name in names if name not in existing]:
+        known = listed(order_classes(existing)[0])
         raise ConfigError(f"data.classes: names {listed(unknown)}, but the training samples have {known} alone")
     return names
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a message: the first five, and how many more there are."""
-    rest = len(names) - SHOWN
-    return ", ".join(map(repr, names[:SHOWN])) + (f" and {rest} more" if rest > 0 else "")
+    """Names for a message: the first five, and the number of others."""
+    others = len(names) - SHOWN
+    return ", ".join(map(repr, names[:SHOWN])) + (f" and {others} more" if others > 0 else "")
 
 
 # --- comparing ------------------------------------------------------------------------------------------------------
 
 
 def differing_classes(saved: DataInfo, own: DataInfo) -> str:
-    """In what the classes of two data sets differ, in words of ``saved`` and "here"; empty where they agree.
-
-    Sets without names agree with all that have as many classes.
+    """Describe how the classes of two data sets differ, with "there" for ``saved`` and "here" for ``own``; empty if
+    they do not. A set without class names agrees with any other that has the same number of classes.
     """
     if saved.kind != own.kind:
         return f"a {saved.kind} task there, a {own.kind} task here"
@@ -218,12 +216,12 @@ def differing_classes(saved: DataInfo, own: DataInfo) -> str:
 
 
 def refuse_unknown_classes(saved: Sequence[str], present: Sequence[str], where: str) -> None:
-    """Refuse samples of classes that a network with ``saved`` classes does not know. Raises DataError.
+    """Raise DataError if samples have classes that the network was not trained on.
 
     Args:
         saved: the classes that the weights were trained on.
-        present: those of the samples; they may be fewer.
-        where: the file or the key that a message names.
+        present: the classes of the samples; they may be fewer.
+        where: the file or the key for the message.
     """
     known = set(saved)
     if unknown := [name for name in present if name not in known]:
@@ -232,7 +230,7 @@ def refuse_unknown_classes(saved: Sequence[str], present: Sequence[str], where: 
 
 
 def differing_inputs(saved: DataInfo, own: DataInfo) -> Iterator[str]:
-    """In what the inputs of two data sets differ: shape, columns, and each item of the preprocessing that both have."""
+    """Describe how the inputs of two data sets differ: shape, columns, and the preprocessing that both declare."""
     if saved.input_shape != own.input_shape:
         yield f"input shape {saved.input_shape} there, {own.input_shape} here"
     if saved.input_names and own.input_names and saved.input_names != own.input_names:

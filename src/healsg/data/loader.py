@@ -1,8 +1,7 @@
 """Loader: a batch is a pure function of (seed, epoch, position): a resume is a jump, and workers change nothing.
 
-The way of a batch: ``order`` says which samples it has; ``prepare`` reads them and makes their ``views``, in
-``workers`` where asked for (small batches of tensors are made several at once, by ``slices``); ``Loader`` brings it to
-the device.
+How a batch is made: ``order`` selects its samples; ``prepare`` reads them and makes their ``views``, in ``workers`` if
+there are any (``slices`` prepares several small batches of tensors at once); ``Loader`` moves the batch to the device.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Masks: whether they go with their images and hold no label but those of the set."""
+"""Checks of masks: their sizes must match their images, and they may only contain the labels of the data set."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from healsg.errors import DataError
 
 
 def checked(source: Source, info: DataInfo) -> Source:
-    """The samples of ``source``, whose masks are compared with their images and with the labels that ``info`` names.
+    """The samples of ``source``, with a check of their masks against their images and the labels in ``info``.
 
-    Masks in memory are looked at here, others when they are first read. Raises DataError, here or then, which names the
-    file, or the sample where no file is known.
+    Masks in memory are checked here, others when they are first read. The DataError names the file, or the sample if
+    its file is unknown.
     """
     if isinstance(source, TensorSource):
-        for place in range(len(source)):
-            sample, cases = source.sample(place), source.about.cases
-            where = f"sample {place}" if cases is None else cases[place].name
+        cases = source.about.cases
+        for number in range(len(source)):
+            sample = source.sample(number)
+            where = f"sample {number}" if cases is None else cases[number].name
             try:
                 check_mask(sample["input"], sample["target"], info)
             except DataError as error:
@@ -35,7 +36,7 @@ class _Check:
     """The check of a map-style data set's samples.
 
     Args:
-        dataset: where it has ``mask_paths``, a message names the file of the mask.
+        dataset: the data set; if it has ``mask_paths``, messages name the file of the mask.
         info: the labels.
     """
 
@@ -53,33 +54,35 @@ class _Check:
 
 
 def check_mask(input: Tensor, target: Tensor, info: DataInfo) -> None:
-    """Refuse a mask that does not fit its image. Raises DataError in words that follow the mask's name.
+    """Raise DataError if a mask does not fit its image; the message continues a line that names the mask.
 
     Args:
         input: (C, *spatial).
         target: (*spatial), or (R, *spatial) of numbers, such as probabilities, which are not compared with labels.
-        info: the labels that a mask may hold.
+        info: the labels that a mask may contain.
     """
-    sides, own = tuple(input.shape[1:]), tuple(target.shape)
-    if own != sides and (len(own) != len(sides) + 1 or own[1:] != sides):
-        raise DataError(f"the mask is {_size(own)}, its image {_size(sides)}; a mask has the size of its image")
-    if target.is_floating_point() and own != sides:
+    image_size = tuple(input.shape[1:])
+    mask_size = tuple(target.shape)
+    if mask_size != image_size and (len(mask_size) != len(image_size) + 1 or mask_size[1:] != image_size):
+        sizes = f"the mask is {_size(mask_size)}, its image {_size(image_size)}"
+        raise DataError(f"{sizes}; a mask has the size of its image")
+    if target.is_floating_point() and mask_size != image_size:
         return
-    known = {*info.labels} | ({info.ignore} if info.ignore is not None else set())
-    found = torch.unique(target).tolist()
-    if unknown := [label for label in found if label not in known]:
+    allowed = {*info.labels} | ({info.ignore} if info.ignore is not None else set())
+    labels = torch.unique(target).tolist()
+    if unknown := [label for label in labels if label not in allowed]:
         names = ", ".join(f"{label:g}" for label in unknown[:5])
         detail = f"the label {names} is" if len(unknown) == 1 else f"the labels {names} are"
         way = ""
-        if found in ([0, 255], [255]):
+        if labels in ([0, 255], [255]):
             way = "; a mask of 0 and 255 needs its 255 mapped to 1"
         raise DataError(f"{detail} not among the set's labels, {_labels(info)}{way}")
 
 
 def _labels(info: DataInfo) -> str:
     labels = info.labels
-    whole = labels == tuple(range(len(labels)))
-    listed = f"0 to {len(labels) - 1}" if whole and len(labels) > 1 else ", ".join(map(str, labels))
+    contiguous = labels == tuple(range(len(labels)))
+    listed = f"0 to {len(labels) - 1}" if contiguous and len(labels) > 1 else ", ".join(map(str, labels))
     return listed if info.ignore is None else f"{listed} and {info.ignore} to be ignored"
 
 

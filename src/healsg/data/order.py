@@ -1,4 +1,4 @@
-"""The order of an epoch: which samples each batch has, which of them are this process's, and their random numbers."""
+"""The order of an epoch: the samples of each batch, this process's shard of them, and their random numbers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class EpochOrder:
 
     Args:
         epoch: from 0.
-        foreign_state: what global generators, which transforms of other libraries draw from, are seeded with.
+        foreign_state: the seed of the global generators, which transforms of other libraries use.
         orders: by stream, (N,) int64 or int32, the indices of its samples in their order.
-        shards: by stream and position, this process's part of a batch: where it starts and stops in the order, and how
+        shards: by stream and position, this process's shard of a batch: where it starts and stops in the order, and how
             many of these rows count (``Sharding.share``).
-        draws: by stream and view, the random numbers of the samples; None where nothing of a view is random.
-        sample_draws: by stream, those with which its samples are read, such as where a patch of a volume lies.
-        in_memory: whether the samples are tensors, so that numbers drawn for a whole epoch at once are worth keeping.
+        draws: by stream and view, the random numbers of the samples; None for a view without randomness.
+        sample_draws: by stream, the random numbers for reading its samples, such as the position of a patch.
+        in_memory: whether the samples are tensors; random numbers are then drawn for a whole epoch at once and kept.
     """
 
     epoch: int
@@ -40,12 +40,12 @@ class EpochOrder:
     in_memory: bool
 
     def view_draws(self, stream: str, start: int, stop: int, kept: Tensor | None = None) -> Draws:
-        """By view the draws of a part of a stream's order.
+        """The draws of a range of a stream's order, by view.
 
         Args:
             stream: its name.
-            start, stop: the part.
-            kept: (n,) the places in the order of those samples of it that could be read; all where it is None.
+            start, stop: the range.
+            kept: (n,) the positions in the order of the samples that could be read; None for all.
         """
         drawn: dict[str, Draw | None] = {}
         for view, draw in self.draws[stream].items():
@@ -67,11 +67,11 @@ class Ordering:
         sources: the samples of each stream.
         views: by stream, the transform of each view.
         sizes: by stream, the samples of a batch over all processes.
-        sharding: this process's part of a batch, and how batches form updates.
-        shuffle: a new order each epoch, and random transforms.
-        drop_last: leave out the samples that do not fill a whole update.
-        placed: whether targets have a place, so that all views of a sample share one geometric draw.
-        takes_turns: whether each batch goes to one process as it is, and the processes take turns.
+        sharding: this process's shard of a batch, and how batches form updates.
+        shuffle: whether to use a new order in each epoch, and random transforms.
+        drop_last: whether to drop the samples that do not fill a whole update.
+        placed: whether targets are spatial, so that all views of a sample share one geometric draw.
+        takes_turns: whether processes take whole batches in turn, instead of a shard of each batch.
 
     Raises:
         DataError: the samples do not make one batch.
@@ -102,42 +102,42 @@ class Ordering:
         self.takes_turns = takes_turns
         self.in_memory = all(isinstance(source, TensorSource) for source in sources.values())
         self.longest = max(sources, key=lambda stream: len(sources[stream]) / sizes[stream])
-        """The stream that takes the most batches; it makes the epoch."""
+        """The stream with the most batches, which determines the length of an epoch."""
         self.bounds = self._bounds()
-        """Where in the longest stream's order each batch of all processes starts and stops."""
+        """The start and stop of each batch, over all processes, in the longest stream's order."""
         self._order: EpochOrder | None = None
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return len(self.bounds)
 
     def is_own(self, position: int) -> bool:
-        """Whether this process has samples of a batch: where whole batches are dealt, the processes take turns."""
+        """Whether this process has samples of the batch at ``position``."""
         return not self.takes_turns or position % self.sharding.world == self.sharding.rank
 
     def of(self, epoch: int) -> EpochOrder:
-        """The order of ``epoch``, which is kept until another epoch is asked for."""
+        """The order of ``epoch``, which is kept until another epoch is requested."""
         if self._order is None or self._order.epoch != epoch:
-            self._order = None  # first, so that the new one takes its memory: a worker need not have room for two
+            self._order = None  # freed first, so that a worker never holds two orders in memory
             self._order = self._make(epoch)
         return self._order
 
     def span(self, stream: str, position: int) -> tuple[int, int]:
-        """Where in an epoch's order a stream's batch lies, over all processes."""
+        """The start and stop of a stream's batch, over all processes, in an epoch's order."""
         if stream == self.longest:
             return self.bounds[position]
-        # In proportion, so that a last batch that is not full has as few of each stream, however it is split.
-        start, stop = (-(-place * self.sizes[stream] // self.sizes[self.longest]) for place in self.bounds[position])
+        # In proportion, so that a partial last batch is equally small for each stream, however it is split.
+        start, stop = (-(-bound * self.sizes[stream] // self.sizes[self.longest]) for bound in self.bounds[position])
         return start, stop
 
     def samples(self, stream: str, position: int, rows: int | None, skipping: bool) -> Samples:
-        """Which samples of a stream this process has at ``position``; where some may be skipped, ``rows`` says how many
-        it has, and the other processes' are not known."""
+        """The samples of a stream that this process has at ``position``. If unreadable samples are skipped, ``rows`` is
+        the number that it could read, and the numbers of other processes are not known."""
         (start, stop), sharding = self.span(stream, position), self.sharding
         low, _, ours = sharding.share(start, stop)
         if skipping:
-            own = min(rows if rows is not None else ours, ours)
-            return Samples(own, low - start, *([own, None] if sharding.world == 1 else [None, None]))
+            readable = min(rows if rows is not None else ours, ours)
+            return Samples(readable, low - start, *([readable, None] if sharding.world == 1 else [None, None]))
         update = stop - start
         if sharding.accumulate > 1:
             first = position - position % sharding.accumulate
@@ -155,38 +155,40 @@ class Ordering:
             spans = self.bounds
             if stream != self.longest:
                 spans = [self.span(stream, position) for position in range(len(self))]
-            wanted = spans[-1][1]
+            needed = spans[-1][1]
             size = len(source)
-            passes = -(-wanted // size)
-            # An epoch's order is the largest thing that a worker has: half as large in 32 bits, where they suffice.
+            passes = -(-needed // size)
+            # An epoch's order is the largest object of a worker: 32 bits, if they suffice, halve it.
             small = not self.in_memory and passes * size < 1 << 31
-            places = self._places(size, passes, torch.int32 if small else torch.int64, (seed, stream, epoch))
+            occurrences = self._occurrences(size, passes, torch.int32 if small else torch.int64, (seed, stream, epoch))
             if isinstance(source, TensorSource):
-                places = places.to(source.input.device)
-            orders[stream] = places if passes == 1 else places % size
+                occurrences = occurrences.to(source.input.device)
+            orders[stream] = occurrences if passes == 1 else occurrences % size
             if self.takes_turns:
                 shards[stream] = [(start, stop, stop - start) for start, stop in spans]
             else:
                 shards[stream] = [self.sharding.share(*span) for span in spans]
-            shared = _draw(mix(seed, stream, "all views"), places, epoch) if self.placed else None
+            shared = _draw(mix(seed, stream, "all views"), occurrences, epoch) if self.placed else None
             draws[stream] = {}
             for view, transform in self.views[stream].items():
                 is_random = bool(transform) and self.shuffle
-                draws[stream][view] = _draw(mix(seed, stream, view), places, epoch, shared) if is_random else None
-            sample_draws[stream] = _draw(mix(seed, stream, "as it is read"), places, epoch)
+                draws[stream][view] = _draw(mix(seed, stream, view), occurrences, epoch, shared) if is_random else None
+            sample_draws[stream] = _draw(mix(seed, stream, "as it is read"), occurrences, epoch)
         return EpochOrder(epoch, mix(seed, "samples", epoch), orders, shards, draws, sample_draws, self.in_memory)
 
-    def _places(self, size: int, passes: int, dtype: torch.dtype, key: tuple[int | str, ...]) -> Tensor:
-        """(passes * size,) places of an epoch's samples: a sample's index, and ``size`` more with each further pass.
+    def _occurrences(self, size: int, passes: int, dtype: torch.dtype, key: tuple[int | str, ...]) -> Tensor:
+        """(passes * size,) the shuffled samples of an epoch, each as its index plus ``size`` times the pass.
 
-        A sample that comes again in an epoch has another place, hence other draws.
+        A sample that is repeated within an epoch thus has another number, and other random draws.
         """
         if not self.shuffle:
             return torch.arange(passes * size, dtype=dtype)
-        turns = [torch.randperm(size, generator=generator(*key, turn), dtype=dtype) for turn in range(passes)]
-        for turn, places in enumerate(turns):
-            places += turn * size
-        return turns[0] if passes == 1 else torch.cat(turns)
+        permutations = [
+            torch.randperm(size, generator=generator(*key, number), dtype=dtype) for number in range(passes)
+        ]
+        for number, permutation in enumerate(permutations):
+            permutation += number * size
+        return permutations[0] if passes == 1 else torch.cat(permutations)
 
     def _bounds(self) -> list[tuple[int, int]]:
         samples = len(self.sources[self.longest])
@@ -204,9 +206,9 @@ class Ordering:
 
 
 def batch_draw(draw: Draw, start: int, stop: int) -> Draw:
-    """The draws of a batch by themselves: a worker has no use for those of the whole epoch, which ``part`` keeps."""
+    """The draws of a batch without a reference to those of the whole epoch (as ``part`` has), for workers."""
     return draw.copied(start, stop)
 
 
-def _draw(key: int, places: Tensor, epoch: int, shared: Draw | None = None) -> Draw:
-    return Draw(mix(epoch, state=key), places, key, epoch, shared)
+def _draw(key: int, index: Tensor, epoch: int, shared: Draw | None = None) -> Draw:
+    return Draw(mix(epoch, state=key), index, key, epoch, shared)

@@ -1,4 +1,4 @@
-"""Patches: parts of images or volumes that a network is trained on, each a pure function of its sample's draw."""
+"""Patches: parts of images or volumes to train on, each a pure function of its per-sample random numbers."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ from healsg.errors import ConfigError, DataError
 from healsg.seeding import Draw, mix
 
 KEPT = 4096
-"""Places of each foreground class that are kept of a case, evenly spaced among all of them."""
+"""The most voxel positions of each foreground class that are kept per case, evenly spaced among all of them."""
 
 ROUNDING = 32
-"""What a network may need the sides of its inputs to be a multiple of: that of five halvings."""
+"""The sides of a network's inputs may have to be a multiple of this, as with five downsampling steps."""
 
 
 class Patches:
-    """A map-style data set of patches of cases, of which each epoch has others: see ``drawn``.
+    """A map-style data set of random patches of cases, which differ from epoch to epoch: see ``drawn``.
 
     Args:
         cases: whole cases, of any sizes.
-        size: of a patch along each spatial axis. A case that is smaller is padded: its input with 0, its mask with
-            ``outside``.
-        count: patches of an epoch; those of number ``i`` are of case ``i % len(cases)``.
-        foreground: the share of patches that have a foreground pixel, of a class that is drawn evenly among those of
-            the case, in their middle, as far as the case reaches.
-        outside: the label of what lies outside of a case.
-        ignore: a label that is no foreground.
+        size: of a patch along each spatial axis. A smaller case is padded: its input with 0, its mask with ``outside``.
+        count: patches per epoch; patch ``i`` is cut from case ``i % len(cases)``.
+        foreground: the share of patches that are centred on a foreground pixel, as far as the border of the case
+            allows; its class is sampled uniformly from the classes of the case.
+        outside: the label of padding.
+        ignore: a label that is not foreground.
     """
 
     def __init__(
@@ -52,19 +51,19 @@ class Patches:
         self.outside = outside
         self.ignore = ignore
         self.places: dict[int, list[Tensor]] = {}
-        """By case, of each of its foreground classes some flat places; found when the case is first read."""
+        """By case, flat voxel positions of each of its foreground classes; collected when the case is first read."""
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Batch:
-        """A patch that is the same in each epoch, as where training samples are looked at without randomness."""
+        """A patch that is the same in each epoch, for reading training samples without randomness."""
         return self.drawn(index, Draw(mix(0, "patches"), torch.tensor([index])))
 
     def drawn(self, index: int, draw: Draw) -> Batch:
-        """The patch that the draw of one sample says, of the case that its index says.
+        """The patch at the position given by the random numbers of one sample, from the case given by its index.
 
-        The ``target`` of a case without a mask is 1 where the patch lies in the case, and 0 in its padding.
+        The ``target`` of a case without a mask is 1 inside the case and 0 in the padding.
         """
         number = index % len(self.cases)
         sample = self.cases.sample(number, draw)
@@ -78,44 +77,51 @@ class Patches:
         if target is not None and u[0] < self.foreground:
             centre = self._foreground_place(number, target, u[1], u[2])
         corner = []
-        for axis, (side, wanted) in enumerate(zip(sides, self.size, strict=True)):
-            free = max(0, side - wanted)
-            drawn = int(u[3 + axis] * (free + 1)) if centre is None else centre[axis] - wanted // 2
+        for axis, (side, length) in enumerate(zip(sides, self.size, strict=True)):
+            free = max(0, side - length)
+            drawn = int(u[3 + axis] * (free + 1)) if centre is None else centre[axis] - length // 2
             corner.append(min(max(drawn, 0), free))
         patch = {"input": self._cut(input, corner, 0)}
-        if target is None:  # a network must not learn from its own predictions of what is no part of the case
+        if target is None:  # a network must not learn from its own predictions in the padding
             patch["target"] = self._cut(torch.ones(sides, dtype=torch.uint8), corner, 0)
         else:
             patch["target"] = self._cut(target, corner, self.outside)
         return patch
 
-    def _cut(self, whole: Tensor, corner: list[int], outside: int) -> Tensor:
+    def _cut(self, volume: Tensor, corner: list[int], outside: int) -> Tensor:
         """The window of (..., *spatial) at ``corner``, padded to the patch's size."""
-        first = whole.dim() - len(self.size)
-        window = whole
+        first = volume.dim() - len(self.size)
+        window = volume
         padding: list[int] = []
-        for axis, (begin, wanted) in enumerate(zip(corner, self.size, strict=True)):
-            window = window.narrow(first + axis, begin, min(wanted, whole.shape[first + axis]))
-            missing = wanted - window.shape[first + axis]
+        for axis, (begin, length) in enumerate(zip(corner, self.size, strict=True)):
+            window = window.narrow(first + axis, begin, min(length, volume.shape[first + axis]))
+            missing = length - window.shape[first + axis]
             padding = [missing // 2, missing - missing // 2, *padding]
         return F.pad(window, padding, value=outside) if any(padding) else window.clone()
 
     def _foreground_place(self, number: int, target: Tensor, which: float, where: float) -> list[int] | None:
-        """A place of a foreground class of a case; None where it has none."""
+        """The indices of a random foreground voxel of a case; None if it has no foreground.
+
+        Args:
+            number: of the case.
+            target: its mask.
+            which, where: random numbers in [0, 1) that choose the class, and the voxel among those of the class.
+        """
         mask = target if target.dim() == len(self.size) else target.sum(dim=0)
         if number not in self.places:
-            flat, found = mask.reshape(-1), []
+            flat = mask.reshape(-1)
+            by_class = []
             for label in torch.unique(flat).tolist():
                 if label not in (0, self.ignore):
-                    places = (flat == label).nonzero().flatten()
-                    found.append(places[:: -(-len(places) // KEPT)].clone())
-            self.places[number] = found
+                    positions = (flat == label).nonzero().flatten()
+                    by_class.append(positions[:: -(-len(positions) // KEPT)].clone())
+            self.places[number] = by_class
         classes = self.places[number]
         if not classes:
             return None
-        places = classes[int(which * len(classes))]
-        flat_place = places[int(where * len(places))]
-        return [int(place) for place in torch.unravel_index(flat_place, mask.shape)]
+        positions = classes[int(which * len(classes))]
+        position = positions[int(where * len(positions))]
+        return [int(index) for index in torch.unravel_index(position, mask.shape)]
 
     def name(self, index: int) -> str:
         """The case of a patch, for messages."""
@@ -126,18 +132,18 @@ class Patches:
         return self.cases.name(number) if isinstance(self.cases, DatasetSource) else f"sample {number}"
 
 
-def padding(sources: Iterable[Source], size: tuple[int, ...]) -> str:
-    """One line on how many cases are smaller than a patch, and are padded; empty where none is.
+def check_size(sources: Iterable[Source], size: tuple[int, ...]) -> None:
+    """Log in one line how many cases are smaller than a patch and are padded.
 
-    A network may need that, so as many voxels as round the largest case up to a multiple of ``ROUNDING`` are taken.
-    Cases whose shapes are not known are passed over.
+    A network may need padding, so a patch may be as large as the largest case rounded up to a multiple of ``ROUNDING``.
+    Cases of unknown shape are skipped.
 
     Args:
-        sources: of training; a case that several have counts once.
+        sources: the training samples; a case in several of them counts once.
         size: of a patch along each spatial axis.
 
     Raises:
-        DataError: along some axis the patch is larger than that in every case, so that training would see padding.
+        DataError: along some axis the patch is larger than that, so that every patch would contain padding.
     """
     cases = dict.fromkeys(case for source in sources for case in _of_known_shape(source, len(size)))
     if not cases:
@@ -148,20 +154,19 @@ def padding(sources: Iterable[Source], size: tuple[int, ...]) -> str:
         if side > most:
             detail = f"{side} along axis {axis}, and the largest training case is {_named(largest)}"
             raise DataError(f"data.patch: {list(size)} has {detail}; give at most {most} along that axis")
-    small = [case for case in cases if any(own < side for own, side in zip(case.shape, size, strict=True))]
-    if not small:
-        return ""
-    fits = [min(sides) for sides in zip(size, *(case.shape for case in cases), strict=True)]
-    count = f"{len(small)} of {len(cases)} training cases are" if len(cases) > 1 else "the training case is"
-    detail = f"smaller along an axis than {list(size)} and padded with zeros to it, such as {_named(small[0])}"
-    return f"{count} {detail}; up to {fits} pads none"
+    small = [case for case in cases if any(extent < side for extent, side in zip(case.shape, size, strict=True))]
+    if small:
+        fits = [min(sides) for sides in zip(size, *(case.shape for case in cases), strict=True)]
+        count = f"{len(small)} of {len(cases)} training cases are" if len(cases) > 1 else "the training case is"
+        detail = f"smaller along an axis than {list(size)} and padded with zeros to it, such as {_named(small[0])}"
+        log.warning("data.patch: %s %s; up to %s pads none", count, detail, fits)
 
 
 def _of_known_shape(source: Source, axes: int) -> Sequence[Case]:
     cases = source.about.cases if isinstance(source, (TensorSource, DatasetSource)) else None
     if isinstance(source, TensorSource):
         shape = tuple(source.input.shape[2:])
-        cases = [replace(case, shape=shape) for case in cases or [Case(str(place)) for place in range(len(source))]]
+        cases = [replace(case, shape=shape) for case in cases or [Case(str(number)) for number in range(len(source))]]
     return [case for case in cases or () if len(case.shape) == axes]
 
 
@@ -184,11 +189,9 @@ def patches_of(
     Args:
         cases: whole cases.
         size: see ``Patches``.
-        per_case: patches of each case in an epoch.
-        samples: patches of an epoch, in the place of ``per_case``; each case then gives as many, up to one.
-        foreground: see ``Patches``.
-        outside: likewise.
-        ignore: likewise.
+        per_case: patches of each case per epoch.
+        samples: patches per epoch, instead of ``per_case``; each case then contributes the same number, up to one.
+        foreground, outside, ignore: see ``Patches``.
 
     Raises:
         ConfigError: the cases cannot be read one by one.
@@ -196,7 +199,7 @@ def patches_of(
     if not isinstance(cases, (TensorSource, DatasetSource)):
         raise ConfigError(f"data.patch: {type(cases).__name__} gives no single samples; a DatasetSource does")
     count = samples or per_case * len(cases)
-    made: Any = Patches(cases, size, count, foreground, outside, ignore)
+    patches: Any = Patches(cases, size, count, foreground, outside, ignore)
     known = cases.about.cases
     about = About([known[number % len(cases)] for number in range(count)] if known is not None else None)
-    return DatasetSource(made, about=about)
+    return DatasetSource(patches, about=about)

@@ -1,4 +1,4 @@
-"""Scratch: large arrays in files that are mapped into memory, for work whose own memory must not grow with its data."""
+"""Scratch: large arrays in memory-mapped temporary files, for computations with bounded memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from healsg.errors import DataError
 
 Array = np.ndarray[Any, Any]
 Empty = Callable[[Sequence[int], Any], Array]
-"""Makes an array of a shape and a dtype, whose numbers are not set: ``np.empty``, or ``Scratch.empty``."""
+"""Creates an uninitialised array of a shape and a dtype: ``np.empty``, or ``Scratch.empty``."""
 
 
 class Scratch:
-    """Arrays in files without a name, which vanish with the process, also with one that is killed.
+    """Arrays in unnamed files, which are deleted when the process ends, even if it is killed.
 
-    The pages of such an array belong to the page cache: the system writes them to the disk where memory is short.
+    The pages of such an array belong to the page cache: the system writes them to disk when memory is short.
 
     Args:
-        folder: on whose disk the files lie.
+        folder: the folder whose disk is used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,12 +39,12 @@ class Scratch:
         self.files.close()
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
-        """An array of zeros. Raises DataError where the disk has no place for it."""
+        """An array of zeros. Raises DataError if the disk is full."""
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - closed with all others
         self.files.callback(file.close)
         try:
-            system.reserve(file, max(1, size))  # a full disk would end the process at a write
+            system.reserve(file, max(1, size))  # otherwise a full disk would kill the process at a later write
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise

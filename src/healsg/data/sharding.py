@@ -9,15 +9,15 @@ import torch
 
 @dataclass(frozen=True)
 class Sharding:
-    """How the batches of an epoch are split, as the runner asks for it.
+    """How the batches of an epoch are split; created by the runner.
 
     Args:
         seed: of the order of the samples.
-        device: on which batches are delivered.
+        device: the device of the batches.
         rank, world: this process, and the number of processes.
-        accumulate: micro-batches in an update.
+        accumulate: micro-batches per update.
         least: the smallest number of rows that a process may get.
-        limit: batches an epoch; None for all.
+        limit: batches per epoch; None for all.
     """
 
     seed: int = 0
@@ -29,7 +29,7 @@ class Sharding:
     limit: int | None = None
 
     def share(self, start: int, stop: int) -> tuple[int, int, int]:
-        """This rank's range of the samples ``start`` to ``stop``, and how many of them count.
+        """This rank's shard of the samples ``start`` to ``stop``: its start and stop, and how many of its rows count.
 
         If fewer than ``least`` samples remain for a rank, it gets a copy of the first ones with a count of 0, since
         every process must take part in the collectives.

@@ -1,4 +1,4 @@
-"""Batches of one stream of tensors: several small ones are prepared at once, and cut apart."""
+"""Batches of one stream of tensors: several small ones are prepared at once and then split."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from healsg.data.views import Transform, make_views
 from healsg.parts import declares
 
 TOGETHER = 1 << 20
-"""Bytes, as float32, of the inputs of several small batches that are prepared at once."""
+"""The most bytes, as float32, of the inputs of small batches that are prepared at once."""
 
 JOINED = 8
-"""The most small batches that an evaluation takes as one."""
+"""The most small batches that an evaluation joins into one."""
 
 ALIGNED = 64
-"""Bytes: torch's allocator gives each tensor on the CPU an address that is a multiple of this."""
+"""The alignment in bytes of each tensor that torch allocates on the CPU."""
 
 
 def is_by_sample(views: Mapping[str, Transform | None]) -> bool:
-    """Whether each transform declares that it changes a sample by itself, whatever the others of its batch are."""
+    """Whether every transform declares that a sample's result does not depend on the others of its batch."""
     return all(declares(transform, "per_sample") for transform in views.values() if transform)
 
 
 def sliced(ordering: Ordering, epoch: int, start: int, joined: bool) -> Iterator[tuple[Batch, int]]:
-    """The batches of the one stream of ``ordering`` from position ``start``, each with its rows.
+    """The batches of the only stream of ``ordering`` from position ``start``, each with its number of rows.
 
-    As many as lie within ``TOGETHER`` are prepared at once, with the same numbers as each by itself, since transforms
-    change each sample by itself (``is_by_sample``).
+    Batches of up to ``TOGETHER`` bytes are prepared at once. The result is the same as for each of them separately,
+    because transforms handle each sample independently (``is_by_sample``).
 
     Args:
         ordering: of one stream in memory.
-        epoch, start: where to begin.
-        joined: whether up to ``JOINED`` batches stay one, as an evaluation of one process may take them.
+        epoch, start: the epoch, and the position of the first batch.
+        joined: whether up to ``JOINED`` batches are joined into one, as in an evaluation by a single process.
     """
     order = ordering.of(epoch)
     ((stream, source),) = ordering.sources.items()
@@ -51,23 +51,23 @@ def sliced(ordering: Ordering, epoch: int, start: int, joined: bool) -> Iterator
         if ordering.sharding.world == 1:
             raw = source.fetch(order.orders[stream][low:high])
             draws = order.view_draws(stream, low, high)
-        else:  # other processes' samples lie between
-            places = torch.cat([torch.arange(begin, stop, device=source.input.device) for begin, stop, _ in shards])
-            raw = source.fetch(order.orders[stream][places])
-            draws = order.view_draws(stream, low, high, places)
-        made = make_views(ordering.views[stream], raw, draws)
+        else:  # the shards are not contiguous: samples of other processes are in between
+            positions = torch.cat([torch.arange(begin, stop, device=source.input.device) for begin, stop, _ in shards])
+            raw = source.fetch(order.orders[stream][positions])
+            draws = order.view_draws(stream, low, high, positions)
+        views = make_views(ordering.views[stream], raw, draws)
         sizes = [high - low] if joined else [stop - begin for begin, stop, _ in shards]
         counted = sizes if joined else [rows for _, _, rows in shards]
-        for rows, *values in zip(counted, *(_split(value, sizes) for value in made.values()), strict=True):
-            yield dict(zip(made, values, strict=True)), rows
+        for rows, *values in zip(counted, *(_split(value, sizes) for value in views.values()), strict=True):
+            yield dict(zip(views, values, strict=True)), rows
 
 
 def _split(value: Any, rows: list[int]) -> Iterator[Any]:
-    """Pieces of a batch's tensor or list, of so many rows each.
+    """Split a batch's tensor or list into pieces with these numbers of rows.
 
-    A piece of a tensor is copied where it does not begin at an address at which tensors of its own do: kernels of
-    matrix products on the CPU go by the address in how they add up, so that the numbers of a batch would depend on what
-    lies before it: on where a resumed run began, or on whether samples are held in memory.
+    A piece of a tensor is copied if its address is not aligned as that of a newly allocated tensor: the order of
+    summation in the CPU's matrix products depends on the alignment, so that the bits of a result would depend on the
+    samples before the batch, i.e. on the position of a resume or on whether samples are held in memory.
     """
     if isinstance(value, Tensor) and value.is_cpu:
         for piece in torch.split(value, rows):

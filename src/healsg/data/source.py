@@ -24,7 +24,7 @@ log = logging.getLogger("healsg")
 Batch = dict[str, Any]
 Collate = Callable[[list[Any]], Any]
 Check = Callable[[Batch, int], None]
-"""Refuses a sample, given with its index in its data set. Raises DataError, which may begin with the culprit's file."""
+"""Checks a sample, given with its index in its data set. Raises DataError, whose message may start with the file."""
 Windows = Sequence[Sequence[float]]
 """By sample the numbers in [0, 1) that choose a part of it; what they mean, the data set says."""
 
@@ -330,9 +330,9 @@ class DatasetSource:
             at[1], at[2] = wanted[0], len(wanted) - 1
             try:
                 return many(wanted)  # type: ignore[no-any-return]
-            except Exception as error:  # one by one, the culprit shows
+            except Exception as error:  # the samples are read again one by one, to find the unreadable one
                 if isinstance(error, DataError) and reading.on_error == "raise":
-                    raise  # which names it
+                    raise  # its message names the sample already
         samples = []
         plain = self._is_plain(draw, windows)
         seeds = draw.seeds() if draw is not None and self.generators else wanted

@@ -1,8 +1,8 @@
 """Which samples are held out, kept, relabelled: pure functions of the samples' classes and a seed.
 
-Every function takes (N,) int64 class indices and gives sorted (N,) or shorter int64 indices, or labels, on the CPU.
-Samples are drawn class by class, so that each class gives its share (stratified), and from a permutation of the class,
-so that of two amounts the smaller is a part of the larger.
+Every function takes (N,) int64 class indices and returns sorted int64 indices, or labels, on the CPU. Sampling is
+stratified by class, and takes the first samples of a permutation of the class, so that a smaller selection is a subset
+of a larger one.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from healsg.seeding import generator, mix
 
 
 def in_cases(choose: Callable[[Tensor], Tensor], layers: Tensor, cases: Tensor | None) -> Tensor:
-    """(N,) bool: which samples are chosen where whole cases are, such as volumes of which samples are slices.
+    """(N,) bool: which samples are chosen if whole cases are, such as volumes whose slices are the samples.
 
     Args:
-        choose: from the (C,) layers of cases to the indices of those chosen.
-        layers: (N,) int64, by which samples are shared evenly; a case has that of its first sample.
-        cases: (N,) int64, the case of each sample, 0 to C - 1 in the order in which they come; None where each is one.
+        choose: from the (C,) strata of the cases to the indices of the chosen cases.
+        layers: (N,) int64, the stratum of each sample; that of a case is the stratum of its first sample.
+        cases: (N,) int64, the case of each sample, 0 to C - 1 in order of occurrence; None if each sample is a case.
     """
     count = len(layers) if cases is None else int(cases.max()) + 1
-    held = torch.zeros(count, dtype=torch.bool)
-    held[choose(of_cases(layers, cases))] = True
-    return held if cases is None else held[cases]
+    chosen = torch.zeros(count, dtype=torch.bool)
+    chosen[choose(of_cases(layers, cases))] = True
+    return chosen if cases is None else chosen[cases]
 
 
 def of_cases(values: Tensor, cases: Tensor | None) -> Tensor:
-    """(C,) what the first sample of each case has of (N,) ``values``."""
+    """(C,) the value of each case's first sample, of (N,) ``values``."""
     if cases is None:
         return values
     first = torch.full((int(cases.max()) + 1,), len(cases))
@@ -39,15 +39,16 @@ def of_cases(values: Tensor, cases: Tensor | None) -> Tensor:
 
 
 def allot(counts: Tensor, total: int, at_least: int = 0) -> Tensor:
-    """Deal ``total`` to classes in proportion to ``counts`` by the largest remainder.
+    """Distribute ``total`` over classes in proportion to ``counts``, by the largest remainder method.
 
     Args:
         counts: (C,) samples of each class.
         total: at most their sum.
-        at_least: what each class that has a sample gets before the others get more.
+        at_least: the minimum for each class that has that many samples.
 
     Returns:
-        (C,) int64 amounts that add up to ``total``; each within one of its exact share but for ``at_least``.
+        (C,) int64 amounts that add up to ``total``; each differs from its exact share by less than one, except for
+        ``at_least``.
     """
     exact = counts.double() * total / counts.sum().clamp(min=1)
     amounts = exact.floor().long()
@@ -73,9 +74,9 @@ def members(targets: Tensor, label: int, seed: int, purpose: str) -> Tensor:
 
 
 def fold_of(targets: Tensor, folds: int, seed: int) -> Tensor:
-    """(N,) the fold of each sample, 0 to ``folds - 1``.
+    """(N,) the fold of each sample, 0 to ``folds - 1``, stratified by class.
 
-    Folds differ by at most one sample, as do the samples of a class in them.
+    The sizes of folds differ by at most one sample, and so do the numbers of samples of each class in them.
     """
     labels = torch.unique(targets).tolist()
     order = torch.cat([members(targets, label, seed, "fold") for label in labels])
@@ -85,57 +86,61 @@ def fold_of(targets: Tensor, folds: int, seed: int) -> Tensor:
 
 
 def side_of(targets: Tensor, groups: Tensor, shares: list[float], seed: int) -> Tensor:
-    """(N,) the side of each sample, such that no group is on two sides and each side has about its share of each class.
+    """(N,) the part that each sample is assigned to, such that no group is split and each part has about its share of
+    each class.
 
-    The groups are assigned from the largest to the smallest, equal ones in random order, each to the side whose class
-    counts it brings nearest to their targets. No side stays empty if there are at least as many groups as sides.
+    Groups are assigned from the largest to the smallest, in random order among equal sizes, each to the part whose
+    class counts come closest to their desired values by it. No part stays empty if there are at least as many groups
+    as parts.
 
     Args:
         targets: (N,) classes.
         groups: (N,) int64, any numbers.
-        shares: of each side; they add up to 1.
-        seed: of the order of groups of one size.
+        shares: the share of each part; they add up to 1.
+        seed: of the order of groups of the same size.
     """
     _, group = torch.unique(groups, return_inverse=True)
     _, label = torch.unique(targets, return_inverse=True)
-    table = torch.zeros(int(group.max()) + 1, int(label.max()) + 1, dtype=torch.float64)
+    table = torch.zeros(int(group.max()) + 1, int(label.max()) + 1, dtype=torch.float64)  # samples by group and class
     table.index_put_((group, label), torch.ones(len(group), dtype=torch.float64), accumulate=True)
-    wanted = torch.tensor(shares, dtype=torch.float64).unsqueeze(1) * table.sum(0)
+    desired = torch.tensor(shares, dtype=torch.float64).unsqueeze(1) * table.sum(0)
     shuffled = torch.randperm(len(table), generator=generator(seed, "groups"))
     order = shuffled[table.sum(1)[shuffled].argsort(descending=True, stable=True)]
-    filled, side = torch.zeros_like(wanted), torch.zeros(len(table), dtype=torch.int64)
-    for place, one in enumerate(order.tolist()):
-        cost = ((2 * (filled - wanted) + table[one]) * table[one] / table.sum(0)).sum(1)
+    filled = torch.zeros_like(desired)
+    side = torch.zeros(len(table), dtype=torch.int64)
+    for done, number in enumerate(order.tolist()):
+        # The change of sum((filled - desired)**2 / class size) if the group is added to each of the parts.
+        cost = ((2 * (filled - desired) + table[number]) * table[number] / table.sum(0)).sum(1)
         empty = filled.sum(1) == 0
-        if len(order) - place <= int(empty.sum()):  # as many groups are left as sides are empty
+        if len(order) - done <= int(empty.sum()):  # the remaining groups are needed for the empty parts
             cost[~empty] = torch.inf
-        side[one] = cost.argmin()
-        filled[side[one]] += table[one]
+        side[number] = cost.argmin()
+        filled[side[number]] += table[number]
     return side[group]
 
 
 def split_off(layers: Tensor, share: float, seed: int, groups: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The samples that stay for training and the ``share`` that becomes the test part, of ``groups`` whole ones."""
+    """The indices of the training samples, and of the ``share`` that becomes the test part; groups are not split."""
     seed = mix(seed, "test")
     if groups is None:
         return stratified_split(layers, share, seed)
-    tested = side_of(layers, groups, [1 - share, share], seed) == 1
-    return (~tested).nonzero().flatten(), tested.nonzero().flatten()
+    is_test = side_of(layers, groups, [1 - share, share], seed) == 1
+    return (~is_test).nonzero().flatten(), is_test.nonzero().flatten()
 
 
 def long_tail(counts: Tensor, imbalance: float) -> Tensor:
     """(C,) amounts ``n_k = n_max * imbalance**(-k / (C - 1))`` (Cui et al. 2019, arXiv 1901.05555, section 5).
 
-    Classes shrink in their order; ``n_max`` is as large as every class's count in ``counts`` allows. Rounded down, at
-    least 1.
+    Classes get smaller in their order; ``n_max`` is as large as the ``counts`` of all classes allow. Amounts are
+    rounded down, to at least 1.
     """
-    falls = imbalance ** -(torch.arange(len(counts), dtype=torch.float64) / max(1, len(counts) - 1))
-    largest = ((counts + 1 - 1e-6) / falls).min().clamp(max=float(counts[0]))
-    return (largest * falls + 1e-9).floor().long().clamp(min=1)
+    decay = imbalance ** -(torch.arange(len(counts), dtype=torch.float64) / max(1, len(counts) - 1))
+    largest = ((counts + 1 - 1e-6) / decay).min().clamp(max=float(counts[0]))
+    return (largest * decay + 1e-9).floor().long().clamp(min=1)
 
 
 def flip_labels(targets: Tensor, share: float, classes: int, seed: int) -> Tensor:
-    """The labels with exactly ``round(share * N)`` of them replaced, each by another class chosen evenly."""
+    """The labels with exactly ``round(share * N)`` of them replaced by another class, sampled uniformly."""
     counts = torch.bincount(targets, minlength=classes)
     chosen = choose(targets, allot(counts, round(share * len(targets))), seed, "noise")
     step = torch.randint(1, classes, (len(chosen),), generator=generator(seed, "noisy labels"))
@@ -145,36 +150,37 @@ def flip_labels(targets: Tensor, share: float, classes: int, seed: int) -> Tenso
 
 
 def confuse_labels(targets: Tensor, matrix: Tensor, seed: int) -> Tensor:
-    """The labels of class ``i`` replaced by ``j`` for the share ``matrix[i, j]`` of its samples, by largest remainder.
+    """Labels with class ``i`` replaced by ``j`` for the share ``matrix[i, j]`` of its samples (largest remainder).
 
     Args:
         targets: (N,) classes.
         matrix: (C, C), each row of which adds up to 1.
-        seed: which samples.
+        seed: selects the samples.
     """
     noisy = targets.clone()
     for label, row in enumerate(matrix):
-        found = members(targets, label, seed, "noise")
-        noisy[found] = torch.repeat_interleave(torch.arange(len(row)), allot(row, len(found)))
+        index = members(targets, label, seed, "noise")
+        noisy[index] = torch.repeat_interleave(torch.arange(len(row)), allot(row, len(index)))
     return noisy
 
 
 def balance(targets: Tensor, seed: int) -> Tensor:
-    """Indices with repeats, so that every class that has samples comes as often as the largest.
+    """Indices with repetitions, such that every class that has samples occurs as often as the largest one.
 
-    All samples of a class come equally often, up to one.
+    All samples of a class occur equally often, up to one.
     """
     labels, counts = torch.unique(targets, return_counts=True)
-    most, repeated = int(counts.max()), []
+    largest = int(counts.max())
+    repeated = []
     for label in labels.tolist():
-        found = members(targets, label, seed, "balanced")
-        repeated.append(found.repeat(-(-most // len(found)))[:most])
+        index = members(targets, label, seed, "balanced")
+        repeated.append(index.repeat(-(-largest // len(index)))[:largest])
     return torch.cat(repeated).sort().values
 
 
 def strata(targets: Tensor) -> Tensor:
-    """(N,) int64 layers to be shared evenly: the classes, the combinations of labels (those of fewer than ten samples
-    as one), or tenths of a number's range, of several numbers the first one's.
+    """(N,) int64 strata for splits: the classes, the combinations of labels (those with fewer than ten samples form one
+    stratum), or the deciles of a number, of the first one if there are several.
 
     Args:
         targets: (N,) class indices, (N, K) labels, or (N,) or (N, K) floating-point numbers.
@@ -190,12 +196,12 @@ def strata(targets: Tensor) -> Tensor:
 
 
 def stratified_split(targets: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split samples in two so that every class gives up the same share, as a pure function of ``seed``.
+    """Split samples in two, stratified by class, as a pure function of ``seed``.
 
     Args:
         targets: (N,) class indices.
-        fraction: the share of the second part; its size is ``round(fraction * N)``, divided among the classes by the
-            largest remainder, so that it differs by less than one sample from the exact share in every class.
+        fraction: the share of the second part; its size is ``round(fraction * N)``, distributed over the classes by
+            the largest remainder method, so that it differs by less than one sample from the exact share of each class.
 
     Returns:
         The sorted indices of the first and of the second part.

@@ -1,4 +1,4 @@
-"""What a run understood of its data: lines for the log at its start."""
+"""A summary of a run's data: lines for the log at its start."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from healsg.data.foreign import AnyLoader
 from healsg.data.loader import Loader
 
 MOST_CLASSES = 12
-"""Classes whose samples are counted one by one in a line."""
+"""The most classes for which a line gives the number of samples of each."""
 
 
 def data_lines(loaders: Mapping[str, AnyLoader], info: DataInfo | None) -> Iterator[str]:
-    """Inputs and targets, then a line a split: its samples, and how many of each class.
+    """A line about inputs and targets, then one per split with its number of samples, in total and of each class.
 
     Args:
         loaders: by split.
-        info: what the data promise; None where a task brings loaders of its own.
+        info: the properties of the data; None if a task builds its own loaders.
     """
     if info is not None:
         names = info.class_names if 0 < len(info.class_names) <= MOST_CLASSES else ()
@@ -30,7 +30,7 @@ def data_lines(loaders: Mapping[str, AnyLoader], info: DataInfo | None) -> Itera
         if info.kind == "regression":
             yield "data: targets are scaled to mean 0 and deviation 1 for the loss; metrics and predictions are not"
     for split, loader in loaders.items():
-        if split == "bank":  # the training samples, to look at
+        if split == "bank":  # the training samples again
             continue
         if not isinstance(loader, Loader):
             yield f"data: {split}: a loader of its own"
@@ -41,7 +41,7 @@ def data_lines(loaders: Mapping[str, AnyLoader], info: DataInfo | None) -> Itera
 
 
 def class_counts(targets: Tensor | None, info: DataInfo | None) -> str:
-    """How many samples each class has; of many classes the fewest and the most."""
+    """The number of samples of each class; for many classes the smallest and largest number."""
     if info is None or targets is None or info.kind != "multiclass" or targets.dim() != 1 or not len(targets):
         return ""
     if targets.is_floating_point():
@@ -54,7 +54,7 @@ def class_counts(targets: Tensor | None, info: DataInfo | None) -> str:
 
 
 def data_warnings(loaders: Mapping[str, AnyLoader]) -> Iterator[str]:
-    """What is probably not meant: a batch that is larger than the data."""
+    """Warnings about probable mistakes: a batch that is larger than the data."""
     train = loaders.get("train")
     if isinstance(train, Loader):
         samples, size = len(train.sources[train.longest]), train.sizes[train.longest]

@@ -1,7 +1,7 @@
 """Workers: processes that prepare batches in advance. If one dies, hangs or raises, the run ends with a message.
 
-torch's DataLoader shares one queue between its workers, so that a worker that is killed while it writes can block all
-of them. Here each worker has a pipe of its own, and a row of shared memory holds the sample that it is reading.
+torch's DataLoader shares one queue between its workers, so that a worker that is killed while writing can block all of
+them. Here each worker has its own pipe, and records in a row of shared memory which sample it is reading.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from healsg.torch_private import become_worker
 Given = TypeVar("Given")
 
 LARGEST_KEPT = 1 << 30
-"""Bytes of a batch up to which a worker uses the memory of the one before again."""
+"""The most bytes of a freed block that a worker keeps for its next batch."""
 
 
 class Workers:
-    """Processes that run ``prepare`` ahead, in turn.
+    """Processes that run ``prepare`` in advance, in turn.
 
     Args:
-        prepare: from an epoch and a position to what is to be sent.
-        count: how many.
-        reading: its ``at`` is where a worker writes what it reads; ``prefetch`` and ``timeout`` count here.
-        sources: by the number of the stream, which know the names of samples.
+        prepare: from an epoch and a position to the result that is sent.
+        count: number of processes.
+        reading: settings; a worker records the sample it is reading in ``at``. ``prefetch`` and ``timeout`` apply here.
+        sources: by the number of the stream, for the names of samples in messages.
         begin: called in each worker with its number, before the first batch.
     """
 
@@ -60,52 +60,53 @@ class Workers:
         self.at.share_memory_()  # type: ignore[no-untyped-call]
         self.processes: list[tuple[Any, Any]] = []
         self.end = Finalize(self, _end, (self.processes,), exitpriority=10)
-        shown: Any = getattr(sources[0], "dataset", None)
+        dataset: Any = getattr(sources[0], "dataset", None)
         for number in range(count):
-            ours, theirs = Pipe()
-            become = partial(become_worker, number, count, shown)
-            given = (prepare, reading, self.at[number], theirs, number, become, begin)
-            process = Process(target=_work, args=given, daemon=True)
+            parent_end, worker_end = Pipe()
+            become = partial(become_worker, number, count, dataset)
+            arguments = (prepare, reading, self.at[number], worker_end, number, become, begin)
+            process = Process(target=_work, args=arguments, daemon=True)
             process.start()
-            theirs.close()
-            self.processes.append((process, ours))
+            worker_end.close()
+            self.processes.append((process, parent_end))
 
     def results(self, places: Sequence[tuple[int, int]]) -> Iterator[Any]:
-        """What the workers make of each of ``places``, in their order. Raises DataError where one is lost."""
+        """The result of ``prepare`` for each (epoch, position), in order. Raises DataError if a worker is lost."""
         self.turn += 1
         turn, count = self.turn, len(self.processes)
         ahead = count * min(self.reading.prefetch, 64)
-        for place in range(-ahead, len(places)):
+        for number in range(-ahead, len(places)):  # a request runs ``ahead`` results before its own
             if turn != self.turn:
                 raise DataError("a loader with workers deals one pass at a time, and another was begun")
-            if place + ahead < len(places):
-                with contextlib.suppress(OSError):  # a dead one is missed when its answer is
-                    self.processes[place % count][1].send((turn, places[place + ahead]))
-            if place >= 0:
-                yield self._receive(place % count, turn)
+            if number + ahead < len(places):
+                with contextlib.suppress(OSError):  # a dead worker is reported when its result is due
+                    self.processes[number % count][1].send((turn, places[number + ahead]))
+            if number >= 0:
+                yield self._receive(number % count, turn)
 
     def _receive(self, number: int, turn: int) -> Any:
         process, pipe = self.processes[number]
-        got = 0
+        received = 0
         waited = 0.0
         try:
-            while got != turn:  # older answers belong to a pass that was left early
+            while received != turn:  # older results belong to a pass that was not finished
                 while not pipe.poll(0.5):
-                    waited += 0.5  # a process that is stopped for a while does not count
+                    waited += 0.5  # counted in polls, so that the time while this process is suspended is not included
                     if not process.is_alive():
                         raise EOFError
                     if 0 < self.reading.timeout <= waited:
                         raise TimeoutError
-                got, ours, prepared = pipe.recv()
+                received, user_error, prepared = pipe.recv()
         except (OSError, EOFError) as error:
             raise DataError(self._lost(number, error)) from error
-        if ours is None:
+        if user_error is None:
             return prepared
         self.end()
         message, trace = prepared
-        raise (DataError if ours else RuntimeError)(message) from RuntimeError(trace)
+        raise (DataError if user_error else RuntimeError)(message) from RuntimeError(trace)
 
     def _lost(self, number: int, error: Exception) -> str:
+        """Why a worker was lost, and the sample that it was reading; also ends all workers."""
         process, (stream, index, more) = self.processes[number][0], self.at[number].tolist()
         how = f"gave no batch for {self.reading.timeout:g} seconds (data.timeout)"
         if not isinstance(error, TimeoutError):
@@ -120,29 +121,29 @@ class Workers:
 
 
 def prepared_ahead(given: Iterator[Given], prepare: Callable[[Given], Given], device: torch.device) -> Iterator[Given]:
-    """``prepare`` of each of ``given``, one ahead, in a thread of its own: page-locking memory takes as long as copying
-    it, and the loop's thread has a GPU to keep busy.
+    """Apply ``prepare`` to each of ``given``, one in advance, in another thread: page-locking memory takes as long as
+    copying it, and the loop's thread has to keep a GPU busy.
 
-    What is raised in the thread is raised here. The thread ends with the iterator, also where that is left early.
+    Exceptions in the thread are raised here. The thread ends with the iterator, even if that is closed early.
     """
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
-    left = threading.Event()
+    closed = threading.Event()
 
     def put(ends: bool, value: Any) -> None:
-        while not left.is_set():
+        while not closed.is_set():
             with contextlib.suppress(queue.Full):
                 return ready.put((ends, value), timeout=0.1)
 
     def work() -> None:
         try:
             if device.type == "cuda" and torch.cuda.is_available():
-                torch.cuda.set_device(device)  # of this thread, whose memory would otherwise be the first GPU's
-            for each in given:
-                if left.is_set():
+                torch.cuda.set_device(device)  # set per thread; otherwise the memory would be pinned for the first GPU
+            for batch in given:
+                if closed.is_set():
                     return
-                put(False, prepare(each))
+                put(False, prepare(batch))
             put(True, None)
-        except BaseException as error:  # raised in the loop's thread
+        except BaseException as error:  # raised again in the loop's thread
             put(True, error)
 
     thread = threading.Thread(target=work, name="pinning", daemon=True)
@@ -155,7 +156,7 @@ def prepared_ahead(given: Iterator[Given], prepare: Callable[[Given], Given], de
         if value is not None:
             raise value
     finally:
-        left.set()
+        closed.set()
         thread.join()
 
 
@@ -175,16 +176,20 @@ def _work(
     become: Callable[[], None],
     begin: Callable[[int], None] | None,
 ) -> None:
-    """A worker's life: it leaves signals to its parent, answers (turn, whose error it is, what), and ends with it."""
-    for each in system.STOP_SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    threading.Thread(target=_outlive, daemon=True).start()
+    """The main function of a worker. It ignores stop signals, which its parent handles, and ends with its parent.
+
+    It answers each request with (turn, None, result), or after an error with (turn, whether the user can fix the error,
+    (message, traceback)).
+    """
+    for number_of_signal in system.STOP_SIGNALS:
+        signal.signal(number_of_signal, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     system.keep_freed_memory(LARGEST_KEPT)
-    gc.freeze()  # a collection would write to, and so copy, every page on which the parent's objects lie
+    gc.freeze()  # a collection would write to, and so copy, every memory page with objects of the parent
     become()
     reading.write_to(at.numpy().data)
-    with contextlib.suppress(EOFError, OSError):  # a parent that is gone
+    with contextlib.suppress(EOFError, OSError):  # the parent has ended
         while True:
             turn, place = pipe.recv()
             try:
@@ -196,7 +201,7 @@ def _work(
                 pipe.send((turn, isinstance(error, HealsgError), (line(error), traceback.format_exc())))
 
 
-def _outlive() -> None:
+def _exit_with_parent() -> None:
     if parent := parent_process():
         wait([parent.sentinel])
     os._exit(1)
