@@ -157,11 +157,11 @@ def _proved(made: Path, to: str, predictor: Predictor, task: BasicTask) -> tuple
         for name in ("segment.py", "volumes.py")[: len(predictor.info.input_shape) - 2]:
             (made / name).write_text(mask_program(to, name), encoding="utf-8")
         return reproduce_masks(made, to, predictor, loader), None
-    wanted = reference(predictor, loader)
-    agreement = reproduce(made, to, wanted, predictor.info)
+    expected = reference(predictor, loader)
+    agreement = reproduce(made, to, expected, predictor.info)
     if predictor.info.kind != "multiclass":
         return agreement, None
-    return agreement, float((wanted.outputs.argmax(dim=1) == wanted.targets).double().mean())
+    return agreement, float((expected.outputs.argmax(dim=1) == expected.targets).double().mean())
 
 
 def _test_samples(task: BasicTask, folder: RunFolder) -> int | None:

@@ -181,13 +181,13 @@ def _settings(
         if layout.coarsest is not None:
             rule += f"; along axis {layout.coarsest}, of thick slices, the 10th percentile"
         made["data.spacing"] = ([round(one, 6) for one in layout.spacing], "as given" if given else f"{rule}, in mm")
-    whole = "x".join(f"{side:g}" for side in layout.median)
+    median_size = "x".join(f"{side:g}" for side in layout.median)
     patch = list(found.patch)
     if "data.image_size" in made and patch[0] >= layout.median[0]:
         made["data.image_size"] = (patch[0], f"{made['data.image_size'][1]}, rounded to what the strides divide")
         made["data.patch"] = (None, "whole pictures fit")
     else:
-        made["data.patch"] = (patch, f"of a median case of {whole}; the largest that fits into {memory:g} GB")
+        made["data.patch"] = (patch, f"of a median case of {median_size}; the largest that fits into {memory:g} GB")
     bounds = {
         "memory": f"as many as fit into {memory:g} GB",
         "data": f"{model.budget.covered:.0%} of the voxels of the training cases",

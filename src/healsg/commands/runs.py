@@ -57,10 +57,10 @@ def run(arguments: list[str]) -> int:
     order, _, direction = (args.sort or "").partition(":")
     if direction not in ("", "asc", "desc"):
         raise ConfigError(f"--sort {args.sort}: the direction is asc or desc, such as {order}:asc")
-    asked = [*columns, *(key for key, _, _ in conditions), *[order] * bool(order)]
-    runs = listed(root_of(args.root), [column for column in asked if _is_setting(column)])
+    requested = [*columns, *(key for key, _, _ in conditions), *[order] * bool(order)]
+    runs = listed(root_of(args.root), [column for column in requested if _is_setting(column)])
     every = {name for found in runs for name in found.facts} | set(DEFAULT)
-    for column in asked:
+    for column in requested:
         if runs and column not in every and not any(found.settings.get(column) is not None for found in runs):
             raise ConfigError(f"{column}: no run has such a column or key{did_you_mean(column, sorted(every))}")
     runs = [found for found in runs if not args.names or found.name.startswith(tuple(args.names))]

@@ -144,12 +144,12 @@ def _options(arguments: list[str]) -> tuple[Options, list[str]]:
 
 def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> list[str]:
     """Train all runs; returns a description of the differences, empty if they agree. Raises BrokenError."""
-    whole, chance = trials["whole"], random.Random(options.verify_seed)
+    uninterrupted, chance = trials["whole"], random.Random(options.verify_seed)
     own_saves = composed.values["runner"]["save_every"] is not None
     count = processes.wanted(composed)
     for number, (name, trial) in enumerate(trials.items()):
         print(f"{name}: {trial.folder.shown}", flush=True)
-        plans = moments(chance, whole.steps, options.kills, own_saves, number % 2) if number > 1 else []
+        plans = moments(chance, uninterrupted.steps, options.kills, own_saves, number % 2) if number > 1 else []
         killed = 0
         try:
             while launch(composed, trial.folder, _traced(count, plans, killed)).status == "killed":
@@ -160,12 +160,12 @@ def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> l
                 raise
             return [f"{name} cannot go on after a kill at step {trial.steps}: {error}", CAUSES["killed"]]
         trial.read()
-        if number and (detail := _difference(whole.folder, trial.folder)):
+        if number and (detail := _difference(uninterrupted.folder, trial.folder)):
             causes = CAUSES["killed" if plans else "again"]
             return [
                 detail,
                 causes,
-                f"see: healsg diverge {shlex.join([str(whole.folder.shown), str(trial.folder.shown)])}",
+                f"see: healsg diverge {shlex.join([str(uninterrupted.folder.shown), str(trial.folder.shown)])}",
             ]
     return []
 

@@ -61,9 +61,9 @@ class Digits(Classification):
     @cached_property
     def _parts(self) -> dict[str, TensorSource]:
         table = read_table()
-        whole = TensorSource(table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].long())
-        train, test = stratified_split(whole.target, TEST_SAMPLES / SAMPLES, TEST_SEED)
-        return {"train": whole.subset(train), "test": whole.subset(test)}
+        source = TensorSource(table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].long())
+        train, test = stratified_split(source.target, TEST_SAMPLES / SAMPLES, TEST_SEED)
+        return {"train": source.subset(train), "test": source.subset(test)}
 
 
 def read_table() -> Tensor:

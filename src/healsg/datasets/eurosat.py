@@ -106,8 +106,8 @@ class EuroSAT(Classification):
                 inputs[row] = decode(path, 64, 3)
             except Exception as error:  # a damaged image can raise almost any exception
                 raise DataError(f"{path}: cannot be read ({line(error)}); get the set anew") from error
-        whole = TensorSource(inputs, torch.tensor(targets))
+        source = TensorSource(inputs, torch.tensor(targets))
         if not self.test_fraction:
-            return {"train": whole}
-        train, test = stratified_split(whole.target, self.test_fraction, TEST_SEED)
-        return {"train": whole.subset(train), "test": whole.subset(test)}
+            return {"train": source}
+        train, test = stratified_split(source.target, self.test_fraction, TEST_SEED)
+        return {"train": source.subset(train), "test": source.subset(test)}

@@ -204,14 +204,14 @@ class LabelledData(TaskData):
         layers = splits.of_cases(self.layers_of(train, "labels"), case_numbers(train))
         counts = self.count_layers(layers)
         there = len(layers)
-        wanted = self.labels or max(1, round((self.fraction or 0.0) * there))
-        if wanted > there:
-            raise ConfigError(f"data.labels: {wanted}, but there are {there} training samples")
-        if wanted < (classes := int((counts > 0).sum())):
+        amount = self.labels or max(1, round((self.fraction or 0.0) * there))
+        if amount > there:
+            raise ConfigError(f"data.labels: {amount}, but there are {there} training samples")
+        if amount < (classes := int((counts > 0).sum())):
             raise ConfigError(
-                f"data.fraction: {wanted} of {there} samples for {classes} classes; give each at least one"
+                f"data.fraction: {amount} of {there} samples for {classes} classes; give each at least one"
             )
-        return splits.allot(counts, wanted, at_least=1)
+        return splits.allot(counts, amount, at_least=1)
 
     def streams(self, needs: Needs, train: Source) -> dict[str, Source]:
         others = {name: views for name, views in needs.streams.items() if name != "unlabelled"}

@@ -49,8 +49,8 @@ class MaskShards(MaskedPictures):
         mask: str = "seg",
         **common: Any,
     ) -> None:
-        asked = Path(folder).expanduser()
-        candidates = (current_folder() / asked, current_folder() / Path(root).expanduser() / asked)
+        given = Path(folder).expanduser()
+        candidates = (current_folder() / given, current_folder() / Path(root).expanduser() / given)
         found = next(filter(Path.is_dir, candidates), None)  # if it is missing, reading reports it
         self.notes = notes = read_notes(found) if found is not None else None
         if notes is not None and notes.masks is None:

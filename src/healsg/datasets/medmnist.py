@@ -171,10 +171,12 @@ class MedMNIST(Classification):
         except (KeyError, ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path}: damaged, its {part} part cannot be read ({line(error)})") from error
         channels, *sides = info.input_shape
-        wanted = (*sides, channels) if channels > 1 else tuple(sides)
+        expected_shape = (*sides, channels) if channels > 1 else tuple(sides)
         columns = info.num_classes if info.kind == "multilabel" else 1
-        if images.dtype != np.uint8 or images.shape[1:] != wanted:
-            raise DataError(f"{path}: its {part} images are {images.dtype} {images.shape}, not uint8 (N, {wanted})")
+        if images.dtype != np.uint8 or images.shape[1:] != expected_shape:
+            raise DataError(
+                f"{path}: its {part} images are {images.dtype} {images.shape}, not uint8 (N, {expected_shape})"
+            )
         if labels.dtype.kind not in "iu" or labels.shape != (len(images), columns):
             raise DataError(f"{path}: its {part} labels {labels.shape} do not go with {len(images)} images")
         top = info.num_classes - 1 if info.kind == "multiclass" else 1

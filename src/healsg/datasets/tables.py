@@ -51,8 +51,8 @@ def saved_scaling(saved: DataInfo, noise: float) -> Standardise:
     centre, spread = (saved.preprocessing.get(key) for key in ("mean", "std"))
     for values in (centre, spread):
         numbers_given = values if isinstance(values, list) else []
-        whole = len(numbers_given) == len(saved.input_names)
-        if not whole or not all(type(value) is float and math.isfinite(value) for value in numbers_given):
+        complete = len(numbers_given) == len(saved.input_names)
+        if not complete or not all(type(value) is float and math.isfinite(value) for value in numbers_given):
             raise DataError("data: the checkpoint lacks the mean and deviation of the columns that it takes")
     return Standardise(torch.tensor(centre), torch.tensor(spread), noise)
 
@@ -174,9 +174,9 @@ class Tables(Classification):
                 found[part] = table
         if "train" not in found and self._saved is None:
             raise DataError(f"{type(self).__name__}: there is no training part")
-        wanted = [*self.target, *(self.columns or []), *([self.image] if self.image else [])]
+        columns = [*self.target, *(self.columns or []), *([self.image] if self.image else [])]
         for part, table in found.items():
-            if missing := [name for name in wanted if name not in table]:
+            if missing := [name for name in columns if name not in table]:
                 names = ", ".join(list(table)[:20])
                 raise DataError(f"data: the {part} part has no column {missing[0]!r}; it has {names}")
         return found

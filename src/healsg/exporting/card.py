@@ -206,17 +206,17 @@ def licences(values: Mapping[str, Any], predictor: Predictor, starts_from_weight
     node = values.get("model")
     model: Mapping[str, Any] = node if isinstance(node, dict) else {}
     target, name = str(model.get("_target_")), model.get("name")
-    asked = bool(model.get("weights")) or starts_from_weights
+    pretrained = bool(model.get("weights")) or starts_from_weights
     lines = []
     if values.get("init_from"):
         lines.append(f"training began with the weights of `{values['init_from']}`: their licence is not known here")
-    elif target.startswith("healsg.models.torchvision") and asked:
+    elif target.startswith("healsg.models.torchvision") and pretrained:
         lines.append(
             f"training began with torchvision's weights {model.get('weights') or 'DEFAULT'} of {name}. torchvision "
             "states no licence for them and refers to the terms of the data that they were trained on: "
             "https://github.com/pytorch/vision#pre-trained-model-license"
         )
-    elif target.startswith("healsg.models.timm") and (model.get("pretrained") or asked):
+    elif target.startswith("healsg.models.timm") and (model.get("pretrained") or pretrained):
         known = _timm_licence(predictor)
         source = f"the file `{model['weights']}`" if model.get("weights") else f"timm's weights of {name}"
         lines.append(f"training began with {source}: {known}")

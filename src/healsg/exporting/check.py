@@ -147,11 +147,11 @@ def reproduce_masks(folder: Path, to: str, predictor: Predictor, loader: Loader)
     program = "volumes" if len(predictor.info.input_shape) == 4 else "segment"
     with tempfile.TemporaryDirectory(prefix="healsg-export-") as temporary:
         own_masks = _own_masks_of_volumes if program == "volumes" else _own_masks
-        paths, wanted = own_masks(predictor, loader, Path(temporary))
+        paths, expected = own_masks(predictor, loader, Path(temporary))
         found = _asked(folder, to, paths, Path(temporary), program)
-    if [one.shape for one in found] != [one.shape for one in wanted]:
+    if [one.shape for one in found] != [one.shape for one in expected]:
         raise RunError(f"healsg export: {program}.py gives masks of other sizes than the run")
-    shares = [float((one != other).mean()) for one, other in zip(found, wanted, strict=True)]
+    shares = [float((one != other).mean()) for one, other in zip(found, expected, strict=True)]
     off = sum(share > PIXELS for share in shares)
     if off:
         raise RunError(

@@ -48,8 +48,8 @@ def predictions(paths: Sequence[str], size: int = 64) -> Iterator[tuple[str, Arr
                 made.append(read())
             except Exception as error:  # a damaged picture makes decoders raise almost anything
                 made.append(f"{type(error).__name__}: {error}")
-        whole = [one for one in made if not isinstance(one, str)]
-        found = iter(predict(np.stack(whole)) if whole else ())
+        readable = [one for one in made if not isinstance(one, str)]
+        found = iter(predict(np.stack(readable)) if readable else ())
         for (name, _), one in zip(block, made, strict=True):
             yield name, one if isinstance(one, str) else next(found)
 

@@ -230,15 +230,15 @@ def live_line(
     """
     rate, left = pace
     head = (progress.phase + f" {progress.epoch}/{progress.max_epoch}" * bool(progress.max_epoch))[:width]
-    wanted = [f"{clock(left)} left"] if left is not None else []
-    wanted += [f"{name} {number(value)}" for name, value in dict(progress.numbers).items()]
-    wanted += [best] * bool(best)
-    wanted += [f"{rate:,.0f}/s"] if rate else []
-    wanted += [f"{memory / 2**30:.1f} GiB"] if memory else []
+    parts = [f"{clock(left)} left"] if left is not None else []
+    parts += [f"{name} {number(value)}" for name, value in dict(progress.numbers).items()]
+    parts += [best] * bool(best)
+    parts += [f"{rate:,.0f}/s"] if rate else []
+    parts += [f"{memory / 2**30:.1f} GiB"] if memory else []
     room = width - len(head) - 4
     length = min(30, max(5, room // 3)) * (progress.length > 0 and room >= 5)
     tail: list[str] = []
-    for piece in wanted:
+    for piece in parts:
         if length + sum(len(other) + 2 for other in [*tail, piece]) - 2 <= room:
             tail.append(piece)
     done = round(length * min(1.0, progress.position / max(1, progress.length)))

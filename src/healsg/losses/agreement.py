@@ -27,5 +27,5 @@ def self_distillation(
         center: (K,), subtracted from the teacher's logits.
         student_temperature, teacher_temperature: the temperatures of the logits.
     """
-    wanted = ((teacher.detach() - center) / teacher_temperature).softmax(dim=1)
-    return -(wanted * (student / student_temperature).log_softmax(dim=1)).sum(dim=1)
+    target = ((teacher.detach() - center) / teacher_temperature).softmax(dim=1)
+    return -(target * (student / student_temperature).log_softmax(dim=1)).sum(dim=1)

@@ -74,9 +74,9 @@ def noise_contrastive(scores: Tensor, constant: Tensor, samples: int) -> Tensor:
 def same_size(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Two feature maps (N, C, ...), average-pooled to the smaller size of both along each axis."""
     axes = first.dim() - 2
-    wanted = [min(sizes) for sizes in zip(first.shape[2:], second.shape[2:], strict=True)]
+    smaller = [min(sizes) for sizes in zip(first.shape[2:], second.shape[2:], strict=True)]
     made = [
-        values if list(values.shape[2:]) == wanted else POOLS[axes](values, wanted)  # type: ignore[arg-type]
+        values if list(values.shape[2:]) == smaller else POOLS[axes](values, smaller)  # type: ignore[arg-type]
         for values in (first, second)
     ]
     return made[0], made[1]

@@ -23,8 +23,8 @@ def share_of_smaller(values: Tensor) -> Tensor:
     as means. Values are first brought to 0..1. It reads no value, and is 1/2 everywhere where all are equal.
     """
     wide = precise(values)
-    least, most = wide.aminmax()
-    scaled = (wide - least) / (most - least).clamp(min=1e-12)
+    lowest, highest = wide.aminmax()
+    scaled = (wide - lowest) / (highest - lowest).clamp(min=1e-12)
     mean = torch.stack([scaled.new_zeros(()), scaled.new_ones(())])
     variance = scaled.new_full((2,), 0.1)
     weight = scaled.new_full((2,), 0.5)

@@ -136,9 +136,9 @@ def hardest(losses: Tensor, counted: Tensor | None, share: float) -> Tensor:
         flat, valid = torch.where(within > 0, flat, -1.0), within.sum(dim=1, keepdim=True)  # a loss is never below 0
     most = max(1, int(flat.shape[1] * share))
     largest = flat.topk(most, dim=1).values
-    wanted = (valid * share).floor().clamp(min=1.0).minimum(valid)
-    chosen = torch.arange(most, device=flat.device) < wanted
-    return torch.where(chosen, largest, 0.0).sum(dim=1) / wanted.squeeze(1).clamp(min=1.0)
+    count = (valid * share).floor().clamp(min=1.0).minimum(valid)
+    chosen = torch.arange(most, device=flat.device) < count
+    return torch.where(chosen, largest, 0.0).sum(dim=1) / count.squeeze(1).clamp(min=1.0)
 
 
 # --- centre lines ----------------------------------------------------------------------------------------------------
@@ -575,9 +575,9 @@ def at_size(target: Tensor, output: Tensor) -> Tensor:
     size = output.shape[2:]
     if target.is_floating_point():
         return target if target.shape[2:] == size else F.interpolate(target, size, mode="nearest-exact")
-    for axis, wanted in enumerate(size, start=1):
+    for axis, length in enumerate(size, start=1):
         have = target.shape[axis]
-        if have != wanted:  # whole numbers throughout, since float32 is exact to 2^24 alone
-            index = (torch.arange(wanted, device=target.device) * 2 + 1) * have // (2 * wanted)
+        if have != length:  # whole numbers throughout, since float32 is exact to 2^24 alone
+            index = (torch.arange(length, device=target.device) * 2 + 1) * have // (2 * length)
             target = target.index_select(axis, index)
     return target

@@ -64,9 +64,9 @@ def fairness(strong: Tensor, selected: Tensor, marginal: Tensor, counts: Tensor)
     chosen = histogram(strong.argmax(dim=1), strong.shape[1], selected).to(strong.dtype)
     scaled = (strong * selected[:, None]).sum(dim=0) * torch.where(chosen > 0, 1.0 / chosen.clamp(min=1.0), 0.0)
     batch = scaled / scaled.sum().clamp(min=1e-12)
-    wanted = torch.where(counts > 0, marginal / counts.clamp(min=1e-12), 0.0).to(strong.dtype)
-    wanted = wanted / wanted.sum()
-    return torch.where(selected.any(), (wanted * (batch + 1e-12).log()).sum(), 0.0)
+    expected = torch.where(counts > 0, marginal / counts.clamp(min=1e-12), 0.0).to(strong.dtype)
+    expected = expected / expected.sum()
+    return torch.where(selected.any(), (expected * (batch + 1e-12).log()).sum(), 0.0)
 
 
 # --- which samples count, and how much -------------------------------------------------------------------------------

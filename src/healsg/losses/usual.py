@@ -61,10 +61,10 @@ class RegressionLoss(nn.MSELoss):
             self.register_buffer("std", torch.tensor(std), persistent=False)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        output, wanted = fitted(input, target)
+        output, fitted_target = fitted(input, target)
         if self.scales:
-            wanted = (wanted - self.mean.view(-1)) / self.std.view(-1)
-        return super().forward(output, wanted)
+            fitted_target = (fitted_target - self.mean.view(-1)) / self.std.view(-1)
+        return super().forward(output, fitted_target)
 
 
 class MaskLoss(nn.CrossEntropyLoss):

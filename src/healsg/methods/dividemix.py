@@ -167,9 +167,9 @@ class DivideMix(Supervised):
         )
         parts = []
         for output, target, labelled in zip(outputs, targets, right, strict=True):
-            wanted = gather(mixing.of([target, target]), rows)
+            mixed_target = gather(mixing.of([target, target]), rows)
             chosen = gather(torch.cat([labelled, labelled]).to(target.dtype), rows)
-            parts.append(divided_losses(gather(output, rows), wanted, chosen))
+            parts.append(divided_losses(gather(output, rows), mixed_target, chosen))
         supervised, unlabelled, balance = (sum(each) for each in zip(*parts, strict=True))
         loss = supervised + weight * unlabelled + self.balance * balance
         return {"loss": loss, "supervised": supervised, "unlabelled": unlabelled}

@@ -74,11 +74,11 @@ class MixMatch(SemiSupervised):
             samples = samples_of(unlabelled)
             mixing = draw(inputs, self.alpha, [together, samples, samples] if together and samples else None)
         output = task.net(mixing.of(inputs))
-        wanted = mixing.of([target, guess, guess])
+        mixed_target = mixing.of([target, guess, guess])
 
         rows = len(target)
-        supervised = cross_entropy(output[:rows], wanted[:rows]).mean()
-        distance = Mean(squared_distance(output[rows:], wanted[rows:]).mean(), samples)
+        supervised = cross_entropy(output[:rows], mixed_target[:rows]).mean()
+        distance = Mean(squared_distance(output[rows:], mixed_target[rows:]).mean(), samples)
         growth = linear_ramp(task.runner.step_count / task.runner.total_steps, 0.0, self.ramp)
         loss = supervised + growth * self.unlabelled_weight * distance
         return {"loss": loss, "supervised": supervised, "unlabelled": distance}

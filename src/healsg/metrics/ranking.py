@@ -30,13 +30,13 @@ def area(scores: Tensor, positive: Tensor) -> float:
 
     Returns nan where all samples are positive or none is.
     """
-    wanted = _sorted(scores[positive])
-    ours, others = len(wanted), len(scores) - len(wanted)
+    positives = _sorted(scores[positive])
+    ours, others = len(positives), len(scores) - len(positives)
     if not ours or not others:
         return math.nan
     ordered = _sorted(scores)
-    below = torch.searchsorted(ordered, wanted)
-    rank = precise(below + torch.searchsorted(ordered, wanted, right=True) + 1) / 2
+    below = torch.searchsorted(ordered, positives)
+    rank = precise(below + torch.searchsorted(ordered, positives, right=True) + 1) / 2
     return (float(rank.sum()) - ours * (ours + 1) / 2) / (ours * others)
 
 

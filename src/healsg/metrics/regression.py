@@ -15,8 +15,8 @@ from healsg.metrics.classification import mean
 
 def residuals(output: Tensor, target: Tensor) -> Tensor:
     """``output - target`` in the widest type."""
-    predicted, wanted = fitted(precise(output), target)
-    return predicted - wanted
+    predicted, expected = fitted(precise(output), target)
+    return predicted - expected
 
 
 class MeanAbsoluteError(Metric):
@@ -57,10 +57,10 @@ class R2(Metric):
         if not len(target):
             return None
         wrong = residuals(output, target).reshape(len(target), -1)
-        wanted = precise(target).reshape(len(target), -1)
-        away = wanted - wanted[0]  # exactly 0 for targets that never differ
+        expected = precise(target).reshape(len(target), -1)
+        away = expected - expected[0]  # exactly 0 for targets that never differ
         centre = away.mean(dim=0)
-        parts = [wrong.square().sum(dim=0), wanted[0] + centre, (away - centre).square().sum(dim=0)]
+        parts = [wrong.square().sum(dim=0), expected[0] + centre, (away - centre).square().sum(dim=0)]
         return torch.cat([*parts, wrong.new_full((1,), len(target))])
 
     def merge(self, first: Tensor, second: Tensor) -> Tensor:

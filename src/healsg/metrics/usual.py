@@ -42,8 +42,8 @@ def with_chosen(info: DataInfo | None, chosen: Mapping[str, Metric]) -> dict[str
         if not isinstance(metric, Metric):
             raise ConfigError(f"model.metrics.{name}: {type(metric).__name__} is no Metric")
         if info and metric.kinds and kind not in metric.kinds:
-            wanted = " or ".join(metric.kinds)
-            raise ConfigError(f"model.metrics.{name}: is for a {wanted} task, and this one is {kind}")
+            kinds = " or ".join(metric.kinds)
+            raise ConfigError(f"model.metrics.{name}: is for a {kinds} task, and this one is {kind}")
         if info:
             try:
                 metric.check(info)

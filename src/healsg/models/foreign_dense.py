@@ -71,8 +71,8 @@ def try_out(network: nn.Module, info: DataInfo) -> Any:
 def require_masks(network: ForeignDense, info: DataInfo) -> ForeignDense:
     """The network. Raises ConfigError where its output is no mask of the input's size."""
     made = try_out(network, info)
-    wanted = (1, info.num_classes, *info.input_shape[1:])
-    if not isinstance(made, Tensor) or tuple(made.shape) != wanted:
+    expected = (1, info.num_classes, *info.input_shape[1:])
+    if not isinstance(made, Tensor) or tuple(made.shape) != expected:
         shape = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
-        raise ConfigError(f"model.name: {network.called} gives {shape}, and a mask has {list(wanted)}")
+        raise ConfigError(f"model.name: {network.called} gives {shape}, and a mask has {list(expected)}")
     return network

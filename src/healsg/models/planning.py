@@ -196,8 +196,8 @@ def fitted_patch(
     axes = len(spacing)
     inverse = [1 / along for along in spacing]
     cube = (CUBE[axes] ** axes / math.prod(inverse)) ** (1 / axes)
-    wanted = [min(round(along * cube), side) for along, side in zip(inverse, median, strict=True)]
-    found = topology(spacing, wanted)
+    initial = [min(round(along * cube), side) for along, side in zip(inverse, median, strict=True)]
+    found = topology(spacing, initial)
     if len(found.strides) < 2:
         raise ConfigError(
             f"data: a median case has {'x'.join(f'{side:g}' for side in median)}, which a U-Net cannot halve; "
@@ -206,7 +206,7 @@ def fitted_patch(
     most = budget.scaled(axes, memory)
     share = LEAST_BATCH / budget.batch[axes - 2] if budget.for_two else 1.0
     while (values := count(found)) * share > most:
-        ratios = [side / whole for side, whole in zip(found.patch, median, strict=True)]
+        ratios = [side / full for side, full in zip(found.patch, median, strict=True)]
         longest = int(np.argsort(ratios)[-1])
         # A shorter axis may be halved less often, so that a smaller step is enough; see ``Topology.multiple``.
         shorter = topology(spacing, _less(found.patch, longest, found.multiple[longest]))

@@ -101,8 +101,8 @@ def _dimension(override: Override) -> Dimension:
             raise ConfigError(f"{line}: an interval goes from a lower to a higher number")
         if "log" in value.tags and low <= 0:
             raise ConfigError(f"{line}: with the tag log an interval begins above 0, not at {low}")
-        whole = type(low) is int and type(high) is int
-        return Interval(low, high, "log" in value.tags, whole)
+        integers = type(low) is int and type(high) is int
+        return Interval(low, high, "log" in value.tags, integers)
     if value.tags:
         raise ConfigError(f"{line}: the tag log is one of intervals, as in tag(log,interval(1e-4,1e-1))")
     if isinstance(value, RangeSweep) and all(type(one) is int for one in (value.start, value.stop, value.step)):

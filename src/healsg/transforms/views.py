@@ -110,8 +110,8 @@ class ImageViews:
                 )
             made[augment] = PolicyTransform(augment, self.standard)
         if augment == "crop":
-            whole = ImageTransform(flip, 0, mean, std, padding, size, maximum)
-            made[augment] = FromWindow(flip, 0, mean, std, padding, size, maximum) if files else RandomWindow(whole)
+            standard = ImageTransform(flip, 0, mean, std, padding, size, maximum)
+            made[augment] = FromWindow(flip, 0, mean, std, padding, size, maximum) if files else RandomWindow(standard)
         if augment not in made:
             raise ConfigError(f"data.augment: {augment!r} is not one of {', '.join(get_args(Augment))}")
         twin = made["strong"] if size < SMALL else SelfSupervised(self.standard)

@@ -87,8 +87,8 @@ def _look(split: str, case: CaseFiles, preparation: Preparation) -> VolumeFacts:
     if case.label is not None and preparation.spacing is not None:
         mask = read_mask(case.label, trust=preparation.trust).array[0]
         own = [geometry.spacing[axis] for axis in preparation.steps(image).turn.order]
-        wanted = math.prod(new or side for new, side in zip(preparation.spacing, own, strict=True))
-        small = small_structures(mask, wanted / math.prod(own), preparation.ignore)
+        voxel = math.prod(new or side for new, side in zip(preparation.spacing, own, strict=True))
+        small = small_structures(mask, voxel / math.prod(own), preparation.ignore)
     spacing = tuple(geometry.spacing)
     files = (*case.images, *([case.label] if case.label is not None else []))
     remarks = tuple(

@@ -198,9 +198,9 @@ def _few(steps: Iterator[Seconds], budget: float) -> Iterator[Seconds]:
 
 def _length(task: BasicTask, val: int) -> Length:
     runner = task.runner
-    whole, rest = divmod(runner.total_steps, runner.steps_per_epoch)
+    epochs, rest = divmod(runner.total_steps, runner.steps_per_epoch)
     return Length(
-        batches=whole * runner.length + min(runner.length, rest * runner.accumulate),
+        batches=epochs * runner.length + min(runner.length, rest * runner.accumulate),
         epochs=runner.max_epoch,
         evaluations=math.ceil(runner.max_epoch / runner.eval_every),
         val=val,
@@ -255,12 +255,12 @@ def _evaluate(task: BasicTask, loader: AnyLoader) -> None:
     """The default evaluation, on the batches of ``loader`` instead of ``val``."""
     from healsg.evaluation.evaluator import EvalEpoch
 
-    whole = task.loaders["val"]
+    loader_before = task.loaders["val"]
     task.loaders["val"] = loader
     try:
         EvalEpoch(task, "val").run()
     finally:
-        task.loaders["val"] = whole
+        task.loaders["val"] = loader_before
 
 
 def _saves(task: BasicTask, clock: Clock) -> dict[str, Any]:

@@ -59,13 +59,13 @@ def run(arguments: list[str]) -> int:
         print(USAGE)
         return 0
     as_json = "--json" in arguments
-    asked = _options([argument for argument in arguments if argument != "--json"])
-    found = recipes(asked.config_dir)
-    if asked.recipe is None:
+    options = _options([argument for argument in arguments if argument != "--json"])
+    found = recipes(options.config_dir)
+    if options.recipe is None:
         show_json(_described(found)) if as_json else _list(found)
         return 0
     with spoken_to_stderr(as_json):
-        code, answer = _reproduced(asked, asked.recipe, found)
+        code, answer = _reproduced(options, options.recipe, found)
     if as_json and answer:
         show_json(answer)
     return code
@@ -209,14 +209,14 @@ def _changed(composer: Composer, target: Target, given: list[str]) -> list[str]:
     plain = composed([])
     if not given:
         return []
-    asked = composed(given)
-    groups = [group for group, option in sorted(asked.choices.items()) if plain.choices.get(group, option) != option]
+    changed = composed(given)
+    groups = [group for group, option in sorted(changed.choices.items()) if plain.choices.get(group, option) != option]
     groups = [group for group in groups if group.split("/")[0] not in groups or "/" not in group]
     spared = (*HARMLESS, *(group.replace("/", ".") for group in groups))
-    old, new = dict(flat(plain.values)), dict(flat(asked.values))
+    old, new = dict(flat(plain.values)), dict(flat(changed.values))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     keys = [key for key in keys if not is_below(key, spared)]
-    return [*(f"{group}={asked.choices[group]}" for group in groups if group not in HARMLESS), *keys]
+    return [*(f"{group}={changed.choices[group]}" for group in groups if group not in HARMLESS), *keys]
 
 
 def _train(composer: Callable[[], Composer], options: list[str], name: str, overrides: list[str]) -> int:

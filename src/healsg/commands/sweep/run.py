@@ -295,9 +295,9 @@ def _problem(composed: Composed) -> str:
 def job_name(overrides: list[str]) -> str:
     """A job's folder: its swept keys and values, at most 120 characters and then a hash."""
     shown = [redact.override(override) for override in overrides]
-    whole, name = ",".join(overrides), ",".join(shown).replace("/", "_").replace(" ", "") or "job"
+    full_name, name = ",".join(overrides), ",".join(shown).replace("/", "_").replace(" ", "") or "job"
     if shown != overrides:
-        return f"{name[:60]}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"
+        return f"{name[:60]}-{hashlib.sha256(full_name.encode()).hexdigest()[:12]}"
     if len(name) <= 120 and len(name.encode()) <= 240:
         return name
     head = name[:107].encode()[:227].decode(errors="ignore")

@@ -128,8 +128,8 @@ def _pauses(search: Search, composed: Composed) -> Sequence[int | None]:
         raise ConfigError("runner.steps: the rungs of a search count epochs; set runner.epochs")
     pauses = search.pauses(runner["epochs"])
     if (first := pauses[0]) is not None and first < runner["eval_every"]:
-        least = runner["eval_every"] * search.factor ** (search.rungs - 1)
-        raise ConfigError(f"search.rungs: {search.rungs} rungs by factor {search.factor} take {least} epochs or more")
+        fewest = runner["eval_every"] * search.factor ** (search.rungs - 1)
+        raise ConfigError(f"search.rungs: {search.rungs} rungs by factor {search.factor} take {fewest} epochs or more")
     return pauses
 
 

@@ -23,8 +23,8 @@ from healsg.training.interrupt import StopSignal
 def run(arguments: list[str]) -> int:
     """Compose and train; or show the help, the configuration, or shell completions."""
     everything, as_json = "--help-all" in arguments, "--json" in arguments
-    asked = ["--help" if argument == "--help-all" else argument for argument in arguments if argument != "--json"]
-    args = parse_arguments(asked)
+    given = ["--help" if argument == "--help-all" else argument for argument in arguments if argument != "--json"]
+    args = parse_arguments(given)
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return _show(args, everything)
 

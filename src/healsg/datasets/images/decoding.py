@@ -200,9 +200,9 @@ def require_size(width: int, height: int, size: int | None) -> None:
     """Raise ValueError for a picture without pixels, or with too many: its own, or those after its shorter side was
     resized to ``size``; None keeps its size."""
     shorter = min(width, height)
-    wanted = size or shorter
-    if not shorter or max(width * height, wanted * width // shorter * (wanted * height // shorter)) > PIXELS:
-        raise ValueError(f"{width} x {height} pixels, which cannot be resized to a shorter side of {wanted}")
+    resized_to = size or shorter
+    if not shorter or max(width * height, resized_to * width // shorter * (resized_to * height // shorter)) > PIXELS:
+        raise ValueError(f"{width} x {height} pixels, which cannot be resized to a shorter side of {resized_to}")
 
 
 def orientation_of(opened: Image.Image) -> int:

@@ -157,17 +157,17 @@ class MaskedSamples:
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         picture = self.picture(index)
-        whole = self.labels(index)
+        full_labels = self.labels(index)
         shape, turn = picture_header(picture)
-        if turn != 1 and (turn < 5 or whole.shape != shape[::-1] or shape[0] == shape[1]):
+        if turn != 1 and (turn < 5 or full_labels.shape != shape[::-1] or shape[0] == shape[1]):
             detail = f"it has an EXIF orientation ({turn}), by which pictures are turned and masks are not"
             raise DataError(f"the picture of {self.mask_name(index)}: {detail}; save it upright")
         if turn != 1:
             shape = shape[::-1]  # the mask belongs to the upright image
-        if whole.shape != shape:
-            detail = f"the mask is {whole.shape[0]} x {whole.shape[1]}, its picture {shape[0]} x {shape[1]}"
+        if full_labels.shape != shape:
+            detail = f"the mask is {full_labels.shape[0]} x {full_labels.shape[1]}, its picture {shape[0]} x {shape[1]}"
             raise DataError(f"{self.mask_name(index)}: {detail}")
-        labels = fitted(whole, self.size)
+        labels = fitted(full_labels, self.size)
         known = dict(self.mapping) | ({} if self.ignore is None else {self.ignore: self.ignore})
         there = np.unique(labels).tolist()
         if others := [label for label in there if label not in known]:

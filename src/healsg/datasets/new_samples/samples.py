@@ -88,8 +88,8 @@ def samples_of(paths: Sequence[str], info: DataInfo, image_column: str | None = 
 
 def _refuse_pictures(given: str, info: DataInfo) -> None:
     if len(info.input_shape) != 3 or info.input_shape[1] != info.input_shape[2] or info.input_names:
-        wanted = f"the columns {listed(info.input_names)}" if info.input_names else f"arrays of {info.input_shape}"
-        raise DataError(f"{given}: is read as pictures, but the network takes {wanted}")
+        expected = f"the columns {listed(info.input_names)}" if info.input_names else f"arrays of {info.input_shape}"
+        raise DataError(f"{given}: is read as pictures, but the network takes {expected}")
 
 
 def _picture(path: Path) -> Callable[[DataInfo], Tensor]:
@@ -150,8 +150,8 @@ def _column(path: Path, info: DataInfo, image_column: str | None) -> str | None:
             raise DataError(f"{path}: has no column {listed(missing)}, which the network takes")
         return None
     _refuse_pictures(str(path), info)
-    wanted = [image_column] if image_column else []
-    column = next((name for name in [*wanted, *IMAGE_COLUMNS] if name in names), None)
+    candidates = [image_column] if image_column else []
+    column = next((name for name in [*candidates, *IMAGE_COLUMNS] if name in names), None)
     if column is None and len(names) > 1:
         raise DataError(f"{path}: which column holds the pictures' paths? One is called {' or '.join(IMAGE_COLUMNS)}")
     return column or names[0]

@@ -177,10 +177,10 @@ def members(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
     packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     if not packed:
-        with zipfile.ZipFile(file) as whole:
-            for entry in whole.infolist():
+        with zipfile.ZipFile(file) as archive:
+            for entry in archive.infolist():
                 if not entry.is_dir():
-                    with whole.open(entry) as content:
+                    with archive.open(entry) as content:
                         yield entry.filename, content
         return
     with gzip.GzipFile(fileobj=file) as stream:

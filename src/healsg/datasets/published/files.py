@@ -47,12 +47,12 @@ class Sums:
         if self.size is not None and size != self.size:
             return f"it has {size} bytes, not {self.size}"
         md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-        for name, made, wanted in (("MD5", md5, self.md5), ("SHA-256", sha256, self.sha256)):
+        for name, actual, expected in (("MD5", md5, self.md5), ("SHA-256", sha256, self.sha256)):
             file.seek(0)
-            while wanted and (chunk := file.read(CHUNK)):
-                made.update(chunk)
-            if wanted and made.hexdigest() != wanted:
-                return f"its {name} is not {wanted}"
+            while expected and (chunk := file.read(CHUNK)):
+                actual.update(chunk)
+            if expected and actual.hexdigest() != expected:
+                return f"its {name} is not {expected}"
         file.seek(0)
         return ""
 
@@ -67,9 +67,9 @@ def locate(key: str, name: str, places: Sequence[Path], kind: Literal["file", "f
 
     Raises DataError that names the setting ``data.<key>`` and all places where there is none.
     """
-    asked = Path(name).expanduser()
+    given = Path(name).expanduser()
     lies = {"file": Path.is_file, "folder": Path.is_dir}.get(kind, Path.exists)
-    files = [folder / asked for folder in places]
+    files = [folder / given for folder in places]
     if found := next(filter(lies, files), None):
         return found
     names = " nor ".join(dict.fromkeys(map(str, files)))
@@ -155,8 +155,8 @@ def download(
     reason = "no address"
     size = sums.size or most
     target.parent.mkdir(parents=True, exist_ok=True)
-    asked = [f"{mirror.rstrip('/')}/{target.name}", *urls] if mirror else urls
-    for number, url in enumerate(url for url in asked for _ in range(2)):
+    sources = [f"{mirror.rstrip('/')}/{target.name}", *urls] if mirror else urls
+    for number, url in enumerate(url for url in sources for _ in range(2)):
         if mirror and number == 2:  # a partial file from a mirror is not resumed at another address
             log.warning("data.mirror: %s is not to be had there (%s)", target.name, reason)
             part.unlink(missing_ok=True)

@@ -93,9 +93,9 @@ def _head(path: Path, file: BinaryIO) -> tuple[dict[str, Any], list[tuple[str, s
     try:
         head = json.loads(text)
         layout = [(str(name), str(kind), [int(side) for side in shape]) for name, kind, shape in head["arrays"]]
-        facts, wanted = dict(head["facts"]), str(head["sha256"])
+        facts, expected = dict(head["facts"]), str(head["sha256"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{path}: is damaged") from error
     if any(kind not in TYPES or min([0, *shape]) < 0 for _, kind, shape in layout):
         raise DataError(f"{path}: is damaged")
-    return facts, layout, wanted, start
+    return facts, layout, expected, start

@@ -104,14 +104,14 @@ def index_of(tars: Sequence[Path], reading: Wanted, places: Sequence[Path]) -> T
         descriptor = open_tar(path)
         states.append(state_of(descriptor))
         os.close(descriptor)
-    wanted = {
+    expected = {
         "format": FORMAT,
         "reading": asdict(reading),
         "tars": [[tar.name, *state] for tar, state in zip(tars, states, strict=True)],
     }
     for place in places:
         try:
-            found = read_arrays(place, lambda facts: facts["index"] == wanted)
+            found = read_arrays(place, lambda facts: facts["index"] == expected)
             if found is not None:
                 return _checked(_loaded(*found, paths, states), reading)
             log.info("%s: is of other files; it is made anew", place)
@@ -119,7 +119,7 @@ def index_of(tars: Sequence[Path], reading: Wanted, places: Sequence[Path]) -> T
             if not isinstance(error, FileNotFoundError):
                 log.info("%s: cannot be used (%s); it is made anew", place, line(error))
     made = _made(paths, states, reading)
-    _write(made, wanted, places)
+    _write(made, expected, places)
     return made
 
 
@@ -177,8 +177,8 @@ def _checked(index: TarIndex, reading: Wanted) -> TarIndex:
     limits = torch.tensor([size for size, _ in index.states], dtype=torch.int64)
     fits = len(index.ends) == len(limits) and index.offset.dim() == index.size.dim() == index.ends.dim() == 1
     fits = fits and len(index.size) == len(index.target) == len(index.names) == count
-    whole = [index.ends, index.offset, index.size, *(members for members, _ in index.groups.values())]
-    fits = fits and all(numbers.dtype == torch.int64 and numbers.dim() == 1 for numbers in whole)
+    columns = [index.ends, index.offset, index.size, *(members for members, _ in index.groups.values())]
+    fits = fits and all(numbers.dtype == torch.int64 and numbers.dim() == 1 for numbers in columns)
     fits = fits and all(len(members) == count for members, _ in index.groups.values())
     kind = (torch.float32, 2) if reading.numbers else (torch.int64, 1 if reading.mask is None else 2)
     fits = fits and (index.target.dtype, index.target.dim()) == kind and bool(index.target.isfinite().all())
@@ -313,12 +313,12 @@ def _picture(sample: Sample, where: str, ending: str | None) -> Member:
 
 def _mask(sample: Sample, ending: str) -> Member:
     """The mask of a sample. Raises ValueError."""
-    wanted = ending.lower().strip(".")
-    found = [name for name in sample.files if name == wanted or name.startswith(f"{wanted}.")]
+    extension = ending.lower().strip(".")
+    found = [name for name in sample.files if name == extension or name.startswith(f"{extension}.")]
     if len(found) > 1:
         raise ValueError(f"has {' and '.join(found)}; data.mask={found[0]} says which is the mask")
     if not found:
-        raise ValueError(f"has no mask {wanted}, but {', '.join(sample.files)}; data.mask says what masks end in")
+        raise ValueError(f"has no mask {extension}, but {', '.join(sample.files)}; data.mask says what masks end in")
     return sample.files[found[0]]
 
 
@@ -335,8 +335,8 @@ def _label(sample: Sample, facts: Mapping[str, Any], descriptor: int, key: str |
     else:
         label = next((facts[name] for name in ([key] if key else ["target", "label"]) if name in facts), None)
     if isinstance(label, bool) or not isinstance(label, (str, int)) or label == "":
-        asked = f"the key {key} of its .json" if key else ".cls, and neither target nor label in its .json"
-        raise ValueError(f"has no class: there is no {asked}")
+        missing = f"the key {key} of its .json" if key else ".cls, and neither target nor label in its .json"
+        raise ValueError(f"has no class: there is no {missing}")
     return str(label)
 
 

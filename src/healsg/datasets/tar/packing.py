@@ -188,14 +188,14 @@ def _stored(source: DatasetSource, number: int, stored: Callable[[int], StoredFi
 def _groups(data: TaskData, part: str, source: DatasetSource) -> dict[str, list[str]]:
     """The groups that ``data.group`` requests, by name; those of folders and file names are not stored, since names
     determine them. For masks, the groups of their list, requested or not."""
-    asked = getattr(data, "group", None)
+    group = getattr(data, "group", None)
     if (cases := source.about.cases) is not None:
         known = [case.group for case in cases]
-        return {asked or GROUP: known} if any(known) else {}
-    if not asked or asked in ("folder", "prefix"):
+        return {group or GROUP: known} if any(known) else {}
+    if not group or group in ("folder", "prefix"):
         return {}
-    numbers: Tensor | None = data.groups(asked, part)  # type: ignore[attr-defined]
-    return {} if numbers is None else {asked: [str(number) for number in numbers.tolist()]}
+    numbers: Tensor | None = data.groups(group, part)  # type: ignore[attr-defined]
+    return {} if numbers is None else {group: [str(number) for number in numbers.tolist()]}
 
 
 def _bounds(rooms: Sequence[int], most: int) -> list[int]:
