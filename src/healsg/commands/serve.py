@@ -74,7 +74,9 @@ def check_inputs(run: str, kind: str, shape: Sequence[int], columns: Sequence[st
     is_picture = len(shape) == 3 and shape[0] in (1, 3) and (kind == "segmentation" or shape[1] == shape[2])
     if columns or not is_picture:
         expected = f"the columns {', '.join(columns[:5])}" if columns else f"arrays of {tuple(shape)}"
-        raise ConfigError(f"{run}: takes {expected}, no pictures; healsg predict takes tables and arrays")
+        raise ConfigError(
+            f"{run}: takes {expected}, no pictures and no volumes; healsg predict takes tables and arrays"
+        )
 
 
 def is_loopback(host: str) -> bool:

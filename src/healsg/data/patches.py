@@ -132,18 +132,18 @@ class Patches:
         return self.cases.name(number) if isinstance(self.cases, DatasetSource) else f"sample {number}"
 
 
-def check_size(sources: Iterable[Source], size: tuple[int, ...]) -> None:
-    """Log in one line how many cases are smaller than a patch and are padded.
+def padding(sources: Iterable[Source], size: tuple[int, ...]) -> str:
+    """One line on how many cases are smaller than a patch, and are padded; empty where none is.
 
-    A network may need padding, so a patch may be as large as the largest case rounded up to a multiple of ``ROUNDING``.
-    Cases of unknown shape are skipped.
+    A network may need that, so as many voxels as round the largest case up to a multiple of ``ROUNDING`` are taken.
+    Cases whose shapes are not known are passed over.
 
     Args:
-        sources: the training samples; a case in several of them counts once.
+        sources: of training; a case that several have counts once.
         size: of a patch along each spatial axis.
 
     Raises:
-        DataError: along some axis the patch is larger than that, so that every patch would contain padding.
+        DataError: along some axis the patch is larger than that in every case, so that training would see padding.
     """
     cases = dict.fromkeys(case for source in sources for case in _of_known_shape(source, len(size)))
     if not cases:
@@ -154,19 +154,20 @@ def check_size(sources: Iterable[Source], size: tuple[int, ...]) -> None:
         if side > most:
             detail = f"{side} along axis {axis}, and the largest training case is {_named(largest)}"
             raise DataError(f"data.patch: {list(size)} has {detail}; give at most {most} along that axis")
-    small = [case for case in cases if any(extent < side for extent, side in zip(case.shape, size, strict=True))]
-    if small:
-        fits = [min(sides) for sides in zip(size, *(case.shape for case in cases), strict=True)]
-        count = f"{len(small)} of {len(cases)} training cases are" if len(cases) > 1 else "the training case is"
-        detail = f"smaller along an axis than {list(size)} and padded with zeros to it, such as {_named(small[0])}"
-        log.warning("data.patch: %s %s; up to %s pads none", count, detail, fits)
+    small = [case for case in cases if any(own < side for own, side in zip(case.shape, size, strict=True))]
+    if not small:
+        return ""
+    fits = [min(sides) for sides in zip(size, *(case.shape for case in cases), strict=True)]
+    count = f"{len(small)} of {len(cases)} training cases are" if len(cases) > 1 else "the training case is"
+    detail = f"smaller along an axis than {list(size)} and padded with zeros to it, such as {_named(small[0])}"
+    return f"{count} {detail}; up to {fits} pads none"
 
 
 def _of_known_shape(source: Source, axes: int) -> Sequence[Case]:
     cases = source.about.cases if isinstance(source, (TensorSource, DatasetSource)) else None
     if isinstance(source, TensorSource):
         shape = tuple(source.input.shape[2:])
-        cases = [replace(case, shape=shape) for case in cases or [Case(str(number)) for number in range(len(source))]]
+        cases = [replace(case, shape=shape) for case in cases or [Case(str(place)) for place in range(len(source))]]
     return [case for case in cases or () if len(case.shape) == axes]
 
 
@@ -189,9 +190,11 @@ def patches_of(
     Args:
         cases: whole cases.
         size: see ``Patches``.
-        per_case: patches of each case per epoch.
-        samples: patches per epoch, instead of ``per_case``; each case then contributes the same number, up to one.
-        foreground, outside, ignore: see ``Patches``.
+        per_case: patches of each case in an epoch.
+        samples: patches of an epoch, in the place of ``per_case``; each case then gives as many, up to one.
+        foreground: see ``Patches``.
+        outside: likewise.
+        ignore: likewise.
 
     Raises:
         ConfigError: the cases cannot be read one by one.
@@ -199,7 +202,7 @@ def patches_of(
     if not isinstance(cases, (TensorSource, DatasetSource)):
         raise ConfigError(f"data.patch: {type(cases).__name__} gives no single samples; a DatasetSource does")
     count = samples or per_case * len(cases)
-    patches: Any = Patches(cases, size, count, foreground, outside, ignore)
+    made: Any = Patches(cases, size, count, foreground, outside, ignore)
     known = cases.about.cases
     about = About([known[number % len(cases)] for number in range(count)] if known is not None else None)
-    return DatasetSource(patches, about=about)
+    return DatasetSource(made, about=about)
