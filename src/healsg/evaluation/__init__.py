@@ -1,1 +1,1 @@
-"""What is done with a network that is not trained further: evaluation."""
+"""Using a trained network: evaluation, prediction, ensembles, heat maps."""

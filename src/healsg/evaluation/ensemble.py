@@ -14,19 +14,19 @@ from healsg.evaluation.heat_maps import Explainer
 from healsg.evaluation.predictor import Prediction, Predictor
 
 View = Callable[[Tensor], Tensor]
-"""From samples as they are stored, (N, C, H, W), to the same ones seen in another way."""
+"""From stored samples (N, C, H, W) to an augmented view of them."""
 
 VIEWS = ("flips", "shifts")
-"""What test-time augmentation there is."""
+"""The kinds of test-time augmentation."""
 
 
 def views_of(names: Sequence[str], info: DataInfo) -> list[View]:
-    """The views that are averaged, the plain one first: mirrored left to right, moved by a thirty-second of the side to
-    the upper left and to the lower right, or all combinations.
+    """The views to average, starting with the unchanged one: flipped horizontally, shifted by a thirty-second of the
+    side to the upper left and to the lower right, or all combinations.
 
     Args:
         names: of ``VIEWS``.
-        info: what the network takes.
+        info: describes the network's inputs.
 
     Raises:
         ConfigError: there is no such augmentation, or the network takes no pictures.
@@ -42,20 +42,19 @@ def views_of(names: Sequence[str], info: DataInfo) -> list[View]:
 
 
 def _view(flip: bool, shift: int) -> View:
-    def seen(samples: Tensor) -> Tensor:
+    def view(samples: Tensor) -> Tensor:
         flipped = samples.flip(-1) if flip else samples
         return shifted(flipped, shift) if shift else flipped
 
-    return seen
+    return view
 
 
 def shifted(samples: Tensor, pixels: int) -> Tensor:
-    """Pictures (..., H, W) moved down and to the right by so many pixels; what comes in is mirrored at the edge."""
+    """Images (..., H, W) shifted down and to the right by ``pixels``, with reflection padding."""
     for dimension in (-2, -1):
         size = samples.shape[dimension]
-        places = torch.arange(size) - pixels
-        inside = places.abs()
-        samples = samples.index_select(dimension, torch.where(inside >= size, 2 * size - 2 - inside, inside))
+        index = (torch.arange(size) - pixels).abs()
+        samples = samples.index_select(dimension, torch.where(index >= size, 2 * size - 2 - index, index))
     return samples
 
 
@@ -63,7 +62,7 @@ class Ensemble:
     """Networks with the same classes as one: the mean of their probabilities, or of their outputs in a regression.
 
     Args:
-        members: the networks, with the names by which messages call them.
+        members: the networks, with their names for messages.
         tta: the test-time augmentation, of ``VIEWS``.
 
     Raises:
@@ -83,7 +82,7 @@ class Ensemble:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes, labels or predicted numbers, in the order of the outputs; by number where they have no names."""
+        """The names of classes, labels or predicted numbers in the order of the outputs; their indices if unnamed."""
         return self.info.class_names or tuple(map(str, range(self.info.num_classes)))
 
     def __call__(self, batches: Sequence[Tensor], features: bool = False) -> Prediction:
@@ -96,31 +95,31 @@ class Ensemble:
         Raises:
             ConfigError: features are wanted of a network that has none.
         """
-        found: list[Prediction] = []
+        predictions: list[Prediction] = []
         for predictor, views, batch in zip(self.members, self.views, batches, strict=True):
             for view in views:
-                wanted = features and not found
-                found.append(predictor(view(batch), batch_size=max(1, len(batch)), features=wanted))
-        if len(found) == 1:
-            return found[0]
-        outputs = torch.stack([one.outputs for one in found]).mean(dim=0)
-        probabilities = [one.probabilities for one in found if one.probabilities is not None]
+                with_features = features and not predictions
+                predictions.append(predictor(view(batch), batch_size=max(1, len(batch)), features=with_features))
+        if len(predictions) == 1:
+            return predictions[0]
+        outputs = torch.stack([prediction.outputs for prediction in predictions]).mean(dim=0)
+        probabilities = [value for value in (one.probabilities for one in predictions) if value is not None]
         if not probabilities:
-            return Prediction(outputs, None, None, found[0].features)
+            return Prediction(outputs, None, None, predictions[0].features)
         mean = torch.stack(probabilities).mean(dim=0)
-        return Prediction(outputs, mean, self._classes(mean), found[0].features)
+        return Prediction(outputs, mean, self._classes(mean), predictions[0].features)
 
     def explainers(self) -> list[Explainer]:
-        """What tells where each network looks. Raises ConfigError where one takes no pictures, or has no such map."""
+        """The explainer of each network. Raises ConfigError if one does not take images, or has no feature map."""
         return [member.explainer() for member in self.members]
 
     def heat_maps(self, batches: Sequence[Tensor], found: Prediction, explainers: Sequence[Explainer]) -> Tensor:
-        """Where the networks looked for the most probable class of each sample: (N, H, W), the mean of their maps.
+        """Heat maps of the most probable class of each sample: (N, H, W), the mean over the networks.
 
         Args:
-            batches: the same samples as the data set of each member stores them; their plain view is explained.
-            found: what the ensemble said of them.
-            explainers: of ``explainers``.
+            batches: the same samples as the data set of each member stores them; their unchanged view is explained.
+            found: the ensemble's prediction for them.
+            explainers: the result of ``explainers``.
         """
         classes = (found.outputs if found.probabilities is None else found.probabilities).argmax(dim=1)
         maps = [

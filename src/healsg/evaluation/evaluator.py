@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Loss(Metric):
-    """The mean of the criterion, over the samples or over what it divides by; see ``denominator``."""
+    """The mean of the criterion over the samples, or over its own denominator; see ``denominator``."""
 
     def __init__(self, criterion: nn.Module) -> None:
         super().__init__()
@@ -40,33 +40,32 @@ class Loss(Metric):
         return torch.stack(sums)
 
     def value(self, state: Any) -> float:
-        """The sum of the means that the loss consists of; not a number where nothing counts, since every target is
-        ignored."""
+        """The sum of the means of the loss's terms; nan if a denominator is 0, since every target is ignored."""
         pairs = zip(state[::2], state[1::2], strict=True)
         return math.fsum(total / count if count else math.nan for total, count in pairs)
 
 
 class Collector(Protocol):
-    """Sees what an evaluation makes of each sample, for the report."""
+    """Collects samples and their outputs in an evaluation, for the report."""
 
     def see(self, output: Any, batch: Mapping[str, Any]) -> None:
-        """A batch, and the network's output for it."""
+        """Add a batch and the network's output for it."""
 
     def write(self, folder: Path, split: str, loader: Any) -> None:
-        """The evaluation of ``split`` is done: write what was seen into the run's folder."""
+        """Write the collected samples into the run's folder, after the evaluation of ``split``."""
 
     def log_media(self, media_log: MediaLog, epoch: int, step: int) -> None:
-        """Log what was written as images and tables, for the loggers."""
+        """Log the written samples as images and tables, for the loggers."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation measured.
+    """The results of an evaluation.
 
     Args:
-        numbers: by name over all samples.
-        cases: by name of a case its numbers by name, of the metrics that go by case.
-        samples: what a collector saw of single samples, the worst first; empty without one.
+        numbers: metrics over all samples, by name.
+        cases: for each case by name, the metrics that are measured by case.
+        samples: the collector's samples, the worst first; empty without a collector.
     """
 
     numbers: dict[str, Any]
@@ -75,12 +74,12 @@ class Evaluation:
 
 
 def worst_first(cases: Mapping[str, Mapping[str, float]], most: int | None = None) -> list[str]:
-    """The names of cases, those with the lowest Dice first (or, without one, the lowest first number), and last those
-    that have none, since a class is neither there nor predicted.
+    """The names of cases, those with the lowest Dice first (or, without Dice, with the lowest first number), and those
+    whose Dice is undefined last.
 
     Args:
-        cases: by name their numbers by name.
-        most: so many at most; None gives all.
+        cases: the metrics of each case, by name.
+        most: the largest number of names; None for all.
     """
 
     def rank(name: str) -> tuple[bool, float]:
@@ -92,7 +91,7 @@ def worst_first(cases: Mapping[str, Mapping[str, float]], most: int | None = Non
 
 
 def in_units(output: Tensor, info: DataInfo | None) -> Tensor:
-    """The outputs of a network in the unit of their targets, from which a regression's loss is scaled away."""
+    """The outputs of a network in the unit of their targets: undoes the scaling of a regression's targets."""
     scale = {} if info is None else info.preprocessing
     if "target_mean" not in scale or "target_std" not in scale:
         return output
@@ -104,10 +103,10 @@ class EvalEpoch:
     """One evaluation pass over a split.
 
     Args:
-        task: whose loaders have the split.
+        task: its loaders include the split.
         split: its name.
-        network: what is measured; ``task_method.eval_model`` where it is None.
-        collector: sees each batch with its output; none where it is None.
+        network: the network to measure; None is ``task_method.eval_model``.
+        collector: gets each batch with its output, if there is one.
     """
 
     def __init__(
@@ -119,15 +118,15 @@ class EvalEpoch:
         self.collector = collector
 
     def run(self) -> dict[str, float]:
-        """Measure ``task_method.eval_model``; e.g. ``{"loss": 0.05, "acc": 0.98}``, or nothing without such a split."""
+        """Evaluate the network; e.g. ``{"loss": 0.05, "acc": 0.98}``, or empty if there is no such split."""
         return self.evaluation().numbers
 
     def evaluation(self) -> Evaluation:
-        """The same with the numbers of each case, where the method has no evaluation of its own."""
+        """The same with the numbers of each case, unless the method overrides ``evaluate``."""
         if self.split not in self.task.loaders:
             return Evaluation({})
-        replaced = self.task.task_method.evaluate(self.task, self.split)
-        return self.by_case() if replaced is None else Evaluation(replaced)
+        numbers = self.task.task_method.evaluate(self.task, self.split)
+        return self.by_case() if numbers is None else Evaluation(numbers)
 
     def measure(self) -> dict[str, float]:
         """The usual pass: ``task_model.predict`` on every batch, the loss and the model's metrics over all samples."""
@@ -138,8 +137,9 @@ class EvalEpoch:
         task, runner = self.task, self.task.runner
         model = task.task_method.eval_model(task) if self.network is None else self.network
         runner.parallel.align(model)
-        loss, chosen = Loss(task.criterion), task.task_model.metrics(task.info)
-        metrics = {name: one for name, one in chosen.items() if self.split in (one.splits or [self.split])}
+        loss = Loss(task.criterion)
+        of_model = task.task_model.metrics(task.info).items()
+        metrics = {name: metric for name, metric in of_model if self.split in (metric.splits or [self.split])}
         with runner.parallel.whole(model), evaluating(model), torch.no_grad():
             for batch in runner.eval_batches(task, self.split):
                 with runner.device_setup.autocast():
@@ -173,32 +173,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def table_of(metrics: Mapping[str, Metric]) -> dict[str, dict[str, float]]:
-    """The numbers of each case over all processes, of the metrics that go by case, named as ``collect`` names them."""
-    found: dict[str, dict[str, float]] = {}
-    going = {name: metric for name, metric in metrics.items() if metric.goes_by_case}
-    if not going:
-        return found
-    parts = distributed.processes().gather({name: one.packed() for name, one in going.items() if one.state is not None})
-    for name, metric in going.items():
+    """The metrics of each case over all processes, with the same names as in ``collect``."""
+    table: dict[str, dict[str, float]] = {}
+    by_case = {name: metric for name, metric in metrics.items() if metric.goes_by_case}
+    if not by_case:
+        return table
+    packed = {name: metric.packed() for name, metric in by_case.items() if metric.state is not None}
+    parts = distributed.processes().gather(packed)
+    for name, metric in by_case.items():
         states = [part[name] for part in parts if name in part]
         for case, numbers in metric.by_case(states).items() if states else ():
             named = {f"{name}.{part}" if part else name: number for part, number in numbers.items()}
-            found.setdefault(case, {}).update(named)
-    return found
+            table.setdefault(case, {}).update(named)
+    return table
 
 
 def collect(metrics: dict[str, Metric], pause: Callable[[], None] | None = None) -> dict[str, Any]:
-    """The values of the metrics over all batches of all processes; one that nothing was added to is left out.
+    """The values of the metrics over all batches of all processes; metrics without any data are omitted.
 
-    Several named numbers of one metric are named ``<metric>.<name>``, or ``<metric>`` where their name is empty.
+    Several named numbers of one metric are named ``<metric>.<name>``, or ``<metric>`` if their name is empty.
 
     Args:
         metrics: by name, with their states.
-        pause: called between the steps of each metric; it raises where the run is to stop.
+        pause: called between the steps of each metric; it raises if the run has to stop.
     """
-    own = {name: metric.packed() for name, metric in metrics.items() if metric.state is not None}
+    packed = {name: metric.packed() for name, metric in metrics.items() if metric.state is not None}
     values: dict[str, Any] = {}
-    parts = distributed.processes().gather(own)
+    parts = distributed.processes().gather(packed)
     for name, metric in metrics.items():
         states = [part[name] for part in parts if name in part]
         if states:

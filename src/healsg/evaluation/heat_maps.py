@@ -1,12 +1,12 @@
-"""Where a network looked: Grad-CAM of convolutional networks, occlusion of vision transformers.
+"""Heat maps of a network's decision: Grad-CAM for convolutional networks, occlusion for vision transformers.
 
 Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391): the map of a class is ``relu(sum_k w_k A_k)``, where ``A_k`` are the
 channels of the last convolutional feature map and ``w_k`` is the mean over space of the class score's gradient with
 respect to ``A_k``.
 
-Occlusion (Zeiler and Fergus 2014, arXiv 1311.2901): by how much the log-probability of the class falls where a patch of
-the picture is hidden. Transformers get this, since the tokens of their last layers are not bound to a place: attention
-has mixed them, and a class token alone may reach the output, so that Grad-CAM's maps lie beside what was used.
+Occlusion (Zeiler and Fergus 2014, arXiv 1311.2901): how much the log-probability of the class decreases when a patch of
+the image is hidden. It is used for transformers because the tokens of their last layers do not correspond to positions:
+attention has mixed them, and only the class token may reach the output, so that Grad-CAM would highlight wrong regions.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from healsg.errors import ConfigError
 
 MOST_WINDOWS = 8
-"""Windows along a side that are occluded one after the other: 64 forward passes a picture at most."""
+"""The most windows along a side that are occluded one after the other: at most 64 forward passes per image."""
 
 Predict = Callable[[Tensor], Tensor]
 """From inputs (N, C, H, W) to outputs (N, classes)."""
 
 
 class Explainer(Protocol):
-    """What makes heat maps."""
+    """Computes heat maps."""
 
     def __call__(self, input: Tensor, classes: Tensor) -> Tensor:
         """Heat maps in 0..1, each with 1 at its largest value unless it is 0 everywhere.
@@ -44,11 +44,11 @@ class Explainer(Protocol):
 
 
 class GradCam:
-    """Grad-CAM; see the head of this file.
+    """Grad-CAM; see the top of this file.
 
     Args:
-        module: that puts out the feature map.
-        predict: through the network that has it.
+        module: the module whose output is the feature map.
+        predict: calls the network that contains it.
         channels_last: whether the map is (N, H, W, C), as in some transformers with windows.
     """
 
@@ -58,21 +58,21 @@ class GradCam:
         self.channels_last = channels_last
 
     def __call__(self, input: Tensor, classes: Tensor) -> Tensor:
-        outputs, seen = _forward([self.module], self.predict, input)
-        features = [output for _, output in seen if _has_places(output)][-1]
+        outputs, recorded = _forward([self.module], self.predict, input)
+        features = [output for _, output in recorded if _is_feature_map(output)][-1]
         score = outputs.float().gather(1, classes.to(outputs.device)[:, None]).sum()
         (gradient,) = torch.autograd.grad(score, features)
         order = (0, 3, 1, 2) if self.channels_last else (0, 1, 2, 3)
-        maps, gradients = (one.detach().float().permute(order) for one in (features, gradient))
+        maps, gradients = (value.detach().float().permute(order) for value in (features, gradient))
         heat = (gradients.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1, keepdim=True).relu()
         return _scaled(heat, input)
 
 
 class Occlusion:
-    """Occlusion; see the head of this file. A hidden window has the mean colour of its picture.
+    """Occlusion; see the top of this file. A hidden window has the mean colour of its image.
 
     Args:
-        predict: through the network.
+        predict: calls the network.
         grid: windows along the height and the width.
     """
 
@@ -85,13 +85,13 @@ class Occlusion:
         rows, columns = self.grid
         heights, widths = (_ends(size, parts) for size, parts in zip(input.shape[2:], self.grid, strict=True))
         mean = input.mean(dim=(2, 3), keepdim=True)
-        whole = self._score(input, classes)
+        unoccluded = self._score(input, classes)
         heat = torch.zeros(len(input), 1, rows, columns, device=input.device)
         for row in range(rows):
             for column in range(columns):
                 hidden = input.clone()
                 hidden[:, :, heights[row] : heights[row + 1], widths[column] : widths[column + 1]] = mean
-                heat[:, 0, row, column] = (whole - self._score(hidden, classes)).relu()
+                heat[:, 0, row, column] = (unoccluded - self._score(hidden, classes)).relu()
         return _scaled(heat, input)
 
     def _score(self, input: Tensor, classes: Tensor) -> Tensor:
@@ -101,62 +101,63 @@ class Occlusion:
 
 
 def explainer_of(network: nn.Module, predict: Predict, example: Tensor) -> Explainer:
-    """Grad-CAM of the last feature map before pooling; occlusion where tokens of patches follow it.
+    """Grad-CAM of the last feature map before pooling; occlusion if it is followed by layers on tokens of patches.
 
     Args:
         network: in evaluation mode.
-        predict: through it.
-        example: inputs like those to come, on the network's device.
+        predict: calls the network.
+        example: inputs of the same shape as those to explain, on the network's device.
 
     Raises:
         ConfigError: the network has no feature map.
     """
-    seen = _forward(list(network.modules()), predict, example)[1]
-    maps = [place for place, (_, output) in enumerate(seen) if _has_places(output)]
+    recorded = _forward(list(network.modules()), predict, example)[1]
+    maps = [number for number, (_, output) in enumerate(recorded) if _is_feature_map(output)]
     if not maps:
         raise ConfigError(
             f"--explain: {type(network).__name__} has no feature map with height and width; what is explained are "
             "convolutional networks and vision transformers, such as model=cnn, model=resnet, model=vit"
         )
-    module, features = seen[maps[-1]]
-    later = [output for one, output in seen[maps[-1] :] if isinstance(one, nn.LayerNorm)]
-    if any(isinstance(one, Tensor) and one.dim() == 3 and one.shape[1] > 1 for one in later):
-        convolved = [seen[place][1] for place in maps if isinstance(seen[place][0], nn.Conv2d)]
+    module, features = recorded[maps[-1]]
+    normalised = [output for module, output in recorded[maps[-1] :] if isinstance(module, nn.LayerNorm)]
+    if any(isinstance(output, Tensor) and output.dim() == 3 and output.shape[1] > 1 for output in normalised):
+        convolved = [recorded[number][1] for number in maps if isinstance(recorded[number][0], nn.Conv2d)]
         rows, columns = convolved[-1].shape[2:] if convolved else example.shape[2:]
         return Occlusion(predict, (min(int(rows), MOST_WINDOWS), min(int(columns), MOST_WINDOWS)))
-    own = module.normalized_shape if isinstance(module, nn.LayerNorm) else ()
-    return GradCam(module, predict, tuple(own) == (features.shape[3],) != (features.shape[1],))
+    # A LayerNorm over the last dimension alone shows that the feature map has its channels last.
+    normalized_shape = module.normalized_shape if isinstance(module, nn.LayerNorm) else ()
+    return GradCam(module, predict, tuple(normalized_shape) == (features.shape[3],) != (features.shape[1],))
 
 
 def _forward(modules: list[nn.Module], predict: Predict, input: Tensor) -> tuple[Tensor, list[tuple[nn.Module, Any]]]:
-    """The outputs, and what each of ``modules`` put out, in the order in which they ended, with gradients."""
-    seen: list[tuple[nn.Module, Any]] = []
+    """The outputs of the network, and those of each of ``modules`` in order of completion, with gradients."""
+    recorded: list[tuple[nn.Module, Any]] = []
 
-    def see(module: nn.Module, arguments: Any, output: Any) -> None:
-        seen.append((module, output))
+    def record(module: nn.Module, arguments: Any, output: Any) -> None:
+        recorded.append((module, output))
 
-    handles = [module.register_forward_hook(see) for module in modules]
+    handles = [module.register_forward_hook(record) for module in modules]
     try:
         with torch.enable_grad():
-            return predict(input.detach().clone().requires_grad_()), seen
+            return predict(input.detach().clone().requires_grad_()), recorded
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _has_places(output: Any) -> bool:
-    """Whether an output is a feature map with height and width that gradients reach."""
-    fits = isinstance(output, Tensor) and output.dim() == 4 and output.requires_grad
-    return fits and output[0].numel() > max(output.shape[1], output.shape[3])
+def _is_feature_map(output: Any) -> bool:
+    """Whether an output is a feature map with height and width, and with gradients."""
+    four_dimensional = isinstance(output, Tensor) and output.dim() == 4 and output.requires_grad
+    return four_dimensional and output[0].numel() > max(output.shape[1], output.shape[3])
 
 
 def _ends(size: int, parts: int) -> list[int]:
-    """Where ``parts`` almost equal pieces of ``size`` pixels begin, and where the last one ends."""
+    """The boundaries of ``parts`` almost equal pieces of ``size`` pixels, from 0 to ``size``."""
     return [size * part // parts for part in range(parts + 1)]
 
 
 def _scaled(heat: Tensor, input: Tensor) -> Tensor:
-    """(N, 1, h, w) as (N, H, W) in the size of the input, each with 1 at its largest value, on the CPU."""
-    sized = F.interpolate(heat, input.shape[2:], mode="bilinear")[:, 0]
-    largest = sized.amax(dim=(1, 2), keepdim=True)
-    return (sized / largest.where(largest > 0, torch.ones_like(largest))).cpu()
+    """(N, 1, h, w) resized to the (N, H, W) of the input and divided by the maximum of each map, on the CPU."""
+    resized = F.interpolate(heat, input.shape[2:], mode="bilinear")[:, 0]
+    largest = resized.amax(dim=(1, 2), keepdim=True)
+    return (resized / largest.where(largest > 0, torch.ones_like(largest))).cpu()

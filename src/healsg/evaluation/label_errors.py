@@ -11,32 +11,32 @@ Array = np.ndarray[Any, Any]
 
 
 def thresholds(labels: Array, probabilities: Array) -> Array:
-    """(C,) the mean probability of each class over the samples that are labelled with it; 1 of a class without any.
+    """(C,) the mean probability of each class over the samples that are labelled with it; 1 for a class without any.
 
     Args:
-        labels: (N,) class indices, as they are given.
-        probabilities: (N, C), each of a network that was not trained on the sample.
+        labels: (N,) the given class indices.
+        probabilities: (N, C), each predicted by a network that was not trained on the sample.
     """
     classes = probabilities.shape[1]
-    own = probabilities[np.arange(len(labels)), labels]
+    of_label = probabilities[np.arange(len(labels)), labels]
     counts = np.bincount(labels, minlength=classes)
-    sums = np.bincount(labels, own, classes)
+    sums = np.bincount(labels, of_label, classes)
     return np.where(counts > 0, sums / np.maximum(counts, 1), 1.0)
 
 
 def confident_classes(labels: Array, probabilities: Array) -> Array:
-    """(N,) the class of which each sample is confidently one: the most probable of those whose probability reaches
-    their threshold; -1 where none does. The arguments are those of ``thresholds``."""
+    """(N,) the class that each sample is confidently predicted as: the most probable of the classes whose probability
+    reaches their threshold; -1 if none does. The arguments are those of ``thresholds``."""
     reached = probabilities >= thresholds(labels, probabilities) - 1e-9
     chosen = np.where(reached, probabilities, -1.0).argmax(axis=1)
     return np.where(reached.any(axis=1), chosen, -1)
 
 
 def joint_counts(labels: Array, probabilities: Array) -> Array:
-    """(C, C) how many samples with each label (row) are estimated to be of each class (column).
+    """(C, C) the estimated number of samples with each label (row) that are of each class (column).
 
-    The counts of those that are confidently of a class (the paper's confident joint), scaled such that each row adds
-    up to the samples with its label. The arguments are those of ``thresholds``.
+    These are the counts of confident classes (the paper's confident joint), scaled such that each row adds up to the
+    number of samples with its label. The arguments are those of ``thresholds``.
     """
     classes = probabilities.shape[1]
     confident = confident_classes(labels, probabilities)
@@ -51,18 +51,18 @@ def joint_counts(labels: Array, probabilities: Array) -> Array:
 def candidates(labels: Array, probabilities: Array) -> Array:
     """The indices of samples whose labels are likely wrong, the least probable label first.
 
-    The paper's pruning by noise rate: of the samples with label ``i``, as many as are estimated to be of class ``j``
-    are taken for it, those whose probability of ``j`` exceeds that of ``i`` the most. The arguments are those of
+    The paper's pruning by noise rate: of the samples with label ``i``, the estimated number that are of class ``j`` is
+    selected, namely those whose probability of ``j`` exceeds that of ``i`` the most. The arguments are those of
     ``thresholds``.
     """
     joint = joint_counts(labels, probabilities)
     wrong = np.zeros(len(labels), bool)
     for label in range(len(joint)):
-        own = np.flatnonzero(labels == label)
+        labelled = np.flatnonzero(labels == label)
         for other in range(len(joint)):
-            margins = probabilities[own, other] - probabilities[own, label]
-            most = round(joint[label, other]) if other != label else 0
-            first = np.argsort(-margins, kind="stable")[:most]
-            wrong[own[first[margins[first] > 0]]] = True
-    found = np.flatnonzero(wrong)
-    return found[np.argsort(probabilities[found, labels[found]], kind="stable")]
+            margins = probabilities[labelled, other] - probabilities[labelled, label]
+            count = round(joint[label, other]) if other != label else 0
+            largest = np.argsort(-margins, kind="stable")[:count]
+            wrong[labelled[largest[margins[largest] > 0]]] = True
+    index = np.flatnonzero(wrong)
+    return index[np.argsort(probabilities[index, labels[index]], kind="stable")]

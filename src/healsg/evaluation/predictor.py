@@ -1,4 +1,4 @@
-"""Predictor: the network of a run for new samples, made of its configuration and its checkpoint, without its data."""
+"""Predictor: the network of a run for new samples, built from its configuration and checkpoint, without its data."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from healsg.training.device import DeviceSetup
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of N samples, on the CPU.
+    """A network's prediction for N samples, on the CPU.
 
     Args:
-        outputs: (N, C) or (N, ...), as the network gives them; numbers of a regression in the unit of their targets.
-        probabilities: (N, C) of each class, or of each label; None of a regression. Of a segmentation (N, C, *spatial).
-        classes: of each sample the name of its most probable class, or its index as text where classes have no names;
-            of several labels the names of those whose probability is above 1/2. None of a regression or a
+        outputs: (N, C) or (N, ...), the network's outputs; those of a regression are in the unit of their targets.
+        probabilities: (N, C) of each class or label; (N, C, *spatial) for a segmentation; None for a regression.
+        classes: the name of each sample's most probable class, or its index as text if classes have no names; for
+            multilabel tasks the names of all labels with a probability above 1/2. None for a regression or a
             segmentation.
-        features: (N, F), what the head makes outputs of, where they were asked for.
-        masks: (N, *spatial) int64 of a segmentation, the label of each pixel; of one with regions which pixels lie in
-            each, (N, R, *spatial) bool.
+        features: (N, F), the inputs of the head, if requested.
+        masks: (N, *spatial) int64 for a segmentation, the label of each pixel; with regions (N, R, *spatial) bool,
+            which pixels are in each region.
     """
 
     outputs: Tensor
@@ -45,16 +45,16 @@ class Prediction:
 
 
 class Predictor:
-    """The network of a run for new samples, which are prepared as evaluation prepares them.
+    """The network of a run for new samples, which are preprocessed as in evaluation.
 
-    The numbers are bit for bit those of an evaluation with the same batches; of other sizes of batches they differ by
+    The outputs are bitwise those of an evaluation with the same batches; with other batch sizes they differ by
     rounding.
 
     Args:
         network: with its weights.
-        task_model: whose ``predict`` it is asked through.
+        task_model: the model whose ``predict`` calls it.
         device_setup: the device and the precision.
-        info: what its inputs and outputs mean.
+        info: the meaning of its inputs and outputs.
     """
 
     def __init__(self, network: nn.Module, task_model: TaskModel, device_setup: DeviceSetup, info: DataInfo) -> None:

@@ -1,4 +1,4 @@
-"""Writers: predictions as lines of a CSV or JSON file that is gone on with after a kill, or on the screen."""
+"""Writers: predictions as lines of a CSV or JSON file that is continued after a kill, or on the screen."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ SUFFIXES = (".csv", ".jsonl")
 """The kinds of files."""
 
 WAY = "take another --out, or remove it"
-"""What to do about results that something else has written."""
+"""The hint in errors about results that were written by something else."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is said of one sample.
+    """The prediction for one sample.
 
     Args:
-        file: its path, as it can be printed.
-        row: its row in a table or array, from 1; None of a picture.
-        classes: its class, or its labels; None of a regression, and of what could not be read.
+        file: its path in printable form.
+        row: its row in a table or array, from 1; None for an image.
+        classes: its class, or its labels; None for a regression and for an unreadable sample.
         numbers: the probability of each class or label, or each predicted number.
-        features: what the head makes outputs of, where they were asked for.
-        error: why it could not be read; empty where it could.
-        explained: the file of the picture that shows where the network looked, where that was asked for.
+        features: the inputs of the network's head, if requested.
+        error: why the sample could not be read; empty if it could.
+        explained: the file with the heat map, if requested.
     """
 
     file: str
@@ -54,13 +54,13 @@ class Writer(Protocol):
 
 
 def printable(text: str) -> str:
-    """A text on one line that any file can hold: what is no text of UTF-8, and what ends lines, is escaped."""
+    """A text on one line of valid UTF-8, with surrogates and control characters escaped."""
     plain = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in plain)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in plain)
 
 
 def key_of(file: str, row: int | None) -> int:
-    """A number that stands for a sample among those that are done."""
+    """A hash of a sample, for the set of completed samples."""
     return int.from_bytes(hashlib.blake2b(f"{row}:{file}".encode(), digest_size=8).digest())
 
 
@@ -73,9 +73,9 @@ class CsvForm:
 
     Args:
         names: the classes, or the predicted numbers.
-        regression: whether these are numbers, which have columns of their own names and no class.
-        features: how many features there are.
-        explained: whether there is a picture of where the network looked.
+        regression: whether these are predicted numbers, whose columns have their names, and without a class.
+        features: number of features.
+        explained: whether there is a column for the heat map's file.
     """
 
     def __init__(
@@ -88,19 +88,19 @@ class CsvForm:
 
     def header(self) -> str:
         numbers = self.names if self.regression else [f"p_{name}" for name in self.names]
-        own = [] if self.regression else ["class", "probability"]
-        features = [f"f{place}" for place in range(self.features)]
-        return _csv_line(["file", "row", *own, *numbers, *features, *["explain"] * self.explained, "error"])
+        best = [] if self.regression else ["class", "probability"]
+        features = [f"f{number}" for number in range(self.features)]
+        return _csv_line(["file", "row", *best, *numbers, *features, *["explain"] * self.explained, "error"])
 
     def line(self, row: Row) -> str:
         where = [row.file, "" if row.row is None else row.row]
-        own = [] if self.regression else [_joined(row.classes), _number(_largest(row))]
+        best = [] if self.regression else [_joined(row.classes), _number(_largest(row))]
         numbers = [_number(value) for value in row.numbers] or [""] * len(self.names)
         features = [_number(value) for value in row.features] or [""] * self.features
-        return _csv_line([*where, *own, *numbers, *features, *[row.explained] * self.explained, row.error])
+        return _csv_line([*where, *best, *numbers, *features, *[row.explained] * self.explained, row.error])
 
     def read(self, line: str) -> tuple[str, int | None, bool]:
-        """The file and row of a line, and whether it holds an error. Raises ValueError."""
+        """The file and row of a line, and whether it contains an error. Raises ValueError."""
         (cells,) = csv.reader([line], strict=True)
         if len(cells) != 3 + len(self.names) + self.features + self.explained + 2 * (not self.regression):
             raise ValueError("another number of columns")
@@ -108,7 +108,7 @@ class CsvForm:
 
 
 class JsonForm:
-    """Rows as objects of JSON, one a line."""
+    """Rows as JSON objects, one per line."""
 
     def __init__(self, names: Sequence[str], regression: bool = False) -> None:
         self.names, self.regression = list(names), regression
@@ -117,25 +117,25 @@ class JsonForm:
         return ""
 
     def line(self, row: Row) -> str:
-        made: dict[str, Any] = {"file": row.file, "row": row.row}
+        fields: dict[str, Any] = {"file": row.file, "row": row.row}
         if row.error:
-            return json.dumps({**made, "error": row.error}, ensure_ascii=False) + "\n"
+            return json.dumps({**fields, "error": row.error}, ensure_ascii=False) + "\n"
         numbers = dict(zip(self.names, map(_finite, row.numbers), strict=True))
         if self.regression:
-            made["prediction"] = numbers
+            fields["prediction"] = numbers
         else:
-            made |= {"class": row.classes, "probability": _finite(_largest(row)), "probabilities": numbers}
+            fields |= {"class": row.classes, "probability": _finite(_largest(row)), "probabilities": numbers}
         if len(row.features):
-            made["features"] = [_finite(value) for value in row.features]
+            fields["features"] = [_finite(value) for value in row.features]
         if row.explained:
-            made["explain"] = row.explained
-        return json.dumps(made, ensure_ascii=False) + "\n"
+            fields["explain"] = row.explained
+        return json.dumps(fields, ensure_ascii=False) + "\n"
 
     def read(self, line: str) -> tuple[str, int | None, bool]:
-        found = json.loads(line)
-        if not isinstance(found, dict) or not isinstance(found.get("file"), str):
+        fields = json.loads(line)
+        if not isinstance(fields, dict) or not isinstance(fields.get("file"), str):
             raise ValueError("no object with a file")
-        return found["file"], found.get("row"), "error" in found
+        return fields["file"], fields.get("row"), "error" in fields
 
 
 Form = CsvForm | JsonForm
@@ -156,7 +156,7 @@ def _largest(row: Row) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    """A float32 so that it is read back as the same one."""
+    """A float32 as text with enough digits to be read back as the same value."""
     return "" if value is None else f"{value:.9g}"
 
 
@@ -211,14 +211,14 @@ class Lines:
 
 
 class File:
-    """Rows in a file, of which each batch is added in one write. Beside it lies ``FILE.json``, which says of which
-    weights it is, so that nothing else is ever added to it.
+    """Rows in a file; each batch is appended in one write. ``FILE.json`` next to it records the weights and settings,
+    so that rows of others are never appended.
 
     Args:
         path: the file.
         form: of a row.
-        about: what it is made with, as plain values: where another file's differs, it is refused.
-        batch_size: where it was cut within a batch, that batch is predicted again, so that its numbers are the same.
+        about: weights and settings, as plain values; an existing file with others is an error.
+        batch_size: if the file ends within a batch, that batch is predicted again, so that its numbers are the same.
 
     Raises:
         RunError: the file was written with other weights or settings, or by something else.
@@ -234,9 +234,9 @@ class File:
         self.unreadable = 0
         self.finished = False
         if path.exists():
-            self._go_on()
+            self._resume()
         else:
-            self._say()
+            self._write_about()
             self._add(form.header())
 
     def write(self, rows: Sequence[Row]) -> None:
@@ -245,36 +245,36 @@ class File:
         self.unreadable += sum(bool(row.error) for row in rows)
 
     def finish(self) -> None:
-        """Say that every sample has its row."""
+        """Record that every sample has its row."""
         self.finished = True
-        self._say()
+        self._write_about()
 
     def _add(self, text: str) -> None:
         with self.path.open("ab", buffering=0) as file:
             file.write(text.encode())
 
-    def _say(self) -> None:
+    def _write_about(self) -> None:
         facts = {**self.about, "batch_size": self.batch_size, "finished": self.finished}
         if self.finished:
             facts |= {"samples": len(self.done), "unreadable": self.unreadable}
         write_text(self.beside, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
-    def _go_on(self) -> None:
-        """Take up what is done, and cut off what a kill left of a line or of a batch."""
+    def _resume(self) -> None:
+        """Read the completed rows, and cut off a partial line or batch that a kill has left."""
         before = self._before()
-        whole = before.get("finished") is True
-        aligned = before.get("batch_size") == self.batch_size and not whole
+        finished = before.get("finished") is True
+        aligned = before.get("batch_size") == self.batch_size and not finished
         end = 0
         keys: list[int] = []
         unreadable = 0
-        for place, (stop, line) in enumerate(self._lines()):
-            if place == 0 and self.form.header():
+        for number, (stop, line) in enumerate(self._lines(), 1):
+            if number == 1 and self.form.header():
                 end = stop
                 continue
             try:
                 file, row, failed = self.form.read(line)
             except (ValueError, csv.Error) as error:
-                raise RunError(f"{self.path}: line {place + 1} is none that was written here ({error})") from error
+                raise RunError(f"{self.path}: line {number} is none that was written here ({error})") from error
             keys.append(key_of(file, row))
             unreadable += failed
             if not aligned or len(keys) == self.batch_size:
@@ -288,15 +288,15 @@ class File:
                 written.truncate(end)
         if not end:
             self._add(self.form.header())
-        self._say()
+        self._write_about()
 
     def _before(self) -> dict[str, Any]:
-        """What the file beside it says. Raises RunError where it is of something else."""
+        """The content of ``FILE.json``. Raises RunError if it is of other weights or settings."""
         foreign = f"{self.path}: is there, and was not written by healsg predict"
         return settings_of(self.beside, self.about, foreign, f"{self.path}: was written with")
 
     def _lines(self) -> Iterator[tuple[int, str]]:
-        """Each whole line, with where it ends."""
+        """Each complete line, with the position of its end."""
         end = 0
         with self.path.open("rb") as file:
             for line in file:
@@ -307,31 +307,31 @@ class File:
 
 
 def settings_of(file: Path, about: Mapping[str, Any], foreign: str, other: str) -> dict[str, Any]:
-    """What a file says of how predictions were made, which must be as they are made now.
+    """Read the weights and settings of existing predictions, and compare them with the current ones.
 
     Args:
-        file: the JSON that was written beside them.
-        about: what they are made with now.
-        foreign: the message where the file is missing or is not JSON.
-        other: the beginning of the message where they were made with something else.
+        file: the JSON file next to the predictions.
+        about: the current weights and settings.
+        foreign: the message if the file is missing or is not JSON.
+        other: the start of the message if they differ.
 
     Raises:
-        RunError: one of the two messages, and what to do.
+        RunError: one of the two messages, with a hint.
     """
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{foreign}; {WAY}") from error
-    held = before if isinstance(before, dict) else {}
+    saved = before if isinstance(before, dict) else {}
     for key, value in json.loads(json.dumps(dict(about))).items():
-        if held.get(key) != value:
-            raise RunError(f"{other} {differing(key, held.get(key), value)}; {WAY}")
-    return held
+        if saved.get(key) != value:
+            raise RunError(f"{other} {differing(key, saved.get(key), value)}; {WAY}")
+    return saved
 
 
-def differing(key: str, held: Any, wanted: Any) -> str:
-    """In words, how what a file was made with differs from what is asked for now."""
-    if key == "runs" and isinstance(held, list) and all(isinstance(one, dict) for one in held):
-        before, now = ([f"{one.get('run')} ({one.get('checkpoint')})" for one in runs] for runs in (held, wanted))
+def differing(key: str, saved: Any, current: Any) -> str:
+    """Describe how a saved setting differs from the current one."""
+    if key == "runs" and isinstance(saved, list) and all(isinstance(run, dict) for run in saved):
+        before, now = ([f"{run.get('run')} ({run.get('checkpoint')})" for run in runs] for runs in (saved, current))
         return f"other weights of {', '.join(now)}" if before == now else f"{', '.join(before)}, not {', '.join(now)}"
-    return f"{key} {json.dumps(held, ensure_ascii=False)[:100]}, not {json.dumps(wanted, ensure_ascii=False)[:100]}"
+    return f"{key} {json.dumps(saved, ensure_ascii=False)[:100]}, not {json.dumps(current, ensure_ascii=False)[:100]}"
