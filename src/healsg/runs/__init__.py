@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, its lines, its checkpoints, and the locks around them."""
+"""The files of a run: its folder, its metrics, its checkpoints, and the locks that protect them."""

@@ -78,14 +78,14 @@ def new_name(choices: dict[str, str]) -> str:
 
 
 def new_id() -> str:
-    """A random id of a run, which stays when its folder is renamed or moved."""
-    return os.urandom(8).hex()
+    """A random id of a run, which stays the same when its folder is renamed or moved."""
+    return secrets.token_hex(8)
 
 
 def check_name(name: str) -> None:
     """Raise ConfigError unless ``name`` can be the name of a single folder."""
-    odd = not name or len(name.encode()) > 200 or name != name.strip() or name[0] == "."
-    if odd or re.search(r"[/\\\x00-\x1f]", name):
+    invalid = not name or len(name.encode()) > 200 or name != name.strip() or name[0] == "."
+    if invalid or re.search(r"[/\\\x00-\x1f]", name):
         raise ConfigError(f"name: {name!r} is no name of a folder: up to 200 bytes, no slash, no leading dot")
 
 
@@ -139,7 +139,7 @@ def start_run(folder: RunFolder, composed: Composed) -> RunFolder:
         folder = _set_aside(folder)
     trained = has_trained(folder)
     if not trained:
-        folder.record_file.unlink(missing_ok=True)  # of an earlier start that came to nothing
+        folder.record_file.unlink(missing_ok=True)  # of an earlier start before the first update
     if record := folder.record:
         ended = {key: record.get(key) for key in ("end", "best", "test", "digest")}
         earlier = [*(record.get("earlier") or []), *([ended] if ended["digest"] else [])]
@@ -149,7 +149,7 @@ def start_run(folder: RunFolder, composed: Composed) -> RunFolder:
     else:
         beginning = {"command": _command(), "seed": config["seed"], "begin": timestamp(), TRAINED: trained}
         beginning["choices"] = {group: redact.text(option) for group, option in composed.choices.items()}
-        if not trained:  # else run.json was lost, and the id is in the checkpoints
+        if not trained:  # otherwise run.json was lost, and the id is in the checkpoints
             beginning["id"] = new_id()
         patch = bool(config.get("record_patch"))
         code = provenance.code_state(folder.path, absolute(ROOT), current_folder(), patch)

@@ -21,9 +21,9 @@ network's weights, which are noise, a compressing file system reaches far less."
 
 
 def require_size(file: BinaryIO, path: Path) -> None:
-    """Refuse a file that is larger than this machine's memory, or that is sparse.
+    """Raise RunError if a file is larger than this machine's memory, or is sparse.
 
-    Raises RunError. Some file systems report that every file takes 0 bytes on the disk, which is not counted as sparse.
+    Some file systems report that every file takes 0 bytes on disk, which is not counted as sparse.
     """
     status = os.fstat(file.fileno())
     size = status.st_size
@@ -48,7 +48,7 @@ def sha256(file: BinaryIO, size: int) -> bytes:
 
 
 def require_stored(archive: io.BufferedIOBase, size: int) -> None:
-    """Refuse a zip archive that would expand to more than the ``size`` of its file.
+    """Raise an error for a zip archive that would expand to more than the ``size`` of its file.
 
     torch does not compress the entries of an archive. Compressed entries, and entries that share their bytes (so that
     their sizes add up to more than the file), come from elsewhere. A comment is refused too, so that the archive ends

@@ -1,4 +1,4 @@
-"""Binding: the run, the configuration and the data that a checkpoint belongs to, and in what two of these differ."""
+"""Binding: the run, the configuration and the data that a checkpoint belongs to, and how two bindings differ."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from healsg.data import fingerprint
 from healsg.runs import acquire
 
 KEY = "belongs"
-"""Under which a checkpoint keeps it."""
+"""The key of a checkpoint that holds its binding."""
 
 
 @dataclass(frozen=True)
 class Binding:
-    """What this process trains with, to be written into each checkpoint and compared with that of an older one.
+    """The settings and data of this process, written into each checkpoint and compared with those of an older one.
 
     Args:
         config: the settings that can alter the result, by dotted key, without secrets.
@@ -31,7 +31,7 @@ class Binding:
         return fingerprint.digest(self.data)
 
     def state_dict(self, run: str, name: str) -> dict[str, str]:
-        """As a checkpoint holds it: texts alone, so that a save takes no longer for it."""
+        """The binding for a checkpoint: only texts, so that saves do not take longer."""
         return {"run": run, "name": name, "config": json.dumps(self.config), "data": json.dumps(self.data)}
 
 
@@ -40,8 +40,8 @@ def of_run(config: dict[str, Any], data: fingerprint.Fingerprint, split_digest: 
 
     Args:
         config: all settings of the run.
-        data: from which files or tensors the samples come.
-        split_digest: of which samples each split holds; None where the data set does not say.
+        data: the fingerprint of the files or tensors that the samples come from.
+        split_digest: the digest of which samples each split contains; None if the data set does not provide it.
     """
     parts = dict(data)
     if split_digest:
@@ -50,19 +50,19 @@ def of_run(config: dict[str, Any], data: fingerprint.Fingerprint, split_digest: 
 
 
 def foreign(held: Any, run: str) -> str:
-    """Where a checkpoint is not of this run: to which it belongs; empty where it is of this one."""
-    own = held if isinstance(held, dict) else {}
-    if own.get("run") == run:
+    """A message that a checkpoint with the binding ``held`` belongs to another run; empty if it belongs to ``run``."""
+    saved = held if isinstance(held, dict) else {}
+    if saved.get("run") == run:
         return ""
-    if not isinstance(own.get("run"), str):
+    if not isinstance(saved.get("run"), str):
         return "does not say to which run it belongs"
-    return f"belongs to another run ({str(own.get('name'))[:100]}, {own['run'][:32]}), not to this one ({run})"
+    return f"belongs to another run ({str(saved.get('name'))[:100]}, {saved['run'][:32]}), not to this one ({run})"
 
 
 def changed_settings(held: dict[str, Any], now: Binding, may_grow: bool) -> list[str]:
-    """The settings that are not those with which a checkpoint was written, a text by key for each.
+    """The settings that differ from those a checkpoint was written with, one text for each.
 
-    ``may_grow``: whether the run was finished, so that its length may have been raised.
+    ``may_grow``: whether the run was finished before, so that its length may be increased.
     """
     old = _read(held, "config")
     changed = []
@@ -76,11 +76,11 @@ def changed_settings(held: dict[str, Any], now: Binding, may_grow: bool) -> list
 
 
 def changed_data(held: dict[str, Any], now: Binding, since: float) -> list[str]:
-    """In what the data are not those on which a checkpoint was trained, a text for each part."""
+    """How the data differ from those a checkpoint was trained on, one text for each part."""
     old = _read(held, "data")
     try:
         return fingerprint.differences(old, json.loads(json.dumps(now.data)), since)
-    except (TypeError, LookupError):  # a fingerprint that no run has written
+    except (TypeError, LookupError):  # the fingerprint in the checkpoint is malformed
         return ["the checkpoint's account of its data cannot be read"]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: single files of tensors and plain values, written in one atomic step, closed by their own SHA-256."""
+"""Checkpoints: single files of tensors and plain values, written in one atomic step, with their SHA-256 at the end."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ _TRAILER = len(_MAGIC) + hashlib.sha256().digest_size
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` under ``path``: temporary file, fsync, rename, fsync of the folder; a kill leaves old or new.
+    """Write ``state`` to ``path``: temporary file, fsync, rename, fsync of the folder; a kill leaves the old or the new
+    file.
 
     Raises:
-        RunError: a value is neither a tensor nor plain (its place is named), or the file cannot be written; what stood
-            under ``path`` is then untouched.
+        RunError: a value is neither a tensor nor plain (its key is named), or the file cannot be written; an existing
+            file is then unchanged.
     """
     for key, value in _leaves(state, ""):
         if name := odd(value):
@@ -50,7 +51,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 class _Hashed:
-    """A file that knows the SHA-256 of what was written. A failure waits for the end: torch's writer bears none."""
+    """A file that computes the SHA-256 of what is written. An error is only raised at the end, by ``finish``, because
+    torch's writer does not tolerate exceptions."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.hash = file, hashlib.sha256()
@@ -72,7 +74,7 @@ class _Hashed:
         pass
 
     def finish(self) -> None:
-        """Close what was written with its SHA-256. Raises OSError, also for an earlier failure."""
+        """Append the SHA-256 of everything written. Raises OSError, also for an earlier failure."""
         if self.failure is not None:
             raise self.failure
         self._put(self.hash.digest())
@@ -80,7 +82,7 @@ class _Hashed:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what ``save`` wrote, onto the CPU; every byte is checked before anything is unpickled.
+    """Read a file of ``save`` onto the CPU; its checksum is verified before anything is unpickled.
 
     Raises:
         RunError: the file is missing, damaged, not ours, or of a format this version does not know.
@@ -97,7 +99,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _read(file: BinaryIO, path: Path) -> dict[str, Any]:
-    """The state in an open file. What is cheap to see is looked at first, and nothing is unpickled unchecked."""
+    """The state in an open file. Cheap checks come first, and nothing is unpickled before its checksum is verified."""
     size = os.fstat(file.fileno()).st_size
     file.seek(max(0, size - _TRAILER))
     trailer = file.read(_TRAILER)
@@ -119,23 +121,23 @@ def _read(file: BinaryIO, path: Path) -> dict[str, Any]:
         state["model"].values()
     except MemoryError as error:
         raise RunError(f"{path}: does not fit into the memory that is left") from error
-    except Exception as error:  # what was made to look like a checkpoint raises almost anything
+    except Exception as error:  # a file that imitates a checkpoint can raise almost any exception
         raise RunError(f"{path}: holds something that is neither a tensor nor a plain value, or no weights") from error
     return state
 
 
 def require_plain(state: Any, size: int) -> None:
-    """Refuse a state that is larger than the file that it came from allows, or that ``save`` would not have written.
+    """Raise ValueError for a state that is larger than its file allows, or that ``save`` would not have written.
 
-    A pickle may name one list many times, and a tensor may show a few bytes as gigabytes: what goes over such a state,
-    or copies it, would not end. So the values are counted, up to a bound.
+    A pickle may refer to one list many times, and a tensor may expand a few bytes to gigabytes by its strides:
+    traversing or copying such a state would not end. So the values are counted, up to a limit.
 
     Args:
-        state: what was read.
-        size: the bytes of its file.
+        state: the unpickled state.
+        size: the size of its file in bytes.
 
     Raises:
-        ValueError: it is too large, too deep, or not plain.
+        ValueError: it is too large, too deeply nested, or not plain.
     """
     values, tensors = max(size, 1 << 20), 16 * size + (1 << 28)
     level: list[Any] = [state]
@@ -162,7 +164,7 @@ def require_plain(state: Any, size: int) -> None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file ends as ``save`` ends one, of whatever version. Raises OSError."""
+    """Whether a file has the trailer of a checkpoint, of any version. Raises OSError."""
     with safefiles.open_to_read(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TRAILER))
@@ -173,7 +175,7 @@ Stamp = tuple[int, int, int, int]
 
 
 def stamp(path: Path) -> Stamp | None:
-    """By which a file that was written or found good is known again; None where there is none."""
+    """The identity of a file, to recognise one that was written or verified before; None if it does not exist."""
     try:
         status = path.lstat()
     except OSError:
@@ -182,9 +184,9 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def keep_previous(path: Path, previous: Path) -> None:
-    """Let ``previous`` be what ``path`` is, so that ``path`` can be replaced; both are good at every moment.
+    """Replace ``previous`` by ``path``, before ``path`` is replaced; both are intact at every moment.
 
-    Only a ``path`` that is known to be good may be given: what ``previous`` was is gone then.
+    ``path`` must be known to be intact, since the old ``previous`` is lost.
     """
     if safefiles.kind_of(path) == safefiles.FILE:
         safefiles.set_folder_aside(previous)
@@ -192,7 +194,7 @@ def keep_previous(path: Path, previous: Path) -> None:
         try:
             os.link(path, link)
             link.replace(previous)
-            link.unlink(missing_ok=True)  # where both are one file already, after a kill, a renaming does nothing
+            link.unlink(missing_ok=True)  # renaming does nothing if both are the same file already, as after a kill
         except OSError:  # a file system without hard links
             link.unlink(missing_ok=True)
             with safefiles.open_to_read(path) as file, safefiles.replacing(previous, sync=True) as copy:
@@ -207,7 +209,7 @@ def digest(state: Any) -> str:
         if isinstance(value, Tensor):
             bare = value.detach().cpu().contiguous()
             total.update(f"{bare.dtype}{tuple(bare.shape)}\0".encode())
-            if bare.numel():  # as it lies in memory: a copy would cost as much again as the largest tensor
+            if bare.numel():  # hashed without a copy, which would double the memory of the largest tensor
                 total.update(memoryview(bare.flatten().view(torch.uint8).numpy()))  # type: ignore[arg-type]
         else:
             total.update(f"{value!r}\0".encode())
@@ -215,7 +217,7 @@ def digest(state: Any) -> str:
 
 
 def odd(value: Any) -> str:
-    """What a value is, where it is neither plain nor a plain tensor; else nothing."""
+    """The type of a value that is neither plain nor a plain tensor, in words; otherwise empty."""
     if type(value) in (Tensor, nn.Parameter):
         return "" if value.layout == torch.strided and not value.is_meta else f"a tensor of layout {value.layout}"
     plain = type(value) in (int, float, str, bool, type(None))
@@ -223,7 +225,7 @@ def odd(value: Any) -> str:
 
 
 def not_finite(state: dict[str, Any]) -> Iterator[str]:
-    """The keys of the tensors of network and optimizer that hold a value which is no number, or infinite."""
+    """The keys of the tensors of network and optimizer that contain NaN or infinity."""
     for key, value in _leaves({part: state[part] for part in ("model", "optimizer") if part in state}, ""):
         if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
             yield key
@@ -236,28 +238,28 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
                 yield f"a key of {key}", name
             yield from _leaves(value[name], f"{key}.{name}" if key else str(name))
     elif isinstance(value, (list, tuple)):
-        for place, element in enumerate(value):
-            yield from _leaves(element, f"{key}.{place}")
+        for number, element in enumerate(value):
+            yield from _leaves(element, f"{key}.{number}")
     else:
         yield key, value
 
 
 def like(state: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with what torch keeps beside a module's state: the version of each of its modules."""
+    """``values`` with the ``_metadata`` of a module's state dict: the versions of its modules."""
     if not hasattr(state, "_metadata"):
         return values
-    made: Any = OrderedDict(values)
-    made._metadata = state._metadata
-    return cast("dict[str, Any]", made)
+    copied: Any = OrderedDict(values)
+    copied._metadata = state._metadata
+    return cast("dict[str, Any]", copied)
 
 
 @contextlib.contextmanager
 def weights_of(model: nn.Module, weights: dict[str, Any]) -> Iterator[None]:
-    """Let ``model`` have other weights for a while."""
+    """A context in which ``model`` has other weights."""
     state = model.state_dict()
-    own = like(state, {key: value.detach().clone() for key, value in state.items()})
+    original = like(state, {key: value.detach().clone() for key, value in state.items()})
     model.load_state_dict(weights)
     try:
         yield
     finally:
-        model.load_state_dict(own)
+        model.load_state_dict(original)

@@ -1,4 +1,4 @@
-"""Checkpointer: saves, restores and stops a run. The loop reports to it; rank 0 alone writes into the run's folder."""
+"""Checkpointer: saves, restores and stops a run. The loop reports to it; only rank 0 writes into the run's folder."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ from healsg.training.interrupt import StopSignal
 log = logging.getLogger("healsg")
 
 REST = 1.0
-"""The fewest seconds between two saves at the ends of epochs, so that a kill costs at most so much work more."""
+"""The fewest seconds between two saves at the ends of epochs; a kill loses at most this much more work."""
 
 
 LOOKED_AT = 10_000
-"""Samples of ``val`` up to which a run without a test split ends with a pass over them for the report."""
+"""The most samples of ``val`` for which a run without a test split ends with a pass over them for the report."""
 
 
 class Checkpointer(Watcher):
-    """Saves and restores a run, writes its lines into ``metrics.jsonl``, and stops it where that is asked for.
+    """Saves and restores a run, writes its lines into ``metrics.jsonl``, and stops it if requested.
 
     Args:
         folder: the run's folder.
-        metrics_log: its metrics; None on all ranks but 0, which write nothing.
+        metrics_log: its metrics; None on ranks other than 0, which write nothing.
         stop_signal: when to stop.
-        show: shown the line of each epoch, with ``best`` in it.
-        bound: what each checkpoint is said to belong to, and is compared with when the run goes on.
-        snapshot: what a save copies.
-        data_info: what the inputs and outputs of the weights mean, as each checkpoint keeps it; None where the task has
-            loaders of its own.
-        force: whether the run goes on in spite of what does not fit.
-        collector: sees the evaluation of the best weights, for the report; none where it is None.
-        media_log: images, tables and plots; None on all ranks but 0.
+        show: called with the line of each epoch, which includes ``best``.
+        bound: the binding of each checkpoint, which is compared at a resume.
+        snapshot: copies the state for a save.
+        data_info: the meaning of the weights' inputs and outputs, saved in each checkpoint; None if the task builds its
+            own loaders.
+        force: whether to continue the run despite differences.
+        collector: collects samples in the evaluation of the best weights, for the report; None for none.
+        media_log: images, tables and plots; None on ranks other than 0.
     """
 
     def __init__(
@@ -81,27 +81,27 @@ class Checkpointer(Watcher):
         self.data_info = data_info
         self.force = force
         self.belongs: dict[str, str] = {}
-        """What the checkpoints say they belong to, once the run has begun."""
+        """The binding in the checkpoints, once the run has started."""
         self.good_last: checkpoint.Stamp | None = None
-        """The ``last.pt`` that this process has written or found good; no other may become ``previous.pt``."""
+        """The ``last.pt`` that this process has written or verified; no other may become ``previous.pt``."""
         self.trained = has_trained(folder)
-        """Whether ``run.json`` says that an update was made."""
+        """Whether ``run.json`` records that an update was made."""
         self.forgot_best = False
-        """Whether the run went on without its ``best.pt``, by ``resume.force``."""
+        """Whether the run was continued without its ``best.pt``, by ``resume.force``."""
         self.writer = Writer(self._write)
         self.saved_at = -REST
         self.unsaved_best: dict[str, Any] | None = None
-        """What the next save writes as ``best.pt``; without ``model`` it is the weights of that moment."""
+        """The state that the next save writes as ``best.pt``; without ``model`` it gets the current weights."""
         self.retention = Retention(None, None)
-        """Which epochs keep a file of their own, once the run has begun."""
+        """Which epochs keep their own checkpoint, once the run has started."""
         self.unsaved_epoch: dict[str, Any] | None = None
-        """What the next save writes as the file of its epoch."""
+        """The state that the next save writes as the checkpoint of its epoch."""
         self.values: dict[int, Any] = {}
-        """The monitored number by epoch."""
+        """The monitored metric by epoch."""
         self.exempt: set[str] = set()
-        """The tensors that may hold inf or NaN."""
+        """The tensors that may contain inf or NaN."""
         self.testing = False
-        """Whether training is over and the test split is measured."""
+        """Whether training is over and the test split is being evaluated."""
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -110,25 +110,25 @@ class Checkpointer(Watcher):
         self.writer.close()
 
     def begin(self, task: Task, path: Path, state: dict[str, Any] | None) -> None:
-        """Go on from a checkpoint; a run that has none starts at step 0 and saves that.
+        """Resume from a checkpoint; a run that has none starts at step 0 and saves that state.
 
         Args:
-            task: what is trained.
+            task: the trained task.
             path: the file of the checkpoint.
-            state: what it holds, as ``resumable`` gave it; None where there is none.
+            state: its content, from ``resumable``; None if there is no checkpoint.
 
         Raises:
-            RunError, ConfigError: the checkpoint or what lies beside it is not of this run, its settings, its data.
+            RunError, ConfigError: the checkpoint or ``best.pt`` is of another run, other settings or other data.
         """
         task.runner.parallel.barrier()
         self.retention = Retention(task.runner.keep_every, task.runner.keep_best)
         if state is None:
-            self._begin_anew(task)
+            self._start(task)
         else:
-            self._go_on(task, path, state)
+            self._resume(task, path, state)
 
-    def _go_on(self, task: Task, path: Path, state: dict[str, Any]) -> None:
-        """Put the task and the lines of ``metrics.jsonl`` back to where ``path`` was saved with ``state``."""
+    def _resume(self, task: Task, path: Path, state: dict[str, Any]) -> None:
+        """Restore the task from ``state``, which was saved in ``path``, and truncate ``metrics.jsonl`` to that save."""
         if path == self.folder.last:
             self.good_last = checkpoint.stamp(path)
         lost_best, forced = task.runner.parallel.share(lambda: self._check(path, state))
@@ -141,7 +141,7 @@ class Checkpointer(Watcher):
             task.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, RunError) as error:
             raise RunError(f"{path}: does not fit this task: {one_line(error)}") from error
-        task.runner.parallel.share(lambda: self._take_up_lines(state))
+        task.runner.parallel.share(lambda: self._truncate_lines(state))
         self._rank_epochs(task)
         runner = task.runner
         epoch = min(task.epoch, task.max_epoch)
@@ -149,7 +149,7 @@ class Checkpointer(Watcher):
         if forced:
             self.save(task)  # from here on the checkpoint is of this run, its settings and data
 
-    def _begin_anew(self, task: Task) -> None:
+    def _start(self, task: Task) -> None:
         """Start at step 0."""
         if self.metrics_log:
             self.belongs = self.bound.state_dict(self._identify(None), self.folder.path.name)
@@ -165,48 +165,47 @@ class Checkpointer(Watcher):
         self.stop_signal.expect_saving(self.writer.seconds)
 
     def _check(self, path: Path, state: dict[str, Any]) -> tuple[bool, bool]:
-        """Compare a checkpoint with this run, and ``best.pt`` with the checkpoint; rank 0 alone does it.
+        """Compare a checkpoint with this run, and ``best.pt`` with the checkpoint; called on rank 0 only.
 
-        With ``force`` the run goes on in spite of what does not fit, and where ``best.pt`` is not the one that the
-        checkpoint knows of, as if there had been no best epoch yet.
+        With ``force`` the run continues despite differences. If ``best.pt`` is not the one that the checkpoint refers
+        to, it continues as if there had been no best epoch yet.
 
         Returns:
-            Whether the best is lost, and whether anything else did not fit.
+            Whether the best epoch is lost, and whether there are other differences.
 
         Raises:
-            RunError, ConfigError: something does not fit.
+            RunError, ConfigError: there is a difference, without ``force``.
         """
         record, held = self.folder.record, state.get(binding.KEY)
         run = self._identify(held)
         foreign = binding.foreign(held, run)
-        wrong = [f"{path}: {foreign}"] if foreign else []
-        own = held if isinstance(held, dict) else {}
-        settings = binding.changed_settings(own, self.bound, bool(record.get("earlier")))
-        data = binding.changed_data(own, self.bound, began_at(record))
-        wrong += settings
-        wrong += [f"data: the samples are not those with which the run began ({text})" for text in data]
-        if wrong and not self.force:
+        differences = [f"{path}: {foreign}"] if foreign else []
+        saved = held if isinstance(held, dict) else {}
+        differences += binding.changed_settings(saved, self.bound, bool(record.get("earlier")))
+        data = binding.changed_data(saved, self.bound, began_at(record))
+        differences += [f"data: the samples are not those with which the run began ({text})" for text in data]
+        if differences and not self.force:
             kind = RunError if foreign else ConfigError
-            raise kind(f"{wrong[0]}; resume.force=true goes on all the same")
-        for text in wrong[:8]:
+            raise kind(f"{differences[0]}; resume.force=true goes on all the same")
+        for text in differences[:8]:
             log.warning("%s; going on all the same, by resume.force", text)
         self.belongs = self.bound.state_dict(run, self.folder.path.name)
-        if problem := self._problem_of_best(*_step_and_best(path, state), run, changed=bool(wrong)):
+        if problem := self._problem_of_best(*_step_and_best(path, state), run, changed=bool(differences)):
             if not self.force:
                 ways = "resume.force=true goes on, and takes the best of the epochs to come"
                 raise RunError(f"{problem}; {ways}")
             log.warning("%s; the best of the epochs to come is taken", problem)
-        return bool(problem), bool(wrong)
+        return bool(problem), bool(differences)
 
-    def _take_up_lines(self, state: dict[str, Any]) -> None:
-        """Let the lines end where they did at the save. Raises RunError where they are not those of then."""
-        assert self.metrics_log is not None  # on rank 0, which alone does it
+    def _truncate_lines(self, state: dict[str, Any]) -> None:
+        """Truncate metrics and media to the save. Raises RunError if their lines differ from those at the save."""
+        assert self.metrics_log is not None  # called on rank 0 only
         self.metrics_log.load_state_dict(state["metrics_log"], state["runner"]["step"], self.force)
         if self.media_log:
             self.media_log.rewind(state["runner"]["step"], state["runner"]["epoch"])
 
     def _identify(self, held: Any) -> str:
-        """This run's own mark, which ``run.json`` keeps; where that was lost, that of its checkpoint."""
+        """This run's id from ``run.json``; if that was lost, the id in its checkpoint."""
         known = self.folder.record.get("id")
         if not isinstance(known, str):
             known = held["run"] if isinstance(held, dict) and isinstance(held.get("run"), str) else new_id()
@@ -214,38 +213,36 @@ class Checkpointer(Watcher):
         return known
 
     def _problem_of_best(self, step: int, best: dict[str, Any] | None, run: str, changed: bool) -> str:
-        """What is wrong with ``best.pt`` beside a state of ``step`` that knows of a ``best``; empty where nothing is.
+        """Why ``best.pt`` does not match a state of ``step`` that refers to ``best``; empty if it does.
 
-        After a kill between two files of one save it may be of an epoch that the run will come to again, with the same
-        numbers, unless settings or data have ``changed``.
+        After a kill between the two files of a save, it may be of a later epoch, which the run will reach again with
+        the same numbers, unless settings or data have ``changed``.
         """
         if best is None:
             return ""
         try:
-            found = checkpoint.load(self.folder.best)
+            content = checkpoint.load(self.folder.best)
         except RunError as error:
             return str(error)
-        if text := binding.foreign(found.get(binding.KEY), run):
+        if text := binding.foreign(content.get(binding.KEY), run):
             return f"{self.folder.best}: {text}"
-        reached = found.get("best")
-        reached = reached if isinstance(reached, dict) else {}
-        if all(reached.get(key) == best.get(key) for key in ("step", "value")):
+        saved = content.get("best")
+        saved = saved if isinstance(saved, dict) else {}
+        if all(saved.get(key) == best.get(key) for key in ("step", "value")):
             return ""
-        if type(reached.get("step")) is int and reached["step"] >= step and not changed:
+        if type(saved.get("step")) is int and saved["step"] >= step and not changed:
             return ""
-        return (
-            f"{self.folder.best}: holds step {reached.get('step')}, and the best so far was at step {best.get('step')}"
-        )
+        return f"{self.folder.best}: holds step {saved.get('step')}, and the best so far was at step {best.get('step')}"
 
     def _exempt_not_finite(self, state: dict[str, Any]) -> None:
-        """Let tensors that hold inf or NaN at the start, such as attention masks, hold them in every checkpoint."""
+        """Exempt tensors that contain inf or NaN at the start (e.g. attention masks) from the finiteness check."""
         self.exempt = set(checkpoint.not_finite(state))
 
     def snapshot_done(self) -> None:
         self.writer.snapshot_done()
 
     def updated(self, task: Task) -> None:
-        """After each update: a line, a save and a stop where they are due; the device is waited for here alone."""
+        """After each update: log, save and stop if due; the only place that waits for the device."""
         runner = task.runner
         step = runner.step_count
         if step % runner.log_every == 0:
@@ -260,7 +257,7 @@ class Checkpointer(Watcher):
             self.stop(task)
 
     def log_step(self, task: Task) -> None:
-        """A line of the updates since the last one."""
+        """Log the means over the updates since the last line."""
         self.writer.check()
         self.stop_signal.saving_took(self.writer.seconds)
         means = task.runner.meter.recent()
@@ -277,7 +274,7 @@ class Checkpointer(Watcher):
             getattr(self.media_log, kind)(name, min(task.epoch, task.max_epoch), *content, step=step, **options)
 
     def end_epoch(self, task: Task, numbers: dict[str, Any], best: bool) -> None:
-        """The epoch's line, the best weights where they are, and a save, unless the last one was a moment ago."""
+        """Log the epoch, keep its weights if they are the best, and save, unless the last save was a moment ago."""
         if self.metrics_log:
             self.metrics_log.write(numbers)
         if task.runner.ledger is not None:
@@ -302,13 +299,13 @@ class Checkpointer(Watcher):
             self.stop(task)
 
     def _rank(self, task: Task, numbers: dict[str, Any]) -> None:
-        """Let an epoch count among those of which some keep their files."""
+        """Add an epoch to the ranking that decides which epochs keep their checkpoints."""
         name, sign = task.runner.best_tracker.resolve(numbers, task.directions())
         self.values[numbers["epoch"]] = value = numbers.get(name)
         self.retention.add(numbers["epoch"], value, sign, numbers.get("val/loss"))
 
     def _rank_epochs(self, task: Task) -> None:
-        """The same for the epochs before a resume, from their lines, which end where the run goes on."""
+        """The same for the epochs before a resume, from the lines of ``metrics.jsonl``."""
         if self.metrics_log and self.retention.active:
             rows = map(row_of, self.folder.metrics.read_bytes().splitlines())
             for row in rows:
@@ -316,7 +313,7 @@ class Checkpointer(Watcher):
                     self._rank(task, row)
 
     def _note_kept(self) -> None:
-        """Name in ``run.json`` the files of epochs that are on the disk."""
+        """Record in ``run.json`` the checkpoints of epochs that exist."""
         if self.metrics_log and self.retention.active:
             self.writer.wait()
             kept = described(self.folder.checkpoints, self.retention.wanted(), self.values)
@@ -324,7 +321,7 @@ class Checkpointer(Watcher):
                 self.folder.note(kept=kept)
 
     def _hold_epoch(self, task: Task, numbers: dict[str, Any]) -> None:
-        """Hold the evaluated weights of an epoch that keeps them, for the next save."""
+        """Copy the evaluated weights of an epoch that keeps its own checkpoint, for the next save."""
         weights = task.runner.parallel.gathered(task.task_method.eval_model(task).state_dict())
         copied = checkpoint.like(weights, {key: _cloned(value) for key, value in weights.items()})
         name, _ = task.runner.best_tracker.resolve(numbers, task.directions())
@@ -332,7 +329,7 @@ class Checkpointer(Watcher):
         self.unsaved_epoch = {"best": reached, "model": copied}
 
     def record_skipped(self, task: Task) -> None:
-        """Write into ``run.json`` which samples were left out so far; all processes must call it."""
+        """Write into ``run.json`` which samples were skipped so far; all processes must call it."""
         reading = task.task_data.reading
         if reading.on_error == "skip":
             before = self.folder.record.get("samples_skipped")
@@ -341,9 +338,9 @@ class Checkpointer(Watcher):
                 self.folder.note(samples_skipped=skipped)
 
     def save(self, task: Task) -> None:
-        """Start to write ``best.pt`` where there is a new best, then ``last.pt``; the old one becomes ``previous.pt``.
+        """Start to write ``best.pt`` if there is a new best, then ``last.pt``; the old one becomes ``previous.pt``.
 
-        An error of the writing thread is raised by the next call. Raises RunError for the save before this one.
+        An error of the writing thread is raised by the next call. Raises RunError if the previous save failed.
         """
         if task.runner.ledger is not None:
             task.runner.ledger.write(self.folder.path, task.runner.epoch)
@@ -368,43 +365,43 @@ class Checkpointer(Watcher):
         self.stop_signal.saving_took(self.writer.seconds)
 
     def _write(self, states: dict[str, Any]) -> None:
-        """What the writing thread does: the lines that a checkpoint counts on reach the disk before it."""
+        """Called in the writing thread. The lines that a checkpoint refers to are flushed to disk before it."""
         for state in states.values():
-            if wrong := next((key for key in checkpoint.not_finite(state) if key not in self.exempt), None):
-                raise NotFiniteError(wrong)
+            if key := next((key for key in checkpoint.not_finite(state) if key not in self.exempt), None):
+                raise NotFiniteError(key)
         assert self.metrics_log is not None
         self.metrics_log.sync()
         safefiles.make_folder(self.folder.checkpoints)
-        kept = {binding.KEY: self.belongs, "data_info": self.data_info}
+        facts = {binding.KEY: self.belongs, "data_info": self.data_info}
         if "best" in states:
-            checkpoint.save(self.folder.best, states["best"] | kept)
+            checkpoint.save(self.folder.best, states["best"] | facts)
         if "epoch" in states:
-            kept_as = file_of(self.folder.checkpoints, states["epoch"]["best"]["epoch"])
-            checkpoint.save(kept_as, states["epoch"] | kept)
+            file = file_of(self.folder.checkpoints, states["epoch"]["best"]["epoch"])
+            checkpoint.save(file, states["epoch"] | facts)
         if "last" in states:
             last = self.folder.last
             if self.good_last is not None and checkpoint.stamp(last) == self.good_last:
                 with naming(self.folder.previous):
                     checkpoint.keep_previous(last, self.folder.previous)
-            checkpoint.save(last, states["last"] | kept)
+            checkpoint.save(last, states["last"] | facts)
             self.good_last = checkpoint.stamp(last)
-            if self.retention.active:  # last, so that a kill leaves a file too many, never one less
+            if self.retention.active:  # last, so that a kill may leave one file too many, but never one too few
                 for path in others(self.folder.checkpoints, self.retention.wanted()):
                     path.unlink(missing_ok=True)
 
     def _hold_best(self, task: Task, copy: bool) -> None:
-        """Hold the evaluated weights, with the numbers they reached, for the next save."""
+        """Keep the evaluated weights and their metrics for the next save."""
         model = task.task_method.eval_model(task)
         self.unsaved_best = {"best": task.runner.best_tracker.best or {}}
         if not copy and model is task.model:
-            return  # the save that follows has them
+            return  # the save that follows copies these weights anyway
         weights = task.runner.parallel.gathered(model.state_dict())
         if copy:
             weights = checkpoint.like(weights, {key: _cloned(value) for key, value in weights.items()})
         self.unsaved_best["model"] = weights
 
     def stop(self, task: Task) -> None:
-        """Save and leave; at the test all is saved, and the weights are the best ones. Raises Stopped."""
+        """Save and raise Stopped; during the test everything is saved already, and the model has the best weights."""
         if not self.testing:
             self.save(task)
             self.writer.wait()
@@ -413,7 +410,7 @@ class Checkpointer(Watcher):
         raise self.stop_signal.stopped()
 
     def pause(self, task: Task) -> None:
-        """Save and leave a run that is to be gone on with, between two epochs. Raises Stopped."""
+        """Save between two epochs and raise Stopped, for ``runner.pause_after``."""
         self.save(task)
         self.writer.wait()
         self._note_kept()
@@ -425,13 +422,14 @@ class Checkpointer(Watcher):
         raise Stopped(f"stopped by runner.pause_after, after epoch {task.runner.epoch}", 0)
 
     def _note_objective(self, task: Task, best: dict[str, Any] | None) -> None:
-        """Record by which number, and in which direction, this run is compared with others, as a search does."""
+        """Record the metric, and its direction, by which e.g. a search compares this run with others."""
         if best is not None:
             sign = task.runner.best_tracker.resolve(best["metrics"], task.directions())[1]
             self.folder.note(monitor=best["monitor"], mode="max" if sign > 0 else "min")
 
     def finish(self, task: Task) -> None:
-        """The end of training: the digest of the final state, and the test split, once, with the best weights."""
+        """At the end of training: record the digest of the final state, and evaluate the best weights on the test split
+        once."""
         if task.runner.stop_reason:
             log.info("stopped early: %s", task.runner.stop_reason)
         if task.runner.best_tracker.best is None:
@@ -461,15 +459,15 @@ class Checkpointer(Watcher):
             self._note_objective(task, best)
 
     def _evaluate_best(self, task: Task) -> Evaluation:
-        """Measure the best weights on the test split; the collector sees it.
+        """Evaluate the best weights on the test split, with the collector.
 
-        Without a test split nothing is measured, and the collector sees a pass over ``val`` if that is small.
+        Without a test split nothing is measured, and the collector gets a pass over ``val`` if that is small.
         """
         val = task.loaders.get("val")
-        looks = self.collector is not None and isinstance(val, Loader) and val.samples <= LOOKED_AT
+        collects_val = self.collector is not None and isinstance(val, Loader) and val.samples <= LOOKED_AT
         if "test" in task.loaders:
             split = "test"
-        elif looks and not task.task_method.replaces("evaluate"):
+        elif collects_val and not task.task_method.replaces("evaluate"):
             split = "val"
         else:
             return Evaluation({})
@@ -484,21 +482,21 @@ class Checkpointer(Watcher):
                     at = (task.runner.epoch, task.runner.step_count)
                     log_cases(self.media_log, split, measured.cases, *at)
                     self.collector.log_media(self.media_log, *at)
-            except (OSError, RunError) as error:  # the report lacks a part; the run is whole
+            except (OSError, RunError) as error:  # only a part of the report is missing; the run is complete
                 log.warning("the report lacks its samples: %s", one_line(error))
         return measured if split == "test" else Evaluation({})
 
 
 def resumable(folder: RunFolder) -> tuple[Path, dict[str, Any] | None]:
-    """The file and the state from which a run goes on; None as the state where it begins. Raises RunError."""
+    """The file and the state that a run continues from; the state is None for a new run. Raises RunError."""
     path, state = folder.last_checkpoint()
     if state is not None and not has_trained(folder) and not _step_and_best(path, state)[0]:
-        return path, None  # what a run that died before its first update has left
+        return path, None  # left by a run that ended before its first update
     return path, state
 
 
 def _step_and_best(path: Path, state: dict[str, Any]) -> tuple[int, dict[str, Any] | None]:
-    """At which update a run's state was saved, and what it says of the best epoch. Raises RunError for what is none."""
+    """The update at which a run's state was saved, and its best epoch. Raises RunError if it is no state of a run."""
     runner = state.get("runner")
     step = runner.get("step") if isinstance(runner, dict) else None
     monitor = runner.get("monitor") if isinstance(runner, dict) else None
@@ -513,7 +511,7 @@ def _cloned(value: Any) -> Any:
 
 
 def weights_state(folder: RunFolder, which: str) -> dict[str, Any]:
-    """What the checkpoint of the ``best`` or ``last`` weights of a run holds. Raises RunError."""
+    """The content of the checkpoint with the ``best`` or ``last`` weights of a run. Raises RunError."""
     if which == "best":
         best = checkpoint.load(folder.best)
         run = folder.record.get("id")
@@ -522,14 +520,14 @@ def weights_state(folder: RunFolder, which: str) -> dict[str, Any]:
         return best
     state = folder.last_state()
     if state is None:
-        alone = folder.record.get("status") == "finished" and folder.best.is_file()
-        reason = "kept its best weights alone (runner.keep_last)" if alone else "has no checkpoint yet"
+        only_best = folder.record.get("status") == "finished" and folder.best.is_file()
+        reason = "kept its best weights alone (runner.keep_last)" if only_best else "has no checkpoint yet"
         raise RunError(f"{folder.shown}: {reason}")
     return state
 
 
 def restore_weights(task: Task, state: dict[str, Any], which: str) -> None:
-    """Give the evaluated network the weights of a checkpoint, which is that of ``which``: ``best`` or ``last``."""
+    """Load the weights of a checkpoint, ``best`` or ``last``, into the evaluated network."""
     if which == "best":
         task.task_method.eval_model(task).load_state_dict(state["model"])
         return

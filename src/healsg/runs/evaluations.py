@@ -1,4 +1,4 @@
-"""What an evaluation measured as a file of the run: ``eval-<split>-<checkpoint>.json``."""
+"""The results of an evaluation as a file of the run: ``eval-<split>-<checkpoint>.json``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from healsg.runs.media import MediaLog
 
 
 def write_evaluation(folder: RunFolder, split: str, which: str, found: Evaluation) -> str:
-    """Write the numbers, and those of each case where there are cases; returns the line of JSON that the file holds.
+    """Write the numbers, and those of each case if there are cases; returns the file's line of JSON.
 
     Args:
-        folder: of the run.
-        split: that was evaluated.
+        folder: the run's folder.
+        split: the evaluated split.
         which: the weights: ``best`` or ``last``.
-        found: what was measured.
+        found: the results.
 
     Raises:
         OSError: the file cannot be written.
@@ -29,16 +29,16 @@ def write_evaluation(folder: RunFolder, split: str, which: str, found: Evaluatio
 
 
 def log_cases(media_log: MediaLog, split: str, cases: Mapping[str, Mapping[str, float]], epoch: int, step: int) -> None:
-    """Log the table by case, the worst first, as ``<split>/cases``; nothing where there are no cases.
+    """Log the table by case, the worst first, as ``<split>/cases``; does nothing if there are no cases.
 
     Args:
-        media_log: of the run.
-        split: that was evaluated.
-        cases: by name their numbers by name.
-        epoch, step: at which the evaluated run stands.
+        media_log: the run's.
+        split: the evaluated split.
+        cases: the metrics of each case, by name.
+        epoch, step: the position of the evaluated run.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the table cannot be written.
     """
     if not cases:
         return

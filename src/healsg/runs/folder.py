@@ -148,20 +148,20 @@ class RunFolder:
                 leftover.unlink(missing_ok=True)
 
     def abandon(self) -> None:
-        """Leave a folder in which no run has begun, and take it away."""
+        """Unlock and remove a folder in which no run has started."""
         lock_file = self.path / ".lock"
         still_open = False
         if self._lock and safefiles.is_still(self._lock.file, lock_file) and not self.config.exists():
             try:
-                lock_file.unlink(missing_ok=True)  # while it is held, so that it is no other process's
-            except PermissionError:  # Windows removes no file that is open, this process's or another's
+                lock_file.unlink(missing_ok=True)  # while the lock is held, so that no other process can hold it
+            except PermissionError:  # Windows cannot remove an open file
                 still_open = True
         self.unlock()
         if still_open:
             with contextlib.suppress(OSError):
                 lock_file.unlink(missing_ok=True)
         if not self.config.exists():
-            above = self.path.parents[:2]  # runs, or a sweep in it; never what lies above
+            above = self.path.parents[:2]  # runs, or a sweep in it; never any folder above
             named = [parent.name for parent in above]
             for empty in (self.path, *above[: named.index(ROOT.name) + 1 if ROOT.name in named else 0]):
                 with contextlib.suppress(OSError):
@@ -204,7 +204,7 @@ class RunFolder:
         return self.last.exists() or self.previous.exists()
 
     def drop_last(self) -> None:
-        """Remove the state from which a finished run could be trained on. Raises OSError."""
+        """Remove the state from which training of a finished run could continue. Raises OSError."""
         self.previous.unlink(missing_ok=True)
         self.last.unlink(missing_ok=True)
 
@@ -257,7 +257,7 @@ def timestamp() -> str:
 
 
 def began_at(record: dict[str, Any]) -> float:
-    """When a run began according to its ``run.json``, in seconds since the epoch; infinity where that is missing."""
+    """The start of a run according to its ``run.json``, as a Unix time; infinity if that is missing."""
     try:
         return datetime.strptime(record["begin"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
     except (KeyError, TypeError, ValueError):
@@ -285,12 +285,12 @@ def is_run(run: str) -> bool:
 
 
 def is_setting(word: str) -> bool:
-    """Whether ``key=value`` stands where a run is to be named; the name of a sweep's job holds an equals sign too."""
+    """Whether a word is ``key=value`` and not a run; the name of a sweep's job also contains an equals sign."""
     return "=" in word.partition("/")[0] and not is_run(word)
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a folder holds a ``config.yaml``, also one that is no regular file, which is then refused by its name."""
+    """Whether a folder contains a ``config.yaml``, even if it is not a regular file, which is reported later."""
     try:
         return bool(safefiles.kind_of(path / "config.yaml"))
     except (OSError, ValueError):  # not a possible file name
@@ -300,13 +300,13 @@ def _is_run(path: Path) -> bool:
 def find(run: str, start: Path | None = None, root: Path = ROOT) -> RunFolder:
     """The folder of a run: a path, or a name under ``runs/``, relative to ``start`` or else the current directory.
 
-    Another ``root`` than ``runs/`` was named by the user: there the name is looked for first.
+    If the user named another ``root`` than ``runs/``, the name is searched there first.
 
-    Raises RunError where there is none, or where a file of it is a link.
+    Raises RunError if there is no such run, or if one of its files is a link.
     """
     start = start or current_folder()
-    places = (start / run, start / root / run)
-    for path in places if root == ROOT else places[::-1]:
+    candidates = (start / run, start / root / run)
+    for path in candidates if root == ROOT else candidates[::-1]:
         if _is_run(path):
             safefiles.check_run_folder(path)
             return RunFolder(path)

@@ -1,4 +1,4 @@
-"""The forecast of a run: made by a process of its own, so that nothing of it reaches the run or its digest."""
+"""The forecast of a run, measured in a separate process, so that it cannot affect the run or its digest."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ BUDGET = 3.0
 
 
 def forecast(composed: Composed, budget: float = BUDGET) -> dict[str, Any]:
-    """Measure a few steps of a task in a fresh process; what the whole run will take, as plain values.
+    """Measure a few steps of a task in a new process and estimate the cost of the whole run, as plain values.
 
     Args:
         composed: the checked configuration.
-        budget: seconds of training steps; an evaluation, saving and reading the data come beside.
+        budget: seconds of training steps; an evaluation, saving and reading the data take additional time.
 
     Raises:
-        RunError: the task cannot be built, or takes no step; the reason is in the message.
+        RunError: the task cannot be built or trained; the message gives the reason.
     """
     request = yaml.safe_dump({"composed": composed.as_plain(), "budget": budget})
     command = system.program("healsg.commands.forecast.measure", "main")

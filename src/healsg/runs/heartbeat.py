@@ -1,5 +1,5 @@
-"""Heartbeat: a run's ``run.json`` is touched while its process lives, so that those who see it over a network can tell
-it from one that was killed, also in an epoch that takes hours."""
+"""Heartbeat: a run's ``run.json`` is touched while its process is alive, so that other machines on a shared file system
+can distinguish it from a killed run, even in an epoch that takes hours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Heartbeat:
     """A context in which a file is touched by a thread.
 
     Args:
-        file: whose time of change is set; nothing is done while it is not there.
+        file: the file whose modification time is set; a missing file is ignored.
         every: seconds between two touches.
     """
 

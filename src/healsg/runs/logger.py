@@ -1,4 +1,4 @@
-"""Loggers: what shows a run's metrics elsewhere. The local files are the truth; a broken logger never hurts a run."""
+"""Loggers send a run's metrics elsewhere. The local files are authoritative; a failing logger never affects a run."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 
 class Logger:
-    """A place that is shown every line of ``metrics.jsonl``, in a thread of its own.
+    """Receives every line of ``metrics.jsonl``, in a thread of its own.
 
-    What it raises drops it, with one line of warning. ``patience`` and ``grace`` are the seconds that a run waits for
-    it to start and to finish, 1 and 5 where it names none.
+    A logger that raises is removed with a warning of one line. ``patience`` and ``grace`` are the seconds that a run
+    waits for it to start and to finish, by default 1 and 5.
     """
 
     def start(self, folder: Path, record: dict[str, Any]) -> None:
-        """The run begins or goes on; ``record`` holds its ``name``, ``config``, ``resumed`` and ``step``."""
+        """The run starts or resumes; ``record`` holds its ``name``, ``config``, ``resumed`` and ``step``."""
 
     def log(self, line: dict[str, Any]) -> None:
-        """One line, as it stands in ``metrics.jsonl``."""
+        """Log one line of ``metrics.jsonl``."""
 
     def media(self, folder: Path, entry: dict[str, Any]) -> None:
-        """An image, a table or a plot, as its line stands in ``media.jsonl``; ``runs.media.read`` gives its file.
+        """Log an image, a table or a plot, given by its line in ``media.jsonl``; ``runs.media.read`` reads its file.
 
         Args:
             folder: the run's folder.

@@ -1,6 +1,6 @@
 """MediaLog: writes images, tables and plots of a run below ``media/``, and a line for each into ``media.jsonl``.
 
-The files are the truth; loggers are shown the same lines and read the same files.
+The files are authoritative; loggers receive the same lines and read the same files.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ FILE = "media.jsonl"
 FOLDER = "media"
 
 LARGEST = 1 << 28
-"""Bytes of ``media.jsonl`` that are read."""
+"""The largest ``media.jsonl``, in bytes, that is read."""
 
 LARGEST_FILE = 1 << 28
-"""Bytes of an image, a table or a plot that are read."""
+"""The largest image, table or plot, in bytes, that is read."""
 
 SUFFIXES = {b"\x89PNG\r\n\x1a\n": ".png", b"\xff\xd8\xff": ".jpg"}
-"""The files that an image may be given as, by their first bytes."""
+"""The supported image files, by their first bytes."""
 
 Entry = dict[str, Any]
 """One line: ``kind`` (image, table or plot), ``name``, ``file``, ``epoch``, ``step`` and ``caption``."""
@@ -40,13 +40,13 @@ Curves = Mapping[str, Sequence[tuple[float, float]]]
 
 
 class MediaLog:
-    """Writes media such that each is in ``media.jsonl`` once, also after a run was killed and resumed.
+    """Writes media such that each is in ``media.jsonl`` exactly once, even if a run was killed and resumed.
 
-    What is logged a second time under the same kind, name and step takes the place of the first.
+    A second entry with the same kind, name and step replaces the first.
 
     Args:
         folder: the run's folder.
-        forward: shown each line; ``MetricsLog.forward_media`` passes it on to the loggers.
+        forward: called with each line; ``MetricsLog.forward_media`` passes it on to the loggers.
     """
 
     def __init__(self, folder: Path, forward: Callable[[Entry], None] | None = None) -> None:
@@ -54,7 +54,7 @@ class MediaLog:
         self.forward = forward
         self._lines = {_key(entry): entry for entry in entries(folder)}
         self._ragged = _content(folder) != b"".join(map(_text, self._lines.values()))
-        """Whether the file holds more than these lines, such as half a line that a kill has left."""
+        """Whether the file contains more than these lines, such as a partial line that a kill has left."""
 
     def image(
         self, name: str, epoch: int, picture: np.ndarray[Any, Any] | bytes, caption: str = "", step: int | None = None
@@ -62,17 +62,17 @@ class MediaLog:
         """Log an image.
 
         Args:
-            name: such as ``val/overlay``; several steps of one name follow each other.
-            epoch: in which it was made, from 1.
-            picture: (H, W) or (H, W, 3) uint8 levels, which are written as PNG, or the bytes of a PNG or JPEG file.
+            name: such as ``val/overlay``; images of the same name at several steps form a sequence.
+            epoch: the epoch, from 1.
+            picture: (H, W) or (H, W, 3) uint8 pixels, which are written as PNG, or the bytes of a PNG or JPEG file.
             caption: a line below it.
-            step: the update at which it was made; None where the epoch alone counts.
+            step: the update; None to identify it by the epoch.
 
         Returns:
             The file.
 
         Raises:
-            ValueError: the picture is none of these.
+            ValueError: ``picture`` is none of these.
             OSError: it cannot be written.
         """
         content = picture if isinstance(picture, bytes) else png(picture)
@@ -92,7 +92,7 @@ class MediaLog:
     ) -> Path:
         """Log a table of plain values, written as JSON: ``{"columns": [...], "rows": [[...], ...]}``.
 
-        The other arguments are those of ``image``. Raises ValueError for a row of another length, OSError.
+        The other arguments are those of ``image``. Raises ValueError if a row does not fit the columns, OSError.
         """
         listed = [list(row) for row in rows]
         if wrong := next((row for row in listed if len(row) != len(columns)), None):
@@ -105,16 +105,16 @@ class MediaLog:
         """Log curves, written as JSON: ``{"x": "recall", "curves": {"cat": [[0, 1], ...]}}``.
 
         Args:
-            curves: by name their points (x, y).
-            x: what the horizontal axis shows.
+            curves: the points (x, y) of each curve, by name.
+            x: the label of the horizontal axis.
 
-        The other arguments are those of ``image``. Raises ValueError for points that are no pairs, OSError.
+        The other arguments are those of ``image``. Raises ValueError for points that are not pairs, OSError.
         """
         points = {curve: [[float(x), float(y)] for x, y in pairs] for curve, pairs in curves.items()}
         return self._write_json("plot", name, epoch, step, caption, {"x": x, "curves": points})
 
     def rewind(self, step: int, epoch: int) -> None:
-        """Forget what was logged after update ``step`` and ``epoch`` complete epochs, to which the run goes back."""
+        """Remove what was logged after update ``step`` and ``epoch`` completed epochs, where the run resumes."""
         kept = {
             key: entry
             for key, entry in self._lines.items()
@@ -160,9 +160,9 @@ class MediaLog:
 
 
 def entries(folder: Path) -> list[Entry]:
-    """The lines of a run's ``media.jsonl``, those that are damaged left out. The files need not exist.
+    """The lines of a run's ``media.jsonl``; damaged lines are skipped. The files need not exist.
 
-    Raises RunError where it is no regular file.
+    Raises RunError if it is not a regular file.
     """
     rows = map(row_of, _content(folder).decode(errors="replace").splitlines())
     return [row for row in rows if row is not None and _is_entry(row)]
@@ -180,7 +180,7 @@ def read(folder: Path, entry: Entry) -> bytes:
 
 
 def _is_entry(row: Entry) -> bool:
-    """Whether a line is one of ours: its file lies in ``media/`` itself, so that no line leads out of the run."""
+    """Whether a line is valid: its file is directly in ``media/``, so that no line refers to a file outside the run."""
     texts = all(isinstance(row.get(key), str) for key in ("kind", "name", "file", "caption"))
     numbers = type(row.get("epoch")) is int and (row.get("step") is None or type(row["step"]) is int)
     return texts and numbers and re.fullmatch(rf"{FOLDER}/[A-Za-z0-9_-][A-Za-z0-9._-]*", row["file"]) is not None
@@ -195,19 +195,19 @@ def _text(entry: Entry) -> bytes:
 
 
 def file_name(name: str) -> str:
-    """A name as a part of the name of a file; two names never give the same one."""
+    """A name as a part of a file name; different names give different file names."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:80].strip(".-")
     return plain if plain == name else f"{plain}-{zlib.crc32(name.encode()):08x}".strip("-")
 
 
 def png(picture: np.ndarray[Any, Any]) -> bytes:
-    """The PNG file of (H, W) or (H, W, 3) uint8 levels. Raises ValueError."""
+    """(H, W) or (H, W, 3) uint8 pixels as a PNG file. Raises ValueError."""
     from PIL import Image
 
-    levels = np.asarray(picture)
-    if levels.dtype != np.uint8 or not (levels.ndim == 2 or (levels.ndim == 3 and levels.shape[2] == 3)):
-        shape = f"{levels.dtype} of shape {levels.shape}"
+    pixels = np.asarray(picture)
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        shape = f"{pixels.dtype} of shape {pixels.shape}"
         raise ValueError(f"an image is (H, W) or (H, W, 3) of uint8 levels, and not {shape}")
     buffer = BytesIO()
-    Image.fromarray(np.ascontiguousarray(levels)).save(buffer, "PNG")
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
     return buffer.getvalue()

@@ -21,11 +21,11 @@ log = logging.getLogger("healsg")
 FORCE = "resume.force=true goes on with the lines that are whole, and keeps the file as it is beside them"
 
 LARGEST_LINE = 1 << 20
-"""Bytes of a damaged file that are read beyond its expected size."""
+"""The most bytes of a damaged file that are read beyond its expected size."""
 
 
 class MetricsLog:
-    """Writes ``metrics.jsonl`` such that each event is in it exactly once, also after a run was killed and resumed.
+    """Writes ``metrics.jsonl`` such that each event is in it exactly once, even if a run was killed and resumed.
 
     A checkpoint holds the length of the file at the save; a resumed run truncates the file to it, since it will write
     the later lines again.
@@ -59,13 +59,13 @@ class MetricsLog:
             raise RunError(f"{self.path}: cannot be written ({error.strerror}); the last checkpoint is good") from error
         self.offset += len(text)
         self._written.update(text)
-        lasting = json.dumps({key: value for key, value in line.items() if key != "seconds"})
-        self.history = hashlib.sha256((self.history + lasting).encode()).hexdigest()
+        without_times = json.dumps({key: value for key, value in line.items() if key != "seconds"})
+        self.history = hashlib.sha256((self.history + without_times).encode()).hexdigest()
         for name in list(self.loggers) if self.started else []:
             self._call(name, "log", line)
 
     def forward_media(self, entry: dict[str, Any]) -> None:
-        """Show the loggers an image, a table or a plot: its line in ``media.jsonl``."""
+        """Pass the line of an image, a table or a plot in ``media.jsonl`` to the loggers."""
         for name in list(self.loggers) if self.started else []:
             self._call(name, "media", self.path.parent, entry)
 
@@ -81,15 +81,15 @@ class MetricsLog:
         Raises:
             RunError: lines were added or removed.
         """
-        own = os.fstat(self._file.fileno())
-        if own.st_size != self.offset:
-            sizes = f"{own.st_size} bytes where {self.offset} were written"
+        status = os.fstat(self._file.fileno())
+        if status.st_size != self.offset:
+            sizes = f"{status.st_size} bytes where {self.offset} were written"
             raise RunError(f"{self.path}: was changed while the run went on ({sizes}); {FORCE}")
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(own, self.path.lstat()):
+            if os.path.samestat(status, self.path.lstat()):
                 return
         log.warning("%s was removed or replaced while the run went on; it is written again", self.path)
-        self._replace(os.pread(self._file.fileno(), own.st_size, 0))
+        self._replace(os.pread(self._file.fileno(), status.st_size, 0))
 
     def sync(self) -> None:
         """Flush all lines to the disk; called before the checkpoint that records their length."""
@@ -128,18 +128,18 @@ class MetricsLog:
         Raises:
             RunError: lines are missing or changed.
         """
-        offset, wanted = state["offset"], state.get("sha256")
+        offset, expected = state["offset"], state.get("sha256")
         size = os.fstat(self._file.fileno()).st_size
         written, lines = self._hashed(offset), b""
-        whole = size >= offset and wanted in (None, written.hexdigest())
-        if not whole:
+        intact = size >= offset and expected in (None, written.hexdigest())
+        if not intact:
             lines = recovered(os.pread(self._file.fileno(), min(size, 4 * offset + LARGEST_LINE), 0), step, offset)
             written = hashlib.sha256(lines)
-            mended = wanted == written.hexdigest()
-            if not (mended or force):
+            repaired = expected == written.hexdigest()
+            if not (repaired or force):
                 how = f"lines are missing, {size} of {offset} bytes are left" if size < offset else "lines were changed"
                 raise RunError(f"{self.path}: {how}, or are of another run, since its checkpoint was written; {FORCE}")
-            outcome = "its lines are restored" if mended else f"{lines.count(10)} lines of it are whole and stay"
+            outcome = "its lines are restored" if repaired else f"{lines.count(10)} lines of it are whole and stay"
             kept = f"; what it was is {self._keep_aside().name}" if size else ""
             log.warning("%s: lines were changed or lost; %s%s", self.path, outcome, kept)
             self._replace(lines)
@@ -148,7 +148,7 @@ class MetricsLog:
         self._cut(offset, written)
 
     def _hashed(self, size: int) -> Any:
-        """The SHA-256 object of the file's first ``size`` bytes, which is updated by the lines to come."""
+        """The SHA-256 object of the file's first ``size`` bytes, which later lines update."""
         total, at = hashlib.sha256(), 0
         while chunk := os.pread(self._file.fileno(), min(size - at, 1 << 20), at):
             total.update(chunk)
@@ -160,12 +160,12 @@ class MetricsLog:
         self.offset, self._written = size, written
 
     def _keep_aside(self) -> Path:
-        """Copy the file as it is to an unused name beside it; returns that."""
+        """Copy the file to an unused name next to it; returns the copy's path."""
         names = (f"{self.path.name}.damaged{number or ''}" for number in range(10**6))
-        kept = next(path for path in map(self.path.with_name, names) if not os.path.lexists(path))
-        with naming(kept), safefiles.open_to_read(self.path) as file, safefiles.replacing(kept) as copy:
+        backup = next(path for path in map(self.path.with_name, names) if not os.path.lexists(path))
+        with naming(backup), safefiles.open_to_read(self.path) as file, safefiles.replacing(backup) as copy:
             shutil.copyfileobj(file, copy)
-        return kept
+        return backup
 
     def _replace(self, content: bytes) -> None:
         """Replace the file's content in one atomic step. Raises RunError."""

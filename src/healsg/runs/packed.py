@@ -1,8 +1,8 @@
-"""A run as one file: a tar.gz archive of the files that make it whole, with their checksums; written and unpacked.
+"""A run as one file: a tar.gz archive of its files with their checksums, which is written and unpacked here.
 
-An archive may come from anybody. It is unpacked into a folder that is made for it, which appears under its name only
-when every file has the checksum that the archive names; links, devices, other names than a run's files have, and what
-would grow beyond bounds are refused.
+An archive may come from anybody. It is unpacked into a new temporary folder, which gets its final name only after the
+checksums of all files have been verified. Links, devices, names that no file of a run has, and archives that would
+expand beyond the limits are refused.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ SUMS = "SHA256SUMS"
 MOST_FILES = 1 << 17
 LARGEST_SUMS = 1 << 25
 LARGEST_TEXT = 1 << 27
-"""Bytes of a JSON or YAML file that is looked through for secrets as a whole."""
+"""The most bytes of a JSON or YAML file that is searched for secrets."""
 
 SMALL = 1 << 26
-"""Bytes that an archive may unpack to whatever its own size is; beyond, ``SPARSE`` times its size at most."""
+"""Bytes that any archive may expand to; a larger result may be at most ``SPARSE`` times the size of the archive."""
 
 _NAME = r"[^./\\:\x00-\x1f\x7f][^/\\:\x00-\x1f\x7f]{0,199}"
 _FILES = re.compile(
@@ -51,18 +51,18 @@ _FILES = re.compile(
     r"|\.hydra/(?:config|hydra|overrides)\.yaml"
     rf"|checkpoints/{_NAME}\.pt|(?:media|ledger)(?:/{_NAME}){{1,4}}"
 )
-"""The files of a run that an archive holds. Left out are locks, traces and what belongs to a logger's own service."""
+"""The files of a run that an archive contains. Locks, traces and the files of loggers' services are excluded."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What was written or unpacked.
+    """The result of packing or unpacking.
 
     Args:
-        path: the archive, or the folder that was made of it.
-        files: how many the run has.
-        size: their bytes together.
-        redacted: those in which a secret was found that their run had left.
+        path: the archive, or the unpacked folder.
+        files: the number of files of the run.
+        size: their total size in bytes.
+        redacted: the files in which secrets were found and removed.
     """
 
     path: Path
@@ -75,11 +75,11 @@ def pack(folder: RunFolder, out: Path) -> Packed:
     """Write the archive of a run. The same files give the same bytes.
 
     Args:
-        folder: of the run.
-        out: the file to be made, which takes the place of one of that name in one step.
+        folder: the run's folder.
+        out: the file to write; an existing one is replaced in one step.
 
     Raises:
-        RunError: one of the run's files is a link or no regular file.
+        RunError: one of the run's files is a link or not a regular file.
     """
     top = PurePosixPath(folder.path.name)
     sums: dict[str, str] = {}
@@ -102,23 +102,23 @@ def pack(folder: RunFolder, out: Path) -> Packed:
 
 
 def _names(folder: Path) -> list[str]:
-    """The files of a run that belong into its archive, in order. Raises RunError where one is a link."""
-    found = []
-    waiting = [folder]
-    while waiting:
-        for entry in sorted(waiting.pop().iterdir()):
+    """The files of a run that belong in its archive, in order. Raises RunError if one is a link."""
+    names = []
+    folders = [folder]
+    while folders:
+        for entry in sorted(folders.pop().iterdir()):
             name = entry.relative_to(folder).as_posix()
             kind = safefiles.kind_of(entry)
             if kind == safefiles.FOLDER:
-                waiting += [entry] if name.split("/")[0] in (".hydra", "checkpoints", "media", "ledger") else []
+                folders += [entry] if name.split("/")[0] in (".hydra", "checkpoints", "media", "ledger") else []
             elif _FILES.fullmatch(name):
                 safefiles.require(entry)
-                found.append(name)
-    return sorted(found)
+                names.append(name)
+    return sorted(names)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: BinaryIO) -> tuple[str, int]:
-    """Write a file into the archive; gives its SHA-256 and its bytes."""
+    """Write a file into the archive; returns its SHA-256 and its size in bytes."""
     length = content.seek(0, 2)
     content.seek(0)
     total = hashlib.sha256()
@@ -130,7 +130,7 @@ def _add(tar: tarfile.TarFile, name: str, content: BinaryIO) -> tuple[str, int]:
 
 
 class _Summed:
-    """A file whose bytes go into a checksum as they are read."""
+    """A file that updates a checksum with the bytes that are read."""
 
     def __init__(self, file: BinaryIO, total: hashlib._Hash) -> None:
         self.file = file
@@ -143,9 +143,9 @@ class _Summed:
 
 
 def _public(path: Path, source: BinaryIO) -> BinaryIO:
-    """The file itself, or one without the secrets that are found in it.
+    """The file itself, or a copy without the secrets that are found in it.
 
-    A run's texts are written without the secrets that were known then; more may be known now.
+    A run writes its texts without the secrets known at that time; more may be known now.
     """
     if path.suffix in (".json", ".yaml"):
         content = safefiles.read_bytes(path, LARGEST_TEXT)
@@ -164,7 +164,7 @@ def _public(path: Path, source: BinaryIO) -> BinaryIO:
 
 
 def _public_document(path: Path, content: bytes) -> bytes | None:
-    """A JSON or YAML file without secrets; None where it holds none. A damaged one is looked through as a text."""
+    """A JSON or YAML file without secrets; None if it contains none. A damaged file is searched as plain text."""
     try:
         if path.suffix == ".yaml":
             check_file(path)
@@ -186,7 +186,7 @@ def _public_document(path: Path, content: bytes) -> bytes | None:
 def _public_line(path: Path, line: bytes) -> bytes:
     """A line of a text, with its end, without secrets."""
     if path.suffix == ".jsonl":
-        with contextlib.suppress(ValueError, RecursionError):  # what a kill has left of a line is a text
+        with contextlib.suppress(ValueError, RecursionError):  # a partial line, left by a kill, is plain text
             value = parse(line)
             public = redact.config(value)
             return line if public == value else json.dumps(public).encode() + b"\n"
@@ -198,10 +198,10 @@ def _public_line(path: Path, line: bytes) -> bytes:
 
 
 def unpack(path: Path, to: Path) -> Packed:
-    """Unpack the archive of a run into a new folder below ``to``, which has the run's name.
+    """Unpack the archive of a run into a new folder in ``to`` with the run's name.
 
     Raises:
-        RunError: it is no archive of a run, is damaged, or holds what no run has; nothing is left of it.
+        RunError: it is not an archive of a run, is damaged, or contains files that no run has; nothing is left behind.
     """
     to.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=".unpacked-", suffix=".tmp", dir=to))
@@ -220,21 +220,21 @@ def unpack(path: Path, to: Path) -> Packed:
 
 
 def _umask(folder: Path) -> int:
-    """The permissions that new folders of this process lack."""
-    made = folder / "made"
-    made.mkdir()
-    mode = stat.S_IMODE(made.stat().st_mode)
-    made.rmdir()
+    """The umask of this process, read from a new folder: ``os.umask`` cannot read it without changing it."""
+    probe = folder / "made"
+    probe.mkdir()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.rmdir()
     return 0o777 & ~mode
 
 
 def _unpack_into(path: Path, part: Path) -> tuple[str, int, int]:
-    """Write the files of an archive into an empty folder; gives the run's name, their number and their bytes.
+    """Write the files of an archive into an empty folder; returns the run's name, their number and total size in bytes.
 
-    Raises ValueError and what tarfile, gzip and zlib raise for damaged files.
+    Raises ValueError, and the exceptions of tarfile, gzip and zlib for damaged files.
     """
     tops = set[str]()
-    found: dict[str, str] = {}
+    computed: dict[str, str] = {}  # checksums by file
     listed: dict[str, str] = {}
     size = 0
     with safefiles.open_to_read(path) as file:
@@ -250,20 +250,20 @@ def _unpack_into(path: Path, part: Path) -> tuple[str, int, int]:
                 if name == SUMS:
                     listed = _read_sums(content, length)
                     continue
-                found[name] = _write(content, part / name)
+                computed[name] = _write(content, part / name)
                 size += length
-            while bounded.read(CHUNK // 16):  # gzip's own checksum stands at the end
+            while bounded.read(CHUNK // 16):  # to the end, where gzip verifies its own checksum
                 pass
-    if found != listed:
-        odd = next((name for name in {**listed, **found} if listed.get(name) != found.get(name)), "all")
-        raise ValueError(f"{odd} is not as its list of checksums says")
-    if "config.yaml" not in found or "run.json" not in found:
+    if computed != listed:
+        different = next((name for name in {**listed, **computed} if listed.get(name) != computed.get(name)), "all")
+        raise ValueError(f"{different} is not as its list of checksums says")
+    if "config.yaml" not in computed or "run.json" not in computed:
         raise ValueError("there is no config.yaml or run.json")
-    return tops.pop(), len(found), size
+    return tops.pop(), len(computed), size
 
 
 def _members(stream: _Bounded) -> Iterator[tuple[str, str, int, IO[bytes]]]:
-    """Run, name, bytes and content of each file of an archive. Raises ValueError for what no run has."""
+    """Run, name, size and content of each file of an archive. Raises ValueError for files that no run has."""
     with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:") as tar:
         for count, member in enumerate(tar):
             if count > MOST_FILES:
@@ -282,12 +282,12 @@ def _members(stream: _Bounded) -> Iterator[tuple[str, str, int, IO[bytes]]]:
 
 
 class _Bounded:
-    """An unpacked stream as tarfile reads it. Raises ValueError beyond bounds: of it all, and of one read, since
-    tarfile reads the long names of an archive as a whole.
+    """An unpacked stream for tarfile. Raises ValueError if the total or a single read exceeds its limit; the latter
+    because tarfile reads long member names at once.
 
     Args:
-        stream: readable from its beginning.
-        room: bytes that may be read of it.
+        stream: readable from its start.
+        room: the most bytes that may be read from it.
     """
 
     def __init__(self, stream: gzip.GzipFile, room: int) -> None:
@@ -309,7 +309,7 @@ class _Bounded:
 
 
 def _write(content: IO[bytes], target: Path) -> str:
-    """Write a file that does not exist yet; gives its SHA-256. Raises ValueError where the name is taken."""
+    """Write a file that does not exist yet; returns its SHA-256. Raises ValueError if it exists."""
     total = hashlib.sha256()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -324,11 +324,11 @@ def _write(content: IO[bytes], target: Path) -> str:
 
 
 def _read_sums(content: IO[bytes], length: int) -> dict[str, str]:
-    """By file its SHA-256. Raises ValueError."""
+    """The listed SHA-256 of each file. Raises ValueError."""
     if length > LARGEST_SUMS:
         raise ValueError("its list of checksums is too long")
     text = b""
     while chunk := content.read(CHUNK // 2):
         text += chunk
-    found = re.findall(r"^([0-9a-f]{64})  (.+)$", text.decode(), re.MULTILINE)
-    return {name: digest for digest, name in found}
+    pairs = re.findall(r"^([0-9a-f]{64})  (.+)$", text.decode(), re.MULTILINE)
+    return {name: digest for digest, name in pairs}

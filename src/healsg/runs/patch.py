@@ -1,4 +1,4 @@
-"""What a patch must not hold: files that are secrets by their names, and lines in which one is found."""
+"""Removes secrets from a patch: files whose names suggest secrets, and lines in which one is detected."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _KEY_FILES = (
 _KEY_FOLDERS = {".ssh", ".aws", ".gnupg", ".docker", ".kube", ".azure"}
 
 _BLOB = re.compile(r"^[+\- ]?\s*[A-Za-z0-9+/=]{40,}\s*$")
-"""A line of base64 alone, as the body of a key is."""
+"""A line that is only base64, like the body of a key."""
 
 
 def is_key_file(path: str) -> bool:
-    """Whether a file of this name (its parts divided by ``/``) holds secrets rather than code."""
+    """Whether a file with this path (separated by ``/``) probably contains secrets instead of code."""
     *folders, name = path.lower().split("/")
     return not _KEY_FOLDERS.isdisjoint(folders) or any(fnmatch.fnmatchcase(name, known) for known in _KEY_FILES)
 
 
 def without_secrets(patch: str) -> str:
-    """A patch in which each line that seems to hold a secret is hidden as a whole."""
+    """A patch in which each line that seems to contain a secret is replaced."""
     detectors = _detectors()
     name = ""
     in_key = False
@@ -63,8 +63,8 @@ def without_secrets(patch: str) -> str:
 
 
 def _detectors() -> list[Any]:
-    """All that detect-secrets has, also what goes by names and by how random a literal looks, but for addresses."""
+    """All plugins of detect-secrets, including those by names and by entropy, except the one for IP addresses."""
     from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
 
-    made = get_mapping_from_secret_type_to_class().values()
-    return [kind() for kind in made if kind.__name__ != "IPPublicDetector"]
+    plugins = get_mapping_from_secret_type_to_class().values()
+    return [plugin() for plugin in plugins if plugin.__name__ != "IPPublicDetector"]

@@ -1,8 +1,8 @@
-"""Which code a run was made by: the commit of the current directory's repository, and whether files differ from it.
+"""The code of a run: the commit of the current directory's repository, and whether files differ from it.
 
 A repository's configuration may name programs that git runs: file-system monitors, hooks, filters, external diffs, text
-conversions, transports. A repository may have come with a run from somebody else. So git is not run at all where the
-repository belongs to a run's folder, and elsewhere all that it could start is switched off.
+conversions, transports. A repository may have come with a run from somebody else. So git is not run at all if the
+repository belongs to a run's folder, and otherwise everything that it could start is disabled.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from healsg.runs import patch as patches
 from healsg.runs import redact
 
 SECONDS = 10.0
-"""For one call of git."""
+"""The time limit of one call of git."""
 
 LARGEST = 1 << 20
-"""Bytes of a patch."""
+"""The most bytes of a patch."""
 
 MOST = 1000
-"""Files that differ, of which more is asked."""
+"""The most changed files for which git is asked for details."""
 
 OFF = (
     *("core.fsmonitor=false", "core.hooksPath=/dev/null", "core.pager=cat", "core.untrackedCache=false"),
     *("diff.external=", "diff.ignoreSubmodules=all", "submodule.recurse=false", "protocol.allow=never"),
 )
-"""Settings that outweigh those of the repository."""
+"""Settings that override those of the repository."""
 
 _QUIET = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--ignore-submodules=all", "-O/dev/null")
-"""Of ``git diff``: no programs, nothing read from files that the repository's configuration names."""
+"""Options of ``git diff``: it runs no programs and reads no files that the repository's configuration names."""
 
 
 def code_state(run: Path, root: Path, start: Path, patch: bool = False) -> dict[str, Any]:
-    """What ``run.json`` says of the code.
+    """The facts about the code for ``run.json``.
 
     Args:
         run: the run's folder.
         root: the folder of all runs.
         start: the current directory.
-        patch: whether to add, as ``patch``, what differs from the commit, without secrets.
+        patch: whether to add, as ``patch``, the differences from the commit, without secrets.
 
     Returns:
-        ``commit``, None where there is no repository that may be asked; ``dirty``, whether tracked files differ from
-        it, where that is known without a filter; ``patch`` where it was asked for and something differs.
+        ``commit``, None if there is no repository in which git may be run; ``dirty``, whether tracked files differ from
+        it, if that can be determined without a filter; ``patch`` if requested and if there are differences.
     """
     top = repository(start)
     if top is None or _belongs_to_run(top, run, root):
@@ -67,15 +67,15 @@ def _differences(top: Path, patch: bool) -> dict[str, Any]:
     filters = _filters(top)
     names = _git(top, *filters, "diff", *_QUIET, "--name-only", "-z", "HEAD").decode(errors="surrogateescape")
     changed = [name for name in names.split("\0") if name]
-    # without its filter, such as that of Git LFS, a file looks changed although it may not be
+    # Without its filter, such as that of Git LFS, an unchanged file may appear as changed.
     filtered = _filtered(top, changed) if filters else set()
-    sure = [name for name in changed if name not in filtered]
-    facts: dict[str, Any] = {"dirty": bool(sure)} if sure or not changed else {}
-    return facts | {"patch": _patch(top, filters, sure)} if patch and sure else facts
+    certain = [name for name in changed if name not in filtered]
+    facts: dict[str, Any] = {"dirty": bool(certain)} if certain or not changed else {}
+    return facts | {"patch": _patch(top, filters, certain)} if patch and certain else facts
 
 
 def check_detector(wanted: bool) -> None:
-    """Refuse ``record_patch`` where nothing can look for secrets in the patch. Raises ConfigError."""
+    """Raise ConfigError if ``record_patch`` is set and the package that detects secrets is not installed."""
     if wanted and not redact.has_detector():
         raise ConfigError("record_patch: looks for secrets by detect-secrets; pip install detect-secrets")
 
@@ -104,18 +104,18 @@ def within_run(path: Path) -> bool:
 
 
 def _belongs_to_run(top: Path, run: Path, root: Path) -> bool:
-    """Whether a repository may have come with a run: its folder, or that of its data, lies in a run or among runs."""
+    """Whether a repository may have come with a run: its folder, or that of its data, is in a run or among runs."""
     run, root = run.resolve(), root.resolve()
-    for place in (top, *_data_folders(top)):
-        place = place.resolve()
-        if place == run.parent or place.is_relative_to(run) or place.is_relative_to(root) or within_run(place):
+    for folder in (top, *_data_folders(top)):
+        folder = folder.resolve()
+        if folder == run.parent or folder.is_relative_to(run) or folder.is_relative_to(root) or within_run(folder):
             return True
     return False
 
 
 def _data_folders(top: Path) -> list[Path]:
-    """Where a repository keeps its data: ``.git``, or what a file of that name, as of a work tree, refers to."""
-    data, found = top / ".git", [top / ".git"]
+    """The data folders of a repository: ``.git``, or the folders that a file of that name refers to (work trees)."""
+    data, folders = top / ".git", [top / ".git"]
     for name in ("", "commondir"):
         file = data / name if name else data
         if not file.is_file():
@@ -123,67 +123,69 @@ def _data_folders(top: Path) -> list[Path]:
         with file.open("rb") as opened:
             content = opened.read(4096).decode(errors="surrogateescape").removeprefix("gitdir:").strip()
         data = file.parent / content
-        found.append(data)
-    return found
+        folders.append(data)
+    return folders
 
 
-# --- git, with nothing that it could start ---------------------------------------------------------------------------
+# --- git, without the programs that it could start -------------------------------------------------------------------
 
 
 def _environment() -> dict[str, str]:
     kept = ("GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM")
-    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name in kept}
-    own |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_PAGER": "cat"}
-    # no object is fetched that a partial clone lacks, from wherever its configuration says
-    return own | {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1", "GIT_ATTR_NOSYSTEM": "1", "LC_ALL": "C"}
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name in kept}
+    variables |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "GIT_PAGER": "cat"}
+    # A partial clone must not fetch missing objects from an address in its configuration.
+    return variables | {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1", "GIT_ATTR_NOSYSTEM": "1", "LC_ALL": "C"}
 
 
 def _git(top: Path, *words: str, accept: tuple[int, ...] = (0,)) -> bytes:
-    """What git prints, at most a byte more than LARGEST. Raises OSError, SubprocessError."""
-    switched = [word for setting in OFF for word in ("-c", setting)]
-    line = ["git", "--no-pager", "--no-optional-locks", *switched, *words]
-    own: dict[str, Any] = {"cwd": top, "env": _environment(), "stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(line, stdout=subprocess.PIPE, **own) as process:
+    """The output of git, at most one byte more than LARGEST. Raises OSError, SubprocessError."""
+    disabled = [word for setting in OFF for word in ("-c", setting)]
+    line = ["git", "--no-pager", "--no-optional-locks", *disabled, *words]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(
+        line, stdin=null, stdout=subprocess.PIPE, stderr=null, cwd=top, env=_environment()
+    ) as process:
         assert process.stdout is not None
         killer = threading.Timer(SECONDS, process.kill)
         killer.daemon = True
         killer.start()
         try:
-            printed: bytes = process.stdout.read(LARGEST + 1)
-            if len(printed) > LARGEST:
+            output: bytes = process.stdout.read(LARGEST + 1)
+            if len(output) > LARGEST:
                 process.kill()
             status = process.wait()
         finally:
             killer.cancel()
-    if status not in accept and len(printed) <= LARGEST:
+    if status not in accept and len(output) <= LARGEST:
         raise subprocess.CalledProcessError(status, line[0])
-    return printed
+    return output
 
 
 def _filters(top: Path) -> list[str]:
-    """Options that switch off every filter that is configured: git would run them to compare files."""
+    """Options that disable every configured filter: git would run them to compare files."""
     listed = _git(top, "config", "--null", "--name-only", "--get-regexp", r"^filter\..*", accept=(0, 1)).decode()
     names = dict.fromkeys(key.rpartition(".")[0] for key in listed.split("\0") if key)
-    if any("=" in name for name in names):  # "-c" takes what stands before the first "=" for the key
+    if any("=" in name for name in names):  # "-c" takes the text before the first "=" as the key
         raise subprocess.SubprocessError("a filter that cannot be switched off")
     keys = [f"{name}.{key}" for name in names for key in ("clean=", "smudge=", "process=", "required=false")]
     return [word for key in keys for word in ("-c", key)]
 
 
 def _filtered(top: Path, names: list[str]) -> set[str]:
-    """Those of at most 1000 files that are stored through a filter; with more, all of them count as such."""
+    """The files among ``names`` that are stored through a filter; of more than ``MOST`` files all are returned."""
     if not names or len(names) > MOST:
         return set(names)
-    answers = _git(top, "check-attr", "-z", "filter", "--", *names).decode(errors="surrogateescape").split("\0")
-    found = zip(answers[::3], answers[2::3], strict=False)
-    return {name for name, value in found if value not in ("unspecified", "unset")}
+    fields = _git(top, "check-attr", "-z", "filter", "--", *names).decode(errors="surrogateescape").split("\0")
+    values = zip(fields[::3], fields[2::3], strict=False)
+    return {name for name, value in values if value not in ("unspecified", "unset")}
 
 
 # --- the patch -------------------------------------------------------------------------------------------------------
 
 
 def _patch(top: Path, filters: list[str], changed: list[str]) -> str:
-    """What differs from the commit, without secrets."""
+    """The differences from the commit, without secrets."""
     left_out = [name for name in changed if patches.is_key_file(name)]
     rest = [name for name in changed if name not in set(left_out)]
     head = f"# left out, since files of such names hold secrets: {', '.join(left_out)}\n" if left_out else ""
@@ -191,8 +193,8 @@ def _patch(top: Path, filters: list[str], changed: list[str]) -> str:
         return head
     if len(rest) > MOST:
         return f"{head}# left out, since more than {MOST} files differ\n"
-    given = [f":(top,literal){name}" for name in rest]
-    printed = _git(top, *filters, "diff", *_QUIET, "HEAD", "--", *given)
-    if len(printed) > LARGEST:
+    pathspecs = [f":(top,literal){name}" for name in rest]
+    patch = _git(top, *filters, "diff", *_QUIET, "HEAD", "--", *pathspecs)
+    if len(patch) > LARGEST:
         return f"{head}# left out, since it is longer than 1 MiB\n"
-    return head + patches.without_secrets(printed.decode(errors="replace"))
+    return head + patches.without_secrets(patch.decode(errors="replace"))

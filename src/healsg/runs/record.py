@@ -1,4 +1,4 @@
-"""What ``run.json`` may hold in the fields that are read back: the file may be damaged, edited, or another's."""
+"""The fields of ``run.json`` that are read back, with checks: the file may be damaged, edited, or from anybody."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from healsg.paths import shown
 from healsg.types import MOST_THREADS
 
 LARGEST = 1 << 24
-"""Bytes of a ``run.json``: a patch of at most 1 MiB and the numbers of a test fit many times."""
+"""The most bytes of a ``run.json``: many times a patch of 1 MiB and the metrics of a test."""
 
 DEEPEST = 60
-"""Levels of nesting."""
+"""The most levels of nesting."""
 
 
 def _is_number(value: Any) -> bool:
@@ -59,14 +59,14 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "test": (_is_mapping, "a mapping"),
     "last": (_is_mapping, "a mapping"),
 }
-"""By field: whether a value fits, and what would. Every field may be absent or null."""
+"""For each field, a check of its value and a description of valid values. Every field may be absent or null."""
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What ``run.json`` holds; empty where there is none or it is no JSON.
+    """The content of ``run.json``; empty if it does not exist or is not JSON.
 
     Raises:
-        RunError: a field that is read back has a value of another type, or one that makes no sense; it is named.
+        RunError: a field that is read back has a value of a wrong type or range; the message names it.
     """
     try:
         record = parse(safefiles.read_bytes(path, LARGEST))
@@ -87,7 +87,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def row_of(text: bytes | str) -> dict[str, Any] | None:
-    """The JSON object of a line; None for a line that is none, such as one that a kill has cut."""
+    """The JSON object of a line; None if the line is not one, e.g. because a kill has truncated it."""
     try:
         row = parse(text)
     except (ValueError, RecursionError):
@@ -96,7 +96,7 @@ def row_of(text: bytes | str) -> dict[str, Any] | None:
 
 
 def parse(text: bytes | str) -> Any:
-    """The value of a JSON text that may be anybody's: a whole number beyond 64 bits is read as a float.
+    """The value of a JSON text from an untrusted source: an integer of more than 64 bits is read as a float.
 
     Raises ValueError, RecursionError.
     """
@@ -104,7 +104,7 @@ def parse(text: bytes | str) -> Any:
 
 
 def _depth(value: Any) -> int:
-    """The levels of nesting of a value that was read from JSON, counted without recursion."""
+    """The levels of nesting of a JSON value, counted without recursion."""
     level, depth = [value], 0
     while level:
         depth += 1

@@ -1,8 +1,8 @@
 """Removes secrets from text before it is written to files or logs.
 
-A secret is recognised in three ways: by the name of its key or variable (``is_secret_name``); by its value, after that
+A secret is recognised in three ways: by the name of its key or variable (``is_secret_name``); by its value, once that
 was found under such a name; and by its form (``_SHAPE``, and the plugins of the package detect-secrets). A secret with
-an ordinary name and an ordinary form is not recognised; docs/reliability.md says what is covered.
+an ordinary name and an ordinary form is not recognised; docs/reliability.md describes what is covered.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _detected(line: str) -> str:
 # --- values that are known -------------------------------------------------------------------------------------------
 
 _PLACES = {"PWD", "OLDPWD"}
-"""Variables whose names look secret (``pwd``), but which hold folders."""
+"""Variables whose names look secret (``pwd``), but whose values are paths."""
 _met: set[str] = set()
 """Secrets that ``config`` has found in configurations."""
 

@@ -1,7 +1,7 @@
-"""Which runs there are: what lies under ``runs/``, read from the runs' own files, and an index that can be thrown away.
+"""The list of runs below ``runs/``, read from the runs' own files, and an index that may be deleted.
 
-The folders are the truth. The index, ``runs/.index.json``, only spares reading a ``run.json`` again whose size and time
-of change are those of before; it is written anew by whoever lists the runs, and a wrong or lost one costs time alone.
+The folders are authoritative. The index, ``runs/.index.json``, only avoids reading a ``run.json`` again whose size and
+modification time have not changed; every listing writes it again, and a wrong or missing index only costs time.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ INDEX = ".index.json"
 FORMAT = 1
 
 SILENT = 300.0
-"""Seconds without a new line in ``metrics.jsonl`` after which a run of another machine is taken for dead."""
+"""Seconds without a new line in ``metrics.jsonl`` after which a run on another machine counts as dead."""
 
 EPOCH = b'"event": "epoch"'
-"""In the lines of epochs."""
+"""The text by which the lines of epochs are recognised."""
 
 TAIL = 1 << 16
-"""Bytes at the end of ``metrics.jsonl`` that are read of a run that has not finished."""
+"""Bytes at the end of ``metrics.jsonl`` that are read for a run that has not finished."""
 
 _LARGEST_INDEX = 1 << 28
 _SET_ASIDE = re.compile(r"~\d+$")
@@ -45,20 +45,20 @@ _SET_ASIDE = re.compile(r"~\d+$")
 FINISHED, STOPPED, FAILED, LIVE, DEAD = "finished", "stopped", "failed", "live", "dead"
 
 WAITING = "waiting"
-"""Of a job that has a folder and no run yet, in a sweep that is being trained."""
+"""The status of a job without a run yet, in a sweep that is being trained."""
 
 
 @dataclass
 class Listed:
-    """One run as it is listed.
+    """One run in a listing.
 
     Args:
         name: its path below the folder of all runs, such as ``exp1`` or ``sweep1/seed=0``.
         path: its folder.
-        status: ``finished``, ``stopped``, ``failed``; or, where ``run.json`` says that it is running, ``live`` or
-            ``dead``: killed, and to be gone on with by ``healsg resume``.
+        status: ``finished``, ``stopped``, ``failed``; or, if ``run.json`` records it as running, ``live`` or ``dead``,
+            i.e. killed, so that ``healsg resume`` can continue it.
         facts: numbers and texts by column, such as ``data``, ``seed``, ``best``, ``val/acc``, ``test/acc``.
-        settings: of its configuration, by dotted key, as far as they were asked for.
+        settings: the requested settings of its configuration, by dotted key.
     """
 
     name: str
@@ -68,58 +68,57 @@ class Listed:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def value(self, column: str) -> Any:
-        """What stands in a column: ``name``, ``status``, a fact, or a key of the configuration; None where nothing."""
+        """The value in a column: ``name``, ``status``, a fact, or a key of the configuration; None if there is none."""
         if column in ("name", "status"):
             return getattr(self, column)
         return self.facts.get(column, self.settings.get(column))
 
 
 def listed(root: Path, keys: Iterable[str] = ()) -> list[Listed]:
-    """All runs below ``root``, the oldest first; a run that ``fresh=true`` has set aside is none of them.
+    """All runs below ``root``, the oldest first, without those that ``fresh=true`` has renamed.
 
     Args:
         root: the folder of all runs.
-        keys: of the configuration, read for each run beside what ``run.json`` holds.
+        keys: keys of the configuration, which are read for each run in addition to ``run.json``.
 
     Raises:
         RunError: there is no such folder.
     """
     if not root.is_dir():
         raise RunError(f"{root}: there is no such folder, and so no run; runs lie in runs/ of the current directory")
-    known = _read_index(root / INDEX)
-    wanted = sorted(set(keys))
+    index = _read_index(root / INDEX)
+    requested = sorted(set(keys))
     rows: dict[str, Any] = {}
-    found = []
+    runs = []
     for name, path, stamp in _records(root):
-        row = known.get(name)
+        row = index.get(name)
         if not (isinstance(row, dict) and row.get("stamp") == stamp):
             row = {"stamp": stamp, "facts": _facts(path), "settings": {}}
-        if any(key not in row["settings"] for key in wanted):
-            row["settings"] |= _settings(path, wanted)
+        if any(key not in row["settings"] for key in requested):
+            row["settings"] |= _settings(path, requested)
         rows[name] = row
         facts = dict(row["facts"])
         status = str(facts.pop("status"))
         if status == "running":
             status = LIVE if is_live(path, facts) else DEAD
-        found.append(Listed(name, path, status, facts, {key: row["settings"].get(key) for key in wanted}))
-    if rows != known:
-        with suppress(OSError):  # a folder that cannot be written is listed all the same
+        runs.append(Listed(name, path, status, facts, {key: row["settings"].get(key) for key in requested}))
+    if rows != index:
+        with suppress(OSError):  # a read-only folder can be listed too
             write_text(root / INDEX, json.dumps({"format": FORMAT, "runs": rows}))
-    return sorted(found, key=lambda run: (run.facts.get("began") or 0.0, run.name))
+    return sorted(runs, key=lambda run: (run.facts.get("began") or 0.0, run.name))
 
 
 def names(root: Path) -> list[str]:
-    """The names of the runs and of the sweeps below ``root``, of which no file is read."""
+    """The names of the runs and of the sweeps below ``root``; no file is read."""
     runs = [name for name, _, _ in _records(root)]
     return sorted({*runs, *(name.partition("/")[0] for name in runs)})
 
 
 def is_live(path: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether a run that says it is running has a process that trains it.
+    """Whether a run that is recorded as running is really being trained by a process.
 
-    On the machine that trains it, that is asked of the process whose number stands in the lock; on another one, which
-    may see the folder over the network, it lives while ``metrics.jsonl`` grows or ``run.json`` is touched, which its
-    heartbeat does.
+    On the machine that trains it, the process named in the lock is checked. On another machine, with a shared file
+    system, the run is live while ``metrics.jsonl`` grows or the heartbeat touches ``run.json``.
     """
     if facts.get("host") == platform.node():
         return RunFolder(path).is_locked()
@@ -131,7 +130,7 @@ def is_live(path: Path, facts: Mapping[str, Any]) -> bool:
 
 
 def _records(root: Path) -> Iterator[tuple[str, Path, list[int]]]:
-    """The runs below ``root`` and the jobs of its sweeps: name, folder, and what tells whether ``run.json`` changed."""
+    """The runs below ``root`` and the jobs of its sweeps: name, folder, and the stamp of ``run.json``."""
     for name, path in _folders(root):
         stamp = _stamp(path / "run.json")
         if stamp is not None:
@@ -155,7 +154,7 @@ def _is_aside(name: str) -> bool:
 
 
 def _stamp(path: Path) -> list[int] | None:
-    """What changes where a run's record or metrics do; None where there is no record, and so no run."""
+    """A value that changes whenever a run's record or metrics do; None if there is no record, and so no run."""
     stamp: list[int] = []
     for file in (path, path.with_name("metrics.jsonl")):
         try:
@@ -169,11 +168,11 @@ def _stamp(path: Path) -> list[int] | None:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    """The rows of the index by run; none where it is not there, or not one that can be used."""
+    """The rows of the index by run; empty if it is missing or unusable."""
     with suppress(OSError, ValueError, RecursionError, RunError):
-        held = json.loads(safefiles.read_bytes(path, _LARGEST_INDEX))
-        if isinstance(held, dict) and held.get("format") == FORMAT and isinstance(held.get("runs"), dict):
-            return {name: row for name, row in held["runs"].items() if _is_row(row)}
+        content = json.loads(safefiles.read_bytes(path, _LARGEST_INDEX))
+        if isinstance(content, dict) and content.get("format") == FORMAT and isinstance(content.get("runs"), dict):
+            return {name: row for name, row in content["runs"].items() if _is_row(row)}
     return {}
 
 
@@ -183,7 +182,7 @@ def _is_row(row: Any) -> bool:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """What a run is listed with, by column, from its ``run.json``."""
+    """The columns of a run in a listing, from its ``run.json``."""
     try:
         record = read_record(path / "run.json")
     except RunError as error:
@@ -206,13 +205,13 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def last_epoch(path: Path) -> dict[str, Any]:
-    """The last line of an epoch in a ``metrics.jsonl``, of which the end alone is read; empty where there is none."""
-    found = (row_of(text) for text in reversed(last_lines(path, TAIL)) if EPOCH in text)
-    return next((row for row in found if row is not None), {})
+    """The last line of an epoch in a ``metrics.jsonl``, of which only the end is read; empty if there is none."""
+    rows = (row_of(text) for text in reversed(last_lines(path, TAIL)) if EPOCH in text)
+    return next((row for row in rows if row is not None), {})
 
 
 def last_lines(path: Path, most: int) -> list[bytes]:
-    """The lines in the last ``most`` bytes of a file, the first of them perhaps cut; none where it cannot be read."""
+    """The lines in the last ``most`` bytes of a file, the first maybe truncated; empty if it cannot be read."""
     with suppress(OSError, RunError), safefiles.open_to_read(path) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - most))
         return file.read(most).splitlines()
@@ -220,31 +219,31 @@ def last_lines(path: Path, most: int) -> list[bytes]:
 
 
 def named(runs: Iterable[Listed], name: str, root: Path) -> list[Listed]:
-    """The run of this name, or the jobs of the sweep of this name; ``root`` may stand before it, as a shell completes
-    it."""
+    """The run with this name, or the jobs of the sweep with this name; ``root/`` may precede it, as completed by a
+    shell."""
     short = short_name(name, root)
-    return [one for one in runs if one.name == short or one.name.startswith(f"{short}/")]
+    return [run for run in runs if run.name == short or run.name.startswith(f"{short}/")]
 
 
 def waiting(runs: Sequence[Listed], root: Path) -> list[Listed]:
-    """The jobs that wait for their turn in the sweeps of which one is live."""
-    known = {one.name for one in runs}
-    sweeps = {one.name.partition("/")[0] for one in runs if one.status == LIVE and "/" in one.name}
-    found = []
+    """The jobs that have not started yet, in sweeps with a live job."""
+    known = {run.name for run in runs}
+    sweeps = {run.name.partition("/")[0] for run in runs if run.status == LIVE and "/" in run.name}
+    jobs = []
     for sweep in sorted(sweeps):
         for job, path in sorted(_folders(root / sweep)):
             if f"{sweep}/{job}" not in known:
-                found.append(Listed(f"{sweep}/{job}", path, WAITING, {}))
-    return found
+                jobs.append(Listed(f"{sweep}/{job}", path, WAITING, {}))
+    return jobs
 
 
 def short_name(name: str, root: Path) -> str:
-    """The name of a run below ``root``, before which that folder may stand."""
+    """The name of a run without a preceding ``root/`` and a trailing slash."""
     return name.rstrip("/").removeprefix(f"{root}/")
 
 
 def _settings(path: Path, keys: list[str]) -> dict[str, Any]:
-    """What keys of the configuration are set to; None where it has no such key, or cannot be read."""
+    """The values of these keys of the configuration; None for missing keys, or if it cannot be read."""
     try:
         values = dict(flat(redact.config(read_saved(path / "config.yaml"))))
     except RunError:
@@ -264,10 +263,10 @@ def age(seconds: float) -> str:
 
 
 def shown_time(began: float | None) -> str:
-    """A time in seconds since the epoch as date and minute, of the local zone."""
+    """A Unix time as date and minute in the local time zone."""
     try:
         return "" if not began else datetime.fromtimestamp(began).strftime("%Y-%m-%d %H:%M")
-    except (OverflowError, ValueError, OSError):  # such as the year 0 of a zone west of Greenwich
+    except (OverflowError, ValueError, OSError):  # e.g. the year 0 in a time zone west of Greenwich
         return ""
 
 

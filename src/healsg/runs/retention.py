@@ -1,4 +1,4 @@
-"""Which epochs keep a checkpoint of their own, beside ``last.pt``, ``previous.pt`` and ``best.pt``."""
+"""Which epochs keep their own checkpoint, besides ``last.pt``, ``previous.pt`` and ``best.pt``."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ class Retention:
     """Every n-th epoch, and the k best ones: a function of the epochs' lines, so that a resumed run keeps the same.
 
     Args:
-        every: epochs between two that are kept; None keeps none for their number.
-        best: how many of the best epochs are kept; None keeps none for their value.
+        every: epochs between two that are kept; None to keep none by number.
+        best: how many of the best epochs are kept; None to keep none by value.
     """
 
     def __init__(self, every: int | None, best: int | None) -> None:
         self.every = every
         self.best = best
         self.ranks: dict[int, tuple[float, float]] = {}
-        """By epoch, what it is ordered by: the lower, the better; infinite where nothing finite was monitored."""
+        """The sort key of each epoch: lower is better; infinite if the monitored metric is missing or not finite."""
 
     @property
     def active(self) -> bool:
-        """Whether any epoch is to keep a file."""
+        """Whether any epoch may keep a file."""
         return bool(self.every or self.best)
 
     def add(self, epoch: int, value: Any, sign: int, loss: Any) -> None:
-        """An epoch has ended with this monitored ``value``, of which more is better where ``sign`` is 1; of equal ones
-        the one with the lower ``val/loss``, and then the earlier one, is better."""
+        """Add an epoch with its monitored ``value``; a higher one is better if ``sign`` is 1. Ties are decided by the
+        lower ``val/loss``, then the earlier epoch."""
         number = float(value) if isinstance(value, (int, float)) and math.isfinite(value) else -sign * math.inf
         tie = float(loss) if isinstance(loss, (int, float)) and math.isfinite(loss) else math.inf
         self.ranks[epoch] = (-sign * number, tie)
 
     def wanted(self) -> list[int]:
-        """The epochs so far that are to have a file."""
-        found = {epoch for epoch in self.ranks if self.every and epoch % self.every == 0}
+        """The epochs so far that keep a file."""
+        epochs = {epoch for epoch in self.ranks if self.every and epoch % self.every == 0}
         finite = [epoch for epoch, (rank, _) in self.ranks.items() if math.isfinite(rank)]
-        found.update(sorted(finite, key=lambda epoch: (self.ranks[epoch], epoch))[: self.best or 0])
-        return sorted(found)
+        epochs.update(sorted(finite, key=lambda epoch: (self.ranks[epoch], epoch))[: self.best or 0])
+        return sorted(epochs)
 
 
 def file_of(folder: Path, epoch: int) -> Path:
@@ -58,7 +58,7 @@ def others(folder: Path, wanted: Iterable[int]) -> list[Path]:
 
 
 def described(folder: Path, wanted: Iterable[int], values: Mapping[int, Any]) -> list[dict[str, Any]]:
-    """What ``run.json`` says of the checkpoints of epochs that are there."""
+    """The entries of ``run.json`` for the existing checkpoints of epochs."""
     files = [(epoch, file_of(folder, epoch)) for epoch in wanted]
     return [
         {"file": f"{folder.name}/{path.name}", "epoch": epoch, "value": values.get(epoch)}

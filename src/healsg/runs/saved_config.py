@@ -1,4 +1,4 @@
-"""The configuration of a run that exists, with changes: data of somebody's, not a program."""
+"""The saved configuration of a run, with changes. It may come from anybody, so it is read as data, not as a program."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 LARGEST = 1 << 17
-"""Bytes of a run's ``config.yaml``: some thirty times what one has."""
+"""The most bytes of a run's ``config.yaml``: about thirty times its usual size."""
 
 PLAIN = (str, int, float, bool, type(None), dict, list)
 
 
 def read_saved(path: Path) -> dict[str, Any]:
-    """The plain values of a run's ``config.yaml``, which may be anybody's: in bounded time, and nothing is resolved.
+    """The plain values of a run's ``config.yaml``, read in bounded time; interpolations are not resolved.
 
     Raises:
-        RunError: it cannot be read, or holds what only a program could, or what would grow beyond bounds.
+        RunError: it cannot be read, contains other than plain values, or would expand beyond the limits.
     """
     try:
         content = safefiles.read_bytes(path, LARGEST)
@@ -57,22 +57,22 @@ def read_saved(path: Path) -> dict[str, Any]:
 
 
 def load_saved(folder: RunFolder, overrides: Sequence[str], parts: Mapping[str, Any] | None = None) -> Composed:
-    """The configuration of a run that exists, with changes. It is data: what it trusts does not count.
+    """The saved configuration of a run, with changes. Its own ``trusted`` is ignored.
 
     Args:
-        folder: of the run.
-        overrides: settings that are changed.
-        parts: by dotted key, nodes that take the place of the run's own, before the settings are changed.
+        folder: the run's folder.
+        overrides: the changes of settings.
+        parts: by dotted key, nodes that replace those of the run before the overrides are applied.
 
     Raises:
-        ConfigError: an override names no key of it, or it does not pass the checks.
-        RunError: it cannot be read, or holds what only a program could.
+        ConfigError: an override does not name a key of it, or the result does not pass the checks.
+        RunError: it cannot be read, or contains other than plain values.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     values = read_saved(folder.config)
-    values |= {"trusted": [], "fresh": False, "resume": {"force": False}}  # what was asked for then, not now
+    values |= {"trusted": [], "fresh": False, "resume": {"force": False}}  # these applied to the original command only
     if isinstance(runner := values.get("runner"), dict) and runner.get("pause_after") is not None:
         values["runner"] = runner | {"pause_after": None}
     try:
@@ -86,21 +86,21 @@ def load_saved(folder: RunFolder, overrides: Sequence[str], parts: Mapping[str, 
         raise ConfigError(f"{getattr(error, 'full_key', None) or 'config'}: {one_line(error)}") from error
     if hidden := next((key for key, value in flat(plain) if redact.HIDDEN in str(value)), None):
         raise ConfigError(f"{hidden}: is hidden in {folder.shown / 'config.yaml'}; give it again: {hidden}=...")
-    places = [place.resolve() for place in (folder.path, absolute(ROOT))]
-    own = next((target for target in targets.named(plain) if any(_within(_files(target), places))), None)
-    if own is not None:
-        raise ConfigError(f"{own} is not a part: its file lies in a run's own folder")
-    here = project_folders()
-    project = () if any(_within(here, places)) else tuple(here)
+    run_folders = [path.resolve() for path in (folder.path, absolute(ROOT))]
+    inside = next((target for target in targets.named(plain) if any(_within(_files(target), run_folders))), None)
+    if inside is not None:
+        raise ConfigError(f"{inside} is not a part: its file lies in a run's own folder")
+    projects = project_folders()
+    project = () if any(_within(projects, run_folders)) else tuple(projects)
     composed = Composed(plain, overrides=list(overrides), project=project)
     verify(composed)
     return composed
 
 
 def _files(target: Any) -> Iterator[Path]:
-    """The files that a target comes from, and those that are run on the way to it; its packages' first."""
+    """The files that importing a target runs: those of its packages, then its module's."""
     parts, search = str(target).split("."), project_folders()
-    with contextlib.suppress(ConfigError):  # what cannot be resolved is refused by the checks
+    with contextlib.suppress(ConfigError):  # the checks report a target that cannot be resolved
         module = targets.find_module(parts[0], [*search, *sys.path], installed=True)
         for name in (*parts[1:], None):
             if module and module.file:
@@ -110,12 +110,12 @@ def _files(target: Any) -> Iterator[Path]:
             yield file
 
 
-def _within(files: Iterable[Path], places: Sequence[Path]) -> Iterator[Path]:
-    return (file for file in files for place in places if file.resolve().is_relative_to(place))
+def _within(files: Iterable[Path], folders: Sequence[Path]) -> Iterator[Path]:
+    return (file for file in files for folder in folders if file.resolve().is_relative_to(folder))
 
 
 def _change(saved: Any, override: Override) -> None:
-    """Apply one override to the configuration of a run that exists. Raises ConfigError."""
+    """Apply one override to the saved configuration of a run. Raises ConfigError."""
     from omegaconf import OmegaConf
 
     key = override.key_or_group

@@ -1,4 +1,4 @@
-"""Session: what surrounds a run: the screen, the log, the metrics and their loggers; and how it ended, in any case."""
+"""Session: the screen, the log, the metrics and their loggers of a run; it also records how the run ended."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ log = logging.getLogger("healsg")
 
 
 class Session:
-    """A context manager around a run in its folder. It takes in a stop, which is no failure, and lets errors pass.
+    """A context manager around a run in its folder. It suppresses a stop, which is not a failure; errors propagate.
 
     Args:
         composed: the run's configuration.
-        folder: its folder, locked; unlocked at the end.
-        progress: what the loop tells the screen.
-        loggers: what else is shown the metrics, by name.
-        usage: what the run uses, counted since it began.
+        folder: its locked folder, which is unlocked at the end.
+        progress: the progress that the screen shows.
+        loggers: further receivers of the metrics, by name.
+        usage: the resources that the run has used since its start.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class Session:
 
     def __enter__(self) -> Session:
         folder = self.folder
-        leading = distributed.processes().rank == 0
+        is_first_rank = distributed.processes().rank == 0
         with contextlib.ExitStack() as stack:
             stack.callback(folder.unlock)
             stack.enter_context(self.screen)
-            stack.enter_context(_logging(folder, self.screen.handler(), leading))
-            if leading:
-                aside = leaf("background.Background")
+            stack.enter_context(_logging(folder, self.screen.handler(), is_first_rank))
+            if is_first_rank:
+                background = leaf("background.Background")
                 self.metrics_log = MetricsLog(
-                    folder.metrics, {name: aside(own, name) for name, own in self.loggers.items()}
+                    folder.metrics, {name: background(logger, name) for name, logger in self.loggers.items()}
                 )
                 self.media_log = MediaLog(folder.path, self.metrics_log.forward_media)
                 stack.enter_context(Heartbeat(folder.path / "run.json"))
@@ -76,7 +76,7 @@ class Session:
         return self
 
     def begin(self, facts: dict[str, Any], step: int) -> None:
-        """The task is built and stands at ``step``: record what it is, and open the loggers."""
+        """Record the facts about the built task, which is at ``step``, and open the loggers."""
         if self.metrics_log:
             self.folder.note(**redact.config(facts))
             config = redact.config(self.composed.values)
@@ -95,25 +95,25 @@ class Session:
         with self._stack:
             if self.metrics_log:
                 with contextlib.suppress(OSError):
-                    self.folder.ended("running", reason)  # until all is written: a kill in between is gone on from
+                    self.folder.ended("running", reason)  # until all is written, so that a kill here can be resumed
                 self.metrics_log.close(status)
                 with contextlib.suppress(OSError):
                     used = self.usage.so_far(self.folder.path, self.folder.record.get("usage"))
                     self.folder.note(status=status, usage=used)
                     if status == "finished" and not self.composed.values["runner"].get("keep_last", True):
-                        self.folder.drop_last()  # after all else: a kill leaves a file too many
+                        self.folder.drop_last()  # at the very end, so that a kill may only leave a file too many
             if status != "failed":
                 self._report_end(status, reason, getattr(error, "status", 130) if stopped else 0)
         return stopped
 
     def lost(self, status: str, reason: str) -> None:
-        """Record the end of a run that is left while the main thread hangs, such as in a collective."""
+        """Record the end of a run whose main thread hangs, e.g. in a collective."""
         if self.metrics_log:
             with contextlib.suppress(OSError):
                 self.folder.ended(status, redact.text(reason))
 
     def _report_end(self, status: str, reason: str | None, code: int) -> None:
-        """The results; where the run lies and how to go on."""
+        """Show the results, the run's folder, and how to continue."""
         path, record = self.folder.path, self.folder.record if self.metrics_log else {}
         results = {key: record.get(key) for key in ("best", "test", "digest")}
         self.result = {"name": path.name, "folder": str(path), "status": status, "exit": code, **results}
@@ -157,12 +157,12 @@ class _Line(logging.Formatter):
 
 
 @contextlib.contextmanager
-def _logging(folder: RunFolder, screen: logging.Handler, leading: bool) -> Any:
-    """Let what is logged reach the screen and, on rank 0, ``train.log``."""
+def _logging(folder: RunFolder, screen: logging.Handler, is_first_rank: bool) -> Any:
+    """A context in which log messages are sent to the screen and, on rank 0, to ``train.log``."""
     handlers = [screen]
     screen.setFormatter(_Line())
-    screen.setLevel(logging.INFO if leading else logging.ERROR)
-    if leading:
+    screen.setLevel(logging.INFO if is_first_rank else logging.ERROR)
+    if is_first_rank:
         file = _LogFile(folder.path / "train.log", encoding="utf-8")
         file.setFormatter(_Line("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(file)

@@ -1,9 +1,9 @@
-"""Snapshot: what a checkpoint copies of a task, and how much of that the writing thread may copy.
+"""Snapshot: the state of a task that a checkpoint copies, and the part of it that the writing thread may copy.
 
-Buffers, the schedule, the method's memory and the counters may change with the next forward pass and are copied as a
-save begins. Weights and the optimizer's state stay as they are until the next update. On a CPU, where copying keeps the
-loop, they are left to the thread, and the loop waits for it before that update (``Watcher.snapshot_done``). Copied at
-once they would block the loop for 0.12 to 0.19 of the time of ``torch.save`` (benchmarks/saving.py).
+Buffers, the schedule, the method's state and the counters may change with the next forward pass and are copied when a
+save starts. Weights and the optimizer's state stay constant until the next update. On a CPU, where copying blocks the
+loop, the thread copies them, and the loop waits for it before that update (``Watcher.snapshot_done``). Copying them
+immediately would block the loop for 0.12 to 0.19 of the time of ``torch.save`` (benchmarks/saving.py).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from healsg.torch_private import saved_buffers
 
 
 class Snapshot:
-    """The state of a task as its checkpoints hold it.
+    """The state of a task for its checkpoints.
 
     Args:
-        task: what is trained; it is built.
+        task: the trained task, after its assembly.
     """
 
     def __init__(self, task: Task) -> None:
@@ -34,21 +34,21 @@ class Snapshot:
             if self.overlaps
             for held, key in saved_buffers(module)
         ]
-        """Their names, and where each is found, since a forward pass may put another tensor in its place."""
+        """The names of the buffers, and the dict and key of each, since a forward pass may replace the tensor."""
 
     def begin(self) -> dict[str, Any]:
-        """What is copied as a save begins: the whole state or, where the copy overlaps, what may soon change."""
+        """The state to copy when a save starts: all of it or, if the copy overlaps, the part that may change soon."""
         if not self.overlaps:
             return self.task.state_dict()
         return self.task.state_between_updates() | {"buffers": {name: held[key] for name, held, key in self._buffers}}
 
     def complete(self, files: dict[str, Any]) -> dict[str, Any]:
-        """Give the file ``last`` its weights and optimizer state, and ``best`` the weights where it has none."""
+        """Add weights and optimizer state to the file ``last``, and the weights to ``best`` if it has none."""
         last = files["last"]
         if self.overlaps:
-            own = self.task.model.state_dict()
-            whole = own | last["buffers"]  # of which some may be None: a buffer that is not there
-            weights = checkpoint.like(own, {name: value for name, value in whole.items() if value is not None})
+            current = self.task.model.state_dict()
+            merged = current | last["buffers"]  # a buffer may be None
+            weights = checkpoint.like(current, {name: value for name, value in merged.items() if value is not None})
             last = {key: value for key, value in last.items() if key != "buffers"}
             last |= {"model": weights, "optimizer": self.task.optimizer.state_dict()}
         files = files | {"last": last}
@@ -58,10 +58,10 @@ class Snapshot:
 
 
 def weights_rest(task: Task) -> bool:
-    """Whether weights and optimizer state surely stay as they are from one update to the next, on a CPU.
+    """Whether it is certain that weights and optimizer state are constant between two updates, on a CPU.
 
-    The classes of the model, the method and the runner declare it, each in its own body. On a GPU copies wait for
-    nothing in any case.
+    The classes of the model, the method and the runner declare it, each in its own body. On a GPU copies are
+    asynchronous anyway.
     """
     if (
         task.device.type != "cpu"

@@ -1,4 +1,4 @@
-"""What a run has used: CPU and wall time, memory, disk; ``run.json`` has it as ``usage``."""
+"""The resources that a run has used: CPU and wall time, memory, disk; ``usage`` in ``run.json``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from healsg import system
 
 
 class Usage:
-    """Counts from when it is made, which is where ``TaskTrainer.train`` begins: imports come before that."""
+    """Counts from its creation, at the start of ``TaskTrainer.train``, i.e. without the time of imports."""
 
     def __init__(self) -> None:
         self._cpu = system.cpu_seconds()
@@ -21,8 +21,8 @@ class Usage:
         """CPU and wall seconds of the run, the peak of the process's memory, and the bytes of the run's folder.
 
         Args:
-            folder: the run's.
-            before: what an earlier process of the same run has noted, whose seconds are added.
+            folder: the run's folder.
+            before: the record of an earlier process of the same run, whose seconds are added.
         """
         known = before if isinstance(before, dict) else {}
         spent = {"cpu_seconds": system.cpu_seconds() - self._cpu, "wall_seconds": time.monotonic() - self._wall}
@@ -39,12 +39,12 @@ def _number(value: Any) -> float:
 
 
 def folder_size(folder: Path) -> int:
-    """The bytes of the files below a folder, of several names of one file once; links are not followed."""
+    """The bytes of the files below a folder; hard links of a file count once, and symbolic links are not followed."""
     sizes: dict[tuple[int, int], int] = {}
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             try:
-                status = Path(place, name).lstat()
+                status = Path(parent, name).lstat()
             except OSError:  # it has just been replaced
                 continue
             sizes[status.st_dev, status.st_ino] = status.st_size

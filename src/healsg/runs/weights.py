@@ -20,7 +20,7 @@ from healsg.paths import shown
 from healsg.runs import checkpoint
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
-"""Keys under which other programs save the weights, beside optimizer, epoch and so on."""
+"""Keys under which other programs save the weights, next to optimizer, epoch and so on."""
 
 WRAPPERS = ("module.", "model.", "_orig_mod.", "net.", "network.", "backbone.", "encoder.")
 """Prefixes that wrappers such as DistributedDataParallel, Lightning and torch.compile add to the names of weights."""
@@ -148,10 +148,10 @@ def _main_parts(own: dict[str, Tensor]) -> list[str]:
 
 
 def head_prefixes(model: nn.Module, outputs: int) -> tuple[str, ...]:
-    """The prefixes of the names of the weights that belong to the classes: the ``heads`` that a network names, its
-    ``head``, or its last linear layer.
+    """The name prefixes of the weights that depend on the classes: the ``heads`` that a network declares, its ``head``,
+    or its last linear layer.
 
-    Nothing where the network has no ``head`` and its last linear layer does not have ``outputs`` outputs.
+    Empty if the network has no ``head`` and its last linear layer does not have ``outputs`` outputs.
     """
     if isinstance(named := getattr(model, "heads", None), tuple):
         return named
@@ -163,30 +163,31 @@ def head_prefixes(model: nn.Module, outputs: int) -> tuple[str, ...]:
 
 
 def other_channels(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the first convolutions for another number of input channels, of those that differ in that alone.
+    """Adapt the weights of the first convolutions to another number of input channels, if they differ only in that.
 
-    Those of one channel more or less are repeated in turn and scaled, so that the sum over the channels of inputs of
-    one value stays (as timm adapts published weights). First are the convolutions that have as many input channels as
-    the first one in the order of the network.
+    The channels are repeated cyclically and scaled, so that the response to an input with equal channels is unchanged
+    (as timm adapts published weights). The first convolutions are those with as many input channels as the first one
+    in the order of the network.
 
     Args:
-        tensors: under the names of ``own``.
+        tensors: with the names of ``own``.
         own: the network's state.
     """
     kernels = [key for key, one in own.items() if one.dim() >= 4]
     if not kernels:
         return {}
     channels = own[kernels[0]].shape[1]
-    made = {}
+    adapted = {}
     for key in kernels:
-        have, want = tensors.get(key), own[key]
-        same = have is not None and have.dim() == want.dim() and have[:, :1].shape == want[:, :1].shape
-        if have is None or not same or want.shape[1] != channels or have.shape[1] == channels:
+        kernel, target = tensors.get(key), own[key]
+        if kernel is None or kernel.dim() != target.dim() or kernel[:, :1].shape != target[:, :1].shape:
             continue
-        times = -(-channels // have.shape[1])
-        repeated = have.repeat(1, times, *[1] * (have.dim() - 2))[:, :channels]
-        made[key] = repeated * (have.shape[1] / channels)
-    return made
+        if target.shape[1] != channels or kernel.shape[1] == channels:
+            continue
+        times = -(-channels // kernel.shape[1])
+        repeated = kernel.repeat(1, times, *[1] * (kernel.dim() - 2))[:, :channels]
+        adapted[key] = repeated * (kernel.shape[1] / channels)
+    return adapted
 
 
 # --- init_from ------------------------------------------------------------------------------------------------------
@@ -195,8 +196,8 @@ def other_channels(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[s
 def initialise(
     model: nn.Module, path: Path, info: DataInfo | None = None, key: str = "init_from"
 ) -> tuple[str, list[str]]:
-    """Load into ``model`` those weights of a file that match by name and shape, and the first convolution's for another
-    number of input channels (``other_channels``).
+    """Load the weights of a file that match ``model`` by name and shape, and those of the first convolutions with
+    another number of input channels (``other_channels``).
 
     The head is not loaded if the file was trained on other classes, or on the same ones in another order. Files of
     other programs do not name their classes; their head is loaded if its shape matches.
@@ -204,8 +205,8 @@ def initialise(
     Args:
         model: the network.
         path: the file.
-        info: the ``DataInfo`` of the task, where it is known.
-        key: that names the file, for messages.
+        info: the ``DataInfo`` of the task, if known.
+        key: the setting that names the file, for messages.
 
     Returns:
         A report in one line, and a list of warnings about inputs that differ from those of the file.
