@@ -79,7 +79,7 @@ def new_name(choices: dict[str, str]) -> str:
 
 def new_id() -> str:
     """A random id of a run, which stays the same when its folder is renamed or moved."""
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()
 
 
 def check_name(name: str) -> None:
