@@ -1,6 +1,7 @@
 """Does each extra of HEALSg install beside it? Each is resolved by pip, what is missing is put aside and imported.
 
-    python -m benchmarks.extras [EXTRA ...] [--fresh]     (needs pip; installs nothing into this environment)
+    python -m benchmarks.extras [EXTRA ...] [--fresh]     (needs pip; installs nothing into this environment;
+                                                           results/extras.txt)
 
 For each extra pip says what it would install here without taking anything away that is there; that goes into a folder
 which is removed again, and a fresh process imports the packages of the extra beside healsg and its loggers. The exit
@@ -75,7 +76,8 @@ def main(arguments: list[str]) -> int:
             except subprocess.CalledProcessError as broken:
                 packages, error = [], broken.stderr.strip().splitlines()[-1]
         told = f"{len(packages)} packages" if fresh else f"beside what is here: {', '.join(packages) or 'nothing'}"
-        print(f"{extra:14}{f'FAILED: {error}' if error else f'resolved, imported; {told}'}", flush=True)
+        done = "resolved" if fresh else "resolved, imported"
+        print(f"{extra:14}{f'FAILED: {error}' if error else f'{done}; {told}'}", flush=True)
         failed += bool(error)
     return int(failed > 0)
 

@@ -67,6 +67,7 @@ class Composer:
         self.hydra = create_hydra("healsg", search_path)
         self._loader = self.hydra.config_loader
         self.layers = Layers(cast("CheckedLoader", self._loader))
+        self._groups: list[str] = []
 
     def origin(self, file: Path) -> str:
         """Where a file of the configuration comes from: ``healsg``, an installed package, or a folder of the user's."""
@@ -217,9 +218,15 @@ class Composer:
         except OSError:  # not a possible file name
             return []
 
-    def groups(self, parent: str = "") -> list[str]:
+    def groups(self) -> list[str]:
+        """All groups, such as ``method`` and ``method/optimizer``; the folders are looked through once."""
+        if not self._groups:
+            self._groups = self._groups_below("")
+        return self._groups
+
+    def _groups_below(self, parent: str) -> list[str]:
         here = [f"{parent}/{name}".lstrip("/") for name in self._loader.list_groups(parent) if name != "hydra"]
-        return here + [inner for group in here for inner in self.groups(group)]
+        return here + [inner for group in here for inner in self._groups_below(group)]
 
     def sweep(self, overrides: Sequence[str]) -> list[list[str]]:
         """The jobs of a sweep, each as a list of overrides: the product of all swept values.
