@@ -1,13 +1,15 @@
-"""What the memory format and the precision do to a step: python -m benchmarks.layouts [rounds] [seconds a cell]
+"""What the memory format and the precision do to a step: python -m benchmarks.layouts [rounds] [seconds] [threads]
 
 Forward and backward pass of networks of the catalogue on random inputs, one thread, CPU time. The layouts take turns
 within a round, ratios are taken within it, and the median and range over the rounds are printed: each layout against
-``contiguous fp32``. The rule of ``runner.channels_last=auto`` (``healsg.training.layout``) was made from this table,
-and the last column says what it chooses. Writes ``benchmarks/results/layouts.txt``.
+``contiguous fp32``. The rule of ``runner.channels_last=auto`` (``healsg.training.layout``) was made from this table.
+Writes ``benchmarks/results/layouts.txt``. With several threads, six of the networks, wall time, which other work on the
+machine widens: ``layouts_2_threads.txt``.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -47,6 +49,8 @@ NETWORKS: dict[str, tuple[list[str], tuple[int, ...], int]] = {
     "resenc_unet, 32 voxels": (["model=resenc_unet", "model.width=8"], (1, 32, 32, 32), 2),
 }
 """By name: the overrides, the shape of an input, the samples of a batch."""
+FEW = ["cnn, 8 px", "resnet8x4, 16 px", "resnet8x4, 32 px", "torchvision resnet18, 96 px", "vit, 8 px", "unet, 64 px"]
+"""Those that are measured with several threads."""
 
 LAYOUTS = {
     "contiguous fp32": (False, None),
@@ -90,13 +94,14 @@ def prepared(network: nn.Module, input: Tensor, layout: str) -> Callable[[], Non
 
 
 def spent(step: Callable[[], None], seconds: float) -> float:
-    """CPU milliseconds of a step, the mean over about so many seconds."""
-    began = time.process_time()
+    """Milliseconds of a step, the mean over about so many seconds: CPU time, with several threads that of the wall."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = clock()
     count = 0
-    while time.process_time() < began + seconds or count < 2:
+    while clock() < began + seconds or count < 2:
         step()
         count += 1
-    return 1000 * (time.process_time() - began) / count
+    return 1000 * (clock() - began) / count
 
 
 def measure(name: str, rounds: int, seconds: float) -> dict[str, list[float]]:
@@ -118,12 +123,14 @@ def measure(name: str, rounds: int, seconds: float) -> dict[str, list[float]]:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 0.5
-    torch.set_num_threads(1)
+    threads = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+    torch.set_num_threads(threads)
     facts = machine()
-    lines = [f"{facts['processor']}, one thread, torch {torch.__version__}, {rounds} rounds of {seconds:g} s a cell"]
+    used = "one thread" if threads == 1 else f"{threads} threads, wall time, load {os.getloadavg()[0]:.1f}"
+    lines = [f"{facts['processor']}, {used}, torch {torch.__version__}, {rounds} rounds of {seconds:g} s a cell"]
     lines.append(f"{'network':30}{'ms':>8}" + "".join(f"{layout:>26}" for layout in [*LAYOUTS][1:]))
     print(*lines, sep="\n", flush=True)
-    for name in NETWORKS:
+    for name in NETWORKS if threads == 1 else FEW:
         rows = measure(name, rounds, seconds)
         plain = rows["contiguous fp32"]
         cells = []
@@ -132,7 +139,8 @@ def main() -> None:
             cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         lines.append(f"{name:30}{statistics.median(plain):8.1f}" + "".join(f"{cell:>26}" for cell in cells))
         print(lines[-1], flush=True)
-    Path(__file__).with_name("results").joinpath("layouts.txt").write_text("\n".join(lines) + "\n")
+    file = "layouts.txt" if threads == 1 else f"layouts_{threads}_threads.txt"
+    Path(__file__).with_name("results").joinpath(file).write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
