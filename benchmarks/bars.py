@@ -100,16 +100,9 @@ def kept() -> dict[str, tuple[str, list[Bar]]]:
     return dict(sorted(rows.items()))
 
 
-STEP = r"^(.+?) +([\d.]+) \(([\d.]+) to ([\d.]+)\) x by hand"
 VOLUMES = r"^(.+?): HEALSg .*ratio ([\d.]+) \(([\d.]+) to ([\d.]+)\)(?:; bar ([\d.]+))?"
-FOLDERS = r"^  (.+, x by hand \(.+?\)): ([\d.]+) \(([\d.]+) to ([\d.]+)\)"
-SAVING = r"^(Writer) +state \d+ MB, peak above idle (?=([\d.]+))(?=([\d.]+))([\d.]+)"
 TEXTS = {
-    "inference": ("inference.txt", "W10", "{}", FOLDERS, None),
-    "memory_saving": ("memory_saving.txt", "W11", "peak memory of writing a checkpoint, {}, x its state", SAVING, 2.2),
     "segmentation.monai_pipeline": ("monai_pipeline.txt", "W16", "{}, x MONAI's pipeline", VOLUMES, None),
-    "own_parts": ("own_parts.txt", "W13", "a step, {}, x by hand", STEP, 1.15),
-    "own_methods": ("own_methods.txt", "W13", "a step, {}, x by hand", STEP, 1.15),
 }
 """By command: its text, the workload, what a figure is called, how its line looks, and the bar of all its figures."""
 
