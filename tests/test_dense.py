@@ -25,6 +25,7 @@ from healsg.data.masks import check_mask
 from healsg.data.patches import patches_of
 from healsg.data.sharding import Sharding
 from healsg.data.source import About, Batch
+from healsg.data.views import make_views
 from healsg.errors import ConfigError, DataError
 from healsg.evaluation.evaluator import EvalEpoch, in_units
 from healsg.losses.segmentation import CrossEntropy
@@ -120,6 +121,21 @@ def test_a_view_that_moves_by_itself_has_a_target_of_its_own() -> None:
     views = {"labelled": {"weak": None, "strong": flipped}}
     batch = Loader({"labelled": source}, views, 4, shuffle=False, placed=True).batch(0, 0)[0]
     assert torch.equal(batch["strong_target"], batch["target"].flip(-1))
+
+
+def test_a_view_that_moves_by_itself_beside_one_that_shares_its_geometry_has_a_target_of_its_own() -> None:
+    class Turned:
+        def __init__(self, shares: bool) -> None:
+            self.shares_geometry = shares
+
+        def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
+            return batch | {key: batch[key].flip(-1) for key in ("input", "target")}
+
+    image, mask = (one.unsqueeze(0) for one in blob(0, (8, 8)))
+    for shares in (True, False):
+        views = {"weak": Turned(True), "strong": Turned(shares)}
+        made = make_views(views, {"input": image, "target": mask}, {"weak": None, "strong": None})
+        assert ("strong_target" in made) == (not shares)
 
 
 @pytest.mark.parametrize("outside", [0, 255])
