@@ -486,7 +486,7 @@ def test_the_evaluated_network_is_made_of_the_checkpoint_alone(case: str) -> Non
 
 
 def test_weights_of_double_precision_are_evaluated_unrounded() -> None:
-    TaskTrainer.compose(*IMAGES, "runner.precision=fp64", "runner.steps=2", "name=run").train()
+    TaskTrainer.compose(*IMAGES, "model=mlp", "runner.precision=fp64", "runner.steps=2", "name=run").train()
     info, state = best_of(RunFolder(Path("runs/run")))
     assert info is not None
     weights = network_of_run(TaskTrainer.load("run").composed, info, state)[1].state_dict()

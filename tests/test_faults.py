@@ -246,6 +246,17 @@ def test_memory_that_runs_out_in_a_backward_pass_leaves_nothing_of_it(monkeypatc
         torch.testing.assert_close(state("pieces")["model"][key], value, rtol=0, atol=1e-12)
 
 
+def test_a_batch_with_fewer_samples_than_pieces_is_the_same_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one of an epoch, of two samples, where batches go in four pieces."""
+    options = [*SHORT, *EXACT, "data.labels=18", "data.batch_size=16", "runner.epochs=1"]
+    train(*options, "name=whole")
+    tried = out_of_memory_above(4, monkeypatch, range(99))
+    train(*options, "name=pieces", "runner.auto_accumulate=true")
+    assert tried[-2:] == [1, 1]
+    for key, value in state("whole")["model"].items():
+        torch.testing.assert_close(state("pieces")["model"][key], value, rtol=0, atol=1e-12)
+
+
 class TwoStreams(Supervised):
     """Has two unlabelled samples beside each labelled one, and notes which; there is memory for 64 labelled ones."""
 
