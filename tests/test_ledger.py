@@ -45,6 +45,14 @@ def test_a_ledger_holds_every_sample_of_every_epoch() -> None:
     assert np.bincount(read.targets, minlength=10).sum() == 300
 
 
+def test_a_sample_that_an_epoch_did_not_deal_has_no_numbers_of_the_one_before() -> None:
+    train(*OPTIONS, "runner.ledger=true", "runner.limit_batches=2", "runner.epochs=2", "name=some")
+    for epoch in (1, 2):
+        content = Path(f"runs/some/ledger/{epoch:04}.bin").read_bytes()
+        losses, correct = np.frombuffer(content, "<f2", 300), np.frombuffer(content, "u1", 300, 1200)
+        assert (int((correct < 2).sum()), int((losses >= 0).sum())) == (128, 128)
+
+
 def test_a_run_is_the_same_with_a_ledger_and_a_ledger_after_a_stop() -> None:
     train(*OPTIONS, "runner.ledger=true", "name=whole")
     train(*OPTIONS, "name=without")

@@ -14,12 +14,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from healsg import TaskTrainer
+from healsg import DataInfo, TaskTrainer
 from healsg.cli import main
 from healsg.commands.predict import command
 from healsg.evaluation.ensemble import shifted
+from healsg.evaluation.predictor import Predictor
 from healsg.evaluation.writers import File
+from healsg.models.mlp import MLP
+from healsg.training.device import DeviceSetup
 
 PICTURES = ["data=imagefolder", "data.folder=pics", "data.image_size=16", "data.batch_size=5", "data.workers=0"]
 TINY = ["model=cnn", "model.width=4", "runner.epochs=1", "quiet=true", "data.augment=none", "data.shift=0"]
@@ -195,6 +199,15 @@ def test_several_runs_are_averaged_and_must_have_the_same_classes(asked: Answer)
         shutil.copytree(f"runs/{name}", f"runs/sweep/{name}")
     assert asked("sweep", "pics/test", "--out", "sweep.csv")[0] == 0
     assert torch.equal(probabilities("sweep.csv"), probabilities("both.csv"))
+
+
+def test_the_labels_of_a_sample_are_those_that_are_likelier_than_not() -> None:
+    info = DataInfo((3,), 3, "multilabel", class_names=("a", "b", "c"))
+    predictor = Predictor(nn.Identity(), MLP(), DeviceSetup("cpu", "fp32", False, False), info)
+    found = predictor(torch.tensor([[0.3, -0.3, 2.0], [-1.0, -1.0, -1.0]]))
+    assert found.classes == [["a", "c"], []]
+    assert found.probabilities is not None
+    assert (found.probabilities > 0.5).tolist() == [[True, False, True], [False, False, False]]
 
 
 def test_test_time_augmentation_is_the_mean_over_the_views(asked: Answer, tmp_path: Path) -> None:

@@ -30,6 +30,13 @@ def test_the_best_are_ranked_by_value_then_loss_then_the_earlier_epoch() -> None
     assert Retention(2, None).wanted() == []
 
 
+def test_an_epoch_without_a_number_is_never_among_the_best() -> None:
+    retention = Retention(None, 5)
+    for epoch, value in enumerate([0.5, math.nan, 0.9, None, math.inf], 1):
+        retention.add(epoch, value, -1, 1.0)
+    assert retention.wanted() == [1, 3]
+
+
 def test_every_second_epoch_and_the_best_two_are_kept_and_named() -> None:
     result = train(*OPTIONS, "runner.keep_every=2", "runner.keep_best=2", "name=kept")
     values = {line["epoch"]: line for line in events("kept", "epoch")}
