@@ -52,9 +52,9 @@ def sliced(ordering: Ordering, epoch: int, start: int, joined: bool) -> Iterator
             raw = source.fetch(order.orders[stream][low:high])
             draws = order.view_draws(stream, low, high)
         else:  # the shards are not contiguous: samples of other processes are in between
-            places = torch.cat([torch.arange(begin, stop, device=source.input.device) for begin, stop, _ in shards])
-            raw = source.fetch(order.orders[stream][places])
-            draws = order.view_draws(stream, low, high, places)
+            index = torch.cat([torch.arange(begin, stop, device=source.input.device) for begin, stop, _ in shards])
+            raw = source.fetch(order.orders[stream][index])
+            draws = order.view_draws(stream, low, high, index)
         views = make_views(ordering.views[stream], raw, draws)
         sizes = [high - low] if joined else [stop - begin for begin, stop, _ in shards]
         counted = sizes if joined else [rows for _, _, rows in shards]
