@@ -249,8 +249,8 @@ def _fields(node: ast.ClassDef, module: Module, search: Sequence[Path]) -> dict[
         if isinstance(default, ast.Call) and ast.unparse(default.func).rpartition(".")[2] == "field":
             words = {word.arg: word.value for word in default.keywords}
             default = words.get("default") or words.get("default_factory")
-        not_in_init = "init" in words and ast.unparse(words["init"]) == "False"
-        if not not_in_init and not any(word in ast.unparse(item.annotation) for word in ("ClassVar", "KW_ONLY")):
+        excluded = "init" in words and ast.unparse(words["init"]) == "False"
+        if not excluded and not any(word in ast.unparse(item.annotation) for word in ("ClassVar", "KW_ONLY")):
             kind = read_kind(item.annotation, module, search)
             parameters[item.target.id] = _parameter(item.target.id, kind, default)
     return parameters
