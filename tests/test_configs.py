@@ -265,9 +265,12 @@ def test_every_argument_stands_in_the_yaml(path: Path) -> None:
         for name, parameter in made.parameters.items():
             if name in node and name not in OTHER_DEFAULTS.get(choice, set()):
                 default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
-                collection = default is None and isinstance(node[name], (dict, list))
-                assert collection or node[name] == default, (
-                    f"{choice}: {name} is {node[name]}, the constructor says {default}"
+                value = node[name]
+                if str(value).startswith("${"):  # a key of config.yaml
+                    value = OmegaConf.select(OmegaConf.load(CONF / "config.yaml"), value[2:-1])
+                collection = default is None and isinstance(value, (dict, list))
+                assert collection or value == default, (
+                    f"{choice}: {name} is {value}, the constructor says {default}"
                 )
 
 

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from healsg.build import build_loggers
+from healsg.config.compose import Composer
 from healsg.errors import ConfigError
 from healsg.loggers.background import Background
 from healsg.loggers.swanlab import SwanLab
@@ -193,6 +195,15 @@ def silent_server() -> Any:
     thread.join()
     for connection in taken:
         connection.close()
+
+
+def test_wandb_is_an_option_among_the_loggers_too() -> None:
+    composed = Composer(None, "config").compose(
+        ["logger=wandb", "use_wandb=true", "wandb.project=lab", "wandb.mode=disabled"]
+    )
+    logger = build_loggers(composed)["wandb"]
+    assert isinstance(logger, Wandb)
+    assert (logger.project, logger.mode) == ("lab", "disabled")
 
 
 def test_wandb_with_a_server_that_hangs_goes_on_offline(tmp_path: Path, silent_server: str) -> None:

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from healsg.cli import main
+from healsg.config import yamlfiles
 from healsg.config.compose import Composer
-from healsg.config.yamlfiles import DEEPEST, LARGEST, MOST, check_file, measure
+from healsg.config.yamlfiles import DEEPEST, LARGEST, MOST, check_file, measure, read_yaml
 from healsg.errors import ConfigError
 from helpers import REPOSITORY
 
@@ -181,3 +182,41 @@ def test_a_file_that_changed_is_read_again_and_what_was_read_is_nobodys_to_chang
         composed = Composer(str(tmp_path / "conf")).compose(["model=own", "model.depth=2"])
         assert (composed.values["model"]["width"], composed.values["model"]["depth"]) == (width, 2)
         composed.values["model"]["width"] = 99
+
+
+BROKEN = {
+    "a key twice": (b"a: 1\na: 2\n", "wrong.yaml, line 2: is not valid YAML: found duplicate key a"),
+    "a tab": (b"a:\t1\n", "wrong.yaml, line 1: is not valid YAML: found character"),
+    "another encoding": (b'a: "\xe9"\n', "wrong.yaml: is not UTF-8 text (byte 4)"),
+    "a control character": (b"a: \0\n", "wrong.yaml: is not valid YAML: unacceptable character"),
+    "a list": (b"- 1\n", "wrong.yaml: holds list '[1]'; write lines of key: value"),
+    "a number": (b"3\n", "wrong.yaml: holds int '3'; write lines of key: value"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_named_with_what_is_wrong(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content, message = BROKEN[kind]
+    Path("mine/data").mkdir(parents=True)
+    Path("mine/data/wrong.yaml").write_bytes(content)
+    for command in (["train", "--config-dir=mine", "data=wrong"], ["explain", "data=wrong", "--config-dir=mine"]):
+        assert main(command) == 2
+        line = capsys.readouterr().err
+        assert message in line
+        assert line.count("\n") == 1
+
+
+def test_a_tab_does_not_hide_aliases_of_aliases() -> None:
+    text = "x:\t1\na: &a [1,1,1,1,1,1,1,1]\n"
+    text += "".join(f"{new}: &{new} [{','.join([f'*{old}'] * 8)}]\n" for old, new in itertools.pairwise("abcdefgh"))
+    Path("tab.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"tab\.yaml, line 1: is not valid YAML"):
+        read_yaml(Path("tab.yaml"))
+
+
+def test_all_options_are_read_alike_with_and_without_libyaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = sorted((REPOSITORY / "conf").rglob("*.yaml"))[::8]  # libyaml takes a tenth of the time
+    fast = [read_yaml(file) for file in files]
+    usual = yamlfiles._loaders()[1]
+    monkeypatch.setattr(yamlfiles, "_loaders", lambda: (usual, usual))
+    assert fast == [read_yaml(file) for file in files]

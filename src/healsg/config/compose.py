@@ -137,14 +137,11 @@ class Composer:
         """Hydra's composition, with its own node, unresolved and unchecked. Raises ConfigError."""
         from hydra.types import RunMode
         from omegaconf import OmegaConf
-        from yaml import YAMLError
 
         try:
             config = self.hydra.compose_config(
                 self.name, self.without_null(overrides), RunMode.RUN, with_log_configuration=False, from_shell=False
             )
-        except YAMLError as error:
-            raise ConfigError(f"a configuration file cannot be read: {one_line(error)}") from error
         except ConfigError:
             raise
         except Exception as error:  # Hydra raises all kinds of exceptions for malformed overrides
@@ -196,13 +193,12 @@ class Composer:
         ]
         from hydra.errors import HydraException
         from omegaconf import OmegaConf
-        from yaml import YAMLError
 
         from healsg.config.hydra_loader import merged
 
         try:  # without Hydra's own node, which is most of the work of a composition
             base: Any = OmegaConf.create(merged(self.layers.of(self.name, self.without_null(chosen))))
-        except (HydraException, YAMLError, OSError, UnicodeError):  # which a composition explains
+        except (HydraException, OSError):  # which a composition explains
             base = self.unresolved(chosen)
         base.pop("hydra", None)
         return base

@@ -28,7 +28,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 
-from healsg.config.yamlfiles import check_file, read_yaml
+from healsg.config.yamlfiles import read_yaml
 
 _read: dict[tuple[str, Path, int, int, int], ConfigResult | None] = {}
 """What this process has read, by provider, file, and the file's inode, time and size."""
@@ -39,11 +39,12 @@ class FileSource(FileConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         file = Path(self.path, self._normalize_file_name(config_path))
+        content = read_yaml(file)
         with file.open(encoding="utf-8") as stream:
             header = self._get_header_dict(stream.read(512))
-        content = read_yaml(file)
-        config = OmegaConf.create() if content is None else OmegaConf.create(content)
-        return ConfigResult(config=config, path=self.full_path(), provider=self.provider, header=header)
+        return ConfigResult(
+            config=OmegaConf.create(content), path=self.full_path(), provider=self.provider, header=header
+        )
 
     def is_group(self, config_path: str) -> bool:
         """Without Hydra's ``realpath``, which asks for each folder on the way whether it is a link."""
@@ -72,7 +73,6 @@ class CheckedRepository(ConfigRepository):
         status = file.stat()
         key = (source.provider, file, status.st_ino, status.st_mtime_ns, status.st_size)
         if key not in _read:
-            check_file(file)
             _read[key] = super().load_config(config_path)
         return copy.deepcopy(_read[key])
 
@@ -184,11 +184,7 @@ class Layers:
         """The keys and values of ``group/option``, without its defaults list."""
         if path not in self._contents:
             file = self.file_of(path)
-            plain: Any = None
-            if file is not None:
-                check_file(file)
-                plain = read_yaml(file)
-            content = plain if isinstance(plain, dict) else {}
+            content = {} if file is None else read_yaml(file)
             self._contents[path] = {name: value for name, value in content.items() if name != "defaults"}
         return self._contents[path]
 

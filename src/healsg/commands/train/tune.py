@@ -40,8 +40,10 @@ KEYS = ("precision", "channels_last", "compile", "threads")
 
 WARM = 3
 """Warm-up steps before the measurement: memory is allocated and kernels are chosen."""
-BLOCKS = 5
-"""Repeated measurements of a setting; the fastest counts, since other work on the machine only slows a step down."""
+FEWEST = 10
+"""The fewest steps of a setting that are timed."""
+FAST = 0.1
+"""The quantile of the times of single steps that counts: other work on the machine only makes a step slower."""
 GAIN = 0.97
 """A setting must take less than this share of the plain setting's time; a smaller gain may be chance."""
 
@@ -313,26 +315,23 @@ class Bench:
                 began = time.perf_counter()
                 step()
                 first = time.perf_counter() - began
-                seconds = self._fastest(step)
+                seconds = self._fast_step(step)
             return Row(choice, seconds, max(0.0, first - seconds))
         except Exception as error:  # any failure of this setting: a kernel, the memory, the compiler
             return Row(choice, reason=redact.text(one_line(error))[:100])
 
-    def _fastest(self, step: Callable[[], object]) -> float:
-        """Seconds of a step: the mean over a block, of several blocks the fastest."""
+    def _fast_step(self, step: Callable[[], object]) -> float:
+        """Seconds of a step: the ``FAST`` quantile of many."""
         for _ in range(WARM):
             step()
         left = max(0.0, self.deadline - time.monotonic())
-        length = min(1.0, max(0.1, left / 60))
-        blocks = []
-        for _ in range(BLOCKS):
+        end = time.perf_counter() + min(5.0, max(0.5, left / 12))
+        times: list[float] = []
+        while len(times) < FEWEST or time.perf_counter() < end:
             began = time.perf_counter()
-            count = 0
-            while count < 2 or time.perf_counter() < began + length:
-                step()
-                count += 1
-            blocks.append((time.perf_counter() - began) / count)
-        return min(blocks)
+            step()
+            times.append(time.perf_counter() - began)
+        return sorted(times)[int(FAST * len(times))]
 
 
 @contextlib.contextmanager
