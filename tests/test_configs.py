@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 import fake_data
 import fake_masks
@@ -269,9 +270,7 @@ def test_every_argument_stands_in_the_yaml(path: Path) -> None:
                 if str(value).startswith("${"):  # a key of config.yaml
                     value = OmegaConf.select(OmegaConf.load(CONF / "config.yaml"), value[2:-1])
                 collection = default is None and isinstance(value, (dict, list))
-                assert collection or value == default, (
-                    f"{choice}: {name} is {value}, the constructor says {default}"
-                )
+                assert collection or value == default, f"{choice}: {name} is {value}, the constructor says {default}"
 
 
 @pytest.mark.parametrize(
