@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +122,13 @@ def test_bad_uploads_get_one_line_each(client: Any, monkeypatch: pytest.MonkeyPa
             assert message in answer.json()["error"]
             assert "\n" not in answer.json()["error"]
             assert "healsg-serve" not in answer.json()["error"], "no path of this machine"
+    image = nibabel.load("scans/images/case0.nii.gz")
+    image.header.set_zooms((1.0, 1.0, 1e6))
+    image.set_sform(None)
+    image.set_qform(np.diag([1.0, 1.0, 1e6, 1.0]), code=1)
+    answer = client.post("/predict", content=image.to_bytes())
+    assert answer.status_code == 413
+    assert answer.json()["error"].endswith("are its spacings in mm?")
     monkeypatch.setattr("healsg.serving.volumes.MOST_VOXELS", 18 * 20 * 12 - 1)
     answer = client.post("/predict", content=whole)
     assert (answer.status_code, answer.json()["error"][:35]) == (413, "the volume has 18 x 20 x 12 voxels;")
@@ -183,3 +194,16 @@ def test_planes_lie_through_the_mask_and_are_turned_upright() -> None:
         assert abs(columns.mean() / 256 - (across + 0.5) / 8) < (0.02 if view is below[0] else 0.3)
         assert rows.mean() > 128, "low along the second axis is shown low"
         assert up < 4
+
+
+@pytest.mark.soak
+def test_a_server_that_is_asked_to_end_leaves_no_files(made: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "healsg", "serve", "run", "--port", "0", "--json"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(line, cwd=made, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert json.loads(server.stdout.readline())["url"].startswith("http://127.0.0.1:")
+        assert list(tmp_path.glob("healsg-serve-*"))
+        server.terminate()
+        assert server.wait(60) in (128 + signal.SIGTERM, -signal.SIGTERM)
+    assert not list(tmp_path.iterdir())

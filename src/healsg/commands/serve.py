@@ -3,12 +3,14 @@ its mask, and the same over HTTP."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import ipaddress
 import json
+import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from healsg.commands.terminal.flags import Flags
 from healsg.errors import ConfigError, RunError
@@ -42,7 +44,7 @@ def run(arguments: list[str]) -> int:
     composed = load_saved(folder, args.settings)
     check_packages()
     listening = listen(args.host, args.port)
-    with listening:
+    with listening, _exit_at_sigterm():
         from healsg.serving.app import application
         from healsg.trainer import TaskTrainer
 
@@ -118,6 +120,17 @@ def _serve(app: object, listening: socket.socket) -> None:
         uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:  # which uvicorn raises again once it has ended
         print(file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _exit_at_sigterm() -> Iterator[None]:
+    """A context in which SIGTERM, which uvicorn sends itself again once it has ended, exits with an exception, so that
+    temporary files are removed."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _address(host: str, port: int) -> str:

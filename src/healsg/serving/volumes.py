@@ -38,7 +38,7 @@ MOST_BYTES = 2 << 30
 """Of one upload."""
 
 MOST_VOXELS = 1 << 29
-"""Of one volume, over all channels, by its header: that of 512 x 512 x 2048."""
+"""Of one volume, over all channels, by its header and at the network's spacing: that of 512 x 512 x 2048."""
 
 KEPT = 8
 """Masks that can be fetched; older ones are removed."""
@@ -63,7 +63,7 @@ class VolumeService:
 
     def __init__(self, predictor: Predictor, run: str) -> None:
         self.segmenter = Segmenter([(run, predictor)])
-        self.trust = preparation_of(predictor.info).trust
+        self.preparation = preparation_of(predictor.info)
         self.folder = Path(tempfile.mkdtemp(prefix="healsg-serve-"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.masks: dict[str, tuple[Path, str]] = {}
@@ -120,7 +120,7 @@ class VolumeService:
         if kind in (".mha", ".nrrd") and not holds_its_numbers(volume):
             told = f"the numbers of this {kind} file are in another file, or in a way that is not taken"
             raise UploadError(422, told)
-        geometry = read_geometry(volume, self.trust)
+        geometry = read_geometry(volume, self.preparation.trust)
         sides = " x ".join(map(str, geometry.shape))
         channels = self.segmenter.info.input_shape[0]
         if geometry.channels != channels:
@@ -128,6 +128,10 @@ class VolumeService:
             raise UploadError(422, told)
         if math.prod(geometry.shape) * channels > MOST_VOXELS:
             raise UploadError(413, f"the volume has {sides} voxels; {MOST_VOXELS:,} are taken")
+        prepared = self.preparation.shape(geometry)
+        if math.prod(prepared) * channels > MOST_VOXELS:
+            told = f"at the network's spacing the volume has {' x '.join(map(str, prepared))} voxels"
+            raise UploadError(413, f"{told}; {MOST_VOXELS:,} are taken; are its spacings in mm?")
 
     def _keep(self, key: str, path: Path, name: str) -> None:
         self.masks[key] = (path, name)

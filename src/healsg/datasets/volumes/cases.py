@@ -27,7 +27,16 @@ from healsg.datasets.volumes.files import (
     require_same_space,
 )
 from healsg.datasets.volumes.lists import CaseFiles
-from healsg.datasets.volumes.space import Steps, labels_at, prepared, steps_for, windowed, z_scored
+from healsg.datasets.volumes.space import (
+    Steps,
+    labels_at,
+    prepared,
+    resampled_shape,
+    steps_for,
+    to_ras,
+    windowed,
+    z_scored,
+)
 from healsg.errors import DataError
 from healsg.evaluation.sliding_window import PIECE, Predict, Windows, chosen, slab_axis, slabs
 from healsg.evaluation.sliding_window import memory as averaging
@@ -58,6 +67,14 @@ class Preparation:
     mapping: Mapping[int, int] = field(default_factory=dict)
     ignore: int | None = None
     trust: Trusted = "agreeing"
+
+    def shape(self, geometry: Geometry) -> tuple[int, ...]:
+        """The voxels of a volume along each axis of the common space, before it is cropped."""
+        order = to_ras(geometry.affine).order if self.orient else (0, 1, 2)
+        sides = [geometry.shape[axis] for axis in order]
+        own = [geometry.spacing[axis] for axis in order]
+        aim = own if self.spacing is None else [new or old for new, old in zip(self.spacing, own, strict=True)]
+        return resampled_shape(sides, own, aim)
 
     def steps(self, image: Volume) -> Steps:
         """How the image is brought into the common space."""
