@@ -323,8 +323,8 @@ class DatasetSource:
         dataset = self.dataset
         at = reading.at
         passed_on = type(dataset) is Subset and not hasattr(dataset.dataset, "__getitems__")
-        single = passed_on or self.generators or windows is not None
-        many = None if single else getattr(dataset, "__getitems__", None)
+        plain = self._is_plain(draw, windows)
+        many = getattr(dataset, "__getitems__", None) if plain and not passed_on else None
         reading.begin_fetch()
         if many:
             at[1], at[2] = wanted[0], len(wanted) - 1
@@ -334,7 +334,6 @@ class DatasetSource:
                 if isinstance(error, DataError) and reading.on_error == "raise":
                     raise  # its message names the sample already
         samples = []
-        plain = self._is_plain(draw, windows)
         seeds = draw.seeds() if draw is not None and self.generators else wanted
         for place, i in enumerate(wanted):
             at[1] = i
