@@ -52,6 +52,13 @@ def cases(source: Any) -> list[Case]:
     return list({case.name: case for case in source.about.cases}.values())
 
 
+@pytest.fixture
+def tiny_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let patches of the recipes' sizes be cut from written cases that are far smaller than the real ones."""
+    monkeypatch.setattr("healsg.data.patches.ROUNDING", 256)
+
+
+@pytest.mark.usefixtures("tiny_cases")
 @pytest.mark.parametrize("name", [name for name in WRITERS if not name.startswith("left_atrium")])
 def test_a_recipe_finds_its_data_and_deals_its_patches(name: str) -> None:
     ready(name)
@@ -65,6 +72,7 @@ def test_a_recipe_finds_its_data_and_deals_its_patches(name: str) -> None:
     assert ("test" in found) == ("nnunet" not in name)
 
 
+@pytest.mark.usefixtures("tiny_cases")
 def test_the_first_patients_of_the_list_keep_their_masks() -> None:
     ready("acdc_cps_3")
     found = loaders("recipe=acdc_cps_3", "data.samples_per_epoch=null", "data.batch_size=2")

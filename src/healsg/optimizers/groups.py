@@ -19,8 +19,8 @@ from healsg.torch_private import foreach_mul_, step_is_watched
 class GroupOptimizer(Optimizer):
     """An optimizer that updates all weights of a group in one call; a subclass defines ``update``.
 
-    Unlike torch's base class, this one does not wrap its methods in ``torch._disable_dynamo``, which would import the
-    compiler (a second of start-up); only the network is compiled, never its update. The wrapper around each update for
+    Unlike torch's base class, this one does not exclude its methods from compilation, for which torch imports its
+    compiler (a second of start-up): only the network is compiled, never its update. The wrapper around each update for
     hooks and the profiler is used only while there are any.
     """
 
