@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, SubsetRandomSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_collate
 
 from healsg import BasicTask, TaskTrainer
+from healsg.data.foreign import wrap_loader
 from healsg.data.source import DatasetSource
 from healsg.errors import DataError
 from healsg.runs.checkpoint import load
@@ -115,3 +118,24 @@ def test_loaders_that_cannot_train_are_one_line() -> None:
         assert "\n" not in str(caught.value)
     small = train(lambda collate: DataLoader(Noisy(5), batch_size=8, collate_fn=collate), "fresh=true")
     assert small["status"] == "finished", "fewer samples than a batch are one batch"
+
+
+def test_a_data_set_may_hold_a_module_and_objects_whose_attributes_fail() -> None:
+    class Strange:
+        def __getattr__(self, name: str) -> Any:
+            raise OSError(f"{name}: cannot open shared object file")
+
+    class Samples(Dataset[Any]):
+        def __init__(self) -> None:
+            self.library = Strange()
+            self.module = random
+
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.tensor([float(index)]), index
+
+    loader = wrap_loader(DataLoader(Samples(), 4), "val")
+    assert [batch["target"].tolist() for batch, _ in loader.batches(0)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert not loader.sources["labelled"].generators

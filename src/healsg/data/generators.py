@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ DEPTH, MOST = 6, 64
 SETTERS = ("set_random_state", "set_random_seed")
 """The methods by which transforms, and pipelines of them, seed everything inside: MONAI's and albumentations'."""
 
-_BARE = (str, bytes, int, float, bool, complex, type(None), type, Tensor, np.ndarray, np.generic, torch.nn.Module)
+_BARE = (str, bytes, int, float, bool, complex, type(None), type, Tensor, np.ndarray, np.generic)
+_BARE += (torch.nn.Module, ModuleType)  # generators of a whole module are not the data set's own
 
 
 class Generators:
@@ -75,7 +76,10 @@ def _seeder(value: Any) -> Callable[[int], Any] | None:
     if isinstance(value, torch.utils.data.Dataset):
         return None  # MONAI's data sets have such a method too, but it does not seed their transforms
     for name in SETTERS:
-        setter = getattr(value, name, None)
+        try:
+            setter = getattr(value, name, None)
+        except Exception:  # attributes of others may do anything: torch.ops looks for a library of that name
+            setter = None
         if isinstance(setter, MethodType):
             return partial(_seed_by_name, setter)
     return None
