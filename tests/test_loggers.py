@@ -165,9 +165,11 @@ def check_mirrored(folder: Path) -> None:
 
 
 def test_wandb_offline_keeps_every_line(tmp_path: Path) -> None:
-    _, _, complaints = train(tmp_path, "offline", 8)
+    (tmp_path / "temporary").mkdir()
+    _, _, complaints = train(tmp_path, "offline", 8, TMPDIR=str(tmp_path / "temporary"))
     assert complaints == ""
     check_mirrored(tmp_path)
+    assert not list((tmp_path / "temporary").iterdir()), "what the client keeps for a while goes with it"
     first = (tmp_path / "wandb.json").read_text()
     train(tmp_path, "online", 8, WANDB_MODE="disabled")
     train(tmp_path, "online", 8, WANDB_MODE="offline")

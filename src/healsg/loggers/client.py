@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable
@@ -181,6 +183,8 @@ def serve(title: str, open_run: Callable[[dict[str, Any]], FarEnd]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     order = json.loads(orders.readline())
+    temporary = tempfile.mkdtemp(prefix=f"healsg-{title}-")
+    os.environ["TMPDIR"] = tempfile.tempdir = temporary  # clients leave files there to an exit that does not happen
     try:
         run = open_run(order)
         answer = [run.url, ""]
@@ -188,7 +192,7 @@ def serve(title: str, open_run: Callable[[dict[str, Any]], FarEnd]) -> None:
         answer = ["", " ".join(str(error).split())[:200] or repr(error)]
     print(json.dumps(answer), file=answers, flush=True)
     if answer[1]:
-        os._exit(1)
+        _exit(1, temporary)
     message: dict[str, Any] = {}
     sent = Sent(Path(order["init"]["dir"]) / title / f"sent-{order['init']['id']}")
     for text in orders:
@@ -196,9 +200,15 @@ def serve(title: str, open_run: Callable[[dict[str, Any]], FarEnd]) -> None:
         if "finish" in message:
             break
         pass_on(run, message, sent)
-    threading.Timer(60, os._exit, (1,)).start()
+    threading.Timer(60, _exit, (1, temporary)).start()
     run.finish(message.get("finish", "failed") == "failed")
-    os._exit(0)
+    _exit(0, temporary)
+
+
+def _exit(status: int, temporary: str) -> None:
+    """End the process without waiting for the client's threads, which may hang."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    os._exit(status)
 
 
 def pass_on(run: FarEnd, message: dict[str, Any], sent: Sent) -> None:
