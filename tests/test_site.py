@@ -199,6 +199,8 @@ def test_the_page_for_programs_and_the_schema_name_the_same_keys() -> None:
 def test_every_command_is_on_the_page_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     told = told_by_the_page()
     assert set(COMMANDS) <= set(told)
+    assert main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
     for command in COMMANDS:
         with contextlib.suppress(SystemExit):  # argparse ends so
             assert main([command, "--help"]) == 0

@@ -18,33 +18,48 @@ from healsg.training.parallel import ElsewhereError
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
-COMMANDS = {
-    "check": "read every sample and try one step before training: healsg check data=... [--page FILE]",
-    "forecast": "predict time, memory and disk of a run or a sweep: healsg forecast data=... [-m]",
-    "pack": "write a data set's images as tar archives: healsg pack data=... --out DIR",
-    "plan": "choose patch, batch and stages of a U-Net for a segmentation set: healsg plan data=...",
-    "train": "train a task, or a sweep of tasks (-m)",
-    "resume": "resume a run: healsg resume RUN",
-    "eval": "evaluate a run: healsg eval RUN [split=test] [checkpoint=best]",
-    "verify": "prove that a task resumes bit for bit: train it twice uninterrupted, and killed at random",
-    "predict": "predict classes or masks of new samples: healsg predict RUN PATH... --out FILE",
-    "export": "export the network of a run as ONNX, with a model card: healsg export RUN --out DIR",
-    "serve": "serve a local web page to try a run on images: healsg serve RUN",
-    "new": "write a template for your own part: healsg new data|model|method NAME",
-    "list": "list the options of a group: healsg list data|model|method|recipe",
-    "explain": "explain an option or a key: healsg explain method=fixmatch",
-    "show": "show the settings, results and files of a run: healsg show RUN",
-    "reproduce": "run a recipe for its published number: healsg reproduce RECIPE",
-    "runs": "list the runs: healsg runs [--where 'val/acc>0.9'] [--sort COLUMN]",
-    "compare": "which setting is better, over seeds and folds: healsg compare RUN...",
-    "diff": "show the differences between two runs: healsg diff RUN RUN",
-    "watch": "watch runs train, from another terminal: healsg watch [RUN...]",
-    "ledger": "samples that a run forgot or found hard: healsg ledger RUN (of runner.ledger=true)",
-    "rerun": "train a run again and compare the final states: healsg rerun RUN",
-    "archive": "pack a run into one file, or unpack one: healsg archive RUN | --unpack FILE",
-    "rm": "remove runs: healsg rm RUN...",
-    "diverge": "find the first step at which two runs differ: healsg diverge RUN RUN",
+SECTIONS = {
+    "before": {
+        "check": "read every sample and try one step before training",
+        "forecast": "predict time, memory and disk of a run or a sweep",
+        "plan": "choose patch, batch and stages of a U-Net for your volumes",
+        "pack": "write a data set as tar archives for data=shards",
+        "list": "list the options of a group: data, model, method, recipe",
+        "explain": "explain an option (method=fixmatch) or a key (method.ema)",
+        "new": "write a template for your own data, model or method",
+    },
+    "train": {
+        "train": "train a task, or a sweep of tasks (-m)",
+        "resume": "resume a run",
+        "rerun": "train a run again and compare the final states",
+        "reproduce": "run a recipe for its published number",
+        "verify": "prove that a task resumes bit for bit after random kills",
+    },
+    "use": {
+        "eval": "evaluate a run, on other data too",
+        "predict": "predict classes or masks of new samples",
+        "export": "export the network of a run as ONNX, with a model card",
+        "serve": "serve a local web page to try a run on images or volumes",
+    },
+    "look": {
+        "runs": "list the runs: filter, sort, columns of any key",
+        "show": "show the settings, results and files of a run",
+        "watch": "watch runs train, from another terminal",
+        "compare": "compare settings over seeds, folds and cases",
+        "diff": "show the differences between two runs",
+        "diverge": "find the first step at which two runs differ",
+        "ledger": "show samples that a run forgot or found hard",
+    },
+    "tidy": {
+        "archive": "pack a run into one file, or unpack one",
+        "rm": "remove runs",
+    },
 }
+"""The commands with a line each, by what they are for."""
+
+COMPLETION = "healsg --completion bash|zsh|fish    completes commands, runs and keys by TAB"
+
+COMMANDS = {command: line for section in SECTIONS.values() for command, line in section.items()}
 
 ELSEWHERE = (
     *("resume", "eval", "predict", "export", "serve"),
@@ -202,9 +217,10 @@ def say(line: str) -> None:
 
 
 def _usage() -> str:
-    lines = [f"  healsg {command:9} {does}" for command, does in COMMANDS.items()]
-    more = "\n\nhealsg COMMAND --help says more; healsg --completion bash|zsh|fish completes by TAB"
-    return "usage: healsg COMMAND ...\n\n" + "\n".join(lines) + more
+    lines = ["usage: healsg COMMAND ..."]
+    for section, commands in SECTIONS.items():
+        lines += ["", section, *(f"  healsg {command:9}  {line}" for command, line in commands.items())]
+    return "\n".join([*lines, "", "healsg COMMAND --help    all about a command", COMPLETION])
 
 
 def _version() -> str:

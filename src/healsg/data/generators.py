@@ -23,8 +23,9 @@ DEPTH, MOST = 6, 64
 SETTERS = ("set_random_state", "set_random_seed")
 """The methods by which transforms, and pipelines of them, seed everything inside: MONAI's and albumentations'."""
 
-_BARE = (str, bytes, int, float, bool, complex, type(None), type, Tensor, np.ndarray, np.generic)
-_BARE += (torch.nn.Module, ModuleType)  # generators of a whole module are not the data set's own
+_VALUES = (str, bytes, int, float, bool, complex, type(None), Tensor, np.ndarray, np.generic)
+_BARE = (*_VALUES, type, torch.nn.Module, ModuleType)
+"""Types whose objects are not searched; the generators of a whole module do not belong to one data set."""
 
 
 class Generators:
