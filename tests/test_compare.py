@@ -16,6 +16,7 @@ from healsg.cli import main
 from healsg.commands.compare.comparison import is_clear
 from healsg.commands.compare.statistics import adjusted, difference, interval, runs_needed
 from healsg.commands.sweep.table import numbers, table
+from json_schema import mismatch, schemas
 
 
 def by_seed(values: list[float], start: int = 0) -> dict[Any, float]:
@@ -151,6 +152,7 @@ def test_two_runs_are_compared_case_by_case(tmp_path: Path, capsys: pytest.Captu
     assert out[5].endswith("; higher in 3 cases, lower in 1; 3 cases are left out")
     assert main(["compare", "one", "two", "--cases", "test", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert mismatch(found, schemas()["compare --cases"]) == ""
     from scipy import stats
 
     wanted = stats.ttest_rel([0.5 + gap for gap in gaps.values()], [0.5] * 4)
