@@ -87,7 +87,7 @@ def test_an_option_is_explained_with_its_paper(said: Answer) -> None:
     assert found["target"] == "healsg.methods.fixmatch.FixMatch"
     threshold = next(one for one in found["arguments"] if one["key"] == "method.threshold")
     assert (threshold["default"], threshold["type"]) == (0.95, "number >= 0, <= 1")
-    assert "confidence threshold" in threshold["comment"]
+    assert "least confidence" in threshold["comment"]
     assert said("explain", "fixmatch") == text
 
 
@@ -107,7 +107,7 @@ TYPOS = [
     (["explain", "method.treshold"], "did you mean method.threshold"),
     (["explain", "runner.acumulate"], "did you mean runner.accumulate"),
     (["explain", "method"], "is a group of options; healsg list method shows them"),
-    (["explain", "wandb"], "wandb: holds wandb.project"),
+    (["explain", "resume"], "resume: holds resume.force"),
     (["explain"], "the following arguments are required: GROUP=OPTION|KEY"),
     (["explain", "method=fixmatch", "--jsn"], "--jsn: there is no such option; did you mean --json?"),
     (["list", "metods"], "metods: no such group; did you mean method"),
