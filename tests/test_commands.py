@@ -99,6 +99,7 @@ def test_the_console_script(process: Program, capsys: pytest.CaptureFixture[str]
 
 MISTAKES = [
     ("runner.epoch=3", "runner.epoch: ", "did you mean runner.epochs=3?"),
+    ("method.lrr=1", "method.lrr: no such key; did you mean method.optimizer.lr=1?"),
     ("rnner.epochs=3", "did you mean runner.epochs=3?"),
     ("epochs=3", "epochs: no such key; did you mean runner.epochs=3?"),
     ("data=imagefolder data.folder=X lr=0.1", "error: lr: no such key; did you mean method.optimizer.lr=0.1?"),

@@ -245,8 +245,10 @@ def nearest(key: str, plain: dict[str, Any]) -> str | None:
     leaf = key.rpartition(".")[2]
     keys = [other for other, _ in entries(plain) if _is_key(other, key)]
     near = [other for other in keys if other.rpartition(".")[2] == leaf]
-    near = near or difflib.get_close_matches(key, keys, 1, 0.7)
-    near = near or [other for other in keys if did_you_mean(leaf, [other.rpartition(".")[2]])]
+    similar = [other for other in keys if did_you_mean(leaf, [other.rpartition(".")[2]])]
+    near = near or [other for other in similar if other.split(".")[0] == key.split(".")[0]]
+    near = near or difflib.get_close_matches(key, [other for other in keys if not key.startswith(f"{other}.")], 1, 0.7)
+    near = near or similar
     return max(near, key=lambda other: difflib.SequenceMatcher(None, key, other).ratio()) if near else None
 
 
