@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
         "key=value changes a setting of the run, such as data.folder=DIR where the pictures have moved.",
     )
     flags.add_run()
-    flags.add_argument("settings", nargs="*", default=[], metavar="key=value", help="changes to settings of the run")
+    flags.add_settings("changes to settings of the run")
     flags.add_argument("--to", choices=FORMATS, default="onnx", help="the format (default: onnx)")
     flags.add_argument("--out", required=True, metavar="DIR", help="the folder to create; it must not exist yet")
     flags.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights (default: best)")

@@ -214,7 +214,7 @@ def _answer(
         "parts": {group: composed.choices.get(group) for group in ("data", "model")},
         "cases": len(survey.shapes),
         "channels": info.input_shape[0],
-        "classes": list(info.class_names) or [str(label) for label in range(info.num_classes)],
+        "classes": info.names,
         "memory": memory,
         "spacing": [round(one, 6) for one in layout.spacing],
         "median_shape": list(layout.median),

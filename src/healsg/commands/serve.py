@@ -32,9 +32,7 @@ def run(arguments: list[str]) -> int:
         "runner.device=cpu.",
     )
     flags.add_run()
-    flags.add_argument(
-        "settings", nargs="*", default=[], metavar="key=value", help="settings of the run that are changed"
-    )
+    flags.add_settings("settings of the run that are changed")
     flags.add_argument("--port", type=_port, default=8000, help="0 takes one that is free (default: 8000)")
     flags.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
     flags.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights (default: best)")

@@ -66,6 +66,11 @@ class DataInfo:
         return self.kind == SEGMENTATION
 
     @property
+    def names(self) -> list[str]:
+        """The names of the classes, or of the outputs; the indices as text if they have no names."""
+        return list(self.class_names) or [str(index) for index in range(self.num_classes)]
+
+    @property
     def labels(self) -> tuple[int, ...]:
         """The labels that a mask may contain besides ``ignore``: the classes, or 0 and the labels of the regions."""
         if self.regions:

@@ -208,10 +208,9 @@ def about(info: DataInfo, model: TaskModel | None = None) -> dict[str, Any]:
             "windows": {"rule": own.windows, "overlap": own.overlap},
             "written": [list(pair) for pair in region_labels(info.regions)],
         }
-    names = list(info.class_names) or list(map(str, range(info.num_classes)))
     return {
         "kind": info.kind,
-        "classes": names,
+        "classes": info.names,
         "class_order": info.class_order,
         "shape": list(info.input_shape),
         "columns": list(info.input_names),

@@ -11,10 +11,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from healsg.console import visible
 from healsg.errors import RunError
 from healsg.loggers.plots import Points, figure
 from healsg.loggers.report_samples import calibration, class_table, names_of, whole_number, worst
 from healsg.metrics.interval import wilson
+from healsg.runs import redact
 from healsg.runs.folder import write_text
 from healsg.runs.logger import Logger
 from healsg.runs.record import row_of
@@ -135,14 +137,24 @@ def write_report(folder: Path, status: str | None = None) -> Path:
         f"<h2>Provenance</h2>{_facts(record)}" if record else "",
         f"<h2>Configuration</h2><pre>{escape(config)}</pre>" if config else "",
     ]
+    path = folder / "report.html"
+    write_html(path, escape(name), sections)
+    return path
+
+
+def write_html(path: Path, title: str, sections: Iterable[str]) -> None:
+    """Write a page in one file, in the style of the report; ``title`` and ``sections`` are HTML."""
     page = (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)}</title><style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
+        f"<title>{title}</title><style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
     )
-    path = folder / "report.html"
     write_text(path, page)
-    return path
+
+
+def text_of(value: Any) -> str:
+    """A value as HTML text, on one line and without secrets."""
+    return escape(redact.text(visible(str(value))))
 
 
 def result(record: dict[str, Any], samples: dict[str, Any], config: str) -> str:

@@ -19,6 +19,11 @@ SHARE = 0.5
 """Of a label's colour over the picture."""
 
 
+def colour_of(number: int) -> tuple[int, int, int]:
+    """The colour of a label, by its number from 1."""
+    return COLOURS[(number - 1) % len(COLOURS)]
+
+
 def shown_levels(values: Any, mean: Any = None, std: Any = None) -> np.ndarray[Any, Any] | None:
     """A sample as a picture: (H, W, 3) uint8; None of what has no two spatial axes.
 
@@ -58,7 +63,7 @@ def with_mask(picture: np.ndarray[Any, Any], mask: Any) -> np.ndarray[Any, Any]:
     made = picture.astype(np.float64)
     for label in np.unique(labels):
         if label > 0:
-            colour = np.array(COLOURS[(int(label) - 1) % len(COLOURS)])
+            colour = np.array(colour_of(int(label)))
             made[labels == label] = (1 - SHARE) * made[labels == label] + SHARE * colour
     return made.round().astype(np.uint8)
 

@@ -27,7 +27,7 @@ from healsg.data.source import line
 from healsg.datasets.images.decoding import FORMATS, decode
 from healsg.datasets.new_samples.segmenter import Segmenter, mask_picture
 from healsg.evaluation.predictor import Predictor
-from healsg.loggers.thumbnails import COLOURS, SHARE
+from healsg.loggers.thumbnails import SHARE, colour_of
 from healsg.serving import volumes
 from healsg.serving.page import POLICY, page
 from healsg.serving.uploads import UploadError, received
@@ -132,12 +132,11 @@ def routes_of_volumes(service: VolumeService) -> list[Route]:
 def info_of(predictor: Predictor, run: str, checkpoint: str) -> dict[str, Any]:
     """What ``/info`` says."""
     info = predictor.info
-    names = list(info.class_names) or list(map(str, range(info.num_classes)))
     return {
         "run": run,
         "checkpoint": checkpoint,
         "kind": info.kind,
-        "classes": names,
+        "classes": info.names,
         "shape": list(info.input_shape),
         **_limits(len(info.input_shape) == 4),
     }
@@ -183,8 +182,8 @@ def segmented(segmenter: Segmenter, content: bytes) -> dict[str, Any]:
         there = labels == label
         shares[name] = float(there.mean())
         if label:
-            colour = COLOURS[(place - 1) % len(COLOURS)]
-            colours[name] = "#{:02x}{:02x}{:02x}".format(*colour)
+            colour = colour_of(place)
+            colours[name] = f"#{bytes(colour).hex()}"
             overlay[there] = (*colour, round(255 * SHARE))
     mask = _png(mask_picture(labels, segmenter.colours))
     shown = _png(Image.fromarray(overlay))
@@ -203,9 +202,8 @@ def predicted(predictor: Predictor, content: bytes) -> dict[str, Any]:
     info = predictor.info
     sample = _decoded(lambda picture: decode(picture, info.input_shape[1], info.input_shape[0]), content)
     found = predictor(sample.unsqueeze(0), batch_size=1)
-    names = list(info.class_names) or list(map(str, range(info.num_classes)))
     numbers = found.outputs if found.probabilities is None else found.probabilities
-    by_name = dict(zip(names, numbers.reshape(-1).tolist(), strict=True))
+    by_name = dict(zip(info.names, numbers.reshape(-1).tolist(), strict=True))
     if found.classes is None:
         return {"prediction": by_name}
     return {"class": found.classes[0], "probability": max(by_name.values()), "probabilities": by_name}

@@ -27,7 +27,7 @@ from healsg.datasets.volumes.space import to_ras, turned
 from healsg.errors import HealsgError, one_line
 from healsg.evaluation.predictor import Predictor
 from healsg.loggers.mask_panels import grey_levels, joined
-from healsg.loggers.thumbnails import COLOURS, with_mask
+from healsg.loggers.thumbnails import colour_of, with_mask
 from healsg.runs.media import png
 from healsg.serving.uploads import UploadError
 
@@ -144,7 +144,7 @@ class VolumeService:
         for place, (label, name) in enumerate(self.segmenter.names.items()):
             shares[name] = facts["labels"].get(str(label), 0) / total
             if place:
-                colours[name] = "#{:02x}{:02x}{:02x}".format(*COLOURS[(place - 1) % len(COLOURS)])
+                colours[name] = f"#{bytes(colour_of(place)).hex()}"
         told = {"shape": facts["shape"], "spacing": facts["spacing"], "shares": shares, "colours": colours}
         return told | {"planes": base64.b64encode(png(view)).decode()}
 

@@ -187,7 +187,7 @@ def _answer(
         "parts": {group: composed.choices.get(group) for group in ("data", "model", "method")},
         "kind": info.kind,
         "input_shape": list(info.input_shape),
-        "classes": list(info.class_names) or [str(label) for label in range(info.num_classes)],
+        "classes": info.names,
         "splits": {split: _split(one, info) for split, one in seen.items()},
         "pictures": _pictures(seen),
         "bad": bad,

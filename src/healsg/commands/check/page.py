@@ -9,10 +9,9 @@ from typing import Any
 
 from healsg.commands.check.samples import Bad, Seen
 from healsg.data.source import line
-from healsg.loggers.report import STYLE
+from healsg.loggers.report import write_html
 from healsg.loggers.thumbnails import address, shown_levels, thumbnail
 from healsg.paths import current_folder
-from healsg.runs.folder import write_text
 
 LARGEST = 800_000
 """Bytes of pictures in the page."""
@@ -38,12 +37,7 @@ def write_page(path: Path, answer: dict[str, Any], seen: Mapping[str, Seen]) -> 
         *(_samples(split, one, answer["classes"], budget) for split, one in seen.items()),
         f"<h2>Train</h2><pre>{escape(answer['command'])}</pre>",
     ]
-    page = (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>healsg check</title><style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
-    )
-    write_text(path, page)
+    write_html(path, "healsg check", sections)
 
 
 def _counts(answer: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from healsg.commands.compare.statistics import interval
 from healsg.commands.terminal.tables import cell
 from healsg.console import visible
 from healsg.loggers.plots import Band, Points, figure
-from healsg.loggers.report import STYLE, read_lines
+from healsg.loggers.report import read_lines, text_of, write_html
 from healsg.runs import redact
-from healsg.runs.folder import RunFolder, write_text
+from healsg.runs.folder import RunFolder
 
 MOST_SETTINGS = 6
 """Settings whose curves are drawn, the best ones: as many as there are colours."""
@@ -48,37 +47,30 @@ def write_page(path: Path, compared: Comparison, folders: Mapping[str, RunFolder
         note += f" The best {len(drawn)} settings are drawn; {left_out} are in the table alone."
     plots = "".join(_plots(compared, drawn, folders))
     sections = [
-        f"<h1>{_text(title)}</h1>",
-        *(f'<p class="result">{_text(line)}</p>' for line in compared.verdict),
+        f"<h1>{text_of(title)}</h1>",
+        *(f'<p class="result">{text_of(line)}</p>' for line in compared.verdict),
         f"<h2>Settings</h2>{_table(compared)}",
         '<p class="note">Ranked on val; the test part chose nothing.</p>',
         f'<h2>Curves</h2><p class="note">{note}</p><div class="plots">{plots}</div>',
         f"<h2>Runs</h2>{_runs(compared.settings)}",
     ]
-    page = (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
-    )
-    write_text(path, page)
-
-
-def _text(value: Any) -> str:
-    return escape(redact.text(visible(str(value))))
+    write_html(path, text_of(title), sections)
 
 
 def _table(compared: Comparison) -> str:
     columns, rows = rows_of(compared)
-    head = "".join(f"<th>{_text(name)}</th>" for name in columns)
+    head = "".join(f"<th>{text_of(name)}</th>" for name in columns)
     body = ""
     for place, (label, *values) in enumerate(rows):
-        cells = "".join(f"<td>{_text(cell(value))}</td>" for value in values)
-        body += f"<tr{' class=best' if place == 0 else ''}><th>{_text(label)}</th>{cells}</tr>"
+        cells = "".join(f"<td>{text_of(cell(value))}</td>" for value in values)
+        body += f"<tr{' class=best' if place == 0 else ''}><th>{text_of(label)}</th>{cells}</tr>"
     return f'<div class="scroll matrix"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _runs(settings: list[Setting]) -> str:
-    rows = "".join(f"<tr><th>{_text(one.label)}</th><td>{_text(', '.join(one.names))}</td></tr>" for one in settings)
+    rows = "".join(
+        f"<tr><th>{text_of(one.label)}</th><td>{text_of(', '.join(one.names))}</td></tr>" for one in settings
+    )
     return f'<table class="facts">{rows}</table>'
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from healsg.evaluation.evaluator import Evaluation, worst_first
-from healsg.loggers.report import STYLE
+from healsg.loggers.report import write_html
 from healsg.loggers.report_samples import worst
-from healsg.runs.folder import finite, write_text
+from healsg.runs.folder import finite
 
 
 def write_page(path: Path, title: str, found: Evaluation) -> None:
@@ -25,12 +25,7 @@ def write_page(path: Path, title: str, found: Evaluation) -> None:
         *worst(finite(found.samples)),
         _cases(found.cases),
     ]
-    page = (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
-    )
-    write_text(path, page)
+    write_html(path, escape(title), sections)
 
 
 def _cases(cases: Mapping[str, Mapping[str, float]]) -> str:

@@ -73,7 +73,7 @@ class OutOfFold:
         EvalEpoch(task, "val", network, seen).by_case()
         places, names, total = _held_out(task, folder)
         if not self.classes:
-            self.classes = list(info.class_names) or [str(label) for label in range(info.num_classes)]
+            self.classes = info.names
             self.names = names
             self.labels = np.full(total, -1)
             self.sums = np.zeros((total, info.num_classes))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from healsg.commands.terminal.tables import cell
 from healsg.console import visible
 from healsg.loggers.plots import Points, figure, scatter
-from healsg.loggers.report import STYLE
+from healsg.loggers.report import text_of, write_html
 from healsg.runs import redact
-from healsg.runs.folder import write_text
 from healsg.sweeps.proposals import Trial
 from healsg.sweeps.space import Choice, Dimension
 
@@ -36,24 +34,19 @@ def write_page(
         best: the command that trains the best trial by itself; empty where there is none.
     """
     having = [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
-    sections = [f"<h1>Search {_text(name)}</h1>"]
+    sections = [f"<h1>Search {text_of(name)}</h1>"]
     if having:
         first = having[0]
         values = ", ".join(f"{key}={_short(value)}" for key, value in first.parameters.items())
         sections.append(
-            f'<p class="result">best <b>{_text(cell(first.value))}</b>, trial {first.number}: {_text(values)}</p>'
+            f'<p class="result">best <b>{text_of(cell(first.value))}</b>, trial {first.number}: {text_of(values)}</p>'
         )
         plots = [_best_so_far(having, better), *_over_values(having, space)]
         sections.append(f'<h2>What the trials found</h2><div class="plots">{"".join(plots)}</div>')
     sections.append(f"<h2>Trials, the best first</h2>{_table(trials, list(space))}")
     if best:
-        sections.append(f"<h2>The best one again</h2><pre>{_text(best)}</pre>")
-    page = (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Search {_text(name)}</title><style>{STYLE}</style></head><body>{''.join(sections)}</body></html>\n"
-    )
-    write_text(path, page)
+        sections.append(f"<h2>The best one again</h2><pre>{text_of(best)}</pre>")
+    write_html(path, f"Search {text_of(name)}", sections)
 
 
 def _short(value: Any) -> Any:
@@ -61,16 +54,12 @@ def _short(value: Any) -> Any:
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
-def _text(value: Any) -> str:
-    return escape(redact.text(visible(str(value))))
-
-
 def _table(trials: Sequence[Trial], keys: Sequence[str]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in ["trial", "objective", "status", *keys])
+    head = "".join(f"<th>{text_of(name)}</th>" for name in ["trial", "objective", "status", *keys])
     rows = ""
     for rank, trial in enumerate(trials[:MOST_ROWS]):
         values = [cell(trial.value), trial.status, *(_short(trial.parameters.get(key, "")) for key in keys)]
-        cells = "".join(f"<td>{_text(value)}</td>" for value in values)
+        cells = "".join(f"<td>{text_of(value)}</td>" for value in values)
         rows += (
             f"<tr{' class=best' if rank == 0 and trial.value is not None else ''}><th>{trial.number}</th>{cells}</tr>"
         )
