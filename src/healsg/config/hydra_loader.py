@@ -28,7 +28,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 
-from healsg.config.yamlfiles import read_yaml
+from healsg.config.yamlfiles import parse, read_text, read_yaml
 
 _read: dict[tuple[str, Path, int, int, int], ConfigResult | None] = {}
 """What this process has read, by provider, file, and the file's inode, time and size."""
@@ -39,12 +39,10 @@ class FileSource(FileConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         file = Path(self.path, self._normalize_file_name(config_path))
-        content = read_yaml(file)
-        with file.open(encoding="utf-8") as stream:
-            header = self._get_header_dict(stream.read(512))
-        return ConfigResult(
-            config=OmegaConf.create(content), path=self.full_path(), provider=self.provider, header=header
-        )
+        text = read_text(file)
+        header = self._get_header_dict(text[:512])
+        config = OmegaConf.create(parse(file, text))
+        return ConfigResult(config=config, path=self.full_path(), provider=self.provider, header=header)
 
     def is_group(self, config_path: str) -> bool:
         """Without Hydra's ``realpath``, which asks for each folder on the way whether it is a link."""

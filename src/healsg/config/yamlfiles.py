@@ -7,6 +7,7 @@ references, but OmegaConf creates a node for each. Ordinary anchors, aliases and
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,23 @@ def check_file(path: Path) -> None:
 
     Invalid YAML and files that cannot be opened are left to the loader, which reports them.
     """
+    with suppress(OSError):
+        _check_content(path, _content(path))
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file. Raises OSError, and ConfigError for one that is not a regular file or too large."""
     if not path.is_file():  # a FIFO would block, a device may have no end; links are the user's own
         raise ConfigError(f"{path}: is no regular file")
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-    except OSError:
-        return
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise ConfigError(f"{path}: is larger than {LARGEST:,} bytes, which no configuration file is")
+    return content
+
+
+def _check_content(path: Path, content: bytes) -> None:
+    """Raise ConfigError if the content of a file would expand beyond the limits; invalid YAML passes."""
     if _is_harmless(content):
         return
     try:
@@ -53,26 +62,41 @@ def check_file(path: Path) -> None:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The keys and values of a configuration file; none for an empty one.
+    """The keys and values of a configuration file; none for an empty one. Raises ConfigError: see ``read_text``,
+    ``parse``."""
+    return parse(file, read_text(file))
 
-    Values are read as OmegaConf reads them. Files that PyYAML's parser would read in the same way, and that cannot
-    expand, are parsed by libyaml if PyYAML has it, which is ten times as fast.
+
+def read_text(file: Path) -> str:
+    """The text of a configuration file.
 
     Raises:
-        ConfigError: the file cannot be opened, is not UTF-8 text, not YAML, no mapping, or expands beyond the limits.
+        ConfigError: the file cannot be opened, is not UTF-8 text, or expands beyond the limits.
     """
-    check_file(file)
-    fast, usual = _loaders()
     try:
-        content = file.read_bytes()
-        text = content.decode("utf-8")
-        # libyaml accepts tabs that PyYAML's parser refuses, with which ``check_file`` has looked for aliases.
-        slow = b"\t" in content or not _is_harmless(content)
-        values = _values(usual if slow else fast, text)
+        content = _content(file)
+        _check_content(file, content)
+        return content.decode("utf-8")
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+
+
+def parse(file: Path, text: str) -> dict[str, Any]:
+    """The keys and values in the text of a configuration file, as OmegaConf reads them.
+
+    Text that PyYAML's parser would read in the same way, and that cannot expand, is parsed by libyaml if PyYAML has it,
+    which is ten times as fast.
+
+    Raises:
+        ConfigError: the text is not YAML, or not a mapping.
+    """
+    fast, usual = _loaders()
+    # libyaml accepts tabs that PyYAML's parser refuses, with which ``read_text`` has looked for aliases.
+    slow = "\t" in text or not _is_harmless(text.encode())
+    try:
+        values = _values(usual if slow else fast, text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{file}, line {mark.line + 1}" if mark else str(file)
