@@ -19,13 +19,13 @@ from healsg.data.loader import Loader
 from healsg.data.source import DatasetSource, TensorSource
 from healsg.errors import ConfigError
 from healsg.training.ledger import PENDING, Ledger
-from healsg.training.ledger_files import LedgerFiles
+from healsg.training.ledger_files import EpochColumns, LedgerFiles
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
 
-COLUMNS = {"confidence": torch.float16, "weight": torch.float16, "label": torch.int32}
-"""What is recorded of each sample; -1 in each column if it did not occur in this epoch."""
+COLUMNS = {"confidence": (torch.float16, -1), "weight": (torch.float16, -1), "label": (torch.int32, -1)}
+"""What is recorded of each sample, and the value if it did not occur in this epoch."""
 
 
 def ledger_of(task: Task) -> Ledger | GuessLedger:
@@ -62,14 +62,10 @@ class GuessLedger:
         self.source = loader.sources["unlabelled"]
         source = self.source
         known = source.about.hidden if isinstance(source, (TensorSource, DatasetSource)) else None
-        classes = list(task.info.class_names) or list(map(str, range(task.info.num_classes)))
-        self.files = LedgerFiles(source, known, {"kind": "guesses", "classes": classes})
-        count, device = len(self.source), task.device
-        self.columns = {name: torch.full((count,), -1, dtype=kind, device=device) for name, kind in COLUMNS.items()}
+        self.files = LedgerFiles(source, known, {"kind": "guesses", "classes": task.info.names})
+        self.columns = EpochColumns(len(source), COLUMNS, task.device)
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self.waiting = 0
-        self.begun = False
-        """Whether the epoch has pseudo-labels already."""
 
     def deal(self, batch: Mapping[str, Any]) -> None:
         """A batch is about to be trained on; the method reports its pseudo-labels by ``add``."""
@@ -96,43 +92,35 @@ class GuessLedger:
         index, scores, weight = (torch.cat(column) for column in zip(*self.pending, strict=True))
         self.pending.clear()
         self.waiting = 0
-        self.begun = True
+        self.columns.begun = True
         confidence, label = scores.float().softmax(dim=1).max(dim=1)
         index = index.to(scores.device)
         order = torch.arange(len(index), device=index.device)
-        last = torch.full_like(self.columns["label"], -1, dtype=torch.int64).scatter_reduce_(0, index, order, "amax")
+        last = torch.full_like(self.columns.tensors["label"], -1, dtype=torch.int64).scatter_reduce_(
+            0, index, order, "amax"
+        )
         for name, values in (("confidence", confidence), ("weight", weight), ("label", label)):
-            column = self.columns[name]
+            column = self.columns.tensors[name]
             column.copy_(torch.where(last >= 0, values[last.clamp(min=0)].to(column.dtype), column))
 
     def end_epoch(self) -> None:
         """The epoch is complete; the next ``write`` writes it."""
         self.flush()
-        self.files.add(self.columns.values())
-        self._clear()
+        self.files.add(self.columns.tensors.values())
+        self.columns.clear()
 
     def write(self, folder: Path, epoch: int) -> None:
         """Write the complete epochs, the last of which is ``epoch``, from 1, below the run's folder. Raises OSError."""
         self.files.write(folder, epoch)
 
-    def _clear(self) -> None:
-        self.pending.clear()
-        self.waiting = 0
-        self.begun = False
-        for column in self.columns.values():
-            column.fill_(-1)
-
     # --- state: of an epoch that is not complete ---------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Empty between two epochs, so that the final state of a run does not depend on whether it kept a ledger."""
         self.flush()
-        return dict(self.columns) if self.begun else {}
+        return self.columns.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._clear()
+        self.pending.clear()
+        self.waiting = 0
         self.files.clear()
-        self.begun = bool(state)
-        for name, column in self.columns.items():
-            if state:
-                column.copy_(state[name])
+        self.columns.load_state_dict(state)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from healsg.data.loader import Loader
 from healsg.errors import ConfigError
-from healsg.training.ledger_files import LedgerFiles
+from healsg.training.ledger_files import EpochColumns, LedgerFiles
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
@@ -60,17 +60,12 @@ class Ledger:
         targets = self.source.targets
         classes = list(task.info.class_names) if task.info is not None else []
         self.files = LedgerFiles(self.source, None if targets is None else targets.cpu(), {"classes": classes})
-        count, device = len(self.source), task.device
-        self.columns = {
-            name: torch.full((count,), unseen, dtype=kind, device=device) for name, (kind, unseen) in COLUMNS.items()
-        }
+        self.columns = EpochColumns(len(self.source), COLUMNS, task.device)
         self.current: Mapping[str, Any] | None = None
         """The batch whose outputs are waited for."""
         self.pending: list[list[tuple[Tensor, Tensor, Tensor]]] = [[]]
         """By epoch, the last of which is not complete, the batches' indices, targets and outputs."""
         self.waiting = 0
-        self.begun = False
-        """Whether the epoch has numbers already."""
 
     @staticmethod
     def _check(task: Task, loader: Any) -> None:
@@ -115,13 +110,13 @@ class Ledger:
             parts = [torch.split(column, lengths) for column in (index.to(outputs.device), *values)]
         for number, batches in enumerate(epochs):
             if batches:
-                self.begun = True
+                self.columns.begun = True
                 rows, *columns = (part[number] for part in parts)
-                for held, column in zip(self.columns.values(), columns, strict=True):
+                for held, column in zip(self.columns.tensors.values(), columns, strict=True):
                     held.index_copy_(0, rows, column)
             if number < len(epochs) - 1:
-                self.files.add(self.columns.values())
-                self._fill()
+                self.files.add(self.columns.tensors.values())
+                self.columns.clear()
 
     def end_epoch(self) -> None:
         """The epoch is complete; the next ``write`` writes it."""
@@ -132,29 +127,18 @@ class Ledger:
         self.flush()
         self.files.write(folder, epoch)
 
-    def _fill(self) -> None:
-        """No sample was dealt yet in this epoch."""
-        self.begun = False
-        for name, column in self.columns.items():
-            column.fill_(COLUMNS[name][1])
-
     # --- state: of an epoch that is not complete ---------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Empty between two epochs, so that the final state of a run does not depend on whether it kept a ledger."""
         self.flush()
-        return dict(self.columns) if self.begun else {}
+        return self.columns.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.pending = [[]]
         self.waiting = 0
         self.current = None
         self.files.clear()
-        self._fill()
-        self.begun = bool(state)
-        for name, column in self.columns.items():
-            if state:
-                column.copy_(state[name])
+        self.columns.load_state_dict(state)
 
 
 def _by_row(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,5 @@
-"""The files of a ledger below a run's folder: the columns of its epochs, and once what the samples are."""
+"""What all ledgers share: the columns of an epoch, and the files below a run's folder, which hold those of all epochs
+and once what the samples are."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from healsg import safefiles
@@ -21,6 +23,41 @@ SCHEMA = 1
 
 NOT_DEALT = b"\xff"
 """The bytes of a sample that was not dealt: -1 as an integer, 255 as a byte, nan as a float."""
+
+
+class EpochColumns:
+    """The columns of the epoch that is being trained: of each sample one value a column.
+
+    Args:
+        samples: their number, N.
+        kinds: by name of a column its type, and the value of a sample that did not occur in the epoch.
+        device: of the columns.
+    """
+
+    def __init__(self, samples: int, kinds: Mapping[str, tuple[torch.dtype, int]], device: torch.device) -> None:
+        self.kinds = kinds
+        self.tensors = {
+            name: torch.full((samples,), unseen, dtype=kind, device=device) for name, (kind, unseen) in kinds.items()
+        }
+        """By name, (N,)."""
+        self.begun = False
+        """Whether a sample of the epoch has its values already."""
+
+    def clear(self) -> None:
+        """Begin an epoch: no sample has occurred."""
+        self.begun = False
+        for name, (_, unseen) in self.kinds.items():
+            self.tensors[name].fill_(unseen)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Empty between two epochs, so that the final state of a run does not depend on whether it kept a ledger."""
+        return dict(self.tensors) if self.begun else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.clear()
+        self.begun = bool(state)
+        for name, values in state.items():
+            self.tensors[name].copy_(values)
 
 
 @dataclass(frozen=True)
