@@ -221,5 +221,8 @@ class _Part(Draw):
     def part(self, start: int, stop: int) -> Draw:
         return _Part(self.whole, self.start + start, self.start + stop)
 
+    def copied(self, start: int, stop: int) -> Draw:
+        return self.whole.copied(self.start + start, self.start + stop)
+
     def alone(self) -> Draw:
-        return self.whole.copied(self.start, self.stop)
+        return self.copied(0, self.stop - self.start)

@@ -56,7 +56,7 @@ class EpochOrder:
             elif self.in_memory:
                 drawn[view] = draw.part(start, stop)
             else:
-                drawn[view] = batch_draw(draw, start, stop)
+                drawn[view] = draw.copied(start, stop)
         return drawn
 
 
@@ -203,11 +203,6 @@ class Ordering:
         if len(bounds) > 1 and self.shuffle and bounds[-1][1] - bounds[-1][0] < self.sharding.least <= size:
             bounds[-2:] = [(bounds[-2][0], bounds[-1][1])]
         return bounds[: self.sharding.limit]
-
-
-def batch_draw(draw: Draw, start: int, stop: int) -> Draw:
-    """The draws of a batch without a reference to those of the whole epoch (as ``part`` has), for workers."""
-    return draw.copied(start, stop)
 
 
 def _draw(key: int, index: Tensor, epoch: int, shared: Draw | None = None) -> Draw:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from healsg.data.order import EpochOrder, Ordering, batch_draw
+from healsg.data.order import EpochOrder, Ordering
 from healsg.data.source import Batch, DatasetSource, Reading, UnlikeSizesError, Windows
 from healsg.data.views import Draws, has_stages, is_on_device, make_views
 from healsg.errors import ConfigError, DataError
@@ -114,7 +114,7 @@ class Preparer:
             start, stop, rows = order.shards[stream][place]
             index = order.orders[stream][start:stop].long()
             reading.begin(list(ordering.sources).index(stream))
-            draw = batch_draw(order.sample_draws[stream], start, stop) if ordering.shuffle else None
+            draw = order.sample_draws[stream].copied(start, stop) if ordering.shuffle else None
             if isinstance(source, DatasetSource):
                 windows = self._windows(order, stream, start, stop)
                 raw = source.fetch(index, reading, draw=draw, windows=windows)
@@ -136,7 +136,7 @@ class Preparer:
         transform: Any = self.ordering.views[stream][view]
         draw = order.draws[stream][view]
         assert draw is not None
-        windows: Windows = transform.windows(batch_draw(draw, start, stop))
+        windows: Windows = transform.windows(draw.copied(start, stop))
         return windows
 
     def _add(self, part: Part, stream: str, raw: Batch, draws: Draws) -> None:

@@ -226,7 +226,7 @@ def recolour(images: Tensor, draw: Draw) -> None:
         own = amounts[row]
         if noise < NOISY:
             variance = VARIANCES[0] + deviation * (VARIANCES[1] - VARIANCES[0])
-            chosen = draw.part(row, row + 1).alone()
+            chosen = draw.copied(row, row + 1)
             images[row] += bell(chosen, images[row].numel(), WHICH + 6).view(images[row].shape) * math.sqrt(variance)
         for channel in range(channels):
             image = images[row, channel]
