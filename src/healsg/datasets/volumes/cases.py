@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from healsg.data.scratch import Empty
 from healsg.data.source import line
 from healsg.datasets.volumes.files import (
     FLAT,
+    NIFTI,
     Array,
     Geometry,
     Trusted,
     Volume,
+    extension,
     read_geometry,
     read_image,
     read_mask,
@@ -171,16 +174,13 @@ class PreparedCases:
 
 
 def flat_files(cases: Sequence[CaseFiles], trust: Trusted) -> list[Path]:
-    """The images and masks that are stored as 4D with one channel, by their headers. What cannot be read is passed
-    over: it is reported where its numbers are read."""
+    """The images and masks that are stored as 4D with one channel, by their headers; only NIfTI has such. What cannot
+    be read is passed over: it is reported where its numbers are read."""
+    paths = [path for case in cases for path in (*case.images, case.label) if path is not None]
     found = []
-    for case in cases:
-        for path in (*case.images, *([case.label] if case.label is not None else [])):
-            try:
-                remarks = read_geometry(path, trust).remarks
-            except DataError:
-                continue
-            if FLAT in remarks:
+    for path in paths:
+        with contextlib.suppress(DataError):
+            if extension(path) in NIFTI and FLAT in read_geometry(path, trust).remarks:
                 found.append(path)
     return found
 
