@@ -139,3 +139,19 @@ def test_a_data_set_may_hold_a_module_and_objects_whose_attributes_fail() -> Non
     loader = wrap_loader(DataLoader(Samples(), 4), "val")
     assert [batch["target"].tolist() for batch, _ in loader.batches(0)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert not loader.sources["labelled"].generators
+
+
+@pytest.mark.parametrize("kind", [sampled, shuffled])
+def test_a_loss_over_own_loaders_is_the_same_whether_its_samples_are_counted_or_not(kind: Any) -> None:
+    """Torch's own mean is taken where no target is ignored; a declared denominator is counted."""
+
+    class Counting(nn.CrossEntropyLoss):
+        def denominator(self, output: Tensor, target: Tensor) -> Tensor:
+            return (target != self.ignore_index).sum()
+
+    def criterion_of(made: type[nn.Module], name: str) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(OwnLoaders, "build_criterion", lambda task: made())
+            return train(kind, "runner.limit_batches=3", name=name)["digest"]
+
+    assert criterion_of(Counting, "counted") == criterion_of(nn.CrossEntropyLoss, "uncounted")

@@ -238,14 +238,17 @@ def test_smoothed_and_weighted_is_torchs() -> None:
 
 
 class Unknown(BasicTask):
-    """Points of which a whole batch of each split has no class, and half of another."""
+    """Points of which a whole batch of each split has no class, and half of another. They are held in memory."""
+
+    made: Any = torch.utils.data.TensorDataset
+    sampler: Any = None
 
     def build_dataloader(self) -> Any:
         draw = torch.Generator().manual_seed(0)
         input, target = torch.randn(96, 6, generator=draw), torch.randint(0, 5, (96,), generator=draw)
         target[:48] = -100
-        points = torch.utils.data.TensorDataset(input, target)
-        return tuple(torch.utils.data.DataLoader(points, batch_size=32) for _ in range(2))
+        points = self.made(input, target)
+        return tuple(torch.utils.data.DataLoader(points, batch_size=32, sampler=self.sampler) for _ in range(2))
 
     def build_model(self) -> nn.Module:
         torch.manual_seed(1)
@@ -255,11 +258,24 @@ class Unknown(BasicTask):
         return nn.CrossEntropyLoss()
 
 
+class Points(torch.utils.data.TensorDataset):
+    """Under another name they are read one by one, and a batch's targets are known only once it is read."""
+
+
+class UnknownBySample(Unknown):
+    made = Points
+
+
+class UnknownInOwnOrder(Unknown):
+    sampler = range(96)
+
+
+@pytest.mark.parametrize("kind", ["Unknown", "UnknownBySample", "UnknownInOwnOrder"])
 @pytest.mark.parametrize("softened", ["label_smoothing", "mixup", None])
-def test_ignored_targets_weigh_nothing(softened: str | None) -> None:
+def test_ignored_targets_weigh_nothing(softened: str | None, kind: str) -> None:
     """Neither in the training loss nor in the evaluation, and a batch of them alone gives no number that is none."""
     options = [
-        *of_task("Unknown")[:2],
+        *of_task(kind)[:2],
         "method=sgd",
         "runner.epochs=1",
         "runner.log_every=1",

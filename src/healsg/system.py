@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -287,6 +288,12 @@ def sync_folder(folder: Path) -> None:
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
+@cache
+def _c_library() -> Any:
+    """The C library, as ctypes has it; looking it up takes as long as reading a small batch."""
+    return import_module("ctypes").CDLL("libc.so.6")
+
+
 def keep_freed_memory(most: int) -> None:
     """Make glibc keep freed blocks of up to ``most`` bytes for reuse, instead of returning them to the system.
 
@@ -296,6 +303,6 @@ def keep_freed_memory(most: int) -> None:
     a training step. It has no effect with other C libraries.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc
-        library = import_module("ctypes").CDLL("libc.so.6")
+        library = _c_library()
         library.mallopt(_M_MMAP_THRESHOLD, most)
         library.mallopt(_M_TRIM_THRESHOLD, most)

@@ -19,7 +19,16 @@ from torch.utils.data import (
 
 from healsg.data.loader import Loader
 from healsg.data.sharding import Sharding
-from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource, as_batch, line
+from healsg.data.source import (
+    Batch,
+    DatasetSource,
+    Reading,
+    Source,
+    TensorSource,
+    as_batch,
+    line,
+    no_target_is_negative,
+)
 from healsg.errors import DataError
 from healsg.seeding import seed_everything, seed_foreign
 from healsg.training.step import Samples, TrainBatch
@@ -132,7 +141,9 @@ class ForeignLoader:
             return TrainBatch(parts, samples), samples.rows
         size = len(next(iter(batch.values())))
         low, high, rows = self.sharding.share(0, size)
-        samples = Samples(rows, low, size, size if self.sharding.accumulate == 1 else None)
+        update = size if self.sharding.accumulate == 1 else None
+        whole_update = update is not None and self.sharding.world == 1
+        samples = Samples(rows, low, size, update, whole_update and no_target_is_negative(batch))
         if self.sharding.world > 1:
             batch = {key: value[low:high] if _rows(value) == size else value for key, value in batch.items()}
         return TrainBatch(batch, samples), rows

@@ -72,6 +72,8 @@ class Ordering:
         drop_last: whether to drop the samples that do not fill a whole update.
         placed: whether targets are spatial, so that all views of a sample share one geometric draw.
         takes_turns: whether processes take whole batches in turn, instead of a shard of each batch.
+        compact: whether to keep orders in 32 bits where they suffice. An epoch's order is the largest object of a
+            worker; in the run's own process it is kept in the type in which batches have it.
 
     Raises:
         DataError: the samples do not make one batch.
@@ -88,6 +90,7 @@ class Ordering:
         drop_last: bool,
         placed: bool,
         takes_turns: bool,
+        compact: bool = False,
     ) -> None:
         for stream, source in sources.items():
             if not len(source):
@@ -100,6 +103,7 @@ class Ordering:
         self.drop_last = drop_last
         self.placed = placed
         self.takes_turns = takes_turns
+        self.compact = compact
         self.in_memory = all(isinstance(source, TensorSource) for source in sources.values())
         self.longest = max(sources, key=lambda stream: len(sources[stream]) / sizes[stream])
         """The stream with the most batches, which determines the length of an epoch."""
@@ -158,8 +162,7 @@ class Ordering:
             needed = spans[-1][1]
             size = len(source)
             passes = -(-needed // size)
-            # An epoch's order is the largest object of a worker: 32 bits, if they suffice, halve it.
-            small = not self.in_memory and passes * size < 1 << 31
+            small = self.compact and not self.in_memory and passes * size < 1 << 31
             occurrences = self._occurrences(size, passes, torch.int32 if small else torch.int64, (seed, stream, epoch))
             if isinstance(source, TensorSource):
                 occurrences = occurrences.to(source.input.device)

@@ -58,6 +58,10 @@ class Preparer:
         self.training = training
         self.sends = sends
         self.in_memory = ordering.in_memory
+        self.drawing = {
+            stream for stream, source in ordering.sources.items() if ordering.shuffle and getattr(source, "draws", True)
+        }
+        """The streams whose samples are read with random numbers of their own."""
         self.windowed = {stream: self._window_view(stream) for stream in ordering.sources} if ordering.shuffle else {}
         """By stream the view for which parts of samples are read; None where whole ones are."""
 
@@ -114,7 +118,7 @@ class Preparer:
             start, stop, rows = order.shards[stream][place]
             index = order.orders[stream][start:stop].long()
             reading.begin(list(ordering.sources).index(stream))
-            draw = order.sample_draws[stream].copied(start, stop) if ordering.shuffle else None
+            draw = order.sample_draws[stream].copied(start, stop) if stream in self.drawing else None
             if isinstance(source, DatasetSource):
                 windows = self._windows(order, stream, start, stop)
                 raw = source.fetch(index, reading, draw=draw, windows=windows)

@@ -313,6 +313,11 @@ class DatasetSource:
         return as_batch(sample)
 
     @property
+    def draws(self) -> bool:
+        """Whether reading a sample takes random numbers: its data set has a method ``drawn``, or generators."""
+        return bool(self.generators) or hasattr(self.dataset, "drawn")
+
+    @property
     def has_windows(self) -> bool:
         """Whether the data set reads a part of a sample that is chosen by numbers: it has a method ``windowed``."""
         return callable(getattr(self.dataset, "windowed", None))
@@ -423,12 +428,20 @@ def _unlike_sizes(samples: Sequence[Any]) -> str:
 
 def as_batch(value: Any) -> Batch:
     """The one place where a loader's ``(input, target)``, ``(input, target, extra)`` or dict becomes a batch."""
-    if isinstance(value, Mapping):
+    if not isinstance(value, (tuple, list)) and isinstance(value, Mapping):  # asking for a Mapping is slow
         return dict(value)
     if isinstance(value, Sequence) and len(value) in (2, 3):
         return dict(zip(("input", "target", "extra"), value, strict=False))
     given = type(value).__name__
     raise DataError(f"a loader yields {given}; give (input, target), (input, target, extra) or a dict of those names")
+
+
+def no_target_is_negative(batch: Batch) -> bool:
+    """Whether the targets of a batch are one class index a sample, lie on the CPU, and none of them is negative."""
+    target = batch.get("target")
+    if type(target) is not Tensor or target.dtype != torch.int64 or target.ndim != 1 or not target.is_cpu:
+        return False
+    return min(target.tolist(), default=0) >= 0  # of one batch a list is faster than a kernel
 
 
 def line(message: BaseException | str) -> str:

@@ -13,7 +13,7 @@ from healsg.losses.classification import require_pixels, smooth
 from healsg.methods import mixing
 from healsg.methods.mixing import Mixing
 from healsg.training.denominator import counts_alike, ignored, loss_over, mean_over_samples, weighs_classes
-from healsg.training.step import Loss
+from healsg.training.step import Loss, Mean, samples_of
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
@@ -44,6 +44,8 @@ class LabelledSamples:
         self.random_erasing = random_erasing
         self.alike = True
         """Whether the criterion weighs every sample equally, so that no denominator has to be counted."""
+        self.alike_if_nonnegative = True
+        """The same for the samples of a batch of whose targets none is negative (``Samples.nonnegative``)."""
 
     @property
     def mixes(self) -> bool:
@@ -95,6 +97,7 @@ class LabelledSamples:
                 f"method.{key}: {type(task.criterion).__name__} takes no class probabilities; set it to 0"
             )
         self.alike = bool(own_loss) or counts_alike(task.criterion, training_targets(task))
+        self.alike_if_nonnegative = self.alike or counts_alike(task.criterion, torch.zeros(1, dtype=torch.int64))
         if not (own_loss or mean_over_samples(task.criterion)):
             report_batch_criterion(task)
 
@@ -122,11 +125,15 @@ class LabelledSamples:
             labels = pasted
             mixed = None
         target = labels
+        samples = samples_of(batch)
+        nonnegative = self.alike_if_nonnegative and samples is not None and samples.nonnegative
         if mixed is not None or self.label_smoothing:
-            target = self.class_probabilities(target, output, mixed, None if self.alike else criterion)
+            target = self.class_probabilities(target, output, mixed, None if self.alike or nonnegative else criterion)
         if self.alike:
             value: Tensor = criterion(output, target)
             return value
+        if nonnegative and samples is not None:
+            return Mean(criterion(output, target), float(samples.rows))
         return loss_over(criterion, output, target, labels)
 
     def class_probabilities(

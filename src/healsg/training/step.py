@@ -37,6 +37,9 @@ class Samples(NamedTuple):
     """Samples of the micro-batch over all processes; None where no single process knows the sum."""
     update: int | None = None
     """Samples of all micro-batches of the update, over all processes; None where that is not known in advance."""
+    nonnegative: bool = False
+    """Whether this batch is a whole update, and the loader has seen that no target is a negative class index. Every
+    sample then counts in a criterion that ignores only a negative index, and its denominator is ``rows``."""
 
 
 class TrainBatch(dict[str, Any]):
