@@ -4,11 +4,14 @@
 
 ``healsg runs`` over six runs, ``healsg explain``, a mistyped key: fresh processes, of which each says whether torch was
 imported. The first step: ``healsg train data=digits model=mlp`` from the command to the end of the first update, beside
-a script that imports the same (torch, Hydra, Rich) and takes one step (W4 of ``benchmarks.peers``).
+a script of plain torch, numpy and PyYAML that takes one step (W4 of ``benchmarks.peers``). Both sides run from Python's
+bytecode, which the first commands leave behind, as they do for a user, even where ``PYTHONDONTWRITEBYTECODE`` is set:
+otherwise each of our processes would compile our modules, but not torch's, which came with theirs.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -57,6 +60,7 @@ def of_commands(bench: Bench, project: Path) -> list[Bar]:
 
 
 def main(rounds: int) -> None:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), rounds, [])
         project = Path(folder) / "project"

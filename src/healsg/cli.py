@@ -11,6 +11,7 @@ from importlib import import_module
 from types import TracebackType
 
 from healsg import console, distributed
+from healsg.commands.terminal.imports import collections_deferred
 from healsg.errors import ConfigError, HealsgError, RunError
 from healsg.paths import leave_removed_folder
 from healsg.runs import redact
@@ -117,7 +118,9 @@ def _answer(arguments: Sequence[str] | None) -> int:
         if command in ELSEWHERE:
             leave_removed_folder()
         with distributed.first_cause():
-            status: int = import_module(f"healsg.commands.{command}").run(rest)
+            with collections_deferred():
+                module = import_module(f"healsg.commands.{command}")
+            status: int = module.run(rest)
         if command in ANSWERS:
             output.check()
         return status

@@ -5,6 +5,7 @@ from __future__ import annotations
 from healsg.commands.launch import processes
 from healsg.commands.terminal.arguments import composed_once, folder_acquired_early
 from healsg.commands.terminal.flags import Flags
+from healsg.commands.terminal.imports import collections_deferred
 from healsg.commands.terminal.tables import spoken_to_stderr
 from healsg.commands.train.command import shown_result
 from healsg.errors import ConfigError
@@ -44,7 +45,8 @@ def run(arguments: list[str]) -> int:
         return processes.become_agent(count, processes.job_of(composed, folder.path, stop_signal.began))
     with stop_signal:
         acquired = folder_acquired_early(composed, folder.path)
-        from healsg.trainer import TaskTrainer
+        with collections_deferred():
+            from healsg.trainer import TaskTrainer
 
         if acquired and stop_signal.received:
             acquired.abandon()

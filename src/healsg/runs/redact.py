@@ -116,6 +116,9 @@ _SHAPE = re.compile(
 _CANDIDATE = re.compile(r"(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{20,}")
 """Only text with such a run of letters and digits is passed to detect-secrets, whose import takes 0.17 s."""
 
+_DIGEST = re.compile(r"[0-9a-f]+")
+"""A text that is nothing but this, such as the digests in each ``run.json``, has no form by which a plugin knows it."""
+
 _OTHERS = ("KeywordDetector", "Base64HighEntropyString", "HexHighEntropyString", "IPPublicDetector")
 """Plugins that are not used: one goes by names, as ``is_secret_name`` does; the others would hide digests and IPs."""
 
@@ -136,7 +139,7 @@ def _detectors() -> list[Any]:
 
 
 def _detected(line: str) -> str:
-    if not _CANDIDATE.search(line):
+    if not _CANDIDATE.search(line) or _DIGEST.fullmatch(line):
         return line
     for detector in _detectors():
         for found in list(detector.analyze_string(line)):

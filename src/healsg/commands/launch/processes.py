@@ -24,6 +24,7 @@ import yaml
 
 from healsg import distributed, system
 from healsg.cli import finish
+from healsg.commands.terminal.imports import collections_deferred
 from healsg.config.schema import Composed
 from healsg.errors import BusyError, ConfigError
 from healsg.runs.folder import RunFolder
@@ -146,7 +147,8 @@ def rank() -> int:
     def work() -> int:
         with StopSignal() as stop_signal:
             stop_signal.restart_clock(job.began)
-            from healsg.trainer import TaskTrainer  # imported late, so that signals are handled from the start
+            with collections_deferred():  # imported late, so that signals are handled from the start
+                from healsg.trainer import TaskTrainer
 
             return int(TaskTrainer(job.composed, folder=job.folder).train()["exit"])
 

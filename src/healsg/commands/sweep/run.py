@@ -22,6 +22,7 @@ from healsg.commands.launch import processes
 from healsg.commands.launch.launching import InProcesses, InThisProcess, Result, launch
 from healsg.commands.sweep.table import Row, numbers, table
 from healsg.commands.terminal.arguments import composed_once
+from healsg.commands.terminal.imports import freeze_imports
 from healsg.commands.train.tune import tuned_jobs
 from healsg.config.schema import Composed, check_init_from, verify
 from healsg.errors import BusyError, ConfigError, one_line
@@ -179,8 +180,7 @@ def _one_by_one(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal,
         stop_signal.restart_clock()
         say(f"job {before + number} of {before + len(jobs)}: {job}")
         row = {"job": job, **run_job(name, job, composed, job in sound, shared)}
-        if "torch" in sys.modules and not gc.get_freeze_count():
-            gc.freeze()  # the garbage collector need not traverse imported modules after each job
+        freeze_imports()  # so that they are not traversed after each job
         yield row
         if row["status"] == "failed" and not distributed.recovered():
             if number < len(jobs):

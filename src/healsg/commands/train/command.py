@@ -12,9 +12,11 @@ from typing import Any
 from healsg import distributed
 from healsg.commands.launch import processes
 from healsg.commands.terminal.arguments import composed_once, folder_acquired_early, of_one_run, parse_arguments, parser
+from healsg.commands.terminal.imports import collections_deferred
 from healsg.commands.terminal.tables import show_json, spoken_to_stderr
 from healsg.commands.train.tune import tuned
 from healsg.config.compose import Composer
+from healsg.config.schema import Composed
 from healsg.errors import ConfigError, one_line
 from healsg.runs import redact
 from healsg.training.interrupt import StopSignal
@@ -35,6 +37,12 @@ def run(arguments: list[str]) -> int:
         return Composer(args.config_dir, args.config_name or "config")
 
     overrides = [override for override in args.overrides if not override.startswith("hydra.mode=")]
+
+    def composed_here() -> Composed:
+        with collections_deferred():
+            composed = composer().compose(overrides)
+        return tuned(of_one_run(composed))
+
     if args.multirun or "hydra.mode=MULTIRUN" in args.overrides:
         from healsg.commands.sweep.run import run_sweep
         from healsg.commands.sweep.search import run_search, wanted
@@ -46,13 +54,14 @@ def run(arguments: list[str]) -> int:
         return run_sweep(composer, overrides)
     stop_signal = StopSignal()  # ``runner.max_time`` counts from here
     with spoken_to_stderr(as_json):
-        composed = composed_once(lambda: tuned(of_one_run(composer().compose(overrides))))
+        composed = composed_once(composed_here)
     if (count := processes.wanted(composed)) > 1:
         processes.check_no_json(as_json)
         return processes.become_agent(count, processes.job_of(composed, None, stop_signal.began))
     with stop_signal:
         folder = folder_acquired_early(composed)
-        from healsg.trainer import TaskTrainer
+        with collections_deferred():
+            from healsg.trainer import TaskTrainer
 
         if folder and stop_signal.received:
             folder.abandon()
