@@ -40,6 +40,8 @@ class MetricsLog:
         self.offset, self.history = 0, hashlib.sha256().hexdigest()
         self._written = hashlib.sha256()  # of the file's bytes
         self._file = safefiles.open_to_append(path)
+        self._opened = os.fstat(self._file.fileno())
+        self._name = str(path)
         self.started = False
 
     def start(self, record: dict[str, Any]) -> None:
@@ -81,13 +83,16 @@ class MetricsLog:
         Raises:
             RunError: lines were added or removed.
         """
+        try:
+            named = os.lstat(self._name)  # one call tells both, which counts, since each save waits for it
+        except FileNotFoundError:
+            named = None
+        if named and named.st_size == self.offset and os.path.samestat(named, self._opened):
+            return
         status = os.fstat(self._file.fileno())
         if status.st_size != self.offset:
             sizes = f"{status.st_size} bytes where {self.offset} were written"
             raise RunError(f"{self.path}: was changed while the run went on ({sizes}); {FORCE}")
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(status, self.path.lstat()):
-                return
         log.warning("%s was removed or replaced while the run went on; it is written again", self.path)
         self._replace(os.pread(self._file.fileno(), status.st_size, 0))
 
@@ -174,6 +179,7 @@ class MetricsLog:
                 file.write(content)
             self._file.close()
             self._file = safefiles.open_to_append(self.path)
+            self._opened = os.fstat(self._file.fileno())
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror})") from error
 
