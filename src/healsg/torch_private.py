@@ -212,9 +212,12 @@ BatchNorm: Any = getattr(
 """The class or classes of BatchNorm in any number of dimensions, for ``isinstance``."""
 
 
-def version_of(tensor: Tensor) -> int:
-    """A number that grows with each in-place change of a tensor; always 0 if torch does not count them."""
-    return int(getattr(tensor, "_version", 0))
+def versions_of(tensors: Sequence[Tensor]) -> list[int]:
+    """A number for each tensor that grows with each in-place change of it; always 0 if torch does not count them."""
+    try:
+        return [tensor._version for tensor in tensors]
+    except AttributeError:
+        return [0 for _ in tensors]
 
 
 def saved_buffers(module: nn.Module) -> list[tuple[dict[str, Tensor | None], str]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from healsg.errors import RunError
 from healsg.runs import checkpoint
-from healsg.torch_private import foreach_copy_, version_of
+from healsg.torch_private import foreach_copy_, versions_of
 
 Complete = Callable[[dict[str, Any]], dict[str, Any]]
 """Takes the copy of the first part of a state and returns the whole state, whose other tensors are not copied yet."""
@@ -128,7 +128,8 @@ class _Save:
         self.began = time.monotonic()
         self.kept = kept
         self.complete = complete
-        self.versions = [(value, version_of(value)) for value in watched]
+        self.watched = watched
+        self.versions = versions_of(watched)
         self.state: dict[str, Any] = {}
         self.arrived: torch.cuda.Event | None = None
         """The event on the GPU's stream after the last copy."""
@@ -156,7 +157,7 @@ class _Save:
         self.seen |= {host.data_ptr(): (host, host) for host, _ in self.pairs}
         self.state = self._copy_of(self.complete(self.state))
         _fill(self.pairs[taken:])
-        if any(version_of(own) != version for own, version in self.versions):
+        if versions_of(self.watched) != self.versions:
             way = "set the method's class attribute leaves_weights = False"
             raise RunError(f"a checkpoint was being copied when train_step changed weights; {way}")
 
@@ -174,11 +175,14 @@ class _Save:
         a checkpoint cannot hold is left as it is, and ``checkpoint.save`` refuses it by name.
         """
         kind = type(value)
-        if isinstance(value, dict):
-            copied = {key: inner if type(inner) in _PLAIN else self._copy_of(inner) for key, inner in value.items()}
-            return copied if kind is dict else checkpoint.like(value, copied)
         if kind is Tensor or kind is nn.Parameter:
-            return value if value.is_meta or value.layout != torch.strided else self._memory(value)
+            return value if value.is_meta or value.layout is not torch.strided else self._memory(value)
+        if isinstance(value, dict):
+            copied = dict(value)
+            for key, inner in copied.items():
+                if type(inner) not in _PLAIN:
+                    copied[key] = self._copy_of(inner)
+            return copied if kind is dict else checkpoint.like(value, copied)
         if isinstance(value, (list, tuple)):
             inside = [inner if type(inner) in _PLAIN else self._copy_of(inner) for inner in value]
             return inside if isinstance(value, list) else tuple(inside)
@@ -186,7 +190,8 @@ class _Save:
 
     def _memory(self, own: Tensor) -> Tensor:
         """The host tensor for a tensor: that of its first occurrence, or the next one of ``kept``."""
-        known = self.seen.get(own.data_ptr())
+        address = own.data_ptr()
+        known = self.seen.get(address)
         if known and _form(known[1]) == _form(own):
             return known[0]
         number = len(self.pairs)
@@ -194,7 +199,7 @@ class _Save:
         if host is None or host.shape != own.shape or host.dtype != own.dtype:
             host = torch.empty_like(own, device="cpu", requires_grad=False, pin_memory=own.is_cuda)
             self.kept[number : number + 1] = [host]
-        self.seen[own.data_ptr()] = host, own
+        self.seen[address] = host, own
         self.pairs.append((host, own))
         return host
 

@@ -32,6 +32,10 @@ class Meter:
         """Of the epoch, by name: the sum of mean times count and, under ``count``, that of the counts."""
         self.window: dict[str, float] = {}
         """The same since the last line of steps."""
+        self._counts: dict[str, str] = {}
+        """``counts_of`` the scalars that were folded in last, which hardly ever change."""
+        self._names: list[str] = []
+        """The names of these scalars."""
 
     def clear(self) -> None:
         """Forget the epoch; what the next line of steps shows goes on."""
@@ -49,7 +53,9 @@ class Meter:
         for logs in steps:
             if logs.keys() != names:
                 raise RunError(f"train_step returned {', '.join(names)}, now {', '.join(logs)}; keep one set")
-        counts = counts_of(names)
+        if self._names != [*names]:
+            self._names, self._counts = [*names], counts_of(names)
+        counts = self._counts
         if not steps[0]["loss"].is_cpu:
             columns = self._read_together(steps, counts)
         else:
