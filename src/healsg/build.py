@@ -62,11 +62,25 @@ def build_task(
     config = OmegaConf.create(values)
     OmegaConf.set_readonly(config, True)
     factory = make(values["task"], "task", composed, BasicTask, partial=True)
-    task = factory(config=config, runner=runner, **{f"task_{key}": part for key, part in parts.items()})
+    given = {"config": config, "runner": runner, **{f"task_{key}": part for key, part in parts.items()}}
+    task = _make_task(factory, values["task"]["_target_"], given)
     assert isinstance(task, BasicTask)
+    _require_whole(task, BasicTask)
     if data_info is None:
         task.check()
     return task
+
+
+def _make_task(factory: Callable[..., Any], target: str, given: dict[str, Any]) -> Any:
+    """The task of its parts. Raises ConfigError if its class has a constructor that does not take them."""
+    from hydra.utils import get_object
+
+    try:
+        inspect.signature(get_object(target)).bind(**given)
+    except TypeError as error:
+        way = "let it take *parts and **named and call super().__init__(*parts, **named)"
+        raise ConfigError(f"task: {target}.__init__ cannot take the parts of a task ({error}); {way}") from error
+    return factory(**given)
 
 
 def make_data(composed: Composed) -> TaskData:
@@ -113,7 +127,10 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
             torchvision = any(str(target).startswith("torchvision.models.") for target in targets.named(node))
             with weights_only() if torchvision else contextlib.nullcontext():
                 instance = instantiate(node, _convert_="all", _partial_=partial, **_allow_list(node, instantiate))
-            if partial or isinstance(instance, kind):
+            if partial:
+                return instance
+            if isinstance(instance, kind):
+                _require_whole(instance, kind)
                 return instance
         raise ConfigError(f"{key}._target_: {node['_target_']} is no {kind.__name__}")
     except ConfigError as error:
@@ -125,6 +142,32 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
         if isinstance(cause, ConfigError):
             raise ConfigError(str(cause)) from error  # a new error, since the old one would become its own cause
         raise ConfigError(f"{key}: {node['_target_']} cannot be made: {one_line(cause)}") from error
+
+
+BY_CONSTRUCTOR = {
+    "TaskData": "reading",
+    "TaskMethod": "make_optimizer",
+    "TaskRunner": "parallel",
+    "BasicTask": "task_method",
+}
+"""Of each base class an attribute that its constructor sets."""
+
+DEFINED = {"TaskData": ("info", "read"), "TaskModel": ("build",), "TaskMethod": ("train_step",)}
+"""What a subclass has to define."""
+
+IN_ITS_PLACE = {"read": ("loaders", "splits", "source_of", "stored"), "train_step": ("step",)}
+"""What calls it: a subclass that overrides one of these need not define it."""
+
+
+def _require_whole(instance: Any, kind: type) -> None:
+    """Raise ConfigError for a part whose class calls no ``super().__init__``, or lacks a method."""
+    own, base = type(instance), kind.__name__
+    if base in BY_CONSTRUCTOR and BY_CONSTRUCTOR[base] not in vars(instance):
+        raise ConfigError(f"{own.__name__}.__init__: does not call that of {base}: super().__init__(...)")
+    for name in DEFINED.get(base, ()):
+        ways = (name, *IN_ITS_PLACE.get(name, ()))
+        if all(getattr(own, way) is getattr(kind, way) for way in ways):
+            raise ConfigError(f"{own.__name__}: defines no {name}, which a {base} needs (docs/extending.md)")
 
 
 def _allow_list(node: dict[str, Any], instantiate: Callable[..., Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from healsg.errors import ConfigError, RunError
+
 if TYPE_CHECKING:
     from healsg.data.base import DataInfo
 
@@ -85,6 +87,9 @@ class Metric:
     def update(self, output: Tensor, target: Tensor) -> None:
         measured = self.measure(output, target)
         if measured is not None:
+            if not isinstance(measured, Tensor) or not measured.dim():
+                way = "return a vector of sums, the last of which is the count, such as torch.stack([hits, count])"
+                raise RunError(f"{type(self).__name__}.measure: gave {_described(measured)}; {way}")
             self.state = measured if self.state is None else self.merge(self.state, measured)
 
     def packed(self) -> Any:
@@ -105,21 +110,54 @@ class Metric:
         return self.of(states)
 
 
+def _described(value: Any) -> str:
+    return "a tensor of no dimensions" if isinstance(value, Tensor) else type(value).__name__
+
+
 def computed(steps: Generator[None, None, Any], pause: Callable[[], None] | None = None) -> Any:
     """Run a generator to its end and return its value; ``pause`` is called at each step and may raise."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            return end.value
+            return _plain_value(end.value)
         if pause is not None:
             pause()
 
 
+def _plain_value(value: Any) -> Any:
+    name = "Metric.value"
+    return {part: plain(one, name) for part, one in value.items()} if isinstance(value, dict) else plain(value, name)
+
+
+def plain(value: Any, name: str) -> Any:
+    """A number as Python's own, for the files of a run: also a tensor or a number of numpy's that holds one.
+
+    Args:
+        value: a number, or what else is written as it is (text, None, a list for the report).
+        name: of the value, for the message.
+
+    Raises RunError for what is none of these.
+    """
+    if value is None or isinstance(value, (int, float, str, list, tuple)):
+        return value
+    if hasattr(value, "item") and getattr(value, "size", None) is not None:
+        count = value.numel() if isinstance(value, Tensor) else value.size
+        if count == 1:
+            return value.item()
+    raise RunError(f"{name}: is {type(value).__name__}; give a number, such as float(...)")
+
+
 def directions_of(metrics: Mapping[str, Metric]) -> dict[str, bool | None]:
     """Whether a higher value is better, by name of a metric, or of each of its named numbers if they differ."""
+    if not isinstance(metrics, Mapping):
+        raise ConfigError(f"metrics: gave {type(metrics).__name__}; return a dict of metrics by name")
     directions: dict[str, bool | None] = {}
     for name, metric in metrics.items():
+        if isinstance(metric, type):
+            raise ConfigError(
+                f"metrics: {name} is the class {metric.__name__}; give {metric.__name__}(), an object of it"
+            )
         declared = getattr(metric, "higher_is_better", None)
         if isinstance(declared, Mapping):
             directions |= {f"{name}.{part}" if part else name: higher for part, higher in declared.items()}

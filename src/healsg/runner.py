@@ -18,7 +18,7 @@ from healsg.data.sharding import Sharding
 from healsg.errors import RunError
 from healsg.protocols import Task, Watcher
 from healsg.seeding import mix, seed_device
-from healsg.training import diagnose, memory
+from healsg.training import diagnose, memory, returned
 from healsg.training.best import BestTracker, Mode
 from healsg.training.device import Compile, DeviceSetup, Precision, clear_gradients
 from healsg.training.guesses import GuessLedger, ledger_of
@@ -269,8 +269,12 @@ class TaskRunner:
             if self.pieces > 1:
                 return memory.step_in_pieces(task, batch, micro)
             return task.task_method.step(task, batch, micro)
+        except KeyError as error:
+            returned.explain_key(batch, error)
+            raise
         except (RuntimeError, MemoryError) as error:
             if not memory.halve(task, micro, error):
+                returned.explain_types(batch, error)
                 raise
         return self.step(task, batch, micro)
 
@@ -333,7 +337,11 @@ class TaskRunner:
         Returns:
             The step's scalars with their counts (``step.reported``), and whether the weights were updated.
         """
-        scalars = self.backward(logs, micro)
+        try:
+            scalars = self.backward(logs, micro)
+        except Exception:  # it is raised again, unless a more telling one of what train_step returned takes its place
+            returned.explain_step(logs)
+            raise
         if not micro.closes:
             return scalars, False
         optimizer = task.optimizer
@@ -406,7 +414,7 @@ class TaskRunner:
         self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float
     ) -> tuple[dict[str, Any], bool]:
         """The line of an epoch, and whether it is the best so far; also steps a schedule whose interval is an epoch."""
-        rows = {f"{split}/{key}": value for split, row in results.items() for key, value in row.items()}
+        rows = returned.epoch_numbers(results)
         numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count, **rows}
         numbers |= {"lr": self.last_rate(task), "seconds": round(seconds, 3)}
         directions = task.directions()

@@ -19,7 +19,7 @@ from healsg.data.foreign import AnyLoader, ForeignLoader, wrap_loader
 from healsg.data.info import differing_inputs
 from healsg.data.loader import Loader
 from healsg.data.summary import data_lines, data_warnings
-from healsg.errors import ConfigError, DataError
+from healsg.errors import DataError
 from healsg.evaluation.evaluator import EvalEpoch
 from healsg.method import TaskMethod
 from healsg.metric import directions_of
@@ -30,7 +30,7 @@ from healsg.runs import weights
 from healsg.runs.folder import weights_file
 from healsg.seeding import seed_everything
 from healsg.torch_private import BatchNorm
-from healsg.training import memory, shardable
+from healsg.training import memory, returned, shardable
 from healsg.training.device import lay_out_state
 from healsg.training.epoch import TrainEpoch
 from healsg.training.split import local_lines
@@ -176,9 +176,7 @@ class BasicTask:
             _warn_of_other_inputs(data_info, self.data_info)
         self.choose_weights(fresh_weights)
         seed_everything(seed, "model")
-        self.model = self.build_model()
-        if not isinstance(self.model, nn.Module):
-            raise ConfigError(f"build_model: gave {type(self.model).__name__}; return a torch.nn.Module")
+        self.model = returned.network(self.build_model())
         if self.config.init_from and fresh_weights:
             report, warnings = weights.initialise(
                 self.model, weights_file(self.config.init_from, self._start), self.data_info
@@ -186,7 +184,7 @@ class BasicTask:
             log.info("%s", report)
             for warning in warnings:
                 log.warning("%s", warning)
-        self.criterion = self.build_criterion()
+        self.criterion = returned.criterion(self.build_criterion())
         self.task_method.setup(self)
         least = least_rows(self.model, self.info)
         sharding = runner.sharding(seed, least)
@@ -251,9 +249,9 @@ class BasicTask:
     def _build_training(self) -> None:
         self.net = self.runner.device_setup.wrap(self.model, *self.runner.wrapping)
         self.runner.open_ledger(self)
-        self.optimizer = self.build_optimizer()
+        self.optimizer = returned.optimizer(self.build_optimizer(), self.model, self.criterion, self.task_method)
         self.runner.device_setup.unfuse_scaled_sgd(self.optimizer)
-        self.scheduler = self.build_scheduler()
+        self.scheduler = returned.scheduler(self.build_scheduler())
         self.runner.device_setup.keep_freed_memory()
 
     def facts(self) -> dict[str, Any]:

@@ -228,6 +228,8 @@ def wrap_loader(loader: Any, name: str, reading: Reading | None = None) -> AnyLo
 def _is_plain(loader: Any) -> bool:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
+    if loader.batch_size is None:  # it has a batch_sampler of its own, or none
+        return False
     if type(loader).__iter__ is not DataLoader.__iter__:
         return False
     sampler = loader.sampler

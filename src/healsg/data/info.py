@@ -40,7 +40,8 @@ class DataInfo:
             ``{"whole": (1, 2, 3), "core": (2, 3)}``. The outputs are then one score per region, in this order, and
             ``num_classes`` is their number; a label in no region, such as 0, is background.
 
-    Raises ConfigError for an ``ignore`` that is also a class, or regions that do not match the outputs.
+    Raises ConfigError for another number of names than of classes, an ``ignore`` that is also a class, or regions that
+    do not match the outputs.
     """
 
     input_shape: tuple[int, ...]
@@ -54,6 +55,8 @@ class DataInfo:
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.class_names and self.kind != "regression" and len(self.class_names) != self.num_classes:
+            raise ConfigError(f"DataInfo: {len(self.class_names)} class_names for num_classes={self.num_classes}")
         if self.ignore is not None and self.ignore in self.labels:
             raise ConfigError(f"data.ignore: {self.ignore} is a class too; give the pixels to be ignored another label")
         if self.regions and (self.kind != SEGMENTATION or len(self.regions) != self.num_classes):
@@ -115,6 +118,15 @@ class DataInfo:
         if not valid_types or not valid_names or info.class_order not in get_args(ClassOrder):
             raise RunError("data_info: does not describe a data set")
         return info
+
+
+def require_outputs(outputs: int, info: DataInfo) -> None:
+    """Raise ConfigError unless a network's number of outputs a sample is that of the classes: an output without a name
+    cannot be predicted, shown or exported."""
+    if outputs != info.num_classes:
+        raise ConfigError(
+            f"model: the network gives {outputs} outputs a sample, and the data have {info.num_classes} classes"
+        )
 
 
 def saved_info(state: Mapping[str, Any]) -> DataInfo | None:

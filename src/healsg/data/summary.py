@@ -46,7 +46,8 @@ def class_counts(targets: Tensor | None, info: DataInfo | None) -> str:
         return ""
     if targets.is_floating_point():
         return ""
-    counts = torch.bincount(targets.cpu().long(), minlength=info.num_classes).tolist()
+    known = targets.cpu().long()
+    counts = torch.bincount(known[known >= 0], minlength=info.num_classes).tolist()  # a negative one may be ignored
     if len(counts) > MOST_CLASSES:
         return f" in {sum(count > 0 for count in counts)} classes, {min(counts)} to {max(counts)} of each"
     names = info.class_names or tuple(map(str, range(len(counts))))

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from healsg import distributed
-from healsg.data.info import DataInfo
+from healsg.data.info import DataInfo, require_outputs
+from healsg.errors import RunError
 from healsg.metric import Metric, computed, precise
 from healsg.torch_private import uncompiled
 from healsg.training.denominator import loss_over
@@ -34,7 +35,7 @@ class Loss(Metric):
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
         sums = []
         for mean in loss_over(self.criterion, output, target).terms:
-            value = precise(mean.value)
+            value = precise(mean.value).reshape(())
             count = value.new_full((), target.shape[0]) if mean.over is None else torch.as_tensor(mean.over).to(value)
             sums += [value * count, count]
         return torch.stack(sums)
@@ -144,6 +145,7 @@ class EvalEpoch:
             for batch in runner.eval_batches(task, self.split):
                 with runner.device_setup.autocast():
                     output = task.task_model.predict(model, batch)
+                _require_scores(output, task.info)
                 output = output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
                 loss.update(output, batch["target"])
                 output = in_units(output, task.data_info)
@@ -153,6 +155,14 @@ class EvalEpoch:
                     self.collector.see(output, batch)
         measured: dict[str, Metric] = {"loss": loss, **metrics}
         return Evaluation(collect(measured, lambda: runner.pause(task)), table_of(metrics))
+
+
+def _require_scores(output: Any, info: DataInfo | None) -> None:
+    """Raise RunError unless ``predict`` gave a tensor, and ConfigError unless that has an output for each class."""
+    if not isinstance(output, Tensor):
+        raise RunError(f"model: predict gave {type(output).__name__}, not a tensor with a row for each sample")
+    if info is not None and info.kind == "multiclass" and output.dim() > 1:
+        require_outputs(output.shape[1], info)
 
 
 @contextlib.contextmanager

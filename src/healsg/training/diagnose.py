@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from healsg.protocols import Task
     from healsg.runs.checkpointer import Checkpointer
 
+OUT_OF_BOUNDS = re.compile(r"^Target (-?\d+) is out of bounds")
+"""torch's message for a class index of which the network has no output."""
+
 LOST = ("device-side assert", "illegal memory access", "unspecified launch failure")
 """CUDA errors after which the process cannot use its device any more."""
 
@@ -25,12 +29,20 @@ def explained(task: Task, checkpointer: Checkpointer) -> Iterator[None]:
 
     Raises:
         RunError: for a NaN or infinity, exhausted memory, or a failed kernel.
-        DataError: for a lost worker of torch's DataLoader, which raises its exception at any point of this process.
+        DataError: for a target that is no class, or a lost worker of torch's DataLoader, which raises its exception at
+            any point of this process.
     """
     try:
         yield
     except NotFiniteError as error:
         raise _not_finite(task, checkpointer, error) from error
+    except IndexError as error:
+        if match := OUT_OF_BOUNDS.search(str(error)):
+            raise DataError(
+                f"a target is {match[1]}, which is no class of the network's outputs; classes are counted from 0, and "
+                "the criterion's ignore_index (-100) marks what is left out"
+            ) from error
+        raise
     except (RuntimeError, MemoryError) as error:
         if memory.is_exhausted(error):
             raise memory.explain(task) from error

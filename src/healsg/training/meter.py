@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from healsg.errors import NotFiniteError, RunError
+from healsg.training import returned
 from healsg.training.parallel import Parallel
 from healsg.training.step import counts_of
 
@@ -53,16 +54,12 @@ class Meter:
         for logs in steps:
             if logs.keys() != names:
                 raise RunError(f"train_step returned {', '.join(names)}, now {', '.join(logs)}; keep one set")
-        if self._names != [*names]:
-            self._names, self._counts = [*names], counts_of(names)
-        counts = self._counts
-        if not steps[0]["loss"].is_cpu:
-            columns = self._read_together(steps, counts)
-        else:
-            columns = _weighted(steps, counts)
-            if self.parallel.several:
-                table = torch.tensor([*zip(*columns.values(), strict=True)], dtype=torch.float64)
-                columns = dict(zip(columns, self.parallel.sum(table).t().tolist(), strict=True))
+        counts = counts_of(names)
+        try:
+            columns = self._read(steps, counts)
+        except (TypeError, ValueError, RuntimeError):  # raised again unless a value that is no scalar is the cause
+            returned.explain_scalars(steps[0])
+            raise
         steps.clear()
         for sums in (self.sums, self.window):
             for name, column in columns.items():  # sum() would round otherwise in newer versions of Python
@@ -71,6 +68,16 @@ class Meter:
             losses = columns["loss"]
             step = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
             raise NotFiniteError(f"train/loss ({losses[step] / columns[counts['loss']][step]})", len(losses) - 1 - step)
+
+    def _read(self, steps: list[dict[str, Any]], counts: dict[str, str]) -> dict[str, list[float]]:
+        """By name a number for each step: its scalars times their counts, and the counts, summed over processes."""
+        if not steps[0]["loss"].is_cpu:
+            return self._read_together(steps, counts)
+        columns = _weighted(steps, counts)
+        if self.parallel.several:
+            table = torch.tensor([*zip(*columns.values(), strict=True)], dtype=torch.float64)
+            columns = dict(zip(columns, self.parallel.sum(table).t().tolist(), strict=True))
+        return columns
 
     def _read_together(self, steps: list[dict[str, Any]], counts: dict[str, str]) -> dict[str, list[float]]:
         """The same of scalars on a device, in one transfer and its widest type, summed over processes."""

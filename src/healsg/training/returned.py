@@ -1,0 +1,133 @@
+"""Checks of what builders, ``train_step`` and ``run_epoch`` return, which may be a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from healsg.errors import ConfigError, DataError, RunError
+from healsg.metric import plain
+from healsg.training.step import Loss
+
+
+def _kind(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def network(value: Any) -> nn.Module:
+    """What ``build_model`` gave. Raises ConfigError if it is no network, or one whose weights have no shapes yet."""
+    if not isinstance(value, nn.Module):
+        raise ConfigError(f"build_model: gave {_kind(value)}; return a torch.nn.Module")
+    lazy = next((name for name, weight in value.named_parameters() if is_lazy(weight)), None)
+    if lazy is not None:
+        way = "call the network on one batch of inputs before it is returned"
+        raise ConfigError(f"build_model: the shape of {lazy} is not known yet (a lazy module); {way}")
+    return value
+
+
+def criterion(value: Any) -> Any:
+    """What ``build_criterion`` gave. Raises ConfigError if it cannot be called with ``(output, target)``."""
+    if isinstance(value, type) or not callable(value):
+        raise ConfigError(f"build_criterion: gave {_kind(value)}; return a loss, such as torch.nn.CrossEntropyLoss()")
+    return value
+
+
+def optimizer(value: Any, model: nn.Module, *others: Any) -> Optimizer:
+    """What ``build_optimizer`` gave.
+
+    Args:
+        value: that.
+        model: the network.
+        others: what else may have parameters to be learned: the criterion, the method.
+
+    Raises ConfigError if it is no optimizer, or one that would change none of these.
+    """
+    if isinstance(value, type) or not (hasattr(value, "param_groups") and hasattr(value, "step")):
+        way = "for several, join their parameters as groups of one"
+        raise ConfigError(f"build_optimizer: gave {_kind(value)}; return one torch.optim.Optimizer ({way})")
+    parts = [part for part in (model, *others) if isinstance(part, nn.Module)]
+    learned = {id(weight) for part in parts for weight in part.parameters()}
+    held = [weight for group in value.param_groups for weight in group["params"]]
+    if not any(id(weight) in learned for weight in held):
+        if not any(weight.requires_grad for weight in model.parameters()):
+            raise ConfigError("build_model: the network has no parameter that is trained (requires_grad)")
+        way = "give it self.model.parameters()"
+        raise ConfigError(f"build_optimizer: none of its parameters belongs to the network; {way}")
+    found: Optimizer = value
+    return found
+
+
+def scheduler(value: Any) -> Any:
+    """What ``build_scheduler`` gave. Raises ConfigError if it is neither a schedule nor None."""
+    if value is None:
+        return None
+    lacking = [name for name in ("step", "state_dict", "load_state_dict") if not hasattr(value, name)]
+    if isinstance(value, type) or lacking:
+        raise ConfigError(f"build_scheduler: gave {_kind(value)}; return one of torch.optim.lr_scheduler, or None")
+    return value
+
+
+def epoch_numbers(results: Any) -> dict[str, Any]:
+    """The numbers that ``run_epoch`` gave as plain values, named ``<split>/<name>``. Raises RunError if it gave
+    anything else than a dict of dicts of numbers."""
+    shape = 'return {"train": self.train_epoch.run(), "val": self.val_epoch.run()}'
+    if not isinstance(results, Mapping):
+        raise RunError(f"run_epoch: gave {_kind(results)}; {shape}")
+    rows: dict[str, Any] = {}
+    for split, row in results.items():
+        if not isinstance(row, Mapping):
+            raise RunError(f"run_epoch: gave {_kind(row)} for {split!r}, not its numbers by name; {shape}")
+        for name, value in row.items():
+            rows[f"{split}/{name}"] = plain(value, f"run_epoch: {split}/{name}")
+    return rows
+
+
+def explain_step(logs: Any) -> None:
+    """Raise RunError if the error of a step lies in what ``train_step`` returned; called after an error alone."""
+    way = 'return {"loss": loss}, a scalar tensor that has a gradient'
+    if not isinstance(logs, Mapping):
+        raise RunError(f"train_step: gave {_kind(logs)}; {way}")
+    if "loss" not in logs:
+        raise RunError(f"train_step: gave {', '.join(map(str, logs)) or 'nothing'}, and no loss; {way}")
+    terms = [term.value for term in logs["loss"].terms] if isinstance(logs["loss"], Loss) else [logs["loss"]]
+    for term in terms:
+        if not isinstance(term, Tensor):
+            raise RunError(f"the loss: is {_kind(term)}; the criterion, or train_step, returns a scalar tensor")
+        if term.numel() != 1:
+            way = "return its mean over the batch (the default, reduction='mean')"
+            raise RunError(f"the loss: has the shape {tuple(term.shape)}; {way}")
+    if not any(term.requires_grad for term in terms):
+        causes = "it is detached or made without autograd, or no parameter of the network is trained"
+        raise RunError(f"the loss: has no gradient, so that nothing can be learned; {causes}")
+
+
+def explain_scalars(logs: Mapping[str, Any]) -> None:
+    """Raise RunError for a named value of a step that is no number; called after an error alone."""
+    for name, value in logs.items():
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise RunError(f"train_step: {name!r} has the shape {tuple(value.shape)}; give scalars, such as its mean")
+        if not isinstance(value, (Tensor, int, float)):
+            raise RunError(f"train_step: {name!r} is {_kind(value)}; give scalars alone")
+
+
+def explain_types(batch: Mapping[str, Any], error: Exception) -> None:
+    """Raise DataError if the error of a step is the number type of a batch's input or target."""
+    input, target, message = batch.get("input"), batch.get("target"), str(error)
+    if isinstance(input, Tensor) and input.dtype is torch.float64 and "dtype" in message and "Double" in message:
+        raise DataError("the input of the batch is float64, and the weights are not; give float32 samples") from error
+    if isinstance(target, Tensor) and target.is_floating_point() and "to be Long" in message:
+        way = "give int64 targets, or another criterion (data.kind=regression, torch.nn.MSELoss)"
+        raise DataError(f"the target of the batch is {target.dtype}, and the loss takes classes; {way}") from error
+
+
+def explain_key(batch: Mapping[str, Any], error: KeyError) -> None:
+    """Raise DataError if the error of a step is that a batch of an own loader lacks what the method takes from it."""
+    key = error.args[0] if error.args else None
+    if key in ("input", "target") and key not in batch:
+        names = ", ".join(map(str, batch))
+        raise DataError(f"the batch has {names}, and no {key}; a loader gives (input, target) or a dict of these names")
