@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from healsg import TaskTrainer
 from healsg.datasets.new_samples.mask_files import Scan
 from healsg.datasets.new_samples.segmenter import Segmenter
 from healsg.datasets.volumes.files import Volume, read_geometry, read_mask, read_volume, write_volume
+from healsg.serving.folder import OWNER, PREFIX, ServerFolder, remove_stale
 
 nibabel = pytest.importorskip("nibabel", reason="nibabel is not installed: pip install 'healsg[seg]'")
 pytest.importorskip("starlette", reason="healsg[serve] is not installed")
@@ -194,6 +196,48 @@ def test_planes_lie_through_the_mask_and_are_turned_upright() -> None:
         assert abs(columns.mean() / 256 - (across + 0.5) / 8) < (0.02 if view is below[0] else 0.3)
         assert rows.mean() > 128, "low along the second axis is shown low"
         assert up < 4
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no users, or no flock, on this system")
+def test_only_folders_of_killed_servers_of_this_user_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stale, owner_is_link, without_owner, outside = (
+        tmp_path / name for name in (f"{PREFIX}0", f"{PREFIX}1", f"{PREFIX}2", "outside")
+    )
+    for folder in (stale, owner_is_link, without_owner, outside):
+        folder.mkdir()
+        (folder / "mask.nii").touch()
+    for folder in (stale, outside):
+        (folder / OWNER).touch()
+    (stale / "inner").symlink_to(outside)
+    (owner_is_link / OWNER).symlink_to(outside / OWNER)
+    (tmp_path / f"{PREFIX}3").symlink_to(outside)
+    running = ServerFolder()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert remove_stale(tmp_path) == [], "those of another user stay"
+    monkeypatch.undo()
+    assert remove_stale(tmp_path) == [], "one is removed as the server starts, and its own is in use"
+    assert not stale.exists()
+    assert (outside / "mask.nii").exists()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {running.path.name, "outside", *(f"{PREFIX}{number}" for number in (1, 2, 3))}
+
+
+@pytest.mark.soak
+def test_a_server_that_is_killed_leaves_what_the_next_one_removes(made: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "healsg", "serve", "run", "--port", "0", "--json"]
+    for number in range(2):
+        with subprocess.Popen(
+            line, cwd=made, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True
+        ) as server:
+            assert server.stdout is not None
+            server.stdout.readline()
+            folders = list(tmp_path.glob(f"{PREFIX}*"))
+            assert len(folders) == 1
+            server.send_signal(signal.SIGTERM if number else signal.SIGKILL)
+        assert len(list(tmp_path.iterdir())) == 1 - number
 
 
 @pytest.mark.soak

@@ -285,7 +285,7 @@ def sync_folder(folder: Path) -> None:
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 @cache
@@ -306,3 +306,17 @@ def keep_freed_memory(most: int) -> None:
         library = _c_library()
         library.mallopt(_M_MMAP_THRESHOLD, most)
         library.mallopt(_M_TRIM_THRESHOLD, most)
+
+
+def share_one_heap() -> None:
+    """Make threads to come share the first thread's heap with glibc, which else gives each a heap of its own that keeps
+    what it once took. It has no effect with other C libraries."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc
+        import_module("ctypes").CDLL("libc.so.6").mallopt(_M_ARENA_MAX, 1)
+
+
+def return_freed_memory() -> None:
+    """Make glibc return freed blocks to the system; the end of a heap only of the first thread's, see
+    ``share_one_heap``. It has no effect with other C libraries."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc
+        import_module("ctypes").CDLL("libc.so.6").malloc_trim(0)

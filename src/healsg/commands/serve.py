@@ -16,6 +16,7 @@ from healsg.commands.terminal.flags import Flags
 from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import find
 from healsg.runs.saved_config import load_saved
+from healsg.system import share_one_heap
 
 PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
 """By module the package that has to be installed."""
@@ -41,6 +42,7 @@ def run(arguments: list[str]) -> int:
     folder = find(args.run)
     composed = load_saved(folder, args.settings)
     check_packages()
+    share_one_heap()  # the thread that answers differs from request to request
     listening = listen(args.host, args.port)
     with listening, _exit_at_sigterm():
         from healsg.serving.app import application

@@ -76,7 +76,7 @@ def _volume_rows(
         for axis in (2, 1, 0):
             plane = telling_plane(codes, axis)
             flat = [
-                values.max(axis=axis) if projected else values.take(plane, axis=axis)
+                values.max(axis=axis) if projected else np.moveaxis(values, axis, 0)[plane]
                 for values in (grey, labels, found, codes)
             ]
             # up is the end of the second axis that is left

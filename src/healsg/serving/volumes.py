@@ -7,10 +7,8 @@ import base64
 import math
 import re
 import secrets
-import shutil
 import tempfile
 import threading
-import weakref
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +27,9 @@ from healsg.evaluation.predictor import Predictor
 from healsg.loggers.mask_panels import grey_levels, joined
 from healsg.loggers.thumbnails import colour_of, with_mask
 from healsg.runs.media import png
+from healsg.serving.folder import ServerFolder
 from healsg.serving.uploads import UploadError
+from healsg.system import return_freed_memory
 
 KINDS = (".nii", ".nii.gz", ".mha", ".nrrd")
 """Of files that may be sent: those that are whole in one file."""
@@ -64,8 +64,8 @@ class VolumeService:
     def __init__(self, predictor: Predictor, run: str) -> None:
         self.segmenter = Segmenter([(run, predictor)])
         self.preparation = preparation_of(predictor.info)
-        self.folder = Path(tempfile.mkdtemp(prefix="healsg-serve-"))
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.own_folder = ServerFolder()
+        self.folder = self.own_folder.path
         self.masks: dict[str, tuple[Path, str]] = {}
         """By key the masks that can be fetched, the oldest first, with the names under which they are saved."""
         self.lock = threading.Lock()  # one volume at a time, whose arrays are as large as the disk lets them be
@@ -104,7 +104,10 @@ class VolumeService:
         try:
             self._check(volume, kind)
             with self.lock:
-                facts = self.segmenter.write(Scan((volume,), Path(path.name)), path, look)
+                try:
+                    facts = self.segmenter.write(Scan((volume,), Path(path.name)), path, look)
+                finally:
+                    return_freed_memory()  # the heap would else keep what the windows took
                 self._keep(key, path, saved_name(name, kind))
         except HealsgError as error:
             raise UploadError(422, one_line(error).replace(str(volume), "the volume")) from error
@@ -191,13 +194,13 @@ def planes(image: Volume, mask: Array, labels: Sequence[int]) -> Array:
     spacing = [image.geometry.spacing[axis] for axis in turn.order]
     counts = _along_axes(labelled)
     places = [int(count.argmax()) if count.any() else len(count) // 2 for count in counts]
-    images = [np.asarray(shown.take(places[axis], axis=axis).T[::-1]) for axis in AXES]
+    images = [_plane(shown, axis, places[axis]) for axis in AXES]
     grey = grey_levels(np.concatenate([one.reshape(-1) for one in images]))  # all of one brightness
     plain, coloured = [], []
     for axis, image_plane in zip(AXES, images, strict=True):
         levels, grey = grey[: image_plane.size].reshape(image_plane.shape), grey[image_plane.size :]
         picture = np.repeat(levels[..., None], 3, axis=2)
-        own = labelled.take(places[axis], axis=axis).T[::-1]
+        own = _plane(labelled, axis, places[axis])
         numbers = np.zeros(own.shape, np.int32)
         for number, label in enumerate(labels):
             numbers[own == label] = number
@@ -205,6 +208,11 @@ def planes(image: Volume, mask: Array, labels: Sequence[int]) -> Array:
         plain.append((picture, (up, across)))
         coloured.append((with_mask(picture, numbers), (up, across)))
     return joined([plain, coloured], SIDE)
+
+
+def _plane(array: Array, axis: int, place: int) -> Array:
+    """A plane across an axis of (X, Y, Z), upright. ``take`` would copy the whole of a turned array first."""
+    return np.moveaxis(array, axis, 0)[place].T[::-1]
 
 
 def _along_axes(mask: Array) -> list[Array]:
