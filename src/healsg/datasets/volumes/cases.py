@@ -255,6 +255,10 @@ def _scores(outputs: Iterable[tuple[int, Tensor]], sides: Sequence[int], axis: i
     return scores
 
 
+LIBRARIES = 8 << 20
+"""About the bytes that reading and writing a volume leave in its libraries and in the heap."""
+
+
 def needs(geometry: Geometry, preparation: Preparation, windows: Windows, outputs: int) -> tuple[int, int]:
     """About the bytes that ``segmented`` takes at most with a ``Scratch`` on the CPU: of memory, beside what the
     network itself takes for a batch of windows, and of the disk."""
@@ -263,7 +267,7 @@ def needs(geometry: Geometry, preparation: Preparation, windows: Windows, output
     own, common = math.prod(geometry.shape), math.prod(steps.wanted)
     plane = outputs * max(common // max(steps.wanted), math.prod(steps.sides[1:]))
     window = math.prod(windows.size) * (geometry.channels * windows.batch + outputs * (windows.batch + 2))
-    memory = 4 * (window + 6 * max(PIECE, plane))
+    memory = LIBRARIES + 4 * (window + 6 * max(PIECE, plane))
     images = 4 * geometry.channels * (2 * own + 2 * common)
     return memory, images + averaging(steps.wanted, windows, outputs) + 2 * outputs * common + own
 
