@@ -400,6 +400,34 @@ def test_mistakes_of_packing_are_one_line(packed: Path, tmp_path: Path, capsys: 
     refused(lambda: Shards(folder="S", **SMALL).info and Shards(folder="S", **SMALL).read("train"), "train-000000.tar")
 
 
+def test_broken_pictures_are_left_out_of_archives_where_they_are_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_data.write_imagefolder(tmp_path / "DIR", per_class=4)
+    broken, lost = (sorted(Path("DIR", part).rglob("*.*"))[5] for part in ("train", "val"))
+    for path in (broken, lost):
+        path.write_bytes(path.read_bytes()[:100])
+    line = ["pack", "data=imagefolder", "data.folder=DIR", "data.group=prefix", "data.on_error=skip", "--json"]
+    assert main([*line, "--out", "S"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["samples"] == {"train": 11, "val": 11}
+    assert answer["skipped"] == {"train": 1, "val": 1}
+    shards, folder = Shards(folder="S", **SMALL), ImageFolder("DIR", **SMALL)
+    for part, gone in (("train", broken), ("val", lost)):
+        source, loose = shards.read(part), folder.read(part)
+        assert source is not None
+        assert loose is not None
+        paths = [Path(path) for path in loose.dataset.paths]
+        left = [number for number, path in enumerate(paths) if path.parts[-3:] != gone.parts[-3:]]
+        names = [source.dataset.stored(number).name for number in range(len(source))]
+        assert names == [f"{paths[number].parent.name}/{paths[number].name}" for number in left]
+        assert source.targets.tolist() == loose.targets[left].tolist()
+        assert shards.groups("prefix", part).tolist() == folder.groups("prefix", part)[left].tolist()
+    assert main([*line, "--out", "T", "data.max_errors=1"]) in (1, 2)
+    assert "data.max_errors: more than 1 samples cannot be read" in capsys.readouterr().err
+    assert not Path("T").exists()
+
+
 # --- long counts -----------------------------------------------------------------------------------------------------
 
 

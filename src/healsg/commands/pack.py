@@ -24,6 +24,7 @@ Files stay byte for byte as they are (KEY.jpg, KEY.cls, KEY.json: webdataset
 reads them too). Kept are the parts, the classes and their order, several labels
 or numbers a picture (csv, hf), and the groups of data.group. Masks of seg2d and
 voc are packed beside their pictures (KEY.seg.png); data=shards_seg reads them.
+data.on_error=skip reads all samples once before, and leaves broken ones out.
 How much will be written is said before. A packing that was killed is gone on
 with by the same command."""
 
@@ -70,7 +71,8 @@ def run(arguments: list[str]) -> int:
     if "shift" in settings:  # unused here, and it may be too large for data.image_size
         settings = {**settings, "shift": 0}
     plan = plan_packing(make(settings, "data", composed, TaskData), args.size)
-    detail = f"{plan.samples} pictures, about {plan.size / 1e6:.1f} MB in {plan.archives} archives in {shown(out)}"
+    room = f"about {plan.size / 1e6:.1f} MB in {plan.archives} archives in {shown(out)}"
+    detail = f"{plan.samples} pictures{_left_out(plan)}, {room}"
     if not args.json:
         print(visible(detail), flush=True)
     there = (out / NOTES).exists()
@@ -82,6 +84,12 @@ def run(arguments: list[str]) -> int:
         option = "shards" if notes.masks is None else "shards_seg"
         print(visible(f"{done}; train with: healsg train data={option} data.folder={shown(out)}"))
     return 0
+
+
+def _left_out(plan: Plan) -> str:
+    """What the plan says of broken samples, in words."""
+    count = sum(plan.skipped.values())
+    return f" ({count} that cannot be read are left out)" if count else ""
 
 
 def _bytes(megabytes: str) -> int:
@@ -109,4 +117,5 @@ def _answer(plan: Plan, notes: Notes | None, out: str) -> dict[str, object]:
     """What ``--json`` prints."""
     samples = {name: len(part.names) for name, part in plan.parts.items()}
     written = {} if notes is None else {name: [one.name for one in tars] for name, tars in notes.parts.items()}
-    return {"out": out, "samples": samples, "bytes": plan.size, "archives": plan.archives, "written": written}
+    counted = {"samples": samples, "skipped": plan.skipped, "bytes": plan.size, "archives": plan.archives}
+    return {"out": out, **counted, "written": written}

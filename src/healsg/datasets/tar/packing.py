@@ -14,16 +14,17 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast, get_args
 
+import torch
 from torch import Tensor
 
 from healsg import safefiles
 from healsg.data.base import TaskData
 from healsg.data.info import DataInfo
-from healsg.data.source import DatasetSource, line
+from healsg.data.source import DatasetSource, Source, line
 from healsg.datasets.images.path_list import PathList
 from healsg.datasets.images.stored import Stored, StoredFile
 from healsg.datasets.published.files import MOST, log
@@ -44,6 +45,8 @@ from healsg.datasets.tar.notes import (
 from healsg.errors import ConfigError, DataError, RunError
 from healsg.runs.folder import naming
 from healsg.system import ProcessLock, sync_folder
+
+PARTS = ("train", "val", "test")
 
 GROUP = "group"
 """What the groups are called that a list of masks names, where ``data.group`` gives no other name."""
@@ -98,6 +101,7 @@ class Plan:
         size: the bytes of all archives together, about.
         digest: of the samples' names, sizes, states and targets, and of the size of an archive.
         masks: what the labels of masks mean; None of other targets.
+        skipped: by part, how many samples cannot be read and are left out; empty without ``data.on_error=skip``.
     """
 
     info: DataInfo
@@ -105,6 +109,7 @@ class Plan:
     size: int
     digest: str
     masks: MaskNotes | None = None
+    skipped: dict[str, int] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -120,30 +125,53 @@ class Plan:
 
 def plan_packing(data: TaskData, most: int) -> Plan:
     """What packing ``data`` into archives of at most ``most`` bytes will write. No picture is read for it, and masks
-    only where no setting names their labels.
+    only where no setting names their labels; with ``data.on_error=skip`` all samples are read once.
 
-    Raises ConfigError where its samples are no files, DataError where they cannot be found.
+    Raises ConfigError where its samples are no files, DataError where they cannot be found or too many are skipped.
     """
     info = data.info
     if info.kind not in get_args(Kind):
         raise ConfigError(f"data: archives hold one class, numbers or a mask a picture, and no {info.kind} targets")
     masks = _mask_notes(data) if info.placed else None
-    parts = {}
+    parts, skipped = {}, {}
     total = hashlib.sha256(json.dumps([most, info.kind, info.class_names]).encode())
     if masks is not None:
         total.update(json.dumps([sorted(masks.mapping.items()), masks.ignore, masks.colours]).encode())
-    for name in ("train", "val", "test"):
+    for name in PARTS:
         source = data.read(name)
         if source is None:
             continue
-        part = _part(data, name, source, most, masks is not None)
+        kept = _readable(data, source, name) if data.reading.on_error == "skip" else None
+        if kept is not None:
+            skipped[name] = len(source) - len(kept)
+        part = _part(data, name, source, most, masks is not None, kept)
         parts[name] = part
         targets = [] if part.source.targets is None else [part.source.targets]
         for value in (part.names.content, part.names.offsets, *targets):
             total.update(value.cpu().contiguous().numpy().tobytes())
         sizes = [*part.sizes, *part.mask_sizes]
         total.update(json.dumps([name, sizes, list(part.states), part.groups]).encode())
-    return Plan(info, parts, sum(part.room for part in parts.values()), total.hexdigest(), masks)
+    return Plan(info, parts, sum(part.room for part in parts.values()), total.hexdigest(), masks, skipped)
+
+
+def _readable(data: TaskData, source: Source, part: str) -> Tensor:
+    """The places of a part's samples that can be read, each of which is: the others are named, and left out.
+
+    Raises DataError where more are left out than ``data.max_errors``, or all.
+    """
+    if not isinstance(source, DatasetSource):
+        return torch.arange(len(source))
+    kept = []
+    for place in range(len(source)):
+        try:
+            source.sample(place)
+        except DataError as error:
+            data.reading.skip((PARTS.index(part), place), str(error))
+        else:
+            kept.append(place)
+    if not kept:
+        raise DataError(f"data: no sample of the part {part} can be read")
+    return torch.tensor(kept)
 
 
 def _mask_notes(data: TaskData) -> MaskNotes:
@@ -156,11 +184,16 @@ def _mask_notes(data: TaskData) -> MaskNotes:
     return MaskNotes(data.mapping, data.ignore, data.colours)
 
 
-def _part(data: TaskData, name: str, source: Any, most: int, masked: bool) -> Part:
+def _part(data: TaskData, name: str, source: Any, most: int, masked: bool, kept: Tensor | None) -> Part:
+    """The plan of a part, of its samples at the places ``kept``, or of all."""
     dataset = source.dataset if isinstance(source, DatasetSource) else None
     if not isinstance(dataset, Stored) or (source.targets is None and not masked):
         way = "imagefolder, csv and hf with data.image, seg2d, voc, sets of picture files, and shards are"
         raise ConfigError(f"data: the samples of {type(data).__name__} are no picture files; {way}")
+    groups = _groups(data, name, source)
+    if kept is not None:
+        source = source.subset(kept)
+        groups = {group: [names[place] for place in kept.tolist()] for group, names in groups.items()}
     numbers = range(len(source)) if source.chosen is None else source.chosen.tolist()
     pictures = [_stored(source, number, dataset.stored) for number in numbers]
     masks = [_stored(source, number, dataset.stored_mask) for number in numbers] if masked else []  # type: ignore[attr-defined]
@@ -171,7 +204,7 @@ def _part(data: TaskData, name: str, source: Any, most: int, masked: bool) -> Pa
     names = _below_common_folder([file.name for file in pictures])
     states = [file.state for file in (*pictures, *masks)]
     own = PathList(names), PathList(keys_of(names)), sizes, mask_sizes, states
-    return Part(source, *own, _groups(data, name, source), _bounds(rooms, most))
+    return Part(source, *own, groups, _bounds(rooms, most))
 
 
 def _stored(source: DatasetSource, number: int, stored: Callable[[int], StoredFile]) -> StoredFile:
