@@ -197,7 +197,7 @@ def test_crops_are_cut_before_they_are_resized_and_workers_change_nothing(tmp_pa
 @pytest.mark.parametrize("held", ["in_memory", "cache"])
 def test_crops_of_held_pictures_are_refused(tmp_path: Path, held: str) -> None:
     fake_data.write_imagefolder(tmp_path, per_class=3)
-    with pytest.raises(ConfigError, match=r"^data.augment: crop cuts its windows out of whole pictures"):
+    with pytest.raises(ConfigError, match=r"^data.augment: crop reads windows of the original images"):
         crops(tmp_path, **{held: True}).loaders(Needs())
 
 

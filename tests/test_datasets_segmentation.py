@@ -132,7 +132,7 @@ def test_a_prediction_lies_in_the_space_of_its_file(spacing: Any, scans: Path) -
 
 def test_larger_images_are_predicted_in_windows() -> None:
     from healsg.data.info import DataInfo
-    from healsg.evaluation.sliding_window import whole
+    from healsg.evaluation.sliding_window import full_output
     from healsg.models.unet import UNet
 
     model, info = UNet(width=4, windows="monai", mirror=True), DataInfo((1, 16, 16), 3, "segmentation")
@@ -140,7 +140,7 @@ def test_larger_images_are_predicted_in_windows() -> None:
     batch = torch.randn(2, 1, 40, 29)
     with torch.no_grad():
         found = model.predict(network, {"input": batch})
-        wanted = [whole(network, image, Windows((16, 16), "monai", mirror=(0, 1))) for image in batch]
+        wanted = [full_output(network, image, Windows((16, 16), "monai", mirror=(0, 1))) for image in batch]
         plain = UNet(width=4).predict(network, {"input": batch[..., :16, :16]})
         torch.testing.assert_close(plain, network(batch[..., :16, :16]))
     torch.testing.assert_close(found, torch.stack(wanted))

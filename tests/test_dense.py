@@ -158,7 +158,9 @@ def test_what_a_shift_brings_into_a_mask_has_the_label_outside(outside: int) -> 
 
 @pytest.mark.parametrize("augment", ["randaugment", "crop"])
 def test_what_moves_images_by_itself_is_refused_for_masks(augment: str) -> None:
-    with pytest.raises(ConfigError, match=f"^data.augment: {augment} moves images by itself, and no mask follows"):
+    with pytest.raises(
+        ConfigError, match=f"^data.augment: {augment} does not transform masks along with images; use standard"
+    ):
         Blobs(augment=augment).loaders(Needs())["train"].batch(0, 0)
 
 
@@ -549,11 +551,11 @@ def test_transforms_on_the_device_get_whole_batches_and_their_draws(workers: int
 
 def test_with_masks_each_of_two_processes_trains_on_one_patch_in_spite_of_batchnorm() -> None:
     task = built("model.norm=true", "data.batch_size=2")
-    assert task.runner.plan.least == 1
+    assert task.runner.plan.min_rows == 1
     source = task.train_loader.sources["labelled"]
     rows = []
     for rank in (0, 1):
-        sharding = Sharding(rank=rank, world=2, least=task.runner.plan.least)
+        sharding = Sharding(rank=rank, world=2, min_rows=task.runner.plan.min_rows)
         loader = Loader({"labelled": source}, {"labelled": {"input": None}}, 2, shuffle=True, sharding=sharding)
         rows.append(sum(count for _, count in loader.batches(0)))
     assert rows == [(len(source) + 1) // 2, len(source) // 2]

@@ -137,13 +137,13 @@ def test_every_sample_once_over_all_processes() -> None:
     chance = random.Random(0)
     for _ in range(400):
         size, batch = chance.randint(2, 40), chance.randint(1, 17)
-        world, accumulate, least = chance.randint(1, 4), chance.randint(1, 3), chance.randint(1, 2)
+        world, accumulate, min_rows = chance.randint(1, 4), chance.randint(1, 3), chance.randint(1, 2)
         drop = chance.random() < 0.3 and size >= batch * accumulate
-        case = f"{size=} {batch=} {world=} {accumulate=} {least=} {drop=}"
-        sharding = [Sharding(rank=rank, world=world, accumulate=accumulate, least=least) for rank in range(world)]
+        case = f"{size=} {batch=} {world=} {accumulate=} {min_rows=} {drop=}"
+        sharding = [Sharding(rank=rank, world=world, accumulate=accumulate, min_rows=min_rows) for rank in range(world)]
         loaders = [plain(numbered(size), batch, drop_last=drop).sharded(own) for own in sharding]
         whole = plain(numbered(size), batch, drop_last=drop)
-        whole = whole.sharded(Sharding(accumulate=accumulate, least=least))
+        whole = whole.sharded(Sharding(accumulate=accumulate, min_rows=min_rows))
         ranks = [dealt(loader, 1) for loader in loaders]
         everything = dealt(whole, 1)
         assert {len(rank) for rank in ranks} == {len(whole)}, case
@@ -153,7 +153,7 @@ def test_every_sample_once_over_all_processes() -> None:
             assert union == together["index"].tolist(), case
             assert counted == len(union)
             assert pieces[0][1] > 0, case
-            enough = min(least, counted)
+            enough = min(min_rows, counted)
             assert all(len(piece["index"]) >= enough for piece, _ in pieces), case
             assert all(rows in (0, len(piece["index"])) for piece, rows in pieces), case
         seen = Counter(indices(everything))
@@ -176,25 +176,25 @@ def test_batches_that_are_made_together_are_those_that_are_made_alone(monkeypatc
     for world, batch, shuffle in [(1, 8, True), (2, 8, True), (3, 8, True), (3, 8, False), (3, 2, False)]:
         for rank in range(world):
             loader = plain(numbered(42), batch, Jitter(), shuffle=shuffle, joins=False)
-            loader = loader.sharded(Sharding(seed=3, rank=rank, world=world, least=2))
+            loader = loader.sharded(Sharding(seed=3, rank=rank, world=world, min_rows=2))
             alone = [loader.batch(1, position) for position in range(len(loader)) if loader.ordering.is_own(position)]
             assert same(dealt(loader, 1), alone), (world, rank)
             assert world > batch or same(dealt(loader, 1, 2), alone[2:]), (world, rank)
 
 
 def test_a_tail_of_one_joins_the_batch_before_it() -> None:
-    def sizes(samples: int, batch_size: int, least: int, shuffle: bool = True) -> list[int]:
+    def sizes(samples: int, batch_size: int, min_rows: int, shuffle: bool = True) -> list[int]:
         loader = plain(numbered(samples), batch_size, shuffle=shuffle)
-        loader = loader.sharded(Sharding(least=least))
+        loader = loader.sharded(Sharding(min_rows=min_rows))
         return [rows for _, rows in dealt(loader)]
 
-    assert sizes(9, 4, least=2) == [4, 5]
-    assert sizes(9, 4, least=1) == [4, 4, 1]
-    assert sizes(10, 4, least=2) == [4, 4, 2]
-    assert sizes(3, 1, least=2) == [1, 1, 1], "who asks for batches of one gets them"
-    assert sizes(1, 4, least=2) == [1]
+    assert sizes(9, 4, min_rows=2) == [4, 5]
+    assert sizes(9, 4, min_rows=1) == [4, 4, 1]
+    assert sizes(10, 4, min_rows=2) == [4, 4, 2]
+    assert sizes(3, 1, min_rows=2) == [1, 1, 1], "who asks for batches of one gets them"
+    assert sizes(1, 4, min_rows=2) == [1]
     loader = plain(numbered(9), 4, shuffle=False)
-    loader = loader.sharded(Sharding(least=2))
+    loader = loader.sharded(Sharding(min_rows=2))
     assert [loader.batch(0, place)[1] for place in range(3)] == [4, 4, 1], "an evaluation needs no second sample"
 
 

@@ -207,18 +207,18 @@ def test_streams_and_processes_leave_out_their_own() -> None:
 
 def test_a_training_batch_of_which_too_little_is_left_gives_way() -> None:
     loader = loader_of(Faulty(9, broken(1, 4)), batch_size=3)
-    for least, seed in ((1, 0), (2, 0), (3, 0), (2, 1), (3, 2)):
-        loader = loader.sharded(Sharding(seed=seed, least=least))
+    for min_rows, seed in ((1, 0), (2, 0), (3, 0), (2, 1), (3, 2)):
+        loader = loader.sharded(Sharding(seed=seed, min_rows=min_rows))
         whole = loader_of(Faulty(9, {}), batch_size=3)
-        whole = whole.sharded(Sharding(seed=seed, least=least))
+        whole = whole.sharded(Sharding(seed=seed, min_rows=min_rows))
         full = [[i for i in batch["index"].tolist() if i not in (1, 4)] for batch, _ in dealt(whole)]
-        enough = [piece for piece in full if len(piece) >= least]
+        enough = [piece for piece in full if len(piece) >= min_rows]
         got = [batch["index"].tolist() for batch, rows in dealt(loader) if rows == len(batch["index"])]
-        assert got == [piece if len(piece) >= least else enough[0] for piece in full]
+        assert got == [piece if len(piece) >= min_rows else enough[0] for piece in full]
     alone = loader_of(Faulty(6, broken(4)), batch_size=1)
     assert [rows for _, rows in dealt(alone)] == [1] * 6, "also a batch of one"
     with pytest.raises(
-        DataError, match=r"^data.on_error: no batch of which enough can be read; sample \d of Faulty: Val"
+        DataError, match=r"^data.on_error: no batch of the epoch has enough readable samples; sample \d of Faulty: Val"
     ):
         dealt(loader_of(Faulty(5, broken(*range(5)))))
 

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from healsg.errors import ConfigError
-from healsg.evaluation.sliding_window import Windows, ensemble, labels, memory, mirrored, slabs, starts, weights, whole
+from healsg.evaluation.sliding_window import (
+    Windows,
+    ensemble,
+    full_output,
+    labels,
+    memory,
+    mirrored,
+    slabs,
+    starts,
+    weights,
+)
 
 CASES = [
     ((37,), (16,)),
@@ -43,7 +53,7 @@ def test_windows_are_monais(sides: tuple[int, ...], size: tuple[int, ...], overl
     given, mode = image(sides), "gaussian" if gaussian else "constant"
     wanted = inferers.sliding_window_inference(given[None], size, 3, by_place, overlap=overlap, mode=mode)[0]
     for batch, axis in ((1, 0), (3, None)):
-        found = whole(by_place, given, Windows(size, "monai", overlap, gaussian, batch), axis=axis)
+        found = full_output(by_place, given, Windows(size, "monai", overlap, gaussian, batch), axis=axis)
         np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
@@ -70,7 +80,9 @@ def test_windows_are_nnunets(sides: tuple[int, ...], size: tuple[int, ...]) -> N
         total[(slice(None), *box)] += by_place(window)[0].numpy() * blurred
         count[box] += blurred
     box = tuple(slice(low, low + side) for (low, _), side in zip(pads, sides, strict=True))
-    np.testing.assert_allclose(whole(by_place, given, Windows(size)), (total / count)[(slice(None), *box)], atol=1e-6)
+    np.testing.assert_allclose(
+        full_output(by_place, given, Windows(size)), (total / count)[(slice(None), *box)], atol=1e-6
+    )
 
 
 def test_nnunets_examples() -> None:
@@ -85,7 +97,7 @@ def test_nnunets_examples() -> None:
 def test_what_a_window_alone_says_is_what_all_say_together(rule: Any) -> None:
     """A network that knows no place gives the same through windows, whatever the weights."""
     given = image((19, 23, 31))
-    found = whole(lambda batch: batch.exp(), given, Windows((8, 6, 7), rule, 0.6, batch=4))
+    found = full_output(lambda batch: batch.exp(), given, Windows((8, 6, 7), rule, 0.6, batch=4))
     np.testing.assert_allclose(found, given.exp(), rtol=1e-5)
 
 
@@ -103,7 +115,7 @@ def test_slabs_are_the_whole_in_order_and_no_longer_than_a_window() -> None:
 def test_labels_are_the_largest_scores_or_the_last_region() -> None:
     given = image((30, 12, 10), channels=3)
     windows = Windows((10, 8, 8), batch=2)
-    output = whole(by_place, given, windows)
+    output = full_output(by_place, given, windows)
     assert torch.equal(labels(by_place, given, windows).long(), output.argmax(dim=0))
     found = labels(by_place, given, windows, regions=[2, 1, 7, 300])
     wanted = torch.zeros(output.shape[1:], dtype=torch.long)
@@ -122,9 +134,9 @@ def test_an_array_is_read_window_by_window() -> None:
             return taken
 
     stored = (image((40, 30)) * 1000).to(torch.int16).numpy()
-    found = whole(by_place, stored.view(Watched), Windows((12, 12)))
+    found = full_output(by_place, stored.view(Watched), Windows((12, 12)))
     assert Watched.largest == 2 * 12 * 12
-    np.testing.assert_allclose(found, whole(by_place, torch.from_numpy(stored).float(), Windows((12, 12))))
+    np.testing.assert_allclose(found, full_output(by_place, torch.from_numpy(stored).float(), Windows((12, 12))))
 
 
 def test_mirrors_are_averaged_over_all_combinations() -> None:
@@ -133,7 +145,7 @@ def test_mirrors_are_averaged_over_all_combinations() -> None:
         [by_place(batch.flip(axes)).flip(axes) for axes in ([], [2], [3], [2, 3])]  # all that two axes have
     ).mean(dim=0)
     np.testing.assert_allclose(mirrored(by_place, (0, 1))(batch), wanted, atol=1e-6)
-    np.testing.assert_allclose(whole(by_place, batch[0], Windows((6, 5), mirror=(0, 1))), wanted[0], atol=1e-6)
+    np.testing.assert_allclose(full_output(by_place, batch[0], Windows((6, 5), mirror=(0, 1))), wanted[0], atol=1e-6)
     odd = mirrored(lambda one: one, (1,))(batch)
     assert torch.equal(odd, batch), "a mirror image has no shift of half a pixel"
     both = ensemble([by_place, lambda one: by_place(one) * 3])(batch)

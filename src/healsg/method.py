@@ -134,7 +134,7 @@ class TaskMethod(nn.Module):
             raise ConfigError(f"{averaging[0]}: {averaging[1]} averages the weights already; leave one out")
         if self.unfreeze_every:
             reason = "method.unfreeze_every: works in one process; in several, method.freeze holds parts fixed"
-            task.runner.parallel.require_one(reason)
+            task.runner.parallel.require_single_process(reason)
 
     def setup(self, task: Task) -> None:
         """Create what the method needs besides the network: heads become part of ``task.model``, teachers and memory

@@ -203,18 +203,18 @@ class TaskRunner:
         distributed.connect(self.timeout)
         self.device_setup.activate(self.threads or threads)
 
-    def sharding(self, seed: int, least: int) -> Sharding:
+    def sharding(self, seed: int, min_rows: int) -> Sharding:
         """How loaders divide batches among the processes of this run."""
         ranks = self.parallel.rank, self.parallel.world
-        return Sharding(seed, self.device_setup.device, *ranks, self.accumulate, least, self.limit_batches)
+        return Sharding(seed, self.device_setup.device, *ranks, self.accumulate, min_rows, self.limit_batches)
 
-    def plan_run(self, train_loader: AnyLoader, seed: int, least: int) -> None:
+    def plan_run(self, train_loader: AnyLoader, seed: int, min_rows: int) -> None:
         """Set the length of the run, in updates and in epochs."""
         length = len(train_loader)
         total_steps = self.steps or self.epochs * -(-length // self.accumulate)
         batch_size = float(getattr(train_loader, "batch_size", 1))
         seeds = mix(seed, "step", self.parallel.rank), mix(seed, "step", 0)
-        self.plan = Plan(length, self.accumulate, total_steps, batch_size, least, *seeds)
+        self.plan = Plan(length, self.accumulate, total_steps, batch_size, min_rows, *seeds)
         self.accumulator = Accumulator(batch_size, self.parallel)
         self.progress.plan(total_steps, self.max_epoch)
 
@@ -281,7 +281,7 @@ class TaskRunner:
     def halve_pieces(self, micro: MicroBatch) -> bool:
         """Split batches into twice as many pieces from now on; False if this one has too few samples for that."""
         self.pieces *= 2
-        return micro.rows // self.pieces >= self.plan.least
+        return micro.rows // self.pieces >= self.plan.min_rows
 
     def forward(self, task: Task, micro: MicroBatch) -> contextlib.AbstractContextManager[Any]:
         """The context of a forward pass: autocast, and no gradient synchronisation before the update's last batch."""

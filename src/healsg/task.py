@@ -186,10 +186,10 @@ class BasicTask:
                 log.warning("%s", warning)
         self.criterion = returned.criterion(self.build_criterion())
         self.task_method.setup(self)
-        least = least_rows(self.model, self.info)
-        sharding = runner.sharding(seed, least)
+        min_rows = least_rows(self.model, self.info)
+        sharding = runner.sharding(seed, min_rows)
         self.loaders = {split: loader.sharded(sharding) for split, loader in self.loaders.items()}
-        runner.plan_run(self.train_loader, seed, least)
+        runner.plan_run(self.train_loader, seed, min_rows)
         runner.device_setup.choose_layout(self.model)
         for module in (self.model, self.criterion, self.task_method):
             if isinstance(module, nn.Module):
@@ -381,8 +381,8 @@ class BasicTask:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         parallel = self.runner.parallel
-        self.model.load_state_dict(parallel.spread(self.model, state["model"]))
-        self.optimizer.load_state_dict(parallel.spread_optimizer(self.optimizer, state["optimizer"]))
+        self.model.load_state_dict(parallel.shard_state(self.model, state["model"]))
+        self.optimizer.load_state_dict(parallel.shard_optimizer_state(self.optimizer, state["optimizer"]))
         lay_out_state(self.optimizer)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])

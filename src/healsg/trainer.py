@@ -149,12 +149,14 @@ class TaskTrainer:
         acquired: list[RunFolder] = [folder] if folder else []
         if not acquired:
             _same_everywhere(self.composed)
-            distributed.processes().share(lambda: acquired.append(acquire.acquire_folder(self.composed, path)))
+            distributed.processes().run_on_rank_zero(
+                lambda: acquired.append(acquire.acquire_folder(self.composed, path))
+            )
         try:
             _check_shared(acquired)
             task = self.task = self.make_task()
             loggers = build_loggers(self.composed)
-            where = distributed.processes().share(lambda: self._write(acquired))
+            where = distributed.processes().run_on_rank_zero(lambda: self._write(acquired))
         except BaseException:
             if acquired:
                 acquired[0].abandon()
@@ -290,7 +292,7 @@ def _check_shared(acquired: list[RunFolder]) -> None:
     parallel = distributed.processes()
     if not parallel.several:
         return
-    folder, token = parallel.share(lambda: (str(acquired[0].path), acquired[0].leave_token()))
+    folder, token = parallel.run_on_rank_zero(lambda: (str(acquired[0].path), acquired[0].leave_token()))
     seen = parallel.gather((RunFolder(Path(folder)).has_token(token), platform.node()))
     if acquired:
         acquired[0].take_token()

@@ -47,7 +47,9 @@ def run(arguments: list[str]) -> int:
     )
     flags.add_json("for programs")
     args = flags.read(arguments)
-    distributed.processes().require_one("healsg rerun: starts its processes itself; call it without a launcher")
+    distributed.processes().require_single_process(
+        "healsg rerun: starts its processes itself; call it without a launcher"
+    )
     first = find(args.run)
     if args.patch is not None:
         return _write_patch(first, Path(args.patch))

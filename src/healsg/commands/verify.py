@@ -78,7 +78,7 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
-    distributed.processes().require_one(
+    distributed.processes().require_single_process(
         "healsg verify: starts its processes itself; call it without a launcher, and give runner.processes"
     )
     as_json = "--json" in arguments

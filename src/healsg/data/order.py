@@ -39,20 +39,20 @@ class EpochOrder:
     sample_draws: dict[str, Draw]
     in_memory: bool
 
-    def view_draws(self, stream: str, start: int, stop: int, kept: Tensor | None = None) -> Draws:
+    def view_draws(self, stream: str, start: int, stop: int, readable: Tensor | None = None) -> Draws:
         """The draws of a range of a stream's order, by view.
 
         Args:
             stream: its name.
             start, stop: the range.
-            kept: (n,) the positions in the order of the samples that could be read; None for all.
+            readable: (n,) the positions in the order of the samples that could be read; None for all.
         """
         drawn: dict[str, Draw | None] = {}
         for view, draw in self.draws[stream].items():
             if draw is None:
                 drawn[view] = None
-            elif kept is not None:
-                drawn[view] = draw.of(kept)
+            elif readable is not None:
+                drawn[view] = draw.of(readable)
             elif self.in_memory:
                 drawn[view] = draw.part(start, stop)
             else:
@@ -203,7 +203,7 @@ class Ordering:
                 raise DataError(f"data.drop_last: {samples} samples do not fill one update of {update}; {way}")
             samples -= samples % update
         bounds = [(start, min(start + size, samples)) for start in range(0, samples, size)]
-        if len(bounds) > 1 and self.shuffle and bounds[-1][1] - bounds[-1][0] < self.sharding.least <= size:
+        if len(bounds) > 1 and self.shuffle and bounds[-1][1] - bounds[-1][0] < self.sharding.min_rows <= size:
             bounds[-2:] = [(bounds[-2][0], bounds[-1][1])]
         return bounds[: self.sharding.limit]
 

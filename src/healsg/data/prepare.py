@@ -1,4 +1,4 @@
-"""Preparing a batch: its samples are read and its views made, in the run's process or in a worker's."""
+"""Preparing batches: reading samples and making their views, in the run's process or in a loader worker."""
 
 from __future__ import annotations
 
@@ -16,40 +16,39 @@ from healsg.seeding import seed_foreign
 
 
 class Part(NamedTuple):
-    """Batches by stream that become one batch, and what is still to be done for it in the run's process."""
+    """The streams of one batch, and the work on them that remains for the run's process."""
 
     streams: dict[str, Batch]
-    later: dict[str, Draws]
-    """By stream the draws of views that are made on the device, of samples as they were read; empty where all are
-    made."""
+    device_draws: dict[str, Draws]
+    """By stream, the random draws of the views if these are made on the device; the stream then holds raw samples."""
     staged: dict[str, list[str]]
-    """By stream the views that are still to be normalised."""
+    """By stream, the views that are still to be normalised on the device."""
 
 
 class Prepared(NamedTuple):
-    """What is made of one position of an epoch, here or by a worker."""
+    """The prepared batch of one position of an epoch."""
 
     parts: list[Part]
-    """More than one where samples of an evaluation are of unlike sizes."""
+    """More than one if the samples of an evaluation batch differ in size."""
     rows: int
-    """Samples of this process that count, of all parts."""
+    """The number of samples of this process, over all parts, without copies."""
     missed: list[Any]
-    """What was left out: stream, index in its data set, message."""
+    """Samples that could not be read: stream, index in its data set, message."""
     remarks: list[str]
-    """What a data set found as it read a sample."""
+    """Messages of a data set about its files, found while reading."""
 
 
 class Preparer:
-    """Makes the batch of any position of any epoch.
+    """Prepares the batch at any position of any epoch.
 
     Args:
-        ordering: the streams, their views, and which samples a batch has.
-        reading: how samples are read that are no tensors.
-        training: whether batches are trained on.
-        sends: whether batches go to another process, to which images are sent as bytes.
+        ordering: the streams, their views, and the samples of each batch.
+        reading: how samples that are not held in memory are read.
+        training: whether the batches are for training.
+        sends: whether batches are sent to another process; images are then sent as bytes.
 
     Raises:
-        ConfigError: a transform cuts its own windows out of whole samples, and these are held or have masks.
+        ConfigError: a transform reads random windows of image files, but samples are in memory, cached or have masks.
     """
 
     def __init__(self, ordering: Ordering, reading: Reading, training: bool, sends: bool = False) -> None:
@@ -63,10 +62,10 @@ class Preparer:
         }
         """The streams whose samples are read with random numbers of their own."""
         self.windowed = {stream: self._window_view(stream) for stream in ordering.sources} if ordering.shuffle else {}
-        """By stream the view for which parts of samples are read; None where whole ones are."""
+        """By stream, the view for which only a window of each sample is read; None if complete samples are read."""
 
     def prepare(self, epoch: int, position: int) -> Prepared:
-        """All of a batch that need not be made in the process, or on the device, in which it is wanted."""
+        """Prepare a batch, except for the steps that need the run's process or device."""
         ordering = self.ordering
         order = ordering.of(epoch)
         if not self.in_memory:
@@ -75,28 +74,28 @@ class Preparer:
         counted = -1
         missed: list[Any] = []
         for stream in ordering.sources:
-            kept = None
+            readable = None
             if self.in_memory:
                 start, stop, rows = order.shards[stream][position]
                 raw = ordering.sources[stream].fetch(order.orders[stream][start:stop])
             else:
                 try:
-                    raw, kept, start, stop, rows = self._read(order, stream, position, missed)
+                    raw, readable, start, stop, rows = self._read(order, stream, position, missed)
                 except UnlikeSizesError as unlike:
                     if self.training:
                         raise
-                    return self._apart(stream, unlike.batches, missed)
+                    return self._one_by_one(stream, unlike.batches, missed)
             counted = rows if counted < 0 else counted
-            any_left = kept is None or len(kept) > 0
-            draws = order.view_draws(stream, start, stop, kept)
+            any_left = readable is None or len(readable) > 0
+            draws = order.view_draws(stream, start, stop, readable)
             if any_left:
                 self._add(part, stream, raw, draws)
             else:
                 part.streams[stream] = raw
         return Prepared([part], counted, missed, self.reading.new_remarks())
 
-    def _apart(self, stream: str, batches: list[Batch], missed: list[Any]) -> Prepared:
-        """Samples of an evaluation that are of unlike sizes, each as a batch of its own."""
+    def _one_by_one(self, stream: str, batches: list[Batch], missed: list[Any]) -> Prepared:
+        """Samples of different sizes, for an evaluation: each becomes a batch of its own."""
         parts = []
         for raw in batches:
             parts.append(part := Part({}, {}, {}))
@@ -106,16 +105,17 @@ class Preparer:
     def _read(
         self, order: EpochOrder, stream: str, position: int, missed: list[Any]
     ) -> tuple[Batch, Tensor | None, int, int, int]:
-        """A stream's batch at ``position``, or the first of the epoch of which enough can be read.
+        """A stream's batch at ``position``, or the first batch of the epoch of which enough samples can be read.
 
         Returns:
-            The batch, the places in the order that are left of it (None for all), and its shard.
+            The batch; the positions in the order of its readable samples (None for all); its start, stop and number of
+            rows as in ``Sharding.share``.
         """
         ordering = self.ordering
         source = ordering.sources[stream]
         reading = self.reading
-        for place in chain([position], range(min(len(ordering), reading.max_errors))):
-            start, stop, rows = order.shards[stream][place]
+        for candidate in chain([position], range(min(len(ordering), reading.max_errors))):
+            start, stop, rows = order.shards[stream][candidate]
             index = order.orders[stream][start:stop].long()
             reading.begin(list(ordering.sources).index(stream))
             draw = order.sample_draws[stream].copied(start, stop) if stream in self.drawing else None
@@ -127,13 +127,13 @@ class Preparer:
             if not reading.broken:
                 return raw, None, start, stop, rows
             missed += [(stream, *sample) for sample in reading.broken.values()]
-            kept = torch.tensor([start + i for i in range(len(index)) if i not in reading.broken])
-            if not self.training or len(kept) >= min(ordering.sharding.least, stop - start):
-                return raw, kept, start, stop, rows and len(kept)
-        raise DataError(f"data.on_error: no batch of which enough can be read; {missed[-1][2]}")
+            readable = torch.tensor([start + i for i in range(len(index)) if i not in reading.broken])
+            if not self.training or len(readable) >= min(ordering.sharding.min_rows, stop - start):
+                return raw, readable, start, stop, rows and len(readable)
+        raise DataError(f"data.on_error: no batch of the epoch has enough readable samples; {missed[-1][2]}")
 
     def _windows(self, order: EpochOrder, stream: str, start: int, stop: int) -> Windows | None:
-        """The parts of samples that the view of a stream shows; None where samples are read whole."""
+        """The windows that are read of the samples; None if complete samples are read."""
         view = self.windowed.get(stream)
         if view is None:
             return None
@@ -144,12 +144,12 @@ class Preparer:
         return windows
 
     def _add(self, part: Part, stream: str, raw: Batch, draws: Draws) -> None:
-        """Add a stream's batch with its views; or as it was read, with the draws of views that are made on the
+        """Add a stream's batch with its views; or its raw samples with the random draws, if views are made on the
         device."""
         views = self.ordering.views[stream]
         if not self.in_memory and any(map(is_on_device, views.values())):
             part.streams[stream] = raw
-            part.later[stream] = {view: draw and draw.alone() for view, draw in draws.items()}
+            part.device_draws[stream] = {view: draw and draw.alone() for view, draw in draws.items()}
             return
         as_bytes = self.sends and getattr(raw.get("input"), "dtype", None) == torch.uint8
         staged = [view for view, transform in views.items() if as_bytes and has_stages(transform)]
@@ -157,18 +157,17 @@ class Preparer:
         part.staged[stream] = staged
 
     def _window_view(self, stream: str) -> str | None:
-        """The view of a stream for which the data set reads random windows; None where it reads whole samples.
+        """The view of a stream for which the data set reads random windows; None if it reads complete samples.
 
-        Raises ConfigError where samples are held, so that there is nothing left to cut a window out of, and where a
-        mask would have to follow.
-        """
+        Raises ConfigError if samples are stored already resized, so that a window cannot be read, or if they have
+        masks, which the windows do not move."""
         views = self.ordering.views[stream]
         for view, transform in views.items():
             if hasattr(transform, "windows"):
                 if self.ordering.placed:
-                    raise ConfigError("data.augment: crop moves images by itself, and no mask follows; standard works")
+                    raise ConfigError("data.augment: crop does not transform masks along with images; use standard")
                 if len(views) == 1 and getattr(self.ordering.sources[stream], "has_windows", False):
                     return view
-                way = "data.in_memory and data.cache hold resized ones, and several views share one picture"
-                raise ConfigError(f"data.augment: crop cuts its windows out of whole pictures; {way}; leave one out")
+                way = "data.in_memory and data.cache store resized ones, and several views share one image"
+                raise ConfigError(f"data.augment: crop reads windows of the original images; {way}; leave one out")
         return None

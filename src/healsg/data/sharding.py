@@ -16,7 +16,7 @@ class Sharding:
         device: the device of the batches.
         rank, world: this process, and the number of processes.
         accumulate: micro-batches per update.
-        least: the smallest number of rows that a process may get.
+        min_rows: the smallest number of rows that a process may get.
         limit: batches per epoch; None for all.
     """
 
@@ -25,20 +25,20 @@ class Sharding:
     rank: int = 0
     world: int = 1
     accumulate: int = 1
-    least: int = 1
+    min_rows: int = 1
     limit: int | None = None
 
     def share(self, start: int, stop: int) -> tuple[int, int, int]:
         """This rank's shard of the samples ``start`` to ``stop``: its start and stop, and how many of its rows count.
 
-        If fewer than ``least`` samples remain for a rank, it gets a copy of the first ones with a count of 0, since
+        If fewer than ``min_rows`` samples remain for a rank, it gets a copy of the first ones with a count of 0, since
         every process must take part in the collectives.
         """
         size = stop - start
         if self.world == 1:
             return start, stop, size
-        takers = max(1, min(self.world, size // self.least))
+        takers = max(1, min(self.world, size // self.min_rows))
         if self.rank >= takers:
-            return start, min(start + self.least, stop), 0
+            return start, min(start + self.min_rows, stop), 0
         low, high = (start + (size * i + takers - 1) // takers for i in (self.rank, self.rank + 1))
         return low, high, high - low

@@ -1,20 +1,20 @@
-"""Prediction of images and volumes that are larger than what a network takes: overlapping windows, whose outputs are
-averaged with weights that fall towards the windows' edges.
+"""Sliding window inference for images and volumes that are larger than the network's input: the outputs of overlapping
+windows are averaged, with weights that decrease towards the edges of a window.
 
-Two rules say where windows lie and how they weigh; both pad an image that is smaller than a window with zeros, half on
-each side.
+Two rules define the positions and weights of windows. With both, an image that is smaller than a window is padded with
+zeros, half on each side.
 
 ``monai``
-    MONAI's ``sliding_window_inference``: windows at whole multiples of ``int(size * (1 - overlap))``, the last one
-    moved back to the edge; a Gaussian around the centre between the pixels, no weight below a thousandth.
+    MONAI's ``sliding_window_inference``: windows at multiples of ``int(size * (1 - overlap))``, the last one moved back
+    to the edge; a Gaussian around the centre, between the pixels if the size is even; no weight is below 0.001.
 ``nnunet``
-    nnU-Net's (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z, supplementary note 2): as few windows as
-    have steps of at most ``size * (1 - overlap)``, spread evenly; a Gaussian around pixel ``size // 2``. Weights stay
-    in float32, where nnU-Net rounds them to float16.
+    nnU-Net's (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z, supplementary note 2): the smallest
+    number of windows whose step is at most ``size * (1 - overlap)``, evenly spaced; a Gaussian around pixel
+    ``size // 2``. Weights stay in float32; nnU-Net rounds them to float16.
 
-The Gaussians have a deviation of an eighth of the window. Outputs are averaged as the network gives them, scores as a
-rule. Only the rows of the output that still change are kept, so that the memory grows with a window's depth and not
-with the volume's; ``slabs`` yields the rest.
+The Gaussians have a standard deviation of an eighth of the window. The network's outputs are averaged as they are,
+usually logits. Only the rows of the output that can still change are kept in memory, which therefore depends on the
+depth of a window and not of the volume; ``slabs`` yields complete rows.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from healsg.errors import ConfigError
 
 Rule = Literal["monai", "nnunet"]
 Predict = Callable[[Tensor], Tensor]
-"""(N, C, ...) windows to (N, K, ...) outputs of the same size."""
+"""Maps (N, C, ...) windows to (N, K, ...) outputs of the same size."""
 
-PIECE = 1 << 18
-"""Outputs that are averaged at once."""
+PIECE = 1 << 20
+"""The number of outputs that are averaged at once."""
 
 SIGMA = 0.125
-"""The deviation of the Gaussian weights, as a share of the window's side."""
+"""The standard deviation of the Gaussian weights, relative to the side of the window."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """How an image is taken apart.
+    """How an image is split into windows.
 
     Args:
         size: the sides of a window, in pixels.
-        rule: where windows lie and how they weigh; see the module.
-        overlap: the share of a window that the next one covers too, below 1.
-        gaussian: weigh windows by a Gaussian; else all pixels of a window alike.
-        batch: windows that are predicted at once.
-        mirror: the spatial axes, from 0, along which each window is mirrored too: the mean over all combinations.
+        rule: the positions and weights of windows; see the module's docstring.
+        overlap: the overlap of neighbouring windows, as a share of a window, below 1.
+        gaussian: use Gaussian weights; otherwise all pixels of a window have the same weight.
+        batch: windows per forward pass.
+        mirror: the spatial axes, from 0, for test-time mirroring: the output is the mean over all combinations of them.
     """
 
     size: tuple[int, ...]
@@ -75,22 +75,22 @@ class Windows:
             raise ConfigError(f"windows: mirror={list(self.mirror)}, but the axes are 0 to {len(self.size) - 1}")
 
 
-# --- where windows lie, and how they weigh ---------------------------------------------------------------------------
+# --- positions and weights of windows --------------------------------------------------------------------------------
 
 
 def starts(side: int, window: int, overlap: float, rule: Rule) -> list[int]:
-    """The first pixel of each window along one axis of ``side`` pixels, which are at least the window's."""
+    """The first pixel of each window along an axis of ``side`` pixels; ``side`` is at least ``window``."""
     if side == window:
         return [0]
     if rule == "monai":
         step = max(1, int(window * (1 - overlap)))
         return [min(number * step, side - window) for number in range(math.ceil((side - window) / step) + 1)]
     number = math.ceil((side - window) / (window * (1 - overlap))) + 1
-    return [round((side - window) / (number - 1) * place) for place in range(number)]
+    return [round((side - window) / (number - 1) * index) for index in range(number)]
 
 
 def weights(windows: Windows) -> Tensor:
-    """Float32 of a window's size: how much each of its pixels weighs, above 0 everywhere."""
+    """The weights of the pixels of a window, float32, above 0 everywhere."""
     if not windows.gaussian:
         return torch.ones(windows.size)
     product = torch.ones(())
@@ -102,7 +102,7 @@ def weights(windows: Windows) -> Tensor:
 
 
 def mirrored(predict: Predict, axes: Sequence[int]) -> Predict:
-    """The mean of what is predicted of each mirror image along ``axes`` (spatial, from 0), mirrored back."""
+    """Test-time mirroring: the mean over all combinations of flips along ``axes`` (spatial, from 0), flipped back."""
     flips = [flip for number in range(len(axes) + 1) for flip in itertools.combinations(axes, number)]
 
     def averaged(batch: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def mirrored(predict: Predict, axes: Sequence[int]) -> Predict:
 
 
 def ensemble(predictors: Sequence[Predict]) -> Predict:
-    """The mean of several networks' outputs, such as those of several folds."""
+    """The mean of the outputs of several networks, such as those of several folds."""
 
     def averaged(batch: Tensor) -> Tensor:
         total = predictors[0](batch)
@@ -138,43 +138,43 @@ def slabs(
     axis: int | None = None,
     empty: Empty = np.empty,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Predict an image slab by slab: ``(first, output)`` with ``output`` (K, ...) of the rows from ``first`` on,
-    float32 on ``device``. One after the other they are the whole output.
+    """Predict an image slab by slab. Yields ``(first, output)``: ``output`` (K, ...), float32 on ``device``, holds the
+    rows from ``first`` on. Concatenated along ``axis``, the slabs are the complete output.
 
     Args:
         predict: the network.
-        image: (C, ...), a tensor or an array, memory-mapped ones too: no more of it is read than a batch of windows.
-        windows: how it is taken apart.
-        device: where windows are predicted and outputs averaged.
-        axis: the spatial axis along which slabs follow each other; the longest where it is None.
-        empty: makes the arrays of the sums where ``device`` is the CPU, such as ``Scratch.empty``.
+        image: (C, ...), a tensor or an array, possibly memory-mapped: only one batch of windows is read at a time.
+        windows: how it is split.
+        device: the device of the network and of the averages.
+        axis: the spatial axis of the slabs; None for the longest.
+        empty: allocates the sums if ``device`` is the CPU, such as ``Scratch.empty``.
     """
     sides = tuple(image.shape[1:])
     if len(sides) != len(windows.size):
         raise ConfigError(f"windows: {list(windows.size)} is for {len(windows.size)} axes, the image has {len(sides)}")
     axis = slab_axis(sides) if axis is None else axis
     padded = [max(side, window) for side, window in zip(sides, windows.size, strict=True)]
-    before = [(whole - side) // 2 for whole, side in zip(padded, sides, strict=True)]
+    before = [(length - side) // 2 for length, side in zip(padded, sides, strict=True)]
     inside = [slice(pad, pad + side) for pad, side in zip(before, sides, strict=True)]
-    sum_of = _Sums(padded, windows, axis, weights(windows).to(device), empty)
+    sums = _Sums(padded, windows, axis, weights(windows).to(device), empty)
     averaged = mirrored(predict, windows.mirror)
-    places = _places(padded, windows, axis)
-    for first in range(0, len(places), windows.batch):
-        batch = places[first : first + windows.batch]
-        cut = [_window(image, place, windows.size, before) for place in batch]
-        outputs = averaged(torch.stack(cut).to(device))
-        for place, output in zip(batch, outputs, strict=True):
-            for done in sum_of.advance(place[axis]):
-                yield from _visible(done, inside, axis)
-            sum_of.add(place, output)
-    for done in sum_of.advance(padded[axis]):
-        yield from _visible(done, inside, axis)
+    origins = _origins(padded, windows, axis)
+    for first in range(0, len(origins), windows.batch):
+        batch = origins[first : first + windows.batch]
+        inputs = [_window(image, origin, windows.size, before) for origin in batch]
+        outputs = averaged(torch.stack(inputs).to(device))
+        for origin, output in zip(batch, outputs, strict=True):
+            for rows in sums.advance(origin[axis]):
+                yield from _without_padding(rows, inside, axis)
+            sums.add(origin, output)
+    for rows in sums.advance(padded[axis]):
+        yield from _without_padding(rows, inside, axis)
 
 
-def whole(
+def full_output(
     predict: Predict, image: Any, windows: Windows, device: torch.device | str = "cpu", axis: int | None = None
 ) -> Tensor:
-    """(K, ...) the whole output of an image, float32 on ``device``; see ``slabs`` for the arguments."""
+    """The complete output (K, ...) of an image, float32 on ``device``; see ``slabs`` for the arguments."""
     axis = slab_axis(image.shape[1:]) if axis is None else axis
     return torch.cat([output for _, output in slabs(predict, image, windows, device, axis)], dim=axis + 1)
 
@@ -182,59 +182,60 @@ def whole(
 def labels(
     predict: Predict, image: Any, windows: Windows, device: torch.device | str = "cpu", regions: Sequence[int] = ()
 ) -> Tensor:
-    """(...) uint8 or, of more than 256 classes, int16: the class of the largest score of each pixel, on the CPU.
+    """The label of each pixel of an image, on the CPU: uint8, or int16 for more than 256 classes.
 
     Args:
         predict, image, windows, device: see ``slabs``.
-        regions: where outputs are regions, predicted above 0: the label that each of them writes, later ones over
-            earlier ones; a pixel of none is 0.
+        regions: empty if the outputs are classes (argmax). If they are regions, which contain a pixel if their score is
+            above 0: the label of each; later regions overwrite earlier ones, and pixels in no region are 0.
     """
     axis = slab_axis(image.shape[1:])
-    made: Tensor | None = None
+    result: Tensor | None = None
     for first, output in slabs(predict, image, windows, device, axis):
-        part = chosen(output, regions)
-        if made is None:
-            made = torch.zeros(tuple(image.shape[1:]), dtype=part.dtype)
-        made.narrow(axis, first, output.shape[axis + 1]).copy_(part)
-    assert made is not None
-    return made
+        part = label_map(output, regions)
+        if result is None:
+            result = torch.zeros(tuple(image.shape[1:]), dtype=part.dtype)
+        result.narrow(axis, first, output.shape[axis + 1]).copy_(part)
+    assert result is not None
+    return result
 
 
-def chosen(scores: Tensor, regions: Sequence[int] = ()) -> Tensor:
-    """(...) uint8 or, of more than 256 classes, int16: the class of the largest of (K, ...) scores; where outputs are
-    regions, what ``labels`` says."""
+def label_map(scores: Tensor, regions: Sequence[int] = ()) -> Tensor:
+    """The labels (...) for scores (K, ...), uint8, or int16 for more than 256 classes; see ``labels`` for
+    ``regions``."""
     kind = torch.int16 if max([len(scores) - 1, *regions]) > 255 else torch.uint8
     if not regions:
         return scores.argmax(dim=0).to(kind)
-    found = torch.zeros(scores.shape[1:], dtype=kind, device=scores.device)
+    result = torch.zeros(scores.shape[1:], dtype=kind, device=scores.device)
     for label, inside in zip(regions, scores > 0, strict=True):
-        found = torch.where(inside, label, found)
-    return found
+        result = torch.where(inside, label, result)
+    return result
 
 
 def slab_axis(sides: Sequence[int]) -> int:
-    """The longest axis, along which a slab is the smallest part of the whole."""
+    """The longest axis, along which slabs are smallest."""
     return max(range(len(sides)), key=lambda axis: sides[axis])
 
 
 def memory(sides: Sequence[int], windows: Windows, outputs: int, axis: int | None = None) -> int:
-    """The bytes that averaging takes for an image of ``sides`` and ``outputs`` channels, beside the network itself."""
+    """The memory for averaging, in bytes, for an image of ``sides`` and ``outputs`` channels, without that of the
+    network."""
     axis = slab_axis(sides) if axis is None else axis
     padded = [max(side, window) for side, window in zip(sides, windows.size, strict=True)]
     rows = math.prod(padded) // padded[axis] * windows.size[axis]
     return 4 * (rows * (outputs + 1) + math.prod(windows.size) * (outputs * (windows.batch + 1) + 1))
 
 
-def _places(padded: Sequence[int], windows: Windows, axis: int) -> list[tuple[int, ...]]:
-    """The first pixels of all windows, in the order of ``axis``."""
+def _origins(padded: Sequence[int], windows: Windows, axis: int) -> list[tuple[int, ...]]:
+    """The first pixels of all windows, sorted along ``axis``."""
     along = [starts(side, size, windows.overlap, windows.rule) for side, size in zip(padded, windows.size, strict=True)]
-    return sorted(itertools.product(*along), key=lambda place: place[axis])
+    return sorted(itertools.product(*along), key=lambda origin: origin[axis])
 
 
-def _window(image: Any, place: Sequence[int], size: Sequence[int], before: Sequence[int]) -> Tensor:
-    """One window, float32 if it holds whole numbers, with zeros where it reaches beyond the image."""
+def _window(image: Any, origin: Sequence[int], size: Sequence[int], before: Sequence[int]) -> Tensor:
+    """One window of the image, integers converted to float32, zero-padded outside the image."""
     box, padding = [], []
-    for start, window, pad, side in zip(place, size, before, image.shape[1:], strict=True):
+    for start, window, pad, side in zip(origin, size, before, image.shape[1:], strict=True):
         low, high = start - pad, start - pad + window
         box.append(slice(max(low, 0), min(high, side)))
         padding.append((max(-low, 0), max(high - side, 0)))
@@ -244,14 +245,14 @@ def _window(image: Any, place: Sequence[int], size: Sequence[int], before: Seque
 
 
 class _Sums:
-    """The weighted sums of the rows that windows to come may still add to.
+    """The weighted sums of outputs in the rows that further windows may still change.
 
     Args:
-        sides: of the image, padded.
-        windows: of which each adds.
-        axis: along which windows come in order.
-        weight: of a window's pixels.
-        empty: makes the arrays of sums on the CPU.
+        sides: the shape of the padded image.
+        windows: how it is split.
+        axis: the axis along which windows are sorted.
+        weight: the weights of a window's pixels.
+        empty: allocates the sums on the CPU.
     """
 
     def __init__(self, sides: Sequence[int], windows: Windows, axis: int, weight: Tensor, empty: Empty) -> None:
@@ -261,9 +262,9 @@ class _Sums:
         self.weight = weight
         self.empty = empty
         self.base = 0
-        """The row at which the sums begin; those before are complete."""
+        """The first row of the sums; rows before it are complete."""
         self.total: Tensor | None = None
-        self.counted = self._zeros()
+        self.weight_sums = self._zeros()
 
     def _zeros(self, *channels: int) -> Tensor:
         sides = [self.windows.size[axis] if axis == self.axis else side for axis, side in enumerate(self.sides)]
@@ -272,19 +273,20 @@ class _Sums:
             return self.weight.new_zeros(shape)
         return torch.from_numpy(self.empty(shape, np.float32)).zero_()
 
-    def add(self, place: Sequence[int], output: Tensor) -> None:
-        """Add a window that starts at ``base`` along the axis."""
+    def add(self, origin: Sequence[int], output: Tensor) -> None:
+        """Add the output of a window; along ``axis`` it starts at ``base``."""
         if self.total is None:
             self.total = self._zeros(len(output))
         box = tuple(
             slice(None) if axis == self.axis else slice(start, start + size)
-            for axis, (start, size) in enumerate(zip(place, self.windows.size, strict=True))
+            for axis, (start, size) in enumerate(zip(origin, self.windows.size, strict=True))
         )
         self.total[(slice(None), *box)] += output.float() * self.weight
-        self.counted[box] += self.weight
+        self.weight_sums[box] += self.weight
 
     def advance(self, start: int) -> Iterator[tuple[int, Tensor]]:
-        """The means of the rows before ``start``, some rows at a time, each with its first row; then drop them."""
+        """Yield the means of the rows before ``start``, some rows at a time with the first one's index, and discard
+        them."""
         rows = min(start - self.base, self.windows.size[self.axis])
         if rows <= 0 or self.total is None:
             return
@@ -292,20 +294,20 @@ class _Sums:
         at_once = max(1, PIECE // plane)
         for at in range(0, rows, at_once):
             count = min(at_once, rows - at)
-            sums, counted = self.total.narrow(self.axis + 1, at, count), self.counted.narrow(self.axis, at, count)
-            yield self.base + at, sums / counted
+            sums = self.total.narrow(self.axis + 1, at, count)
+            yield self.base + at, sums / self.weight_sums.narrow(self.axis, at, count)
         self.base = start
-        for sums, axis in ((self.total, self.axis + 1), (self.counted, self.axis)):
+        for sums, axis in ((self.total, self.axis + 1), (self.weight_sums, self.axis)):
             kept = sums.shape[axis] - rows
-            for at in range(0, kept, rows):  # parts that do not overlap with where they go
+            for at in range(0, kept, rows):  # in pieces, since source and destination must not overlap
                 count = min(rows, kept - at)
                 sums.narrow(axis, at, count).copy_(sums.narrow(axis, at + rows, count))
             sums.narrow(axis, kept, rows).zero_()
 
 
-def _visible(done: tuple[int, Tensor], inside: Sequence[slice], axis: int) -> Iterator[tuple[int, Tensor]]:
-    """The part of complete rows that lies in the image and not in its padding."""
-    first, output = done
+def _without_padding(rows: tuple[int, Tensor], inside: Sequence[slice], axis: int) -> Iterator[tuple[int, Tensor]]:
+    """Complete rows without the padding of the image."""
+    first, output = rows
     low, high = max(first, inside[axis].start), min(first + output.shape[axis + 1], inside[axis].stop)
     if low < high:
         box = [slice(low - first, high - first) if at == axis else one for at, one in enumerate(inside)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
-from healsg.evaluation.sliding_window import Rule, Windows, whole
+from healsg.evaluation.sliding_window import Rule, Windows, full_output
 from healsg.losses.segmentation import DeepSupervision, DiceCrossEntropy, for_labels
 from healsg.model import Network, TaskModel
 from healsg.models.planning import Budget
@@ -288,7 +288,7 @@ class DenseModel(TaskModel):
             return network(input)
         axes = tuple(range(len(window))) if self.mirror else ()
         windows = Windows(window, self.windows, self.overlap, mirror=axes)
-        return torch.stack([whole(network, image, windows, input.device) for image in input])
+        return torch.stack([full_output(network, image, windows, input.device) for image in input])
 
 
 def refuse_samples(model: TaskModel, info: DataInfo) -> None:

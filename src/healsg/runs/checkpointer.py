@@ -131,7 +131,7 @@ class Checkpointer(Watcher):
         """Restore the task from ``state``, which was saved in ``path``, and truncate ``metrics.jsonl`` to that save."""
         if path == self.folder.last:
             self.good_last = checkpoint.stamp(path)
-        lost_best, forced = task.runner.parallel.share(lambda: self._check(path, state))
+        lost_best, forced = task.runner.parallel.run_on_rank_zero(lambda: self._check(path, state))
         if lost_best:
             self.forgot_best = True
             progress = state["runner"]
@@ -141,7 +141,7 @@ class Checkpointer(Watcher):
             task.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, RunError) as error:
             raise RunError(f"{path}: does not fit this task: {one_line(error)}") from error
-        task.runner.parallel.share(lambda: self._truncate_lines(state))
+        task.runner.parallel.run_on_rank_zero(lambda: self._truncate_lines(state))
         self._rank_epochs(task)
         runner = task.runner
         epoch = min(task.epoch, task.max_epoch)
@@ -472,7 +472,7 @@ class Checkpointer(Watcher):
         else:
             return Evaluation({})
         model = task.task_method.eval_model(task)
-        weights = task.runner.parallel.spread(model, checkpoint.load(self.folder.best)["model"])
+        weights = task.runner.parallel.shard_state(model, checkpoint.load(self.folder.best)["model"])
         with checkpoint.weights_of(model, weights):
             measured = EvalEpoch(task, split, collector=self.collector).evaluation()
         if self.collector is not None:

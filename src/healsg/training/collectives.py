@@ -17,9 +17,9 @@ from healsg.errors import ConfigError
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def gather_rows(own: Tensor, counts: list[int], rank: int) -> Tensor:
+def gather_rows(local: Tensor, counts: list[int], rank: int) -> Tensor:
     """The first ``counts[rank]`` rows of every process, by rank, as one batch; see ``Parallel.gather_rows``."""
-    gathered: Tensor = _GatherRows.apply(own, counts, rank)
+    gathered: Tensor = _GatherRows.apply(local, counts, rank)
     return gathered
 
 
@@ -27,12 +27,12 @@ class _GatherRows(torch.autograd.Function):
     """All-gather of rows. The gradient of a process's own rows is the sum of their gradients over all processes."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, counts: list[int], rank: int) -> Tensor:
+    def forward(ctx: Any, local: Tensor, counts: list[int], rank: int) -> Tensor:
         ctx.counts = counts
-        ctx.rows = len(own)
+        ctx.rows = len(local)
         ctx.rank = rank
-        padded = own.new_zeros(max(counts), *own.shape[1:])
-        padded[: counts[rank]] = own[: counts[rank]]
+        padded = local.new_zeros(max(counts), *local.shape[1:])
+        padded[: counts[rank]] = local[: counts[rank]]
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
@@ -42,9 +42,9 @@ class _GatherRows(torch.autograd.Function):
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         start, count = sum(ctx.counts[: ctx.rank]), ctx.counts[ctx.rank]
-        own = total.new_zeros(ctx.rows, *total.shape[1:])
-        own[:count] = total[start : start + count]
-        return own, None, None
+        local = total.new_zeros(ctx.rows, *total.shape[1:])
+        local[:count] = total[start : start + count]
+        return local, None, None
 
 
 # --- BatchNorm -------------------------------------------------------------------------------------------------------

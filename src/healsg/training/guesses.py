@@ -54,7 +54,7 @@ class GuessLedger:
 
     def __init__(self, task: Task) -> None:
         loader = task.train_loader
-        task.runner.parallel.require_one("runner.ledger: works in one process")
+        task.runner.parallel.require_single_process("runner.ledger: works in one process")
         if task.info is None or task.info.kind != "multiclass" or not isinstance(loader, Loader):
             raise ConfigError("runner.ledger: needs one class a sample, and loaders that healsg makes")
         if task.runner.auto_accumulate:

@@ -69,7 +69,7 @@ class Ledger:
 
     @staticmethod
     def _check(task: Task, loader: Any) -> None:
-        task.runner.parallel.require_one("runner.ledger: works in one process")
+        task.runner.parallel.require_single_process("runner.ledger: works in one process")
         flat = task.task_method.needs.flat  # type: ignore[attr-defined]
         if task.info is None or task.info.kind != "multiclass" or not flat or not isinstance(loader, Loader):
             raise ConfigError("runner.ledger: needs one class a sample, and a method that takes labelled samples alone")

@@ -37,7 +37,7 @@ def check(runner: Runner, method: Method) -> None:
     if not runner.auto_accumulate:
         return
     reason = "runner.auto_accumulate: works in one process; set data.batch_size and runner.accumulate"
-    runner.parallel.require_one(reason)
+    runner.parallel.require_single_process(reason)
     if runner.accumulate > 1:
         raise ConfigError("runner.auto_accumulate: takes batches apart by itself; leave runner.accumulate at 1")
     if not method.mean_over_samples or method.replaces("step"):
@@ -90,7 +90,7 @@ def halve(task: Task, micro: MicroBatch, error: BaseException) -> bool:
 def step_in_pieces(task: Task, batch: TrainBatch, micro: MicroBatch) -> tuple[dict[str, Any], bool]:
     """One update from ``runner.pieces`` pieces of a batch, each of which is a micro-batch."""
     rows = micro.rows
-    pieces = min(task.runner.pieces, rows // task.runner.plan.least)
+    pieces = min(task.runner.pieces, rows // task.runner.plan.min_rows)
     totals: dict[str, Any] = {}
     moved = False
     for number in range(pieces):

@@ -1,5 +1,6 @@
-"""Parallel: the processes of a run as one object, which knows how the network is wrapped, when gradients are exchanged,
-and what else goes from process to process. With one process its methods do nothing, so that no caller asks first."""
+"""Parallel: the communication between the processes of a run. It wraps the network, decides when gradients are
+synchronised, and provides collective operations. With a single process its methods do nothing, so that callers need no
+case distinction."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ T = TypeVar("T")
 
 
 class ElsewhereError(HealsgError):
-    """Rank 0 met an error and has reported it; the other processes end with its status, in silence."""
+    """Raised on the other ranks after an error on rank 0, which reports it; they exit with its status, without a
+    message."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -30,15 +32,15 @@ class ElsewhereError(HealsgError):
 
 
 class Parallel:
-    """What one process knows of the processes of its run. Their group is joined and left in ``distributed``.
+    """The processes of a run, as seen by one of them. ``distributed`` creates and destroys the process group.
 
-    Each process holds all weights (DistributedDataParallel), or its part of each (FSDP2; see ``training.sharded``).
+    Each process holds all weights (DistributedDataParallel), or a shard of each (FSDP2; see ``training.sharded``).
 
     Args:
-        rank, world: this process's number, from 0, and the number of processes.
-        local_rank, local_world: the same on this machine, whose devices the processes share.
-        sync_batchnorm: BatchNorm takes its statistics over the batch of all processes.
-        shard: each process holds a part of the weights; without effect on one process.
+        rank, world: this process's rank, and the number of processes.
+        local_rank, local_world: the same among the processes on this machine, which share its devices.
+        sync_batchnorm: compute BatchNorm's statistics over the batch of all processes.
+        shard: shard the weights over the processes; no effect with one process.
     """
 
     def __init__(
@@ -62,24 +64,24 @@ class Parallel:
 
     @classmethod
     def of_launch(cls, sync_batchnorm: bool = False, shard: bool = False) -> Parallel:
-        """The processes that a launcher such as torchrun started, from the environment alone."""
+        """The processes that a launcher such as torchrun started, according to the environment variables."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world <= 1:
             return cls(sync_batchnorm=sync_batchnorm, shard=shard)
         rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
         return cls(rank, world, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), sync_batchnorm, shard)
 
-    def require_one(self, mistake: str) -> None:
-        """Refuse several processes, for what works in one alone. Raises ConfigError with this message."""
+    def require_single_process(self, message: str) -> None:
+        """Raise ConfigError with ``message`` if there are several processes."""
         if self.several:
-            raise ConfigError(mistake)
+            raise ConfigError(message)
 
     # --- the network and its gradients -------------------------------------------------------------------------------
 
     def synchronise_norms(self, device: torch.device, *modules: nn.Module) -> None:
-        """Let BatchNorm in these modules, in place, take its statistics over all processes, where that is asked for.
+        """With ``sync_batchnorm``, make BatchNorm in these modules compute its statistics over all processes, in place.
 
-        Raises ConfigError for a BatchNorm that computes in a way of its own.
+        Raises ConfigError for a subclass of BatchNorm that overrides ``forward``.
         """
         if self.several and self.sync_batchnorm:
             from healsg.training.collectives import synchronise
@@ -90,13 +92,13 @@ class Parallel:
     def wrap(
         self, model: nn.Module, device: torch.device, find_unused_parameters: bool, blocks: Sequence[nn.Module] = ()
     ) -> nn.Module:
-        """What a training step calls so that gradients are exchanged; the network itself where none are, or where it is
-        sharded.
+        """The module that a training step calls, so that gradients are synchronised: a DistributedDataParallel, or the
+        network itself if there is nothing to synchronise or it is sharded.
 
         Args:
             model: the network, on ``device``.
             find_unused_parameters: whether a step may leave parameters without a gradient.
-            blocks: the modules in it that are sharded each by itself.
+            blocks: its modules that are sharded one by one.
         """
         if self.shards:
             from healsg.training.sharded import shard
@@ -108,8 +110,8 @@ class Parallel:
         from torch.nn.parallel import DistributedDataParallel
 
         if any(parameter.dim() > 3 and math.prod(parameter.shape[2:]) == 1 for parameter in model.parameters()):
-            # The strides of such a kernel say nothing along axes of one pixel, and those of its gradient, which depend
-            # on torch's kernel for the layer, may be others. DDP copies it as any other, and warns all the same.
+            # Strides along axes of size 1 are arbitrary, so a 1x1 kernel and its gradient may have different strides.
+            # DDP copies the gradient correctly in any case, but warns.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         devices = [device] if device.type == "cuda" else None
         return DistributedDataParallel(model, devices, find_unused_parameters=find_unused_parameters)
@@ -117,18 +119,18 @@ class Parallel:
     def forward_context(
         self, net: nn.Module, closes: bool, rows: int, inner: contextlib.AbstractContextManager[Any]
     ) -> contextlib.AbstractContextManager[Any]:
-        """What surrounds a forward pass: ``inner``, and what the processes need.
+        """The context of a forward pass: ``inner``, and what several processes need in addition.
 
         Args:
-            net: what ``wrap`` gave.
-            closes: whether the update follows; gradients are exchanged only then.
-            rows: this process's own samples; one without any repeats those of another process, which the shared
-                statistics of BatchNorm leave out.
-            inner: what surrounds the pass in any case.
+            net: the module that ``wrap`` returned.
+            closes: whether this is the last micro-batch of an update; gradients are synchronised only then.
+            rows: the samples of this process. If it has none, it runs on copies of another process's samples, which
+                are left out of the synchronised statistics of BatchNorm.
+            inner: the context with a single process, such as autocast.
         """
         if not self.several:
             return inner
-        if self.shards:  # FSDP2 asks as the backward pass runs, when a context of the forward pass has ended
+        if self.shards:  # a setting and not a context: FSDP2 reads it in the backward pass, after the context has ended
             from healsg.training.sharded import synchronise_gradients
 
             synchronise_gradients(net, closes)
@@ -142,10 +144,10 @@ class Parallel:
             from healsg.training.collectives import repeated_rows
 
             contexts.append(repeated_rows())
-        return _all_of(contexts)
+        return _nested(contexts)
 
     def align(self, model: nn.Module) -> None:
-        """Give every process rank 0's buffers before an evaluation, so that the numbers are those of what is saved."""
+        """Broadcast rank 0's buffers before an evaluation, so that the saved state is evaluated."""
         if self.several:
             import torch.distributed as dist
 
@@ -155,42 +157,42 @@ class Parallel:
     # --- sharded weights ---------------------------------------------------------------------------------------------
 
     def whole(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """A context in which each process holds all weights of a network; all must enter and leave it."""
+        """A context in which every process holds all weights of a network; all processes must enter and leave it."""
         if not self.shards:
             return contextlib.nullcontext()
-        from healsg.training.sharded import whole
+        from healsg.training.sharded import unsharded
 
-        return whole(model)
+        return unsharded(model)
 
     def gathered(self, state: T) -> T:
-        """A state dict with whole tensors, at rank 0 alone where they were sharded; all processes must call it."""
+        """A state dict with full tensors, on rank 0 only if it is sharded; all processes must call it."""
         if not self.shards:
             return state
         from healsg.training.sharded import gathered
 
-        made: T = gathered(state, self.rank)
-        return made
+        result: T = gathered(state, self.rank)
+        return result
 
-    def spread(self, model: nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
-        """Whole weights as ``model`` takes them: as shards, where it is sharded."""
+    def shard_state(self, model: nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
+        """A state dict of full tensors in the form that ``model`` loads: sharded, if the model is."""
         if not self.shards:
             return weights
-        from healsg.training.sharded import spread
+        from healsg.training.sharded import shard_state
 
-        return spread(model.state_dict(), weights)
+        return shard_state(model.state_dict(), weights)
 
-    def spread_optimizer(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        """The same of an optimizer's state."""
+    def shard_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        """The same for an optimizer's state."""
         if not self.shards:
             return state
-        from healsg.training.sharded import spread_optimizer
+        from healsg.training.sharded import shard_optimizer_state
 
-        return spread_optimizer(optimizer, state)
+        return shard_optimizer_state(optimizer, state)
 
     # --- tensors -----------------------------------------------------------------------------------------------------
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of each process's ``value``, in place; every process must call it."""
+        """The sum of ``value`` over all processes, in place; all processes must call it."""
         if self.several:
             import torch.distributed as dist
 
@@ -198,7 +200,7 @@ class Parallel:
         return value
 
     def largest(self, value: Tensor) -> Tensor:
-        """The largest of each process's ``value``, number by number and in place; every process must call it."""
+        """The elementwise maximum of ``value`` over all processes, in place; all processes must call it."""
         if self.several:
             import torch.distributed as dist
 
@@ -206,7 +208,8 @@ class Parallel:
         return value
 
     def row_counts(self, rows: int) -> list[int]:
-        """How many rows each process has, by rank. The exchange goes over the CPU, so that no device is waited for."""
+        """The number of rows of each process, by rank. It is exchanged on the CPU, so that no device is
+        synchronised."""
         if not self.several:
             return [rows]
         import torch
@@ -216,60 +219,61 @@ class Parallel:
         found: list[int] = self.sum(counts).tolist()
         return found
 
-    def gather_rows(self, own: Tensor, rows: int | None = None) -> Tensor:
-        """The rows of all processes, by rank, as one batch; with one process ``own`` as it is.
+    def gather_rows(self, local: Tensor, rows: int | None = None) -> Tensor:
+        """The rows of all processes, by rank, as one batch (all-gather); with one process, ``local``.
 
-        The gradient of a process's rows is the sum of what all processes' losses give them. Where every process returns
-        the same loss of the whole batch, and its own rows as ``count``, the runner's mean over processes is thus the
-        gradient of that loss, as of one process with the joined batch.
+        The gradient of a process's rows is the sum of the gradients of all processes' losses. If every process returns
+        the same loss of the global batch, with its own number of rows as weight, the runner's mean over processes is
+        therefore the gradient of that loss, as in one process with the global batch.
 
         Args:
-            own: (n, ...), the rows of this process; n may differ from process to process.
-            rows: how many of them count, the first ones; all by default. A process without samples repeats those of
-                others and has 0 that count.
+            local: (n, ...), the rows of this process; n may differ from process to process.
+            rows: how many of them are used, from the first on; all by default. A process without samples of its own has
+                copies of another process's, of which none is used.
         """
         if not self.several:
-            return own
+            return local
         from healsg.training.collectives import gather_rows
 
-        return gather_rows(own, self.row_counts(len(own) if rows is None else rows), self.rank)
+        return gather_rows(local, self.row_counts(len(local) if rows is None else rows), self.rank)
 
-    # --- plain values ------------------------------------------------------------------------------------------------
+    # --- values ------------------------------------------------------------------------------------------------------
 
     def gather(self, value: T) -> list[T]:
-        """Each process's small plain value, by rank."""
+        """Every process's value, by rank; for small picklable values."""
         if not self.several:
             return [value]
         import torch.distributed as dist
 
-        box: list[Any] = [None] * self.world
-        dist.all_gather_object(box, value)
-        return box
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
 
-    def share(self, make: Callable[[], T]) -> T:
-        """Let rank 0 make a plain value and give it, or the error that came instead, to all."""
+    def run_on_rank_zero(self, function: Callable[[], T]) -> T:
+        """Call a function on rank 0 and return its result on all ranks; small and picklable. If it fails, rank 0 raises
+        its error and the others ElsewhereError."""
         if not self.several:
-            return make()
+            return function()
         import torch.distributed as dist
 
-        box: list[Any] = [None, None]
+        message: list[Any] = [None, None]
         failure: BaseException | None = None
         if self.rank == 0:
             try:
-                box[0] = make()
+                message[0] = function()
             except BaseException as error:
                 failure = error
-                box[1] = (str(error), getattr(error, "status", 1))
-        dist.broadcast_object_list(box, src=0)
+                message[1] = (str(error), getattr(error, "status", 1))
+        dist.broadcast_object_list(message, src=0)
         if failure is not None:
             raise failure
-        if box[1] is not None:
-            raise ElsewhereError(*box[1])
-        value: T = box[0]
+        if message[1] is not None:
+            raise ElsewhereError(*message[1])
+        value: T = message[0]
         return value
 
     def barrier(self) -> None:
-        """Wait for the others."""
+        """Wait until all processes have called this."""
         if self.several:
             import torch.distributed as dist
 
@@ -277,8 +281,8 @@ class Parallel:
 
 
 @contextlib.contextmanager
-def _all_of(contexts: list[contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
-    """Several surroundings as one."""
+def _nested(contexts: list[contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
+    """Several contexts as one."""
     with contextlib.ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)

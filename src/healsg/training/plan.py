@@ -15,7 +15,7 @@ class Plan:
         accumulate: micro-batches per update.
         total_steps: updates of the run.
         batch_size: samples of a full micro-batch over all processes; 1 if the loader does not define it.
-        least: the fewest samples per batch that the network can be trained with; BatchNorm needs two.
+        min_rows: the fewest samples per batch that the network can be trained with; BatchNorm needs two.
         seed, shared_seed: seeds of the random numbers in a training step: of this process, and shared by all processes.
     """
 
@@ -23,7 +23,7 @@ class Plan:
     accumulate: int = 1
     total_steps: int = 0
     batch_size: float = 1.0
-    least: int = 1
+    min_rows: int = 1
     seed: int = 0
     shared_seed: int = 0
 

@@ -42,14 +42,14 @@ def shard(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, w
         raise ConfigError(f"runner.shard: {type(model).__name__} cannot be sharded: {error}") from error
 
 
-def synchronise_gradients(model: nn.Module, wanted: bool) -> None:
+def synchronise_gradients(model: nn.Module, enabled: bool) -> None:
     """Set whether backward passes from here on synchronise gradients, or accumulate them in each process."""
     assert isinstance(model, FSDPModule)
-    model.set_requires_gradient_sync(wanted)
+    model.set_requires_gradient_sync(enabled)
 
 
 @contextlib.contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """A context in which all parameters of a network are gathered, so that forward passes need no communication: in an
     evaluation the processes have different numbers of batches. All processes must enter and leave it."""
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -82,13 +82,13 @@ def gathered(state: Any, rank: int) -> Any:
     return state
 
 
-def spread(own: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
-    """Shard the full tensors of ``state`` as the tensors of the same names in ``own``; every process has ``state``, so
+def shard_state(like: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """Shard the full tensors of ``state`` as the tensors of the same names in ``like``; every process has ``state``, so
     that no communication is needed."""
-    return {name: _sharded_like(own.get(name), value) for name, value in state.items()}
+    return {name: _sharded_like(like.get(name), value) for name, value in state.items()}
 
 
-def spread_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+def shard_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
     """Shard the full tensors in an optimizer's state as its parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     sharded = {

@@ -191,7 +191,7 @@ class RandomWindow(FloatTransform):
 
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
         if draw is not None and (draw.shared is not draw or is_placed(batch)):
-            raise ConfigError("data.augment: crop moves images by itself, and no mask follows; standard works")
+            raise ConfigError("data.augment: crop does not transform masks along with images; use standard")
         return super().__call__(batch, draw)
 
 
@@ -340,9 +340,7 @@ class PolicyTransform:
         if draw is None:
             return self.usual(batch, None)
         if draw.shared is not draw or is_placed(batch):
-            raise ConfigError(
-                f"data.augment: {self.policy} moves images by itself, and no mask follows; standard works"
-            )
+            raise ConfigError(f"data.augment: {self.policy} does not transform masks along with images; use standard")
         images = self.usual.move(batch["input"], draw)
         if self.usual.maximum != 255 or images.is_floating_point():  # the policies are for images of 8 bits
             images = (images * (255 / self.usual.maximum)).round().to(torch.uint8)

@@ -74,7 +74,7 @@ def composed_once(make: Callable[[], T]) -> T:
     if distributed.processes().several and not distributed.connected():
         distributed.connect()
         _same_command()
-    return distributed.processes().share(make)
+    return distributed.processes().run_on_rank_zero(make)
 
 
 def of_one_run(composed: Composed) -> Composed:

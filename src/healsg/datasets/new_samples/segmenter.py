@@ -24,7 +24,7 @@ from healsg.datasets.volumes.files import Array, Volume, read_geometry, write_vo
 from healsg.datasets.volumes.mapped import mapped_image
 from healsg.errors import ConfigError, DataError
 from healsg.evaluation.predictor import Predictor
-from healsg.evaluation.sliding_window import Predict, Windows, chosen, ensemble, memory, slab_axis, slabs
+from healsg.evaluation.sliding_window import Predict, Windows, ensemble, label_map, memory, slab_axis, slabs
 from healsg.models.unet import DenseModel
 from healsg.safefiles import replacing
 
@@ -159,7 +159,7 @@ class Segmenter:
         parts = [part.cpu() for _, part in slabs(self.predicted, input, self.windows, self.device, axis)]
         scores = torch.cat(parts, dim=axis + 1)
         if tuple(scores.shape[1:]) == sides:
-            return chosen(scores, self.regions).numpy().astype(np.int32)
+            return label_map(scores, self.regions).numpy().astype(np.int32)
         made = np.zeros(sides, dtype=np.int32)
         depth = scores.shape[1]
         for first in range(0, sides[0], ROWS):
@@ -170,7 +170,7 @@ class Segmenter:
             share = (place - low).float().view(1, -1, 1)
             rows = scores[:, low] * (1 - share) + scores[:, high] * share
             wide = F.interpolate(rows, sides[1], mode="linear", align_corners=False)
-            made[first : first + len(low)] = chosen(wide, self.regions).numpy()
+            made[first : first + len(low)] = label_map(wide, self.regions).numpy()
         return made
 
     def _memory(self, sides: Sequence[int]) -> int:

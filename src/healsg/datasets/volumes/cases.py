@@ -41,7 +41,7 @@ from healsg.datasets.volumes.space import (
     z_scored,
 )
 from healsg.errors import DataError
-from healsg.evaluation.sliding_window import PIECE, Predict, Windows, chosen, slab_axis, slabs
+from healsg.evaluation.sliding_window import PIECE, Predict, Windows, label_map, slab_axis, slabs
 from healsg.evaluation.sliding_window import memory as averaging
 
 Intensity = Literal["zscore", "window", "none"]
@@ -226,7 +226,7 @@ def segmented(
     outputs = slabs(predict, input, windows, device, axis, empty)
     parts: Iterable[tuple[int, Array]]
     if steps.wanted == steps.sides:
-        parts = ((first, chosen(output, regions).cpu().numpy()) for first, output in outputs)
+        parts = ((first, label_map(output, regions).cpu().numpy()) for first, output in outputs)
     else:
         scores = _scores(outputs, input.shape[1:], axis, empty)
         axis, parts = 0, labels_at(scores, steps.sides, regions)

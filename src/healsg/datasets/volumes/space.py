@@ -19,7 +19,7 @@ from torch import Tensor
 
 from healsg.data.scratch import Empty
 from healsg.datasets.volumes.files import Affine, Array, spacing_of
-from healsg.evaluation.sliding_window import chosen
+from healsg.evaluation.sliding_window import label_map
 from healsg.torch_private import interpolate_into
 
 Box = tuple[tuple[int, int], ...]
@@ -179,7 +179,7 @@ ROWS = 1 << 17
 def labels_at(scores: Any, wanted: Sequence[int], regions: Sequence[int] = ()) -> Iterator[tuple[int, Array]]:
     """The label of each voxel at another shape, as ``(first, labels)``: some rows (x, Y, Z), int64, from ``first`` on.
     Scores (K, X, Y, Z), a tensor or a (memory-mapped) array, are interpolated linearly as ``resampled_image`` does, and
-    then ``chosen``."""
+    then ``label_map``."""
     depth, size = scores.shape[1], wanted[0]
     rows = min(16, max(1, ROWS // max(1, math.prod(wanted[1:]))))
     for first in range(0, size, rows):
@@ -192,7 +192,7 @@ def labels_at(scores: Any, wanted: Sequence[int], regions: Sequence[int] = ()) -
         share = (place - low).float().view(1, -1, 1, 1)
         between: Tensor = part[:, low - start] * (1 - share) + part[:, high - start] * share
         planes = F.interpolate(between, tuple(wanted[1:]), mode="bilinear", align_corners=False)
-        yield first, chosen(planes, regions).numpy()
+        yield first, label_map(planes, regions).numpy()
 
 
 # --- intensity -------------------------------------------------------------------------------------------------------
