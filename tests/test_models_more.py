@@ -23,7 +23,7 @@ from healsg.models.airbench import Airbench, patch_moments, whitening
 from healsg.models.cifar_resnet import CifarResNet
 from healsg.models.resnet import ResNet
 from healsg.models.timm import Timm
-from healsg.models.vit import ViT, leave_out
+from healsg.models.vit import ViT, drop_path
 from healsg.models.wide_resnet import WideResNet
 
 CIFAR = DataInfo((3, 32, 32), 10)
@@ -305,7 +305,7 @@ def test_vit_is_that_of_timm(pooling: Any) -> None:
 def test_stochastic_depth() -> None:
     torch.manual_seed(0)
     branch = torch.ones(20_000, 3, 2)
-    left = leave_out(branch, 0.3)
+    left = drop_path(branch, 0.3)
     assert torch.equal(left.amax((1, 2)), left.amin((1, 2)))
     assert set(left.unique().tolist()) == {0.0, (branch[0, 0, 0] / 0.7).item()}
     assert left.mean().item() == pytest.approx(1, abs=4 * math.sqrt(0.3 / 0.7 / 20_000))

@@ -30,9 +30,9 @@ class BusyError(RunError):
 class NotFiniteError(RunError):
     """A value became NaN or infinite in training, ``batches`` batches before the last one."""
 
-    def __init__(self, what: str, batches: int = 0) -> None:
-        super().__init__(f"{what} is not finite")
-        self.what, self.batches = what, batches
+    def __init__(self, quantity: str, batches: int = 0) -> None:
+        super().__init__(f"{quantity} is not finite")
+        self.what, self.batches = quantity, batches
 
 
 class Stopped(Exception):  # noqa: N818 - it is not an error

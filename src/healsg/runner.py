@@ -397,7 +397,7 @@ class TaskRunner:
 
     def tick(self, task: Task) -> None:
         """Called after each update: the only place in the training pass that may wait for the device."""
-        if self.profiling.wanted:  # tested here, because one more call per step would cost time
+        if self.profiling.enabled:  # tested here, because one more call per step would cost time
             self.profiling.step()
         self.checkpointer.updated(task)
 

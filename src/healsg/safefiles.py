@@ -56,11 +56,11 @@ def _kind(mode: int) -> str:
     return "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
-def require(path: Path, wanted: str = FILE) -> bool:
-    """Whether ``path`` exists. Raises IrregularFileError if it is not of the type ``wanted``."""
+def require(path: Path, expected: str = FILE) -> bool:
+    """Whether ``path`` exists. Raises IrregularFileError if it is not of the type ``expected``."""
     kind = kind_of(path)
-    if kind not in ("", wanted):
-        raise IrregularFileError(f"{path}: is {kind}, and not {wanted}; nothing is read from it or written to it")
+    if kind not in ("", expected):
+        raise IrregularFileError(f"{path}: is {kind}, and not {expected}; nothing is read from it or written to it")
     return bool(kind)
 
 

@@ -43,21 +43,21 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def explained(catalogue: Catalogue, asked: str, overrides: Sequence[str] = ()) -> Option | Argument:
+def explained(catalogue: Catalogue, query: str, overrides: Sequence[str] = ()) -> Option | Argument:
     """The requested option or key. Raises ConfigError with the nearest names if it does not exist."""
-    group, _, name = asked.partition("=")
+    group, _, name = query.partition("=")
     if name and (group in catalogue.choices or "/" in group or "." not in group):
         return catalogue.option(group, name)
     if name:
         return explained(catalogue, group, overrides)  # key=value: the key is meant
-    homes = [group for group, names in catalogue.choices.items() if asked in names]
-    if len(homes) == 1 and asked not in catalogue.choices:
-        return catalogue.option(homes[0], asked)
-    if homes and asked not in catalogue.choices:
-        raise ConfigError(f"{asked}: is an option of several groups; {' or '.join(f'{g}={asked}' for g in homes)}?")
-    if asked in catalogue.choices and "." not in asked:
-        raise ConfigError(f"{asked}: is a group of options; healsg list {asked} shows them")
-    return _key(catalogue, asked, overrides)
+    homes = [group for group, names in catalogue.choices.items() if query in names]
+    if len(homes) == 1 and query not in catalogue.choices:
+        return catalogue.option(homes[0], query)
+    if homes and query not in catalogue.choices:
+        raise ConfigError(f"{query}: is an option of several groups; {' or '.join(f'{g}={query}' for g in homes)}?")
+    if query in catalogue.choices and "." not in query:
+        raise ConfigError(f"{query}: is a group of options; healsg list {query} shows them")
+    return _key(catalogue, query, overrides)
 
 
 def _key(catalogue: Catalogue, key: str, overrides: Sequence[str]) -> Argument:

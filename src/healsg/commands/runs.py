@@ -130,19 +130,19 @@ def _condition(text: str) -> tuple[str, str, str]:
     return found[1], found[2], found[3]
 
 
-def _holds(value: Any, sign: str, wanted: str) -> bool:
+def _holds(value: Any, sign: str, operand: str) -> bool:
     """Whether a run's value satisfies a condition; a missing value is equal to nothing."""
     if sign == "~":
-        return wanted.lower() in str(value or "").lower()
-    number = _number(wanted)
+        return operand.lower() in str(value or "").lower()
+    number = _number(operand)
     if sign in _COMPARISONS:
         if number is None:
-            raise ConfigError(f"--where: {wanted!r} is no number, and {sign} compares numbers")
+            raise ConfigError(f"--where: {operand!r} is no number, and {sign} compares numbers")
         return isinstance(value, (int, float)) and _COMPARISONS[sign](value, number)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and number is not None:
         same = value == number
     else:
-        same = str(value).lower() == wanted.lower() if value is not None else wanted in ("", "null")
+        same = str(value).lower() == operand.lower() if value is not None else operand in ("", "null")
     return same if sign == "=" else not same
 
 

@@ -191,13 +191,13 @@ def moments(chance: random.Random, steps: int, kills: int, own_saves: bool, wait
     return plans
 
 
-def _difference(whole: RunFolder, other: RunFolder) -> str:
+def _difference(reference: RunFolder, other: RunFolder) -> str:
     """Where a run first differs from the uninterrupted one; empty if it does not."""
-    if found := first_tensor(whole.path / TRACE, other.path / TRACE):
+    if found := first_tensor(reference.path / TRACE, other.path / TRACE):
         return f"runs differ first {found}\n{found.detail}"
-    if line := first_line(whole, other)[0]:
+    if line := first_line(reference, other)[0]:
         return f"runs differ first in metrics.jsonl, {line}; after every step all tensors agree"
-    if whole.record.get("digest") != other.record.get("digest"):
+    if reference.record.get("digest") != other.record.get("digest"):
         return "runs differ in their digests alone; after every step all tensors agree, and so do all lines"
     return ""
 

@@ -167,12 +167,12 @@ def _changed(path: Path) -> float:
 # --- curves ----------------------------------------------------------------------------------------------------------
 
 
-def curves(folder: RunFolder, wanted: Sequence[str], width: int, height: int) -> str:
+def curves(folder: RunFolder, metrics: Sequence[str], width: int, height: int) -> str:
     """A run's state, and its curves side by side.
 
     Args:
         folder: of the run.
-        wanted: names of numbers; the usual ones of val and train where empty.
+        metrics: names of numbers; the usual ones of val and train where empty.
         width, height: of what is drawn, in characters.
     """
     record = folder.record
@@ -180,8 +180,8 @@ def curves(folder: RunFolder, wanted: Sequence[str], width: int, height: int) ->
     if status == "running":
         status = LIVE if is_live(folder.path, record) else DEAD
     rows = epochs(folder.path / "metrics.jsonl")
-    names = list(wanted) or _usual(rows)
-    if missing := [name for name in wanted if rows and all(name not in row for row in rows)]:
+    names = list(metrics) or _usual(rows)
+    if missing := [name for name in metrics if rows and all(name not in row for row in rows)]:
         known = ", ".join(key for key in (rows[-1] if rows else {}) if "/" in key)
         raise ConfigError(f"--metric {missing[0]}: {folder.shown} has no such number; there is {known}")
     last = rows[-1] if rows else {}

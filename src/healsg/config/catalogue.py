@@ -152,8 +152,8 @@ class Catalogue:
             tuple(arguments),
         )
 
-    def settings(self, overrides: Sequence[str], wanted: str = "") -> list[Argument]:
-        """Every key of a run with these overrides; only ``wanted`` if that is one of them. Raises ConfigError."""
+    def settings(self, overrides: Sequence[str], only: str = "") -> list[Argument]:
+        """Every key of a run with these overrides; only ``only`` if that is one of them. Raises ConfigError."""
         composed = self.composer.compose(overrides, checked=False)
         chosen = [
             text
@@ -161,8 +161,8 @@ class Catalogue:
             if self.composer.options(override.key_or_group) and override.value() is not None
         ]
         comments = comments_of(self.composer.layers.of(self.composer.name, chosen))
-        known = any(key == wanted for key, *_ in leaves(composed.values))
-        return list(self._arguments(composed.values, comments, self.choices, wanted if known else ""))
+        known = any(key == only for key, *_ in leaves(composed.values))
+        return list(self._arguments(composed.values, comments, self.choices, only if known else ""))
 
     def holders(self, key: str) -> list[str]:
         """The options, as ``group=name``, whose own YAML files set a key."""

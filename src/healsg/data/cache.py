@@ -104,7 +104,7 @@ def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path 
     tensors = {key: _mapped(folder / key, first[key], len(source), shared=False) for key in sizes}
     sums = _mapped(folder / SUMS, torch.zeros(1, dtype=torch.int64), len(source), shared=False)
     targets = tensors["target"].clone() if source.targets is None else source.targets
-    mapped = Mapped(**tensors, sums=sums, place=folder)
+    mapped = Mapped(**tensors, sums=sums, folder=folder)
     mapped.check(verified)
     return DatasetSource(mapped, _unchanged, targets, about=about)
 
@@ -119,14 +119,14 @@ class Mapped:
         input: (N, ...), mapped.
         target: (N, ...), mapped.
         sums: (N,) int64, the ``checksum`` of each row.
-        place: the folder of the files, for messages.
+        folder: the folder of the files, for messages.
     """
 
-    def __init__(self, input: Tensor, target: Tensor, sums: Tensor, place: Path) -> None:
+    def __init__(self, input: Tensor, target: Tensor, sums: Tensor, folder: Path) -> None:
         self.input = input
         self.target = target
         self.sums = sums
-        self.place = place
+        self.folder = folder
         self.checked = torch.zeros(len(sums), dtype=torch.bool)
 
     def __len__(self) -> int:
@@ -146,7 +146,7 @@ class Mapped:
     def _compare(self, index: list[int], batch: Batch) -> None:
         for number, input, target in zip(index, batch["input"], batch["target"], strict=True):
             if checksum(input, target) != int(self.sums[number]):
-                raise DataError(f"data.cache: {self.place} is damaged at sample {number}; remove this folder")
+                raise DataError(f"data.cache: {self.folder} is damaged at sample {number}; remove this folder")
         self.checked[index] = True
 
 
@@ -158,16 +158,16 @@ class Apart:
         input: N tensors (C, *spatial).
         target: N tensors.
         sums: (N,) int64 as in ``Mapped``; None if the samples are in memory.
-        place: the folder of the files.
+        folder: the folder of the files.
     """
 
     def __init__(
-        self, input: list[Tensor], target: list[Tensor], sums: Tensor | None = None, place: Path | None = None
+        self, input: list[Tensor], target: list[Tensor], sums: Tensor | None = None, folder: Path | None = None
     ) -> None:
         self.input = input
         self.target = target
         self.sums = sums
-        self.place = place
+        self.folder = folder
         self.checked = torch.full((len(input),), sums is None)
 
     def __len__(self) -> int:
@@ -177,7 +177,7 @@ class Apart:
         input, target = self.input[index], self.target[index]
         if self.sums is not None and not bool(self.checked[index]):
             if checksum(input, target) != int(self.sums[index]):
-                raise DataError(f"data.cache: {self.place} is damaged at sample {index}; remove this folder")
+                raise DataError(f"data.cache: {self.folder} is damaged at sample {index}; remove this folder")
             self.checked[index] = True
         return {"input": input, "target": target}
 

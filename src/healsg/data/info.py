@@ -212,22 +212,24 @@ def listed(names: Sequence[str]) -> str:
 # --- comparing ------------------------------------------------------------------------------------------------------
 
 
-def differing_classes(saved: DataInfo, own: DataInfo) -> str:
-    """Describe how the classes of two data sets differ, with "there" for ``saved`` and "here" for ``own``; empty if
+def differing_classes(saved: DataInfo, current: DataInfo) -> str:
+    """Describe how the classes of two data sets differ, with "there" for ``saved`` and "here" for ``current``; empty if
     they do not. A set without class names agrees with any other that has the same number of classes.
     """
-    if saved.kind != own.kind:
-        return f"a {saved.kind} task there, a {own.kind} task here"
-    if saved.num_classes != own.num_classes and not (saved.class_names and own.class_names):
-        return f"{saved.num_classes} classes there, {own.num_classes} here"
-    if dict(saved.regions) != dict(own.regions):
-        return f"regions {_plain(saved.regions) or 'none'} there, {_plain(own.regions) or 'none'} here"
-    if not saved.class_names or not own.class_names or saved.class_names == own.class_names:
+    if saved.kind != current.kind:
+        return f"a {saved.kind} task there, a {current.kind} task here"
+    if saved.num_classes != current.num_classes and not (saved.class_names and current.class_names):
+        return f"{saved.num_classes} classes there, {current.num_classes} here"
+    if dict(saved.regions) != dict(current.regions):
+        return f"regions {_plain(saved.regions) or 'none'} there, {_plain(current.regions) or 'none'} here"
+    if not saved.class_names or not current.class_names or saved.class_names == current.class_names:
         return ""
-    unknown = [name for name in own.class_names if name not in set(saved.class_names)]
-    absent = [name for name in saved.class_names if name not in set(own.class_names)]
+    unknown = [name for name in current.class_names if name not in set(saved.class_names)]
+    absent = [name for name in saved.class_names if name not in set(current.class_names)]
     if not unknown and not absent:
-        return f"the same classes in another order: {listed(saved.class_names)} there, {listed(own.class_names)} here"
+        return (
+            f"the same classes in another order: {listed(saved.class_names)} there, {listed(current.class_names)} here"
+        )
     parts = [f"{listed(absent)} there alone"] * bool(absent) + [f"{listed(unknown)} here alone"] * bool(unknown)
     return "other classes: " + ", ".join(parts)
 
@@ -246,13 +248,13 @@ def refuse_unknown_classes(saved: Sequence[str], present: Sequence[str], where: 
         raise DataError(f"{where}: {few} not among those that the weights were trained on: {listed(saved)}")
 
 
-def differing_inputs(saved: DataInfo, own: DataInfo) -> Iterator[str]:
+def differing_inputs(saved: DataInfo, current: DataInfo) -> Iterator[str]:
     """Describe how the inputs of two data sets differ: shape, columns, and the preprocessing that both declare."""
-    if saved.input_shape != own.input_shape:
-        yield f"input shape {saved.input_shape} there, {own.input_shape} here"
-    if saved.input_names and own.input_names and saved.input_names != own.input_names:
-        yield f"input columns {listed(saved.input_names)} there, {listed(own.input_names)} here"
-    before, now = _plain(saved.preprocessing), _plain(own.preprocessing)
+    if saved.input_shape != current.input_shape:
+        yield f"input shape {saved.input_shape} there, {current.input_shape} here"
+    if saved.input_names and current.input_names and saved.input_names != current.input_names:
+        yield f"input columns {listed(saved.input_names)} there, {listed(current.input_names)} here"
+    before, now = _plain(saved.preprocessing), _plain(current.preprocessing)
     for key in before:
         if key in now and before[key] != now[key]:
             yield f"{key} {_short(before[key])} there, {_short(now[key])} here"

@@ -70,17 +70,17 @@ class Workers:
             worker_end.close()
             self.processes.append((process, parent_end))
 
-    def results(self, places: Sequence[tuple[int, int]]) -> Iterator[Any]:
+    def results(self, positions: Sequence[tuple[int, int]]) -> Iterator[Any]:
         """The result of ``prepare`` for each (epoch, position), in order. Raises DataError if a worker is lost."""
         self.turn += 1
         turn, count = self.turn, len(self.processes)
         ahead = count * min(self.reading.prefetch, 64)
-        for number in range(-ahead, len(places)):  # a request runs ``ahead`` results before its own
+        for number in range(-ahead, len(positions)):  # a request runs ``ahead`` results before its own
             if turn != self.turn:
                 raise DataError("a loader with workers deals one pass at a time, and another was begun")
-            if number + ahead < len(places):
+            if number + ahead < len(positions):
                 with contextlib.suppress(OSError):  # a dead worker is reported when its result is due
-                    self.processes[number % count][1].send((turn, places[number + ahead]))
+                    self.processes[number % count][1].send((turn, positions[number + ahead]))
             if number >= 0:
                 yield self._receive(number % count, turn)
 

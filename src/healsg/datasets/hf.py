@@ -65,20 +65,20 @@ class HuggingFace(Tables):
                 raise ConfigError(f"data: {needed} is not installed; pip install 'healsg[hf]'")
 
     def table(self, part: str) -> Columns | None:
-        own = self.parts[part]
-        if own is None:
+        split = self.parts[part]
+        if split is None:
             return None
-        found = self._downloaded(own) if self.place is None else self._read_files(self.place, own)
+        found = self._downloaded(split) if self.place is None else self._read_files(self.place, split)
         if found is None and part == "train":
-            raise DataError(f"data.train: {shown(self.place) if self.place else self.name} has no part {own!r}")
+            raise DataError(f"data.train: {shown(self.place) if self.place else self.name} has no part {split!r}")
         return None if found is None else {name: self._column(found, name) for name in found.column_names}
 
-    def _read_files(self, place: Path, own: str) -> Any:
+    def _read_files(self, path: Path, split: str) -> Any:
         """The parquet files of a part as one Arrow table; None where there are none."""
         from pyarrow import ArrowException, concat_tables, parquet
 
-        files = [place] if place.is_file() else sorted(place.rglob(f"{own}*.parquet"))
-        if place.is_file() and own != self.parts["train"]:
+        files = [path] if path.is_file() else sorted(path.rglob(f"{split}*.parquet"))
+        if path.is_file() and split != self.parts["train"]:
             return None
         try:
             tables = []
@@ -87,9 +87,9 @@ class HuggingFace(Tables):
                     tables.append(opened.read())
             return concat_tables(tables) if files else None
         except (OSError, ValueError, ArrowException) as error:
-            raise DataError(f"{place}: its {own} part cannot be read as parquet ({line(error)})") from error
+            raise DataError(f"{path}: its {split} part cannot be read as parquet ({line(error)})") from error
 
-    def _downloaded(self, own: str) -> Any:
+    def _downloaded(self, split: str) -> Any:
         """A part of a set of the hub as one Arrow table, from its cache or the network; None where it has none."""
         import datasets
 
@@ -98,7 +98,7 @@ class HuggingFace(Tables):
             sets = datasets.load_dataset(self.name, self.config, revision=self.revision, cache_dir=cache)
         except Exception as error:  # errors of the network, the cache or the set's files
             raise DataError(f"data.name: {self.name} cannot be loaded from the hub ({line(error)})") from error
-        return sets[own].with_format("arrow")[:] if own in sets else None
+        return sets[split].with_format("arrow")[:] if split in sets else None
 
     def _column(self, table: Any, name: str) -> Sequence[Any]:
         """A column as plain values: pictures as they are stored, labels by the names that the set gives them."""

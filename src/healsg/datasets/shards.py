@@ -307,11 +307,11 @@ class _Content(BytesIO):
         return "its bytes"
 
 
-def archives_of(place: Path, notes: Notes | None, any_part: bool) -> dict[str, list[Path]]:
+def archives_of(folder: Path, notes: Notes | None, any_part: bool) -> dict[str, list[Path]]:
     """By part the archives in a folder, in the order of their names.
 
     Args:
-        place: the folder.
+        folder: the folder.
         notes: what ``healsg pack`` wrote there.
         any_part: whether a training part may be missing.
 
@@ -319,23 +319,23 @@ def archives_of(place: Path, notes: Notes | None, any_part: bool) -> dict[str, l
         DataError: they are not all there.
     """
     if notes is not None:
-        return notes.archives(place)
-    found = tars_by_part(place)
+        return notes.archives(folder)
+    found = tars_by_part(folder)
     if "train" not in found and not any_part:
-        raise DataError(f"data.folder: {place} has no archives (.tar) of a training part")
+        raise DataError(f"data.folder: {folder} has no archives (.tar) of a training part")
     return found
 
 
 def indices_of(tars: Mapping[str, Sequence[Path]], reading: Wanted, place: Path, root: Path) -> dict[str, TarIndex]:
     """By part the index of its archives. Raises DataError for a part without samples."""
-    made: dict[str, TarIndex] = {}
+    indices: dict[str, TarIndex] = {}
     for part, archives in tars.items():
-        places = [folder / f"{part}.index" for folder in (place, place_in_cache(place, root))]
-        made[part] = index_of(archives, reading, places)
-        if not len(made[part]):
+        candidates = [folder / f"{part}.index" for folder in (place, place_in_cache(place, root))]
+        indices[part] = index_of(archives, reading, candidates)
+        if not len(indices[part]):
             raise DataError(f"{archives[0]}: the archives of the {part} part hold no samples")
-        log.info("%s: %d %s pictures in %d archives", place, len(made[part]), part, len(archives))
-    return made
+        log.info("%s: %d %s pictures in %d archives", place, len(indices[part]), part, len(archives))
+    return indices
 
 
 def tars_by_part(folder: Path) -> dict[str, list[Path]]:

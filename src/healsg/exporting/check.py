@@ -115,21 +115,21 @@ def reference(predictor: Predictor, loader: Loader) -> Reference:
     return Reference(numbers, torch.cat(targets), torch.cat(index), next(iter(loader.sources.values())))
 
 
-def reproduce(folder: Path, to: str, made: Reference, info: DataInfo) -> Agreement:
+def reproduce(folder: Path, to: str, reference: Reference, info: DataInfo) -> Agreement:
     """Let a new process predict the raw samples by ``predict.py`` in ``folder``, and compare.
 
     Args:
         folder: with ``predict.py``, ``classes.json`` and the network.
         to: the format.
-        made: the predictions to reproduce.
+        reference: the predictions to reproduce.
         info: what the outputs mean.
 
     Raises:
         RunError: the process fails, or its predictions differ.
     """
     with tempfile.TemporaryDirectory(prefix="healsg-export-") as temporary:
-        numbers = _asked(folder, to, raw_samples(made, Path(temporary)), Path(temporary))
-    return compared(torch.from_numpy(np.stack(numbers)), made.outputs, info)
+        numbers = _exported_outputs(folder, to, raw_samples(reference, Path(temporary)), Path(temporary))
+    return compared(torch.from_numpy(np.stack(numbers)), reference.outputs, info)
 
 
 def reproduce_masks(folder: Path, to: str, predictor: Predictor, loader: Loader) -> Agreement:
@@ -146,9 +146,9 @@ def reproduce_masks(folder: Path, to: str, predictor: Predictor, loader: Loader)
     """
     program = "volumes" if len(predictor.info.input_shape) == 4 else "segment"
     with tempfile.TemporaryDirectory(prefix="healsg-export-") as temporary:
-        own_masks = _own_masks_of_volumes if program == "volumes" else _own_masks
-        paths, expected = own_masks(predictor, loader, Path(temporary))
-        found = _asked(folder, to, paths, Path(temporary), program)
+        reference_masks = _reference_masks_of_volumes if program == "volumes" else _reference_masks
+        paths, expected = reference_masks(predictor, loader, Path(temporary))
+        found = _exported_outputs(folder, to, paths, Path(temporary), program)
     if [one.shape for one in found] != [one.shape for one in expected]:
         raise RunError(f"healsg export: {program}.py gives masks of other sizes than the run")
     shares = [float((one != other).mean()) for one, other in zip(found, expected, strict=True)]
@@ -161,44 +161,44 @@ def reproduce_masks(folder: Path, to: str, predictor: Predictor, loader: Loader)
     return Agreement(len(shares), max(shares))
 
 
-def _own_masks(predictor: Predictor, loader: Loader, place: Path) -> tuple[list[str], list[Any]]:
-    """Where the raw pictures of a split lie, and the masks that HEALSg writes of them."""
+def _reference_masks(predictor: Predictor, loader: Loader, folder: Path) -> tuple[list[str], list[Any]]:
+    """The raw images of a split, as files, and the masks that HEALSg predicts for them."""
     source = next(iter(loader.sources.values()))
     if isinstance(source, DatasetSource) and isinstance(source.dataset, (MaskedFiles, ShardMasks)):
         numbers = range(len(source)) if source.chosen is None else source.chosen.tolist()
-        paths = [_picture_file(source.dataset, number, place) for number in numbers]
+        paths = [_picture_file(source.dataset, number, folder) for number in numbers]
         segmenter = Segmenter([("the run", predictor)])
         masks = []
         for path in paths:
-            segmenter.write(Scan((path,), Path("mask.png")), place / "mask.png")
-            with Image.open(place / "mask.png") as opened:
+            segmenter.write(Scan((path,), Path("mask.png")), folder / "mask.png")
+            with Image.open(folder / "mask.png") as opened:
                 masks.append(np.asarray(opened))
         return list(map(str, paths)), masks
     if not isinstance(source, TensorSource) or predictor.info.regions:
         raise ConfigError("healsg export: masks are proved on pictures in files, or on a set in memory without regions")
     stored = source.fetch(torch.arange(len(source)))["input"]
-    np.savez(place / "samples.npz", input=stored.float().cpu().numpy())
+    np.savez(folder / "samples.npz", input=stored.float().cpu().numpy())
     labels = predictor(stored).masks
     assert labels is not None
     found = labels.cpu().numpy()
     for table in ("labels", "colours"):
         if known := predictor.info.preprocessing.get(table):
             found = np.asarray(known)[found]
-    return [str(place / "samples.npz")], list(found)
+    return [str(folder / "samples.npz")], list(found)
 
 
-def _picture_file(dataset: MaskedFiles | ShardMasks, number: int, place: Path) -> Path:
-    """The file of a picture; one that lies in an archive is written to ``place``."""
+def _picture_file(dataset: MaskedFiles | ShardMasks, number: int, folder: Path) -> Path:
+    """The file of a picture; one that lies in an archive is written to ``folder``."""
     if isinstance(dataset, MaskedFiles):
         return Path(dataset.paths[number]).absolute()
     stored = dataset.stored(number)
-    path = place / f"{number}{Path(stored.name).suffix}"
+    path = folder / f"{number}{Path(stored.name).suffix}"
     path.write_bytes(stored.read())
     return path
 
 
-def _own_masks_of_volumes(predictor: Predictor, loader: Loader, place: Path) -> tuple[list[str], list[Any]]:
-    """Where the NIfTI files of a split lie, and the masks that HEALSg writes of them. Raises ConfigError."""
+def _reference_masks_of_volumes(predictor: Predictor, loader: Loader, folder: Path) -> tuple[list[str], list[Any]]:
+    """The NIfTI files of a split, and the masks that HEALSg predicts for them. Raises ConfigError."""
     source = next(iter(loader.sources.values()))
     if not isinstance(source, DatasetSource) or not isinstance(source.dataset, PreparedCases):
         raise ConfigError(
@@ -218,24 +218,25 @@ def _own_masks_of_volumes(predictor: Predictor, loader: Loader, place: Path) -> 
     segmenter = Segmenter([("the run", predictor)])
     masks = []
     for path in paths:
-        segmenter.write(Scan((path,), Path("mask.nii")), place / "mask.nii")
-        masks.append(np.array(read_volume(place / "mask.nii").array[0]))
+        segmenter.write(Scan((path,), Path("mask.nii")), folder / "mask.nii")
+        masks.append(np.array(read_volume(folder / "mask.nii").array[0]))
     return list(map(str, paths)), masks
 
 
-def _asked(folder: Path, to: str, paths: list[str], place: Path, masks: str = "") -> list[Any]:
-    """The output of a new process for raw samples; for masks by the program ``masks``. Raises RunError if it fails."""
-    request, found = place / "request.json", place / "found.npz"
-    asked = {
+def _exported_outputs(folder: Path, to: str, paths: list[str], temporary: Path, masks: str = "") -> list[Any]:
+    """The outputs of the exported program for raw samples, in a new process: of ``predict.py``, or of the program for
+    masks named ``masks``. Raises RunError if it fails."""
+    request, found = temporary / "request.json", temporary / "found.npz"
+    content = {
         "folder": str(folder.absolute()),
         "refused": REFUSED[to],
         "paths": paths,
         "found": str(found),
         "masks": masks,
     }
-    request.write_text(json.dumps(asked), encoding="utf-8")
+    request.write_text(json.dumps(content), encoding="utf-8")
     line = [sys.executable, "-I", "-c", PROCESS, str(request)]
-    done = subprocess.run(line, cwd=place, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(line, cwd=temporary, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode or not found.is_file():
         problem = _error_of(done.stderr) or f"exit status {done.returncode}"
         raise RunError(f"healsg export: predict.py fails in a process of its own: {problem[:300]}")
@@ -250,21 +251,21 @@ def _error_of(stderr: str) -> str:
     return " ".join(" ".join(lines[last + 1 :]).split())
 
 
-def compared(found: Tensor, wanted: Tensor, info: DataInfo) -> Agreement:
+def compared(found: Tensor, expected: Tensor, info: DataInfo) -> Agreement:
     """The agreement of a fresh process's numbers, of which the first sample stands before all, predicted alone.
 
     Raises RunError with the largest error.
     """
-    wanted = torch.cat([wanted[:1], wanted])
-    if found.shape != wanted.shape:
-        raise RunError(f"healsg export: predict.py gives {tuple(found.shape)} numbers, not {tuple(wanted.shape)}")
-    difference = (found.double() - wanted.double()).abs()
+    expected = torch.cat([expected[:1], expected])
+    if found.shape != expected.shape:
+        raise RunError(f"healsg export: predict.py gives {tuple(found.shape)} numbers, not {tuple(expected.shape)}")
+    difference = (found.double() - expected.double()).abs()
     if info.kind == "regression" and "target_std" in info.preprocessing:
         difference = difference / torch.tensor(info.preprocessing["target_std"]).double().view(-1)
     elif info.kind == "regression":
-        difference = difference / wanted.double().abs().clamp(min=1)
+        difference = difference / expected.double().abs().clamp(min=1)
     largest = difference.max().item()
-    count = len(wanted) - 1
+    count = len(expected) - 1
     off = int((~(difference <= TOLERANCE)).flatten(1).any(dim=1)[1:].sum())
     if not largest <= TOLERANCE:
         raise RunError(
@@ -272,25 +273,26 @@ def compared(found: Tensor, wanted: Tensor, info: DataInfo) -> Agreement:
             f"off by more than {TOLERANCE:.0e}, by {largest:.2g} at most"
         )
     if info.kind == "multiclass":
-        other = int((found.argmax(dim=1) != wanted.argmax(dim=1))[1:].sum())
+        other = int((found.argmax(dim=1) != expected.argmax(dim=1))[1:].sum())
     else:
-        other = int(((found > 0.5) != (wanted > 0.5)).any(dim=1)[1:].sum()) if info.kind == "multilabel" else 0
+        other = int(((found > 0.5) != (expected > 0.5)).any(dim=1)[1:].sum()) if info.kind == "multilabel" else 0
     if other:
         raise RunError(f"healsg export: {other} of {count} samples of the val split get another class")
     return Agreement(count, largest)
 
 
-def raw_samples(made: Reference, place: Path) -> list[str]:
-    """Where the raw samples lie: the files of pictures, or an .npz that is written to ``place``. Raises ConfigError."""
-    source = made.source
+def raw_samples(reference: Reference, folder: Path) -> list[str]:
+    """Where the raw samples lie: the files of pictures, or an .npz that is written to ``folder``. Raises
+    ConfigError."""
+    source = reference.source
     if isinstance(source, DatasetSource) and type(source.dataset) is Pictures:
-        numbers: Any = made.index if source.chosen is None else source.chosen[made.index]
+        numbers: Any = reference.index if source.chosen is None else source.chosen[reference.index]
         return [str(Path(source.dataset.paths[number]).absolute()) for number in numbers.tolist()]
     parts = []
-    for index in torch.split(made.index, 1024):
+    for index in torch.split(reference.index, 1024):
         stored = source.fetch(index)["input"]
         if not isinstance(stored, Tensor):
             raise ConfigError("healsg export: the samples of this data set are no tensors; no program reads them")
         parts.append(stored.float().cpu().numpy())
-    np.savez(place / "samples.npz", input=np.concatenate(parts))
-    return [str(place / "samples.npz")]
+    np.savez(folder / "samples.npz", input=np.concatenate(parts))
+    return [str(folder / "samples.npz")]

@@ -46,17 +46,17 @@ def samples(path: Path, about: dict[str, Any]) -> Iterator[tuple[str, Callable[[
     if path.is_dir():
         for file in sorted(path.rglob("*")):
             if file.suffix.lower() in predict.SUFFIXES and not file.name.startswith("."):
-                yield str(file), lambda file=file: whole(file, about)  # type: ignore[misc]
+                yield str(file), lambda file=file: read_image(file, about)  # type: ignore[misc]
     elif path.suffix.lower() in (".npy", ".npz"):
         held = np.load(path)
         for row, values in enumerate(held if path.suffix.lower() == ".npy" else held[held.files[0]], 1):
             yield f"{path}:{row}", lambda values=values: (values.astype(np.float32), values.shape[1:])  # type: ignore[misc]
     else:
-        yield str(path), lambda: whole(path, about)
+        yield str(path), lambda: read_image(path, about)
 
 
-def whole(path: Path, about: dict[str, Any]) -> tuple[Array, Sequence[int]]:
-    """A picture (channels, H, W) of 0 to 255, upright, its shorter side resized, and its own height and width."""
+def read_image(path: Path, about: dict[str, Any]) -> tuple[Array, Sequence[int]]:
+    """An image (channels, H, W) in 0..255, upright, its shorter side resized; and the original height and width."""
     channels, size = about["shape"][0], about["preprocessing"].get("size")
     pixels, bytewise = predict.pixels_of(path, channels)
     sides = pixels.shape[:2]
@@ -79,22 +79,22 @@ def averaged(values: Array, about: dict[str, Any], network: Callable[[Array], Ar
     padded = [max(side, window) for side, window in zip(values.shape[1:], size, strict=True)]
     before = [(wide - side) // 2 for wide, side in zip(padded, values.shape[1:], strict=True)]
     inside = tuple(slice(pad, pad + side) for pad, side in zip(before, values.shape[1:], strict=True))
-    given = np.empty((len(values), *padded), np.float32)
-    given[...] = nothing.reshape(-1, *[1] * len(size))  # what becomes 0 once it is normalised
-    given[(slice(None), *inside)] = values
+    inputs = np.empty((len(values), *padded), np.float32)
+    inputs[...] = nothing.reshape(-1, *[1] * len(size))  # what becomes 0 once it is normalised
+    inputs[(slice(None), *inside)] = values
     weight = weights(size, windows["rule"])
-    counted = np.zeros(padded, np.float32)
+    weight_sums = np.zeros(padded, np.float32)
     total: Array | None = None
     along = [starts(side, window, **windows) for side, window in zip(padded, size, strict=True)]
     for corner in itertools.product(*along):
         box = tuple(slice(first, first + window) for first, window in zip(corner, size, strict=True))
-        scores = network(np.ascontiguousarray(given[(slice(None), *box)])[None])[0]
+        scores = network(np.ascontiguousarray(inputs[(slice(None), *box)])[None])[0]
         total = np.zeros((len(scores), *padded), np.float32) if total is None else total
         total[(slice(None), *box)] += scores * weight
-        counted[box] += weight
+        weight_sums[box] += weight
     assert total is not None
-    made: Array = (total / counted)[(slice(None), *inside)]
-    return made
+    result: Array = (total / weight_sums)[(slice(None), *inside)]
+    return result
 
 
 def starts(side: int, window: int, rule: str, overlap: float) -> list[int]:

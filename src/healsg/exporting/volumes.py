@@ -38,12 +38,12 @@ class Scan:
 
 def masks(paths: Sequence[str]) -> Iterator[tuple[str, Array | str]]:
     """Each file's name, and its mask (X, Y, Z) or why it cannot be read."""
-    for path, _, mask in made(paths):
+    for path, _, mask in predictions(paths):
         yield str(path), mask
 
 
-def made(paths: Sequence[str]) -> Iterator[tuple[Path, Scan | None, Array | str]]:
-    """Each file, what was read, and its mask or why it cannot be read."""
+def predictions(paths: Sequence[str]) -> Iterator[tuple[Path, Scan | None, Array | str]]:
+    """Each file, its scan, and its mask or the reason why it cannot be read."""
     sys.path.insert(0, str(FOLDER))  # where python -I does not look
     import predict  # type: ignore[import-not-found]  # the programs beside this one
     import segment  # type: ignore[import-not-found]
@@ -186,11 +186,11 @@ def scaled(values: Array, how: dict[str, Any]) -> Array:
         low, high = how["window"]
         return (np.clip(values, low, high).astype(np.float32) - np.float32(low)) / np.float32(high - low)
     if how["intensity"] == "zscore":
-        made = np.empty(values.shape, np.float32)
+        predictions = np.empty(values.shape, np.float32)
         for place, given in enumerate(values):
             wide = given.astype(np.float64)
-            made[place] = (given - np.float32(wide.mean())) / np.float32(max(wide.std(), 1e-8))
-        return made
+            predictions[place] = (given - np.float32(wide.mean())) / np.float32(max(wide.std(), 1e-8))
+        return predictions
     return values
 
 
@@ -236,7 +236,7 @@ def main(given: Sequence[str]) -> int:
         print(problem, file=sys.stderr)
         return 2
     out.mkdir(parents=True, exist_ok=True)
-    for path, scan, mask in made(paths):
+    for path, scan, mask in predictions(paths):
         if scan is None or isinstance(mask, str):
             print(f"{path}: {mask}", file=sys.stderr)
             status = 3

@@ -40,11 +40,11 @@ class LocalPool(JobLauncher):
         self._events: queue.SimpleQueue[tuple[_Worker, str | None]] = queue.SimpleQueue()
         self._slots: list[_Worker | None] = [None] * workers
 
-    def results(self, orders: Sequence[Order], asked: Callable[[], int | None]) -> Iterator[tuple[int, Answer]]:
+    def results(self, orders: Sequence[Order], stop_signal: Callable[[], int | None]) -> Iterator[tuple[int, Answer]]:
         waiting = deque(range(len(orders)))
         signalled = None
         while True:
-            if signalled is None and (signalled := asked()):
+            if signalled is None and (signalled := stop_signal()):
                 waiting.clear()
                 for busy in filter(None, self._slots):
                     busy.stop(signalled)
@@ -58,7 +58,7 @@ class LocalPool(JobLauncher):
             with contextlib.suppress(queue.Empty):
                 worker, line = self._events.get(timeout=_POLL)
                 ended = worker.free()
-                if self._slots[worker.slot] is worker and (line is None or _asked_to_end(line)):
+                if self._slots[worker.slot] is worker and (line is None or _was_stopped(line)):
                     self._slots[worker.slot] = None
                 if ended is not None:
                     yield ended, json.loads(line) if line else _lost(worker, signalled)
@@ -73,7 +73,7 @@ class LocalPool(JobLauncher):
         return {**os.environ, "CUDA_VISIBLE_DEVICES": str(self.devices[slot % len(self.devices)])}
 
 
-def _asked_to_end(line: str) -> bool:
+def _was_stopped(line: str) -> bool:
     """Whether a worker's report is its last one, since a signal has stopped its job."""
     return int(json.loads(line)["exit"]) >= 128
 

@@ -48,7 +48,7 @@ class RayLauncher(JobLauncher):
         self._ray: Any = None
         """The module, once the first job is to run."""
 
-    def results(self, orders: Sequence[Order], asked: Callable[[], int | None]) -> Iterator[tuple[int, Answer]]:
+    def results(self, orders: Sequence[Order], stop_signal: Callable[[], int | None]) -> Iterator[tuple[int, Answer]]:
         if not orders:
             return
         ray, task = self._connected()
@@ -57,7 +57,7 @@ class RayLauncher(JobLauncher):
         signalled: int | None = None
         folder = str(current_folder())
         while waiting or running:
-            if signalled is None and (signalled := asked()):
+            if signalled is None and (signalled := stop_signal()):
                 waiting.clear()
                 for reference in running:
                     ray.cancel(reference, force=False)
@@ -105,7 +105,7 @@ def _train(order: Order, folder: str) -> Answer:
 
 
 def _answer(ray: Any, reference: Any, signalled: int | None) -> Answer:
-    """How a task ended; ``told`` is the stop signal that it was sent."""
+    """How a task ended; ``signalled`` is the stop signal that it was sent."""
     try:
         answer: Answer = ray.get(reference)
         return answer

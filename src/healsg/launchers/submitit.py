@@ -52,7 +52,7 @@ class SubmititLauncher(JobLauncher):
         self.requeues = requeues
         self.options = dict(options or {})
 
-    def results(self, orders: Sequence[Order], asked: Callable[[], int | None]) -> Iterator[tuple[int, Answer]]:
+    def results(self, orders: Sequence[Order], stop_signal: Callable[[], int | None]) -> Iterator[tuple[int, Answer]]:
         waiting = list(enumerate(orders))
         running: dict[int, Any] = {}
         if not orders:
@@ -61,7 +61,7 @@ class SubmititLauncher(JobLauncher):
         # Slurm limits an array by itself, so that all jobs are there when this command is left
         limit = len(waiting) if self.executor == "slurm" else self.workers
         while waiting or running:
-            if asked():
+            if stop_signal():
                 if running:
                     print(f"{len(running)} jobs go on without this command; the same command collects them", flush=True)
                 return

@@ -114,13 +114,13 @@ def write_report(folder: Path, status: str | None = None) -> Path:
     """
     lines = list(read_lines(folder / "metrics.jsonl"))
     epochs = [line for line in lines if line.get("event") == "epoch" and _is_number(line.get("epoch"))]
-    record = next(iter(read_lines(folder / "run.json", whole=True)), {})
+    record = next(iter(read_lines(folder / "run.json", single=True)), {})
     record = record | ({"status": status} if status else {})
     name = str(record.get("name") or folder.resolve().name)
     config = _text(folder / "config.yaml")
     best = record.get("best")
     best_epoch = best.get("epoch") if isinstance(best, dict) else None
-    samples = next(iter(read_lines(folder / SAMPLES, whole=True)), {})
+    samples = next(iter(read_lines(folder / SAMPLES, single=True)), {})
     matrices = list(_matrices(record.get("test"), names_of(samples)))
     if not matrices and samples.get("confusion"):
         matrices = list(_matrices({f"{samples.get('split')}/confusion": samples["confusion"]}, names_of(samples)))
@@ -213,10 +213,10 @@ def _text(path: Path) -> str:
         return ""
 
 
-def read_lines(path: Path, whole: bool = False) -> Iterable[dict[str, Any]]:
+def read_lines(path: Path, single: bool = False) -> Iterable[dict[str, Any]]:
     """The JSON objects of a file, one a line or one in all; damaged ones are skipped."""
     text = _text(path)
-    for part in [text] if whole else text.split("\n"):
+    for part in [text] if single else text.split("\n"):
         row = row_of(part)
         if row is not None:
             yield row

@@ -147,12 +147,12 @@ class Live(Display):
 
     def end(self, lines: list[str]) -> None:
         self.close()
-        self._print("\n".join(lines), whole=True)
+        self._print("\n".join(lines), unwrapped=True)
 
-    def _print(self, text: str, style: str = "", whole: bool = False) -> None:
+    def _print(self, text: str, style: str = "", unwrapped: bool = False) -> None:
         """Print a text, wrapped between words; one that holds commands to copy is left whole."""
         chosen = STYLES.get(style)
-        self.console.print(text, style=chosen, markup=False, emoji=False, highlight=False, soft_wrap=whole)
+        self.console.print(text, style=chosen, markup=False, emoji=False, highlight=False, soft_wrap=unwrapped)
 
     def close(self) -> None:
         self.live.stop()

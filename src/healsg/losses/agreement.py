@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def cosine_distance(prediction: Tensor, wanted: Tensor) -> Tensor:
-    """(N,) ``1 - cos``, without a gradient into ``wanted``; both are (N, D).
+def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
+    """(N,) ``1 - cos``, without a gradient into ``target``; both are (N, D).
 
     The loss of SimSiam is this less 1 (Chen and He 2021, arXiv 2011.10566, equation 1), that of BYOL twice this (Grill
     et al. 2020, arXiv 2006.07733, equation 2).
     """
-    return 1.0 - F.cosine_similarity(prediction, wanted.detach(), dim=1)
+    return 1.0 - F.cosine_similarity(prediction, target.detach(), dim=1)
 
 
 def self_distillation(

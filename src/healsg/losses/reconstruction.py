@@ -18,14 +18,14 @@ def normalised(patches: Tensor, epsilon: float = 1e-6) -> Tensor:
     return centred / (patches.var(dim=2, keepdim=True) + epsilon).sqrt()
 
 
-def masked_error(made: Tensor, wanted: Tensor, hidden: Tensor) -> Tensor:
+def masked_error(prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
     """(N,) mean squared error over the patches that were hidden (arXiv 2111.06377, section 3).
 
     Args:
-        made, wanted: (N, patches, values).
+        prediction, target: (N, patches, values).
         hidden: (N, patches), 1 where a patch was hidden, else 0; the same number in every sample.
     """
-    return ((made - wanted).square().mean(dim=2) * hidden).sum(dim=1) / hidden.sum(dim=1)
+    return ((prediction - target).square().mean(dim=2) * hidden).sum(dim=1) / hidden.sum(dim=1)
 
 
 def random_order(drawn: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,10 @@ def off_diagonal(matrix: Tensor) -> Tensor:
     return matrix.square().sum() - matrix.diagonal().square().sum()
 
 
-def variance(views: Tensor, least: float = 1.0, epsilon: float = 1e-4) -> Tensor:
+def variance(views: Tensor, min_std: float = 1.0, epsilon: float = 1e-4) -> Tensor:
     """The mean over the D dimensions of ``max(0, least - sqrt(var + epsilon))`` (Bardes et al. 2022, arXiv 2105.04906,
     equations 1 and 2), with the unbiased variance."""
-    return (least - (views.var(dim=0) + epsilon).sqrt()).relu().mean()
+    return (min_std - (views.var(dim=0) + epsilon).sqrt()).relu().mean()
 
 
 def covariance(views: Tensor) -> Tensor:

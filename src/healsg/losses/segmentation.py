@@ -83,20 +83,20 @@ def soft_overlap(
     axes = [*([0] if batch else []), *range(2, predicted.dim())]
     predicted = masked(predicted, counted)
     sums = [values.sum(dim=axes) for values in (predicted * truth, predicted, truth)]
-    both, made, true = (value.reshape(1 if batch else len(predicted), -1) for value in sums)
-    return both, made, true
+    overlap, predicted_sum, truth_sum = (value.reshape(1 if batch else len(predicted), -1) for value in sums)
+    return overlap, predicted_sum, truth_sum
 
 
-def dice(both: Tensor, made: Tensor, true: Tensor, smooth: float) -> Tensor:
+def dice(overlap: Tensor, predicted: Tensor, truth: Tensor, smooth: float) -> Tensor:
     """``1 - (2 sum p y + s) / (sum p + sum y + s)`` by class: Milletari et al. 2016 (arXiv 1606.04797) without their
     squares, as nnU-Net and MONAI have it. Without truth and prediction it is 0."""
-    return 1.0 - (2.0 * both + smooth) / (made + true + smooth)
+    return 1.0 - (2.0 * overlap + smooth) / (predicted + truth + smooth)
 
 
-def tversky(both: Tensor, made: Tensor, true: Tensor, alpha: float, beta: float, smooth: float) -> Tensor:
+def tversky(overlap: Tensor, predicted: Tensor, truth: Tensor, alpha: float, beta: float, smooth: float) -> Tensor:
     """``1 - (TP + s) / (TP + alpha FP + beta FN + s)`` by class (Salehi et al. 2017, arXiv 1706.05721, equation 4);
     ``alpha = beta = 0.5`` is Dice, with half its ``smooth``."""
-    return 1.0 - (both + smooth) / (both + alpha * (made - both) + beta * (true - both) + smooth)
+    return 1.0 - (overlap + smooth) / (overlap + alpha * (predicted - overlap) + beta * (truth - overlap) + smooth)
 
 
 # --- single pixels ---------------------------------------------------------------------------------------------------
@@ -387,22 +387,22 @@ class OverlapLoss(DenseLoss):
         self.smooth = smooth
         self.mean_over_samples = not batch
 
-    def overlaps(self, both: Tensor, made: Tensor, true: Tensor) -> Tensor:
-        """The losses by class from the sums of ``soft_overlap``."""
+    def class_losses(self, overlap: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
+        """The loss of each class from the sums of ``soft_overlap``."""
         raise NotImplementedError
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         truth, counted = self.prepared(output, target)
         sums = soft_overlap(probabilities(output, self.regions), truth, counted, self.batch)
-        return self.by_class(self.overlaps(*sums), self.background)
+        return self.by_class(self.class_losses(*sums), self.background)
 
 
 class Dice(OverlapLoss):
     """Soft Dice loss, by sample or over the batch; see ``OverlapLoss`` for its arguments and ``dice`` for the
     formula."""
 
-    def overlaps(self, both: Tensor, made: Tensor, true: Tensor) -> Tensor:
-        return dice(both, made, true, self.smooth)
+    def class_losses(self, overlap: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
+        return dice(overlap, predicted, truth, self.smooth)
 
 
 class Tversky(OverlapLoss):
@@ -428,8 +428,8 @@ class Tversky(OverlapLoss):
         super().__init__(batch, background, smooth, ignore, regions, class_weights)
         self.alpha, self.beta = alpha, beta
 
-    def overlaps(self, both: Tensor, made: Tensor, true: Tensor) -> Tensor:
-        return tversky(both, made, true, self.alpha, self.beta, self.smooth)
+    def class_losses(self, overlap: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
+        return tversky(overlap, predicted, truth, self.alpha, self.beta, self.smooth)
 
 
 class CentrelineDice(DenseLoss):
@@ -463,11 +463,11 @@ class CentrelineDice(DenseLoss):
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
         truth, counted = self.prepared(output, target)
-        made = masked(probabilities(output, self.regions), counted)
+        predicted = masked(probabilities(output, self.regions), counted)
         first = first_class(output.shape[1], self.background, self.regions)
-        made, truth = made[:, first:], truth[:, first:]
-        overlap = dice(*soft_overlap(made, truth, None, batch=False), self.smooth).mean()
-        centre = centreline_dice(made, truth, self.iterations, self.smooth).mean()
+        predicted, truth = predicted[:, first:], truth[:, first:]
+        overlap = dice(*soft_overlap(predicted, truth, None, batch=False), self.smooth).mean()
+        centre = centreline_dice(predicted, truth, self.iterations, self.smooth).mean()
         return (1.0 - self.share) * overlap + self.share * centre
 
 

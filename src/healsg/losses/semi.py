@@ -22,10 +22,10 @@ def sharpen(probabilities: Tensor, temperature: float) -> Tensor:
     return powers / powers.sum(dim=1, keepdim=True)
 
 
-def align(probabilities: Tensor, marginal: Tensor, wanted: Tensor) -> Tensor:
-    """Predictions whose mean would be ``wanted`` (C,) where it was ``marginal`` (C,), normalised again: distribution
-    alignment (ReMixMatch, arXiv 1911.09785; towards the uniform one in SoftMatch, arXiv 2301.10921)."""
-    scaled = probabilities * (wanted / marginal.clamp(min=1e-12)).to(probabilities.dtype)
+def align(probabilities: Tensor, marginal: Tensor, target: Tensor) -> Tensor:
+    """Distribution alignment (ReMixMatch, arXiv 1911.09785; to the uniform distribution in SoftMatch, arXiv
+    2301.10921): predictions scaled from the mean ``marginal`` (C,) to the mean ``target`` (C,) and normalised again."""
+    scaled = probabilities * (target / marginal.clamp(min=1e-12)).to(probabilities.dtype)
     return scaled / scaled.sum(dim=1, keepdim=True)
 
 

@@ -85,7 +85,7 @@ def left_out_share(noise: float, ramp: float, step: int, total_steps: int, steps
     return noise * min(1.0, step // steps_per_epoch * steps_per_epoch / (updates - steps_per_epoch))
 
 
-def exchange(first: Tensor, second: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+def exchange(first: Tensor, second: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """The samples that each of two networks learns from: the indices (kept,) of the other's smallest losses."""
-    ranked = [losses.detach().topk(kept, largest=False).indices for losses in (second, first)]
+    ranked = [losses.detach().topk(number, largest=False).indices for losses in (second, first)]
     return ranked[0], ranked[1]

@@ -38,7 +38,7 @@ def class_counts(task: Task) -> Tensor:
     return torch.bincount(labelled_targets(task), minlength=classes)
 
 
-def remember(memory: Tensor, places: Tensor, values: Tensor, counts: bool) -> None:
+def remember(memory: Tensor, indices: Tensor, values: Tensor, counts: bool) -> None:
     """Write new values of some samples into a memory bank, with several processes those of all of them. Needs
     ``no_grad``.
 
@@ -46,15 +46,15 @@ def remember(memory: Tensor, places: Tensor, values: Tensor, counts: bool) -> No
 
     Args:
         memory: (..., samples, D), the same on all processes; changed in place.
-        places: (N,) indices of samples.
+        indices: (N,) indices of samples.
         values: (..., N, D) their new values.
         counts: whether the samples are this process's own; a process without samples left repeats those of others.
     """
     parallel = distributed.processes()
     if not parallel.several:
-        memory.index_copy_(-2, places, values)
+        memory.index_copy_(-2, indices, values)
         return
     change = torch.zeros_like(memory)
     if counts:
-        change.index_copy_(-2, places, values - memory.index_select(-2, places))
+        change.index_copy_(-2, indices, values - memory.index_select(-2, indices))
     memory += parallel.sum(change)

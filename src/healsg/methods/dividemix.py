@@ -191,32 +191,32 @@ class DivideMix(Supervised):
         first, second = probabilities(output).chunk(2)
         return (first + second) / 2
 
-    def targets(self, given: Tensor, own: Tensor, both: Tensor, clean: Tensor) -> Tensor:
+    def targets(self, labels: Tensor, prediction: Tensor, ensemble: Tensor, clean: Tensor) -> Tensor:
         """(N, C): the labels, refined with the network's own prediction (equation 4), or both networks' guess
         (equation 6), each sharpened.
 
         Args:
-            given: (N, C) the labels.
-            own: (N, C) the predictions of the network that learns.
-            both: (N, C) those of both networks.
+            labels: (N, C) the labels.
+            prediction: (N, C) the predictions of the network that learns.
+            ensemble: (N, C) those of both networks.
             clean: (N, 1) the probability that the label is right.
         """
-        refined = torch.where(clean >= self.threshold, clean * given + (1 - clean) * own, both)
+        refined = torch.where(clean >= self.threshold, clean * labels + (1 - clean) * prediction, ensemble)
         return sharpen(refined, self.temperature)
 
 
-def divided_losses(output: Tensor, wanted: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def divided_losses(output: Tensor, target: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The cross entropy of the samples with a label, the squared distance of the others, each a mean over its own
     samples and 0 where it has none, and the divergence of the mean prediction from a uniform distribution (equations 9
     to 11).
 
     Args:
         output: (N, C).
-        wanted: (N, C) class probabilities.
+        target: (N, C) class probabilities.
         labelled: (N,) 1 or 0.
     """
     others = 1 - labelled
-    supervised = (cross_entropy(output, wanted) * labelled).sum() / labelled.sum().clamp(min=1)
-    unlabelled = (squared_distance(output, wanted) * others).sum() / others.sum().clamp(min=1)
+    supervised = (cross_entropy(output, target) * labelled).sum() / labelled.sum().clamp(min=1)
+    unlabelled = (squared_distance(output, target) * others).sum() / others.sum().clamp(min=1)
     mean = log_softmax(output).exp().mean(dim=0)
     return supervised, unlabelled, -(mean * len(mean)).log().mean()

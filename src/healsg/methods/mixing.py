@@ -64,17 +64,17 @@ class Mixing(NamedTuple):
 
 def partners(input: Tensor, samples: Samples | None) -> Tensor:
     """(N,) a partner of each sample, in a random order of the batch of all processes."""
-    order = torch.randperm(whole(input, samples), device=input.device)
-    return order if samples is None else own(order, len(input), samples)
+    order = torch.randperm(global_batch_size(input, samples), device=input.device)
+    return order if samples is None else local_part(order, len(input), samples)
 
 
-def whole(input: Tensor, samples: Samples | None) -> int:
+def global_batch_size(input: Tensor, samples: Samples | None) -> int:
     """The number of samples in the batch of all processes."""
     return len(input) if samples is None or samples.batch is None else samples.batch
 
 
-def own(drawn: Tensor, count: int, samples: Samples | None, dim: int = 0) -> Tensor:
-    """This process's ``count`` of the random numbers drawn for the batch of all processes."""
+def local_part(drawn: Tensor, count: int, samples: Samples | None, dim: int = 0) -> Tensor:
+    """The part for this process, ``count`` samples, of random numbers drawn for the batch of all processes."""
     return drawn if samples is None else drawn.narrow(dim, samples.first, count)
 
 
@@ -110,8 +110,8 @@ def box(size: tuple[int, ...], share: Tensor, device: torch.device) -> Tensor:
     for axis, pixels in enumerate(size):
         half = (pixels * side).floor().div(2).floor()
         centre = torch.randint(pixels, (), device=device)
-        place = torch.arange(pixels, device=device)
-        within = (place >= centre - half) & (place < centre + half)
+        position = torch.arange(pixels, device=device)
+        within = (position >= centre - half) & (position < centre + half)
         inside &= within.view([-1 if other == axis else 1 for other in range(len(size))])
     return inside
 
@@ -169,8 +169,8 @@ def random_erasing(images: Tensor, probability: float, samples: Samples | None =
         raise ConfigError(f"method.random_erasing: needs images, and a batch here is {tuple(images.shape)}")
     count = len(images)
     height, width = images.shape[2:]
-    total = whole(images, samples)
-    draw = own(torch.rand(4, total, ATTEMPTS, device=images.device), count, samples, dim=1)
+    total = global_batch_size(images, samples)
+    draw = local_part(torch.rand(4, total, ATTEMPTS, device=images.device), count, samples, dim=1)
     area = (AREA[0] + (AREA[1] - AREA[0]) * draw[0]) * height * width
     aspect = ASPECT[0] + (ASPECT[1] - ASPECT[0]) * draw[1]
     tall, wide = (area * aspect).sqrt().floor(), (area / aspect).sqrt().floor()
@@ -183,8 +183,8 @@ def random_erasing(images: Tensor, probability: float, samples: Samples | None =
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     within_rows = (rows >= top) & (rows < top + tall)
     within_columns = (columns >= left) & (columns < left + wide)
-    coin = own(torch.rand(total, 1, device=images.device), count, samples)
+    coin = local_part(torch.rand(total, 1, device=images.device), count, samples)
     erased = (coin < probability) & (fitting > 0)
     chosen = within_rows[:, :, None] & within_columns[:, None, :] & erased[:, :, None]
     noise = torch.randn_like(images) if samples is None else images.new_empty(total, *images.shape[1:]).normal_()
-    return torch.where(chosen[:, None], own(noise, count, samples), images)
+    return torch.where(chosen[:, None], local_part(noise, count, samples), images)

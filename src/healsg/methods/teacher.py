@@ -93,19 +93,19 @@ def network_of(folder: RunFolder, like: Task) -> nn.Module:
     return task.task_method.eval_model(task).eval().requires_grad_(False)
 
 
-def rescaling(taught: DataInfo, own: DataInfo) -> tuple[Tensor, Tensor] | None:
-    """The factor and offset that turn inputs normalised as ``own`` into inputs normalised as ``taught``.
+def rescaling(teacher: DataInfo, student: DataInfo) -> tuple[Tensor, Tensor] | None:
+    """The factor and offset that turn inputs normalised as ``student`` into inputs normalised as ``teacher``.
 
     They broadcast to a sample: (C, 1, ...) or (F,). None where both normalisations are the same, or one is not known.
     """
-    numbers = [info.preprocessing.get(key) for info in (taught, own) for key in ("mean", "std")]
-    if any(not isinstance(one, (list, tuple)) or len(one) != own.input_shape[0] for one in numbers):
+    numbers = [info.preprocessing.get(key) for info in (teacher, student) for key in ("mean", "std")]
+    if any(not isinstance(one, (list, tuple)) or len(one) != student.input_shape[0] for one in numbers):
         return None
-    mean, std, own_mean, own_std = (torch.tensor(one, dtype=torch.float64) for one in numbers)
-    if torch.equal(mean, own_mean) and torch.equal(std, own_std):
+    mean, std, student_mean, student_std = (torch.tensor(one, dtype=torch.float64) for one in numbers)
+    if torch.equal(mean, student_mean) and torch.equal(std, student_std):
         return None
-    shape = (-1, *[1] * (len(own.input_shape) - 1))
-    return (own_std / std).float().view(shape), ((own_mean - mean) / std).float().view(shape)
+    shape = (-1, *[1] * (len(student.input_shape) - 1))
+    return (student_std / std).float().view(shape), ((student_mean - mean) / std).float().view(shape)
 
 
 def rescale_inputs(network: nn.Module, factor: Tensor, offset: Tensor) -> None:
@@ -220,7 +220,7 @@ class Distilled(TaskMethod):
         except (RunError, ConfigError) as error:
             raise ConfigError(f"method.teacher: {one_line(error)}") from error
         if task.info and info:
-            refuse_other_meaning(self.run, info, task.info)
+            require_same_meaning(self.run, info, task.info)
         if folder.record.get("status") != "finished":
             log.warning("method.teacher: %s is not finished; the best weights that it has teach", folder.shown)
 
@@ -240,7 +240,7 @@ class Distilled(TaskMethod):
             reason = f"cannot take samples of {tuple(samples.shape[1:])}: {one_line(error)}"
             raise ConfigError(f"method.teacher: {self.run} {reason}") from error
         student = probe(task.model, samples)
-        refuse_other("outputs", self.run, teacher.output[1:], student.output[1:])
+        require_same("outputs", self.run, teacher.output[1:], student.output[1:])
         task.model = self.with_heads(task, student, teacher)
 
     def with_heads(self, task: Task, student: Probe, teacher: Probe) -> nn.Module:
@@ -292,17 +292,17 @@ def some_samples(task: Task) -> Tensor:
     return samples
 
 
-def refuse_other_meaning(run: str, taught: DataInfo, own: DataInfo) -> None:
-    """Raises ConfigError where a teacher and its student have other classes, or the same in another order, or inputs
-    of another shape or other columns."""
-    if differing := differing_classes(taught, own):
+def require_same_meaning(run: str, teacher: DataInfo, student: DataInfo) -> None:
+    """Raise ConfigError if a teacher and its student differ in their classes, the order of the classes, or the shape or
+    columns of their inputs."""
+    if differing := differing_classes(teacher, student):
         raise ConfigError(f"method.teacher: {run} was trained on {differing}")
-    refuse_other("input shape", run, taught.input_shape, own.input_shape)
-    if taught.input_names and own.input_names:
-        refuse_other("input columns", run, taught.input_names, own.input_names)
+    require_same("input shape", run, teacher.input_shape, student.input_shape)
+    if teacher.input_names and student.input_names:
+        require_same("input columns", run, teacher.input_names, student.input_names)
 
 
-def refuse_other(what: str, run: str, taught: Any, own: Any) -> None:
-    """Raises ConfigError where a teacher and its student differ."""
-    if taught != own:
-        raise ConfigError(f"method.teacher: {run} has {taught} as its {what}, and this task {own}")
+def require_same(property_name: str, run: str, teacher: Any, student: Any) -> None:
+    """Raise ConfigError if a property of a teacher and its student differs."""
+    if teacher != student:
+        raise ConfigError(f"method.teacher: {run} has {teacher} as its {property_name}, and this task {student}")

@@ -180,7 +180,7 @@ def surface_dice(predicted: Mask, truth: Mask, spacing: Spacing, tolerance: floa
     """
     if not predicted.any() and not truth.any():
         return math.nan
-    need("monai", "the normalised surface distance")
+    require_package("monai", "the normalised surface distance")
     from monai.metrics.utils import get_code_to_measure_table
 
     table, kernel = get_code_to_measure_table([float(side) for side in spacing])
@@ -237,10 +237,10 @@ def centreline_dice(predicted: Mask, truth: Mask) -> float:
     return 2 * precision * sensitivity / (precision + sensitivity) if precision + sensitivity else 0.0
 
 
-def need(package: str, what: str) -> None:
+def require_package(package: str, metric: str) -> None:
     """Raises ConfigError where a package of the extra is not installed."""
     if importlib.util.find_spec(package) is None:
-        raise ConfigError(f"model.metrics: {what} needs {package}; install it with: pip install 'healsg[seg]'")
+        raise ConfigError(f"model.metrics: {metric} needs {package}; install it with: pip install 'healsg[seg]'")
 
 
 # --- over cases and classes ------------------------------------------------------------------------------------------
@@ -408,8 +408,9 @@ class Overlap(CaseMetric):
         counts = torch.where(broken, math.nan, counts)
         return counts, torch.tensor(sizes, dtype=counts.dtype)
 
-    def score(self, right: float, made: float, true: float, every: float) -> float:
-        """The metric of one class of one case from its numbers of pixels; nan leaves it out."""
+    def score(self, overlap: float, predicted: float, truth: float, pixels: float) -> float:
+        """The metric of one class in one case; nan excludes it. The arguments are numbers of pixels: in the overlap of
+        prediction and truth, in each of them, and in the image."""
         raise NotImplementedError
 
     def table(self, state: Any) -> Table:
@@ -424,43 +425,43 @@ class Overlap(CaseMetric):
 class Dice(Overlap):
     """``2 |P and T| / (|P| + |T|)``, in 0..1."""
 
-    def score(self, right: float, made: float, true: float, every: float) -> float:
-        return 2 * right / (made + true) if made + true else math.nan
+    def score(self, overlap: float, predicted: float, truth: float, pixels: float) -> float:
+        return 2 * overlap / (predicted + truth) if predicted + truth else math.nan
 
 
 class IoU(Overlap):
     """``|P and T| / |P or T|``, in 0..1: the Jaccard index."""
 
-    def score(self, right: float, made: float, true: float, every: float) -> float:
-        return right / (made + true - right) if made + true else math.nan
+    def score(self, overlap: float, predicted: float, truth: float, pixels: float) -> float:
+        return overlap / (predicted + truth - overlap) if predicted + truth else math.nan
 
 
 class Sensitivity(Overlap):
-    """Recall: the share of the true pixels that is predicted, in 0..1."""
+    """Recall: the share of the true pixels that are predicted, in 0..1."""
 
-    def score(self, right: float, made: float, true: float, every: float) -> float:
-        return right / true if true else math.nan
+    def score(self, overlap: float, predicted: float, truth: float, pixels: float) -> float:
+        return overlap / truth if truth else math.nan
 
 
 class Specificity(Overlap):
-    """Specificity: the share of the negative pixels that is not predicted, in 0..1."""
+    """Specificity: the share of the negative pixels that are not predicted, in 0..1."""
 
-    def score(self, right: float, made: float, true: float, every: float) -> float:
-        return 1.0 - (made - right) / (every - true) if every - true else math.nan
+    def score(self, overlap: float, predicted: float, truth: float, pixels: float) -> float:
+        return 1.0 - (predicted - overlap) / (pixels - truth) if pixels - truth else math.nan
 
 
 class Precision(Overlap):
-    """Precision: the share of the predicted pixels that is true, in 0..1."""
+    """Precision: the share of the predicted pixels that are true, in 0..1."""
 
-    def score(self, right: float, made: float, true: float, every: float) -> float:
-        if made:
-            return right / made
-        return 0.0 if true else math.nan
+    def score(self, overlap: float, predicted: float, truth: float, pixels: float) -> float:
+        if predicted:
+            return overlap / predicted
+        return 0.0 if truth else math.nan
 
 
 class Volume(Overlap):
-    """The mean absolute difference of the predicted and the true volume, in ml where spacings are in mm; under ``bias``
-    the mean difference, predicted less true. In 2D it is an area over 1000."""
+    """The mean absolute difference between the predicted and the true volume, in ml if spacings are in mm; ``bias`` is
+    the mean difference, predicted minus true. In 2D it is an area divided by 1000."""
 
     higher_is_better: ClassVar[bool | None] = False
 
@@ -468,10 +469,15 @@ class Volume(Overlap):
         return [[abs(value) for value in row] for row in self.differences(state)]
 
     def differences(self, state: Any) -> Table:
-        """Predicted less true, by case and class."""
+        """Predicted minus true volume, by case and class."""
         rows = []
         for case, size in zip(state[0].tolist(), state[1].tolist(), strict=True):
-            rows.append([(made - true) * size / 1000 if made + true else math.nan for _, made, true, _ in case])
+            rows.append(
+                [
+                    (predicted - truth) * size / 1000 if predicted + truth else math.nan
+                    for _, predicted, truth, _ in case
+                ]
+            )
         return rows
 
     def value(self, state: Any) -> dict[str, float]:
@@ -483,24 +489,24 @@ class Volume(Overlap):
 
 
 class Cases(Overlap):
-    """How many cases and classes there are, without the background: under the empty name those whose class is in the
-    truth and not predicted at all (``missed``); under ``false_alarms`` those where it is predicted without being there;
-    under ``left_out`` those with neither, which no mean holds; under ``all`` all of them."""
+    """Counts of pairs of a case and a class, without the background. The value without a name (``missed``) counts those
+    whose class is in the truth and not predicted at all; ``false_alarms`` those that are predicted but not in the
+    truth; ``left_out`` those with neither, which are excluded from all means; ``all`` all pairs."""
 
     higher_is_better: ClassVar[bool | None] = False
 
-    def score(self, right: float, made: float, true: float, every: float) -> float:
-        """1 for a class that was missed, so that a case's own number is the share of its classes that was."""
-        return float(true > 0 and not made)
+    def score(self, overlap: float, predicted: float, truth: float, pixels: float) -> float:
+        """1 for a missed class, so that the value of a case is the share of its classes that were missed."""
+        return float(truth > 0 and not predicted)
 
     def value(self, state: Any) -> dict[str, float]:
         counts = state[0][:, self.first(state[0].shape[1]) :]
-        made, true = counts[..., 1] > 0, counts[..., 2] > 0
+        predicted, truth = counts[..., 1] > 0, counts[..., 2] > 0
         return {
-            "": float((true & ~made).sum()),
-            "false_alarms": float((made & ~true).sum()),
-            "left_out": float((~made & ~true).sum()),
-            "all": float(made.numel()),
+            "": float((truth & ~predicted).sum()),
+            "false_alarms": float((predicted & ~truth).sum()),
+            "left_out": float((~predicted & ~truth).sum()),
+            "all": float(predicted.numel()),
         }
 
 
@@ -517,7 +523,7 @@ class ShapeMetric(CaseMetric):
     ) -> tuple[Tensor, ...] | None:
         if target.is_floating_point() or output.dim() != target.dim() + 1:
             return None
-        need("scipy", type(self).__name__)
+        require_package("scipy", type(self).__name__)
         sizes = spacing if spacing is not None else [[1.0] * (target.dim() - 1)] * len(target)
         first = self.first(output.shape[1])
         rows = []

@@ -17,11 +17,11 @@ EPSILON = 1e-6
 """Of every LayerNorm, as in the authors' code."""
 
 
-def leave_out(branch: Tensor, share: float) -> Tensor:
+def drop_path(branch: Tensor, probability: float) -> Tensor:
     """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): each of the (N, ...) samples' branches is zero with
-    probability ``share``, the others are scaled so that the mean stays."""
-    kept = torch.rand([len(branch)] + [1] * (branch.dim() - 1), device=branch.device) >= share
-    return branch * kept / (1 - share)
+    probability ``probability``, the others are scaled so that the mean stays."""
+    kept = torch.rand([len(branch)] + [1] * (branch.dim() - 1), device=branch.device) >= probability
+    return branch * kept / (1 - probability)
 
 
 class TransformerLayer(nn.Module):
@@ -58,9 +58,9 @@ class TransformerLayer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         dropping = self.left_out if self.training else 0.0
         made = self.attention(self.first_norm(tokens))
-        tokens = tokens + (leave_out(made, dropping) if dropping else made)
+        tokens = tokens + (drop_path(made, dropping) if dropping else made)
         made = self.perceptron(self.second_norm(tokens))
-        return tokens + (leave_out(made, dropping) if dropping else made)
+        return tokens + (drop_path(made, dropping) if dropping else made)
 
 
 class VisionTransformer(Network):

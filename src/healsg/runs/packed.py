@@ -302,10 +302,10 @@ class _Bounded:
     def tell(self) -> int:
         return self.stream.tell()
 
-    def seek(self, place: int) -> int:
-        if not 0 <= place <= self.room:
+    def seek(self, offset: int) -> int:
+        if not 0 <= offset <= self.room:
             raise ValueError("it unpacks to more than a run has")
-        return self.stream.seek(place)
+        return self.stream.seek(offset)
 
 
 def _write(content: IO[bytes], target: Path) -> str:

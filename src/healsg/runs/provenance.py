@@ -74,9 +74,9 @@ def _differences(top: Path, patch: bool) -> dict[str, Any]:
     return facts | {"patch": _patch(top, filters, certain)} if patch and certain else facts
 
 
-def check_detector(wanted: bool) -> None:
+def check_detector(required: bool) -> None:
     """Raise ConfigError if ``record_patch`` is set and the package that detects secrets is not installed."""
-    if wanted and not redact.has_detector():
+    if required and not redact.has_detector():
         raise ConfigError("record_patch: looks for secrets by detect-secrets; pip install detect-secrets")
 
 

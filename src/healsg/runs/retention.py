@@ -50,16 +50,16 @@ def file_of(folder: Path, epoch: int) -> Path:
     return folder / f"epoch_{epoch:04}.pt"
 
 
-def others(folder: Path, wanted: Iterable[int]) -> list[Path]:
-    """The checkpoints of epochs that are not ``wanted``; no other file is among them."""
-    kept = set(wanted)
+def others(folder: Path, epochs: Iterable[int]) -> list[Path]:
+    """The checkpoints of epochs that are not ``epochs``; no other file is among them."""
+    retained = set(epochs)
     found = ((path, _NAME.fullmatch(path.name)) for path in folder.iterdir())
-    return [path for path, match in found if match and int(match[1]) not in kept]
+    return [path for path, match in found if match and int(match[1]) not in retained]
 
 
-def described(folder: Path, wanted: Iterable[int], values: Mapping[int, Any]) -> list[dict[str, Any]]:
+def described(folder: Path, epochs: Iterable[int], values: Mapping[int, Any]) -> list[dict[str, Any]]:
     """The entries of ``run.json`` for the existing checkpoints of epochs."""
-    files = [(epoch, file_of(folder, epoch)) for epoch in wanted]
+    files = [(epoch, file_of(folder, epoch)) for epoch in epochs]
     return [
         {"file": f"{folder.name}/{path.name}", "epoch": epoch, "value": values.get(epoch)}
         for epoch, path in files

@@ -95,23 +95,23 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 # --- names ----------------------------------------------------------------------------------------------------------
 
 
-def renamed(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Rename tensors to the names of ``own``, a state dict, by removing or adding prefixes.
+def renamed(tensors: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Rename tensors to the names of ``state``, a state dict, by removing or adding prefixes.
 
     Prefixes of wrappers are removed, and that of the network's main child (see ``_main_parts``) is added, if more
-    tensors then match ``own`` by name and shape.
+    tensors then match ``state`` by name and shape.
 
     Returns:
         The tensors under the names with the most matches; and a description of the change for the report, which is
         empty where there was none.
     """
     best, change = tensors, ""
-    most = len(fitting(tensors, own))
+    most = len(fitting(tensors, state))
     for removed in _prefixes(tensors):
         bare = {key.removeprefix(removed): one for key, one in tensors.items() if key.startswith(removed)}
-        for added in ("", *_main_parts(own)):
+        for added in ("", *_main_parts(state)):
             candidate = {added + key: one for key, one in bare.items()}
-            if (count := len(fitting(candidate, own))) > most:
+            if (count := len(fitting(candidate, state))) > most:
                 best, most = candidate, count
                 changes = [f"without {removed!r}"] * bool(removed) + [f"with {added!r} before them"] * bool(added)
                 change = f"names {' and '.join(changes)}"
@@ -127,9 +127,9 @@ def bare_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     return tensors, removed
 
 
-def fitting(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose name and shape are in ``own``."""
-    return {key: one for key, one in tensors.items() if key in own and own[key].shape == one.shape}
+def fitting(tensors: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose name and shape are in ``state``."""
+    return {key: one for key, one in tensors.items() if key in state and state[key].shape == one.shape}
 
 
 def _prefixes(tensors: Iterable[str]) -> list[str]:
@@ -141,10 +141,10 @@ def _prefixes(tensors: Iterable[str]) -> list[str]:
     return found
 
 
-def _main_parts(own: dict[str, Tensor]) -> list[str]:
+def _main_parts(state: dict[str, Tensor]) -> list[str]:
     """The child that holds at least half of a network's tensors, as a prefix such as ``body.``; at most two."""
-    parts = {key.split(".")[0] for key in own if "." in key}
-    return [f"{part}." for part in sorted(parts) if 2 * sum(key.startswith(f"{part}.") for key in own) >= len(own)]
+    parts = {key.split(".")[0] for key in state if "." in key}
+    return [f"{part}." for part in sorted(parts) if 2 * sum(key.startswith(f"{part}.") for key in state) >= len(state)]
 
 
 def head_prefixes(model: nn.Module, outputs: int) -> tuple[str, ...]:
@@ -162,7 +162,7 @@ def head_prefixes(model: nn.Module, outputs: int) -> tuple[str, ...]:
     return (f"{last}.",) if last is not None and model.get_submodule(last).out_features == outputs else ()
 
 
-def other_channels(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+def other_channels(tensors: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Adapt the weights of the first convolutions to another number of input channels, if they differ only in that.
 
     The channels are repeated cyclically and scaled, so that the response to an input with equal channels is unchanged
@@ -170,16 +170,16 @@ def other_channels(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[s
     in the order of the network.
 
     Args:
-        tensors: with the names of ``own``.
-        own: the network's state.
+        tensors: with the names of ``state``.
+        state: the network's state.
     """
-    kernels = [key for key, one in own.items() if one.dim() >= 4]
+    kernels = [key for key, one in state.items() if one.dim() >= 4]
     if not kernels:
         return {}
-    channels = own[kernels[0]].shape[1]
+    channels = state[kernels[0]].shape[1]
     adapted = {}
     for key in kernels:
-        kernel, target = tensors.get(key), own[key]
+        kernel, target = tensors.get(key), state[key]
         if kernel is None or kernel.dim() != target.dim() or kernel[:, :1].shape != target[:, :1].shape:
             continue
         if target.shape[1] != channels or kernel.shape[1] == channels:

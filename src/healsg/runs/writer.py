@@ -120,13 +120,13 @@ class _Save:
     """One save: a state and its copy.
 
     Args:
-        kept: the tensors in host memory of earlier saves, reused in order; one that does not fit is replaced.
+        buffers: the tensors in host memory of earlier saves, reused in order; one that does not fit is replaced.
         complete, watched: see ``Writer.save``.
     """
 
-    def __init__(self, kept: list[Tensor], complete: Complete | None, watched: Sequence[Tensor]) -> None:
+    def __init__(self, buffers: list[Tensor], complete: Complete | None, watched: Sequence[Tensor]) -> None:
         self.began = time.monotonic()
-        self.kept = kept
+        self.buffers = buffers
         self.complete = complete
         self.watched = watched
         self.versions = versions_of(watched)
@@ -189,17 +189,16 @@ class _Save:
         return value
 
     def _memory(self, own: Tensor) -> Tensor:
-        """The host tensor for a tensor: that of its first occurrence, or the next one of ``kept``."""
-        address = own.data_ptr()
-        known = self.seen.get(address)
+        """The host tensor for a tensor: that of its first occurrence, or the next one of ``buffers``."""
+        known = self.seen.get(own.data_ptr())
         if known and _form(known[1]) == _form(own):
             return known[0]
         number = len(self.pairs)
-        host = self.kept[number] if number < len(self.kept) else None
+        host = self.buffers[number] if number < len(self.buffers) else None
         if host is None or host.shape != own.shape or host.dtype != own.dtype:
             host = torch.empty_like(own, device="cpu", requires_grad=False, pin_memory=own.is_cuda)
-            self.kept[number : number + 1] = [host]
-        self.seen[address] = host, own
+            self.buffers[number : number + 1] = [host]
+        self.seen[own.data_ptr()] = host, own
         self.pairs.append((host, own))
         return host
 

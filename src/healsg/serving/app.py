@@ -112,8 +112,8 @@ def routes_of_volumes(service: VolumeService) -> list[Route]:
     def file_of(key: str) -> Response:
         found = service.mask(key)
         if found is None:
-            told = f"there is no such mask; the last {volumes.KEPT} are kept"
-            return JSONResponse({"error": told}, 404)
+            message = f"there is no such mask; the last {volumes.KEPT} are kept"
+            return JSONResponse({"error": message}, 404)
         return FileResponse(found[0], filename=found[1], media_type="application/octet-stream")
 
     async def predict(request: Request) -> Response:

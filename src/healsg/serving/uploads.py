@@ -30,14 +30,14 @@ class UploadError(Exception):
         self.status = status
 
 
-async def received(request: Request, file: BinaryIO, most: int, what: str, types: tuple[str, ...]) -> str:
+async def received(request: Request, file: BinaryIO, most: int, expected: str, types: tuple[str, ...]) -> str:
     """Write what was sent to a file, of which no more is held in memory than a part.
 
     Args:
         request: that sends it.
         file: to be written.
         most: bytes that it may have.
-        what: is wanted, for messages, such as ``picture``.
+        expected: is wanted, for messages, such as ``picture``.
         types: beginnings of the types of raw bodies that are taken, beside those that say nothing.
 
     Returns:
@@ -48,16 +48,16 @@ async def received(request: Request, file: BinaryIO, most: int, what: str, types
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not (kind in PLAIN or kind == FORM or kind.startswith(types)):
-        raise UploadError(415, f"{kind[:60]} is no {what}; send one as the body, or as a file of a form")
+        raise UploadError(415, f"{kind[:60]} is no {expected}; send one as the body, or as a file of a form")
     counted = _counted(request, most)
     name = ""
     if kind == FORM:
-        name = await _copy_file_of(counted, file, what)
+        name = await _copy_file_of(counted, file, expected)
     else:
         async for part in counted.stream():
             file.write(part)
     if not file.tell():
-        raise UploadError(400, f"nothing was sent; send a {what} as the body, or as a file of a form")
+        raise UploadError(400, f"nothing was sent; send a {expected} as the body, or as a file of a form")
     return name
 
 
@@ -80,7 +80,7 @@ def _counted(request: Request, most: int) -> Request:
     return Request(request.scope, receive)
 
 
-async def _copy_file_of(request: Request, file: BinaryIO, what: str) -> str:
+async def _copy_file_of(request: Request, file: BinaryIO, expected: str) -> str:
     """Write the first file of a form, and return its name. Raises UploadError."""
     try:
         async with request.form(max_files=4, max_fields=16) as form:
@@ -90,4 +90,4 @@ async def _copy_file_of(request: Request, file: BinaryIO, what: str) -> str:
             await run_in_threadpool(shutil.copyfileobj, files[0].file, file)
             return files[0].filename or ""
     except (MultiPartException, HTTPException, KeyError, ValueError) as error:
-        raise UploadError(400, f"the form cannot be read; send the {what} as a file of {FORM}") from error
+        raise UploadError(400, f"the form cannot be read; send the {expected} as a file of {FORM}") from error

@@ -121,20 +121,20 @@ class VolumeService:
         Raises UploadError, DataError, ConfigError.
         """
         if kind in (".mha", ".nrrd") and not holds_its_numbers(volume):
-            told = f"the numbers of this {kind} file are in another file, or in a way that is not taken"
-            raise UploadError(422, told)
+            message = f"the numbers of this {kind} file are in another file, or in a way that is not taken"
+            raise UploadError(422, message)
         geometry = read_geometry(volume, self.preparation.trust)
         sides = " x ".join(map(str, geometry.shape))
         channels = self.segmenter.info.input_shape[0]
         if geometry.channels != channels:
-            told = f"the volume is {sides} with {geometry.channels} channels; the network takes {channels}"
-            raise UploadError(422, told)
+            message = f"the volume is {sides} with {geometry.channels} channels; the network takes {channels}"
+            raise UploadError(422, message)
         if math.prod(geometry.shape) * channels > MOST_VOXELS:
             raise UploadError(413, f"the volume has {sides} voxels; {MOST_VOXELS:,} are taken")
         prepared = self.preparation.shape(geometry)
         if math.prod(prepared) * channels > MOST_VOXELS:
-            told = f"at the network's spacing the volume has {' x '.join(map(str, prepared))} voxels"
-            raise UploadError(413, f"{told}; {MOST_VOXELS:,} are taken; are its spacings in mm?")
+            message = f"at the network's spacing the volume has {' x '.join(map(str, prepared))} voxels"
+            raise UploadError(413, f"{message}; {MOST_VOXELS:,} are taken; are its spacings in mm?")
 
     def _keep(self, key: str, path: Path, name: str) -> None:
         self.masks[key] = (path, name)
@@ -148,8 +148,8 @@ class VolumeService:
             shares[name] = facts["labels"].get(str(label), 0) / total
             if place:
                 colours[name] = f"#{bytes(colour_of(place)).hex()}"
-        told = {"shape": facts["shape"], "spacing": facts["spacing"], "shares": shares, "colours": colours}
-        return told | {"planes": base64.b64encode(png(view)).decode()}
+        message = {"shape": facts["shape"], "spacing": facts["spacing"], "shares": shares, "colours": colours}
+        return message | {"planes": base64.b64encode(png(view)).decode()}
 
 
 def kind_of(path: Path) -> str:

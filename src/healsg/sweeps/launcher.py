@@ -23,15 +23,15 @@ class JobLauncher(ABC):
     """
 
     @abstractmethod
-    def results(self, orders: Sequence[Order], asked: Callable[[], int | None]) -> Iterator[tuple[int, Answer]]:
+    def results(self, orders: Sequence[Order], stop_signal: Callable[[], int | None]) -> Iterator[tuple[int, Answer]]:
         """Run the jobs; yields each one's index in ``orders`` and its report, in the order in which they end.
 
         The job of a lost worker gets the status ``LOST``, and the worker is replaced.
 
         Args:
             orders: of the jobs.
-            asked: returns the number of a stop signal, if any, which is forwarded to the workers; no further job is
-                started then.
+            stop_signal: returns the number of a stop signal, if any, which is forwarded to the workers; no further job
+                is started then.
         """
 
     @abstractmethod

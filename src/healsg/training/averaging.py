@@ -49,16 +49,16 @@ class Average(nn.Module):
         self.network = deepcopy(network).requires_grad_(False)
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
-    def follow(self, weights: Iterable[Tensor], buffers: Iterable[Tensor], share: float | Tensor = 1.0) -> None:
-        """Move by ``share`` of the way to ``weights`` (1 copies them), and copy ``buffers``. Needs ``no_grad``.
+    def follow(self, weights: Iterable[Tensor], buffers: Iterable[Tensor], rate: float | Tensor = 1.0) -> None:
+        """Move by ``rate`` of the way to ``weights`` (1 copies them), and copy ``buffers``. Needs ``no_grad``.
 
         Both are in the order of the network's own parameters and buffers.
         """
         for averaged, new in same_type_pairs(self.network.parameters(), weights):
-            if isinstance(share, Tensor):
-                foreach_lerp_(averaged, new, [share.to(averaged[0].dtype)] * len(averaged))
+            if isinstance(rate, Tensor):
+                foreach_lerp_(averaged, new, [rate.to(averaged[0].dtype)] * len(averaged))
             else:
-                foreach_lerp_(averaged, new, share)
+                foreach_lerp_(averaged, new, rate)
         for copied, new in same_type_pairs(self.network.buffers(), buffers):
             foreach_copy_(copied, new)
 

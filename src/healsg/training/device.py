@@ -37,28 +37,30 @@ compiled = weakref.WeakSet[nn.Module]()
 """The blocks that ``runner.compile=regional`` has compiled; evaluations run them eagerly."""
 
 
-def choose_device(wanted: str | int, parallel: Parallel) -> torch.device:
+def choose_device(requested: str | int, parallel: Parallel) -> torch.device:
     """The device of this process. Raises ConfigError if it is not available.
 
     Args:
-        wanted: ``auto`` (cuda, else mps, else cpu), a name such as ``cuda:1``, or the index of a GPU.
+        requested: ``auto`` (cuda, else mps, else cpu), a name such as ``cuda:1``, or the index of a GPU.
         parallel: the processes of the run, each of which uses another GPU.
     """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    name = f"cuda:{wanted}" if isinstance(wanted, int) or wanted.isdigit() else wanted
+    if requested == "auto":
+        requested = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = f"cuda:{requested}" if isinstance(requested, int) or requested.isdigit() else requested
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"runner.device: {wanted!r} is no device; give auto, cpu, mps, cuda or a GPU index") from None
+        raise ConfigError(
+            f"runner.device: {requested!r} is no device; give auto, cpu, mps, cuda or a GPU index"
+        ) from None
     if device.index is not None and device.type != "cpu" and parallel.local_world > 1:
         way = f"give {device.type}, and choose GPUs by CUDA_VISIBLE_DEVICES"
-        raise ConfigError(f"runner.device: {wanted!r} puts all processes of this machine on one device; {way}")
+        raise ConfigError(f"runner.device: {requested!r} puts all processes of this machine on one device; {way}")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = parallel.local_rank if device.index is None else device.index
         if index >= count:
-            raise ConfigError(f"runner.device: {wanted!r} asks for GPU {index}, and this machine has {count} usable")
+            raise ConfigError(f"runner.device: {requested!r} asks for GPU {index}, and this machine has {count} usable")
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("runner.device: 'mps' is not usable on this machine; give auto or cpu")

@@ -29,11 +29,11 @@ class Profiling:
     """Records the updates 8 to 15 of this process; of a shorter run those that there were.
 
     Args:
-        wanted: whether to record; otherwise it does nothing.
+        enabled: whether to record; otherwise it does nothing.
     """
 
-    def __init__(self, wanted: bool) -> None:
-        self.wanted = wanted
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
         self._profiler: Any = None
 
     @contextlib.contextmanager
@@ -44,7 +44,7 @@ class Profiling:
             folder: the run's folder.
             device: recorded in addition to the CPU.
         """
-        if not self.wanted:
+        if not self.enabled:
             yield
             return
         kinds = torch.profiler.ProfilerActivity

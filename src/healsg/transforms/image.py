@@ -110,10 +110,10 @@ def scaled(images: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
     return made
 
 
-def check_view(view: str, what: str, known: Collection[str] = ("input", "weak", "view1", "view2")) -> None:
-    """Raise ConfigError unless ``view`` is one of those in ``known``, the views that ``what`` (images, volumes) has."""
+def check_view(view: str, kind: str, known: Collection[str] = ("input", "weak", "view1", "view2")) -> None:
+    """Raise ConfigError unless ``view`` is one of those in ``known``, the views that ``kind`` (images, volumes) has."""
     if view not in known:
-        raise ConfigError(f"data: no {view!r} view of {what}, which the method needs; there are {', '.join(known)}")
+        raise ConfigError(f"data: no {view!r} view of {kind}, which the method needs; there are {', '.join(known)}")
 
 
 class ImageTransform:

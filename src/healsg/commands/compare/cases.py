@@ -91,9 +91,9 @@ def show_pairs(found: Paired, names: tuple[str, str]) -> None:
         print(f"and {count - SHOWN} cases that differ less")
     more = sum(one > other for one, other in found.numbers.values())
     less = sum(one < other for one, other in found.numbers.values())
-    told = f"{found.metric} of {count} cases: {names[0]} is {found.apart.mean:+.4f} above {names[1]}"
+    text = f"{found.metric} of {count} cases: {names[0]} is {found.apart.mean:+.4f} above {names[1]}"
     if math.isfinite(found.apart.half):
-        told += f" ({cell(found.apart.mean - found.apart.half)} to {cell(found.apart.mean + found.apart.half)}, 95 %)"
-        told += f", p {found.apart.chance:.2g}"
-    told += f"; higher in {more} cases, lower in {less}"
-    print(visible(told + (f"; {found.left_out} cases are left out" if found.left_out else "")))
+        text += f" ({cell(found.apart.mean - found.apart.half)} to {cell(found.apart.mean + found.apart.half)}, 95 %)"
+        text += f", p {found.apart.chance:.2g}"
+    text += f"; higher in {more} cases, lower in {less}"
+    print(visible(text + (f"; {found.left_out} cases are left out" if found.left_out else "")))

@@ -141,7 +141,7 @@ def ask(program: list[str], request: bytes, seconds: float | None = None) -> tup
 
     Args:
         program: its command line.
-        told: the task.
+        request: the task.
         seconds: after which it is ended, and TimeoutExpired is raised; None waits.
 
     Returns:

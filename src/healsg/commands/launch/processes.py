@@ -76,9 +76,9 @@ def job_of(composed: Composed, path: Path | None, began: float, traced: Mapping[
     return text
 
 
-def check_no_json(asked: bool) -> None:
+def check_no_json(as_json: bool) -> None:
     """Refuse ``--json`` of several processes, which share the standard output. Raises ConfigError."""
-    if asked:
+    if as_json:
         raise ConfigError("--json: is of one process; of several read run.json: healsg show RUN --json")
 
 

@@ -34,10 +34,10 @@ def described(folder: RunFolder) -> dict[str, Any]:
     raise RunError(f"{path}: is damaged; it does not say how many samples there are, and of which classes")
 
 
-def epochs_of(place: Path, size: int) -> Iterator[bytes]:
+def epochs_of(folder: Path, size: int) -> Iterator[bytes]:
     """What ``ledger/epochs.bin`` holds of each epoch, of ``size`` bytes. A last one that is not whole is left out: the
     run writes it at this moment, or did as it was killed. Raises RunError where there is none."""
-    path = place / "epochs.bin"
+    path = folder / "epochs.bin"
     found = False
     if path.is_file():
         with open_to_read(path) as file:
@@ -45,17 +45,17 @@ def epochs_of(place: Path, size: int) -> Iterator[bytes]:
                 found = True
                 yield content
     if not found:
-        raise RunError(f"{place}: no epoch was completed yet")
+        raise RunError(f"{folder}: no epoch was completed yet")
 
 
-def targets_of(place: Path, count: int) -> Array:
+def targets_of(folder: Path, count: int) -> Array:
     """(N,) the classes of the samples, -1 where they are not known. Raises RunError."""
-    return np.frombuffer(_content(place / "targets.bin", 4 * count), "<i4", count)
+    return np.frombuffer(_content(folder / "targets.bin", 4 * count), "<i4", count)
 
 
-def names_of(place: Path, count: int) -> list[str]:
+def names_of(folder: Path, count: int) -> list[str]:
     """The N samples' files; their numbers where they are none."""
-    names = place / "names.txt"
+    names = folder / "names.txt"
     listed = read_bytes(names, LARGEST).decode(errors="replace").split("\n") if names.is_file() else []
     return listed[:count] if len(listed) > count else [f"sample {number}" for number in range(count)]
 

@@ -52,10 +52,10 @@ class Guesses:
         return self.classes[label] if 0 <= label < len(self.classes) else str(label)
 
 
-def share(part: Array, whole: Array) -> float | None:
+def ratio(numerator: Array, denominator: Array) -> float | None:
     """The sum of one over the sum of the other; None of nothing."""
-    total = float(np.nansum(whole))
-    return float(np.nansum(part)) / total if total else None
+    total = float(np.nansum(denominator))
+    return float(np.nansum(numerator)) / total if total else None
 
 
 def facts_of_guesses(folder: RunFolder, top: int) -> dict[str, Any]:
@@ -66,10 +66,10 @@ def facts_of_guesses(folder: RunFolder, top: int) -> dict[str, Any]:
         {
             "epoch": number,
             "dealt": int(there.sum()),
-            "confidence": share(confidence, there),
-            "learned": share(weight, there),
-            "right": share(right, judged),
-            "right_of_learned": share(weight * right, weight * judged),
+            "confidence": ratio(confidence, there),
+            "learned": ratio(weight, there),
+            "right": ratio(right, judged),
+            "right_of_learned": ratio(weight * right, weight * judged),
         }
         for number, (there, confidence, weight, right, judged) in enumerate(
             zip(dealt, read.confidence, read.weight, read.right, read.judged, strict=True), 1
@@ -101,7 +101,7 @@ def _by_difficulty(read: Guesses, seen: Array, epochs: list[int]) -> list[dict[s
             "from": float(read.difficulty[group[0]]),
             "to": float(read.difficulty[group[-1]]),
             "samples": len(group),
-            "right": [share(read.right[epoch - 1, group], read.judged[epoch - 1, group]) for epoch in epochs],
+            "right": [ratio(read.right[epoch - 1, group], read.judged[epoch - 1, group]) for epoch in epochs],
         }
         for group in np.array_split(order, min(GROUPS, len(order)))
         if len(group)

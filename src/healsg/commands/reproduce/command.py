@@ -212,10 +212,10 @@ def _changed(composer: Composer, target: Target, given: list[str]) -> list[str]:
     changed = composed(given)
     groups = [group for group, option in sorted(changed.choices.items()) if plain.choices.get(group, option) != option]
     groups = [group for group in groups if group.split("/")[0] not in groups or "/" not in group]
-    spared = (*HARMLESS, *(group.replace("/", ".") for group in groups))
+    exempt = (*HARMLESS, *(group.replace("/", ".") for group in groups))
     old, new = dict(flat(plain.values)), dict(flat(changed.values))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    keys = [key for key in keys if not is_below(key, spared)]
+    keys = [key for key in keys if not is_below(key, exempt)]
     return [*(f"{group}={changed.choices[group]}" for group in groups if group not in HARMLESS), *keys]
 
 

@@ -86,9 +86,9 @@ def _width(file: TextIO) -> int:
 
 
 @contextmanager
-def spoken_to_stderr(asked: bool = True) -> Iterator[None]:
+def spoken_to_stderr(enabled: bool = True) -> Iterator[None]:
     """A context in which messages go to standard error, so that standard output holds only the JSON that follows."""
-    if not asked:
+    if not enabled:
         yield
         return
     with redirect_stdout(sys.stderr):

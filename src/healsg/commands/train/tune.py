@@ -79,7 +79,7 @@ class Row:
         return float("inf") if self.seconds is None else self.setup + steps * self.seconds
 
 
-def asked(composed: Composed) -> float | None:
+def time_budget(composed: Composed) -> float | None:
     """The seconds that may be spent on measuring; None where nothing is to be measured."""
     runner = composed.values["runner"]
     return runner.get("tune") if isinstance(runner, dict) else None
@@ -94,7 +94,7 @@ def tuned(composed: Composed) -> Composed:
         ConfigError: it was started by a launcher such as torchrun, whose processes would each measure.
         RunError: the task cannot take a step even in the plain setting.
     """
-    if asked(composed) is None:
+    if time_budget(composed) is None:
         return composed
     name = composed.values["name"]
     existing = [RunFolder(ROOT / name)] if name and not composed.values["fresh"] else []
@@ -113,12 +113,12 @@ def tuned_jobs(name: str, jobs: Sequence[tuple[str, Composed]]) -> list[tuple[st
         jobs: by name.
     """
     known: dict[str, Choice] = {}
-    if any(asked(composed) is not None for _, composed in jobs):
+    if any(time_budget(composed) is not None for _, composed in jobs):
         folders = [RunFolder(path) for path in sorted((ROOT / name).glob("*")) if path.is_dir()]
         known = {kind_of(values): choice for values, choice in _kept(folders)}
     found = []
     for job, composed in jobs:
-        if asked(composed) is not None:
+        if time_budget(composed) is not None:
             kind = kind_of(redact.config(composed.values))
             if kind not in known:
                 known[kind] = _chosen(composed)
@@ -139,7 +139,7 @@ def _chosen(composed: Composed) -> Choice:
     """Measure; returns the settings with which the whole run is fastest, if the gain exceeds chance."""
     if distributed.processes().several:
         raise ConfigError("runner.tune: is for one process that starts the others; give runner.processes, not torchrun")
-    rows, steps = measured(composed, asked(composed) or 0.0)
+    rows, steps = measured(composed, time_budget(composed) or 0.0)
     best = min(rows, key=lambda row: row.total(steps))
     plain = rows[0]
     chosen = best if best.total(steps) < GAIN * plain.total(steps) else plain

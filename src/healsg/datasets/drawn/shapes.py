@@ -40,9 +40,9 @@ class Drawn:
     affine: Array
 
 
-def source(seed: int, what: str, index: int) -> Random:
+def source(seed: int, purpose: str, index: int) -> Random:
     """A generator seeded by (seed, what, index)."""
-    return np.random.Generator(np.random.PCG64(mix(seed, what, index)))
+    return np.random.Generator(np.random.PCG64(mix(seed, purpose, index)))
 
 
 # --- parts of a picture ----------------------------------------------------------------------------------------------

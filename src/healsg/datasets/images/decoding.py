@@ -67,21 +67,21 @@ def unremarked(text: str) -> None:
     """A ``Remark`` that does nothing."""
 
 
-def choose_decoder(asked: Decoder, pictures: int) -> Literal["torchvision", "pil"]:
+def choose_decoder(requested: Decoder, pictures: int) -> Literal["torchvision", "pil"]:
     """The decoder of a data set. ``auto`` is torchvision's if there are enough images to pay for its import.
 
     Both give the same levels where Pillow has libjpeg-turbo, as its wheels do; without that ``auto`` is Pillow. Raises
     ConfigError if torchvision is requested and has no decoder.
     """
-    if asked == "pil":
+    if requested == "pil":
         return "pil"
     from PIL import features
 
-    if asked == "auto" and (pictures < WORTH_AN_IMPORT or not features.check("libjpeg_turbo")):
+    if requested == "auto" and (pictures < WORTH_AN_IMPORT or not features.check("libjpeg_turbo")):
         return "pil"
     if torch_private.jpeg_decoder() is not None:
         return "torchvision"
-    if asked == "auto":
+    if requested == "auto":
         return "pil"
     raise ConfigError("data.decoder: this torchvision has no decoder of JPEGs; set it to pil")
 

@@ -48,21 +48,21 @@ class Archive:
         return self.url.rsplit("/", 1)[1]
 
 
-def provide(archives: Sequence[Archive], place: Path, download: bool, verify: bool, mirror: str | None = None) -> None:
-    """Ensure that each archive's folder is in ``place``: unpacked already, from the archive, or from the network.
+def provide(archives: Sequence[Archive], folder: Path, download: bool, verify: bool, mirror: str | None = None) -> None:
+    """Ensure that each archive's folder is in ``folder``: unpacked already, from the archive, or from the network.
 
     Raises DataError of one line, which says what can be put there by hand.
     """
     for archive in archives:
-        folder, path = place / archive.folder, place / archive.name
-        if folder.is_dir():
+        unpacked, path = folder / archive.folder, folder / archive.name
+        if unpacked.is_dir():
             continue
         sums = Sums(sha256=archive.sha256, size=archive.size)
-        by_hand = f"put {path.name} (from {archive.url}) or its unpacked folder {folder.name} into {place}"
+        by_hand = f"put {path.name} (from {archive.url}) or its unpacked folder {unpacked.name} into {folder}"
         obtain([archive.url], path, sums, by_hand, download, mirror=mirror)
-        with exclusive(place):
-            if not folder.is_dir():  # another process may have created it
-                unpack_folder(path, sums if verify else Sums(), folder, archive.suffixes)
+        with exclusive(folder):
+            if not unpacked.is_dir():  # another process may have created it
+                unpack_folder(path, sums if verify else Sums(), unpacked, archive.suffixes)
 
 
 def unzip(packed: bytes, path: Path) -> bytes:
@@ -79,12 +79,12 @@ def unzip(packed: bytes, path: Path) -> bytes:
     return bytes(content)
 
 
-def unpack(packed: bytes, archive: Path, folder: Path, wanted: Collection[str]) -> None:
-    """Put the files ``wanted`` of a tar.gz archive's folder ``folder.name`` into ``folder``, and nothing else.
+def unpack(packed: bytes, archive: Path, folder: Path, files: Collection[str]) -> None:
+    """Put the files ``files`` of a tar.gz archive's folder ``folder.name`` into ``folder``, and nothing else.
 
     Raises DataError where the archive, with the content ``packed``, is damaged or lacks one of them.
     """
-    names = {f"{folder.name}/{name}": name for name in wanted}
+    names = {f"{folder.name}/{name}": name for name in files}
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
             for member, size in tar_files(stream):
@@ -139,7 +139,7 @@ def unpack_folder(path: Path, sums: Sums, folder: Path, suffixes: Collection[str
         try:
             room = MOST_UNPACKED
             for name, content in members(file):
-                if (below := wanted(name, folder.name, suffixes)) is not None:
+                if (below := relative_path(name, folder.name, suffixes)) is not None:
                     room = _write(content, part / below, room)
         except Exception as error:  # a damaged archive can raise almost any exception
             shutil.rmtree(part, ignore_errors=True)
@@ -163,7 +163,7 @@ def _write(content: IO[bytes], target: Path, room: int) -> int:
     return room
 
 
-def wanted(name: str, folder: str, suffixes: Collection[str]) -> PurePosixPath | None:
+def relative_path(name: str, folder: str, suffixes: Collection[str]) -> PurePosixPath | None:
     """Where below ``folder`` an archive's file ``name`` belongs; None where it does not."""
     parts = PurePosixPath(name.removeprefix("./")).parts
     plain = all(part[:1] not in (".", "/") and not set(part) & {"\\", "\0", ":"} for part in parts)

@@ -62,14 +62,14 @@ class Sums:
             raise DataError(f"{path}: not the published file, {wrong}; get it anew, or take it with data.verify=false")
 
 
-def locate(key: str, name: str, places: Sequence[Path], kind: Literal["file", "folder", "file or folder"]) -> Path:
-    """Where ``name`` lies: relative to the first of ``places`` in which there is such a file or folder.
+def locate(key: str, name: str, folders: Sequence[Path], kind: Literal["file", "folder", "file or folder"]) -> Path:
+    """Where ``name`` lies: relative to the first of ``folders`` in which there is such a file or folder.
 
     Raises DataError that names the setting ``data.<key>`` and all places where there is none.
     """
     given = Path(name).expanduser()
     lies = {"file": Path.is_file, "folder": Path.is_dir}.get(kind, Path.exists)
-    files = [folder / given for folder in places]
+    files = [folder / given for folder in folders]
     if found := next(filter(lies, files), None):
         return found
     names = " nor ".join(dict.fromkeys(map(str, files)))

@@ -87,13 +87,13 @@ class TarIndex:
         return len(self.offset)
 
 
-def index_of(tars: Sequence[Path], reading: Wanted, places: Sequence[Path]) -> TarIndex:
+def index_of(tars: Sequence[Path], reading: Wanted, candidates: Sequence[Path]) -> TarIndex:
     """The index of archives: loaded, or built and written.
 
     Args:
         tars: in the order of their samples.
         reading: what is read of a sample.
-        places: files in which it may lie; it is written to the first of them that can be.
+        candidates: files in which it may lie; it is written to the first of them that can be.
 
     Raises:
         DataError: an archive cannot be read, or lacks what is needed.
@@ -109,44 +109,44 @@ def index_of(tars: Sequence[Path], reading: Wanted, places: Sequence[Path]) -> T
         "reading": asdict(reading),
         "tars": [[tar.name, *state] for tar, state in zip(tars, states, strict=True)],
     }
-    for place in places:
+    for candidate in candidates:
         try:
-            found = read_arrays(place, lambda facts: facts["index"] == expected)
+            found = read_arrays(candidate, lambda facts: facts["index"] == expected)
             if found is not None:
                 return _checked(_loaded(*found, paths, states), reading)
-            log.info("%s: is of other files; it is made anew", place)
+            log.info("%s: is of other files; it is made anew", candidate)
         except (OSError, RunError, DataError, LookupError, ValueError, TypeError, ArithmeticError) as error:
             if not isinstance(error, FileNotFoundError):
-                log.info("%s: cannot be used (%s); it is made anew", place, line(error))
-    made = _made(paths, states, reading)
-    _write(made, expected, places)
-    return made
+                log.info("%s: cannot be used (%s); it is made anew", candidate, line(error))
+    index = _made(paths, states, reading)
+    _write(index, expected, candidates)
+    return index
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _write(made: TarIndex, wanted: Mapping[str, Any], places: Sequence[Path]) -> None:
+def _write(index: TarIndex, expected: Mapping[str, Any], candidates: Sequence[Path]) -> None:
     """Write an index to the first writable place; if there is none, the next run rebuilds it."""
     arrays: dict[str, Array] = {
-        "ends": made.ends.numpy(),
-        "offset": made.offset.numpy(),
-        "size": made.size.numpy(),
-        "target": made.target.numpy(),
-        "names": made.names.content.numpy(),
-        "name_ends": made.names.offsets.numpy(),
+        "ends": index.ends.numpy(),
+        "offset": index.offset.numpy(),
+        "size": index.size.numpy(),
+        "target": index.target.numpy(),
+        "names": index.names.content.numpy(),
+        "name_ends": index.names.offsets.numpy(),
     }
-    for number, (members, values) in enumerate(made.groups.values()):
+    for number, (members, values) in enumerate(index.groups.values()):
         arrays[f"group {number}"] = members.numpy()
         arrays[f"group {number} names"] = values.content.numpy()
         arrays[f"group {number} ends"] = values.offsets.numpy()
-    facts = {"index": wanted, "labels": made.labels, "groups": list(made.groups)}
-    for place in places:
+    facts = {"index": expected, "labels": index.labels, "groups": list(index.groups)}
+    for place in candidates:
         with contextlib.suppress(OSError, RunError):  # a folder without write permission, or a link in it
             place.parent.mkdir(parents=True, exist_ok=True)
             write_arrays(place, facts, arrays)
             return
-    log.warning("%s: no index can be written there; each run makes it again", places[0].parent)
+    log.warning("%s: no index can be written there; each run makes it again", candidates[0].parent)
 
 
 def _loaded(

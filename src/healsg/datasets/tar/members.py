@@ -118,8 +118,8 @@ class _Bounded:
     def tell(self) -> int:
         return self.file.tell()
 
-    def seek(self, place: int) -> int:
-        return self.file.seek(place)
+    def seek(self, offset: int) -> int:
+        return self.file.seek(offset)
 
 
 def samples(path: str, descriptor: int) -> Iterator[Sample]:

@@ -387,13 +387,13 @@ def _archives(name: str, part: Part, kind: Kind, out: Path) -> Iterator[Archive]
         yield Archive(path.name, path.stat().st_size, stop - start)
 
 
-def _add(tar: tarfile.TarFile, part: Part, place: int, kind: Kind) -> None:
+def _add(tar: tarfile.TarFile, part: Part, index: int, kind: Kind) -> None:
     """Write one sample: its picture, its class as KEY.cls or its mask as KEY.seg.png, and what else is known of it as
     KEY.json."""
     source = part.source
-    number = place if source.chosen is None else int(source.chosen[place])
-    key, name = part.keys[place], part.names[place]
-    content, ending = _content(source.dataset.stored(number), name, part.sizes[place])
+    number = index if source.chosen is None else int(source.chosen[index])
+    key, name = part.keys[index], part.names[index]
+    content, ending = _content(source.dataset.stored(number), name, part.sizes[index])
     facts: dict[str, Any] = {} if name == f"{key}.{ending}" else {"path": name}
     try:
         _write(tar, f"{key}.{ending}", content)
@@ -401,17 +401,17 @@ def _add(tar: tarfile.TarFile, part: Part, place: int, kind: Kind) -> None:
         raise DataError(f"{line(name)}: is a name that no archive can hold") from error
     if kind == "segmentation":
         mask = source.dataset.stored_mask(number)
-        content, ending = _content(mask, mask.name, part.mask_sizes[place])
+        content, ending = _content(mask, mask.name, part.mask_sizes[index])
         _write(tar, f"{key}.{MASK}.{ending}", content)
     else:
         assert source.targets is not None
-        target = source.targets[place].tolist()
+        target = source.targets[index].tolist()
         if kind == "multiclass":
             _write(tar, f"{key}.cls", str(target).encode())
         else:
             facts["target"] = target
     if part.groups:
-        facts["group"] = {group: values[place] for group, values in part.groups.items()}
+        facts["group"] = {group: values[index] for group, values in part.groups.items()}
     if facts:
         _write(tar, f"{key}.json", json.dumps(facts).encode())
 

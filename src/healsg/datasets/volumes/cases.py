@@ -101,19 +101,19 @@ class Preparation:
         made: Array = steps.forward(found_labels)[0]
         return made
 
-    def restored(self, made: Array) -> Array:
+    def restored(self, labels: Array) -> Array:
         """Labels 0, 1, 2, ... as those of the files."""
-        return relabelled(made, {new: old for old, new in self.mapping.items()}) if self.mapping else made
+        return relabelled(labels, {new: old for old, new in self.mapping.items()}) if self.mapping else labels
 
 
 def relabelled(array: Array, mapping: Mapping[int, int]) -> Array:
     """Labels replaced by others, in the smallest whole type that holds these."""
     highest = max([0, *mapping.values()])
-    made = np.zeros(array.shape, dtype=np.uint8 if highest < 256 else np.int32)
+    result = np.zeros(array.shape, dtype=np.uint8 if highest < 256 else np.int32)
     for old, new in mapping.items():
         if new:
-            made[array == old] = new
-    return made
+            result[array == old] = new
+    return result
 
 
 def preparation_of(info: DataInfo) -> Preparation:

@@ -348,22 +348,22 @@ def require_finite(volume: Volume) -> None:
         raise DataError(f"{volume.path}: {broken} of its numbers are NaN or infinite; replace them")
 
 
-def require_same_space(image: Volume, other: Volume, what: str = "mask", tolerance: float = 10 * SAME) -> None:
+def require_same_space(image: Volume, other: Volume, name: str = "mask", tolerance: float = 10 * SAME) -> None:
     """Raises DataError where a mask (or channel) has another shape than its image, or lies elsewhere.
 
     Args:
         image, other: what belongs together.
-        what: what the other one is, in words.
+        name: what the other one is, in words.
         tolerance: in voxels, at the farthest corner.
     """
     own, wanted = other.geometry.shape, image.geometry.shape
     if own != wanted:
-        raise DataError(f"{other.path}: the {what} has the shape {own}, and its image {image.path.name} has {wanted}")
+        raise DataError(f"{other.path}: the {name} has the shape {own}, and its image {image.path.name} has {wanted}")
     apart = corner_distance(image.geometry.affine, other.geometry.affine, wanted)
     if apart > tolerance:
         signs = [np.sign(np.diag(one.geometry.affine)[:3]).tolist() for one in (image, other)]
         flipped = "; it is flipped" if signs[0] != signs[1] else ""
-        raise DataError(f"{other.path}: the {what} lies {apart:.3g} voxels from its image {image.path.name}{flipped}")
+        raise DataError(f"{other.path}: the {name} lies {apart:.3g} voxels from its image {image.path.name}{flipped}")
 
 
 def require_labels(array: Array, labels: Sequence[int], path: Path) -> None:

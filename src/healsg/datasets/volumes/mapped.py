@@ -161,17 +161,17 @@ def _nrrd_layout(path: Path, head: bytes, channels: int) -> Layout | None:
     return path, len(text) + len(mark), header[b"encoding"] == b"gzip", order
 
 
-def _unpacked(blocks: Iterator[bytes], made: Array) -> Array:
+def _unpacked(blocks: Iterator[bytes], array: Array) -> Array:
     """Fill an array with bytes. Raises EOFError where they are too few; any further are not looked at."""
-    whole = made.reshape(-1).view(np.uint8)
+    buffer = array.reshape(-1).view(np.uint8)
     at = 0
     for block in blocks:
-        part = np.frombuffer(block, np.uint8)[: whole.size - at]
-        whole[at : at + part.size] = part
+        part = np.frombuffer(block, np.uint8)[: buffer.size - at]
+        buffer[at : at + part.size] = part
         at += part.size
-        if at == whole.size:
-            return made
-    raise EOFError(f"{at:,} of {whole.size:,} bytes of numbers")
+        if at == buffer.size:
+            return array
+    raise EOFError(f"{at:,} of {buffer.size:,} bytes of numbers")
 
 
 def _inflated(file: BinaryIO) -> Iterator[bytes]:

@@ -125,73 +125,73 @@ def cropped_affine(affine: Affine, box: Box) -> Affine:
 # --- spacing ---------------------------------------------------------------------------------------------------------
 
 
-def resampled_shape(shape: Sequence[int], spacing: Sequence[float], wanted: Sequence[float]) -> tuple[int, ...]:
+def resampled_shape(shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]) -> tuple[int, ...]:
     """The voxels along each axis at another spacing, at least one: nnU-Net's rounding."""
-    return tuple(max(1, round(side * own / new)) for side, own, new in zip(shape, spacing, wanted, strict=True))
+    return tuple(max(1, round(side * own / new)) for side, own, new in zip(shape, spacing, new_spacing, strict=True))
 
 
-def resampled_affine(affine: Affine, shape: Sequence[int], wanted: Sequence[int]) -> Affine:
+def resampled_affine(affine: Affine, shape: Sequence[int], new_shape: Sequence[int]) -> Affine:
     """The affine of a volume that was resampled from one shape to another, both of which fill the same box: the voxels'
     outer faces stay where they were, their centres move by half a voxel's difference."""
-    scale = np.asarray(shape, dtype=np.float64) / np.asarray(wanted)
+    scale = np.asarray(shape, dtype=np.float64) / np.asarray(new_shape)
     change = np.diag([*scale, 1.0])
     change[:3, 3] = (scale - 1) / 2
     return np.asarray(affine @ change)
 
 
-def nearest(side: int, wanted: int) -> Array:
-    """(wanted,) the voxel in whose extent the centre of each new one lies; whole numbers throughout."""
-    places: Array = (np.arange(wanted) * 2 + 1) * side // (2 * wanted)
-    return places
+def nearest(side: int, new_side: int) -> Array:
+    """(wanted,) the voxel that contains the centre of each new voxel, in integer arithmetic."""
+    indices: Array = (np.arange(new_side) * 2 + 1) * side // (2 * new_side)
+    return indices
 
 
-def resampled_labels(array: Array, wanted: Sequence[int]) -> Array:
+def resampled_labels(array: Array, shape: Sequence[int]) -> Array:
     """Labels (C, ...) at another shape, by nearest neighbour: exact for all whole numbers."""
-    for axis, size in enumerate(wanted, start=1):
+    for axis, size in enumerate(shape, start=1):
         if array.shape[axis] != size:
             array = np.take(array, nearest(array.shape[axis], size), axis=axis)
     return array
 
 
-def resampled_image(array: Array, wanted: Sequence[int], empty: Empty = np.empty) -> Array:
+def resampled_image(array: Array, shape: Sequence[int], empty: Empty = np.empty) -> Array:
     """Numbers (C, X, Y, Z) at another shape, float32, interpolated linearly along each axis.
 
     Args:
         array: of any whole or floating-point type.
-        wanted: the shape along the spatial axes.
+        shape: the shape along the spatial axes.
         empty: makes the arrays of the volume's size.
     """
-    given = array
+    source = array
     if array.dtype != np.float32 or not array.flags.c_contiguous:
-        given = empty(array.shape, np.float32)
-        given[...] = array
-    if array.shape[1:] == tuple(wanted):
-        return given
-    made = empty((len(array), *wanted), np.float32)
-    interpolate_into(torch.from_numpy(made)[None], torch.from_numpy(given)[None])
-    return made
+        source = empty(array.shape, np.float32)
+        source[...] = array
+    if array.shape[1:] == tuple(shape):
+        return source
+    result = empty((len(array), *shape), np.float32)
+    interpolate_into(torch.from_numpy(result)[None], torch.from_numpy(source)[None])
+    return result
 
 
 ROWS = 1 << 17
 """Voxels whose scores are interpolated at once, in rows of at most 16."""
 
 
-def labels_at(scores: Any, wanted: Sequence[int], regions: Sequence[int] = ()) -> Iterator[tuple[int, Array]]:
+def labels_at(scores: Any, shape: Sequence[int], regions: Sequence[int] = ()) -> Iterator[tuple[int, Array]]:
     """The label of each voxel at another shape, as ``(first, labels)``: some rows (x, Y, Z), int64, from ``first`` on.
     Scores (K, X, Y, Z), a tensor or a (memory-mapped) array, are interpolated linearly as ``resampled_image`` does, and
     then ``label_map``."""
-    depth, size = scores.shape[1], wanted[0]
-    rows = min(16, max(1, ROWS // max(1, math.prod(wanted[1:]))))
+    depth, size = scores.shape[1], shape[0]
+    rows = min(16, max(1, ROWS // max(1, math.prod(shape[1:]))))
     for first in range(0, size, rows):
-        place = (torch.arange(first, min(first + rows, size), dtype=torch.float64) + 0.5) * depth / size - 0.5
-        place = place.clamp(0, depth - 1)
-        low = place.floor().long()
+        position = (torch.arange(first, min(first + rows, size), dtype=torch.float64) + 0.5) * depth / size - 0.5
+        position = position.clamp(0, depth - 1)
+        low = position.floor().long()
         high = (low + 1).clamp(max=depth - 1)
         start = int(low[0])
         part = torch.as_tensor(scores[:, start : int(high[-1]) + 1]).float()
-        share = (place - low).float().view(1, -1, 1, 1)
+        share = (position - low).float().view(1, -1, 1, 1)
         between: Tensor = part[:, low - start] * (1 - share) + part[:, high - start] * share
-        planes = F.interpolate(between, tuple(wanted[1:]), mode="bilinear", align_corners=False)
+        planes = F.interpolate(between, tuple(shape[1:]), mode="bilinear", align_corners=False)
         yield first, label_map(planes, regions).numpy()
 
 
@@ -205,28 +205,28 @@ CHUNK = 1 << 16
 def windowed(array: Array, low: float, high: float, empty: Empty = np.empty) -> Array:
     """Float32 in 0..1: the part of the intensities between two values, such as -200 and 300 HU of a CT. ``empty`` makes
     the result."""
-    made = empty(array.shape, np.float32)
-    for given, scaled in _chunks(array, made):
-        scaled[...] = (np.clip(given, low, high).astype(np.float32) - np.float32(low)) / np.float32(high - low)
-    return made
+    result = empty(array.shape, np.float32)
+    for source, scaled in _chunks(array, result):
+        scaled[...] = (np.clip(source, low, high).astype(np.float32) - np.float32(low)) / np.float32(high - low)
+    return result
 
 
 def z_scored(array: Array, inside: Array | None = None, empty: Empty = np.empty) -> Array:
     """Float32: each channel (C, ...) less its mean, over its deviation; of the voxels ``inside`` (...), where given, as
     for an MR image without its black surroundings. ``empty`` makes the result."""
-    made = empty(array.shape, np.float32)
-    for values, scaled in zip(array, made, strict=True):
+    result = empty(array.shape, np.float32)
+    for values, scaled in zip(array, result, strict=True):
         mean, deviation = _moments(values if inside is None or not inside.any() else values[inside])
-        for given, target in _chunks(values, scaled):
-            target[...] = (given.astype(np.float32) - np.float32(mean)) / np.float32(max(deviation, 1e-8))
-    return made
+        for source, target in _chunks(values, scaled):
+            target[...] = (source.astype(np.float32) - np.float32(mean)) / np.float32(max(deviation, 1e-8))
+    return result
 
 
-def _chunks(given: Array, made: Array) -> Iterator[tuple[Array, Array]]:
-    """Two contiguous arrays of one shape, chunk by chunk."""
-    flat, flat_made = np.ascontiguousarray(given).reshape(-1), made.reshape(-1)
-    for first in range(0, flat.size, CHUNK):
-        yield flat[first : first + CHUNK], flat_made[first : first + CHUNK]
+def _chunks(source: Array, destination: Array) -> Iterator[tuple[Array, Array]]:
+    """Chunks of two arrays of the same shape; ``destination`` is contiguous."""
+    flat_source, flat_destination = np.ascontiguousarray(source).reshape(-1), destination.reshape(-1)
+    for first in range(0, flat_source.size, CHUNK):
+        yield flat_source[first : first + CHUNK], flat_destination[first : first + CHUNK]
 
 
 def _moments(values: Array) -> tuple[float, float]:
@@ -272,18 +272,18 @@ class Steps:
 
     def backward(self, labels: Array, fill: int = 0) -> Array:
         """A mask (1, X, Y, Z) of the common space in the file's; ``fill`` where nothing was predicted."""
-        made = np.full((1, *self.shape), fill, dtype=labels.dtype)
-        self.inside(made)[...] = resampled_labels(labels, self.sides)
-        return made
+        result = np.full((1, *self.shape), fill, dtype=labels.dtype)
+        self.inside(result)[...] = resampled_labels(labels, self.sides)
+        return result
 
     @property
     def sides(self) -> tuple[int, ...]:
         """Of the box, in voxels of the file."""
         return tuple(high - low for low, high in self.box)
 
-    def inside(self, made: Array) -> Array:
+    def inside(self, array: Array) -> Array:
         """The box, turned, of an array (1, X, Y, Z) of the file's space: a view, to be written to."""
-        return cropped(turned(made, self.turn), self.box)
+        return cropped(turned(array, self.turn), self.box)
 
 
 def steps_for(
