@@ -184,7 +184,7 @@ def test_hostile_archives(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if fine:
         unpack(content, archive, folder, WANTED)
     else:
-        line = refused(lambda: unpack(content, archive, folder, WANTED), archive, "delete it and get it anew")
+        line = refused(lambda: unpack(content, archive, folder, WANTED), archive, "delete it and download it again")
         assert len(line) < 500
     found = {path for path in Path().rglob("*") if path not in before}
     assert found <= {Path("root/set"), *(Path("root/set") / name for name in WANTED)}

@@ -217,7 +217,7 @@ def test_every_call_that_can_fail_is_told(number: int, monkeypatch: pytest.Monke
 
 
 def test_a_full_disk_ends_a_run_with_one_line(program: Program) -> None:
-    """In the first save, and in a later one; the checkpoint before it stays, and the same command goes on."""
+    """In the first save, and in a later one; the checkpoint before it stays, and the same command continues."""
     options = [*SHORT, "runner.save_every=1", "model.width=600"]
     whole = TaskTrainer.compose(*options, "name=whole").train()
     options.append("name=run")

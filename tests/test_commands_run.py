@@ -36,7 +36,7 @@ def test_lines_for_a_file_hold_no_control_codes(program: Program) -> None:
     assert rows[-3:] == [
         "finished: runs/run",
         "report: runs/run/report.html",
-        "go on with: healsg eval runs/run split=val, or predict, export, serve",
+        "next: healsg eval runs/run split=val, or predict, export, serve",
     ]
 
 

@@ -79,7 +79,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("writes", range(5))
 @pytest.mark.parametrize("extend", [False, True])
 def test_a_kill_as_a_run_begins(writes: int, extend: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between any two files that the beginning writes; the same command goes on."""
+    """Between any two files that the beginning writes; the same command continues."""
     from healsg.runs import folder
 
     whole, options = folder.write_text, [*SHORT, "name=run"]

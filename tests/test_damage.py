@@ -141,7 +141,7 @@ def test_lines_that_are_taken_away_in_mid_run_are_written_again(cut: Path, way: 
     with at_saves(disturb, before=True):
         assert train(*OPTIONS, *FIRST_IS_BEST, "name=run")["status"] == "finished"
     assert lines("run") == lines("whole")
-    assert "removed or replaced while the run went on" in Path("runs/run/train.log").read_text()
+    assert "removed or replaced during the run" in Path("runs/run/train.log").read_text()
 
 
 @pytest.mark.parametrize("change", ["emptied", "appended"])
@@ -151,7 +151,7 @@ def test_lines_that_are_changed_in_mid_run_end_it_in_a_line(change: str) -> None
             with Path("runs/run/metrics.jsonl").open("a") as file:
                 file.truncate(0) if change == "emptied" else file.write("a note\n")
 
-    changed = r"metrics\.jsonl: was changed while the run went on \(\d+ bytes where \d+"
+    changed = r"metrics\.jsonl: was changed during the run \(\d+ bytes where \d+"
     with at_saves(disturb, before=True), pytest.raises(RunError, match=changed):
         train(*OPTIONS, "name=run")
     assert train(*OPTIONS, "name=run", "resume.force=true")["status"] == "finished"
@@ -193,7 +193,7 @@ def test_a_spoilt_best_is_noticed_at_the_start(cut: Path, spoil: str) -> None:
         state.pop("format")
         checkpoint.save(early, state | {"best": state["best"] | {"step": 1}})
     SPOILT[spoil](best)
-    with pytest.raises(RunError, match=r"best\.pt: .*; resume\.force=true goes on, and takes the best of the epochs"):
+    with pytest.raises(RunError, match=r"best\.pt: .*; resume\.force=true continues, and takes the best of the epochs"):
         resumed(cut)
     assert resumed(cut, "resume.force=true")["status"] == "finished"
     kept = checkpoint.load(best)

@@ -504,7 +504,7 @@ def test_damaged_archives(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [whole[:-12], whole[: len(whole) // 2], whole[:-8] + bytes(8), b"", b"none", gzip.compress(b"none"), bad]
     for content in (*broken, packed[:-30], empty):
         Path("bad.tgz").write_bytes(content)
-        refused(lambda: unpack_folder(Path("bad.tgz"), Sums(), Path("set"), (".jpg",)), "bad.tgz", "get it anew")
+        refused(lambda: unpack_folder(Path("bad.tgz"), Sums(), Path("set"), (".jpg",)), "bad.tgz", "download it again")
         assert not Path("set").exists()
         assert not Path("set.part").exists()
     monkeypatch.setattr(archives, "MOST_UNPACKED", 5000)

@@ -597,7 +597,7 @@ def test_a_sweep_ends_with_a_process_that_fails_alone(monkeypatch: pytest.Monkey
     assert statuses == [1, 1]
     assert "RuntimeError: a bad disk" in record(Path("runs/two/seed=0"))["reason"]
     said = both[0].said  # where the collective does not end in time, the process is ended, with the cause as last line
-    assert "the same command goes on with the jobs that are left" in said or said.endswith("RuntimeError: a bad disk\n")
+    assert "the same command continues the jobs that are left" in said or said.endswith("RuntimeError: a bad disk\n")
     assert not Path("runs/two/seed=1/checkpoints").exists()
     own_task("pass")
     statuses, both = two_ranks(lambda rank: train(*line))

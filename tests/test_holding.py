@@ -198,7 +198,7 @@ def test_what_a_killed_process_left_is_swept(pictures: Path) -> None:
     data(pictures, cache=True).splits()
     assert [path.name for path in cache.iterdir()] == [made.name]
     (made / "input").write_bytes(b"cut short")
-    with pytest.raises(DataError, match=r"data.cache: .*input is not whole; remove its folder"):
+    with pytest.raises(DataError, match=r"data.cache: .*input is incomplete; remove its folder"):
         data(pictures, cache=True).splits()
 
 

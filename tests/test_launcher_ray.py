@@ -83,7 +83,7 @@ def test_tasks_give_their_answers_and_no_more_run_at_once_than_asked(cluster: Cl
     assert cluster.most == 2
     cluster.failure = "node died"
     answer = dict(pool.results(ORDERS[:1], lambda: None))[0]
-    assert (answer["status"], answer["reason"]) == (LOST, "node died; the same command goes on with it")
+    assert (answer["status"], answer["reason"]) == (LOST, "node died; the same command continues it")
     pool.close()
 
 

@@ -85,7 +85,7 @@ def test_no_more_jobs_are_submitted_at_once_than_there_are_workers(make: Make) -
 def test_a_lost_job_is_a_row_with_its_reason(make: Make) -> None:
     pool, _ = make("node failed")
     answer = dict(pool.results(ORDERS[:1], lambda: None))[0]
-    assert (answer["status"], answer["reason"]) == (LOST, "job 7: node failed; the same command goes on with it")
+    assert (answer["status"], answer["reason"]) == (LOST, "job 7: node failed; the same command continues it")
 
 
 def test_a_command_that_is_left_leaves_the_jobs(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +93,7 @@ def test_a_command_that_is_left_leaves_the_jobs(make: Make, capsys: pytest.Captu
     signals = iter([None, signal.SIGINT])
     assert list(pool.results(ORDERS, lambda: next(signals))) == []
     assert len(executor.jobs) == 3
-    assert capsys.readouterr().out == "3 jobs go on without this command; the same command collects them\n"
+    assert capsys.readouterr().out == "3 jobs continue without this command; the same command collects them\n"
 
 
 def test_without_submitit_the_install_line_is_the_answer(

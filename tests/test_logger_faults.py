@@ -221,7 +221,7 @@ def faulty_server(mode: str, later: str = "") -> tuple[list[str], float]:
 
 def check_offline(warnings: list[str]) -> None:
     (line,) = warnings
-    assert line.startswith("warning: wandb goes on offline (")
+    assert line.startswith("warning: wandb continues offline (")
     assert "wandb sync runs/run/wandb/offline-run-*-" in line
     (path,) = FOLDER.glob("wandb/offline-run-*/*.wandb")
     assert b"val/acc" in path.read_bytes()

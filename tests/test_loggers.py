@@ -277,7 +277,7 @@ def test_swanlab_gets_numbers_and_media_once_also_where_a_run_goes_on(
     seen = calls(swanlab)
     opened = [call for call in seen if call["call"] == "init"]
     assert [call["mode"] for call in opened] == ["offline", "offline"], "there is no key"
-    assert caplog.text.count("goes on offline (no API key was provided)") == 2
+    assert caplog.text.count("continues offline (no API key was provided)") == 2
     assert {call["id"] for call in opened} == {json.loads((swanlab / "swanlab.json").read_text())["id"]}
     logged = [(list(call["data"]), call["step"]) for call in seen if call["call"] == "log"]
     media = [(["overlay"], 4), (["confusion_table"], 4), (["recall"], 4)]

@@ -420,7 +420,7 @@ def test_freezing_by_names() -> None:
     model = network()
     layers.freeze(model, "0|*.bias")
     assert {name for name, each in model.named_parameters() if each.requires_grad} == {"1.weight", "4.weight"}
-    for pattern, told in (("body", "fits nothing"), ("5", "whose parts are 0, 1, 4"), ("*", "leaves nothing")):
+    for pattern, told in (("body", "matches nothing"), ("5", "its modules are 0, 1, 4"), ("*", "leaves nothing")):
         with pytest.raises(ConfigError, match=told):
             layers.freeze(model, pattern)
 

@@ -529,7 +529,7 @@ def test_schedule_free_evaluates_its_average(monkeypatch: pytest.MonkeyPatch) ->
 REFUSED = {
     "method.ema=0.9 method.swa=0.5": r"method\.ema: method\.swa averages the weights already; leave one out",
     "method=schedule_free method.swa=0.5": r"method\.swa: method/optimizer averages the weights already",
-    "method.freeze=bdy": r"method\.freeze: 'bdy' fits nothing in this network, whose parts are body, head",
+    "method.freeze=bdy": r"method\.freeze: 'bdy' matches nothing in this network; its modules are body, head",
     "method=elr method.mixup=0.2": r"method\.mixup: elr remembers the prediction of each sample as it is; set it to 0",
     "method=linear_probe method.freeze=head": r"method\.freeze: 'head' is not the word body",
     "method=coteaching method.layer_decay=0.5": r"method\.layer_decay: co-teaching trains two networks",

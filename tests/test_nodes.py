@@ -43,7 +43,7 @@ def test_two_agents_train_as_one_with_two_processes() -> None:
 
 @pytest.mark.soak
 def test_a_machine_that_is_lost_ends_the_run_of_the_other() -> None:
-    """Its agent and its process are killed at once; the other one names the rank, and the same command goes on."""
+    """Its agent and its process are killed at once; the other one names the rank, and the same command continues."""
     port = free_port()
     line = [*LINE, "runner.epochs=300", "name=lost"]
     agents = [agent(rank, port, *line) for rank in (0, 1)]

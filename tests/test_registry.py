@@ -201,7 +201,7 @@ def test_rm_leaves_what_only_looks_like_a_run(make: Make, capsys: pytest.Capture
     (options / "config.yaml").write_text("seed: 0")
     for name in ("conf", "conf/"):
         assert main(["rm", name, "--yes"]) == 1
-        assert "conf: is no run, since no run.json lies there" in capsys.readouterr().err
+        assert "conf: is not a run, it has no run.json" in capsys.readouterr().err
     assert (options / "config.yaml").exists()
 
 
@@ -320,7 +320,7 @@ def test_watch_draws_curves_and_sorts_by_what_needs_a_look(
     head, first, *_ = capsys.readouterr().out.splitlines()
     assert head == "1 dead  1 finished"
     assert first.startswith("killed")
-    assert "healsg resume goes on" in first
+    assert "healsg resume continues it" in first
     assert main(["watch", "done", "--once", "--metric", "val/acc"]) == 0
     shown = capsys.readouterr().out
     assert "runs/done  finished  epoch 5  val/acc 0.9" in shown

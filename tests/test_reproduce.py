@@ -199,7 +199,7 @@ def test_a_stopped_run_goes_on_and_is_judged_when_it_is_finished(
 ) -> None:
     option = recipe("own")
     assert main(["reproduce", "own", *option, "runner.max_time=0.01", "runner.steps=6"]) == 1
-    assert capsys.readouterr().out.endswith("runs/reproduce-own-0: is not finished; the same command goes on\n")
+    assert capsys.readouterr().out.endswith("runs/reproduce-own-0: is not finished; the same command continues\n")
     record = Path("runs/reproduce-own-0/run.json")
     assert json.loads(record.read_text())["status"] == "stopped"
     assert main(["reproduce", "own", *option, "runner.steps=6", "data.workers=0"]) == 0

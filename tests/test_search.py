@@ -312,7 +312,7 @@ def test_a_grid_covers_the_product() -> None:
         ),
         (["search.rungs=2", "seed=0,1"], "runner.steps: the rungs of a search count epochs"),
         (["search.rungs=3", "runner.steps=null", "runner.epochs=8", "seed=0,1"], "search.rungs: 3 rungs by factor 3"),
-        (["search.batch=1,2"], "search.batch: is that of the whole search"),
+        (["search.batch=1,2"], "search.batch: applies to the entire search"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

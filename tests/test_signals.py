@@ -154,7 +154,7 @@ def test_a_second_signal_ends_a_save_at_once(second: signal.Signals) -> None:
 
 
 def test_a_full_disk_at_a_signal_leaves_the_save_before_it() -> None:
-    """What cannot be written is told in one line; with room again the same command goes on to the same end."""
+    """What cannot be written is told in one line; with room again the same command continues to the same end."""
     line = ["train", *OPTIONS, "quiet=true", "runner.save_every=3", "name=told"]
 
     def filling() -> None:

@@ -115,7 +115,7 @@ def test_layers_thaw_one_by_one_without_labels(begun: dict[str, Tensor]) -> None
         ("method=simclr method.mixup=0.2", r"method\.mixup: no such key"),
         ("method=dino method.ema=0.99", r"method\.ema: DINO evaluates its teacher"),
         ("method=byol method.ema=0.9 method.swa=0.5", r"method\.ema: method\.swa averages the weights already"),
-        ("method=simclr method.freeze=bdy", r"method\.freeze: 'bdy' fits nothing"),
+        ("method=simclr method.freeze=bdy", r"method\.freeze: 'bdy' matches nothing"),
         ("method=fixmatch method.cutmix=1", r"method\.cutmix: FixMatch learns from unlabelled samples"),
     ],
 )

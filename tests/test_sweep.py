@@ -103,7 +103,7 @@ WRONG = [
     (["seed=0,1", "runner.epochs=x"], "runner.epochs: 'x' is not a whole number"),
     (["seed=interval(0,1)"], "an interval is no list of values"),
     (["seed=0,1", "name=a/b"], "is no name of a folder"),
-    (["name=a,b"], "name: is that of the whole sweep"),
+    (["name=a,b"], "name: applies to the entire sweep"),
     (["seed=0,1", "hydra.sweep.dir=x"], "hydra.sweep.dir: is not read here"),
 ]
 

@@ -55,7 +55,7 @@ def test_what_is_chosen_stands_in_the_configuration_and_is_not_measured_again(
     plain = [setting for setting in TINY if setting != "runner=fast"]
     assert main(["train", *plain, "runner.channels_last=false", "name=plain"]) == 0
     assert record("run")["digest"] == record("plain")["digest"]
-    assert main(["train", *TINY, "runner.epochs=2", "name=run"]) == 0, "the same command goes on"
+    assert main(["train", *TINY, "runner.epochs=2", "name=run"]) == 0, "the same command continues"
     assert main(["resume", "run", "runner.epochs=3"]) == 0
     assert len(asked) == 1
 

@@ -136,7 +136,7 @@ def my_methods(tmp_path: Path) -> None:
 def test_a_shipped_task_resumes_exactly(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert verify.run([*SHORT, "name=own", "runs=1", "kills=2", "keep=true"]) == 0
     told = capfd.readouterr().out
-    begins = re.search(r"exact: 3 runs agree; 2 kills \(verify_seed=0\), gone on from 2 different steps: (.*)\n", told)
+    begins = re.search(r"exact: 3 runs agree; 2 kills \(verify_seed=0\), resumed from 2 different steps: (.*)\n", told)
     assert begins, told
     first, second = map(int, begins[1].split(", "))
     assert 0 < first < second < STEPS
@@ -156,7 +156,7 @@ def test_the_user_s_own_saves_are_kept(processes: None, capfd: pytest.CaptureFix
     """With ``runner.save_every`` no other save is made: the runs go on from those, and from the ends of epochs."""
     assert verify.run([*SHORT, "runner.save_every=4", "name=own", "runs=2", "kills=2", "verify_seed=1"]) == 0
     told = capfd.readouterr().out
-    begins = re.search(r"exact: 4 runs agree; 4 kills \(verify_seed=1\), gone on from \d different steps: (.*)\n", told)
+    begins = re.search(r"exact: 4 runs agree; 4 kills \(verify_seed=1\), resumed from \d different steps: (.*)\n", told)
     assert begins, told
     assert set(map(int, begins[1].split(", "))) <= {0, 4, 5, 8, 10, 12, 15}
     assert not Path("runs").exists(), "runs that agree are removed"

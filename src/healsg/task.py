@@ -265,7 +265,7 @@ class BasicTask:
         if left_out:
             log.info("data.drop_last: %d samples of each epoch do not fill an update and are left out", left_out)
         if isinstance(self.train_loader, ForeignLoader):
-            log.info("the train loader is not a plain one: seeded each epoch, skipped forward when a run goes on")
+            log.info("the train loader is not a plain one: seeded each epoch, skipped forward when a run is resumed")
         for line in local_lines(self.task_method, self.model, self.runner.parallel, self.runner.accumulate):
             log.info("%s", line)
         if self.runner.shard and not self.runner.parallel.shards:

@@ -51,7 +51,7 @@ freeze: null  # frozen parameters: body, or names such as stem|stages.0|*.bias
 """The YAML of each kind: every argument with a comment."""
 
 TEST = '''\
-"""{part} trains the same way twice, and goes on exactly where it was killed. Run: pytest {test}"""
+"""{part} trains the same way twice, and resumes exactly after a kill. Run: pytest {test}"""
 
 from pathlib import Path
 

@@ -166,7 +166,7 @@ def _history_notes(first: RunFolder) -> list[str]:
         notes.append("the run was trained on after it had finished; from the beginning it may end otherwise")
     resume = read_saved(first.config).get("resume")
     if isinstance(resume, dict) and resume.get("force"):
-        notes.append("the run was gone on with by resume.force; settings may have changed on the way")
+        notes.append("the run was resumed with resume.force, so its settings may have changed")
     return notes
 
 

@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
     args = flags.read(arguments)
     if args.json and not args.yes:
-        raise ConfigError("--json: nobody is asked then; add --yes")
+        raise ConfigError("--json: cannot ask for confirmation; add --yes")
     root = root_of(args.root)
     everything = listed(root) if root.is_dir() else []
     folders = list(dict.fromkeys(path for name in args.runs for path in _folders(name, everything, root)))
@@ -66,7 +66,7 @@ def _folders(name: str, everything: list[Listed], root: Path) -> list[Path]:
     for folder in folders:
         safefiles.check_run_folder(folder, writing=True)
         if not safefiles.kind_of(folder / "run.json"):  # such as conf/, where a config.yaml lies too
-            raise RunError(f"{folder}: is no run, since no run.json lies there; remove it by hand")
+            raise RunError(f"{folder}: is not a run, it has no run.json; remove it by hand")
         if folder.is_symlink():
             raise RunError(f"{folder}: is a link; remove it by hand")
     return folders

@@ -127,7 +127,7 @@ def changes(values: dict[str, Any], choices: dict[str, str], config_dir: str | N
 def lines_of(facts: dict[str, Any]) -> list[str]:
     """The same, as lines for a terminal."""
     status = facts["status"]
-    ways = {DEAD: "goes on", "stopped": "goes on", "failed": "tries again"}
+    ways = {DEAD: "resumes it", "stopped": "resumes it", "failed": "tries again"}
     way = f"healsg resume {facts['run']} {ways[status]}" if status in ways else ""
     detail = "; ".join(filter(None, [status, facts["reason"], way]))
     head = [("status", detail)]

@@ -205,7 +205,7 @@ def _difference(reference: RunFolder, other: RunFolder) -> str:
 def _exact(trials: dict[str, Trial], options: Options) -> str:
     begins = sorted({step for trial in trials.values() for step in trial.begins})
     kills = sum(len(trial.kills) for trial in trials.values())
-    detail = f"exact: {len(trials)} runs agree; {kills} kills (verify_seed={options.verify_seed}), gone on from "
+    detail = f"exact: {len(trials)} runs agree; {kills} kills (verify_seed={options.verify_seed}), resumed from "
     if not any(begins):
         return detail + "step 0 alone: nothing was saved before the kills; a smaller runner.save_every tests more"
     return detail + f"{len(begins)} different steps: {', '.join(map(str, begins))}"

@@ -140,7 +140,7 @@ def _line(one: Listed) -> tuple[str, str, list[str]]:
     if one.status in (LIVE, DEAD):
         detail.append(f"last line {age(max(0.0, time.time() - _changed(one.path)))} ago")
     if one.status == DEAD:
-        detail.append("healsg resume goes on")
+        detail.append("healsg resume continues it")
     return visible(one.name), visible(one.status), [visible(text) for text in detail]
 
 

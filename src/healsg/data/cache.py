@@ -337,7 +337,7 @@ def _opened_apart(folder: Path, first: Batch, count: int) -> Apart:
     except (OSError, ValueError, TypeError, IndexError) as error:
         raise DataError(f"data.cache: {folder / LAYOUT} is damaged; remove its folder") from error
     if len(sizes) != count:
-        raise DataError(f"data.cache: {folder} is not whole; remove this folder")
+        raise DataError(f"data.cache: {folder} is incomplete; remove this folder")
     parts = {}
     for key, shapes in zip(("input", "target"), columns, strict=True):
         numbers = [math.prod(shape) for shape in shapes]
@@ -385,7 +385,7 @@ def _write(folder: Path, first: Batch, source: Source, fill: Callable[[dict[str,
 def _mapped(path: Path, like: Tensor, count: int, shared: bool) -> Tensor:
     """A file as a memory-mapped (count, ...) tensor; writes to it reach the file only if it is ``shared``."""
     if not safefiles.require(path) or path.stat().st_size < count * like.nbytes:
-        raise DataError(f"data.cache: {path} is not whole; remove its folder")
+        raise DataError(f"data.cache: {path} is incomplete; remove its folder")
     flat = torch.from_file(str(path), shared=shared, size=count * like.numel(), dtype=like.dtype)
     return flat.view(count, *like.shape[1:])
 

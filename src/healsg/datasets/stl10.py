@@ -100,9 +100,11 @@ class STL10(Classification):
         with checked_file(paths[1], self._sums(paths[1])) as file:
             labels = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8).long() - 1
         if len(labels) != len(images):
-            raise DataError(f"{folder}: {len(images)} {part} images do not go with {len(labels)} labels; get it anew")
+            raise DataError(
+                f"{folder}: {len(images)} {part} images do not go with {len(labels)} labels; download it again"
+            )
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(NAMES):
-            raise DataError(f"{paths[1]}: a label lies outside 1..{len(NAMES)}; get it anew")
+            raise DataError(f"{paths[1]}: a label lies outside 1..{len(NAMES)}; download it again")
         return TensorSource(images.contiguous(), labels)
 
     def _images(self, path: Path) -> Tensor:

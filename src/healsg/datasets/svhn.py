@@ -83,9 +83,9 @@ class SVHN(Classification):
             log.warning("data.verify=false: %s is taken without a check", path)
         images, labels = read_mat(path, sums if self.verify else Sums(), ("X", "y"))
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
-            raise DataError(f"{path}: holds no images of 32 x 32 x 3 bytes; get it anew")
+            raise DataError(f"{path}: holds no images of 32 x 32 x 3 bytes; download it again")
         target = labels_of(labels, path, 1, 10) % 10
         if len(target) != images.shape[3]:
-            raise DataError(f"{path}: {images.shape[3]} images do not go with {len(target)} labels; get it anew")
+            raise DataError(f"{path}: {images.shape[3]} images do not go with {len(target)} labels; download it again")
         inputs = np.ascontiguousarray(images.transpose(3, 2, 0, 1))
         return TensorSource(torch.from_numpy(inputs), torch.from_numpy(target))

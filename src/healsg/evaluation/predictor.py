@@ -81,7 +81,7 @@ class Predictor:
         from healsg.datasets.new_samples import prepared
 
         if features and not isinstance(self.network, Network):
-            raise ConfigError(f"predictor: {type(self.network).__name__} tells no features; a healsg.Network does")
+            raise ConfigError(f"predictor: {type(self.network).__name__} has no features; a healsg.Network does")
         source, view = prepared.source_of(given, self.info), prepared.transform_of(self.info)
         loader = Loader({"labelled": source}, {"labelled": {"input": view}}, batch_size, shuffle=False)
         outputs, hidden = [], []

@@ -83,7 +83,7 @@ def _lost(worker: _Worker, signalled: int | None) -> Answer:
     if signalled is not None:
         return {"status": "stopped", "exit": 128 + signalled}
     ended = f"by {system.signal_name(-code)}" if code < 0 else f"with status {code}"
-    return {"status": LOST, "exit": 1, "reason": f"its process was ended {ended}; the same command goes on with it"}
+    return {"status": LOST, "exit": 1, "reason": f"its process was ended {ended}; the same command continues it"}
 
 
 class _Worker:

@@ -113,4 +113,4 @@ def _answer(ray: Any, reference: Any, signalled: int | None) -> Answer:
         if signalled is not None:
             return {"status": "stopped", "exit": 128 + signalled}
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return {"status": LOST, "exit": 1, "reason": f"{lines[-1].strip()}; the same command goes on with it"}
+        return {"status": LOST, "exit": 1, "reason": f"{lines[-1].strip()}; the same command continues it"}

@@ -63,7 +63,9 @@ class SubmititLauncher(JobLauncher):
         while waiting or running:
             if stop_signal():
                 if running:
-                    print(f"{len(running)} jobs go on without this command; the same command collects them", flush=True)
+                    print(
+                        f"{len(running)} jobs continue without this command; the same command collects them", flush=True
+                    )
                 return
             if chosen := waiting[: limit - len(running)]:
                 waiting = waiting[len(chosen) :]
@@ -99,7 +101,7 @@ def _answer(job: Any) -> Answer:
         return answer
     except Exception as error:  # any error raised through submitit
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = f"job {job.job_id}: {lines[-1]}; the same command goes on with it"
+        reason = f"job {job.job_id}: {lines[-1]}; the same command continues it"
         return {"status": LOST, "exit": 1, "reason": reason}
 
 

@@ -56,7 +56,7 @@ class SwanLab(Client):
         self.upload = f"swanlab sync {shlex.quote(str(shown(folder) / 'swanlab'))}/run-*-{init['id']}"
         url, trouble = self.open({**init, "mode": self.mode}, self.timeout if self.mode == "online" else 60.0)
         if trouble and self.mode == "online":
-            log.warning("swanlab goes on offline (%s); to upload later: %s", trouble, self.upload)
+            log.warning("swanlab continues offline (%s); to upload later: %s", trouble, self.upload)
             url, trouble = self.open({**init, "mode": "offline"}, 60.0)
         if trouble:
             raise RuntimeError(trouble)

@@ -70,7 +70,7 @@ class Wandb(Client):
             if failure := self.open({**init, "mode": "offline"}, 60.0)[1]:
                 raise RuntimeError(failure)
         if trouble:
-            log.warning("wandb goes on offline (%s); to upload later: %s", trouble, self.upload)
+            log.warning("wandb continues offline (%s); to upload later: %s", trouble, self.upload)
         self.catch_up(folder)
 
 

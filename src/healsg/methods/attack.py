@@ -89,7 +89,7 @@ class Attack(nn.Module):
         if task.info is None or mean is None or std is None:
             data = type(task.task_data).__name__ if task.info else "a task with loaders of its own"
             raise ConfigError(
-                f"method: {method} needs to know how images are normalised, and {data} tells no mean and std"
+                f"method: {method} needs to know how images are normalised, and {data} does not define mean and std"
             )
         shape = (-1, *[1] * (len(task.info.input_shape) - 1))
         means, stds = (torch.tensor(values, dtype=torch.float64).view(shape) for values in (mean, std))

@@ -25,7 +25,7 @@ def labelled_targets(task: Task) -> Tensor:
     targets = None if source is None else source.targets
     if targets is None:
         raise ConfigError(
-            f"method: {method} needs the classes of all training samples; the task's own loader tells none"
+            f"method: {method} needs the classes of all training samples; the task's own loader does not define them"
         )
     if targets.is_floating_point() or targets.dim() != 1:
         raise ConfigError(f"method: {method} needs one class a sample, and the targets are {tuple(targets.shape)}")

@@ -52,7 +52,9 @@ class FlexMatch(SemiSupervised):
         super().setup(task)
         source = unlabelled_source(task)
         if source is None:
-            raise ConfigError("method: FlexMatch remembers every unlabelled sample; the task's own loader tells none")
+            raise ConfigError(
+                "method: FlexMatch remembers every unlabelled sample; the task's own loader does not define them"
+            )
         class_number(task)
         self.register_buffer("remembered", torch.full((len(source),), -1))
 

@@ -263,7 +263,7 @@ class Distilled(TaskMethod):
             names = found.choose(patterns, f"method.{key}") if patterns else getattr(found, kind)()
             if not names:
                 whose = "the teacher" if found is teacher else "this network"
-                raise ConfigError(f"method.{key}: {whose} has no {kind} that are found by themselves; name modules")
+                raise ConfigError(f"method.{key}: {whose} has no {kind} that are found automatically; name modules")
             chosen.append(names)
         named = [len(names) for names, patterns in zip(chosen, patterns_of.values(), strict=True) if patterns]
         pairs = named[0] if named else 1 if last else min(map(len, chosen))

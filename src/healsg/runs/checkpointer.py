@@ -186,13 +186,13 @@ class Checkpointer(Watcher):
         differences += [f"data: the samples are not those with which the run began ({text})" for text in data]
         if differences and not self.force:
             kind = RunError if foreign else ConfigError
-            raise kind(f"{differences[0]}; resume.force=true goes on all the same")
+            raise kind(f"{differences[0]}; resume.force=true continues all the same")
         for text in differences[:8]:
             log.warning("%s; going on all the same, by resume.force", text)
         self.belongs = self.bound.state_dict(run, self.folder.path.name)
         if problem := self._problem_of_best(*_step_and_best(path, state), run, changed=bool(differences)):
             if not self.force:
-                ways = "resume.force=true goes on, and takes the best of the epochs to come"
+                ways = "resume.force=true continues, and takes the best of the epochs to come"
                 raise RunError(f"{problem}; {ways}")
             log.warning("%s; the best of the epochs to come is taken", problem)
         return bool(problem), bool(differences)

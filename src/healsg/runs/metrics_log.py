@@ -18,7 +18,7 @@ from healsg.runs.logger import Logger
 
 log = logging.getLogger("healsg")
 
-FORCE = "resume.force=true goes on with the lines that are whole, and keeps the file as it is beside them"
+FORCE = "resume.force=true continues with the intact lines, and keeps a copy of the damaged file"
 
 LARGEST_LINE = 1 << 20
 """The most bytes of a damaged file that are read beyond its expected size."""
@@ -92,8 +92,11 @@ class MetricsLog:
         status = os.fstat(self._file.fileno())
         if status.st_size != self.offset:
             sizes = f"{status.st_size} bytes where {self.offset} were written"
-            raise RunError(f"{self.path}: was changed while the run went on ({sizes}); {FORCE}")
-        log.warning("%s was removed or replaced while the run went on; it is written again", self.path)
+            raise RunError(f"{self.path}: was changed during the run ({sizes}); {FORCE}")
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(status, self.path.lstat()):
+                return
+        log.warning("%s was removed or replaced during the run; it is written again", self.path)
         self._replace(os.pread(self._file.fileno(), status.st_size, 0))
 
     def sync(self) -> None:

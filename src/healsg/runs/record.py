@@ -74,7 +74,7 @@ def read_record(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(record, dict):
         return {}
-    way = "correct it, or remove the file: the run then goes on without what it says"
+    way = "correct it, or remove the file: the run then continues without it"
     for key, (fits, wanted) in FIELDS.items():
         value = record.get(key)
         if value is not None and not fits(value):

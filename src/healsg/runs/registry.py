@@ -85,7 +85,7 @@ def listed(root: Path, keys: Iterable[str] = ()) -> list[Listed]:
         RunError: there is no such folder.
     """
     if not root.is_dir():
-        raise RunError(f"{root}: there is no such folder, and so no run; runs lie in runs/ of the current directory")
+        raise RunError(f"{root}: no such folder; runs are in runs/ of the current directory")
     index = _read_index(root / INDEX)
     requested = sorted(set(keys))
     rows: dict[str, Any] = {}

@@ -129,7 +129,7 @@ class Session:
             *[detail] * (finished and bool(detail)),
             f"{reason or status}: {self.folder.shown}",
             *[f"report: {report}"] * (finished and (path / report.name).is_file()),
-            f"go on with: {go_on}{', or predict, export, serve' * finished}",
+            f"next: {go_on}{', or predict, export, serve' * finished}",
         ]
         self.screen.end(lines)
         log.debug("\n".join(lines))

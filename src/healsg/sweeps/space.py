@@ -75,7 +75,7 @@ def space_of(overrides: Sequence[Override]) -> dict[str, Dimension]:
             continue
         key = override.get_key_element()
         if key.split(".")[0].lstrip("+") in ("name", "search", "launcher"):
-            raise ConfigError(f"{key}: is that of the whole search; it takes one value")
+            raise ConfigError(f"{key}: applies to the entire search; give one value")
         if key in found:
             raise ConfigError(f"{key}: is given twice")
         found[key] = _dimension(override)

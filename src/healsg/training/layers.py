@@ -88,7 +88,7 @@ def freeze(model: nn.Module, patterns: str) -> None:
             names = [name for name in parameters if any(fnmatchcase(part, pattern) for part in _parts(name))]
         if not names:
             known = ", ".join(dict.fromkeys(name.split(".")[0] for name in parameters))
-            raise ConfigError(f"method.freeze: {pattern!r} fits nothing in this network, whose parts are {known}")
+            raise ConfigError(f"method.freeze: {pattern!r} matches nothing in this network; its modules are {known}")
         for name in names:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):

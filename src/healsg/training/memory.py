@@ -33,7 +33,7 @@ def check(runner: Runner, method: Method) -> None:
     if cuda_graph and (runner.accumulate > 1 or runner.auto_accumulate):
         raise ConfigError("runner.cuda_graph: a graph that runs again takes the gradients' memory; do not accumulate")
     if cuda_graph and compile == "regional":
-        raise ConfigError("runner.cuda_graph: takes the network as a whole; set runner.compile=true")
+        raise ConfigError("runner.cuda_graph: needs the network compiled as a whole; set runner.compile=true")
     if not runner.auto_accumulate:
         return
     reason = "runner.auto_accumulate: works in one process; set data.batch_size and runner.accumulate"

@@ -17,9 +17,9 @@ def check(runner: Runner, method: Method) -> None:
         return
     name = type(method).__name__
     if method.averages:
-        raise ConfigError("runner.shard: an average of the weights is a whole network; set method.ema, method.swa to 0")
+        raise ConfigError("runner.shard: averages of the weights are not sharded; set method.ema and method.swa to 0")
     if not declares(method, "takes_shards"):
-        raise ConfigError(f"runner.shard: {name} takes or copies whole weights, or was not tried; set it to false")
+        raise ConfigError(f"runner.shard: {name} needs unsharded weights, or was not tested; set it to false")
     optimizer = getattr(method.make_optimizer, "func", None)
     if not (isinstance(optimizer, type) and vars(optimizer).get("takes_shards", False)):
         class_name = getattr(optimizer, "__name__", "the optimizer")
@@ -28,6 +28,6 @@ def check(runner: Runner, method: Method) -> None:
     if compile or cuda_graph:
         raise ConfigError("runner.compile: was not tried with runner.shard; set one of them to false")
     if runner.precision == "fp16":
-        raise ConfigError("runner.precision: fp16 scales the loss by gradients that no process has whole; take bf16")
+        raise ConfigError("runner.precision: fp16's loss scaling does not support sharded gradients; use bf16")
     if runner.device_setup.wanted_layout is True:
         raise ConfigError("runner.channels_last: runner.shard takes weights in torch's own format; set it to false")

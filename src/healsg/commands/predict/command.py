@@ -258,7 +258,7 @@ def _features_of(ensemble: Ensemble) -> int:
         raise ConfigError("--features: those of several networks have nothing in common; name one run")
     network = ensemble.members[0].network
     if not isinstance(network, Network):
-        raise ConfigError(f"--features: {type(network).__name__} tells none; a healsg.Network does")
+        raise ConfigError(f"--features: {type(network).__name__} has no features; a healsg.Network does")
     return network.num_features
 
 

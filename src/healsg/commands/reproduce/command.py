@@ -35,7 +35,7 @@ method off must also gain over that: once the number is reached, the same seeds
 run with the method off; baseline=false leaves these runs out, and the verdict
 says so. Where labels are few, noisy or unequal, each seed draws its own
 (data.split_seed). The runs are runs/reproduce-RECIPE-SEED and
-runs/reproduce-RECIPE-off-SEED, so that the same command goes on with what was
+runs/reproduce-RECIPE-off-SEED, so that the same command continues with what was
 stopped; what is finished is not run again. A setting that may alter the result
 makes it another setting than the published one, which the verdict then says.
 Without a name: the recipes, their targets, and whether this project ever ran
@@ -233,7 +233,7 @@ def _train(composer: Callable[[], Composer], options: list[str], name: str, over
     code = train.run([*options, *overrides])
     gc.collect()
     if not code and composed_once(lambda: folder.record).get("status") != "finished":
-        say(f"{folder.shown}: is not finished; the same command goes on")
+        say(f"{folder.shown}: is not finished; the same command continues")
         return 1
     return code
 

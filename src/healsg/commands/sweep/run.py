@@ -184,7 +184,7 @@ def _one_by_one(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal,
         yield row
         if row["status"] == "failed" and not distributed.recovered():
             if number < len(jobs):
-                say("a process failed alone, which ends them all; the same command goes on with the jobs that are left")
+                say("a process failed alone, which ends them all; the same command continues the jobs that are left")
             break
 
 
@@ -216,7 +216,7 @@ def plan(composer: Composer, overrides: list[str]) -> SweepPlan:
     for line in lines:
         own = [override for override, given in zip(line, overrides, strict=True) if override != given]
         if any(override.startswith("name=") for override in own):
-            raise ConfigError("name: is that of the whole sweep; its jobs are named by themselves")
+            raise ConfigError("name: applies to the entire sweep; its jobs are named automatically")
         names.append(job_name(own))
     jobs = list(zip(names, compose_jobs(composer, lines, overrides), strict=True))
     problems = [_problem(composed) for _, composed in jobs]

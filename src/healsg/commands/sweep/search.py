@@ -185,7 +185,7 @@ def _until_done(
             if row["status"] in ("failed", LOST) and trials.trial(int(row["job"]), pause).status == "open":
                 trials.fail(int(row["job"]), str(row.get("reason")))
     if any(trials.trial(number, pause).status == "open" for number in numbers):
-        say("the same command goes on with the trials that are left")
+        say("the same command continues the trials that are left")
         return 0
     return None
 

@@ -42,7 +42,7 @@ def parse_arguments(arguments: list[str]) -> Namespace:
     if args.config_path:
         raise ConfigError("--config-path: the frame's own conf/ stays; add a folder of your own with --config-dir")
     if args.experimental_rerun:
-        raise ConfigError("--experimental-rerun: is not read here; go on with a run by: healsg resume RUN")
+        raise ConfigError("--experimental-rerun: is not supported; resume a run by: healsg resume RUN")
     return args
 
 

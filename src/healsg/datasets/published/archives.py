@@ -75,7 +75,9 @@ def unzip(packed: bytes, path: Path) -> bytes:
                 if len(content) > MOST:
                     raise ValueError(f"it holds more than {MOST} bytes")
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: damaged, cannot be unpacked ({line(error)}); delete it and get it anew") from error
+        raise DataError(
+            f"{path}: damaged, cannot be unpacked ({line(error)}); delete it and download it again"
+        ) from error
     return bytes(content)
 
 
@@ -98,8 +100,10 @@ def unpack(packed: bytes, archive: Path, folder: Path, files: Collection[str]) -
                 if not names:
                     return
     except (gzip.BadGzipFile, EOFError, ValueError, zlib.error) as error:
-        raise DataError(f"{archive}: the archive is damaged ({line(error)}); delete it and get it anew") from error
-    raise DataError(f"{archive}: the archive holds no {next(iter(names))}; delete it and get it anew")
+        raise DataError(
+            f"{archive}: the archive is damaged ({line(error)}); delete it and download it again"
+        ) from error
+    raise DataError(f"{archive}: the archive holds no {next(iter(names))}; delete it and download it again")
 
 
 def tar_files(stream: gzip.GzipFile) -> Iterator[tuple[str, int]]:
@@ -145,9 +149,13 @@ def unpack_folder(path: Path, sums: Sums, folder: Path, suffixes: Collection[str
             shutil.rmtree(part, ignore_errors=True)
             if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
                 raise  # e.g. the disk is full
-            raise DataError(f"{path}: the archive is damaged ({line(error)}); delete it and get it anew") from error
+            raise DataError(
+                f"{path}: the archive is damaged ({line(error)}); delete it and download it again"
+            ) from error
     if not part.is_dir():
-        raise DataError(f"{path}: the archive holds no {folder.name}/*{'/*'.join(suffixes)}; delete it and get it anew")
+        raise DataError(
+            f"{path}: the archive holds no {folder.name}/*{'/*'.join(suffixes)}; delete it and download it again"
+        )
     part.replace(folder)
 
 

@@ -59,7 +59,9 @@ class Sums:
     def require(self, file: IO[bytes], path: Path) -> None:
         """Raise DataError that names ``path`` and the setting where the open file is not the published one."""
         if wrong := self.problem(file):
-            raise DataError(f"{path}: not the published file, {wrong}; get it anew, or take it with data.verify=false")
+            raise DataError(
+                f"{path}: not the published file, {wrong}; download it again, or take it with data.verify=false"
+            )
 
 
 def locate(key: str, name: str, folders: Sequence[Path], kind: Literal["file", "folder", "file or folder"]) -> Path:

@@ -30,7 +30,7 @@ def read_mat(path: Path, sums: Sums, names: tuple[str, ...]) -> list[np.ndarray[
         raise DataError(f"{path}: damaged, not a MATLAB file of version 5 ({line(error)})") from error
     for name in names:
         if not isinstance(found.get(name), np.ndarray):
-            raise DataError(f"{path}: holds no array {name!r}; get it anew")
+            raise DataError(f"{path}: holds no array {name!r}; download it again")
     return [found[name] for name in names]
 
 
@@ -39,5 +39,5 @@ def labels_of(array: np.ndarray[Any, Any], path: Path, lowest: int, highest: int
     line_up = array.dtype.kind in "iu" and array.size == max(array.shape, default=0)
     labels = array.astype(np.int64).reshape(-1) if line_up else np.array([lowest - 1])
     if not np.all((lowest <= labels) & (labels <= highest)):
-        raise DataError(f"{path}: its labels are not a row of whole numbers in {lowest}..{highest}; get it anew")
+        raise DataError(f"{path}: its labels are not a row of whole numbers in {lowest}..{highest}; download it again")
     return labels

@@ -114,10 +114,10 @@ def index_of(tars: Sequence[Path], reading: Wanted, candidates: Sequence[Path]) 
             found = read_arrays(candidate, lambda facts: facts["index"] == expected)
             if found is not None:
                 return _checked(_loaded(*found, paths, states), reading)
-            log.info("%s: is of other files; it is made anew", candidate)
+            log.info("%s: belongs to other files; it is rebuilt", candidate)
         except (OSError, RunError, DataError, LookupError, ValueError, TypeError, ArithmeticError) as error:
             if not isinstance(error, FileNotFoundError):
-                log.info("%s: cannot be used (%s); it is made anew", candidate, line(error))
+                log.info("%s: cannot be used (%s); it is rebuilt", candidate, line(error))
     index = _made(paths, states, reading)
     _write(index, expected, candidates)
     return index
@@ -241,7 +241,7 @@ def _made(paths: list[str], states: list[tuple[int, int]], reading: Wanted) -> T
             for sample in samples(path, descriptor):
                 _take(columns, sample, path, descriptor, reading)
             if state_of(descriptor) != state:
-                raise DataError(f"{path}: is being written; start again when it is whole")
+                raise DataError(f"{path}: is being written; start again when it is complete")
         finally:
             os.close(descriptor)
         ends.append(len(columns.offset))

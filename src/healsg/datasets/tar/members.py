@@ -77,11 +77,11 @@ def members(path: str, descriptor: int) -> Iterator[Member]:
                 if not member.isdir():
                     yield _checked(member, size)
             if os.pread(descriptor, BLOCK, tar.offset) != bytes(BLOCK):  # tarfile stops silently at a bad header
-                raise ValueError("it is cut, or damaged, behind its last whole file")
+                raise ValueError("it is truncated or damaged after its last complete file")
     except Exception as error:  # a damaged archive can raise almost any exception
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: is no intact tar archive ({line(error)}); get it anew") from error
+        raise DataError(f"{path}: is no intact tar archive ({line(error)}); download it again") from error
 
 
 def _checked(member: tarfile.TarInfo, size: int) -> Member:

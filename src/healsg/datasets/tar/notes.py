@@ -96,7 +96,7 @@ def read_notes(folder: Path) -> Notes | None:
         given = json.loads(read_bytes(path, MOST))
     except FileNotFoundError:
         if kind_of(folder / UNFINISHED):
-            raise DataError(f"{folder}: not all archives are packed yet; the same command goes on with it") from None
+            raise DataError(f"{folder}: not all archives are packed yet; the same command continues it") from None
         return None
     except (OSError, RunError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read; pack the data anew, or remove it") from error
