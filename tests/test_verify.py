@@ -172,7 +172,7 @@ def test_a_memory_outside_the_state_is_found(
     assert verify.run([*SHORT, *options, "name=own", "runs=1", "kills=1", "verify_seed=3"]) == 1
     told = capfd.readouterr().out
     found = re.search(
-        r"differ first at step (\d+): (\S+) \(after a kill at step (\d+), going on from step (\d+)\)", told
+        r"differ first at step (\d+): (\S+) \(after a kill at step (\d+), resumed from step (\d+)\)", told
     )
     assert found, told
     step, kill, begin = (int(found[place]) for place in (1, 3, 4))
@@ -390,7 +390,7 @@ def test_the_first_tensor_of_two_traces(tmp_path: Path) -> None:
     assert first_tensor(whole, same) is None
     other = write(tmp_path / "c", *killed, row(2, "c", "d", "e", **more), row(3, "f", "x", "y"), row(4, "z", "z", "z"))
     found = first_tensor(whole, other)
-    assert str(found) == "at step 3: optimizer.state.0.exp_avg (after a kill at step 2, going on from step 1)"
+    assert str(found) == "at step 3: optimizer.state.0.exp_avg (after a kill at step 2, resumed from step 1)"
     assert found is not None
     assert found.detail == "2 of 3 differ (optimizer 1, scheduler 1)"
     lacking = write(tmp_path / "d", {"begin": 0}, row(1, "a", "b", **names), row(2, "c", "e", **names))

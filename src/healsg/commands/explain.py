@@ -26,9 +26,9 @@ EXAMPLES = """\
 
 def run(arguments: list[str]) -> int:
     """``GROUP=OPTION | KEY [overrides] [--config-dir DIR] [--json]``."""
-    flags = Flags("explain", "Show what an option or a key is, what it takes, and its default.", EXAMPLES)
+    flags = Flags("explain", "Explain an option or a key: its meaning, allowed values and default.", EXAMPLES)
     flags.add_argument("asked", metavar="GROUP=OPTION|KEY", help="such as method=fixmatch or method.ema")
-    flags.add_settings("options that are chosen while the key is looked up, as in healsg train")
+    flags.add_settings("options to choose first, as in healsg train")
     flags.add_json()
     flags.add_config_dir()
     args = flags.read(arguments)

@@ -39,9 +39,9 @@ def run(arguments: list[str]) -> int:
     flags = Flags(
         "export",
         "Write the network of a run as a folder that works without HEALSg: the network with normalisation and softmax "
-        "inside, predict.py, classes.json and a model card (README.md). It is there only once a fresh process without "
+        "inside, predict.py, classes.json and a model card (README.md). It appears only after a fresh process without "
         "torch and healsg has reproduced every prediction of the validation split from the raw samples. "
-        "key=value changes a setting of the run, such as data.folder=DIR where the pictures have moved.",
+        "key=value changes a setting of the run, such as data.folder=DIR if the images have moved.",
     )
     flags.add_run()
     flags.add_settings("changes to settings of the run")

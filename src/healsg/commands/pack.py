@@ -20,13 +20,12 @@ EXAMPLES = """\
   healsg pack data=imagefolder data.folder=DIR --out SHARDS
   healsg train data=shards data.folder=SHARDS
 
-Files stay byte for byte as they are (KEY.jpg, KEY.cls, KEY.json: webdataset
-reads them too). Kept are the parts, the classes and their order, several labels
-or numbers a picture (csv, hf), and the groups of data.group. Masks of seg2d and
-voc are packed beside their pictures (KEY.seg.png); data=shards_seg reads them.
-data.on_error=skip reads all samples once before, and leaves broken ones out.
-How much will be written is said before. A packing that was killed is gone on
-with by the same command."""
+The bytes of the files are not changed (KEY.jpg, KEY.cls, KEY.json: webdataset
+reads them too). The archives also store the splits, the classes and their
+order, several labels or numbers per image (csv, hf), and the groups of
+data.group. Masks of seg2d and voc are packed beside their images (KEY.seg.png);
+data=shards_seg reads them. The size is printed first. The same command
+continues a packing that was killed."""
 
 SIZE = 256.0
 """Default size of an archive, in MB."""
@@ -37,7 +36,7 @@ def run(arguments: list[str]) -> int:
     flags = Flags(
         "pack",
         "Write the images of a data set as uncompressed tar archives with random access. Training on them gives the "
-        "same order of samples and the same numbers.",
+        "same order of samples and the same results.",
         EXAMPLES,
     )
     flags.add_settings("data=... and its settings")

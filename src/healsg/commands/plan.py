@@ -77,13 +77,13 @@ def run(arguments: list[str]) -> int:
 def _read(arguments: list[str]) -> Namespace:
     flags = Flags(
         "plan",
-        "Read all training cases of a segmentation set once, and choose the spacing, patch, batch, intensities "
-        "and stages of a U-Net by nnU-Net's published rules.",
+        "Read all training cases of a segmentation data set once, and choose the spacing, patch size, batch size, "
+        "intensity normalisation and stages of a U-Net by nnU-Net's published rules.",
         EXAMPLES,
     )
     flags.add_settings("data=... model=... and their settings")
     flags.add_argument(
-        "--memory", type=_memory, metavar="GB", help="memory of the GPU (default: nnU-Net's 8; 24 of resenc_unet_l)"
+        "--memory", type=_memory, metavar="GB", help="memory of the GPU (default: nnU-Net's 8; 24 for resenc_unet_l)"
     )
     flags.add_argument(
         "--out",

@@ -26,15 +26,15 @@ def run(arguments: list[str]) -> int:
     """Serve until Ctrl-C."""
     flags = Flags(
         "serve",
-        "Serve the network of a run: a page to drop a picture and see classes with probabilities, or its mask, "
-        "POST /predict (a picture as the body or as a file of a form) and GET /info, both as JSON. Of a network for "
-        "volumes they are .nii, .nii.gz, .mha and .nrrd files, and POST /mask answers with the mask's file. Only this "
-        "machine can ask it, unless --host names another address. key=value changes a setting of the run, such as "
+        "Serve the network of a run: a web page where you drop an image to see its class probabilities or its mask, and "
+        "POST /predict (an image as request body or form file) and GET /info, both with JSON. A network for volumes "
+        "takes .nii, .nii.gz, .mha and .nrrd files, and POST /mask returns the mask's file. Only this machine can "
+        "connect, unless --host names another address. key=value changes a setting of the run, such as "
         "runner.device=cpu.",
     )
     flags.add_run()
     flags.add_settings("settings of the run that are changed")
-    flags.add_argument("--port", type=_port, default=8000, help="0 takes one that is free (default: 8000)")
+    flags.add_argument("--port", type=_port, default=8000, help="0 chooses a free port (default: 8000)")
     flags.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
     flags.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights (default: best)")
     flags.add_json("for programs: the address as one line of JSON")

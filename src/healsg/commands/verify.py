@@ -27,19 +27,19 @@ USAGE = """\
 usage: healsg verify [what healsg train takes] [runs=2] [kills=3]
                      [verify_seed=0] [keep=false] [--json]
 
-Trains the task undisturbed, once more in a fresh process, and then runs=2 times
-with kills=3 SIGKILLs each, at random steps and random times inside a step
-(drawn from verify_seed), each started again until it ends. All must have the
-same digest and the same lines in metrics.jsonl; where they have not, the first
-step and tensor are named. A run without runner.save_every is saved shortly
-before each kill. Loggers and runner.max_time are left out. The folders,
-runs/verify-*, are removed where all agree, unless keep=true."""
+Trains the task without interruption, once more in a fresh process, and then
+runs=2 times with kills=3 SIGKILLs each, at random steps and random times inside
+a step (drawn from verify_seed), resuming it until it finishes. All runs must
+have the same digest and the same lines in metrics.jsonl; otherwise the first
+differing step and tensor are named. Without runner.save_every, a checkpoint is
+saved shortly before each kill. Loggers and runner.max_time are not used. The
+folders runs/verify-* are removed if all runs agree, unless keep=true."""
 
 CAUSES = {
-    "again": "the task itself is not reproducible; likely causes: a random generator of its own that the seed does not "
-    "reach, threads, the time, the order of a set or of files, GPU kernels (runner.deterministic=true)",
-    "killed": "the task does not resume exactly; likely cause: something that it remembers is in no state_dict: make "
-    "it a buffer or submodule of the method, or give state_dict and load_state_dict",
+    "again": "the task itself is not reproducible; likely causes: its own random generator without the run's seed, "
+    "threads, the time, the order of a set or of files, GPU kernels (runner.deterministic=true)",
+    "killed": "the task does not resume exactly; likely cause: state that is not in a state_dict: make it a buffer or "
+    "submodule of the method, or implement state_dict and load_state_dict",
 }
 
 

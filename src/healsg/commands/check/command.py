@@ -29,7 +29,7 @@ EXAMPLES = """\
   healsg check data=imagefolder data.folder=DIR
   healsg check data=imagefolder data.folder=DIR model=resnet method=sgd
 
-The status is 1 where something would stop training, else 0."""
+The exit status is 1 if something would stop training, else 0."""
 
 SCHEMA = 1
 """Version of the ``--json`` output; incremented when a key changes its meaning."""
@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
     )
     flags.add_settings()
     flags.add_argument(
-        "--page", metavar="FILE", help="write a page (HTML) with the unreadable and some of the other samples"
+        "--page", metavar="FILE", help="write an HTML page with the unreadable and some of the other samples"
     )
     flags.add_json()
     flags.add_config_dir()

@@ -1,4 +1,4 @@
-"""``healsg compare RUN...``: which setting is better, as honestly as the number of runs allows."""
+"""``healsg compare RUN...``: which setting is better, if the number of runs allows a conclusion."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from healsg.runs.registry import FINISHED, Listed, listed, named, root_of
 
 
 def run(arguments: list[str]) -> int:
-    """Print the settings, best first, their differences from the best one, and what that allows to say."""
-    flags = Flags("compare", "Compare settings over their seeds and folds: chosen on val, with test aside.")
+    """Print the settings, best first, their differences from the best one, and the conclusion."""
+    flags = Flags("compare", "Compare settings over seeds and folds. They are ranked on val; test is only shown.")
     flags.add_argument("runs", nargs="+", metavar="RUN", help="runs or sweeps: folders, or names below runs/")
-    flags.add_argument("--metric", metavar="NAME", help="a number of val in place of runner.monitor, such as val/acc")
-    flags.add_argument("--less", action="store_true", help="less of it is better")
+    flags.add_argument("--metric", metavar="NAME", help="a metric on val instead of runner.monitor, such as val/acc")
+    flags.add_argument("--less", action="store_true", help="lower values of the metric are better")
     flags.add_argument(
-        "--pooled", action="store_true", help="of folds: the accuracy over all samples that were held out"
+        "--pooled", action="store_true", help="for runs on folds: the accuracy over all held-out samples"
     )
-    flags.add_argument("--cases", metavar="SPLIT", help="of two runs on masks: case by case, on val or test")
-    flags.add_argument("--page", metavar="FILE", help="write a page (HTML) with the curves over each other")
+    flags.add_argument(
+        "--cases", metavar="SPLIT", help="for two segmentation runs: compare case by case, on val or test"
+    )
+    flags.add_argument("--page", metavar="FILE", help="write an HTML page with overlaid curves")
     flags.add_argument("--root", help="the folder of the runs (default: runs)")
     flags.add_json("for programs")
     args = flags.read(arguments)
@@ -47,7 +49,7 @@ def run(arguments: list[str]) -> int:
         return 0
     show_comparison(compared)
     if pools:
-        print("\nout of fold: each sample by the runs that held it out; Wilson's interval, of the samples alone")
+        print("\nout of fold: each sample predicted by the runs that held it out; Wilson's interval, over samples only")
         show(["setting", "samples", "acc", "95 % interval"], [_pooled_row(one) for one in pools])
     if page:
         print(visible(f"page: {page}"))

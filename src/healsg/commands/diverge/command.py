@@ -46,7 +46,7 @@ class Divergence(NamedTuple):
     begin: int | None = None
 
     def __str__(self) -> str:
-        after = "" if self.kill is None else f" (after a kill at step {self.kill}, going on from step {self.begin})"
+        after = "" if self.kill is None else f" (after a kill at step {self.kill}, resumed from step {self.begin})"
         return f"at step {self.step}: {self.name}{after}"
 
 
@@ -76,15 +76,15 @@ def run(arguments: list[str]) -> int:
 def _read(arguments: list[str]) -> Namespace:
     flags = Flags(
         "diverge",
-        "Find where two runs first differ: settings, machine and software, lines of metrics.jsonl, the last checkpoint "
-        "and, of runs that healsg verify has kept, the step and the tensor. Times apart, equal runs went the same way "
-        "and ended in the same state. The exit status is 0 where they are equal, 1 where not.",
+        "Find the first difference between two runs: in settings, machine and software, lines of metrics.jsonl, the last "
+        "checkpoint and, for runs kept by healsg verify, the step and the tensor. Runs are equal if they have the same "
+        "metrics, except for times, and end in the same state. Exit status: 0 if they are equal, 1 if not.",
     )
     flags.add_run("first")
     flags.add_run("second", "the other one")
     flags.add_settings(
-        "replay=true trains both again, in folders that are removed, to name the step and the tensor exactly; other "
-        "settings are then changed in both"
+        "replay=true trains both again, in temporary folders, to find the exact step and tensor; other settings "
+        "then apply to both"
     )
     flags.add_json()
     args = flags.read(arguments)

@@ -28,8 +28,8 @@ EXAMPLES = """\
   healsg forecast data=imagefolder data.folder=DIR model=torchvision
   healsg forecast -m data=digits method=sgd,adamw seed=0,1,2
 
-A run that begins with runner.forecast=true keeps its forecast in run.json,
-beside what it took; --record compares the two over all such runs."""
+A run with runner.forecast=true stores its forecast in run.json, beside what it
+used; --record compares the two over all such runs."""
 
 SCHEMA = 1
 """Version of the ``--json`` output; incremented when a key changes its meaning."""

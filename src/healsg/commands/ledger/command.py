@@ -27,15 +27,15 @@ def run(arguments: list[str]) -> int:
     """``RUN [--top N] [--json]``."""
     flags = Flags(
         "ledger",
-        "Of a run with runner.ledger=true: how often each training sample was forgotten (right in one epoch, wrong in "
-        "the next that it was dealt in; Toneva et al. 2019, arXiv 1812.05159), which were never learned, the hardest "
-        "by mean loss, and how many lie where by their mean confidence. Of a semi-supervised method: how many "
-        "pseudo-labels were right in each epoch, by the difficulty of the samples, and the most confident ones that "
-        "are wrong.",
+        "For a run with runner.ledger=true: how often each training sample was forgotten (correct in one epoch, wrong in "
+        "the next in which it was used; Toneva et al. 2019, arXiv 1812.05159), which samples were never learned, the "
+        "hardest by mean loss, and the distribution of the mean confidence. For a semi-supervised method: how many "
+        "pseudo-labels were correct in each epoch, by the difficulty of the samples, and the most confident wrong "
+        "ones.",
         EXAMPLES,
     )
     flags.add_argument("runs", nargs="+", metavar="RUN", help="one run, or: errors RUN...")
-    flags.add_argument("--top", type=_samples, default=20, metavar="N", help="so many samples are shown (default: 20)")
+    flags.add_argument("--top", type=_samples, default=20, metavar="N", help="number of samples to show (default: 20)")
     flags.add_json()
     args = flags.read(arguments)
     errors = len(args.runs) > 1 and args.runs[0] == "errors"

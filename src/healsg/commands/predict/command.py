@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   healsg predict exp1 pictures/ --out predictions.csv
   healsg predict fold1 fold2 fold3 pictures/ --out predictions.jsonl --tta flips
-  healsg predict exp2 scans/ --out masks/              a run of a segmentation
+  healsg predict exp2 scans/ --out masks/              a segmentation run
 
 RUN is a folder or a name under runs/; the probabilities of several runs, or of
-all runs of a sweep, are averaged. PATH is a picture, a folder of pictures with
-all below it, a table (.csv, .tsv) or an array (.npz, .npy). A segmentation
-takes volumes (.nii, .nii.gz, .mha, .mhd, .nrrd) or pictures, and gives each a
-mask in its own space and kind of file; scores are averaged. Masks go into a
-folder; those that are there are not made again.
+all runs of a sweep, are averaged. PATH is an image, a folder of images with its
+subfolders, a table (.csv, .tsv) or an array (.npz, .npy). A segmentation run
+takes volumes (.nii, .nii.gz, .mha, .mhd, .nrrd) or images, and writes for each a
+mask in its own space and file type; the scores of several runs are averaged.
+Masks are written to a folder; existing ones are kept.
 
 key=value changes a setting of the runs, such as runner.device=cpu. The exit
-status is 0, or 3 where some samples cannot be read: their rows say why."""
+status is 0, or 3 if some samples cannot be read; their rows have the reason."""
 
 IN_FOLDER = "predictions.csv"
-"""The file's name where ``--out`` is a folder."""
+"""The name of the file if ``--out`` is a folder."""
 
 MOST_THREADS = 8
 
@@ -106,7 +106,7 @@ def _read(arguments: list[str]) -> Namespace:
         type=_count,
         default=min(MOST_THREADS, os.cpu_count() or 1),
         metavar="N",
-        help="threads that decode pictures",
+        help="threads that decode images",
     )
     flags.add_json("lines of JSON on standard output")
     return flags.read(arguments)
