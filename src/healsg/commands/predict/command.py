@@ -38,8 +38,8 @@ EXAMPLES = """\
 RUN is a folder or a name under runs/; the probabilities of several runs, or of
 all runs of a sweep, are averaged. PATH is an image, a folder of images with its
 subfolders, a table (.csv, .tsv) or an array (.npz, .npy). A segmentation run
-takes volumes (.nii, .nii.gz, .mha, .mhd, .nrrd) or images, and writes for each a
-mask in its own space and file type; the scores of several runs are averaged.
+takes volumes (.nii, .nii.gz, .mha, .mhd, .nrrd) or images, and writes for each
+a mask in its own space and file type; the scores of several runs are averaged.
 Masks are written to a folder; existing ones are kept.
 
 key=value changes a setting of the runs, such as runner.device=cpu. The exit
