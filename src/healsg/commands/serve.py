@@ -27,9 +27,9 @@ def run(arguments: list[str]) -> int:
     flags = Flags(
         "serve",
         "Serve the network of a run: a web page where you drop an image to see its class probabilities or its mask, "
-        "and POST /predict (an image as request body or form file) and GET /info, both with JSON. A network for volumes "
-        "takes .nii, .nii.gz, .mha and .nrrd files, and POST /mask returns the file of the mask. Only this machine "
-        "can connect, unless --host names another address. key=value changes a setting of the run, such as "
+        "and POST /predict (an image as request body or form file) and GET /info, both with JSON. A network for "
+        "volumes takes .nii, .nii.gz, .mha and .nrrd files, and POST /mask returns the file of the mask. Only this "
+        "machine can connect, unless --host names another address. key=value changes a setting of the run, such as "
         "runner.device=cpu.",
     )
     flags.add_run()

@@ -77,8 +77,8 @@ def _read(arguments: list[str]) -> Namespace:
     flags = Flags(
         "diverge",
         "Find the first difference between two runs: in settings, machine and software, lines of metrics.jsonl, the "
-        "last checkpoint and, for runs kept by healsg verify, the step and the tensor. Runs are equal if they have the same "
-        "metrics, except for times, and end in the same state. Exit status: 0 if they are equal, 1 if not.",
+        "last checkpoint and, for runs kept by healsg verify, the step and the tensor. Runs are equal if they have the "
+        "same metrics, except for times, and end in the same state. Exit status: 0 if they are equal, 1 if not.",
     )
     flags.add_run("first")
     flags.add_run("second", "the other one")
