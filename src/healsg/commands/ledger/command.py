@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
         "For a run with runner.ledger=true: how often each training sample was forgotten (correct in one epoch, wrong "
         "in the next in which it was used; Toneva et al. 2019, arXiv 1812.05159), which samples were never learned, "
         "the hardest by mean loss, and the distribution of the mean confidence. For a semi-supervised method: how many "
-        "pseudo-labels were correct in each epoch, by the difficulty of the samples, and the most confident wrong ones.",
+        "pseudo-labels were correct in each epoch, by difficulty of the samples, and the most confident wrong ones.",
         EXAMPLES,
     )
     flags.add_argument("runs", nargs="+", metavar="RUN", help="one run, or: errors RUN...")
