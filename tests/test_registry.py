@@ -104,7 +104,7 @@ def test_mistakes_of_runs_are_one_line(make: Make, capsys: pytest.CaptureFixture
         (["--where", "x"], "--where 'x': write a column"),
         (["--where", "best>high"], "'high' is no number"),
         (["--sort", "best:up"], "the direction is asc or desc"),
-        (["--root", "nowhere"], "nowhere: there is no such folder"),
+        (["--root", "nowhere"], "nowhere: no such folder"),
         (["--lmit", "3"], "--lmit: there is no such option; did you mean --limit?"),
     ):
         assert main(["runs", *arguments]) in (1, 2)

@@ -1,4 +1,5 @@
-"""MaskRecord: which masks of a folder are done, and of which weights they are, so that a killed prediction goes on."""
+"""MaskRecord: the finished masks of a folder and the weights that made them, so that a killed prediction can be
+continued."""
 
 from __future__ import annotations
 
@@ -12,22 +13,22 @@ from healsg.evaluation.writers import WAY, settings_of
 from healsg.runs.folder import write_text
 
 ABOUT, LINES = "predictions.json", "predictions.jsonl"
-"""What the masks were made with, and a line for each of them."""
+"""The file with the weights and settings, and the file with one line for each mask."""
 
 
 class MaskRecord:
     """The record of a folder of masks.
 
-    A mask counts as done where its line and its file are there and the image has not changed since; the line is
-    written after the file, so that a kill between both predicts it again.
+    A mask is finished if its line and its file exist and its image has not changed since. The line is written after the
+    file; after a kill between the two, the mask is predicted again.
 
     Args:
-        folder: of the masks; made where it is not there.
-        about: what they are made with, as plain values: where another folder's differs, it is refused.
+        folder: of the masks; created if it does not exist.
+        about: the weights and settings, as plain values; a folder with other ones is refused.
 
     Raises:
-        RunError: the folder holds masks of other weights or settings, or predictions.json is none of ours.
-        OSError: it cannot be made or written.
+        RunError: the folder holds masks of other weights or settings, or its predictions.json is invalid.
+        OSError: it cannot be created or written to.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
@@ -44,14 +45,14 @@ class MaskRecord:
             self._read()
 
     def is_done(self, files: Sequence[Path], mask: Path) -> dict[str, Any] | None:
-        """The line of a mask that need not be predicted again; None where it must be.
+        """The line of a finished mask; None if it has to be predicted.
 
         Args:
-            files: of the scan.
-            mask: its mask's path in the folder.
+            files: of the volume or image.
+            mask: the path of its mask in the folder.
 
         Raises:
-            RunError: the mask is there, but is that of other files, or of nothing that this record knows.
+            RunError: the mask exists, but belongs to other files or is not in the record.
         """
         there, line = (self.folder / mask).exists(), self.done.get(str(mask))
         if line is None:
@@ -64,7 +65,7 @@ class MaskRecord:
         return line if there and line.get("stamp") == _stamp(files) else None
 
     def add(self, files: Sequence[Path], mask: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Say that a mask is written; returns its line."""
+        """Record a written mask; returns its line."""
         names = [str(file.absolute()) for file in files]
         line = {"files": names, "mask": str(mask), "stamp": _stamp(files), **facts}
         with self.lines.open("ab", buffering=0) as file:
@@ -73,7 +74,7 @@ class MaskRecord:
         return line
 
     def _read(self) -> None:
-        """The lines that are whole. What a kill left of the last one is cut off."""
+        """The complete lines; a line that was truncated by a kill is removed."""
         if not self.lines.exists():
             return
         content = self.lines.read_bytes()
@@ -90,6 +91,6 @@ class MaskRecord:
 
 
 def _stamp(files: Sequence[Path]) -> list[list[int]]:
-    """Size and time of change of each file."""
+    """The size and modification time of each file."""
     found = [file.stat() for file in files]
     return [[one.st_size, one.st_mtime_ns] for one in found]

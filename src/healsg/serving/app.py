@@ -1,5 +1,5 @@
-"""The web application of ``healsg serve``: a page, ``GET /info`` and ``POST /predict``, on Starlette. A picture gets
-the probabilities of its classes or, of a segmentation, its mask; a volume the file of its mask."""
+"""The web application of ``healsg serve``, on Starlette: a page, ``GET /info`` and ``POST /predict``. For an image
+it returns class probabilities or a mask; for a volume, the file of its mask."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from healsg.serving.uploads import UploadError, received
 from healsg.serving.volumes import VolumeService
 
 MOST_BYTES = 20 << 20
-"""Of one upload."""
+"""The largest upload, in bytes."""
 
 MOST_PIXELS = 50_000_000
-"""Of one picture, before it is decoded."""
+"""The most pixels of an image, checked before it is decoded."""
 
 MOST_WINDOWS = 256
-"""Inputs of the network's size to which a smaller picture may be resized: a narrow strip would else take minutes."""
+"""The largest size of a resized image, in network inputs: a narrow strip would otherwise take minutes."""
 
 
 def application(predictor: Predictor, run: str, checkpoint: str, hosts: Sequence[str]) -> Starlette:
-    """The application.
+    """The web application.
 
     Args:
-        predictor: the network of a run, which takes pictures or volumes.
-        run: how messages call the run.
+        predictor: the network of a run, for images or volumes.
+        run: the name of the run, for messages.
         checkpoint: ``best`` or ``last``.
-        hosts: the names under which it may be asked, so that no foreign page reaches it by a name of its own; ``*``
-            allows any.
+        hosts: the allowed host names of requests, so that other web pages cannot reach the server by DNS rebinding;
+            ``*`` allows any.
     """
     facts = info_of(predictor, run, checkpoint)
     service = VolumeService(predictor, run) if len(predictor.info.input_shape) == 4 else None
@@ -81,7 +81,7 @@ def application(predictor: Predictor, run: str, checkpoint: str, hosts: Sequence
 
 
 def routes_of_pictures(predictor: Predictor, run: str) -> list[Route]:
-    """``POST /predict`` of a network that takes pictures."""
+    """``POST /predict`` for a network that takes images."""
     say = answering(predictor, run)
     lock = threading.Lock()  # a network is put into evaluation mode and back around each forward pass
 
@@ -99,7 +99,7 @@ def routes_of_pictures(predictor: Predictor, run: str) -> list[Route]:
 
 
 def routes_of_volumes(service: VolumeService) -> list[Route]:
-    """``POST /predict``, ``GET /masks/KEY`` and ``POST /mask``, whose answer is the mask's file."""
+    """``POST /predict``, ``GET /masks/KEY`` and ``POST /mask``, which returns the file of the mask."""
 
     async def answer(request: Request) -> dict[str, Any]:
         with service.place() as folder:
@@ -130,7 +130,7 @@ def routes_of_volumes(service: VolumeService) -> list[Route]:
 
 
 def info_of(predictor: Predictor, run: str, checkpoint: str) -> dict[str, Any]:
-    """What ``/info`` says."""
+    """The content of ``/info``."""
     info = predictor.info
     return {
         "run": run,
@@ -150,7 +150,7 @@ def _limits(of_volumes: bool) -> dict[str, Any]:
 
 
 def answering(predictor: Predictor, run: str) -> Callable[[bytes], dict[str, Any]]:
-    """What gives the answer of ``/predict`` to the content of a picture, and raises UploadError."""
+    """The function that computes the response of ``/predict`` from the bytes of an image; it raises UploadError."""
     if not predictor.info.placed:
         return lambda content: predicted(predictor, content)
     segmenter = Segmenter([(run, predictor)])
@@ -158,7 +158,7 @@ def answering(predictor: Predictor, run: str) -> Callable[[bytes], dict[str, Any
 
 
 def _decoded(reader: Callable[[BytesIO], Any], content: bytes) -> Any:
-    """What ``reader`` makes of a picture. Raises UploadError."""
+    """The image decoded by ``reader``. Raises UploadError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is odd in a picture, of which the user sees the result
@@ -168,8 +168,8 @@ def _decoded(reader: Callable[[BytesIO], Any], content: bytes) -> Any:
 
 
 def segmented(segmenter: Segmenter, content: bytes) -> dict[str, Any]:
-    """The mask of a picture: the file that ``healsg predict`` would write, the share of each class, and the same in
-    colours to lay over the picture. Raises UploadError."""
+    """The mask of an image: the file that ``healsg predict`` would write, the share of each class, and a coloured
+    overlay. Raises UploadError."""
     stored, sides = _decoded(segmenter.decoded, content)
     most = max(sides[0] * sides[1], MOST_WINDOWS * math.prod(segmenter.info.input_shape[1:]))
     if stored[0].numel() > most:
@@ -198,7 +198,7 @@ def _png(picture: Image.Image) -> str:
 
 
 def predicted(predictor: Predictor, content: bytes) -> dict[str, Any]:
-    """What a network says of a whole picture. Raises UploadError."""
+    """The network's prediction for an image. Raises UploadError."""
     info = predictor.info
     sample = _decoded(lambda picture: decode(picture, info.input_shape[1], info.input_shape[0]), content)
     found = predictor(sample.unsqueeze(0), batch_size=1)
@@ -210,7 +210,7 @@ def predicted(predictor: Predictor, content: bytes) -> dict[str, Any]:
 
 
 def _check_size(content: bytes) -> None:
-    """Refuse what is no picture, or has too many pixels, by its first bytes. Raises UploadError."""
+    """Raise UploadError for a file that is not an image or has too many pixels, according to its header."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""The page of ``healsg serve``: one text without anything from elsewhere, light and dark."""
+"""The page of ``healsg serve``: a self-contained HTML text, in light and dark mode."""
 
 from __future__ import annotations
 
@@ -120,15 +120,15 @@ POLICY = (
     "img-src blob: data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""What the page may do: its own style and script, ask this server, show the picture that was chosen and its mask."""
+"""The content security policy: its own style and script, requests to this server, the chosen image and its mask."""
 
 
 def page(run: str, volumes: bool = False) -> str:
     """The page, as HTML.
 
     Args:
-        run: how messages call the run.
-        volumes: whether it takes volumes, and not pictures.
+        run: the name of the run.
+        volumes: whether it takes volumes instead of images.
     """
     name = html.escape(run)
     asked = "Drop a picture here, paste one, or choose a file"

@@ -1,4 +1,4 @@
-"""What is sent to ``healsg serve``: the body of a request or the first file of a form, of no more than may be."""
+"""Uploads to ``healsg serve``: the body of a request or the first file of a form, up to a maximum size."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from starlette.requests import Request
 from starlette.types import Message
 
 PLAIN = ("", "application/octet-stream", "application/x-www-form-urlencoded")
-"""Types of a raw body that say nothing, among them what curl sends where it is told none."""
+"""Unspecific types of a request body, such as the default of curl."""
 
 FORM = "multipart/form-data"
 
 
 class UploadError(Exception):
-    """What is wrong with an upload, in one line.
+    """A problem with an upload, in one line.
 
     Args:
         status: of the response.
-        message: for the one who sent it.
+        message: for the user.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -31,20 +31,20 @@ class UploadError(Exception):
 
 
 async def received(request: Request, file: BinaryIO, most: int, expected: str, types: tuple[str, ...]) -> str:
-    """Write what was sent to a file, of which no more is held in memory than a part.
+    """Write an upload to a file, in parts, so that it is never entirely in memory.
 
     Args:
-        request: that sends it.
-        file: to be written.
-        most: bytes that it may have.
-        expected: is wanted, for messages, such as ``picture``.
-        types: beginnings of the types of raw bodies that are taken, beside those that say nothing.
+        request: with the upload.
+        file: to write to.
+        most: the largest size, in bytes.
+        expected: what is expected, for messages, such as ``picture``.
+        types: allowed prefixes of the body's type, in addition to unspecific types.
 
     Returns:
-        The name that a form gives the file; empty for a raw body.
+        The file name from the form; empty for a request body.
 
     Raises:
-        UploadError: of another type, too large, or nothing.
+        UploadError: the upload has another type, is too large, or empty.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if not (kind in PLAIN or kind == FORM or kind.startswith(types)):
@@ -62,7 +62,7 @@ async def received(request: Request, file: BinaryIO, most: int, expected: str, t
 
 
 def _counted(request: Request, most: int) -> Request:
-    """The same request, which raises UploadError once its body has more than ``most`` bytes."""
+    """The same request, which raises UploadError if its body has more than ``most`` bytes."""
     too_large = UploadError(413, f"more than {most >> 20} MiB, which no upload may have")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:

@@ -1,5 +1,5 @@
-"""Volumes of ``healsg serve``: what is sent lies in files, its mask is a file in the volume's own space, and three
-planes with the mask over them are shown."""
+"""Volumes in ``healsg serve``: uploads are stored in files, the mask is a file in the volume's own space, and three
+planes with the mask as an overlay are shown."""
 
 from __future__ import annotations
 
@@ -32,33 +32,34 @@ from healsg.serving.uploads import UploadError
 from healsg.system import return_freed_memory
 
 KINDS = (".nii", ".nii.gz", ".mha", ".nrrd")
-"""Of files that may be sent: those that are whole in one file."""
+"""The supported file types: those with header and numbers in one file."""
 
 MOST_BYTES = 2 << 30
-"""Of one upload."""
+"""The largest upload, in bytes."""
 
 MOST_VOXELS = 1 << 29
-"""Of one volume, over all channels, by its header and at the network's spacing: that of 512 x 512 x 2048."""
+"""The most voxels of a volume, over all channels, by its header and at the network's spacing: 512 x 512 x 2048."""
 
 KEPT = 8
-"""Masks that can be fetched; older ones are removed."""
+"""The number of masks that can be fetched; older ones are removed."""
 
 SIDE = 256
-"""Pixels of the side of a plane that is shown."""
+"""The side of a plane in the picture, in pixels."""
 
 AXES = (2, 1, 0)
-"""Across which planes are shown: seen from below, from the front and from the side."""
+"""The axes across which planes are shown: seen from below, from the front and from the side."""
 
 HEAD = 1 << 16
-"""Bytes by which a file's kind is known."""
+"""The number of bytes from which the type of a file is recognised."""
 
 
 class VolumeService:
-    """The network of a run for volumes that are sent. Files lie in a temporary folder, which goes with the process.
+    """The network of a run for uploaded volumes. Files are in a temporary folder, which is removed when the process
+    ends.
 
     Args:
         predictor: the network, which takes volumes.
-        run: how messages call the run.
+        run: the name of the run, for messages.
     """
 
     def __init__(self, predictor: Predictor, run: str) -> None:
@@ -67,30 +68,31 @@ class VolumeService:
         self.own_folder = ServerFolder()
         self.folder = self.own_folder.path
         self.masks: dict[str, tuple[Path, str]] = {}
-        """By key the masks that can be fetched, the oldest first, with the names under which they are saved."""
+        """By key, the masks that can be fetched and their file names, oldest first."""
         self.lock = threading.Lock()  # one volume at a time, whose arrays are as large as the disk lets them be
 
     def place(self) -> tempfile.TemporaryDirectory[str]:
-        """A folder for one upload."""
+        """A temporary folder for one upload."""
         return tempfile.TemporaryDirectory(dir=self.folder)
 
     def mask(self, key: str) -> tuple[Path, str] | None:
-        """A mask's file and the name to save it under; None where it is not, or no longer, there."""
+        """The file of a mask and its name for downloading; None if it does not exist or was removed."""
         return self.masks.get(key)
 
     def predicted(self, upload: Path, name: str) -> dict[str, Any]:
-        """Predict the mask of a file that was sent.
+        """Predict the mask of an uploaded file.
 
         Args:
             upload: the file, in a folder of its own.
-            name: that the user's browser gives it, or nothing.
+            name: its name in the user's browser, or empty.
 
         Returns:
-            ``shape``, ``spacing``, ``shares`` and ``colours`` of the classes, ``planes``, a PNG in base64, the address
-            of the mask's file, ``mask``, and the name to save it under, ``file``.
+            ``shape``, ``spacing``, ``shares`` and ``colours`` of the classes, ``planes``, a PNG in base64, ``mask``,
+                the URL
+            of the mask's file, and ``file``, its name for downloading.
 
         Raises:
-            UploadError: it is no volume, too large, cannot be read, or does not fit the network.
+            UploadError: it is not a volume, too large, unreadable, or does not fit the network.
         """
         kind = kind_of(upload)
         volume = upload.rename(upload.with_name("volume" + kind))
@@ -116,7 +118,8 @@ class VolumeService:
         return self._answer(facts, views[0]) | {"mask": f"masks/{key}", "file": self.masks[key][1]}
 
     def _check(self, volume: Path, kind: str) -> None:
-        """Refuse by its header what does not fit the network, has too many voxels, or leads to another file.
+        """Check by its header that a volume fits the network, has not too many voxels, and does not refer to another
+        file.
 
         Raises UploadError, DataError, ConfigError.
         """
@@ -153,7 +156,7 @@ class VolumeService:
 
 
 def kind_of(path: Path) -> str:
-    """The kind of a volume's file by its first bytes, one of ``KINDS``. Raises UploadError."""
+    """The type of a volume's file by its first bytes, one of ``KINDS``. Raises UploadError."""
     with path.open("rb") as file:
         head = file.read(HEAD)
     inner = head
@@ -172,21 +175,21 @@ def kind_of(path: Path) -> str:
 
 
 def saved_name(name: str, kind: str) -> str:
-    """What the mask of a file is called: ``scan.nii.gz`` has ``scan_seg.nii.gz``."""
+    """The name of the mask of a file: ``scan_seg.nii.gz`` for ``scan.nii.gz``."""
     stem = re.sub(r"(?i)\.(nii|nii\.gz|mha|nrrd)$", "", re.split(r"[/\\]", name)[-1])
     plain = "".join(letter for letter in stem if letter.isalnum() or letter in " ._-")[:80].strip(" .")
     return f"{plain or 'volume'}_seg{kind}"
 
 
 def planes(image: Volume, mask: Array, labels: Sequence[int]) -> Array:
-    """(2 * SIDE, 3 * SIDE, 3) uint8: three planes of a volume, and below them the same with the mask over them.
+    """(2 * SIDE, 3 * SIDE, 3) uint8: three planes of a volume, and below them the same with the mask as an overlay.
 
-    They lie where most of the mask is, else in the middle; the axes are turned to RAS, up is the head or the front.
+    They are the planes with most mask voxels, or the middle ones if the mask is empty; in RAS, with head or front up.
 
     Args:
         image: (C, X, Y, Z), of which the first channel is shown.
-        mask: (X, Y, Z) labels of its own space.
-        labels: those that are known, the background first, which fixes the colours.
+        mask: (X, Y, Z) labels in its own space.
+        labels: all labels, the background first, which determine the colours.
     """
     turn = to_ras(image.geometry.affine)
     shown = turned(image.array[:1], turn)[0]
@@ -216,7 +219,7 @@ def _plane(array: Array, axis: int, place: int) -> Array:
 
 
 def _along_axes(mask: Array) -> list[Array]:
-    """Of each axis the voxels of the foreground in each of its planes, counted row by row."""
+    """For each axis, the number of foreground voxels in each plane across it, counted row by row."""
     counts = [np.zeros(side, np.int64) for side in mask.shape]
     for row in range(mask.shape[0]):
         inside = mask[row] > 0

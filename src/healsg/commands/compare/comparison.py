@@ -1,7 +1,7 @@
-"""Settings compared over their seeds and folds: what ``healsg compare`` and the end of a sweep say.
+"""Comparison of settings over seeds and folds, for ``healsg compare`` and the end of a sweep.
 
 Runs that differ in nothing but the seed, the split or the fold are repetitions of one setting. Settings are ranked by
-their number on val; the test part stands aside and chooses nothing.
+their metric on val; the test metric is only reported.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from healsg.runs.registry import FINISHED
 from healsg.runs.saved_config import read_saved
 
 REPETITIONS = ("seed", "data.split_seed", "data.fold")
-"""Keys in which runs of one setting differ."""
+"""Keys in which the runs of one setting may differ."""
 
 LESS_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "nll", "brier", "ece", "hd95", "assd", "perplexity")
-"""Names of numbers, and endings of them, of which less is better where the runs do not say."""
+"""Names or endings of metrics for which lower is better, if the runs do not declare it."""
 
 SIGNIFICANT = 0.05
 
 _SET_ASIDE = re.compile(r"~\d+$")
-"""The end of the name of a job's folder that ``fresh=true`` has set aside."""
+"""The end of the name of a job's folder that was replaced with ``fresh=true``."""
 
 
 class Finished(NamedTuple):
-    """A finished run: its name, its folder, and what its ``run.json`` holds."""
+    """A finished run: its name, its folder, and the content of its ``run.json``."""
 
     name: str
     folder: RunFolder
@@ -49,7 +49,7 @@ class Setting(NamedTuple):
         label: the keys in which it differs from the other settings, with their values.
         settings: the same by key.
         names: of the runs.
-        val, test: the numbers of the runs, by seed, split and fold; a run without a test part has none.
+        val, test: the metric of each run, by seed, split and fold; a run without a test part has no test metric.
     """
 
     label: str
@@ -60,15 +60,15 @@ class Setting(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What a comparison found.
+    """The result of a comparison.
 
     Args:
-        metric: the number of val by which settings are ranked.
-        sign: 1 where more of it is better, else -1.
-        settings: the best first.
-        gaps: how far the best one leads each of the others.
-        chances: of leads as large as these without a difference, adjusted for their number.
-        verdict: what that allows to say, in one or two lines.
+        metric: the metric on val by which settings are ranked.
+        sign: 1 if higher is better, else -1.
+        settings: best first.
+        gaps: the difference between the best setting and each of the others.
+        chances: the p-value of each difference, adjusted for the number of comparisons.
+        verdict: the conclusion, in one or two lines.
     """
 
     metric: str
@@ -80,8 +80,8 @@ class Comparison(NamedTuple):
 
 
 def of_sweep(folder: Path) -> Comparison | None:
-    """The finished jobs in the folder of a sweep, compared as ``healsg compare`` does; None where they cannot be, such
-    as without numbers of val."""
+    """The comparison of the finished jobs in the folder of a sweep; None if they cannot be compared, e.g. without
+    metrics on val."""
     jobs = [RunFolder(path) for path in sorted(folder.iterdir()) if path.is_dir() and not _SET_ASIDE.search(path.name)]
     try:
         done = [Finished(f"{folder.name}/{job.path.name}", job, job.record) for job in jobs]
@@ -92,15 +92,15 @@ def of_sweep(folder: Path) -> Comparison | None:
 
 
 def comparison(runs: list[Finished], metric: str, less: bool = False) -> Comparison:
-    """Rank the settings of finished runs by a number of val.
+    """Rank the settings of finished runs by a metric on val.
 
     Args:
         runs: at least one.
-        metric: the name of the number.
-        less: whether less of it is better; else that is as the runs say, or as its name does.
+        metric: its name.
+        less: whether lower is better; otherwise this is taken from the runs, or from the name of the metric.
 
     Raises:
-        RunError: a run has no such number, or two are the same repetition of one setting.
+        RunError: a run lacks the metric, or two runs are the same repetition of one setting.
     """
     settings = grouped(runs, metric)
     sign = -1 if less or _less_is_better(runs, metric) else 1
@@ -112,18 +112,18 @@ def comparison(runs: list[Finished], metric: str, less: bool = False) -> Compari
 
 
 def is_clear(chances: list[float]) -> bool:
-    """Whether a lead over each of the others is more than chance makes."""
+    """Whether the best setting differs significantly from each of the others."""
     return bool(chances) and all(chance < SIGNIFICANT for chance in chances)
 
 
 def verdict(best: Setting, others: list[Setting], gaps: list[Difference], chances: list[float]) -> list[str]:
-    """What the runs allow to say, in one or two lines.
+    """The conclusion that the runs allow, in one or two lines.
 
     Args:
-        best: the setting that leads on val.
-        others: the other ones.
-        gaps: how far it leads each of them.
-        chances: of leads as large as these without a difference, adjusted for their number.
+        best: the best setting on val.
+        others: the other settings.
+        gaps: the differences between the best one and each of them.
+        chances: the adjusted p-values.
     """
     if not others:
         return ["one setting: nothing to compare it with"]
@@ -145,14 +145,14 @@ def verdict(best: Setting, others: list[Setting], gaps: list[Difference], chance
 
 
 def grouped(runs: list[Finished], metric: str) -> list[Setting]:
-    """Runs as settings, each with its repetitions.
+    """Group runs into settings with their repetitions.
 
     Args:
         runs: finished ones.
-        metric: the name of a number of val.
+        metric: the name of a metric on val.
 
     Raises:
-        RunError: a run has no such number.
+        RunError: a run lacks the metric.
     """
     values = {one.name: dict(flat(read_saved(one.folder.config))) for one in runs}
     counting = {name: _counting(own) for name, own in values.items()}
@@ -180,19 +180,19 @@ def grouped(runs: list[Finished], metric: str) -> list[Setting]:
 
 
 def _counting(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings that tell two settings from each other."""
+    """The settings of runs that distinguish one setting from another."""
     return {key: value for key, value in values.items() if not is_below(key, FREE) and key not in REPETITIONS}
 
 
 def _labels(
     settings: dict[str, dict[str, Any]], swept: list[str], records: dict[str, dict[str, Any]]
 ) -> dict[str, str]:
-    """By run a name for its setting: the swept keys of its job, the options that were chosen, or the keys that differ.
+    """The label of each run's setting: the swept keys of its job, the chosen options, or the keys that differ.
 
     Args:
-        settings: by run the values of the keys that differ.
-        swept: these keys.
-        records: by run what ``run.json`` holds.
+        settings: by run, the values of the keys that differ.
+        swept: the swept keys among them.
+        records: by run, the content of ``run.json``.
     """
     jobs = {run: _job(run) for run in settings}
     if all(jobs.values()):
@@ -214,7 +214,7 @@ def _labels(
 
 
 def _job(run: str) -> str:
-    """What names a job's setting in its folder's name, such as ``method=sgd`` of ``sweep/method=sgd,seed=0``."""
+    """The part of a job's folder name that names its setting, such as ``method=sgd`` in ``sweep/method=sgd,seed=0``."""
     parts = run.rpartition("/")[2].split(",")
     if not all("=" in part for part in parts):
         return ""
@@ -231,7 +231,7 @@ def _number(name: str, record: dict[str, Any], metric: str) -> float:
 
 
 def common_monitor(runs: list[Finished]) -> str:
-    """The number by which all runs chose their best epoch. Raises ConfigError where they do not agree."""
+    """The metric by which all runs chose their best epoch. Raises ConfigError if they used different ones."""
     names = {str((one.record.get("best") or {}).get("monitor")) for one in runs}
     if len(names) > 1:
         raise ConfigError(f"--metric: the runs chose their best epoch by {', '.join(sorted(names))}; name one of them")
@@ -239,7 +239,7 @@ def common_monitor(runs: list[Finished]) -> str:
 
 
 def _less_is_better(runs: list[Finished], metric: str) -> bool:
-    """Whether less is better: as the runs chose their best epoch by this number, else by its name."""
+    """Whether lower is better: as declared by the runs that used this metric for their best epoch, else by its name."""
     modes = (one.record.get("mode") for one in runs if one.record.get("monitor") == metric)
     mode = next((mode for mode in modes if mode is not None), None)
     if mode is not None:
@@ -252,7 +252,7 @@ def _signed(numbers: dict[tuple[Any, ...], float], sign: int) -> dict[Any, float
 
 
 def rows_of(compared: Comparison) -> tuple[list[str], list[list[Any]]]:
-    """The names of the columns, and of each setting what stands in them."""
+    """The column names and cells of the table of settings."""
     metric, sign, settings, gaps, *_ = compared
     test = f"test/{metric.rpartition('/')[2]}"
     tested = any(one.test for one in settings)

@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 
 def described(folder: RunFolder) -> dict[str, Any]:
-    """What ``ledger.json`` of a run says. Raises RunError where there is none, or it is damaged."""
+    """The content of ``ledger.json`` of a run. Raises RunError if it is missing or damaged."""
     path = folder.path / "ledger/ledger.json"
     if not path.is_file():
         raise RunError(f"{folder.shown}: has no ledger; train with runner.ledger=true")
@@ -35,8 +35,8 @@ def described(folder: RunFolder) -> dict[str, Any]:
 
 
 def epochs_of(folder: Path, size: int) -> Iterator[bytes]:
-    """What ``ledger/epochs.bin`` holds of each epoch, of ``size`` bytes. A last one that is not whole is left out: the
-    run writes it at this moment, or did as it was killed. Raises RunError where there is none."""
+    """The content of ``ledger/epochs.bin``, epoch by epoch, of ``size`` bytes each. An incomplete last epoch, which
+    is being written or was truncated by a kill, is left out. Raises RunError if there is no complete epoch."""
     path = folder / "epochs.bin"
     found = False
     if path.is_file():
@@ -49,12 +49,12 @@ def epochs_of(folder: Path, size: int) -> Iterator[bytes]:
 
 
 def targets_of(folder: Path, count: int) -> Array:
-    """(N,) the classes of the samples, -1 where they are not known. Raises RunError."""
+    """(N,) the classes of the samples, -1 if unknown. Raises RunError."""
     return np.frombuffer(_content(folder / "targets.bin", 4 * count), "<i4", count)
 
 
 def names_of(folder: Path, count: int) -> list[str]:
-    """The N samples' files; their numbers where they are none."""
+    """The files of the N samples; their numbers if they are not files."""
     names = folder / "names.txt"
     listed = read_bytes(names, LARGEST).decode(errors="replace").split("\n") if names.is_file() else []
     return listed[:count] if len(listed) > count else [f"sample {number}" for number in range(count)]

@@ -35,20 +35,21 @@ FORMAT = 1
 """Version of the index format; indices of other versions are rebuilt."""
 
 LARGEST = float(np.finfo(np.float32).max)
-"""Of the numbers that are targets, which are held in float32."""
+"""The largest absolute value of a numeric target, which is stored in float32."""
 
 PICTURES = tuple(ending.removeprefix(".") for ending in EXTENSIONS)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How a sample is read from its files.
+    """Which files of a sample are read, and how.
 
     Args:
-        image: the ending of its picture; None takes the only file that is a picture.
+        image: the extension of its image; None takes the only file that is an image.
         target: the key of its target in KEY.json; None takes KEY.cls, else the key ``target`` or ``label``.
-        numbers: whether the target is one number or several, not the name or the index of a class.
-        mask: the first part of the ending of its mask, which is the target: ``seg`` means KEY.seg.png, KEY.seg.tif, ...
+        numbers: whether the target consists of numbers, and is not the name or the index of a class.
+        mask: the first part of the extension of its mask, which is the target: ``seg`` means KEY.seg.png, KEY.seg.tif,
+            ...
     """
 
     image: str | None = None
@@ -63,14 +64,14 @@ class TarIndex:
 
     Args:
         tars: the archives.
-        states: their sizes and times of modification.
-        ends: (T,) int64 how many samples lie in each archive and those before it.
-        offset, size: (N,) int64 where the picture's bytes begin in its archive, and how many they are.
-        target: (N,) int64 places in ``labels``, or (N, K) float32 numbers; of masks (N, 2) int64 where the bytes of
-            each begin in its archive, and how many they are.
-        labels: the different texts that stand for classes, in the order of the samples.
-        names: of the samples; of files that were packed, as their paths were.
-        groups: by name of each sample the number of its group, and the groups' names.
+        states: their sizes and modification times.
+        ends: (T,) int64, the number of samples in each archive and all before it.
+        offset, size: (N,) int64, the position of the image's bytes in its archive, and their number.
+        target: (N,) int64, indices into ``labels``; or (N, K) float32 numbers; or for masks (N, 2) int64, offset and
+            size.
+        labels: the distinct texts of the classes, in the order of the samples.
+        names: of the samples; packed files have their original paths.
+        groups: by name of the grouping, the number of each sample's group, and the names of the groups.
     """
 
     tars: list[str]
@@ -88,15 +89,15 @@ class TarIndex:
 
 
 def index_of(tars: Sequence[Path], reading: Wanted, candidates: Sequence[Path]) -> TarIndex:
-    """The index of archives: loaded, or built and written.
+    """The index of archives: loaded from a file, or built and written.
 
     Args:
         tars: in the order of their samples.
-        reading: what is read of a sample.
-        candidates: files in which it may lie; it is written to the first of them that can be.
+        reading: which files of a sample are read.
+        candidates: paths of the index file; it is written to the first one that is writable.
 
     Raises:
-        DataError: an archive cannot be read, or lacks what is needed.
+        DataError: an archive cannot be read, or lacks a file that is needed.
     """
     paths = [str(tar) for tar in tars]
     states = []
@@ -152,7 +153,7 @@ def _write(index: TarIndex, expected: Mapping[str, Any], candidates: Sequence[Pa
 def _loaded(
     facts: Mapping[str, Any], arrays: Mapping[str, Array], paths: list[str], states: list[tuple[int, int]]
 ) -> TarIndex:
-    """An index as it was written. Raises KeyError, TypeError and ValueError where that is not what lay there."""
+    """A saved index. Raises KeyError, TypeError and ValueError if the content is invalid."""
     tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
     groups = {}
     for number, name in enumerate(facts["groups"]):
@@ -217,7 +218,7 @@ def _is_list(paths: PathList) -> bool:
 
 @dataclass
 class _Columns:
-    """What was read of the samples so far."""
+    """The columns of the samples read so far."""
 
     offset: array[int] = field(default_factory=lambda: array("q"))
     size: array[int] = field(default_factory=lambda: array("q"))
@@ -231,7 +232,7 @@ class _Columns:
 
 
 def _made(paths: list[str], states: list[tuple[int, int]], reading: Wanted) -> TarIndex:
-    """The index of archives, whose headers are read for it."""
+    """Build the index of archives from their headers."""
     columns = _Columns()
     ends = []
     log.info("%s: the samples of %d archives are indexed, once", Path(paths[0]).parent, len(paths))
@@ -275,7 +276,7 @@ def _whole(numbers: array[int]) -> Tensor:
 
 
 def _take(columns: _Columns, sample: Sample, path: str, descriptor: int, reading: Wanted) -> None:
-    """Add one sample. Raises DataError that names the archive and the sample."""
+    """Add a sample. Raises DataError that names the archive and the sample."""
     where = f"{path}: {sample.key}"
     picture = _picture(sample, where, reading.image)
     facts: dict[str, Any] = {}
@@ -341,7 +342,7 @@ def _label(sample: Sample, facts: Mapping[str, Any], descriptor: int, key: str |
 
 
 def _take_numbers(columns: _Columns, facts: Mapping[str, Any], key: str | None) -> None:
-    """Add the numbers that are a sample's target. Raises ValueError."""
+    """Add the numeric target of a sample. Raises ValueError."""
     given = facts.get(key or "target")
     values = given if isinstance(given, list) else [given]
     if not all(isinstance(value, (int, float)) and abs(value) <= LARGEST for value in values):
@@ -353,6 +354,6 @@ def _take_numbers(columns: _Columns, facts: Mapping[str, Any], key: str | None) 
 
 
 def place_in_cache(folder: Path, root: Path) -> Path:
-    """Where below ``root`` the indices of archives lie in whose own folder none can be written."""
+    """The folder below ``root`` for the indices of archives whose own folder is not writable."""
     digest = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()
     return root / "cache" / f"shards-{digest[:16]}"

@@ -49,7 +49,7 @@ from healsg.system import ProcessLock, sync_folder
 PARTS = ("train", "val", "test")
 
 GROUP = "group"
-"""What the groups are called that a list of masks names, where ``data.group`` gives no other name."""
+"""The name of the grouping in a list of masks, unless ``data.group`` gives another."""
 
 LOCK = ".packing.lock"
 """The lock of the process that packs into a folder."""
@@ -58,22 +58,22 @@ OF_RUNS = (
     *("val_fraction", "fold", "labels", "labels_per_class", "fraction", "imbalance", "label_noise", "balanced"),
     *("in_memory", "cache", "patch", "patches_per_case", "samples_per_epoch", "foreground", "regions"),
 )
-"""Settings of ``data`` that each run chooses anew."""
+"""Settings of ``data`` that belong to a run and not to the archives."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The samples of one part that are packed.
+    """The samples of one part to pack.
 
     Args:
-        source: gives them.
-        names: of each, its path below the folder that all files share.
-        keys: of each, its name in the archive without its ending.
+        source: the samples.
+        names: the path of each below the common folder of all files.
+        keys: the name of each in the archive without its extension.
         sizes: the bytes of each file.
-        mask_sizes: those of its mask; empty where targets are no masks.
-        states: of each, see ``StoredFile``; those of masks follow those of images.
-        groups: by name of each sample the name of its group.
-        bounds: for each archive the first of its samples, and at the end their number.
+        mask_sizes: the bytes of each mask; empty if targets are not masks.
+        states: of each file, see ``StoredFile``; those of masks follow those of images.
+        groups: by name of the grouping, the name of each sample's group.
+        bounds: the first sample of each archive, and finally the number of samples.
     """
 
     source: DatasetSource
@@ -87,7 +87,7 @@ class Part:
 
     @property
     def room(self) -> int:
-        """The bytes that all its archives take together, about."""
+        """The approximate size of all its archives, in bytes."""
         return sum(map(_room, self.sizes)) + sum(map(_room, self.mask_sizes))
 
 
@@ -98,10 +98,9 @@ class Plan:
     Args:
         info: of the data set.
         parts: by name.
-        size: the bytes of all archives together, about.
+        size: the approximate size of all archives, in bytes.
         digest: of the samples' names, sizes, states and targets, and of the size of an archive.
-        masks: what the labels of masks mean; None of other targets.
-        skipped: by part, how many samples cannot be read and are left out; empty without ``data.on_error=skip``.
+        masks: the meaning of the masks' labels; None for other targets.
     """
 
     info: DataInfo
@@ -124,10 +123,10 @@ class Plan:
 
 
 def plan_packing(data: TaskData, most: int) -> Plan:
-    """What packing ``data`` into archives of at most ``most`` bytes will write. No picture is read for it, and masks
-    only where no setting names their labels; with ``data.on_error=skip`` all samples are read once.
+    """The plan for packing ``data`` into archives of at most ``most`` bytes. Reads no images, and masks only if no
+    setting names their labels.
 
-    Raises ConfigError where its samples are no files, DataError where they cannot be found or too many are skipped.
+    Raises ConfigError if its samples are not files, DataError if they cannot be found.
     """
     info = data.info
     if info.kind not in get_args(Kind):
@@ -175,7 +174,7 @@ def _readable(data: TaskData, source: Source, part: str) -> Tensor:
 
 
 def _mask_notes(data: TaskData) -> MaskNotes:
-    """What the labels of a data set's masks mean. Raises ConfigError where its masks are no files to be packed."""
+    """The meaning of a data set's mask labels. Raises ConfigError if its masks cannot be packed."""
     if not isinstance(data, MaskedPictures) or not data.masks_as_stored:
         way = "seg2d and voc, whose masks are files of labels or colours, are"
         raise ConfigError(f"data: the masks of {type(data).__name__} are not packed; {way}")
@@ -208,7 +207,7 @@ def _part(data: TaskData, name: str, source: Any, most: int, masked: bool, kept:
 
 
 def _stored(source: DatasetSource, number: int, stored: Callable[[int], StoredFile]) -> StoredFile:
-    """A file of a sample. Raises DataError for one that is not there, or is too large."""
+    """A file of a sample. Raises DataError if it is missing or too large."""
     try:
         file = stored(number)
     except OSError as error:
@@ -232,7 +231,8 @@ def _groups(data: TaskData, part: str, source: DatasetSource) -> dict[str, list[
 
 
 def _bounds(rooms: Sequence[int], most: int) -> list[int]:
-    """Where each archive of at most ``most`` bytes begins, and the number of all; one sample at least lies in each."""
+    """The first sample of each archive of at most ``most`` bytes, and finally the number of samples; an archive has
+    at least one sample."""
     bounds = [0]
     filled = 0
     for index, room in enumerate(rooms):
@@ -244,14 +244,14 @@ def _bounds(rooms: Sequence[int], most: int) -> list[int]:
 
 
 def _room(size: int) -> int:
-    """The bytes that a file and what belongs to it take in an archive."""
+    """The bytes that a file takes in an archive, with headers and other entries of its sample."""
     return BLOCK + -(-size // BLOCK) * BLOCK + 2 * BLOCK
 
 
 def _below_common_folder(names: Sequence[str]) -> list[str]:
-    """Names as paths below the folder of the classes, which all files share; as they are where they share none.
+    """Names as paths below the common folder of all files; unchanged if there is none.
 
-    The folder of a class, or of a group, stays also where there is only one of it.
+    The folder of a class or group is kept even if there is only one.
     """
     try:
         folders = {os.path.dirname(os.path.dirname(name)) for name in names}  # noqa: PTH120
@@ -263,10 +263,10 @@ def _below_common_folder(names: Sequence[str]) -> list[str]:
 
 
 def keys_of(names: Sequence[str]) -> Iterator[str]:
-    """The key of each sample: its path without the ending.
+    """The key of each sample: its path without the extension.
 
-    A dot in it would begin the ending, and is written as %2E, as % is as %25. Where two samples have one key, as a.jpg
-    and a.png, the later ones get a number.
+    A dot would start the extension and is written as %2E, and % as %25. If several samples have the same key, such as
+    a.jpg and a.png, the later ones get a number.
     """
     seen: dict[str, int] = {}
     for name in names:
@@ -289,11 +289,11 @@ def keys_of(names: Sequence[str]) -> Iterator[str]:
 
 
 def pack(plan: Plan, out: Path) -> Notes:
-    """Write the archives of a plan into a folder, or those of them that are missing there, and what is known of them.
+    """Write the missing archives of a plan into a folder, and a description of them.
 
     Raises:
-        ConfigError: other things lie in the folder, or there is no room.
-        DataError: a picture cannot be read, or was changed meanwhile.
+        ConfigError: the folder holds other files, or the disk has too little space.
+        DataError: an image cannot be read, or has changed since the plan was made.
     """
     safefiles.make_folders(out, "--out")
     with _alone(out):
@@ -322,7 +322,7 @@ def pack(plan: Plan, out: Path) -> Notes:
 
 
 def wanted(kind: Kind) -> Wanted:
-    """What is read of the samples of archives that were packed."""
+    """How samples of packed archives are read."""
     if kind == "segmentation":
         return Wanted(mask=MASK)
     return Wanted(numbers=kind != "multiclass")
@@ -372,7 +372,7 @@ def _begin(plan: Plan, out: Path) -> None:
 
 
 def _archives(name: str, part: Part, kind: Kind, out: Path) -> Iterator[Archive]:
-    """Write the archives of a part, but for those that are there."""
+    """Write the archives of a part that do not exist yet."""
     for number, (start, stop) in enumerate(zip(part.bounds, part.bounds[1:], strict=False)):
         path = out / f"{name}-{number:06}.tar"
         if not safefiles.require(path):
@@ -388,7 +388,7 @@ def _archives(name: str, part: Part, kind: Kind, out: Path) -> Iterator[Archive]
 
 
 def _add(tar: tarfile.TarFile, part: Part, index: int, kind: Kind) -> None:
-    """Write one sample: its picture, its class as KEY.cls or its mask as KEY.seg.png, and what else is known of it as
+    """Write a sample: its image, its class as KEY.cls or its mask as KEY.seg.png, and further properties as
     KEY.json."""
     source = part.source
     number = index if source.chosen is None else int(source.chosen[index])
@@ -417,7 +417,7 @@ def _add(tar: tarfile.TarFile, part: Part, index: int, kind: Kind) -> None:
 
 
 def _content(stored: StoredFile, name: str, size: int) -> tuple[bytes, str]:
-    """The bytes of a picture or mask, and its ending: that of ``name``, or else the usual one. Raises DataError."""
+    """The bytes of an image or mask, and its extension: that of ``name``, or else the usual one. Raises DataError."""
     try:
         content = stored.read()
     except (OSError, ValueError, DataError) as error:
@@ -436,7 +436,7 @@ def _write(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def kind_of_picture(content: bytes, name: str) -> str:
-    """The usual ending of a picture whose name has none. Raises DataError for what is no picture."""
+    """The usual extension for an image whose name has none. Raises DataError if it is not an image."""
     from PIL import Image
 
     from healsg.datasets.images.decoding import FORMATS

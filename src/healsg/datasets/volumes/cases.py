@@ -1,4 +1,5 @@
-"""Cases as a network sees them: volumes read, brought into the common space, their intensities scaled; and back."""
+"""Cases as network inputs: volumes are read, brought into a common space and normalised; predictions are brought
+back."""
 
 from __future__ import annotations
 
@@ -52,13 +53,13 @@ class Preparation:
     """How volumes become inputs.
 
     Args:
-        spacing: of the common space, in mm, by axis; None, or 0 along an axis, keeps a volume's own.
-        orient: turn volumes to RAS.
-        intensity: ``zscore`` (MR), ``window`` (CT) or ``none``.
-        window: the two intensities that become 0 and 1 with ``window``.
-        crop: cut away what is not above this intensity; None keeps all.
+        spacing: of the common space, in mm along each axis; None, or 0 along an axis, keeps a volume's own.
+        orient: reorient volumes to RAS.
+        intensity: the normalisation: ``zscore`` (MR), ``window`` (CT) or ``none``.
+        window: the two intensities that are mapped to 0 and 1 with ``window``.
+        crop: crop to the bounding box of voxels above this intensity; None does not crop.
         mapping: from the labels of the files to 0, 1, 2, ...
-        ignore: the label of the files that is left as it is.
+        ignore: the label of the files that is not mapped.
         trust: see ``read_geometry``.
     """
 
@@ -72,7 +73,7 @@ class Preparation:
     trust: Trusted = "agreeing"
 
     def shape(self, geometry: Geometry) -> tuple[int, ...]:
-        """The voxels of a volume along each axis of the common space, before it is cropped."""
+        """The shape of a volume in the common space, before it is cropped."""
         order = to_ras(geometry.affine).order if self.orient else (0, 1, 2)
         sides = [geometry.shape[axis] for axis in order]
         own = [geometry.spacing[axis] for axis in order]
@@ -80,18 +81,18 @@ class Preparation:
         return resampled_shape(sides, own, aim)
 
     def steps(self, image: Volume) -> Steps:
-        """How the image is brought into the common space."""
+        """The steps that bring the image into the common space."""
         return steps_for(image.array, image.geometry.affine, self.spacing, self.orient, self.crop)
 
     def input(self, image: Volume, steps: Steps, empty: Empty = np.empty) -> Array:
-        """(C, X, Y, Z) float32 of the common space; ``empty`` makes the arrays of its size."""
+        """The input (C, X, Y, Z), float32, in the common space; ``empty`` allocates arrays of its size."""
         made = prepared(image.array, steps, empty)
         if self.intensity == "window":
             return windowed(made, *self.window, empty)
         return z_scored(made, empty=empty) if self.intensity == "zscore" else made
 
     def target(self, mask: Volume, steps: Steps) -> Array:
-        """(X, Y, Z) labels 0, 1, 2, ... of the common space. Raises DataError for a label that is not mapped."""
+        """The labels (X, Y, Z), 0, 1, 2, ..., in the common space. Raises DataError for a label that is not mapped."""
         known = dict(self.mapping) | ({} if self.ignore is None else {self.ignore: self.ignore})
         found = np.unique(mask.array).tolist()
         if self.mapping and (others := [label for label in found if label not in known]):
@@ -102,12 +103,12 @@ class Preparation:
         return made
 
     def restored(self, labels: Array) -> Array:
-        """Labels 0, 1, 2, ... as those of the files."""
+        """Labels 0, 1, 2, ... mapped back to the labels of the files."""
         return relabelled(labels, {new: old for old, new in self.mapping.items()}) if self.mapping else labels
 
 
 def relabelled(array: Array, mapping: Mapping[int, int]) -> Array:
-    """Labels replaced by others, in the smallest whole type that holds these."""
+    """Labels replaced according to a mapping, as uint8 or int32."""
     highest = max([0, *mapping.values()])
     result = np.zeros(array.shape, dtype=np.uint8 if highest < 256 else np.int32)
     for old, new in mapping.items():
@@ -117,8 +118,8 @@ def relabelled(array: Array, mapping: Mapping[int, int]) -> Array:
 
 
 def preparation_of(info: DataInfo) -> Preparation:
-    """How the inputs of a network were made, as its checkpoint says. Volumes of a set that says nothing, such as one
-    that was drawn, stay as they are."""
+    """The preparation that a checkpoint describes. If it describes none, as for generated volumes, volumes are not
+    changed."""
     how = info.preprocessing
     labels = how.get("labels") or ()
     mapping = {} if info.regions else {label: place for place, label in enumerate(labels)}
@@ -137,7 +138,7 @@ def preparation_of(info: DataInfo) -> Preparation:
 
 
 class PreparedCases:
-    """A map-style data set of whole cases: ``(input, target)``, the target all background where a case has no mask.
+    """A map-style data set of complete cases: ``(input, target)``; the target of a case without a mask is background.
 
     Args:
         cases: images and masks.
@@ -150,7 +151,7 @@ class PreparedCases:
         self.mask_paths = [str(case.label or case.images[0]) for case in cases]
 
     def every_path(self) -> list[str]:
-        """The files of all cases, each once: their images by channel, then their masks."""
+        """The files of all cases without duplicates: the images by channel, then the masks."""
         images = [str(image) for case in self.cases for image in case.images]
         return list(dict.fromkeys([*images, *self.mask_paths]))
 
@@ -158,7 +159,7 @@ class PreparedCases:
         return len(self.cases)
 
     def name(self, index: int) -> str:
-        """The file, for messages."""
+        """The file of a case, for messages."""
         return self.paths[index]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -174,8 +175,8 @@ class PreparedCases:
 
 
 def flat_files(cases: Sequence[CaseFiles], trust: Trusted) -> list[Path]:
-    """The images and masks that are stored as 4D with one channel, by their headers; only NIfTI has such. What cannot
-    be read is passed over: it is reported where its numbers are read."""
+    """The images and masks that are stored as 4D with one channel, according to their headers; only NIfTI has this.
+    Files that cannot be read are skipped here; they are reported when their numbers are read."""
     paths = [path for case in cases for path in (*case.images, case.label) if path is not None]
     found = []
     for path in paths:
@@ -186,7 +187,7 @@ def flat_files(cases: Sequence[CaseFiles], trust: Trusted) -> list[Path]:
 
 
 def steps_of_file(path: Path, preparation: Preparation) -> Steps:
-    """The steps of a case, from its header where nothing is cut away, which needs the numbers."""
+    """The steps for a case: from its header only, unless it is cropped, which needs the numbers."""
     if preparation.crop is not None:
         return preparation.steps(read_image([path], preparation.trust))
     geometry = read_geometry(path, preparation.trust)
@@ -206,19 +207,20 @@ def segmented(
     regions: Sequence[int] = (),
     empty: Empty = np.empty,
 ) -> Array:
-    """(1, X, Y, Z): the mask of an image in its file's own space and labels.
+    """The mask (1, X, Y, Z) of an image, in the space and with the labels of its file.
 
-    Where no voxel is resampled, labels are taken slab by slab and turned back as they are. Else the scores of the
-    common space are kept as float16, and are interpolated and compared some rows at a time.
+    Without resampling, labels are computed slab by slab and mapped back directly. Otherwise the scores in the common
+    space are kept as float16, and interpolated and compared some rows at a time.
 
     Args:
         predict: the network, from (N, C, ...) windows to scores.
-        image: of the file.
+        image: the volume.
         preparation: how the network's inputs were made.
-        windows: how the volume is taken apart.
-        device: where windows are predicted.
+        windows: the sliding window.
+        device: the device of the network.
         regions: see ``sliding_window.labels``.
-        empty: makes all arrays of the volume's size: with that of a ``Scratch``, memory does not grow with the volume.
+        empty: allocates all arrays of the volume's size; with that of a ``Scratch``, memory does not grow with the
+            volume.
     """
     steps = preparation.steps(image)
     input = preparation.input(image, steps, empty)
@@ -244,7 +246,7 @@ def segmented(
 
 
 def _scores(outputs: Iterable[tuple[int, Tensor]], sides: Sequence[int], axis: int, empty: Empty) -> Array:
-    """(K, X, Y, Z) float16 of slabs along ``axis``."""
+    """The scores (K, X, Y, Z), float16, from slabs along ``axis``."""
     scores: Array | None = None
     for first, output in outputs:
         if scores is None:
@@ -260,8 +262,8 @@ LIBRARIES = 8 << 20
 
 
 def needs(geometry: Geometry, preparation: Preparation, windows: Windows, outputs: int) -> tuple[int, int]:
-    """About the bytes that ``segmented`` takes at most with a ``Scratch`` on the CPU: of memory, beside what the
-    network itself takes for a batch of windows, and of the disk."""
+    """An estimate of the bytes that ``segmented`` needs at most with a ``Scratch`` on the CPU: of memory, in
+    addition to the network's own for a batch of windows, and of disk space."""
     empty = np.broadcast_to(np.zeros((), np.float32), (1, *geometry.shape))
     steps = steps_for(empty, geometry.affine, preparation.spacing, preparation.orient)
     own, common = math.prod(geometry.shape), math.prod(steps.wanted)
@@ -273,7 +275,7 @@ def needs(geometry: Geometry, preparation: Preparation, windows: Windows, output
 
 
 def labels_in(cases: Sequence[CaseFiles], preparation: Preparation) -> tuple[int, ...]:
-    """All labels that the masks of cases hold but ``ignore``, sorted, for which each mask is read. Raises DataError."""
+    """All labels in the masks of cases except ``ignore``, sorted. Reads every mask. Raises DataError."""
     found: set[int] = set()
     for case in cases:
         if case.label is not None:

@@ -1,7 +1,8 @@
-"""Volumes with their place in the scanner's space: NIfTI through nibabel; MetaImage and NRRD through SimpleITK.
+"""Reading and writing volumes with their position in the scanner's space: NIfTI with nibabel, MetaImage and NRRD with
+SimpleITK.
 
-A volume is ``(C, X, Y, Z)`` with the affine of nibabel: from voxel indices to millimetres, to the right, to the front
-and up (RAS+). What is written takes affine, header and file type from the volume it belongs to, bit for bit.
+A volume is an array ``(C, X, Y, Z)`` with an affine as in nibabel: from voxel indices to millimetres, to the right, to
+the front and up (RAS+). A written file takes affine, header and file type from the volume it belongs to, bit for bit.
 """
 
 from __future__ import annotations
@@ -35,27 +36,27 @@ ITK = (".mha", ".mhd", ".nrrd")
 EXTENSIONS = (*NIFTI, *ITK)
 
 SAME = 1e-3
-"""How far, in voxels at the farthest corner, two affines may differ that mean the same."""
+"""The largest distance, in voxels at the farthest corner, between two affines that are considered equal."""
 
 FLAT = "stored as 4D with one channel, and taken as 3D"
 """The remark on a volume such as (X, Y, Z, 1)."""
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""From ITK's directions to nibabel's, and back."""
+"""Converts ITK's directions (LPS) to nibabel's (RAS), and back."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a volume lies, and how its file says so.
+    """The position of a volume in space, and what a writer needs to reproduce it.
 
     Args:
         shape: voxels along each axis.
-        affine: (4, 4) float64, to RAS+ millimetres.
-        channels: of the volume.
-        dtype: of the stored numbers.
-        header: what the writer needs: nibabel's header, or ITK's origin, spacing, direction and further entries.
-        remarks: what is unusual, in words.
-        scale: NIfTI's ``scl_slope`` and ``scl_inter``, which are applied as the numbers are read.
+        affine: (4, 4) float64, from voxel indices to RAS+ millimetres.
+        channels: the number of channels.
+        dtype: the type of the stored numbers.
+        header: nibabel's header, or ITK's origin, spacing, direction and further entries.
+        remarks: unusual properties, as texts.
+        scale: NIfTI's ``scl_slope`` and ``scl_inter``, which are applied when the numbers are read.
     """
 
     shape: tuple[int, ...]
@@ -74,12 +75,12 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Volume:
-    """A file's numbers and their place.
+    """The numbers and the geometry of a file.
 
     Args:
         path: the file.
         array: (C, X, Y, Z).
-        geometry: where it lies.
+        geometry: its position in space.
     """
 
     path: Path
@@ -93,7 +94,8 @@ def spacing_of(affine: Affine) -> tuple[float, ...]:
 
 
 def extension(path: Path) -> str:
-    """The extension of a volume's file, in small letters, with ``.nii.gz`` as one. Raises DataError for another."""
+    """The extension of a volume's file in lower case; ``.nii.gz`` counts as one. Raises DataError if it is not
+    supported."""
     name = path.name.lower()
     found = next((one for one in (".nii.gz", *EXTENSIONS) if name.endswith(one)), None)
     if found is None:
@@ -107,12 +109,12 @@ def stem(path: Path) -> str:
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a file's name is that of a volume; hidden files, such as those of macOS, are none."""
+    """Whether a file has the name of a volume; hidden files, such as those that macOS creates, do not count."""
     return not path.name.startswith(".") and path.name.lower().endswith(EXTENSIONS)
 
 
 def need(package: str) -> None:
-    """Raises ConfigError where a package of the extra is not installed."""
+    """Raise ConfigError if a package of the extra is not installed."""
     if importlib.util.find_spec(package) is None:
         raise ConfigError(f"data: volumes need {package}; install it with: pip install 'healsg[seg]'")
 
@@ -121,11 +123,11 @@ def need(package: str) -> None:
 
 
 def read_geometry(path: Path, trust: Trusted = "agreeing") -> Geometry:
-    """Where a volume lies, from its header alone.
+    """The geometry of a volume, from its header only.
 
     Args:
         path: the file.
-        trust: of a NIfTI file with both an sform and a qform, which is taken where they disagree; ``agreeing`` refuses.
+        trust: the affine to use if the sform and the qform of a NIfTI file disagree; ``agreeing`` refuses such a file.
 
     Raises:
         DataError: one line that names the file.
@@ -136,7 +138,7 @@ def read_geometry(path: Path, trust: Trusted = "agreeing") -> Geometry:
 
 
 def read_volume(path: Path, trust: Trusted = "agreeing") -> Volume:
-    """A volume's numbers as they are meant, ``scl_slope`` applied; see ``read_geometry``. Raises DataError."""
+    """A volume with ``scl_slope`` applied; see ``read_geometry``. Raises DataError."""
     if extension(path) in NIFTI:
         image = _open_nifti(path)
         geometry = _nifti_geometry(path, image, trust)
@@ -158,9 +160,9 @@ def read_volume(path: Path, trust: Trusted = "agreeing") -> Volume:
 
 
 def read_image(paths: Sequence[Path], trust: Trusted = "agreeing") -> Volume:
-    """An image, float32, of one file or of one file a channel, which must lie in one space.
+    """An image, float32, from one file, or from one file per channel in the same space.
 
-    Raises DataError for numbers that are NaN or infinite, and for channels that do not lie in one space.
+    Raises DataError if numbers are NaN or infinite, or if the channels are not in the same space.
     """
     volumes = [read_volume(path, trust) for path in paths]
     for volume in volumes:
@@ -172,15 +174,15 @@ def read_image(paths: Sequence[Path], trust: Trusted = "agreeing") -> Volume:
 
 
 def read_mask(path: Path, labels: Sequence[int] | None = None, trust: Trusted = "agreeing") -> Volume:
-    """A mask as whole numbers (1, X, Y, Z): uint8, int16 or int32, the smallest that holds them.
+    """A mask as integers (1, X, Y, Z) of the smallest of uint8, int16 and int32 that holds them.
 
     Args:
         path: the file.
-        labels: those that may occur; any where it is None.
+        labels: the allowed labels; None allows any.
         trust: see ``read_geometry``.
 
     Raises:
-        DataError: it has several channels, numbers that are not whole, or labels that may not occur.
+        DataError: the mask has several channels, non-integer numbers, or labels that are not allowed.
     """
     volume = read_volume(path, trust)
     if len(volume.array) > 1:
@@ -206,7 +208,7 @@ def read_mask(path: Path, labels: Sequence[int] | None = None, trust: Trusted = 
 
 @contextmanager
 def damage(path: Path) -> Iterator[None]:
-    """Answer whatever a library says of a damaged file with one line that names it."""
+    """A context that replaces a library's error about a damaged file by one line that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -251,7 +253,7 @@ def _nifti_geometry(path: Path, image: Any, trust: Trusted) -> Geometry:
 
 
 def _nifti_affine(path: Path, header: Any, shape: Sequence[int], trust: Trusted) -> Affine:
-    """The affine that is meant. Raises DataError where sform and qform mean two, and none is trusted."""
+    """The affine to use. Raises DataError if sform and qform disagree and neither is trusted."""
     with damage(path):
         sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
         best: Affine = header.get_best_affine()
@@ -316,7 +318,7 @@ _NUMBERS = {
 
 
 def affine_of(origin: Sequence[float], spacing: Sequence[float], direction: Sequence[float]) -> Affine:
-    """The affine of ITK's origin, spacing and direction (row by row), which are in LPS."""
+    """The affine for ITK's origin, spacing and direction (row by row), which are in LPS."""
     affine = np.eye(4)
     affine[:3, :3] = np.asarray(direction, dtype=np.float64).reshape(3, 3) * np.asarray(spacing, dtype=np.float64)
     affine[:3, 3] = origin
@@ -332,7 +334,8 @@ def _require_affine(affine: Affine, path: Path) -> None:
 
 
 def corner_distance(first: Affine, second: Affine, shape: Sequence[int]) -> float:
-    """How far apart two affines place the corners of a volume at most, in voxels of the smaller side."""
+    """The largest distance between the corners of a volume under two affines, in voxels along the shortest voxel
+    side."""
     corners = np.array([[*corner, 1.0] for corner in np.ndindex(2, 2, 2)])
     corners[:, :3] *= np.asarray(shape) - 1
     apart = np.sqrt((((first - second) @ corners.T)[:3] ** 2).sum(axis=0)).max()
@@ -340,7 +343,7 @@ def corner_distance(first: Affine, second: Affine, shape: Sequence[int]) -> floa
 
 
 def require_finite(volume: Volume) -> None:
-    """Raises DataError for numbers that are NaN or infinite."""
+    """Raise DataError if numbers are NaN or infinite."""
     if volume.array.dtype.kind != "f":
         return
     planes = (volume.array[..., place] for place in range(volume.array.shape[-1]))
@@ -349,11 +352,11 @@ def require_finite(volume: Volume) -> None:
 
 
 def require_same_space(image: Volume, other: Volume, name: str = "mask", tolerance: float = 10 * SAME) -> None:
-    """Raises DataError where a mask (or channel) has another shape than its image, or lies elsewhere.
+    """Raise DataError if a mask (or channel) differs from its image in shape or position.
 
     Args:
-        image, other: what belongs together.
-        name: what the other one is, in words.
+        image, other: the two volumes.
+        name: what ``other`` is, for the message.
         tolerance: in voxels, at the farthest corner.
     """
     own, wanted = other.geometry.shape, image.geometry.shape
@@ -367,7 +370,7 @@ def require_same_space(image: Volume, other: Volume, name: str = "mask", toleran
 
 
 def require_labels(array: Array, labels: Sequence[int], path: Path) -> None:
-    """Raises DataError for a label that is not among ``labels``."""
+    """Raise DataError if a label is not among ``labels``."""
     found = np.unique(array).tolist()
     others = [label for label in found if label not in set(labels)]
     if not others:
@@ -381,17 +384,17 @@ def require_labels(array: Array, labels: Sequence[int], path: Path) -> None:
 
 
 def write_volume(path: Path, array: Array, like: Volume) -> None:
-    """Write numbers in the place of ``like``: its affine and header, bit for bit, in its kind of file unless ``path``
-    says another. The file is there whole or not at all.
+    """Write an array with the affine and header of ``like``, bit for bit, and its file type unless ``path`` has another
+    extension. The file is written completely or not at all.
 
     Args:
-        path: with one of the extensions of volumes.
+        path: with an extension of volumes.
         array: (C, X, Y, Z), or (X, Y, Z).
-        like: the volume whose space it is in.
+        like: the volume whose space the array is in.
 
     Raises:
-        DataError: another shape than the volume's.
-        OSError: it cannot be written.
+        DataError: the array has another shape than the volume.
+        OSError: the file cannot be written.
     """
     array = array[None] if array.ndim == 3 else array
     if array.shape[1:] != like.geometry.shape:
@@ -424,8 +427,8 @@ def _write_nifti(path: Path, array: Array, geometry: Geometry) -> None:
 
 
 def _write_itk(path: Path, array: Array, geometry: Geometry) -> None:
-    """SimpleITK, which takes whole images alone, writes the header, that of an image of one voxel; the numbers are
-    compressed and written plane by plane."""
+    """Write the file plane by plane. SimpleITK can only write entire images, so it writes the header, for an image
+    of one voxel; the numbers are compressed and written here."""
     kind, sides = extension(path), array.shape[1:]
     head = _itk_header(path, array, geometry)
     with tempfile.TemporaryFile(dir=path.parent) as packed:
@@ -457,14 +460,15 @@ def _write_itk(path: Path, array: Array, geometry: Geometry) -> None:
 
 
 def _write_planes(write: Callable[[bytes], Any], array: Array) -> None:
-    """The numbers of (C, X, Y, Z) as ITK has them: little-endian, the channel and the first axis change fastest."""
+    """Write the numbers of (C, X, Y, Z) in ITK's order: little-endian, the channel and then the first axis change
+    fastest."""
     for place in range(array.shape[-1]):
         plane = array[..., place].transpose(2, 1, 0)
         write(plane.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 def _itk_header(path: Path, array: Array, geometry: Geometry) -> bytes:
-    """The header of a compressed MetaImage or NRRD file, up to its numbers, with sides of 1."""
+    """The header of a compressed MetaImage or NRRD file, up to its numbers, for an image with sides of 1."""
     need("SimpleITK")
     import SimpleITK as sitk  # noqa: N813
 
@@ -494,7 +498,7 @@ def _itk_header(path: Path, array: Array, geometry: Geometry) -> bytes:
 
 
 def itk_parts(geometry: Geometry) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    """Origin, spacing and direction for ITK: those that the file had, or the affine's."""
+    """Origin, spacing and direction for ITK: those of the file, or those of the affine."""
     if isinstance(geometry.header, dict):
         return geometry.header["origin"], geometry.header["spacing"], geometry.header["direction"]
     affine = LPS @ geometry.affine
@@ -506,12 +510,12 @@ def itk_parts(geometry: Geometry) -> tuple[tuple[float, ...], tuple[float, ...],
 _SPACE = (b"space directions:", b"space origin:")
 
 MOST_HEADER = 1 << 20
-"""Bytes in which an NRRD header ends."""
+"""The largest size of an NRRD header, in bytes."""
 
 
 def _nrrd_space(path: Path) -> dict[bytes, list[bytes]]:
-    """The vectors of an NRRD file's space as its header writes them: the product of direction and spacing, which cannot
-    be had back bit for bit from the two that ITK makes of it."""
+    """The vectors of an NRRD file's space as its header has them: the products of direction and spacing, which
+    cannot be recovered bit for bit from the two that ITK computes."""
     with path.open("rb") as file:
         lines = file.read(MOST_HEADER).partition(b"\n\n")[0].splitlines()
     found = {key: line for line in lines for key in _SPACE if line.startswith(key)}
@@ -522,7 +526,7 @@ _VECTOR = re.compile(rb"\([^)]*\)")
 
 
 def _with_space(space: dict[bytes, list[bytes]], head: bytes) -> bytes:
-    """The header of an NRRD file with these vectors in it."""
+    """The header of an NRRD file with these vectors."""
     lines = []
     for entry in head.split(b"\n"):
         vectors = next((vectors for key, vectors in space.items() if entry.startswith(key)), [])

@@ -1,8 +1,7 @@
-"""Volumes brought into a common space, and masks brought back: pure functions of (C, X, Y, Z) arrays and their affines.
+"""Bringing volumes into a common space, and masks back: pure functions of (C, X, Y, Z) arrays and their affines.
 
-Each step that changes a volume's grid has an inverse for masks; ``Steps`` holds what the inverses need. Orientation and
-crop are undone voxel for voxel. Between two spacings, scores are interpolated before the largest is taken, slab by
-slab.
+Each step that changes the voxel grid has an inverse for masks; ``Steps`` holds what the inverses need. Reorientation
+and cropping are undone exactly. Between two spacings, scores are interpolated before the argmax, slab by slab.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from healsg.evaluation.sliding_window import label_map
 from healsg.torch_private import interpolate_into
 
 Box = tuple[tuple[int, int], ...]
-"""First voxel and end along each axis."""
+"""The first voxel and the end (exclusive) along each axis."""
 
 # --- orientation -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A change of axes: which axis each new one is, and whether it runs the other way.
+    """A reorientation: a permutation of the axes, and flips.
 
     Args:
-        order: of the old axes.
-        flips: of the new ones.
+        order: the old axis at each new position.
+        flips: by new axis, whether it is reversed.
     """
 
     order: tuple[int, ...]
@@ -42,14 +41,14 @@ class Turn:
 
     @property
     def back(self) -> Turn:
-        """The turn that undoes this one."""
+        """The inverse reorientation."""
         order = tuple(self.order.index(axis) for axis in range(len(self.order)))
         return Turn(order, tuple(self.flips[axis] for axis in order))
 
 
 def to_ras(affine: Affine) -> Turn:
-    """The turn after which a volume's axes point to the right, to the front and up, as nearly as an oblique one's
-    can."""
+    """The reorientation after which a volume's axes point to the right, to the front and up; for an oblique volume,
+    as nearly as possible."""
     directions = affine[:3, :3] / np.asarray(spacing_of(affine))
     order, left = [0, 0, 0], list(range(3))
     strongest = sorted(np.ndindex(3, 3), key=lambda place: -abs(directions[place]))
@@ -64,13 +63,13 @@ def to_ras(affine: Affine) -> Turn:
 
 
 def turned(array: Array, turn: Turn) -> Array:
-    """An array (C, ...) with its axes turned: a view, no number is changed."""
+    """An array (C, ...) reoriented: a view of the same numbers."""
     moved = array.transpose(0, *(axis + 1 for axis in turn.order))
     return moved[(slice(None), *(slice(None, None, -1) if flip else slice(None) for flip in turn.flips))]
 
 
 def turned_affine(affine: Affine, turn: Turn, shape: Sequence[int]) -> Affine:
-    """The affine of a turned volume, whose ``shape`` was this before."""
+    """The affine of a reoriented volume; ``shape`` is its shape before."""
     change = np.zeros((4, 4))
     change[3, 3] = 1.0
     for new, (old, flip) in enumerate(zip(turn.order, turn.flips, strict=True)):
@@ -80,7 +79,7 @@ def turned_affine(affine: Affine, turn: Turn, shape: Sequence[int]) -> Affine:
 
 
 def axis_codes(affine: Affine) -> str:
-    """Where the axes point, such as ``RAS`` or ``LPI``."""
+    """The directions of the axes, such as ``RAS`` or ``LPI``."""
     turn = to_ras(affine)
     letters = [""] * 3
     for world, (axis, flip) in enumerate(zip(turn.order, turn.flips, strict=True)):
@@ -92,8 +91,8 @@ def axis_codes(affine: Affine) -> str:
 
 
 def foreground(array: Array, above: float = 0.0, margin: int = 0) -> Box:
-    """The smallest box around all voxels above a value in some channel, with a margin inside the volume; the whole
-    volume where there is none."""
+    """The bounding box of all voxels above a value in any channel, with a margin inside the volume; the entire
+    volume if there are none."""
     sides = array.shape[1:]
     held = [np.zeros(side, dtype=bool) for side in sides]
     for row in range(sides[0]):
@@ -111,12 +110,12 @@ def foreground(array: Array, above: float = 0.0, margin: int = 0) -> Box:
 
 
 def cropped(array: Array, box: Box) -> Array:
-    """The part of an array (C, ...) in a box: a view."""
+    """An array (C, ...) cropped to a box: a view."""
     return array[(slice(None), *(slice(low, high) for low, high in box))]
 
 
 def cropped_affine(affine: Affine, box: Box) -> Affine:
-    """The affine of the part of a volume in a box."""
+    """The affine of a volume cropped to a box."""
     moved = np.eye(4)
     moved[:3, 3] = [low for low, _ in box]
     return np.asarray(affine @ moved)
@@ -126,13 +125,13 @@ def cropped_affine(affine: Affine, box: Box) -> Affine:
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], new_spacing: Sequence[float]) -> tuple[int, ...]:
-    """The voxels along each axis at another spacing, at least one: nnU-Net's rounding."""
+    """The shape after resampling to another spacing, at least 1 along each axis, rounded as in nnU-Net."""
     return tuple(max(1, round(side * own / new)) for side, own, new in zip(shape, spacing, new_spacing, strict=True))
 
 
 def resampled_affine(affine: Affine, shape: Sequence[int], new_shape: Sequence[int]) -> Affine:
-    """The affine of a volume that was resampled from one shape to another, both of which fill the same box: the voxels'
-    outer faces stay where they were, their centres move by half a voxel's difference."""
+    """The affine of a volume that was resampled to another shape. Both grids fill the same box: the outer faces of
+    the voxels stay, and the centres of the outermost voxels move."""
     scale = np.asarray(shape, dtype=np.float64) / np.asarray(new_shape)
     change = np.diag([*scale, 1.0])
     change[:3, 3] = (scale - 1) / 2
@@ -140,13 +139,13 @@ def resampled_affine(affine: Affine, shape: Sequence[int], new_shape: Sequence[i
 
 
 def nearest(side: int, new_side: int) -> Array:
-    """(wanted,) the voxel that contains the centre of each new voxel, in integer arithmetic."""
+    """(new_side,) the voxel that contains the centre of each new voxel, in integer arithmetic."""
     indices: Array = (np.arange(new_side) * 2 + 1) * side // (2 * new_side)
     return indices
 
 
 def resampled_labels(array: Array, shape: Sequence[int]) -> Array:
-    """Labels (C, ...) at another shape, by nearest neighbour: exact for all whole numbers."""
+    """Labels (C, ...) resampled by nearest neighbour; exact for all integers."""
     for axis, size in enumerate(shape, start=1):
         if array.shape[axis] != size:
             array = np.take(array, nearest(array.shape[axis], size), axis=axis)
@@ -154,12 +153,12 @@ def resampled_labels(array: Array, shape: Sequence[int]) -> Array:
 
 
 def resampled_image(array: Array, shape: Sequence[int], empty: Empty = np.empty) -> Array:
-    """Numbers (C, X, Y, Z) at another shape, float32, interpolated linearly along each axis.
+    """An image (C, X, Y, Z) resampled linearly along each axis, float32.
 
     Args:
-        array: of any whole or floating-point type.
-        shape: the shape along the spatial axes.
-        empty: makes the arrays of the volume's size.
+        array: of any integer or floating-point type.
+        shape: the new shape along the spatial axes.
+        empty: allocates arrays of the volume's size.
     """
     source = array
     if array.dtype != np.float32 or not array.flags.c_contiguous:
@@ -173,13 +172,13 @@ def resampled_image(array: Array, shape: Sequence[int], empty: Empty = np.empty)
 
 
 ROWS = 1 << 17
-"""Voxels whose scores are interpolated at once, in rows of at most 16."""
+"""The number of voxels whose scores are interpolated at once, in at most 16 rows."""
 
 
 def labels_at(scores: Any, shape: Sequence[int], regions: Sequence[int] = ()) -> Iterator[tuple[int, Array]]:
-    """The label of each voxel at another shape, as ``(first, labels)``: some rows (x, Y, Z), int64, from ``first`` on.
-    Scores (K, X, Y, Z), a tensor or a (memory-mapped) array, are interpolated linearly as ``resampled_image`` does, and
-    then ``label_map``."""
+    """The label of each voxel at another shape: yields ``(first, labels)`` with rows (x, Y, Z), int64, from
+    ``first`` on. Scores (K, X, Y, Z), a tensor or a (memory-mapped) array, are interpolated linearly as in
+    ``resampled_image`` before ``label_map``."""
     depth, size = scores.shape[1], shape[0]
     rows = min(16, max(1, ROWS // max(1, math.prod(shape[1:]))))
     for first in range(0, size, rows):
@@ -199,12 +198,12 @@ def labels_at(scores: Any, shape: Sequence[int], regions: Sequence[int] = ()) ->
 
 
 CHUNK = 1 << 16
-"""Numbers that are scaled or summed at once, which fixes the order in which sums are rounded."""
+"""How many numbers are scaled or summed at once; it fixes the order in which sums are rounded."""
 
 
 def windowed(array: Array, low: float, high: float, empty: Empty = np.empty) -> Array:
-    """Float32 in 0..1: the part of the intensities between two values, such as -200 and 300 HU of a CT. ``empty`` makes
-    the result."""
+    """Float32 in 0..1: intensities between two values, such as -200 and 300 HU of a CT, mapped linearly and clipped.
+    ``empty`` allocates the result."""
     result = empty(array.shape, np.float32)
     for source, scaled in _chunks(array, result):
         scaled[...] = (np.clip(source, low, high).astype(np.float32) - np.float32(low)) / np.float32(high - low)
@@ -212,8 +211,8 @@ def windowed(array: Array, low: float, high: float, empty: Empty = np.empty) -> 
 
 
 def z_scored(array: Array, inside: Array | None = None, empty: Empty = np.empty) -> Array:
-    """Float32: each channel (C, ...) less its mean, over its deviation; of the voxels ``inside`` (...), where given, as
-    for an MR image without its black surroundings. ``empty`` makes the result."""
+    """Float32: each channel (C, ...) minus its mean, divided by its standard deviation; computed over the voxels
+    ``inside`` (...) if given, such as an MR image without its black background. ``empty`` allocates the result."""
     result = empty(array.shape, np.float32)
     for values, scaled in zip(array, result, strict=True):
         mean, deviation = _moments(values if inside is None or not inside.any() else values[inside])
@@ -230,7 +229,7 @@ def _chunks(source: Array, destination: Array) -> Iterator[tuple[Array, Array]]:
 
 
 def _moments(values: Array) -> tuple[float, float]:
-    """Mean and deviation, summed chunk by chunk in float64."""
+    """Mean and standard deviation, summed chunk by chunk in float64."""
     flat = np.ascontiguousarray(values).reshape(-1)
     firsts = range(0, flat.size, CHUNK)
     mean = sum(float(flat[first : first + CHUNK].sum(dtype=np.float64)) for first in firsts) / flat.size
@@ -239,8 +238,8 @@ def _moments(values: Array) -> tuple[float, float]:
 
 
 def percentile_window(values: Array, low: float = 0.5, high: float = 99.5) -> tuple[float, float, float, float]:
-    """Of the foreground voxels of a training set: two percentiles to which a CT is clipped, then mean and deviation of
-    all, by which it is scaled, as nnU-Net does."""
+    """For the foreground voxels of a training set: the two percentiles to which a CT is clipped, then the mean and
+    standard deviation of all, by which nnU-Net scales it."""
     ends = np.percentile(values, [low, high])
     return float(ends[0]), float(ends[1]), float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
 
@@ -250,12 +249,12 @@ def percentile_window(values: Array, low: float = 0.5, high: float = 99.5) -> tu
 
 @dataclass(frozen=True)
 class Steps:
-    """How a volume was brought into the common space, for the way back.
+    """How a volume was brought into the common space; needed to bring its mask back.
 
     Args:
         shape: of the file.
-        turn: of its axes.
-        box: that was cut out after the turn.
+        turn: the reorientation.
+        box: to which the reoriented volume was cropped.
         wanted: the shape after resampling.
         affine: of the result.
     """
@@ -267,22 +266,22 @@ class Steps:
     affine: Affine
 
     def forward(self, labels: Array) -> Array:
-        """A mask (1, X, Y, Z) of the file's space in the common one."""
+        """A mask (1, X, Y, Z) from the space of the file to the common space."""
         return np.ascontiguousarray(resampled_labels(cropped(turned(labels, self.turn), self.box), self.wanted))
 
     def backward(self, labels: Array, fill: int = 0) -> Array:
-        """A mask (1, X, Y, Z) of the common space in the file's; ``fill`` where nothing was predicted."""
+        """A mask (1, X, Y, Z) from the common space to that of the file, ``fill`` outside the box."""
         result = np.full((1, *self.shape), fill, dtype=labels.dtype)
         self.inside(result)[...] = resampled_labels(labels, self.sides)
         return result
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Of the box, in voxels of the file."""
+        """The shape of the box, in voxels of the file."""
         return tuple(high - low for low, high in self.box)
 
     def inside(self, array: Array) -> Array:
-        """The box, turned, of an array (1, X, Y, Z) of the file's space: a view, to be written to."""
+        """The reoriented box of an array (1, X, Y, Z) in the space of the file: a view that can be written to."""
         return cropped(turned(array, self.turn), self.box)
 
 
@@ -298,9 +297,9 @@ def steps_for(
 
     Args:
         array, affine: of its file.
-        spacing: wanted, in mm along the turned axes; None or an entry of 0 keeps the image's own.
-        orient: turn it to RAS.
-        above: cut out the box of what is above this value; None keeps all.
+        spacing: the target spacing, in mm along the reoriented axes; None, or 0 along an axis, keeps the image's own.
+        orient: reorient it to RAS.
+        above: crop to the bounding box of voxels above this value; None does not crop.
         margin: voxels around that box.
     """
     shape = tuple(array.shape[1:])
@@ -316,5 +315,5 @@ def steps_for(
 
 
 def prepared(array: Array, steps: Steps, empty: Empty = np.empty) -> Array:
-    """An image (C, X, Y, Z) of its file's space in the common one, float32; ``empty`` makes arrays of its size."""
+    """An image (C, X, Y, Z) in the common space, float32; ``empty`` allocates arrays of its size."""
     return resampled_image(cropped(turned(array, steps.turn), steps.box), steps.wanted, empty)
