@@ -215,7 +215,8 @@ def planes(image: Volume, mask: Array, labels: Sequence[int]) -> Array:
 
 def _plane(array: Array, axis: int, place: int) -> Array:
     """A plane across an axis of (X, Y, Z), upright. ``take`` would copy the whole of a turned array first."""
-    return np.moveaxis(array, axis, 0)[place].T[::-1]
+    plane: Array = np.moveaxis(array, axis, 0)[place].T[::-1]
+    return plane
 
 
 def _along_axes(mask: Array) -> list[Array]:

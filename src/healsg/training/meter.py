@@ -54,7 +54,9 @@ class Meter:
         for logs in steps:
             if logs.keys() != names:
                 raise RunError(f"train_step returned {', '.join(names)}, now {', '.join(logs)}; keep one set")
-        counts = counts_of(names)
+        if self._names != [*names]:
+            self._names, self._counts = [*names], counts_of(names)
+        counts = self._counts
         try:
             columns = self._read(steps, counts)
         except (TypeError, ValueError, RuntimeError):  # raised again unless a value that is no scalar is the cause

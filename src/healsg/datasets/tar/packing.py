@@ -101,6 +101,7 @@ class Plan:
         size: the approximate size of all archives, in bytes.
         digest: of the samples' names, sizes, states and targets, and of the size of an archive.
         masks: the meaning of the masks' labels; None for other targets.
+        skipped: by part, the number of unreadable samples that are left out; empty without ``data.on_error=skip``.
     """
 
     info: DataInfo
@@ -124,9 +125,9 @@ class Plan:
 
 def plan_packing(data: TaskData, most: int) -> Plan:
     """The plan for packing ``data`` into archives of at most ``most`` bytes. Reads no images, and masks only if no
-    setting names their labels.
+    setting names their labels. With ``data.on_error=skip`` all samples are read once.
 
-    Raises ConfigError if its samples are not files, DataError if they cannot be found.
+    Raises ConfigError if its samples are not files, DataError if they cannot be found or too many are skipped.
     """
     info = data.info
     if info.kind not in get_args(Kind):
