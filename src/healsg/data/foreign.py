@@ -19,19 +19,10 @@ from torch.utils.data import (
 
 from healsg.data.loader import Loader
 from healsg.data.sharding import Sharding
-from healsg.data.source import (
-    Batch,
-    DatasetSource,
-    Reading,
-    Source,
-    TensorSource,
-    as_batch,
-    line,
-    no_target_is_negative,
-)
+from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource, as_batch, line
 from healsg.errors import DataError
 from healsg.seeding import seed_everything, seed_foreign
-from healsg.training.step import Samples, TrainBatch
+from healsg.training.step import Samples, TrainBatch, none_negative
 
 LOOK = 5.0
 """Seconds between two looks at the workers of a DataLoader."""
@@ -143,7 +134,7 @@ class ForeignLoader:
         low, high, rows = self.sharding.share(0, size)
         update = size if self.sharding.accumulate == 1 else None
         whole_update = update is not None and self.sharding.world == 1
-        samples = Samples(rows, low, size, update, whole_update and no_target_is_negative(batch))
+        samples = Samples(rows, low, size, update, whole_update and none_negative(batch.get("target")))
         if self.sharding.world > 1:
             batch = {key: value[low:high] if _rows(value) == size else value for key, value in batch.items()}
         return TrainBatch(batch, samples), rows

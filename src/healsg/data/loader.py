@@ -17,11 +17,11 @@ from healsg.data.order import Ordering
 from healsg.data.prepare import Prepared, Preparer
 from healsg.data.sharding import Sharding
 from healsg.data.slices import is_by_sample, sliced
-from healsg.data.source import Batch, Reading, Source, TensorSource, no_target_is_negative
+from healsg.data.source import Batch, Reading, Source, TensorSource
 from healsg.data.views import Transform as Transform
 from healsg.data.views import make_views
 from healsg.data.workers import LARGEST_KEPT, Workers, prepared_ahead
-from healsg.training.step import Samples, TrainBatch
+from healsg.training.step import Samples, TrainBatch, none_negative
 
 
 class Loader:
@@ -203,7 +203,8 @@ class Loader:
         """A batch that ``batches`` gave for ``position``, with ``rows``, as a training step gets it."""
         skipping = self.reading.on_error == "skip" and not self.in_memory
         if self.flat and self.sharding.world == 1 and self.sharding.accumulate == 1:
-            return TrainBatch(batch, Samples(rows, 0, rows, rows, not self.in_memory and no_target_is_negative(batch)))
+            nonnegative = not self.in_memory and none_negative(batch.get("target"))
+            return TrainBatch(batch, Samples(rows, 0, rows, rows, nonnegative))
         if self.flat:
             return TrainBatch(batch, self.ordering.samples(self.longest, position, rows, skipping))
         parts = {}

@@ -436,14 +436,6 @@ def as_batch(value: Any) -> Batch:
     raise DataError(f"a loader yields {given}; give (input, target), (input, target, extra) or a dict of those names")
 
 
-def no_target_is_negative(batch: Batch) -> bool:
-    """Whether the targets of a batch are one class index a sample, lie on the CPU, and none of them is negative."""
-    target = batch.get("target")
-    if type(target) is not Tensor or target.dtype != torch.int64 or target.ndim != 1 or not target.is_cpu:
-        return False
-    return min(target.tolist(), default=0) >= 0  # of one batch a list is faster than a kernel
-
-
 def line(message: BaseException | str) -> str:
     """An error, or what is said of one, on one line that can be printed."""
     bare = isinstance(message, (str, HealsgError))

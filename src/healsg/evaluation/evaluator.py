@@ -17,8 +17,9 @@ from healsg.data.info import DataInfo, require_outputs
 from healsg.errors import RunError
 from healsg.metric import Metric, computed, precise
 from healsg.torch_private import uncompiled
-from healsg.training.denominator import loss_over
+from healsg.training.denominator import counts_alike_if_nonnegative, loss_over
 from healsg.training.device import compiled
+from healsg.training.step import none_negative
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
@@ -31,8 +32,12 @@ class Loss(Metric):
     def __init__(self, criterion: nn.Module) -> None:
         super().__init__()
         self.criterion = criterion
+        self.alike_if_nonnegative = counts_alike_if_nonnegative(criterion)
 
     def measure(self, output: Tensor, target: Tensor) -> Tensor:
+        if self.alike_if_nonnegative and none_negative(target):
+            total = precise(self.criterion(output, target)).reshape(())
+            return torch.stack([total * len(target), total.new_full((), len(target))])
         sums = []
         for mean in loss_over(self.criterion, output, target).terms:
             value = precise(mean.value).reshape(())

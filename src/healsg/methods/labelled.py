@@ -12,7 +12,14 @@ from healsg.errors import ConfigError
 from healsg.losses.classification import require_pixels, smooth
 from healsg.methods import mixing
 from healsg.methods.mixing import Mixing
-from healsg.training.denominator import counts_alike, ignored, loss_over, mean_over_samples, weighs_classes
+from healsg.training.denominator import (
+    counts_alike,
+    counts_alike_if_nonnegative,
+    ignored,
+    loss_over,
+    mean_over_samples,
+    weighs_classes,
+)
 from healsg.training.step import Loss, Mean, samples_of
 
 if TYPE_CHECKING:
@@ -45,7 +52,7 @@ class LabelledSamples:
         self.alike = True
         """Whether the criterion weighs every sample equally, so that no denominator has to be counted."""
         self.alike_if_nonnegative = True
-        """The same for the samples of a batch of whose targets none is negative (``Samples.nonnegative``)."""
+        """The same for a batch of whose targets none is negative (``Samples.nonnegative``)."""
 
     @property
     def mixes(self) -> bool:
@@ -97,7 +104,7 @@ class LabelledSamples:
                 f"method.{key}: {type(task.criterion).__name__} takes no class probabilities; set it to 0"
             )
         self.alike = bool(own_loss) or counts_alike(task.criterion, training_targets(task))
-        self.alike_if_nonnegative = self.alike or counts_alike(task.criterion, torch.zeros(1, dtype=torch.int64))
+        self.alike_if_nonnegative = self.alike or counts_alike_if_nonnegative(task.criterion)
         if not (own_loss or mean_over_samples(task.criterion)):
             report_batch_criterion(task)
 
@@ -125,14 +132,13 @@ class LabelledSamples:
             labels = pasted
             mixed = None
         target = labels
-        samples = samples_of(batch)
-        nonnegative = self.alike_if_nonnegative and samples is not None and samples.nonnegative
         if mixed is not None or self.label_smoothing:
-            target = self.class_probabilities(target, output, mixed, None if self.alike or nonnegative else criterion)
+            target = self.class_probabilities(target, output, mixed, None if self.alike else criterion)
         if self.alike:
             value: Tensor = criterion(output, target)
             return value
-        if nonnegative and samples is not None:
+        samples = samples_of(batch)
+        if self.alike_if_nonnegative and samples is not None and samples.nonnegative:
             return Mean(criterion(output, target), float(samples.rows))
         return loss_over(criterion, output, target, labels)
 

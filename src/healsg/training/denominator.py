@@ -71,6 +71,11 @@ def counts_alike(criterion: Any, targets: Tensor | None) -> bool:
     return targets.is_floating_point() or not bool((targets == criterion.ignore_index).any())
 
 
+def counts_alike_if_nonnegative(criterion: Any) -> bool:
+    """The same for targets of which none is negative (``step.none_negative``): a criterion may ignore a negative index."""
+    return counts_alike(criterion, torch.zeros(1, dtype=torch.int64))
+
+
 def loss_over(criterion: Any, output: Tensor, target: Tensor, classes: Tensor | None = None) -> Loss:
     """``criterion(output, target)`` with its denominator; value and denominator are 0 where every target is ignored.
 

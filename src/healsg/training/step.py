@@ -42,6 +42,14 @@ class Samples(NamedTuple):
     sample then counts in a criterion that ignores only a negative index, and its denominator is ``rows``."""
 
 
+def none_negative(target: Any) -> bool:
+    """Whether targets are one class index a sample, none of which is negative; False where they are not on the CPU, so
+    that no device is waited for."""
+    if type(target) is not Tensor or target.dtype != torch.int64 or target.ndim != 1 or not target.is_cpu:
+        return False
+    return min(target.tolist(), default=0) >= 0  # for the targets of a batch, a list is faster than a kernel
+
+
 class TrainBatch(dict[str, Any]):
     """A batch as ``train_step`` gets it: tensors by name or, where there are several streams (``labelled``,
     ``unlabelled``), one ``TrainBatch`` for each stream by name."""
