@@ -242,7 +242,7 @@ class TaskRunner:
             micro = MicroBatch(batch.samples, plan.closes(at.batch), plan.accumulate, world)
             moved = self.device_setup.move(batch)
             if self.ledger is not None:
-                self.ledger.deal(moved)
+                self.ledger.start_batch(moved)
             yield moved, micro
         self.checkpointer.snapshot_done()  # what follows may change anything
 

@@ -39,11 +39,11 @@ Regions = Sequence[Sequence[int]]
 def dense_target(
     target: Tensor, output: Tensor, ignore: int | None = None, regions: Regions | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Targets as one map a class, and which pixels count.
+    """Targets as one map per class, and the pixels that are not ignored.
 
     Returns:
-        ``truth`` (N, C, ...), 0 or 1 (or probabilities), 0 throughout where a pixel is ignored; and ``counted``
-        (N, 1, ...), 0 or 1, or None where ``ignore`` is None, so that all count. Both in at least float32.
+        ``truth`` (N, C, ...), 0 or 1 (or probabilities), 0 for ignored pixels; and ``counted`` (N, 1, ...), 0 or 1, or
+        None if ``ignore`` is None. Both in at least float32.
     """
     require_pixels(output, target)
     dtype = torch.promote_types(output.dtype, torch.float32)
@@ -63,7 +63,7 @@ def dense_target(
 
 
 def masked(values: Tensor, counted: Tensor | None) -> Tensor:
-    """``values`` (N, C, ...), 0 where a pixel does not count."""
+    """``values`` (N, C, ...) with 0 for ignored pixels."""
     return values if counted is None else values * counted
 
 
@@ -78,8 +78,8 @@ def probabilities(output: Tensor, regions: Regions | None = None) -> Tensor:
 def soft_overlap(
     predicted: Tensor, truth: Tensor, counted: Tensor | None, batch: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums over pixels of ``p y``, of ``p`` and of ``y``, each (N, C); (1, C) over the samples too if ``batch``.
-    ``truth`` is 0 already where a pixel does not count."""
+    """The sums over pixels of ``p y``, of ``p`` and of ``y``, each (N, C), or (1, C) summed over the samples too if
+    ``batch``. ``truth`` is already 0 for ignored pixels."""
     axes = [*([0] if batch else []), *range(2, predicted.dim())]
     predicted = masked(predicted, counted)
     sums = [values.sum(dim=axes) for values in (predicted * truth, predicted, truth)]
@@ -88,14 +88,14 @@ def soft_overlap(
 
 
 def dice(overlap: Tensor, predicted: Tensor, truth: Tensor, smooth: float) -> Tensor:
-    """``1 - (2 sum p y + s) / (sum p + sum y + s)`` by class: Milletari et al. 2016 (arXiv 1606.04797) without their
-    squares, as nnU-Net and MONAI have it. Without truth and prediction it is 0."""
+    """``1 - (2 sum p y + s) / (sum p + sum y + s)`` for each class: Milletari et al. 2016 (arXiv 1606.04797) without
+    squares in the denominator, as in nnU-Net and MONAI. It is 0 if both truth and prediction are empty."""
     return 1.0 - (2.0 * overlap + smooth) / (predicted + truth + smooth)
 
 
 def tversky(overlap: Tensor, predicted: Tensor, truth: Tensor, alpha: float, beta: float, smooth: float) -> Tensor:
-    """``1 - (TP + s) / (TP + alpha FP + beta FN + s)`` by class (Salehi et al. 2017, arXiv 1706.05721, equation 4);
-    ``alpha = beta = 0.5`` is Dice, with half its ``smooth``."""
+    """``1 - (TP + s) / (TP + alpha FP + beta FN + s)`` for each class (Salehi et al. 2017, arXiv 1706.05721,
+    equation 4); ``alpha = beta = 0.5`` is Dice with half its ``smooth``."""
     return 1.0 - (overlap + smooth) / (overlap + alpha * (predicted - overlap) + beta * (truth - overlap) + smooth)
 
 
@@ -103,8 +103,9 @@ def tversky(overlap: Tensor, predicted: Tensor, truth: Tensor, alpha: float, bet
 
 
 def pixel_cross_entropy(output: Tensor, truth: Tensor, weights: Tensor | None, regions: Regions | None) -> Tensor:
-    """(N, ...) cross entropy of each pixel: over softmax, or the mean of the regions' binary ones. ``weights`` are
-    (C,). A pixel whose truth is 0 throughout gives 0 over softmax; over regions that is a pixel of no region."""
+    """(N, ...) cross entropy of each pixel: with softmax, or the mean of the regions' binary cross entropies.
+    ``weights`` are (C,). With softmax, a pixel whose truth is 0 for all classes gives 0; with regions it is a pixel
+    in no region."""
     scale = None if weights is None else weights.to(truth.dtype).view(1, -1, *[1] * (truth.dim() - 2))
     if regions is None:
         terms = -truth * wide(output).log_softmax(dim=1)
@@ -114,8 +115,8 @@ def pixel_cross_entropy(output: Tensor, truth: Tensor, weights: Tensor | None, r
 
 
 def pixel_focal(output: Tensor, truth: Tensor, gamma: float, weights: Tensor | None, regions: Regions | None) -> Tensor:
-    """(N, ...) focal loss of each pixel (Lin et al. 2017, arXiv 1708.02002, equation 4): summed over softmax's classes,
-    of which only the target's has a term, or the mean of the regions' binary ones. ``weights`` are (C,)."""
+    """(N, ...) focal loss of each pixel (Lin et al. 2017, arXiv 1708.02002, equation 4): with softmax, of the target
+    class; with regions, the mean of their binary focal losses. ``weights`` are (C,)."""
     scale = 1.0 if weights is None else weights.to(truth.dtype).view(1, -1, *[1] * (truth.dim() - 2))
     if regions is None:
         log_p = wide(output).log_softmax(dim=1)
@@ -127,8 +128,9 @@ def pixel_focal(output: Tensor, truth: Tensor, gamma: float, weights: Tensor | N
 
 
 def hardest(losses: Tensor, counted: Tensor | None, share: float) -> Tensor:
-    """(N,) the mean of each sample's ``share`` largest pixel losses (N, ...), at least one pixel; of those that count
-    (Wu et al. 2016, arXiv 1605.06885, section 3.2). 0 where none counts. No value is read from the device."""
+    """(N,) for each sample the mean of its largest pixel losses: the ``share`` of those that are not ignored, at
+    least one (Wu et al. 2016, arXiv 1605.06885, section 3.2). 0 if all are ignored. No value is read from the
+    device."""
     flat = losses.flatten(1)
     valid = flat.new_full((len(flat), 1), flat.shape[1])
     if counted is not None:
@@ -160,19 +162,19 @@ def soft_erode(image: Tensor) -> Tensor:
 
 
 def soft_open(image: Tensor) -> Tensor:
-    """Erosion, then the maximum over each pixel's whole neighbourhood."""
+    """Erosion, then the maximum over the full neighbourhood of each pixel."""
     axes = image.dim() - 2
     opened: Tensor = _MAX_POOL[axes](soft_erode(image), 3, 1, 1)
     return opened
 
 
 def soft_skeleton(image: Tensor, iterations: int) -> Tensor:
-    """The centre line of soft masks (N, C, ...), differentiable: what an opening removes, layer by layer (Shit et al.
-    2021, arXiv 2003.07311, algorithm 1).
+    """The centre line of soft masks (N, C, ...), differentiable: the pixels that morphological openings remove, layer
+    by layer (Shit et al. 2021, arXiv 2003.07311, algorithm 1).
 
     Args:
         image: values in 0..1.
-        iterations: layers that are peeled off: the largest radius of a vessel in pixels.
+        iterations: the number of layers, that is, the largest radius of a vessel in pixels.
     """
     skeleton = (image - soft_open(image)).relu()
     for _ in range(iterations):
@@ -185,14 +187,14 @@ def soft_skeleton(image: Tensor, iterations: int) -> Tensor:
 def centreline_dice(
     predicted: Tensor, truth: Tensor, iterations: int, smooth: float = 1.0, epsilon: float = 1e-4
 ) -> Tensor:
-    """(N,) ``1 - 2 Tprec Tsens / (Tprec + Tsens)``: the share of the predicted centre line that lies in the truth, and
-    of the true one that lies in the prediction, over all classes given (arXiv 2003.07311, equations 1 and 2).
+    """(N,) ``1 - 2 Tprec Tsens / (Tprec + Tsens)``: Tprec is the share of the predicted centre line inside the truth,
+    Tsens the share of the true one inside the prediction, over all given classes (arXiv 2003.07311, equations 1 and 2).
 
     Args:
         predicted, truth: (N, C, ...) in 0..1, without the background.
         iterations: see ``soft_skeleton``.
-        smooth: added above and below in both shares.
-        epsilon: added to the sum of both shares, as MONAI does.
+        smooth: added to numerator and denominator of both shares.
+        epsilon: added to the sum of both shares, as in MONAI.
     """
     axes = list(range(1, predicted.dim()))
     own, true = soft_skeleton(predicted, iterations), soft_skeleton(truth, iterations)
@@ -205,11 +207,11 @@ def centreline_dice(
 
 
 class DenseLoss(nn.Module):
-    """The base class of the criteria.
+    """Base class of the criteria.
 
     Args:
         ignore: the label whose pixels are excluded.
-        regions: the labels of each output, where outputs are regions; see the module.
+        regions: the labels of each output, if outputs are regions; see the module's docstring.
         class_weights: one weight for each output.
     """
 
@@ -237,20 +239,20 @@ class DenseLoss(nn.Module):
         return dense_target(target, output, self.ignore, self.regions)
 
     def take_labels(self, ignore: int | None, regions: Regions | None) -> None:
-        """Fill arguments that are not set from the data."""
+        """Set arguments that are None from the data's ``DataInfo``."""
         self.ignore = ignore if self.ignore is None else self.ignore
         self.regions = regions if self.regions is None else self.regions
 
     def by_class(self, losses: Tensor, background: bool) -> Tensor:
-        """The mean of losses (N, C) over samples and classes, each class times its weight; without the first class, the
-        background, unless asked for. Regions have no background."""
+        """The mean of losses (N, C) over samples and classes, with class weights; without the first class, the
+        background, unless ``background`` is set. Regions have no background."""
         weighted = losses if self.weights is None else losses * self.weights.to(losses.dtype)
         return weighted[:, first_class(losses.shape[1], background, self.regions) :].mean()
 
 
 def for_labels(criterion: nn.Module, ignore: int | None = None, regions: Regions | None = None) -> nn.Module:
-    """A copy of a criterion in which all losses of this module use the data's ``ignore`` and ``regions`` unless theirs
-    are set."""
+    """A copy of a criterion in which all losses of this module use the ``ignore`` and ``regions`` of the data,
+    unless their own are set."""
     made = copy.deepcopy(criterion)
     for part in made.modules():
         if isinstance(part, DenseLoss):
@@ -259,23 +261,23 @@ def for_labels(criterion: nn.Module, ignore: int | None = None, regions: Regions
 
 
 def pixels_that_count(truth: Tensor, counted: Tensor | None) -> Tensor:
-    """Their number, a scalar, from the truth (N, C, *spatial) and what of it counts; None where all does."""
+    """The number of pixels that are not ignored, a scalar; ``counted`` is None if there are none to ignore."""
     return truth.new_full((), truth[:, 0].numel()) if counted is None else counted.sum()
 
 
 def first_class(classes: int, background: bool, regions: Regions | None) -> int:
-    """The first class that an overlap is measured of: 1 without the background, which regions do not have."""
+    """The first class in an overlap loss: 1, without the background, or 0 for regions, which have none."""
     return 0 if background or regions is not None or classes == 1 else 1
 
 
 class PixelLoss(DenseLoss):
-    """A mean over pixels: the sum of ``pixels`` over the sum of the weights of those that count.
+    """A mean over pixels: the sum of ``pixels`` divided by the sum of the weights of the pixels that are not ignored.
 
-    Accumulated batches and processes are weighed by that sum (``denominator``), in units of whole samples.
+    This sum, in units of full samples, is also the weight of accumulated batches and processes (``denominator``).
     """
 
     def pixels(self, output: Tensor, truth: Tensor) -> Tensor:
-        """(N, ...) the losses of pixels, class weights included."""
+        """(N, ...) the losses of pixels, with class weights."""
         raise NotImplementedError
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
@@ -287,12 +289,13 @@ class PixelLoss(DenseLoss):
         return losses.sum() / torch.where(total > 0, total, 1.0)
 
     def denominator(self, output: Tensor, target: Tensor) -> Tensor:
-        """The sum of the weights of the pixels that count, over the pixels of a sample."""
+        """The sum of the weights of the pixels that are not ignored, divided by the number of pixels of a sample."""
         truth, counted = self.prepared(output, target)
         return self._weight(truth, counted) / truth[0, 0].numel()
 
     def _weight(self, truth: Tensor, counted: Tensor | None) -> Tensor:
-        """As torch's cross entropy: pixels weigh as much as their class. Regions weigh each pixel alike."""
+        """As in torch's cross entropy, a pixel has the weight of its class. With regions all pixels have the same
+        weight."""
         if self.weights is not None and self.regions is None:
             scale = self.weights.to(truth.dtype).view(1, -1, *[1] * (truth.dim() - 2))
             return (truth * scale).sum()
@@ -300,20 +303,21 @@ class PixelLoss(DenseLoss):
 
 
 class CrossEntropy(PixelLoss):
-    """Cross entropy as a mean over the pixels that count; of regions, the mean of their binary cross entropies. The
-    arguments are those of ``DenseLoss``."""
+    """Cross entropy as a mean over the pixels that are not ignored; for regions, the mean of their binary cross
+    entropies. The arguments are those of ``DenseLoss``."""
 
     def pixels(self, output: Tensor, truth: Tensor) -> Tensor:
         return pixel_cross_entropy(output, truth, self.weights, self.regions)
 
 
 class Focal(PixelLoss):
-    """Focal loss as a mean over the pixels that count (Lin et al. 2017, arXiv 1708.02002). MONAI's mean is over the
-    classes too, and so is 1/C of it.
+    """Focal loss as a mean over the pixels that are not ignored (Lin et al. 2017, arXiv 1708.02002). MONAI also
+    averages over the classes, so its value is 1/C of this.
 
     Args:
         gamma: the focusing parameter; 0 is the cross entropy.
-        ignore, regions, class_weights: see ``DenseLoss``; the weights are the paper's alpha, and do not divide.
+        ignore, regions, class_weights: see ``DenseLoss``; the weights are the paper's alpha, and not part of the
+            denominator.
     """
 
     def __init__(
@@ -334,12 +338,13 @@ class Focal(PixelLoss):
 
 
 class TopK(DenseLoss):
-    """The cross entropy of each sample's hardest pixels, a mean over the samples.
+    """The cross entropy of the hardest pixels of each sample, averaged over the samples.
 
-    nnU-Net takes the hardest of the whole batch; by sample, batches can be split without another result.
+    nnU-Net selects the hardest pixels of the entire batch. Selecting them by sample makes the loss independent of how a
+    batch is split.
 
     Args:
-        share: of the pixels that count.
+        share: of the pixels that are not ignored.
         ignore, regions, class_weights: see ``DenseLoss``.
     """
 
@@ -362,13 +367,13 @@ class TopK(DenseLoss):
 
 
 class OverlapLoss(DenseLoss):
-    """A loss of sums over pixels, by sample or over the whole batch, then a mean over the classes.
+    """A loss computed from sums over the pixels of a sample or of the entire batch, then averaged over the classes.
 
     Args:
-        batch: sum over the samples of a batch too, as nnU-Net does for small structures. The loss is then no mean over
-            samples: each batch of each process has its own loss, and these are averaged.
-        background: whether the first class counts.
-        smooth: added above and below.
+        batch: sum over the samples of a batch too, as nnU-Net does for small structures. The loss is then not a mean
+            over samples: each batch of each process has its own loss, and these are averaged.
+        background: whether to include the first class.
+        smooth: added to numerator and denominator.
         ignore, regions, class_weights: see ``DenseLoss``.
     """
 
@@ -433,14 +438,14 @@ class Tversky(OverlapLoss):
 
 
 class CentrelineDice(DenseLoss):
-    """``(1 - share) Dice + share clDice``, by sample, for vessels and other tubes (Shit et al. 2021, arXiv 2003.07311,
-    equation 3). An ignored pixel is background in the truth and in the prediction.
+    """``(1 - share) Dice + share clDice`` for each sample, for vessels and other tubes (Shit et al. 2021, arXiv
+    2003.07311, equation 3). Ignored pixels are background in truth and prediction.
 
     Args:
-        share: of clDice, at most 1.
-        iterations: layers that are peeled off: the largest radius of a vessel in pixels.
-        background: whether the first class counts.
-        smooth: added above and below, in both parts.
+        share: the weight of clDice, at most 1.
+        iterations: the largest radius of a vessel in pixels.
+        background: whether to include the first class.
+        smooth: added to numerator and denominator of both parts.
         ignore, regions: see ``DenseLoss``.
     """
 
@@ -476,7 +481,7 @@ class Combined(nn.Module):
 
     Args:
         parts: criteria by name.
-        weights: of each by name; 1 where it is not named.
+        weights: by name; 1 by default.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module], weights: Mapping[str, float] | None = None) -> None:
@@ -502,13 +507,14 @@ class Combined(nn.Module):
 
 
 class DiceCrossEntropy(Combined):
-    """Dice and cross entropy, nnU-Net's loss (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
+    """The sum of Dice loss and cross entropy, nnU-Net's loss (Isensee et al. 2021,
+    https://doi.org/10.1038/s41592-020-01008-z).
 
     Args:
         dice_weight, cross_entropy_weight: of the two parts.
-        batch, background, smooth: see ``OverlapLoss``; of the Dice part.
-        ignore, regions: see ``DenseLoss``; of both.
-        class_weights: of the cross entropy alone.
+        batch, background, smooth: see ``OverlapLoss``; for the Dice part.
+        ignore, regions: see ``DenseLoss``; for both parts.
+        class_weights: for the cross entropy only.
     """
 
     def __init__(
@@ -530,14 +536,14 @@ class DiceCrossEntropy(Combined):
 
 
 class DeepSupervision(nn.Module):
-    """A criterion over the outputs of several resolutions, the finest first (Isensee et al. 2021): in training a
-    network gives a list of them, in evaluation the finest alone, of which this is the criterion itself.
+    """A criterion for outputs at several resolutions, the finest first (Isensee et al. 2021). In training the network
+    returns a list of them; in evaluation only the finest one, to which the criterion is applied as it is.
 
-    Each output has half the weight of the one before, and all weights sum to 1. Targets are brought to an output's size
-    by nearest neighbour: indices as torch's ``nearest-exact``, which has no shift of half a pixel.
+    Each output has half the weight of the previous one, and the weights sum to 1. Targets are resized to an output by
+    nearest neighbour, with torch's ``nearest-exact`` indices, which have no shift of half a pixel.
 
     Args:
-        criterion: of one output.
+        criterion: for a single output.
     """
 
     def __init__(self, criterion: nn.Module) -> None:
@@ -565,13 +571,13 @@ class DeepSupervision(nn.Module):
 
 
 def weighted(outputs: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
-    """Outputs with their weights 1, 1/2, 1/4, ... over the sum of these."""
+    """Outputs with the weights 1, 1/2, 1/4, ..., normalised to a sum of 1."""
     total = sum(0.5**level for level in range(len(outputs)))
     return [(0.5**level / total, output) for level, output in enumerate(outputs)]
 
 
 def at_size(target: Tensor, output: Tensor) -> Tensor:
-    """Targets, indices (N, ...) or probabilities (N, C, ...), by nearest neighbour at the size of ``output``."""
+    """Targets, indices (N, ...) or probabilities (N, C, ...), resized to ``output`` by nearest neighbour."""
     size = output.shape[2:]
     if target.is_floating_point():
         return target if target.shape[2:] == size else F.interpolate(target, size, mode="nearest-exact")

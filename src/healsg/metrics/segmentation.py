@@ -51,16 +51,17 @@ Regions = Sequence[Sequence[int]]
 
 
 def predicted_labels(output: Tensor) -> Tensor:
-    """(N, ...) the class of the largest score of each pixel."""
+    """(N, ...) the argmax over the classes for each pixel."""
     return output.argmax(dim=1)
 
 
 def overlap_counts(predicted: Tensor, truth: Tensor, classes: int, ignore: int | None = None) -> Tensor:
-    """(N, classes, 4) pixels of each case and class: predicted rightly, predicted, in the truth, counted at all.
+    """(N, classes, 4) numbers of pixels for each case and class: in prediction and truth, in the prediction, in the
+    truth, and all that are not ignored.
 
     Args:
         predicted, truth: (N, ...) labels.
-        ignore: the label of the truth whose pixels are left out.
+        ignore: the label of the truth whose pixels are excluded.
     """
     cases = len(truth)
     first = torch.arange(cases, device=truth.device).view(-1, *[1] * (truth.dim() - 1)) * classes
@@ -75,7 +76,7 @@ def overlap_counts(predicted: Tensor, truth: Tensor, classes: int, ignore: int |
 
 
 def region_counts(output: Tensor, truth: Tensor, regions: Regions, ignore: int | None = None) -> Tensor:
-    """(N, regions, 4), as ``overlap_counts``, of regions that are predicted where their score is above 0."""
+    """(N, regions, 4) as ``overlap_counts``, for regions that are predicted where their score is above 0."""
     counted = torch.ones_like(truth, dtype=torch.bool) if ignore is None else truth != ignore
     rows = []
     for made, region in zip((output > 0).unbind(dim=1), regions, strict=True):
@@ -89,8 +90,7 @@ def region_counts(output: Tensor, truth: Tensor, regions: Regions, ignore: int |
 def mask_pairs(
     output: Tensor, truth: Tensor, ignore: int | None = None, regions: Regions | None = None
 ) -> list[list[tuple[Mask, Mask]]]:
-    """The predicted and the true mask of each class (or region) of each case, on the CPU; an ignored pixel is in
-    neither."""
+    """The predicted and the true mask of each class (or region) of each case, on the CPU, without ignored pixels."""
     counted = torch.ones_like(truth, dtype=torch.bool) if ignore is None else truth != ignore
     predicted = None if regions is not None else predicted_labels(output)
     cases: list[list[tuple[Mask, Mask]]] = []
@@ -112,8 +112,8 @@ def mask_pairs(
 
 
 def cropped(predicted: Mask, truth: Mask) -> tuple[Mask, Mask]:
-    """Both masks in the smallest box around both, with one pixel of background around it: every surface pixel is in it,
-    so that distances between surfaces are those of the whole volume."""
+    """Both masks cropped to their common bounding box with a margin of one pixel. It contains every surface pixel,
+    so distances between surfaces are those of the entire volume."""
     either = predicted | truth
     if not either.any():
         return np.zeros([2] * either.ndim, bool), np.zeros([2] * either.ndim, bool)
@@ -125,7 +125,8 @@ def cropped(predicted: Mask, truth: Mask) -> tuple[Mask, Mask]:
 
 
 def boundary(mask: Mask) -> Mask:
-    """Pixels of a mask that have a neighbour along an axis outside it; at the border of the image all have."""
+    """The pixels of a mask with a neighbour outside the mask along an axis; the outside of the image counts as
+    outside."""
     from scipy.ndimage import binary_erosion
 
     inner: Mask = mask & ~binary_erosion(mask)
@@ -133,7 +134,8 @@ def boundary(mask: Mask) -> Mask:
 
 
 def between(first: Mask, second: Mask, spacing: Spacing) -> tuple[Distances, Distances]:
-    """The distance of each pixel of one set from the nearest of the other, both ways; infinite where that is empty."""
+    """The distances of the pixels of each set from the nearest pixel of the other set; infinite if the other set is
+    empty."""
     from scipy.ndimage import distance_transform_edt
 
     found = []
@@ -146,17 +148,17 @@ def between(first: Mask, second: Mask, spacing: Spacing) -> tuple[Distances, Dis
 
 
 def surface_distances(predicted: Mask, truth: Mask, spacing: Spacing) -> tuple[Distances, Distances]:
-    """The distances, in the unit of ``spacing``, of each boundary pixel of the prediction from the truth's boundary,
-    and of each of the truth from the prediction's. One side is empty where a mask is."""
+    """The distances, in units of ``spacing``, of the boundary pixels of the prediction from the boundary of the
+    truth, and vice versa. The result for an empty mask is empty."""
     predicted, truth = cropped(predicted, truth)
     return between(boundary(predicted), boundary(truth), spacing)
 
 
 def hausdorff(predicted: Mask, truth: Mask, spacing: Spacing, percentile: float = 95.0) -> float:
-    """The larger one of both directed percentiles of the distances between boundary pixels, by linear interpolation.
+    """The larger of the two directed percentiles of distances between boundary pixels, with linear interpolation.
 
-    This is MONAI's ``compute_hausdorff_distance``. DeepMind's surface-distance weighs the parts of a surface by their
-    area between pixels, and gives another number. nan without both masks, infinite without one of them.
+    This is MONAI's ``compute_hausdorff_distance``. DeepMind's surface-distance weights surface elements by area and
+    gives another value. nan if both masks are empty, infinite if one is.
     """
     directed = surface_distances(predicted, truth, spacing)
     if not predicted.any() or not truth.any():
@@ -165,8 +167,8 @@ def hausdorff(predicted: Mask, truth: Mask, spacing: Spacing, percentile: float 
 
 
 def average_surface_distance(predicted: Mask, truth: Mask, spacing: Spacing) -> float:
-    """The mean of both directions' distances taken together (ASSD), as MONAI's with ``symmetric=True``. nan without
-    both masks, infinite without one of them."""
+    """The mean over the distances of both directions (ASSD), as in MONAI with ``symmetric=True``. nan if both masks
+    are empty, infinite if one is."""
     directed = surface_distances(predicted, truth, spacing)
     if not predicted.any() or not truth.any():
         return math.nan if predicted.any() == truth.any() else math.inf
@@ -174,10 +176,10 @@ def average_surface_distance(predicted: Mask, truth: Mask, spacing: Spacing) -> 
 
 
 def surface_dice(predicted: Mask, truth: Mask, spacing: Spacing, tolerance: float) -> float:
-    """The share of both surfaces' area within ``tolerance`` of each other: normalised surface distance (Nikolov et al.
-    2018, arXiv 1809.04430). Surfaces run between pixels, and each piece has its area from a table of marching cubes,
-    which is MONAI's: this is ``compute_surface_dice`` with ``use_subvoxels=True``. nan without both masks.
-    """
+    """The normalised surface distance (Nikolov et al. 2018, arXiv 1809.04430): the share of both surfaces' area
+    within ``tolerance`` of each other. Surfaces run between pixels, and the area of each element is taken from
+    MONAI's marching cubes table: this is ``compute_surface_dice`` with ``use_subvoxels=True``. nan if both masks are
+    empty."""
     if not predicted.any() and not truth.any():
         return math.nan
     require_package("monai", "the normalised surface distance")
@@ -196,7 +198,7 @@ def surface_dice(predicted: Mask, truth: Mask, spacing: Spacing, tolerance: floa
 
 
 def corner_codes(mask: Mask, powers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """For each group of 2 x 2 (x 2) pixels the sum of ``powers``, of that shape, over those that are in the mask."""
+    """For each group of 2 x 2 (x 2) pixels the sum of ``powers`` over the pixels in the mask."""
     shape = [side - 1 for side in mask.shape]
     codes = np.zeros(shape, dtype=np.int64)
     for corner in np.ndindex(powers.shape):
@@ -209,10 +211,9 @@ def corner_codes(mask: Mask, powers: np.ndarray[Any, Any]) -> np.ndarray[Any, An
 
 
 def skeleton(mask: Mask) -> Mask:
-    """The morphological skeleton: what each opening removes while the mask is eroded away (Lantuejoul 1980), as the
-    soft one of ``healsg.losses.segmentation`` for masks. Outside the image counts as inside, so that a vessel may leave
-    it.
-    """
+    """The morphological skeleton: the pixels that openings remove while the mask is eroded (Lantuejoul 1980), like
+    the soft skeleton of ``healsg.losses.segmentation``, for binary masks. The outside of the image counts as inside
+    the mask, so that vessels may leave the image."""
     from scipy.ndimage import binary_dilation, binary_erosion
 
     box = np.ones([3] * mask.ndim, bool)
@@ -227,8 +228,8 @@ def skeleton(mask: Mask) -> Mask:
 
 
 def centreline_dice(predicted: Mask, truth: Mask) -> float:
-    """``2 Tprec Tsens / (Tprec + Tsens)`` (Shit et al. 2021, arXiv 2003.07311): the shares of the predicted skeleton
-    within the truth and of the true one within the prediction. nan without both masks, 0 without one of them."""
+    """``2 Tprec Tsens / (Tprec + Tsens)`` (Shit et al. 2021, arXiv 2003.07311): the share of the predicted skeleton
+    inside the truth, and of the true one inside the prediction. nan if both masks are empty, 0 if one is."""
     if not predicted.any() or not truth.any():
         return math.nan if predicted.any() == truth.any() else 0.0
     predicted, truth = (np.pad(mask, [(1, 1)] * mask.ndim, mode="edge") for mask in (predicted, truth))
@@ -238,7 +239,7 @@ def centreline_dice(predicted: Mask, truth: Mask) -> float:
 
 
 def require_package(package: str, metric: str) -> None:
-    """Raises ConfigError where a package of the extra is not installed."""
+    """Raise ConfigError if a package of the extra is not installed."""
     if importlib.util.find_spec(package) is None:
         raise ConfigError(f"model.metrics: {metric} needs {package}; install it with: pip install 'healsg[seg]'")
 
@@ -246,14 +247,14 @@ def require_package(package: str, metric: str) -> None:
 # --- over cases and classes ------------------------------------------------------------------------------------------
 
 Table = list[list[float]]
-"""Numbers by case and class; nan where a case is left out."""
+"""Values by case and class; nan for a case that is excluded."""
 
 
 def over_cases(table: Table, median: bool = False) -> list[float]:
-    """The mean or the median of each class over the cases that have a value; nan where none has.
+    """The mean or median of each class over the cases that have a value; nan if none has.
 
-    The order of the cases changes no bit. An infinite value makes the mean infinite, but the median only as one of
-    half.
+    The result does not depend on the order of the cases, bit for bit. An infinite value makes the mean infinite, but
+    the median only if half of the values are.
     """
     classes = []
     for column in zip(*table, strict=True):
@@ -269,21 +270,22 @@ def over_cases(table: Table, median: bool = False) -> list[float]:
 
 
 def over_classes(values: list[float], first: int) -> float:
-    """The mean of the classes from ``first`` on that have a value; nan where none has."""
+    """The mean over the classes from ``first`` on that have a value; nan if none has."""
     known = [value for value in values[first:] if not math.isnan(value)]
     return math.fsum(known) / len(known) if known else math.nan
 
 
 class CaseMetric(Gathered):
-    """What the metrics of segmentation share: a number by case and class, kept until the end of the evaluation.
+    """Base class of the metrics of segmentation: a value for each case and class, stored until the end of the
+    evaluation.
 
-    The value is the mean over the classes under the empty name, and each class's own under its number.
+    The value without a name is the mean over the classes; each class's value has its number as name.
 
     Args:
-        ignore: the label of the truth whose pixels are left out.
-        regions: the labels of each output, where outputs are regions that may overlap.
-        background: whether class 0 is in the mean over the classes.
-        max_mib: the memory in MiB up to which the cases' numbers are kept.
+        ignore: the label of the truth whose pixels are excluded.
+        regions: the labels of each output, if outputs are regions that may overlap.
+        background: whether to include class 0 in the mean over the classes.
+        max_mib: the largest memory for stored values, in MiB.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("segmentation",)
@@ -291,7 +293,7 @@ class CaseMetric(Gathered):
     goes_by_case: ClassVar[bool] = True
 
     median: ClassVar[bool] = False
-    """Whether the cases' median is given, and how many are infinite."""
+    """Whether to use the median over the cases, and count infinite values."""
 
     def __init__(
         self,
@@ -366,16 +368,16 @@ class CaseMetric(Gathered):
             self.keep(rows)
 
     def keep(self, rows: tuple[Tensor, ...]) -> None:
-        """Add the numbers of further cases."""
+        """Add the values of further cases."""
         self.kept += sum(column.numel() * column.element_size() for column in rows)
         self.state = [] if self.is_full() else [*(self.state or []), rows]
 
     def table(self, state: Any) -> Table:
-        """The numbers by case and class from the joined state; nan where a case is left out."""
+        """The values by case and class from the joined state; nan for excluded ones."""
         raise NotImplementedError
 
     def first(self, classes: int) -> int:
-        """The first class that is in the mean over the classes."""
+        """The first class in the mean over the classes."""
         return 0 if self.background or self.regions is not None or classes == 1 else 1
 
     def value(self, state: Any) -> dict[str, float]:
@@ -391,8 +393,8 @@ class CaseMetric(Gathered):
 
 
 class Overlap(CaseMetric):
-    """A metric of the numbers of pixels, which are kept by case and class. Nothing is read from the device before the
-    end. The arguments are those of ``CaseMetric``."""
+    """A metric computed from numbers of pixels, which are stored by case and class. Nothing is read from the device
+    before the end. The arguments are those of ``CaseMetric``."""
 
     def rows(
         self, output: Tensor, target: Tensor, spacing: Sequence[Spacing] | None = None
@@ -511,11 +513,11 @@ class Cases(Overlap):
 
 
 class ShapeMetric(CaseMetric):
-    """A metric of masks as a whole, computed case by case on the CPU, for which each case is read from the device. The
+    """A metric of entire masks, computed case by case on the CPU, which reads each case from the device. The
     arguments are those of ``CaseMetric``."""
 
     def score(self, predicted: Mask, truth: Mask, spacing: Spacing, label: int) -> float:
-        """The metric of one class of one case; nan leaves it out."""
+        """The metric of one class in one case; nan excludes it."""
         raise NotImplementedError
 
     def rows(
@@ -561,7 +563,7 @@ class NSD(ShapeMetric):
     """The normalised surface distance, in 0..1; see ``surface_dice``.
 
     Args:
-        tolerance: in mm, of all classes.
+        tolerance: in mm, for all classes.
         others: see ``CaseMetric``.
     """
 
@@ -581,7 +583,7 @@ class NSD(ShapeMetric):
 
 
 class CentrelineDice(ShapeMetric):
-    """clDice, in 0..1: overlap of the vessels' centre lines; see ``centreline_dice``."""
+    """clDice, in 0..1: the overlap of the centre lines of vessels; see ``centreline_dice``."""
 
     def score(self, predicted: Mask, truth: Mask, spacing: Spacing, label: int) -> float:
         return centreline_dice(predicted, truth)

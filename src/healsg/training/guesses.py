@@ -67,7 +67,7 @@ class GuessLedger:
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self.waiting = 0
 
-    def deal(self, batch: Mapping[str, Any]) -> None:
+    def start_batch(self, batch: Mapping[str, Any]) -> None:
         """A batch is about to be trained on; the method reports its pseudo-labels by ``add``."""
 
     def add(self, index: Tensor, scores: Tensor, weight: Tensor | None) -> None:

@@ -1,9 +1,9 @@
 """Ledger: loss, confidence and correctness of every training sample in every epoch (``runner.ledger=true``).
 
-They are those of the forward pass of the training step, so that they cost none of their own: of the sample as the
-network saw it, augmented and in training mode. A step keeps a copy of the network's outputs on the device; these become
-numbers by sample at the next save, or when many have gathered, since of a short epoch alone most of the time is that of
-the calls. A save first writes the epochs that are complete, and itself holds the numbers of the epoch so far, so that a
+They are taken from the forward pass of the training step, at no extra cost: they refer to the sample as the network saw
+it, augmented and in training mode. Each step keeps a copy of the network's outputs on the device. The copies are
+converted into values by sample at the next save, or when many are pending, since for small batches most of the time
+would be spent on calls. A save first writes the complete epochs and includes the values of the current epoch, so that a
 run that was killed writes the same bytes.
 """
 
@@ -26,30 +26,30 @@ if TYPE_CHECKING:
     from healsg.protocols import Task
 
 PENDING = 1 << 20
-"""Numbers of outputs that wait to become numbers by sample."""
+"""The most elements of pending outputs."""
 
 HIGHEST = 65504.0
-"""The largest loss that float16 holds."""
+"""The largest finite value of float16, for losses."""
 
 FEW = 32
-"""Classes up to which the softmax of many samples takes less time along the samples than along the classes."""
+"""The largest number of classes for which softmax is faster on the transposed outputs."""
 
 COLUMNS = {"loss": (torch.float16, -1), "confidence": (torch.float16, -1), "correct": (torch.uint8, 255)}
-"""What is kept of each sample, and what stands for one that was not dealt in this epoch."""
+"""The recorded values of each sample, and the value if it did not occur in this epoch."""
 
 
 class Ledger:
-    """The numbers of one epoch by sample.
+    """The recorded values of one epoch, by sample.
 
-    ``ledger/epochs.bin`` holds one epoch after the other, little-endian and without a header: of each N float16 losses
-    (cross entropy), N float16 confidences (the probability of the sample's own class), N uint8 (1: that class has the
-    largest output, 0: it has not, 255: not dealt).
+    ``ledger/epochs.bin`` holds one epoch after the other, little-endian and without a header: for each, N float16
+    losses (cross entropy), N float16 confidences (the probability of the sample's own class), N uint8 (1: that class
+    has the largest output, 0: another has, 255: the sample did not occur).
 
     Args:
-        task: what is trained; its loaders and its network are there.
+        task: the trained task, with its loaders and network.
 
     Raises:
-        ConfigError: the samples have no index, or no class each.
+        ConfigError: the samples have no index, or not one class each.
     """
 
     def __init__(self, task: Task) -> None:
@@ -62,9 +62,9 @@ class Ledger:
         self.files = LedgerFiles(self.source, None if targets is None else targets.cpu(), {"classes": classes})
         self.columns = EpochColumns(len(self.source), COLUMNS, task.device)
         self.current: Mapping[str, Any] | None = None
-        """The batch whose outputs are waited for."""
+        """The batch of the next forward pass."""
         self.pending: list[list[tuple[Tensor, Tensor, Tensor]]] = [[]]
-        """By epoch, the last of which is not complete, the batches' indices, targets and outputs."""
+        """By epoch, of which the last is not complete: the indices, targets and outputs of batches."""
         self.waiting = 0
 
     @staticmethod
@@ -77,15 +77,15 @@ class Ledger:
             raise ConfigError("runner.ledger: runner.auto_accumulate takes batches apart; set one of them to false")
 
     def watch(self, net: nn.Module) -> None:
-        """Let the outputs of ``net`` be seen."""
+        """Register a forward hook on ``net``."""
         net.register_forward_hook(self._output)
 
-    def deal(self, batch: Mapping[str, Any]) -> None:
-        """A batch is trained on next."""
+    def start_batch(self, batch: Mapping[str, Any]) -> None:
+        """A batch is about to be trained on."""
         self.current = batch
 
     def _output(self, net: nn.Module, inputs: Any, output: Any) -> None:
-        """Forward hook: keep the first output after ``deal``; outputs of an evaluation are ignored."""
+        """Forward hook: keep the first output after ``start_batch``; outputs of an evaluation are ignored."""
         batch, self.current = self.current, None
         if batch is None or not isinstance(output, Tensor) or output.dim() != 2:
             return
@@ -99,7 +99,7 @@ class Ledger:
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Let the outputs so far become numbers by sample; nothing is read from the device."""
+        """Convert the pending outputs into the columns by sample; nothing is read from the device."""
         epochs = self.pending
         self.pending = [[]]
         if self.waiting:

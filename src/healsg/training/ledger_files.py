@@ -1,5 +1,5 @@
-"""What all ledgers share: the columns of an epoch, and the files below a run's folder, which hold those of all epochs
-and once what the samples are."""
+"""The common parts of all ledgers: the columns of an epoch, and the files in a run's folder with all epochs and a
+description of the samples."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from healsg.data.source import Source, files_of
 from healsg.runs.folder import write_text
 
 SCHEMA = 1
-"""Of ``ledger.json`` and the files beside it."""
+"""Version of ``ledger.json`` and the files beside it."""
 
 NOT_DEALT = b"\xff"
-"""The bytes of a sample that was not dealt: -1 as an integer, 255 as a byte, nan as a float."""
+"""The byte for a sample that did not occur in an epoch: -1 as an integer, 255 as a byte, nan as a float."""
 
 
 class EpochColumns:
-    """The columns of the epoch that is being trained: of each sample one value a column.
+    """The columns of the current epoch: one value per sample and column.
 
     Args:
         samples: their number, N.
-        kinds: by name of a column its type, and the value of a sample that did not occur in the epoch.
+        kinds: by column, its type and the value of a sample that did not occur in the epoch.
         device: of the columns.
     """
 
@@ -41,10 +41,10 @@ class EpochColumns:
         }
         """By name, (N,)."""
         self.begun = False
-        """Whether a sample of the epoch has its values already."""
+        """Whether any sample of the epoch has been recorded."""
 
     def clear(self) -> None:
-        """Begin an epoch: no sample has occurred."""
+        """Start an epoch, in which no sample has occurred."""
         self.begun = False
         for name, (_, unseen) in self.kinds.items():
             self.tensors[name].fill_(unseen)
@@ -62,40 +62,40 @@ class EpochColumns:
 
 @dataclass(frozen=True)
 class LedgerFiles:
-    """What a ledger's samples are, and where its epochs go.
+    """The description of a ledger's samples, and the file of its epochs.
 
     Args:
         source: the samples.
-        targets: (N,) their classes on the CPU; None where these are not known.
-        facts: what ``ledger.json`` says beside their number, such as the names of the classes.
+        targets: (N,) their classes on the CPU; None if unknown.
+        facts: further content of ``ledger.json``, such as the names of the classes.
     """
 
     source: Source
     targets: Tensor | None
     facts: Mapping[str, Any]
     waiting: list[list[Tensor]] = field(default_factory=list, init=False)
-    """The columns of epochs that are complete and not in the file yet."""
+    """The columns of complete epochs that are not in the file yet."""
 
     def add(self, columns: Iterable[Tensor]) -> None:
-        """An epoch is complete, and these are its (N,) columns; they may change after this call."""
+        """Add the (N,) columns of a complete epoch; they may change after this call."""
         self.waiting.append([column.clone() for column in columns])
 
     def clear(self) -> None:
-        """What waits to be written is of epochs that the run does not have."""
+        """Discard the pending epochs, which the resumed run does not have."""
         self.waiting.clear()
 
     def write(self, folder: Path, epoch: int) -> None:
-        """Write the epochs that wait below the run's folder: little-endian, without a header.
+        """Append the pending epochs to the file in the run's folder: little-endian, without a header.
 
-        They follow the epochs before them in one file. What it holds of later ones is cut off: it is of a run that was
-        killed after its last save, or as it wrote. In the place of missing epochs stand samples that were not dealt.
+        Later epochs in the file, from a run that was killed after its last save or while writing, are truncated.
+        Missing earlier epochs are filled with samples that did not occur.
 
         Args:
             folder: of the run.
-            epoch: the number of the last one that waits, from 1.
+            epoch: the number of the last pending epoch, from 1.
 
         Raises:
-            OSError, IrregularFileError: the file cannot be written; it is a link, or shared with another folder.
+            OSError, IrregularFileError: the file cannot be written, or is a link or shared with another folder.
         """
         if not self.waiting:
             return
@@ -115,7 +115,7 @@ class LedgerFiles:
         self.waiting.clear()
 
     def _describe(self, place: Path) -> None:
-        """Write the samples' number, classes, labels and, where they are files, their names."""
+        """Write the number of samples, the classes, the labels and, if the samples are files, their names."""
         count = len(self.source)
         labels = np.full(count, -1) if self.targets is None else self.targets.numpy()
         with safefiles.replacing(place / "targets.bin") as file:

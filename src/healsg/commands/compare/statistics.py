@@ -1,4 +1,4 @@
-"""What a few runs of each setting allow to say: means with intervals, paired differences, how many more would tell."""
+"""Statistics of a few runs per setting: means with intervals, paired differences, and how many more runs are needed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 LEVEL = 0.95
-"""Of the intervals; a difference counts where its chance under "no difference" is below 1 - LEVEL."""
+"""The level of the intervals; a difference is significant if its p-value is below 1 - LEVEL."""
 
 POWER = 0.8
-"""The chance with which further runs are to show a difference as large as the one that was seen."""
+"""The power with which further runs should detect a difference of the observed size."""
 
 MOST = 10_000
 
@@ -20,11 +20,11 @@ class Difference(NamedTuple):
 
     Args:
         mean: of the first setting minus the second one.
-        half: of the confidence interval, half its width; infinite where there are too few runs to tell.
-        chance: p of the two-sided t test; 1 where there are too few runs to tell.
-        pairs: of runs with the same seed and fold, whose differences were taken; 0 where the means were compared.
-        runs: of the setting that has fewer, or the pairs.
-        effect: the mean over the standard deviation of the differences; None where that is not known.
+        half: half the width of the confidence interval; infinite if there are too few runs.
+        chance: the p-value of the two-sided t test; 1 if there are too few runs.
+        pairs: the number of runs with the same seed and fold that were paired; 0 if the means were compared.
+        runs: the smaller number of runs of the two settings, or the number of pairs.
+        effect: the mean divided by the standard deviation of the differences; None if unknown.
     """
 
     mean: float
@@ -36,7 +36,7 @@ class Difference(NamedTuple):
 
     @property
     def more(self) -> int | None:
-        """Further runs of each setting with which a difference of this size would show; None where none is needed."""
+        """Further runs of each setting that would make a difference of this size significant; None if not needed."""
         if self.chance < 1 - LEVEL:
             return None
         if self.effect is None:
@@ -45,7 +45,7 @@ class Difference(NamedTuple):
 
 
 def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """The mean, and half the width of its t interval: infinite for one value."""
+    """The mean, and half the width of its t interval, which is infinite for a single value."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, math.inf
@@ -56,10 +56,11 @@ def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, floa
 
 
 def difference(first: Mapping[Hashable, float], second: Mapping[Hashable, float]) -> Difference:
-    """Compare two settings: by pairs where both have runs of the same seed and fold, else by their means (Welch).
+    """Compare two settings: paired if both have runs of the same seed and fold, otherwise by their means (Welch's t
+    test).
 
     Args:
-        first, second: the number of each run by what makes it a repetition, such as ``(seed, fold)``.
+        first, second: the metric of each run by its repetition, such as ``(seed, fold)``.
     """
     shared = [key for key in first if key in second]
     if len(shared) >= 2:
@@ -100,10 +101,10 @@ def _unpaired(first: list[float], second: list[float]) -> Difference:
 
 
 def runs_needed(effect: float) -> int:
-    """Runs of each setting after which a paired t test shows an effect with a chance of ``POWER``.
+    """Runs of each setting after which a paired t test detects an effect with probability ``POWER``.
 
     Args:
-        effect: the mean of the differences over their standard deviation.
+        effect: the mean of the differences divided by their standard deviation.
     """
     from scipy import stats
 
@@ -119,7 +120,7 @@ def runs_needed(effect: float) -> int:
 
 
 def adjusted(chances: Sequence[float]) -> list[float]:
-    """Several chances as if each was the only one (Holm 1979, Scandinavian Journal of Statistics 6, 65)."""
+    """p-values adjusted for multiple comparisons (Holm 1979, Scandinavian Journal of Statistics 6, 65)."""
     order = sorted(range(len(chances)), key=lambda place: chances[place])
     result = [0.0] * len(chances)
     largest = 0.0

@@ -14,17 +14,17 @@ GROUPS = 5
 """Number of groups of equal size into which the samples are divided by difficulty."""
 
 SHOWN = 7
-"""Epochs that a table shows."""
+"""Epochs shown in a table."""
 
 
 class Guesses:
     """The pseudo-labels of a semi-supervised run; see ``training.guesses.GuessLedger``.
 
-    ``confidence`` and ``weight`` are (E, N), nan where a sample was not dealt, ``label`` (E, N), -1 there; ``targets``
-    (N,) the true classes, -1 where they are not known; ``difficulty`` (N,) is 1 minus the mean confidence over the
-    epochs, which needs no true class; nan of a sample that was never dealt.
+    ``confidence`` and ``weight`` are (E, N), nan if a sample did not occur in an epoch, and ``label`` (E, N), -1 in
+    that case; ``targets`` (N,) the true classes, -1 if unknown; ``difficulty`` (N,) is 1 minus the mean confidence over
+    the epochs, which needs no true class, and nan for a sample that never occurred.
 
-    Raises RunError where there is no ledger, or it is damaged.
+    Raises RunError if the ledger is missing or damaged.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -53,7 +53,7 @@ class Guesses:
 
 
 def ratio(numerator: Array, denominator: Array) -> float | None:
-    """The sum of one over the sum of the other; None of nothing."""
+    """The ratio of two sums; None if the second one is 0."""
     total = float(np.nansum(denominator))
     return float(np.nansum(numerator)) / total if total else None
 
@@ -94,7 +94,7 @@ def facts_of_guesses(folder: RunFolder, top: int) -> dict[str, Any]:
 
 
 def _by_difficulty(read: Guesses, seen: Array, epochs: list[int]) -> list[dict[str, Any]]:
-    """By group of samples, easy ones first, the share of right guesses in each epoch."""
+    """For each group of samples, easiest first, the share of correct pseudo-labels in each epoch."""
     order = seen[np.argsort(read.difficulty[seen], kind="stable")]
     return [
         {
@@ -109,14 +109,14 @@ def _by_difficulty(read: Guesses, seen: Array, epochs: list[int]) -> list[dict[s
 
 
 def _last(read: Guesses) -> Array:
-    """(N,) the place of the epoch in which each sample was dealt last; 0 where it never was."""
+    """(N,) the last epoch, from 0, in which each sample occurred; 0 if it never did."""
     dealt = read.label >= 0
     place: Array = len(dealt) - 1 - dealt[::-1].argmax(axis=0)
     return np.where(dealt.any(axis=0), place, 0)
 
 
 def _most_confidently_wrong(read: Guesses) -> Array:
-    """The samples whose last guess is wrong, the most confident first."""
+    """The samples whose last pseudo-label is wrong, the most confident first."""
     last, every = _last(read), np.arange(read.label.shape[1])
     wrong = read.judged[last, every] & ~read.right[last, every]
     confidence = np.where(wrong, read.confidence[last, every], -1.0)
@@ -137,7 +137,7 @@ def _sample(read: Guesses, number: int) -> dict[str, Any]:
 
 
 def show_guesses(facts: dict[str, Any]) -> None:
-    """Print what ``facts_of_guesses`` gave."""
+    """Print the result of ``facts_of_guesses``."""
     epochs = facts["epochs"]
     print(f"{facts['run']}: {facts['samples']} unlabelled samples, {len(epochs)} epochs")
     if facts["known"] < facts["samples"]:

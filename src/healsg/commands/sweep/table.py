@@ -1,4 +1,4 @@
-"""The table of a sweep: its display at the end, and ``sweep.csv``, which holds the jobs of all calls."""
+"""The table of a sweep, shown at its end, and ``sweep.csv`` with the jobs of all commands."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from healsg.console import visible
 from healsg.runs.folder import ROOT, RunFolder, write_text
 
 SHOWN = 20
-"""Jobs, and settings, that the table at the end of a sweep shows."""
+"""The most jobs, and settings, in the table at the end of a sweep."""
 
 Row = dict[str, Any]
-"""What the table says of a job: ``job``, ``status``, ``exit``, its numbers or the ``reason`` why it has none."""
+"""A row of the table: ``job``, ``status``, ``exit``, its metrics, or the ``reason`` why it has none."""
 
 
 def numbers(record: dict[str, Any]) -> dict[str, float]:
@@ -30,10 +30,10 @@ def numbers(record: dict[str, Any]) -> dict[str, float]:
 
 
 def table(name: str, rows: list[Row]) -> None:
-    """Show the jobs of this call with their best numbers, and write those of all calls as ``sweep.csv``.
+    """Show the jobs of this command with their best metrics, and write the jobs of all commands to ``sweep.csv``.
 
-    The best jobs stand first, and those without a number last. Below them is what ``healsg compare`` says of all jobs
-    in the folder that are finished.
+    The best jobs come first, those without a metric last, followed by the comparison of all finished jobs in the
+    folder.
     """
     path = ROOT / name / "sweep.csv"
     compared = of_sweep(ROOT / name)
@@ -55,11 +55,11 @@ def table(name: str, rows: list[Row]) -> None:
 
 
 def ranked(rows: list[Row], compared: Comparison | None) -> list[Row]:
-    """Rows with the best first, those without the number by which settings are compared last, in their order.
+    """The rows sorted best first; rows without the compared metric come last, in their original order.
 
     Args:
         rows: of the jobs.
-        compared: says by which number, and which direction is better.
+        compared: defines the metric and the direction.
     """
     if compared is None:
         return rows
@@ -86,19 +86,19 @@ def write(path: Path, rows: list[Row]) -> None:
 
 
 def _columns(rows: list[Row]) -> list[str]:
-    """The keys of all rows: the job and its status, its numbers, and at the end the reason why it has none."""
+    """The keys of all rows: the job and its status, its metrics, and finally the reason why it has none."""
     names = [key for row in rows for key in row if key not in ("job", "status", "exit", "reason")]
     reason = ["reason"] * any("reason" in row for row in rows)
     return list(dict.fromkeys(["job", "status", *names, *reason]))
 
 
 def all_rows(folder: Path, rows: list[Row]) -> list[Row]:
-    """The rows of all jobs in a sweep's folder: those of the table that is there, others that lie there, this call's.
+    """The rows of all jobs in a sweep's folder: from the existing table, from other folders, and from this command.
 
-    A job that failed before it had a folder is known from the table alone, as it was.
+    A job that failed before it had a folder is only known from the table.
 
     Args:
-        rows: of this call. Where one was refused, such as for a changed setting, what lies in its folder counts.
+        rows: of this command. For a job that was refused, for example for a changed setting, its folder counts.
     """
     known = {row["job"]: row for row in _read_table(folder / "sweep.csv")}
     own = {row["job"]: row for row in rows}
@@ -115,7 +115,7 @@ def all_rows(folder: Path, rows: list[Row]) -> list[Row]:
 
 
 def _read_table(path: Path) -> list[Row]:
-    """The rows of ``sweep.csv``; none where there is none, or it is not one of ours."""
+    """The rows of ``sweep.csv``; none if it does not exist or is not a table of HEALSg."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(file)]
@@ -125,7 +125,7 @@ def _read_table(path: Path) -> list[Row]:
 
 
 def _is_job(path: Path) -> bool:
-    """Whether a folder is that of a job, and not one that ``fresh=true`` has set aside."""
+    """Whether a folder belongs to a job, and is not one that ``fresh=true`` replaced."""
     return path.is_dir() and not path.is_symlink() and not re.search(r"~\d+$", path.name)
 
 

@@ -1,8 +1,8 @@
-"""``runner=fast``: measure which settings train a task fastest on this machine, and write them into its configuration.
+"""``runner=fast``: benchmark settings on this machine, and write the fastest ones into a task's configuration.
 
-Memory format, precision, compilation and the number of threads are tried on real training steps, in a process of its
-own, so that nothing of it is left in the run. The configuration that comes out holds plain values: with it, a resume,
-other processes and a later run compute the same numbers, and nothing is measured again.
+Memory format, precision, compilation and the number of threads are measured with real training steps in a separate
+process, so that the run itself is not affected. The resulting configuration holds ordinary values: a resumed run, other
+processes and a later run compute the same numbers, and nothing is measured again.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ WARM = 3
 FEWEST = 10
 """The fewest steps of a setting that are timed."""
 FAST = 0.1
-"""The quantile of the times of single steps that counts: other work on the machine only makes a step slower."""
+"""The quantile of the step times that is used: other work on the machine only makes steps slower."""
 GAIN = 0.97
-"""A setting must take less than this share of the plain setting's time; a smaller gain may be chance."""
+"""A setting must take less than this share of the default setting's time; a smaller gain may be noise."""
 
 SHORT = 60.0
-"""Seconds of a run under which compilation is not tried: it costs half of that by itself."""
+"""The length of a run, in seconds, below which compilation is not tried: compiling takes half of that."""
 LONGEST = 2.0
-"""Multiple of the budget after which the measuring process is ended; its results until then count."""
+"""The multiple of the budget after which the measuring process is ended; its results until then are used."""
 STARTING = 60.0
 """Additional seconds for importing and reading the data."""
 
@@ -60,13 +60,13 @@ Choice = dict[str, Any]
 
 @dataclass
 class Row:
-    """One setting that was tried.
+    """A measured setting.
 
     Args:
-        choice: what differs from the plain setting.
-        seconds: of a step; None where it failed or was not tried.
-        setup: seconds of the first step beyond those of a later one, such as for compiling.
-        reason: why it has no number.
+        choice: its difference from the default setting.
+        seconds: per step; None if it failed or was not tried.
+        setup: how much longer the first step takes, for example for compiling, in seconds.
+        reason: why it was not measured.
     """
 
     choice: Choice
@@ -80,19 +80,19 @@ class Row:
 
 
 def time_budget(composed: Composed) -> float | None:
-    """The seconds that may be spent on measuring; None where nothing is to be measured."""
+    """The seconds for measuring; None if nothing is to be measured."""
     runner = composed.values["runner"]
     return runner.get("tune") if isinstance(runner, dict) else None
 
 
 def tuned(composed: Composed) -> Composed:
-    """The configuration with the fastest settings instead of ``runner.tune``, as plain values.
+    """The configuration with the fastest settings, and without ``runner.tune``.
 
-    An existing run keeps its settings. Settings of the command line are not varied.
+    An existing run keeps its settings. Settings of the command line are not changed.
 
     Raises:
-        ConfigError: it was started by a launcher such as torchrun, whose processes would each measure.
-        RunError: the task cannot take a step even in the plain setting.
+        ConfigError: it was started by a launcher such as torchrun, so that each process would measure.
+        RunError: the task cannot take a step even with the default setting.
     """
     if time_budget(composed) is None:
         return composed
@@ -103,10 +103,10 @@ def tuned(composed: Composed) -> Composed:
 
 
 def tuned_jobs(name: str, jobs: Sequence[tuple[str, Composed]]) -> list[tuple[str, Composed]]:
-    """The jobs of a sweep with the fastest settings, measured once for those that differ in nothing but numbers of the
-    method, such as the learning rate, and the seed.
+    """The jobs of a sweep with the fastest settings. Jobs that differ only in the seed and in numbers of the method,
+    such as the learning rate, share one measurement.
 
-    What an earlier call has measured for the same sweep counts: it stands in the folders of its jobs.
+    Measurements of earlier calls for the same sweep are used again; they are in the folders of its jobs.
 
     Args:
         name: of the sweep.
@@ -128,7 +128,7 @@ def tuned_jobs(name: str, jobs: Sequence[tuple[str, Composed]]) -> list[tuple[st
 
 
 def kind_of(values: Mapping[str, Any]) -> str:
-    """What decides how fast a step is, as text: equal for jobs whose steps cost the same."""
+    """What determines the speed of a step, as text: equal for jobs whose steps cost the same."""
     runner = {key: value for key, value in values["runner"].items() if key not in (*KEYS, "tune")}
     method = values["method"]
     target = method.get("_target_") if isinstance(method, dict) else None
@@ -136,7 +136,7 @@ def kind_of(values: Mapping[str, Any]) -> str:
 
 
 def _chosen(composed: Composed) -> Choice:
-    """Measure; returns the settings with which the whole run is fastest, if the gain exceeds chance."""
+    """Measure, and return the settings with which the entire run is fastest, if the gain exceeds noise."""
     if distributed.processes().several:
         raise ConfigError("runner.tune: is for one process that starts the others; give runner.processes, not torchrun")
     rows, steps = measured(composed, time_budget(composed) or 0.0)
@@ -148,13 +148,13 @@ def _chosen(composed: Composed) -> Choice:
 
 
 def with_choice(composed: Composed, choice: Choice) -> Composed:
-    """The configuration with these settings of the runner, and nothing left to be measured."""
+    """The configuration with these settings of the runner, without ``runner.tune``."""
     runner = composed.values["runner"] | choice | {"tune": None}
     return replace(composed, values=composed.values | {"runner": runner})
 
 
 def _kept(folders: Sequence[RunFolder]) -> Iterator[tuple[dict[str, Any], Choice]]:
-    """The configurations of runs that have trained, and the settings that they began with."""
+    """The configurations of existing runs, and the settings with which they started."""
     for folder in folders:
         if folder.config.exists() and acquire.has_trained(folder):
             values = read_saved(folder.config)
@@ -163,14 +163,14 @@ def _kept(folders: Sequence[RunFolder]) -> Iterator[tuple[dict[str, Any], Choice
 
 
 def measured(composed: Composed, budget: float) -> tuple[list[Row], int]:
-    """Try the settings in a fresh process.
+    """Measure settings in a fresh process.
 
     Args:
         composed: the checked configuration.
-        budget: seconds; no setting is begun after them.
+        budget: seconds, after which no further setting is started.
 
     Returns:
-        The rows, the plain setting's first, and the number of steps of the whole run.
+        The rows, the default setting's first, and the number of steps of the run.
     """
     made = with_choice(composed, {}).as_plain()
     given = [override.partition("=")[0].lstrip("+") for override in composed.overrides]
@@ -200,7 +200,7 @@ def _run(request: bytes, seconds: float) -> str:
 
 
 def show_table(rows: Sequence[Row], steps: int, chosen: Row) -> None:
-    """Print what was tried: milliseconds a step, seconds before the first one, seconds of the whole run."""
+    """Print the measurements: milliseconds per step, seconds before the first step, seconds of the entire run."""
     cells: list[list[Any]] = []
     for row in rows:
         name = " ".join(f"{key}={_text(value)}" for key, value in row.choice.items()) or "as configured"
@@ -220,7 +220,7 @@ def _text(value: Any) -> str:
 
 
 def measure() -> int:
-    """Measure what standard input says; the rows go to a file. Returns the exit status."""
+    """Measure the task given on standard input; the rows are written to a file. Returns the exit status."""
     request = yaml.safe_load(sys.stdin.buffer)
     sys.argv = request["command"]
     composed = Composed.of_plain(request["composed"])
@@ -236,29 +236,29 @@ def measure() -> int:
 
 
 class Bench:
-    """Takes training steps of one task in several settings.
+    """Takes training steps of a task in several settings.
 
     Args:
         composed: the checked configuration.
-        deadline: by ``time.monotonic``; no setting is begun after it.
+        deadline: by ``time.monotonic``, after which no further setting is started.
     """
 
     def __init__(self, composed: Composed, deadline: float) -> None:
         self.composed = composed
         self.deadline = deadline
         self.steps = 0
-        """Steps of the whole run, once a task has been built."""
+        """The steps of the entire run, known once a task has been built."""
         self.runner: dict[str, Any] = composed.values["runner"]
         self.shared = SharedData()
         self.last = False
-        """Whether the plain setting has the memory format channels_last."""
+        """Whether the default setting uses the memory format channels_last."""
         self.has_images = False
 
     def rows(self, fixed: Sequence[str]) -> Iterator[Row]:
-        """The plain setting, then one kind of setting after the other, each on top of the best before it.
+        """The default setting, then one kind of setting after the other, each combined with the best one before.
 
         Args:
-            fixed: names of settings that are not to be changed.
+            fixed: names of settings that must not be changed.
         """
         plain = self.row({})
         yield plain
@@ -271,14 +271,14 @@ class Bench:
             best = min([best, *rows], key=lambda row: row.total(self.steps))
 
     def formats(self, fixed: Sequence[str], best: Row) -> list[Choice]:
-        """The other memory format, and bf16 with either; a precision that the user has set is left alone."""
+        """The other memory format, and bf16 with both; a precision set by the user is not changed."""
         precisions = [] if "precision" in fixed or self.runner["precision"] != "fp32" else [{"precision": "bf16"}]
         layouts = [] if "channels_last" in fixed or not self.has_images else [{"channels_last": not self.last}]
         both = [precisions[0] | layouts[0]] if precisions and layouts else []
         return [*precisions, *layouts, *both]
 
     def threads(self, fixed: Sequence[str], best: Row) -> list[Choice]:
-        """Fewer threads on a CPU: small steps lose more by waiting for each other than they gain."""
+        """Fewer CPU threads: for small steps, synchronising threads costs more than they gain."""
         import torch
 
         now = self.runner["threads"] or torch.get_num_threads()
@@ -287,7 +287,7 @@ class Bench:
         return [{"threads": number} for number in sorted({1, max(1, now // 2)} - {now})]
 
     def compilation(self, fixed: Sequence[str], best: Row) -> list[Choice]:
-        """Compilation, for runs that are long enough to win back what it costs."""
+        """Compilation, if the run is long enough to recover its cost."""
         if "compile" in fixed or self.runner["compile"] or best.total(self.steps) < SHORT:
             return []
         return [{"compile": "regional"}]
@@ -336,7 +336,7 @@ class Bench:
 
 @contextlib.contextmanager
 def _steps_of(composed: Composed, shared: SharedData) -> Iterator[tuple[BasicTask, Callable[[], object]]]:
-    """A built task and a function that takes its next training step and waits for the device."""
+    """A built task, and a function that takes its next training step and waits for the device."""
     import torch
 
     from healsg.sweeps.job_trainer import JobTrainer
@@ -362,7 +362,7 @@ def _steps_of(composed: Composed, shared: SharedData) -> Iterator[tuple[BasicTas
 
 
 def _endless(task: BasicTask) -> Generator[tuple[TrainBatch, MicroBatch], None, None]:
-    """Training batches of the first epoch, over and over: a run may be shorter than what is to be measured."""
+    """The training batches of the first epoch in an endless loop, since a run may be shorter than the measurement."""
     start = task.runner.at.state_dict()
     while True:
         yield from task.runner.train_batches(task)

@@ -21,7 +21,7 @@ from healsg.datasets.published.files import CHUNK, MOST, Sums, checked_file, exc
 from healsg.errors import DataError
 
 MOST_UNPACKED = 1 << 34
-"""Bytes that the files of an archive may have together: more is refused."""
+"""The largest total size of an archive's files, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class Archive:
 
 
 def provide(archives: Sequence[Archive], folder: Path, download: bool, verify: bool, mirror: str | None = None) -> None:
-    """Ensure that each archive's folder is in ``folder``: unpacked already, from the archive, or from the network.
+    """Ensure that each archive's folder exists in ``folder``: already unpacked, from the local archive, or by a
+    download.
 
-    Raises DataError of one line, which says what can be put there by hand.
+    Raises DataError, one line that says which file to put there by hand.
     """
     for archive in archives:
         unpacked, path = folder / archive.folder, folder / archive.name
@@ -66,7 +67,7 @@ def provide(archives: Sequence[Archive], folder: Path, download: bool, verify: b
 
 
 def unzip(packed: bytes, path: Path) -> bytes:
-    """What the gzip file ``path``, with the content ``packed``, holds. Raises DataError where it is damaged."""
+    """The content of the gzip file ``path``, whose bytes are ``packed``. Raises DataError if it is damaged."""
     content = bytearray()
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
@@ -82,9 +83,9 @@ def unzip(packed: bytes, path: Path) -> bytes:
 
 
 def unpack(packed: bytes, archive: Path, folder: Path, files: Collection[str]) -> None:
-    """Put the files ``files`` of a tar.gz archive's folder ``folder.name`` into ``folder``, and nothing else.
+    """Unpack the files ``files`` of the folder ``folder.name`` in a tar.gz archive into ``folder``, and nothing else.
 
-    Raises DataError where the archive, with the content ``packed``, is damaged or lacks one of them.
+    Raises DataError if the archive, whose bytes are ``packed``, is damaged or lacks one of them.
     """
     names = {f"{folder.name}/{name}": name for name in files}
     try:
@@ -107,10 +108,10 @@ def unpack(packed: bytes, archive: Path, folder: Path, files: Collection[str]) -
 
 
 def tar_files(stream: gzip.GzipFile) -> Iterator[tuple[str, int]]:
-    """Name and size of each plain file of a tar archive; ``stream`` then stands at its content.
+    """The name and size of each regular file of a tar archive; ``stream`` is then positioned at its content.
 
-    Nothing else in it is looked at: links, devices and folders, and what other entries say of a file's name or size.
-    Raises ValueError where it is no archive or holds too much, EOFError where it is cut.
+    Links, devices, folders and extended headers are ignored. Raises ValueError if it is not an archive or too large,
+    EOFError if it is truncated.
     """
     start = 0
     while True:
@@ -131,10 +132,11 @@ def tar_files(stream: gzip.GzipFile) -> Iterator[tuple[str, int]]:
 
 
 def unpack_folder(path: Path, sums: Sums, folder: Path, suffixes: Collection[str]) -> None:
-    """Put the files of the archive's folder ``folder.name`` that end in ``suffixes`` into ``folder``, and nothing else.
+    """Unpack the files of the archive's folder ``folder.name`` with one of ``suffixes`` into ``folder``, and nothing
+    else.
 
-    Links, devices and names that lead elsewhere are left in the archive. Raises DataError where the archive is not the
-    published one, is damaged, holds too much or nothing of that.
+    Links, devices and names that lead out of the folder are skipped. Raises DataError if the archive is not the
+    published one, is damaged, is too large, or contains no such file.
     """
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -160,7 +162,7 @@ def unpack_folder(path: Path, sums: Sums, folder: Path, suffixes: Collection[str
 
 
 def _write(content: IO[bytes], target: Path, room: int) -> int:
-    """Write one file; gives the bytes that remain of ``room``."""
+    """Write one file; returns the remaining bytes of ``room``."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as file:
         while chunk := content.read(CHUNK):
@@ -172,7 +174,7 @@ def _write(content: IO[bytes], target: Path, room: int) -> int:
 
 
 def relative_path(name: str, folder: str, suffixes: Collection[str]) -> PurePosixPath | None:
-    """Where below ``folder`` an archive's file ``name`` belongs; None where it does not."""
+    """The path of an archive's file ``name`` below ``folder``; None if it is not to be unpacked."""
     parts = PurePosixPath(name.removeprefix("./")).parts
     plain = all(part[:1] not in (".", "/") and not set(part) & {"\\", "\0", ":"} for part in parts)
     if len(parts) < 2 or parts[0] != folder or not plain or not name.lower().endswith(tuple(suffixes)):
@@ -181,7 +183,7 @@ def relative_path(name: str, folder: str, suffixes: Collection[str]) -> PurePosi
 
 
 def members(file: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
-    """Name and content of each plain file of a zip or tar.gz archive, in its order, read to its end."""
+    """The name and content of each regular file of a zip or tar.gz archive, in order."""
     packed = file.read(2) == b"\x1f\x8b"
     file.seek(0)
     if not packed:

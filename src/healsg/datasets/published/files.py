@@ -25,24 +25,24 @@ from healsg.system import ProcessLock
 log = logging.getLogger("healsg")
 
 TIMEOUT = 10.0
-"""Seconds without an answer after which a download is given up."""
+"""Seconds without data after which a download fails."""
 
 MOST = 1 << 28
-"""Bytes that a file of a data set, or all that is packed in one, may have: more is refused, not read."""
+"""The largest size of a data set's file, or of its unpacked content, in bytes; larger files are refused."""
 
 CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Sums:
-    """The published facts of a file: its checksums, if any, and its size in bytes."""
+    """The published checksums, if any, and size of a file."""
 
     md5: str = ""
     sha256: str = ""
     size: int | None = None
 
     def problem(self, file: IO[bytes]) -> str:
-        """In what an open file is not the published one; nothing where it is. The file then stands at its begin."""
+        """The difference between an open file and the published one; empty if there is none. Rewinds the file."""
         size = file.seek(0, 2)
         if self.size is not None and size != self.size:
             return f"it has {size} bytes, not {self.size}"
@@ -57,7 +57,7 @@ class Sums:
         return ""
 
     def require(self, file: IO[bytes], path: Path) -> None:
-        """Raise DataError that names ``path`` and the setting where the open file is not the published one."""
+        """Raise DataError that names ``path`` and the setting if the open file is not the published one."""
         if wrong := self.problem(file):
             raise DataError(
                 f"{path}: not the published file, {wrong}; download it again, or take it with data.verify=false"
@@ -65,9 +65,9 @@ class Sums:
 
 
 def locate(key: str, name: str, folders: Sequence[Path], kind: Literal["file", "folder", "file or folder"]) -> Path:
-    """Where ``name`` lies: relative to the first of ``folders`` in which there is such a file or folder.
+    """The path of ``name``, relative to the first of ``folders`` in which such a file or folder exists.
 
-    Raises DataError that names the setting ``data.<key>`` and all places where there is none.
+    Raises DataError that names the setting ``data.<key>`` and all searched paths if there is none.
     """
     given = Path(name).expanduser()
     lies = {"file": Path.is_file, "folder": Path.is_dir}.get(kind, Path.exists)
@@ -79,7 +79,7 @@ def locate(key: str, name: str, folders: Sequence[Path], kind: Literal["file", "
 
 
 def checked_bytes(path: Path, sums: Sums) -> bytes:
-    """The content of ``path``, which must be the published file. What is checked is what is returned.
+    """The verified content of the published file ``path``. The returned bytes are those that were verified.
 
     Raises DataError that names the file and the setting.
     """
@@ -97,7 +97,7 @@ def checked_bytes(path: Path, sums: Sums) -> bytes:
 
 @contextmanager
 def checked_file(path: Path, sums: Sums) -> Iterator[IO[bytes]]:
-    """``path``, open, which must be the published file. Raises DataError as ``checked_bytes`` does."""
+    """The published file ``path``, open and verified. Raises DataError as ``checked_bytes`` does."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -109,7 +109,7 @@ def checked_file(path: Path, sums: Sums) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` (created where it is missing) for one process of this machine while files are put there."""
+    """Lock ``folder`` (created if missing) against other processes on this machine while files are added."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open_to_append(folder / ".download.lock") as lock:
@@ -132,7 +132,7 @@ def obtain(
     most: int = MOST,
     mirror: str | None = None,
 ) -> None:
-    """Ensure that ``target`` exists, by a ``download`` if allowed; else raise DataError."""
+    """Ensure that ``target`` exists, by a ``download`` if allowed; otherwise raise DataError."""
     if target.is_file():
         return
     if not allowed:
@@ -145,13 +145,13 @@ def obtain(
 def download(
     urls: Sequence[str], target: Path, sums: Sums, by_hand: str, most: int = MOST, mirror: str | None = None
 ) -> None:
-    """Fetch ``target`` from the first of ``urls`` that gives the published file; all must be https.
+    """Download ``target`` from the first of ``urls`` that provides the published file; all must be https.
 
-    A ``mirror`` is tried before them, for a file of the target's name; see ``TaskData``.
+    A ``mirror`` is tried first, with the same file name; see ``TaskData``.
 
-    The file appears under its name only when it is whole. A partial download is resumed, at once or, if the size is
-    published, by the next call, and discarded if its content turns out to differ. Where no size is published it has at
-    most ``most`` bytes. Raises DataError of one line that ends with ``by_hand``.
+    The file gets its name only when it is complete. A partial download is resumed, immediately or, if the size is
+    published, by the next call, and discarded if its content turns out to differ. Without a published size the file has
+    at most ``most`` bytes. Raises DataError, one line that ends with ``by_hand``.
     """
     part = target.with_name(target.name + ".part")
     reason = "no address"
@@ -183,9 +183,9 @@ def download(
 
 
 def fetch(url: str, part: Path, size: int) -> None:
-    """Add to ``part`` what it lacks of the ``size`` bytes behind ``url``; or start over, if the server requires it.
+    """Append the missing part of the ``size`` bytes at ``url`` to ``part``; or start over if the server requires it.
 
-    Raises DataError where the answer is cut, longer, or not given over https from end to end.
+    Raises DataError if the response is truncated, too long, or not delivered over https only.
     """
     have = part.stat().st_size if part.is_file() else 0
     have = have if have < size else 0
@@ -224,9 +224,9 @@ def _refuse(reason: str) -> Any:
 
 
 def load_arrays(content: bytes, path: Path) -> Any:
-    """Read a pickle of plain values and NumPy arrays, of Python 2 or 3, without running any code it asks for.
+    """Read a pickle of plain values and NumPy arrays, of Python 2 or 3, without running any code from it.
 
-    Raises DataError, with ``path``, where the pickle names anything but an array, or is damaged.
+    Raises DataError, with ``path``, if the pickle contains other objects or is damaged.
     """
     try:
         return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
@@ -237,7 +237,7 @@ def load_arrays(content: bytes, path: Path) -> Any:
 
 
 class _ForbiddenError(Exception):
-    """A pickle asked for something that is not an array."""
+    """A pickle contains an object that is not an array."""
 
 
 def _encode(text: str, encoding: str) -> bytes:
