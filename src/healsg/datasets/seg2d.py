@@ -27,7 +27,7 @@ from healsg.types import Count, Natural
 
 
 class MaskedPictures(Segmentation):
-    """Base of image sets with masks. A subclass defines ``found``, the pairs of each part.
+    """Base class of image data sets with masks. A subclass defines ``found``, the pairs of each part.
 
     Args:
         folder: relative to the current directory or else to ``root``.
@@ -37,7 +37,7 @@ class MaskedPictures(Segmentation):
             labels in the training masks, all of which are read.
         mapping: label values in the files to class indices 0, 1, 2, ..., such as ``{0: 0, 255: 1}``; None maps the
             values found, in ascending order.
-        augment: of training pictures, by name; see ``ImageViews``.
+        augment: the augmentation of training images; see ``ImageViews``.
         flip: flip training images horizontally at random.
         shift: the largest random shift of ``augment=standard``, in pixels.
         common: the arguments of Segmentation.
@@ -70,18 +70,18 @@ class MaskedPictures(Segmentation):
     """Whether masks are stored as images of labels or colours, so that ``healsg pack`` may copy their files."""
 
     colours: Colours | None = None
-    """Of masks of colours, by class."""
+    """The colour of each class in masks of colours."""
 
     def found(self, folder: Path) -> Mapping[str, Sequence[Pair]]:
         """The pairs of each part. Raises DataError."""
         raise NotImplementedError
 
     def read_mask(self) -> ReadMask:
-        """What gives the labels of a pair, which other processes may be sent."""
+        """The function that reads the labels of a pair; it may be sent to other processes."""
         return partial(_read_file, colours=None)
 
     def known_labels(self) -> Sequence[int]:
-        """The label of each class in the files, where something says so; else empty."""
+        """The label of each class in the files, if the data set defines it; else empty."""
         return ()
 
     @cached_property
@@ -98,7 +98,7 @@ class MaskedPictures(Segmentation):
 
     @cached_property
     def mapping(self) -> dict[int, int]:
-        """From the labels of the files to those of the classes."""
+        """The mapping from the labels of the files to class indices."""
         if self.given_mapping is not None:
             return dict(self.given_mapping)
         if (known := self.known_labels()) and not self.regions:
@@ -122,7 +122,7 @@ class MaskedPictures(Segmentation):
         return {label: index for index, label in enumerate(labels)}
 
     def restored(self, saved: DataInfo) -> MaskedPictures:
-        """The same pictures with the labels of ``saved`` where the settings give no others; masks may hold fewer.
+        """The same images with the labels of ``saved``, unless the settings define others; masks may contain fewer.
         Raises DataError."""
         made = self.as_new(_saved=saved)
         super(MaskedPictures, made).restored(saved)
@@ -151,16 +151,16 @@ class MaskedPictures(Segmentation):
 
     @property
     def parts(self) -> Mapping[str, Sized]:
-        """By part what it has."""
+        """The pairs of each part."""
         return self._pairs
 
     def samples(self, part: str, mapping: Mapping[int, int]) -> MaskedSamples:
-        """Those of one of ``parts``, with the labels that ``mapping`` makes of those in their files."""
+        """The samples of one of ``parts``, with labels mapped by ``mapping``."""
         settings = (self.image_size, self.channels, mapping, self.ignore)
         return Pictures(self._pairs[part], self.read_mask(), *settings)
 
     def cases(self, part: str) -> list[Case]:
-        """What is known of each sample of a part."""
+        """The ``Case`` of each sample of a part."""
         pairs = self._pairs[part]
         names = names_of_files([pair.image for pair in pairs])
         shape = (self.image_size, self.image_size)
@@ -190,16 +190,16 @@ def _read_file(pair: Pair, colours: Colours | None) -> Array:
 
 
 class Seg2D(MaskedPictures):
-    """Pictures with a mask each, in ``images/`` and ``labels/`` (or ``masks/``), or ``NAME`` and ``NAME_mask``; in
-    ``train/``, ``val/`` and ``test/`` where there are such. Or those of two patterns, or of a table.
+    """Images with a mask each, in ``images/`` and ``labels/`` (or ``masks/``), or ``NAME`` and ``NAME_mask``; in
+    ``train/``, ``val/`` and ``test/`` if these exist. Alternatively, the pairs of two patterns, or of a table.
 
     Args:
-        images: the pictures' pattern below ``folder``, such as ``*/rgb/*.png``; None pairs by name.
-        masks: the masks' pattern, in which each ``*`` stands for the same text.
+        images: the pattern of the images below ``folder``, such as ``*/rgb/*.png``; None pairs by name.
+        masks: the pattern of the masks, in which each ``*`` stands for the same text.
         table: a .csv file with the columns ``image``, ``mask`` and, optionally, ``split`` and ``group``, relative to
-            ``folder``; None is none.
-        colours: red, green and blue of each class by name in masks of colours, in the order of the labels, the
-            background first.
+            ``folder``; None uses no table.
+        colours: the RGB colour of each class by name, in masks of colours, in the order of the labels, the background
+            first.
         common: the arguments of MaskedPictures.
     """
 

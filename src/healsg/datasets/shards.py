@@ -41,23 +41,23 @@ MOST_CLASSES = 1 << 20
 NUMBER = re.compile(r"0|[1-9]\d{0,8}")
 """The index of a class as text."""
 NEGATIVE = re.compile(r"-\d+")
-"""What other programs write where a sample has no class."""
+"""The class indices that other programs write for a sample without a class."""
 
 
 class Shards(OwnPictures):
-    """Pictures in tar archives: those of ``healsg pack``, or others in webdataset's naming: KEY.jpg (or .png, ...) and
+    """Images in tar archives: those of ``healsg pack``, or others in webdataset's naming: KEY.jpg (or .png, ...) and
     KEY.cls, or KEY.json with ``target`` or ``label``.
 
-    Archives of other programs lie in ``train/``, ``val/`` and ``test/``, or name their part (``set-val-0001.tar``);
-    else all are the training part. Their classes are the indices that they hold, or the names, ordered as those of
-    ``ImageFolder``. An index of offsets is written beside them when they are first read.
+    Archives of other programs are in ``train/``, ``val/`` and ``test/``, or have the part in their names
+    (``set-val-0001.tar``); otherwise all are the training part. Their classes are the indices in them, or the names,
+    sorted as in ``ImageFolder``. An index of offsets is written beside them when they are first read.
 
     Args:
-        image: the extension of the images where samples have several; None where each has one.
+        image: the extension of the images if samples have several; None if each has one.
         target: the key of the target in KEY.json; None takes KEY.cls, else ``target`` or ``label``.
-        kind: ``multiclass``, or ``multilabel`` and ``regression`` for numbers in KEY.json; None is what
-            ``healsg pack`` wrote, else multiclass.
-        own: the arguments of OwnPictures. ``classes`` also names those that are only indices.
+        kind: ``multiclass``, or ``multilabel`` and ``regression`` for numbers in KEY.json; None is what ``healsg pack``
+            wrote, else multiclass.
+        own: the arguments of OwnPictures. ``classes`` also names classes that are indices.
     """
 
     repeatable = True
@@ -96,7 +96,7 @@ class Shards(OwnPictures):
 
     @cached_property
     def _tars(self) -> dict[str, list[Path]]:
-        """By part its archives, in the order of their names. Raises DataError where they are not all there."""
+        """The archives of each part, sorted by name. Raises DataError if some are missing."""
         return archives_of(self.place, self._notes, any_part=self._saved is not None)
 
     @cached_property
@@ -108,7 +108,7 @@ class Shards(OwnPictures):
 
     @property
     def info(self) -> DataInfo:
-        """Known from what ``healsg pack`` wrote beside the archives, else from their index."""
+        """From the description that ``healsg pack`` wrote, or from the index of the archives."""
         classes, order = self._classes_and_order
         count = len(classes) or (self._saved.num_classes if self._saved is not None else self._indexed)
         shape = (self.channels, self.image_size, self.image_size)
@@ -116,7 +116,7 @@ class Shards(OwnPictures):
 
     @cached_property
     def _known_names(self) -> tuple[tuple[str, ...], ClassOrder]:
-        """The names of the classes, or of the numbers, without what the settings and weights say; empty of indices."""
+        """The names of classes or numbers in the archives, apart from settings and weights; empty for class indices."""
         if self._notes is not None:
             return self._notes.class_names, self._notes.class_order
         labels = [label for index in self._indices.values() for label in index.labels]
@@ -128,7 +128,7 @@ class Shards(OwnPictures):
 
     @cached_property
     def _indexed(self) -> int:
-        """The number of classes that are indices, or of numbers that are targets."""
+        """The number of classes given by indices, or of numeric targets."""
         train = self._indices.get("train") or next(iter(self._indices.values()))
         if self._kind != "multiclass":
             return train.target.shape[1]
@@ -152,7 +152,7 @@ class Shards(OwnPictures):
         return names, "given"
 
     def restored(self, saved: DataInfo) -> Shards:
-        """The same pictures with the classes of ``saved`` in their order; a part may have fewer. Raises DataError."""
+        """The same images with the classes of ``saved`` in their order; a part may have fewer. Raises DataError."""
         made = self.as_new(_saved=saved)
         if saved.kind != made._kind:
             raise DataError(f"data: the weights were trained on a {saved.kind} task, these are {made._kind}")
@@ -214,7 +214,8 @@ class Shards(OwnPictures):
             log.warning("%s: no %s pictures of the classes %s", self.place, part, shown(empty))
 
     def _group_numbers(self, dataset: Any, name: str) -> Tensor:
-        """Those that ``healsg pack`` kept, or KEY.json names; else by ``folder`` or ``prefix``, see ``path_groups``."""
+        """The groups stored by ``healsg pack`` or in KEY.json; otherwise by ``folder`` or ``prefix``, see
+        ``path_groups``."""
         index: TarIndex = dataset.index
         if name not in index.groups:
             return groups.path_groups(index.names, name, self.info.class_names, self._group_names)
@@ -227,10 +228,10 @@ class Shards(OwnPictures):
 
 
 class ArchivedPictures:
-    """What data sets of pictures in archives share.
+    """The common part of data sets of images in archives.
 
     Args:
-        index: where they lie.
+        index: of the archives.
     """
 
     def __init__(self, index: TarIndex) -> None:
@@ -239,7 +240,7 @@ class ArchivedPictures:
         columns = [index.offset, index.size, *([index.target] if index.target.shape[1:] == (2,) else [])]
         places = (column.contiguous().numpy().tobytes() for column in columns)
         self.members = hashlib.sha256(b"".join(places)).hexdigest()
-        """Which files in the archives the samples are; also part of a cache's identity."""
+        """The files of the archives that are the samples; also part of a cache's identity."""
 
     @property
     def files(self) -> Sequence[str]:
@@ -247,7 +248,7 @@ class ArchivedPictures:
         return self.index.tars
 
     def opened(self, index: int) -> BytesIO:
-        """A picture as a file, by one read."""
+        """The bytes of an image as a file, from a single read."""
         return _Content(self._picture(index))
 
     def name(self, index: int) -> str:
@@ -259,12 +260,12 @@ class ArchivedPictures:
         return self.stored_at(index, self.index.names[index], *self._place(index))
 
     def stored_at(self, index: int, name: str, offset: int, size: int) -> StoredFile:
-        """A file of a sample as it is, by its place in the sample's archive."""
+        """A file of a sample, unchanged, by its offset in the sample's archive."""
         _, changed = self.index.states[self._tar(index)]
         return StoredFile(name, partial(self.read, index, offset, size), size, changed)
 
     def read(self, index: int, offset: int, size: int) -> bytes:
-        """The bytes of a sample's archive at a place."""
+        """Bytes of a sample's archive at an offset."""
         return self.tars.read(self._tar(index), offset, size)
 
     def _picture(self, index: int) -> bytes:
@@ -274,15 +275,15 @@ class ArchivedPictures:
         return int(self.index.offset[index]), int(self.index.size[index])
 
     def _tar(self, index: int) -> int:
-        """The number of the archive in which a sample lies."""
+        """The number of the archive that contains a sample."""
         return int(torch.searchsorted(self.index.ends, index, right=True))
 
 
 class ShardPictures(ArchivedPictures, DecodedPictures):
-    """A data set of pictures in archives.
+    """A data set of images in archives.
 
     Args:
-        index: where they lie.
+        index: of the archives.
         targets: of each sample.
         size, channels, remark, decoder: see ``DecodedPictures``.
     """
@@ -301,22 +302,22 @@ class ShardPictures(ArchivedPictures, DecodedPictures):
 
 
 class _Content(BytesIO):
-    """A picture's bytes, which an error of its decoder calls by no address in memory."""
+    """The bytes of an image, with a representation without a memory address for a decoder's error messages."""
 
     def __repr__(self) -> str:
         return "its bytes"
 
 
 def archives_of(folder: Path, notes: Notes | None, any_part: bool) -> dict[str, list[Path]]:
-    """By part the archives in a folder, in the order of their names.
+    """The archives in a folder by part, sorted by name.
 
     Args:
         folder: the folder.
-        notes: what ``healsg pack`` wrote there.
+        notes: the description that ``healsg pack`` wrote.
         any_part: whether a training part may be missing.
 
     Raises:
-        DataError: they are not all there.
+        DataError: archives are missing.
     """
     if notes is not None:
         return notes.archives(folder)
@@ -327,7 +328,7 @@ def archives_of(folder: Path, notes: Notes | None, any_part: bool) -> dict[str, 
 
 
 def indices_of(tars: Mapping[str, Sequence[Path]], reading: Wanted, place: Path, root: Path) -> dict[str, TarIndex]:
-    """By part the index of its archives. Raises DataError for a part without samples."""
+    """The index of the archives of each part. Raises DataError for a part without samples."""
     indices: dict[str, TarIndex] = {}
     for part, archives in tars.items():
         candidates = [folder / f"{part}.index" for folder in (place, place_in_cache(place, root))]
@@ -339,9 +340,9 @@ def indices_of(tars: Mapping[str, Sequence[Path]], reading: Wanted, place: Path,
 
 
 def tars_by_part(folder: Path) -> dict[str, list[Path]]:
-    """The archives in a folder, or in those of the parts in it, by part and in the order of their names.
+    """The archives in a folder, or in the folders of its parts, by part and sorted by name.
 
-    Raises DataError where it is not clear which part some of them are.
+    Raises DataError if the part of an archive is ambiguous.
     """
     inner = {part: _tars_in(place) for part, place in parts_in(folder).items()}
     there = _tars_in(folder)

@@ -33,7 +33,7 @@ TOLERANCE = 1e-5
 """Largest allowed error of a probability; for regression, in standard deviations of the targets."""
 
 PIXELS = 1e-4
-"""The share of a mask's pixels that may have another label: those whose two largest scores are equal to rounding."""
+"""The largest share of a mask's pixels that may differ: pixels whose two largest scores are equal up to rounding."""
 
 REFUSED = {"onnx": ("torch", "healsg"), "pt2": ("healsg",)}
 """Modules that the new process must not import, by format."""
@@ -66,12 +66,12 @@ numpy.savez(request["found"], *[numbers for _, numbers in found])
 
 @dataclass(frozen=True)
 class Reference:
-    """HEALSg's own predictions of the validation split.
+    """HEALSg's own predictions for the validation split.
 
     Args:
-        outputs: (N, C) probabilities, or (N, ...) numbers of a regression in the unit of their targets.
+        outputs: (N, C) probabilities, or (N, ...) numbers of a regression in the unit of the targets.
         targets: (N, ...) the true labels or numbers.
-        index: (N,) which samples of the split these are; those that cannot be read may be left out.
+        index: (N,) the indices of these samples in the split, without unreadable ones.
         source: of the split, as stored.
     """
 
@@ -83,10 +83,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well the new process reproduced them.
+    """The agreement of the new process with the reference.
 
     Args:
-        samples: how many.
+        samples: their number.
         largest: the largest difference of a probability, or of a number in standard deviations of the targets.
     """
 
@@ -95,7 +95,7 @@ class Agreement:
 
 
 def reference(predictor: Predictor, loader: Loader) -> Reference:
-    """Predict a split as an evaluation does: by the loader's own reading and preprocessing."""
+    """Predict a split as in an evaluation, with the loader's own reading and preprocessing."""
     info = predictor.info
     outputs = []
     targets = []
@@ -122,7 +122,7 @@ def reproduce(folder: Path, to: str, reference: Reference, info: DataInfo) -> Ag
         folder: with ``predict.py``, ``classes.json`` and the network.
         to: the format.
         reference: the predictions to reproduce.
-        info: what the outputs mean.
+        info: of the network's data.
 
     Raises:
         RunError: the process fails, or its predictions differ.
@@ -133,7 +133,7 @@ def reproduce(folder: Path, to: str, reference: Reference, info: DataInfo) -> Ag
 
 
 def reproduce_masks(folder: Path, to: str, predictor: Predictor, loader: Loader) -> Agreement:
-    """Let HEALSg and a fresh process write the masks of a split's pictures or volumes, and compare them pixel by pixel.
+    """Let HEALSg and a fresh process write the masks of a split's images or volumes, and compare them pixel by pixel.
 
     Args:
         folder: with ``segment.py`` (and ``volumes.py``), ``predict.py``, ``classes.json`` and the network.
@@ -188,7 +188,7 @@ def _reference_masks(predictor: Predictor, loader: Loader, folder: Path) -> tupl
 
 
 def _picture_file(dataset: MaskedFiles | ShardMasks, number: int, folder: Path) -> Path:
-    """The file of a picture; one that lies in an archive is written to ``folder``."""
+    """The file of an image; one in an archive is extracted to ``folder``."""
     if isinstance(dataset, MaskedFiles):
         return Path(dataset.paths[number]).absolute()
     stored = dataset.stored(number)
@@ -245,14 +245,14 @@ def _exported_outputs(folder: Path, to: str, paths: list[str], temporary: Path, 
 
 
 def _error_of(stderr: str) -> str:
-    """What stands after the last indented line of a traceback, on one line."""
+    """The error message at the end of a traceback, on one line."""
     lines = stderr.rstrip().splitlines()
     last = max((index for index, text in enumerate(lines) if text.startswith("  ")), default=-1)
     return " ".join(" ".join(lines[last + 1 :]).split())
 
 
 def compared(found: Tensor, expected: Tensor, info: DataInfo) -> Agreement:
-    """The agreement of a fresh process's numbers, of which the first sample stands before all, predicted alone.
+    """The agreement of a fresh process's outputs, which start with the first sample predicted separately.
 
     Raises RunError with the largest error.
     """
@@ -282,8 +282,7 @@ def compared(found: Tensor, expected: Tensor, info: DataInfo) -> Agreement:
 
 
 def raw_samples(reference: Reference, folder: Path) -> list[str]:
-    """Where the raw samples lie: the files of pictures, or an .npz that is written to ``folder``. Raises
-    ConfigError."""
+    """The paths of the raw samples: the image files, or an .npz that is written to ``folder``. Raises ConfigError."""
     source = reference.source
     if isinstance(source, DatasetSource) and type(source.dataset) is Pictures:
         numbers: Any = reference.index if source.chosen is None else source.chosen[reference.index]

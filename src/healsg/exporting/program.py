@@ -30,7 +30,7 @@ ORIENTATION = 0x0112
 
 
 def network() -> Callable[[Array], Array]:
-    """From samples as they are stored, (N, ...) float32, to probabilities: normalisation and softmax lie within."""
+    """The network, from stored samples (N, ...) float32 to probabilities; normalisation and softmax are included."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), providers=["CPUExecutionProvider"])
@@ -38,7 +38,7 @@ def network() -> Callable[[Array], Array]:
 
 
 def predictions(paths: Sequence[str], size: int = 64) -> Iterator[tuple[str, Array | str]]:
-    """Each sample's name, and its numbers or why it cannot be read; ``size`` samples are predicted at a time."""
+    """Each sample's name, and its predictions or the reason why it cannot be read; ``size`` samples per batch."""
     about, predict = json.loads((FOLDER / "classes.json").read_text(encoding="utf-8")), network()
     waiting = (sample for path in paths for sample in samples(Path(path), about))
     while block := list(islice(waiting, size)):
@@ -55,7 +55,7 @@ def predictions(paths: Sequence[str], size: int = 64) -> Iterator[tuple[str, Arr
 
 
 def samples(path: Path, about: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Array]]]:
-    """The name of each sample of a path, and what reads it."""
+    """The name of each sample of a path, and a function that reads it."""
     kind = path.suffix.lower()
     if path.is_dir():
         for file in sorted(path.rglob("*")):
@@ -78,7 +78,7 @@ def numbers_of(cells: Sequence[str]) -> Array:
 
 
 def number(text: str) -> float:
-    """A cell of a table; nan where it is missing, which the network takes for the mean of its column."""
+    """The number in a cell of a table; nan if it is missing, which the network replaces by the mean of the column."""
     text = text.strip().lower()
     if text in ("true", "false"):
         return float(text == "true")
@@ -89,7 +89,7 @@ def number(text: str) -> float:
 
 
 def picture(path: Path, shape: Sequence[int]) -> Array:
-    """A picture as (channels, size, size) of 0 to 255: upright, on white, its shorter side resized, its centre cut."""
+    """An image as (channels, size, size) in 0..255: upright, on white, its shorter side resized, its centre cropped."""
     channels, size, _ = shape
     pixels, bytewise = pixels_of(path, channels)
     shorter = min(pixels.shape[:2])
@@ -101,7 +101,7 @@ def picture(path: Path, shape: Sequence[int]) -> Array:
 
 
 def pixels_of(path: Path, channels: int) -> tuple[Array, bool]:
-    """A picture (H, W) or (H, W, C) of 0 to 255, upright, on white, and whether it is of bytes."""
+    """An image (H, W) or (H, W, C) in 0..255, upright, on white, and whether it has 8 bits per channel."""
     with Image.open(path, formats=FORMATS) as opened:
         full = full_intensity(opened)
         fields: Any = getattr(opened, "tag_v2", {})
@@ -115,14 +115,14 @@ def pixels_of(path: Path, channels: int) -> tuple[Array, bool]:
 
 
 def shrunk(pixels: Array, height: int, width: int, bytewise: bool) -> Array:
-    """A picture at another size."""
+    """An image resized."""
     if bytewise:
         return along_rows(along_rows(pixels.swapaxes(0, 1), width).swapaxes(0, 1), height)
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def full_intensity(opened: Any) -> float | None:
-    """The largest value of a grey picture of 9 to 16 bits; None of one of 8 bits a channel, or of fewer."""
+    """The largest value of a grey image of 9 to 16 bits; None for an image of at most 8 bits per channel."""
     kind, mode = opened.format, opened.mode
     bits: Any = 16 if ";16" in str(opened.tile) or (kind == "PPM" and mode == "I") else 8
     if kind == "TIFF":
@@ -138,7 +138,7 @@ def full_intensity(opened: Any) -> float | None:
 
 
 def plain(opened: Image.Image, mode: str) -> Image.Image:
-    """A picture of bytes in a mode, composited on white where it is transparent."""
+    """An image of 8 bits per channel in a mode, composited on white if it is transparent."""
     if "transparency" in opened.info or opened.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
         shown = opened.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", shown.size, (255, 255, 255, 255)), shown).convert(mode)
@@ -146,7 +146,7 @@ def plain(opened: Image.Image, mode: str) -> Image.Image:
 
 
 def stored_orientation(opened: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none, or it is damaged."""
+    """The EXIF orientation, 1 to 8; 1 if there is none or it is damaged."""
     try:
         return int(opened.getexif().get(ORIENTATION, 1))
     except Exception:  # only the metadata are damaged, the pixels can be read
@@ -154,7 +154,7 @@ def stored_orientation(opened: Image.Image) -> int:
 
 
 def upright(pixels: Array, orientation: int) -> Array:
-    """(H, W) or (H, W, C) turned as an EXIF orientation says."""
+    """(H, W) or (H, W, C) rotated and flipped according to an EXIF orientation."""
     if orientation in (2, 3, 7, 8):
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 6, 7):
@@ -163,7 +163,8 @@ def upright(pixels: Array, orientation: int) -> Array:
 
 
 def along_rows(pixels: Array, size: int) -> Array:
-    """(N, ...) bytes to (size, ...): the mean under a triangle of twice the scale's width, in whole numbers."""
+    """Bytes (N, ...) resized to (size, ...) with a triangle filter of twice the scale's width, in integer
+    arithmetic."""
     count = len(pixels)
     if count == size:
         return pixels

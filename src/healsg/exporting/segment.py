@@ -29,7 +29,8 @@ SIGMA = 0.125
 
 
 def masks(paths: Sequence[str]) -> Iterator[tuple[str, Array | str]]:
-    """Each picture's name, and its mask (H, W), or (H, W, 3) where classes are colours; or why it cannot be read."""
+    """Each image's name, and its mask (H, W), or (H, W, 3) if classes are colours; or the reason why it cannot be
+    read."""
     about = json.loads((FOLDER / "classes.json").read_text(encoding="utf-8"))
     network = predict.network()
     for name, read in (one for path in paths for one in samples(Path(path), about)):
@@ -42,7 +43,7 @@ def masks(paths: Sequence[str]) -> Iterator[tuple[str, Array | str]]:
 
 
 def samples(path: Path, about: dict[str, Any]) -> Iterator[tuple[str, Callable[[], tuple[Array, Sequence[int]]]]]:
-    """The name of each sample of a path, and what gives its numbers (C, H, W) and the size of its mask."""
+    """The name of each sample of a path, and a function that returns its numbers (C, H, W) and the size of its mask."""
     if path.is_dir():
         for file in sorted(path.rglob("*")):
             if file.suffix.lower() in predict.SUFFIXES and not file.name.startswith("."):
@@ -71,7 +72,7 @@ def read_image(path: Path, about: dict[str, Any]) -> tuple[Array, Sequence[int]]
 
 
 def averaged(values: Array, about: dict[str, Any], network: Callable[[Array], Array]) -> Array:
-    """(K, ...) the scores of a picture or volume: those of overlapping windows, averaged by weights that fall to the
+    """The scores (K, ...) of an image or volume by a sliding window, averaged with weights that decrease towards the
     edges."""
     windows, size = about["windows"], about["shape"][1:]
     how = about["preprocessing"]
@@ -109,7 +110,7 @@ def starts(side: int, window: int, rule: str, overlap: float) -> list[int]:
 
 
 def weights(size: Sequence[int], rule: str) -> Array:
-    """How much each pixel of a window weighs."""
+    """The weights of a window's pixels."""
     product = np.ones((), np.float32)
     for side in size:
         centre = (side - 1) / 2 if rule == "monai" else side // 2
@@ -119,7 +120,7 @@ def weights(size: Sequence[int], rule: str) -> Array:
 
 
 def resized(scores: Array, sides: Sequence[int]) -> Array:
-    """Scores (K, h, w) at another size, linearly along each axis."""
+    """Scores (K, h, w) resized linearly along each axis."""
     for axis, size in enumerate(sides, start=1):
         if scores.shape[axis] != size:
             place = ((np.arange(size) + 0.5) * scores.shape[axis] / size - 0.5).clip(0, scores.shape[axis] - 1)
@@ -131,7 +132,7 @@ def resized(scores: Array, sides: Sequence[int]) -> Array:
 
 
 def labelled(scores: Array, about: dict[str, Any]) -> Array:
-    """The label of the largest score of each pixel, as the files of the training had them; or its colour."""
+    """The label of the largest score of each pixel, with the labels of the training files; or its colour."""
     how = about["preprocessing"]
     if about["written"]:  # overlapping regions, smaller ones over larger ones
         regions = np.zeros(scores.shape[1:], np.int32)
@@ -154,7 +155,7 @@ def file_of(name: str, number: int) -> str:
 
 
 def refused(names: Sequence[str], out: Path) -> str:
-    """Which mask would be written over a picture, or over another mask; empty where none would."""
+    """The path of a mask that would overwrite an image or another mask; empty if there is none."""
     own, taken = {Path(name).resolve() for name in names}, dict[Path, str]()
     for number, name in enumerate(names, 1):
         place = (out / file_of(name, number)).resolve()

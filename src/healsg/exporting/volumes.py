@@ -21,7 +21,7 @@ import numpy as np
 FOLDER = Path(__file__).resolve().parent
 KINDS = (".nii", ".nii.gz")
 AGREEING = 0.01
-"""How far, in voxels at the farthest corner, a file's sform and qform may lie apart and mean the same."""
+"""The largest distance, in voxels at the farthest corner, between an sform and a qform that are considered equal."""
 
 Array = np.ndarray[Any, Any]
 Box = tuple[slice, ...]
@@ -29,7 +29,7 @@ Box = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Scan:
-    """A file's numbers (C, X, Y, Z) as they are meant, its affine, and its header."""
+    """A file's numbers (C, X, Y, Z) after scaling, its affine, and its header."""
 
     values: Array
     affine: Array
@@ -37,7 +37,7 @@ class Scan:
 
 
 def masks(paths: Sequence[str]) -> Iterator[tuple[str, Array | str]]:
-    """Each file's name, and its mask (X, Y, Z) or why it cannot be read."""
+    """Each file's name, and its mask (X, Y, Z) or the reason why it cannot be read."""
     for path, _, mask in predictions(paths):
         yield str(path), mask
 
@@ -73,12 +73,12 @@ def files(path: Path) -> list[Path]:
 def mask_of(
     scan: Scan, about: dict[str, Any], scores_of: Callable[[Array], Array], labels_of: Callable[[Array, Any], Array]
 ) -> Array:
-    """(X, Y, Z) the labels of a scan in its file's own space.
+    """The labels (X, Y, Z) of a scan in its file's own space.
 
     Args:
         scan: of the file.
-        about: what the inputs of the network mean.
-        scores_of: from (C, ...) of the common space to scores (K, ...) of it.
+        about: the description of the network's inputs.
+        scores_of: from an input (C, ...) in the common space to scores (K, ...).
         labels_of: from scores to labels.
     """
     how = about["preprocessing"]
@@ -103,7 +103,7 @@ def mask_of(
 
 
 def read(path: Path, about: dict[str, Any]) -> Scan:
-    """A volume. Raises ValueError for one that does not fit the network, or whose place is not certain."""
+    """A volume. Raises ValueError if it does not fit the network, or its affine is ambiguous."""
     import nibabel
 
     if not path.name.lower().endswith(KINDS):
@@ -121,7 +121,7 @@ def read(path: Path, about: dict[str, Any]) -> Scan:
 
 
 def affine_of(header: Any, shape: Sequence[int], trust: str | None) -> Array:
-    """The affine that is meant. Raises ValueError where sform and qform disagree and none is trusted."""
+    """The affine to use. Raises ValueError if sform and qform disagree and neither is trusted."""
     sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
     if sform is None or qform is None:
         return np.asarray(header.get_best_affine())
@@ -137,7 +137,7 @@ def affine_of(header: Any, shape: Sequence[int], trust: str | None) -> Array:
 
 
 def turn(affine: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Which axis each one of RAS is, as nearly as an oblique volume's can be, and its step, 1 or -1."""
+    """The voxel axis for each axis of RAS, as nearly as possible for an oblique volume, and its step, 1 or -1."""
     directions = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     order = [0, 0, 0]
     left = [0, 1, 2]
@@ -151,13 +151,13 @@ def turn(affine: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def turned(values: Array, order: Sequence[int], steps: Sequence[int]) -> Array:
-    """(C, X, Y, Z) with its axes turned: a view."""
+    """(C, X, Y, Z) reoriented: a view."""
     moved = values.transpose(0, *(axis + 1 for axis in order))
     return moved[(slice(None), *(slice(None, None, step) for step in steps))]
 
 
 def inside(values: Array, above: float | None) -> Box:
-    """The smallest box around all voxels above an intensity in some channel; all where there is none."""
+    """The bounding box of all voxels above an intensity in any channel; everything if there are none."""
     found = None if above is None else np.argwhere((values > above).any(axis=0))
     if found is None or not len(found):
         return tuple(slice(0, side) for side in values.shape[1:])
@@ -165,7 +165,7 @@ def inside(values: Array, above: float | None) -> Box:
 
 
 def resampled(values: Array, sides: Sequence[int]) -> Array:
-    """(C, ...) float32 at another size, linearly along each axis, between the centres of voxels."""
+    """(C, ...) float32 resampled linearly along each axis, between the centres of voxels."""
     for axis, size in enumerate(sides, start=1):
         count = values.shape[axis]
         if count == size:
@@ -181,7 +181,7 @@ def resampled(values: Array, sides: Sequence[int]) -> Array:
 
 
 def scaled(values: Array, how: dict[str, Any]) -> Array:
-    """Float32 intensities as the network was trained on."""
+    """Float32 intensities, normalised as in training."""
     if how["intensity"] == "window":
         low, high = how["window"]
         return (np.clip(values, low, high).astype(np.float32) - np.float32(low)) / np.float32(high - low)
@@ -214,7 +214,7 @@ def write(path: Path, mask: Array, scan: Scan) -> None:
 
 
 def refused(volumes: Sequence[Path], out: Path) -> str:
-    """Which mask would be written over a volume, or over another mask; empty where none would."""
+    """The path of a mask that would overwrite a volume or another mask; empty if there is none."""
     own, taken = {path.resolve() for path in volumes}, dict[Path, Path]()
     for path in volumes:
         place = (out / path.name).resolve()

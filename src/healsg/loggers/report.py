@@ -23,26 +23,26 @@ from healsg.runs.record import row_of
 from healsg.safefiles import read_bytes
 
 LARGEST = 1 << 28
-"""Bytes of a file that a report reads: some million lines of metrics."""
+"""The most bytes of a file that a report reads, about a million lines of metrics."""
 
 SAMPLES = "media/samples.json"
-"""What ``loggers.samples`` leaves."""
+"""The file written by ``loggers.samples``."""
 
 PARTS = ("data", "model", "method")
 
 LEADING = ("/acc", "/dice", "/iou", "/loss")
-"""Metrics whose numbers stand first."""
+"""Metrics that are shown first."""
 
 MOST_NUMBERS = 8
-"""Numbers of the test part at the beginning; all of them stand below."""
+"""The most test metrics at the beginning; all are shown below."""
 
 MOST_ROWS, MOST_PLOTS, MOST_CURVES, MOST_CLASSES = 200, 24, 6, 100
 
 MOST_LETTERS = 60
-"""Letters of a confusion matrix's classes from which on their names stand upright above it."""
+"""The length of class names from which the names above a confusion matrix are rotated."""
 
 MOST_SHADE = 55
-"""Per cent of its colour that a cell of a confusion matrix has at most: the number in it stays legible."""
+"""The strongest shade of a cell of a confusion matrix, in per cent, so that its number remains legible."""
 
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --text: #1f2328; --faint: #59636e; --line: #d1d9e0; --card: #f6f8fa;
@@ -107,10 +107,10 @@ class Report(Logger):
 
 def write_report(folder: Path, status: str | None = None) -> Path:
     """Write ``report.html`` of the run in ``folder``, from its ``metrics.jsonl``, ``run.json``, ``config.yaml`` and
-    ``media/samples.json``: the result first, then classes, curves and single samples, its provenance last.
+    ``media/samples.json``: the result first, then classes, curves and single samples, and finally its provenance.
 
-    ``status`` is how the run ended, where ``run.json`` does not say so yet. What is missing or damaged of these is left
-    out. Returns its path; raises OSError where it cannot be written.
+    ``status`` is how the run ended, if ``run.json`` does not say so yet. Missing or damaged files are left out. Returns
+    the path of the report; raises OSError if it cannot be written.
     """
     lines = list(read_lines(folder / "metrics.jsonl"))
     epochs = [line for line in lines if line.get("event") == "epoch" and _is_number(line.get("epoch"))]
@@ -189,7 +189,7 @@ def result(record: dict[str, Any], samples: dict[str, Any], config: str) -> str:
 
 
 def _target(role: str, config: str) -> str:
-    """The class of a part, as it stands in ``config.yaml``; matched as text, since the file may be anybody's."""
+    """The class of a part, read from ``config.yaml`` as text, since the file is untrusted."""
     found = re.search(rf"^{role}:\n(?:  .*\n)*?  _target_: [\w.]*?(\w+)$", config, re.MULTILINE)
     return found[1] if found else ""
 
@@ -214,7 +214,7 @@ def _text(path: Path) -> str:
 
 
 def read_lines(path: Path, single: bool = False) -> Iterable[dict[str, Any]]:
-    """The JSON objects of a file, one a line or one in all; damaged ones are skipped."""
+    """The JSON objects of a file, one per line, or a ``single`` one; damaged ones are skipped."""
     text = _text(path)
     for part in [text] if single else text.split("\n"):
         row = row_of(part)
@@ -227,7 +227,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _show(value: Any) -> str:
-    """A value of ``run.json`` as escaped text; what is long, as a patch, is left out."""
+    """A value of ``run.json`` as escaped text; long values, such as a patch, are left out."""
     if isinstance(value, dict):
         value = {key: part for key, part in value.items() if not _is_matrix(part)}
         return ", ".join(f"{escape(str(key))} {shown}" for key, part in value.items() if (shown := _show(part)))
@@ -245,7 +245,7 @@ def _is_matrix(value: Any) -> bool:
 
 
 def _matrices(test: Any, names: list[str]) -> Iterable[str]:
-    """A table of each matrix that the test part gave: true classes down, predicted ones across, shares as shades."""
+    """A table for each matrix of the test metrics: true classes as rows, predicted ones as columns, shaded by share."""
     for name, rows in test.items() if isinstance(test, dict) else ():
         if not _is_matrix(rows) or len(rows) > MOST_CLASSES:
             continue
@@ -320,7 +320,7 @@ def _plots(lines: list[dict[str, Any]], epochs: list[dict[str, Any]], best: Any)
 
 
 def _clock(epochs: list[dict[str, Any]]) -> Callable[[float], float]:
-    """From a step to its place among the epochs, between two of them in proportion; the step itself without epochs."""
+    """A function from a step to its position in epochs, interpolated linearly; the step itself without epochs."""
     known = [(0.0, 0.0)] + [(float(e["step"]), float(e["epoch"])) for e in epochs if _is_number(e.get("step"))]
     steps = [step for step, _ in known]
 

@@ -1,10 +1,11 @@
-"""nnU-Net's augmentation of whole batches of images and volumes, on their device, each sample by its own numbers.
+"""nnU-Net's augmentation of batches of images and volumes on their device, with random numbers for each sample.
 
 Source: F. Isensee et al., "nnU-Net", Nature Methods 2021, https://doi.org/10.1038/s41592-020-01008-z, supplementary
 note 4, with the probabilities and ranges of nnU-Net 2's default trainer (no elastic deformation).
 
-A sample's numbers are drawn on the CPU, from which no value of the device is read; what is not drawn for a sample costs
-nothing and leaves it bit for bit as it is. Rows are worked on one by one, so that none is rounded by its neighbours.
+Random numbers are drawn on the CPU, so that no value is read from the device. A transform that is not drawn for a
+sample costs nothing and leaves it unchanged, bit for bit. Samples are processed one by one, so that rounding does not
+depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from healsg.transforms.placed import is_placed
 
 ROTATED, SCALED = 0.2, 0.2
 NOISY, BLURRED, BRIGHTENED, CONTRASTED, COARSE, INVERTED_GAMMA, GAMMA = 0.1, 0.2, 0.15, 0.15, 0.25, 0.1, 0.3
-"""The probability of each change."""
+"""The probability of each transform."""
 
 BY_CHANNEL = 0.5
-"""The share of channels that are blurred or coarsened in a sample where this is drawn."""
+"""The probability, for each channel, of being blurred or coarsened in a sample for which this is drawn."""
 
 SCALES = (0.7, 1.4)
 VARIANCES = (0.0, 0.1)
@@ -35,33 +36,33 @@ SIGMAS = (0.5, 1.0)
 FACTORS = (0.75, 1.25)
 ZOOMS = (0.5, 1.0)
 GAMMAS = (0.7, 1.5)
-"""What amounts are drawn from; factors and gammas lie below and above 1 equally often."""
+"""The ranges of the parameters; factors and gammas are below and above 1 with equal probability."""
 
 ANISOTROPIC, OBLONG = 3.0, 1.5
-"""From which ratio of its sides a volume is turned within its thin slices alone, and an image by little."""
+"""The ratios of the sides from which a volume is rotated only in the plane of its slices, and an image only slightly."""
 
 RADIUS = 3
-"""Pixels at which a blur is cut off."""
+"""The radius of the blur's kernel, in pixels."""
 
 WHICH = 16
-"""The first of the draws that are used here; those below are of the set's own flips and shifts."""
+"""The index of the first random number used here; lower ones are used by the data set's own flips and shifts."""
 
 Matrix = list[list[float]]
 
 
 class NnunetTransform:
-    """The set's own flips and normalisation, then rotation and scale, by which a mask goes along, noise, blur,
-    brightness, contrast, low resolution and gamma.
+    """The data set's own flips and normalisation, then rotation and scaling (also of a mask), noise, blur, brightness,
+    contrast, low resolution and gamma.
 
     Args:
-        standard: the set's flips, shifts and normalisation.
-        outside: the label of a mask's pixels that come in from outside.
+        standard: the data set's flips, shifts and normalisation.
+        outside: the label of mask pixels from outside the image.
     """
 
     per_sample = True
 
     shares_geometry = False
-    """A mask of this view is turned as the image is, and goes with no other view."""
+    """The mask is transformed with the image of this view, and belongs to no other view."""
 
     def __init__(self, standard: ImageTransform, outside: int = 0) -> None:
         self.standard, self.outside = standard, outside
@@ -84,11 +85,11 @@ class NnunetTransform:
 
 
 class IntensityTransform:
-    """The set's own flips and normalisation, then the noise, blur, brightness, contrast, low resolution and gamma of
-    ``NnunetTransform``: a view that differs from the others of its sample in its intensities alone.
+    """The data set's own flips and normalisation, then the noise, blur, brightness, contrast, low resolution and gamma
+    of ``NnunetTransform``: a view that differs from the other views of a sample only in intensities.
 
     Args:
-        standard: the set's flips, shifts and normalisation.
+        standard: the data set's flips, shifts and normalisation.
     """
 
     per_sample = True
@@ -110,11 +111,11 @@ class IntensityTransform:
 
 
 def matrices(draw: Draw, sides: Sequence[int]) -> list[Matrix | None]:
-    """For each sample the matrix from an output pixel to its place in the input, both from the centre and along the
-    axes of the array; None where it is neither turned nor scaled.
+    """For each sample, the matrix from output pixels to input positions, both relative to the centre and along the
+    array's axes; None if it is neither rotated nor scaled.
 
     Args:
-        draw: the samples' draws.
+        draw: the samples' random numbers.
         sides: of an image or volume.
     """
     drawn = uniform(draw.host, 6, WHICH).double().tolist()
@@ -165,13 +166,13 @@ def product(one: Matrix, other: Matrix) -> Matrix:
 
 
 def _scaled(matrix: Matrix, scales: Sequence[float]) -> Matrix:
-    """What shows everything larger by ``scales`` along the axes of the input."""
+    """The matrix that magnifies by ``scales`` along the axes of the input."""
     return [[value / scale for value in row] for row, scale in zip(matrix, scales, strict=True)]
 
 
 def places(matrix: Matrix, sides: Sequence[int], device: torch.device) -> list[Tensor]:
-    """For each axis (*sides) float32: where each output pixel lies in the input, in pixels from the first one's
-    centre."""
+    """For each axis (*sides) float32: the position of each output pixel in the input, in pixels from the centre of
+    the first one."""
     along = [
         (torch.arange(side, device=device, dtype=torch.float32) - (side - 1) / 2).view(
             [-1 if axis == place else 1 for axis in range(len(sides))]
@@ -188,7 +189,7 @@ def places(matrix: Matrix, sides: Sequence[int], device: torch.device) -> list[T
 
 
 def moved_image(image: Tensor, matrix: Matrix) -> Tensor:
-    """An image (C, *sides) moved by ``matrix``, linearly, 0 outside."""
+    """An image (C, *sides) transformed by ``matrix`` with linear interpolation, 0 outside."""
     sides = image.shape[1:]
     found = places(matrix, sides, image.device)
     # align_corners=False: -1 and 1 are the outer faces of the first and the last pixel
@@ -198,8 +199,8 @@ def moved_image(image: Tensor, matrix: Matrix) -> Tensor:
 
 
 def moved_labels(mask: Tensor, matrix: Matrix, axes: int, outside: int) -> Tensor:
-    """A mask (*sides) or masks (R, *sides) moved by ``matrix``: the label of the nearest pixel, exactly, in its own
-    type, ``outside`` beyond the edge."""
+    """A mask (*sides) or masks (R, *sides) transformed by ``matrix`` with nearest neighbour, in their own type,
+    ``outside`` outside."""
     sides = mask.shape[-axes:]
     flat: Tensor | None = None
     inside = torch.ones(tuple(sides), dtype=torch.bool, device=mask.device)
@@ -217,7 +218,7 @@ def moved_labels(mask: Tensor, matrix: Matrix, axes: int, outside: int) -> Tenso
 
 
 def recolour(images: Tensor, draw: Draw) -> None:
-    """Change the intensities of normalised images (N, C, ...), in place, each as its own draw says."""
+    """Change the intensities of normalised images (N, C, ...) in place, each with its own random numbers."""
     channels = images.shape[1]
     host = draw.host
     chances = uniform(host, 8, WHICH + 2).double().tolist()
@@ -247,7 +248,8 @@ def recolour(images: Tensor, draw: Draw) -> None:
 
 
 def factor(drawn: float, limits: tuple[float, float]) -> float:
-    """A number below or above 1, equally often, evenly within ``limits``, of one drawn from [0, 1)."""
+    """A number within ``limits``, below or above 1 with equal probability and uniform within each, from a uniform
+    number in [0, 1)."""
     low, high = limits
     return low + 2 * drawn * (1 - low) if drawn < 0.5 else 1 + (2 * drawn - 1) * (high - 1)
 
@@ -266,13 +268,14 @@ def blurred(image: Tensor, deviation: float) -> Tensor:
 
 
 def contrasted(image: Tensor, by: float) -> Tensor:
-    """The distance from the mean times ``by``, within the range of before."""
+    """The contrast changed by the factor ``by``: distances from the mean are multiplied, and clipped to the original
+    range."""
     mean = image.mean()
     return torch.clamp((image - mean) * by + mean, image.min(), image.max())
 
 
 def coarsened(image: Tensor, zoom: float) -> Tensor:
-    """Seen at a lower resolution: made smaller by nearest neighbour, and larger again linearly."""
+    """Low resolution: downsampled by nearest neighbour and upsampled linearly."""
     small = [max(1, round(side * zoom)) for side in image.shape]
     mode = "bilinear" if image.dim() == 2 else "trilinear"
     coarse = F.interpolate(image[None, None], small, mode="nearest-exact")
@@ -280,7 +283,8 @@ def coarsened(image: Tensor, zoom: float) -> Tensor:
 
 
 def powered(image: Tensor, gamma: float) -> Tensor:
-    """The intensities, as a share of their range, to the power of ``gamma``; mean and deviation as before."""
+    """Gamma: the intensities, relative to their range, to the power of ``gamma``; mean and standard deviation are
+    kept."""
     mean = image.mean()
     deviation = image.std()
     low = image.min()

@@ -27,7 +27,7 @@ DEPTH, MOST = 3, 200
 
 
 def inner_folders(folder: Path) -> list[str]:
-    """The names of the folders in ``folder``, sorted, without hidden ones. Raises DataError where it cannot be read."""
+    """The names of the folders in ``folder``, sorted, without hidden ones. Raises DataError if it cannot be read."""
     try:
         return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
@@ -40,7 +40,7 @@ def is_picture(name: str) -> bool:
 
 
 def pictures_in(folder: Path) -> Iterator[str]:
-    """The names of the pictures that lie in ``folder`` itself."""
+    """The names of the images directly in ``folder``."""
     try:
         with os.scandir(folder) as entries:
             yield from (entry.name for entry in entries if is_picture(entry.name))
@@ -67,7 +67,7 @@ def parts_in(folder: Path) -> dict[str, Path]:
 
 
 def meant(folder: Path) -> Path | None:
-    """The nearest folder below ``folder`` that holds a training part or several folders of pictures; None without."""
+    """The nearest folder below ``folder`` with a training part or several folders of images; None if there is none."""
     level = [folder]
     for _ in range(DEPTH):
         level = [outer / name for outer in level for name in inner_folders(outer)][:MOST]
@@ -78,7 +78,7 @@ def meant(folder: Path) -> Path | None:
 
 
 def holds_set(folder: Path) -> bool:
-    """Whether ``folder`` has a training part, or several folders with pictures."""
+    """Whether ``folder`` has a training part, or several folders with images."""
     names = inner_folders(folder)
     if any(PARTS.get(name.lower()) == "train" for name in names):
         return True
@@ -86,7 +86,7 @@ def holds_set(folder: Path) -> bool:
 
 
 def above(folder: Path) -> Path | None:
-    """The folder above ``folder`` that holds a set of which ``folder`` is a class; None where there is none."""
+    """The folder above ``folder`` with a data set of which ``folder`` is a class; None if there is none."""
     parent = folder.parent
     outer = parent.parent if parent.name.lower() in PARTS else parent
     return next((one for one in (outer, parent) if one != folder and holds_set(one)), None)
@@ -95,8 +95,8 @@ def above(folder: Path) -> Path | None:
 def class_folders(folder: Path) -> list[str]:
     """The classes of a training part: the folders in ``folder``, sorted.
 
-    Raises DataError that says which folder was probably meant where there are none, where one of them is not a class
-    but a set with a training part of its own, or where the only one holds several folders of pictures.
+    Raises DataError that names the folder that was probably meant: if there are no class folders, if one of them is a
+    data set with its own training part, or if the only one contains several folders of images.
     """
     names = inner_folders(folder)
     if not names:

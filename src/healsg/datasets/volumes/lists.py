@@ -1,7 +1,7 @@
-"""Which volumes belong together, and to which split: folders, MSD and MONAI lists, nnU-Net's raw layout.
+"""Finding cases and their splits: folders, MSD and MONAI lists, nnU-Net's raw layout.
 
-Each function gives ``CaseFiles`` in the order of their names, or of the list. Lists are read as data: a missing file,
-an entry without an image or a case named twice is answered with one line that names the list.
+Each function returns ``CaseFiles`` sorted by name, or in the order of the list. Lists are untrusted data: a missing
+file, an entry without an image or a duplicate case is reported in one line that names the list.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from healsg.errors import DataError
 
 IMAGES = ("images", "imagesTr", "image", "img")
 LABELS = ("labels", "labelsTr", "label", "masks", "mask", "seg", "segmentations")
-"""What the folders of images and masks may be called."""
+"""Possible names of the folders of images and of masks."""
 
 MASK_ENDS = ("_seg", "-seg", "_mask", "-mask", "_label", "-label", "_gt")
-"""What the name of a mask may end in where it lies beside its image."""
+"""Possible endings of the name of a mask beside its image."""
 
 IMAGE_BEGINS = ("image", "img")
 MASK_BEGINS = ("label", "mask", "seg")
-"""What the names of all files of a folder may begin with before what image and mask share: img0001 and label0001."""
+"""Possible prefixes of all files of a folder, before the common part of image and mask: img0001 and label0001."""
 
 PARTS = {"training": "train", "train": "train", "validation": "val", "val": "val", "test": "test", "testing": "test"}
-"""What a list may call a split, and the split that is meant; other lists keep their names."""
+"""The names of splits in lists, and the split that is meant; other splits keep their names."""
 
 MOST_BYTES = 1 << 28
-"""Of a list: a larger one is refused, not read."""
+"""The largest list that is read, in bytes."""
 
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """The files of one patient's scan, or of one of several.
+    """The files of a case.
 
     Args:
         name: unique in its data set.
-        images: the file, or one file a channel.
-        label: the mask's file; None where there is none.
-        split: ``train``, ``val``, ``test`` or another; empty where nothing says.
-        entry: further keys of its list, such as ``fold``.
+        images: the file, or one file per channel.
+        label: the file of the mask; None if there is none.
+        split: ``train``, ``val``, ``test`` or another; empty if not given.
+        entry: further keys of its list entry, such as ``fold``.
     """
 
     name: str
@@ -60,11 +60,11 @@ class CaseList:
 
     Args:
         cases: in order.
-        labels: names of the labels by number, where the list says them; a region is named under its numbers.
-        channels: names of the channels.
-        regions: the numbers of each region, where labels are regions.
-        ignore: the number that counts nowhere.
-        folds: names of the cases for training and validation, by fold.
+        labels: the names of the labels by number, if the list has them; a region is named by its numbers.
+        channels: the names of the channels.
+        regions: the numbers of each region, if labels are regions.
+        ignore: the label that is ignored.
+        folds: by fold, the names of the cases for training and validation.
     """
 
     cases: tuple[CaseFiles, ...]
@@ -79,7 +79,7 @@ class CaseList:
 
 
 def volumes_in(folder: Path) -> list[Path]:
-    """The volumes that lie in a folder itself, by name. Raises DataError where it cannot be read."""
+    """The volumes directly in a folder, by name. Raises DataError if it cannot be read."""
     try:
         return sorted(path for path in folder.iterdir() if is_volume(path) and path.is_file())
     except OSError as error:
@@ -91,11 +91,11 @@ def paired(folder: Path, masks: bool = True) -> tuple[CaseFiles, ...]:
     side.
 
     Args:
-        folder: that holds both.
+        folder: that contains both.
         masks: whether each image must have a mask.
 
     Raises:
-        DataError: no volume at all, an image without a mask, a mask without an image, two files of one name.
+        DataError: no volume, an image without a mask, a mask without an image, or two files with the same name.
     """
     images = next((folder / name for name in IMAGES if (folder / name).is_dir()), None)
     if images is None:
@@ -111,7 +111,7 @@ def paired(folder: Path, masks: bool = True) -> tuple[CaseFiles, ...]:
 
 
 def _without(files: dict[str, Path], begins: Sequence[str]) -> dict[str, Path]:
-    """Files by what follows the one of ``begins`` with which all names begin, as BTCV's do; as they are without one."""
+    """Files by the rest of their names after a common prefix in ``begins``, as in BTCV; unchanged without one."""
     common = next((one for one in begins if all(name.startswith(one) and name != one for name in files)), "")
     return {name.removeprefix(common): path for name, path in files.items()}
 
@@ -129,7 +129,8 @@ def _side_by_side(folder: Path, masks: bool) -> tuple[CaseFiles, ...]:
 
 
 def _by_name(paths: Sequence[Path], ends: Sequence[str] = ()) -> dict[str, Path]:
-    """Files by their name without extension and without one of ``ends``. Raises DataError where two have one name."""
+    """Files by their names without extension and without one of ``ends``. Raises DataError if two have the same
+    name."""
     found: dict[str, Path] = {}
     for path in paths:
         name = stem(path)
@@ -157,7 +158,7 @@ def _cases(folder: Path, images: Mapping[str, Path], labels: Mapping[str, Path],
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises DataError that names it."""
+    """The content of a JSON file. Raises DataError that names it."""
     try:
         if path.stat().st_size > MOST_BYTES:
             raise DataError(f"{path}: is larger than {MOST_BYTES} bytes, which no list of cases is; it is not read")
@@ -223,7 +224,8 @@ def _case(path: Path, where: str, entry: Any, folder: Path, split: str) -> CaseF
 
 
 def _unique(path: Path, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
-    """Cases of names that differ: a file in two splits is refused, other files of one name get their folder's too."""
+    """Cases with unique names: a file in two splits is refused; different files with the same name also get the name
+    of their folder."""
     seen: dict[Path, CaseFiles] = {}
     for case in cases:
         file = case.images[0].resolve()
@@ -240,7 +242,7 @@ def _unique(path: Path, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
 
 
 def _with_folder(case: CaseFiles, above: int) -> CaseFiles:
-    """A case whose name begins with a folder above its file, counted from 0 for the nearest."""
+    """A case whose name is prefixed by the name of a folder above its file, counted from 0 for the nearest."""
     folders = case.images[0].parts[-2 - above :][:1]
     return CaseFiles("/".join([*folders, case.name]), case.images, case.label, case.split, case.entry)
 
@@ -262,9 +264,10 @@ def _names(given: Any) -> dict[int, str]:
 
 
 def nnunet_raw(folder: Path) -> CaseList:
-    """A data set of nnU-Net's raw layout: ``imagesTr/CASE_0000.nii.gz``, one file a channel, ``labelsTr/CASE.nii.gz``,
-    ``imagesTs``, and ``dataset.json`` with ``channel_names``, ``labels`` (numbers, or lists of them for regions, and
-    ``ignore``) and ``file_ending``; ``splits_final.json`` where it lies beside. Raises DataError."""
+    """A data set in nnU-Net's raw layout: ``imagesTr/CASE_0000.nii.gz``, one file per channel,
+    ``labelsTr/CASE.nii.gz``, ``imagesTs``, and ``dataset.json`` with ``channel_names``, ``labels`` (numbers, or
+    lists of them for regions, and ``ignore``) and ``file_ending``; also ``splits_final.json`` if it exists. Raises
+    DataError."""
     path = folder / "dataset.json"
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
