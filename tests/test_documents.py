@@ -20,7 +20,7 @@ from healsg.build import build_task
 from healsg.cli import COMMANDS, main
 from healsg.commands.eval.command import with_parts
 from healsg.commands.sweep.run import as_run
-from healsg.commands.sweep.search import plan_search, wanted
+from healsg.commands.sweep.search import is_search, plan_search
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.runs.folder import RunFolder
@@ -88,7 +88,7 @@ def composed(words: list[str]) -> list[Composed]:
     assert set(flags) <= {"-m", "--help"}
     overrides = [word for word in words if not word.startswith("-")]
     composer = Composer(directory)
-    if wanted(overrides):
+    if is_search(overrides):
         plan = plan_search(composer, overrides)
         values = plan.search.propose(plan.space, 0, [], "min")
         return [as_run(one) for one in plan.composed([{key: written(key, value) for key, value in values.items()}])]

@@ -38,13 +38,13 @@ def finished(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[st
 
 def test_a_launcher_and_the_setting_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     composed = Composer().compose(["data=digits", "runner.processes=3"])
-    assert processes.wanted(composed) == 3
+    assert processes.process_count(composed) == 3
     monkeypatch.setattr(processes.distributed, "processes", lambda: processes.distributed.Parallel(0, 2))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"^runner\.processes: is 3, but a launcher such as torchrun has started 2$"):
-        processes.wanted(composed)
-    assert processes.wanted(Composer().compose(["data=digits", "runner.processes=2"])) == 1
-    assert processes.wanted(Composer().compose(["data=digits"])) == 1
+        processes.process_count(composed)
+    assert processes.process_count(Composer().compose(["data=digits", "runner.processes=2"])) == 1
+    assert processes.process_count(Composer().compose(["data=digits"])) == 1
 
 
 @pytest.mark.parametrize("recorded", [2, None])
@@ -52,9 +52,9 @@ def test_a_run_goes_on_with_the_number_that_it_had(recorded: int | None, tmp_pat
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     folder.note(processes=recorded)
-    asked = processes.wanted(Composer().compose(["data=digits"]), folder)
+    asked = processes.process_count(Composer().compose(["data=digits"]), folder)
     assert asked == (recorded or 1)
-    assert processes.wanted(Composer().compose(["data=digits", "runner.processes=1"]), folder) == 1
+    assert processes.process_count(Composer().compose(["data=digits", "runner.processes=1"]), folder) == 1
 
 
 def test_mistakes_start_no_process(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,15 +26,15 @@ def test_the_best_are_ranked_by_value_then_loss_then_the_earlier_epoch() -> None
     retention = Retention(None, 2)
     for epoch, (value, loss) in enumerate([(0.5, 1.0), (0.9, 0.3), (0.9, 0.2), (math.nan, 0.1), (0.9, 0.3)], 1):
         retention.add(epoch, value, 1, loss)
-    assert retention.wanted() == [2, 3]
-    assert Retention(2, None).wanted() == []
+    assert retention.kept_epochs() == [2, 3]
+    assert Retention(2, None).kept_epochs() == []
 
 
 def test_an_epoch_without_a_number_is_never_among_the_best() -> None:
     retention = Retention(None, 5)
     for epoch, value in enumerate([0.5, math.nan, 0.9, None, math.inf], 1):
         retention.add(epoch, value, -1, 1.0)
-    assert retention.wanted() == [1, 3]
+    assert retention.kept_epochs() == [1, 3]
 
 
 def test_every_second_epoch_and_the_best_two_are_kept_and_named() -> None:

@@ -190,15 +190,15 @@ def test_masks_come_back_exactly_where_the_spacing_stays() -> None:
         np.testing.assert_array_equal(steps.backward(steps.forward(array)), array)
         finer = space.steps_for(array, affine, spacing=[side / 2 for side in volumes.spacing_of(affine)], above=0)
         finer_shape = tuple(2 * (high - low) for low, high in finer.box)
-        assert finer.wanted == finer_shape if steps.turn.order == (0, 1, 2) else True
+        assert finer.new_shape == finer_shape if steps.turn.order == (0, 1, 2) else True
         np.testing.assert_array_equal(steps.backward(steps.forward(array)), array)
 
 
 def test_scores_are_interpolated_before_the_largest_is_taken() -> None:
     scores = torch.randn(3, 6, 5, 4, generator=torch.Generator().manual_seed(0))
-    for wanted in ((13, 9, 11), (4, 5, 3), (6, 5, 4)):
-        whole = F.interpolate(scores[None].double(), wanted, mode="trilinear", align_corners=False)[0]
-        found = np.concatenate([labels for _, labels in space.labels_at(scores, wanted)])
+    for new_shape in ((13, 9, 11), (4, 5, 3), (6, 5, 4)):
+        whole = F.interpolate(scores[None].double(), new_shape, mode="trilinear", align_corners=False)[0]
+        found = np.concatenate([labels for _, labels in space.labels_at(scores, new_shape)])
         sure = whole.topk(2, dim=0).values.diff(dim=0).abs()[0] > 1e-4
         np.testing.assert_array_equal(found[sure.numpy()], whole.argmax(dim=0)[sure].numpy())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from healsg.commands.terminal.flags import Flags
-from healsg.commands.terminal.tables import show, show_json, tell
+from healsg.commands.terminal.tables import print_wrapped, show, show_json
 from healsg.config.names import is_below
 from healsg.config.values import differing, flat
 from healsg.runs import redact
@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
         named = {name: {key: list(pair) for key, pair in part.items()} for name, part in parts.items()}
         show_json({"first": str(first.path), "second": str(second.path), **named})
         return 0
-    tell([f"A  {first.shown}", f"B  {second.shown}"])
+    print_wrapped([f"A  {first.shown}", f"B  {second.shown}"])
     for name, part in parts.items():
         if not part:
             print(f"{name}: the same")

@@ -11,7 +11,7 @@ from healsg import distributed
 from healsg.cli import say
 from healsg.commands.diff import differences
 from healsg.commands.launch.launching import InProcesses, Result, launch
-from healsg.commands.launch.processes import wanted
+from healsg.commands.launch.processes import process_count
 from healsg.commands.terminal.flags import Flags
 from healsg.commands.terminal.tables import show_json
 from healsg.config.names import is_below
@@ -172,7 +172,7 @@ def _history_notes(first: RunFolder) -> list[str]:
 
 def _train(composed: Composed, first: RunFolder, second: RunFolder, quiet: bool) -> Result:
     """Train with the number of processes and of threads that the run had."""
-    count = wanted(composed, first)
+    count = process_count(composed, first)
     threads = first.record.get("threads")
     runner = composed.values["runner"]
     if threads and count == 1 and runner.get("threads") is None:

@@ -6,7 +6,7 @@ from healsg.commands.launch import processes
 from healsg.commands.terminal.arguments import composed_once, folder_acquired_early
 from healsg.commands.terminal.flags import Flags
 from healsg.commands.terminal.imports import collections_deferred
-from healsg.commands.terminal.tables import spoken_to_stderr
+from healsg.commands.terminal.tables import messages_to_stderr
 from healsg.commands.train.command import shown_result
 from healsg.errors import ConfigError
 from healsg.runs.folder import find, is_setting
@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
     stop_signal = StopSignal()
     folder = composed_once(lambda: find(args.run))
     composed = composed_once(lambda: load_saved(folder, args.settings))
-    if (count := processes.wanted(composed, folder)) > 1:
+    if (count := processes.process_count(composed, folder)) > 1:
         processes.check_no_json(args.json)
         return processes.become_agent(count, processes.job_of(composed, folder.path, stop_signal.began))
     with stop_signal:
@@ -51,6 +51,6 @@ def run(arguments: list[str]) -> int:
         if acquired and stop_signal.received:
             acquired.abandon()
             return 128 + stop_signal.received
-        with spoken_to_stderr(args.json):
+        with messages_to_stderr(args.json):
             result = TaskTrainer(composed, folder=folder).train(acquired)
         return shown_result(result, args.json)

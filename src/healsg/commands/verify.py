@@ -15,7 +15,7 @@ from healsg.commands.diverge.command import TRACE, entries, first_line, first_te
 from healsg.commands.launch import processes
 from healsg.commands.launch.launching import BrokenError, TracedProcess, launch
 from healsg.commands.terminal.arguments import parse_arguments
-from healsg.commands.terminal.tables import show, show_json, spoken_to_stderr, tell
+from healsg.commands.terminal.tables import messages_to_stderr, print_wrapped, show, show_json
 from healsg.commands.train.tune import tuned
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
@@ -97,7 +97,7 @@ def run(arguments: list[str]) -> int:
         raise RunError(f"{there}: is there from before; remove it, or take another name")
     remove = True
     try:
-        with spoken_to_stderr(as_json):
+        with messages_to_stderr(as_json):
             verdict = _verify(composed, trials, options)
         remove = not verdict and not options.keep
         if as_json:
@@ -106,7 +106,7 @@ def run(arguments: list[str]) -> int:
             show_json({"schema": 1, "exact": not verdict, "verdict": lines, "runs": runs, "kept": not remove})
             return int(bool(verdict))
         _table(trials)
-        tell(line for text in verdict or [_exact(trials, options)] for line in text.split("\n"))
+        print_wrapped(line for text in verdict or [_exact(trials, options)] for line in text.split("\n"))
         print(f"the runs {'are removed; keep=true keeps them' if remove else f'are kept: {ROOT / base}-*'}")
         return int(bool(verdict))
     except BrokenError as error:
@@ -146,7 +146,7 @@ def _verify(composed: Composed, trials: dict[str, Trial], options: Options) -> l
     """Train all runs; returns a description of the differences, empty if they agree. Raises BrokenError."""
     uninterrupted, chance = trials["whole"], random.Random(options.verify_seed)
     own_saves = composed.values["runner"]["save_every"] is not None
-    count = processes.wanted(composed)
+    count = processes.process_count(composed)
     for number, (name, trial) in enumerate(trials.items()):
         print(f"{name}: {trial.folder.shown}", flush=True)
         plans = moments(chance, uninterrupted.steps, options.kills, own_saves, number % 2) if number > 1 else []

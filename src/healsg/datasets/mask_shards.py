@@ -15,7 +15,7 @@ from healsg.datasets.images.stored import StoredFile
 from healsg.datasets.masks.pictures import Array, Colours, MaskedSamples, read_mask_picture
 from healsg.datasets.seg2d import MaskedPictures
 from healsg.datasets.shards import ArchivedPictures, archives_of, indices_of
-from healsg.datasets.tar.index import TarIndex, Wanted
+from healsg.datasets.tar.index import SampleFiles, TarIndex
 from healsg.datasets.tar.notes import read_notes
 from healsg.errors import ConfigError
 from healsg.paths import current_folder
@@ -77,7 +77,7 @@ class MaskShards(MaskedPictures):
         """By part where its pictures and masks lie."""
         place = self.place.absolute()
         tars = archives_of(place, self.notes, any_part=self._saved is not None)
-        return indices_of(tars, Wanted(self.image, mask=self.mask), place, self.root)
+        return indices_of(tars, SampleFiles(self.image, mask=self.mask), place, self.root)
 
     def samples(self, part: str, mapping: Mapping[int, int]) -> ShardMasks:
         return ShardMasks(self.parts[part], self.colours, self.image_size, self.channels, mapping, self.ignore)

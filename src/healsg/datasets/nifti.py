@@ -140,7 +140,7 @@ class Volumes(Segmentation):
         """The channels of the first case, and the sides of a patch or, without patches, of that case."""
         images = self._found.cases[0].images
         channels = len(images) if len(images) > 1 else read_geometry(images[0], self.plain.trust).channels
-        return channels, self.patch or steps_of_file(images[0], self.plain).wanted
+        return channels, self.patch or steps_of_file(images[0], self.plain).new_shape
 
     def described(self) -> DataInfo:
         labels = self._labels
@@ -186,7 +186,7 @@ class Volumes(Segmentation):
             steps = steps_of_file(case.images[0], preparation)
             group = str(case.entry.get("group", case.entry.get("patient", "")))
             rows = tuple(tuple(row) for row in steps.affine.tolist())
-            where = (rows, spacing_of(steps.affine), str(case.images[0]), steps.wanted)
+            where = (rows, spacing_of(steps.affine), str(case.images[0]), steps.new_shape)
             about.append(Case(case.name, group, *where))
         return DatasetSource(PreparedCases(cases, preparation), about=About(about))
 

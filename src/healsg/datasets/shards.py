@@ -29,7 +29,7 @@ from healsg.datasets.images.decoding import Decoder, Remark, unremarked
 from healsg.datasets.images.folders import PARTS, inner_folders, parts_in
 from healsg.datasets.images.stored import StoredFile
 from healsg.datasets.published.files import locate, log
-from healsg.datasets.tar.index import TarIndex, Wanted, index_of, place_in_cache
+from healsg.datasets.tar.index import SampleFiles, TarIndex, index_of, place_in_cache
 from healsg.datasets.tar.members import TarFiles
 from healsg.datasets.tar.notes import NOTES, Kind, Notes, read_notes
 from healsg.datasets.targets import groups
@@ -101,7 +101,7 @@ class Shards(OwnPictures):
 
     @cached_property
     def _indices(self) -> dict[str, TarIndex]:
-        reading = Wanted(self.image, self.target, self._kind != "multiclass")
+        reading = SampleFiles(self.image, self.target, self._kind != "multiclass")
         return indices_of(self._tars, reading, self.place, self.root)
 
     # --- classes and targets -------------------------------------------------------------------------------------
@@ -327,7 +327,9 @@ def archives_of(folder: Path, notes: Notes | None, any_part: bool) -> dict[str, 
     return found
 
 
-def indices_of(tars: Mapping[str, Sequence[Path]], reading: Wanted, place: Path, root: Path) -> dict[str, TarIndex]:
+def indices_of(
+    tars: Mapping[str, Sequence[Path]], reading: SampleFiles, place: Path, root: Path
+) -> dict[str, TarIndex]:
     """The index of the archives of each part. Raises DataError for a part without samples."""
     indices: dict[str, TarIndex] = {}
     for part, archives in tars.items():

@@ -286,7 +286,7 @@ class Checkpointer(Watcher):
         self._note_kept()
         if self.retention.active:
             self._rank(task, numbers)
-        keeps = numbers["epoch"] in self.retention.wanted()
+        keeps = numbers["epoch"] in self.retention.kept_epochs()
         due = any(task.runner.parallel.gather(ended or keeps or time.monotonic() - self.saved_at >= REST))
         if best:
             self._hold_best(task, copy=not due)
@@ -316,7 +316,7 @@ class Checkpointer(Watcher):
         """Record in ``run.json`` the checkpoints of epochs that exist."""
         if self.metrics_log and self.retention.active:
             self.writer.wait()
-            kept = described(self.folder.checkpoints, self.retention.wanted(), self.values)
+            kept = described(self.folder.checkpoints, self.retention.kept_epochs(), self.values)
             if kept != self.folder.record.get("kept"):
                 self.folder.note(kept=kept)
 
@@ -386,7 +386,7 @@ class Checkpointer(Watcher):
             checkpoint.save(last, states["last"] | facts)
             self.good_last = checkpoint.stamp(last)
             if self.retention.active:  # last, so that a kill may leave one file too many, but never one too few
-                for path in others(self.folder.checkpoints, self.retention.wanted()):
+                for path in others(self.folder.checkpoints, self.retention.kept_epochs()):
                     path.unlink(missing_ok=True)
 
     def _hold_best(self, task: Task, copy: bool) -> None:

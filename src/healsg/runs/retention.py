@@ -37,7 +37,7 @@ class Retention:
         tie = float(loss) if isinstance(loss, (int, float)) and math.isfinite(loss) else math.inf
         self.ranks[epoch] = (-sign * number, tie)
 
-    def wanted(self) -> list[int]:
+    def kept_epochs(self) -> list[int]:
         """The epochs so far that keep a file."""
         epochs = {epoch for epoch in self.ranks if self.every and epoch % self.every == 0}
         finite = [epoch for epoch, (rank, _) in self.ranks.items() if math.isfinite(rank)]

@@ -39,7 +39,8 @@ GAMMAS = (0.7, 1.5)
 """The ranges of the parameters; factors and gammas are below and above 1 with equal probability."""
 
 ANISOTROPIC, OBLONG = 3.0, 1.5
-"""The ratios of the sides from which a volume is rotated only in the plane of its slices, and an image only slightly."""
+"""The ratios of the sides from which a volume is rotated only in the plane of its slices, and an image only
+slightly."""
 
 RADIUS = 3
 """The radius of the blur's kernel, in pixels."""

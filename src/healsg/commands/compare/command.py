@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from healsg.commands.compare.comparison import Comparison, Finished, common_monitor, comparison, is_clear, rows_of
 from healsg.commands.compare.statistics import interval
 from healsg.commands.terminal.flags import Flags, page_file
-from healsg.commands.terminal.tables import cell, show, show_json, spoken_to_stderr, tell
+from healsg.commands.terminal.tables import cell, messages_to_stderr, print_wrapped, show, show_json
 from healsg.console import visible
 from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import RunFolder, find
@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> int:
     page = page_file(args.page)
     if args.cases:
         return _by_case(args.runs, args.cases, args.metric, root_of(args.root), args.json)
-    with spoken_to_stderr(args.json):
+    with messages_to_stderr(args.json):
         found = _runs(args.runs, root_of(args.root))
     compared = comparison(found, args.metric or common_monitor(found), args.less)
     folders = {one.name: one.folder for one in found}
@@ -118,7 +118,7 @@ def show_comparison(compared: Comparison, most: int | None = None) -> None:
     show(columns, rows[:most])
     if most is not None and len(rows) > most:
         print(f"{most} of {len(rows)} settings; healsg compare shows all")
-    tell(compared.verdict)
+    print_wrapped(compared.verdict)
 
 
 def _runs(given: Iterable[str], root: Path) -> list[Finished]:

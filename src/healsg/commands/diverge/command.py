@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from healsg import safefiles
 from healsg.commands.terminal.flags import Flags
-from healsg.commands.terminal.tables import show_json, spoken_to_stderr
+from healsg.commands.terminal.tables import messages_to_stderr, show_json
 from healsg.config.names import is_below
 from healsg.config.values import differing, flat
 from healsg.console import visible
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> int:
             _print_part(name, found[name])
         print("the runs are equal: the same lines, the same state" if found["equal"] else "the runs differ")
     if replay:
-        with spoken_to_stderr(args.json):
+        with messages_to_stderr(args.json):
             found["replay"] = _replay(first, second, step, overrides)
         if not args.json:
             print(found["replay"])

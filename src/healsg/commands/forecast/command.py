@@ -103,9 +103,9 @@ def _budget(given: str) -> float:
 def _jobs(composer: Composer, overrides: list[str]) -> list[tuple[str, Composed]]:
     """The jobs of a sweep by name. Raises ConfigError, also for a wrong job."""
     from healsg.commands.sweep.run import plan
-    from healsg.commands.sweep.search import wanted
+    from healsg.commands.sweep.search import is_search
 
-    if wanted(overrides):
+    if is_search(overrides):
         raise ConfigError("search: proposes its jobs while it runs; forecast one of them, without -m and search")
     planned = plan(composer, overrides)
     for name, composed in planned.jobs:
@@ -131,7 +131,7 @@ def forecast_of(jobs: list[tuple[str, Composed]], budget: float) -> dict[str, An
     composing = time.process_time()  # this process has done nothing else yet
     kinds: dict[str, list[tuple[str, Composed]]] = {}
     for name, composed in jobs:
-        if processes.wanted(composed) > 1:
+        if processes.process_count(composed) > 1:
             raise ConfigError("runner.processes: a forecast is of a run on one process; leave it out")
         kinds.setdefault(kind_of(composed.values), []).append((name, composed))
     found = [Kind([name for name, _ in same], forecast(_as_run(same[0][1]), budget)) for same in kinds.values()]

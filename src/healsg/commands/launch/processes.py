@@ -40,7 +40,7 @@ _SAVING = 600
 """Seconds that the ranks have to save after a signal, before they are killed."""
 
 
-def wanted(composed: Composed, folder: RunFolder | None = None) -> int:
+def process_count(composed: Composed, folder: RunFolder | None = None) -> int:
     """The number of processes to start for a run; 1 to train in this process.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from healsg.cli import say
 from healsg.commands.reproduce.published import Target, chain, reaches, read_target, recipes, verdict
 from healsg.commands.terminal.arguments import composed_once, parse_arguments
-from healsg.commands.terminal.tables import show_json, spoken_to_stderr
+from healsg.commands.terminal.tables import messages_to_stderr, show_json
 from healsg.commands.train import command as train
 from healsg.config.compose import Composer
 from healsg.config.names import is_below
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> int:
     if options.recipe is None:
         show_json(_described(found)) if as_json else _list(found)
         return 0
-    with spoken_to_stderr(as_json):
+    with messages_to_stderr(as_json):
         code, answer = _reproduced(options, options.recipe, found)
     if as_json and answer:
         show_json(answer)

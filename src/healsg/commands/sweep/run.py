@@ -253,7 +253,7 @@ def _check_processes(jobs: Jobs) -> None:
     """Refuse jobs whose ``runner.processes`` cannot be started. Raises ConfigError."""
     for _, composed in jobs:
         launcher = composed.values["launcher"]
-        if processes.wanted(composed) > 1 and launcher and launcher.get("devices") is not None:
+        if processes.process_count(composed) > 1 and launcher and launcher.get("devices") is not None:
             raise ConfigError("launcher.devices: gives each job one GPU; leave it, or runner.processes, out")
 
 
@@ -318,7 +318,7 @@ def run_job(name: str, job: str, composed: Composed, sound: bool, shared: Shared
     try:
         if row := finished(folder, composed, sound):
             return row
-        count = processes.wanted(composed)
+        count = processes.process_count(composed)
         return ended(launch(composed, folder, InProcesses(count) if count > 1 else InThisProcess(shared)))
     except BusyError as error:
         if distributed.processes().several:

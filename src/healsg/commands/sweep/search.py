@@ -70,7 +70,7 @@ class SearchPlan:
         return compose_jobs(self.composer, [_line(self.composer, self.overrides, row) for row in rows], self.overrides)
 
 
-def wanted(overrides: Sequence[str]) -> bool:
+def is_search(overrides: Sequence[str]) -> bool:
     """Whether a command asks for a search instead of a sweep over all values."""
     return any(override.startswith("search=") and override != "search=null" for override in overrides)
 

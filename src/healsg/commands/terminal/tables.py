@@ -72,7 +72,7 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | N
         print(textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False), file=file)
 
 
-def tell(lines: Iterable[str], file: TextIO | None = None) -> None:
+def print_wrapped(lines: Iterable[str], file: TextIO | None = None) -> None:
     """Print sentences, wrapped between words on a terminal."""
     file = sys.stdout if file is None else file
     for line in map(visible, lines):
@@ -86,7 +86,7 @@ def _width(file: TextIO) -> int:
 
 
 @contextmanager
-def spoken_to_stderr(enabled: bool = True) -> Iterator[None]:
+def messages_to_stderr(enabled: bool = True) -> Iterator[None]:
     """A context in which messages go to standard error, so that standard output holds only the JSON that follows."""
     if not enabled:
         yield

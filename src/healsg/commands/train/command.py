@@ -13,7 +13,7 @@ from healsg import distributed
 from healsg.commands.launch import processes
 from healsg.commands.terminal.arguments import composed_once, folder_acquired_early, of_one_run, parse_arguments, parser
 from healsg.commands.terminal.imports import collections_deferred
-from healsg.commands.terminal.tables import show_json, spoken_to_stderr
+from healsg.commands.terminal.tables import messages_to_stderr, show_json
 from healsg.commands.train.tune import tuned
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
@@ -45,17 +45,17 @@ def run(arguments: list[str]) -> int:
 
     if args.multirun or "hydra.mode=MULTIRUN" in args.overrides:
         from healsg.commands.sweep.run import run_sweep
-        from healsg.commands.sweep.search import run_search, wanted
+        from healsg.commands.sweep.search import is_search, run_search
 
         if as_json:
             raise ConfigError("--json: is of one run; the jobs of a sweep: healsg runs NAME --json")
-        if wanted(overrides):
+        if is_search(overrides):
             return run_search(composer, overrides)
         return run_sweep(composer, overrides)
     stop_signal = StopSignal()  # ``runner.max_time`` counts from here
-    with spoken_to_stderr(as_json):
+    with messages_to_stderr(as_json):
         composed = composed_once(composed_here)
-    if (count := processes.wanted(composed)) > 1:
+    if (count := processes.process_count(composed)) > 1:
         processes.check_no_json(as_json)
         return processes.become_agent(count, processes.job_of(composed, None, stop_signal.began))
     with stop_signal:
@@ -66,7 +66,7 @@ def run(arguments: list[str]) -> int:
         if folder and stop_signal.received:
             folder.abandon()
             return 128 + stop_signal.received
-        with spoken_to_stderr(as_json):
+        with messages_to_stderr(as_json):
             result = TaskTrainer(composed).train(folder)
         return shown_result(result, as_json)
 

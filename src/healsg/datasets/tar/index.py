@@ -41,7 +41,7 @@ PICTURES = tuple(ending.removeprefix(".") for ending in EXTENSIONS)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SampleFiles:
     """Which files of a sample are read, and how.
 
     Args:
@@ -88,7 +88,7 @@ class TarIndex:
         return len(self.offset)
 
 
-def index_of(tars: Sequence[Path], reading: Wanted, candidates: Sequence[Path]) -> TarIndex:
+def index_of(tars: Sequence[Path], reading: SampleFiles, candidates: Sequence[Path]) -> TarIndex:
     """The index of archives: loaded from a file, or built and written.
 
     Args:
@@ -172,7 +172,7 @@ def _loaded(
     )
 
 
-def _checked(index: TarIndex, reading: Wanted) -> TarIndex:
+def _checked(index: TarIndex, reading: SampleFiles) -> TarIndex:
     """Check that all offsets of an index are within bounds, since the file is untrusted. Raises ValueError."""
     count = len(index.offset)
     limits = torch.tensor([size for size, _ in index.states], dtype=torch.int64)
@@ -231,7 +231,7 @@ class _Columns:
     groups: dict[str, list[str]] = field(default_factory=dict)
 
 
-def _made(paths: list[str], states: list[tuple[int, int]], reading: Wanted) -> TarIndex:
+def _made(paths: list[str], states: list[tuple[int, int]], reading: SampleFiles) -> TarIndex:
     """Build the index of archives from their headers."""
     columns = _Columns()
     ends = []
@@ -275,7 +275,7 @@ def _whole(numbers: array[int]) -> Tensor:
     return torch.from_numpy(np.array(numbers, np.int64))
 
 
-def _take(columns: _Columns, sample: Sample, path: str, descriptor: int, reading: Wanted) -> None:
+def _take(columns: _Columns, sample: Sample, path: str, descriptor: int, reading: SampleFiles) -> None:
     """Add a sample. Raises DataError that names the archive and the sample."""
     where = f"{path}: {sample.key}"
     picture = _picture(sample, where, reading.image)

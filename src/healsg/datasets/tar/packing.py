@@ -29,7 +29,7 @@ from healsg.datasets.images.path_list import PathList
 from healsg.datasets.images.stored import Stored, StoredFile
 from healsg.datasets.published.files import MOST, log
 from healsg.datasets.seg2d import MaskedPictures
-from healsg.datasets.tar.index import PICTURES, Wanted, index_of
+from healsg.datasets.tar.index import PICTURES, SampleFiles, index_of
 from healsg.datasets.tar.members import BLOCK
 from healsg.datasets.tar.notes import (
     MASK,
@@ -316,17 +316,17 @@ def pack(plan: Plan, out: Path) -> Notes:
         notes = Notes(kind, _names(plan.info), plan.info.class_order, parts, plan.digest, plan.masks)
         sync_folder(out)
         for name, tars in notes.archives(out).items():
-            index_of(tars, wanted(kind), [out / f"{name}.index"])
+            index_of(tars, reading_of(kind), [out / f"{name}.index"])
         write_notes(out, notes)
         (out / UNFINISHED).unlink(missing_ok=True)
         return notes
 
 
-def wanted(kind: Kind) -> Wanted:
+def reading_of(kind: Kind) -> SampleFiles:
     """How samples of packed archives are read."""
     if kind == "segmentation":
-        return Wanted(mask=MASK)
-    return Wanted(numbers=kind != "multiclass")
+        return SampleFiles(mask=MASK)
+    return SampleFiles(numbers=kind != "multiclass")
 
 
 def _names(info: DataInfo) -> tuple[str, ...]:

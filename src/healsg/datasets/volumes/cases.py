@@ -227,7 +227,7 @@ def segmented(
     axis = slab_axis(input.shape[1:])
     outputs = slabs(predict, input, windows, device, axis, empty)
     parts: Iterable[tuple[int, Array]]
-    if steps.wanted == steps.sides:
+    if steps.new_shape == steps.sides:
         parts = ((first, label_map(output, regions).cpu().numpy()) for first, output in outputs)
     else:
         scores = _scores(outputs, input.shape[1:], axis, empty)
@@ -266,12 +266,12 @@ def needs(geometry: Geometry, preparation: Preparation, windows: Windows, output
     addition to the network's own for a batch of windows, and of disk space."""
     empty = np.broadcast_to(np.zeros((), np.float32), (1, *geometry.shape))
     steps = steps_for(empty, geometry.affine, preparation.spacing, preparation.orient)
-    own, common = math.prod(geometry.shape), math.prod(steps.wanted)
-    plane = outputs * max(common // max(steps.wanted), math.prod(steps.sides[1:]))
+    own, common = math.prod(geometry.shape), math.prod(steps.new_shape)
+    plane = outputs * max(common // max(steps.new_shape), math.prod(steps.sides[1:]))
     window = math.prod(windows.size) * (geometry.channels * windows.batch + outputs * (windows.batch + 2))
     memory = LIBRARIES + 4 * (window + 6 * max(PIECE, plane))
     images = 4 * geometry.channels * (2 * own + 2 * common)
-    return memory, images + averaging(steps.wanted, windows, outputs) + 2 * outputs * common + own
+    return memory, images + averaging(steps.new_shape, windows, outputs) + 2 * outputs * common + own
 
 
 def labels_in(cases: Sequence[CaseFiles], preparation: Preparation) -> tuple[int, ...]:

@@ -255,19 +255,19 @@ class Steps:
         shape: of the file.
         turn: the reorientation.
         box: to which the reoriented volume was cropped.
-        wanted: the shape after resampling.
+        new_shape: the shape after resampling.
         affine: of the result.
     """
 
     shape: tuple[int, ...]
     turn: Turn
     box: Box
-    wanted: tuple[int, ...]
+    new_shape: tuple[int, ...]
     affine: Affine
 
     def forward(self, labels: Array) -> Array:
         """A mask (1, X, Y, Z) from the space of the file to the common space."""
-        return np.ascontiguousarray(resampled_labels(cropped(turned(labels, self.turn), self.box), self.wanted))
+        return np.ascontiguousarray(resampled_labels(cropped(turned(labels, self.turn), self.box), self.new_shape))
 
     def backward(self, labels: Array, fill: int = 0) -> Array:
         """A mask (1, X, Y, Z) from the common space to that of the file, ``fill`` outside the box."""
@@ -310,10 +310,10 @@ def steps_for(
     affine, sides = cropped_affine(affine, box), [high - low for low, high in box]
     own = spacing_of(affine)
     aim = own if spacing is None else [new or old for new, old in zip(spacing, own, strict=True)]
-    wanted = resampled_shape(sides, own, aim)
-    return Steps(shape, turn, box, wanted, resampled_affine(affine, sides, wanted))
+    new_shape = resampled_shape(sides, own, aim)
+    return Steps(shape, turn, box, new_shape, resampled_affine(affine, sides, new_shape))
 
 
 def prepared(array: Array, steps: Steps, empty: Empty = np.empty) -> Array:
     """An image (C, X, Y, Z) in the common space, float32; ``empty`` allocates arrays of its size."""
-    return resampled_image(cropped(turned(array, steps.turn), steps.box), steps.wanted, empty)
+    return resampled_image(cropped(turned(array, steps.turn), steps.box), steps.new_shape, empty)
