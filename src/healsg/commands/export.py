@@ -143,9 +143,9 @@ def _umask() -> int:
 
 
 def _proved(made: Path, to: str, predictor: Predictor, task: BasicTask) -> tuple[Agreement, float | None]:
-    """Add ``predict.py`` and let it predict the validation split; also the share that it gets right.
+    """Add ``predict.py`` and let it predict the validation split; also returns the accuracy.
 
-    Raises RunError where it is not the run's network.
+    Raises RunError if the predictions are not those of the run's network.
     """
     from healsg.exporting.archive import mask_program, program
     from healsg.exporting.check import reference, reproduce, reproduce_masks

@@ -81,7 +81,7 @@ def _write_patch(folder: RunFolder, file: Path) -> int:
 
 
 def _new_folder(first: RunFolder, name: str | None) -> RunFolder:
-    """The folder of the rerun, in which nothing lies yet. Raises ConfigError."""
+    """The folder of the rerun, which must be new. Raises ConfigError."""
     if name is not None:
         check_name(name)
         if (ROOT / name).exists():
@@ -109,12 +109,12 @@ def _composed(first: RunFolder, second: RunFolder, overrides: list[str], quiet: 
 
 
 def code_notes(first: RunFolder, second: RunFolder, any_commit: bool) -> list[str]:
-    """Notes about code that is not known to be that of the run.
+    """Notes about code that may differ from that of the run.
 
     Args:
         first: the run.
-        second: where the rerun will lie.
-        any_commit: whether other code is taken as well.
+        second: the folder of the rerun.
+        any_commit: whether other code is accepted.
 
     Raises:
         RunError: the current code is not that of the run, or the run's code is not available; the message says what to

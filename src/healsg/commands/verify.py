@@ -63,7 +63,7 @@ class Trial:
     begins: list[int] = field(default_factory=list)
 
     def read(self) -> None:
-        """Take from the trace how many steps there were, after which the run was killed, and from where it went on."""
+        """Read from the trace the number of steps, after which steps the run was killed, and from which it resumed."""
         path, last = self.folder.path / TRACE, 0
         for _, row in entries(path) if path.exists() else ():
             if "begin" in row and last:
@@ -74,7 +74,7 @@ class Trial:
 
 
 def run(arguments: list[str]) -> int:
-    """Verify exact resume; 0 where all runs agree, 1 where not, 2 where the command is wrong."""
+    """Verify exact resume; returns 0 if all runs agree, 1 if not, 2 if the command is wrong."""
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
         return 0

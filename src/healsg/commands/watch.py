@@ -168,12 +168,12 @@ def _changed(path: Path) -> float:
 
 
 def curves(folder: RunFolder, metrics: Sequence[str], width: int, height: int) -> str:
-    """A run's state, and its curves side by side.
+    """The status of a run, and its curves side by side.
 
     Args:
         folder: of the run.
-        metrics: names of numbers; the usual ones of val and train where empty.
-        width, height: of what is drawn, in characters.
+        metrics: names of metrics; if empty, the usual ones of val and train.
+        width, height: of the plots, in characters.
     """
     record = folder.record
     status = str(record.get("status"))
@@ -198,7 +198,7 @@ def curves(folder: RunFolder, metrics: Sequence[str], width: int, height: int) -
 
 
 def _usual(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The training loss, and the number by which the best epoch is chosen where nothing else is configured."""
+    """The training loss, and the metric by which the best epoch is chosen by default."""
     measured = {key for row in rows for key in row}
     val = [f"val/{name}" for name in (*PREFERRED, "loss") if f"val/{name}" in measured]
     return [name for name in ("train/loss", *val[:1]) if name in measured]

@@ -1,4 +1,4 @@
-"""Data: ``TaskData`` and what it is made of. The names that users need are re-exported here."""
+"""Data: ``TaskData`` and its components. The names that users need are re-exported here."""
 
 from healsg.data.base import Needs as Needs
 from healsg.data.base import TaskData as TaskData

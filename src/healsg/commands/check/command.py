@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> int:
 def checked(composed: Composed, options: list[str], overrides: list[str]) -> tuple[dict[str, Seen], dict[str, Any]]:
     """The statistics of each split's samples, and all findings, as plain values.
 
-    Raises ConfigError, DataError where nothing can be read, as where there is no such folder.
+    Raises ConfigError and DataError if nothing can be read, for example because a folder does not exist.
     """
     from healsg.build import make
     from healsg.commands.check.findings import Finding, findings_of

@@ -56,7 +56,7 @@ def _counts(answer: dict[str, Any]) -> str:
 
 
 def _volumes(volumes: Sequence[Mapping[str, Any]]) -> str:
-    """The table of volumes by case: where each lies, and its intensities."""
+    """The table of volumes by case: position, size and intensities."""
     if not volumes:
         return ""
     head = "<th>case</th><th>split</th><th>voxels</th><th>spacing, mm</th><th>orientation</th><th>0.5, 50, 99.5 %</th>"
@@ -82,7 +82,7 @@ def _bad(seen: Mapping[str, Seen], budget: list[int]) -> str:
 
 
 def _whatever(bad: Bad) -> bytes | None:
-    """The image that a viewer would show of a file that the reader refuses; None if there is none."""
+    """The image that a viewer would show for a file that cannot be read; None if there is none."""
     import numpy as np
     from PIL import Image
 

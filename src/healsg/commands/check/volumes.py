@@ -26,21 +26,21 @@ FEWEST = 5
 """Fewest cases for which an outlier is reported."""
 
 OUTLYING = 6.0
-"""Deviations, estimated by the median, from which a case's intensities stand out."""
+"""The number of standard deviations, estimated by the median, from which a case's intensities are outliers."""
 
 
 @dataclass(frozen=True)
 class VolumeFacts:
-    """Facts of a volume's file and its mask, before preprocessing.
+    """Properties of a volume's file and its mask, before preprocessing.
 
     Args:
         split, name: of the case.
         file: its first file.
         shape, spacing: voxels and mm along each axis of the file.
-        orientation: where the axes point, such as ``RAS``.
-        intensity: 0.5, 50 and 99.5 % of the intensities.
-        small: by label the structures smaller than a voxel of the common space.
-        remarks: what is unusual in the headers of its images and its mask, each with the file.
+        orientation: the directions of the axes, such as ``RAS``.
+        intensity: the 0.5th, 50th and 99.5th percentiles of the intensities.
+        small: by label, the number of structures smaller than a voxel of the common space.
+        remarks: unusual properties in the headers of its images and its mask, each with the file.
     """
 
     split: str

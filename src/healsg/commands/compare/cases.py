@@ -26,13 +26,13 @@ USUAL = "dice"
 
 @dataclass(frozen=True)
 class Paired:
-    """A number of two runs on the same cases.
+    """A metric of two runs on the same cases.
 
     Args:
         metric: its name.
-        numbers: by case those of the first and of the second run, the largest differences first.
-        apart: the mean difference, the first run less the second, with its paired t interval.
-        left_out: cases that one of them lacks, or for which the number is not defined.
+        numbers: by case, the values of the first and of the second run, the largest differences first.
+        apart: the mean difference, the first run minus the second, with its paired t interval.
+        left_out: cases that one of them lacks, or for which the metric is not defined.
     """
 
     metric: str

@@ -76,9 +76,9 @@ class Pooled(NamedTuple):
 
     Args:
         label: of the setting.
-        samples: that some run held out, each counted once.
-        of: samples of the training part.
-        acc: the share that the mean of the probabilities of the runs that held it out gets right.
+        samples: the number of held-out samples, each counted once.
+        of: the number of samples of the training part.
+        acc: the accuracy of the mean probabilities of the runs that held out a sample.
         low, high: Wilson's 95 % interval, for independent samples.
     """
 
@@ -91,7 +91,7 @@ class Pooled(NamedTuple):
 
 
 def pooled(label: str, runs: list[RunFolder]) -> Pooled:
-    """Evaluate what each run of a setting held out. Raises RunError where a run held nothing out."""
+    """Evaluate the held-out samples of each run of a setting. Raises RunError if a run held out none."""
     from healsg.commands.ledger.errors import OutOfFold
     from healsg.metrics.interval import wilson
 
@@ -111,8 +111,8 @@ def show_comparison(compared: Comparison, most: int | None = None) -> None:
     """Print the settings as a table, the best first, and the verdict.
 
     Args:
-        compared: what is shown.
-        most: settings that are shown; None for all.
+        compared: the comparison.
+        most: the largest number of settings to show; None for all.
     """
     columns, rows = rows_of(compared)
     show(columns, rows[:most])
@@ -122,7 +122,7 @@ def show_comparison(compared: Comparison, most: int | None = None) -> None:
 
 
 def _runs(given: Iterable[str], root: Path) -> list[Finished]:
-    """The finished runs that are named, alone or by their sweep. Raises RunError where nothing is."""
+    """The named finished runs, and those of named sweeps. Raises RunError if there are none."""
     everything = listed(root) if root.is_dir() else []
     chosen: dict[str, Finished] = {}
     for name in given:

@@ -193,7 +193,7 @@ def checkpoints(first: RunFolder, second: RunFolder) -> str:
 
 
 def _gap(one: Any, other: Any) -> str:
-    """How far two values lie apart."""
+    """The difference of two values."""
     from torch import Tensor
 
     if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
@@ -210,7 +210,7 @@ def _count(names: list[str], total: int) -> str:
 
 
 def first_tensor(first: Path, second: Path) -> Divergence | None:
-    """Where two traces differ first, in the order of the second; None where they agree, or one is not there."""
+    """The first difference of two traces, in the order of the second one; None if they agree or one is missing."""
     if not (first.exists() and second.exists()):
         return None
     places: dict[int, tuple[int, list[str]]] = {}

@@ -1,8 +1,8 @@
 """The traced run: a run that writes a hash of each tensor after every update, and that can kill itself.
 
-``healsg verify`` and ``healsg diverge ... replay=true`` start it as a process of its own, with its plan on standard
+``healsg verify`` and ``healsg diverge ... replay=true`` start it as a separate process, with its plan on standard
 input. A line of ``trace.jsonl`` holds ``step`` and, in the order of ``names``, each tensor's ``hash`` and ``size`` (its
-norm; a plain number is its own); ``names`` stand where they change, and ``begin`` is the step from which a process
+norm, or a number's value); ``names`` are written when they change, and ``begin`` is the step from which a process
 resumed.
 """
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 
 class Tracer(Checkpointer):
-    """A checkpointer that also writes the trace, and follows a plan, in which each step may be None.
+    """A checkpointer that also writes the trace and follows a plan, in which each step may be None.
 
-    Of several processes rank 0 writes it, and all end at a kill, with the agent that started them.
+    With several processes rank 0 writes it, and a kill ends all of them and the agent that started them.
 
-    The plan: after the update ``save`` it saves, and with ``settle`` waits until the save is on the disk; after
-    ``kill`` the process ends by SIGKILL, ``share`` of a step's time later; after ``until`` it stops. It ends too when
-    ``parent``, the process that started it, is gone.
+    The plan: after the update ``save`` the run saves, and with ``settle`` waits until the checkpoint is on disk; after
+    ``kill`` the process ends by SIGKILL, ``share`` of a step's time later; after ``until`` it stops. It also ends when
+    ``parent``, the process that started it, has ended.
     """
 
     def __init__(self, plan: dict[str, Any], *given: Any) -> None:
@@ -106,12 +106,12 @@ def _end() -> None:
 
 
 class TracedTrainer(TaskTrainer):
-    """``TaskTrainer`` of a run that a ``Tracer`` saves.
+    """``TaskTrainer`` with a ``Tracer`` as checkpointer.
 
     Args:
         composed: the checked configuration.
         plan: of the ``Tracer``.
-        folder: of the run, where it has one.
+        folder: of an existing run.
     """
 
     def __init__(self, composed: Composed, plan: dict[str, Any], folder: RunFolder | None = None) -> None:
@@ -132,7 +132,7 @@ def rank() -> int:
 
 
 def main() -> int:
-    """Train what the plan on standard input says, traced; returns the exit status of ``healsg train``."""
+    """Train with a trace, according to the plan on standard input; returns the exit status of ``healsg train``."""
     plan = yaml.safe_load(sys.stdin.buffer)
     sys.argv = plan["command"]  # run.json records it as the run's command line
     composed = Composed.of_plain(plan["composed"])

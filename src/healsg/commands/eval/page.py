@@ -43,7 +43,7 @@ def _cases(cases: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _number(value: Any) -> str:
-    """A number for people; nothing where it is not defined, such as of a class that is neither there nor predicted."""
+    """A number as text; empty if it is not defined, such as for a class that is neither in the truth nor predicted."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{value:.4f}" if isinstance(value, float) else str(value)

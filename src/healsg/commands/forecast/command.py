@@ -156,7 +156,7 @@ def _as_run(composed: Composed) -> Composed:
 
 
 def kind_of(values: Any) -> str:
-    """What a job costs by, as text: its settings without those that change no time."""
+    """What determines the cost of a job, as text: its settings without those that do not change the time."""
 
     def without(value: Any) -> Any:
         if isinstance(value, dict):
@@ -191,8 +191,9 @@ def _total(kinds: list[Kind], key: str, beside: float) -> dict[str, float] | Non
 
 
 def record_of(root: str | None) -> list[dict[str, Any]]:
-    """Of each finished run with a forecast, by amount: the forecast, the truth, the error and whether the interval
-    held. Runs that went on in another process are left out: their memory and imports are those of several."""
+    """For each finished run with a forecast, by amount: the forecast, the true value, the error, and whether the
+    interval covered it. Runs that were resumed in another process are left out: their memory and imports are those
+    of several processes."""
     rows = []
     for found in listed(root_of(root)):
         record = RunFolder(found.path).record
@@ -213,7 +214,7 @@ def record_of(root: str | None) -> list[dict[str, Any]]:
 
 
 def summary_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By amount: the number of runs, the median of the errors' sizes, and how often the interval held."""
+    """By amount: the number of runs, the median absolute error, and how often the interval covered the true value."""
     summary = {}
     for key in AMOUNTS:
         known = [row[key] for row in rows if key in row]

@@ -39,8 +39,8 @@ EVALUATING = 0.4
 
 
 def main() -> None:
-    """Measure the task that standard input describes; the result is one line of JSON on standard output, all other
-    output goes to standard error."""
+    """Measure the task given on standard input; the result is one line of JSON on standard output, all other output
+    goes to standard error."""
     request = yaml.safe_load(sys.stdin.buffer)
     answer_to = os.dup(1)
     os.dup2(2, 1)
@@ -215,7 +215,7 @@ def _length(task: BasicTask, val: int) -> Length:
 
 
 def _evaluation(task: BasicTask, budget: float, clock: Clock) -> tuple[Seconds, Seconds, int]:
-    """What the first evaluation takes beyond a later one, what one batch takes, and how many there are."""
+    """How much longer the first evaluation takes than a later one, the time per batch, and the number of batches."""
     loader = task.val_loader
     if loader is None:
         return Seconds(), Seconds(), 0
@@ -264,7 +264,7 @@ def _evaluate(task: BasicTask, loader: AnyLoader) -> None:
 
 
 def _saves(task: BasicTask, clock: Clock) -> dict[str, Any]:
-    """What it takes to write the two checkpoints, into a folder that is removed, and how large they are."""
+    """The time to write the two checkpoints, into a temporary folder, and their sizes."""
     from healsg.runs import checkpoint
 
     with tempfile.TemporaryDirectory() as temporary:

@@ -13,8 +13,8 @@ TIME_ERROR = 0.25
 calibrate`` (-14 % to +25 %, ``benchmarks/results/forecast_calibration.txt``): of twelve runs it is the quantile that
 holds nine of ten."""
 WALL_ERROR = 0.25
-"""That of wall time on an otherwise idle machine. What else a machine does counts in it: on the loaded one of the
-calibration 5 of 12 intervals held."""
+"""The error of the wall time on an otherwise idle machine. Other work on the machine adds to it: on the loaded
+machine of the calibration, 5 of 12 intervals covered the true value."""
 MEMORY_ERROR = 0.12
 """That of the peak of memory, from the same runs (-10 % to -2 %)."""
 DISK_ERROR = 0.25
@@ -23,7 +23,7 @@ DISK_ERROR = 0.25
 SPREAD = 1.645
 """Standard deviations on each side of the mean that hold 90 % of a normal distribution."""
 BLOCKS = 8
-"""Parts into which the measured steps are divided: their means differ by what the machine does meanwhile."""
+"""The number of blocks into which the measured steps are divided; their means differ by other work on the machine."""
 REST = 1.0
 """Seconds between two saves at the ends of epochs, as the checkpointer has it."""
 FILES = 180_000
@@ -83,15 +83,15 @@ class Measured:
 
     Args:
         imports: of Python, torch and the configuration, before the task is built.
-        build: of the task: data read, network made.
-        first: what the first steps took beyond the later ones, once a run.
+        build: of the task: reading data, creating the network.
+        first: how much longer the first steps took than later ones, once per run.
         steps: each measured training step with its batch.
-        epoch: what the start of an epoch takes beyond a step.
-        first_eval: what the first evaluation took beyond a later one.
-        eval_batch: of an evaluation, with the metrics.
+        epoch: how much longer the first step of an epoch takes.
+        first_eval: how much longer the first evaluation took than a later one.
+        eval_batch: per batch of an evaluation, with the metrics.
         save, save_best: of ``last.pt`` and ``best.pt``.
-        end: of what a run ends with: the digest of its state, and the samples and pages of its report.
-        peak: bytes of memory; None where the system does not say.
+        end: of the end of a run: the digest of its state, and the samples and pages of its report.
+        peak: memory in bytes; None if the system does not report it.
         last_bytes, best_bytes: of the two files.
     """
 
@@ -136,11 +136,11 @@ class Forecast:
     """The forecast of a run.
 
     Args:
-        imports: before it is built.
+        imports: seconds of CPU time before it is built.
         cpu, wall: seconds of the run itself, without the imports.
-        memory: peak, in bytes; None where it is not known.
-        disk: bytes of the run's folder.
-        parts: CPU seconds by what they are for.
+        memory: the peak, in bytes; None if unknown.
+        disk: the bytes of the run's folder.
+        parts: CPU seconds by purpose.
     """
 
     imports: Seconds
@@ -211,7 +211,7 @@ def predict(measured: Measured, length: Length) -> Forecast:
 
 def saves_of(length: Length, wall: float) -> tuple[float, float]:
     """How often a run of ``wall`` seconds writes ``last.pt`` and ``best.pt``: at the ends of epochs, at most once a
-    second; every other epoch is taken to be better than the ones before."""
+    second; every other epoch is assumed to be a new best one."""
     epoch = max(wall / max(1, length.epochs), 1e-9)
     ends = length.epochs / max(1, math.ceil(REST / epoch))
     between = length.updates // length.save_every if length.save_every else 0

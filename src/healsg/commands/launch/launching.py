@@ -23,12 +23,12 @@ from healsg.sweeps.sharing import SharedData
 
 @dataclass(frozen=True)
 class Result:
-    """How one run ended.
+    """How a run ended.
 
     Args:
         status: ``finished``, ``stopped``, or ``killed``.
-        exit: the exit status of ``healsg train``; 128 + signal where it was killed.
-        best, test: as in ``run.json``; None and empty where there is none.
+        exit: the exit status of ``healsg train``; 128 + signal if it was killed.
+        best, test: as in ``run.json``; None and empty if not available.
     """
 
     status: str
@@ -44,12 +44,12 @@ class Launcher(Protocol):
 
 
 def launch(composed: Composed, folder: RunFolder, launcher: Launcher | None = None) -> Result:
-    """Train or resume one run.
+    """Train or resume a run.
 
     Args:
         composed: the run's checked configuration.
-        folder: where the run lies, or will.
-        launcher: where it is trained; in this process where it is None.
+        folder: of the run; it may not exist yet.
+        launcher: where to train; None for this process.
 
     Raises:
         HealsgError: an error that the user can fix. For a run in this process, any other exception propagates too.
@@ -61,7 +61,7 @@ class InThisProcess:
     """Trains in the calling process.
 
     Args:
-        shared: the data that one run has read for the next; None where they share nothing.
+        shared: data that a run has read and the next one reuses; None to share nothing.
     """
 
     def __init__(self, shared: SharedData | None = None) -> None:
@@ -116,9 +116,10 @@ class TracedProcess:
         self.plan = plan
 
     def __call__(self, composed: Composed, folder: RunFolder) -> Result:
-        """The status is ``killed`` where the kill that was planned came before the end.
+        """The status is ``killed`` if the planned kill came before the end.
 
-        Raises BrokenError where it ended otherwise; the last line that it wrote is the message, those before are shown.
+        Raises BrokenError if the process ended otherwise, with the last line that it wrote as message; the lines before
+        are shown.
         """
         traced = _untimed(composed, folder)
         plan = dict.fromkeys(("save", "settle", "kill", "share", "until")) | self.plan
@@ -137,15 +138,15 @@ class TracedProcess:
 
 
 def ask(program: list[str], request: bytes, seconds: float | None = None) -> tuple[int, list[str]]:
-    """Run a fresh process that reads its task on standard input, and that prints nothing but errors.
+    """Run a fresh process that reads its task from standard input and prints only errors.
 
     Args:
         program: its command line.
         request: the task.
-        seconds: after which it is ended, and TimeoutExpired is raised; None waits.
+        seconds: after which it is ended and TimeoutExpired is raised; None waits.
 
     Returns:
-        Its exit status (negative where a signal has killed it), and the lines that it wrote as errors.
+        Its exit status (negative if it was killed by a signal), and the lines that it wrote to standard error.
     """
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(

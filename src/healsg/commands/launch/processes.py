@@ -67,7 +67,7 @@ def job_of(composed: Composed, path: Path | None, began: float, traced: Mapping[
 
     Args:
         composed: the checked configuration.
-        path: the run's folder; None stands for that of its name.
+        path: the run's folder; None for the folder given by its name.
         began: when the command began, by ``time.monotonic``.
         traced: the plan of ``trace.Tracer`` for a traced run; its ranks are those of ``trace.rank``.
     """
@@ -83,10 +83,10 @@ def check_no_json(as_json: bool) -> None:
 
 
 def become_agent(count: int, job: str, ranks: str = __name__) -> int:
-    """Start ``count`` processes of the module ``ranks``, wait for them, and give the exit status of the run.
+    """Start ``count`` processes of the module ``ranks``, wait for them, and return the exit status of the run.
 
-    It is that of the rank that failed first, 1 where that was killed, and 128 + signal where this process got a signal,
-    which the ranks are sent.
+    It is the status of the rank that failed first, 1 if that rank was killed, and 128 + signal if this process received
+    a signal, which it forwards to the ranks.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -163,23 +163,23 @@ def agent() -> int:
 
 
 def _end_with(parent: int) -> None:
-    """End as after SIGTERM once the parent process is gone; the ranks save."""
+    """End as after SIGTERM once the parent process has ended; the ranks save."""
     while os.getppid() == parent:
         time.sleep(_WATCH)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run_agent(count: int, job: str, ranks: str = __name__, quiet: bool = False) -> tuple[int, list[str]]:
-    """Start an agent and wait for it, passing stop signals on.
+    """Start an agent and wait for it, forwarding stop signals.
 
     Args:
         count: of its ranks.
         job: see ``job_of``.
         ranks: the module whose ``rank`` they call.
-        quiet: whether its output is dropped, except errors.
+        quiet: whether to discard its output, except errors.
 
     Returns:
-        Its exit status (negative where a signal has killed it), and the lines that were written as errors.
+        Its exit status (negative if it was killed by a signal), and the lines that were written as errors.
     """
     request = yaml.safe_dump({"count": count, "job": job, "ranks": ranks, "parent": os.getpid()}).encode()
     output = subprocess.DEVNULL if quiet else None

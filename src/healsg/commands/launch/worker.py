@@ -19,8 +19,8 @@ from healsg.training.interrupt import StopSignal
 
 
 class _Orders:
-    """A thread that reads the jobs. At the end of the input the job in progress is asked to stop, since the parent
-    process is gone."""
+    """A thread that reads the jobs. At the end of the input it requests the current job to stop, since the parent
+    process has ended."""
 
     def __init__(self) -> None:
         self.working = False

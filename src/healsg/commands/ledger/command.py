@@ -64,10 +64,10 @@ def _samples(given: str) -> int:
 
 
 class Read:
-    """The ledger of a run: by epoch and sample. Raises RunError where there is none, or it is damaged.
+    """The ledger of a run, by epoch and sample. Raises RunError if it is missing or damaged.
 
-    ``losses`` and ``confidence`` are (E, N) float, nan where a sample was not dealt; ``correct`` is (E, N) uint8, with
-    255 there; ``targets`` (N,) the class indices, -1 where not known; ``names`` of the N samples.
+    ``losses`` and ``confidence`` are (E, N) float, nan for a sample that did not occur in an epoch; ``correct`` is (E,
+    N) uint8, 255 in that case; ``targets`` (N,) the class indices, -1 if unknown; ``names`` of the N samples.
     """
 
     def __init__(self, folder: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""``healsg ledger errors RUN...``: candidates for label errors, by runs that each held out another fold."""
+"""``healsg ledger errors RUN...``: candidates for label errors, from runs that each held out another fold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ Array = np.ndarray[Any, Any]
 
 
 class HeldOut:
-    """Sees an evaluation of the samples that a run held out: their probabilities, labels and places in the split."""
+    """Records an evaluation of the samples that a run held out: their probabilities, labels and positions in the
+    split."""
 
     def __init__(self) -> None:
         self.probabilities: list[Array] = []
@@ -43,9 +44,10 @@ class HeldOut:
 
 
 class OutOfFold:
-    """The probabilities of samples by networks that were not trained on them: the mean over the runs that held it out.
+    """The probabilities of samples by networks that were not trained on them: the mean over the runs that held them
+    out.
 
-    Raises RunError where the runs are of unlike data, or one held nothing out.
+    Raises RunError if the runs have different data, or one held out no samples.
     """
 
     def __init__(self, runs: Sequence[RunFolder]) -> None:
@@ -58,7 +60,7 @@ class OutOfFold:
             self._add(folder)
 
     def _add(self, folder: RunFolder) -> None:
-        """Evaluate what a run held out, with its best weights."""
+        """Evaluate the held-out samples of a run with its best weights."""
         from healsg.evaluation.evaluator import EvalEpoch
         from healsg.evaluation.predictor import best_of, network_of_run
 
@@ -102,7 +104,7 @@ class OutOfFold:
 
 
 def _held_out(task: BasicTask, folder: RunFolder) -> tuple[Array, list[str], int]:
-    """Which samples of the training part a run held out, the names of all of these, and how many there are."""
+    """Which samples of the training part a run held out, the names of all samples, and their number."""
     import torch
 
     from healsg.data.source import UNKNOWN, DatasetSource, TensorSource

@@ -21,7 +21,7 @@ SIDE = 224
 """Length in pixels to which the longer side of a smaller image is enlarged."""
 
 SHARE = 0.6
-"""Opacity of the colour over the image, where the map is 1."""
+"""The opacity of the colour over the image where the map is 1."""
 
 COLOURS = ((0.0, (0, 0, 130)), (0.35, (0, 200, 255)), (0.65, (255, 230, 0)), (1.0, (200, 0, 0)))
 """Colours of the values from 0 to 1, interpolated linearly."""
@@ -32,10 +32,10 @@ class Explanations:
 
     Args:
         ensemble: the networks.
-        out: the file of the predictions; pictures lie in the folder ``<its stem>-explain`` beside it.
+        out: the file of the predictions; the images are written to the folder ``<its stem>-explain`` beside it.
 
     Raises:
-        ConfigError: the networks take no pictures, or have no feature map.
+        ConfigError: the networks do not take images, or have no feature map.
     """
 
     def __init__(self, ensemble: Ensemble, out: Path) -> None:

@@ -25,11 +25,11 @@ def predict_masks(request: Request, members: Sequence[tuple[str, Predictor]], ru
 
     Args:
         request: the arguments.
-        members: the networks, with the names by which messages call them.
-        runs: what the weights of each are known by.
+        members: the networks, with their names for messages.
+        runs: the identification of the weights of each.
 
     Raises:
-        HealsgError: the request does not go with masks, or the folder holds those of other weights.
+        HealsgError: the request is not possible for masks, or the folder holds those of other weights.
     """
     folder = _folder(request)
     from healsg.datasets.new_samples.mask_files import scans_of
@@ -90,7 +90,7 @@ def _folder(request: Request) -> Path:
 
 
 def _show(request: Request, line: dict[str, Any]) -> None:
-    """A line on standard output: JSON, or for people what was written."""
+    """Print a line: JSON, or a text about what was written."""
     if request.json:
         print(json.dumps(line, ensure_ascii=False), flush=True)
     elif "error" in line:

@@ -72,7 +72,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _reproduced(asked: _Options, recipe: str, found: dict[str, Path]) -> tuple[int, dict[str, Any]]:
-    """Run a recipe: the exit status, and what was reached; None if a run was stopped or failed."""
+    """Run a recipe; returns the exit status and the result, which is None if a run was stopped or failed."""
     options = [f"--config-dir={asked.config_dir}"] * bool(asked.config_dir)
     plans = composed_once(lambda: chain(recipe, found))
     composer = cache(lambda: Composer(asked.config_dir))
@@ -154,7 +154,7 @@ def _options(arguments: list[str]) -> _Options:
 
 
 def _passed(target: Target, last: Target, given: list[str]) -> list[str]:
-    """The overrides that a recipe gets: for a prerequisite recipe, all but those of the method or the network."""
+    """The overrides for a recipe; a prerequisite recipe gets all but those of the method or the network."""
     about = ("method", "model", "init_from")
     return [text for text in given if target is last or re.split(r"[./=]", text.lstrip("+~"))[0] not in about]
 
@@ -262,7 +262,7 @@ def _announce(plans: list[Target]) -> None:
 
 
 def _list(found: dict[str, Path]) -> None:
-    """All recipes: name, target, what was measured, where the number stands."""
+    """All recipes: name, target, measured result, and source."""
     rows = []
     for name, path in found.items():
         try:

@@ -131,24 +131,24 @@ def chain(name: str, found: dict[str, Path]) -> list[Target]:
 
 
 def reaches(target: Target, values: list[float]) -> bool:
-    """Whether the mean of the seeds' numbers reaches what was published, less the tolerance."""
+    """Whether the mean over the seeds reaches the published number minus the tolerance."""
     return fmean(values) - target.published >= -target.tolerance - 1e-9
 
 
 def verdict(
     target: Target, values: list[float], changed: list[str], off: list[float] | None = None
 ) -> tuple[bool, str]:
-    """Whether a recipe passes, and that in one line.
+    """Whether a recipe passes, and the reason in one line.
 
-    It passes where the mean of the seeds' numbers reaches what was published and, for a recipe that names what switches
-    its method off, where these numbers are on average above those with the method off. Where such numbers are not
-    given, the line says ``reached`` instead of ``passed``.
+    It passes if the mean over the seeds reaches the published number and, for a recipe with ``without``, if this mean
+    is above that of the runs with the method off. If those runs are not given, the line says ``reached`` instead of
+    ``passed``.
 
     Args:
-        target: what was to be reproduced.
-        values: the numbers, one a seed.
-        changed: the settings that are not those of the publication.
-        off: the numbers with the method off, for the same seeds; None where these runs were not made.
+        target: of the recipe.
+        values: the results, one per seed.
+        changed: the settings that differ from the publication.
+        off: the results with the method off, for the same seeds; None without these runs.
     """
     mean = fmean(values)
     reached = reaches(target, values)
@@ -168,5 +168,5 @@ def verdict(
 
 
 def _spread(values: list[float]) -> str:
-    """The standard deviation over the seeds, where there are several."""
+    """The standard deviation over the seeds, if there are several."""
     return f" +- {stdev(values):.4f} over {len(values)} seeds" if len(values) > 1 else ""

@@ -42,7 +42,7 @@ Jobs = list[tuple[str, Composed]]
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep is to do."""
+    """The plan of a sweep."""
 
     name: str
     jobs: Jobs
@@ -60,7 +60,7 @@ PATIENCE = 20.0
 
 
 def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
-    """Run every job; 0 where all are finished, 1 where one failed, 2 where the command was wrong."""
+    """Run every job; returns 0 if all finished, 1 if one failed, 2 if the command was wrong."""
     planned = composed_once(lambda: plan(composer(), overrides))
     name, jobs = planned.name, planned.jobs
     folder = RunFolder(ROOT / name)

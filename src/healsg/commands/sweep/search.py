@@ -151,7 +151,7 @@ def _set_aside(folder: RunFolder) -> None:
 
 
 def _all_rounds(plan: SearchPlan, trials: Trials, stop_signal: StopSignal) -> int | None:
-    """Run the rounds, and then the rungs; the exit status where a stop came before their end, else None."""
+    """Run the rounds and then the rungs; returns the exit status if a stop came before their end, else None."""
     count = plan.count
     for first in range(0, count, plan.search.batch):
         numbers: Sequence[int] = range(first, min(count, first + plan.search.batch))
@@ -170,7 +170,7 @@ def _all_rounds(plan: SearchPlan, trials: Trials, stop_signal: StopSignal) -> in
 def _until_done(
     plan: SearchPlan, trials: Trials, numbers: Sequence[int], pause: int | None, stop_signal: StopSignal
 ) -> int | None:
-    """Train some trials to an epoch, or their end; the exit status where a stop came before that, else None."""
+    """Train some trials to an epoch or their end; returns the exit status if a stop came before, else None."""
     if stop_signal.asked():
         return stop_signal.stopped().status
     for _ in range(ATTEMPTS):
@@ -193,7 +193,7 @@ def _until_done(
 def _train(
     plan: SearchPlan, trials: Trials, numbers: Sequence[int], pause: int | None, stop_signal: StopSignal
 ) -> list[Row]:
-    """Train those of some trials that are neither done nor failed; their rows."""
+    """Train the given trials that are neither finished nor failed; returns their rows."""
     left = [number for number in numbers if trials.trial(number, pause).status == "open"]
     if not left:
         return []

@@ -17,12 +17,12 @@ MOST_LEFT = 36
 
 
 def width() -> int:
-    """The characters of a line: those of the terminal, or of ``COLUMNS``; 80 where neither is known."""
+    """The characters per line: those of the terminal, or of ``COLUMNS``; 80 if neither is known."""
     return max(40, min(WIDEST, shutil.get_terminal_size((80, 24)).columns))
 
 
 def printed(text: str) -> int:
-    """The columns that a text takes on a terminal, where Chinese characters take two."""
+    """The number of terminal columns of a text; Chinese characters take two."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 

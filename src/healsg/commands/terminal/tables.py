@@ -37,14 +37,14 @@ def cell(value: Any) -> str:
 def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | None = None, needed: int = 2) -> None:
     """Print a table as wide as the terminal.
 
-    Where it does not fit, columns are left out from the right, and named below; where those that are needed do not fit
-    by themselves, the widest of them are cut. What is not a terminal, such as a file or a pipe, gets everything.
+    If it is too wide, columns are left out from the right and named below; if even the needed columns are too wide, the
+    widest of them are truncated. Files and pipes get everything.
 
     Args:
         columns: their names, the most important ones first.
         rows: the values, one for each column.
-        file: where it goes; None is standard output.
-        needed: how many of the first columns are never left out.
+        file: the output; None is standard output.
+        needed: the number of first columns that are never left out.
     """
     file = sys.stdout if file is None else file
     from rich.cells import cell_len
