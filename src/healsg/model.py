@@ -14,7 +14,7 @@ from healsg.metric import Metric
 
 def takes_any(info: DataInfo) -> str:
     """A hint for the error of a network that does not accept its inputs: which network does."""
-    return "model=unet takes images and volumes with masks" if info.placed else "model=mlp takes any shape"
+    return "model=unet takes images and volumes with masks" if info.dense else "model=mlp takes any shape"
 
 
 class Network(nn.Module):

@@ -396,7 +396,7 @@ def least_rows(model: nn.Module, info: DataInfo | None = None) -> int:
     BatchNorm fails on a single value per channel, so a network with BatchNorm needs two; one is enough if targets are
     spatial, since a sample then has many pixels.
     """
-    if info is not None and info.placed:
+    if info is not None and info.dense:
         return 1
     return 1 + any(isinstance(module, BatchNorm) for module in model.modules())
 

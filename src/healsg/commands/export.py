@@ -153,7 +153,7 @@ def _proved(made: Path, to: str, predictor: Predictor, task: BasicTask) -> tuple
     (made / "predict.py").write_text(program(to), encoding="utf-8")
     loader = task.task_data.evaluation_loader("val")
     print(f"{loader.samples} samples of the val split are predicted by the run and by predict.py", file=sys.stderr)
-    if predictor.info.placed:
+    if predictor.info.dense:
         for name in ("segment.py", "volumes.py")[: len(predictor.info.input_shape) - 2]:
             (made / name).write_text(mask_program(to, name), encoding="utf-8")
         return reproduce_masks(made, to, predictor, loader), None

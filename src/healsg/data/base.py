@@ -190,7 +190,7 @@ class TaskData:
             return None
         _require_source(source, f"{type(self).__name__}.read({part!r})", self.info)
         self.fingerprints[part] = of_source(source)
-        return checked(source, self.info) if self.info.placed else source
+        return checked(source, self.info) if self.info.dense else source
 
     def sampled(self, source: Source) -> Source:
         """The training samples of a stream: those of ``source``, or patches of them."""
@@ -205,7 +205,7 @@ class TaskData:
         strata = source.about.strata if isinstance(source, (TensorSource, DatasetSource)) else None
         if strata is not None:
             return strata.cpu()
-        if self.info.placed:
+        if self.info.dense:
             return torch.zeros(len(source), dtype=torch.int64)
         if source.targets is None:
             raise DataError(f"{type(self).__name__}: data.val_fraction needs a class for each sample; set it to 0")
@@ -327,7 +327,7 @@ class TaskData:
             ratio=needs.ratio,
             reading=self.reading,
             eval_batch_size=self.eval_batch_size,
-            placed=self.info.placed,
+            placed=self.info.dense,
             whole_batches=not training and self.eval_batch_size is not None,
         )
 
@@ -357,7 +357,7 @@ class TaskData:
             if "input" not in raw:  # none of them can be read
                 return
         for first, second in pairwise(views):
-            if same_views(raw, (first, transforms[first]), (second, transforms[second]), self.info.placed):
+            if same_views(raw, (first, transforms[first]), (second, transforms[second]), self.info.dense):
                 way = "images take theirs from healsg.transforms.views, numbers from data.noise above 0"
                 detail = f"{first} and {second} of each sample are the same, and the method compares them"
                 raise ConfigError(

@@ -64,7 +64,7 @@ class DataInfo:
             raise ConfigError(f"data.regions: {count}; a segmentation has one output a region")
 
     @property
-    def placed(self) -> bool:
+    def dense(self) -> bool:
         """Whether targets are spatial, so that geometric transforms of the input apply to them too."""
         return self.kind == SEGMENTATION
 
@@ -78,7 +78,7 @@ class DataInfo:
         """The labels that a mask may contain besides ``ignore``: the classes, or 0 and the labels of the regions."""
         if self.regions:
             return tuple(sorted({0, *(label for labels in self.regions.values() for label in labels)}))
-        return tuple(range(self.num_classes)) if self.placed else ()
+        return tuple(range(self.num_classes)) if self.dense else ()
 
     def scaled_as(self, other: DataInfo) -> DataInfo:
         """The same with the target scale of ``other``, which weights that were trained on ``other`` need."""

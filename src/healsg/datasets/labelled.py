@@ -98,7 +98,7 @@ class LabelledData(TaskData):
         if source is None or not (self.in_memory or self.cache):
             return source
         folder = self.root / "cache" if self.cache else None
-        return hold(source, part, self.workers, self.reading, folder, self.info.placed)
+        return hold(source, part, self.workers, self.reading, folder, self.info.dense)
 
     def thinned(self, train: Source) -> Source:
         """The training samples to use, of those that are not held out: by default all of them."""

@@ -94,7 +94,7 @@ class Predictor:
                         hidden.append(_whole(self.network.features(batch["input"])))
         output = in_units(torch.cat(outputs), self.info)
         found = torch.cat(hidden) if features else None
-        if self.info.placed:
+        if self.info.dense:
             overlapping = bool(self.info.regions)
             probabilities = output.sigmoid() if overlapping else output.softmax(dim=1)
             return Prediction(output, probabilities, None, found, output > 0 if overlapping else output.argmax(dim=1))
@@ -106,9 +106,9 @@ class Predictor:
         Raises:
             ConfigError: it takes no pictures, or is neither convolutional nor a vision transformer.
         """
-        if self.info.placed or self.info.input_names or len(self.info.input_shape) != 3:
+        if self.info.dense or self.info.input_names or len(self.info.input_shape) != 3:
             takes = f"{', '.join(self.info.input_names[:3])}, ..." if self.info.input_names else self.info.input_shape
-            what = "a segmentation says where itself" if self.info.placed else f"this network takes {takes}"
+            what = "a segmentation says where itself" if self.info.dense else f"this network takes {takes}"
             raise ConfigError(f"--explain: is for classes of pictures (channels, height, width); {what}")
         generator = torch.Generator().manual_seed(0)
         example = torch.randn(2, *self.info.input_shape, generator=generator)

@@ -127,7 +127,7 @@ def _use_of_pictures(facts: Facts) -> str:
 
 
 def _use(facts: Facts) -> str:
-    if facts.info.placed:
+    if facts.info.dense:
         return _use_of_masks(facts)
     kind = facts.info.kind
     outputs = "the probability of each class" if kind == "multiclass" else "the probability of each label"

@@ -98,7 +98,7 @@ class Exported(nn.Module):
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
-        if predictor.info.kind not in KINDS and not predictor.info.placed:
+        if predictor.info.kind not in KINDS and not predictor.info.dense:
             kinds = ", ".join(KINDS)
             raise ConfigError(f"healsg export: a {predictor.info.kind} task cannot be exported; {kinds} can")
         self.prepared = Prepared(predictor.info)
@@ -107,7 +107,7 @@ class Exported(nn.Module):
         self.info = predictor.info
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.info.placed:
+        if self.info.dense:
             model = self.task_model
             spatial = tuple(range(len(self.info.input_shape) - 1))
             axes = spatial if isinstance(model, DenseModel) and model.mirror else ()
@@ -202,7 +202,7 @@ def about(info: DataInfo, model: TaskModel | None = None) -> dict[str, Any]:
     takes a picture apart, and the label that each region writes."""
     state = info.state_dict()
     of_masks: dict[str, Any] = {}
-    if info.placed:
+    if info.dense:
         own = model if isinstance(model, DenseModel) else DenseModel()
         of_masks = {
             "windows": {"rule": own.windows, "overlap": own.overlap},

@@ -92,7 +92,7 @@ class SampleCollector:
         kind = self.info.kind if self.info is not None else "multiclass"
         if output.dim() == 2 and target.dim() == 1 and output.shape[1] > 1 and kind == "multiclass":
             self._see_classes(output.detach().float(), target.long(), batch)
-        elif self.info is not None and self.info.placed and output.dim() == target.dim() + 1:
+        elif self.info is not None and self.info.dense and output.dim() == target.dim() + 1:
             self._see_masks(output.detach(), target, batch)
 
     def _see_classes(self, output: Tensor, target: Tensor, batch: Mapping[str, Any]) -> None:

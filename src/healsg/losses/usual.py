@@ -21,11 +21,11 @@ def usual(info: DataInfo) -> nn.Module | None:
     if info.kind == "regression":
         scale = info.preprocessing
         return RegressionLoss(scale.get("target_mean"), scale.get("target_std"))
-    if info.placed and info.regions:
+    if info.dense and info.regions:
         from healsg.losses.segmentation import CrossEntropy
 
         return CrossEntropy(info.ignore, list(info.regions.values()))
-    return MaskLoss(info.ignore) if info.placed else None
+    return MaskLoss(info.ignore) if info.dense else None
 
 
 def fitted(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,7 @@ class SemiSupervised(TaskMethod):
         super().check(task)
         name = type(self).__name__
         data = type(task.task_data)
-        masks = task.info is not None and task.info.placed
+        masks = task.info is not None and task.info.dense
         if masks:
             refuse_masks(name, self.dense, bool(task.info and task.info.regions))
         self.labelled.check(task, None if masks else name)
@@ -89,7 +89,7 @@ class SemiSupervised(TaskMethod):
         super().setup(task)
         self.labelled.setup(task, type(self).__name__ if self.replaces_criterion else None)
         unlabelled_source(task)
-        if task.info and task.info.placed:
+        if task.info and task.info.dense:
             require_one_geometry(task, self.needs.streams["unlabelled"])
 
 

@@ -110,7 +110,7 @@ class CrossPseudoSupervision(SemiSupervised):
 
 def labelled_pixels(task: Task, batch: dict[str, Any]) -> Tensor | None:
     """(N, *spatial) bool: the pixels of labelled samples that are not to be ignored; None where all count."""
-    if task.info is None or not task.info.placed or task.info.ignore is None:
+    if task.info is None or not task.info.dense or task.info.ignore is None:
         return None
     counted: Tensor = batch["target"] != task.info.ignore
     return counted

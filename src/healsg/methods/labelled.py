@@ -72,7 +72,7 @@ class LabelledSamples:
             raise ConfigError(f"method.cutmix: needs images or volumes, and a sample here is {shape}; set it to 0")
         if self.random_erasing and len(shape) != 3:
             raise ConfigError(f"method.random_erasing: needs images, and a sample here is {shape}; set it to 0")
-        labels_of_pixels = task.info is not None and task.info.placed and not task.info.regions
+        labels_of_pixels = task.info is not None and task.info.dense and not task.info.regions
         smoothed = self.label_smoothing and not labels_of_pixels
         if task.info and task.info.kind != "multiclass" and (one_class or smoothed):
             key = f"method: {one_class}" if one_class else "method.label_smoothing:"
@@ -93,7 +93,7 @@ class LabelledSamples:
         Raises ConfigError where the criterion does not fit the method or its options.
         """
         softened = {"label_smoothing": self.label_smoothing, "mixup": self.mixup, "cutmix": self.cutmix}
-        if task.info and task.info.placed and not self.mixup:
+        if task.info and task.info.dense and not self.mixup:
             softened["cutmix"] = 0.0  # the box is pasted into the mask too, which stays one of labels
         key = next((key for key, value in softened.items() if value), None)
         if own_loss and not is_plain(task.criterion):

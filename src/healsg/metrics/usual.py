@@ -13,7 +13,7 @@ def usual(info: DataInfo | None) -> dict[str, Metric]:
     """The default metrics of a task by name, in addition to the loss; those of multiclass if the kind of task is
     unknown."""
     kind = info.kind if info else "multiclass"
-    if info is not None and info.placed:
+    if info is not None and info.dense:
         from healsg.metrics.segmentation import Dice, IoU
 
         return {**({} if info.regions else {"acc": Accuracy()}), "dice": Dice(), "iou": IoU()}

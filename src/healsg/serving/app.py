@@ -151,7 +151,7 @@ def _limits(of_volumes: bool) -> dict[str, Any]:
 
 def answering(predictor: Predictor, run: str) -> Callable[[bytes], dict[str, Any]]:
     """The function that computes the response of ``/predict`` from the bytes of an image; it raises UploadError."""
-    if not predictor.info.placed:
+    if not predictor.info.dense:
         return lambda content: predicted(predictor, content)
     segmenter = Segmenter([(run, predictor)])
     return lambda content: segmented(segmenter, content)

@@ -17,7 +17,7 @@ from torch import Tensor
 from healsg.data.source import Batch
 from healsg.errors import ConfigError
 from healsg.seeding import Draw
-from healsg.transforms.placed import is_placed, moved_mask
+from healsg.transforms.dense_targets import has_dense_target, moved_mask
 from healsg.types import Count, Natural, Positive
 
 Padding = Literal["zero", "reflect"]
@@ -197,7 +197,7 @@ class ImageTransform:
         """Flip and shift each image of a batch and, where targets are masks, each mask like its image."""
         images: Tensor = batch["input"]
         batch = batch | {"input": self.move(images, draw.shared)}
-        if is_placed(batch):
+        if has_dense_target(batch):
             outside = self.outside if self.padding == "zero" else 0
             mask = moved_mask(batch["target"], images.dim(), lambda planes: self.move(planes, draw.shared), outside)
             batch["target"] = mask

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from healsg.data.source import Batch
 from healsg.seeding import Draw
+from healsg.transforms.dense_targets import has_dense_target
 from healsg.transforms.image import ImageTransform
 from healsg.transforms.numbers import bell, uniform
-from healsg.transforms.placed import is_placed
 
 ROTATED, SCALED = 0.2, 0.2
 NOISY, BLURRED, BRIGHTENED, CONTRASTED, COARSE, INVERTED_GAMMA, GAMMA = 0.1, 0.2, 0.15, 0.15, 0.25, 0.1, 0.3
@@ -75,7 +75,7 @@ class NnunetTransform:
         made = made | {"input": made["input"].clone()}
         sides = tuple(made["input"].shape[2:])
         turned = [(row, matrix) for row, matrix in enumerate(matrices(draw.shared, sides)) if matrix is not None]
-        if turned and is_placed(made):
+        if turned and has_dense_target(made):
             made["target"] = made["target"].clone()
             for row, matrix in turned:
                 made["target"][row] = moved_labels(made["target"][row], matrix, len(sides), self.outside)

@@ -14,11 +14,11 @@ from healsg.data.source import Batch
 from healsg.errors import ConfigError
 from healsg.seeding import Draw
 from healsg.transforms import affine, colour, randaugment
+from healsg.transforms.dense_targets import has_dense_target
 from healsg.transforms.foreign import Policy, apply_policy
 from healsg.transforms.image import ImageTransform, Padding, check_view
 from healsg.transforms.nnunet import NnunetTransform
 from healsg.transforms.numbers import bell, between, uniform
-from healsg.transforms.placed import is_placed
 from healsg.transforms.volume import VolumeTransform
 from healsg.types import Count, Natural, Positive
 
@@ -174,10 +174,10 @@ class FloatTransform:
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
         if draw is None:
             return self.usual(batch, None)
-        placed = draw.shared is not draw or is_placed(batch)
-        batch = self.usual.moved(batch, draw) if placed else batch
+        has_mask = draw.shared is not draw or has_dense_target(batch)
+        batch = self.usual.moved(batch, draw) if has_mask else batch
         images = batch["input"].to(torch.float32) * (1 / self.usual.maximum)
-        changed = self.recolour(images, draw) if placed else self.change(images, draw)
+        changed = self.recolour(images, draw) if has_mask else self.change(images, draw)
         return self.unit(batch | {"input": changed}, None)
 
 
@@ -190,7 +190,7 @@ class RandomWindow(FloatTransform):
         return affine.random_resized_crop(images, draw, flip=self.flip)
 
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
-        if draw is not None and (draw.shared is not draw or is_placed(batch)):
+        if draw is not None and (draw.shared is not draw or has_dense_target(batch)):
             raise ConfigError("data.augment: crop does not transform masks along with images; use standard")
         return super().__call__(batch, draw)
 
@@ -244,7 +244,7 @@ class Strong(FloatTransform):
     per_sample = True
 
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
-        if draw is None or draw.shared is not draw or is_placed(batch):
+        if draw is None or draw.shared is not draw or has_dense_target(batch):
             return super().__call__(batch, draw)
         images = self.usual.move(batch["input"], draw).to(torch.float32) * (1 / self.usual.maximum)
         u = uniform(draw.host, randaugment.NUMBERS, which=2)
@@ -339,7 +339,7 @@ class PolicyTransform:
     def __call__(self, batch: Batch, draw: Draw | None) -> Batch:
         if draw is None:
             return self.usual(batch, None)
-        if draw.shared is not draw or is_placed(batch):
+        if draw.shared is not draw or has_dense_target(batch):
             raise ConfigError(f"data.augment: {self.policy} does not transform masks along with images; use standard")
         images = self.usual.move(batch["input"], draw)
         if self.usual.maximum != 255 or images.is_floating_point():  # the policies are for images of 8 bits

@@ -200,7 +200,7 @@ def _answer(
 
 def _split(one: Seen, info: DataInfo) -> dict[str, Any]:
     names = list(info.class_names)
-    labels = info.labels if info.placed else range(info.num_classes)
+    labels = info.labels if info.dense else range(info.num_classes)
     counts: dict[str, Any] = {}
     if one.targets:
         ordered = [*labels, *sorted(label for label in one.targets if label not in set(labels))]
@@ -209,7 +209,7 @@ def _split(one: Seen, info: DataInfo) -> dict[str, Any]:
             name = names[index] if named and index < len(names) else "ignored" if label == info.ignore else str(label)
             counts[name] = one.targets[label]
     facts: dict[str, Any] = {"samples": one.count, "unreadable": len(one.bad)}
-    if info.placed:
+    if info.dense:
         total = sum(one.targets.values()) or 1
         facts |= {"pixels": {name: round(count / total, 6) for name, count in counts.items()}}
         return facts | {"empty_masks": len(one.empty_masks)}

@@ -81,7 +81,7 @@ def _class_findings(seen: Mapping[str, Seen], info: DataInfo) -> Iterator[Findin
             yield Finding(
                 "note", "classes", f"the largest has {max(there)} training samples, the smallest {min(there)}"
             )
-    if info.placed:
+    if info.dense:
         for label in info.labels if train else ():
             if not train[label]:
                 name = names[label] if not info.regions and label < len(names) else str(label)

@@ -127,12 +127,12 @@ def _read_tensors(source: TensorSource, info: DataInfo) -> Seen:
         name = f"sample {index}" if cases is None else cases[index].name
         digest = hashlib.blake2b(rows[index].tobytes(), digest_size=16).digest()
         seen.digests.setdefault(digest, []).append((name, label))
-        if info.placed:
+        if info.dense:
             _see_mask(seen, name, target[index], info)
         elif label is not None:
             seen.targets[label] += 1
         if _wanted(seen, label):
-            _keep_picture(seen, label, name, rows[index], target[index] if info.placed else None)
+            _keep_picture(seen, label, name, rows[index], target[index] if info.dense else None)
     return seen
 
 
@@ -175,12 +175,12 @@ def _see_sample(seen: Seen, name: str, label: int | None, sample: dict[str, Any]
     seen.digests.setdefault(digest, []).append((name, label))
     if input.is_floating_point() and not bool(input.isfinite().all()):
         seen.not_finite.append(name)
-    if info.placed and target is not None:
+    if info.dense and target is not None:
         _see_mask(seen, name, target, info)
     elif label is not None:
         seen.targets[label] += 1
     if _wanted(seen, label):
-        _keep_picture(seen, label, name, input.numpy(), target if info.placed else None)
+        _keep_picture(seen, label, name, input.numpy(), target if info.dense else None)
 
 
 def _samples(source: DatasetSource, parallel: bool) -> Iterator[tuple[int, dict[str, Any] | str]]:

@@ -65,7 +65,7 @@ class OutOfFold:
         from healsg.evaluation.predictor import best_of, network_of_run
 
         info, state = best_of(folder)
-        if info is None or info.kind != "multiclass" or info.placed:
+        if info is None or info.kind != "multiclass" or info.dense:
             raise RunError(f"{folder.shown}: has not one class a sample, by which label errors are found")
         task, network = network_of_run(load_saved(folder, ()), info, state, samples=True)
         if task.task_data.val_is_test:

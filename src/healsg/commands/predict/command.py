@@ -196,7 +196,7 @@ def predict(request: Request) -> int:
     for folder, one in zip(request.runs, composed, strict=True):
         trainer = TaskTrainer(one, folder=folder)
         members.append((str(folder.shown), trainer.predictor(request.checkpoint)))
-    if members[0][1].info.placed:
+    if members[0][1].info.dense:
         if request.explain:
             members[0][1].explainer()  # which refuses a segmentation
         return predict_masks(request, members, [_identity(one, request.checkpoint) for one in request.runs])

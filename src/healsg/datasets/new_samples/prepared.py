@@ -54,7 +54,7 @@ def source_of(given: Any, info: DataInfo) -> Source:
     if isinstance(given, np.ndarray):
         given = torch.from_numpy(np.ascontiguousarray(given))
     if isinstance(given, Tensor):
-        of_any_size = info.placed and given.dim() == len(info.input_shape) + 1 and given.shape[1] == info.input_shape[0]
+        of_any_size = info.dense and given.dim() == len(info.input_shape) + 1 and given.shape[1] == info.input_shape[0]
         if tuple(given.shape[1:]) != tuple(info.input_shape) and not of_any_size:
             raise DataError(f"predictor: samples of {tuple(given.shape[1:])}; the network takes {info.input_shape}")
         return TensorSource(given, torch.zeros(len(given)))

@@ -132,7 +132,7 @@ def plan_packing(data: TaskData, most: int) -> Plan:
     info = data.info
     if info.kind not in get_args(Kind):
         raise ConfigError(f"data: archives hold one class, numbers or a mask a picture, and no {info.kind} targets")
-    masks = _mask_notes(data) if info.placed else None
+    masks = _mask_notes(data) if info.dense else None
     parts, skipped = {}, {}
     total = hashlib.sha256(json.dumps([most, info.kind, info.class_names]).encode())
     if masks is not None:

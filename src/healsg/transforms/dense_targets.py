@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 
-def is_placed(batch: Mapping[str, Any]) -> bool:
+def has_dense_target(batch: Mapping[str, Any]) -> bool:
     """Whether the targets of a batch are masks, (N, *spatial) or (N, R, *spatial), of the inputs (N, C, *spatial) with
     two or three spatial axes."""
     input, target = batch["input"], batch.get("target")
