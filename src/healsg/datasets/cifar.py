@@ -48,7 +48,7 @@ NAMES = {
 
 
 class Cifar(Classification):
-    """CIFAR-10 or CIFAR-100: 50,000 images to train with and 10,000 to test, kept in memory as uint8.
+    """CIFAR-10 or CIFAR-100: 50,000 images for training and 10,000 for testing, kept in memory as uint8.
 
     Args:
         classes: 10 or 100.

@@ -47,7 +47,7 @@ TEST_SEED = 27_000
 class EuroSAT(Classification):
     """EuroSAT in colour, kept in memory as uint8. The set has no published split: a stratified share is the test part.
 
-    The files lie in ``root/eurosat/2750``, as torchvision puts them.
+    The files are in ``root/eurosat/2750``, as in torchvision.
 
     Args:
         test_fraction: the share of the images in the test part, the same ones in every run.

@@ -31,9 +31,9 @@ CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 
 
 class FashionMNIST(MNIST):
-    """Fashion-MNIST: 60,000 pieces of clothing to train with and 10,000 to test, kept in memory as uint8.
+    """Fashion-MNIST: 60,000 pieces of clothing for training and 10,000 for testing, kept in memory as uint8.
 
-    The files lie in ``root/FashionMNIST/raw``, as torchvision puts them.
+    The files are in ``root/FashionMNIST/raw``, as in torchvision.
 
     Args:
         flip: flip training images horizontally at random.
@@ -61,7 +61,7 @@ class FashionMNIST(MNIST):
 class KMNIST(MNIST):
     """Kuzushiji-MNIST: 60,000 cursive Japanese characters to train with and 10,000 to test, kept in memory as uint8.
 
-    The files lie in ``root/KMNIST/raw``, as torchvision puts them. The arguments are those of MNIST.
+    The files are in ``root/KMNIST/raw``, as in torchvision. The arguments are those of MNIST.
     """
 
     repeatable = True

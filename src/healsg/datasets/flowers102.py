@@ -34,9 +34,9 @@ CLASSES = 102
 
 
 class Flowers102(PictureFiles):
-    """Oxford 102 Flowers: 1,020 pictures to train with, 1,020 for validation and 6,149 to test.
+    """Oxford 102 Flowers: 1,020 images for training, 1,020 for validation and 6,149 for testing.
 
-    The files lie in ``root/flowers-102``, as torchvision puts them. Reading needs SciPy (``healsg[mat]``). The
+    The files are in ``root/flowers-102``, as in torchvision. Reading needs SciPy (``healsg[mat]``). The
     arguments are those of PictureFiles.
     """
 

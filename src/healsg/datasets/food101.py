@@ -37,9 +37,9 @@ NAMES = """apple_pie baby_back_ribs baklava beef_carpaccio beef_tartare beet_sal
 
 
 class Food101(PictureFiles):
-    """Food-101: 75,750 pictures to train with and 25,250 to test.
+    """Food-101: 75,750 pictures for training and 25,250 for testing.
 
-    The files lie in ``root/food-101``, as torchvision puts them. The arguments are those of PictureFiles.
+    The files are in ``root/food-101``, as in torchvision. The arguments are those of PictureFiles.
     """
 
     repeatable = True

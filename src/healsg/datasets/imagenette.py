@@ -39,10 +39,10 @@ NAMES = {
 
 
 class Imagenette(PictureFiles):
-    """Imagenette: 9,469 pictures to train with, and 3,925 for validation; no test part.
+    """Imagenette: 9,469 images for training and 3,925 for validation; no test part.
 
-    The files lie in ``root/imagenette2-160``, ``root/imagenette2-320`` or ``root/imagenette2``, as torchvision puts
-    them.
+    The files are in ``root/imagenette2-160``, ``root/imagenette2-320`` or ``root/imagenette2``, as in
+    torchvision.
 
     Args:
         files: which of the published editions: pictures whose shorter side has 160 or 320 pixels, or as they were.

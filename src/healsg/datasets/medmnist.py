@@ -58,7 +58,7 @@ class MedMNIST(Classification):
     """One of the 18 sets, kept in memory as uint8. chestmnist has 14 labels a sample; the others have one class each,
     binary ones two, and retinamnist's five are grades.
 
-    The file lies in ``root/medmnist``, under the name that the package medmnist gives it.
+    The file is in ``root/medmnist``, under the name that the package medmnist gives it.
 
     Args:
         name: the set.

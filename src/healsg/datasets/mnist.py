@@ -68,9 +68,9 @@ class Published:
 
 
 class MNIST(Classification):
-    """MNIST: 60,000 digits to train with and 10,000 to test, kept in memory as uint8.
+    """MNIST: 60,000 digits for training and 10,000 for testing, kept in memory as uint8.
 
-    The files lie in ``root/MNIST/raw``, as torchvision puts them.
+    The files are in ``root/MNIST/raw``, as in torchvision.
 
     Args:
         augment: of training images, by name; see ``ImageViews``.

@@ -44,7 +44,7 @@ NAMES = tuple(
 class Pets(PictureFiles):
     """Oxford-IIIT Pet by breed: 3,680 pictures to train with (``trainval``) and 3,669 to test.
 
-    The files lie in ``root/oxford-iiit-pet``, as torchvision puts them. The arguments are those of PictureFiles.
+    The files are in ``root/oxford-iiit-pet``, as in torchvision. The arguments are those of PictureFiles.
     """
 
     repeatable = True

@@ -47,10 +47,10 @@ IMAGE = 3 * 96 * 96
 
 
 class STL10(Classification):
-    """STL-10: 5,000 images to train with and 8,000 to test, kept in memory as uint8, and 100,000 without labels.
+    """STL-10: 5,000 images for training and 8,000 for testing, kept in memory as uint8, and 100,000 without labels.
 
     The unlabelled ones (2.8 GB) are read for methods that ask for the stream ``unlabelled``. The files lie in
-    ``root/stl10_binary``, as torchvision puts them.
+    ``root/stl10_binary``, as in torchvision.
 
     Args:
         augment: of training images, by name; see ``ImageViews``.
