@@ -227,12 +227,12 @@ def _plot(name: str, points: Sequence[tuple[float, float]], width: int, height: 
 def braille(points: Sequence[tuple[float, float]], width: int, height: int) -> list[str]:
     """A curve drawn in braille characters, each of 2 by 4 dots, scaled to fill ``width`` by ``height`` of them."""
     left, right = points[0][0], points[-1][0]
-    points = [(place, value / 2) for place, value in points]  # halved, so that no difference of two values overflows
+    points = [(step, value / 2) for step, value in points]  # halved, so that no difference of two values overflows
     low, high = min(value for _, value in points), max(value for _, value in points)
     cells = [[0] * width for _ in range(height)]
     before: tuple[int, int] | None = None
-    for place, value in points:
-        across = round((place - left) / ((right - left) or 1) * (2 * width - 1))
+    for step, value in points:
+        across = round((step - left) / ((right - left) or 1) * (2 * width - 1))
         down = round((high - value) / ((high - low) or 1) * (4 * height - 1)) if high > low else 2 * height
         for x, y in _between(before, (across, down)):
             cells[y // 4][x // 2] |= _DOTS[x % 2][y % 4]

@@ -167,7 +167,7 @@ def _of_known_shape(source: Source, axes: int) -> Sequence[Case]:
     cases = source.about.cases if isinstance(source, (TensorSource, DatasetSource)) else None
     if isinstance(source, TensorSource):
         shape = tuple(source.input.shape[2:])
-        cases = [replace(case, shape=shape) for case in cases or [Case(str(place)) for place in range(len(source))]]
+        cases = [replace(case, shape=shape) for case in cases or [Case(str(number)) for number in range(len(source))]]
     return [case for case in cases or () if len(case.shape) == axes]
 
 

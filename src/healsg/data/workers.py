@@ -191,12 +191,12 @@ def _work(
     reading.write_to(at.numpy().data)
     with contextlib.suppress(EOFError, OSError):  # the parent has ended
         while True:
-            turn, place = pipe.recv()
+            turn, position = pipe.recv()
             try:
                 if begin:
                     begin(number)
                     begin = None
-                pipe.send((turn, None, prepare(*place)))
+                pipe.send((turn, None, prepare(*position)))
             except Exception as error:
                 pipe.send((turn, isinstance(error, HealsgError), (line(error), traceback.format_exc())))
 

@@ -97,11 +97,11 @@ def _patient(number: int) -> str:
 def _patients(folder: Path, part: str) -> list[CaseFiles]:
     """The volumes with masks of all ``patientNNN`` in a folder. Raises DataError where there are none."""
     cases = []
-    for place in sorted(one for one in folder.iterdir() if re.fullmatch(r"patient\d{3}", one.name) and one.is_dir()):
-        files = {stem(path): path for path in volumes_in(place)}
+    for patient in sorted(one for one in folder.iterdir() if re.fullmatch(r"patient\d{3}", one.name) and one.is_dir()):
+        files = {stem(path): path for path in volumes_in(patient)}
         for name, path in files.items():
             if re.fullmatch(r"patient\d{3}_frame\d\d", name) and f"{name}_gt" in files:
-                cases.append(CaseFiles(name, (path,), files[f"{name}_gt"], part, {"patient": place.name}))
+                cases.append(CaseFiles(name, (path,), files[f"{name}_gt"], part, {"patient": patient.name}))
     if not cases:
         raise DataError(f"{folder}: there is no patient001/patient001_frame01.nii.gz with a mask ..._gt.nii.gz in it")
     return cases

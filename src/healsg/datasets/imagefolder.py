@@ -292,13 +292,13 @@ def _pictures(folder: Path) -> tuple[list[str], int]:
     def fail(error: OSError) -> None:
         raise unlisted(error) from error
 
-    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        status = os.stat(place)  # noqa: PTH116
+    for current, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        status = os.stat(current)  # noqa: PTH116
         if (status.st_dev, status.st_ino) in seen:  # a link to a parent folder would be followed forever
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         pictures = [name for name in names if is_picture(name)]
-        found += [os.path.join(place, name) for name in pictures]  # noqa: PTH118, a Path for each of a million is slow
+        found += [os.path.join(current, name) for name in pictures]  # noqa: PTH118, a Path for each of a million is slow
         others += len(names) - len(pictures)
     return sorted(found), others

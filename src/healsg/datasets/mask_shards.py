@@ -75,9 +75,9 @@ class MaskShards(MaskedPictures):
     @cached_property
     def parts(self) -> Mapping[str, TarIndex]:
         """By part where its pictures and masks lie."""
-        place = self.place.absolute()
-        tars = archives_of(place, self.notes, any_part=self._saved is not None)
-        return indices_of(tars, SampleFiles(self.image, mask=self.mask), place, self.root)
+        folder_path = self.place.absolute()
+        tars = archives_of(folder_path, self.notes, any_part=self._saved is not None)
+        return indices_of(tars, SampleFiles(self.image, mask=self.mask), folder_path, self.root)
 
     def samples(self, part: str, mapping: Mapping[int, int]) -> ShardMasks:
         return ShardMasks(self.parts[part], self.colours, self.image_size, self.channels, mapping, self.ignore)

@@ -257,8 +257,8 @@ class NnunetRaw(Volumes):
         self.folder, self.nnunet_fold = folder, nnunet_fold
 
     def found(self) -> volume_lists.CaseList:
-        place = locate("folder", self.folder, (self.start, self.root), "folder")
-        whole = volume_lists.nnunet_raw(Path(place))
+        folder_path = locate("folder", self.folder, (self.start, self.root), "folder")
+        whole = volume_lists.nnunet_raw(Path(folder_path))
         if whole.regions and dict(whole.regions) != self.regions:
             detail = ", ".join(f"{name}: {list(labels)}" for name, labels in whole.regions.items())
             raise ConfigError(f"data.regions: dataset.json has regions; say so with 'data.regions={{{detail}}}'")

@@ -37,11 +37,11 @@ def region_labels(regions: Mapping[str, Sequence[int]]) -> list[tuple[int, int]]
     1, 2 and 3 of ``{"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}``.
     """
     sets = [frozenset(labels) for labels in regions.values()]
-    order = sorted(range(len(sets)), key=lambda place: (-len(sets[place]), place))
+    order = sorted(range(len(sets)), key=lambda index: (-len(sets[index]), index))
     written = []
-    for place in order:
-        inner = {label for other in sets if other < sets[place] for label in other}
-        written.append((place, min(sets[place] - inner or sets[place])))
+    for index in order:
+        inner = {label for other in sets if other < sets[index] for label in other}
+        written.append((index, min(sets[index] - inner or sets[index])))
     return written
 
 

@@ -328,16 +328,16 @@ def archives_of(folder: Path, notes: Notes | None, any_part: bool) -> dict[str, 
 
 
 def indices_of(
-    tars: Mapping[str, Sequence[Path]], reading: SampleFiles, place: Path, root: Path
+    tars: Mapping[str, Sequence[Path]], reading: SampleFiles, folder_path: Path, root: Path
 ) -> dict[str, TarIndex]:
     """The index of the archives of each part. Raises DataError for a part without samples."""
     indices: dict[str, TarIndex] = {}
     for part, archives in tars.items():
-        candidates = [folder / f"{part}.index" for folder in (place, place_in_cache(place, root))]
+        candidates = [folder / f"{part}.index" for folder in (folder_path, place_in_cache(folder_path, root))]
         indices[part] = index_of(archives, reading, candidates)
         if not len(indices[part]):
             raise DataError(f"{archives[0]}: the archives of the {part} part hold no samples")
-        log.info("%s: %d %s pictures in %d archives", place, len(indices[part]), part, len(archives))
+        log.info("%s: %d %s pictures in %d archives", folder_path, len(indices[part]), part, len(archives))
     return indices
 
 
@@ -346,7 +346,7 @@ def tars_by_part(folder: Path) -> dict[str, list[Path]]:
 
     Raises DataError if the part of an archive is ambiguous.
     """
-    inner = {part: _tars_in(place) for part, place in parts_in(folder).items()}
+    inner = {part: _tars_in(inner_folder) for part, inner_folder in parts_in(folder).items()}
     there = _tars_in(folder)
     if there and any(inner.values()):
         raise DataError(f"data.folder: {folder} has archives beside those in {' and '.join(inner)}; move them there")

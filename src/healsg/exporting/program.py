@@ -176,9 +176,9 @@ def along_rows(pixels: Array, size: int) -> Array:
     whole = np.trunc(weights * 2**bits + 0.5).astype(np.int32)
     first = (whole > 0).argmax(axis=1)
     summed = np.full((size, *pixels.shape[1:]), 2 ** (bits - 1), np.int32)
-    for place in range(int((whole > 0).sum(axis=1).max()) + 1):
-        at = np.minimum(first + place, count - 1)
-        weight = np.where(first + place < count, whole[np.arange(size), at], 0).astype(np.int32)
+    for offset in range(int((whole > 0).sum(axis=1).max()) + 1):
+        at = np.minimum(first + offset, count - 1)
+        weight = np.where(first + offset < count, whole[np.arange(size), at], 0).astype(np.int32)
         summed += weight.reshape(-1, *[1] * (pixels.ndim - 1)) * pixels[at].astype(np.int32)
     return (summed >> bits).clip(0, 255).astype(np.uint8)
 

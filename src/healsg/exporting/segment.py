@@ -123,10 +123,10 @@ def resized(scores: Array, sides: Sequence[int]) -> Array:
     """Scores (K, h, w) resized linearly along each axis."""
     for axis, size in enumerate(sides, start=1):
         if scores.shape[axis] != size:
-            place = ((np.arange(size) + 0.5) * scores.shape[axis] / size - 0.5).clip(0, scores.shape[axis] - 1)
-            low = np.floor(place).astype(int)
+            position = ((np.arange(size) + 0.5) * scores.shape[axis] / size - 0.5).clip(0, scores.shape[axis] - 1)
+            low = np.floor(position).astype(int)
             high = (low + 1).clip(max=scores.shape[axis] - 1)
-            share = (place - low).astype(np.float32).reshape([-1 if at == axis else 1 for at in range(3)])
+            share = (position - low).astype(np.float32).reshape([-1 if at == axis else 1 for at in range(3)])
             scores = scores.take(low, axis) * (1 - share) + scores.take(high, axis) * share
     return scores
 
@@ -158,12 +158,14 @@ def refused(names: Sequence[str], out: Path) -> str:
     """The path of a mask that would overwrite an image or another mask; empty if there is none."""
     own, taken = {Path(name).resolve() for name in names}, dict[Path, str]()
     for number, name in enumerate(names, 1):
-        place = (out / file_of(name, number)).resolve()
-        if place in own:
-            return f"{place}: a mask would take the place of this picture; give another --out"
-        if place in taken:
-            return f"{name}: its mask would have the name of that of {taken[place]}; write them to folders of their own"
-        taken[place] = name
+        target = (out / file_of(name, number)).resolve()
+        if target in own:
+            return f"{target}: a mask would take the place of this picture; give another --out"
+        if target in taken:
+            return (
+                f"{name}: its mask would have the name of that of {taken[target]}; write them to folders of their own"
+            )
+        taken[target] = name
     return ""
 
 
@@ -171,8 +173,8 @@ def main(given: Sequence[str]) -> int:
     if "--out" not in given[:-1] or given[0] == "--out":
         print(__doc__)
         return 0 if given[:1] in (["-h"], ["--help"]) else 2
-    place, status = list(given).index("--out"), 0
-    out, paths = Path(given[place + 1]), [*given[:place], *given[place + 2 :]]
+    index, status = list(given).index("--out"), 0
+    out, paths = Path(given[index + 1]), [*given[:index], *given[index + 2 :]]
     about = json.loads((FOLDER / "classes.json").read_text(encoding="utf-8"))
     names = [name for path in paths for name, _ in samples(Path(path), about)]
     if problem := refused(names, out):

@@ -142,7 +142,7 @@ def turn(affine: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
     order = [0, 0, 0]
     left = [0, 1, 2]
     taken = set()
-    for world, axis in sorted(np.ndindex(3, 3), key=lambda place: -abs(directions[place])):
+    for world, axis in sorted(np.ndindex(3, 3), key=lambda position: -abs(directions[position])):
         if world not in taken and axis in left:
             order[world] = axis
             taken.add(world)
@@ -170,11 +170,11 @@ def resampled(values: Array, sides: Sequence[int]) -> Array:
         count = values.shape[axis]
         if count == size:
             continue
-        place = (
+        position = (
             np.float32(count / size) * (np.arange(size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
         ).clip(0)
-        low = np.floor(place).astype(int).clip(max=count - 1)
-        share = (place - low).astype(np.float32).reshape([-1 if at == axis else 1 for at in range(values.ndim)])
+        low = np.floor(position).astype(int).clip(max=count - 1)
+        share = (position - low).astype(np.float32).reshape([-1 if at == axis else 1 for at in range(values.ndim)])
         high = (low + 1).clip(max=count - 1)
         values = values.take(low, axis) * (1 - share) + values.take(high, axis) * share
     return values
@@ -186,11 +186,11 @@ def scaled(values: Array, how: dict[str, Any]) -> Array:
         low, high = how["window"]
         return (np.clip(values, low, high).astype(np.float32) - np.float32(low)) / np.float32(high - low)
     if how["intensity"] == "zscore":
-        predictions = np.empty(values.shape, np.float32)
-        for place, given in enumerate(values):
+        result = np.empty(values.shape, np.float32)
+        for channel, given in enumerate(values):
             wide = given.astype(np.float64)
-            predictions[place] = (given - np.float32(wide.mean())) / np.float32(max(wide.std(), 1e-8))
-        return predictions
+            result[channel] = (given - np.float32(wide.mean())) / np.float32(max(wide.std(), 1e-8))
+        return result
     return values
 
 
@@ -217,12 +217,14 @@ def refused(volumes: Sequence[Path], out: Path) -> str:
     """The path of a mask that would overwrite a volume or another mask; empty if there is none."""
     own, taken = {path.resolve() for path in volumes}, dict[Path, Path]()
     for path in volumes:
-        place = (out / path.name).resolve()
-        if place in own:
-            return f"{place}: a mask would take the place of this volume; give another --out"
-        if place in taken:
-            return f"{path}: its mask would have the name of that of {taken[place]}; write them to folders of their own"
-        taken[place] = path
+        target = (out / path.name).resolve()
+        if target in own:
+            return f"{target}: a mask would take the place of this volume; give another --out"
+        if target in taken:
+            return (
+                f"{path}: its mask would have the name of that of {taken[target]}; write them to folders of their own"
+            )
+        taken[target] = path
     return ""
 
 
@@ -230,8 +232,8 @@ def main(given: Sequence[str]) -> int:
     if "--out" not in given[:-1] or given[0] == "--out":
         print(__doc__)
         return 0 if given[:1] in (["-h"], ["--help"]) else 2
-    place, status = list(given).index("--out"), 0
-    out, paths = Path(given[place + 1]), [*given[:place], *given[place + 2 :]]
+    index, status = list(given).index("--out"), 0
+    out, paths = Path(given[index + 1]), [*given[:index], *given[index + 2 :]]
     if problem := refused([file for one in paths for file in files(Path(one))], out):
         print(problem, file=sys.stderr)
         return 2

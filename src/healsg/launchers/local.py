@@ -118,9 +118,9 @@ class _Worker:
         self.process.wait()
         events.put((self, None))
 
-    def take(self, place: int, order: Order) -> None:
+    def take(self, job_index: int, order: Order) -> None:
         """Assign it a job."""
-        self.job = place
+        self.job = job_index
         with contextlib.suppress(OSError):  # it has just ended, as its last event will say
             self._orders.write(json.dumps(order).encode() + b"\n")
             self._orders.flush()

@@ -114,14 +114,14 @@ def _drawing(
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
 
 
-def scatter(title: str, points: Points, ends: tuple[float, float], places: list[tuple[float, str]]) -> str:
+def scatter(title: str, points: Points, ends: tuple[float, float], ticks_at: list[tuple[float, str]]) -> str:
     """Points without an order, of which the first one is marked.
 
     Args:
         title: above the plot.
         points: horizontal place and value.
         ends: of the horizontal axis.
-        places: on that axis, with what is written there.
+        ticks_at: on that axis, with what is written there.
     """
     low, high = _range([value for _, value in points])
 
@@ -134,8 +134,8 @@ def scatter(title: str, points: Points, ends: tuple[float, float], places: list[
         y = at((ends[0], value))[1]
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for place, text in places:
-        x = at((place, low))[0]
+    for position, text in ticks_at:
+        x = at((position, low))[0]
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 22}" text-anchor="middle">{escape(text[:16])}</text>')
     for number, point in reversed(list(enumerate(points))):  # the first one lies on top
         x, y = at(point)

@@ -324,11 +324,11 @@ def _clock(epochs: list[dict[str, Any]]) -> Callable[[float], float]:
     known = [(0.0, 0.0)] + [(float(e["step"]), float(e["epoch"])) for e in epochs if _is_number(e.get("step"))]
     steps = [step for step, _ in known]
 
-    def place(step: float) -> float:
+    def position(step: float) -> float:
         if len(known) == 1:
             return step
         after = min(max(1, bisect_right(steps, step)), len(known) - 1)
         (s0, e0), (s1, e1) = known[after - 1], known[after]
         return e0 + (e1 - e0) * (step - s0) / ((s1 - s0) or 1)
 
-    return place
+    return position

@@ -136,8 +136,8 @@ class SampleCollector:
         if not self.info.regions:
             return output.argmax(dim=1)
         made = torch.zeros_like(output[:, 0], dtype=torch.int64)
-        for place, label in region_labels(self.info.regions):
-            made = torch.where(output[:, place] > 0, label, made)
+        for region_index, label in region_labels(self.info.regions):
+            made = torch.where(output[:, region_index] > 0, label, made)
         return made
 
     def _panel(self, batch: Mapping[str, Any], row: int, own: Array, predicted: Array) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class SampleCollector:
         columns = [np.concatenate(kept) if kept else np.zeros(0) for kept in self._columns]
         if distributed.processes().several:
             parts = distributed.processes().gather([column.tolist() for column in columns])
-            columns = [np.concatenate([np.array(part[place]) for part in parts]) for place in range(len(columns))]
+            columns = [np.concatenate([np.array(part[index]) for part in parts]) for index in range(len(columns))]
         shown = {"predictions": self.first, "mistakes": self.mistakes, "losses": self.largest, "masks": self.masks}
         kept = {
             kind: [(value, self._shown(facts, loader)) for value, facts in worst.kept] for kind, worst in shown.items()

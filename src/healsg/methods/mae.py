@@ -51,14 +51,14 @@ class MaskedAutoencoder(nn.Module):
             drawn: (N, patches) uniform numbers, which determine what is masked.
         """
         tokens = self.encoder.tokens(input)
-        order, place = random_order(drawn)
+        order, rank = random_order(drawn)
         shown = order[:, : self.visible, None].expand(-1, -1, tokens.shape[2])
         encoded = self.embedding(self.encoder.encode(tokens.gather(1, shown)))
         first, encoded = encoded[:, : -self.visible], encoded[:, -self.visible :]  # the class token, where there is one
-        masked = self.token.to(encoded.dtype).expand(len(encoded), place.shape[1] - self.visible, -1)
-        patches = torch.cat([encoded, masked], dim=1).gather(1, place[:, :, None].expand(-1, -1, encoded.shape[2]))
+        masked = self.token.to(encoded.dtype).expand(len(encoded), rank.shape[1] - self.visible, -1)
+        patches = torch.cat([encoded, masked], dim=1).gather(1, rank[:, :, None].expand(-1, -1, encoded.shape[2]))
         decoded = self.layers(torch.cat([first, patches + self.position], dim=1))
-        return self.values(self.norm(decoded[:, first.shape[1] :])), (place >= self.visible).to(input.dtype)
+        return self.values(self.norm(decoded[:, first.shape[1] :])), (rank >= self.visible).to(input.dtype)
 
 
 class MAE(SelfSupervised):

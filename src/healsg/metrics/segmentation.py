@@ -320,7 +320,7 @@ class CaseMetric(Gathered):
         cases = cases_of(batch)
         known = all(case.spacing for case in cases)
         index = batch["index"].tolist() if "index" in batch else range(len(self.names), len(self.names) + len(cases))
-        self.names += [(place, case.name) for place, case in zip(index, cases, strict=True)]
+        self.names += [(position, case.name) for position, case in zip(index, cases, strict=True)]
         self.update(output, batch["target"], [case.spacing for case in cases] if known else None)
 
     def packed(self) -> Any:
@@ -337,9 +337,9 @@ class CaseMetric(Gathered):
         rows = tuple(torch.cat(column) for column in zip(*(rows for rows, _ in states), strict=True))
         named = [name for _, names in states for name in names]
         if len(named) != len(rows[0]):  # updated without batches, by hand
-            return rows, [str(place) for place in range(len(rows[0]))]
-        order = sorted(range(len(named)), key=lambda place: named[place][0])
-        return tuple(column[order] for column in rows), [named[place][1] for place in order]
+            return rows, [str(position) for position in range(len(rows[0]))]
+        order = sorted(range(len(named)), key=lambda position: named[position][0])
+        return tuple(column[order] for column in rows), [named[position][1] for position in order]
 
     def by_case(self, states: Sequence[Any]) -> dict[str, dict[str, float]]:
         if any(rows is None for rows, _ in states):

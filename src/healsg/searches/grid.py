@@ -35,8 +35,8 @@ class Grid(Search):
     def propose(self, space: Space, number: int, before: Sequence[Trial], mode: Mode) -> dict[str, Value]:
         chosen: dict[str, Value] = {}
         for key, dimension in reversed(list(space.items())):
-            number, place = divmod(number, _size(dimension))
-            chosen[key] = _at(dimension, place)
+            number, index = divmod(number, _size(dimension))
+            chosen[key] = _at(dimension, index)
         return {key: chosen[key] for key in space}
 
 
@@ -46,7 +46,7 @@ def _size(dimension: Dimension) -> int:
     return int(dimension.high - dimension.low) // dimension.step + 1
 
 
-def _at(dimension: Dimension, place: int) -> Value:
+def _at(dimension: Dimension, index: int) -> Value:
     if isinstance(dimension, Choice):
-        return dimension.values[place]
-    return int(dimension.low) + place * dimension.step
+        return dimension.values[index]
+    return int(dimension.low) + index * dimension.step

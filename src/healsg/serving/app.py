@@ -178,11 +178,11 @@ def segmented(segmenter: Segmenter, content: bytes) -> dict[str, Any]:
     shares: dict[str, float] = {}
     colours: dict[str, str] = {}
     overlay = np.zeros((*labels.shape, 4), np.uint8)
-    for place, (label, name) in enumerate(segmenter.names.items()):
+    for class_index, (label, name) in enumerate(segmenter.names.items()):
         there = labels == label
         shares[name] = float(there.mean())
         if label:
-            colour = colour_of(place)
+            colour = colour_of(class_index)
             colours[name] = f"#{bytes(colour).hex()}"
             overlay[there] = (*colour, round(255 * SHARE))
     mask = _png(mask_picture(labels, segmenter.colours))

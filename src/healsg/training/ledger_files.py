@@ -99,13 +99,13 @@ class LedgerFiles:
         """
         if not self.waiting:
             return
-        place = folder / "ledger"
-        safefiles.make_folder(place)
-        if not (place / "ledger.json").exists():
-            self._describe(place)
+        ledger_folder = folder / "ledger"
+        safefiles.make_folder(ledger_folder)
+        if not (ledger_folder / "ledger.json").exists():
+            self._describe(ledger_folder)
         content = b"".join(_little_endian(column.cpu().numpy()) for columns in self.waiting for column in columns)
         before = len(content) // len(self.waiting) * (epoch - len(self.waiting))
-        with safefiles.open_to_append(place / "epochs.bin") as file:
+        with safefiles.open_to_append(ledger_folder / "epochs.bin") as file:
             size = file.seek(0, os.SEEK_END)
             if size > before:
                 file.truncate(before)
@@ -114,16 +114,16 @@ class LedgerFiles:
             file.write(content)
         self.waiting.clear()
 
-    def _describe(self, place: Path) -> None:
+    def _describe(self, ledger_folder: Path) -> None:
         """Write the number of samples, the classes, the labels and, if the samples are files, their names."""
         count = len(self.source)
         labels = np.full(count, -1) if self.targets is None else self.targets.numpy()
-        with safefiles.replacing(place / "targets.bin") as file:
+        with safefiles.replacing(ledger_folder / "targets.bin") as file:
             file.write(labels.astype("<i4").tobytes())
         if (files := files_of(self.source)) is not None:
-            write_text(place / "names.txt", "".join(f"{files[number]}\n" for number in range(count)))
+            write_text(ledger_folder / "names.txt", "".join(f"{files[number]}\n" for number in range(count)))
         facts = {"schema": SCHEMA, "samples": count, **self.facts}
-        write_text(place / "ledger.json", json.dumps(facts) + "\n")
+        write_text(ledger_folder / "ledger.json", json.dumps(facts) + "\n")
 
 
 def _little_endian(values: np.ndarray[Any, Any]) -> bytes:

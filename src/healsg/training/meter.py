@@ -87,9 +87,9 @@ class Meter:
         widest = torch.float32 if device.type == "mps" else torch.float64
         cells = [torch.as_tensor(logs[name], dtype=widest, device=device) for logs in steps for name in names]
         table = torch.stack(cells).view(len(steps), len(names))
-        for place, count in enumerate(counts.values()):
+        for column_index, count in enumerate(counts.values()):
             weights = table[:, names.index(count)]
-            table[:, place] = torch.where(weights > 0, table[:, place] * weights, 0.0)
+            table[:, column_index] = torch.where(weights > 0, table[:, column_index] * weights, 0.0)
         return dict(zip(names, self.parallel.sum(table).t().tolist(), strict=True))
 
     def recent(self) -> dict[str, float]:

@@ -171,14 +171,14 @@ def _scaled(matrix: Matrix, scales: Sequence[float]) -> Matrix:
     return [[value / scale for value in row] for row, scale in zip(matrix, scales, strict=True)]
 
 
-def places(matrix: Matrix, sides: Sequence[int], device: torch.device) -> list[Tensor]:
+def positions(matrix: Matrix, sides: Sequence[int], device: torch.device) -> list[Tensor]:
     """For each axis (*sides) float32: the position of each output pixel in the input, in pixels from the centre of
     the first one."""
     along = [
         (torch.arange(side, device=device, dtype=torch.float32) - (side - 1) / 2).view(
-            [-1 if axis == place else 1 for axis in range(len(sides))]
+            [-1 if axis == position else 1 for axis in range(len(sides))]
         )
-        for place, side in enumerate(sides)
+        for position, side in enumerate(sides)
     ]
     made = []
     for row, side in zip(matrix, sides, strict=True):
@@ -192,9 +192,9 @@ def places(matrix: Matrix, sides: Sequence[int], device: torch.device) -> list[T
 def moved_image(image: Tensor, matrix: Matrix) -> Tensor:
     """An image (C, *sides) transformed by ``matrix`` with linear interpolation, 0 outside."""
     sides = image.shape[1:]
-    found = places(matrix, sides, image.device)
+    found = positions(matrix, sides, image.device)
     # align_corners=False: -1 and 1 are the outer faces of the first and the last pixel
-    grid = [(2 * place + 1) / side - 1 for place, side in zip(found, sides, strict=True)]
+    grid = [(2 * position + 1) / side - 1 for position, side in zip(found, sides, strict=True)]
     stacked = torch.stack(grid[::-1], dim=-1).to(image.dtype)
     return F.grid_sample(image[None], stacked[None], padding_mode="zeros", align_corners=False)[0]
 
@@ -205,8 +205,8 @@ def moved_labels(mask: Tensor, matrix: Matrix, axes: int, outside: int) -> Tenso
     sides = mask.shape[-axes:]
     flat: Tensor | None = None
     inside = torch.ones(tuple(sides), dtype=torch.bool, device=mask.device)
-    for place, side in zip(places(matrix, sides, mask.device), sides, strict=True):
-        near = place.round().long()
+    for position, side in zip(positions(matrix, sides, mask.device), sides, strict=True):
+        near = position.round().long()
         inside &= (near >= 0) & (near < side)
         near = near.clamp(0, side - 1)
         flat = near if flat is None else flat * side + near

@@ -127,13 +127,13 @@ def verdict(best: Setting, others: list[Setting], gaps: list[Difference], chance
     """
     if not others:
         return ["one setting: nothing to compare it with"]
-    open_cases = [place for place, chance in enumerate(chances) if chance >= SIGNIFICANT]
+    open_cases = [index for index, chance in enumerate(chances) if chance >= SIGNIFICANT]
     if is_clear(chances):
         return [f"{best.label} is better than {'all others' if len(others) > 1 else others[0].label} on val"]
-    if len(best.val) < 2 or any(len(others[place].val) < 2 for place in open_cases):
+    if len(best.val) < 2 or any(len(others[index].val) < 2 for index in open_cases):
         few = "one run of a setting says nothing of its spread; repeat them with seed=0,1,2"
         return [f"no clear winner: {few}"]
-    nearest = min(open_cases, key=lambda place: gaps[place].mean)
+    nearest = min(open_cases, key=lambda index: gaps[index].mean)
     gap = gaps[nearest]
     rivals = f"{len(open_cases)} of {len(others)} others" if len(open_cases) > 1 else others[nearest].label
     lines = [f"no clear winner: the lead of {best.label} over {rivals} lies within what chance makes"]
@@ -257,9 +257,9 @@ def rows_of(compared: Comparison) -> tuple[list[str], list[list[Any]]]:
     test = f"test/{metric.rpartition('/')[2]}"
     tested = any(one.test for one in settings)
     rows = []
-    for place, one in enumerate(settings):
+    for index, one in enumerate(settings):
         row: list[Any] = [one.label, len(one.val), with_interval(list(one.val.values()))]
-        row.append("" if place == 0 else _gap(gaps[place - 1], sign))
+        row.append("" if index == 0 else _gap(gaps[index - 1], sign))
         if tested:
             row.append(with_interval(list(one.test.values())) if one.test else "")
         rows.append(row)

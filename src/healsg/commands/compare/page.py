@@ -61,9 +61,9 @@ def _table(compared: Comparison) -> str:
     columns, rows = rows_of(compared)
     head = "".join(f"<th>{text_of(name)}</th>" for name in columns)
     body = ""
-    for place, (label, *values) in enumerate(rows):
+    for index, (label, *values) in enumerate(rows):
         cells = "".join(f"<td>{text_of(cell(value))}</td>" for value in values)
-        body += f"<tr{' class=best' if place == 0 else ''}><th>{text_of(label)}</th>{cells}</tr>"
+        body += f"<tr{' class=best' if index == 0 else ''}><th>{text_of(label)}</th>{cells}</tr>"
     return f'<div class="scroll matrix"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

@@ -121,12 +121,12 @@ def runs_needed(effect: float) -> int:
 
 def adjusted(chances: Sequence[float]) -> list[float]:
     """p-values adjusted for multiple comparisons (Holm 1979, Scandinavian Journal of Statistics 6, 65)."""
-    order = sorted(range(len(chances)), key=lambda place: chances[place])
+    order = sorted(range(len(chances)), key=lambda index: chances[index])
     result = [0.0] * len(chances)
     largest = 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(chances) - rank) * chances[place]))
-        result[place] = largest
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(chances) - rank) * chances[index]))
+        result[index] = largest
     return result
 
 

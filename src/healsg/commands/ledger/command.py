@@ -71,12 +71,12 @@ class Read:
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        place = folder.path / "ledger"
+        ledger_folder = folder.path / "ledger"
         facts = described(folder)
         count = facts["samples"]
         self.classes = [str(name) for name in facts.get("classes") or ()]
         rows: dict[str, list[Array]] = {"losses": [], "confidence": [], "correct": []}
-        for content in epochs_of(place, 5 * count):
+        for content in epochs_of(ledger_folder, 5 * count):
             values = np.frombuffer(content, "<f2", 2 * count).astype(np.float32)
             rows["losses"].append(values[:count])
             rows["confidence"].append(values[count:])
@@ -86,8 +86,8 @@ class Read:
         self.losses, self.confidence = (
             np.where(unseen, np.nan, np.stack(rows[key])) for key in ("losses", "confidence")
         )
-        self.targets = targets_of(place, count)
-        self.names = names_of(place, count)
+        self.targets = targets_of(ledger_folder, count)
+        self.names = names_of(ledger_folder, count)
 
 
 def forgotten(correct: Array) -> Array:
@@ -140,7 +140,7 @@ def facts_of(folder: RunFolder, top: int) -> dict[str, Any]:
         "forgotten": histogram,
         "never_learned": int((trained & ~learned).sum()),
         "confidence": [
-            {"from": place / 10, "to": (place + 1) / 10, "samples": int(count)} for place, count in enumerate(bins)
+            {"from": index / 10, "to": (index + 1) / 10, "samples": int(count)} for index, count in enumerate(bins)
         ],
         "hardest": [_sample(read, int(number), means, counts, learned) for number in order],
     }

@@ -28,18 +28,18 @@ class Guesses:
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        place = folder.path / "ledger"
+        ledger_folder = folder.path / "ledger"
         facts = described(folder)
         count = facts["samples"]
         self.classes = [str(name) for name in facts.get("classes") or ()]
-        contents = list(epochs_of(place, 8 * count))
+        contents = list(epochs_of(ledger_folder, 8 * count))
         halves = np.stack([np.frombuffer(content, "<f2", 2 * count) for content in contents]).astype(np.float32)
         self.label = np.stack([np.frombuffer(content, "<i4", count, 4 * count) for content in contents])
         dealt = self.label >= 0
         self.confidence = np.where(dealt, halves[:, :count], np.nan)
         self.weight = np.where(dealt, halves[:, count:], np.nan)
-        self.targets = targets_of(place, count)
-        self.names = names_of(place, count)
+        self.targets = targets_of(ledger_folder, count)
+        self.names = names_of(ledger_folder, count)
         times = dealt.sum(axis=0)
         sums = np.where(dealt, 1 - halves[:, :count], 0).sum(axis=0)
         self.difficulty = np.where(times > 0, sums / np.maximum(times, 1), np.nan)
@@ -86,7 +86,7 @@ def facts_of_guesses(folder: RunFolder, top: int) -> dict[str, Any]:
         "known": int((read.targets[seen] >= 0).sum()),
         "epochs": epochs,
         "difficulty": [
-            {"from": place / 10, "to": (place + 1) / 10, "samples": int(count)} for place, count in enumerate(bins)
+            {"from": index / 10, "to": (index + 1) / 10, "samples": int(count)} for index, count in enumerate(bins)
         ],
         "by_difficulty": _by_difficulty(read, seen, [row["epoch"] for row in epochs]),
         "wrong": [_sample(read, int(number)) for number in _most_confidently_wrong(read)[:top]],
@@ -111,8 +111,8 @@ def _by_difficulty(read: Guesses, seen: Array, epochs: list[int]) -> list[dict[s
 def _last(read: Guesses) -> Array:
     """(N,) the last epoch, from 0, in which each sample occurred; 0 if it never did."""
     dealt = read.label >= 0
-    place: Array = len(dealt) - 1 - dealt[::-1].argmax(axis=0)
-    return np.where(dealt.any(axis=0), place, 0)
+    index: Array = len(dealt) - 1 - dealt[::-1].argmax(axis=0)
+    return np.where(dealt.any(axis=0), index, 0)
 
 
 def _most_confidently_wrong(read: Guesses) -> Array:
@@ -146,7 +146,7 @@ def show_guesses(facts: dict[str, Any]) -> None:
     chosen = sorted({round(at) for at in np.linspace(0, len(epochs) - 1, min(len(epochs), SHOWN))})
     print("\npseudo-labels by epoch (learned: the mean weight in the loss)")
     names = ["epoch", "dealt", "confidence", "learned", "right", "right of learned"]
-    show(names, [list(epochs[place].values()) for place in chosen])
+    show(names, [list(epochs[index].values()) for index in chosen])
     print("\ndifficulty (1 - mean confidence): samples, easy ones first")
     most = max(one["samples"] for one in facts["difficulty"]) or 1
     for one in facts["difficulty"]:
@@ -156,10 +156,10 @@ def show_guesses(facts: dict[str, Any]) -> None:
         return
     print("\nright pseudo-labels by difficulty, in epoch")
     rows = [
-        [f"{one['from']:.3f}-{one['to']:.3f}", one["samples"], *(one["right"][place] for place in chosen)]
+        [f"{one['from']:.3f}-{one['to']:.3f}", one["samples"], *(one["right"][index] for index in chosen)]
         for one in facts["by_difficulty"]
     ]
-    show(["difficulty", "samples", *(str(epochs[place]["epoch"]) for place in chosen)], rows)
+    show(["difficulty", "samples", *(str(epochs[index]["epoch"]) for index in chosen)], rows)
     print("\nwrong at last, the most confident first")
     keys = ("class", "guess", "confidence", "weight", "difficulty")
     show(["sample", *keys], [[one["name"], *(one[key] for key in keys)] for one in facts["wrong"]])

@@ -86,10 +86,10 @@ def _over_values(trials: Sequence[Trial], space: Mapping[str, Dimension]) -> lis
             shown = list(dict.fromkeys(str(trial.parameters[key]) for trial in trials))
             if len(shown) > MOST_CHOICES:
                 continue
-            places = {text: float(place) for place, text in enumerate(shown)}
-            ticks = [(place, text) for text, place in places.items()]
+            positions = {text: float(index) for index, text in enumerate(shown)}
+            ticks = [(index, text) for text, index in positions.items()]
             ends = (-0.5, len(shown) - 0.5)
-            points = [(places[str(trial.parameters[key])], float(trial.value or 0.0)) for trial in trials]
+            points = [(positions[str(trial.parameters[key])], float(trial.value or 0.0)) for trial in trials]
         else:
             scaled = math.log10 if dimension.log else float
             ends = (scaled(dimension.low), scaled(dimension.high))

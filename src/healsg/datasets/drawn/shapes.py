@@ -145,12 +145,12 @@ def drawn_shapes(
     return finished(random, bright, coordinates, texture, bias, noise), labels
 
 
-def _radii(random: Random, axes: int, scale: float, label: int, place: int) -> Array:
+def _radii(random: Random, axes: int, scale: float, label: int, body_index: int) -> Array:
     """Half the lengths of a body along its axes, in mm; of a decoy, a rod's or a ball's."""
     if label:
         return (scale * random.uniform(0.13, 0.24, size=axes)).astype(np.float32)
     thin = scale * random.uniform(0.03, 0.05)
-    if place % 2:
+    if body_index % 2:
         return np.full(axes, 1.6 * thin, np.float32)
     return np.array([scale * random.uniform(0.25, 0.4), *[thin] * (axes - 1)], np.float32)
 

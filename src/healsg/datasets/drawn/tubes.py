@@ -40,21 +40,21 @@ def grown(random: Random, extent: Array, radius: float, depth: int) -> list[Piec
     pieces: list[Piece] = []
     growing = [(start, np.array([0.0, 0.0, 1.0]), radius, extent.min() * 0.4, depth)]
     while growing:
-        place, direction, wide, length, splits = growing.pop()
+        position, direction, wide, length, splits = growing.pop()
         for _ in range(STEPS):
             direction = direction + 0.25 * random.normal(size=3)
             direction = direction / np.linalg.norm(direction)
-            end = place + direction * length / STEPS
-            pieces.append(Piece(place, end, wide))
-            place = end
-        if splits and (np.abs(place) < extent / 2).all():
+            end = position + direction * length / STEPS
+            pieces.append(Piece(position, end, wide))
+            position = end
+        if splits and (np.abs(position) < extent / 2).all():
             share = random.uniform(0.35, 0.65)
             side = np.cross(direction, random.normal(size=3))
             side = side / np.linalg.norm(side)
             for part, sign in ((share, 1.0), (1 - share, -1.0)):
                 turned = direction + sign * random.uniform(0.5, 0.9) * side
                 growing.append(
-                    (place, turned / np.linalg.norm(turned), wide * part ** (1 / 3), length * 0.8, splits - 1)
+                    (position, turned / np.linalg.norm(turned), wide * part ** (1 / 3), length * 0.8, splits - 1)
                 )
     return pieces
 

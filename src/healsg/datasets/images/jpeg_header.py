@@ -39,24 +39,24 @@ def plain_header(content: memoryview) -> Header | None:
     if bytes(content[:2]) != b"\xff\xd8":
         return None
     found: Header | None = None
-    place = 2
-    while place + 10 < len(content) and content[place] == 0xFF:
-        marker = content[place + 1]
+    offset = 2
+    while offset + 10 < len(content) and content[offset] == 0xFF:
+        marker = content[offset + 1]
         if marker == _SCAN:
             return found
-        length = content[place + 2] << 8 | content[place + 3]
+        length = content[offset + 2] << 8 | content[offset + 3]
         if marker in _FRAMES and found is None:
-            found = _frame(content[place + 4 : place + 10])
+            found = _frame(content[offset + 4 : offset + 10])
             if found is None:
                 return None
         elif marker == _PROFILE:
-            if bytes(content[place + 4 : place + 15]) != b"ICC_PROFILE":
+            if bytes(content[offset + 4 : offset + 15]) != b"ICC_PROFILE":
                 return None
         elif marker not in _PLAIN:
             return None
         if length < 2:
             return None
-        place += 2 + length
+        offset += 2 + length
     return None
 
 

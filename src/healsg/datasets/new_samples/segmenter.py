@@ -64,7 +64,7 @@ class Segmenter:
         self.scores: Predict = ensemble([predictor.scores for _, predictor in members])
         written = region_labels(self.info.regions)
         self.regions = [label for _, label in written]
-        self.order = torch.tensor([place for place, _ in written], dtype=torch.int64)
+        self.order = torch.tensor([position for position, _ in written], dtype=torch.int64)
         self.colours = None if self.regions else self.info.preprocessing.get("colours")
         """Of the labels, where the training files had colours."""
         self.names = _names(self.info, written)
@@ -163,11 +163,11 @@ class Segmenter:
         made = np.zeros(sides, dtype=np.int32)
         depth = scores.shape[1]
         for first in range(0, sides[0], ROWS):
-            place = (torch.arange(first, min(first + ROWS, sides[0]), dtype=torch.float64) + 0.5) * depth / sides[0]
-            place = (place - 0.5).clamp(0, depth - 1)
-            low = place.floor().long()
+            position = (torch.arange(first, min(first + ROWS, sides[0]), dtype=torch.float64) + 0.5) * depth / sides[0]
+            position = (position - 0.5).clamp(0, depth - 1)
+            low = position.floor().long()
             high = (low + 1).clamp(max=depth - 1)
-            share = (place - low).float().view(1, -1, 1)
+            share = (position - low).float().view(1, -1, 1)
             rows = scores[:, low] * (1 - share) + scores[:, high] * share
             wide = F.interpolate(rows, sides[1], mode="linear", align_corners=False)
             made[first : first + len(low)] = label_map(wide, self.regions).numpy()
@@ -180,7 +180,7 @@ class Segmenter:
 def _names(info: DataInfo, regions: Sequence[tuple[int, int]]) -> dict[int, str]:
     names = info.class_names or tuple(map(str, range(info.num_classes)))
     if regions:
-        return {0: "background"} | {label: names[place] for place, label in regions}
+        return {0: "background"} | {label: names[position] for position, label in regions}
     return dict(zip(info.preprocessing.get("labels") or range(len(names)), names, strict=False))
 
 

@@ -142,10 +142,10 @@ def _write(index: TarIndex, expected: Mapping[str, Any], candidates: Sequence[Pa
         arrays[f"group {number} names"] = values.content.numpy()
         arrays[f"group {number} ends"] = values.offsets.numpy()
     facts = {"index": expected, "labels": index.labels, "groups": list(index.groups)}
-    for place in candidates:
+    for index_path in candidates:
         with contextlib.suppress(OSError, RunError):  # a folder without write permission, or a link in it
-            place.parent.mkdir(parents=True, exist_ok=True)
-            write_arrays(place, facts, arrays)
+            index_path.parent.mkdir(parents=True, exist_ok=True)
+            write_arrays(index_path, facts, arrays)
             return
     log.warning("%s: no index can be written there; each run makes it again", candidates[0].parent)
 

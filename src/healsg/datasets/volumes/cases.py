@@ -122,7 +122,7 @@ def preparation_of(info: DataInfo) -> Preparation:
     changed."""
     how = info.preprocessing
     labels = how.get("labels") or ()
-    mapping = {} if info.regions else {label: place for place, label in enumerate(labels)}
+    mapping = {} if info.regions else {label: position for position, label in enumerate(labels)}
     if "intensity" not in how:
         return Preparation(orient=False, intensity="none", mapping=mapping)
     spacing, window = how.get("spacing"), how.get("window") or (0.0, 1.0)
@@ -239,8 +239,8 @@ def segmented(
             made = empty((1, *image.geometry.shape), restored.dtype)
             made[...] = preparation.restored(np.zeros((), dtype=restored.dtype))
         rows = slice(first, first + labels.shape[axis])
-        place = tuple(rows if at == axis else slice(None) for at in range(3))
-        steps.inside(made)[(0, *place)] = restored
+        position = tuple(rows if at == axis else slice(None) for at in range(3))
+        steps.inside(made)[(0, *position)] = restored
     assert made is not None
     return made
 

@@ -346,7 +346,7 @@ def require_finite(volume: Volume) -> None:
     """Raise DataError if numbers are NaN or infinite."""
     if volume.array.dtype.kind != "f":
         return
-    planes = (volume.array[..., place] for place in range(volume.array.shape[-1]))
+    planes = (volume.array[..., plane_index] for plane_index in range(volume.array.shape[-1]))
     if broken := sum(plane.size - np.count_nonzero(np.isfinite(plane)) for plane in planes):
         raise DataError(f"{volume.path}: {broken} of its numbers are NaN or infinite; replace them")
 
@@ -462,8 +462,8 @@ def _write_itk(path: Path, array: Array, geometry: Geometry) -> None:
 def _write_planes(write: Callable[[bytes], Any], array: Array) -> None:
     """Write the numbers of (C, X, Y, Z) in ITK's order: little-endian, the channel and then the first axis change
     fastest."""
-    for place in range(array.shape[-1]):
-        plane = array[..., place].transpose(2, 1, 0)
+    for plane_index in range(array.shape[-1]):
+        plane = array[..., plane_index].transpose(2, 1, 0)
         write(plane.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
 
 

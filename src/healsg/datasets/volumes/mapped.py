@@ -89,10 +89,10 @@ def _nifti(path: Path, geometry: Geometry, empty: Empty) -> Array:
     if geometry.scale != (1.0, 0.0):
         slope, inter = np.asanyarray(proxy.slope), np.asanyarray(proxy.inter)
         scaled: Array | None = None
-        for place in np.ndindex(sides[:2]):
-            plane = apply_read_scaling(stored[place], slope, inter)
+        for plane_index in np.ndindex(sides[:2]):
+            plane = apply_read_scaling(stored[plane_index], slope, inter)
             scaled = empty(sides, plane.dtype) if scaled is None else scaled
-            scaled[place] = plane
+            scaled[plane_index] = plane
         assert scaled is not None
         stored = scaled
     return stored.transpose(0, 3, 2, 1)

@@ -51,7 +51,7 @@ def to_ras(affine: Affine) -> Turn:
     as nearly as possible."""
     directions = affine[:3, :3] / np.asarray(spacing_of(affine))
     order, left = [0, 0, 0], list(range(3))
-    strongest = sorted(np.ndindex(3, 3), key=lambda place: -abs(directions[place]))
+    strongest = sorted(np.ndindex(3, 3), key=lambda pair: -abs(directions[pair]))
     taken: set[int] = set()
     for world, axis in strongest:  # the pairs of world and voxel axis that fit best, each used once
         if world not in taken and axis in left:
