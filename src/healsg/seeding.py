@@ -189,8 +189,8 @@ class Draw:
 
 
 class _Part(Draw):
-    def __init__(self, whole: Draw, start: int, stop: int) -> None:
-        self.whole = whole
+    def __init__(self, draw: Draw, start: int, stop: int) -> None:
+        self.whole = draw
         self.start = start
         self.stop = stop
 

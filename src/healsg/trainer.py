@@ -138,9 +138,9 @@ class TaskTrainer:
         """Instantiate the task and its parts. Raises ConfigError."""
         return build_task(self.composed)
 
-    def make_checkpointer(self, *given: Any) -> Checkpointer:
+    def make_checkpointer(self, *arguments: Any) -> Checkpointer:
         """The ``Checkpointer`` of the run; ``healsg verify`` overrides this with one that also observes each step."""
-        return Checkpointer(*given)
+        return Checkpointer(*arguments)
 
     def _begin(self, folder: RunFolder | None) -> tuple[BasicTask, dict[str, Logger], RunFolder]:
         """Acquire the folder, instantiate the parts, and only then write into the folder, on rank 0 for all ranks."""

@@ -88,24 +88,24 @@ def _similar(key: str, keys: Sequence[str]) -> list[str]:
     return sorted(found, key=lambda place: place.rpartition(".")[0] != parent)
 
 
-def as_json(found: Option | Argument) -> dict[str, Any]:
+def as_json(entry: Option | Argument) -> dict[str, Any]:
     """The ``--json`` output: the facts of a key, or the description of an option with all its keys."""
-    if isinstance(found, Argument):
-        required = found.value == "???"
-        default = None if required else found.value
-        facts = {"key": found.key, "default": default, "required": required}
-        return {**facts, "type": found.kind, "comment": found.comment, "group": found.group}
+    if isinstance(entry, Argument):
+        required = entry.value == "???"
+        default = None if required else entry.value
+        facts = {"key": entry.key, "default": default, "required": required}
+        return {**facts, "type": entry.kind, "comment": entry.comment, "group": entry.group}
     return {
-        "group": found.group,
-        "name": found.name,
-        "summary": found.summary,
-        "details": list(found.details),
-        "description": found.description,
-        "papers": list(found.papers),
-        "target": found.target,
-        "file": str(found.file),
-        "parts": found.parts,
-        "arguments": [as_json(argument) for argument in found.arguments],
+        "group": entry.group,
+        "name": entry.name,
+        "summary": entry.summary,
+        "details": list(entry.details),
+        "description": entry.description,
+        "papers": list(entry.papers),
+        "target": entry.target,
+        "file": str(entry.file),
+        "parts": entry.parts,
+        "arguments": [as_json(argument) for argument in entry.arguments],
     }
 
 

@@ -142,7 +142,7 @@ def _umask() -> int:
     return mask
 
 
-def _proved(made: Path, to: str, predictor: Predictor, task: BasicTask) -> tuple[Agreement, float | None]:
+def _proved(folder: Path, to: str, predictor: Predictor, task: BasicTask) -> tuple[Agreement, float | None]:
     """Add ``predict.py`` and let it predict the validation split; also returns the accuracy.
 
     Raises RunError if the predictions are not those of the run's network.
@@ -150,15 +150,15 @@ def _proved(made: Path, to: str, predictor: Predictor, task: BasicTask) -> tuple
     from healsg.exporting.archive import mask_program, program
     from healsg.exporting.check import reference, reproduce, reproduce_masks
 
-    (made / "predict.py").write_text(program(to), encoding="utf-8")
+    (folder / "predict.py").write_text(program(to), encoding="utf-8")
     loader = task.task_data.evaluation_loader("val")
     print(f"{loader.samples} samples of the val split are predicted by the run and by predict.py", file=sys.stderr)
     if predictor.info.dense:
         for name in ("segment.py", "volumes.py")[: len(predictor.info.input_shape) - 2]:
-            (made / name).write_text(mask_program(to, name), encoding="utf-8")
-        return reproduce_masks(made, to, predictor, loader), None
+            (folder / name).write_text(mask_program(to, name), encoding="utf-8")
+        return reproduce_masks(folder, to, predictor, loader), None
     expected = reference(predictor, loader)
-    agreement = reproduce(made, to, expected, predictor.info)
+    agreement = reproduce(folder, to, expected, predictor.info)
     if predictor.info.kind != "multiclass":
         return agreement, None
     return agreement, float((expected.outputs.argmax(dim=1) == expected.targets).double().mean())

@@ -96,34 +96,34 @@ def _read(arguments: list[str]) -> Namespace:
     return flags.read(arguments)
 
 
-def _memory(given: str) -> float:
+def _memory(text: str) -> float:
     """The value of ``--memory``. Raises ConfigError."""
     try:
-        value = float(given)
+        value = float(text)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise ConfigError(f"--memory: {given}; give the memory of the GPU in GB, such as 10")
+        raise ConfigError(f"--memory: {text}; give the memory of the GPU in GB, such as 10")
     return value
 
 
-def _out(given: str) -> Path:
+def _out(text: str) -> Path:
     """The file of ``--out``. Raises ConfigError."""
-    path = Path(given)
+    path = Path(text)
     if path.suffix != ".yaml":
-        raise ConfigError(f"--out: {given} is no .yaml file")
+        raise ConfigError(f"--out: {text} is no .yaml file")
     nearest = next(folder for folder in path.absolute().parents if folder.exists())
     if not nearest.is_dir():
         raise ConfigError(f"--out: {nearest} is no folder")
     return path
 
 
-def plan(composed: Composed, given: list[str], memory: float | None) -> dict[str, Any]:
+def plan(composed: Composed, overrides: list[str], memory: float | None) -> dict[str, Any]:
     """The plan as plain values; ``why`` has the settings by key with their reasons.
 
     Args:
         composed: the configuration.
-        given: the keys that the command line sets, which are kept.
+        overrides: the keys that the command line sets, which are kept.
         memory: of the device in GB; None takes the model's own.
 
     Raises:
@@ -148,7 +148,7 @@ def plan(composed: Composed, given: list[str], memory: float | None) -> dict[str
         )
     survey, info = data.survey(), data.info
     memory = model.budget.memory if memory is None else memory
-    spacing = composed.values["data"].get("spacing") if "data.spacing" in given else None
+    spacing = composed.values["data"].get("spacing") if "data.spacing" in overrides else None
     if spacing is not None and min(spacing) <= 0:
         raise ConfigError(f"data.spacing: {spacing}; a plan needs one for each axis, or none")
     layout = planned(
@@ -160,7 +160,7 @@ def plan(composed: Composed, given: list[str], memory: float | None) -> dict[str
         None if spacing is None else tuple(spacing),
     )
     settings = _settings(data, survey, layout, model, memory, spacing is not None)
-    settings = {key: setting for key, setting in settings.items() if key not in given or key in _PLANNED}
+    settings = {key: setting for key, setting in settings.items() if key not in overrides or key in _PLANNED}
     return _answer(composed, info, survey, layout, model, memory) | {"why": settings}
 
 
@@ -234,14 +234,16 @@ def _answer(
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
-def as_yaml(composed: Composed, answer: Mapping[str, Any], settings: Settings, given: list[str], made: str) -> str:
+def as_yaml(
+    composed: Composed, answer: Mapping[str, Any], settings: Settings, overrides: list[str], command: str
+) -> str:
     """An option of ``recipe``: the plan with a comment at each setting."""
     data, model = answer["parts"]["data"], answer["parts"]["model"]
     head = [
         "# @package _global_",
         f"# A plan by nnU-Net's rules: data={data} ({answer['cases']} cases), model={model}, {answer['memory']:g} GB.",
         f"#   train:  {answer['command']}",
-        f"#   made:   {made}",
+        f"#   made:   {command}",
         f"#   stages: {' '.join(map(str, answer['features']))} channels, "
         f"from {_sides(answer['sides'][0])} to {_sides(answer['sides'][-1])}; "
         f"{answer['values'] / 1e6:.0f} million numbers in the maps of a sample",
@@ -254,7 +256,7 @@ def as_yaml(composed: Composed, answer: Mapping[str, Any], settings: Settings, g
     lines = [*head, "defaults:", f"  - override /data: {data}", f"  - override /model: {model}"]
     for group in ("data", "model"):
         lines += ["", f"{group}:"]
-        kept = dict.fromkeys(key.split(".")[1] for key in given if key.startswith(f"{group}."))
+        kept = dict.fromkeys(key.split(".")[1] for key in overrides if key.startswith(f"{group}."))
         values = composed.values[group]
         lines += [f"  {key}: {flow(values[key])}" for key in kept if f"{group}.{key}" not in settings]
         setting = {key: one for key, one in settings.items() if key.startswith(f"{group}.")}

@@ -81,25 +81,25 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def as_json(found: Listed) -> dict[str, Any]:
+def as_json(run: Listed) -> dict[str, Any]:
     """All that is known of a run, under the names of the columns."""
-    return {"name": found.name, "path": str(found.path), "status": found.status, **found.facts, **found.settings}
+    return {"name": run.name, "path": str(run.path), "status": run.status, **run.facts, **run.settings}
 
 
-def value_of(found: Listed, column: str) -> Any:
+def value_of(run: Listed, column: str) -> Any:
     """A run's value in a column; ``test`` is the number of the test part under the monitor's own name."""
     if column == "test":
-        monitor = str(found.facts.get("monitor") or "")
-        return found.facts.get(f"test/{monitor.rpartition('/')[2]}")
-    return found.value(column)
+        monitor = str(run.facts.get("monitor") or "")
+        return run.facts.get(f"test/{monitor.rpartition('/')[2]}")
+    return run.value(column)
 
 
-def _shown(found: Listed, column: str) -> Any:
-    value = value_of(found, column)
-    if column in found.settings and value is not None:
+def _shown(run: Listed, column: str) -> Any:
+    value = value_of(run, column)
+    if column in run.settings and value is not None:
         return str(value)
     if column == "begin":
-        return shown_time(found.facts.get("began"))
+        return shown_time(run.facts.get("began"))
     if column == "seconds" and isinstance(value, (int, float)):
         return age(value)
     return value
@@ -109,11 +109,11 @@ def _head(column: str) -> str:
     return {"seconds": "took"}.get(column, column)
 
 
-def _columns(given: str | None) -> list[str]:
-    if not given:
+def _columns(text: str | None) -> list[str]:
+    if not text:
         return list(DEFAULT)
-    names = [name.strip() for name in given.lstrip("+").split(",") if name.strip()]
-    if not given.startswith("+"):
+    names = [name.strip() for name in text.lstrip("+").split(",") if name.strip()]
+    if not text.startswith("+"):
         return list(dict.fromkeys(["name", *names]))
     return list(dict.fromkeys([*DEFAULT, *names]))
 
@@ -158,8 +158,8 @@ def _sorted(runs: list[Listed], column: str, descending: bool) -> list[Listed]:
     having = [found for found in runs if value_of(found, column) is not None]
     lacking = [found for found in runs if value_of(found, column) is None]
 
-    def rank(found: Listed) -> tuple[bool, Any]:
-        value = value_of(found, column)
+    def rank(run: Listed) -> tuple[bool, Any]:
+        value = value_of(run, column)
         return (True, str(value)) if not isinstance(value, (int, float)) else (False, value)
 
     return sorted(having, key=rank, reverse=descending) + lacking

@@ -115,9 +115,9 @@ def _refuse(line: str | None) -> None:
         raise ConfigError(line)
 
 
-def _refuse_missing(key: str, parameters: dict[str, Parameter], given: dict[str, Any], needed_by: str) -> None:
+def _refuse_missing(key: str, parameters: dict[str, Parameter], arguments: dict[str, Any], needed_by: str) -> None:
     for name, parameter in parameters.items():
-        if not parameter.has_default and name not in given:
+        if not parameter.has_default and name not in arguments:
             path = _join(key, name)
             raise ConfigError(f"{path}: is missing; {needed_by} needs {describe(parameter.kind)}; set {path}=...")
 
@@ -240,10 +240,10 @@ def explain_unknown(key: str, config: Any, value: str = "") -> str:
     return f"{key}: no such key; there are {', '.join(siblings or list(plain))}"
 
 
-def nearest(key: str, plain: dict[str, Any]) -> str | None:
+def nearest(key: str, config: dict[str, Any]) -> str | None:
     """The key that was probably meant by ``key``: one with the same last name, else a similar one."""
     leaf = key.rpartition(".")[2]
-    keys = [other for other, _ in entries(plain) if _is_key(other, key)]
+    keys = [other for other, _ in entries(config) if _is_key(other, key)]
     near = [other for other in keys if other.rpartition(".")[2] == leaf]
     similar = [other for other in keys if did_you_mean(leaf, [other.rpartition(".")[2]])]
     near = near or [other for other in similar if other.split(".")[0] == key.split(".")[0]]

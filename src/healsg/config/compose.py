@@ -291,15 +291,15 @@ def _needs_sweep(override: str) -> str:
     return f"{line}; a list is written {as_list}, a text {as_text}"
 
 
-def _refuse_texts(given: str, parsed: str) -> None:
+def _refuse_texts(override: str, parsed: str) -> None:
     """In a sweep, raise ConfigError for a value with commas that Hydra parsed as a single text, unless it names a file
     or a run."""
-    value = given.partition("=")[2]
-    if given == parsed or "," not in value or Path(value).exists() or (ROOT / value).exists():
+    value = override.partition("=")[2]
+    if override == parsed or "," not in value or Path(value).exists() or (ROOT / value).exists():
         return
     each = ",".join(quoted(f"={part}")[1:] for part in value.split(","))
-    several = shlex.quote(f"{given.partition('=')[0]}={each}")
-    raise ConfigError(f"{given}: is it one text or several? Write {shlex.quote(parsed)}, or {several}")
+    several = shlex.quote(f"{override.partition('=')[0]}={each}")
+    raise ConfigError(f"{override}: is it one text or several? Write {shlex.quote(parsed)}, or {several}")
 
 
 def _swept(override: Override) -> list[str]:

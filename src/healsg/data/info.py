@@ -185,12 +185,12 @@ def _number(text: str) -> int | float | None:
     return float(text) if plain.isascii() and plain.isdecimal() and len(plain) < 300 else None
 
 
-def given_order(given: Sequence[Any], present: Iterable[str]) -> tuple[str, ...]:
+def given_order(values: Sequence[Any], present: Iterable[str]) -> tuple[str, ...]:
     """The order of classes in ``data.classes``. Raises ConfigError if these are not exactly the classes present.
 
     Numbers in the list are converted to text, since class names are texts.
     """
-    names = tuple(str(name).strip() for name in given)
+    names = tuple(str(name).strip() for name in values)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"data.classes: names {twice!r} twice")

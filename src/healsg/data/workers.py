@@ -28,7 +28,7 @@ from healsg.data.source import Reading, line
 from healsg.errors import DataError, HealsgError
 from healsg.torch_private import become_worker
 
-Given = TypeVar("Given")
+Item = TypeVar("Item")
 
 LARGEST_KEPT = 1 << 30
 """The most bytes of a freed block that a worker keeps for its next batch."""
@@ -120,8 +120,8 @@ class Workers:
         return f"loader worker {number} {how}{where}{f' and {more} more' if more else ''}"
 
 
-def prepared_ahead(given: Iterator[Given], prepare: Callable[[Given], Given], device: torch.device) -> Iterator[Given]:
-    """Apply ``prepare`` to each of ``given``, one in advance, in another thread: page-locking memory takes as long as
+def prepared_ahead(items: Iterator[Item], prepare: Callable[[Item], Item], device: torch.device) -> Iterator[Item]:
+    """Apply ``prepare`` to each of ``items``, one in advance, in another thread: page-locking memory takes as long as
     copying it, and the loop's thread has to keep a GPU busy.
 
     Exceptions in the thread are raised here. The thread ends with the iterator, even if that is closed early.
@@ -138,7 +138,7 @@ def prepared_ahead(given: Iterator[Given], prepare: Callable[[Given], Given], de
         try:
             if device.type == "cuda" and torch.cuda.is_available():
                 torch.cuda.set_device(device)  # set per thread; otherwise the memory would be pinned for the first GPU
-            for batch in given:
+            for batch in items:
                 if closed.is_set():
                     return
                 put(False, prepare(batch))

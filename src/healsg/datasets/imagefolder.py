@@ -275,12 +275,12 @@ class Pictures(DecodedPictures):
         return stored_file(self.paths[index])
 
 
-def _per_channel(key: str, given: list[float] | None, usual: Sequence[float], channels: int) -> tuple[float, ...]:
-    if given is None:
+def _per_channel(key: str, values: list[float] | None, usual: Sequence[float], channels: int) -> tuple[float, ...]:
+    if values is None:
         return tuple(usual) if channels == len(usual) else (sum(usual) / len(usual),) * channels
-    if len(given) != channels:
-        raise ConfigError(f"data.{key}: {len(given)} numbers for {channels} channels")
-    return tuple(float(value) for value in given)
+    if len(values) != channels:
+        raise ConfigError(f"data.{key}: {len(values)} numbers for {channels} channels")
+    return tuple(float(value) for value in values)
 
 
 def _pictures(folder: Path) -> tuple[list[str], int]:

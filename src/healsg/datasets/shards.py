@@ -67,9 +67,9 @@ class Shards(OwnPictures):
         image: str | None = None,
         target: str | None = None,
         kind: Literal["multiclass", "multilabel", "regression"] | None = None,
-        **own: Any,
+        **common: Any,
     ) -> None:
-        super().__init__(**own)
+        super().__init__(**common)
         self.image = image
         self.target = target
         self.given_kind = kind

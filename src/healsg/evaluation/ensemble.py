@@ -113,15 +113,15 @@ class Ensemble:
         """The explainer of each network. Raises ConfigError if one does not take images, or has no feature map."""
         return [member.explainer() for member in self.members]
 
-    def heat_maps(self, batches: Sequence[Tensor], found: Prediction, explainers: Sequence[Explainer]) -> Tensor:
+    def heat_maps(self, batches: Sequence[Tensor], prediction: Prediction, explainers: Sequence[Explainer]) -> Tensor:
         """Heat maps of the most probable class of each sample: (N, H, W), the mean over the networks.
 
         Args:
             batches: the same samples as the data set of each member stores them; their unchanged view is explained.
-            found: the ensemble's prediction for them.
+            prediction: the ensemble's prediction for them.
             explainers: the result of ``explainers``.
         """
-        classes = (found.outputs if found.probabilities is None else found.probabilities).argmax(dim=1)
+        classes = (prediction.outputs if prediction.probabilities is None else prediction.probabilities).argmax(dim=1)
         maps = [
             member.heat_maps(batch, classes, explainer)
             for member, batch, explainer in zip(self.members, batches, explainers, strict=True)

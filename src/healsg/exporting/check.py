@@ -251,15 +251,15 @@ def _error_of(stderr: str) -> str:
     return " ".join(" ".join(lines[last + 1 :]).split())
 
 
-def compared(found: Tensor, expected: Tensor, info: DataInfo) -> Agreement:
+def compared(outputs: Tensor, expected: Tensor, info: DataInfo) -> Agreement:
     """The agreement of a fresh process's outputs, which start with the first sample predicted separately.
 
     Raises RunError with the largest error.
     """
     expected = torch.cat([expected[:1], expected])
-    if found.shape != expected.shape:
-        raise RunError(f"healsg export: predict.py gives {tuple(found.shape)} numbers, not {tuple(expected.shape)}")
-    difference = (found.double() - expected.double()).abs()
+    if outputs.shape != expected.shape:
+        raise RunError(f"healsg export: predict.py gives {tuple(outputs.shape)} numbers, not {tuple(expected.shape)}")
+    difference = (outputs.double() - expected.double()).abs()
     if info.kind == "regression" and "target_std" in info.preprocessing:
         difference = difference / torch.tensor(info.preprocessing["target_std"]).double().view(-1)
     elif info.kind == "regression":
@@ -273,9 +273,9 @@ def compared(found: Tensor, expected: Tensor, info: DataInfo) -> Agreement:
             f"off by more than {TOLERANCE:.0e}, by {largest:.2g} at most"
         )
     if info.kind == "multiclass":
-        other = int((found.argmax(dim=1) != expected.argmax(dim=1))[1:].sum())
+        other = int((outputs.argmax(dim=1) != expected.argmax(dim=1))[1:].sum())
     else:
-        other = int(((found > 0.5) != (expected > 0.5)).any(dim=1)[1:].sum()) if info.kind == "multilabel" else 0
+        other = int(((outputs > 0.5) != (expected > 0.5)).any(dim=1)[1:].sum()) if info.kind == "multilabel" else 0
     if other:
         raise RunError(f"healsg export: {other} of {count} samples of the val split get another class")
     return Agreement(count, largest)

@@ -169,12 +169,12 @@ def refused(names: Sequence[str], out: Path) -> str:
     return ""
 
 
-def main(given: Sequence[str]) -> int:
-    if "--out" not in given[:-1] or given[0] == "--out":
+def main(arguments: Sequence[str]) -> int:
+    if "--out" not in arguments[:-1] or arguments[0] == "--out":
         print(__doc__)
-        return 0 if given[:1] in (["-h"], ["--help"]) else 2
-    index, status = list(given).index("--out"), 0
-    out, paths = Path(given[index + 1]), [*given[:index], *given[index + 2 :]]
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    index, status = list(arguments).index("--out"), 0
+    out, paths = Path(arguments[index + 1]), [*arguments[:index], *arguments[index + 2 :]]
     about = json.loads((FOLDER / "classes.json").read_text(encoding="utf-8"))
     names = [name for path in paths for name, _ in samples(Path(path), about)]
     if problem := refused(names, out):

@@ -228,12 +228,12 @@ def refused(volumes: Sequence[Path], out: Path) -> str:
     return ""
 
 
-def main(given: Sequence[str]) -> int:
-    if "--out" not in given[:-1] or given[0] == "--out":
+def main(arguments: Sequence[str]) -> int:
+    if "--out" not in arguments[:-1] or arguments[0] == "--out":
         print(__doc__)
-        return 0 if given[:1] in (["-h"], ["--help"]) else 2
-    index, status = list(given).index("--out"), 0
-    out, paths = Path(given[index + 1]), [*given[:index], *given[index + 2 :]]
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    index, status = list(arguments).index("--out"), 0
+    out, paths = Path(arguments[index + 1]), [*arguments[:index], *arguments[index + 2 :]]
     if problem := refused([file for one in paths for file in files(Path(one))], out):
         print(problem, file=sys.stderr)
         return 2

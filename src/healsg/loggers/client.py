@@ -157,9 +157,9 @@ def _known_id(path: Path) -> str | None:
     return plain_id(known)
 
 
-def plain_id(known: Any) -> str | None:
+def plain_id(identifier: Any) -> str | None:
     """An id as it is; None where it is none, or unsafe in a printed command."""
-    return known if isinstance(known, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", known) else None
+    return identifier if isinstance(identifier, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", identifier) else None
 
 
 def _trusted_folder() -> Path:

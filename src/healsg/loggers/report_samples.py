@@ -28,20 +28,20 @@ def numbers(value: Any, count: int) -> list[int] | None:
     return value if isinstance(value, list) and len(value) == count and all(map(whole_number, value)) else None
 
 
-def names_of(found: dict[str, Any]) -> list[str]:
+def names_of(samples: dict[str, Any]) -> list[str]:
     """The names of the classes; their indices where they have none."""
-    names = found.get("classes")
-    count = len(found["true"]) if isinstance(found.get("true"), list) else 0
+    names = samples.get("classes")
+    count = len(samples["true"]) if isinstance(samples.get("true"), list) else 0
     if isinstance(names, list) and (len(names) == count or not count) and all(isinstance(name, str) for name in names):
         return list(names)
     return [str(label) for label in range(count)]
 
 
-def class_table(found: dict[str, Any]) -> str:
+def class_table(samples: dict[str, Any]) -> str:
     """Precision, recall with its interval, F1 and the number of samples of each class."""
-    names = names_of(found)
+    names = names_of(samples)
     true_counts, predicted_counts, hits = (
-        numbers(found.get(key), len(names)) for key in ("true", "predicted", "correct")
+        numbers(samples.get(key), len(names)) for key in ("true", "predicted", "correct")
     )
     if not names or true_counts is None or predicted_counts is None or hits is None:
         return ""
@@ -61,31 +61,33 @@ def class_table(found: dict[str, Any]) -> str:
     return f'<h2>Classes</h2><div class="scroll matrix">{table}</div>'
 
 
-def calibration(found: dict[str, Any]) -> str:
+def calibration(samples: dict[str, Any]) -> str:
     """The reliability diagram, and the expected calibration error."""
     bins = []
-    for one in found["bins"] if isinstance(found.get("bins"), list) else ():
+    for one in samples["bins"] if isinstance(samples.get("bins"), list) else ():
         values = [one.get(key) for key in ("confidence", "accuracy", "count")] if isinstance(one, dict) else [None]
         if all(isinstance(value, (int, float)) and 0 <= value < 1e15 for value in values):
             bins.append((float(values[0]), float(values[1]), int(values[2])))  # type: ignore[arg-type]
     if not bins or not all(confidence <= 1 and accuracy <= 1 for confidence, accuracy, _ in bins):
         return ""
-    ece = found.get("ece")
+    ece = samples.get("ece")
     detail = f"expected calibration error {ece:.3f}, " if isinstance(ece, (int, float)) and 0 <= ece <= 1 else ""
     text = f"<p>{detail}{len(bins)} bins of confidence. On the line, predictions are right as often as they claim.</p>"
     return f'<h2>Calibration</h2><div class="plots">{reliability(bins)}</div>{text}'
 
 
-def worst(found: dict[str, Any]) -> Iterator[str]:
+def worst(samples: dict[str, Any]) -> Iterator[str]:
     """The most confident mistakes, the largest losses, the masks with the lowest Dice, as cards with pictures."""
-    names = names_of(found)
+    names = names_of(samples)
     headings = {
         "mistakes": ("Most confident mistakes", ""),
         "losses": ("Largest losses", ""),
         "masks": ("Masks with the lowest Dice", f"<p>{CAPTION}; of volumes {PLANES}</p>"),
     }
     for kind, (heading, text) in headings.items():
-        entries = [one for one in found.get(kind) or () if isinstance(one, dict)] if _is_list(found.get(kind)) else []
+        entries = (
+            [one for one in samples.get(kind) or () if isinstance(one, dict)] if _is_list(samples.get(kind)) else []
+        )
         cards = "".join(_card(one, names) for one in entries[:64])
         if cards:
             wide = " wide" if kind == "masks" else ""

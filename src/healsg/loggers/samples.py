@@ -119,14 +119,14 @@ class SampleCollector:
         assert self.info is not None
         info = self.info
         predicted = self._labels(output).cpu().numpy()
-        own = target.cpu().numpy()
+        mask = target.cpu().numpy()
         regions = list(info.regions.values()) or None
         pairs = mask_pairs(output, target, info.ignore, regions)
         scores = np.array([_dice(one if regions else one[1:]) for one in pairs])
 
         def show(row: int) -> dict[str, Any]:
             # draw the panel at once: keeping the worst volumes would take too much memory
-            return {"dice": float(scores[row])} | self._panel(batch, row, own[row], predicted[row])
+            return {"dice": float(scores[row])} | self._panel(batch, row, mask[row], predicted[row])
 
         self.masks.add(np.where(np.isnan(scores), -np.inf, -scores), show)
 
@@ -140,7 +140,7 @@ class SampleCollector:
             made = torch.where(output[:, region_index] > 0, label, made)
         return made
 
-    def _panel(self, batch: Mapping[str, Any], row: int, own: Array, predicted: Array) -> dict[str, Any]:
+    def _panel(self, batch: Mapping[str, Any], row: int, mask: Array, predicted: Array) -> dict[str, Any]:
         """A sample's facts with its image, its mask, the predicted one and the errors as a picture."""
         assert self.info is not None
         facts = self._picture(batch, row)
@@ -150,7 +150,7 @@ class SampleCollector:
         how = self.info.preprocessing
         cases = batch.get("case")
         spacing = cases[row].spacing if isinstance(cases, (list, tuple)) else ()
-        made = panel(input, own, predicted, self.info.ignore, spacing, (how.get("mean"), how.get("std")))
+        made = panel(input, mask, predicted, self.info.ignore, spacing, (how.get("mean"), how.get("std")))
         return facts if made is None else facts | {"panel": made}
 
     def _picture(self, batch: Mapping[str, Any], row: int) -> dict[str, Any]:

@@ -250,8 +250,8 @@ def topology(spacing: Spacing, patch: Sequence[float]) -> Topology:
     return Topology(padded, tuple(strides), tuple(kernels))
 
 
-def _reordered(found: Topology, order: Sequence[int]) -> Topology:
+def _reordered(topology: Topology, order: Sequence[int]) -> Topology:
     def moved(entry: Sides) -> Sides:
         return tuple(entry[axis] for axis in order)
 
-    return Topology(moved(found.patch), tuple(map(moved, found.strides)), tuple(map(moved, found.kernels)))
+    return Topology(moved(topology.patch), tuple(map(moved, topology.strides)), tuple(map(moved, topology.kernels)))

@@ -125,7 +125,7 @@ def file_of(weights: str | None) -> Path | None:
     return path if path.is_file() or path.suffix or "/" in weights else None
 
 
-def _one_of(key: str, given: str, known: list[str]) -> None:
-    if given not in known:
-        near = difflib.get_close_matches(given, known, n=3, cutoff=0.4) or known[:3]
-        raise ConfigError(f"{key}: smp has no {given!r}; the nearest are {', '.join(near)}")
+def _one_of(key: str, name: str, names: list[str]) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
+        raise ConfigError(f"{key}: smp has no {name!r}; the nearest are {', '.join(near)}")

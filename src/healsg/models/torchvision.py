@@ -85,11 +85,11 @@ def _last_convolution(network: Any, classes: int) -> nn.Module:
     return whole
 
 
-def _one_of(key: str, given: str, known: list[str]) -> None:
+def _one_of(key: str, name: str, names: list[str]) -> None:
     """Refuse what is not known, with the nearest names."""
-    if given not in known:
-        near = difflib.get_close_matches(given, known, n=3, cutoff=0.4) or known[:3]
-        raise ConfigError(f"{key}: torchvision has no {given!r}; the nearest are {', '.join(near)}")
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
+        raise ConfigError(f"{key}: torchvision has no {name!r}; the nearest are {', '.join(near)}")
 
 
 class Torchvision(TaskModel):

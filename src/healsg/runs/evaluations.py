@@ -10,20 +10,20 @@ from healsg.runs.folder import RunFolder, finite, write_text
 from healsg.runs.media import MediaLog
 
 
-def write_evaluation(folder: RunFolder, split: str, which: str, found: Evaluation) -> str:
+def write_evaluation(folder: RunFolder, split: str, which: str, evaluation: Evaluation) -> str:
     """Write the numbers, and those of each case if there are cases; returns the file's line of JSON.
 
     Args:
         folder: the run's folder.
         split: the evaluated split.
         which: the weights: ``best`` or ``last``.
-        found: the results.
+        evaluation: the results.
 
     Raises:
         OSError: the file cannot be written.
     """
-    cases = {"cases": found.cases} if found.cases else {}
-    text = json.dumps(finite({"split": split, "checkpoint": which, "metrics": found.numbers, **cases}))
+    cases = {"cases": evaluation.cases} if evaluation.cases else {}
+    text = json.dumps(finite({"split": split, "checkpoint": which, "metrics": evaluation.numbers, **cases}))
     write_text(folder.path / f"eval-{split}-{which}.json", text + "\n")
     return text
 

@@ -270,6 +270,6 @@ def shown_time(began: float | None) -> str:
         return ""
 
 
-def root_of(given: str | None) -> Path:
+def root_of(path: str | None) -> Path:
     """The folder of all runs: the one that was given, else ``runs`` in the current directory."""
-    return Path(given) if given else ROOT
+    return Path(path) if path else ROOT

@@ -188,18 +188,18 @@ class _Save:
             return inside if isinstance(value, list) else tuple(inside)
         return value
 
-    def _memory(self, own: Tensor) -> Tensor:
+    def _memory(self, tensor: Tensor) -> Tensor:
         """The host tensor for a tensor: that of its first occurrence, or the next one of ``buffers``."""
-        known = self.seen.get(own.data_ptr())
-        if known and _form(known[1]) == _form(own):
+        known = self.seen.get(tensor.data_ptr())
+        if known and _form(known[1]) == _form(tensor):
             return known[0]
         number = len(self.pairs)
         host = self.buffers[number] if number < len(self.buffers) else None
-        if host is None or host.shape != own.shape or host.dtype != own.dtype:
-            host = torch.empty_like(own, device="cpu", requires_grad=False, pin_memory=own.is_cuda)
+        if host is None or host.shape != tensor.shape or host.dtype != tensor.dtype:
+            host = torch.empty_like(tensor, device="cpu", requires_grad=False, pin_memory=tensor.is_cuda)
             self.buffers[number : number + 1] = [host]
-        self.seen[own.data_ptr()] = host, own
-        self.pairs.append((host, own))
+        self.seen[tensor.data_ptr()] = host, tensor
+        self.pairs.append((host, tensor))
         return host
 
 

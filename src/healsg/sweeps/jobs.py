@@ -16,14 +16,14 @@ Setting = tuple[list[str], Any]
 """The parts of a key, and its value."""
 
 
-def compose_jobs(composer: Composer, jobs: Sequence[list[str]], given: Sequence[str]) -> list[Composed]:
+def compose_jobs(composer: Composer, jobs: Sequence[list[str]], overrides: Sequence[str]) -> list[Composed]:
     """The unchecked configuration of each job, given by its overrides.
 
     Where plain values of keys are swept on which nothing else depends, the first job's configuration serves for all,
     with other values: composing takes a tenth of a second a job. Raises ConfigError.
     """
     first = composer.compose(jobs[0], checked=False)
-    swept = [index for index, override in enumerate(given) if any(job[index] != override for job in jobs)]
+    swept = [index for index, override in enumerate(overrides) if any(job[index] != override for job in jobs)]
     if len(jobs) > 2 and swept and _stand_alone(composer, jobs[0], swept):
         settings = [[_setting(composer, job[index], first) for index in swept] for job in jobs]
         if all(setting is not None for row in settings for setting in row):

@@ -30,12 +30,12 @@ class BestTracker:
         self.mode = mode
         self.best: dict[str, Any] | None = None
 
-    def check(self, measured: Sequence[str] | None, known: Directions) -> None:
+    def check(self, measured: Sequence[str] | None, directions: Directions) -> None:
         """Check that the epochs will measure the monitored metric and that it is known whether higher is better.
 
         Args:
             measured: the names that an epoch will measure; None if they are known only afterwards.
-            known: see ``Directions``.
+            directions: see ``Directions``.
 
         Raises:
             ConfigError: one of them is not the case.
@@ -43,10 +43,10 @@ class BestTracker:
         always_allowed = self.name in ("auto", "lr") or self.name.startswith("train/")
         if measured is not None and not always_allowed and self.name.partition(".")[0] not in measured:
             raise ConfigError(f"runner.monitor: {self.name} is not measured; there is {', '.join(measured)}")
-        likely = next((name for name in PREFERRED if name in known), "loss")
-        self._sign(f"val/{likely}" if self.name == "auto" else self.name, known)
+        likely = next((name for name in PREFERRED if name in directions), "loss")
+        self._sign(f"val/{likely}" if self.name == "auto" else self.name, directions)
 
-    def resolve(self, numbers: Mapping[str, Any], known: Directions) -> tuple[str, int]:
+    def resolve(self, numbers: Mapping[str, Any], directions: Directions) -> tuple[str, int]:
         """The name of the monitored metric, and +1 if a higher value is better, -1 if a lower one is.
 
         Raises ConfigError if it was not measured, or if it is not known whether a higher value is better.
@@ -59,27 +59,27 @@ class BestTracker:
             raise ConfigError(f"runner.monitor: {name} is not measured; there is {measured}")
         if isinstance(numbers.get(name), list):
             raise ConfigError(f"runner.monitor: {name} is a list of numbers; watch one that is a single number")
-        return name, self._sign(name, known) if name else 1
+        return name, self._sign(name, directions) if name else 1
 
-    def _sign(self, name: str, known: Directions) -> int:
+    def _sign(self, name: str, directions: Directions) -> int:
         if self.mode != "auto":
             return 1 if self.mode == "max" else -1
         metric = name.rpartition("/")[2]
-        metric = metric if metric in known else metric.partition(".")[0]  # one of several numbers of a metric
-        higher_is_better = known.get(metric)
-        if metric not in known and self.name == "auto":
+        metric = metric if metric in directions else metric.partition(".")[0]  # one of several numbers of a metric
+        higher_is_better = directions.get(metric)
+        if metric not in directions and self.name == "auto":
             higher_is_better = metric in PREFERRED  # a number of the task's own; the docs define these names
         if higher_is_better is None:
             ways = "set runner.mode=max or runner.mode=min, or higher_is_better in the metric's class"
             raise ConfigError(f"runner.monitor: {name} does not say whether more of it is better; {ways}")
         return 1 if higher_is_better else -1
 
-    def better(self, numbers: Mapping[str, Any], known: Directions) -> bool:
+    def better(self, numbers: Mapping[str, Any], directions: Directions) -> bool:
         """Whether an epoch is better than the best so far, which it then replaces.
 
         Ties are decided by the lower ``val/loss``. A value that is not finite is never the best.
         """
-        name, sign = self.resolve(numbers, known)
+        name, sign = self.resolve(numbers, directions)
         value, loss = numbers.get(name), numbers.get("val/loss", 0.0)
         if value is None or not math.isfinite(value):
             return False

@@ -114,10 +114,10 @@ def checked(composed: Composed, options: list[str], overrides: list[str]) -> tup
     return seen, answer | ({"volumes": [one.as_json() for one in volumes]} if volumes else {})
 
 
-def _is_known(text: str, found: list[Finding]) -> bool:
+def _is_known(text: str, findings: list[Finding]) -> bool:
     """Whether a log line only repeats a finding: a skipped sample, or equal names."""
     quoted = set(re.findall(r"'[^']+'", text))
-    known = {name for finding in found for name in re.findall(r"'[^']+'", finding.message)}
+    known = {name for finding in findings for name in re.findall(r"'[^']+'", finding.message)}
     return text.startswith("left out") or bool(quoted and quoted <= known)
 
 

@@ -82,18 +82,18 @@ def _cases(folder: RunFolder, split: str) -> dict[str, dict[str, Any]]:
     return cases
 
 
-def show_pairs(found: Paired, names: tuple[str, str]) -> None:
+def show_pairs(pairs: Paired, names: tuple[str, str]) -> None:
     """Print the cases that differ most, and the difference over all."""
-    rows = [[name, one, other, one - other] for name, (one, other) in list(found.numbers.items())[:SHOWN]]
+    rows = [[name, one, other, one - other] for name, (one, other) in list(pairs.numbers.items())[:SHOWN]]
     show(["case", *names, "difference"], rows)
-    count = len(found.numbers)
+    count = len(pairs.numbers)
     if count > SHOWN:
         print(f"and {count - SHOWN} cases that differ less")
-    more = sum(one > other for one, other in found.numbers.values())
-    less = sum(one < other for one, other in found.numbers.values())
-    text = f"{found.metric} of {count} cases: {names[0]} is {found.apart.mean:+.4f} above {names[1]}"
-    if math.isfinite(found.apart.half):
-        text += f" ({cell(found.apart.mean - found.apart.half)} to {cell(found.apart.mean + found.apart.half)}, 95 %)"
-        text += f", p {found.apart.chance:.2g}"
+    more = sum(one > other for one, other in pairs.numbers.values())
+    less = sum(one < other for one, other in pairs.numbers.values())
+    text = f"{pairs.metric} of {count} cases: {names[0]} is {pairs.apart.mean:+.4f} above {names[1]}"
+    if math.isfinite(pairs.apart.half):
+        text += f" ({cell(pairs.apart.mean - pairs.apart.half)} to {cell(pairs.apart.mean + pairs.apart.half)}, 95 %)"
+        text += f", p {pairs.apart.chance:.2g}"
     text += f"; higher in {more} cases, lower in {less}"
-    print(visible(text + (f"; {found.left_out} cases are left out" if found.left_out else "")))
+    print(visible(text + (f"; {pairs.left_out} cases are left out" if pairs.left_out else "")))

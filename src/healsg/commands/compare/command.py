@@ -56,13 +56,13 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _by_case(given: list[str], split: str, metric: str | None, root: Path, as_json: bool) -> int:
+def _by_case(names: list[str], split: str, metric: str | None, root: Path, as_json: bool) -> int:
     """Pair the cases of two runs. Raises ConfigError for another number of runs."""
     from healsg.commands.compare.cases import USUAL, paired, show_pairs
 
-    if len(given) != 2:
-        raise ConfigError(f"--cases: pairs the cases of two runs, and {len(given)} are named")
-    first, second = (find(name, root=root) for name in given)
+    if len(names) != 2:
+        raise ConfigError(f"--cases: pairs the cases of two runs, and {len(names)} are named")
+    first, second = (find(name, root=root) for name in names)
     found = paired(first, second, split, metric or USUAL)
     if as_json:
         show_json(found.as_json())
@@ -121,11 +121,11 @@ def show_comparison(compared: Comparison, most: int | None = None) -> None:
     print_wrapped(compared.verdict)
 
 
-def _runs(given: Iterable[str], root: Path) -> list[Finished]:
+def _runs(names: Iterable[str], root: Path) -> list[Finished]:
     """The named finished runs, and those of named sweeps. Raises RunError if there are none."""
     everything = listed(root) if root.is_dir() else []
     chosen: dict[str, Finished] = {}
-    for name in given:
+    for name in names:
         jobs = named(everything, name, root)
         folders = [RunFolder(one.path) for one in _finished(jobs, name)] if jobs else [find(name, root=root)]
         for folder in folders:

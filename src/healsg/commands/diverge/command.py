@@ -113,8 +113,8 @@ def compared(first: RunFolder, second: RunFolder) -> tuple[dict[str, Any], int |
     return found, int(row.get("step", 0)) or None
 
 
-def _print_part(name: str, found: list[str]) -> None:
-    for number, line in enumerate(found or ["same"]):
+def _print_part(name: str, lines: list[str]) -> None:
+    for number, line in enumerate(lines or ["same"]):
         print(f"{'' if number else name:12}{visible(line)}")
 
 

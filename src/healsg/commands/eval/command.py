@@ -93,16 +93,16 @@ def _read(arguments: list[str]) -> Namespace:
     return args
 
 
-def _show_cases(found: Evaluation) -> None:
+def _show_cases(evaluation: Evaluation) -> None:
     """The table by case on standard error, the worst first, so that standard output stays JSON."""
     from healsg.evaluation.evaluator import worst_first
 
-    names = worst_first(found.cases, SHOWN)
-    columns = list(dict.fromkeys(key for numbers in found.cases.values() for key in numbers))
-    rows = [[name, *(found.cases[name].get(key) for key in columns)] for name in names]
+    names = worst_first(evaluation.cases, SHOWN)
+    columns = list(dict.fromkeys(key for numbers in evaluation.cases.values() for key in numbers))
+    rows = [[name, *(evaluation.cases[name].get(key) for key in columns)] for name in names]
     tables.show(["case", *columns], rows, sys.stderr)
-    if len(found.cases) > SHOWN:
-        print(f"and {len(found.cases) - SHOWN} better ones", file=sys.stderr)
+    if len(evaluation.cases) > SHOWN:
+        print(f"and {len(evaluation.cases) - SHOWN} better ones", file=sys.stderr)
 
 
 def with_parts(folder: RunFolder, overrides: list[str], config_dir: str | None = None) -> Composed:

@@ -15,15 +15,15 @@ from healsg.loggers.report_samples import worst
 from healsg.runs.folder import finite
 
 
-def write_page(path: Path, title: str, found: Evaluation) -> None:
+def write_page(path: Path, title: str, evaluation: Evaluation) -> None:
     """Write the page of an evaluation that collected its samples. Raises OSError."""
-    numbers = {name: value for name, value in found.numbers.items() if isinstance(value, (int, float))}
+    numbers = {name: value for name, value in evaluation.numbers.items() if isinstance(value, (int, float))}
     facts = "".join(f"<tr><th>{escape(name)}</th><td>{_number(value)}</td></tr>" for name, value in numbers.items())
     sections = [
         f"<h1>{escape(title)}</h1>",
         f'<table class="facts">{facts}</table>',
-        *worst(finite(found.samples)),
-        _cases(found.cases),
+        *worst(finite(evaluation.samples)),
+        _cases(evaluation.cases),
     ]
     write_html(path, escape(title), sections)
 

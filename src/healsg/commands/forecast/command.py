@@ -89,14 +89,14 @@ def _read(arguments: list[str]) -> Namespace:
     return flags.read(arguments)
 
 
-def _budget(given: str) -> float:
+def _budget(text: str) -> float:
     """The value of ``--seconds``. Raises ConfigError."""
     try:
-        seconds = float(given)
+        seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 3600:
-        raise ConfigError(f"--seconds {given}: is no number of seconds above 0, at most 3600")
+        raise ConfigError(f"--seconds {text}: is no number of seconds above 0, at most 3600")
     return seconds
 
 

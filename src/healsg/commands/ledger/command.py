@@ -56,11 +56,11 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _samples(given: str) -> int:
+def _samples(text: str) -> int:
     """The value of ``--top``. Raises ConfigError."""
-    if not (given.isdecimal() and 0 < len(given) < 8):
-        raise ConfigError(f"--top: {given} is no number of samples; --top 50 shows fifty")
-    return int(given)
+    if not (text.isdecimal() and 0 < len(text) < 8):
+        raise ConfigError(f"--top: {text} is no number of samples; --top 50 shows fifty")
+    return int(text)
 
 
 class Read:

@@ -158,15 +158,15 @@ def _runs_in(name: str) -> list[RunFolder]:
     return []
 
 
-def _out(given: Path) -> Path:
+def _out(path: Path) -> Path:
     """The file that ``--out`` means. Raises ConfigError."""
-    if given.suffix.lower() in (".csv", ".jsonl"):
-        if not given.absolute().parent.is_dir():
-            raise ConfigError(f"--out: there is no folder {given.parent}")
-        return given
-    if given.suffix and not given.is_dir():
-        raise ConfigError(f"--out: {given} is neither a .csv or .jsonl file nor a folder")
-    return given / IN_FOLDER
+    if path.suffix.lower() in (".csv", ".jsonl"):
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"--out: there is no folder {path.parent}")
+        return path
+    if path.suffix and not path.is_dir():
+        raise ConfigError(f"--out: {path} is neither a .csv or .jsonl file nor a folder")
+    return path / IN_FOLDER
 
 
 def _count(value: str) -> int:
@@ -214,10 +214,10 @@ def predict(request: Request) -> int:
     return _end(writer, request, found)
 
 
-def _end(writer: Writer, request: Request, found: Answers) -> int:
+def _end(writer: Writer, request: Request, answers: Answers) -> int:
     from healsg.evaluation.writers import File
 
-    samples, unreadable = found.samples, found.unreadable
+    samples, unreadable = answers.samples, answers.unreadable
     if isinstance(writer, File):
         writer.finish()
         samples, unreadable = len(writer.done), writer.unreadable

@@ -43,19 +43,19 @@ class Explanations:
         self.explainers = ensemble.explainers()
         self.folder = out.parent / f"{out.stem}-explain"
 
-    def draw(self, samples: Sequence[Sample], batches: Sequence[Tensor], found: Prediction) -> list[str]:
+    def draw(self, samples: Sequence[Sample], batches: Sequence[Tensor], prediction: Prediction) -> list[str]:
         """Write the picture of each sample; returns their paths, relative to the file of the predictions.
 
         Args:
             samples: those that could be read.
             batches: the same as the data set of each network stores them, (N, C, H, W).
-            found: the ensemble's predictions of them.
+            prediction: the ensemble's predictions of them.
         """
         from healsg.evaluation.writers import key_of, printable
         from healsg.loggers.thumbnails import shown_levels
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        maps = self.ensemble.heat_maps(batches, found, self.explainers)
+        maps = self.ensemble.heat_maps(batches, prediction, self.explainers)
         names = []
         for sample, stored, heat in zip(samples, batches[0], maps, strict=True):
             levels = shown_levels(stored.numpy())

@@ -71,12 +71,12 @@ def run(arguments: list[str]) -> int:
     return code
 
 
-def _reproduced(asked: _Options, recipe: str, found: dict[str, Path]) -> tuple[int, dict[str, Any]]:
+def _reproduced(options: _Options, recipe: str, files: dict[str, Path]) -> tuple[int, dict[str, Any]]:
     """Run a recipe; returns the exit status and the result, which is None if a run was stopped or failed."""
-    options = [f"--config-dir={asked.config_dir}"] * bool(asked.config_dir)
-    plans = composed_once(lambda: chain(recipe, found))
-    composer = cache(lambda: Composer(asked.config_dir))
-    given = [_passed(target, plans[-1], asked.overrides) for target in plans]
+    flags = [f"--config-dir={options.config_dir}"] * bool(options.config_dir)
+    plans = composed_once(lambda: chain(recipe, files))
+    composer = cache(lambda: Composer(options.config_dir))
+    given = [_passed(target, plans[-1], options.overrides) for target in plans]
     changed = composed_once(lambda: [_changed(composer(), *each) for each in zip(plans, given, strict=True)])
     drawn = [_draws(composer(), *each) for each in zip(plans, given, strict=True)]
     target = plans[-1]
@@ -85,14 +85,14 @@ def _reproduced(asked: _Options, recipe: str, found: dict[str, Path]) -> tuple[i
         composed_once(lambda: verify(composer().compose(_without(target, 0, kept, drawn[-1]), checked=False)))
     _announce(plans)
     values = []
-    for seed in asked.seeds:
+    for seed in options.seeds:
         for plan, overrides, draws in zip(plans, given, drawn, strict=True):
-            if code := _train(composer, options, plan.run(seed), _overrides(plan, seed, overrides, draws)):
+            if code := _train(composer, flags, plan.run(seed), _overrides(plan, seed, overrides, draws)):
                 return code, {}
         values.append(_measured(target, seed))
     off = []
-    for seed in asked.seeds if target.without and asked.baseline and reaches(target, values) else ():
-        if code := _train(composer, options, target.run(seed, off=True), _without(target, seed, kept, drawn[-1])):
+    for seed in options.seeds if target.without and options.baseline and reaches(target, values) else ():
+        if code := _train(composer, flags, target.run(seed, off=True), _without(target, seed, kept, drawn[-1])):
             return code, {}
         off.append(_measured(target, seed, off=True))
     passed, line = verdict(target, values, list(dict.fromkeys(key for keys in changed for key in keys)), off or None)
@@ -102,10 +102,10 @@ def _reproduced(asked: _Options, recipe: str, found: dict[str, Path]) -> tuple[i
     return int(not passed), answer
 
 
-def _described(found: dict[str, Path]) -> list[dict[str, Any]]:
+def _described(files: dict[str, Path]) -> list[dict[str, Any]]:
     """All recipes, for programs; those that cannot be read with the reason."""
     rows = []
-    for name, path in found.items():
+    for name, path in files.items():
         try:
             rows.append(asdict(read_target(path)))
         except ConfigError as error:
@@ -153,24 +153,24 @@ def _options(arguments: list[str]) -> _Options:
     return _Options(names[0] if names else None, overrides, args.config_dir, seeds, baseline)
 
 
-def _passed(target: Target, last: Target, given: list[str]) -> list[str]:
+def _passed(target: Target, last: Target, overrides: list[str]) -> list[str]:
     """The overrides for a recipe; a prerequisite recipe gets all but those of the method or the network."""
     about = ("method", "model", "init_from")
-    return [text for text in given if target is last or re.split(r"[./=]", text.lstrip("+~"))[0] not in about]
+    return [text for text in overrides if target is last or re.split(r"[./=]", text.lstrip("+~"))[0] not in about]
 
 
-def _overrides(target: Target, seed: int, given: list[str], draws: bool) -> list[str]:
+def _overrides(target: Target, seed: int, overrides: list[str], draws: bool) -> list[str]:
     """The arguments of ``healsg train``; ``draws``: each seed draws its own labels."""
     before = [f"{target.gives}=reproduce-{target.first}-{seed}"] * bool(target.first)
-    return [f"recipe={target.name}", *given, *before, *_seeded(seed, draws), f"name={target.run(seed)}"]
+    return [f"recipe={target.name}", *overrides, *before, *_seeded(seed, draws), f"name={target.run(seed)}"]
 
 
-def _without(target: Target, seed: int, given: list[str], draws: bool) -> list[str]:
+def _without(target: Target, seed: int, overrides: list[str], draws: bool) -> list[str]:
     """The arguments of ``healsg train`` for the same recipe with its method off."""
     off = target.without or []
     before = [f"{target.gives}=reproduce-{target.first}-{seed}"] * bool(target.first and not _other_method(target))
     name = f"name={target.run(seed, off=True)}"
-    return [f"recipe={target.name}", *off, *given, *before, *_seeded(seed, draws), name]
+    return [f"recipe={target.name}", *off, *overrides, *before, *_seeded(seed, draws), name]
 
 
 def _seeded(seed: int, draws: bool) -> list[str]:
@@ -182,34 +182,34 @@ def _other_method(target: Target) -> bool:
     return any(text.startswith("method=") for text in target.without or [])
 
 
-def _is_replaced(given: str, target: Target) -> bool:
+def _is_replaced(override: str, target: Target) -> bool:
     """Whether an override of the command line does not apply to the run with the method off."""
-    key = given.partition("=")[0].lstrip("+~")
+    key = override.partition("=")[0].lstrip("+~")
     if _other_method(target) and re.split(r"[./]", key)[0] == "method":
         return True
     return key in [text.partition("=")[0] for text in target.without or []]
 
 
-def _draws(composer: Composer, target: Target, given: list[str]) -> bool:
+def _draws(composer: Composer, target: Target, overrides: list[str]) -> bool:
     """Whether each seed draws new labels: if they are few, noisy or imbalanced, unless ``split_seed`` is given."""
-    if any(text.partition("=")[0].lstrip("+") == "data.split_seed" for text in given):
+    if any(text.partition("=")[0].lstrip("+") == "data.split_seed" for text in overrides):
         return False
-    data = composer.compose(_overrides(target, 0, given, False), checked=False).values["data"]
+    data = composer.compose(_overrides(target, 0, overrides, False), checked=False).values["data"]
     return "split_seed" in data and any(data.get(key) for key in DRAWN)
 
 
-def _changed(composer: Composer, target: Target, given: list[str]) -> list[str]:
+def _changed(composer: Composer, target: Target, overrides: list[str]) -> list[str]:
     """The settings, as groups or keys, that make it another setting than the published one. Raises ConfigError."""
 
-    def composed(given: list[str]) -> Composed:
-        made = composer.compose(_overrides(target, 0, given, False), checked=False)
+    def composed(overrides: list[str]) -> Composed:
+        made = composer.compose(_overrides(target, 0, overrides, False), checked=False)
         verify(made)
         return made
 
     plain = composed([])
-    if not given:
+    if not overrides:
         return []
-    changed = composed(given)
+    changed = composed(overrides)
     groups = [group for group, option in sorted(changed.choices.items()) if plain.choices.get(group, option) != option]
     groups = [group for group in groups if group.split("/")[0] not in groups or "/" not in group]
     exempt = (*HARMLESS, *(group.replace("/", ".") for group in groups))
@@ -261,10 +261,10 @@ def _announce(plans: list[Target]) -> None:
         say(f"  {key:<8}{value}")
 
 
-def _list(found: dict[str, Path]) -> None:
+def _list(files: dict[str, Path]) -> None:
     """All recipes: name, target, measured result, and source."""
     rows = []
-    for name, path in found.items():
+    for name, path in files.items():
         try:
             target = read_target(path)
             rows.append([name, target.goal, target.record, target.table])

@@ -110,23 +110,23 @@ def _misfit(name: str, value: Any) -> str | None:
     return None if isinstance(value, str) and value.strip() else "a text" + ", or null" * nullable
 
 
-def chain(name: str, found: dict[str, Path]) -> list[Target]:
+def chain(name: str, files: dict[str, Path]) -> list[Target]:
     """A recipe and those that must run before it, in their order. Raises ConfigError."""
     targets: list[Target] = []
     wanted: str | None = name
     while wanted is not None:
-        if wanted not in found:
-            near = difflib.get_close_matches(wanted, found, 1, 0.5)
+        if wanted not in files:
+            near = difflib.get_close_matches(wanted, files, 1, 0.5)
             detail = (
                 f"no such recipe{f'; did you mean {near[0]}?' if near else '; healsg reproduce shows what there is'}"
             )
-            prefix = f"{found[targets[0].name]}: recipe.first: " if targets else ""
+            prefix = f"{files[targets[0].name]}: recipe.first: " if targets else ""
             raise ConfigError(f"{prefix}{wanted}: {detail}")
-        target = read_target(found[wanted])
+        target = read_target(files[wanted])
         targets.insert(0, target)
         wanted = target.first
         if wanted in [other.name for other in targets]:
-            raise ConfigError(f"{found[target.name]}: recipe.first: {wanted} would have to run before itself")
+            raise ConfigError(f"{files[target.name]}: recipe.first: {wanted} would have to run before itself")
     return targets
 
 

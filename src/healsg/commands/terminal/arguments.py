@@ -100,8 +100,8 @@ def _same_command() -> None:
                 raise ConfigError(f"{key}: {where} has {two}, rank 0 on {every[0]['host']} has {one}; start them alike")
 
 
-def _only(own: Any, other: Any) -> str:
+def _only(entries: Any, other: Any) -> str:
     """The entries of a list that are not in another one, as text; all of them if there are none."""
-    if isinstance(own, str):
-        return own
-    return " ".join([word for word in own if word not in other] or own) or "none"
+    if isinstance(entries, str):
+        return entries
+    return " ".join([word for word in entries if word not in other] or entries) or "none"

@@ -42,17 +42,17 @@ class Flags(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
-    def add_json(self, what: str = "for programs: one object") -> None:
+    def add_json(self, help_text: str = "for programs: one object") -> None:
         """``--json``, as ``json``."""
-        self.add_argument("--json", action="store_true", help=what)
+        self.add_argument("--json", action="store_true", help=help_text)
 
-    def add_run(self, name: str = "run", what: str = "a folder, or a name below runs/") -> None:
+    def add_run(self, name: str = "run", help_text: str = "a folder, or a name below runs/") -> None:
         """``RUN``, as ``name``."""
-        self.add_argument(name, metavar="RUN", help=what)
+        self.add_argument(name, metavar="RUN", help=help_text)
 
-    def add_settings(self, what: str = "settings, as healsg train takes them") -> None:
+    def add_settings(self, help_text: str = "settings, as healsg train takes them") -> None:
         """``key=value ...``, as ``settings``."""
-        self.add_argument("settings", nargs="*", default=[], metavar="key=value", help=what)
+        self.add_argument("settings", nargs="*", default=[], metavar="key=value", help=help_text)
 
     def add_config_dir(self) -> None:
         """``--config-dir DIR``, as ``config_dir``."""
@@ -95,20 +95,20 @@ def _plain(value: Any) -> Any:
     return value.removeprefix(PLAIN) if isinstance(value, str) else value
 
 
-def page_file(given: str | None) -> Path | None:
+def page_file(path: str | None) -> Path | None:
     """The file of ``--page FILE``, checked for writing before the work; None if not given.
 
     Raises ConfigError where no file can be written there, or something else than a file would be replaced.
     """
-    if not given:
+    if not path:
         return None
-    page = Path(given)
+    page = Path(path)
     if not page.absolute().parent.is_dir():
         raise ConfigError(f"--page: there is no folder {page.parent}")
     if (kind := kind_of(page)) not in ("", FILE):
-        raise ConfigError(f"--page: {given} is {kind}; name a file")
+        raise ConfigError(f"--page: {path} is {kind}; name a file")
     try:
         tempfile.TemporaryFile(dir=page.absolute().parent).close()
     except OSError as error:
-        raise ConfigError(f"--page: {given} cannot be written ({error.strerror}); name a file elsewhere") from error
+        raise ConfigError(f"--page: {path} cannot be written ({error.strerror}); name a file elsewhere") from error
     return page

@@ -103,11 +103,11 @@ def _parts(name: str) -> tuple[str, str]:
     return name[: len(name) - len(known)], name[len(name) - len(known) :]
 
 
-def _grouped(found: Sequence[tuple[Path, Path]], channels: int) -> list[Scan]:
+def _grouped(images: Sequence[tuple[Path, Path]], channels: int) -> list[Scan]:
     """One scan a file, or, where a name ends in ``_0000``, of as many files as there are channels."""
     scans: dict[Path, list[Path]] = {}
-    by_channel = channels > 1 and any(CHANNEL.fullmatch(_parts(path.name)[0]) for path, _ in found)
-    for path, below in found:
+    by_channel = channels > 1 and any(CHANNEL.fullmatch(_parts(path.name)[0]) for path, _ in images)
+    for path, below in images:
         stem, ending = _parts(below.name)
         single = CHANNEL.fullmatch(stem) if by_channel else None
         kept = ending if is_volume(path) or ending.lower() in LOSSLESS else ".png"

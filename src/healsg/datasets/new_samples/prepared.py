@@ -38,27 +38,29 @@ def transform_of(info: DataInfo) -> ImageTransform | Standardise | None:
     return ImageTransform(False, 0, how["mean"], how["std"], maximum=how.get("maximum", 255.0))
 
 
-def source_of(given: Any, info: DataInfo) -> Source:
+def source_of(samples: Any, info: DataInfo) -> Source:
     """Convert a user's samples to the form in which the data set stores them.
 
     Args:
-        given: an array or tensor (N, ...) of samples as the data set stores them (images of bytes, numbers as in the
+        samples: an array or tensor (N, ...) of samples as the data set stores them (images of bytes, numbers as in the
             table); a table of columns by name; a picture, a folder of pictures, a .csv file, or a list of pictures.
         info: what the network takes.
 
     Raises:
         DataError: it is none of these, or does not fit the network.
     """
-    if isinstance(given, Mapping):
-        return _rows(given, info)
-    if isinstance(given, np.ndarray):
-        given = torch.from_numpy(np.ascontiguousarray(given))
-    if isinstance(given, Tensor):
-        of_any_size = info.dense and given.dim() == len(info.input_shape) + 1 and given.shape[1] == info.input_shape[0]
-        if tuple(given.shape[1:]) != tuple(info.input_shape) and not of_any_size:
-            raise DataError(f"predictor: samples of {tuple(given.shape[1:])}; the network takes {info.input_shape}")
-        return TensorSource(given, torch.zeros(len(given)))
-    paths = [Path(one) for one in ([given] if isinstance(given, (str, Path)) else given)]
+    if isinstance(samples, Mapping):
+        return _rows(samples, info)
+    if isinstance(samples, np.ndarray):
+        samples = torch.from_numpy(np.ascontiguousarray(samples))
+    if isinstance(samples, Tensor):
+        of_any_size = (
+            info.dense and samples.dim() == len(info.input_shape) + 1 and samples.shape[1] == info.input_shape[0]
+        )
+        if tuple(samples.shape[1:]) != tuple(info.input_shape) and not of_any_size:
+            raise DataError(f"predictor: samples of {tuple(samples.shape[1:])}; the network takes {info.input_shape}")
+        return TensorSource(samples, torch.zeros(len(samples)))
+    paths = [Path(one) for one in ([samples] if isinstance(samples, (str, Path)) else samples)]
     if len(paths) == 1 and paths[0].suffix.lower() == ".csv":
         return _rows(read_csv(paths[0], ","), info)
     return _pictures(paths, info)

@@ -86,10 +86,10 @@ def samples_of(paths: Sequence[str], info: DataInfo, image_column: str | None = 
     return (sample for samples in found for sample in samples)
 
 
-def _refuse_pictures(given: str, info: DataInfo) -> None:
+def _refuse_pictures(path: str, info: DataInfo) -> None:
     if len(info.input_shape) != 3 or info.input_shape[1] != info.input_shape[2] or info.input_names:
         expected = f"the columns {listed(info.input_names)}" if info.input_names else f"arrays of {info.input_shape}"
-        raise DataError(f"{given}: is read as pictures, but the network takes {expected}")
+        raise DataError(f"{path}: is read as pictures, but the network takes {expected}")
 
 
 def _picture(path: Path) -> Callable[[DataInfo], Tensor]:

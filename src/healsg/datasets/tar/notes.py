@@ -119,13 +119,13 @@ def read_notes(folder: Path) -> Notes | None:
         raise DataError(f"{path}: does not describe archives that this version knows; pack the data anew") from error
 
 
-def _masks(given: Any, classes: int) -> MaskNotes:
+def _masks(content: Any, classes: int) -> MaskNotes:
     """The notes on masks. Raises ValueError, KeyError and TypeError for other content than ``write_notes`` writes."""
-    mapping = {_label(old): _label(new) for old, new in given["mapping"]}
-    ignore = None if given["ignore"] is None else _label(given["ignore"])
+    mapping = {_label(old): _label(new) for old, new in content["mapping"]}
+    ignore = None if content["ignore"] is None else _label(content["ignore"])
     if sorted(set(mapping.values())) != list(range(classes)):
         raise ValueError("labels without a class")
-    colours = given["colours"]
+    colours = content["colours"]
     if colours is not None:
         colours = {str(name): [_label(level) for level in levels] for name, levels in colours}
         if any(len(levels) != 3 or max(levels) > 255 for levels in colours.values()):

@@ -247,12 +247,12 @@ def _with_folder(case: CaseFiles, above: int) -> CaseFiles:
     return CaseFiles("/".join([*folders, case.name]), case.images, case.label, case.split, case.entry)
 
 
-def _names(given: Any) -> dict[int, str]:
+def _names(labels: Any) -> dict[int, str]:
     """``{"0": "background"}`` or ``{"background": 0}`` as names by number."""
-    if not isinstance(given, dict):
+    if not isinstance(labels, dict):
         return {}
     found = {}
-    for key, value in given.items():
+    for key, value in labels.items():
         if str(key).isdigit():
             found[int(key)] = str(value)
         elif isinstance(value, int) or (isinstance(value, str) and value.isdigit()):
@@ -332,7 +332,7 @@ def _nnunet_cases(folder: Path, part: str, ending: str, channels: int, split: st
     return cases
 
 
-def _nnunet_folds(path: Path, known: set[str]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+def _nnunet_folds(path: Path, names: set[str]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
     if not path.is_file():
         return ()
     folds = []
@@ -341,7 +341,7 @@ def _nnunet_folds(path: Path, known: set[str]) -> tuple[tuple[tuple[str, ...], t
         for side in sides:
             if not isinstance(side, list) or not all(isinstance(name, str) for name in side):
                 raise DataError(f"{path}: fold {number} has no lists train and val of names")
-            others = sorted(set(side) - known)
+            others = sorted(set(side) - names)
             if others:
                 raise DataError(f"{path}: fold {number} names {others[0]!r}, and there is no such case in imagesTr")
         train, val = (tuple(side) for side in sides if side is not None)
