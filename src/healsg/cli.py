@@ -17,7 +17,7 @@ from healsg.paths import leave_removed_folder
 from healsg.runs import redact
 from healsg.training.parallel import ElsewhereError
 
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 SECTIONS = {
     "before": {

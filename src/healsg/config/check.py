@@ -233,6 +233,8 @@ def explain_unknown(key: str, config: Any, value: str = "") -> str:
     """
     plain = _plain(config, resolve=False)
     key = key.lstrip("+~").split("=")[0]
+    if key.startswith("args."):
+        return f"{key}: no such key; a setting of your own is added by +{key}={value or '...'}"
     if best := nearest(key, plain):
         return f"{key}: no such key; did you mean {best}{f'={value}' if value else ''}?"
     parent = key.rpartition(".")[0]

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from healsg.config.hydra_loader import CheckedLoader
 
+SEVERAL = ("logger", "model/metrics", "runner/callbacks", "recipe")
+"""The groups of which several options go together. Those of another one would be mixed to a part that nobody wrote."""
+
 MOST = 10_000
 """The largest number of jobs in a sweep."""
 
@@ -109,6 +112,11 @@ class Composer:
                 raise ConfigError(_needs_sweep(str(override.input_line)))
             if override.is_hydra_override() and override.get_key_element() not in ("hydra.searchpath", "hydra.mode"):
                 raise ConfigError(_not_hydras(override.get_key_element()))
+            group = override.key_or_group
+            if isinstance(override.value(), list) and group not in SEVERAL and self.options(group):
+                raise ConfigError(
+                    f"{override.input_line}: {group} takes one option; a sweep (-m) takes several in turn"
+                )
         config = self.unresolved(overrides)
         hydra_node = config.hydra
         chosen = hydra_node.runtime.choices.items()
@@ -120,7 +128,8 @@ class Composer:
         try:
             values: Any = OmegaConf.to_container(config, resolve=True)
         except (OmegaConfBaseException, RecursionError) as error:
-            raise ConfigError(f"{getattr(error, 'full_key', None) or 'config'}: {one_line(error)}") from error
+            reason = (str(error).splitlines() or ["?"])[0]  # further lines repeat the key
+            raise ConfigError(f"{getattr(error, 'full_key', None) or 'config'}: {reason}") from error
         if type(values.get("name")) is int:
             values["name"] = str(values["name"])
         composed = Composed(values, choices, hydra, list(overrides), tuple(self.project))
@@ -162,12 +171,16 @@ class Composer:
         groups, values = [], []
         for override in self.parse(overrides):
             key, option = override.key_or_group, override.value()
-            if override.is_hydra_override() or not (self.options(key) or key in self.groups()):
+            chooses = not isinstance(option, dict) and (self.options(key) or key in self.groups())
+            if override.is_hydra_override() or not chooses:
                 values.append(override)
                 continue
             groups.append(override)
-            if isinstance(option, str) and option not in self.options(key):
-                return ConfigError(check.explain_option(key, option, self.options(key)))
+            for name in option if isinstance(option, list) else [option]:
+                if isinstance(name, str) and name not in self.options(key):
+                    return ConfigError(check.explain_option(key, name, self.options(key)))
+        if found := self._explained_file(error):
+            return found
         if len(groups) == len(overrides):
             return ConfigError(one_line(error))
         base = self.base(overrides)
@@ -182,7 +195,27 @@ class Composer:
                 if meant := check.option_of(key, text, self.choices()):
                     return ConfigError(f"{key}: no such key; did you mean {meant}?")
                 return ConfigError(check.explain_unknown(key, base, text))
+            for name in override.value() if isinstance(override.value(), dict) else ():
+                if not has_key(base, inner := f"{key}.{name}"):
+                    return ConfigError(check.explain_unknown(inner, base))
         return ConfigError(one_line(error))
+
+    def _explained_file(self, error: Exception) -> ConfigError | None:
+        """Why a file of options cannot be used, where its defaults list is the cause; None for any other error."""
+        if isinstance(error, RecursionError):
+            return ConfigError(
+                "the defaults of an option lead back to the option itself; leave that line out of its YAML"
+            )
+        message = one_line(error)
+        if match := re.match(r"In '(.+?)': Could not (?:load|find) '(.+?)'", message):
+            file, (group, _, option) = match[1], match[2].rpartition("/")
+            return ConfigError(
+                f"{file}.yaml: its defaults name {check.explain_option(group, option, self.options(group))}"
+            )
+        if match := re.match(r"In '(recipe/.+?)': Could not override '(.+?)@recipe\.", message):
+            way = "its first line has to be '# @package _global_'"
+            return ConfigError(f"{match[1]}.yaml: would set {match[2]} of the recipe alone; {way}")
+        return None
 
     def base(self, overrides: Sequence[str]) -> Any:
         """The configuration with those of ``overrides`` that choose options of groups, and without the others."""
@@ -198,7 +231,7 @@ class Composer:
 
         try:  # without Hydra's own node, which is most of the work of a composition
             base: Any = OmegaConf.create(merged(self.layers.of(self.name, self.without_null(chosen))))
-        except (HydraException, OSError):  # which a composition explains
+        except (HydraException, OSError, RecursionError):  # which a composition explains
             base = self.unresolved(chosen)
         base.pop("hydra", None)
         return base

@@ -34,6 +34,8 @@ def parse(overrides: Sequence[str], loader: Any = None) -> list[Override]:
             raise ConfigError(f"{override[:40]!r}...: has more than {LONGEST} characters; use a file in --config-dir")
         if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in override):
             raise ConfigError(f"{override!r}: holds a character that is no text, such as a line break")
+        if override.startswith("="):
+            raise ConfigError(f"{override}: names no key; settings are of the form key=value")
         try:
             try:
                 parsed.append(parser.parse_override(override))
