@@ -50,6 +50,19 @@ def test_what_cannot_be_composed_is_named_in_one_line(composer: Composer, overri
     assert "object_type" not in str(found.value)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["data=nifti", "data.folder=x", "data.foreground=2"],
+        ["data=tubes3d", "data.foreground=-1"],
+        ["data=acdc", "data.folder=x", "data.labels=0"],
+    ],
+)
+def test_an_argument_that_a_subclass_repeats_has_its_range(composer: Composer, options: list[str]) -> None:
+    with pytest.raises(ConfigError, match="is out of range"):
+        composer.compose(options)
+
+
 def test_several_options_of_loggers_and_metrics_are_joined(composer: Composer) -> None:
     composed = composer.compose(["model/metrics=[top5,classification]", "logger=[tensorboard,swanlab]"])
     assert set(composed.values["logger"]) == {"tensorboard", "swanlab"}

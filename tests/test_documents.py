@@ -18,9 +18,10 @@ import fake_masks
 from healsg import TaskTrainer
 from healsg.build import build_task
 from healsg.cli import COMMANDS, main
-from healsg.commands.eval.command import with_parts
+from healsg.commands.eval.command import GROUPS
 from healsg.commands.sweep.run import as_run
-from healsg.commands.sweep.search import is_search, plan_search
+from healsg.commands.sweep.search import plan_search
+from healsg.commands.terminal.parts import with_parts
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed
 from healsg.runs.folder import RunFolder
@@ -148,7 +149,7 @@ def test_commands_on_runs_name_a_run_of_the_document(document: str, tmp_path: Pa
         elif command[0] == "healsg" and command[1] in ("resume", "eval"):
             words = command[3 : command.index("--page")] if "--page" in command else command[3:]
             overrides = [word for word in words if not word.startswith(SETTINGS)]
-            assert with_parts(RunFolder(tmp_path / "runs" / command[2]), overrides).values["name"] == command[2]
+            assert with_parts(RunFolder(tmp_path / "runs" / command[2]), overrides, GROUPS).values["name"] == command[2]
 
 
 READING = ("predict", "list", "explain", "show", "runs", "compare", "diff", "watch", "ledger", "diverge", "rm")

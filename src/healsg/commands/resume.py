@@ -5,12 +5,10 @@ from __future__ import annotations
 from healsg.commands.launch import processes
 from healsg.commands.terminal.arguments import composed_once, folder_acquired_early
 from healsg.commands.terminal.flags import Flags
-from healsg.commands.terminal.imports import collections_deferred
-from healsg.commands.terminal.tables import messages_to_stderr
+from healsg.commands.terminal.parts import with_parts
 from healsg.commands.train.command import shown_result
 from healsg.errors import ConfigError
 from healsg.runs.folder import find, is_setting
-from healsg.runs.saved_config import load_saved
 from healsg.training.interrupt import StopSignal
 
 EXAMPLES = """\
@@ -39,8 +37,8 @@ def run(arguments: list[str]) -> int:
         raise ConfigError("healsg resume RUN [key=value ...]: name a run, as a folder or a name under runs/")
     stop_signal = StopSignal()
     folder = composed_once(lambda: find(args.run))
-    composed = composed_once(lambda: load_saved(folder, args.settings))
-    if (count := processes.process_count(composed, folder)) > 1:
+    composed = composed_once(lambda: with_parts(folder, args.settings, ("logger",)))
+    if (count := processes.wanted(composed, folder)) > 1:
         processes.check_no_json(args.json)
         return processes.become_agent(count, processes.job_of(composed, folder.path, stop_signal.began))
     with stop_signal:

@@ -351,7 +351,9 @@ class DatasetSource:
                     window = None if windows is None else windows[place]
                     samples.append(self._one(i, place, seeds[place], draw, window))
             except Exception as error:
-                message = f"{self.name(i)}: {line(error)}"
+                name, message = self.name(i), line(error)
+                if not message.startswith(f"{name}: "):  # patches read their cases through a source of their own
+                    message = f"{name}: {message}"
                 if reading.on_error == "raise":
                     raise DataError(message) from error
                 reading.broken[place] = i, message

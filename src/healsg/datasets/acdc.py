@@ -16,6 +16,7 @@ from healsg.datasets.published.files import locate, log
 from healsg.datasets.volumes.files import stem
 from healsg.datasets.volumes.lists import CaseFiles, CaseList, volumes_in
 from healsg.errors import ConfigError, DataError
+from healsg.types import Count
 
 LABELS = {0: "background", 1: "RV", 2: "MYO", 3: "LV"}
 
@@ -47,7 +48,11 @@ class Acdc(Volumes, Listed):
     """
 
     def __init__(
-        self, folder: str, parts: Literal["ssl4mis", "published"] = "ssl4mis", labels: int | None = None, **common: Any
+        self,
+        folder: str,
+        parts: Literal["ssl4mis", "published"] = "ssl4mis",
+        labels: Count | None = None,
+        **common: Any,
     ) -> None:
         if parts == "published" and (common.get("fold") or common.get("val_fraction", 0.1)):
             common["group"] = common.get("group") or "patient"  # both phases of a heart lie on one side

@@ -25,7 +25,7 @@ from healsg.seeding import mix
 from healsg.transforms.views import Augment, ImageViews
 from healsg.transforms.volume import VolumeTransform
 from healsg.transforms.volume_views import VolumeAugment, VolumeViews
-from healsg.types import Count, Natural, NonNegative
+from healsg.types import Count, Fraction, Natural, NonNegative
 
 MEAN, STD = 0.15, 0.4
 """About those of all these sets, whose objects are 1 brighter than the rest."""
@@ -209,7 +209,7 @@ class MadeVolumes(Made):
         self,
         size: Count = 40,
         patch: Sequence[Count] | None = (32, 32, 16),
-        foreground: float = 0.5,
+        foreground: Fraction = 0.5,
         augment: VolumeAugment = "standard",
         flip: bool = True,
         batch_size: Count = 2,

@@ -21,7 +21,7 @@ from healsg.datasets.volumes.files import FLAT, Trusted, read_geometry, spacing_
 from healsg.errors import ConfigError
 from healsg.transforms.volume import VolumeTransform
 from healsg.transforms.volume_views import VolumeAugment, VolumeViews
-from healsg.types import Count
+from healsg.types import Count, Fraction
 
 
 class Volumes(Segmentation):
@@ -63,7 +63,7 @@ class Volumes(Segmentation):
         augment: VolumeAugment = "standard",
         flip: bool = True,
         patch: Sequence[Count] | None = (64, 64, 64),
-        foreground: float = 0.33,
+        foreground: Fraction = 0.33,
         batch_size: Count = 2,
         eval_batch_size: Count | None = 1,
         **common: Any,

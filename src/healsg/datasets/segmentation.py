@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from healsg.datasets.masks.survey import Survey
 from healsg.datasets.published.files import log
 from healsg.datasets.targets.groups import numbers
 from healsg.errors import ConfigError, DataError
-from healsg.types import Count, Range
+from healsg.types import Count, Fraction
 
 
 def labels_of(mapping: Mapping[int, int]) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ class Segmentation(LabelledData):
         patch: Sequence[Count] | None = None,
         patches_per_case: Count = 1,
         samples_per_epoch: Count | None = None,
-        foreground: Annotated[float, Range(low=0, high=1)] = 0.0,
+        foreground: Fraction = 0.0,
         ignore: int | None = None,
         regions: Mapping[str, Sequence[int]] | None = None,
         **common: Any,

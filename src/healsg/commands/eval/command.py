@@ -5,18 +5,14 @@ from __future__ import annotations
 import difflib
 import sys
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from healsg.commands.terminal import tables
 from healsg.commands.terminal.arguments import composed_once
 from healsg.commands.terminal.flags import Flags, page_file
-from healsg.config.check import explain_option
-from healsg.config.compose import Composer
-from healsg.config.hydra_loader import merged
-from healsg.config.schema import Composed
+from healsg.commands.terminal.parts import with_parts
 from healsg.errors import ConfigError
-from healsg.runs.folder import RunFolder, find, is_setting
-from healsg.runs.saved_config import load_saved, read_saved
+from healsg.runs.folder import find, is_setting
 
 if TYPE_CHECKING:
     from healsg.evaluation.evaluator import Evaluation
@@ -32,8 +28,8 @@ EXAMPLES = """\
   healsg eval exp1 data=csv data.file=t.csv      another kind of data
   healsg eval exp1 model/metrics=classification  further metrics"""
 
-KEPT = ("root", "batch_size", "workers", "image_size", "channels", "mean", "std", "timeout", "prefetch", "on_error")
-"""Settings of a run's data that are kept for another data set: how samples are read, and the preprocessing."""
+GROUPS = ("data", "model/metrics")
+"""The groups of which an evaluation may take other options."""
 
 
 def run(arguments: list[str]) -> int:
@@ -53,7 +49,7 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"checkpoint: {own['checkpoint']} is not one of best, last")
     page = page_file(args.page)
     folder = composed_once(lambda: find(args.run))
-    composed = composed_once(lambda: with_parts(folder, overrides, args.config_dir))
+    composed = composed_once(lambda: with_parts(folder, overrides, GROUPS, args.config_dir))
     from healsg import distributed
     from healsg.runs.evaluations import write_evaluation
     from healsg.trainer import TaskTrainer
@@ -101,31 +97,5 @@ def _show_cases(evaluation: Evaluation) -> None:
     columns = list(dict.fromkeys(key for numbers in evaluation.cases.values() for key in numbers))
     rows = [[name, *(evaluation.cases[name].get(key) for key in columns)] for name in names]
     tables.show(["case", *columns], rows, sys.stderr)
-    if len(evaluation.cases) > SHOWN:
-        print(f"and {len(evaluation.cases) - SHOWN} better ones", file=sys.stderr)
-
-
-def with_parts(folder: RunFolder, overrides: list[str], config_dir: str | None = None) -> Composed:
-    """The configuration of a run with other data or metrics, where ``overrides`` choose some. Raises ConfigError."""
-    groups = ("data", "model/metrics")
-    chosen = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in groups}
-    settings = [text for text in overrides if text.partition("=")[0] not in groups]
-    if not chosen:
-        return load_saved(folder, settings)
-    composer = Composer(config_dir)
-    parts: dict[str, Any] = {}
-    for group, value in chosen.items():
-        key = group.replace("/", ".")
-        parts[key] = {}
-        for option in value.strip("[]").split(",") if value != "null" else ():
-            if composer.layers.file_of(f"{group}/{option.strip()}") is None:
-                raise ConfigError(explain_option(group, option, composer.options(group)))
-            content: Any = merged(composer.layers.of(f"{group}/{option.strip()}"))
-            for name in key.split("."):
-                content = content[name]
-            parts[key] |= content
-    if "data" in parts:
-        before = read_saved(folder.config).get("data")
-        known = before if isinstance(before, dict) else {}
-        parts["data"] |= {key: known[key] for key in KEPT if key in known and key in parts["data"]}
-    return load_saved(folder, settings, parts)
+    if len(found.cases) > SHOWN:
+        print(f"and {len(found.cases) - SHOWN} better ones", file=sys.stderr)

@@ -16,7 +16,7 @@ from healsg import safefiles
 from healsg.commands.predict.explanations import Explanations
 from healsg.commands.predict.masks import predict_masks
 from healsg.commands.predict.request import UNREADABLE, Request
-from healsg.commands.terminal.flags import Flags
+from healsg.commands.terminal.flags import Flags, require_writable
 from healsg.config.names import did_you_mean
 from healsg.errors import ConfigError, RunError, one_line
 from healsg.paths import current_folder
@@ -160,13 +160,16 @@ def _runs_in(name: str) -> list[RunFolder]:
 
 def _out(path: Path) -> Path:
     """The file that ``--out`` means. Raises ConfigError."""
-    if path.suffix.lower() in (".csv", ".jsonl"):
-        if not path.absolute().parent.is_dir():
-            raise ConfigError(f"--out: there is no folder {path.parent}")
-        return path
-    if path.suffix and not path.is_dir():
-        raise ConfigError(f"--out: {path} is neither a .csv or .jsonl file nor a folder")
-    return path / IN_FOLDER
+    if given.suffix.lower() in (".csv", ".jsonl"):
+        if not given.absolute().parent.is_dir():
+            raise ConfigError(f"--out: there is no folder {given.parent}")
+        if given.is_dir():
+            raise ConfigError(f"--out: {given} is a folder; name a file, or a folder without that ending")
+        require_writable(given, "--out")
+        return given
+    if given.suffix and not given.is_dir():
+        raise ConfigError(f"--out: {given} is neither a .csv or .jsonl file nor a folder")
+    return given / IN_FOLDER
 
 
 def _count(value: str) -> int:

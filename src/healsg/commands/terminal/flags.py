@@ -106,9 +106,14 @@ def page_file(path: str | None) -> Path | None:
     if not page.absolute().parent.is_dir():
         raise ConfigError(f"--page: there is no folder {page.parent}")
     if (kind := kind_of(page)) not in ("", FILE):
-        raise ConfigError(f"--page: {path} is {kind}; name a file")
-    try:
-        tempfile.TemporaryFile(dir=page.absolute().parent).close()
-    except OSError as error:
-        raise ConfigError(f"--page: {path} cannot be written ({error.strerror}); name a file elsewhere") from error
+        raise ConfigError(f"--page: {given} is {kind}; name a file")
+    require_writable(page, "--page")
     return page
+
+
+def require_writable(file: Path, flag: str) -> None:
+    """Raise ConfigError, which names ``flag``, where no file can be made beside ``file``."""
+    try:
+        tempfile.TemporaryFile(dir=file.absolute().parent).close()
+    except OSError as error:
+        raise ConfigError(f"{flag}: {file} cannot be written ({error.strerror}); name a file elsewhere") from error
