@@ -170,7 +170,8 @@ def test_weights_alone_need_no_proof(
     load_file = pytest.importorskip("safetensors.torch", reason="healsg[export] is not installed").load_file
     monkeypatch.chdir(made)
     capsys.readouterr()
-    assert main(["export", "table", "--to", "safetensors", "--out", str(tmp_path / "weights"), "--json"]) == 0
+    gone = "data.file=/no/such/table.csv"
+    assert main(["export", "table", "--to", "safetensors", "--out", str(tmp_path / "weights"), "--json", gone]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert list(facts["files"]) == ["README.md", "classes.json", "model.json", "model.safetensors"]
     state = TaskTrainer.load("table").predictor().network.state_dict()

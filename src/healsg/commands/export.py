@@ -79,12 +79,13 @@ def export(folder: RunFolder, composed: Composed, to: str, out: Path, checkpoint
     check_packages(to)
     predictor = TaskTrainer(composed, folder=folder).predictor(checkpoint)
     Exported(predictor)  # refuses kinds of tasks that cannot be exported, before data are read
-    task = _task_of(composed, predictor)
+    proves = to != "safetensors"
+    task = _task_of(composed, predictor, proves)
     with _becoming(out) as made:
         write_network(predictor, to, made)
         meaning = json.dumps(about(predictor.info, predictor.task_model), indent=1, ensure_ascii=False)
         (made / "classes.json").write_text(meaning + "\n", encoding="utf-8")
-        agreement, accuracy = (None, None) if to == "safetensors" else _proved(made, to, predictor, task)
+        agreement, accuracy = _proved(made, to, predictor, task) if proves else (None, None)
         text = _card(folder, task, checkpoint, predictor, to, agreement, accuracy)
         (made / "README.md").write_text(text, encoding="utf-8")
         files = {file.name: file.stat().st_size for file in sorted(made.iterdir())}
@@ -102,11 +103,17 @@ def export(folder: RunFolder, composed: Composed, to: str, out: Path, checkpoint
     }
 
 
-def _task_of(composed: Composed, predictor: Predictor) -> BasicTask:
-    """The task with the data set as the weights expect it. Raises RunError if the task overrides evaluation."""
+def _task_of(composed: Composed, predictor: Predictor, proves: bool) -> BasicTask:
+    """The task with the data set as the weights expect it. Without a proof the data may be gone. Raises RunError if the
+    task overrides evaluation."""
     from healsg.build import build_task
 
-    task = build_task(composed, predictor.info)
+    try:
+        task = build_task(composed, predictor.info)
+    except (ConfigError, DataError):
+        if proves:
+            raise
+        task = build_task(composed, predictor.info, samples=False)
     if task.task_method.replaces("evaluate"):
         name = type(task.task_method).__name__
         raise RunError(f"healsg export: {name} has an evaluation of its own and trains no classifier; train one on it")
