@@ -93,7 +93,9 @@ def test_a_folder_gives_a_row_each_with_the_numbers_of_an_evaluation(asked: Answ
     assert TaskTrainer.load("run0").evaluate("test")["acc"] == pytest.approx(right)
 
 
-def test_what_cannot_be_read_is_a_row_with_the_reason(asked: Answer, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_a_row_with_the_reason(
+    asked: Answer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "mixed" / "in"
     folder.mkdir(parents=True)
     good = Path("pics/test/apple/0.png").read_bytes()
@@ -106,6 +108,7 @@ def test_what_cannot_be_read_is_a_row_with_the_reason(asked: Answer, tmp_path: P
     status, _, err = asked("run0", "mixed", "--out=p.csv")
     assert status == command.UNREADABLE == 3
     assert "5 samples, 2 of which cannot be read" in err
+    assert "mixed: files that are no pictures by their names are left out: 1 ('.txt')" in caplog.text
     rows = rows_of("p.csv")
     assert [row["file"].rpartition("/")[2] for row in rows] == [
         *("a.png", "broken.jpg", "line\\nbreak.png", "pipe.png", "通 b.PNG")

@@ -200,8 +200,10 @@ def require_size(width: int, height: int, size: int | None) -> None:
     """Raise ValueError for a picture without pixels, or with too many: its own, or those after its shorter side was
     resized to ``size``; None keeps its size."""
     shorter = min(width, height)
+    if width * height > PIXELS:
+        raise ValueError(f"{width} x {height} pixels, which is more than the {PIXELS:,} that a picture may have")
     resized_to = size or shorter
-    if not shorter or max(width * height, resized_to * width // shorter * (resized_to * height // shorter)) > PIXELS:
+    if not shorter or resized_to * width // shorter * (resized_to * height // shorter) > PIXELS:
         raise ValueError(f"{width} x {height} pixels, which cannot be resized to a shorter side of {resized_to}")
 
 

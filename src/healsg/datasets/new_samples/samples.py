@@ -6,9 +6,11 @@ Only names are kept in memory: each sample is read when it is needed.
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -23,6 +25,8 @@ from healsg.datasets.images.decoding import decode
 from healsg.datasets.images.folders import is_picture
 from healsg.datasets.targets.columns import number
 from healsg.errors import DataError
+
+log = logging.getLogger("healsg")
 
 TABLES, ARRAYS = (".csv", ".tsv"), (".npz", ".npy")
 """The endings of files that hold many samples; any other file is a picture."""
@@ -66,7 +70,7 @@ def samples_of(paths: Sequence[str], info: DataInfo, image_column: str | None = 
     for given in paths:  # all are checked before the first is read
         path = Path(given)
         if path.is_dir():
-            found.append(_in_folder(path))
+            found.append(_pictures_of(path))
         elif not path.exists():
             raise DataError(f"{given}: there is no such file or folder")
         elif path.suffix.lower() in (*TABLES, *ARRAYS) and not path.is_file():
@@ -81,7 +85,7 @@ def samples_of(paths: Sequence[str], info: DataInfo, image_column: str | None = 
     for path, given in zip(map(Path, paths), paths, strict=True):
         if path.is_dir():
             _refuse_pictures(given, info)
-            if next(_in_folder(path), None) is None:
+            if next(_in_folder(path, Counter()), None) is None:
                 raise DataError(f"{given}: no pictures in it")
     return (sample for samples in found for sample in samples)
 
@@ -96,8 +100,25 @@ def _picture(path: Path) -> Callable[[DataInfo], Tensor]:
     return lambda info: decode(str(path), info.input_shape[1], info.input_shape[0])
 
 
-def _in_folder(folder: Path, seen: tuple[tuple[int, int], ...] = ()) -> Iterator[Sample]:
-    """The pictures below a folder, in the order of their paths as text. A folder that contains itself is skipped."""
+def _pictures_of(folder: Path) -> Iterator[Sample]:
+    """The pictures below a folder; what else lies there is counted by its ending, in a warning after the last one."""
+    others: Counter[str] = Counter()
+    yield from _in_folder(folder, others)
+    if others:
+        endings = listed(sorted(ending or "without an ending" for ending in others))
+        log.warning(
+            "%s: files that are no pictures by their names are left out: %d (%s)", folder, others.total(), endings
+        )
+
+
+def _in_folder(folder: Path, others: Counter[str], seen: tuple[tuple[int, int], ...] = ()) -> Iterator[Sample]:
+    """The pictures below a folder, in the order of their paths as text. A folder that contains itself is skipped.
+
+    Args:
+        folder: the folder.
+        others: to which the endings of other files are added.
+        seen: the folders above it.
+    """
     status = folder.stat()
     identity = (status.st_dev, status.st_ino)
     if identity in seen:
@@ -108,9 +129,11 @@ def _in_folder(folder: Path, seen: tuple[tuple[int, int], ...] = ()) -> Iterator
         if name.startswith("."):
             continue
         if name.endswith("/"):
-            yield from _in_folder(folder / name, (*seen, identity))
+            yield from _in_folder(folder / name, others, (*seen, identity))
         elif is_picture(name):
             yield Sample(str(folder / name), None, _picture(folder / name))
+        else:
+            others[Path(name).suffix.lower()] += 1
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
