@@ -466,6 +466,12 @@ def test_the_key_that_reads_a_column_is_named() -> None:
         HuggingFace("set").loaders(Needs())
 
 
+def test_a_table_of_semicolons_is_asked_about() -> None:
+    Path("semicolons.csv").write_text("a;label\n1;x\n2;y\n")
+    with pytest.raises(DataError, match="has no column 'label'; it has a;label; is it separated by ';'"):
+        Csv("semicolons.csv").loaders(Needs())
+
+
 def test_what_becomes_of_a_table_is_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "healsg")
     patients(test_fraction=0.2).loaders(Needs())

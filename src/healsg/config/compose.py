@@ -195,7 +195,7 @@ class Composer:
                 if meant := check.option_of(key, text, self.choices()):
                     return ConfigError(f"{key}: no such key; did you mean {meant}?")
                 return ConfigError(check.explain_unknown(key, base, text))
-            for name in override.value() if isinstance(override.value(), dict) else ():
+            for name in inner_keys if isinstance(inner_keys := override.value(), dict) else ():
                 if not has_key(base, inner := f"{key}.{name}"):
                     return ConfigError(check.explain_unknown(inner, base))
         return ConfigError(one_line(error))

@@ -178,7 +178,9 @@ class Tables(Classification):
         for part, table in found.items():
             if missing := [name for name in columns if name not in table]:
                 names = ", ".join(list(table)[:20])
-                raise DataError(f"data: the {part} part has no column {missing[0]!r}; it has {names}")
+                mark = next((mark for mark in (";", "\t", "|") if len(table) == 1 and mark in names), None)
+                way = f"; is it separated by {mark!r}? A .csv file has commas, a .tsv file tabs" if mark else ""
+                raise DataError(f"data: the {part} part has no column {missing[0]!r}; it has {names}{way}")
         return found
 
     @cached_property
