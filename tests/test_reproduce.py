@@ -383,16 +383,16 @@ def test_a_broken_recipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None
     own = Path("mine/recipe/own.yaml")
     for text, told in (
         ("recipe: 1", "has no node recipe"),
-        ("recipe: [", "cannot be read"),
+        ("recipe: [", "line 2: is not valid YAML"),
         ("recipe: {paper: x}", "recipe.table: is missing"),
-        ("- 1", "has no node recipe"),
+        ("- 1", "write lines of key: value"),
     ):
         own.write_text(text)
         line = mistake(capsys, "own", "--config-dir", "mine")
         assert str(own) in line
         assert told in line
     assert main(["reproduce", "--config-dir", "mine"]) == 0
-    assert f"{own}: has no node recipe" in capsys.readouterr().out
+    assert f"{own}: holds list" in capsys.readouterr().out
 
 
 def test_help_and_the_list_need_no_torch(program: Program, tmp_path: Path) -> None:

@@ -8,11 +8,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import yaml
-
 from healsg.config.compose import conf_folder
-from healsg.config.yamlfiles import check_file
-from healsg.errors import ConfigError, one_line
+from healsg.config.yamlfiles import read_yaml
+from healsg.errors import ConfigError
 
 SHOWN = 5
 """Most changed settings that a verdict names."""
@@ -74,12 +72,7 @@ def recipes(config_dir: str | None = None) -> dict[str, Path]:
 
 def read_target(path: Path) -> Target:
     """Read the target from a recipe's file. Raises ConfigError with the file, the key and what would be right."""
-    check_file(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read: {one_line(error)}") from error
-    node = content.get("recipe") if isinstance(content, dict) else None
+    node = read_yaml(path).get("recipe")
     names = [field.name for field in fields(Target)][1:]
     needed = [field.name for field in fields(Target) if field.default is MISSING][1:]
     if not isinstance(node, dict):
