@@ -193,7 +193,7 @@ def test_what_a_killed_process_left_is_swept(pictures: Path) -> None:
     cache = pictures.parent / "cache"
     data(pictures, cache=True).splits()
     (made,) = cache.iterdir()
-    left = cache / f".{made.name}.999999999.tmp"
+    left = cache / f".{made.name}.999999999-0a1b2c3d.tmp"
     made.rename(left)
     data(pictures, cache=True).splits()
     assert [path.name for path in cache.iterdir()] == [made.name]

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -304,7 +303,7 @@ def _in_memory_apart(source: Source, workers: int, reading: Reading, free: int |
 
 def _write_apart(folder: Path, first: Batch, source: Source, workers: int, reading: Reading) -> None:
     """Create the folder of a cache of samples of different sizes in one atomic step."""
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
+    temporary = _temporary(folder)
     sizes, sums = [], []
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -348,12 +347,18 @@ def _opened_apart(folder: Path, first: Batch, count: int) -> Apart:
     return Apart(parts["input"], parts["target"], sums, folder)
 
 
+def _temporary(folder: Path) -> Path:
+    """Where to write what will become ``folder``; removes what processes that were killed have left there."""
+    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
+        process = leftover.name.split(".")[-2].partition("-")[0]
+        if process.isdecimal() and not system.lives(int(process)):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return safefiles.temporary_name(folder)
+
+
 def _write(folder: Path, first: Batch, source: Source, fill: Callable[[dict[str, Tensor]], None]) -> None:
     """Create the folder of a cache in one atomic step. Raises DataError if the disk is full."""
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # from processes that were killed
-        if not system.lives(int(leftover.name.split(".")[-2])):
-            shutil.rmtree(leftover, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
+    temporary = _temporary(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()  # a new folder, so that nobody can have planted a link in it
