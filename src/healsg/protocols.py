@@ -211,7 +211,11 @@ class Runner(Protocol):
     def tick(self, task: Task) -> None: ...
 
     def measured(
-        self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float
+        self,
+        task: Task,
+        results: Mapping[str, Mapping[str, float]],
+        seconds: float,
+        directions: Mapping[str, bool | None],
     ) -> tuple[dict[str, Any], bool]: ...
 
     def next_epoch(self) -> None: ...

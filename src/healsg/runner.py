@@ -403,21 +403,32 @@ class TaskRunner:
 
     def end_epoch(self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:
         """Finish an epoch: log its line, step the schedule, compare with the best, ask the callbacks, then save."""
-        numbers, best = self.measured(task, results, seconds)
-        name, sign = self.best_tracker.resolve(numbers, task.directions())
+        directions = task.directions()
+        numbers, best = self.measured(task, results, seconds, directions)
+        name, sign = self.best_tracker.resolve(numbers, directions)
         reasons = [callback.on_epoch_end(numbers, name, sign) for callback in self.callbacks.values()]
         self.stop_reason = next((reason for reason in reasons if reason), None)
         self.next_epoch()
         self.checkpointer.end_epoch(task, numbers, best)
 
     def measured(
-        self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float
+        self,
+        task: Task,
+        results: Mapping[str, Mapping[str, float]],
+        seconds: float,
+        directions: Mapping[str, bool | None],
     ) -> tuple[dict[str, Any], bool]:
-        """The line of an epoch, and whether it is the best so far; also steps a schedule whose interval is an epoch."""
-        rows = returned.epoch_numbers(results)
+        """The line of an epoch, and whether it is the best so far; also steps a schedule whose interval is an epoch.
+
+        Args:
+            task: the trained task.
+            results: of each split by name.
+            seconds: of the epoch.
+            directions: the task's.
+        """
+        rows = {f"{split}/{key}": value for split, row in results.items() for key, value in row.items()}
         numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count, **rows}
         numbers |= {"lr": self.last_rate(task), "seconds": round(seconds, 3)}
-        directions = task.directions()
         if task.interval == "epoch":
             name, sign = self.best_tracker.resolve(numbers, directions)
             task.step_scheduler(numbers.get(name), sign)

@@ -91,7 +91,8 @@ def _epoch(task: Task, exempt: set[str], gradients: list[str]) -> None:
             raise _SearchEnded(f"step {step}: the gradient of {gradients[0]} is not finite")
         finish_step(task, micro, scalars, moved)
     train = runner.meter.finish()
-    runner.measured(task, {"train": train, "val": task.val_epoch.run() if runner.eval_due() else {}}, 0.0)
+    results = {"train": train, "val": task.val_epoch.run() if runner.eval_due() else {}}
+    runner.measured(task, results, 0.0, task.directions())
     runner.next_epoch()
 
 
