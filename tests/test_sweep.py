@@ -143,6 +143,22 @@ def test_the_same_command_finishes_what_is_missing(capsys: pytest.CaptureFixture
     assert (SWEEP / "seed=1" / "metrics.jsonl").read_bytes() == before
 
 
+def test_jobs_that_a_kill_met_while_they_waited_or_started_are_run() -> None:
+    left: dict[str, tuple[str, ...]] = {
+        "seed=0": (),
+        "seed=1": (".lock",),
+        "seed=2": (".lock", "run.json", ".hydra/config.yaml", ".run.json.1.tmp"),
+    }
+    for job, names in left.items():
+        for name in names:
+            (SWEEP / job / name).parent.mkdir(parents=True, exist_ok=True)
+            (SWEEP / job / name).write_text('{"status": "running"}' if name == "run.json" else "")
+        (SWEEP / job).mkdir(parents=True, exist_ok=True)
+    assert main(["train", *TINY, "-m", "seed=0,1,2"]) == 0
+    assert jobs() == dict.fromkeys(left, "finished")
+    assert not list(SWEEP.glob("*/*.tmp"))
+
+
 def test_the_table_is_of_all_jobs_in_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever a later call trains, adds, refuses or measures: no row and no number of an earlier one is lost."""
     assert main(["train", *TINY[:1], *TINY[2:], "-m", "model.width=0,4"]) == 1
