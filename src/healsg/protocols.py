@@ -73,6 +73,9 @@ class Method(Protocol):
     def leaves_weights(self) -> bool: ...
 
     @property
+    def average(self) -> nn.Module | None: ...
+
+    @property
     def averages(self) -> bool: ...
 
     @property

@@ -25,6 +25,9 @@ log = logging.getLogger("healsg")
 THREADS = torch.get_num_threads()
 """Torch's default number of CPU threads, for runs that set none, even after a run that set another one."""
 
+_UNCHANGED = contextlib.nullcontext()
+"""The context of forward passes that need none; one serves all of them, at each step."""
+
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
 Compile = bool | Literal["regional"]
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -128,7 +131,7 @@ class DeviceSetup:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The context of a forward pass."""
-        return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else _UNCHANGED
 
     def choose_layout(self, network: nn.Module) -> None:
         """Choose the memory format of images and weights for this network, before anything is moved.

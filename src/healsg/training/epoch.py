@@ -34,9 +34,10 @@ def finish_step(task: Task, micro: MicroBatch, scalars: dict[str, Any], moved: b
         scalars, moved: the result of ``runner.step``; ``moved`` is whether the weights were updated.
     """
     runner = task.runner
-    if moved:
+    method = task.task_method
+    if moved and (method.average is not None or method.replaces("after_update")):  # else it does nothing
         with torch.no_grad():
-            task.task_method.after_update(task)
+            method.after_update(task)
     runner.meter.add(scalars)
     if micro.closes:
         runner.tick(task)
