@@ -15,6 +15,11 @@ import fake_volumes
 from healsg import TaskTrainer
 from healsg.build import build_task
 from healsg.data.base import Needs
+from healsg.data.case import Case
+from healsg.data.info import DataInfo
+from healsg.data.patches import padding
+from healsg.data.source import About, DatasetSource
+from healsg.datasets.segmentation import Segmentation
 from healsg.errors import DataError, HealsgError
 from healsg.evaluation.sliding_window import Windows
 
@@ -206,6 +211,35 @@ def test_a_patch_may_be_larger_than_a_case_and_a_line_says_so(scans: Path, caplo
     assert "4 of 4 training cases are smaller along an axis than [32, 32, 32] and padded with zeros" in told
     assert f"{scans}/images/case" in told
     assert told.endswith("; up to [18, 18, 12] pads none")
+
+
+class UnlikeSquares(Segmentation):
+    """A set of one's own that does not tell the shapes of its cases, of which every third is small."""
+
+    def described(self) -> DataInfo:
+        return DataInfo((1, 8, 8), 2)
+
+    def read(self, part: str) -> DatasetSource | None:
+        sides = [6 if number % 3 == 0 else 12 for number in range(12)] if part == "train" else [12]
+        squares = [(torch.ones(1, side, side), torch.ones(side, side, dtype=torch.uint8)) for side in sides]
+        return DatasetSource(squares, about=About([Case(f"square{number}") for number in range(len(sides))]))
+
+    def transform(self, view: str, split: str) -> Any:
+        return None
+
+
+def test_padding_is_said_of_a_set_that_does_not_tell_the_shapes_of_its_cases(caplog: pytest.LogCaptureFixture) -> None:
+    data = UnlikeSquares(patch=[8, 40], val_fraction=0.0)
+    with caplog.at_level("INFO", logger="healsg"):
+        data.streams(Needs(), data.read("train"))
+    (told,) = [record.getMessage() for record in caplog.records if "data.patch" in record.getMessage()]
+    assert told.startswith(
+        "data.patch: 8 of 8 training cases that were looked at are smaller along an axis than [8, 40]"
+    )
+    assert "square0 (6 x 6), square1 (12 x 12), square3 (6 x 6) and 5 more" in told
+    whole = padding([data.read("train")], (8, 8), read=None)
+    assert whole.startswith("4 of 12 training cases are smaller along an axis than [8, 8]")
+    assert whole.endswith("square0 (6 x 6), square3 (6 x 6), square6 (6 x 6) and 1 more; up to [6, 6] pads none")
 
 
 def test_a_patch_that_every_case_would_only_pad_is_refused(scans: Path, tmp_path: Path) -> None:

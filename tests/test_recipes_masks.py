@@ -89,14 +89,23 @@ def test_the_first_patients_of_the_list_keep_their_masks() -> None:
         loaders("recipe=acdc_cps_3", "data.labels=71")
 
 
-def test_the_first_scans_of_the_list_keep_their_masks() -> None:
+def test_the_first_scans_of_the_list_keep_their_masks(caplog: pytest.LogCaptureFixture) -> None:
     ready("left_atrium_mean_teacher_16")
     part = ["data=left_atrium", "data.folder=UA-MT/data", "data.val_fraction=0", "data.labels=16"]
-    found = loaders(*part, "model=unet", "method=mean_teacher", "method.view=strong", "data.batch_size=2")
+    teacher = ["model=unet", "method=mean_teacher", "method.view=strong", "data.batch_size=2"]
+    with pytest.raises(
+        DataError, match=r"data\.patch: \[112, 112, 80\] has 112 along axis 0, and the largest training"
+    ):
+        loaders(*part, *teacher)
+    with caplog.at_level("INFO", logger="healsg"):
+        found = loaders(*part, *teacher, "data.patch=[32,32,16]")
+    (told,) = [record.getMessage() for record in caplog.records if "data.patch" in record.getMessage()]
+    assert "18 of 18 training cases are smaller along an axis than [32, 32, 16] and padded" in told
+    assert "00SCAN/mri_norm2.h5 (" in told
     labelled, pool = (found["train"].sources[name] for name in ("labelled", "unlabelled"))
     assert [case.name for case in cases(labelled)] == [f"{number:02}SCAN" for number in range(16)]
     assert len(cases(pool)) == 18
-    assert list(labelled.fetch(FIRST)["input"].shape) == [1, 1, 112, 112, 80]
+    assert list(labelled.fetch(FIRST)["input"].shape) == [1, 1, 32, 32, 16]
     Path("data/UA-MT/data/2018LA_Seg_Training Set/00SCAN/mri_norm2.h5").write_bytes(b"cut")
     with pytest.raises(DataError, match=r"00SCAN/mri_norm2\.h5: cannot be read, it is cut short or damaged"):
         labelled.fetch(FIRST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,12 @@ KEPT = 4096
 
 ROUNDING = 32
 """The sides of a network's inputs may have to be a multiple of this, as with five downsampling steps."""
+
+READ = 8
+"""The most cases of unknown shape that are read at the start of a training."""
+
+NAMED = 3
+"""The most cases that a message names."""
 
 
 class Patches:
@@ -132,43 +139,71 @@ class Patches:
         return self.cases.name(number) if isinstance(self.cases, DatasetSource) else f"sample {number}"
 
 
-def padding(sources: Iterable[Source], size: tuple[int, ...]) -> str:
+def padding(sources: Iterable[Source], size: tuple[int, ...], read: int | None = READ) -> str:
     """One line on how many cases are smaller than a patch, and are padded; empty where none is.
 
     A network may need that, so as many voxels as round the largest case up to a multiple of ``ROUNDING`` are taken.
-    Cases whose shapes are not known are passed over.
 
     Args:
         sources: of training; a case that several have counts once.
         size: of a patch along each spatial axis.
+        read: how many cases at most, evenly spread, are read of a source that does not tell their shapes; None reads
+            all. The line then speaks of those that were read.
 
     Raises:
         DataError: along some axis the patch is larger than that in every case, so that training would see padding.
     """
-    cases = dict.fromkeys(case for source in sources for case in _of_known_shape(source, len(size)))
-    if not cases:
+    shaped: dict[Case, None] = {}
+    all_known = True
+    for source in sources:
+        cases, whole = _with_shapes(source, len(size), read)
+        shaped |= dict.fromkeys(cases)
+        all_known = all_known and whole
+    if not shaped:
         return ""
-    for axis, side in enumerate(size):
-        largest = max(cases, key=lambda case: case.shape[axis])
+    for axis, side in enumerate(size if all_known else ()):
+        largest = max(shaped, key=lambda case: case.shape[axis])
         most = -(-largest.shape[axis] // ROUNDING) * ROUNDING
         if side > most:
             detail = f"{side} along axis {axis}, and the largest training case is {_named(largest)}"
             raise DataError(f"data.patch: {list(size)} has {detail}; give at most {most} along that axis")
-    small = [case for case in cases if any(own < side for own, side in zip(case.shape, size, strict=True))]
+    small = [case for case in shaped if any(own < side for own, side in zip(case.shape, size, strict=True))]
     if not small:
         return ""
-    fits = [min(sides) for sides in zip(size, *(case.shape for case in cases), strict=True)]
-    count = f"{len(small)} of {len(cases)} training cases are" if len(cases) > 1 else "the training case is"
-    detail = f"smaller along an axis than {list(size)} and padded with zeros to it, such as {_named(small[0])}"
-    return f"{count} {detail}; up to {fits} pads none"
+    fits = [min(sides) for sides in zip(size, *(case.shape for case in shaped), strict=True)]
+    of = f"{len(shaped)} training cases" if all_known else f"{len(shaped)} training cases that were looked at"
+    count = f"{len(small)} of {of} are" if len(shaped) > 1 or not all_known else "the training case is"
+    named = ", ".join(map(_named, small[:NAMED])) + (f" and {len(small) - NAMED} more" if len(small) > NAMED else "")
+    return (
+        f"{count} smaller along an axis than {list(size)} and padded with zeros to it: {named}; up to {fits} pads none"
+    )
 
 
-def _of_known_shape(source: Source, axes: int) -> Sequence[Case]:
-    cases = source.about.cases if isinstance(source, (TensorSource, DatasetSource)) else None
+def _with_shapes(source: Source, axes: int, read: int | None) -> tuple[list[Case], bool]:
+    """The cases of a source with their shapes, and whether these are all of its cases."""
     if isinstance(source, TensorSource):
         shape = tuple(source.input.shape[2:])
-        cases = [replace(case, shape=shape) for case in cases or [Case(str(number)) for number in range(len(source))]]
-    return [case for case in cases or () if len(case.shape) == axes]
+        cases = source.about.cases or [Case(str(place)) for place in range(len(source))]
+        return ([replace(case, shape=shape) for case in cases], True) if len(shape) == axes else ([], True)
+    if not isinstance(source, DatasetSource):
+        return [], True
+    cases = source.about.cases or [Case(source.name(place)) for place in _numbers_in(source)]
+    known = [case for case in cases if len(case.shape) == axes]
+    if len(known) == len(cases):
+        return known, True
+    unknown = [place for place, case in enumerate(cases) if not case.shape]
+    count = len(unknown) if read is None else min(read, len(unknown))
+    found = []
+    for place in (unknown[number * len(unknown) // count] for number in range(count)):
+        with contextlib.suppress(DataError):  # reported, or skipped, where it is read for training
+            shape = tuple(torch.as_tensor(source.sample(place)["input"]).shape[1:])
+            found += [replace(cases[place], shape=shape)] if len(shape) == axes else []
+    return known + found, len(known) + len(found) == len(cases)
+
+
+def _numbers_in(source: DatasetSource) -> Sequence[int]:
+    """The numbers that the samples of a source have in its data set."""
+    return range(len(source)) if source.chosen is None else source.chosen.tolist()
 
 
 def _named(case: Case) -> str:

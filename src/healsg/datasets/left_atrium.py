@@ -54,6 +54,17 @@ class Scans:
         """The file, for messages."""
         return self.paths[index]
 
+    def shape(self, index: int) -> tuple[int, ...]:
+        """The voxels of a scan along each axis, from its header; empty where that cannot be read, which is reported as
+        the scan is."""
+        import h5py
+
+        try:
+            with h5py.File(self.paths[index], "r") as file:
+                return tuple(file["image"].shape)
+        except Exception:  # a damaged file makes the library raise almost anything
+            return ()
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         import h5py
 
@@ -131,8 +142,12 @@ class LeftAtrium(Listed):
         paths = self._listed.get(part)
         if not paths:
             return None
-        cases = [Case(path.parent.name, path.parent.name, spacing=(1.0, 1.0, 1.0), path=str(path)) for path in paths]
-        return DatasetSource(Scans(paths), about=About(cases))
+        scans = Scans(paths)
+        cases = []
+        for number, path in enumerate(paths):
+            name, shape = path.parent.name, scans.shape(number)
+            cases.append(Case(name, name, spacing=(1.0, 1.0, 1.0), path=str(path), shape=shape))
+        return DatasetSource(scans, about=About(cases))
 
     def transform(self, view: str, split: str) -> Transform:
         return self.views.of(view, split)

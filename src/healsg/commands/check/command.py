@@ -100,7 +100,7 @@ def checked(composed: Composed, options: list[str], overrides: list[str]) -> tup
     found += volume_findings(volumes, data.preparation) if isinstance(data, Volumes) and volumes else []
     if isinstance(data, Segmentation) and data.patch is not None and "train" in sources:
         with contextlib.suppress(DataError):  # which the task meets too
-            if remark := padding([sources["train"]], data.patch):
+            if remark := padding([sources["train"]], data.patch, read=None):
                 found.append(Finding("note", "data.patch", remark))
     broken = any(one.bad for one in seen.values())
     with _messages() as later:
