@@ -5,7 +5,9 @@ windows of 32^3, no overlap, not trained) predicts its mask in a process of its 
 a ``.mha`` at another one. What is counted is the largest RssAnon while the mask is made, above that of the process at
 rest: after a tiny volume of the same kind; before it, with the libraries that read such files loaded, which adds what
 the first windows leave behind; and with the network alone, which adds what the libraries take. The bar is a quarter of
-the volume's bytes. Written to ``results/memory_predict.txt``, of another
+the volume's bytes. Two further processes tell where it lies: the same prediction with a function that copies its
+windows in the place of the network, beside what ``healsg predict`` says before; and the network alone, on 256 windows
+of noise. Written to ``results/memory_predict.txt``, of another
 SIDE to ``results/memory_predict_SIDE.txt``.
 """
 
@@ -19,11 +21,15 @@ import tempfile
 import time
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from benchmarks.memory_saving import Watch, resident
+
+if TYPE_CHECKING:
+    from healsg.datasets.new_samples.segmenter import Segmenter
 
 SIDE = 400
 
@@ -61,16 +67,29 @@ def train(folder: Path, spacing: float | None) -> None:
     TaskTrainer.compose(*settings, f"name=run{spacing}").train()
 
 
-def measure(run: str, file: str) -> None:
-    """The line of one prediction."""
+WINDOWS = 256
+
+
+def segmenter_of(run: str) -> Segmenter:
+    """The network of a run, on one thread."""
     from healsg import TaskTrainer
-    from healsg.datasets.new_samples.mask_files import Scan
     from healsg.datasets.new_samples.segmenter import Segmenter
 
     torch.set_num_threads(1)
-    segmenter = Segmenter([(run, TaskTrainer.load(run).predictor())])
-    bare, path = resident(), Path(file)
+    return Segmenter([(run, TaskTrainer.load(run).predictor())])
+
+
+def load_reader(path: Path) -> None:
     import_module("nibabel" if path.suffix == ".nii" else "SimpleITK")
+
+
+def measure(run: str, file: str) -> None:
+    """The line of one prediction."""
+    from healsg.datasets.new_samples.mask_files import Scan
+
+    segmenter = segmenter_of(run)
+    bare, path = resident(), Path(file)
+    load_reader(path)
     loaded = resident()
     write_scan(tiny := path.with_name(f"tiny-{run}{path.suffix}"), 36)
     segmenter.write(Scan((tiny,), Path(tiny.name)), Path("masks") / tiny.name)
@@ -89,7 +108,35 @@ def measure(run: str, file: str) -> None:
     )
 
 
+def measure_rest(run: str, file: str) -> None:
+    """The line of a prediction that takes the network's outputs for granted."""
+    from healsg.datasets.new_samples.mask_files import Scan
+
+    segmenter = segmenter_of(run)
+    segmenter.scores = lambda batch: torch.cat([batch, -batch], dim=1)
+    path = Path(file)
+    load_reader(path)
+    scan, idle = Scan((path,), Path(path.name)), resident()
+    with Watch() as watch:
+        segmenter.write(scan, Path("masks") / path.name)
+    told = segmenter.needs(scan)[0] / 1e6
+    print(f"    without the network: {(watch.most - idle) / 1e6:.1f} MB, told before: {told:.1f} MB", flush=True)
+
+
+def measure_network(run: str) -> None:
+    """The line of the network alone."""
+    segmenter = segmenter_of(run)
+    bare = resident()
+    with Watch() as watch, torch.inference_mode():
+        for _ in range(WINDOWS):
+            segmenter.predicted(torch.rand(1, *segmenter.info.input_shape))
+    print(f"    the network alone, {WINDOWS} windows: {(watch.most - bare) / 1e6:.1f} MB", flush=True)
+
+
 def main() -> None:
+    if len(sys.argv) > 3:
+        measure_rest(sys.argv[1], sys.argv[2]) if sys.argv[3] == "rest" else measure_network(sys.argv[1])
+        return
     if len(sys.argv) > 2:
         measure(sys.argv[1], sys.argv[2])
         return
@@ -105,11 +152,13 @@ def main() -> None:
         for kind, spacing in CASES:
             write_scan(folder / f"scan{kind}", side)
             command = [sys.executable, "-m", "benchmarks.memory_predict", f"run{spacing}", f"scan{kind}"]
-            lines.append(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
-            print(lines[-1], end="", flush=True)
+            for what in ([], ["rest"], ["network"]):
+                line = [*command, *what]
+                lines.append(subprocess.run(line, check=True, capture_output=True, text=True, env=environment).stdout)
+                print(lines[-1], end="", flush=True)
         os.chdir("/")
     where = f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, one thread, no GPU"
-    text = "\n".join([f"python -m benchmarks.memory_predict {side}", where, "", *map(str.strip, lines), ""])
+    text = "\n".join([f"python -m benchmarks.memory_predict {side}", where, "", *map(str.rstrip, lines), ""])
     name = "memory_predict.txt" if side == SIDE else f"memory_predict_{side}.txt"
     (Path(__file__).parent / "results" / name).write_text(text)
 

@@ -24,24 +24,27 @@ MOST = 2.2
 """Of the state, above the idle process."""
 
 
-def resident() -> int:
-    """Bytes of this process's own memory."""
-    rows = Path("/proc/self/status").read_text().splitlines()
+def resident(process: int | str = "self") -> int:
+    """Bytes of a process's own memory, by default of this one."""
+    rows = Path(f"/proc/{process}/status").read_text().splitlines()
     return 1024 * next(int(row.split()[1]) for row in rows if row.startswith("RssAnon"))
 
 
 class Watch:
-    """The largest ``resident`` that is seen while it is entered."""
+    """The largest ``resident`` of a process that is seen while it is entered."""
+
+    def __init__(self, process: int | str = "self") -> None:
+        self.process = process
 
     def __enter__(self) -> Watch:
-        self.most, self.over = resident(), False
+        self.most, self.over = resident(self.process), False
         self.thread = threading.Thread(target=self.look)
         self.thread.start()
         return self
 
     def look(self) -> None:
         while not self.over:
-            self.most = max(self.most, resident())
+            self.most = max(self.most, resident(self.process))
             time.sleep(0.002)
 
     def __exit__(self, *_: object) -> None:
