@@ -24,7 +24,7 @@ WORKLOADS = {
     "W13": "steps of one's own parts, of methods, and of the ledger",
     "W14": "start",
     "W15": "launches of kernels a step",
-    "W16": "volumes beside MONAI",
+    "W16": "volumes beside MONAI and nnU-Net",
     "W17": "several processes beside plain DistributedDataParallel",
 }
 
@@ -103,6 +103,7 @@ def kept() -> dict[str, tuple[str, list[Bar]]]:
 VOLUMES = r"^(.+?): HEALSg .*ratio ([\d.]+) \(([\d.]+) to ([\d.]+)\)(?:; bar ([\d.]+))?"
 TEXTS = {
     "segmentation.monai_pipeline": ("monai_pipeline.txt", "W16", "{}, x MONAI's pipeline", VOLUMES, None),
+    "segmentation.nnunet_pipeline": ("nnunet_pipeline.txt", "W16", "{}, x nnU-Net's own", VOLUMES, None),
 }
 """By command: its text, the workload, what a figure is called, how its line looks, and the bar of all its figures."""
 
