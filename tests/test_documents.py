@@ -20,7 +20,7 @@ from healsg.build import build_task
 from healsg.cli import COMMANDS, main
 from healsg.commands.eval.command import GROUPS
 from healsg.commands.sweep.run import as_run
-from healsg.commands.sweep.search import plan_search
+from healsg.commands.sweep.search import is_search, plan_search
 from healsg.commands.terminal.parts import with_parts
 from healsg.config.compose import Composer
 from healsg.config.schema import Composed

@@ -5,7 +5,9 @@ from __future__ import annotations
 from healsg.commands.launch import processes
 from healsg.commands.terminal.arguments import composed_once, folder_acquired_early
 from healsg.commands.terminal.flags import Flags
+from healsg.commands.terminal.imports import collections_deferred
 from healsg.commands.terminal.parts import with_parts
+from healsg.commands.terminal.tables import messages_to_stderr
 from healsg.commands.train.command import shown_result
 from healsg.errors import ConfigError
 from healsg.runs.folder import find, is_setting
@@ -38,7 +40,7 @@ def run(arguments: list[str]) -> int:
     stop_signal = StopSignal()
     folder = composed_once(lambda: find(args.run))
     composed = composed_once(lambda: with_parts(folder, args.settings, ("logger",)))
-    if (count := processes.wanted(composed, folder)) > 1:
+    if (count := processes.process_count(composed, folder)) > 1:
         processes.check_no_json(args.json)
         return processes.become_agent(count, processes.job_of(composed, folder.path, stop_signal.began))
     with stop_signal:

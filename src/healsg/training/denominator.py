@@ -72,7 +72,7 @@ def counts_alike(criterion: Any, targets: Tensor | None) -> bool:
 
 
 def counts_alike_if_nonnegative(criterion: Any) -> bool:
-    """The same for targets of which none is negative (``step.none_negative``): a criterion may ignore a negative index."""
+    """The same for targets of which none is negative (``step.none_negative``): the ignored index may be negative."""
     return counts_alike(criterion, torch.zeros(1, dtype=torch.int64))
 
 

@@ -97,5 +97,5 @@ def _show_cases(evaluation: Evaluation) -> None:
     columns = list(dict.fromkeys(key for numbers in evaluation.cases.values() for key in numbers))
     rows = [[name, *(evaluation.cases[name].get(key) for key in columns)] for name in names]
     tables.show(["case", *columns], rows, sys.stderr)
-    if len(found.cases) > SHOWN:
-        print(f"and {len(found.cases) - SHOWN} better ones", file=sys.stderr)
+    if len(evaluation.cases) > SHOWN:
+        print(f"and {len(evaluation.cases) - SHOWN} better ones", file=sys.stderr)

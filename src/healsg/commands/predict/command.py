@@ -160,16 +160,16 @@ def _runs_in(name: str) -> list[RunFolder]:
 
 def _out(path: Path) -> Path:
     """The file that ``--out`` means. Raises ConfigError."""
-    if given.suffix.lower() in (".csv", ".jsonl"):
-        if not given.absolute().parent.is_dir():
-            raise ConfigError(f"--out: there is no folder {given.parent}")
-        if given.is_dir():
-            raise ConfigError(f"--out: {given} is a folder; name a file, or a folder without that ending")
-        require_writable(given, "--out")
-        return given
-    if given.suffix and not given.is_dir():
-        raise ConfigError(f"--out: {given} is neither a .csv or .jsonl file nor a folder")
-    return given / IN_FOLDER
+    if path.suffix.lower() in (".csv", ".jsonl"):
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"--out: there is no folder {path.parent}")
+        if path.is_dir():
+            raise ConfigError(f"--out: {path} is a folder; name a file, or a folder without that ending")
+        require_writable(path, "--out")
+        return path
+    if path.suffix and not path.is_dir():
+        raise ConfigError(f"--out: {path} is neither a .csv or .jsonl file nor a folder")
+    return path / IN_FOLDER
 
 
 def _count(value: str) -> int:

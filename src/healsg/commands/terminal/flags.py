@@ -106,7 +106,7 @@ def page_file(path: str | None) -> Path | None:
     if not page.absolute().parent.is_dir():
         raise ConfigError(f"--page: there is no folder {page.parent}")
     if (kind := kind_of(page)) not in ("", FILE):
-        raise ConfigError(f"--page: {given} is {kind}; name a file")
+        raise ConfigError(f"--page: {path} is {kind}; name a file")
     require_writable(page, "--page")
     return page
 

@@ -267,9 +267,9 @@ def needs(geometry: Geometry, preparation: Preparation, windows: Windows, output
     addition to the network's own for a batch of windows, and of disk space."""
     empty = np.broadcast_to(np.zeros((), np.float32), (1, *geometry.shape))
     steps = steps_for(empty, geometry.affine, preparation.spacing, preparation.orient)
-    own, common = math.prod(geometry.shape), math.prod(steps.wanted)
-    plane, own_plane = outputs * (common // max(steps.wanted)), outputs * math.prod(steps.sides[1:])
-    rows = 0 if steps.wanted == steps.sides else 1 + rows_at_once(steps.sides)
+    own, common = math.prod(geometry.shape), math.prod(steps.new_shape)
+    plane, own_plane = outputs * (common // max(steps.new_shape)), outputs * math.prod(steps.sides[1:])
+    rows = 0 if steps.new_shape == steps.sides else 1 + rows_at_once(steps.sides)
     window = math.prod(windows.size) * (geometry.channels * windows.batch + outputs * (windows.batch + 2))
     memory = LIBRARIES + 4 * (window + 6 * max(PIECE, plane) + 4 * rows * max(plane, own_plane))
     images = 4 * geometry.channels * (2 * own + 2 * common)

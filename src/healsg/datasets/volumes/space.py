@@ -175,17 +175,17 @@ ROWS = 1 << 17
 """The number of voxels whose scores are interpolated at once, in at most 16 rows."""
 
 
-def rows_at_once(wanted: Sequence[int]) -> int:
-    """How many rows (x, Y, Z) of a shape ``labels_at`` gives at once."""
-    return min(16, max(1, ROWS // max(1, math.prod(wanted[1:]))))
+def rows_at_once(shape: Sequence[int]) -> int:
+    """The number of rows (x, Y, Z) that ``labels_at`` yields at once."""
+    return min(16, max(1, ROWS // max(1, math.prod(shape[1:]))))
 
 
-def labels_at(scores: Any, wanted: Sequence[int], regions: Sequence[int] = ()) -> Iterator[tuple[int, Array]]:
-    """The label of each voxel at another shape, as ``(first, labels)``: some rows (x, Y, Z), int64, from ``first`` on.
-    Scores (K, X, Y, Z), a tensor or a (memory-mapped) array, are interpolated linearly as ``resampled_image`` does, and
-    then ``chosen``."""
-    depth, size = scores.shape[1], wanted[0]
-    rows = rows_at_once(wanted)
+def labels_at(scores: Any, shape: Sequence[int], regions: Sequence[int] = ()) -> Iterator[tuple[int, Array]]:
+    """The label of each voxel at another shape: yields ``(first, labels)`` with rows (x, Y, Z), int64, from
+    ``first`` on. Scores (K, X, Y, Z), a tensor or a (memory-mapped) array, are interpolated linearly as in
+    ``resampled_image`` before ``label_map``."""
+    depth, size = scores.shape[1], shape[0]
+    rows = rows_at_once(shape)
     for first in range(0, size, rows):
         position = (torch.arange(first, min(first + rows, size), dtype=torch.float64) + 0.5) * depth / size - 0.5
         position = position.clamp(0, depth - 1)
