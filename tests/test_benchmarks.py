@@ -1,4 +1,4 @@
-"""The peers benchmark: what it computes without measuring anything, and that its page says what was measured."""
+"""The benchmarks: what they compute without measuring anything, and that their pages say what was measured."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if str(REPOSITORY) not in sys.path:
     sys.path.append(str(REPOSITORY))
 
 from benchmarks import first_gpu
+from benchmarks.methods import __main__ as methods
 from benchmarks.peers import document, measure, report, tight
 from benchmarks.peers.prepare import crops
 from benchmarks.peers.work import Clock, Given, Images, Work, parameter_sum
@@ -133,6 +134,11 @@ def test_the_page_says_what_was_measured(kept: dict[str, Any]) -> None:
     """After a measurement: python -m benchmarks.peers --rounds 0 --docs"""
     assert (REPOSITORY / "docs" / "speed.md").read_text() == document.document(kept)
     assert (REPOSITORY / "docs" / "speed.svg").read_text() == document.picture(kept)
+
+
+def test_the_page_of_the_methods_says_what_was_measured() -> None:
+    """After a change: python -m benchmarks.methods --docs"""
+    assert (REPOSITORY / "docs" / "methods.md").read_text() == methods.document()
 
 
 def test_all_peers_trained_the_same(kept: dict[str, Any]) -> None:

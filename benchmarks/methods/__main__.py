@@ -22,11 +22,10 @@ import platform
 import statistics
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, get_args
-
-os.environ["OMP_NUM_THREADS"] = "1"
 
 from benchmarks.methods.experiment import Bench, Experiment, FailedRunError, Side
 
@@ -108,41 +107,48 @@ def keep(name: str, record: Record) -> None:
 
 
 PROTOCOL = """\
-Test accuracy in per cent, or what a note names, on scikit-learn's handwritten digits (1,797 images of 8x8 pixels).
-The images are divided once into two halves that share none. On the first half both sides choose one of as many
-settings (learning rate, number of updates or a setting of the method's own; listed below), by the mean over three
-folds. On the other half the chosen settings are then trained five times, each time with another seed and another fifth
-held out to test on, so that no test image took part in a choice. Settings outside the grid are the option's defaults,
-or sizes that fit 718 training images of 64 pixels; some of these (heads of the self-supervised methods, `method.eps`,
-`unlabelled_ratio=3`) were found in an earlier benchmark, whose test images were digits too, some of them now in the
-second half.
+Test accuracy in per cent, unless a note names another metric, on scikit-learn's handwritten digits (1,797 images of 8x8
+pixels).
 
-The columns of the baseline and the method are mean and standard deviation over the five folds. The paired gain has the
-t interval of 95 % over the folds, whose training sets overlap. "Shown to work" means that this interval lies above 0,
-"worse" that it lies below, and all else is "no gain shown": of this many rows, about one in forty would be on either
-side by chance. Seconds are CPU seconds of the baseline / of the method, with all their stages.
+**Protocol.** The images are divided once into two disjoint halves. On the first half, baseline and method each choose
+their settings from a grid of the same size (learning rate, number of updates or a setting of the method; all are listed
+below), by the mean over three folds. On the second half the chosen settings are trained five times, each time with
+another seed and another fifth held out for testing. No test image was used for choosing settings. Settings outside the
+grid are defaults, or sizes that suit 718 training images of 64 pixels. Some of these (heads of the self-supervised
+methods, `method.eps`, `unlabelled_ratio=3`) come from an earlier benchmark, whose test images were digits too, some of
+them now in the second half.
 
-`python -m benchmarks.methods` measures all rows, `python -m benchmarks.methods NAME` a row or family, and
-`python -m benchmarks.methods --docs` makes this page of `benchmarks/results/methods.json`.
+**Columns.** "baseline" and "method's" are mean and standard deviation over the five folds. "paired gain" has the 95 % t
+interval over the folds; note that their training sets overlap. The verdict is "shown to work" if this interval lies
+above 0, "worse" if it lies below 0, and "no gain shown" otherwise; by chance alone, about one row in forty would fall
+on either side. "seconds a run" are the CPU seconds of the baseline / of the method, summed over their training stages.
 
-What stacks: `method.ema`, `method.swa`, `method.layer_decay`, `method.freeze` and `method.unfreeze_every` under every
-method (`method=simclr method.ema=0.99`; DINO evaluates its teacher, so that it takes no further average);
-`method.label_smoothing` and `method.random_erasing` on labelled samples; `method.mixup` and `method.cutmix` where all
-samples are labelled and the method does not need each as it is. What does not fit is refused in one line."""
+`python -m benchmarks.methods` measures all rows, `python -m benchmarks.methods NAME` one row or family, and
+`python -m benchmarks.methods --docs` writes this page from `benchmarks/results/methods.json`.
+
+**Combining methods.** Some techniques are arguments of the methods:
+
+* `method.ema`, `method.swa`, `method.layer_decay`, `method.freeze` and `method.unfreeze_every`: of every method
+  (`method=simclr method.ema=0.99`), except that DINO, which evaluates its teacher, takes no further average of the
+  weights;
+* `method.label_smoothing` and `method.random_erasing`: on labelled samples;
+* `method.mixup` and `method.cutmix`: if all samples are labelled and the method does not need each sample unmixed.
+
+A combination that is not possible is refused in one line."""
 
 
 SPLIT = """\
 ## What depends on how a batch is split
 
-In float64 and without BatchNorm, 1, 2, 3 and 4 processes, and 1 and 4 accumulated micro-batches of a quarter of the
-size, have the same weights to 1e-10 after 20 updates, for every method and whatever the number of processes and
-micro-batches, except for what this table says. Each sample draws its own noise (starts of attacks, masked patches,
-negatives), in whatever process and micro-batch it is. What the table says is also in the log as such a run starts."""
+In float64 and without BatchNorm, the weights after 20 updates agree to 1e-10 for 1, 2, 3 and 4 processes, and for 1 and
+4 accumulated micro-batches of a quarter of the size. This holds for every method, except for what this table lists.
+Each sample draws its own noise (starting points of attacks, masked patches, negatives), whatever its process and
+micro-batch. The entries of the table are also logged when such a run starts."""
 
 NORMS = """\
-BatchNorm's statistics are those of each process, or with `runner.sync_batchnorm=true` those of the batch of all
-processes; either way of each micro-batch. Mixup and cutmix mix the samples of a micro-batch (of all processes).
-Dropout draws by process and micro-batch."""
+BatchNorm computes its statistics in each process, or with `runner.sync_batchnorm=true` over all processes, in both
+cases for each micro-batch. Mixup and cutmix mix the samples of a micro-batch (of all processes). Dropout masks are
+drawn for each process and micro-batch."""
 
 
 def declared() -> dict[str, Any]:
@@ -178,7 +184,8 @@ def document() -> str:
         for name in there:
             cells = row(f"`{name}`", measured[name])
             lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-        lines += ["", *(f"* `{name}`: {measured[name]['note']}" for name in there if measured[name]["note"])]
+        notes = [f"* `{name}`: {measured[name]['note']}" for name in there if measured[name]["note"]]
+        lines += ["", *(textwrap.fill(note, 120, subsequent_indent="  ", break_on_hyphens=False) for note in notes)]
         lines += (
             ["", "Chosen, of the settings that were tried:", ""] if lines[-1] else ["Chosen, of what was tried:", ""]
         )
@@ -254,6 +261,7 @@ def main() -> int:
     if asked.docs:
         DOCUMENT.write_text(document())
         return 0
+    os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)

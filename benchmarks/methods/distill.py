@@ -1,4 +1,4 @@
-"""Distillation: a network of width 4 learns from one of width 16 that was trained on all labels."""
+"""Distillation: a student of width 4 learns from a teacher of width 16 that was trained on all labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.methods.experiment import COMMON, Experiment, grid
 TEACHER = (*COMMON, "method.optimizer.lr=3e-3", "data.augment=light", "runner.steps=300")
 STUDENT = (*COMMON, "model.width=4", "data.augment=light", "data.labels=100", "data.batch_size=50")
 STEPS = grid(runner__steps=(150, 300))
-NOTE = "the unlabelled images come into every batch as well, four for each labelled one; the baseline has none"
+NOTE = "every batch also holds four unlabelled images for each labelled one; the baseline has none"
 
 
 def taught(name: str, *settings: str, note: str = "", **tuned: tuple[Any, ...]) -> Experiment:

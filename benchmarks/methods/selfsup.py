@@ -1,7 +1,7 @@
-"""Self-supervised learning: a linear probe with 100 labels on features that were learned without any.
+"""Self-supervised learning: a linear probe with 100 labels on features that were learned without labels.
 
-The baseline is the same probe on a network with random weights, whose BatchNorm has measured the same images as the
-learned one's. On both sides the learning rate of the probe is chosen.
+The baseline is the same probe on a network with random weights, whose BatchNorm statistics come from the same images.
+For both, the learning rate of the probe is chosen.
 """
 
 from __future__ import annotations

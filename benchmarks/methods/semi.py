@@ -1,8 +1,9 @@
-"""Learning from few labels and the unlabelled rest, against the labelled samples alone.
+"""Semi-supervised learning from few labelled samples and the remaining, unlabelled ones. The baseline uses only the
+labelled samples.
 
-Both sides have the same 40 labelled images in every batch, the same strong augmentation of them, as many updates, and
-a moving average of the weights that is evaluated; the method's batches hold three unlabelled images for each labelled
-one.
+Baseline and method have the same 40 labelled images in every batch, the same strong augmentation of them and as many
+updates, and both evaluate an exponential moving average of the weights. The method's batches also hold three unlabelled
+images for each labelled one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Optimizers and what stacks on supervised training, against AdamW."""
+"""Optimizers, and techniques added to supervised training, against AdamW."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def stacked(name: str, *method: str, rates: Grid = STEPS, note: str = "") -> Exp
 EXPERIMENTS: tuple[Experiment, ...] = (
     stacked("sgd", "method=sgd", rates=grid(("0.1", "0.3"), runner__steps=(100, 300))),
     stacked("muon", "method=muon", rates=grid(("0.02", "0.05"), runner__steps=(100, 300))),
-    stacked("sam", "method=sam", "method.rho=0.1", note="two gradients an update"),
+    stacked("sam", "method=sam", "method.rho=0.1", note="two gradients per update"),
     stacked("schedule_free", "method=schedule_free"),
     stacked("mixup", "method.mixup=0.4"),
     stacked("cutmix", "method.cutmix=1"),

@@ -1,6 +1,6 @@
-"""Learning from trained weights: a network learns five digits, and then the other five from 25 labels.
+"""Transfer: a network is pretrained on five digits and then trained on the other five with 25 labels.
 
-The weights come from a run of this project's own, in a local file; the baseline starts from random weights.
+The pretrained weights come from a HEALSg run; the baseline starts from random weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Unequal classes: from the most samples of the class 0 to 2 of the class 9."""
+"""Imbalanced classes: a long tail from class 0, the most frequent, to class 9 with 2 samples."""
 
 from __future__ import annotations
 
