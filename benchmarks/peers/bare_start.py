@@ -1,9 +1,10 @@
 """A whole bare script, for start-up and memory: python -m benchmarks.peers.bare_start ROLE digits|cifar OUT [ROOT]
 
-ROLE ``same`` imports what a HEALSg run imports beside torch (Hydra, OmegaConf, Rich) and reads scikit-learn's file of
-digits as that does; ``plain`` imports none of these and calls scikit-learn's ``load_digits``. OUT gets the CPU seconds
-to the end of the first step, and there it ends; with ``-`` for OUT it goes on: three epochs of digits, or three batches
-of each split of CIFAR's files under ROOT, with evaluation and ``torch.save``.
+The script imports torch and NumPy; a HEALSg run also imports PyYAML, Hydra and OmegaConf. With ROLE ``direct`` it
+imports PyYAML as well and reads scikit-learn's file of digits without importing scikit-learn, as HEALSg does; with
+``usual`` it calls scikit-learn's ``load_digits``. The CPU seconds to the end of the first step are written to OUT, and
+the script ends there. With ``-`` as OUT it continues: three epochs of digits, or three batches of each split of CIFAR's
+files under ROOT, with evaluation and ``torch.save``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-ROLE, KIND, OUT, ROOT = (*sys.argv[1:], "")[:4] if len(sys.argv) > 3 else ("plain", "digits", "-", "")
-if ROLE == "same":
+ROLE, KIND, OUT, ROOT = (*sys.argv[1:], "")[:4] if len(sys.argv) > 3 else ("usual", "digits", "-", "")
+if ROLE == "direct":
     import yaml  # noqa: F401
 
 import numpy as np  # noqa: E402
@@ -33,7 +34,7 @@ MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.4914, 0.4822, 
 
 
 def digits() -> tuple[Any, Any, Any]:
-    if ROLE == "same":
+    if ROLE == "direct":
         home = importlib.util.find_spec("sklearn").submodule_search_locations[0]  # type: ignore[union-attr,index]
         table = np.loadtxt(Path(home) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
         images, labels = table[:, :-1], table[:, -1].astype(int)

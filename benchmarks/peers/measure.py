@@ -51,11 +51,16 @@ class Bench:
     failed: dict[str, str] = field(default_factory=dict)
 
     def spawn(self, *command: str, peer: str = "") -> Spent:
-        """Run one process to its end. Raises RuntimeError where it fails and is no peer's."""
+        """Run one process to its end. Raises RuntimeError if it fails and is not a peer's.
+
+        The process may write bytecode even if ``PYTHONDONTWRITEBYTECODE`` is set here: otherwise each of our processes
+        would compile our modules again, while torch was installed with its bytecode.
+        """
         place = Path(tempfile.mkdtemp(dir=self.folder))
         threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
         path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(REPOSITORY)])
         settings = {**os.environ, **threads, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        settings.pop("PYTHONDONTWRITEBYTECODE", None)
         with (place / "out.txt").open("w") as out, (place / "err.txt").open("w") as err:
             process = subprocess.Popen([sys.executable, *command], cwd=place, env=settings, stdout=out, stderr=err)
             try:
@@ -134,17 +139,21 @@ def different(rows: Rows) -> list[str]:
 
 
 def startup(bench: Bench) -> dict[str, Any]:
-    """W4: CPU seconds from the command to the end of the first step."""
+    """W4: CPU seconds from the command to the end of the first step; the first round warms up and is not counted."""
     rows: Rows = {}
     first = ["task._target_=benchmarks.peers.first_step.FirstStep", "trusted=[benchmarks]"]
     out = bench.folder / "first"
-    for number in range(bench.rounds):
-        say(f"round {number + 1}: start-up")
+    for number in range(bench.rounds + 1):
+        say(f"round {number}: start-up" if number else "warm-up: start-up")
+        seconds = {}
         bench.healsg("data=digits", "model=mlp", *first, f"+args.out={out}")
-        add(rows, "healsg", seconds=float(out.read_text()))
-        for role, name in (("same", "bare"), ("plain", "bare as usual")):
+        seconds["healsg"] = float(out.read_text())
+        for role, name in (("direct", "bare"), ("usual", "bare as usual")):
             bench.module("bare_start", role, "digits", str(out))
-            add(rows, name, seconds=float(out.read_text()))
+            seconds[name] = float(out.read_text())
+        if number:
+            for name, value in seconds.items():
+                add(rows, name, seconds=value)
     return {"rows": rows}
 
 
@@ -160,7 +169,7 @@ def memory(bench: Bench) -> dict[str, Any]:
         say(f"round {number + 1}: memory")
         for kind, overrides in told.items():
             add(rows, f"healsg {kind}", peak=bench.healsg(*overrides).peak)
-            bare = bench.module("bare_start", "same", kind, "-", *([str(root)] if kind == "cifar" else []))
+            bare = bench.module("bare_start", "direct", kind, "-", *([str(root)] if kind == "cifar" else []))
             add(rows, f"bare {kind}", peak=bare.peak)
     sizes = {"digits": 1797 * 64 * 4 / 2**20, "cifar": CIFAR_IMAGES * 1.1 * 3072 / 2**20}
     return {"rows": rows, "data set, MiB": sizes}
