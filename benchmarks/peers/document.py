@@ -1,7 +1,9 @@
-"""``docs/speed.md`` and its picture, made of what was measured."""
+"""``docs/speed.md`` and its picture, made from the results."""
 
 from __future__ import annotations
 
+import re
+import textwrap
 from statistics import median
 from typing import Any
 from xml.sax.saxutils import escape
@@ -11,43 +13,46 @@ from benchmarks.peers.report import NAMES, disagreeing, figures, markdown, peers
 
 HEAD = """# Speed
 
-What HEALSg costs beside loops written by hand and beside other frameworks. `python -m benchmarks.peers --docs` measures
-all of it and writes this page; the numbers of every round lie in `benchmarks/results/peers.json`.
+The cost of HEALSg compared with hand-written loops and with other frameworks. `python -m benchmarks.peers --docs`
+measures W1 to W8 and writes this page; the numbers of every round are in `benchmarks/results/peers.json`.
 
-Every peer trains the same: the same samples in the same order, the same crops and flips, the same weights to begin
-with, the same optimizer, so that the sums of all parameters agree to three decimals at the end{agreed}. Metrics and an
-evaluation each epoch are switched on for all; HEALSg also saves, logs and can be resumed, as a user has it. Each peer
-runs in a process of its own on one thread, in interleaved rounds; time is CPU time of the whole process, from the
-second epoch to the beginning of the last; ratios are taken within a round. Medians, with the range over the rounds.
+* The **bare loop** is a hand-written PyTorch loop over a `DataLoader`. The **tight loop**, also by hand, takes its
+  batches from tensors in memory.
+* In W1 to W3 all sides train the same: the same samples in the same order, the same crops and flips, the same initial
+  weights and the same optimizer. The sums of all parameters agree to three decimals at the end{agreed}. All sides
+  compute metrics and evaluate after each epoch; HEALSg also saves checkpoints and logs, as it does by default.
+* Each side runs in a process of its own, on one thread, and the rounds alternate between the sides. In W1 to W3, times
+  are CPU times of the whole process from the second epoch to the start of the last one. Ratios are computed within a
+  round; the tables show their median and, in parentheses or as a column, their range over the rounds.
+* "x bare" means relative to the bare loop, so that 0.5 is twice as fast. A "bar" is an upper limit that a figure should
+  not exceed.
 
-On W2 and W3 `runner.channels_last=auto` chooses a memory format in which sums are rounded in another way: the times are
-those of the default, and the parameters are compared after a further run with `runner.channels_last=false`.
+On W2 and W3 the default `runner.channels_last=auto` chooses a memory format in which sums are rounded differently. The
+times are those of the default; the parameters are compared after another run with `runner.channels_last=false`.
 """
 WORKS = """
-* W1: an MLP 64-128-10 on scikit-learn's digits, batch 64, AdamW.
-* W2: a small CNN (16 and 32 channels) on digits, batch 128, AdamW.
-* W3: a residual network of 8 layers on images of CIFAR's shape with random crop and flip, batch 128, SGD. Of the
-  frameworks only two are measured here: the network takes nearly all of the time.
+* W1: an MLP 64-128-10 on scikit-learn's digits, batch size 64, AdamW.
+* W2: a small CNN (16 and 32 channels) on digits, batch size 128, AdamW.
+* W3: an 8-layer residual network on images of CIFAR's shape with random crop and flip, batch size 128, SGD. Only two of
+  the other frameworks are measured here, since the network takes nearly all of the time.
 """
 WINS = """
-## Which wins come from what
+## Where the differences come from
 
-Three things are at work, and they should not be taken for each other.
+Three effects have to be distinguished.
 
-* **The in-memory path.** Samples that fit are held as tensors; a batch is one gather, and crop, flip and normalise act
-  on whole batches. A `DataLoader` fetches sample by sample. Anybody can have this without a framework: it is what the
-  tight loop does.{memory}
-* **The loop.** What is called besides forward and backward. It shows where both read their samples in the same
-  way.{loop}
-* **The update.** HEALSg's SGD, Adam and AdamW call torch's fused kernels as torch's own do, bit for bit, with less
-  Python around them: what torch puts around an update for hooks and the profiler is there only while there are any.
-  The loops written by hand use torch's. `benchmarks/results/where.txt` (`python -m benchmarks.where`) has the tight
-  loop with either, and with HEALSg's it is the faster one again.
+{memory}
+{loop}
+* **The optimizer step.** HEALSg's SGD, Adam and AdamW call the same fused kernels as torch's own, bit for bit, with
+  less Python around them: the code that torch adds for hooks and the profiler runs only if there are any. The
+  hand-written loops use torch's optimizers. `benchmarks/results/where.txt` (`python -m benchmarks.where`) has the tight
+  loop with both; with HEALSg's AdamW it is faster than HEALSg.
 
-So where HEALSg lies well under the bare loop, the in-memory path puts it there, and where it lies beside or under the
-tight one, the update does; the loop itself can at best come near one that is written by hand. Data that do not fit in
-memory, or a loader of one's own, get the figure over a `DataLoader`, not the one in memory.
-The other frameworks are measured over the same `DataLoader` as the bare loop; what they cost above it is their loop.
+So where HEALSg is much faster than the bare loop on the MLP, the reason is the in-memory path; where it is close to the
+tight loop or faster, the reason is the optimizer step. On W2 and W3 the memory format adds to this. The loop itself can
+at best be as fast as a hand-written one. For data that do not fit into memory, and for a loader of your own, the
+figures over a `DataLoader` apply. The other frameworks are measured over the same `DataLoader` as the bare loop; the
+difference to the bare loop is the cost of their loops.
 """
 
 
@@ -57,18 +62,18 @@ def document(kept: dict[str, Any]) -> str:
     told = "; ".join(f"{name}: not for {', '.join(peers)}" for name, peers in odd.items())
     parts = [HEAD.format(agreed=f" ({told})" if told else "")]
     if "W1" in works:
-        parts += ["![W1: CPU time a step](speed.svg)\n", markdown(peers_table(kept)) + "\n", WORKS.lstrip()]
-    failed = [f"* {NAMES.get(peer, peer)} did not run: {why}" for peer, why in kept["failed"].items()]
+        parts += ["![W1: CPU time per step](speed.svg)\n", markdown(peers_table(kept)) + "\n", WORKS.lstrip()]
+    failed = [f"* {NAMES.get(peer, peer)} failed: {why}" for peer, why in kept["failed"].items()]
     parts += ["\n".join(failed) + "\n"] if failed else []
     if "W1" in works:
         parts.append(WINS.lstrip().format(memory=memory(works), loop=loop(works)))
-    rows = [["", "figure", "median", "range", "bar", ""], *(figure.row("passed") for figure in figures(kept))]
-    parts += ["## Figures and bars\n", markdown(rows) + "\n", NOTES, *further(), NOT_RUN, conditions(works)]
+    rows = [["", "figure", "median", "range", "bar", ""], *(figure.row() for figure in figures(kept))]
+    parts += ["## Figures and bars\n", markdown(rows) + "\n", notes(), *further(), NOT_RUN, conditions(works)]
     return "\n".join(parts)
 
 
 def further() -> list[str]:
-    """The workloads from W9 on, of ``benchmarks/results/bars.json``: one table of all figures, with their commands."""
+    """The workloads from W9 on, of ``benchmarks/results/bars.json``: a table of all figures, and their commands."""
     found = bars.kept()
     if not found:
         return []
@@ -99,79 +104,119 @@ def further() -> list[str]:
     return parts
 
 
-FURTHER = """## Pictures, evaluation, memory, layouts, methods, start
+FURTHER = """## Images, evaluation, memory, precision, methods, start
 
-Sides are measured in turns, on one thread where nothing else is said. In W9, W10 and W12 each has a process of its own;
-in W11 and W13 both work in one process, on memory that is managed alike. Medians of the ratios within a round, with
-their range; where a figure says `95 %`, it is a mean with its interval, and a bar of 1.03 is one that the interval must
-reach below. The machine was shared with other work, which widens the ranges.
+The sides take turns, on one thread unless stated otherwise. In W9, W10 and W12 each side has a process of its own; in
+W11 and W13 both sides run in one process, with the same memory allocator settings. Figures are medians of the ratios
+within a round, with their range. Where a figure says `95 %`, it is a mean with its 95 % interval, and a bar of 1.03 is
+met if the lower end of the interval is below it. The machine was shared with other work, which widens the ranges.
 """
+PIPELINES = ("monai", "nnunet")
+OWN = {"bare", "tight", "healsg", "healsg_loader"}
+"""The sides of W1 that the text compares."""
+
 CHOICES = {
-    "inference.txt": "Pictures a second of CPU time in evaluation and prediction (W10):",
-    "fast.txt": "What `runner=fast` chose for networks of the catalogue, and a second measurement of it (W12):",
-    "fast_2_threads.txt": "The same with two threads, by the wall clock of a machine that other work shared:",
-    "precision.txt": "What bf16 does to the test accuracy on the digits (W12):",
-    "memory_paths.txt": "What a million paths cost each loader worker; the bar is 10 MB more than a thousand (W11):",
-    "calls_by_method.txt": "Python and C calls of a step by method (W13):",
+    "inference.txt": "Images per second of CPU time in evaluation and prediction (W10):",
+    "fast.txt": "The choices of `runner=fast` for networks of the catalogue, measured once more (W12):",
+    "fast_2_threads.txt": "The same with two threads, in wall time on a shared machine:",
+    "precision.txt": "The effect of bf16 on the test accuracy on digits (W12):",
+    "memory_paths.txt": "Memory of each loader worker for a million paths; bar: 10 MB more than for a thousand (W11):",
+    "calls_by_method.txt": "Python and C calls per training step, by method (W13):",
 }
 
 
-NOTES = """W4 compares with a script that imports the same (torch, Hydra, Rich; digits are read without scikit-learn's
-import) and takes one step, and with one as it is usually written. Both use torch's AdamW, which imports torch's
-compiler; HEALSg's does not. W5: three epochs of digits, and 20,000 images in CIFAR's files of which three batches are
-trained. W6 reckons the 32 processes from four of them. W7 is `python benchmarks/saving.py`, of each round the
-median over its saves. W8: of the rounds the least counts; an exponent of 1 is linear, 0 flat.
+NOTES = """\
+* W4 compares with two scripts that take one training step. The first imports torch, NumPy and PyYAML and reads the
+  digits without importing scikit-learn, as HEALSg does; the second calls scikit-learn's `load_digits`. HEALSg also
+  imports Hydra and OmegaConf. The scripts use torch's AdamW, which imports torch's compiler; HEALSg's AdamW does not.
+* W5 trains three epochs of digits, and three batches of 20,000 images in CIFAR's file format.
+* W6 extrapolates the CPU time of 32 processes from four of them.
+* W7 is `python benchmarks/saving.py`: the median over its saves in each round.
+* W8 takes the smallest value over the rounds. An exponent of 1 means linear growth, 0 means no growth.
 
-MONAI's usual pipeline of volumes (a Decathlon list of `.mha`, spacing, window, crop, patches of 96 around vessels,
-flips, a U-Net), as one recipe of ours beside MONAI alone with everything held in memory: an update takes 0.68 of the
-CPU time (0.66 to 0.72), the data's share of a patch 0.28 (0.24 to 0.32), a volume in sliding windows 1.06 (0.76 to
-1.39). What an update gains is the memory format (`runner.channels_last=auto`); with `false` it takes as long as theirs.
+**MONAI's usual pipeline for volumes** (a Decathlon list of `.mha` files, resampling, intensity window, crop, patches of
+96 voxels per axis around vessels, flips, a U-Net) as a HEALSg recipe, relative to the same pipeline written with MONAI
+alone and all data in memory: an update takes {update} of the CPU time, data loading per patch {patch}, and
+sliding-window inference of a volume {volume}. The gain in an update comes from the memory format
+(`runner.channels_last=auto`); with `false` an update takes as long as MONAI's. Measured by
 `python -m benchmarks.segmentation.monai_pipeline` (`benchmarks/results/monai_pipeline.txt`).
 
-nnU-Net's own code in one process with ours, the same prepared volumes in each one's files: a patch of 96 with its
-augmentation takes 0.35 of the CPU time (0.22 to 0.56, which depends on what is drawn; nnU-Net cuts a larger patch, so
-that what is turned in comes from the volume, ours fills it with zeros), a volume in sliding windows by one network 1.02
-(0.98 to 1.07). Its predictor weighs and sums in float16: from a quarter of a window inside the edges on, its logits are
-within 0.016 of ours; at the edges, where the weights are smallest, up to 0.5, and 602 of 753,300 voxels get another
-class. `python -m benchmarks.segmentation.nnunet_pipeline` (`benchmarks/results/nnunet_pipeline.txt`).
+**nnU-Net's own code** in the same process, on the same preprocessed volumes, each side reading its own file format: a
+patch of 96 voxels per axis with its augmentation takes {augmented} of the CPU time, depending on which transforms are
+drawn. nnU-Net cuts a larger patch, so that a rotation brings in voxels of the volume, where HEALSg fills with zeros.
+Sliding-window inference of a volume with one network takes {windows}. nnU-Net's predictor sums the weighted windows in
+float16: further than a quarter of a window from the volume's edges its logits differ from ours by at most 0.016; at the
+edges, where the weights are smallest, by up to 0.5, and 602 of 753,300 voxels get another class. Measured by
+`python -m benchmarks.segmentation.nnunet_pipeline` (`benchmarks/results/nnunet_pipeline.txt`).
 """
-NOT_RUN = """## What was not run
+NOT_RUN = """## What was not measured
 
-Nothing on this page was run on a GPU: not AMP, `channels_last`, compiling and CUDA graphs there, not airbench94's
-seconds, not the images a second of a loader that decodes or normalises there, nor what `runner=fast` chooses. What is
-there for one (`runner=fast`, `runner.cuda_graph`, samples and augmentation on the device, copies beside the work, no
-waiting between log lines) has tests in `tests/test_gpu.py`, which run where there is one, and
-`python benchmarks/first_gpu.py` measures it in its first minutes. Launches are counted as calls of operators (W15).
+Nothing on this page was run on a GPU. In particular, these are not measured there: AMP, `channels_last`, compilation
+and CUDA graphs, the training time of airbench94, the images per second of a loader that decodes or normalises on the
+GPU, and what `runner=fast` chooses. The features for GPUs (`runner=fast`, `runner.cuda_graph`, samples and augmentation
+on the device, copies that overlap with computation, no synchronisation between log lines) have tests in
+`tests/test_gpu.py`, which run if there is a GPU, and `python benchmarks/first_gpu.py` measures them in a few minutes.
+W15 counts operator calls instead of kernel launches.
 """
+
+
+def notes() -> str:
+    """``NOTES`` with the figures of the volumes' pipelines."""
+    monai, nnunet = (bars.of_texts()[f"python -m benchmarks.segmentation.{name}_pipeline"][1] for name in PIPELINES)
+    names = ("update", "patch", "volume", "augmented", "windows")
+    rows = [bar.row() for bar in (*monai, *nnunet)]
+    text = NOTES.format(**{name: f"{row[2]} ({row[3]})" for name, row in zip(names, rows, strict=True)})
+    listed, *paragraphs = text.strip().split("\n\n")
+    return "\n\n".join([listed, *map(wrapped, paragraphs)]) + "\n"
 
 
 def memory(works: dict[str, Any]) -> str:
+    """What the in-memory path is, and what it gives where W1 and W3 were measured."""
     rows = works["W1"]["rows"]
-    if not {"bare", "tight", "healsg", "healsg_loader"} <= set(rows):
-        return ""
-    tight, own = (median(ratios(rows, *pair, "step")) for pair in (("tight", "bare"), ("healsg", "healsg_loader")))
-    line = (
-        f" On W1 it takes the hand-written loop to {tight:.2f} of the bare one, and HEALSg to {own:.2f} of what it is"
+    text = (
+        "* **The in-memory path.** Samples that fit into memory are held as tensors; a batch is one gather, and crop, "
+        "flip and normalise act on whole batches, whereas a `DataLoader` fetches sample by sample. This needs no "
+        "framework: the tight loop does the same."
     )
-    line += " over a `DataLoader`."
-    if path := works.get("W3", {}).get("data_path"):
-        line += (
-            f" On W3 an image costs {median(path['healsg']):.0f} us, {median(path['bare']):.0f} us sample by sample."
+    if set(rows) >= OWN:
+        pairs = (("tight", "bare"), ("healsg", "healsg_loader"))
+        tight, own = (median(ratios(rows, *pair, "step")) for pair in pairs)
+        text += (
+            f" On W1 the tight loop takes {tight:.2f} of the bare loop's time, and HEALSg in memory {own:.2f} of its"
         )
-    return line
+        text += " time over a `DataLoader`."
+        if path := works.get("W3", {}).get("data_path"):
+            whole, single = median(path["healsg"]), median(path["bare"])
+            text += f" On W3 the data path takes {whole:.0f} us per image, and {single:.0f} us sample by sample."
+    return wrapped(text, "  ")
 
 
 def loop(works: dict[str, Any]) -> str:
+    """What the loop is, and what it costs where W1 was measured."""
     rows = works["W1"]["rows"]
-    if not {"bare", "tight", "healsg", "healsg_loader"} <= set(rows):
-        return ""
-    pairs = (("healsg_loader", "bare"), ("healsg", "tight"))
-    over, beside = (median(ratios(rows, *pair, "step")) for pair in pairs)
-    return f" On W1: {over:.2f} x the bare loop over a `DataLoader`, {beside:.2f} x the tight loop in memory."
+    text = (
+        "* **The loop.** All Python code beside forward, backward and optimizer step. Its cost shows where both sides "
+        "read their samples in the same way."
+    )
+    if set(rows) >= OWN:
+        pairs = (("healsg_loader", "bare"), ("healsg", "tight"))
+        over, beside = (median(ratios(rows, *pair, "step")) for pair in pairs)
+        text += (
+            f" On W1 HEALSg takes {over:.2f} x the bare loop's time over a `DataLoader`, and {beside:.2f} x the tight"
+        )
+        text += " loop's in memory."
+    return wrapped(text, "  ")
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """A paragraph in lines of at most 120 characters; code between backticks stays on one line."""
+    held = re.sub("`[^`]+`", lambda code: code[0].replace(" ", "\0"), " ".join(text.split()))
+    lines = textwrap.fill(held, 120, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+    return lines.replace("\0", " ")
 
 
 def conditions(works: dict[str, Any]) -> str:
-    """With what, where and how often it was measured."""
+    """Versions, machine and number of rounds of the measurements."""
     lines = []
     for name, work in works.items():
         machine = work["machine"]
@@ -187,13 +232,13 @@ def conditions(works: dict[str, Any]) -> str:
 
 
 def picture(kept: dict[str, Any]) -> str:
-    """A bar a peer: CPU time a step of W1, with the bare loop as 1, as SVG."""
+    """A bar for each side: CPU time per step of W1, relative to the bare loop, as SVG."""
     rows = kept["workloads"]["W1"]["rows"]
     peers = sorted((peer for peer in rows), key=lambda peer: speed({"W1": rows}, peer))
     values = [median(ratios(rows, peer, "bare", "step")) for peer in peers]
     left, height, width, scale = 230, 24, 760, 440 / max(values)
     bottom = 50 + height * len(peers)
-    shapes = ['<text x="10" y="24" font-size="15">W1: CPU time a training step, bare loop = 1</text>']
+    shapes = ['<text x="10" y="24" font-size="15">W1: CPU time per training step, bare loop = 1</text>']
     for place, (peer, value) in enumerate(zip(peers, values, strict=True)):
         top, name = 42 + height * place, escape(NAMES[peer].replace("*", "").replace("`", ""))
         colour = "#c2410c" if peer.startswith("healsg") else "#64748b"

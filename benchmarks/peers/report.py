@@ -43,7 +43,7 @@ def figures(kept: dict[str, Any]) -> list[Bar]:
 
 def of_steps(name: str, result: dict[str, Any]) -> list[Bar]:
     rows, found = result["rows"], []
-    memory, loader = "CPU time a step, in memory, x ", "CPU time a step, over a DataLoader, x "
+    memory, loader = "CPU time per step, in memory, x ", "CPU time per step, over a DataLoader, x "
     bars = [("healsg", memory, "bare", 0.65 if name == "W1" else 1.0), ("healsg_loader", loader, "bare", None)]
     bars.insert(1, ("healsg", memory, "tight", 1.2 if name == "W1" else None))
     for peer, told, other, bar in bars:
@@ -51,15 +51,15 @@ def of_steps(name: str, result: dict[str, Any]) -> list[Bar]:
             bar = 1.1 if (name, peer) == ("W1", "healsg_loader") else bar
             found.append(bar_of(name, told + other, ratios(rows, peer, other, "step"), bar))
     if name == "W1" and "healsg" in rows:
-        found.append(bar_of(name, "calls a step, in memory", rows["healsg"]["calls"], 400, "calls"))
+        found.append(bar_of(name, "Python and C calls per step, in memory", rows["healsg"]["calls"], 400, "calls"))
     if path := result.get("data_path"):
-        found.append(bar_of(name, "data path: crop, flip, normalise", path["healsg"], 20, "us an image"))
-        found += [bar_of(name, f"the same, {way}", path[way], unit="us an image") for way in ("bare", "tight")]
+        found.append(bar_of(name, "data path: crop, flip, normalise", path["healsg"], 20, "us per image"))
+        found += [bar_of(name, f"the same, {way}", path[way], unit="us per image") for way in ("bare", "tight")]
     if name == "W3" and "healsg" in rows:
-        found.append(bar_of(name, "images a second, in memory", rows["healsg"]["images_per_second"], unit="images/s"))
+        found.append(bar_of(name, "images per second, in memory", rows["healsg"]["images_per_second"], unit="images/s"))
         step = [1e6 / speed for speed in rows["healsg"]["images_per_second"]]
         share = [100 * median(result["data_path"]["healsg"]) / value for value in step]
-        found.append(bar_of(name, "share of the data path, in memory", share, unit="%"))
+        found.append(bar_of(name, "share of the data path in a step, in memory", share, unit="%"))
     return found
 
 
@@ -78,24 +78,22 @@ def of_memory(result: dict[str, Any]) -> list[Bar]:
     for kind, size in result["data set, MiB"].items():
         own, bare = rows[f"healsg {kind}"]["peak"], rows[f"bare {kind}"]["peak"]
         values = [(mine - size) / theirs for mine, theirs in zip(own, bare, strict=True)]
-        found.append(
-            bar_of("W5", f"peak memory, {kind}, less the data set once ({size:.1f} MiB), x bare", values, 1.03)
-        )
-        found.append(bar_of("W5", f"the same in MiB, bare {median(bare):.0f}", own, unit="MiB"))
+        found.append(bar_of("W5", f"peak memory without the data set ({size:.1f} MiB), {kind}, x bare", values, 1.03))
+        found.append(bar_of("W5", f"the same in MiB, with the data set; bare: {median(bare):.0f} MiB", own, unit="MiB"))
     return found
 
 
 def of_sweep(result: dict[str, Any]) -> list[Bar]:
     rows = result["rows"]
     values = ratios(rows, "sweep", "processes", "seconds")
-    return [bar_of("W6", "CPU time of a sweep of 32 MLP runs of 10 epochs, x 32 processes", values, 0.2)]
+    return [bar_of("W6", "CPU time of a sweep of 32 MLP runs of 10 epochs, x 32 single commands", values, 0.2)]
 
 
 def of_saving(result: dict[str, Any]) -> list[Bar]:
     found = []
     for name, kinds in result["rows"].items():
         values = [own / theirs for own, theirs in zip(kinds["blocked"], kinds["torch.save"], strict=True)]
-        found.append(bar_of("W7", f"what a save blocks, {name}, x torch.save", values, 0.1))
+        found.append(bar_of("W7", f"time that a save blocks training, {name}, x torch.save", values, 0.1))
     return found
 
 
@@ -117,10 +115,12 @@ def of_growth(result: dict[str, Any]) -> list[Bar]:
         power = exponent(seconds) if seconds[2] > 1.2 * seconds[0] else 0.0
         each = 1e6 * (seconds[2] - seconds[0]) / (sizes[2] - sizes[0])
         name = f"{KINDS[kind]}, {sizes[0]:.0f} to {sizes[2]:.0f}"
-        found.append(Bar("W8", f"time over {name}: exponent ({each:.0f} us each)", power, power, power, 1.15))
+        found.append(Bar("W8", f"growth of time with {name}: exponent ({each:.0f} us each)", power, power, power, 1.15))
         power = exponent(peaks) if peaks[2] > 4 + peaks[0] else 0.0
         each = 1024 * (peaks[2] - peaks[0]) / (sizes[2] - sizes[0])
-        found.append(Bar("W8", f"memory over {name}: exponent ({each:.2f} KiB each)", power, power, power, 1.15))
+        found.append(
+            Bar("W8", f"growth of memory with {name}: exponent ({each:.2f} KiB each)", power, power, power, 1.15)
+        )
     return found
 
 
@@ -128,7 +128,7 @@ def peers_table(kept: dict[str, Any]) -> list[list[str]]:
     """By peer: W1, W2, W3 against the bare loop, and calls."""
     works = {name: kept["workloads"][name]["rows"] for name in ("W1", "W2", "W3") if name in kept["workloads"]}
     order = sorted({peer for rows in works.values() for peer in rows}, key=lambda peer: speed(works, peer))
-    table = [["", *(f"{name}, x bare" for name in works), "W1, us a step", "W1, calls a step"]]
+    table = [["", *(f"{name}, x bare" for name in works), "W1, us per step", "W1, calls per step"]]
     for peer in order:
         line = [NAMES[peer]]
         for rows in works.values():
@@ -148,7 +148,7 @@ def speed(works: dict[str, Any], peer: str) -> float:
 def text(kept: dict[str, Any]) -> str:
     """What the screen shows."""
     tables = [peers_table(kept)] if {"W1", "W2", "W3"} & set(kept["workloads"]) else []
-    tables.append([["", "figure", "median", "range", "bar", ""], *(figure.row("passed") for figure in figures(kept))])
+    tables.append([["", "figure", "median", "range", "bar", ""], *(figure.row() for figure in figures(kept))])
     blocks = []
     for table in tables:
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
