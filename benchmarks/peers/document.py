@@ -187,7 +187,7 @@ def memory(works: dict[str, Any]) -> str:
         text += " time over a `DataLoader`."
         if path := works.get("W3", {}).get("data_path"):
             whole, single = median(path["healsg"]), median(path["bare"])
-            text += f" On W3 the data path takes {whole:.0f} us per image, and {single:.0f} us sample by sample."
+            text += f" On W3 the data path takes {whole:.1f} us per image, and {single:.1f} us sample by sample."
     return wrapped(text, "  ")
 
 
