@@ -136,7 +136,7 @@ NOTES = """\
 
 **MONAI's usual pipeline for volumes** (a Decathlon list of `.mha` files, resampling, intensity window, crop, patches of
 96 voxels per axis around vessels, flips, a U-Net) as a HEALSg recipe, relative to the same pipeline written with MONAI
-alone and all data in memory: an update takes {update} of the CPU time, data loading per patch {patch}, and
+alone, where both keep the preprocessed volumes in memory: an update takes {update} of the CPU time, data loading per patch {patch}, and
 sliding-window inference of a volume {volume}. The gain in an update comes from the memory format
 (`runner.channels_last=auto`); with `false` an update takes as long as MONAI's. Measured by
 `python -m benchmarks.segmentation.monai_pipeline` (`benchmarks/results/monai_pipeline.txt`).
