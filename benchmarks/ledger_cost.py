@@ -31,7 +31,7 @@ from healsg.training.epoch import finish_step
 
 MOST = 1.0
 """Percent of a step."""
-LEDGER = "the ledger, added to a step of the default network, 95 %"
+LEDGER = "time that the ledger adds to a step of the default network, 95 %"
 ENDS = 100
 """Epochs whose ends are measured."""
 
@@ -138,8 +138,8 @@ def main(epochs: int) -> None:
     command = f"python -m benchmarks.ledger_cost {epochs}"
     bars = [
         Bar("W13", LEDGER, *(end + one for one in added(pairs)), MOST, "%"),
-        Bar("W13", "the same of equal steps, 95 %", *added(same), unit="%"),
-        Bar("W13", "of these, the ledger's end of an epoch and its share of the saves", end, end, end, unit="%"),
+        Bar("W13", "the same between equal steps, as a control, 95 %", *added(same), unit="%"),
+        Bar("W13", "part of the added time: the end of an epoch and a share of the saves", end, end, end, unit="%"),
     ]
     lines = [command, f"{conditions}; {1e3 * step:.2f} ms a step"]
     lines += [f"{bar.name}: {bar.value:+.2f} % ({bar.least:+.2f} to {bar.most:+.2f})" for bar in bars]

@@ -174,8 +174,8 @@ def caching(folder: Path, pictures: int, rounds: int) -> list[Bar]:
     print(f"  two epochs with / without: {two:.3f}", flush=True)
     ratios = [own / base for own, base in zip(spent["with"][1:], spent["without"][1:], strict=True)]
     return [
-        bar_of("W9", "data.cache: a later epoch with it, x without", ratios),
-        Bar("W9", "data.cache: two epochs with it and its filling, x without", two, two, two, 1.0),
+        bar_of("W9", "data.cache: a later epoch, x without the cache", ratios),
+        Bar("W9", "data.cache: two epochs, filling included, x without the cache", two, two, two, 1.0),
     ]
 
 

@@ -121,7 +121,7 @@ def summary(rows: Sequence[dict[str, float]]) -> tuple[list[str], list[Bar]]:
         found = f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f}), {len(differences)} seeds"
         lines.append(f"{one} minus {other}: {found}")
         most = MOST if (one, other) == pairs[0] else None
-        title = f"digits, points of test accuracy that are lost: {other} minus {one}, 95 %"
+        title = f"loss of test accuracy on digits: {other} minus {one}, 95 %"
         bars.append(Bar("W12", title, -mean, -mean - half, -mean + half, most, "points"))
     return lines, bars
 

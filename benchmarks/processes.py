@@ -237,7 +237,9 @@ def measured(world: int, rounds: int) -> tuple[Bar, list[str]]:
         calls = side.all("calls")[0] / STEPS
         lines.append(f"  {name}, rank 0: {calls:.0f} calls a step; in {STEPS} steps {side.exchanged()}")
         side.close()
-    return Bar("W17", f"{world} processes, an update, x by hand, half of the rounds", *spread[0], BAR), lines
+    return Bar(
+        "W17", f"{world} processes, an update, x by hand, range of the middle half of the rounds", *spread[0], BAR
+    ), lines
 
 
 def main(rounds: int, worlds: Sequence[int]) -> None:

@@ -108,8 +108,9 @@ FURTHER = """## Images, evaluation, memory, precision, methods, start
 
 The sides take turns, on one thread unless stated otherwise. In W9, W10 and W12 each side has a process of its own; in
 W11 and W13 both sides run in one process, with the same memory allocator settings. Figures are medians of the ratios
-within a round, with their range. Where a figure says `95 %`, it is a mean with its 95 % interval, and a bar of 1.03 is
-met if the lower end of the interval is below it. The machine was shared with other work, which widens the ranges.
+within a round, with their range; "x by hand" means relative to a hand-written loop, and "ours" is HEALSg. Where a
+figure says `95 %`, it is a mean with its 95 % interval, and a bar of 1.03 is met if the lower end of the interval is
+below it. The machine was shared with other work, which widens the ranges.
 """
 PIPELINES = ("monai", "nnunet")
 OWN = {"bare", "tight", "healsg", "healsg_loader"}
@@ -136,8 +137,8 @@ NOTES = """\
 
 **MONAI's usual pipeline for volumes** (a Decathlon list of `.mha` files, resampling, intensity window, crop, patches of
 96 voxels per axis around vessels, flips, a U-Net) as a HEALSg recipe, relative to the same pipeline written with MONAI
-alone, where both keep the preprocessed volumes in memory: an update takes {update} of the CPU time, data loading per patch {patch}, and
-sliding-window inference of a volume {volume}. The gain in an update comes from the memory format
+alone, where both keep the preprocessed volumes in memory: an update takes {update} of the CPU time, data loading per
+patch {patch}, and sliding-window inference of a volume {volume}. The gain in an update comes from the memory format
 (`runner.channels_last=auto`); with `false` an update takes as long as MONAI's. Measured by
 `python -m benchmarks.segmentation.monai_pipeline` (`benchmarks/results/monai_pipeline.txt`).
 
