@@ -161,7 +161,7 @@ def one_epoch(run: Any) -> None:
     """Build the task and train for an epoch, without a run's folder."""
     task = run.make_task()
     task.build()
-    task.runner.measured(task, task.run_epoch(), 0.0)
+    task.runner.measured(task, task.run_epoch(), 0.0, task.directions())
 
 
 @pytest.mark.parametrize(

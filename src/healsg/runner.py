@@ -426,7 +426,7 @@ class TaskRunner:
             seconds: of the epoch.
             directions: the task's.
         """
-        rows = {f"{split}/{key}": value for split, row in results.items() for key, value in row.items()}
+        rows = returned.epoch_numbers(results)
         numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count, **rows}
         numbers |= {"lr": self.last_rate(task), "seconds": round(seconds, 3)}
         if task.interval == "epoch":

@@ -37,7 +37,7 @@ Rule = Literal["monai", "nnunet"]
 Predict = Callable[[Tensor], Tensor]
 """Maps (N, C, ...) windows to (N, K, ...) outputs of the same size."""
 
-PIECE = 1 << 20
+PIECE = 1 << 18
 """The number of outputs that are averaged at once."""
 
 SIGMA = 0.125
