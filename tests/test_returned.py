@@ -66,6 +66,18 @@ class Wide(TaskModel):
         return torch.nn.Linear(8, 7)
 
 
+class Embedding(Wide):  # its criterion takes no scores of classes
+    def criterion(self, info):
+        return lambda output, target: output.pow(2).mean()
+
+    def metrics(self, info):
+        return {}
+
+
+class Unbuilt(TaskModel):
+    pass
+
+
 class Linear(TaskModel):
     def build(self, info):
         return torch.nn.Linear(8, 2)
@@ -83,6 +95,12 @@ class Vector(Method):
 
 class Undefined(TaskMethod):
     pass
+
+
+class Bound(TaskMethod):
+    def __init__(self, **common):
+        super().__init__(**common)
+        self.train_step = lambda task, batch: {"loss": task.criterion(task.net(batch["input"]), batch["target"])}
 
 
 class Task(BasicTask):
@@ -202,6 +220,18 @@ def test_what_parts_of_ones_own_return_wrongly_is_one_line(own: Any, parts: dict
         one_epoch(own(**parts))
     assert words in str(found.value)
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"data": "Points", "model": "Embedding"},
+        {"data": "Unread", "model": "Unbuilt", "task": "Task"},
+        {"task": "Task", "method": "Bound"},
+    ],
+)
+def test_what_no_part_of_a_run_calls_is_not_asked_for(own: Any, parts: dict[str, str]) -> None:
+    one_epoch(own(**parts))
 
 
 @pytest.mark.parametrize(

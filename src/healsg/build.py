@@ -65,7 +65,7 @@ def build_task(
     given = {"config": config, "runner": runner, **{f"task_{key}": part for key, part in parts.items()}}
     task = _make_task(factory, values["task"]["_target_"], given)
     assert isinstance(task, BasicTask)
-    _require_whole(task, BasicTask)
+    _require_whole(task, BasicTask, composed)
     if data_info is None:
         task.check()
     return task
@@ -130,7 +130,7 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
             if partial:
                 return instance
             if isinstance(instance, kind):
-                _require_whole(instance, kind)
+                _require_whole(instance, kind, composed)
                 return instance
         raise ConfigError(f"{key}._target_: {node['_target_']} is no {kind.__name__}")
     except ConfigError as error:
@@ -158,16 +158,31 @@ DEFINED = {"TaskData": ("info", "read"), "TaskModel": ("build",), "TaskMethod": 
 IN_ITS_PLACE = {"read": ("loaders", "splits", "source_of", "stored"), "train_step": ("step",)}
 """What calls it: a subclass that overrides one of these need not define it."""
 
+BUILDERS = {"TaskData": "build_dataloader", "TaskModel": "build_model"}
+"""Of a part the builder of the task that calls these: a task that overrides it may need none of them."""
 
-def _require_whole(instance: Any, kind: type) -> None:
+
+def _require_whole(instance: Any, kind: type, composed: Composed) -> None:
     """Raise ConfigError for a part whose class calls no ``super().__init__``, or lacks a method."""
     own, base = type(instance), kind.__name__
     if base in BY_CONSTRUCTOR and BY_CONSTRUCTOR[base] not in vars(instance):
         raise ConfigError(f"{own.__name__}.__init__: does not call that of {base}: super().__init__(...)")
     for name in DEFINED.get(base, ()):
         ways = (name, *IN_ITS_PLACE.get(name, ()))
-        if all(getattr(own, way) is getattr(kind, way) for way in ways):
+        defined = name in vars(instance) or any(getattr(own, way) is not getattr(kind, way) for way in ways)
+        if not defined and not _task_replaces(BUILDERS.get(base), composed):
             raise ConfigError(f"{own.__name__}: defines no {name}, which a {base} needs (docs/extending.md)")
+
+
+def _task_replaces(builder: str | None, composed: Composed) -> bool:
+    """Whether the configuration's task overrides a builder of ``BasicTask``."""
+    from hydra.utils import get_object
+
+    from healsg.task import BasicTask
+
+    if builder is None:
+        return False
+    return getattr(get_object(composed.values["task"]["_target_"]), builder, None) is not getattr(BasicTask, builder)
 
 
 def _allow_list(node: dict[str, Any], instantiate: Callable[..., Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from healsg.data.info import DataInfo, require_outputs
 from healsg.errors import RunError
 from healsg.metric import Metric, computed, precise
 from healsg.torch_private import uncompiled
-from healsg.training.denominator import counts_alike_if_nonnegative, loss_over
+from healsg.training.denominator import counts_alike_if_nonnegative, loss_over, weighs_classes
 from healsg.training.device import compiled
 from healsg.training.step import none_negative
 
@@ -150,7 +150,7 @@ class EvalEpoch:
             for batch in runner.eval_batches(task, self.split):
                 with runner.device_setup.autocast():
                     output = task.task_model.predict(model, batch)
-                _require_scores(output, task.info)
+                _require_scores(output, task.info, task.criterion)
                 output = output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
                 loss.update(output, batch["target"])
                 output = in_units(output, task.data_info)
@@ -162,11 +162,12 @@ class EvalEpoch:
         return Evaluation(collect(measured, lambda: runner.pause(task)), table_of(metrics))
 
 
-def _require_scores(output: Any, info: DataInfo | None) -> None:
-    """Raise RunError unless ``predict`` gave a tensor, and ConfigError unless that has an output for each class."""
+def _require_scores(output: Any, info: DataInfo | None, criterion: Any) -> None:
+    """Raise RunError unless ``predict`` gave a tensor, and ConfigError unless that has an output for each class, where
+    the criterion takes scores of classes: others may take embeddings, or one score for two classes."""
     if not isinstance(output, Tensor):
         raise RunError(f"model: predict gave {type(output).__name__}, not a tensor with a row for each sample")
-    if info is not None and info.kind == "multiclass" and output.dim() > 1:
+    if info is not None and info.kind == "multiclass" and output.dim() > 1 and weighs_classes(criterion):
         require_outputs(output.shape[1], info)
 
 
