@@ -52,6 +52,15 @@ class ThirdClass(Points):
         return TensorSource(points(40)[0], points(40)[1] + 1)
 
 
+class Ignored(Points):
+    info = DataInfo(input_shape=(8,), num_classes=2, ignore=255)
+
+    def read(self, part):
+        targets = points(40)[1]
+        targets[:5] = 255
+        return TensorSource(points(40)[0], targets)
+
+
 class Unread(TaskData):
     info = Points.info
 
@@ -226,6 +235,7 @@ def test_what_parts_of_ones_own_return_wrongly_is_one_line(own: Any, parts: dict
     "parts",
     [
         {"data": "Points", "model": "Embedding"},
+        {"data": "Ignored", "model": "Embedding"},
         {"data": "Unread", "model": "Unbuilt", "task": "Task"},
         {"task": "Task", "method": "Bound"},
     ],

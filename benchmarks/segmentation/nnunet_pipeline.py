@@ -83,10 +83,10 @@ class Ours:
             yield from (batch for batch, _ in self.task.train_loader.batches(self.epoch))
 
     def predict(self, network: nn.Module, image: Tensor) -> Tensor:
-        from healsg.evaluation.sliding_window import Windows, whole
+        from healsg.evaluation.sliding_window import Windows, full_output
 
         with torch.inference_mode():
-            return whole(network, image, Windows((WINDOW,) * 3, "nnunet", 0.5))
+            return full_output(network, image, Windows((WINDOW,) * 3, "nnunet", 0.5))
 
 
 class Theirs:

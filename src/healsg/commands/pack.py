@@ -24,8 +24,9 @@ The bytes of the files are not changed (KEY.jpg, KEY.cls, KEY.json: webdataset
 reads them too). The archives also store the splits, the classes and their
 order, several labels or numbers per image (csv, hf), and the groups of
 data.group. Masks of seg2d and voc are packed beside their images (KEY.seg.png);
-data=shards_seg reads them. The size is printed first. The same command
-continues a packing that was killed."""
+data=shards_seg reads them. data.on_error=skip reads all samples once before
+packing, and leaves out those that cannot be read. The size is printed first.
+The same command continues a packing that was killed."""
 
 SIZE = 256.0
 """Default size of an archive, in MB."""

@@ -384,9 +384,14 @@ def _require_source(source: Any, name: str, info: DataInfo) -> None:
     targets = source.targets
     if info.kind != "multiclass" or targets is None or targets.dim() != 1 or targets.is_floating_point():
         return
+    if info.ignore is not None:
+        targets = targets.masked_fill(targets == info.ignore, 0)
     if len(targets) and int(targets.max()) >= info.num_classes:
         place, last = int(targets.argmax()), info.num_classes - 1
-        raise DataError(f"{name}: the target of sample {place} is {int(targets[place])}; the classes are 0 to {last}")
+        way = "DataInfo(ignore=...) names a target that the criterion ignores"
+        raise DataError(
+            f"{name}: the target of sample {place} is {int(targets[place])}; the classes are 0 to {last} ({way})"
+        )
 
 
 def _copied(data: Data, changed: Mapping[str, Any], without: Sequence[str] = ()) -> Data:
