@@ -53,8 +53,6 @@ class ThirdClass(Points):
 
 
 class Ignored(Points):
-    info = DataInfo(input_shape=(8,), num_classes=2, ignore=255)
-
     def read(self, part):
         targets = points(40)[1]
         targets[:5] = 255
@@ -81,6 +79,14 @@ class Embedding(Wide):  # its criterion takes no scores of classes
 
     def metrics(self, info):
         return {}
+
+
+class Ignoring(TaskModel):
+    def build(self, info):
+        return torch.nn.Linear(8, 2)
+
+    def criterion(self, info):
+        return torch.nn.CrossEntropyLoss(ignore_index=255)
 
 
 class Unbuilt(TaskModel):
@@ -235,7 +241,7 @@ def test_what_parts_of_ones_own_return_wrongly_is_one_line(own: Any, parts: dict
     "parts",
     [
         {"data": "Points", "model": "Embedding"},
-        {"data": "Ignored", "model": "Embedding"},
+        {"data": "Ignored", "model": "Ignoring"},
         {"data": "Unread", "model": "Unbuilt", "task": "Task"},
         {"task": "Task", "method": "Bound"},
     ],

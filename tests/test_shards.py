@@ -252,7 +252,7 @@ def test_damaged_archives_are_refused_in_one_line(tmp_path: Path) -> None:
         path.write_bytes(whole[:place])
         assert str(path) in refused(read)
     path.write_bytes(whole[:2048] + b"x" * 512 + whole[2560:])
-    refused(read, path, "behind its last whole file")
+    refused(read, path, "after its last complete file")
     with tarfile.open(path, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("0.png"))
     refused(read, path, "gunzip")

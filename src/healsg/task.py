@@ -185,6 +185,7 @@ class BasicTask:
             for warning in warnings:
                 log.warning("%s", warning)
         self.criterion = returned.criterion(self.build_criterion())
+        returned.require_classes(self.loaders, self.info, self.criterion)
         self.task_method.setup(self)
         min_rows = least_rows(self.model, self.info)
         sharding = runner.sharding(seed, min_rows)

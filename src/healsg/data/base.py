@@ -188,7 +188,7 @@ class TaskData:
         source = self.read(part)
         if source is None:
             return None
-        _require_source(source, f"{type(self).__name__}.read({part!r})", self.info)
+        _require_source(source, f"{type(self).__name__}.read({part!r})")
         self.fingerprints[part] = of_source(source)
         return checked(source, self.info) if self.info.dense else source
 
@@ -365,13 +365,12 @@ class TaskData:
                 )
 
 
-def _require_source(source: Any, name: str, info: DataInfo) -> None:
-    """Raise DataError for samples that are no ``Source``, or for a class index that is not one of the classes.
+def _require_source(source: Any, name: str) -> None:
+    """Raise DataError for samples that are no ``Source``.
 
     Args:
         source: what ``read`` gave.
         name: of that call, for the message.
-        info: of the data set.
     """
     if not hasattr(source, "fetch") or not hasattr(source, "subset"):
         way = "return TensorSource(input, target), or DatasetSource(dataset)"
@@ -381,17 +380,6 @@ def _require_source(source: Any, name: str, info: DataInfo) -> None:
         if held is not None:
             way = "torch.from_numpy makes a tensor of an array"
             raise DataError(f"{name}: TensorSource holds {type(held).__name__}, not tensors; {way}")
-    targets = source.targets
-    if info.kind != "multiclass" or targets is None or targets.dim() != 1 or targets.is_floating_point():
-        return
-    if info.ignore is not None:
-        targets = targets.masked_fill(targets == info.ignore, 0)
-    if len(targets) and int(targets.max()) >= info.num_classes:
-        place, last = int(targets.argmax()), info.num_classes - 1
-        way = "DataInfo(ignore=...) names a target that the criterion ignores"
-        raise DataError(
-            f"{name}: the target of sample {place} is {int(targets[place])}; the classes are 0 to {last} ({way})"
-        )
 
 
 def _copied(data: Data, changed: Mapping[str, Any], without: Sequence[str] = ()) -> Data:

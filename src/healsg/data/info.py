@@ -35,8 +35,7 @@ class DataInfo:
             images, ``mean`` and ``std`` of each channel (full intensity is 1) or column, ``missing``, the replacement
             for missing values; ``target_mean`` and ``target_std`` of each predicted number, by which a regression's
             targets are scaled for the loss.
-        ignore: the label of pixels whose class is unknown, such as 255; losses and metrics ignore them. For one class a
-            sample, a target that the criterion ignores (``ignore_index``), if it is not negative.
+        ignore: the label of pixels whose class is unknown, such as 255; losses and metrics ignore them.
         regions: for a segmentation with overlapping outputs, the labels of each output by name, such as
             ``{"whole": (1, 2, 3), "core": (2, 3)}``. The outputs are then one score per region, in this order, and
             ``num_classes`` is their number; a label in no region, such as 0, is background.

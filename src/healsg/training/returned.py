@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from healsg.data.info import DataInfo
 from healsg.errors import ConfigError, DataError, RunError
 from healsg.metric import plain
+from healsg.training.denominator import weighs_classes
 from healsg.training.step import Loss
 
 
@@ -35,6 +37,23 @@ def criterion(value: Any) -> Any:
     if isinstance(value, type) or not callable(value):
         raise ConfigError(f"build_criterion: gave {_kind(value)}; return a loss, such as torch.nn.CrossEntropyLoss()")
     return value
+
+
+def require_classes(loaders: Mapping[str, Any], info: DataInfo | None, criterion: Any) -> None:
+    """Raise DataError for a known target that is none of the classes, if the criterion would fail on it: a criterion of
+    class indices takes no other value than these and its ``ignore_index``, and metrics leave those out."""
+    if info is None or info.kind != "multiclass" or not weighs_classes(criterion):
+        return
+    for split, loader in loaders.items():
+        for source in getattr(loader, "sources", {}).values():
+            targets = source.targets
+            if targets is None or targets.dim() != 1 or targets.is_floating_point():
+                continue
+            wrong = (targets >= info.num_classes) & (targets != criterion.ignore_index)
+            if bool(wrong.any()):
+                index, last = int(wrong.nonzero()[0]), info.num_classes - 1
+                found = f"the target of sample {index} of {split} is {int(targets[index])}"
+                raise DataError(f"data: {found}; the classes are 0 to {last}")
 
 
 def optimizer(value: Any, model: nn.Module, *others: Any) -> Optimizer:
