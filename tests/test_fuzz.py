@@ -375,7 +375,7 @@ def accepted(monkeypatch: pytest.MonkeyPatch) -> list[Composed]:
 
     monkeypatch.setattr(acquire, "acquire_folder", enter)
     monkeypatch.setattr(TaskTrainer, "train", train)
-    monkeypatch.setattr(processes, "wanted", lambda composed, folder=None: 1)
+    monkeypatch.setattr(processes, "process_count", lambda composed, folder=None: 1)
     return given
 
 

@@ -84,8 +84,8 @@ def test_what_needs_whole_weights_is_refused_in_one_line(monkeypatch: pytest.Mon
     monkeypatch.setenv("WORLD_SIZE", "2")
     for options, said in (
         (["method=adamw", "method.ema=0.9"], "method.ema"),
-        (["method=sam"], "SAM takes or copies whole weights"),
-        (["method=simclr"], "SimCLR takes"),
+        (["method=sam"], "SAM needs unsharded weights"),
+        (["method=simclr"], "SimCLR needs unsharded weights"),
         (["method=muon"], "Muon was not tried"),
         (["method=adamw", "runner.compile=true"], "runner.compile"),
     ):
