@@ -139,12 +139,12 @@ def plain(value: Any, name: str) -> Any:
 
     Raises RunError for what is none of these.
     """
-    if value is None or isinstance(value, (int, float, str, list, tuple)):
-        return value
-    if hasattr(value, "item") and getattr(value, "size", None) is not None:
+    if hasattr(value, "item") and getattr(value, "size", None) is not None:  # numpy's float64 is a float too
         count = value.numel() if isinstance(value, Tensor) else value.size
         if count == 1:
             return value.item()
+    elif value is None or isinstance(value, (int, float, str, list, tuple)):
+        return value
     raise RunError(f"{name}: is {type(value).__name__}; give a number, such as float(...)")
 
 

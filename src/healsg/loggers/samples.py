@@ -90,7 +90,10 @@ class SampleCollector:
         if not isinstance(output, Tensor) or not isinstance(target, Tensor) or target.is_floating_point():
             return
         kind = self.info.kind if self.info is not None else "multiclass"
-        if output.dim() == 2 and target.dim() == 1 and output.shape[1] > 1 and kind == "multiclass":
+        scores = output.dim() == 2 and output.shape[1] > 1  # or embeddings, which are not as many as the classes
+        if self.info is not None:
+            scores = scores and output.shape[1] == self.info.num_classes
+        if scores and target.dim() == 1 and kind == "multiclass":
             self._see_classes(output.detach().float(), target.long(), batch)
         elif self.info is not None and self.info.dense and output.dim() == target.dim() + 1:
             self._see_masks(output.detach(), target, batch)
