@@ -88,8 +88,7 @@ class VolumeService:
 
         Returns:
             ``shape``, ``spacing``, ``shares`` and ``colours`` of the classes, ``planes``, a PNG in base64, ``mask``,
-                the URL
-            of the mask's file, and ``file``, its name for downloading.
+            the URL of the mask's file, and ``file``, its name for downloading.
 
         Raises:
             UploadError: it is not a volume, too large, unreadable, or does not fit the network.
