@@ -120,8 +120,8 @@ class TaskMethod(nn.Module):
         return bool(self.ema or self.swa or optimizer_averages(self.make_optimizer))
 
     def replaces(self, name: str) -> bool:
-        """Whether this method's class overrides the method ``name`` of ``TaskMethod``, such as ``step``."""
-        return getattr(type(self), name) is not getattr(TaskMethod, name)
+        """Whether this method has its own ``name`` in place of that of ``TaskMethod``, such as ``step``."""
+        return name in vars(self) or getattr(type(self), name) is not getattr(TaskMethod, name)
 
     def check(self, task: Task) -> None:
         """Check that the parts fit together, before any data are read. Raises ConfigError."""

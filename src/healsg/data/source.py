@@ -314,8 +314,9 @@ class DatasetSource:
 
     @property
     def draws(self) -> bool:
-        """Whether reading a sample takes random numbers: its data set has a method ``drawn``, or generators."""
-        return bool(self.generators) or hasattr(self.dataset, "drawn")
+        """Whether reading a sample takes random numbers: its data set has a method ``drawn``, or generators. The
+        ``fetch`` of a subclass may use them too."""
+        return type(self) is not DatasetSource or bool(self.generators) or hasattr(self.dataset, "drawn")
 
     @property
     def has_windows(self) -> bool:

@@ -38,8 +38,8 @@ class Samples(NamedTuple):
     update: int | None = None
     """Samples of all micro-batches of the update, over all processes; None where that is not known in advance."""
     nonnegative: bool = False
-    """Whether this batch is a whole update, and the loader has seen that no target is a negative class index. Every
-    sample then counts in a criterion that ignores only a negative index, and its denominator is ``rows``."""
+    """Whether this batch is a whole update of which no target is negative, as the loader gave them. Every sample then
+    counts in a criterion that ignores only a negative class index, and its denominator is ``rows``."""
 
 
 def none_negative(target: Any) -> bool:
