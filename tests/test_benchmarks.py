@@ -19,6 +19,7 @@ from benchmarks.methods import __main__ as methods
 from benchmarks.peers import document, measure, report, tight
 from benchmarks.peers.prepare import crops
 from benchmarks.peers.work import Clock, Given, Images, Work, parameter_sum
+from benchmarks.segmentation import turns
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "peers.json"
 
@@ -152,3 +153,15 @@ def test_the_first_minutes_on_a_gpu_run_through_on_a_cpu(capsys: pytest.CaptureF
         parts[name]()
     assert first_gpu.main(["--tiny", "--seconds", "-1"]) == 0
     assert all("left_out" in json.loads(line) for line in capsys.readouterr().out.splitlines()[1:])
+
+
+def test_two_sides_take_turns_and_the_first_round_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[str] = []
+    found = turns.measured({"a step": calls.append}, rounds=2)
+    assert calls == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert {name: len(times) for name, times in found["a step"].items()} == {"ours": 2, "theirs": 2}
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    times = {"ours": [1.0, 2.0, 3.0], "theirs": [2.0, 2.0, 4.0]}
+    line = "a step: HEALSg 200.0 ms, X 200.0 ms, ratio 0.750 (0.500 to 1.000)"
+    assert turns.line_of("a step", times, 10, "X") == line
+    assert turns.line_of("a step", times, 10, "X", bar=0.7) == f"{line}; bar 0.7: missed"

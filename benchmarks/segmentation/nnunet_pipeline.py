@@ -20,12 +20,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import platform
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.segmentation.monai_pipeline.__main__ import seconds
+from benchmarks.segmentation.turns import conditions, line_of, measured
 
 RESULTS = Path(__file__).parents[1] / "results"
 CASES, SIZE = 6, 144
@@ -139,34 +136,6 @@ def prepared(ours: Ours) -> list[tuple[Tensor, Tensor]]:
     return [(torch.as_tensor(one["input"]).float(), torch.as_tensor(one["target"])) for one in samples]
 
 
-def measured(
-    sides: dict[str, Ours | Theirs], network: nn.Module, image: Tensor, rounds: int, batches: int
-) -> dict[str, dict[str, list[float]]]:
-    """CPU seconds by what was measured and by side, of each round."""
-    found: dict[str, dict[str, list[float]]] = {}
-    streams = {name: side.batches() for name, side in sides.items()}
-    acts: dict[str, Callable[[str], Any]] = {
-        PATCH: lambda name: list(islice(streams[name], batches)),
-        VOLUME: lambda name: sides[name].predict(network, image),
-    }
-    for number in range(rounds + 1):
-        for what, act in acts.items():
-            for name in sorted(sides, reverse=bool(number % 2)):
-                taken = seconds(lambda act=act, name=name: act(name))
-                if number:
-                    found.setdefault(what, {}).setdefault(name, []).append(taken)
-                print(number, what, name, f"{taken:.2f} s", flush=True)
-    return found
-
-
-def line_of(what: str, found: dict[str, list[float]], parts: int) -> str:
-    """Milliseconds of both sides and their ratio within a round."""
-    ours, theirs = ([1000 * taken / parts for taken in found[name]] for name in ("ours", "theirs"))
-    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
-    numbers = f"HEALSg {statistics.median(ours):.1f} ms, nnU-Net {statistics.median(theirs):.1f} ms"
-    return f"{what}: {numbers}, ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-
-
 def differences(ours: Tensor, theirs: Tensor) -> str:
     """How far two outputs (K, X, Y, Z) are apart, also inside, where windows do not end: at the volume's edges the
     weights of a single window are so small that float16 rounds their product with a logit to whole logits."""
@@ -218,14 +187,17 @@ def main() -> None:
         image = torch.randn(1, *SCAN, generator=torch.Generator().manual_seed(1))
         image[:, 30:70, 30:70, 30:50] += 2
         apart = differences(*(side.predict(network, image).clone() for side in sides.values()))
-        found = measured(sides, network, image, given.rounds, given.batches)
+        streams = {name: side.batches() for name, side in sides.items()}
+        acts: dict[str, Callable[[str], Any]] = {
+            PATCH: lambda name: list(islice(streams[name], given.batches)),
+            VOLUME: lambda name: sides[name].predict(network, image),
+        }
+        found = measured(acts, given.rounds)
     parts = {PATCH: BATCH * given.batches, VOLUME: 1}
-    lines = [*(line_of(what, times, parts[what]) for what, times in found.items()), apart]
+    lines = [*(line_of(what, times, parts[what], "nnU-Net") for what, times in found.items()), apart]
     print("\n".join(lines))
     if (given.rounds, given.batches, given.patch) == (5, 12, 96):
-        packages = ("torch", "nnunetv2", "batchgeneratorsv2", "blosc2")
-        head = f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)}"
-        where = f"{head}; {platform.machine()}, {os.cpu_count()} cores that other work shared, one thread, no GPU"
+        where = conditions(("torch", "nnunetv2", "batchgeneratorsv2", "blosc2"))
         how = f"5 rounds of 12 batches of {BATCH} patches of 96, and of a volume of {' x '.join(map(str, SCAN))} in"
         how += f" windows of {WINDOW}; medians, ratios within a round"
         text = "\n".join(["python -m benchmarks.segmentation.nnunet_pipeline", where, how, "", *lines, ""])

@@ -14,18 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from benchmarks.segmentation.turns import conditions, line_of, measured
 
 HERE = Path(__file__).parent
 
@@ -80,7 +80,10 @@ class Ours:
 
     def train(self, updates: int) -> None:
         """Whole epochs, until there were so many updates."""
-        for _ in range(updates // len(self.task.train_loader)):
+        length = len(self.task.train_loader)
+        if updates % length:
+            sys.exit(f"--updates: give a multiple of {length}, the updates of an epoch")
+        for _ in range(updates // length):
             self.task.train_epoch.run()
             self.task.runner.next_epoch()
 
@@ -155,41 +158,6 @@ class Theirs:
             self.inferer(batch["image"], self.network)
 
 
-def seconds(act: Callable[[], Any]) -> float:
-    began = time.process_time()
-    act()
-    return time.process_time() - began
-
-
-def measured(sides: dict[str, Ours | Theirs], rounds: int, updates: int) -> dict[str, dict[str, list[float]]]:
-    """CPU seconds by what was measured and by side, of each round."""
-    found: dict[str, dict[str, list[float]]] = {}
-    acts: dict[str, Callable[[Any], Callable[[], Any]]] = {
-        "an update": lambda side: lambda: side.train(updates),
-        "the data's share of a patch": lambda side: lambda: list(islice(side.batches(), updates)),
-        "a volume in sliding windows": lambda side: side.validate,
-    }
-    for number in range(rounds + 1):
-        for what, act in acts.items():
-            for name in sorted(sides, reverse=bool(number % 2)):
-                taken = seconds(act(sides[name]))
-                if number:
-                    found.setdefault(what, {}).setdefault(name, []).append(taken)
-                print(number, what, name, f"{taken:.2f} s", flush=True)
-    return found
-
-
-def line_of(what: str, found: dict[str, list[float]], parts: int) -> str:
-    """Milliseconds of both sides, their ratio within a round, and whether that is what was promised."""
-    ours, theirs = ([1000 * taken / parts for taken in found[name]] for name in ("ours", "theirs"))
-    ratios = [one / other for one, other in zip(ours, theirs, strict=True)]
-    middle = statistics.median(ratios)
-    bar = BARS.get(what)
-    told = "" if bar is None else f"; bar {bar}: {'passed' if middle <= bar else 'missed'}"
-    numbers = f"HEALSg {statistics.median(ours):.1f} ms, MONAI {statistics.median(theirs):.1f} ms"
-    return f"{what}: {numbers}, ratio {middle:.3f} ({min(ratios):.3f} to {max(ratios):.3f}){told}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
@@ -205,17 +173,20 @@ def main() -> None:
             began = time.process_time()
             sides[name] = kind(path, given.patch)
             prepared[name] = time.process_time() - began
-        found = measured(sides, given.rounds, given.updates)
+        acts: dict[str, Callable[[str], Any]] = {
+            "an update": lambda name: sides[name].train(given.updates),
+            "the data's share of a patch": lambda name: list(islice(sides[name].batches(), given.updates)),
+            "a volume in sliding windows": lambda name: sides[name].validate(),
+        }
+        found = measured(acts, given.rounds)
     parts = {"an update": given.updates, "the data's share of a patch": 4 * given.updates}
-    lines = [line_of(what, times, parts.get(what, 1)) for what, times in found.items()]
+    lines = [line_of(what, times, parts.get(what, 1), "MONAI", BARS.get(what)) for what, times in found.items()]
     volumes = sum(CASES.values())
     told = ", ".join(f"{name} {taken / volumes:.2f} s" for name, taken in prepared.items())
     lines.append(f"reading and preparing a volume, once, the first import included: {told}")
     print("\n".join(lines))
     if parser.get_default("rounds") == given.rounds and given.patch == 96 and given.updates == 12:
-        packages = ("torch", "monai", "SimpleITK")
-        head = f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in packages)}"
-        where = f"{head}; {platform.machine()}, {os.cpu_count()} cores that other work shared, one thread, no GPU"
+        where = conditions(("torch", "monai", "SimpleITK"))
         how = f"{given.rounds} rounds of {given.updates} updates of 4 patches of 96; medians, ratios within a round"
         text = "\n".join(["python -m benchmarks.segmentation.monai_pipeline", where, how, "", *lines, ""])
         (HERE.parent.parent / "results" / "monai_pipeline.txt").write_text(text)

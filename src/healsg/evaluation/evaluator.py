@@ -144,13 +144,14 @@ class EvalEpoch:
         model = task.task_method.eval_model(task) if self.network is None else self.network
         runner.parallel.align(model)
         loss = Loss(task.criterion)
+        scored = _scored_classes(task.info, task.criterion)
         of_model = task.task_model.metrics(task.info).items()
         metrics = {name: metric for name, metric in of_model if self.split in (metric.splits or [self.split])}
         with runner.parallel.whole(model), evaluating(model), torch.no_grad():
             for batch in runner.eval_batches(task, self.split):
                 with runner.device_setup.autocast():
                     output = task.task_model.predict(model, batch)
-                _require_scores(output, task.info, task.criterion)
+                _require_scores(output, scored)
                 output = output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
                 loss.update(output, batch["target"])
                 output = in_units(output, task.data_info)
@@ -162,13 +163,19 @@ class EvalEpoch:
         return Evaluation(collect(measured, lambda: runner.pause(task)), table_of(metrics))
 
 
-def _require_scores(output: Any, info: DataInfo | None, criterion: Any) -> None:
-    """Raise RunError unless ``predict`` gave a tensor, and ConfigError unless that has an output for each class, where
-    the criterion takes scores of classes: others may take embeddings, or one score for two classes."""
+def _scored_classes(info: DataInfo | None, criterion: Any) -> DataInfo | None:
+    """The data's description if a network has to give a score for each of its classes, which the criterion then takes;
+    other criteria may take embeddings, or one score for two classes."""
+    return info if info is not None and info.kind == "multiclass" and weighs_classes(criterion) else None
+
+
+def _require_scores(output: Any, scored: DataInfo | None) -> None:
+    """Raise RunError unless ``predict`` gave a tensor, and ConfigError unless that has an output for each class of
+    ``scored``."""
     if not isinstance(output, Tensor):
         raise RunError(f"model: predict gave {type(output).__name__}, not a tensor with a row for each sample")
-    if info is not None and info.kind == "multiclass" and output.dim() > 1 and weighs_classes(criterion):
-        require_outputs(output.shape[1], info)
+    if scored is not None and output.dim() > 1:
+        require_outputs(output.shape[1], scored)
 
 
 @contextlib.contextmanager

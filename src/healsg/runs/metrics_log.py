@@ -93,9 +93,6 @@ class MetricsLog:
         if status.st_size != self.offset:
             sizes = f"{status.st_size} bytes where {self.offset} were written"
             raise RunError(f"{self.path}: was changed during the run ({sizes}); {FORCE}")
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(status, self.path.lstat()):
-                return
         log.warning("%s was removed or replaced during the run; it is written again", self.path)
         self._replace(os.pread(self._file.fileno(), status.st_size, 0))
 

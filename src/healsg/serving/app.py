@@ -70,8 +70,8 @@ def application(predictor: Predictor, run: str, checkpoint: str, hosts: Sequence
     async def unknown(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         what = "picture" if service is None else "volume"
-        message = {404: "there is /, /info and POST /predict", 405: f"POST /predict takes a {what}"}
-        return JSONResponse({"error": message.get(status, "failed")}, status)
+        messages = {404: "there is /, /info and POST /predict", 405: f"POST /predict takes a {what}"}
+        return JSONResponse({"error": messages.get(status, "failed")}, status)
 
     routes = [Route("/", index), Route("/info", info)]
     routes += routes_of_pictures(predictor, run) if service is None else routes_of_volumes(service)

@@ -150,8 +150,8 @@ class VolumeService:
             shares[name] = facts["labels"].get(str(label), 0) / total
             if place:
                 colours[name] = f"#{bytes(colour_of(place)).hex()}"
-        message = {"shape": facts["shape"], "spacing": facts["spacing"], "shares": shares, "colours": colours}
-        return message | {"planes": base64.b64encode(png(view)).decode()}
+        described = {"shape": facts["shape"], "spacing": facts["spacing"], "shares": shares, "colours": colours}
+        return described | {"planes": base64.b64encode(png(view)).decode()}
 
 
 def kind_of(path: Path) -> str:
