@@ -90,6 +90,19 @@ def test_any_start_gives_the_same_rest(source: Source) -> None:
     assert sorted(indices(first)) == sorted(indices(second)) == list(range(29))
 
 
+def noisy(batch: Batch, draw: Draw | None) -> Batch:
+    """A transform of whole batches that draws from all three global generators."""
+    noise = random.random() + float(np.random.rand()) + torch.rand(batch["input"].shape)
+    return batch | {"input": batch["input"] + noise}
+
+
+def test_a_transform_of_samples_in_memory_that_draws_from_global_generators_draws_the_same_after_any_start() -> None:
+    loader = plain(numbered(29), 4, noisy)
+    whole = dealt(loader, 3)
+    assert same(whole, dealt(loader, 3))
+    assert same(whole[5:], dealt(loader, 3, 5))
+
+
 def plain_again(source: Source) -> Loader:
     loader = plain(source, 4, jitter)
     loader = loader.sharded(Sharding(seed=3))
@@ -110,6 +123,55 @@ def test_the_number_of_workers_changes_nothing() -> None:
     assert same(runs[0][1], runs[0][0][0][2:])
     noise = torch.cat([batch["input"][:, 1:] for batch, _ in runs[0][0][0]])
     assert len(noise.unique()) == noise.numel(), "no sample draws what another drew"
+
+
+class Counted(Noisy):
+    """Counts the samples that have been read."""
+
+    def __init__(self, size: int, broken: int = -1) -> None:
+        super().__init__(size)
+        self.read = 0
+        self.broken = broken
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index == self.broken:
+            raise ValueError("it is broken")
+        self.read += 1
+        return super().__getitem__(index)
+
+
+def test_batches_that_are_read_ahead_are_those_that_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("healsg.data.loader.READ_AHEAD", 3600.0)
+    loader = plain(DatasetSource(Noisy(41)), 4)
+    for start, stop in ((0, 10), (0, 11), (3, 7), (10, 11)):
+        assert same(list(loader.batches_for_steps(2, start, stop)), dealt(loader, 2)[start:stop])
+
+
+def test_only_small_batches_that_are_read_fast_are_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = {}
+    for name, seconds, size in (("small", 3600.0, 1 << 20), ("slow", 0.0, 1 << 20), ("large", 3600.0, 1)):
+        monkeypatch.setattr("healsg.data.loader.READ_AHEAD", seconds)
+        monkeypatch.setattr("healsg.data.loader.TOGETHER", size)
+        dataset = Counted(40)
+        next(plain(DatasetSource(dataset), 4).batches_for_steps(0, 0, 8))
+        read[name] = dataset.read
+    assert read == {"small": 32, "slow": 4, "large": 4}
+
+
+def test_a_loop_of_ones_own_reads_nothing_ahead() -> None:
+    dataset = Counted(40)
+    loader = plain(DatasetSource(dataset), 4)
+    for number, _ in enumerate(loader, 1):
+        assert dataset.read == 4 * number
+
+
+def test_an_error_that_is_read_ahead_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("healsg.data.loader.READ_AHEAD", 3600.0)
+    loader = plain(DatasetSource(Counted(12, broken=9)), 4, shuffle=False)
+    batches = loader.batches_for_steps(0, 0, 3)
+    assert [next(batches)[0]["target"].tolist() for _ in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    with pytest.raises(DataError, match="sample 9 of Counted: ValueError: it is broken"):
+        next(batches)
 
 
 def test_both_sources_give_the_same_batches() -> None:

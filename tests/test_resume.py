@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from healsg import TaskTrainer
 from healsg.cli import main
 from healsg.errors import ConfigError, RunError
 from healsg.methods.supervised import Supervised
+from healsg.models.mlp import MLP
 from healsg.runs import checkpoint
 from healsg.runs.checkpoint import load
 from helpers import (
@@ -91,6 +93,39 @@ class Teacher(Supervised):
 
     def eval_model(self, task: Any) -> torch.nn.Module:
         return self.teacher
+
+
+class NumpyMixup(Supervised):
+    """Mixup with random numbers of NumPy and Python, as it is often written."""
+
+    def train_step(self, task: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        share = float(np.random.beta(0.4, 0.4)) * random.random()
+        mixed = share * batch["input"] + (1 - share) * batch["input"].flip(0)
+        return {"loss": task.criterion(task.net(mixed), batch["target"])}
+
+
+class NoisyPrediction(MLP):
+    """Predicts with random numbers of all three generators."""
+
+    def predict(self, network: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        output: torch.Tensor = super().predict(network, batch)
+        noise = torch.from_numpy(np.random.rand(*output.shape)).float()
+        return output + torch.rand(()) + noise * random.random()
+
+
+def test_steps_that_draw_from_numpy_and_python_resume_exactly() -> None:
+    drawing = ["trusted=[test_resume]", "method._target_=test_resume.NumpyMixup"]
+    goes_on_exactly([2, 4], *SHORT, *drawing, "data.augment=none", "runner.save_every=1", "quiet=true")
+
+
+def test_evaluations_that_draw_give_the_same_numbers_in_a_resumed_run_and_in_eval() -> None:
+    drawing = ["trusted=[test_resume]", "model._target_=test_resume.NoisyPrediction"]
+    options = [*SHORT, *drawing, "data.augment=none", "runner.save_every=1", "quiet=true"]
+    goes_on_exactly([2, 4], *options)
+    measured = [line for line in lines("whole") if line["event"] == "epoch"]
+    assert len({line["val/loss"] for line in measured}) == len(measured) == 3
+    evaluated = TaskTrainer.load("whole", "trusted=[test_resume]").evaluate("test", "best")
+    assert {f"test/{name}": value for name, value in evaluated.items()} == record("whole")["test"]
 
 
 TEACHER = ["trusted=[test_resume]", "method._target_=test_resume.Teacher"]

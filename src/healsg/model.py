@@ -45,6 +45,9 @@ class TaskModel:
     leaves_weights: ClassVar[bool] = False
     """Whether the network's forward pass changes none of its parameters; see ``TaskMethod.leaves_weights``."""
 
+    draws_only_from_torch: ClassVar[bool] = False
+    """Whether the network and ``predict`` draw random numbers from torch's generators alone; see ``TaskMethod``."""
+
     chosen: Mapping[str, Metric] | None = None
 
     def __init__(self, metrics: Mapping[str, Metric] | None = None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -17,8 +16,8 @@ from healsg.data.foreign import AnyLoader
 from healsg.data.sharding import Sharding
 from healsg.errors import RunError
 from healsg.protocols import Task, Watcher
-from healsg.seeding import mix, seed_device
-from healsg.training import diagnose, memory, returned
+from healsg.seeding import mix, seed_device, seed_step
+from healsg.training import diagnose, draws, memory, returned
 from healsg.training.best import BestTracker, Mode
 from healsg.training.device import Compile, DeviceSetup, Precision, clear_gradients
 from healsg.training.guesses import GuessLedger, ledger_of
@@ -233,12 +232,12 @@ class TaskRunner:
         world = self.parallel.world
         epoch_seed = mix(plan.seed, at.epoch)
         self.progress.start_epoch(task.epoch, plan.length)
-        remaining = plan.last_batch(at) - at.batch
-        for values, rows in islice(loader.batches(at.epoch, at.batch), remaining):
+        libraries = not draws.only_from_torch(task)
+        for values, rows in loader.batches_for_steps(at.epoch, at.batch, plan.last_batch(at)):
             batch = loader.counted(values, rows, at.batch)
             at.take_batch()
             self.progress.batch(at.batch, rows)
-            seed_device(self.device_setup.device, at.batch, state=epoch_seed)
+            seed_step(self.device_setup.device, at.batch, epoch_seed, libraries)
             micro = MicroBatch(batch.samples, plan.closes(at.batch), plan.accumulate, world)
             moved = self.device_setup.move(batch)
             if self.ledger is not None:
@@ -247,11 +246,15 @@ class TaskRunner:
         self.checkpointer.snapshot_done()  # what follows may change anything
 
     def eval_batches(self, task: Task, split: str) -> Iterator[dict[str, Any]]:
-        """The batches of an evaluation of a split, on the device."""
+        """The batches of an evaluation of a split, on the device; the random generators are seeded before each."""
         loader = task.loaders[split]
-        self.progress.start_pass(split, len(loader))
-        for position, (batch, rows) in enumerate(loader.batches(0), 1):
+        length = len(loader)
+        pass_seed = mix(task.config.seed, "evaluation", split, self.parallel.rank)
+        libraries = not draws.only_from_torch(task)
+        self.progress.start_pass(split, length)
+        for position, (batch, rows) in enumerate(loader.batches_for_steps(0, 0, length), 1):
             self.progress.batch(position)
+            seed_step(self.device_setup.device, position, pass_seed, libraries)
             if rows:
                 yield self.device_setup.move(batch)
             self.pause(task)

@@ -53,21 +53,42 @@ def seed_device(device: torch.device, *parts: int | str, state: int = 0) -> None
         torch.mps.manual_seed(value)
 
 
+def seed_libraries(*parts: int | str, state: int = 0) -> None:
+    """Seed the global generators of Python and NumPy (if it is loaded), about 8 us."""
+    _seed_libraries(mix(*parts, state=state))
+
+
+def seed_step(device: torch.device, position: int, epoch_seed: int, libraries: bool) -> None:
+    """Seed what the step or the evaluation of the batch at ``position`` draws from.
+
+    Args:
+        device: of the network.
+        position: the batch's position in the pass.
+        epoch_seed: the seed of the pass.
+        libraries: whether to seed Python's and NumPy's generators too; see ``training.draws.only_from_torch``.
+    """
+    seed_device(device, position, state=epoch_seed)
+    if libraries:
+        seed_libraries(position, state=epoch_seed)
+
+
 def seed_everything(*parts: int | str) -> None:
     """Seed the global generators of Python, NumPy (if it is loaded) and torch: for the initial weights, and for data
     sets and transforms of other libraries."""
     value = mix(*parts)
-    random.seed(value)
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed(value & 0xFFFFFFFF)
+    _seed_libraries(value)
     torch.manual_seed(value)
 
 
 def seed_foreign(*parts: int | str, state: int = 0) -> None:
     """Seed the global generators that data sets and per-sample transforms of other libraries use, once per batch."""
     value = mix(*parts, state=state)
-    random.seed(value)
+    _seed_libraries(value)
     torch.default_generator.manual_seed(value)
+
+
+def _seed_libraries(value: int) -> None:
+    random.seed(value)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(value & 0xFFFFFFFF)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -101,6 +102,11 @@ class ForeignLoader:
                 raise DataError(f"the {self.name} loader failed at batch {position}: {_cause(error)}") from error
             if position >= start:
                 yield self._share(as_batch(value))
+
+    def batches_for_steps(self, epoch: int, start: int, stop: int) -> Iterator[tuple[Batch, int]]:
+        """See ``Loader.batches_for_steps``; nothing is read ahead."""
+        batches = self.batches(epoch, start)
+        return batches if stop >= len(self) else islice(batches, stop - start)
 
     def _next(self, values: Iterator[Any]) -> Any:
         waited = 0.0

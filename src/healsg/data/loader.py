@@ -6,7 +6,9 @@ there are any (``slices`` prepares several small batches of tensors at once); ``
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,12 +18,15 @@ from healsg import system
 from healsg.data.order import Ordering
 from healsg.data.prepare import Prepared, Preparer
 from healsg.data.sharding import Sharding
-from healsg.data.slices import is_by_sample, sliced
+from healsg.data.slices import TOGETHER, is_by_sample, sliced
 from healsg.data.source import Batch, Reading, Source, TensorSource
 from healsg.data.views import Transform as Transform
 from healsg.data.views import make_views
 from healsg.data.workers import LARGEST_KEPT, Workers, prepared_ahead
 from healsg.training.step import Samples, TrainBatch, none_negative
+
+READ_AHEAD = 0.01
+"""Seconds for which small batches are read ahead, without workers."""
 
 
 class Loader:
@@ -185,9 +190,7 @@ class Loader:
             if is_by_sample(self.views[stream]):
                 made = sliced(self.ordering, epoch, start, self.joined and self.sharding.world == 1)
                 return made if self.flat else (({stream: batch}, rows) for batch, rows in made)
-        if not self.in_memory:
-            system.keep_freed_memory(LARGEST_KEPT)  # of large pictures each batch would be cleared anew
-        places = [(epoch, position) for position in range(start, len(self)) if self.ordering.is_own(position)]
+        places = self._places(epoch, start, len(self))
         if self.in_memory or not self.workers:
             return (part for place in places for part in self._finished(self.preparer.prepare(*place)))
         if self._workers is None or not self._workers.end.still_active():
@@ -198,6 +201,50 @@ class Loader:
         if self.sharding.device.type == "cuda":
             prepared_batches = prepared_ahead(prepared_batches, _pinned_parts, self.sharding.device)
         return (part for prepared in prepared_batches for part in self._finished(prepared))
+
+    def batches_for_steps(self, epoch: int, start: int, stop: int) -> Iterator[tuple[Batch, int]]:
+        """The batches from position ``start`` up to ``stop``, for a caller that seeds the global generators before it
+        uses each of them.
+
+        Without workers, small batches that are read fast are read several at a time. The code and the memory of a
+        sample's reading and those of a training step evict each other from the processor's caches, which costs a small
+        network a tenth of its step. How many are read ahead depends on the time that it takes; what they hold does not.
+        """
+        if self.in_memory or self.workers:
+            batches = self.batches(epoch, start)  # of an evaluation, one position may give several batches
+            return batches if stop >= len(self) else islice(batches, stop - start)
+        return self._read_ahead(self._places(epoch, start, stop))
+
+    def _places(self, epoch: int, start: int, stop: int) -> list[tuple[int, int]]:
+        """Epoch and position of this process's batches."""
+        if not self.in_memory:
+            system.keep_freed_memory(LARGEST_KEPT)  # of large pictures each batch would be cleared anew
+        return [(epoch, position) for position in range(start, stop) if self.ordering.is_own(position)]
+
+    def _read_ahead(self, places: list[tuple[int, int]]) -> Iterator[tuple[Batch, int]]:
+        """The batches of ``places``, up to ``TOGETHER`` bytes of them read within ``READ_AHEAD`` seconds at once.
+
+        An error of one that is read ahead is raised when it is that batch's turn.
+        """
+        done = 0
+        while done < len(places):
+            ready: list[Prepared] = []
+            size = 0
+            error: Exception | None = None
+            until = time.monotonic() + READ_AHEAD
+            while done + len(ready) < len(places) and size < TOGETHER and (not ready or time.monotonic() < until):
+                try:
+                    prepared = self.preparer.prepare(*places[done + len(ready)])
+                except Exception as raised:
+                    error = raised
+                    break
+                ready.append(prepared)
+                size += _bytes_of(prepared)
+            done += len(ready)
+            for prepared in ready:
+                yield from self._finished(prepared)
+            if error is not None:
+                raise error
 
     def counted(self, batch: Batch, rows: int, position: int) -> TrainBatch:
         """A batch that ``batches`` gave for ``position``, with ``rows``, as a training step gets it."""
@@ -238,6 +285,17 @@ class Loader:
                     streams[stream][view] = transform.normalised(_moved(streams[stream][view], device))
             batch = next(iter(streams.values())) if self.flat else streams
             yield batch, prepared.rows if alone else 1
+
+
+def _bytes_of(prepared: Prepared) -> int:
+    """The bytes of all tensors of a prepared batch."""
+    return sum(
+        value.nbytes
+        for part in prepared.parts
+        for batch in part.streams.values()
+        for value in batch.values()
+        if isinstance(value, Tensor)
+    )
 
 
 def _moved(value: Any, device: torch.device) -> Any:

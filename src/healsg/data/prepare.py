@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from healsg.data.order import EpochOrder, Ordering
+from healsg.data.slices import is_by_sample
 from healsg.data.source import Batch, DatasetSource, Reading, UnlikeSizesError, Windows
 from healsg.data.views import Draws, has_stages, is_on_device, make_views
 from healsg.errors import ConfigError, DataError
@@ -57,6 +58,8 @@ class Preparer:
         self.training = training
         self.sends = sends
         self.in_memory = ordering.in_memory
+        self.draws_elsewhere = not ordering.in_memory or not all(map(is_by_sample, ordering.views.values()))
+        """Whether data sets or transforms may draw from the global generators, which are then seeded for each batch."""
         self.drawing = {
             stream for stream, source in ordering.sources.items() if ordering.shuffle and getattr(source, "draws", True)
         }
@@ -68,7 +71,7 @@ class Preparer:
         """Prepare a batch, except for the steps that need the run's process or device."""
         ordering = self.ordering
         order = ordering.of(epoch)
-        if not self.in_memory:
+        if self.draws_elsewhere:
             seed_foreign(position, ordering.sharding.rank, state=order.foreign_state)
         part = Part({}, {}, {})
         counted = -1

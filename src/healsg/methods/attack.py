@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from healsg.errors import ConfigError
 from healsg.evaluation.evaluator import EvalEpoch, collect, evaluating
 from healsg.metric import Accuracy
-from healsg.seeding import seed_device
 from healsg.training.device import both
 
 if TYPE_CHECKING:
@@ -123,7 +122,6 @@ class Attack(nn.Module):
         metric = Accuracy()
         model = task.task_method.eval_model(task)
         predict = task.task_model.predict
-        seed_device(task.device, task.runner.plan.seed, f"attack {split}")
         with self.context(task, model):
             for batch in task.runner.eval_batches(task, split):
                 target = batch["target"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from healsg.methods.supervised import Supervised
-from healsg.seeding import seed_device
+from healsg.seeding import mix, seed_step
 from healsg.torch_private import (
     BatchNorm,
     foreach_add_,
@@ -20,6 +20,7 @@ from healsg.torch_private import (
     foreach_mul,
     foreach_norm,
 )
+from healsg.training.draws import only_from_torch
 from healsg.training.step import Mean, MicroBatch, loss_of, reported
 from healsg.types import NonNegative
 
@@ -60,7 +61,8 @@ class SAM(Supervised):
         before = foreach_clone([weight.detach() for weight in weights])
         with torch.no_grad():
             foreach_add_(weights, ascent(gradient, self.rho))
-        seed_device(task.device, runner.plan.seed, runner.epoch, runner.position)  # as in the first pass
+        epoch_seed = mix(runner.plan.seed, runner.epoch)
+        seed_step(task.device, runner.position, epoch_seed, not only_from_torch(task))  # as in the first pass
         with runner.forward(task, micro), fixed_statistics(task.model):
             worst = loss_of(self.train_step(task, batch)["loss"])
         gradient = self.gradient(task, worst.value, weights)

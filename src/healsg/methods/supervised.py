@@ -24,6 +24,7 @@ class Supervised(TaskMethod):
 
     mean_over_samples = True
     leaves_weights = True
+    draws_only_from_torch = True
     takes_shards = True
 
     replaces_criterion: ClassVar[bool] = False

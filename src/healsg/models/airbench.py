@@ -170,6 +170,7 @@ class Airbench(TaskModel):
     """
 
     leaves_weights = True
+    draws_only_from_torch = True
 
     def __init__(
         self,

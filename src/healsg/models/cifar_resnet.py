@@ -62,6 +62,7 @@ class CifarResNet(TaskModel):
     """
 
     leaves_weights = True
+    draws_only_from_torch = True
 
     def __init__(self, depth: Count = 8, width_factor: Count = 4, stem_width: Count = 32, **common: Any) -> None:
         super().__init__(**common)

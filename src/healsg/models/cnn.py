@@ -62,6 +62,7 @@ class CNN(TaskModel):
     """
 
     leaves_weights = True
+    draws_only_from_torch = True
 
     def __init__(self, width: Count = 24, dropout: Share = 0.0, **common: Any) -> None:
         super().__init__(**common)

@@ -53,6 +53,7 @@ class MLP(TaskModel):
     """
 
     leaves_weights = True
+    draws_only_from_torch = True
 
     def __init__(self, width: Count = 128, depth: Natural = 1, dropout: Share = 0.0, **common: Any) -> None:
         super().__init__(**common)

@@ -169,6 +169,7 @@ class ResNet(TaskModel):
     """
 
     leaves_weights = True
+    draws_only_from_torch = True
 
     def __init__(
         self,

@@ -78,6 +78,7 @@ class Timm(TaskModel):
     """
 
     leaves_weights = True
+    draws_only_from_torch = True
 
     def __init__(
         self,

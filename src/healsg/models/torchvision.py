@@ -106,6 +106,7 @@ class Torchvision(TaskModel):
     """
 
     leaves_weights = True
+    draws_only_from_torch = True
 
     def __init__(
         self,

@@ -152,6 +152,7 @@ class ViT(TaskModel):
     """
 
     leaves_weights = True
+    draws_only_from_torch = True
 
     def __init__(
         self,

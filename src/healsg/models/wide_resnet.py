@@ -118,6 +118,7 @@ class WideResNet(TaskModel):
     """
 
     leaves_weights = True
+    draws_only_from_torch = True
 
     def __init__(
         self,

@@ -6,13 +6,29 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from healsg.parts import declares
 from healsg.seeding import mix, uniform_of
 from healsg.training.step import samples_of
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
+
+
+def only_from_torch(task: Task) -> bool:
+    """Whether it is certain that training steps and evaluations draw random numbers from torch's generators alone.
+
+    The classes of the method, the model and the criterion declare it (``TaskMethod.draws_only_from_torch``); torch's
+    own criteria draw nothing. Otherwise Python's and NumPy's generators are seeded before each batch too, since a mixup
+    with ``numpy.random.beta`` would draw other numbers in a resumed run.
+    """
+    if task.replaces("build_model") or task.replaces("run_epoch"):
+        return False
+    criterion = type(task.criterion)
+    of_torch = getattr(nn, criterion.__name__, None) is criterion
+    parts = (task.task_method, task.task_model, *(() if of_torch else (task.criterion,)))
+    return all(declares(part, "draws_only_from_torch") for part in parts)
 
 
 def uniform(task: Task, batch: Mapping[str, Any], purpose: str, shape: tuple[int, ...]) -> Tensor:
