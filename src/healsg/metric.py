@@ -179,6 +179,8 @@ class Accuracy(Metric):
         if target.is_floating_point() or output.dim() != target.dim() + 1:
             return None
         hits = predicted(output) == target  # never for a target outside the classes
+        if all_known(output, target):
+            return counted(hits.sum(), torch.where(output.amax().isnan(), math.nan, float(len(target))))
         return counted(hits.sum(), count_of(output, known(output, target)))
 
 
@@ -223,6 +225,15 @@ def _best_blocks(output: Tensor, count: int) -> tuple[Tensor, Tensor]:
     inside = indices < classes
     scores = output.gather(1, indices.clamp(max=classes - 1))
     return indices, torch.where(inside, scores, -math.inf)
+
+
+def all_known(output: Tensor, target: Tensor) -> bool:
+    """Whether targets (N,) on the CPU, where values can be read without waiting, are all classes of ``output`` (N, C).
+    False where they lie on another device, or have another type or shape."""
+    if type(target) is not Tensor or target.dtype != torch.int64 or target.ndim != 1 or not target.is_cpu:
+        return False
+    classes = target.tolist()  # of a batch, a list is faster than two kernels
+    return bool(classes) and output.is_cpu and min(classes) >= 0 and max(classes) < output.shape[1]
 
 
 def known(output: Tensor, target: Tensor) -> Tensor:

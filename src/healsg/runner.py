@@ -383,7 +383,8 @@ class TaskRunner:
 
     def fit(self, task: Task, checkpointer: Checkpointer) -> None:
         """Train from the current position to the end of the run; ``checkpointer`` saves on the way."""
-        self.best_tracker.check(task.measured_names(), task.directions())
+        directions = task.directions()
+        self.best_tracker.check(task.measured_names(), directions)
         recording = self.profiling.recording(checkpointer.folder.path, task.device)
         profiled = recording if self.parallel.rank == 0 else contextlib.nullcontext()
         with self.reporting_to(checkpointer), diagnose.explained(task, checkpointer), profiled:
@@ -391,7 +392,8 @@ class TaskRunner:
                 if self.pause_after is not None and self.epoch >= self.pause_after:
                     checkpointer.pause(task)
                 began = time.monotonic()
-                self.end_epoch(task, task.run_epoch(), time.monotonic() - began)
+                results = task.run_epoch()
+                self.end_epoch(task, results, time.monotonic() - began, directions)
             checkpointer.finish(task)
 
     def eval_due(self) -> bool:
@@ -404,9 +406,17 @@ class TaskRunner:
             self.profiling.step()
         self.checkpointer.updated(task)
 
-    def end_epoch(self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float) -> None:
-        """Finish an epoch: log its line, step the schedule, compare with the best, ask the callbacks, then save."""
-        directions = task.directions()
+    def end_epoch(
+        self,
+        task: Task,
+        results: Mapping[str, Mapping[str, float]],
+        seconds: float,
+        directions: Mapping[str, bool | None],
+    ) -> None:
+        """Finish an epoch: log its line, step the schedule, compare with the best, ask the callbacks, then save.
+
+        The arguments are those of ``measured``.
+        """
         numbers, best = self.measured(task, results, seconds, directions)
         name, sign = self.best_tracker.resolve(numbers, directions)
         reasons = [callback.on_epoch_end(numbers, name, sign) for callback in self.callbacks.values()]

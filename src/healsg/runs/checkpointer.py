@@ -281,7 +281,8 @@ class Checkpointer(Watcher):
             task.runner.ledger.end_epoch()
         reached = task.runner.best_tracker.best or {}
         self.show(numbers | {"best": best, "monitor": reached.get("monitor")})
-        log.debug("%s%s", "  ".join(f"{key} {value}" for key, value in numbers.items()), "  best" * best)
+        line = "  ".join(f"{key} {value}" for key, value in numbers.items())
+        log.debug("%s%s", line, "  best" * best, extra={"only_numbers": True})
         ended = task.runner.epoch >= task.runner.max_epoch or task.runner.stop_reason is not None
         self._note_kept()
         if self.retention.active:

@@ -150,10 +150,11 @@ class _LogFile(logging.FileHandler):
 
 
 class _Line(logging.Formatter):
-    """A line of the log without secrets."""
+    """A line of the log without secrets. One that says that it holds only numbers (``only_numbers``) has none."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact.text(super().format(record))
+        line = super().format(record)
+        return line if getattr(record, "only_numbers", False) else redact.text(line)
 
 
 @contextlib.contextmanager
