@@ -42,7 +42,6 @@ class SemiSupervised(TaskMethod):
     """
 
     leaves_weights = True
-    draws_only_from_torch = True
 
     views: ClassVar[tuple[str, ...]] = ("weak", "strong")
     """Of the unlabelled samples."""

@@ -170,7 +170,6 @@ class Distilled(TaskMethod):
 
     mean_over_samples = True
     leaves_weights = True
-    draws_only_from_torch = True
 
     whole_samples: ClassVar[bool] = False
     """Whether the distillation loss uses a sample's own class or index, so that samples cannot be mixed."""
