@@ -80,7 +80,7 @@ def test_all_views_of_a_sample_share_one_geometric_draw_and_the_target_follows(s
     names = ("weak", "strong", "view1") if len(sides) == 2 else ("weak", "view1")
     views = {"labelled": {name: data.transform(name, "train") for name in names}}
     source = TensorSource(inputs, masks)
-    loader = Loader({"labelled": source}, views, 24, shuffle=True, placed=True)
+    loader = Loader({"labelled": source}, views, 24, shuffle=True, spatial_targets=True)
     batch = loader.batch(0, 0)[0]
     moved = batch["target"] != masks[batch["index"]]
     assert moved.flatten(1).any(dim=1).float().mean() > 0.5
@@ -119,7 +119,7 @@ def test_a_view_that_moves_by_itself_has_a_target_of_its_own() -> None:
 
     source = TensorSource(*(torch.stack(column) for column in zip(*(blob(i, (8, 8)) for i in range(4)), strict=True)))
     views = {"labelled": {"weak": None, "strong": flipped}}
-    batch = Loader({"labelled": source}, views, 4, shuffle=False, placed=True).batch(0, 0)[0]
+    batch = Loader({"labelled": source}, views, 4, shuffle=False, spatial_targets=True).batch(0, 0)[0]
     assert torch.equal(batch["strong_target"], batch["target"].flip(-1))
 
 
@@ -539,7 +539,7 @@ def test_transforms_on_the_device_get_whole_batches_and_their_draws(workers: int
         transform = OnDevice()
         source = DatasetSource([blob(number, (8, 8)) for number in range(8)])
         views = {"labelled": {"input": transform}}
-        loader = Loader({"labelled": source}, views, batch_size, shuffle=True, workers=workers, placed=True)
+        loader = Loader({"labelled": source}, views, batch_size, shuffle=True, workers=workers, spatial_targets=True)
         pairs = [(batch["index"], batch["input"]) for batch, _ in loader.batches(3)]
         assert transform.sizes == [batch_size] * (8 // batch_size)  # in this process, not in a worker
         made.append({int(i): one for index, input in pairs for i, one in zip(index, input, strict=True)})

@@ -214,7 +214,7 @@ def _exact(trials: dict[str, Trial], options: Options) -> str:
 def _facts(name: str, trial: Trial) -> dict[str, Any]:
     """One run of a verification, for programs."""
     digest = trial.folder.record.get("digest")
-    return {"run": name, "steps": trial.steps, "kills": trial.kills, "went_on_from": trial.begins, "digest": digest}
+    return {"run": name, "steps": trial.steps, "kills": trial.kills, "resumed_from": trial.begins, "digest": digest}
 
 
 def _table(trials: dict[str, Trial]) -> None:
@@ -223,4 +223,4 @@ def _table(trials: dict[str, Trial]) -> None:
         digest = str(trial.folder.record.get("digest") or "-")[:12]
         kills, begins = (" ".join(map(str, steps)) or "-" for steps in (trial.kills, trial.begins))
         rows.append((name, trial.steps or None, kills, begins, digest))
-    show(["run", "steps", "killed after step", "went on from step", "digest"], rows)
+    show(["run", "steps", "killed after step", "resumed from step", "digest"], rows)

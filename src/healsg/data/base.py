@@ -327,7 +327,7 @@ class TaskData:
             ratio=needs.ratio,
             reading=self.reading,
             eval_batch_size=self.eval_batch_size,
-            placed=self.info.dense,
+            spatial_targets=self.info.dense,
             whole_batches=not training and self.eval_batch_size is not None,
         )
 
@@ -397,11 +397,14 @@ def _size(sources: Sequence[Source | None]) -> int:
 
 
 def same_views(
-    raw: Batch, first: tuple[str, Transform | None], second: tuple[str, Transform | None], placed: bool = False
+    raw: Batch, first: tuple[str, Transform | None], second: tuple[str, Transform | None], spatial_targets: bool = False
 ) -> bool:
     """Whether two views, each a name and a transform, of the samples in ``raw`` never differ.
 
-    ``placed``: whether targets are spatial, so that the views share one geometric draw.
+    Args:
+        raw: the samples as they are stored.
+        first, second: the name and the transform of each view.
+        spatial_targets: whether the views share one geometric draw, which the targets follow.
     """
     if first[1] is None and second[1] is None:
         return True
@@ -409,7 +412,7 @@ def same_views(
     for epoch in range(TRIES):
         inputs = []
         for name, transform in (first, second):
-            shared = Draw(mix(0, "views", epoch), index, mix(0, "views"), epoch) if placed else None
+            shared = Draw(mix(0, "views", epoch), index, mix(0, "views"), epoch) if spatial_targets else None
             draw = Draw(mix(0, "views", name, epoch), index, mix(0, "views", name), epoch, shared)
             inputs.append(transform(raw, draw)["input"] if transform else raw["input"])
         if inputs[0].shape != inputs[1].shape or not torch.equal(inputs[0], inputs[1]):

@@ -137,7 +137,7 @@ class ForeignLoader:
             samples = next(iter(parts.values())).samples
             return TrainBatch(parts, samples), samples.rows
         size = len(next(iter(batch.values())))
-        low, high, rows = self.sharding.share(0, size)
+        low, high, rows = self.sharding.shard(0, size)
         update = size if self.sharding.accumulate == 1 else None
         whole_update = update is not None and self.sharding.world == 1
         samples = Samples(rows, low, size, update, whole_update and none_negative(batch.get("target")))

@@ -46,7 +46,8 @@ class Loader:
         training: whether batches are trained on; where it is None, those of a shuffled split are.
         joins: whether an evaluation may take several small batches as one, where the sources allow it.
         eval_batch_size: samples of one batch of ``evaluation_view``; ``batch_size`` where it is None.
-        placed: whether targets have a place, such as masks, so that all views of a sample share one geometric draw.
+        spatial_targets: whether targets are spatial, such as masks, so that all views of a sample share one geometric
+            draw.
         whole_batches: whether a batch goes to one process as it is and the processes take turns, as in an evaluation of
             few large samples; else each batch is shared by all.
         sharding: this process's part of a batch, and how batches form updates; all of one process where it is None.
@@ -71,7 +72,7 @@ class Loader:
         training: bool | None = None,
         joins: bool = True,
         eval_batch_size: int | None = None,
-        placed: bool = False,
+        spatial_targets: bool = False,
         whole_batches: bool = False,
         sharding: Sharding | None = None,
     ) -> None:
@@ -86,7 +87,7 @@ class Loader:
         self.training = shuffle if training is None else training
         self.joins = joins
         self.eval_batch_size = eval_batch_size
-        self.placed = placed
+        self.spatial_targets = spatial_targets
         self.whole_batches = whole_batches
         may_join = joins and not shuffle and not whole_batches
         self.joined = may_join and all(getattr(source, "joined", False) for source in sources.values())
@@ -117,7 +118,7 @@ class Loader:
             training=self.training,
             joins=self.joins,
             eval_batch_size=self.eval_batch_size,
-            placed=self.placed,
+            spatial_targets=self.spatial_targets,
             whole_batches=self.whole_batches,
             sharding=sharding,
         )
@@ -131,7 +132,7 @@ class Loader:
             self.eval_batch_size or self.batch_size,
             shuffle=False,
             reading=self.reading,
-            placed=self.placed,
+            spatial_targets=self.spatial_targets,
             whole_batches=self.whole_batches or self.eval_batch_size is not None,
             sharding=self.sharding,
         )
@@ -160,7 +161,7 @@ class Loader:
             self.sharding,
             shuffle=self.shuffle,
             drop_last=self.drop_last,
-            placed=self.placed,
+            spatial_targets=self.spatial_targets,
             takes_turns=takes_turns,
             compact=sends,
         )

@@ -25,7 +25,7 @@ class EpochOrder:
         foreign_state: the seed of the global generators, which transforms of other libraries use.
         orders: by stream, (N,) int64 or int32, the indices of its samples in their order.
         shards: by stream and position, this process's shard of a batch: where it starts and stops in the order, and how
-            many of these rows count (``Sharding.share``).
+            many of these rows count (``Sharding.shard``).
         draws: by stream and view, the random numbers of the samples; None for a view without randomness.
         sample_draws: by stream, the random numbers for reading its samples, such as the position of a patch.
         in_memory: whether the samples are tensors; random numbers are then drawn for a whole epoch at once and kept.
@@ -70,7 +70,7 @@ class Ordering:
         sharding: this process's shard of a batch, and how batches form updates.
         shuffle: whether to use a new order in each epoch, and random transforms.
         drop_last: whether to drop the samples that do not fill a whole update.
-        placed: whether targets are spatial, so that all views of a sample share one geometric draw.
+        spatial_targets: whether targets are spatial, so that all views of a sample share one geometric draw.
         takes_turns: whether processes take whole batches in turn, instead of a shard of each batch.
         compact: whether to keep orders in 32 bits where they suffice. An epoch's order is the largest object of a
             worker; in the run's own process it is kept in the type in which batches have it.
@@ -88,7 +88,7 @@ class Ordering:
         *,
         shuffle: bool,
         drop_last: bool,
-        placed: bool,
+        spatial_targets: bool,
         takes_turns: bool,
         compact: bool = False,
     ) -> None:
@@ -101,7 +101,7 @@ class Ordering:
         self.sharding = sharding
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self.placed = placed
+        self.spatial_targets = spatial_targets
         self.takes_turns = takes_turns
         self.compact = compact
         self.in_memory = all(isinstance(source, TensorSource) for source in sources.values())
@@ -138,7 +138,7 @@ class Ordering:
         """The samples of a stream that this process has at ``position``. If unreadable samples are skipped, ``rows`` is
         the number that it could read, and the numbers of other processes are not known."""
         (start, stop), sharding = self.span(stream, position), self.sharding
-        low, _, ours = sharding.share(start, stop)
+        low, _, ours = sharding.shard(start, stop)
         if skipping:
             readable = min(rows if rows is not None else ours, ours)
             return Samples(readable, low - start, *([readable, None] if sharding.world == 1 else [None, None]))
@@ -170,8 +170,8 @@ class Ordering:
             if self.takes_turns:
                 shards[stream] = [(start, stop, stop - start) for start, stop in spans]
             else:
-                shards[stream] = [self.sharding.share(*span) for span in spans]
-            shared = _draw(mix(seed, stream, "all views"), occurrences, epoch) if self.placed else None
+                shards[stream] = [self.sharding.shard(*span) for span in spans]
+            shared = _draw(mix(seed, stream, "all views"), occurrences, epoch) if self.spatial_targets else None
             draws[stream] = {}
             for view, transform in self.views[stream].items():
                 is_random = bool(transform) and self.shuffle

@@ -112,7 +112,7 @@ class Preparer:
 
         Returns:
             The batch; the positions in the order of its readable samples (None for all); its start, stop and number of
-            rows as in ``Sharding.share``.
+            rows as in ``Sharding.shard``.
         """
         ordering = self.ordering
         source = ordering.sources[stream]
@@ -167,7 +167,7 @@ class Preparer:
         views = self.ordering.views[stream]
         for view, transform in views.items():
             if hasattr(transform, "windows"):
-                if self.ordering.placed:
+                if self.ordering.spatial_targets:
                     raise ConfigError("data.augment: crop does not transform masks along with images; use standard")
                 if len(views) == 1 and getattr(self.ordering.sources[stream], "has_windows", False):
                     return view

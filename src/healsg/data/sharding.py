@@ -28,7 +28,7 @@ class Sharding:
     min_rows: int = 1
     limit: int | None = None
 
-    def share(self, start: int, stop: int) -> tuple[int, int, int]:
+    def shard(self, start: int, stop: int) -> tuple[int, int, int]:
         """This rank's shard of the samples ``start`` to ``stop``: its start and stop, and how many of its rows count.
 
         If fewer than ``min_rows`` samples remain for a rank, it gets a copy of the first ones with a count of 0, since

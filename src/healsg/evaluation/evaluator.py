@@ -147,7 +147,7 @@ class EvalEpoch:
         scored = _scored_classes(task.info, task.criterion)
         of_model = task.task_model.metrics(task.info).items()
         metrics = {name: metric for name, metric in of_model if self.split in (metric.splits or [self.split])}
-        with runner.parallel.whole(model), evaluating(model), torch.no_grad():
+        with runner.parallel.unsharded(model), evaluating(model), torch.no_grad():
             for batch in runner.eval_batches(task, self.split):
                 with runner.device_setup.autocast():
                     output = task.task_model.predict(model, batch)

@@ -34,6 +34,7 @@ class MoCo(SelfSupervised):
     """
 
     keys: Tensor
+    """(queue, size), the keys of earlier batches."""
     place: Tensor
 
     def __init__(

@@ -21,7 +21,7 @@ from healsg.runs.folder import write_text
 SCHEMA = 1
 """Version of ``ledger.json`` and the files beside it."""
 
-NOT_DEALT = b"\xff"
+UNSEEN = b"\xff"
 """The byte for a sample that did not occur in an epoch: -1 as an integer, 255 as a byte, nan as a float."""
 
 
@@ -110,7 +110,7 @@ class LedgerFiles:
             if size > before:
                 file.truncate(before)
             while size < before:
-                size += file.write(NOT_DEALT * min(len(content), before - size))
+                size += file.write(UNSEEN * min(len(content), before - size))
             file.write(content)
         self.waiting.clear()
 

@@ -156,7 +156,7 @@ class Parallel:
 
     # --- sharded weights ---------------------------------------------------------------------------------------------
 
-    def whole(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    def unsharded(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """A context in which every process holds all weights of a network; all processes must enter and leave it."""
         if not self.shards:
             return contextlib.nullcontext()

@@ -91,7 +91,7 @@ class Read:
 
 
 def forgotten(correct: Array) -> Array:
-    """(N,) how often each sample was right and, the next time that it was dealt, wrong; from (E, N) with 255: not."""
+    """(N,) how often each sample was right and, the next time that it occurred, wrong; from (E, N) with 255: not."""
     counts = np.zeros(correct.shape[1], int)
     last = np.full(correct.shape[1], 255)
     for row in correct:
@@ -101,7 +101,7 @@ def forgotten(correct: Array) -> Array:
 
 
 def forgotten_by_epoch(correct: Array) -> Array:
-    """(E,) how many samples were wrong in each epoch that had been right when they were dealt before; see
+    """(E,) how many samples were wrong in each epoch that had been right when they last occurred; see
     ``forgotten``."""
     found = [forgotten(correct[: epoch + 1]).sum() for epoch in range(len(correct))]
     return np.diff(found, prepend=0)

@@ -35,15 +35,15 @@ class Guesses:
         contents = list(epochs_of(ledger_folder, 8 * count))
         halves = np.stack([np.frombuffer(content, "<f2", 2 * count) for content in contents]).astype(np.float32)
         self.label = np.stack([np.frombuffer(content, "<i4", count, 4 * count) for content in contents])
-        dealt = self.label >= 0
-        self.confidence = np.where(dealt, halves[:, :count], np.nan)
-        self.weight = np.where(dealt, halves[:, count:], np.nan)
+        occurred = self.label >= 0
+        self.confidence = np.where(occurred, halves[:, :count], np.nan)
+        self.weight = np.where(occurred, halves[:, count:], np.nan)
         self.targets = targets_of(ledger_folder, count)
         self.names = names_of(ledger_folder, count)
-        times = dealt.sum(axis=0)
-        sums = np.where(dealt, 1 - halves[:, :count], 0).sum(axis=0)
+        times = occurred.sum(axis=0)
+        sums = np.where(occurred, 1 - halves[:, :count], 0).sum(axis=0)
         self.difficulty = np.where(times > 0, sums / np.maximum(times, 1), np.nan)
-        self.judged = dealt & (self.targets >= 0)
+        self.judged = occurred & (self.targets >= 0)
         """(E, N) whether the correctness of a guess is known."""
         self.right = self.judged & (self.label == self.targets)
 
@@ -61,18 +61,18 @@ def ratio(numerator: Array, denominator: Array) -> float | None:
 def facts_of_guesses(folder: RunFolder, top: int) -> dict[str, Any]:
     """The analysis of such a ledger, as plain values."""
     read = Guesses(folder)
-    dealt = read.label >= 0
+    occurred = read.label >= 0
     epochs: list[dict[str, Any]] = [
         {
             "epoch": number,
-            "dealt": int(there.sum()),
+            "seen": int(there.sum()),
             "confidence": ratio(confidence, there),
             "learned": ratio(weight, there),
             "right": ratio(right, judged),
             "right_of_learned": ratio(weight * right, weight * judged),
         }
         for number, (there, confidence, weight, right, judged) in enumerate(
-            zip(dealt, read.confidence, read.weight, read.right, read.judged, strict=True), 1
+            zip(occurred, read.confidence, read.weight, read.right, read.judged, strict=True), 1
         )
         if there.any()
     ]
@@ -110,9 +110,9 @@ def _by_difficulty(read: Guesses, seen: Array, epochs: list[int]) -> list[dict[s
 
 def _last(read: Guesses) -> Array:
     """(N,) the last epoch, from 0, in which each sample occurred; 0 if it never did."""
-    dealt = read.label >= 0
-    index: Array = len(dealt) - 1 - dealt[::-1].argmax(axis=0)
-    return np.where(dealt.any(axis=0), index, 0)
+    occurred = read.label >= 0
+    index: Array = len(occurred) - 1 - occurred[::-1].argmax(axis=0)
+    return np.where(occurred.any(axis=0), index, 0)
 
 
 def _most_confidently_wrong(read: Guesses) -> Array:
@@ -145,7 +145,7 @@ def show_guesses(facts: dict[str, Any]) -> None:
         print(f"the true class of {facts['samples'] - facts['known']} samples is not known; {rest}")
     chosen = sorted({round(at) for at in np.linspace(0, len(epochs) - 1, min(len(epochs), SHOWN))})
     print("\npseudo-labels by epoch (learned: the mean weight in the loss)")
-    names = ["epoch", "dealt", "confidence", "learned", "right", "right of learned"]
+    names = ["epoch", "seen", "confidence", "learned", "right", "right of learned"]
     show(names, [list(epochs[index].values()) for index in chosen])
     print("\ndifficulty (1 - mean confidence): samples, easy ones first")
     most = max(one["samples"] for one in facts["difficulty"]) or 1
