@@ -27,7 +27,6 @@ from healsg.build import build_task
 from healsg.commands.sweep.run import as_run
 from healsg.config.compose import Composer
 from healsg.runs.checkpointer import REST
-from healsg.training.epoch import finish_step
 
 MOST = 1.0
 """Percent of a step."""
@@ -77,7 +76,7 @@ def measured(task: Any, epochs: int, kept: bool) -> list[tuple[float, float]]:
             switch(kept and first)
             began = time.process_time()
             batch, micro = next(batches)
-            finish_step(task, micro, *runner.step(task, batch, micro))
+            task.train_epoch.finish_step(micro, *runner.step(task, batch, micro))
             pair[first] = time.process_time() - began
             if number % 2:
                 if number > 1:  # the first step of an epoch prepares the batches of all

@@ -212,14 +212,14 @@ def test_a_broken_picture_is_named_when_a_window_of_it_is_read(tmp_path: Path) -
 
 def test_a_path_list_is_a_sequence_of_its_paths() -> None:
     paths = ["/a/b.jpg", "", "ü/木.png", "bad\udcff.jpg", "/a/b.jpg"]
-    made = PathList(paths)
+    made = PathList.of(paths)
     assert list(made) == paths == made
     assert made != paths[:-1]
     assert [made[place] for place in range(-5, 5)] == paths + paths
     assert made[1:4] == paths[1:4]
     assert made.index("ü/木.png") == 2
     assert "x" not in made
-    assert list(PathList([])) == []
+    assert list(PathList.of([])) == []
     with pytest.raises(IndexError):
         made[5]
 

@@ -359,7 +359,7 @@ def test_modules_of_ones_own_network_are_named_or_found(teacher: str) -> None:
     for method in ("fitnet", "crd"):
         task = trained(*own, f"method={method}", teacher, *METHODS[method], name=method)
         assert task.model.layers == (["1"] if method == "fitnet" else ["2"])  # type: ignore[comparison-overlap]
-        assert task.task_method.places == (["body.5"] if method == "fitnet" else ["body"])
+        assert task.task_method.teacher_modules == (["body.5"] if method == "fitnet" else ["body"])
 
 
 def test_what_a_probe_finds() -> None:

@@ -118,6 +118,39 @@ class Bound(TaskMethod):
         self.train_step = lambda task, batch: {"loss": task.criterion(task.net(batch["input"]), batch["target"])}
 
 
+class Following(Bound):
+    def __init__(self, **common):
+        super().__init__(**common)
+        self.after_update = lambda task: updates.append(task.runner.step_count)
+
+
+updates = []
+
+
+class Headed(Method):
+    def scalars(self, loss):
+        return {"loss": loss}
+
+    def extend_network(self, task, network):
+        return torch.nn.Sequential(network, torch.nn.Linear(2, 2))
+
+    def setup(self, task):
+        assert len(task.model) == 2
+        super().setup(task)
+
+    def evaluated(self, network):
+        return torch.nn.Sequential(network, torch.nn.Linear(2, 2))
+
+
+class Assigning(Headed):
+    def extend_network(self, task, network):
+        return network
+
+    def setup(self, task):
+        task.model = torch.nn.Sequential(task.model, torch.nn.Linear(2, 2))
+        super().setup(task)
+
+
 class Task(BasicTask):
     dtype = torch.float32
 
@@ -249,6 +282,27 @@ def test_what_parts_of_ones_own_return_wrongly_is_one_line(own: Any, parts: dict
 def test_what_no_part_of_a_run_calls_is_not_asked_for(own: Any, parts: dict[str, str]) -> None:
     own(**parts).train()
     assert record("own")["status"] == "finished"
+
+
+@pytest.mark.parametrize("parts", [{"data": "Unread"}, {"model": "Unbuilt"}, {"method": "Undefined"}])
+def test_a_class_that_lacks_a_method_leaves_no_run_behind(own: Any, parts: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="defines no"):
+        own(**parts).train()
+    assert not Path("runs/own").exists()
+
+
+def test_a_hook_that_is_set_on_the_object_is_called(own: Any) -> None:
+    run = own(task="Task", method="Following")
+    run.train()
+    assert __import__("own").updates == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("method", ["Headed", "Assigning"])
+def test_a_method_may_train_and_evaluate_another_network(own: Any, method: str) -> None:
+    run = own(data="Points", model="Linear", method=method)
+    run.train()
+    assert len(run.task.model) == 2
+    assert run.evaluate()["acc"] == record("own")["test"]["test/acc"], "with the weights of both of its parts"
 
 
 @pytest.mark.parametrize(

@@ -484,7 +484,7 @@ def test_a_million_samples_start_within_two_seconds(tmp_path: Path, process: Pro
         offset=small.offset[places],
         size=small.size[places],
         target=small.target[places],
-        names=PathList(f"{number:09}.png" for number in range(count)),
+        names=PathList.of(f"{number:09}.png" for number in range(count)),
     )
     facts = read_arrays(tmp_path / "S/train.index")[0]["index"]  # type: ignore[index]
     tar_index._write(many, facts, [tmp_path / "S/train.index"])

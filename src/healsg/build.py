@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from healsg.config import targets
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError, one_line
+from healsg.parts import require_constructed
 
 if TYPE_CHECKING:
     from healsg.data.base import TaskData
@@ -65,7 +66,8 @@ def build_task(
     given = {"config": config, "runner": runner, **{f"task_{key}": part for key, part in parts.items()}}
     task = _make_task(factory, values["task"]["_target_"], given)
     assert isinstance(task, BasicTask)
-    _require_whole(task, BasicTask, composed)
+    require_constructed(task, BasicTask)
+    task.require_defined()
     if data_info is None:
         task.check()
     return task
@@ -130,7 +132,7 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
             if partial:
                 return instance
             if isinstance(instance, kind):
-                _require_whole(instance, kind, composed)
+                require_constructed(instance, kind)
                 return instance
         raise ConfigError(f"{key}._target_: {node['_target_']} is no {kind.__name__}")
     except ConfigError as error:
@@ -142,47 +144,6 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
         if isinstance(cause, ConfigError):
             raise ConfigError(str(cause)) from error  # a new error, since the old one would become its own cause
         raise ConfigError(f"{key}: {node['_target_']} cannot be made: {one_line(cause)}") from error
-
-
-BY_CONSTRUCTOR = {
-    "TaskData": "reading",
-    "TaskMethod": "make_optimizer",
-    "TaskRunner": "parallel",
-    "BasicTask": "task_method",
-}
-"""Of each base class an attribute that its constructor sets."""
-
-DEFINED = {"TaskData": ("info", "read"), "TaskModel": ("build",), "TaskMethod": ("train_step",)}
-"""What a subclass has to define."""
-
-IN_ITS_PLACE = {"read": ("loaders", "splits", "source_of", "stored"), "train_step": ("step",)}
-"""What calls it: a subclass that overrides one of these need not define it."""
-
-BUILDERS = {"TaskData": "build_dataloader", "TaskModel": "build_model"}
-"""Of a part the builder of the task that calls these: a task that overrides it may need none of them."""
-
-
-def _require_whole(instance: Any, kind: type, composed: Composed) -> None:
-    """Raise ConfigError for a part whose class calls no ``super().__init__``, or lacks a method."""
-    own, base = type(instance), kind.__name__
-    if base in BY_CONSTRUCTOR and BY_CONSTRUCTOR[base] not in vars(instance):
-        raise ConfigError(f"{own.__name__}.__init__: does not call that of {base}: super().__init__(...)")
-    for name in DEFINED.get(base, ()):
-        ways = (name, *IN_ITS_PLACE.get(name, ()))
-        defined = name in vars(instance) or any(getattr(own, way) is not getattr(kind, way) for way in ways)
-        if not defined and not _task_replaces(BUILDERS.get(base), composed):
-            raise ConfigError(f"{own.__name__}: defines no {name}, which a {base} needs (docs/extending.md)")
-
-
-def _task_replaces(builder: str | None, composed: Composed) -> bool:
-    """Whether the configuration's task overrides a builder of ``BasicTask``."""
-    from hydra.utils import get_object
-
-    from healsg.task import BasicTask
-
-    if builder is None:
-        return False
-    return getattr(get_object(composed.values["task"]["_target_"]), builder, None) is not getattr(BasicTask, builder)
 
 
 def _allow_list(node: dict[str, Any], instantiate: Callable[..., Any]) -> dict[str, Any]:

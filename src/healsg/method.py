@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch.optim import SGD, Optimizer
 
 from healsg.data.base import Needs
 from healsg.errors import ConfigError, one_line
+from healsg.parts import defines, undefined
 from healsg.training import layers
 from healsg.training.averaging import Average, ema_share, optimizer_averages
 from healsg.training.layers import Freezing
@@ -43,8 +45,8 @@ class TaskMethod(nn.Module):
     """How a task learns. A subclass defines ``train_step``; teachers, queues, thresholds are submodules and buffers.
 
     Averaging, freezing and layer-wise learning rates are parts of every method. A subclass that overrides ``check``,
-    ``setup`` or ``after_update`` calls ``super()``; one that replaces ``task.model`` in ``setup`` does so before that
-    call, so that these parts see the network that is trained.
+    ``setup`` or ``after_update`` calls ``super()``. One that trains another network than the model's returns it from
+    ``extend_network``.
 
     Args:
         optimizer: called with the parameters, or groups of them.
@@ -96,6 +98,12 @@ class TaskMethod(nn.Module):
     """The same for what each accumulated micro-batch computes from its own samples only (of all processes where the
     sentence says so)."""
 
+    required: ClassVar[Mapping[str, tuple[str, ...]]] = {"train_step": ("step",)}
+    """What a subclass has to define; see ``TaskData.required``."""
+
+    constructed = False
+    """Whether the constructor has been called, as that of a subclass has to."""
+
     def __init__(
         self,
         optimizer: Callable[[Any], Optimizer],
@@ -108,6 +116,7 @@ class TaskMethod(nn.Module):
         unfreeze_every: Natural = 0,
     ) -> None:
         super().__init__()
+        self.constructed = True
         self.make_optimizer = optimizer
         self.scheduler = scheduler
         self.decay_norms_and_biases = decay_norms_and_biases
@@ -124,9 +133,20 @@ class TaskMethod(nn.Module):
         """Whether the evaluated weights are an average."""
         return bool(self.ema or self.swa or optimizer_averages(self.make_optimizer))
 
-    def replaces(self, name: str) -> bool:
-        """Whether this method has its own ``name`` in place of that of ``TaskMethod``, such as ``step``."""
-        return name in vars(self) or getattr(type(self), name) is not getattr(TaskMethod, name)
+    @cached_property
+    def evaluates_itself(self) -> bool:
+        """Whether a subclass overrides ``evaluate``, so that only an evaluation itself tells what it measures."""
+        return defines(self, TaskMethod, "evaluate")
+
+    @cached_property
+    def custom_step(self) -> bool:
+        """Whether a subclass overrides ``step``, which then need not be one forward and one backward pass."""
+        return defines(self, TaskMethod, "step")
+
+    @property
+    def follows_updates(self) -> bool:
+        """Whether ``after_update`` has something to do, once the method is set up; the loop asks once."""
+        return self.average is not None or defines(self, TaskMethod, "after_update")
 
     def check(self, task: Task) -> None:
         """Check that the parts fit together, before any data are read. Raises ConfigError."""
@@ -141,9 +161,22 @@ class TaskMethod(nn.Module):
             reason = "method.unfreeze_every: works in one process; in several, method.freeze holds parts fixed"
             task.runner.parallel.require_single_process(reason)
 
+    def extend_network(self, task: Task, network: nn.Module) -> nn.Module:
+        """The network to train, ``task.model``: that of the model, or one with another head, or one that contains it,
+        such as a pair of networks. Called before ``setup``, on the CPU.
+
+        Args:
+            task: its loaders and criterion are there.
+            network: with its initial weights.
+
+        Raises:
+            ConfigError: something does not fit the network or the data.
+        """
+        return network
+
     def setup(self, task: Task) -> None:
-        """Create what the method needs besides the network: heads become part of ``task.model``, teachers and memory
-        banks stay in the method. Raises ConfigError if something does not fit the network or the data."""
+        """Create what the method needs besides the network, such as teachers and memory banks, which stay in the
+        method. Raises ConfigError if something does not fit the network or the data."""
         network = self.trained_network(task)
         if self.freeze:
             layers.freeze(network, self.freeze)
@@ -160,7 +193,7 @@ class TaskMethod(nn.Module):
         anything else is given as a ``step.Mean`` with its denominator, in a loss of several terms for each of them.
         Alternatively ``count`` is the denominator of all scalars: a number or tensor, such as a sum of class weights.
         """
-        raise NotImplementedError
+        raise undefined("method", self, "train_step")
 
     def step(self, task: Task, batch: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:
         """Forward, backward and, with the last micro-batch of an update, the update itself.
@@ -240,8 +273,8 @@ class TaskMethod(nn.Module):
     def evaluated(self, network: nn.Module) -> nn.Module:
         """Give the network that the model builds the structure of ``eval_model``, so that ``best.pt`` fits it.
 
-        Prediction and evaluation use it, without the training data. A method whose ``setup`` changes ``task.model`` so
-        that ``eval_model`` has another structure makes the same change here.
+        Prediction and evaluation use it, without the training data. A method that gives ``eval_model`` another
+        structure (``extend_network``) makes the same change here.
         """
         return network
 
@@ -256,7 +289,7 @@ class TaskMethod(nn.Module):
             None if they are unknown, as when a subclass overrides ``eval_model`` but not this method; the whole task is
             then built to evaluate ``last.pt``.
         """
-        if self.replaces("eval_model") or self.replaces("trained_network"):
+        if defines(self, TaskMethod, "eval_model", "trained_network"):
             return None
         prefix = "average.network."
         averaged = {name.removeprefix(prefix): value for name, value in method.items() if name.startswith(prefix)}

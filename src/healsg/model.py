@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
 from healsg.metric import Metric
+from healsg.parts import undefined
 
 
 def takes_any(info: DataInfo) -> str:
@@ -48,7 +49,11 @@ class TaskModel:
     draws_only_from_torch: ClassVar[bool] = False
     """Whether the network and ``predict`` draw random numbers from torch's generators alone; see ``TaskMethod``."""
 
+    required: ClassVar[Mapping[str, tuple[str, ...]]] = {"build": ()}
+    """What a subclass has to define; see ``TaskData.required``."""
+
     chosen: Mapping[str, Metric] | None = None
+    """The configured metrics. A subclass may leave out the call of this class's constructor, and then has none."""
 
     def __init__(self, metrics: Mapping[str, Metric] | None = None) -> None:
         self.chosen = metrics
@@ -60,7 +65,7 @@ class TaskModel:
 
     def build(self, info: DataInfo) -> nn.Module:
         """The network for samples of ``info.input_shape`` with ``info.num_classes`` outputs."""
-        raise NotImplementedError
+        raise undefined("model", self, "build")
 
     def pretrained(self) -> TaskModel | None:
         """This model with published weights: the configured ones, else its default ones. None if there are none."""

@@ -63,6 +63,12 @@ class Pass(Protocol):
         """The numbers of the pass, such as ``{"loss": 0.31}``."""
 
 
+class TrainPass(Pass, Protocol):
+    """A pass over the training split; see ``training.epoch.TrainEpoch``."""
+
+    def finish_step(self, micro: MicroBatch, scalars: dict[str, Any], moved: bool) -> None: ...
+
+
 class Method(Protocol):
     """How a task learns; see ``method.TaskMethod``."""
 
@@ -84,7 +90,14 @@ class Method(Protocol):
     @property
     def higher_is_better(self) -> Mapping[str, bool]: ...
 
-    def replaces(self, name: str) -> bool: ...
+    @property
+    def evaluates_itself(self) -> bool: ...
+
+    @property
+    def custom_step(self) -> bool: ...
+
+    @property
+    def follows_updates(self) -> bool: ...
 
     def step(self, task: Task, batch: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]: ...
 
@@ -229,8 +242,8 @@ class Runner(Protocol):
 class Task(Protocol):
     """Data, model and method joined; see ``task.BasicTask``."""
 
-    model: nn.Module
-    """The network; a method may replace it in ``setup``."""
+    @property
+    def model(self) -> nn.Module: ...
 
     @property
     def config(self) -> Any: ...
@@ -287,12 +300,19 @@ class Task(Protocol):
     def max_epoch(self) -> int: ...
 
     @property
-    def train_epoch(self) -> Pass: ...
+    def train_epoch(self) -> TrainPass: ...
 
     @property
     def val_epoch(self) -> Pass: ...
 
-    def replaces(self, name: str) -> bool: ...
+    @property
+    def custom_network(self) -> bool: ...
+
+    @property
+    def custom_epoch(self) -> bool: ...
+
+    @property
+    def custom_state(self) -> bool: ...
 
     def measured_names(self) -> list[str] | None: ...
 

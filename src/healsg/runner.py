@@ -78,6 +78,9 @@ class TaskRunner:
     leaves_weights: ClassVar[bool] = True
     """Weights change only in ``update``; see ``TaskMethod.leaves_weights``. A subclass declares it itself."""
 
+    constructed = False
+    """Whether the constructor has been called, as that of a subclass has to."""
+
     def __init__(
         self,
         epochs: Count = 60,
@@ -114,6 +117,7 @@ class TaskRunner:
         processes: Count | None = None,
         tune: Positive | None = None,
     ) -> None:
+        self.constructed = True
         self.epochs = epochs
         self.steps = steps
         self.accumulate = accumulate

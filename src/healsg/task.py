@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from healsg.evaluation.evaluator import EvalEpoch
 from healsg.method import TaskMethod
 from healsg.metric import directions_of
 from healsg.model import TaskModel
+from healsg.parts import defines, require_defined
 from healsg.paths import current_folder
 from healsg.runner import TaskRunner
 from healsg.runs import weights
@@ -49,6 +51,9 @@ class BasicTask:
     move to the device, ``optimizer``, ``scheduler``.
     """
 
+    constructed = False
+    """Whether the constructor has been called, as that of a subclass has to."""
+
     def __init__(
         self,
         config: TaskConfig,
@@ -57,6 +62,7 @@ class BasicTask:
         task_method: TaskMethod,
         runner: TaskRunner,
     ) -> None:
+        self.constructed = True
         self.config = config
         self.args = config.args
         self.task_data = task_data
@@ -103,15 +109,39 @@ class BasicTask:
     @property
     def info(self) -> DataInfo | None:
         """What is known about the data before they are read; None if the task builds its own loaders."""
-        return None if self.replaces("build_dataloader") else self.task_data.info
+        return None if self.custom_loaders else self.task_data.info
 
-    def replaces(self, name: str) -> bool:
-        """Whether this task's class overrides the method ``name`` of ``BasicTask``, such as a builder."""
-        return getattr(type(self), name) is not getattr(BasicTask, name)
+    @cached_property
+    def custom_loaders(self) -> bool:
+        """Whether the task builds its own loaders, so that nothing is asked of ``task_data``."""
+        return defines(self, BasicTask, "build_dataloader")
+
+    @cached_property
+    def custom_network(self) -> bool:
+        """Whether the task builds its own network, so that ``task_model`` builds none."""
+        return defines(self, BasicTask, "build_model")
+
+    @cached_property
+    def custom_epoch(self) -> bool:
+        """Whether the task has its own ``run_epoch``, so that it is known only afterwards what an epoch measures."""
+        return defines(self, BasicTask, "run_epoch")
+
+    @cached_property
+    def custom_state(self) -> bool:
+        """Whether the task saves a state of its own."""
+        return defines(self, BasicTask, "state_dict")
+
+    def require_defined(self) -> None:
+        """Check that the classes of the parts define what this task will call. Raises ConfigError."""
+        if not self.custom_loaders:
+            require_defined("data", self.task_data, TaskData)
+        if not self.custom_network:
+            require_defined("model", self.task_model, TaskModel)
+        require_defined("method", self.task_method, TaskMethod)
 
     def check(self) -> None:
         """Check that the parts fit together, before any data are read. Raises ConfigError."""
-        if self.info is not None and not self.replaces("build_model"):
+        if self.info is not None and not self.custom_network:
             self.task_model.check(self.info)
         self.task_method.check(self)
         self.runner.best_tracker.check(self.measured_names(), self.directions())
@@ -120,8 +150,9 @@ class BasicTask:
 
     def measured_names(self) -> list[str] | None:
         """The names of the numbers that every epoch will measure; None if they are known only afterwards."""
-        overridden = self.replaces("run_epoch") or self.task_method.replaces("evaluate")
-        if overridden or (self.info is None and not self.loaders):
+        if self.custom_epoch or self.task_method.evaluates_itself:
+            return None
+        if self.info is None and not self.loaders:
             return None
         names = ["train/loss"]
         if not self.loaders or "val" in self.loaders:
@@ -186,6 +217,7 @@ class BasicTask:
                 log.warning("%s", warning)
         self.criterion = returned.criterion(self.build_criterion())
         returned.require_classes(self.loaders, self.info, self.criterion)
+        self.model = self.task_method.extend_network(self, self.model)
         self.task_method.setup(self)
         min_rows = least_rows(self.model, self.info)
         sharding = runner.sharding(seed, min_rows)
@@ -233,9 +265,9 @@ class BasicTask:
         Args:
             fresh_weights: False if the weights of a checkpoint are loaded afterwards, so that no others are read.
         """
-        model, method = self.task_model, self.task_method
-        custom_network = self.replaces("build_model")
-        if method.starts_from_weights and not self.config.init_from and not custom_network:
+        model = self.task_model
+        method = self.task_method
+        if method.starts_from_weights and not self.config.init_from and not self.custom_network:
             published = model.pretrained()
             if published is None and fresh_weights:
                 log.warning(

@@ -228,7 +228,7 @@ class TaskTrainer:
             task, network = network_of_run(self.composed, info, state, samples=True)
         except RunError:  # a user's method changes the network in setup; the whole task has to be built for it
             return None
-        if task.task_method.replaces("evaluate"):
+        if task.task_method.evaluates_itself:
             return None
         return task.build_evaluation(network, split, info)
 

@@ -114,7 +114,7 @@ def _task_of(composed: Composed, predictor: Predictor, proves: bool) -> BasicTas
         if proves:
             raise
         task = build_task(composed, predictor.info, samples=False)
-    if task.task_method.replaces("evaluate"):
+    if task.task_method.evaluates_itself:
         name = type(task.task_method).__name__
         raise RunError(f"healsg export: {name} has an evaluation of its own and trains no classifier; train one on it")
     return task

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,11 +21,10 @@ from healsg.data.masks import checked
 from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource
 from healsg.data.splits import in_cases, stratified_split
 from healsg.errors import ConfigError, DataError
+from healsg.parts import copied, undefined
 from healsg.paths import current_folder
 from healsg.seeding import Draw, mix
 from healsg.types import Count, Natural, NonNegative, Share
-
-Data = TypeVar("Data", bound="TaskData")
 
 PROBED, TRIES = 8, 3
 """Samples whose views are compared before a run, and epochs whose draws are tried."""
@@ -92,6 +90,16 @@ class TaskData:
     """Whether reading uses no global random generator, so that the next job of a sweep may reuse what was read with the
     same settings. Each class declares this itself; an inherited value is ignored."""
 
+    required: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "info": (),
+        "read": ("stored", "source_of", "splits", "loaders"),
+    }
+    """What a subclass has to define. The methods beside a name are those that lead to its call: a subclass that
+    overrides one of them need not define it."""
+
+    constructed = False
+    """Whether the constructor has been called, as that of a subclass has to."""
+
     def __init__(
         self,
         root: str = "data",
@@ -107,6 +115,7 @@ class TaskData:
         eval_batch_size: Count | None = None,
         mirror: str | None = None,
     ) -> None:
+        self.constructed = True
         if mirror is not None and not mirror.startswith("https://"):
             raise ConfigError(f"data.mirror: {mirror} is no https address, such as https://mirror.example/data/")
         if mirror is not None and "@" in mirror.removeprefix("https://").partition("/")[0]:
@@ -131,7 +140,7 @@ class TaskData:
     @property
     def info(self) -> DataInfo:
         """What is known before the samples are read."""
-        raise NotImplementedError
+        raise undefined("data", self, "info")
 
     def fitted(self) -> DataInfo:
         """``info`` with the preprocessing of evaluation, including what was fitted on the training samples.
@@ -157,7 +166,7 @@ class TaskData:
 
     def read(self, part: str) -> Source | None:
         """The samples of ``train``, ``val`` or ``test`` as the set is published; None if it has no such part."""
-        raise NotImplementedError
+        raise undefined("data", self, "read")
 
     def keep_parts(self, size: int) -> None:
         """Read each part once, up to ``size`` bytes in memory, for the next jobs of a sweep."""
@@ -166,13 +175,13 @@ class TaskData:
     def for_next_job(self) -> Self:
         """This data set for another job with the same settings: with the parts that were read, and a new record of
         unreadable samples."""
-        return _copied(self, {"reading": self.reading.anew()})
+        return copied(self, {"reading": self.reading.anew()})
 
     def as_new(self, **changed: Any) -> Self:
         """A copy with changed attributes, and without cached properties and kept parts."""
         members = [member for kind in type(self).__mro__ for member in vars(kind).items()]
         cached = [name for name, value in members if isinstance(value, cached_property)]
-        return _copied(self, {"_kept": {}, **changed}, cached)
+        return copied(self, {"_kept": {}, **changed}, cached)
 
     def source_of(self, name: str) -> Source | None:
         """``stored`` of ``train``, ``val``, ``test`` or ``unlabelled``, kept in memory as ``keep_parts`` allows."""
@@ -382,15 +391,6 @@ def _require_source(source: Any, name: str) -> None:
             raise DataError(f"{name}: TensorSource holds {type(held).__name__}, not tensors; {way}")
 
 
-def _copied(data: Data, changed: Mapping[str, Any], without: Sequence[str] = ()) -> Data:
-    duplicate = copy.copy(data)
-    attributes = vars(duplicate)
-    for name in without:
-        attributes.pop(name, None)
-    attributes.update(changed)
-    return duplicate
-
-
 def _size(sources: Sequence[Source | None]) -> int:
     """The size of the samples in memory, in bytes; a source that reads its samples one by one holds none."""
     return sum(source.input.nbytes + source.target.nbytes for source in sources if isinstance(source, TensorSource))
@@ -399,7 +399,7 @@ def _size(sources: Sequence[Source | None]) -> int:
 def same_views(
     raw: Batch, first: tuple[str, Transform | None], second: tuple[str, Transform | None], spatial_targets: bool = False
 ) -> bool:
-    """Whether two views, each a name and a transform, of the samples in ``raw`` never differ.
+    """Whether two views of the samples in ``raw`` never differ.
 
     Args:
         raw: the samples as they are stored.

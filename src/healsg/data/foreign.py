@@ -22,6 +22,7 @@ from healsg.data.loader import Loader
 from healsg.data.sharding import Sharding
 from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource, as_batch, line
 from healsg.errors import DataError
+from healsg.parts import defines
 from healsg.seeding import seed_everything, seed_foreign
 from healsg.training.step import Samples, TrainBatch, none_negative
 
@@ -227,7 +228,7 @@ def _is_plain(loader: Any) -> bool:
         return False
     if loader.batch_size is None:  # it has a batch_sampler of its own, or none
         return False
-    if type(loader).__iter__ is not DataLoader.__iter__:
+    if defines(loader, DataLoader, "__iter__"):
         return False
     sampler = loader.sampler
     whole = type(sampler) in (SequentialSampler, DistributedSampler) or (

@@ -94,7 +94,7 @@ class Ordering:
     ) -> None:
         for stream, source in sources.items():
             if not len(source):
-                raise DataError(f"data: a split has no {stream} samples; nothing can be dealt")
+                raise DataError(f"data: a split has no {stream} samples")
         self.sources = sources
         self.views = views
         self.sizes = sizes

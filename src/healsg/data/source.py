@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from torch.utils.data import Subset, default_collate
 from healsg.data.case import Case
 from healsg.data.generators import generators_of
 from healsg.errors import DataError, HealsgError
+from healsg.parts import copied
 from healsg.seeding import Draw
 
 log = logging.getLogger("healsg")
@@ -398,9 +398,7 @@ class DatasetSource:
 
     def checking(self, check: Check) -> DatasetSource:
         """The same samples, each of them checked when it is first read."""
-        made = copy.copy(self)
-        made.check, made.checked = check, set()
-        return made
+        return copied(self, {"check": check, "checked": set()})
 
 
 def _is_dense(value: Any) -> bool:

@@ -222,7 +222,7 @@ class ImageFolder(OwnPictures):
                 skipped.append(others)
                 yield from found
 
-        paths = PathList(pictures())  # class by class, so that there never are strings for all of them
+        paths = PathList.of(pictures())  # class by class, so that there never are strings for all of them
         empty = [name for name, count in zip(classes, counts, strict=True) if not count]
         targets = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.int64))
         if empty and (not paths or (part == "train" and self._saved is None)):
@@ -265,7 +265,7 @@ class Pictures(DecodedPictures):
         decoder: Decoder = "auto",
     ) -> None:
         super().__init__(torch.as_tensor(targets), size, channels, remark, decoder)
-        self.paths = paths if isinstance(paths, PathList) else PathList(paths)
+        self.paths = paths if isinstance(paths, PathList) else PathList.of(paths)
 
     def opened(self, index: int) -> str:
         return self.paths[index]

@@ -19,6 +19,7 @@ from healsg.datasets.published.files import log
 from healsg.datasets.targets.names import alike, shown
 from healsg.datasets.targets.relabelled import unlabelled
 from healsg.errors import ConfigError, DataError
+from healsg.parts import defines
 from healsg.types import Count, Range
 
 
@@ -90,8 +91,8 @@ class LabelledData(TaskData):
         for key in ("fold", "group"):
             if getattr(self, key) and self.has_val:
                 raise ConfigError(f"data.{key}: the set has a validation part of its own; leave it out")
-        if self.group and type(self).groups is LabelledData.groups:
-            self.groups(self.group)
+        if self.group and not defines(self, LabelledData, "groups"):
+            self.groups(self.group)  # raises the error now, and not once the samples are read
 
     def stored(self, part: str) -> Source | None:
         source = super().stored(part)

@@ -186,8 +186,8 @@ def network_of_run(
     task = build_task(composed, info, samples)
     task.choose_weights(fresh_weights=False)
     with torch.random.fork_rng(devices=[]):
-        own = task.replaces("build_model")
-        network = task.task_method.evaluated(task.build_model() if own else task.task_model.build(info))
+        built = task.build_model() if task.custom_network else task.task_model.build(info)
+        network = task.task_method.evaluated(built)
     if task.runner.device_setup.double:
         network.double()  # before the weights, which a float32 network would round
     try:

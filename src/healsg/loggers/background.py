@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from healsg.parts import defines
 from healsg.runs.logger import Logger
 
 log = logging.getLogger("healsg")
@@ -27,7 +28,8 @@ class Background(Logger):
         self.patience: float = getattr(logger, "patience", 1.0)
         self.grace: float = getattr(logger, "grace", 5.0)
         self.calls: queue.Queue[tuple[Any, ...]] = queue.Queue(size)
-        self.listens = type(logger).log is not Logger.log  # waking a thread needlessly costs a millisecond
+        self.logs = defines(logger, Logger, "log")  # waking a thread for nothing costs a millisecond
+        self.logs_media = defines(logger, Logger, "media")
         self.started = threading.Event()
         self.thread = threading.Thread(target=self._work, name=f"healsg-{name}", daemon=True)
 
@@ -37,12 +39,11 @@ class Background(Logger):
         self.started.wait(self.patience)
 
     def log(self, line: dict[str, Any]) -> None:
-        if self.listens and self.thread.is_alive() and not self.calls.full():
+        if self.logs and self.thread.is_alive() and not self.calls.full():
             self.calls.put_nowait(("log", dict(line)))
 
     def media(self, folder: Path, entry: dict[str, Any]) -> None:
-        shows = type(self.logger).media is not Logger.media
-        if shows and self.thread.is_alive() and not self.calls.full():
+        if self.logs_media and self.thread.is_alive() and not self.calls.full():
             self.calls.put_nowait(("media", folder, dict(entry)))
 
     def finish(self, status: str) -> None:

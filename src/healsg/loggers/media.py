@@ -11,8 +11,14 @@ import numpy as np
 
 from healsg.loggers.plots import ticks
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 400, 70, 50, 30
-"""Pixels of a plot, and of its margins."""
+WIDTH = 640
+HEIGHT = 400
+"""Pixels of a plot."""
+
+LEFT = 70
+BOTTOM = 50
+TOP = 30
+"""Pixels of its margins."""
 
 COLOURS = ((9, 105, 218), (188, 76, 0), (26, 127, 55), (130, 80, 223), (191, 57, 137), (87, 96, 106))
 """Of the curves, in turn."""

@@ -36,7 +36,16 @@ LEADING = ("/acc", "/dice", "/iou", "/loss")
 MOST_NUMBERS = 8
 """The most test metrics at the beginning; all are shown below."""
 
-MOST_ROWS, MOST_PLOTS, MOST_CURVES, MOST_CLASSES = 200, 24, 6, 100
+MOST_ROWS = 200
+"""The most rows of a table."""
+
+MOST_PLOTS = 24
+
+MOST_CURVES = 6
+"""The most curves of a plot."""
+
+MOST_CLASSES = 100
+"""The most classes of a confusion matrix."""
 
 MOST_LETTERS = 60
 """The length of class names from which the names above a confusion matrix are rotated."""
@@ -98,11 +107,16 @@ class Report(Logger):
 
     grace = 20.0
 
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        """The run's folder, once the run has started."""
+
     def start(self, folder: Path, record: dict[str, Any]) -> None:
         self.folder = folder
 
     def finish(self, status: str) -> None:
-        write_report(self.folder, status)
+        if self.folder is not None:
+            write_report(self.folder, status)
 
 
 def write_report(folder: Path, status: str | None = None) -> Path:

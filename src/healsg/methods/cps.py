@@ -62,9 +62,8 @@ class CrossPseudoSupervision(SemiSupervised):
         super().check(task)
         refuse_parts(self, "cross pseudo supervision")
 
-    def setup(self, task: Task) -> None:
-        task.model = Pair(task.model, task.build_model())
-        super().setup(task)
+    def extend_network(self, task: Task, network: nn.Module) -> nn.Module:
+        return Pair(network, task.build_model())
 
     def trained_network(self, task: Task) -> nn.Module:
         first: nn.Module = task.model.first  # type: ignore[assignment]

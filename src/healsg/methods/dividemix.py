@@ -106,8 +106,10 @@ class DivideMix(Supervised):
         self.labelled.refuse_mixing("dividemix mixes the samples itself")
         refuse_parts(self, "DivideMix")
 
+    def extend_network(self, task: Task, network: nn.Module) -> nn.Module:
+        return Ensemble(network, task.build_model())
+
     def setup(self, task: Task) -> None:
-        task.model = Ensemble(task.model, task.build_model())
         super().setup(task)
         self.register_buffer("clean", torch.ones(2, len(labelled_targets(task))))
 

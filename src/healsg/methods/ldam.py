@@ -19,9 +19,17 @@ if TYPE_CHECKING:
 
 
 class CosineLinear(nn.Linear):
-    """``scale`` times the cosine between the input and each row of the weights; no bias."""
+    """``scale`` times the cosine between the input and each row of the weights; no bias.
 
-    scale = 1.0
+    Args:
+        linear: the layer whose weights these are.
+        scale: the factor of the cosines.
+    """
+
+    def __init__(self, linear: nn.Linear, scale: float) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.weight = linear.weight
+        self.scale = scale
 
     def forward(self, input: Tensor) -> Tensor:
         return self.scale * F.linear(F.normalize(input, dim=-1), F.normalize(self.weight, dim=-1))
@@ -62,17 +70,15 @@ class LDAM(Supervised):
 
     def setup(self, task: Task) -> None:
         counts = class_counts(task)
-        task.model = self.evaluated(task.model)
         self.register_buffer("margins", margins(counts, self.largest).float())
         self.register_buffer("class_weights", class_balanced_weights(counts, self.beta).float())
         super().setup(task)
 
+    def extend_network(self, task: Task, network: nn.Module) -> nn.Module:
+        return self.evaluated(network)
+
     def evaluated(self, network: nn.Module) -> nn.Module:
-        head = head_of(network, "LDAM")
-        cosine = CosineLinear(head.in_features, head.out_features, bias=False)
-        cosine.weight = head.weight
-        cosine.scale = self.scale
-        network.head = cosine
+        network.head = CosineLinear(head_of(network, "LDAM"), self.scale)
         return network
 
     def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -18,9 +18,20 @@ if TYPE_CHECKING:
 
 
 class ShiftedLinear(nn.Linear):
-    """A linear layer that subtracts ``offset`` from its output in evaluation."""
+    """A linear layer that subtracts ``offset`` from its output in evaluation.
+
+    Args:
+        linear: the layer whose weights these are.
+        offset: (C,) of each output.
+    """
 
     offset: Tensor
+
+    def __init__(self, linear: nn.Linear, offset: Tensor) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.register_buffer("offset", offset)
 
     def forward(self, input: Tensor) -> Tensor:
         output = super().forward(input)
@@ -47,22 +58,24 @@ class LogitAdjustment(Supervised):
         self.when = when
 
     def setup(self, task: Task) -> None:
-        offset = (self.tau * priors(class_counts(task)).log()).float()
-        self.register_buffer("offset", offset)
-        task.model = self.evaluated(task.model)
-        if self.when == "after":
-            task.model.head.offset.copy_(offset)  # type: ignore[union-attr, operator]
+        self.register_buffer("offset", self.log_priors(task))
         super().setup(task)
+
+    def log_priors(self, task: Task) -> Tensor:
+        """(C,) the logarithm of each class's prior, times ``tau``."""
+        return (self.tau * priors(class_counts(task)).log()).float()
+
+    def extend_network(self, task: Task, network: nn.Module) -> nn.Module:
+        return self.shifted(network, self.log_priors(task)) if self.when == "after" else network
 
     def evaluated(self, network: nn.Module) -> nn.Module:
         """With ``after``, replace the head by a ``ShiftedLinear``, whose offset a checkpoint fills in."""
-        if self.when == "after":
-            head = head_of(network, "logit adjustment after training")
-            shifted = ShiftedLinear(head.in_features, head.out_features, head.bias is not None)
-            shifted.weight = head.weight
-            shifted.bias = head.bias
-            shifted.register_buffer("offset", torch.zeros(head.out_features))
-            network.head = shifted
+        return self.shifted(network) if self.when == "after" else network
+
+    def shifted(self, network: nn.Module, offset: Tensor | None = None) -> nn.Module:
+        """Replace the head by a ``ShiftedLinear``; without ``offset`` by one that is 0."""
+        head = head_of(network, "logit adjustment after training")
+        network.head = ShiftedLinear(head, torch.zeros(head.out_features) if offset is None else offset)
         return network
 
     def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:

@@ -102,12 +102,11 @@ class MAE(SelfSupervised):
                 f"method: mae hides patches from a transformer, not {type(task.task_model).__name__}; model=vit"
             )
 
-    def setup(self, task: Task) -> None:
-        network = task.model
+    def extend_network(self, task: Task, network: nn.Module) -> nn.Module:
         if not isinstance(network, VisionTransformer) or network.position.shape[1] - (network.token is not None) < 2:
             raise ConfigError("method: mae hides some of a VisionTransformer's patches, two or more; set model.patch")
-        super().setup(task)
-        task.model = MaskedAutoencoder(network, self.mask, self.width, self.depth, self.heads)
+        self.evaluated(network)
+        return MaskedAutoencoder(network, self.mask, self.width, self.depth, self.heads)
 
     def evaluated(self, network: nn.Module) -> nn.Module:
         """Remove the classifier."""

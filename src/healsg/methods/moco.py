@@ -36,6 +36,7 @@ class MoCo(SelfSupervised):
     keys: Tensor
     """(queue, size), the keys of earlier batches."""
     place: Tensor
+    """The index in ``keys`` of the next key; its name is that of the buffer in checkpoints."""
 
     def __init__(
         self,

@@ -58,9 +58,8 @@ class SelfSupervised(TaskMethod):
             name = type(self).__name__
             raise ConfigError(f"method: {name} needs views of the samples; a task with loaders of its own has none")
 
-    def setup(self, task: Task) -> None:
-        task.model = self.evaluated(task.model)
-        super().setup(task)
+    def extend_network(self, task: Task, network: nn.Module) -> nn.Module:
+        return self.evaluated(network)
 
     def evaluated(self, network: nn.Module) -> nn.Module:
         """Replace the classifier by the method's head."""

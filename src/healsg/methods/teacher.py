@@ -191,7 +191,7 @@ class Distilled(TaskMethod):
         self.start = current_folder()
         self.labelled = LabelledSamples(label_smoothing, mixup, cutmix, random_erasing)
         self.teacher: nn.Module = nn.Identity()
-        self.places: list[str] = []
+        self.teacher_modules: list[str] = []
         """The modules of the teacher whose outputs are used, by name."""
 
     def check(self, task: Task) -> None:
@@ -224,11 +224,10 @@ class Distilled(TaskMethod):
         if folder.record.get("status") != "finished":
             log.warning("method.teacher: %s is not finished; the best weights that it has teach", folder.shown)
 
-    def setup(self, task: Task) -> None:
-        super().setup(task)
-        self.labelled.setup(task)
+    def extend_network(self, task: Task, network: nn.Module) -> nn.Module:
+        """Load the teacher, and put heads on the student's network where the method has some."""
         if not self.run or not _student.get():
-            return
+            return network
         try:
             self.teacher = network_of(find(self.run, self.start), task)
         except HealsgError as error:
@@ -239,13 +238,24 @@ class Distilled(TaskMethod):
         except RuntimeError as error:
             reason = f"cannot take samples of {tuple(samples.shape[1:])}: {one_line(error)}"
             raise ConfigError(f"method.teacher: {self.run} {reason}") from error
-        student = probe(task.model, samples)
+        student = probe(network, samples)
         require_same("outputs", self.run, teacher.output[1:], student.output[1:])
-        task.model = self.with_heads(task, student, teacher)
+        return self.with_heads(task, network, student, teacher)
 
-    def with_heads(self, task: Task, student: Probe, teacher: Probe) -> nn.Module:
-        """The student with trained heads on its inner outputs; sets ``places``. By default the unchanged network."""
-        return task.model
+    def setup(self, task: Task) -> None:
+        super().setup(task)
+        self.labelled.setup(task)
+
+    def with_heads(self, task: Task, network: nn.Module, student: Probe, teacher: Probe) -> nn.Module:
+        """The student's network with trained heads on its inner outputs; sets ``teacher_modules``. By default the
+        network itself.
+
+        Args:
+            task: the student's task.
+            network: the student's.
+            student, teacher: the outputs of both networks' modules.
+        """
+        return network
 
     def layer_pairs(self, student: Probe, teacher: Probe, kind: str, last: bool = False) -> tuple[list[str], list[str]]:
         """The modules of both networks, in pairs: those named, else all or the last of a kind, paired from the last.
@@ -278,10 +288,10 @@ class Distilled(TaskMethod):
         return task.model.network if isinstance(task.model, Student) else task.model
 
     def teach(self, input: Tensor) -> ForwardOutput:
-        """The teacher's output and those of its modules ``places``, without gradients."""
-        with torch.no_grad(), outputs_of(self.teacher, self.places) as found:
+        """The teacher's output and those of its modules ``teacher_modules``, without gradients."""
+        with torch.no_grad(), outputs_of(self.teacher, self.teacher_modules) as found:
             output = self.teacher(input)
-        return ForwardOutput(output, [found[name] for name in self.places])
+        return ForwardOutput(output, [found[name] for name in self.teacher_modules])
 
 
 def some_samples(task: Task) -> Tensor:

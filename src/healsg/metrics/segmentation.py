@@ -40,6 +40,7 @@ from healsg.errors import ConfigError
 from healsg.metric import precise
 from healsg.metrics.classification import tally
 from healsg.metrics.gathered import Gathered
+from healsg.parts import copied
 from healsg.types import Count, NonNegative
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -310,11 +311,12 @@ class CaseMetric(Gathered):
         """The index and the name of each case, in the order of the rows."""
 
     def for_task(self, info: DataInfo | None) -> CaseMetric:
-        made = copy.deepcopy(self)
-        if info is not None:
-            made.ignore = info.ignore if self.ignore is None else self.ignore
-            made.regions = list(info.regions.values()) or None if self.regions is None else self.regions
-        return made
+        new = copy.deepcopy(self)
+        if info is None:
+            return new
+        ignore = info.ignore if self.ignore is None else self.ignore
+        regions = list(info.regions.values()) or None if self.regions is None else self.regions
+        return copied(new, {"ignore": ignore, "regions": regions})
 
     def see(self, output: Tensor, batch: Mapping[str, Any]) -> None:
         cases = cases_of(batch)

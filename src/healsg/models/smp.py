@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import importlib.util
 from pathlib import Path
@@ -16,6 +15,7 @@ from healsg.data.source import line
 from healsg.errors import ConfigError, RunError
 from healsg.models.foreign_dense import ForeignDense, require_masks
 from healsg.models.unet import DenseModel, refuse_samples
+from healsg.parts import copied
 from healsg.paths import current_folder
 from healsg.runs.weights import initialise
 
@@ -55,9 +55,7 @@ class Smp(DenseModel):
         return self if self.weights else None
 
     def untrained(self) -> Smp:
-        made = copy.copy(self)
-        made.weights, made.file = None, None
-        return made
+        return copied(self, {"weights": None, "file": None})
 
     def check(self, info: DataInfo) -> None:
         if importlib.util.find_spec("segmentation_models_pytorch") is None:

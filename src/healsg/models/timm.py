@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import importlib.util
 from pathlib import Path
@@ -16,6 +15,7 @@ from healsg.data.source import line
 from healsg.errors import ConfigError, RunError
 from healsg.model import TaskModel, takes_any
 from healsg.models.torchvision import TorchvisionNetwork
+from healsg.parts import copied
 from healsg.paths import current_folder
 
 HEADS = ("head", "head.fc", "fc", "classifier")
@@ -98,16 +98,12 @@ class Timm(TaskModel):
     def pretrained(self) -> Timm | None:
         if self.weights or self.use_published:
             return self
-        return self._with(True, None) if self._published().has_weights else None
+        if not self._published().has_weights:
+            return None
+        return copied(self, {"use_published": True, "weights": None, "file": None})
 
     def untrained(self) -> Timm:
-        return self._with(False, None)
-
-    def _with(self, published: bool, weights: str | None) -> Timm:
-        made = copy.copy(self)
-        made.use_published, made.weights = published, weights
-        made.file = self.file if weights else None
-        return made
+        return copied(self, {"use_published": False, "weights": None, "file": None})
 
     def check(self, info: DataInfo) -> None:
         super().check(info)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import pickle
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from healsg.build import weights_only
 from healsg.data.base import DataInfo
 from healsg.errors import ConfigError, RunError
 from healsg.model import Network, TaskModel, takes_any
+from healsg.parts import copied
 from healsg.runs.weights import bare_names, fitting, read_weights
 
 AUXILIARY = ("googlenet", "inception_v3")
@@ -120,6 +120,7 @@ class Torchvision(TaskModel):
         self.weights = weights
         self.options = dict(options or {})
         self.empty = False
+        """Whether the weights are left out, though the network is built as with them."""
 
     def pretrained(self) -> Torchvision | None:
         self._check_names()
@@ -127,16 +128,12 @@ class Torchvision(TaskModel):
             return self
         from torchvision import models
 
-        return self._with("DEFAULT") if len(models.get_model_weights(self.name)) else None
+        if not len(models.get_model_weights(self.name)):
+            return None
+        return copied(self, {"weights": "DEFAULT", "empty": False})
 
     def untrained(self) -> Torchvision:
-        return self._with(self.weights, empty=True)
-
-    def _with(self, weights: str | None, empty: bool = False) -> Torchvision:
-        """The same with other weights; ``empty`` leaves them out, though the network is built as with them."""
-        made = copy.copy(self)
-        made.weights, made.empty = weights, empty
-        return made
+        return copied(self, {"empty": True})
 
     def check(self, info: DataInfo) -> None:
         super().check(info)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from typing import Any
 
@@ -15,6 +14,7 @@ from healsg.errors import ConfigError, RunError
 from healsg.models.foreign_dense import ForeignDense, require_masks
 from healsg.models.smp import file_of
 from healsg.models.unet import DenseModel, refuse_samples
+from healsg.parts import copied
 from healsg.runs.weights import initialise
 
 
@@ -52,9 +52,7 @@ class TorchvisionSegmentation(DenseModel):
         return self if self.weights else None
 
     def untrained(self) -> TorchvisionSegmentation:
-        made = copy.copy(self)
-        made.weights, made.file = None, None
-        return made
+        return copied(self, {"weights": None, "file": None})
 
     def check(self, info: DataInfo) -> None:
         refuse_samples(self, info)

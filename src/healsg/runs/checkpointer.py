@@ -468,7 +468,7 @@ class Checkpointer(Watcher):
         collects_val = self.collector is not None and isinstance(val, Loader) and val.samples <= LOOKED_AT
         if "test" in task.loaders:
             split = "test"
-        elif collects_val and not task.task_method.replaces("evaluate"):
+        elif collects_val and not task.task_method.evaluates_itself:
             split = "val"
         else:
             return Evaluation({})

@@ -63,11 +63,9 @@ def weights_rest(task: Task) -> bool:
     The classes of the model, the method and the runner declare it, each in its own body. On a GPU copies are
     asynchronous anyway.
     """
-    if (
-        task.device.type != "cpu"
-        or task.runner.parallel.shards
-        or any(map(task.replaces, ("build_model", "state_dict", "run_epoch")))
-    ):
+    if task.device.type != "cpu" or task.runner.parallel.shards:
+        return False
+    if task.custom_network or task.custom_epoch or task.custom_state or task.task_method.custom_step:
         return False
     parts = (task.task_model, task.task_method, task.runner)
-    return all(declares(part, "leaves_weights") for part in parts) and not task.task_method.replaces("step")
+    return all(declares(part, "leaves_weights") for part in parts)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from healsg import system
 from healsg.errors import ConfigError
+from healsg.parts import defines
 from healsg.torch_private import is_compiled, prepare_compilation
 from healsg.training.layout import image_dims, prefers_channels_last
 from healsg.training.parallel import Parallel
@@ -224,7 +225,7 @@ def repeated(model: nn.Module) -> list[nn.Module]:
     blocks = dict[nn.Module, None]()
     for container in (module for module in model.modules() if isinstance(module, ROWS)):
         children = [child for child in container.children() if any(child.children()) and not isinstance(child, ROWS)]
-        kinds = Counter(type(child) for child in children if type(child).compile is nn.Module.compile)
+        kinds = Counter(type(child) for child in children if not defines(child, nn.Module, "compile"))
         blocks |= dict.fromkeys(child for child in children if kinds[type(child)] > 1)
     return [block for block in blocks if not any(inner in blocks for inner in [*block.modules()][1:])]
 

@@ -12,10 +12,15 @@ if TYPE_CHECKING:
 
 
 class TrainEpoch:
-    """One pass over the training data, from the run's position in it."""
+    """One pass over the training data, from the run's position in it.
+
+    Args:
+        task: the trained task, whose method is set up.
+    """
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.follows_updates = task.task_method.follows_updates
 
     def run(self) -> dict[str, float]:
         """Train; returns the means of the steps' scalars over the whole epoch, e.g. ``{"loss": 0.31}``."""
@@ -23,21 +28,22 @@ class TrainEpoch:
         task.net.train()
         for batch, micro in runner.train_batches(task):
             scalars, moved = runner.step(task, batch, micro)
-            finish_step(task, micro, scalars, moved)
+            self.finish_step(micro, scalars, moved)
         return runner.meter.finish()
 
+    def finish_step(self, micro: MicroBatch, scalars: dict[str, Any], moved: bool) -> None:
+        """What follows a step: ``after_update`` of the method, the means of the epoch, and a save or stop if it is due.
 
-def finish_step(task: Task, micro: MicroBatch, scalars: dict[str, Any], moved: bool) -> None:
-    """What follows a step: ``after_update`` of the method, the means of the epoch, and a save or stop if it is due.
-
-    Args:
-        scalars, moved: the result of ``runner.step``; ``moved`` is whether the weights were updated.
-    """
-    runner = task.runner
-    method = task.task_method
-    if moved and (method.average is not None or method.replaces("after_update")):  # else it does nothing
-        with torch.no_grad():
-            method.after_update(task)
-    runner.meter.add(scalars)
-    if micro.closes:
-        runner.tick(task)
+        Args:
+            micro: the step's micro-batch.
+            scalars: its result, with their counts.
+            moved: whether the weights were updated.
+        """
+        task = self.task
+        runner = task.runner
+        if moved and self.follows_updates:
+            with torch.no_grad():
+                task.task_method.after_update(task)
+        runner.meter.add(scalars)
+        if micro.closes:
+            runner.tick(task)

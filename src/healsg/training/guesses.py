@@ -92,16 +92,19 @@ class GuessLedger:
         index, scores, weight = (torch.cat(column) for column in zip(*self.pending, strict=True))
         self.pending.clear()
         self.waiting = 0
-        self.columns.begun = True
         confidence, label = scores.float().softmax(dim=1).max(dim=1)
         index = index.to(scores.device)
         order = torch.arange(len(index), device=index.device)
-        last = torch.full_like(self.columns.tensors["label"], -1, dtype=torch.int64).scatter_reduce_(
-            0, index, order, "amax"
+        columns = self.columns.tensors
+        none = torch.full_like(columns["label"], -1, dtype=torch.int64)
+        last = none.scatter_reduce_(0, index, order, "amax")  # of each sample: its last row, or -1
+        values = {"confidence": confidence, "weight": weight, "label": label}
+        self.columns.replace(
+            {
+                name: torch.where(last >= 0, new[last.clamp(min=0)].to(columns[name].dtype), columns[name])
+                for name, new in values.items()
+            }
         )
-        for name, values in (("confidence", confidence), ("weight", weight), ("label", label)):
-            column = self.columns.tensors[name]
-            column.copy_(torch.where(last >= 0, values[last.clamp(min=0)].to(column.dtype), column))
 
     def end_epoch(self) -> None:
         """The epoch is complete; the next ``write`` writes it."""

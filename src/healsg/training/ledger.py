@@ -110,10 +110,8 @@ class Ledger:
             parts = [torch.split(column, lengths) for column in (index.to(outputs.device), *values)]
         for number, batches in enumerate(epochs):
             if batches:
-                self.columns.begun = True
                 rows, *columns = (part[number] for part in parts)
-                for held, column in zip(self.columns.tensors.values(), columns, strict=True):
-                    held.index_copy_(0, rows, column)
+                self.columns.put(rows, columns)
             if number < len(epochs) - 1:
                 self.files.add(self.columns.tensors.values())
                 self.columns.clear()

@@ -43,6 +43,18 @@ class EpochColumns:
         self.begun = False
         """Whether any sample of the epoch has been recorded."""
 
+    def put(self, index: Tensor, values: Iterable[Tensor]) -> None:
+        """Record (n,) values of each column for the (n,) samples of ``index``."""
+        self.begun = True
+        for column, new in zip(self.tensors.values(), values, strict=True):
+            column.index_copy_(0, index, new)
+
+    def replace(self, values: Mapping[str, Tensor]) -> None:
+        """Record the (N,) values of all samples, by column."""
+        self.begun = True
+        for name, new in values.items():
+            self.tensors[name].copy_(new)
+
     def clear(self) -> None:
         """Start an epoch, in which no sample has occurred."""
         self.begun = False
@@ -55,9 +67,8 @@ class EpochColumns:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.clear()
-        self.begun = bool(state)
-        for name, values in state.items():
-            self.tensors[name].copy_(values)
+        if state:
+            self.replace(state)
 
 
 @dataclass(frozen=True)

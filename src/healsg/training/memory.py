@@ -40,7 +40,7 @@ def check(runner: Runner, method: Method) -> None:
     runner.parallel.require_single_process(reason)
     if runner.accumulate > 1:
         raise ConfigError("runner.auto_accumulate: takes batches apart by itself; leave runner.accumulate at 1")
-    if not method.mean_over_samples or method.replaces("step"):
+    if not method.mean_over_samples or method.custom_step:
         why = f"the loss of {type(method).__name__} is no mean over samples, so that half a batch is another loss"
         raise ConfigError(f"runner.auto_accumulate: {why}; set it to false")
 

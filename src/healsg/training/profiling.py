@@ -16,11 +16,20 @@ from healsg.errors import one_line
 
 TRACE = "trace.json.gz"
 """For chrome://tracing and https://ui.perfetto.dev."""
+
 TABLE = "profile.txt"
 
-WAIT, WARM, ACTIVE = 5, 2, 8
-"""Updates before the profiler starts, of its warm-up, and that it records."""
+WAIT = 5
+"""Updates before the profiler starts."""
+
+WARM = 2
+"""Updates of its warm-up."""
+
+ACTIVE = 8
+"""Updates that it records."""
+
 ROWS = 40
+"""The most rows of the table."""
 
 log = logging.getLogger("healsg")
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from healsg.errors import NotFiniteError
 from healsg.protocols import Task, Watcher
-from healsg.training.epoch import finish_step
 from healsg.training.interrupt import StopSignal
 
 LIMIT = 60.0
@@ -89,7 +88,7 @@ def _epoch(task: Task, exempt: set[str], gradients: list[str]) -> None:
             raise _SearchEnded(f"step {step}: the loss is {scalars['loss'].item()}, of finite inputs and weights")
         if gradients and not runner.device_setup.scaler:
             raise _SearchEnded(f"step {step}: the gradient of {gradients[0]} is not finite")
-        finish_step(task, micro, scalars, moved)
+        task.train_epoch.finish_step(micro, scalars, moved)
     train = runner.meter.finish()
     results = {"train": train, "val": task.val_epoch.run() if runner.eval_due() else {}}
     runner.measured(task, results, 0.0, task.directions())

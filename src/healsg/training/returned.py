@@ -136,7 +136,9 @@ def explain_scalars(logs: Mapping[str, Any]) -> None:
 
 def explain_types(batch: Mapping[str, Any], error: Exception) -> None:
     """Raise DataError if the error of a step is the number type of a batch's input or target."""
-    input, target, message = batch.get("input"), batch.get("target"), str(error)
+    input = batch.get("input")
+    target = batch.get("target")
+    message = str(error)
     if isinstance(input, Tensor) and input.dtype is torch.float64 and "dtype" in message and "Double" in message:
         raise DataError("the input of the batch is float64, and the weights are not; give float32 samples") from error
     if isinstance(target, Tensor) and target.is_floating_point() and "to be Long" in message:

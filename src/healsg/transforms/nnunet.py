@@ -23,8 +23,15 @@ from healsg.transforms.dense_targets import has_dense_target
 from healsg.transforms.image import ImageTransform
 from healsg.transforms.numbers import bell, uniform
 
-ROTATED, SCALED = 0.2, 0.2
-NOISY, BLURRED, BRIGHTENED, CONTRASTED, COARSE, INVERTED_GAMMA, GAMMA = 0.1, 0.2, 0.15, 0.15, 0.25, 0.1, 0.3
+ROTATED = 0.2
+SCALED = 0.2
+NOISY = 0.1
+BLURRED = 0.2
+BRIGHTENED = 0.15
+CONTRASTED = 0.15
+COARSE = 0.25
+INVERTED_GAMMA = 0.1
+GAMMA = 0.3
 """The probability of each transform."""
 
 BY_CHANNEL = 0.5

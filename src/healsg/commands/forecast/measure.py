@@ -176,13 +176,11 @@ def _steps(
 
 def _pass(task: BasicTask, clock: Clock) -> Iterator[Seconds]:
     """The steps of the current epoch, each with the reading of its batch."""
-    from healsg.training.epoch import finish_step
-
     task.net.train()
     with closing(task.runner.train_batches(task)) as batches:  # type: ignore[type-var]
         for batch, micro in batches:
             scalars, moved = task.runner.step(task, batch, micro)
-            finish_step(task, micro, scalars, moved)
+            task.train_epoch.finish_step(micro, scalars, moved)
             yield clock.lap()
 
 
@@ -220,7 +218,7 @@ def _evaluation(task: BasicTask, budget: float, clock: Clock) -> tuple[Seconds, 
     if loader is None:
         return Seconds(), Seconds(), 0
     total = len(loader)
-    if task.task_method.replaces("evaluate"):  # an overridden evaluation: only the whole pass can be measured
+    if task.task_method.evaluates_itself:  # only its whole pass can be measured
         clock.lap()
         task.val_epoch.run()
         first = clock.lap()
@@ -320,7 +318,7 @@ def _largest(task: BasicTask, rows: int, begin: dict[str, Any]) -> dict[str, Any
     """The largest batch that fits, from steps with one batch and with two of them at once."""
     from healsg.training import memory
 
-    if rows < 1 or task.task_method.replaces("step"):
+    if rows < 1 or task.task_method.custom_step:
         return None
     available = _available(task)
     if available is None:

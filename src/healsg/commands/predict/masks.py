@@ -45,7 +45,9 @@ def predict_masks(request: Request, members: Sequence[tuple[str, Predictor]], ru
         "settings": request.overrides,
     }
     record = MaskRecord(folder, about)
-    written, skipped, unreadable = 0, 0, 0
+    written = 0
+    skipped = 0
+    unreadable = 0
     for scan in scans:
         if (line := record.is_done(scan.files, scan.mask)) is not None:
             skipped += 1

@@ -340,7 +340,6 @@ def _steps_of(composed: Composed, shared: SharedData) -> Iterator[tuple[BasicTas
     import torch
 
     from healsg.sweeps.job_trainer import JobTrainer
-    from healsg.training.epoch import finish_step
 
     task = JobTrainer(composed, RunFolder(ROOT / "unused"), shared).make_task()
     task.build()
@@ -352,7 +351,7 @@ def _steps_of(composed: Composed, shared: SharedData) -> Iterator[tuple[BasicTas
     def step() -> None:
         batch, micro = next(batches)
         scalars, moved = task.runner.step(task, batch, micro)
-        finish_step(task, micro, scalars, moved)
+        task.train_epoch.finish_step(micro, scalars, moved)
         wait()
 
     try:

@@ -16,28 +16,24 @@ class PathList(Sequence[str]):
     reference count (copy-on-write). Strings are created on access.
 
     Args:
-        paths: any texts, also such as have no encoding in UTF-8 (names of files may be any bytes).
+        content: (B,) uint8.
+        offsets: (N + 1,) int64, where in it each path begins, and the last one ends.
     """
 
-    def __init__(self, paths: Iterable[str]) -> None:
-        content, ends = bytearray(), [0]
+    def __init__(self, content: Tensor, offsets: Tensor) -> None:
+        self.content = content
+        self.offsets = offsets
+
+    @classmethod
+    def of(cls, paths: Iterable[str]) -> PathList:
+        """These paths: any texts, also such as have no encoding in UTF-8 (names of files may be any bytes)."""
+        content = bytearray()
+        ends = [0]
         for path in paths:
             content += str(path).encode("utf-8", "surrogatepass")
             ends.append(len(content))
-        self.content: Tensor = torch.frombuffer(content or bytearray(1), dtype=torch.uint8)
-        self.offsets: Tensor = torch.tensor(ends, dtype=torch.int64)
-
-    @classmethod
-    def of_buffers(cls, content: Tensor, offsets: Tensor) -> PathList:
-        """Paths that lie in such buffers already.
-
-        Args:
-            content: (B,) uint8.
-            offsets: (N + 1,) int64, where in it each path begins, and the last one ends.
-        """
-        made = cls([])
-        made.content, made.offsets = content, offsets
-        return made
+        buffer = torch.frombuffer(content or bytearray(1), dtype=torch.uint8)
+        return cls(buffer, torch.tensor(ends, dtype=torch.int64))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -157,7 +157,7 @@ def _loaded(
     tensors = {name: torch.from_numpy(values) for name, values in arrays.items()}
     groups = {}
     for number, name in enumerate(facts["groups"]):
-        values = PathList.of_buffers(tensors[f"group {number} names"], tensors[f"group {number} ends"])
+        values = PathList(tensors[f"group {number} names"], tensors[f"group {number} ends"])
         groups[str(name)] = (tensors[f"group {number}"], values)
     return TarIndex(
         paths,
@@ -167,7 +167,7 @@ def _loaded(
         tensors["size"],
         tensors["target"],
         [str(label) for label in facts["labels"]],
-        PathList.of_buffers(tensors["names"], tensors["name_ends"]),
+        PathList(tensors["names"], tensors["name_ends"]),
         groups,
     )
 
@@ -230,6 +230,13 @@ class _Columns:
     names: list[str] = field(default_factory=list)
     groups: dict[str, list[str]] = field(default_factory=dict)
 
+    def add_numbers(self, values: Sequence[float]) -> None:
+        """Add the numeric target of a sample. Raises ValueError if it has more or fewer numbers than the others."""
+        self.width = self.width or len(values)
+        if len(values) != self.width:
+            raise ValueError(f"has {len(values)} numbers, and those before it have {self.width}")
+        self.numbers.extend(map(float, values))
+
 
 def _made(paths: list[str], states: list[tuple[int, int]], reading: SampleFiles) -> TarIndex:
     """Build the index of archives from their headers."""
@@ -257,7 +264,7 @@ def _made(paths: list[str], states: list[tuple[int, int]], reading: SampleFiles)
             raise DataError(f"{paths[0]}: some samples name their {name}, others do not")
         known: dict[str, int] = {}
         members = torch.tensor([known.setdefault(value, len(known)) for value in values], dtype=torch.int64)
-        groups[name] = (members, PathList(known))
+        groups[name] = (members, PathList.of(known))
     return TarIndex(
         paths,
         states,
@@ -266,7 +273,7 @@ def _made(paths: list[str], states: list[tuple[int, int]], reading: SampleFiles)
         _whole(columns.size),
         target,
         list(columns.labels),
-        PathList(columns.names),
+        PathList.of(columns.names),
         groups,
     )
 
@@ -344,13 +351,10 @@ def _label(sample: Sample, facts: Mapping[str, Any], descriptor: int, key: str |
 def _take_numbers(columns: _Columns, facts: Mapping[str, Any], key: str | None) -> None:
     """Add the numeric target of a sample. Raises ValueError."""
     given = facts.get(key or "target")
-    values = given if isinstance(given, list) else [given]
+    values: list[Any] = given if isinstance(given, list) else [given]
     if not all(isinstance(value, (int, float)) and abs(value) <= LARGEST for value in values):
         raise ValueError(f"its .json has no finite numbers as {key or 'target'}")
-    columns.width = columns.width or len(values)
-    if len(values) != columns.width:
-        raise ValueError(f"has {len(values)} numbers, and those before it have {columns.width}")
-    columns.numbers.extend(map(float, values))
+    columns.add_numbers(values)
 
 
 def place_in_cache(folder: Path, root: Path) -> Path:

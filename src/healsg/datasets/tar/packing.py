@@ -203,7 +203,7 @@ def _part(data: TaskData, name: str, source: Any, most: int, masked: bool, kept:
         rooms = [room + _room(size) for room, size in zip(rooms, mask_sizes, strict=True)]
     names = _below_common_folder([file.name for file in pictures])
     states = [file.state for file in (*pictures, *masks)]
-    own = PathList(names), PathList(keys_of(names)), sizes, mask_sizes, states
+    own = PathList.of(names), PathList.of(keys_of(names)), sizes, mask_sizes, states
     return Part(source, *own, groups, _bounds(rooms, most))
 
 
