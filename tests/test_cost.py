@@ -143,7 +143,7 @@ def calls_per_step(epochs: int = 12) -> tuple[float, float]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TaskRunner, "end_epoch", ended)
         patch.setattr(TrainEpoch, "run", passed)
-        patch.setattr("healsg.runs.checkpointer.REST", float("inf"))
+        patch.setattr("healsg.runs.checkpointer.SAVE_INTERVAL", float("inf"))
         train("data=digits", "data.batch_size=64", f"runner.epochs={epochs}")
     return calls["pass"] / calls["steps"], calls["all"] / calls["steps"]
 

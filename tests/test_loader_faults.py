@@ -582,7 +582,7 @@ def test_one_pass_at_a_time() -> None:
     first = loader.batches(0)
     next(first)
     assert indices(dealt(loader, 1)) == indices(dealt(loader_of(Faulty(40, {})), 1))
-    with pytest.raises(DataError, match="deals one pass at a time"):
+    with pytest.raises(DataError, match="yields one pass at a time"):
         next(first)
 
 

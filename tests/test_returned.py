@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,11 +208,11 @@ class NoParts(Task):
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A trainer with classes of ``OWN`` in the place of the parts, by group."""
     (tmp_path / "own.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "own", raising=False)
+    sys.modules.pop("own", None)
 
     def made(**named: str) -> Any:
         run = trainer("data=digits", "model=mlp", "method=adamw", "runner.epochs=1", "quiet=true", "name=own")
@@ -220,7 +222,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             run.composed.values[group] = {"_target_": f"own.{name}", **{key: node[key] for key in common}}
         return run
 
-    return made
+    yield made
+    sys.modules.pop("own", None)
 
 
 def one_epoch(run: Any) -> None:
@@ -294,7 +297,7 @@ def test_a_class_that_lacks_a_method_leaves_no_run_behind(own: Any, parts: dict[
 def test_a_hook_that_is_set_on_the_object_is_called(own: Any) -> None:
     run = own(task="Task", method="Following")
     run.train()
-    assert __import__("own").updates == [1, 2, 3, 4]
+    assert sys.modules["own"].updates == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("method", ["Headed", "Assigning"])

@@ -171,8 +171,8 @@ def recalls(name: str) -> list[float]:
     from healsg.build import build_task
     from healsg.data.info import saved_info
     from healsg.evaluation.evaluator import evaluating
-    from healsg.runs.checkpointer import restore_weights, weights_state
     from healsg.runs.folder import find
+    from healsg.runs.restoring import restore_weights, weights_state
     from healsg.trainer import TaskTrainer
 
     task = build_task(TaskTrainer.load(name, "trusted=[benchmarks]").composed)

@@ -217,20 +217,23 @@ class TaskMethod(nn.Module):
 
     def after_update(self, task: Task) -> None:
         """Called after each update, under ``no_grad``: averages, momentum encoders."""
-        if self.average is None:
+        average = self.average
+        if average is None:
             return
         runner = task.runner
         epoch_ends = runner.position == runner.length or runner.step_count == runner.total_steps
-        begun = runner.step_count >= self.swa * runner.total_steps
-        if self.swa and not epoch_ends:
-            return
+        swa_has_begun = runner.step_count >= self.swa * runner.total_steps
         if self.swa:
-            share = self.average.next_share(begun)
+            if not epoch_ends:
+                return
+            share = average.next_share(swa_has_begun)
+        elif self.ema:
+            share = ema_share(self.ema, runner.step_count)
         else:
-            share = ema_share(self.ema, runner.step_count) if self.ema else 1.0
-        self.average.follow(self.weights_to_average(task), self.trained_network(task).buffers(), share)
-        if epoch_ends and begun and not self.ema:
-            self.measure_statistics(task, self.average)
+            share = 1.0  # the optimizer averages, and its averages are copied
+        average.follow(self.weights_to_average(task), self.trained_network(task).buffers(), share)
+        if epoch_ends and swa_has_begun and not self.ema:
+            self.measure_statistics(task, average)
 
     def measure_statistics(self, task: Task, average: Average) -> None:
         """Measure the BatchNorm statistics of averaged weights on the training batches of epoch 0."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from healsg.data.info import DataInfo
     from healsg.model import TaskModel
     from healsg.training.best import BestTracker, Directions
-    from healsg.training.device import DeviceSetup
+    from healsg.training.device import Compile, DeviceSetup
     from healsg.training.meter import Meter
     from healsg.training.parallel import Parallel
     from healsg.training.plan import Plan
@@ -66,7 +66,7 @@ class Pass(Protocol):
 class TrainPass(Pass, Protocol):
     """A pass over the training split; see ``training.epoch.TrainEpoch``."""
 
-    def finish_step(self, micro: MicroBatch, scalars: dict[str, Any], moved: bool) -> None: ...
+    def finish_step(self, micro: MicroBatch, scalars: dict[str, Any], updated: bool) -> None: ...
 
 
 class Method(Protocol):
@@ -137,7 +137,10 @@ class Runner(Protocol):
     def keep_best(self) -> int | None: ...
 
     @property
-    def wrapping(self) -> tuple[Any, bool, bool]: ...
+    def compile(self) -> Compile: ...
+
+    @property
+    def cuda_graph(self) -> bool: ...
 
     # --- its parts
 

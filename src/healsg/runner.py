@@ -135,7 +135,9 @@ class TaskRunner:
         self.shard = shard
         self.limit_batches = limit_batches
         self.callbacks = dict(callbacks or {})
-        self.wrapping = compile, cuda_graph, find_unused_parameters
+        self.compile = compile
+        self.cuda_graph = cuda_graph
+        self.find_unused_parameters = find_unused_parameters
         self.timeout = float(timeout)
         self.parallel = Parallel.of_launch(sync_batchnorm, shard)
         self.device_setup = DeviceSetup(device, precision, channels_last, deterministic, self.parallel)
@@ -143,11 +145,16 @@ class TaskRunner:
         self.meter = Meter(self.parallel)
         self.progress = Progress()
         self.plan = Plan(accumulate=accumulate)
+        """The length of the run, once the train loader is there (``plan_run``)."""
         self.at = Position()
+        """How far the run is."""
         self.accumulator = Accumulator(parallel=self.parallel)
         self.pieces = 1
+        """The micro-batches into which ``auto_accumulate`` splits a batch."""
         self.rate: float | torch.Tensor | None = None
+        """The learning rate of the last update; None before the first."""
         self.stop_reason: str | None = None
+        """Why a callback has ended the run early."""
         self.checkpointer: Watcher = Watcher()
         self.keeps_ledger = ledger
         self.forecast = forecast

@@ -20,7 +20,6 @@ from healsg.data.foreign import AnyLoader, ForeignLoader, wrap_loader
 from healsg.data.info import differing_inputs
 from healsg.data.loader import Loader
 from healsg.data.summary import data_lines, data_warnings
-from healsg.errors import DataError
 from healsg.evaluation.evaluator import EvalEpoch
 from healsg.method import TaskMethod
 from healsg.metric import directions_of
@@ -184,54 +183,62 @@ class BasicTask:
         Raises:
             DataError: the data do not fit ``data_info``.
         """
-        seed, runner = self.config.seed, self.runner
-        runner.prepare(threads)
-        if data_info is not None and self.info is not None:
-            self.task_data = self.task_data.restored(data_info)
-        seed_everything(seed, "data")
-        loaders = self.build_dataloader()
-        if not isinstance(loaders, (Mapping, tuple, list)):
-            kind = type(loaders).__name__
-            raise DataError(f"build_dataloader: gave one {kind}; return (train, val) or a dict by split")
-        if not isinstance(loaders, Mapping):
-            loaders = dict(zip(("train", "val", "test"), loaders, strict=False))
-        reading = self.task_data.reading
-        self.loaders = {
-            split: wrap_loader(loader, split, reading) for split, loader in loaders.items() if loader is not None
-        }
-        if "train" not in self.loaders:
-            raise DataError("build_dataloader: there is no train loader; return (train, val) or a dict by split")
-        self.data_info = None if self.info is None else self.task_data.fitted()
-        if self.data_info and data_info:
-            self.data_info = self.data_info.scaled_as(data_info)
-            _warn_of_other_inputs(data_info, self.data_info)
-        self.choose_weights(fresh_weights)
-        seed_everything(seed, "model")
-        self.model = returned.network(self.build_model())
-        if self.config.init_from and fresh_weights:
-            report, warnings = weights.initialise(
-                self.model, weights_file(self.config.init_from, self._start), self.data_info
-            )
-            log.info("%s", report)
-            for warning in warnings:
-                log.warning("%s", warning)
+        self.runner.prepare(threads)
+        self._build_data(data_info)
+        self.model: nn.Module = self._initial_network(fresh_weights)
         self.criterion = returned.criterion(self.build_criterion())
         returned.require_classes(self.loaders, self.info, self.criterion)
         self.model = self.task_method.extend_network(self, self.model)
         self.task_method.setup(self)
-        min_rows = least_rows(self.model, self.info)
-        sharding = runner.sharding(seed, min_rows)
-        self.loaders = {split: loader.sharded(sharding) for split, loader in self.loaders.items()}
-        runner.plan_run(self.train_loader, seed, min_rows)
-        runner.device_setup.choose_layout(self.model)
-        for module in (self.model, self.criterion, self.task_method):
-            if isinstance(module, nn.Module):
-                runner.device_setup.move_module(module)
-        self.train_epoch, self.val_epoch = TrainEpoch(self), EvalEpoch(self, "val")
-        runner.parallel.synchronise_norms(self.device, self.model, self.task_method)
+        self._plan_run()
+        self._move_to_device()
+        self.train_epoch = TrainEpoch(self)
+        self.val_epoch = EvalEpoch(self, "val")
         if training:
             distributed.meet()  # reading data may take one process longer than the timeout of what follows
             self._build_training()
+
+    def _build_data(self, data_info: DataInfo | None) -> None:
+        """The loaders, which read the data, and ``data_info``, which is fitted on them; see ``build``."""
+        if data_info is not None and self.info is not None:
+            self.task_data = self.task_data.restored(data_info)
+        seed_everything(self.config.seed, "data")
+        loaders = returned.loaders(self.build_dataloader())
+        reading = self.task_data.reading
+        self.loaders = {split: wrap_loader(loader, split, reading) for split, loader in loaders.items()}
+        self.data_info = None if self.info is None else self.task_data.fitted()
+        if self.data_info and data_info:
+            self.data_info = self.data_info.scaled_as(data_info)
+            _warn_of_other_inputs(data_info, self.data_info)
+
+    def _initial_network(self, fresh_weights: bool) -> nn.Module:
+        """The network with its initial weights, on the CPU; see ``build``."""
+        self.choose_weights(fresh_weights)
+        seed_everything(self.config.seed, "model")
+        network = returned.network(self.build_model())
+        if self.config.init_from and fresh_weights:
+            file = weights_file(self.config.init_from, self._start)
+            report, warnings = weights.initialise(network, file, self.data_info)
+            log.info("%s", report)
+            for warning in warnings:
+                log.warning("%s", warning)
+        return network
+
+    def _plan_run(self) -> None:
+        """Divide the batches among processes and updates, and derive the length of the run."""
+        seed = self.config.seed
+        min_rows = least_rows(self.model, self.info)
+        sharding = self.runner.sharding(seed, min_rows)
+        self.loaders = {split: loader.sharded(sharding) for split, loader in self.loaders.items()}
+        self.runner.plan_run(self.train_loader, seed, min_rows)
+
+    def _move_to_device(self) -> None:
+        setup = self.runner.device_setup
+        setup.choose_layout(self.model)
+        for module in (self.model, self.criterion, self.task_method):
+            if isinstance(module, nn.Module):
+                setup.move_module(module)
+        self.runner.parallel.synchronise_norms(self.device, self.model, self.task_method)
 
     def build_evaluation(self, network: nn.Module, split: str, data_info: DataInfo) -> EvalEpoch:
         """Build what the evaluation of ``network`` on one split needs, and nothing for training.
@@ -280,12 +287,15 @@ class BasicTask:
         self.task_model = model if fresh_weights else model.untrained()
 
     def _build_training(self) -> None:
-        self.net = self.runner.device_setup.wrap(self.model, *self.runner.wrapping)
-        self.runner.open_ledger(self)
+        """What training needs besides: the network as a step calls it, the ledger, the optimizer, the schedule."""
+        runner = self.runner
+        setup = runner.device_setup
+        self.net = setup.wrap(self.model, runner.compile, runner.cuda_graph, runner.find_unused_parameters)
+        runner.open_ledger(self)
         self.optimizer = returned.optimizer(self.build_optimizer(), self.model, self.criterion, self.task_method)
-        self.runner.device_setup.unfuse_scaled_sgd(self.optimizer)
+        setup.unfuse_scaled_sgd(self.optimizer)
         self.scheduler = returned.scheduler(self.build_scheduler())
-        self.runner.device_setup.keep_freed_memory()
+        setup.keep_freed_memory()
 
     def facts(self) -> dict[str, Any]:
         """The facts about the parts for ``run.json``; what a user should know about them is logged as well."""

@@ -23,10 +23,11 @@ from healsg.evaluation.evaluator import EvalEpoch, Evaluation
 from healsg.evaluation.predictor import Predictor, best_of, network_of_run
 from healsg.paths import returning
 from healsg.runs import acquire, binding, redact
-from healsg.runs.checkpointer import Checkpointer, restore_weights, resumable, weights_state
+from healsg.runs.checkpointer import Checkpointer
 from healsg.runs.folder import RunFolder, find
 from healsg.runs.forecast import forecast
 from healsg.runs.logger import Logger
+from healsg.runs.restoring import restore_weights, resumable, weights_state
 from healsg.runs.saved_config import load_saved
 from healsg.runs.session import Session
 from healsg.runs.snapshot import Snapshot
@@ -99,16 +100,16 @@ class TaskTrainer:
                 force = self.config["resume"]["force"]
                 info = None if task.data_info is None else task.data_info.state_dict()
                 with self.make_checkpointer(
-                    self.folder,
-                    session.metrics_log,
-                    stop_signal,
-                    session.screen.epoch,
-                    bound,
-                    Snapshot(task),
-                    info,
-                    force,
-                    leaf("samples.SampleCollector")(task.data_info),
-                    session.media_log,
+                    folder=self.folder,
+                    metrics_log=session.metrics_log,
+                    media_log=session.media_log,
+                    show=session.screen.epoch,
+                    stop_signal=stop_signal,
+                    binding=bound,
+                    snapshot=Snapshot(task),
+                    data_info=info,
+                    force=force,
+                    collector=leaf("samples.SampleCollector")(task.data_info),
                 ) as checkpointer:
                     checkpointer.begin(task, path, state)
                     session.begin(facts | forecast_facts | {"data_digest": bound.data_digest}, runner.step_count)
@@ -138,9 +139,9 @@ class TaskTrainer:
         """Instantiate the task and its parts. Raises ConfigError."""
         return build_task(self.composed)
 
-    def make_checkpointer(self, *arguments: Any) -> Checkpointer:
+    def make_checkpointer(self, **arguments: Any) -> Checkpointer:
         """The ``Checkpointer`` of the run; ``healsg verify`` overrides this with one that also observes each step."""
-        return Checkpointer(*arguments)
+        return Checkpointer(**arguments)
 
     def _begin(self, folder: RunFolder | None) -> tuple[BasicTask, dict[str, Logger], RunFolder]:
         """Acquire the folder, instantiate the parts, and only then write into the folder, on rank 0 for all ranks."""

@@ -77,7 +77,7 @@ class Workers:
         ahead = count * min(self.reading.prefetch, 64)
         for number in range(-ahead, len(positions)):  # a request runs ``ahead`` results before its own
             if turn != self.turn:
-                raise DataError("a loader with workers deals one pass at a time, and another was begun")
+                raise DataError("a loader with workers yields one pass at a time, and another was begun")
             if number + ahead < len(positions):
                 with contextlib.suppress(OSError):  # a dead worker is reported when its result is due
                     self.processes[number % count][1].send((turn, positions[number + ahead]))

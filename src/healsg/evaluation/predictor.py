@@ -16,8 +16,8 @@ from healsg.errors import ConfigError, RunError, one_line
 from healsg.evaluation.evaluator import evaluating, in_units
 from healsg.evaluation.heat_maps import Explainer, explainer_of
 from healsg.model import Network, TaskModel
-from healsg.runs.checkpointer import weights_state
 from healsg.runs.folder import RunFolder
+from healsg.runs.restoring import weights_state
 from healsg.task import BasicTask
 from healsg.training.device import DeviceSetup
 

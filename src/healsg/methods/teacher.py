@@ -23,8 +23,8 @@ from healsg.method import TaskMethod
 from healsg.methods.labelled import LabelledSamples
 from healsg.methods.within import Probe, outputs_of, probe
 from healsg.paths import current_folder
-from healsg.runs.checkpointer import restore_weights
 from healsg.runs.folder import RunFolder, find
+from healsg.runs.restoring import restore_weights
 from healsg.runs.saved_config import load_saved
 from healsg.types import Fraction, NonNegative, Share
 

@@ -25,6 +25,7 @@ from healsg.runs.folder import RunFolder, began_at, naming
 from healsg.runs.media import MediaLog
 from healsg.runs.metrics_log import MetricsLog
 from healsg.runs.record import row_of
+from healsg.runs.restoring import step_and_best
 from healsg.runs.retention import Retention, described, file_of, others
 from healsg.runs.snapshot import Snapshot
 from healsg.runs.writer import Writer
@@ -32,11 +33,11 @@ from healsg.training.interrupt import StopSignal
 
 log = logging.getLogger("healsg")
 
-REST = 1.0
+SAVE_INTERVAL = 1.0
 """The fewest seconds between two saves at the ends of epochs; a kill loses at most this much more work."""
 
 
-LOOKED_AT = 10_000
+MOST_COLLECTED = 10_000
 """The most samples of ``val`` for which a run without a test split ends with a pass over them for the report."""
 
 
@@ -48,7 +49,7 @@ class Checkpointer(Watcher):
         metrics_log: its metrics; None on ranks other than 0, which write nothing.
         stop_signal: when to stop.
         show: called with the line of each epoch, which includes ``best``.
-        bound: the binding of each checkpoint, which is compared at a resume.
+        binding: the binding of each checkpoint, which is compared at a resume.
         snapshot: copies the state for a save.
         data_info: the meaning of the weights' inputs and outputs, saved in each checkpoint; None if the task builds its
             own loaders.
@@ -63,7 +64,7 @@ class Checkpointer(Watcher):
         metrics_log: MetricsLog | None,
         stop_signal: StopSignal,
         show: Callable[[dict[str, Any]], None],
-        bound: Binding,
+        binding: Binding,
         snapshot: Snapshot,
         data_info: dict[str, Any] | None = None,
         force: bool = False,
@@ -76,27 +77,27 @@ class Checkpointer(Watcher):
         self.metrics_log = metrics_log
         self.stop_signal = stop_signal
         self.show = show
-        self.bound = bound
+        self.binding = binding
         self.snapshot = snapshot
         self.data_info = data_info
         self.force = force
-        self.belongs: dict[str, str] = {}
+        self.saved_binding: dict[str, str] = {}
         """The binding in the checkpoints, once the run has started."""
-        self.good_last: checkpoint.Stamp | None = None
+        self.intact_last: checkpoint.Stamp | None = None
         """The ``last.pt`` that this process has written or verified; no other may become ``previous.pt``."""
         self.trained = has_trained(folder)
         """Whether ``run.json`` records that an update was made."""
-        self.forgot_best = False
+        self.best_is_lost = False
         """Whether the run was continued without its ``best.pt``, by ``resume.force``."""
         self.writer = Writer(self._write)
-        self.saved_at = -REST
+        self.saved_at = -SAVE_INTERVAL
         self.unsaved_best: dict[str, Any] | None = None
         """The state that the next save writes as ``best.pt``; without ``model`` it gets the current weights."""
         self.retention = Retention(None, None)
         """Which epochs keep their own checkpoint, once the run has started."""
         self.unsaved_epoch: dict[str, Any] | None = None
         """The state that the next save writes as the checkpoint of its epoch."""
-        self.values: dict[int, Any] = {}
+        self.monitored: dict[int, Any] = {}
         """The monitored metric by epoch."""
         self.exempt: set[str] = set()
         """The tensors that may contain inf or NaN."""
@@ -130,10 +131,10 @@ class Checkpointer(Watcher):
     def _resume(self, task: Task, path: Path, state: dict[str, Any]) -> None:
         """Restore the task from ``state``, which was saved in ``path``, and truncate ``metrics.jsonl`` to that save."""
         if path == self.folder.last:
-            self.good_last = checkpoint.stamp(path)
+            self.intact_last = checkpoint.stamp(path)
         lost_best, forced = task.runner.parallel.run_on_rank_zero(lambda: self._check(path, state))
         if lost_best:
-            self.forgot_best = True
+            self.best_is_lost = True
             progress = state["runner"]
             state = state | {"runner": progress | {"monitor": progress["monitor"] | {"best": None}}}
         self._exempt_not_finite(state)
@@ -152,7 +153,7 @@ class Checkpointer(Watcher):
     def _start(self, task: Task) -> None:
         """Start at step 0."""
         if self.metrics_log:
-            self.belongs = self.bound.state_dict(self._identify(None), self.folder.path.name)
+            self.saved_binding = self.binding.state_dict(self._identify(None), self.folder.path.name)
             if self.folder.record.get("continued"):
                 log.info("no save of this run was ever completed: it starts at step 0")
             self.metrics_log.clear()
@@ -181,16 +182,16 @@ class Checkpointer(Watcher):
         foreign = binding.foreign(held, run)
         differences = [f"{path}: {foreign}"] if foreign else []
         saved = held if isinstance(held, dict) else {}
-        differences += binding.changed_settings(saved, self.bound, bool(record.get("earlier")))
-        data = binding.changed_data(saved, self.bound, began_at(record))
+        differences += binding.changed_settings(saved, self.binding, bool(record.get("earlier")))
+        data = binding.changed_data(saved, self.binding, began_at(record))
         differences += [f"data: the samples are not those with which the run began ({text})" for text in data]
         if differences and not self.force:
             kind = RunError if foreign else ConfigError
             raise kind(f"{differences[0]}; resume.force=true continues all the same")
         for text in differences[:8]:
             log.warning("%s; going on all the same, by resume.force", text)
-        self.belongs = self.bound.state_dict(run, self.folder.path.name)
-        if problem := self._problem_of_best(*_step_and_best(path, state), run, changed=bool(differences)):
+        self.saved_binding = self.binding.state_dict(run, self.folder.path.name)
+        if problem := self._mismatch_of_best(*step_and_best(path, state), run, changed=bool(differences)):
             if not self.force:
                 ways = "resume.force=true continues, and takes the best of the epochs to come"
                 raise RunError(f"{problem}; {ways}")
@@ -212,7 +213,7 @@ class Checkpointer(Watcher):
             self.folder.note(id=known)
         return known
 
-    def _problem_of_best(self, step: int, best: dict[str, Any] | None, run: str, changed: bool) -> str:
+    def _mismatch_of_best(self, step: int, best: dict[str, Any] | None, run: str, changed: bool) -> str:
         """Why ``best.pt`` does not match a state of ``step`` that refers to ``best``; empty if it does.
 
         After a kill between the two files of a save, it may be of a later epoch, which the run will reach again with
@@ -284,15 +285,15 @@ class Checkpointer(Watcher):
         line = "  ".join(f"{key} {value}" for key, value in numbers.items())
         log.debug("%s%s", line, "  best" * best, extra={"only_numbers": True})
         ended = task.runner.epoch >= task.runner.max_epoch or task.runner.stop_reason is not None
-        self._note_kept()
+        self._record_kept()
         if self.retention.active:
             self._rank(task, numbers)
         keeps = numbers["epoch"] in self.retention.kept_epochs()
-        due = any(task.runner.parallel.gather(ended or keeps or time.monotonic() - self.saved_at >= REST))
+        due = any(task.runner.parallel.gather(ended or keeps or time.monotonic() - self.saved_at >= SAVE_INTERVAL))
         if best:
-            self._hold_best(task, copy=not due)
+            self._keep_best(task, copy=not due)
         if keeps:
-            self._hold_epoch(task, numbers)
+            self._keep_epoch(task, numbers)
         self.record_skipped(task)
         if due:
             self.save(task)
@@ -302,7 +303,7 @@ class Checkpointer(Watcher):
     def _rank(self, task: Task, numbers: dict[str, Any]) -> None:
         """Add an epoch to the ranking that decides which epochs keep their checkpoints."""
         name, sign = task.runner.best_tracker.resolve(numbers, task.directions())
-        self.values[numbers["epoch"]] = value = numbers.get(name)
+        self.monitored[numbers["epoch"]] = value = numbers.get(name)
         self.retention.add(numbers["epoch"], value, sign, numbers.get("val/loss"))
 
     def _rank_epochs(self, task: Task) -> None:
@@ -313,15 +314,15 @@ class Checkpointer(Watcher):
                 if row is not None and row.get("event") == "epoch":
                     self._rank(task, row)
 
-    def _note_kept(self) -> None:
+    def _record_kept(self) -> None:
         """Record in ``run.json`` the checkpoints of epochs that exist."""
         if self.metrics_log and self.retention.active:
             self.writer.wait()
-            kept = described(self.folder.checkpoints, self.retention.kept_epochs(), self.values)
+            kept = described(self.folder.checkpoints, self.retention.kept_epochs(), self.monitored)
             if kept != self.folder.record.get("kept"):
                 self.folder.note(kept=kept)
 
-    def _hold_epoch(self, task: Task, numbers: dict[str, Any]) -> None:
+    def _keep_epoch(self, task: Task, numbers: dict[str, Any]) -> None:
         """Copy the evaluated weights of an epoch that keeps its own checkpoint, for the next save."""
         weights = task.runner.parallel.gathered(task.task_method.eval_model(task).state_dict())
         copied = checkpoint.like(weights, {key: _cloned(value) for key, value in weights.items()})
@@ -373,7 +374,7 @@ class Checkpointer(Watcher):
         assert self.metrics_log is not None
         self.metrics_log.sync()
         safefiles.make_folder(self.folder.checkpoints)
-        facts = {binding.KEY: self.belongs, "data_info": self.data_info}
+        facts = {binding.KEY: self.saved_binding, "data_info": self.data_info}
         if "best" in states:
             checkpoint.save(self.folder.best, states["best"] | facts)
         if "epoch" in states:
@@ -381,16 +382,16 @@ class Checkpointer(Watcher):
             checkpoint.save(file, states["epoch"] | facts)
         if "last" in states:
             last = self.folder.last
-            if self.good_last is not None and checkpoint.stamp(last) == self.good_last:
+            if self.intact_last is not None and checkpoint.stamp(last) == self.intact_last:
                 with naming(self.folder.previous):
                     checkpoint.keep_previous(last, self.folder.previous)
             checkpoint.save(last, states["last"] | facts)
-            self.good_last = checkpoint.stamp(last)
+            self.intact_last = checkpoint.stamp(last)
             if self.retention.active:  # last, so that a kill may leave one file too many, but never one too few
                 for path in others(self.folder.checkpoints, self.retention.kept_epochs()):
                     path.unlink(missing_ok=True)
 
-    def _hold_best(self, task: Task, copy: bool) -> None:
+    def _keep_best(self, task: Task, copy: bool) -> None:
         """Keep the evaluated weights and their metrics for the next save."""
         model = task.task_method.eval_model(task)
         self.unsaved_best = {"best": task.runner.best_tracker.best or {}}
@@ -406,7 +407,7 @@ class Checkpointer(Watcher):
         if not self.testing:
             self.save(task)
             self.writer.wait()
-            self._note_kept()
+            self._record_kept()
             self.record_skipped(task)
         raise self.stop_signal.stopped()
 
@@ -414,15 +415,15 @@ class Checkpointer(Watcher):
         """Save between two epochs and raise Stopped, for ``runner.pause_after``."""
         self.save(task)
         self.writer.wait()
-        self._note_kept()
+        self._record_kept()
         self.record_skipped(task)
         best = task.runner.best_tracker.best
         if self.metrics_log:
             self.folder.note(best=best, last=self.folder.last_line("epoch"))
-            self._note_objective(task, best)
+            self._record_objective(task, best)
         raise Stopped(f"stopped by runner.pause_after, after epoch {task.runner.epoch}", 0)
 
-    def _note_objective(self, task: Task, best: dict[str, Any] | None) -> None:
+    def _record_objective(self, task: Task, best: dict[str, Any] | None) -> None:
         """Record the metric, and its direction, by which e.g. a search compares this run with others."""
         if best is not None:
             sign = task.runner.best_tracker.resolve(best["metrics"], task.directions())[1]
@@ -434,13 +435,13 @@ class Checkpointer(Watcher):
         if task.runner.stop_reason:
             log.info("stopped early: %s", task.runner.stop_reason)
         if task.runner.best_tracker.best is None:
-            if task.runner.best_tracker.name != "auto" and not self.forgot_best:
+            if task.runner.best_tracker.name != "auto" and not self.best_is_lost:
                 log.warning("runner.monitor: %s was never a number; best.pt is the end", task.runner.best_tracker.name)
-            self._hold_best(task, copy=True)
+            self._keep_best(task, copy=True)
             if self.metrics_log:
                 self.writer.save({"best": self.unsaved_best})
         self.writer.wait()
-        self._note_kept()
+        self._record_kept()
         task.runner.parallel.barrier()
         final = task.state_dict()
         self.testing = True
@@ -457,7 +458,7 @@ class Checkpointer(Watcher):
             lasting = checkpoint.digest(final | {"history": self.metrics_log.history})
             best = final["runner"]["monitor"]["best"]
             self.folder.finished(best, test, lasting)
-            self._note_objective(task, best)
+            self._record_objective(task, best)
 
     def _evaluate_best(self, task: Task) -> Evaluation:
         """Evaluate the best weights on the test split, with the collector.
@@ -465,7 +466,7 @@ class Checkpointer(Watcher):
         Without a test split nothing is measured, and the collector gets a pass over ``val`` if that is small.
         """
         val = task.loaders.get("val")
-        collects_val = self.collector is not None and isinstance(val, Loader) and val.samples <= LOOKED_AT
+        collects_val = self.collector is not None and isinstance(val, Loader) and val.samples <= MOST_COLLECTED
         if "test" in task.loaders:
             split = "test"
         elif collects_val and not task.task_method.evaluates_itself:
@@ -488,49 +489,5 @@ class Checkpointer(Watcher):
         return measured if split == "test" else Evaluation({})
 
 
-def resumable(folder: RunFolder) -> tuple[Path, dict[str, Any] | None]:
-    """The file and the state that a run continues from; the state is None for a new run. Raises RunError."""
-    path, state = folder.last_checkpoint()
-    if state is not None and not has_trained(folder) and not _step_and_best(path, state)[0]:
-        return path, None  # left by a run that ended before its first update
-    return path, state
-
-
-def _step_and_best(path: Path, state: dict[str, Any]) -> tuple[int, dict[str, Any] | None]:
-    """The update at which a run's state was saved, and its best epoch. Raises RunError if it is no state of a run."""
-    runner = state.get("runner")
-    step = runner.get("step") if isinstance(runner, dict) else None
-    monitor = runner.get("monitor") if isinstance(runner, dict) else None
-    best = monitor.get("best") if isinstance(monitor, dict) else None
-    if type(step) is not int or not (best is None or isinstance(best, dict)):
-        raise RunError(f"{path}: holds weights, but not the state of a run")
-    return step, best
-
-
 def _cloned(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
-
-
-def weights_state(folder: RunFolder, which: str) -> dict[str, Any]:
-    """The content of the checkpoint with the ``best`` or ``last`` weights of a run. Raises RunError."""
-    if which == "best":
-        best = checkpoint.load(folder.best)
-        run = folder.record.get("id")
-        if isinstance(run, str) and (text := binding.foreign(best.get(binding.KEY), run)):
-            raise RunError(f"{folder.best}: {text}")
-        return best
-    state = folder.last_state()
-    if state is None:
-        only_best = folder.record.get("status") == "finished" and folder.best.is_file()
-        reason = "kept its best weights alone (runner.keep_last)" if only_best else "has no checkpoint yet"
-        raise RunError(f"{folder.shown}: {reason}")
-    return state
-
-
-def restore_weights(task: Task, state: dict[str, Any], which: str) -> None:
-    """Load the weights of a checkpoint, ``best`` or ``last``, into the evaluated network."""
-    if which == "best":
-        task.task_method.eval_model(task).load_state_dict(state["model"])
-        return
-    task.model.load_state_dict(state["model"])
-    task.task_method.load_state_dict(state["method"])

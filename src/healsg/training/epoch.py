@@ -27,21 +27,21 @@ class TrainEpoch:
         task, runner = self.task, self.task.runner
         task.net.train()
         for batch, micro in runner.train_batches(task):
-            scalars, moved = runner.step(task, batch, micro)
-            self.finish_step(micro, scalars, moved)
+            scalars, updated = runner.step(task, batch, micro)
+            self.finish_step(micro, scalars, updated)
         return runner.meter.finish()
 
-    def finish_step(self, micro: MicroBatch, scalars: dict[str, Any], moved: bool) -> None:
+    def finish_step(self, micro: MicroBatch, scalars: dict[str, Any], updated: bool) -> None:
         """What follows a step: ``after_update`` of the method, the means of the epoch, and a save or stop if it is due.
 
         Args:
             micro: the step's micro-batch.
             scalars: its result, with their counts.
-            moved: whether the weights were updated.
+            updated: whether the weights were updated.
         """
         task = self.task
         runner = task.runner
-        if moved and self.follows_updates:
+        if updated and self.follows_updates:
             with torch.no_grad():
                 task.task_method.after_update(task)
         runner.meter.add(scalars)

@@ -29,10 +29,9 @@ log = logging.getLogger("healsg")
 
 def check(runner: Runner, method: Method) -> None:
     """Raise ConfigError if gradients are to be accumulated where that is not possible."""
-    compile, cuda_graph, _ = runner.wrapping
-    if cuda_graph and (runner.accumulate > 1 or runner.auto_accumulate):
+    if runner.cuda_graph and (runner.accumulate > 1 or runner.auto_accumulate):
         raise ConfigError("runner.cuda_graph: a graph that runs again takes the gradients' memory; do not accumulate")
-    if cuda_graph and compile == "regional":
+    if runner.cuda_graph and runner.compile == "regional":
         raise ConfigError("runner.cuda_graph: needs the network compiled as a whole; set runner.compile=true")
     if not runner.auto_accumulate:
         return
@@ -92,20 +91,20 @@ def step_in_pieces(task: Task, batch: TrainBatch, micro: MicroBatch) -> tuple[di
     rows = micro.rows
     pieces = min(task.runner.pieces, rows // task.runner.plan.min_rows)
     totals: dict[str, Any] = {}
-    moved = False
+    updated = False
     for number in range(pieces):
         low, high = rows * number // pieces, rows * (number + 1) // pieces
         samples = Samples(high - low, micro.samples.first + low, high - low, rows)
         part = TrainBatch(_cut(batch, low, high, rows), samples)
         piece = MicroBatch(samples, closes=number == pieces - 1, parts=pieces)
-        scalars, moved = task.task_method.step(task, part, piece)
+        scalars, updated = task.task_method.step(task, part, piece)
         counts = counts_of(scalars)
         for name, value in scalars.items():
             value = value.detach() if isinstance(value, Tensor) else value
             value = value * scalars[counts[name]] if name in counts else value
             totals[name] = totals.get(name, 0.0) + value
     means = {name: totals[name] / totals[count] for name, count in counts.items()}
-    return totals | means, moved
+    return totals | means, updated
 
 
 def _cut(value: Any, low: int, high: int, rows: int) -> Any:

@@ -83,12 +83,12 @@ def _epoch(task: Task, exempt: set[str], gradients: list[str]) -> None:
         _check_weights(task, exempt)
         for name, rows in _inputs_not_finite(batch):
             raise _SearchEnded(f"step {step}: {name} of the batch is not finite (samples {rows})")
-        scalars, moved = runner.step(task, batch, micro)
+        scalars, updated = runner.step(task, batch, micro)
         if not torch.isfinite(scalars["loss"]):
             raise _SearchEnded(f"step {step}: the loss is {scalars['loss'].item()}, of finite inputs and weights")
         if gradients and not runner.device_setup.scaler:
             raise _SearchEnded(f"step {step}: the gradient of {gradients[0]} is not finite")
-        task.train_epoch.finish_step(micro, scalars, moved)
+        task.train_epoch.finish_step(micro, scalars, updated)
     train = runner.meter.finish()
     results = {"train": train, "val": task.val_epoch.run() if runner.eval_due() else {}}
     runner.measured(task, results, 0.0, task.directions())

@@ -21,6 +21,18 @@ def _kind(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
+def loaders(value: Any) -> dict[str, Any]:
+    """What ``build_dataloader`` gave, by split. Raises DataError if it is not loaders, or has none for training."""
+    way = "return (train, val) or a dict by split"
+    if not isinstance(value, (Mapping, tuple, list)):
+        raise DataError(f"build_dataloader: gave one {type(value).__name__}; {way}")
+    by_split = value if isinstance(value, Mapping) else dict(zip(("train", "val", "test"), value, strict=False))
+    found = {split: loader for split, loader in by_split.items() if loader is not None}
+    if "train" not in found:
+        raise DataError(f"build_dataloader: there is no train loader; {way}")
+    return found
+
+
 def network(value: Any) -> nn.Module:
     """What ``build_model`` gave. Raises ConfigError if it is no network, or one whose weights have no shapes yet."""
     if not isinstance(value, nn.Module):

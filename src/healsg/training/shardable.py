@@ -24,8 +24,7 @@ def check(runner: Runner, method: Method) -> None:
     if not (isinstance(optimizer, type) and vars(optimizer).get("takes_shards", False)):
         class_name = getattr(optimizer, "__name__", "the optimizer")
         raise ConfigError(f"runner.shard: {class_name} was not tried with parts of weights; method/optimizer=adamw was")
-    compile, cuda_graph, _ = runner.wrapping
-    if compile or cuda_graph:
+    if runner.compile or runner.cuda_graph:
         raise ConfigError("runner.compile: was not tried with runner.shard; set one of them to false")
     if runner.precision == "fp16":
         raise ConfigError("runner.precision: fp16's loss scaling does not support sharded gradients; use bf16")

@@ -44,8 +44,8 @@ class Tracer(Checkpointer):
     ``parent``, the process that started it, has ended.
     """
 
-    def __init__(self, plan: dict[str, Any], *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, plan: dict[str, Any], **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.plan = plan
         self.names: list[str] = []
         self.turned = time.monotonic()
@@ -118,8 +118,8 @@ class TracedTrainer(TaskTrainer):
         super().__init__(composed, folder=folder)
         self.plan = plan
 
-    def make_checkpointer(self, *arguments: Any) -> Checkpointer:
-        return Tracer(self.plan, *arguments)
+    def make_checkpointer(self, **arguments: Any) -> Checkpointer:
+        return Tracer(self.plan, **arguments)
 
 
 def rank() -> int:

@@ -179,8 +179,8 @@ def _pass(task: BasicTask, clock: Clock) -> Iterator[Seconds]:
     task.net.train()
     with closing(task.runner.train_batches(task)) as batches:  # type: ignore[type-var]
         for batch, micro in batches:
-            scalars, moved = task.runner.step(task, batch, micro)
-            task.train_epoch.finish_step(micro, scalars, moved)
+            scalars, updated = task.runner.step(task, batch, micro)
+            task.train_epoch.finish_step(micro, scalars, updated)
             yield clock.lap()
 
 

@@ -350,8 +350,8 @@ def _steps_of(composed: Composed, shared: SharedData) -> Iterator[tuple[BasicTas
 
     def step() -> None:
         batch, micro = next(batches)
-        scalars, moved = task.runner.step(task, batch, micro)
-        task.train_epoch.finish_step(micro, scalars, moved)
+        scalars, updated = task.runner.step(task, batch, micro)
+        task.train_epoch.finish_step(micro, scalars, updated)
         wait()
 
     try:
