@@ -23,7 +23,7 @@ def only_from_torch(task: Task) -> bool:
     own criteria draw nothing. Otherwise Python's and NumPy's generators are seeded before each batch too, since a mixup
     with ``numpy.random.beta`` would draw other numbers in a resumed run.
     """
-    if task.replaces("build_model") or task.replaces("run_epoch"):
+    if task.custom_network or task.custom_epoch:
         return False
     criterion = type(task.criterion)
     of_torch = getattr(nn, criterion.__name__, None) is criterion
