@@ -237,7 +237,7 @@ def test_batches_that_are_made_together_are_those_that_are_made_alone(monkeypatc
     monkeypatch.setattr("healsg.data.slices.TOGETHER", 3 * 8 * 4)
     for world, batch, shuffle in [(1, 8, True), (2, 8, True), (3, 8, True), (3, 8, False), (3, 2, False)]:
         for rank in range(world):
-            loader = plain(numbered(42), batch, Jitter(), shuffle=shuffle, joins=False)
+            loader = plain(numbered(42), batch, Jitter(), shuffle=shuffle, may_join=False)
             loader = loader.sharded(Sharding(seed=3, rank=rank, world=world, min_rows=2))
             alone = [loader.batch(1, position) for position in range(len(loader)) if loader.ordering.is_own(position)]
             assert same(dealt(loader, 1), alone), (world, rank)

@@ -37,15 +37,18 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, patience: Count = 10, min_delta: NonNegative = 0.0) -> None:
-        self.patience, self.min_delta = patience, min_delta
-        self.best, self.waited = -math.inf, 0
+        self.patience = patience
+        self.min_delta = min_delta
+        self.best = -math.inf
+        self.waited = 0
 
     def on_epoch_end(self, numbers: dict[str, Any], monitor: str, sign: int) -> str | None:
         if monitor not in numbers:
             return None
         value = sign * numbers[monitor]
         if value > self.best + self.min_delta:
-            self.best, self.waited = value, 0
+            self.best = value
+            self.waited = 0
         else:
             self.waited += 1
         if self.waited < self.patience:
@@ -56,4 +59,5 @@ class EarlyStopping(Callback):
         return {"best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.waited = state["best"], state["waited"]
+        self.best = state["best"]
+        self.waited = state["waited"]

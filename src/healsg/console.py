@@ -109,7 +109,8 @@ def lasting_streams() -> Iterator[LastingStream]:
     _open_descriptors()
     before = sys.stdout, sys.stderr
     out, err = LastingStream(sys.stdout), LastingStream(sys.stderr)
-    sys.stdout, sys.stderr = out, err
+    sys.stdout = out
+    sys.stderr = err
     try:
         yield out
     finally:

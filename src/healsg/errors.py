@@ -32,7 +32,8 @@ class NotFiniteError(RunError):
 
     def __init__(self, quantity: str, batches: int = 0) -> None:
         super().__init__(f"{quantity} is not finite")
-        self.what, self.batches = quantity, batches
+        self.what = quantity
+        self.batches = batches
 
 
 class Stopped(Exception):  # noqa: N818 - it is not an error

@@ -147,7 +147,7 @@ class TaskTrainer:
         """Acquire the folder, instantiate the parts, and only then write into the folder, on rank 0 for all ranks."""
         distributed.connect(self._timeout())
         path = self.folder.path if self.folder else None
-        acquired: list[RunFolder] = [folder] if folder else []
+        acquired: list[RunFolder] = [folder] if folder else []  # of the processes only rank 0 acquires the folder
         if not acquired:
             _same_everywhere(self.composed)
             distributed.processes().run_on_rank_zero(

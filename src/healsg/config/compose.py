@@ -53,7 +53,8 @@ class Composer:
 
         from healsg.config.hydra_loader import Layers, create_hydra, search_path_of, use_defaults_of_1_3
 
-        self.name, self.project = config_name, project_folders()
+        self.name = config_name
+        self.project = project_folders()
         if not self.project:
             raise ConfigError("the current directory has been removed; change to one that exists")
         search_path = search_path_of(conf_folder())

@@ -127,8 +127,10 @@ class TaskData:
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.workers = workers
-        self.val_fraction, self.split_seed = val_fraction, split_seed
-        self.drop_last, self.reading = drop_last, Reading(on_error, max_errors, timeout, prefetch)
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.drop_last = drop_last
+        self.reading = Reading(on_error, max_errors, timeout, prefetch)
         self.fingerprints: dict[str, Fingerprint] = {}
         """The files or tensors that each part was read from; see ``healsg.data.fingerprint``."""
         self.target_scale: dict[str, list[float]] = {}

@@ -219,7 +219,7 @@ def wrap_loader(loader: Any, name: str, reading: Reading | None = None) -> AnyLo
         worker_init_fn=loader.worker_init_fn,
         reading=reading.of_loader(loader.timeout, loader.prefetch_factor),
         training=name == "train",
-        joins=False,
+        may_join=False,
     )
 
 

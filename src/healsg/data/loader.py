@@ -44,7 +44,7 @@ class Loader:
         worker_init_fn: called in each worker as it starts.
         reading: how samples are read that are no tensors.
         training: whether batches are trained on; where it is None, those of a shuffled split are.
-        joins: whether an evaluation may take several small batches as one, where the sources allow it.
+        may_join: whether an evaluation may take several small batches as one, where the sources allow it.
         eval_batch_size: samples of one batch of ``evaluation_view``; ``batch_size`` where it is None.
         spatial_targets: whether targets are spatial, such as masks, so that all views of a sample share one geometric
             draw.
@@ -70,7 +70,7 @@ class Loader:
         worker_init_fn: Callable[[int], None] | None = None,
         reading: Reading | None = None,
         training: bool | None = None,
-        joins: bool = True,
+        may_join: bool = True,
         eval_batch_size: int | None = None,
         spatial_targets: bool = False,
         whole_batches: bool = False,
@@ -85,16 +85,17 @@ class Loader:
         self.worker_init_fn = worker_init_fn
         self.reading = reading or Reading()
         self.training = shuffle if training is None else training
-        self.joins = joins
+        self.may_join = may_join
         self.eval_batch_size = eval_batch_size
         self.spatial_targets = spatial_targets
         self.whole_batches = whole_batches
-        may_join = joins and not shuffle and not whole_batches
-        self.joined = may_join and all(getattr(source, "joined", False) for source in sources.values())
+        joinable = all(getattr(source, "joinable", False) for source in sources.values())
+        self.joins_batches = may_join and joinable and not shuffle and not whole_batches
+        """Whether several small batches are taken as one, in a single process."""
         self.sharding = sharding or Sharding()
         self.in_memory = all(isinstance(source, TensorSource) for source in sources.values())
         self.workers = 0 if self.in_memory else workers
-        self.sources = {stream: self._placed(stream, source) for stream, source in sources.items()}
+        self.sources = {stream: self._on_device(stream, source) for stream, source in sources.items()}
         self.sizes = {stream: batch_size * self.ratio.get(stream, 1) for stream in sources}
         self.preparer = self._new_preparer()
         self.ordering = self.preparer.ordering
@@ -103,7 +104,10 @@ class Loader:
         self._workers: Workers | None = None
 
     def sharded(self, sharding: Sharding) -> Loader:
-        """The same samples, as ``sharding`` deals them. Raises DataError where they do not make one batch."""
+        """The same samples, split over processes and updates by ``sharding``.
+
+        Raises DataError if they do not make one batch.
+        """
         return Loader(
             self.sources,
             self.views,
@@ -116,7 +120,7 @@ class Loader:
             worker_init_fn=self.worker_init_fn,
             reading=self.reading,
             training=self.training,
-            joins=self.joins,
+            may_join=self.may_join,
             eval_batch_size=self.eval_batch_size,
             spatial_targets=self.spatial_targets,
             whole_batches=self.whole_batches,
@@ -124,7 +128,7 @@ class Loader:
         )
 
     def evaluation_view(self) -> Loader:
-        """The same samples for looking at: each once, in their order, with nothing random."""
+        """The same samples as in an evaluation: each once, in their order, without randomness."""
         stream, views = next(iter(self.views.items()))
         return Loader(
             {stream: self.sources[stream]},
@@ -137,7 +141,7 @@ class Loader:
             sharding=self.sharding,
         )
 
-    def _placed(self, stream: str, source: Source) -> Source:
+    def _on_device(self, stream: str, source: Source) -> Source:
         """A stream's samples; those in memory lie on the device where they fit and no transform needs the CPU.
         Transforms that are modules move to the device, where they are called on whole batches."""
         for transform in self.views[stream].values():
@@ -150,9 +154,8 @@ class Loader:
         return source.to(device) if not on_cpu and source.fits(device) else source
 
     def _new_preparer(self, sends: bool = False) -> Preparer:
-        """What makes this loader's batches. Workers are given one of their own, which sends them, and holds no epoch's
-        order yet."""
-        # Each batch is one process's where that is asked for, or where an evaluation's batches are too small for all.
+        """The ``Preparer`` of this process or, with ``sends``, one for a worker, which sends its batches here."""
+        # Processes take whole batches in turn if that is requested, or if batches of an evaluation are too small.
         takes_turns = not self.training and (self.whole_batches or self.batch_size < self.sharding.world)
         ordering = Ordering(
             self.sources,
@@ -173,7 +176,7 @@ class Loader:
 
     @property
     def samples(self) -> int:
-        """Samples of the longest stream that an epoch deals."""
+        """Samples of the longest stream in an epoch."""
         return self.bounds[-1][1] if self.bounds else 0
 
     @property
@@ -185,20 +188,24 @@ class Loader:
         return (batch for batch, _ in self.batches(0))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
-        """The batches of ``epoch`` from position ``start``, each with the rows of this rank that count."""
+        """The batches of ``epoch`` from position ``start``, each with the rows of this rank that count.
+
+        Tensors whose transforms handle each sample on its own are prepared for several batches at once; all else is
+        prepared batch by batch, here or ahead of time by workers.
+        """
         if self.in_memory and len(self.sources) == 1:
             (stream,) = self.sources
             if is_by_sample(self.views[stream]):
-                made = sliced(self.ordering, epoch, start, self.joined and self.sharding.world == 1)
+                made = sliced(self.ordering, epoch, start, self.joins_batches and self.sharding.world == 1)
                 return made if self.flat else (({stream: batch}, rows) for batch, rows in made)
-        places = self._places(epoch, start, len(self))
+        positions = self._positions(epoch, start, len(self))
         if self.in_memory or not self.workers:
-            return (part for place in places for part in self._finished(self.preparer.prepare(*place)))
+            return (part for one in positions for part in self._finished(self.preparer.prepare(*one)))
         if self._workers is None or not self._workers.end.still_active():
             prepare = self._new_preparer(sends=True).prepare
             sources = list(self.sources.values())
             self._workers = Workers(prepare, self.workers, self.reading, sources, self.worker_init_fn)
-        prepared_batches: Iterator[Prepared] = self._workers.results(places)
+        prepared_batches: Iterator[Prepared] = self._workers.results(positions)
         if self.sharding.device.type == "cuda":
             prepared_batches = prepared_ahead(prepared_batches, _pinned_parts, self.sharding.device)
         return (part for prepared in prepared_batches for part in self._finished(prepared))
@@ -214,28 +221,28 @@ class Loader:
         if self.in_memory or self.workers:
             batches = self.batches(epoch, start)  # of an evaluation, one position may give several batches
             return batches if stop >= len(self) else islice(batches, stop - start)
-        return self._read_ahead(self._places(epoch, start, stop))
+        return self._read_ahead(self._positions(epoch, start, stop))
 
-    def _places(self, epoch: int, start: int, stop: int) -> list[tuple[int, int]]:
+    def _positions(self, epoch: int, start: int, stop: int) -> list[tuple[int, int]]:
         """Epoch and position of this process's batches."""
         if not self.in_memory:
-            system.keep_freed_memory(LARGEST_KEPT)  # of large pictures each batch would be cleared anew
+            system.keep_freed_memory(LARGEST_KEPT)  # otherwise the system clears the memory of each batch of images
         return [(epoch, position) for position in range(start, stop) if self.ordering.is_own(position)]
 
-    def _read_ahead(self, places: list[tuple[int, int]]) -> Iterator[tuple[Batch, int]]:
-        """The batches of ``places``, up to ``TOGETHER`` bytes of them read within ``READ_AHEAD`` seconds at once.
+    def _read_ahead(self, positions: list[tuple[int, int]]) -> Iterator[tuple[Batch, int]]:
+        """The batches of ``positions``, up to ``TOGETHER`` bytes of them read within ``READ_AHEAD`` seconds at once.
 
         An error of one that is read ahead is raised when it is that batch's turn.
         """
         done = 0
-        while done < len(places):
+        while done < len(positions):
             ready: list[Prepared] = []
             size = 0
             error: Exception | None = None
             until = time.monotonic() + READ_AHEAD
-            while done + len(ready) < len(places) and size < TOGETHER and (not ready or time.monotonic() < until):
+            while done + len(ready) < len(positions) and size < TOGETHER and (not ready or time.monotonic() < until):
                 try:
-                    prepared = self.preparer.prepare(*places[done + len(ready)])
+                    prepared = self.preparer.prepare(*positions[done + len(ready)])
                 except Exception as raised:
                     error = raised
                     break
@@ -248,7 +255,12 @@ class Loader:
                 raise error
 
     def counted(self, batch: Batch, rows: int, position: int) -> TrainBatch:
-        """A batch that ``batches`` gave for ``position``, with ``rows``, as a training step gets it."""
+        """A batch as a training step gets it.
+
+        Args:
+            batch, rows: what ``batches`` yielded.
+            position: of the batch in the epoch.
+        """
         skipping = self.reading.on_error == "skip" and not self.in_memory
         if self.flat and self.sharding.world == 1 and self.sharding.accumulate == 1:
             nonnegative = not self.in_memory and none_negative(batch.get("target"))
@@ -263,12 +275,14 @@ class Loader:
         return TrainBatch(parts, next(iter(parts.values())).samples)
 
     def batch(self, epoch: int, position: int) -> tuple[Batch, int]:
-        """The batch at ``position`` of ``epoch``, wherever and whenever it is asked for."""
+        """The batch at one position of an epoch: the same that ``batches`` yields there."""
         return next(self._finished(self.preparer.prepare(epoch, position)))
 
     def _finished(self, prepared: Prepared) -> Iterator[tuple[Batch, int]]:
-        """What was prepared, here or by a worker, with what is made on the device; what was left out of it, and what
-        was found, is reported."""
+        """The batches of one position on the device, with the views that are made there.
+
+        Also logs the samples that could not be read, and remarks about their files.
+        """
         for stream, index, message in prepared.missed:
             self.reading.skip((id(self.sources[stream].dataset), index), message)  # type: ignore[attr-defined]
         self.reading.report(prepared.remarks)

@@ -41,7 +41,8 @@ class _Check:
     """
 
     def __init__(self, dataset: Any, info: DataInfo) -> None:
-        self.dataset, self.info = dataset, info
+        self.dataset = dataset
+        self.info = info
 
     def __call__(self, sample: Batch, number: int) -> None:
         if "target" not in sample:

@@ -31,11 +31,10 @@ Windows = Sequence[Sequence[float]]
 
 @dataclass
 class Reading:
-    """How a task's samples are read, as the arguments of ``TaskData`` say, and what came of it so far.
+    """How a task's samples are read, and what happened in this process as they were read.
 
-    ``skipped``: the samples left out and why, by data set and index. ``broken``: by place in the last batch, their
-    indices and messages. ``at``: the number of the stream, the index in its data set, how many more are read together
-    with that. ``remarks``: what was found in this process that the user should know, and whether it was reported.
+    Args:
+        on_error, max_errors, timeout, prefetch: the arguments of ``TaskData``.
     """
 
     on_error: Literal["raise", "skip"] = "raise"
@@ -43,10 +42,16 @@ class Reading:
     timeout: float = 600.0
     prefetch: int = 2
     skipped: dict[tuple[int, int], str] = field(default_factory=dict)
+    """Why a sample was left out, by the id of its data set and its index."""
     broken: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """The samples of the last batch that could not be read: by position in the batch, their index and the message."""
     at: Any = field(default_factory=lambda: [0, -1, 0])
+    """What is being read: the number of the stream, the index in its data set, and how many more samples in the same
+    call. In a worker this is memory that its parent reads, to name the sample if the worker is lost."""
     remarks: dict[str, bool] = field(default_factory=dict)
+    """What was found in the files that the user should know, and whether it was logged."""
     sent: set[str] = field(default_factory=set)
+    """The remarks that a worker has sent to its parent."""
 
     def of_loader(self, timeout: float, prefetch: int | None) -> Reading:
         """The same with a loader's own timeout and prefetch factor, where it has any."""
@@ -57,21 +62,21 @@ class Reading:
         return Reading(self.on_error, self.max_errors, self.timeout, self.prefetch)
 
     def begin(self, stream: int) -> None:
-        """A batch of that stream is read next, of which nothing is broken so far."""
+        """A batch of stream number ``stream`` is read next."""
         self.at[0] = stream
         self.broken = {}
 
     def begin_fetch(self) -> None:
-        """Samples are read next; none of them is broken so far."""
+        """Samples of the stream are read next, none of which is broken so far."""
         self.broken = {}
         self.at[2] = 0
 
     def write_to(self, at: Any) -> None:
-        """Let ``at`` be that memory, which another process reads, from here on."""
+        """Record what is being read in ``at`` from here on, which is shared with another process."""
         self.at = at
 
     def skip(self, sample: tuple[int, int], message: str) -> None:
-        """Say once that a sample is left out. Raises DataError where there are too many."""
+        """Log that a sample is left out, once. Raises DataError if there are too many."""
         if sample not in self.skipped:
             self.skipped[sample] = message
             if len(self.skipped) > self.max_errors:
@@ -79,17 +84,17 @@ class Reading:
             log.warning("left out: %s", message)
 
     def remark(self, text: str) -> None:
-        """Keep what a data set found as it read a sample, such as an orientation, until it is reported."""
+        """Record what a data set found in a sample, such as an orientation, until it is logged."""
         self.remarks.setdefault(text, False)
 
     def new_remarks(self) -> list[str]:
-        """What was found since the last call in this process, which may be a worker."""
+        """The remarks since the last call, in this process."""
         found = [text for text in self.remarks if text not in self.sent]
         self.sent.update(found)
         return found
 
     def report(self, remarks: Sequence[str]) -> None:
-        """Say each remark once, in the process that has the log."""
+        """Log each remark once; called in the run's own process."""
         for text in remarks:
             if not self.remarks.get(text):
                 self.remarks[text] = True
@@ -190,18 +195,19 @@ class TensorSource:
     Args:
         input: the inputs.
         target: the targets.
-        joined: whether small batches may be evaluated several at once. Where that is a choice of the user's, it must
+        joinable: whether small batches may be evaluated several at once. Where that is a choice of the user's, it must
             not be: the size of a batch changes a network's numbers in the eighth digit.
         about: what is known of the samples beside these.
     """
 
-    def __init__(self, input: Tensor, target: Tensor, joined: bool = True, about: About = UNKNOWN) -> None:
+    def __init__(self, input: Tensor, target: Tensor, joinable: bool = True, about: About = UNKNOWN) -> None:
         if len(input) != len(target):
             raise DataError(f"{len(input)} inputs do not go with {len(target)} targets")
         self.input = input
         self.target = target
         self.targets = target
-        self.joined, self.about = joined, about
+        self.joinable = joinable
+        self.about = about
 
     def __len__(self) -> int:
         return len(self.input)
@@ -215,7 +221,7 @@ class TensorSource:
         return {"input": self.input[index], "target": self.target[index]}
 
     def subset(self, index: Tensor) -> TensorSource:
-        return TensorSource(self.input[index], self.target[index], self.joined, self.about.of(index))
+        return TensorSource(self.input[index], self.target[index], self.joinable, self.about.of(index))
 
     def fits(self, device: torch.device) -> bool:
         """Whether the samples take at most half of what is free on ``device``."""
@@ -224,7 +230,7 @@ class TensorSource:
 
     def to(self, device: torch.device) -> TensorSource:
         """The same samples on ``device``."""
-        return TensorSource(self.input.to(device), self.target.to(device), self.joined, self.about)
+        return TensorSource(self.input.to(device), self.target.to(device), self.joinable, self.about)
 
 
 class DatasetSource:
@@ -253,7 +259,8 @@ class DatasetSource:
         about: About = UNKNOWN,
         check: Check | None = None,
     ) -> None:
-        self.dataset, self.collate = dataset, stacked if collate in (None, default_collate) else collate
+        self.dataset = dataset
+        self.collate = stacked if collate in (None, default_collate) else collate
         self.targets = targets
         self.chosen = chosen
         self.about = about

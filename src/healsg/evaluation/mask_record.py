@@ -33,7 +33,8 @@ class MaskRecord:
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.about, self.lines = folder / ABOUT, folder / LINES
+        self.about = folder / ABOUT
+        self.lines = folder / LINES
         self.done: dict[str, dict[str, Any]] = {}
         self.fresh = not self.about.exists()
         folder.mkdir(parents=True, exist_ok=True)

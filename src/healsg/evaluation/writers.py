@@ -111,7 +111,8 @@ class JsonForm:
     """Rows as JSON objects, one per line."""
 
     def __init__(self, names: Sequence[str], regression: bool = False) -> None:
-        self.names, self.regression = list(names), regression
+        self.names = list(names)
+        self.regression = regression
 
     def header(self) -> str:
         return ""
@@ -178,7 +179,8 @@ class Screen:
     def __init__(self, names: Sequence[str], regression: bool = False) -> None:
         from rich.cells import cell_len
 
-        self.names, self.regression = list(map(printable, names)), regression
+        self.names = list(map(printable, names))
+        self.regression = regression
         self.width = min(24, max(map(cell_len, self.names)))
 
     def write(self, rows: Sequence[Row]) -> None:

@@ -55,7 +55,8 @@ class _Hashed:
     torch's writer does not tolerate exceptions."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.hash = file, hashlib.sha256()
+        self.file = file
+        self.hash = hashlib.sha256()
         self.failure: OSError | None = None
 
     def write(self, content: bytes | memoryview) -> int:

@@ -50,7 +50,8 @@ class RunFolder:
         self.shown = shown(path)
         """The path as messages show it."""
         self.checkpoints = path / "checkpoints"
-        self.last, self.previous = self.checkpoints / "last.pt", self.checkpoints / "previous.pt"
+        self.last = self.checkpoints / "last.pt"
+        self.previous = self.checkpoints / "previous.pt"
         self.best = self.checkpoints / "best.pt"
         self.config = path / "config.yaml"
         self.record_file = path / "run.json"

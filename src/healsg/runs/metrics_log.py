@@ -36,8 +36,10 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, loggers: dict[str, Logger] | None = None) -> None:
-        self.path, self.loggers = path, dict(loggers or {})
-        self.offset, self.history = 0, hashlib.sha256().hexdigest()
+        self.path = path
+        self.loggers = dict(loggers or {})
+        self.offset = 0
+        self.history = hashlib.sha256().hexdigest()
         self._written = hashlib.sha256()  # of the file's bytes
         self._file = safefiles.open_to_append(path)
         self._opened = os.fstat(self._file.fileno())
@@ -162,7 +164,8 @@ class MetricsLog:
 
     def _cut(self, size: int, written: Any) -> None:
         os.ftruncate(self._file.fileno(), size)
-        self.offset, self._written = size, written
+        self.offset = size
+        self._written = written
 
     def _keep_aside(self) -> Path:
         """Copy the file to an unused name next to it; returns the copy's path."""

@@ -46,7 +46,8 @@ class StopSignal:
     def __init__(self, max_time: float | None = None, parallel: Parallel | None = None) -> None:
         self.parallel = parallel or Parallel.of_launch()
         self._echo = _ECHO if self.parallel.several else -math.inf
-        self.max_time, self.began = max_time, time.monotonic()
+        self.max_time = max_time
+        self.began = time.monotonic()
         self.received: int | None = None
         self.received_at = 0.0
         self.asked_at: float | None = None
@@ -85,7 +86,8 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
-            self.received, self.received_at = number, time.monotonic()
+            self.received_at = time.monotonic()  # first, since another signal may come in between
+            self.received = number
         elif time.monotonic() > self.received_at + self._echo:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -55,7 +55,8 @@ class Meter:
             if logs.keys() != names:
                 raise RunError(f"train_step returned {', '.join(names)}, now {', '.join(logs)}; keep one set")
         if self._names != [*names]:
-            self._names, self._counts = [*names], counts_of(names)
+            self._names = [*names]
+            self._counts = counts_of(names)
         counts = self._counts
         try:
             columns = self._read(steps, counts)
@@ -109,7 +110,8 @@ class Meter:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pending.clear()
-        self.sums, self.window = dict(state["sums"]), dict(state["window"])
+        self.sums = dict(state["sums"])
+        self.window = dict(state["window"])
 
 
 def _means(sums: dict[str, float]) -> dict[str, float]:

@@ -23,10 +23,10 @@ class UnlabelledTensors(TensorSource):
         return {"input": self.input[index]}
 
     def subset(self, index: Tensor) -> UnlabelledTensors:
-        return UnlabelledTensors(self.input[index], self.target[index], self.joined, self.about.of(index))
+        return UnlabelledTensors(self.input[index], self.target[index], self.joinable, self.about.of(index))
 
     def to(self, device: torch.device) -> UnlabelledTensors:
-        return UnlabelledTensors(self.input.to(device), self.target.to(device), self.joined, self.about)
+        return UnlabelledTensors(self.input.to(device), self.target.to(device), self.joinable, self.about)
 
 
 class UnlabelledDataset(DatasetSource):
@@ -64,7 +64,7 @@ def _without_target(batch: Batch) -> Batch:
 def relabelled(source: Source, targets: Tensor) -> Source:
     """The same samples with other targets."""
     if isinstance(source, TensorSource):
-        return TensorSource(source.input, targets, source.joined, source.about)
+        return TensorSource(source.input, targets, source.joinable, source.about)
     if isinstance(source, DatasetSource):
         return relabelled_dataset(source, targets)
     raise _unknown(source)
@@ -82,7 +82,7 @@ def unlabelled(source: Source, more: Source | None = None) -> Source:
     about = replace(own if more is None else UNKNOWN, hidden=hidden)
     if isinstance(source, TensorSource) and (more is None or isinstance(more, TensorSource)):
         inputs = source.input if more is None else torch.cat([source.input, more.input])
-        return UnlabelledTensors(inputs, inputs.new_empty(len(inputs), 0), source.joined, about)
+        return UnlabelledTensors(inputs, inputs.new_empty(len(inputs), 0), source.joinable, about)
     if isinstance(source, DatasetSource) and (more is None or isinstance(more, DatasetSource)):
         if more is None:
             return UnlabelledDataset(source.dataset, source.collate, None, source.chosen, about)
