@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import fake_tables
 import fake_volumes
 from healsg import TaskTrainer
 from healsg.cli import main
+from healsg.config.check import misfit
 from healsg.config.compose import Composer, conf_folder
-from healsg.config.signature import constructor
+from healsg.config.signature import Kind, constructor
 from helpers import beside
 
 CONF = conf_folder()
@@ -271,6 +273,23 @@ def test_every_argument_stands_in_the_yaml(path: Path) -> None:
                     value = OmegaConf.select(OmegaConf.load(CONF / "config.yaml"), value[2:-1])
                 collection = default is None and isinstance(value, (dict, list))
                 assert collection or value == default, f"{choice}: {name} is {value}, the constructor says {default}"
+
+
+INFINITE: list[Any] = [math.inf, -math.inf, *([math.inf] * length for length in (1, 2, 3))]
+
+
+@pytest.mark.parametrize("path", NODES, ids=[str(path.relative_to(CONF)) for path in NODES])
+def test_no_number_of_a_part_may_be_infinite(path: Path) -> None:
+    for node in nodes_of(path):
+        made = constructor(node["_target_"])
+        assert made is not None
+        for name, parameter in made.parameters.items():
+            if _takes_numbers(parameter.kind):
+                assert all(misfit(name, value, parameter.kind) for value in INFINITE), f"{node['_target_']}: {name}"
+
+
+def _takes_numbers(kind: Kind) -> bool:
+    return kind.name == "float" or (kind.name in ("list", "tuple", "union") and any(map(_takes_numbers, kind.inner)))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -308,6 +309,10 @@ def test_a_method_may_train_and_evaluate_another_network(own: Any, method: str) 
     assert run.evaluate()["acc"] == record("own")["test"]["test/acc"], "with the weights of both of its parts"
 
 
+def rates(rate: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(NETWORK.parameters(), lr=rate)
+
+
 @pytest.mark.parametrize(
     ("check", "value", "words"),
     [
@@ -317,6 +322,8 @@ def test_a_method_may_train_and_evaluate_another_network(own: Any, method: str) 
         (returned.criterion, None, "build_criterion: gave NoneType"),
         (lambda value: returned.optimizer(value, NETWORK), [], "build_optimizer: gave list; return one"),
         (lambda value: returned.optimizer(value, NETWORK), torch.optim.Adam, "build_optimizer: gave the class Adam"),
+        (lambda rate: returned.optimizer(rates(rate), NETWORK), math.nan, "build_optimizer: its lr is nan, which"),
+        (lambda rate: returned.optimizer(rates(rate), NETWORK), torch.tensor(math.inf), "its lr is inf"),
         (returned.scheduler, torch.optim.lr_scheduler.StepLR, "build_scheduler: gave the class StepLR"),
         (returned.epoch_numbers, {"train": {}, "own": 3.0}, "run_epoch: gave float for 'own'"),
         (returned.epoch_numbers, {"own": {"a": torch.ones(2)}}, "run_epoch: own/a: is Tensor; give a number"),

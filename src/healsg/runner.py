@@ -37,7 +37,7 @@ from healsg.training.step import (
     samples_of,
     weighted_sum,
 )
-from healsg.types import Count, NonNegative, Positive, Threads
+from healsg.types import Count, NonNegative, Positive, Threads, Timeout
 
 if TYPE_CHECKING:
     from healsg.runs.checkpointer import Checkpointer
@@ -105,7 +105,7 @@ class TaskRunner:
         find_unused_parameters: bool = False,
         sync_batchnorm: bool = False,
         shard: bool = False,
-        timeout: Positive = 300.0,
+        timeout: Timeout = 300.0,
         ledger: bool = False,
         forecast: bool = False,
         keep_every: Count | None = None,

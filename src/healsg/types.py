@@ -6,13 +6,20 @@ wrong value to be refused before anything is imported.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
 
+def finite(value: float) -> bool:
+    """Whether a number is neither NaN nor infinite; integers may be larger than any float."""
+    return isinstance(value, int) or math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class Range:
-    """An interval of numbers. ``open_low`` and ``open_high`` exclude the ends; NaN is outside every range."""
+    """An interval of finite numbers. ``open_low`` and ``open_high`` exclude the ends; NaN and infinities lie outside
+    every range, also of one without ends."""
 
     low: float = float("-inf")
     high: float = float("inf")
@@ -20,6 +27,8 @@ class Range:
     open_high: bool = False
 
     def __contains__(self, value: float) -> bool:
+        if not finite(value):
+            return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         return above and below
@@ -33,12 +42,17 @@ class Range:
 MOST_THREADS = 1024
 """The largest accepted number of CPU threads: as many as large machines have."""
 
+LONGEST_TIMEOUT = 10_000_000
+"""The longest accepted timeout, in seconds: some months. The libraries that wait overflow somewhere above it."""
+
 Count = Annotated[int, Range(low=1)]
 Factor = Annotated[int, Range(low=2)]
 Natural = Annotated[int, Range(low=0)]
+Finite = Annotated[float, Range()]
 Positive = Annotated[float, Range(low=0, open_low=True)]
 NonNegative = Annotated[float, Range(low=0)]
 Fraction = Annotated[float, Range(low=0, high=1)]
 Share = Annotated[float, Range(low=0, high=1, open_high=True)]
 Threads = Annotated[int, Range(low=1, high=MOST_THREADS)]
+Timeout = Annotated[float, Range(low=0, high=LONGEST_TIMEOUT, open_low=True)]
 Kept = Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)]

@@ -238,7 +238,7 @@ def brief(kind: Kind) -> str:
         return f"list of {len(kind.inner)}"
     if kind.name == "list" and kind.inner and (inside := brief(kind.inner[0])):
         return f"list of: {inside}"
-    return f"{_BRIEF[kind.name]} {kind.range}".replace(" and ", ", ") if kind.range else _BRIEF[kind.name]
+    return f"{_BRIEF[kind.name]} {kind.range or ''}".rstrip().replace(" and ", ", ")
 
 
 def comments_of(layers: Sequence[Layer]) -> dict[str, str]:

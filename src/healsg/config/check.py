@@ -12,7 +12,7 @@ from healsg.config import targets
 from healsg.config.names import did_you_mean
 from healsg.config.signature import ANY, NONE, Kind, Parameter, constructor, ranged
 from healsg.errors import ConfigError
-from healsg.types import Range
+from healsg.types import Range, finite
 
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "none": "null"}
 _WORDS |= {"dict": "a mapping", "list": "a list", "part": "a part", "any": "a value"}
@@ -83,7 +83,8 @@ def check(
 def _check_node(key: str, node: dict[str, Any], trusted: Sequence[str], project: Sequence[Path]) -> None:
     target = node["_target_"]
     signature = constructor(target, project)
-    third_party = target.startswith("torch.optim.") or target.split(".")[0] in [name.split(".")[0] for name in trusted]
+    of_torch = target.startswith("torch.optim.")
+    third_party = of_torch or target.split(".")[0] in [name.split(".")[0] for name in trusted]
     parameters = signature.parameters if signature else {}
     last = target.rpartition(".")[2]
     for name, value in node.items():
@@ -94,7 +95,7 @@ def _check_node(key: str, node: dict[str, Any], trusted: Sequence[str], project:
             _refuse(misfit(path, value, _HYDRA[name]))
         elif name in parameters:
             parameter = parameters[name]
-            _refuse(misfit(path, value, _third_party_kind(parameter) if third_party else parameter.kind))
+            _refuse(misfit(path, value, _third_party_kind(parameter, of_torch) if third_party else parameter.kind))
         elif signature and not signature.open and name != "_target_":
             near = did_you_mean(name, parameters) or f"; it takes {', '.join(parameters) or 'nothing'}"
             raise ConfigError(f"{path}: {last} takes no {name}{near}")
@@ -104,9 +105,10 @@ def _check_node(key: str, node: dict[str, Any], trusted: Sequence[str], project:
         _refuse_missing(key, parameters, node, last)
 
 
-def _third_party_kind(parameter: Parameter) -> Kind:
-    """The kind of a parameter of another package, with the range that is known for its name."""
-    interval = _RANGES.get(parameter.name)
+def _third_party_kind(parameter: Parameter, of_torch: bool) -> Kind:
+    """The kind of a parameter of another package, with the range that is known for its name. All numbers of torch.optim
+    are finite; those of a trusted package may be infinite, such as a limit that is never reached."""
+    interval = _RANGES.get(parameter.name) or (Range() if of_torch else None)
     return ranged(Kind("float") if interval and parameter.kind == ANY else parameter.kind, interval)
 
 
@@ -131,7 +133,7 @@ def describe(kind: Kind) -> str:
         return " or ".join(map(describe, plain if plain not in ([], [NONE]) else kind.inner))
     if kind.name == "tuple":
         return f"a list of {len(kind.inner)}"
-    limits = f" ({kind.name} {kind.range})" if kind.range else f" ({kind.name})"
+    limits = f" ({kind.name} {kind.range or ''}".rstrip() + ")"
     return _WORDS[kind.name] + limits * (kind.name in ("int", "float"))
 
 
@@ -158,7 +160,9 @@ def misfit(key: str, value: Any, kind: Kind) -> str | None:
         return f"{key}: {show(value)} is a name where a part belongs; did you mean {key.replace('.', '/')}={value}?"
     if not _is_of(value, kind):
         return mismatch
-    return f"{key}: {show(value)} is out of range: {kind.range}" if kind.range and value not in kind.range else None
+    if kind.range is None or value in kind.range:
+        return None
+    return f"{key}: {show(value)} is {f'out of range: {kind.range}' if finite(value) else 'not a finite number'}"
 
 
 def _holds(value: list[Any] | dict[Any, Any], kind: Kind) -> bool:

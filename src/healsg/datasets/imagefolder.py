@@ -36,7 +36,7 @@ from healsg.datasets.targets.groups import path_groups
 from healsg.datasets.targets.names import shown
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.views import Augment, ImageViews
-from healsg.types import Count, Natural, Share
+from healsg.types import Count, Finite, Natural, Positive, Share
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, with 255 as 1: what torchvision's pretrained models were trained with."""
@@ -75,10 +75,10 @@ class OwnPictures(Classification):
         flip: bool = True,
         shift: Natural = 16,
         padding: Literal["zero", "reflect"] = "reflect",
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
+        mean: list[Finite] | None = None,
+        std: list[Positive] | None = None,
         test_fraction: Share = 0.0,
-        classes: list[str | float] | None = None,
+        classes: list[str | Finite] | None = None,
         decoder: Decoder = "auto",
         **common: Any,
     ) -> None:

@@ -21,7 +21,7 @@ from healsg.datasets.volumes.files import FLAT, Trusted, read_geometry, spacing_
 from healsg.errors import ConfigError
 from healsg.transforms.volume import VolumeTransform
 from healsg.transforms.volume_views import VolumeAugment, VolumeViews
-from healsg.types import Count, Fraction
+from healsg.types import Count, Finite, Fraction, NonNegative
 
 
 class Volumes(Segmentation):
@@ -54,11 +54,11 @@ class Volumes(Segmentation):
         self,
         classes: list[str] | None = None,
         mapping: Mapping[int, int] | None = None,
-        spacing: list[float] | None = None,
+        spacing: list[NonNegative] | None = None,
         orient: bool = True,
         intensity: Intensity = "zscore",
-        window: list[float] | None = None,
-        crop: float | None = None,
+        window: list[Finite] | None = None,
+        crop: Finite | None = None,
         trust: Trusted = "agreeing",
         augment: VolumeAugment = "standard",
         flip: bool = True,

@@ -34,7 +34,7 @@ from healsg.datasets.targets.names import shown
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.standard import Standardise, statistics
 from healsg.transforms.views import Augment, ImageViews
-from healsg.types import Count, Natural, NonNegative, Share
+from healsg.types import Count, Finite, Natural, NonNegative, Share
 
 Columns = Mapping[str, Sequence[Any]]
 """A table: its columns by name, all of the same length."""
@@ -104,7 +104,7 @@ class Tables(Classification):
         noise: NonNegative = 0.0,
         test_fraction: Share = 0.0,
         missing_labels: Literal["raise", "drop", "keep"] = "raise",
-        classes: list[str | float] | None = None,
+        classes: list[str | Finite] | None = None,
         decoder: Decoder = "auto",
         **common: Any,
     ) -> None:

@@ -221,7 +221,7 @@ class DenseLoss(nn.Module):
         self,
         ignore: int | None = None,
         regions: Regions | None = None,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[NonNegative] | None = None,
     ) -> None:
         super().__init__()
         if class_weights is not None and (not len(class_weights) or min(class_weights) < 0 or not sum(class_weights)):
@@ -325,7 +325,7 @@ class Focal(PixelLoss):
         gamma: NonNegative = 2.0,
         ignore: int | None = None,
         regions: Regions | None = None,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[NonNegative] | None = None,
     ) -> None:
         super().__init__(ignore, regions, class_weights)
         self.gamma = gamma
@@ -355,7 +355,7 @@ class TopK(DenseLoss):
         share: Kept = 0.1,
         ignore: int | None = None,
         regions: Regions | None = None,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[NonNegative] | None = None,
     ) -> None:
         super().__init__(ignore, regions, class_weights)
         self.share = share
@@ -384,7 +384,7 @@ class OverlapLoss(DenseLoss):
         smooth: Positive = 1e-5,
         ignore: int | None = None,
         regions: Regions | None = None,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[NonNegative] | None = None,
     ) -> None:
         super().__init__(ignore, regions, class_weights)
         self.batch = batch
@@ -428,7 +428,7 @@ class Tversky(OverlapLoss):
         smooth: Positive = 1e-5,
         ignore: int | None = None,
         regions: Regions | None = None,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[NonNegative] | None = None,
     ) -> None:
         super().__init__(batch, background, smooth, ignore, regions, class_weights)
         self.alpha, self.beta = alpha, beta
@@ -526,7 +526,7 @@ class DiceCrossEntropy(Combined):
         smooth: Positive = 1e-5,
         ignore: int | None = None,
         regions: Regions | None = None,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[NonNegative] | None = None,
     ) -> None:
         parts: dict[str, nn.Module] = {
             "cross_entropy": CrossEntropy(ignore, regions, class_weights),

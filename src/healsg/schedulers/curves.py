@@ -144,7 +144,7 @@ class MultiStep(Curve):
         ConfigError: a milestone does not lie in 0..1.
     """
 
-    def __init__(self, milestones: list[float] | None = None, gamma: NonNegative = 0.1, **common: Any) -> None:
+    def __init__(self, milestones: list[Fraction] | None = None, gamma: NonNegative = 0.1, **common: Any) -> None:
         super().__init__(**common)
         self.milestones = sorted((0.5, 0.75) if milestones is None else milestones)
         self.gamma = gamma

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,7 +77,7 @@ def optimizer(value: Any, model: nn.Module, *others: Any) -> Optimizer:
         model: the network.
         others: what else may have parameters to be learned: the criterion, the method.
 
-    Raises ConfigError if it is no optimizer, or one that would change none of these.
+    Raises ConfigError if it is no optimizer, or one that would change none of these or make them NaN.
     """
     if isinstance(value, type) or not (hasattr(value, "param_groups") and hasattr(value, "step")):
         way = "for several, join their parameters as groups of one"
@@ -89,6 +90,10 @@ def optimizer(value: Any, model: nn.Module, *others: Any) -> Optimizer:
             raise ConfigError("build_model: the network has no parameter that is trained (requires_grad)")
         way = "give it self.model.parameters()"
         raise ConfigError(f"build_optimizer: none of its parameters belongs to the network; {way}")
+    for group in value.param_groups:
+        for name in ("lr", "weight_decay"):
+            if name in group and not math.isfinite(group[name]):
+                raise ConfigError(f"build_optimizer: its {name} is {float(group[name])}, which is not a finite number")
     found: Optimizer = value
     return found
 
