@@ -86,6 +86,45 @@ def test_a_messy_folder_is_told_whole(check: Check, messy: Path, tmp_path: Path)
     assert "http" not in text
 
 
+OWN = """
+import torch
+from healsg import DataInfo, TaskData
+from healsg.data.source import DatasetSource
+
+ODD = {3: (torch.zeros(8), None), 4: (None, 1), 5: {"input": torch.zeros(8)}}
+
+
+class Own(TaskData):
+    info = DataInfo(input_shape=(8,), num_classes=2)
+
+    def read(self, part):
+        if part == "val":
+            return None
+        odd = ODD if part == "train" else {}
+        inputs = torch.randn(32, 8, generator=torch.Generator().manual_seed(len(odd)))
+        rows = [{"input": input, "target": number % 2} for number, input in enumerate(inputs)]
+        return DatasetSource([odd.get(number, row) for number, row in enumerate(rows)])
+"""
+
+
+def test_own_samples_that_lack_something_are_listed(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("own_rows.py").write_text(OWN)
+    folder = Path("conf/data")
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text("_target_: own_rows.Own\nval_fraction: 0.0\nbatch_size: 2\n")
+    found = check("data=own", "model=mlp")
+    assert {row["sample"]: row["reason"] for row in found["bad"]} == {
+        "sample 3 of list": "its target is None, and no tensor or number",
+        "sample 4 of list": "its input is None, and no tensor or number",
+    }
+    fatal = [finding["message"] for finding in found["findings"] if finding["level"] == "fatal"]
+    assert "train: 1 hold input alone, the others input, target: 'sample 5 of list'" in fatal
+
+
 def test_samples_that_are_left_out_are_not_fatal(check: Check, messy: Path) -> None:
     (messy / "train/nothing/.DS_Store").unlink()
     (messy / "train/nothing").rmdir()

@@ -23,7 +23,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, default_collate, get_worker_info
 
 import fake_data
 from fake_data import refused
@@ -158,9 +158,73 @@ def test_samples_that_do_not_fit_together() -> None:
             return torch.zeros(index + 1), index
 
     with pytest.raises(
-        DataError, match=r"^sample 0 of Uneven cannot be joined with its batch: RuntimeError: stack exp"
+        DataError,
+        match=r"^sample 1 of Uneven cannot be joined with its batch: its input is a tensor of 2, and a tensor of 1",
     ):
         dealt(loader_of(Uneven(4, {}), shuffle=False))
+
+
+def odd(made: Any, at: int = 3, size: int = 9) -> list[Any]:
+    """Samples of which one is ``made``."""
+    return [made if index == at else (torch.tensor([float(index)]), index) for index in range(size)]
+
+
+ODD = {
+    "cannot be joined with its batch: its input is None, and a tensor of 1 in the others": (None, 3),
+    "cannot be joined with its batch: its target is None, and int in the others": (torch.zeros(1), None),
+    "cannot be joined with its batch: its input is a tensor of 2, and a tensor of 1 in the others": (torch.zeros(2), 3),
+    "cannot be joined with its batch: it has no target, unlike the others": (torch.zeros(1),),
+    "cannot be joined with its batch: it has extra, unlike the others": (torch.zeros(1), 3, 5),
+    "cannot be joined with its batch: it is int, and input, target in the others": 3,
+    "is None, and no (input, target); data.on_error=skip leaves such a sample out": None,
+}
+
+
+@pytest.mark.parametrize(("reason", "made"), ODD.items())
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_sample_that_does_not_fit_is_named(reason: str, made: Any, workers: int) -> None:
+    loader = loader_of(odd(made), batch_size=9, workers=workers, on_error="raise")
+    with pytest.raises(DataError) as caught:
+        dealt(loader)
+    assert str(caught.value).replace("list: is", "list is") == f"sample 3 of list {reason}"
+
+
+@pytest.mark.parametrize("made", ODD.values())
+def test_a_sample_that_does_not_fit_can_be_left_out(made: Any, caplog: pytest.LogCaptureFixture) -> None:
+    (batch, rows), *_ = dealt(loader_of(odd(made), batch_size=9, shuffle=False))
+    assert batch["target"].tolist() == batch["index"].tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert rows == 8
+    assert len(told(caplog)) == 1
+
+
+def test_a_sample_that_no_collate_function_takes_is_named_by_its_error() -> None:
+    def joined(samples: list[Any]) -> Any:
+        if any(target == 6 for _, target in samples):
+            raise ValueError("no sixes")
+        return torch.stack([input for input, _ in samples]), torch.tensor([target for _, target in samples])
+
+    loader = wrap_loader(DataLoader(odd((torch.zeros(1), 6)), batch_size=9, collate_fn=joined), "train")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"^sample 3 of list cannot be joined with its batch: ValueError: no sixes$"):
+        dealt(loader)
+
+
+def test_a_collate_function_leaves_out_no_sample_in_silence() -> None:
+    def without_sixes(samples: list[Any]) -> Any:
+        return default_collate([sample for sample in samples if sample[1] != 6])
+
+    loader = wrap_loader(DataLoader(odd((torch.zeros(1), 3)), batch_size=9, collate_fn=without_sixes), "train")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="of list made 8 rows of input from 9 samples; it must leave none out"):
+        dealt(loader)
+
+
+@pytest.mark.parametrize(("given", "words"), [(None, "NoneType"), ([1, 2], "2 samples")])
+def test_a_data_set_gives_one_sample_for_each_index(given: Any, words: str) -> None:
+    class Short(Faulty):
+        def __getitems__(self, index: list[int]) -> Any:
+            return given
+
+    with pytest.raises(DataError, match=rf"^Short.__getitems__: gave {words} for 4 indices; give one each$"):
+        dealt(loader_of(Short(4, {}), on_error="raise"))
 
 
 @pytest.mark.parametrize("kind", [Faulty, Whole])
@@ -497,7 +561,10 @@ def test_what_a_worker_cannot_do_is_one_line() -> None:
     unsent = "[Pp]ickl" if sys.version_info < (3, 13) else "Can't get local object"
     for options, said in (
         ({"dataset": Noisy(4), "worker_init_fn": started}, "^OSError: no licence$"),
-        ({"dataset": unsendable, "collate_fn": lambda samples: samples[0]}, f"^.*{unsent}.*lambda.*$"),
+        (
+            {"dataset": unsendable, "collate_fn": lambda samples: (torch.zeros(2), 1, samples[0][2])},
+            f"^.*{unsent}.*lambda.*$",
+        ),
     ):
         loader = wrap_loader(DataLoader(batch_size=2, num_workers=1, **options), "train")  # type: ignore[arg-type]
         with within(5), pytest.raises(RuntimeError, match=said) as caught:

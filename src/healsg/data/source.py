@@ -15,6 +15,7 @@ from torch.utils.data import Subset, default_collate
 
 from healsg.data.case import Case
 from healsg.data.generators import generators_of
+from healsg.data.joining import FIELDS, odd_one
 from healsg.errors import DataError, HealsgError
 from healsg.parts import copied
 from healsg.seeding import Draw
@@ -189,6 +190,19 @@ class UnlikeSizesError(DataError):
         self.batches = batches
 
 
+class OddSampleError(DataError):
+    """A sample that cannot be joined with its batch, whose other samples agree with each other.
+
+    Args:
+        message: which one, and why.
+        place: its place among the samples.
+    """
+
+    def __init__(self, message: str, place: int) -> None:
+        super().__init__(message)
+        self.place = place
+
+
 class TensorSource:
     """Samples held as tensors, batched by one gather: ``input`` (N, ...), images as uint8; ``target`` (N, ...).
 
@@ -287,27 +301,50 @@ class DatasetSource:
         reading = reading or Reading()
         wanted = (index if self.chosen is None else self.chosen[index]).tolist()
         samples = self._read(wanted, reading, draw, windows)
-        if reading.broken:
-            index = index[[place for place in range(len(wanted)) if place not in reading.broken]]
-        if not len(samples):
-            return {"index": index}
-        return self._joined(samples, index, wanted[0])
+        places = [place for place in range(len(wanted)) if place not in reading.broken]
+        while places:
+            kept = places if len(places) < len(wanted) else slice(None)
+            try:
+                return self._joined(samples, index[kept], [wanted[place] for place in places])
+            except OddSampleError as odd:
+                if reading.on_error == "raise":
+                    raise
+                reading.broken[places[odd.place]] = wanted[places[odd.place]], str(odd)
+                samples = [sample for place, sample in enumerate(samples) if place != odd.place]
+                del places[odd.place]
+        return {"index": index[:0]}
 
-    def _joined(self, samples: Sequence[Any], index: Tensor, first: int) -> Batch:
+    def _joined(self, samples: Sequence[Any], index: Tensor, numbers: Sequence[int]) -> Batch:
+        """The batch of samples, which have these indices in the data set. Raises OddSampleError where one of them does
+        not fit, UnlikeSizesError, and DataError."""
         try:
             batch = as_batch(self.collate(samples))  # type: ignore[arg-type]
         except Exception as error:
-            message = f"{self.name(first)} cannot be joined with its batch: {line(error)}"
-            if len(samples) == 1 or not (sizes := _unlike_sizes(samples)):
-                raise DataError(message) from error
-            apart = [self._joined([sample], index[place : place + 1], first) for place, sample in enumerate(samples)]
-            raise UnlikeSizesError(
-                f"{self.name(first)} cannot be joined with its batch, whose samples are of sizes {sizes}: "
-                "bring all to one size, take patches, or set data.batch_size=1",
-                apart,
-            ) from error
-        batch.setdefault("index", index)
+            if len(samples) == 1:
+                raise OddSampleError(f"{self.name(numbers[0])} cannot be made a batch: {line(error)}", 0) from error
+            found = odd_one(samples, lambda few: as_batch(self.collate(few)))
+            message = f"{self.name(numbers[found.place if found else 0])} cannot be joined with its batch"
+            if sizes := _unlike_sizes(samples):
+                apart = [self._joined([one], index[i : i + 1], numbers[i : i + 1]) for i, one in enumerate(samples)]
+                way = "bring all to one size, take patches, or set data.batch_size=1"
+                raise UnlikeSizesError(f"{message}, whose samples are of sizes {sizes}: {way}", apart) from error
+            if found and found.others_agree:
+                raise OddSampleError(f"{message}: {found.reason}", found.place) from error
+            raise DataError(f"{message}: {found.reason if found else line(error)}") from error
+        if "index" not in batch:
+            batch["index"] = index
+            self._require_rows(batch, len(samples))
         return self.completed(self.about.added(batch))
+
+    def _require_rows(self, batch: Batch, count: int) -> None:
+        """Raise DataError if the collate function has left out samples, so that it is not known which are in the batch.
+        It may make several rows of each."""
+        for name in FIELDS[:2]:
+            value = batch.get(name)
+            if isinstance(value, Tensor) and value.dim() and len(value) < count:
+                made = f"made {len(value)} rows of {name} from {count} samples"
+                way = "it must leave none out; let such a sample raise an error, and set data.on_error=skip"
+                raise DataError(f"the collate function of {type(self.dataset).__name__} {made}; {way}")
 
     def completed(self, batch: Batch) -> Batch:
         """A batch as it is given out; a subclass leaves its targets out, or replaces them."""
@@ -342,7 +379,8 @@ class DatasetSource:
         if many:
             at[1], at[2] = wanted[0], len(wanted) - 1
             try:
-                return many(wanted)  # type: ignore[no-any-return]
+                if (found := _one_each(many(wanted), wanted, dataset)) is not None:
+                    return found
             except Exception as error:  # the samples are read again one by one, to find the unreadable one
                 if isinstance(error, DataError) and reading.on_error == "raise":
                     raise  # its message names the sample already
@@ -358,6 +396,9 @@ class DatasetSource:
                 else:
                     window = None if windows is None else windows[place]
                     samples.append(self._one(i, place, seeds[place], draw, window))
+                if samples[-1] is None:
+                    del samples[-1]
+                    raise DataError("is None, and no (input, target); data.on_error=skip leaves such a sample out")
             except Exception as error:
                 name, message = self.name(i), line(error)
                 if not message.startswith(f"{name}: "):  # patches read their cases through a source of their own
@@ -408,6 +449,15 @@ class DatasetSource:
         return copied(self, {"check": check, "checked": set()})
 
 
+def _one_each(samples: Any, wanted: Sequence[int], dataset: Any) -> Sequence[Any] | None:
+    """What ``__getitems__`` gave for several indices; None if some of the samples are None. Raises DataError if it did
+    not give one for each."""
+    if not isinstance(samples, Sequence) or len(samples) != len(wanted):
+        given = f"{len(samples)} samples" if isinstance(samples, Sequence) else type(samples).__name__
+        raise DataError(f"{type(dataset).__name__}.__getitems__: gave {given} for {len(wanted)} indices; give one each")
+    return None if any(sample is None for sample in samples) else samples
+
+
 def _is_dense(value: Any) -> bool:
     return type(value) is Tensor and value.layout == torch.strided and not value.is_nested
 
@@ -439,7 +489,7 @@ def as_batch(value: Any) -> Batch:
     if not isinstance(value, (tuple, list)) and isinstance(value, Mapping):  # asking for a Mapping is slow
         return dict(value)
     if isinstance(value, Sequence) and len(value) in (2, 3):
-        return dict(zip(("input", "target", "extra"), value, strict=False))
+        return dict(zip(FIELDS, value, strict=False))
     given = type(value).__name__
     raise DataError(f"a loader yields {given}; give (input, target), (input, target, extra) or a dict of those names")
 

@@ -62,6 +62,10 @@ def findings_of(
         if one.not_finite:
             named = shown(one.not_finite, 3)
             yield Finding("fatal", "samples", f"{split}: {len(one.not_finite)} inputs hold inf or NaN: {named}")
+        *odd, usual = sorted(one.fields.items(), key=lambda entry: len(entry[1])) or [((), [])]
+        for fields, samples in odd:
+            detail = f"{', '.join(fields)} alone, the others {', '.join(usual[0])}: {shown(samples, 3)}"
+            yield Finding("fatal", "samples", f"{split}: {len(samples)} hold {detail}")
     yield from _class_findings(seen, info)
     yield from duplicates(seen, info)
     yield from group_findings(sources, info)

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +55,7 @@ class Seen:
         shapes: of inputs that are no picture files, by shape their number.
         empty_masks: the names of samples whose mask has no foreground.
         not_finite: the names of samples with inf or NaN in the input.
+        fields: by the fields that samples have, such as input and target, their names.
         missing: by column of a table, values that are not known.
         constant: the columns of a table with a single value.
         samples: pictures for the page: (class index or None, name, JPEG).
@@ -73,6 +74,7 @@ class Seen:
     shapes: Counter[tuple[int, ...]] = field(default_factory=Counter)
     empty_masks: list[str] = field(default_factory=list)
     not_finite: list[str] = field(default_factory=list)
+    fields: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
     constant: list[str] = field(default_factory=list)
     samples: list[tuple[int | None, str, bytes]] = field(default_factory=list)
@@ -161,15 +163,19 @@ def _read_files(seen: Seen, split: str, source: DatasetSource, info: DataInfo) -
         if isinstance(found, str):
             seen.bad.append(Bad(split, name, _reason(found, source.name(numbers[index]), path), path))
             continue
-        _see_sample(seen, name, label, found, info)
+        try:
+            _see_sample(seen, name, label, found, info)
+        except DataError as error:
+            seen.bad.append(Bad(split, name, line(error), path))
 
 
 def _see_sample(seen: Seen, name: str, label: int | None, sample: dict[str, Any], info: DataInfo) -> None:
-    """Add one sample."""
-    input = torch.as_tensor(sample["input"])
-    target = torch.as_tensor(sample["target"]) if "target" in sample else None
+    """Add one sample. Raises DataError if it holds something else than numbers."""
+    input = _numbers(sample, "input")
+    target = _numbers(sample, "target") if "target" in sample else None
     if label is None and target is not None and info.kind == "multiclass" and target.numel() == 1:
         label = int(target)
+    seen.fields.setdefault(tuple(sorted(map(str, sample))), []).append(name)
     seen.shapes[tuple(input.shape)] += 1
     digest = hashlib.blake2b(input.contiguous().numpy().tobytes(), digest_size=16).digest()
     seen.digests.setdefault(digest, []).append((name, label))
@@ -181,6 +187,16 @@ def _see_sample(seen: Seen, name: str, label: int | None, sample: dict[str, Any]
         seen.targets[label] += 1
     if _wanted(seen, label):
         _keep_picture(seen, label, name, input.numpy(), target if info.dense else None)
+
+
+def _numbers(sample: Mapping[str, Any], field: str) -> Tensor:
+    if field not in sample:
+        raise DataError(f"it has no {field}, but {', '.join(map(str, sample)) or 'nothing'}")
+    try:
+        return torch.as_tensor(sample[field])
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = "None" if sample[field] is None else type(sample[field]).__name__
+        raise DataError(f"its {field} is {kind}, and no tensor or number") from error
 
 
 def _samples(source: DatasetSource, parallel: bool) -> Iterator[tuple[int, dict[str, Any] | str]]:
