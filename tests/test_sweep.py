@@ -80,14 +80,15 @@ def test_names_of_jobs() -> None:
     assert len(job_name(["a=" + "梯" * 119]).encode()) <= 255
 
 
-def test_one_bad_value_is_its_jobs_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *TINY[:1], *TINY[2:], "-m", "model.width=4,0,8"]) == 1
-    assert jobs() == {"model.width=4": "finished", "model.width=8": "finished"}
-    assert [row["status"] for row in table()] == ["finished", "failed", "finished"]
-    assert table()[1]["reason"] == "model.width: 0 is out of range: >= 1"
+@pytest.mark.parametrize("launcher", [[], ["launcher=local"]])
+def test_one_wrong_value_is_found_before_the_first_job_starts(
+    launcher: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *TINY[:1], *TINY[2:], *launcher, "-m", "model.width=4,0,8", "seed=0,1"]) == 2
     shown = capsys.readouterr()
-    assert shown.err == "error: model.width: 0 is out of range: >= 1\n"
-    assert "model.width=0  failed" in shown.out
+    line = "model.width=0,seed=0: model.width: 0 is out of range: >= 1 (no job was started)"
+    assert (shown.out, shown.err) == ("", f"error: {line}\n")
+    assert not Path("runs").exists()
 
 
 def test_a_failing_job_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:

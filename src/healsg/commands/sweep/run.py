@@ -211,7 +211,7 @@ def order(name: str, job: str, composed: Composed, sound: bool) -> Order:
 
 
 def plan(composer: Composer, overrides: list[str]) -> SweepPlan:
-    """The sweep to run. Raises ConfigError for a key or option that is wrong in all jobs."""
+    """The sweep to run. Raises ConfigError if the configuration of a job is wrong, before any of them starts."""
     names, lines = [], composer.sweep(overrides)
     for line in lines:
         own = [override for override, given in zip(line, overrides, strict=True) if override != given]
@@ -220,18 +220,18 @@ def plan(composer: Composer, overrides: list[str]) -> SweepPlan:
         names.append(job_name(own))
     jobs = list(zip(names, compose_jobs(composer, lines, overrides), strict=True))
     problems = [_problem(composed) for _, composed in jobs]
-    if all(problems):
-        raise ConfigError(problems[0])
+    if wrong := [(job, problem) for job, problem in zip(names, problems, strict=True) if problem]:
+        job, problem = wrong[0]
+        raise ConfigError(problem if len(wrong) == len(jobs) else f"{job}: {problem} (no job was started)")
     name = jobs[0][1].values["name"] or new_sweep_name("sweep")
     acquire.check_name(name)
     if (ROOT / name / "config.yaml").exists():
         raise ConfigError(f"name: {ROOT / name} is one run; give the sweep another name")
     if (ROOT / name / "search.json").exists():
         raise ConfigError(f"name: {ROOT / name} is a search; give the sweep another name")
-    sound = {job for (job, _), problem in zip(jobs, problems, strict=True) if not problem}
-    launcher = launcher_of(jobs[problems.index("")][1])
+    launcher = launcher_of(jobs[0][1])
     _check_processes(jobs)
-    return SweepPlan(name, _without_repeated([(job, as_run(composed)) for job, composed in jobs]), sound, launcher)
+    return SweepPlan(name, _without_repeated([(job, as_run(composed)) for job, composed in jobs]), set(names), launcher)
 
 
 def new_sweep_name(kind: str) -> str:
