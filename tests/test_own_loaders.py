@@ -15,7 +15,9 @@ from healsg import BasicTask, TaskTrainer
 from healsg.data.foreign import wrap_loader
 from healsg.data.source import DatasetSource
 from healsg.errors import DataError
+from healsg.methods.labelled import LabelledSamples
 from healsg.runs.checkpoint import load
+from healsg.training.step import MicroBatch, Samples, TrainBatch, loss_of
 from test_adopt import Stream
 from test_loader import Noisy, dealt, plain
 
@@ -156,3 +158,48 @@ def test_a_loss_over_own_loaders_is_the_same_whether_its_samples_are_counted_or_
             return train(kind, "runner.limit_batches=3", name=name)["digest"]
 
     assert criterion_of(Counting, "counted") == criterion_of(nn.CrossEntropyLoss, "uncounted")
+
+
+@pytest.mark.parametrize(
+    ("loader", "words"),
+    [
+        (DataLoader(Noisy(8), batch_size=None), r"yields single samples and no batches \(target is int\)"),
+        (
+            [(torch.zeros(()), torch.zeros(()))],
+            r"yields single samples .*input is a tensor without rows",
+        ),
+        ([{}], "yields an empty dict"),
+    ],
+    ids=["batch_size=None", "scalars", "empty"],
+)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_loader_of_single_samples_is_one_line(loader: Any, words: str, split: str) -> None:
+    with pytest.raises(DataError, match=f"^the {split} loader {words}"):
+        list(wrap_loader(loader, split).batches(0))
+
+
+def test_a_loader_without_batching_may_yield_batches_of_its_data_set() -> None:
+    batches = [(torch.full((4, 2), float(number)), torch.arange(4)) for number in range(3)]
+    dealt_batches = list(wrap_loader(DataLoader(batches, batch_size=None), "train").batches(0))  # type: ignore[arg-type]
+    assert [rows for _, rows in dealt_batches] == [4, 4, 4]
+    assert [float(batch["input"][0, 0]) for batch, _ in dealt_batches] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("how", ["written", "replaced", "unchanged"])
+@pytest.mark.parametrize("nonnegative", [True, False])
+def test_targets_that_a_step_masks_count_in_no_denominator(how: str, nonnegative: bool) -> None:
+    """Whether they are known to be nonnegative (a loader looked) or to be alike (targets in memory)."""
+    labelled = LabelledSamples()
+    labelled.alike = not nonnegative
+    batch = TrainBatch(
+        {"input": torch.zeros(4, 2), "target": torch.tensor([0, 1, 0, 1])}, Samples(4, 0, 4, 4, nonnegative)
+    )
+    if how == "written":
+        batch["target"][:3] = -100
+    elif how == "replaced":
+        batch["target"] = torch.tensor([-100, -100, -100, 1])
+    loss = loss_of(labelled.loss(nn.CrossEntropyLoss(), batch, torch.tensor([[3.0, 0.0]] * 4)))
+    count = loss.terms[0].counted(MicroBatch(batch.samples))
+    assert float(count) == (4 if how == "unchanged" else 1)
+    expected = nn.functional.cross_entropy(torch.tensor([[3.0, 0.0]] * 4), batch["target"])
+    assert torch.equal(loss.value, expected)

@@ -18,6 +18,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from healsg.data.joining import FIELDS
 from healsg.data.loader import Loader
 from healsg.data.sharding import Sharding
 from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource, as_batch, line
@@ -132,12 +133,22 @@ class ForeignLoader:
         assert isinstance(batch, TrainBatch)
         return batch
 
+    def _size(self, batch: Batch) -> int:
+        """The rows of a batch. Raises DataError if it has none, or is a single sample."""
+        if not batch:
+            raise DataError(f"the {self.name} loader yields an empty dict; give one of input and target")
+        if single := next((key for key in FIELDS[:2] if key in batch and _is_single(batch[key])), None):
+            kind = type(batch[single]).__name__ if not isinstance(batch[single], Tensor) else "a tensor without rows"
+            way = "DataLoader(dataset, batch_size=16) joins them"
+            raise DataError(f"the {self.name} loader yields single samples and no batches ({single} is {kind}); {way}")
+        return len(next(iter(batch.values())))
+
     def _share(self, batch: Batch) -> tuple[TrainBatch, int]:
-        if all(isinstance(value, Mapping) for value in batch.values()):
+        if batch and all(isinstance(value, Mapping) for value in batch.values()):
             parts = {stream: self._share(dict(value))[0] for stream, value in batch.items()}
             samples = next(iter(parts.values())).samples
             return TrainBatch(parts, samples), samples.rows
-        size = len(next(iter(batch.values())))
+        size = self._size(batch)
         low, high, rows = self.sharding.shard(0, size)
         update = size if self.sharding.accumulate == 1 else None
         whole_update = update is not None and self.sharding.world == 1
@@ -145,6 +156,11 @@ class ForeignLoader:
         if self.sharding.world > 1:
             batch = {key: value[low:high] if _rows(value) == size else value for key, value in batch.items()}
         return TrainBatch(batch, samples), rows
+
+
+def _is_single(value: Any) -> bool:
+    """Whether a value is that of one sample, and no row of several."""
+    return not hasattr(value, "__len__") or isinstance(value, str) or getattr(value, "ndim", 1) == 0
 
 
 def _let_look(loader: Any, timeout: float) -> float:

@@ -20,7 +20,7 @@ from healsg.training.denominator import (
     mean_over_samples,
     weighs_classes,
 )
-from healsg.training.step import Loss, Mean, samples_of
+from healsg.training.step import Loss, Mean, TrainBatch, samples_of
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
@@ -127,18 +127,20 @@ class LabelledSamples:
         labels: Tensor = batch["target"]
         if labels.ndim > 2 and getattr(output, "ndim", 3) == 2:
             require_pixels(output, labels)
+        unchanged = not isinstance(batch, TrainBatch) or batch.target_is_unchanged
+        alike = self.alike and unchanged
         pasted = mixed.pasted(labels) if mixed is not None else None
         if pasted is not None:  # the box of cutmix lies in the mask too, which stays one of labels
             labels = pasted
             mixed = None
         target = labels
         if mixed is not None or self.label_smoothing:
-            target = self.class_probabilities(target, output, mixed, None if self.alike else criterion)
-        if self.alike:
+            target = self.class_probabilities(target, output, mixed, None if alike else criterion)
+        if alike:
             value: Tensor = criterion(output, target)
             return value
         samples = samples_of(batch)
-        if self.alike_if_nonnegative and samples is not None and samples.nonnegative:
+        if unchanged and self.alike_if_nonnegative and samples is not None and samples.nonnegative:
             return Mean(criterion(output, target), float(samples.rows))
         return loss_over(criterion, output, target, labels)
 

@@ -57,6 +57,19 @@ class TrainBatch(dict[str, Any]):
     def __init__(self, values: Mapping[str, Any], samples: Samples) -> None:
         super().__init__(values)
         self.samples = samples
+        self._target = values.get("target")
+        self._version = _version_of(self._target)
+
+    @property
+    def target_is_unchanged(self) -> bool:
+        """Whether ``target`` is what the loader gave: neither replaced nor written to, as a method does that masks some
+        of the targets. What is known of the loader's targets, such as ``Samples.nonnegative``, holds only then."""
+        return self.get("target") is self._target and _version_of(self._target) == self._version
+
+
+def _version_of(value: Any) -> int:
+    """How often a tensor has been written to, as autograd counts it; no value is read."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
 def samples_of(batch: Mapping[str, Any]) -> Samples | None:
