@@ -19,8 +19,10 @@ from healsg.data.case import Case
 from healsg.data.info import DataInfo
 from healsg.data.patches import padding
 from healsg.data.source import About, DatasetSource
+from healsg.datasets.nifti import Nifti
+from healsg.datasets.seg2d import Seg2D
 from healsg.datasets.segmentation import Segmentation
-from healsg.errors import DataError, HealsgError
+from healsg.errors import ConfigError, DataError, HealsgError
 from healsg.evaluation.sliding_window import Windows
 
 SMALL = ["runner=debug", "runner.steps=2", "quiet=true", "model=unet", "model.width=4"]
@@ -277,3 +279,22 @@ def test_sets_without_foreground_are_refused(tmp_path: Path) -> None:
         nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine).to_filename(path)
     with pytest.raises(DataError, match="no mask holds a foreground label"):
         trained("data=nifti", f"data.folder={folder}")
+
+
+@pytest.mark.parametrize("kind", [Nifti, Seg2D])
+@pytest.mark.parametrize(
+    ("mapping", "ignore", "words"),
+    [
+        ({0: 0, 255: 2}, None, r"maps to \[0, 2\]"),
+        ({0: 1, 255: 2}, None, r"maps to \[1, 2\]"),
+        ({0: -1, 255: 0}, None, r"maps to \[-1, 0\]"),
+        ({0: 255}, 255, r"maps to \[\]"),
+        ({"road": 0}, None, "'road' is no label"),
+    ],
+)
+def test_a_mapping_with_a_gap_is_refused_before_a_mask_is_read(
+    kind: Any, mapping: Any, ignore: int | None, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^data.mapping: {words}"):
+        kind(folder="nowhere", mapping=mapping, ignore=ignore)
+    kind(folder="nowhere", mapping={0: 0, 1: 1, 2: 1, 9: 255}, ignore=255)

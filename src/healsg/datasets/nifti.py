@@ -14,7 +14,7 @@ from healsg.data.loader import Loader, Transform
 from healsg.data.source import About, DatasetSource, line
 from healsg.datasets.masks.survey import Survey, survey_volumes
 from healsg.datasets.published.files import locate, log
-from healsg.datasets.segmentation import Segmentation, labels_of
+from healsg.datasets.segmentation import Segmentation, labels_of, require_onto
 from healsg.datasets.volumes import lists as volume_lists
 from healsg.datasets.volumes.cases import Intensity, Preparation, PreparedCases, flat_files, labels_in, steps_of_file
 from healsg.datasets.volumes.files import FLAT, Trusted, read_geometry, spacing_of
@@ -75,6 +75,7 @@ class Volumes(Segmentation):
         if spacing is not None and (len(spacing) != 3 or min(spacing) < 0):
             raise ConfigError(f"data.spacing: {spacing}; give the size of a voxel along three axes, in mm")
         self.classes = classes
+        require_onto(mapping, self.ignore)
         self.mapping = mapping
         self.augment = augment
         self.flip = flip and augment != "none"

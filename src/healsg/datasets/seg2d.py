@@ -20,7 +20,7 @@ from healsg.datasets.masks.pairs import Pair, check_groups, listed_pictures, mat
 from healsg.datasets.masks.pictures import Array, Colours, MaskedSamples, Pictures, ReadMask, read_mask_picture
 from healsg.datasets.masks.survey import Survey, survey_pictures
 from healsg.datasets.published.files import locate, log
-from healsg.datasets.segmentation import Segmentation, labels_of
+from healsg.datasets.segmentation import Segmentation, labels_of, require_onto
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.views import Augment, ImageViews
 from healsg.types import Count, Natural
@@ -59,6 +59,7 @@ class MaskedPictures(Segmentation):
         self.folder = folder
         self.image_size = image_size
         self.channels = channels
+        require_onto(mapping, self.ignore)
         self.classes, self.given_mapping = classes, mapping
         self._saved: DataInfo | None = None
         mean, std = (MEAN, STD) if channels == 3 else ((sum(MEAN) / 3,), (sum(STD) / 3,))

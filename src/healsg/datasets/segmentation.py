@@ -49,6 +49,22 @@ LARGEST_LABEL = 255
 """Masks are held as bytes."""
 
 
+def require_onto(mapping: Mapping[int, int] | None, ignore: int | None) -> None:
+    """Raise ConfigError unless ``data.mapping`` gives the classes 0, 1, 2, ... without a gap.
+
+    Args:
+        mapping: from the labels of the files to those of the classes; None is not checked.
+        ignore: the label that counts as no class.
+    """
+    if mapping is None:
+        return
+    if odd := [label for label in mapping if type(label) is not int]:
+        raise ConfigError(f"data.mapping: {odd[0]!r} is no label; labels are whole numbers, as in {{0: 0, 255: 1}}")
+    found = sorted({new for new in mapping.values() if new != ignore})
+    if found != list(range(len(found))) or not found:
+        raise ConfigError(f"data.mapping: maps to {found}; the classes are 0, 1, 2, ... without a gap")
+
+
 class Segmentation(LabelledData):
     """Images or volumes with a mask each. ``labels``, ``fraction``, ``val_fraction``, ``fold`` and ``group`` count
     cases, stratified by what the set says of them (``About.strata``).
