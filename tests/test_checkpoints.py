@@ -232,11 +232,12 @@ def test_a_full_disk_ends_a_run_with_one_line(program: Program) -> None:
     weights = sum(
         value.numel() * 4 for value in checkpoint.load(Path("runs/whole/checkpoints/last.pt"))["model"].values()
     )
-    for size, steps in ((weights // 2, None), (2 * weights, 0)):
+    none, good = "there is no checkpoint before it", "the checkpoint before it is good"
+    for size, steps, before in ((weights // 2, None, none), (2 * weights, 0, good)):
         done = program(command(*options), preexec_fn=limit(size))
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1, done.stderr
-        assert "last.pt: cannot be written (File too large); the checkpoint before it is good" in done.stderr
+        assert f"last.pt: cannot be written (File too large); {before}" in done.stderr
         last = Path("runs/run/checkpoints/last.pt")
         assert (checkpoint.load(last)["runner"]["step"] if last.exists() else None) == steps
     assert TaskTrainer.compose(*options).train()["digest"] == whole["digest"]

@@ -47,7 +47,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
             hashed.finish()
         system.sync_folder(path.parent)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror}); the checkpoint before it is good") from error
+        before = "the checkpoint before it is good" if path.exists() else "there is no checkpoint before it"
+        raise RunError(f"{path}: cannot be written ({error.strerror}); {before}") from error
 
 
 class _Hashed:
