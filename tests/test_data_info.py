@@ -206,9 +206,15 @@ def test_eval_refuses_classes_that_the_weights_do_not_know(run: str, capsys: pyt
     assert told.count("\n") == 1
 
 
-def test_eval_keeps_the_order_of_classes(run: str) -> None:
+def test_eval_keeps_the_order_of_classes(run: str, caplog: pytest.LogCaptureFixture) -> None:
     """Where ``data.classes`` gives another order, the run's own counts."""
     assert evaluate(run, "data.classes=[dog,cat]") == evaluate(run)
+    assert "data.classes: the weights were trained with cat, dog, and this order counts" in caplog.text
+    caplog.clear()
+    evaluate(run, "data.classes=[cat,dog]")
+    assert "data.classes" not in caplog.text
+    with pytest.raises(ConfigError, match=r"^data\.classes: the weights were trained with cat, dog, and an evaluation"):
+        evaluate(run, "data.classes=[cat,dog,bird]")
 
 
 def test_eval_takes_a_set_of_fewer_classes(run: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from dataclasses import replace
@@ -28,12 +29,14 @@ from healsg.runs.folder import RunFolder, find
 from healsg.runs.forecast import forecast
 from healsg.runs.logger import Logger
 from healsg.runs.restoring import restore_weights, resumable, weights_state
-from healsg.runs.saved_config import load_saved
+from healsg.runs.saved_config import load_saved, read_saved
 from healsg.runs.session import Session
 from healsg.runs.snapshot import Snapshot
 from healsg.runs.usage import Usage
 from healsg.task import BasicTask
 from healsg.training.interrupt import StopSignal
+
+log = logging.getLogger("healsg")
 
 
 class TaskTrainer:
@@ -205,6 +208,8 @@ class TaskTrainer:
         """The evaluation of the run's weights on a split, ready to run."""
         state = weights_state(folder, which)
         info = saved_info(state)
+        if info is not None:
+            _require_trained_classes(self.composed.values["data"], read_saved(folder.config).get("data"), info)
         if info is not None and (epoch := self._evaluation_of_network(info, state, split)) is not None:
             return epoch
         task = build_task(self.composed)
@@ -302,3 +307,23 @@ def _check_shared(acquired: list[RunFolder]) -> None:
             f"{folder}: rank {other} on {seen[other][1]} does not see what rank 0 on {seen[0][1]} writes there; "
             "start all nodes in the same folder of a file system that they share"
         )
+
+
+def _require_trained_classes(data: Any, saved: Any, info: DataInfo) -> None:
+    """Raise ConfigError if an evaluation is given other ``data.classes`` than those of the weights, which decide what
+    each output means; warn of another order.
+
+    Args:
+        data: the settings of the data.
+        saved: those with which the run was trained.
+        info: what the weights were trained on.
+    """
+    given = data.get("classes") if isinstance(data, dict) else None
+    if not isinstance(given, list) or (isinstance(saved, dict) and saved.get("classes") == given) or info.regions:
+        return
+    named, known = [str(name) for name in given], list(info.class_names)
+    trained = f"data.classes: the weights were trained with {', '.join(known)}"
+    if sorted(named) != sorted(known):
+        raise ConfigError(f"{trained}, and an evaluation changes nothing in that; leave it out")
+    if named != known:
+        log.warning("%s, and this order counts", trained)
