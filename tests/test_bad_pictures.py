@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import fake_masks
 import fake_volumes
 from healsg import TaskTrainer
 from healsg.build import build_task
+from healsg.commands.check.samples import picture_facts
+from healsg.datasets.images.decoding import decode
+from healsg.datasets.masks.pictures import picture_header
 from healsg.errors import HealsgError
 
 SMALL = ["runner=debug", "quiet=true", "model=unet", "model.width=4", "data.image_size=24", "data.val_fraction=0.3"]
@@ -200,3 +204,18 @@ def test_bad_files_of_published_forms_are_named(spoil: Callable[[Path], str], tm
     with pytest.raises(HealsgError, match=words) as caught:
         read_all(f"data={name}", f"data.folder={folder}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_large_picture_below_the_limit_is_read_without_a_warning_of_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "large.png"
+    Image.new("L", (10, 9), 7).save(file)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.warns(Image.DecompressionBombWarning), Image.open(file):
+        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(str(file), 9, 1).unique().tolist() == [7]
+        assert picture_header(file) == ((9, 10), 1)
+        assert picture_facts(str(file)) is not None

@@ -48,6 +48,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
         system.sync_folder(path.parent)
     except OSError as error:
         before = "the checkpoint before it is good" if path.exists() else "there is no checkpoint before it"
+        if not path.exists() and (last := path.with_name("last.pt")).exists():
+            before = f"{last.name}, which was saved before, is good"
         raise RunError(f"{path}: cannot be written ({error.strerror}); {before}") from error
 
 

@@ -243,12 +243,10 @@ def picture_facts(path: str) -> dict[str, Any] | None:
 
     ``size`` is (height, width) as it is stored; ``orientation`` is 1 for an upright image.
     """
-    from PIL import Image
-
-    from healsg.datasets.images.decoding import FORMATS, ORIENTATION
+    from healsg.datasets.images.decoding import ORIENTATION, open_picture
 
     try:
-        with Image.open(path, formats=FORMATS) as opened:
+        with open_picture(path) as opened:
             mode = opened.mode
             try:
                 orientation = int(opened.getexif().get(ORIENTATION) or 1)

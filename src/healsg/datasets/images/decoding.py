@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -166,13 +168,11 @@ def _upright(
         size: to which its shorter side will be resized; None keeps its size. A picture is refused that would grow
             beyond bounds.
     """
-    from PIL import Image
-
     if not isinstance(picture, BytesIO) and not S_ISREG(os.stat(picture).st_mode):  # noqa: PTH116, a Path is slow
         raise ValueError("not a file")
     if decoder == "torchvision" and (ordinary := _ordinary(picture, size, channels)) is not None:
         return ordinary
-    with Image.open(picture, formats=FORMATS) as opened:
+    with open_picture(picture) as opened:
         width, height = opened.size
         require_size(width, height, size)
         pages = getattr(opened, "n_frames", 1)
@@ -194,6 +194,19 @@ def _upright(
         if pixels is None:
             pixels = np.array(_plain(opened, channels, remark))
         return as_shown(pixels, orientation)
+
+
+def open_picture(picture: str | Path | BytesIO) -> Image.Image:
+    """A picture of which the header alone is read, in one of ``FORMATS``.
+
+    Pillow's warning of large pictures, which names no file, is not shown: the callers refuse what has more than
+    ``PIXELS``, by name.
+    """
+    from PIL import Image
+
+    if not any(entry[2] is Image.DecompressionBombWarning for entry in warnings.filters):
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    return Image.open(picture, formats=FORMATS)
 
 
 def require_size(width: int, height: int, size: int | None) -> None:

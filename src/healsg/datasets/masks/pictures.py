@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from healsg.data.source import line
-from healsg.datasets.images.decoding import FORMATS, PIXELS, decode, orientation_of
+from healsg.datasets.images.decoding import PIXELS, decode, open_picture, orientation_of
 from healsg.datasets.images.stored import StoredFile, stored_file
 from healsg.datasets.masks.pairs import Pair
 from healsg.errors import DataError
@@ -47,13 +47,11 @@ def read_mask_picture(mask: Path | BytesIO, colours: Colours | None = None, name
     Raises:
         DataError: it cannot be read, or has colours that are not known.
     """
-    from PIL import Image
-
     name = name or str(mask)
     try:
         if isinstance(mask, Path) and not S_ISREG(os.stat(mask).st_mode):  # noqa: PTH116
             raise ValueError("not a file")
-        with Image.open(mask, formats=FORMATS) as opened:
+        with open_picture(mask) as opened:
             if opened.width * opened.height > PIXELS:
                 raise ValueError(f"{opened.width} x {opened.height} pixels")
             if opened.format in LOSSY:
@@ -231,10 +229,8 @@ class Pictures(MaskedSamples):
 def picture_header(picture: str | Path | BytesIO) -> tuple[tuple[int, int], int]:
     """(height, width) of a picture as it is stored, and the EXIF orientation by which ``decode`` turns it, 1 where it
     is upright. Raises DataError."""
-    from PIL import Image
-
     try:
-        with Image.open(picture, formats=FORMATS) as opened:
+        with open_picture(picture) as opened:
             return (opened.height, opened.width), orientation_of(opened)
     except Exception as error:
         name = "its picture" if isinstance(picture, BytesIO) else picture
