@@ -267,3 +267,8 @@ def jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
     except (ImportError, AttributeError):
         return None
     return lambda content: operator(content, 0, False)
+
+
+def times_written(value: Any) -> int:
+    """How often a tensor has been written to, as autograd counts it; no value is read."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from healsg.torch_private import foreach_mul_
+from healsg.torch_private import foreach_mul_, times_written
 from healsg.training.parallel import Parallel
 
 LEAST = 1e-9
@@ -58,18 +58,13 @@ class TrainBatch(dict[str, Any]):
         super().__init__(values)
         self.samples = samples
         self._target = values.get("target")
-        self._version = _version_of(self._target)
+        self._version = times_written(self._target)
 
     @property
     def target_is_unchanged(self) -> bool:
         """Whether ``target`` is what the loader gave: neither replaced nor written to, as a method does that masks some
         of the targets. What is known of the loader's targets, such as ``Samples.nonnegative``, holds only then."""
-        return self.get("target") is self._target and _version_of(self._target) == self._version
-
-
-def _version_of(value: Any) -> int:
-    """How often a tensor has been written to, as autograd counts it; no value is read."""
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+        return self.get("target") is self._target and times_written(self._target) == self._version
 
 
 def samples_of(batch: Mapping[str, Any]) -> Samples | None:
