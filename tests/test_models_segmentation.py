@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from healsg.data.info import DataInfo
 from healsg.errors import ConfigError
+from healsg.evaluation.evaluator import evaluating
 from healsg.losses.segmentation import DeepSupervision, Dice, DiceCrossEntropy, Focal
 from healsg.models.monai import Monai
 from healsg.models.resenc_unet import ResEncUNet
@@ -61,6 +62,22 @@ def test_every_parameter_learns_from_outputs_of_all_resolutions(name: str, shape
     assert isinstance(alone, Tensor)
     assert alone.shape == (2, 3, *shape[1:])
     assert network(batch, features=True).shape == (2, network.num_features)
+
+
+def test_windows_of_a_volume_are_not_unfolded_in_evaluation() -> None:
+    """torch alone would unfold each window, which takes 27 times the memory; see ``OneVolumeConvolutions``."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        pytest.skip("torch is without oneDNN")
+    data, model = info(1, 16, 16, 16), UNet(width=4)
+    torch.manual_seed(0)
+    network = model.build(data)
+    volume = torch.randn(1, 1, 16, 24, 16)
+    with evaluating(network), torch.no_grad(), torch.autograd.profiler.profile() as profile:
+        output = model.predict(network, {"input": volume})
+    operators = {event.key: event.count for event in profile.key_averages()}
+    assert operators["aten::slow_conv3d"] == 2, "two windows, each through the head's 1 x 1 x 1 convolution"
+    with torch.no_grad():
+        torch.testing.assert_close(output, model.predict(network.eval(), {"input": volume}), rtol=1e-4, atol=1e-5)
 
 
 def test_a_finer_output_alone() -> None:

@@ -130,6 +130,87 @@ def test_saved_buffers_are_those_of_the_state_dict() -> None:
     assert saved == {"running_mean", "running_var", "num_batches_tracked"}
 
 
+# --- convolutions of one volume ---------------------------------------------------------------------------------------
+
+needs_onednn = pytest.mark.skipif(
+    not (torch_private.onednn_is_enabled() and hasattr(torch, "mkldnn_convolution")), reason="torch is without oneDNN"
+)
+
+CONVOLUTIONS: list[tuple[nn.Module, int]] = [
+    (nn.Conv3d(4, 6, 3, padding=1), 16),
+    (nn.Conv3d(1, 4, (1, 3, 5), stride=(1, 2, 2), padding=(0, 1, 2), bias=False), 12),
+    (nn.Conv3d(4, 8, 3, dilation=2, groups=2), 11),
+    (nn.Conv3d(3, 4, 2, stride=2, padding=1, padding_mode="reflect"), 9),
+]
+"""Layers, and the side of a volume that torch alone would unfold."""
+
+
+def kernels_of(layer: nn.Module, input: Tensor) -> tuple[Tensor, set[str]]:
+    """The output of a layer, and the operators that computed it."""
+    with torch.autograd.profiler.profile() as profile:
+        output = layer(input)
+    return output, {event.key for event in profile.key_averages()}
+
+
+@needs_onednn
+@pytest.mark.parametrize(("layer", "side"), CONVOLUTIONS, ids=str)
+def test_one_volume_takes_the_kernels_of_a_batch(layer: nn.Conv3d, side: int) -> None:
+    volumes = torch.rand(2, layer.in_channels, side, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        batch, in_batch = kernels_of(layer, volumes)
+        assert "aten::mkldnn_convolution" in in_batch
+        with torch_private.OneVolumeConvolutions():
+            for volume, wanted in zip(volumes, batch, strict=True):
+                output, alone = kernels_of(layer, volume[None])
+                assert "aten::mkldnn_convolution" in alone
+                assert not [name for name in alone if "slow" in name]
+                torch.testing.assert_close(output[0], wanted, rtol=1e-6, atol=1e-6)
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "case", ["gradients", "autocast", "float64", "unbatched", "1 x 1 x 1", "same", "off", "absent"]
+)
+def test_other_convolutions_are_torchs_own(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Conv3d(2, 3, 1 if case == "1 x 1 x 1" else 3, padding="same" if case == "same" else 1)
+    input = torch.rand(1, 2, 6, 7, 8)
+    if case == "float64":
+        layer, input = layer.double(), input.double()
+    if case == "unbatched":
+        input = input[0]
+    if case == "off":
+        monkeypatch.setattr(torch_private, "onednn_is_enabled", lambda: False)
+    if case == "absent":
+        monkeypatch.delattr(torch, "mkldnn_convolution")
+    with torch.set_grad_enabled(case == "gradients"), torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        wanted, own = kernels_of(layer, input)
+        with torch_private.OneVolumeConvolutions():
+            found, inside = kernels_of(layer, input)
+    assert torch.equal(found, wanted)
+    assert found.requires_grad == (case == "gradients")
+    assert inside == own
+
+
+@needs_onednn
+def test_a_volume_that_does_not_fit_is_refused_in_torchs_words() -> None:
+    layer = nn.Conv3d(2, 3, 3)
+    with (
+        torch.no_grad(),
+        torch_private.OneVolumeConvolutions(),
+        pytest.raises(RuntimeError, match="to have 2 channels"),
+    ):
+        layer(torch.rand(1, 4, 6, 6, 6))
+
+
+@needs_onednn
+def test_an_exported_network_keeps_its_convolutions() -> None:
+    with torch.no_grad(), torch_private.OneVolumeConvolutions():
+        program = torch.export.export(nn.Conv3d(2, 3, 3), (torch.rand(1, 2, 6, 6, 6),))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert "aten.conv3d.default" in targets
+    assert not [name for name in targets if "mkldnn" in name]
+
+
 PRIVATE_NAMES = re.compile(
     r"torch(\.\w+)*\._(?!_)\w+|from torch[\w.]* import .*\b_\w+|from torch[\w.]*\._\w+|hydra\._internal"
     r"|(?<!self)\.(_buffers|_non_persistent_buffers_set|_compiled_call_impl|_version|_worker_info)\b"

@@ -16,7 +16,7 @@ from healsg import distributed
 from healsg.data.info import DataInfo, require_outputs
 from healsg.errors import RunError
 from healsg.metric import Metric, computed, precise
-from healsg.torch_private import uncompiled
+from healsg.torch_private import OneVolumeConvolutions, uncompiled
 from healsg.training.denominator import counts_alike_if_nonnegative, loss_over, weighs_classes
 from healsg.training.device import compiled
 from healsg.training.step import none_negative
@@ -183,12 +183,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a network into evaluation mode, and restore the mode of each of its modules at the end.
 
     Blocks that ``runner.compile=regional`` has compiled run uncompiled meanwhile: they would be compiled a second time
-    for evaluation, and their rounding would differ from that of ``healsg eval``.
+    for evaluation, and their rounding would differ from that of ``healsg eval``. On the CPU the 3D convolutions of a
+    single volume or window take the same kernels as those of several; see ``OneVolumeConvolutions``.
     """
     modes = {module: module.training for module in model.modules()}
+    is_3d = any(isinstance(module, nn.Conv3d) for module in modes)
     model.eval()
     try:
-        with uncompiled([block for block in compiled if block in modes]):
+        with (
+            uncompiled([block for block in compiled if block in modes]),
+            OneVolumeConvolutions() if is_3d else contextlib.nullcontext(),
+        ):
             yield
     finally:
         for module, training in modes.items():
