@@ -29,6 +29,9 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 METHODS = sorted(path.stem for path in (REPOSITORY / "conf/method").glob("*.yaml"))
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
+HANG = 120.0
+"""Seconds after which a test takes what it waits for to hang. A test waits for an event, never for a time in which a
+busy machine might not get there."""
 
 
 # --- command lines ---------------------------------------------------------------------------------------------------
@@ -310,11 +313,11 @@ def forked_until(line: str, arguments: Sequence[str], output: str = "output") ->
     """A run in a copy of this process that has just printed a line that begins so: its id."""
     Path(output).write_text("")
     child = forked(arguments, lambda: sys.stdout.reconfigure(line_buffering=True), output)  # type: ignore[union-attr]
-    wait_for(lambda: any(text.startswith(line) for text in Path(output).read_text().splitlines()), 60)
+    wait_for(lambda: any(text.startswith(line) for text in Path(output).read_text().splitlines()))
     return child
 
 
-def ended(child: int, seconds: float = 120.0) -> int:
+def ended(child: int, seconds: float = HANG) -> int:
     """The exit status of a child, as a shell tells it."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
@@ -334,12 +337,20 @@ def kill(child: int) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def wait_for(ready: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(ready: Callable[[], bool], seconds: float = HANG) -> None:
     """Wait until ``ready`` is true, for as long as a hang would take."""
     limit = time.monotonic() + seconds
     while not ready():
-        assert time.monotonic() < limit
+        assert time.monotonic() < limit, f"it has not come to pass within {seconds} s"
         time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def no_hang(seconds: float = HANG) -> Iterator[None]:
+    """What is done here ends, though no limit of the program's own would end it so soon."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < seconds
 
 
 def killed(act: Callable[[], object], after: float) -> bool:
@@ -510,7 +521,7 @@ class WithoutTorch:
         return subprocess.CompletedProcess(arguments, status, *(Path(file).read_text() for file in files.values()))
 
     def close(self) -> None:
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=HANG)
 
 
 UNLABELLED_ACTS: dict[str, list[str]] = {

@@ -256,7 +256,7 @@ def test_stops_kills_and_resumes(capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped >= 2 * 19
     both = ranks(lambda rank: train(*options, "name=cut"))
     begun = epochs_of(folder)
-    wait_for(lambda: epochs_of(folder) >= begun + 2, 60)
+    wait_for(lambda: epochs_of(folder) >= begun + 2)
     for one in both:
         one.kill()
     assert record(folder)["status"] == "running"

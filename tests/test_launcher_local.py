@@ -50,7 +50,7 @@ def test_sixteen_jobs_on_two_workers_have_the_digests_of_a_serial_sweep() -> Non
 
 def test_a_worker_that_is_killed_costs_one_row(capsys: pytest.CaptureFixture[str]) -> None:
     child = forked([*TINY, *POOL, "name=lost", "runner.steps=20000", "-m", "seed=5,6"])
-    wait_for(lambda: Path("runs/lost/seed=5/metrics.jsonl").exists(), 60)
+    wait_for(lambda: Path("runs/lost/seed=5/metrics.jsonl").exists())
     os.kill(record("lost/seed=5")["process"], signal.SIGKILL)
     wait_for(lambda: "seed=5: lost: its process was ended by SIGKILL" in Path("output").read_text())
     os.kill(child, signal.SIGTERM)
@@ -63,7 +63,7 @@ def test_a_worker_that_is_killed_costs_one_row(capsys: pytest.CaptureFixture[str
 
 def test_workers_save_and_end_with_the_command_that_started_them() -> None:
     child = forked([*TINY, *POOL, "name=orphan", "runner.steps=20000", "-m", "seed=5,6"])
-    wait_for(lambda: all(Path(f"runs/orphan/seed={seed}/metrics.jsonl").exists() for seed in (5, 6)), 60)
+    wait_for(lambda: all(Path(f"runs/orphan/seed={seed}/metrics.jsonl").exists() for seed in (5, 6)))
     os.kill(child, signal.SIGKILL)
     assert ended(child) == 137
     wait_for(lambda: all(record(f"orphan/seed={seed}")["status"] == "stopped" for seed in (5, 6)))

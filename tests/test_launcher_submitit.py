@@ -123,11 +123,11 @@ def test_a_job_whose_machine_is_taken_away_saves_and_goes_on_when_it_is_queued_a
     assert main([*line, "name=whole"]) == 0
     child = forked([*line, *LOCAL, "name=cut"])
     metrics = Path("runs/cut/seed=5/metrics.jsonl")
-    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0, 60)
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size > 0)
     worker = record("cut/seed=5")["process"]
     submitted = int(Path(f"/proc/{worker}/stat").read_text().split()[3])
     os.kill(submitted, signal.SIGUSR2)
-    wait_for(lambda: record("cut/seed=5")["status"] == "stopped", 60)
+    wait_for(lambda: record("cut/seed=5")["status"] == "stopped")
     ended(child)
     assert main([*line, *LOCAL, "name=cut"]) == 0
     assert record("cut/seed=5")["digest"] == record("whole/seed=5")["digest"]

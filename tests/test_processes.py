@@ -89,7 +89,7 @@ def test_every_command_starts_them(capsys: pytest.CaptureFixture[str]) -> None:
 def test_one_that_is_killed_is_named_and_none_is_left() -> None:
     line = command(*OPTIONS, "runner.processes=2", "runner.epochs=500", "name=k")
     run = subprocess.Popen(line, stderr=subprocess.PIPE)
-    wait_for(lambda: Path("runs/k/metrics.jsonl").exists() and Path("runs/k/metrics.jsonl").stat().st_size > 0, 60)
+    wait_for(lambda: Path("runs/k/metrics.jsonl").exists() and Path("runs/k/metrics.jsonl").stat().st_size > 0)
     ranks = [int(word) for word in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
     os.kill(ranks[1], signal.SIGKILL)
     _, errors = run.communicate(timeout=60)
@@ -106,7 +106,7 @@ def test_a_signal_to_a_sweep_saves_the_job_and_the_same_command_goes_on(number: 
     line = [*OPTIONS, "runner.epochs=20", "runner.processes=2", "seed=0,1", "-m"]
     finished(*line, "name=whole")
     run = subprocess.Popen(command(*line, "name=cut"), stderr=subprocess.PIPE)
-    wait_for(lambda: any(path.stat().st_size for path in Path("runs").glob("cut/*/metrics.jsonl")), 60)
+    wait_for(lambda: any(path.stat().st_size for path in Path("runs").glob("cut/*/metrics.jsonl")))
     run.send_signal(number)
     run.communicate(timeout=60)
     assert run.returncode == 128 + number

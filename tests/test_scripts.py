@@ -139,11 +139,11 @@ def test_a_run_in_the_background_of_a_script_ignores_ctrl_c(tmp_path: Path) -> N
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     lines = tmp_path / "runs/run/metrics.jsonl"
-    wait_for(lambda: lines.exists() and lines.read_text().count("\n") > 2, 60)
+    wait_for(lambda: lines.exists() and lines.read_text().count("\n") > 2)
     seen = lines.read_text().count("\n")
     for _ in range(2):
         process.send_signal(signal.SIGINT)
-    wait_for(lambda: lines.read_text().count("\n") > seen + 2, 60)
+    wait_for(lambda: lines.read_text().count("\n") > seen + 2)
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=60)[0]
     assert process.returncode == 143, told

@@ -83,7 +83,7 @@ def test_a_search_ends_with_a_table_best_first_and_the_command_of_the_best(
 def test_two_workers_that_are_killed_try_the_same_trials(undisturbed: Path) -> None:
     line = [*SEARCH, *SPACE, "name=two", "launcher=local", "launcher.workers=2"]
     child = forked(line)
-    wait_for(lambda: Path("runs/two/0002/run.json").exists(), 60)
+    wait_for(lambda: Path("runs/two/0002/run.json").exists())
     os.kill(child, signal.SIGKILL)
     assert ended(child) == 137
     Path("runs/two").rename("runs/there")
@@ -223,7 +223,7 @@ def test_a_halving_that_is_killed_ends_as_the_undisturbed_one() -> None:
     killed = [*line, "name=killed", "launcher=local", "launcher.workers=2"]
     for epoch, job in ((1, "0004"), (3, "0000")):
         child = forked(killed)
-        wait_for(partial(_is_past, Path("runs/killed"), job, epoch), 60)
+        wait_for(partial(_is_past, Path("runs/killed"), job, epoch))
         os.kill(child, signal.SIGKILL)
         ended(child)
     assert ended(forked([*line, "name=killed"])) == 0, Path("output").read_text()

@@ -210,7 +210,7 @@ LONG = ["train", "model=mlp", "model.width=8", "name=sweep", "runner.epochs=60",
 def in_second_job() -> int:
     """The process of a sweep that has finished its first job and is in the middle of its second."""
     child = forked(LONG)
-    wait_for(lambda: epochs_of(SWEEP / "seed=1") > 2, 60)
+    wait_for(lambda: epochs_of(SWEEP / "seed=1") > 2)
     return child
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -29,6 +30,8 @@ from healsg.training.step import Samples, TrainBatch, none_negative
 
 LOOK = 5.0
 """Seconds between two looks at the workers of a DataLoader."""
+ENDING = 5.0
+"""Seconds, at most, from when a worker's connection is closed to when its process has ended."""
 
 
 class ForeignLoader:
@@ -101,7 +104,8 @@ class ForeignLoader:
                 way = f"set runner.limit_batches={position}"
                 raise DataError(f"the train loader ended after {position} of {length} batches; {way}") from None
             except Exception as error:
-                raise DataError(f"the {self.name} loader failed at batch {position}: {_cause(error)}") from error
+                cause = f"a loader worker was lost: {line(_end_of_worker(error))}" if self._lost(error) else _cause(error)
+                raise DataError(f"the {self.name} loader failed at batch {position}: {cause}") from error
             if position >= start:
                 yield self._share(as_batch(value))
 
@@ -121,6 +125,11 @@ class ForeignLoader:
                     raise
                 if 0 < self.timeout <= waited:
                     raise TimeoutError(f"none for {self.timeout:g} seconds (data.timeout)") from error
+
+    def _lost(self, error: Exception) -> bool:
+        """Whether a worker's connection was closed, rather than that its data set raised such an error."""
+        workers = getattr(self.loader, "num_workers", 0)
+        return bool(workers) and isinstance(error, (EOFError, ConnectionError)) and not _is_of_data_set(error)
 
     def _begin(self) -> Iterator[Any]:
         try:
@@ -173,12 +182,29 @@ def _let_look(loader: Any, timeout: float) -> float:
     return seconds
 
 
+def _end_of_worker(error: Exception) -> Exception:
+    """torch's error for a worker that has ended, where its closed connection, ``error``, was found first.
+
+    torch raises it from its handler of SIGCHLD, at any point of the main thread: unless it is waited for, it interrupts
+    whatever handles ``error``. In another thread, which it does not reach, this waits in vain.
+    """
+    try:
+        deadline = time.monotonic() + ENDING
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+    except RuntimeError as ended:
+        return ended
+    return error
+
+
 def _cause(error: Exception) -> str:
-    """What went wrong, on one line, also where a worker sent its whole traceback or was lost as it sent a batch."""
-    lines = str(error).strip().splitlines()
-    if lines and lines[0].startswith("Caught "):
-        return lines[-1]
-    return f"{'a loader worker was lost: ' * isinstance(error, (EOFError, ConnectionError))}{line(error)}"
+    """What went wrong, on one line, also where a worker sent its whole traceback."""
+    return str(error).strip().splitlines()[-1] if _is_of_data_set(error) else line(error)
+
+
+def _is_of_data_set(error: Exception) -> bool:
+    """Whether a worker caught an error of its data set and sent it."""
+    return str(error).lstrip().startswith("Caught ")
 
 
 def _rows(value: Any) -> int | None:
