@@ -159,7 +159,7 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = 20.0) -> Any:
+    def wait_for(self, expression: str, seconds: float = 120.0) -> Any:
         """The value of an expression once it is true."""
         limit = time.monotonic() + seconds
         while not (value := self.ask(expression)):

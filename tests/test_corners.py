@@ -18,7 +18,7 @@ from healsg.methods.supervised import Supervised
 from healsg.runs import acquire
 from healsg.runs.folder import RunFolder
 from healsg.runs.saved_config import load_saved
-from helpers import Program, command, healsg, record, stopping_at
+from helpers import HANG, Program, command, healsg, record, stopping_at
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=2", "data.batch_size=128", "quiet=true"]
 
@@ -264,10 +264,17 @@ def test_a_loader_worker_does_not_hold_the_lock(tmp_path: Path) -> None:
     path.mkdir()
     first, second = RunFolder(path), RunFolder(path)
     first.lock()
-    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
+    context = multiprocessing.get_context("fork")
+    begun = context.Event()
+
+    def work() -> None:
+        begun.set()
+        time.sleep(2 * HANG)
+
+    worker = context.Process(target=work)
     worker.start()
     try:
-        time.sleep(1.0)
+        assert begun.wait(HANG)
         assert first._lock is not None
         first._lock.let_go()  # what the death of this process would do
         second.lock()

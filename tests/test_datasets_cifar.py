@@ -4,7 +4,6 @@ import logging
 import shutil
 import socket
 import tarfile
-import time
 import warnings
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 import fake_data
 from fake_data import NEITHER, refuse_network, refused, serve_https
 from healsg.datasets.cifar import NAMES, Cifar
+from helpers import no_hang
 
 
 @pytest.fixture
@@ -73,12 +73,13 @@ def test_cifar_download(tmp_path, monkeypatch, caplog):
 
 
 def test_cifar_missing(tmp_path, offline):
-    started = time.monotonic()
     timeout = socket.getdefaulttimeout()
-    line = refused(lambda: Cifar(root=str(tmp_path / "new")).read("train"), "download failed", "cifar-10-python.tar.gz")
+    with no_hang():
+        line = refused(
+            lambda: Cifar(root=str(tmp_path / "new")).read("train"), "download failed", "cifar-10-python.tar.gz"
+        )
     assert f"into {tmp_path / 'new'}" in line
     assert offline
-    assert time.monotonic() - started < 5
     assert socket.getdefaulttimeout() == timeout
     folder = tmp_path / "cifar-100-python"
     data = Cifar(classes=100, root=str(tmp_path), download=False)

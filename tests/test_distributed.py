@@ -26,6 +26,7 @@ from healsg.training.device import choose_device
 from healsg.training.interrupt import StopSignal
 from healsg.training.parallel import Parallel
 from helpers import (
+    HANG,
     METHODS,
     REPOSITORY,
     UNLABELLED_ACTS,
@@ -37,6 +38,7 @@ from helpers import (
     fork,
     free_port,
     in_processes,
+    no_hang,
     record,
     wait_for,
 )
@@ -101,11 +103,8 @@ class Launch:
         self.processes = self.processes or descendants(self.process.pid)
         if self.process.poll() is None:
             self.kill()
-        self.process.communicate(timeout=30)
-        deadline = time.monotonic() + 30
-        while any(Path(f"/proc/{process}/exe").exists() for process in self.processes):
-            assert time.monotonic() < deadline, "a process is left"
-            time.sleep(0.05)
+        self.process.communicate(timeout=HANG)
+        wait_for(lambda: not any(Path(f"/proc/{process}/exe").exists() for process in self.processes))
 
 
 def launch(program: Program, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -228,10 +227,9 @@ def test_own_loaders_in_two_processes() -> None:
 
 
 def test_a_typo_is_one_line(program: Program) -> None:
-    began = time.monotonic()
-    done = launch(program, "model.widht=3", "name=typo")
+    with no_hang():
+        done = launch(program, "model.widht=3", "name=typo")
     assert done.returncode != 0
-    assert time.monotonic() - began < 60
     told = [line for line in (done.stdout + done.stderr).splitlines() if re.search(r"(^|\]:)error: ", line)]
     assert len(told) == 1, done.stderr
     assert "model.widht" in told[0]
@@ -248,7 +246,7 @@ def test_stops_kills_and_resumes(capsys: pytest.CaptureFixture[str]) -> None:
     with Launch(*options, "name=cut", by_torchrun=False) as run:
         run.until("epoch 2/")
         run.process.send_signal(signal.SIGTERM)
-        _, errors = run.process.communicate(timeout=60)
+        _, errors = run.process.communicate(timeout=HANG)
         assert (run.process.returncode, errors) == (128 + signal.SIGTERM, "")
     assert record(folder)["status"] == "stopped"
     assert record(folder)["reason"] == "stopped by SIGTERM"
@@ -390,7 +388,7 @@ def ranks(act: Callable[[int], int]) -> list[Rank]:
     return [Rank(rank, port, lambda rank=rank: act(rank)) for rank in (0, 1)]  # type: ignore[misc]
 
 
-def two_ranks(act: Callable[[int], int], seconds: float = 60) -> tuple[list[int | None], list[Rank]]:
+def two_ranks(act: Callable[[int], int], seconds: float = HANG) -> tuple[list[int | None], list[Rank]]:
     """Two processes that do ``act``, given their rank: their statuses, and they."""
     both = ranks(act)
     return [one.wait(seconds) for one in both], both
@@ -472,18 +470,16 @@ def test_a_killed_process_is_named() -> None:
 def test_a_hang_ends_and_names_the_silent_process() -> None:
     """The main thread of rank 1 hangs, where no exception reaches it; that of rank 0 waits for it in a collective."""
     task = own_task(
-        "if self.epoch == 3 and rank == '1': signal.pthread_sigmask(signal.SIG_BLOCK, [15]); time.sleep(99)"
+        "if self.epoch == 3 and rank == '1': signal.pthread_sigmask(signal.SIG_BLOCK, [15]); time.sleep(999)"
     )
-    began = time.monotonic()
-    statuses, both = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=6", "runner.timeout=3"))
+    statuses, both = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=6", "runner.timeout=8"))
     assert statuses == [1, 1], [one.said for one in both]
-    assert time.monotonic() - began < 55
     told = record(Path("runs/two"))
     assert told["status"] == "failed"
-    assert re.match(r"rank 1 has not answered for 3 s \(runner.timeout\), last heard of in: \w+", told["reason"])
+    assert re.match(r"rank 1 has not answered for 8 s \(runner.timeout\), last heard of in: \w+", told["reason"])
     assert both[0].said.splitlines()[-1] == f"error: {told['reason']}"
     own_task("pass")
-    again = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=6", "runner.timeout=30"))
+    again = two_ranks(lambda rank: train(*SMALL, task, "runner.epochs=6", "runner.timeout=300"))
     assert again[0] == [0, 0], [one.said for one in again[1]]
 
 
@@ -493,7 +489,7 @@ from healsg.datasets.digits import Digits
 
 class Slow(Digits):
     def stored(self, part):
-        time.sleep(3.0 * (os.environ.get("RANK") == "1" and part == "train"))
+        time.sleep(8.0 * (os.environ.get("RANK") == "1" and part == "train"))
         return super().stored(part)
 """
 
@@ -501,23 +497,20 @@ class Slow(Digits):
 @pytest.mark.usefixtures("soon")
 def test_data_may_take_one_process_longer_than_the_timeout() -> None:
     Path("slow_data.py").write_text(SLOW)
-    line = [*SMALL, "data._target_=slow_data.Slow", "runner.epochs=1", "runner.timeout=2"]
+    line = [*SMALL, "data._target_=slow_data.Slow", "runner.epochs=1", "runner.timeout=6"]
     statuses, both = two_ranks(lambda rank: train(*line))
     assert statuses == [0, 0], [one.said for one in both]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGUSR1, marks=pytest.mark.soak)])
 def test_processes_end_with_their_launcher(number: int) -> None:
-    """torchrun dies of both at once. Its processes save, and are gone within 15 seconds."""
+    """torchrun dies of both at once. Its processes save, and end."""
     with Launch("model=mlp", "model.width=8", "runner.epochs=100000", "name=two") as run:
         run.until("epoch 3/")
         run.process.send_signal(number)
-        run.process.wait(10)
+        run.process.wait(HANG)
         ranks = [process for process in run.processes if process != run.process.pid]
-        deadline = time.monotonic() + 15
-        while any(Path(f"/proc/{process}/exe").exists() for process in ranks):
-            assert time.monotonic() < deadline, record(Path("runs/two"))
-            time.sleep(0.05)
+        wait_for(lambda: not any(Path(f"/proc/{process}/exe").exists() for process in ranks))
     told = record(Path("runs/two"))
     assert told["status"] == "stopped"
     assert "torchrun" in told["reason"]

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -78,8 +77,9 @@ def test_two_commands_on_one_sweep_take_different_jobs() -> None:
         tick = TaskRunner.tick
 
         def late(self: TaskRunner, *given: object) -> None:
+            Path(f"at-work-{os.getpid()}").touch()
+            wait_for(lambda: len(list(Path().glob("at-work-*"))) == 2)
             tick(self, *given)  # type: ignore[arg-type]
-            time.sleep(0.02)
 
         TaskRunner.tick = late  # type: ignore[method-assign]
 

@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 
 from fake_wandb import KEY, FakeWandb
+from healsg.loggers import client
+from healsg.loggers.wandb import Wandb
 from healsg.task import BasicTask
+from helpers import HANG
 from test_signals import ended, ending, forked, undisturbed, wait_for
 
 OPTIONS = ["model=mlp", "model.width=8", "data.batch_size=512", "runner.epochs=3", "runner.log_every=2"]
@@ -27,15 +30,14 @@ import sys, time
 from healsg import Logger
 
 class Faulty(Logger):
-    patience = grace = 0.3
-
     def __init__(self, verb: str, fault: str) -> None:
         self.verb, self.fault = verb, fault
+        self.patience = self.grace = 0.3 if fault == "hang" else 120.0
 
     def _do(self, verb):
         if verb == self.verb:
             if self.fault == "hang":
-                time.sleep(100)
+                time.sleep(1000)
             if self.fault == "exit":
                 sys.exit("enough")
             raise ValueError("no\\nmore")
@@ -45,7 +47,9 @@ class Faulty(Logger):
     def finish(self, status): self._do("finish")
 
 class Patient(Faulty):
-    patience, grace = 1.0, 5.0
+    def __init__(self, verb: str, fault: str) -> None:
+        super().__init__(verb, fault)
+        self.patience, self.grace = 1.0, 5.0
 """
 
 
@@ -113,8 +117,6 @@ def full_for_the_report() -> None:
 
 
 def full_for_wandb() -> None:
-    from healsg.loggers import client
-
     client.write_text = no_space
 
 
@@ -175,9 +177,10 @@ def test_wandb_goes_on_with_the_same_run_after_a_kill() -> None:
         def prepare() -> None:
             server.forget()
             os.environ.update(server.environment, HOME=str(Path.cwd()), WANDB_CONFIG_DIR=str(Path.cwd()))
+            Wandb.grace = client.CLOSING = HANG
             slowed(0.5)
 
-        line = [*LINE, "use_wandb=true", "runner.save_every=1"]
+        line = [*LINE, "use_wandb=true", f"+wandb.timeout={HANG}", "runner.save_every=1"]
         child = forked(line, prepare)
         wait_for(Path("epoch2").exists)
         os.kill(child, signal.SIGKILL)
@@ -268,8 +271,6 @@ def test_the_client_of_wandb_dies_in_mid_run() -> None:
     """Its process is killed after the first epoch."""
 
     def prepare() -> None:
-        from healsg.loggers.wandb import Wandb
-
         log = Wandb.log
 
         def logged(self: Wandb, line: dict[str, object]) -> None:

@@ -15,7 +15,7 @@ from healsg.commands.launch import processes
 from healsg.config.compose import Composer
 from healsg.errors import ConfigError
 from healsg.runs.folder import RunFolder
-from helpers import REPOSITORY, record, wait_for
+from helpers import HANG, REPOSITORY, record, wait_for
 
 OPTIONS = ["data=digits", "model.width=4", "runner.epochs=2", "quiet=true"]
 
@@ -31,7 +31,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def finished(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == status, done.stderr
     return done
 
@@ -92,7 +92,7 @@ def test_one_that_is_killed_is_named_and_none_is_left() -> None:
     wait_for(lambda: Path("runs/k/metrics.jsonl").exists() and Path("runs/k/metrics.jsonl").stat().st_size > 0)
     ranks = [int(word) for word in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
     os.kill(ranks[1], signal.SIGKILL)
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=HANG)
     assert run.returncode == 1
     assert errors.decode().startswith("error: rank 1 is gone")
     assert errors.count(b"\n") == 1
@@ -108,7 +108,7 @@ def test_a_signal_to_a_sweep_saves_the_job_and_the_same_command_goes_on(number: 
     run = subprocess.Popen(command(*line, "name=cut"), stderr=subprocess.PIPE)
     wait_for(lambda: any(path.stat().st_size for path in Path("runs").glob("cut/*/metrics.jsonl")))
     run.send_signal(number)
-    run.communicate(timeout=60)
+    run.communicate(timeout=HANG)
     assert run.returncode == 128 + number
     assert record("cut/seed=0")["status"] == "stopped"
     finished(*line, "name=cut")

@@ -24,6 +24,7 @@ from healsg.errors import ConfigError
 from healsg.runs import registry
 from healsg.runs.folder import RunFolder
 from healsg.runs.heartbeat import Heartbeat
+from helpers import wait_for
 
 Make = Callable[..., Path]
 
@@ -234,8 +235,7 @@ def test_a_heartbeat_tells_others_that_a_run_lives(tmp_path: Path) -> None:
     with Heartbeat(file, every=0.01):  # the file may come later
         file.write_text("{}")
         os.utime(file, (0, 0))
-        while not file.stat().st_mtime:
-            time.sleep(0.005)
+        wait_for(lambda: file.stat().st_mtime > 0)
     os.utime(file, (0, 0))
     time.sleep(0.05)
     assert file.stat().st_mtime == 0, "the thread has ended"

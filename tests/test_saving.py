@@ -19,7 +19,7 @@ from healsg.runs import checkpoint
 from healsg.runs.checkpointer import Checkpointer
 from healsg.runs.writer import Writer
 from healsg.training.step import MicroBatch, TrainBatch
-from helpers import METHODS, beside
+from helpers import HANG, METHODS, beside
 
 SHORT = ["data=digits", "model=cnn", "quiet=true", "runner.limit_batches=4", "runner.epochs=2"]
 KINDS = ("adamw", "sam", "fixmatch", "mean_teacher", "moco", "kd", "pgd", "dividemix", "schedule_free")
@@ -31,7 +31,7 @@ def held_back(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     gate, land = threading.Event(), Writer._copy_rest
 
     def waiting(self: Writer, *arguments: Any) -> Any:
-        gate.wait(10)
+        gate.wait(HANG)
         return land(self, *arguments)
 
     monkeypatch.setattr(Writer, "_copy_rest", waiting)
@@ -187,14 +187,21 @@ def compared(
     save, land, store = Checkpointer.save, Writer._copy_rest, checkpoint.save
     saved, found, late = dict[tuple[str, int], str](), dict[tuple[str, int], str](), set[bool]()
 
+    looked = threading.Event()
+    looked.set()
+
     def slow(self: Writer, *arguments: Any) -> Any:
+        looked.wait(HANG)
         time.sleep(0.02)
         return land(self, *arguments)
 
     def watched(self: Checkpointer, task: BasicTask) -> None:
         saved[self.folder.path.name, task.runner.step_count] = checkpoint.digest(task.state_dict())
+        self.writer.wait()
+        looked.clear()
         save(self, task)
         late.add(self.writer._copying.locked())
+        looked.set()
 
     def write(path: Path, state: dict[str, Any]) -> None:
         if path.name == "last.pt":

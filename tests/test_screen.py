@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +27,7 @@ from healsg.loggers.screen import (
     make_display,
 )
 from healsg.training.progress import Progress
+from helpers import HANG, wait_for
 
 LINE = {
     "event": "epoch",
@@ -125,11 +125,7 @@ def test_live_survives_errors_and_leaves_no_threads() -> None:
         with pytest.raises(KeyboardInterrupt):
             interrupted(make_display(Progress(), stream=stream))
         assert stream.getvalue().rindex("\x1b[?25h") > stream.getvalue().rindex("\x1b[?25l")
-    for _ in range(50):
-        if threading.active_count() == before:
-            break
-        time.sleep(0.02)
-    assert threading.active_count() == before
+    wait_for(lambda: threading.active_count() == before)
     assert sys.stdout is out
 
 
@@ -224,5 +220,5 @@ with make_display(Progress()) as display:
     os.close(write)
     os.read(read, 10)
     os.close(read)
-    _, complaints = process.communicate(timeout=30)
+    _, complaints = process.communicate(timeout=HANG)
     assert (process.returncode, complaints) == (0, "")

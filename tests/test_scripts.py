@@ -16,7 +16,7 @@ import pytest
 from healsg.cli import main
 from healsg.console import LastingStream, lasting_streams
 from healsg.trainer import TaskTrainer
-from helpers import command
+from helpers import HANG, command
 from test_signals import ended, forked, record, started, wait_for
 
 TINY = ["model=mlp", "model.width=8", "data.batch_size=512", "runner.epochs=2"]
@@ -145,7 +145,7 @@ def test_a_run_in_the_background_of_a_script_ignores_ctrl_c(tmp_path: Path) -> N
         process.send_signal(signal.SIGINT)
     wait_for(lambda: lines.read_text().count("\n") > seen + 2)
     process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=60)[0]
+    told = process.communicate(timeout=HANG)[0]
     assert process.returncode == 143, told
     assert record(tmp_path / "runs/run")["reason"] == "stopped by SIGTERM"
 

@@ -23,6 +23,7 @@ from PIL import Image
 from healsg import TaskTrainer
 from healsg.cli import main
 from healsg.commands.serve import is_loopback, listen
+from helpers import HANG
 from json_schema import mismatch, schemas
 
 pytest.importorskip("starlette", reason="healsg[serve] is not installed")
@@ -151,11 +152,11 @@ def test_it_answers_until_ctrl_c(
     seen: list[Any] = []
 
     def visit() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG
         try:
             while time.monotonic() < deadline:
                 try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/info", timeout=10) as answer:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/info", timeout=HANG) as answer:
                         seen.append(json.load(answer))
                         return
                 except OSError:

@@ -22,7 +22,7 @@ from torch import Tensor
 from healsg import TaskTrainer
 from healsg.metric import Metric
 from healsg.training.interrupt import StopSignal
-from helpers import REPOSITORY, command, ended, ending, forked, record, wait_for
+from helpers import HANG, REPOSITORY, command, ended, ending, forked, record, wait_for
 
 OPTIONS = ["model=mlp", "model.width=8", "data.batch_size=128", "runner.epochs=4", "runner.log_every=5"]
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -133,7 +133,7 @@ def test_a_second_signal_ends_a_save_at_once(second: signal.Signals) -> None:
         def long(file: int) -> None:
             if MARK.exists():
                 Path("saving").touch()
-                time.sleep(60)
+                time.sleep(2 * HANG)
             sync(file)
 
         os.fsync = long
@@ -143,9 +143,7 @@ def test_a_second_signal_ends_a_save_at_once(second: signal.Signals) -> None:
     os.kill(child, signal.SIGINT)
     wait_for(Path("saving").exists)
     os.kill(child, second)
-    began = time.monotonic()
-    assert ended(child) == 128 + second
-    assert time.monotonic() - began < 50, "it did not wait for the disk"
+    assert ended(child) == 128 + second, "it did not wait for the disk"
     assert "Traceback" not in Path("output").read_text()
     assert ended(forked(line)) == 0
     assert "going on at step" in Path("output").read_text()
@@ -187,7 +185,7 @@ def test_a_signal_before_anything_began(tmp_path: Path) -> None:
     process = started(tmp_path, "name=told")
     wait_for(lambda: (tmp_path / "runs/told/.lock").exists())
     process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=60)[0]
+    told = process.communicate(timeout=HANG)[0]
     assert (process.returncode, told) == (143, "")
     assert not Path("runs").exists()
 
@@ -198,13 +196,13 @@ def test_a_loader_worker_leaves_signals_to_its_run() -> None:
         warnings.simplefilter("ignore")
         child = os.fork()
         if not child:
-            time.sleep(30)
+            time.sleep(2 * HANG)
             os._exit(0)
         subprocess.run([sys.executable, "-c", f"import os; os.kill({child}, 15); os.kill({child}, 15)"], check=True)
         time.sleep(0.2)
         assert os.waitpid(child, os.WNOHANG) == (0, 0)
         os.kill(child, signal.SIGTERM)
-        assert ended(child, 5) == 143
+        assert ended(child) == 143
 
 
 def test_a_halt_within_a_halt() -> None:
@@ -335,14 +333,14 @@ def test_signals_at_random_points(tmp_path: Path) -> None:
             wait_for(lambda process=process: MARK.exists() or process.poll() is not None)
         time.sleep(moment)
         process.send_signal(number)
-        told = process.communicate(timeout=120)[0]
+        told = process.communicate(timeout=HANG)[0]
         status = 128 - process.returncode if process.returncode < 0 else process.returncode
         check_stopped(status, number, folder, told)
         state = record(folder)["status"] if (folder / "run.json").exists() else "began nothing"
         seen[state] += 1
         if state != "finished":
             again = started(tmp_path, f"name=told{count}")
-            assert (again.communicate(timeout=120)[0], again.returncode)[1] == 0
+            assert (again.communicate(timeout=HANG)[0], again.returncode)[1] == 0
         assert ending(folder) == expected, (phase, moment, number)
     print(f"{len(points)} signals: {seen}")
     assert all(seen.values())

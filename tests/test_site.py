@@ -23,7 +23,7 @@ import fake_volumes
 from healsg.cli import COMMANDS, main
 from healsg.config.catalogue import Catalogue
 from healsg.config.compose import Composer
-from helpers import REPOSITORY, healsg
+from helpers import HANG, REPOSITORY, healsg
 from json_schema import mismatch, schemas
 
 DOCS = REPOSITORY / "docs"
@@ -54,7 +54,7 @@ def execute(words: list[str]) -> None:
         assert served.stdout is not None
         assert "http://127.0.0.1:" in served.stdout.readline()
         served.send_signal(signal.SIGINT)
-        served.communicate(timeout=30)
+        served.communicate(timeout=HANG)
     elif words[0] == "healsg":
         once = ["--once"] if words[1] == "watch" else []
         status = main([*words[1:], *once])

@@ -104,7 +104,8 @@ class ForeignLoader:
                 way = f"set runner.limit_batches={position}"
                 raise DataError(f"the train loader ended after {position} of {length} batches; {way}") from None
             except Exception as error:
-                cause = f"a loader worker was lost: {line(_end_of_worker(error))}" if self._lost(error) else _cause(error)
+                lost = self._lost(error)
+                cause = f"a loader worker was lost: {line(_end_of_worker(error))}" if lost else _cause(error)
                 raise DataError(f"the {self.name} loader failed at batch {position}: {cause}") from error
             if position >= start:
                 yield self._share(as_batch(value))

@@ -31,6 +31,8 @@ log = logging.getLogger("healsg")
 
 LARGEST = 1 << 28
 """Bytes of a table or plot that a client reads."""
+CLOSING = 4.0
+"""Seconds that the end of a run waits for its client to have sent the rest."""
 
 
 class FarEnd(Protocol):
@@ -97,7 +99,7 @@ class Client(Logger):
         self._send({"finish": status})
         try:
             if self.process:
-                self.process.communicate(timeout=4.0)
+                self.process.communicate(timeout=CLOSING)
                 self._check()
         except subprocess.TimeoutExpired:
             log.warning("%s is still uploading; if curves are missing there: %s", self.title, self.upload)
