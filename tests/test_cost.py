@@ -199,5 +199,5 @@ def test_golden_losses(name: str) -> None:
     assert wanted[-1] < wanted[0]
     if machine() == kept["machine"]:
         assert found == wanted
-    else:
-        assert found == pytest.approx(wanted, rel=1e-3)
+    else:  # Muon computes in bfloat16, whose rounding errors on another processor grow within 20 steps
+        assert found == pytest.approx(wanted, rel=5e-3 if "muon" in name else 1e-3)

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -283,7 +284,8 @@ def test_an_evaluation_passes_over_a_batch_of_which_nothing_is_left() -> None:
     for workers in (0, 1):
         loader = loader_of(Faulty(9, broken(6, 7, 8)), batch_size=3, workers=workers, shuffle=False)
         assert [rows for _, rows in dealt(loader)] == [3, 3, 0]
-        task = type("Task", (), {"loaders": {"val": loader}})
+        parts = {"loaders": {"val": loader}, "config": SimpleNamespace(seed=0), "custom_network": True}
+        task = type("Task", (), parts)
         seen = [batch["index"].tolist() for batch in runner.eval_batches(task, "val")]  # type: ignore[arg-type]
         assert seen == [[0, 1, 2], [3, 4, 5]]
         assert [batch["index"].tolist() for batch, rows in dealt(loader.evaluation_view()) if rows] == seen

@@ -197,8 +197,7 @@ def test_weights_margins_and_priors_of_unequal_classes() -> None:
 
 def test_ldam_is_its_formula() -> None:
     """The paper's: cross entropy of ``s (cos - margin of the sample's own class)``, weighted as torch weighs it."""
-    features, head = numbers(ROWS, 4), CosineLinear(4, CLASSES, bias=False).double()
-    head.scale = 30.0
+    features, head = numbers(ROWS, 4), CosineLinear(nn.Linear(4, CLASSES).double(), 30.0)
     weight = head.weight.detach()
     cosine = (features @ weight.T) / (features.norm(dim=1)[:, None] * weight.norm(dim=1)[None])
     near(head(features), 30 * cosine)
@@ -213,8 +212,7 @@ def test_ldam_is_its_formula() -> None:
 
 
 def test_a_shifted_layer() -> None:
-    layer = ShiftedLinear(3, CLASSES).double()
-    layer.register_buffer("offset", losses.priors(COUNTS).log())
+    layer = ShiftedLinear(nn.Linear(3, CLASSES).double(), losses.priors(COUNTS).log())
     given = numbers(ROWS, 3)
     plain = F.linear(given, layer.weight, layer.bias)
     near(layer.train()(given), plain.detach())

@@ -314,12 +314,16 @@ class DatasetSource:
                 del places[odd.place]
         return {"index": index[:0]}
 
-    def _joined(self, samples: Sequence[Any], index: Tensor, numbers: Sequence[int]) -> Batch:
-        """The batch of samples, which have these indices in the data set. Raises OddSampleError where one of them does
-        not fit, UnlikeSizesError, and DataError."""
+    def _joined(self, samples: Any, index: Tensor, numbers: Sequence[int]) -> Batch:
+        """The batch of samples, which have these indices in the data set: a list of them or, for a collate function of
+        one's own, whatever ``__getitems__`` gave. Raises OddSampleError where one of them does not fit,
+        UnlikeSizesError, and DataError."""
         try:
-            batch = as_batch(self.collate(samples))  # type: ignore[arg-type]
+            batch = as_batch(self.collate(samples))
         except Exception as error:
+            if not isinstance(samples, Sequence):
+                given = f"what {type(self.dataset).__name__}.__getitems__ gave"
+                raise DataError(f"{given} cannot be made a batch: {line(error)}") from error
             if len(samples) == 1:
                 raise OddSampleError(f"{self.name(numbers[0])} cannot be made a batch: {line(error)}", 0) from error
             found = odd_one(samples, lambda few: as_batch(self.collate(few)))
@@ -333,7 +337,7 @@ class DatasetSource:
             raise DataError(f"{message}: {found.reason if found else line(error)}") from error
         if "index" not in batch:
             batch["index"] = index
-            self._require_rows(batch, len(samples))
+            self._require_rows(batch, len(index))
         return self.completed(self.about.added(batch))
 
     def _require_rows(self, batch: Batch, count: int) -> None:
@@ -379,8 +383,11 @@ class DatasetSource:
         if many:
             at[1], at[2] = wanted[0], len(wanted) - 1
             try:
-                if (found := _one_each(many(wanted), wanted, dataset)) is not None:
-                    return found
+                found = many(wanted)
+                if self.collate is not stacked:
+                    return found  # type: ignore[no-any-return]  # it may be anything that this collate function takes
+                if _one_each(found, wanted, dataset):
+                    return found  # type: ignore[no-any-return]
             except Exception as error:  # the samples are read again one by one, to find the unreadable one
                 if isinstance(error, DataError) and reading.on_error == "raise":
                     raise  # its message names the sample already
@@ -449,13 +456,13 @@ class DatasetSource:
         return copied(self, {"check": check, "checked": set()})
 
 
-def _one_each(samples: Any, wanted: Sequence[int], dataset: Any) -> Sequence[Any] | None:
-    """What ``__getitems__`` gave for several indices; None if some of the samples are None. Raises DataError if it did
-    not give one for each."""
+def _one_each(samples: Any, wanted: Sequence[int], dataset: Any) -> bool:
+    """Whether what ``__getitems__`` gave for several indices has no sample that is None. Raises DataError if it did not
+    give one for each."""
     if not isinstance(samples, Sequence) or len(samples) != len(wanted):
         given = f"{len(samples)} samples" if isinstance(samples, Sequence) else type(samples).__name__
         raise DataError(f"{type(dataset).__name__}.__getitems__: gave {given} for {len(wanted)} indices; give one each")
-    return None if any(sample is None for sample in samples) else samples
+    return all(sample is not None for sample in samples)
 
 
 def _is_dense(value: Any) -> bool:
