@@ -330,5 +330,9 @@ def jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
 
 
 def times_written(value: Any) -> int:
-    """How often a tensor has been written to, as autograd counts it; no value is read."""
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+    """How often a tensor has been written to, as autograd counts it; no value is read. 0 for what is no tensor, and for
+    a tensor of inference mode, of which it is not counted."""
+    try:
+        return value._version  # type: ignore[no-any-return]
+    except (AttributeError, RuntimeError):
+        return 0
