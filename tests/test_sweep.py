@@ -6,6 +6,7 @@ import csv
 import gc
 import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -89,6 +90,22 @@ def test_one_wrong_value_is_found_before_the_first_job_starts(
     line = "model.width=0,seed=0: model.width: 0 is out of range: >= 1 (no job was started)"
     assert (shown.out, shown.err) == ("", f"error: {line}\n")
     assert not Path("runs").exists()
+
+
+def test_a_job_may_start_from_the_weights_of_the_one_before_it() -> None:
+    sources = 'init_from=null,"runs/sweep/init_from=null/checkpoints/best.pt"'
+    assert main(["train", *TINY, "-m", sources]) == 0
+    assert [row["status"] for row in table()] == ["finished", "finished"]
+
+
+def test_a_continued_sweep_does_not_ask_for_what_its_finished_jobs_started_from() -> None:
+    assert main(["train", *TINY[:-1], "name=before"]) == 0
+    line = ["train", *TINY, "-m", "seed=0,1", "init_from=null,before"]
+    assert main(line) == 0
+    shutil.rmtree("runs/before")
+    shutil.rmtree("runs/sweep/seed=0,init_from=null")
+    assert main(line) == 0
+    assert [row["status"] for row in table()] == ["finished"] * 4
 
 
 def test_a_failing_job_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]) -> None:

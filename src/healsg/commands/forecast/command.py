@@ -17,7 +17,7 @@ from healsg.commands.terminal.arguments import of_one_run
 from healsg.commands.terminal.flags import Flags
 from healsg.commands.terminal.tables import show, show_json
 from healsg.config.compose import Composer
-from healsg.config.schema import Composed, check_init_from, verify
+from healsg.config.schema import Composed, check_init_from
 from healsg.errors import ConfigError
 from healsg.loggers.screen import clock
 from healsg.runs.folder import RunFolder
@@ -107,12 +107,10 @@ def _jobs(composer: Composer, overrides: list[str]) -> list[tuple[str, Composed]
 
     if is_search(overrides):
         raise ConfigError("search: proposes its jobs while it runs; forecast one of them, without -m and search")
-    planned = plan(composer, overrides)
-    for name, composed in planned.jobs:
-        if name not in planned.sound:
-            verify(composed)
-            check_init_from(composed)
-    return planned.jobs
+    jobs = plan(composer, overrides).jobs
+    for _, composed in jobs:
+        check_init_from(composed)
+    return jobs
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -46,8 +47,7 @@ class SweepPlan:
 
     name: str
     jobs: Jobs
-    sound: set[str]
-    """The names of the jobs whose configurations are checked already."""
+    """Their configurations are checked."""
     launcher: JobLauncher | None
     """What runs the jobs; None runs them one after the other in this process."""
 
@@ -71,7 +71,7 @@ def run_sweep(composer: Callable[[], Composer], overrides: list[str]) -> int:
         stack.callback(gc.unfreeze)
         if planned.launcher:
             stack.callback(planned.launcher.close)
-        rows += run_jobs(name, jobs, planned.sound, planned.launcher, stop_signal)
+        rows += run_jobs(name, jobs, True, planned.launcher, stop_signal)
         indices = {job: index for index, (job, _) in enumerate(jobs)}
         rows.sort(key=lambda row: indices[row["job"]])
         if rows and distributed.processes().rank == 0:
@@ -119,7 +119,7 @@ def discard_empty_jobs(folder: RunFolder, jobs: Jobs) -> None:
 
 
 def run_jobs(
-    name: str, jobs: Jobs, sound: set[str], launcher: JobLauncher | None, stop_signal: StopSignal
+    name: str, jobs: Jobs, sound: bool, launcher: JobLauncher | None, stop_signal: StopSignal
 ) -> Iterator[Row]:
     """Train the jobs; yields a row for each as it ends, and ends early after a stop signal.
 
@@ -128,7 +128,7 @@ def run_jobs(
     Args:
         name: of the sweep.
         jobs: by name.
-        sound: the names of those whose configurations are checked already.
+        sound: whether their configurations are checked already.
         launcher: what runs them; None runs them one after the other in this process.
         stop_signal: of the command.
     """
@@ -172,14 +172,14 @@ def _continued(composed: Composed) -> Composed:
     return replace(composed, values=composed.values | {"fresh": False})
 
 
-def _one_by_one(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal, before: int) -> Iterator[Row]:
+def _one_by_one(name: str, jobs: Jobs, sound: bool, stop_signal: StopSignal, before: int) -> Iterator[Row]:
     shared = SharedData()
     for number, (job, composed) in enumerate(jobs, 1):
         if stop_signal.agreed():
             break
         stop_signal.restart_clock()
         say(f"job {before + number} of {before + len(jobs)}: {job}")
-        row = {"job": job, **run_job(name, job, composed, job in sound, shared)}
+        row = {"job": job, **run_job(name, job, composed, sound, shared)}
         freeze_imports()  # so that they are not traversed after each job
         yield row
         if row["status"] == "failed" and not distributed.recovered():
@@ -188,8 +188,8 @@ def _one_by_one(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal,
             break
 
 
-def _at_once(name: str, jobs: Jobs, sound: set[str], stop_signal: StopSignal, launcher: JobLauncher) -> Iterator[Row]:
-    orders = [order(name, job, composed, job in sound) for job, composed in jobs]
+def _at_once(name: str, jobs: Jobs, sound: bool, stop_signal: StopSignal, launcher: JobLauncher) -> Iterator[Row]:
+    orders = [order(name, job, composed, sound) for job, composed in jobs]
     for index, answer in launcher.results(orders, lambda: stop_signal.received):
         row = {"job": jobs[index][0], **answer}
         if row["status"] != BUSY:
@@ -219,11 +219,11 @@ def plan(composer: Composer, overrides: list[str]) -> SweepPlan:
             raise ConfigError("name: applies to the entire sweep; its jobs are named automatically")
         names.append(job_name(own))
     jobs = list(zip(names, compose_jobs(composer, lines, overrides), strict=True))
-    problems = [_problem(composed) for _, composed in jobs]
+    name = jobs[0][1].values["name"] or new_sweep_name("sweep")
+    problems = [_problem(name, composed) for _, composed in jobs]
     if wrong := [(job, problem) for job, problem in zip(names, problems, strict=True) if problem]:
         job, problem = wrong[0]
         raise ConfigError(problem if len(wrong) == len(jobs) else f"{job}: {problem} (no job was started)")
-    name = jobs[0][1].values["name"] or new_sweep_name("sweep")
     acquire.check_name(name)
     if (ROOT / name / "config.yaml").exists():
         raise ConfigError(f"name: {ROOT / name} is one run; give the sweep another name")
@@ -231,7 +231,7 @@ def plan(composer: Composer, overrides: list[str]) -> SweepPlan:
         raise ConfigError(f"name: {ROOT / name} is a search; give the sweep another name")
     launcher = launcher_of(jobs[0][1])
     _check_processes(jobs)
-    return SweepPlan(name, _without_repeated([(job, as_run(composed)) for job, composed in jobs]), set(names), launcher)
+    return SweepPlan(name, _without_repeated([(job, as_run(composed)) for job, composed in jobs]), launcher)
 
 
 def new_sweep_name(kind: str) -> str:
@@ -283,10 +283,18 @@ def _as_number(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _problem(composed: Composed) -> str:
+def _problem(name: str, composed: Composed) -> str:
+    """What is wrong with the configuration of a job of the sweep ``name``; empty if nothing is.
+
+    Whether ``init_from`` exists is asked here in a new sweep alone, since the finished jobs of a continued one need it
+    no more, and not if it is to come from another job of the sweep. Each job asks as it starts.
+    """
     try:
         verify(composed)
-        check_init_from(composed)
+        source = str(composed.values.get("init_from") or "")
+        own = any((start / Path(source).expanduser()).is_relative_to(ROOT / name) for start in (Path(), ROOT))
+        if not own and not (ROOT / name).exists():
+            check_init_from(composed)
     except ConfigError as error:
         return str(error)
     return ""
@@ -338,9 +346,9 @@ def finished(folder: RunFolder, composed: Composed, sound: bool) -> Row | None:
     safefiles.require(folder.path, safefiles.FOLDER)
     if not sound:
         verify(composed)
-    check_init_from(composed)
     record = composed_once(lambda: folder.record)
     if record.get("status") != "finished" or composed.values["fresh"] or acquire.changed(folder, composed.values):
+        check_init_from(composed)
         return None
     say(f"{folder.shown}: is finished")
     return {"status": "finished", "exit": 0, **numbers(record)}

@@ -207,7 +207,7 @@ def _train(
             raise ConfigError(f"{key}: {folder.shown} was started with {old}, not {new}; use another name")
     to_epoch = f", to epoch {pause}" if pause else ""
     say(f"trials {', '.join(job for job, _ in jobs)} of {plan.count}{to_epoch}")
-    return list(run_jobs(plan.name, jobs, set(), plan.launcher, stop_signal))
+    return list(run_jobs(plan.name, jobs, False, plan.launcher, stop_signal))
 
 
 def _of_trial(composed: Composed, pause: int | None) -> Composed:
