@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_c
 
 from healsg import BasicTask, TaskTrainer
 from healsg.data.foreign import wrap_loader
-from healsg.data.source import DatasetSource
+from healsg.data.source import DatasetSource, Reading
 from healsg.errors import DataError
 from healsg.methods.labelled import LabelledSamples
 from healsg.runs.checkpoint import load
@@ -176,6 +176,47 @@ def test_a_loss_over_own_loaders_is_the_same_whether_its_samples_are_counted_or_
 def test_a_loader_of_single_samples_is_one_line(loader: Any, words: str, split: str) -> None:
     with pytest.raises(DataError, match=f"^the {split} loader {words}"):
         list(wrap_loader(loader, split).batches(0))
+
+
+@pytest.mark.parametrize("target", [None, 3, torch.tensor(3), "a caption"], ids=["none", "int", "scalar", "text"])
+def test_a_batch_may_have_one_target_for_all_its_samples(target: Any) -> None:
+    ((batch, rows),) = wrap_loader([(torch.zeros(16, 8), target)], "train").batches(0)
+    assert (rows, batch["target"]) == (16, target)
+
+
+class Sequences(Dataset[tuple[Tensor, int]]):
+    """Sequences of 3 to 5 steps."""
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.zeros(3 + index % 3, 2), index
+
+
+def test_a_collate_function_may_put_the_steps_of_sequences_first() -> None:
+    def steps_first(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        inputs, targets = zip(*samples, strict=True)
+        return nn.utils.rnn.pad_sequence(list(inputs)), torch.tensor(targets)
+
+    (batch,) = wrap_loader(DataLoader(Sequences(), batch_size=16, collate_fn=steps_first), "train")
+    assert batch["input"].shape == (5, 16, 2)
+
+
+class Unlike(Dataset[tuple[Tensor, Any]]):
+    """Images of unlike sizes, the last of which has no target."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        size = 5 if index == 2 else 4
+        return torch.zeros(1, size, size), object() if index == 3 else index
+
+
+def test_of_samples_of_unlike_sizes_only_the_unusable_one_is_left_out() -> None:
+    loader = plain(DatasetSource(Unlike()), 4, shuffle=False, training=False, reading=Reading("skip"))
+    assert [batch["index"].tolist() for batch, _ in dealt(loader)] == [[0], [1], [2]]
 
 
 def test_a_loader_without_batching_may_yield_batches_of_its_data_set() -> None:

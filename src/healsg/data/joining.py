@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 FIELDS = ("input", "target", "extra")
-"""The names of what a sample or batch holds that has none, by place."""
+"""What the entries of a sample or batch without names, such as a tuple, are called, in their order."""
 
 Form = tuple[tuple[str, str], ...] | str
 """The fields of a sample by name, each with its type and shape in words; the type of what has no fields."""

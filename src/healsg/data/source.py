@@ -329,7 +329,7 @@ class DatasetSource:
             found = odd_one(samples, lambda few: as_batch(self.collate(few)))
             message = f"{self.name(numbers[found.place if found else 0])} cannot be joined with its batch"
             if sizes := _unlike_sizes(samples):
-                apart = [self._joined([one], index[i : i + 1], numbers[i : i + 1]) for i, one in enumerate(samples)]
+                apart = self._apart(samples, index, numbers)
                 way = "bring all to one size, take patches, or set data.batch_size=1"
                 raise UnlikeSizesError(f"{message}, whose samples are of sizes {sizes}: {way}", apart) from error
             if found and found.others_agree:
@@ -340,15 +340,28 @@ class DatasetSource:
             self._require_rows(batch, len(index))
         return self.completed(self.about.added(batch))
 
+    def _apart(self, samples: Sequence[Any], index: Tensor, numbers: Sequence[int]) -> list[Batch]:
+        """Each sample as a batch of its own. Raises OddSampleError where one of them makes none."""
+        batches = []
+        for place, sample in enumerate(samples):
+            try:
+                batches.append(self._joined([sample], index[place : place + 1], numbers[place : place + 1]))
+            except OddSampleError as odd:
+                raise OddSampleError(str(odd), place) from odd
+        return batches
+
     def _require_rows(self, batch: Batch, count: int) -> None:
         """Raise DataError if the collate function has left out samples, so that it is not known which are in the batch.
-        It may make several rows of each."""
-        for name in FIELDS[:2]:
-            value = batch.get(name)
-            if isinstance(value, Tensor) and value.dim() and len(value) < count:
-                made = f"made {len(value)} rows of {name} from {count} samples"
-                way = "it must leave none out; let such a sample raise an error, and set data.on_error=skip"
-                raise DataError(f"the collate function of {type(self.dataset).__name__} {made}; {way}")
+
+        It may make several rows of each, and the rows of an input alone may be something else, such as the steps of
+        sequences: only input and target that are short by the same number tell that samples are missing.
+        """
+        values = [batch.get(name) for name in FIELDS[:2]]
+        rows = {len(value) for value in values if isinstance(value, Tensor) and value.dim()}
+        if all(isinstance(value, Tensor) for value in values) and len(rows) == 1 and max(rows) < count:
+            made = f"made {max(rows)} rows from {count} samples"
+            way = "it must leave none out; let such a sample raise an error, and set data.on_error=skip"
+            raise DataError(f"the collate function of {type(self.dataset).__name__} {made}; {way}")
 
     def completed(self, batch: Batch) -> Batch:
         """A batch as it is given out; a subclass leaves its targets out, or replaces them."""
