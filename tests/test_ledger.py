@@ -19,6 +19,7 @@ from healsg.evaluation.label_errors import candidates, thresholds
 from healsg.runs.folder import RunFolder
 from healsg.training.ledger_files import LedgerFiles
 from helpers import UNLABELLED_ACTS, record, stopped_at, train, trained
+from json_schema import mismatch, schemas
 
 OPTIONS = ("data=digits", "model=mlp", "data.labels=300", "data.batch_size=64", "runner.epochs=3", "quiet=true")
 
@@ -207,6 +208,7 @@ def test_a_semi_supervised_run_keeps_what_it_took_its_samples_for(capsys: pytest
     capsys.readouterr()
     assert main(["ledger", "kept", "--json", "--top", "5"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert mismatch(found, schemas()["ledger guesses"]) == ""
     assert found["known"] == found["samples"] == sum(one["samples"] for one in found["by_difficulty"])
     assert [one["right"] for one in found["epochs"]] == pytest.approx(read.right.sum(axis=1) / dealt.sum(axis=1))
     confidences = [one["confidence"] for one in found["wrong"]]
