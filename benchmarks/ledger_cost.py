@@ -26,7 +26,7 @@ from benchmarks.bars import Bar, keep
 from healsg.build import build_task
 from healsg.commands.sweep.run import as_run
 from healsg.config.compose import Composer
-from healsg.runs.checkpointer import REST
+from healsg.runs.checkpointer import SAVE_INTERVAL
 
 MOST = 1.0
 """Percent of a step."""
@@ -97,7 +97,7 @@ def ends_of(task: Any, folder: Path) -> list[float]:
         task.runner.next_epoch()
         began = time.process_time()
         task.runner.ledger.end_epoch()
-        if began - saved >= REST:
+        if began - saved >= SAVE_INTERVAL:
             task.runner.ledger.write(folder, task.runner.epoch)
             saved = time.process_time()
         found.append(time.process_time() - began)
