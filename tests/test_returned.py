@@ -346,6 +346,9 @@ def test_what_can_be_used_is_passed_on() -> None:
     returned.explain_step({"loss": task_loss, "other": 3})
     returned.explain_scalars({"loss": torch.ones(1), "count": 3})
     assert returned.scheduler(None) is None
+    made = torch.optim.SGD(NETWORK.parameters(), lr=0.1)
+    made.param_groups[0]["weight_decay"] = None
+    assert returned.optimizer(made, NETWORK) is made
     assert returned.network(NETWORK) is NETWORK
 
 

@@ -92,7 +92,7 @@ def optimizer(value: Any, model: nn.Module, *others: Any) -> Optimizer:
         raise ConfigError(f"build_optimizer: none of its parameters belongs to the network; {way}")
     for group in value.param_groups:
         for name in ("lr", "weight_decay"):
-            if name in group and not math.isfinite(group[name]):
+            if isinstance(group.get(name), (int, float, Tensor)) and not math.isfinite(group[name]):
                 raise ConfigError(f"build_optimizer: its {name} is {float(group[name])}, which is not a finite number")
     found: Optimizer = value
     return found
