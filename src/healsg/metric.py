@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from healsg.errors import ConfigError, RunError
+from healsg.training.step import indices_on_cpu
 
 if TYPE_CHECKING:
     from healsg.data.base import DataInfo
@@ -228,12 +229,11 @@ def _best_blocks(output: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def all_known(output: Tensor, target: Tensor) -> bool:
-    """Whether targets (N,) on the CPU, where values can be read without waiting, are all classes of ``output`` (N, C).
-    False where they lie on another device, or have another type or shape."""
-    if type(target) is not Tensor or target.dtype != torch.int64 or target.ndim != 1 or not target.is_cpu:
+    """Whether it is known of targets that all are classes of ``output`` (N, C); see ``indices_on_cpu``."""
+    classes = indices_on_cpu(target)
+    if not classes or not output.is_cpu:
         return False
-    classes = target.tolist()  # of a batch, a list is faster than two kernels
-    return bool(classes) and output.is_cpu and min(classes) >= 0 and max(classes) < output.shape[1]
+    return min(classes) >= 0 and max(classes) < output.shape[1]
 
 
 def known(output: Tensor, target: Tensor) -> Tensor:

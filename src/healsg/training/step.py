@@ -42,12 +42,18 @@ class Samples(NamedTuple):
     counts in a criterion that ignores only a negative class index, and its denominator is ``rows``."""
 
 
-def none_negative(target: Any) -> bool:
-    """Whether targets are one class index a sample, none of which is negative; False where they are not on the CPU, so
-    that no device is waited for."""
+def indices_on_cpu(target: Any) -> list[int] | None:
+    """Targets that are one class index a sample, as a list, which is faster than a kernel for those of a batch; None
+    for others, and where they are not on the CPU, so that no device is waited for."""
     if type(target) is not Tensor or target.dtype != torch.int64 or target.ndim != 1 or not target.is_cpu:
-        return False
-    return min(target.tolist(), default=0) >= 0  # for the targets of a batch, a list is faster than a kernel
+        return None
+    return target.tolist()
+
+
+def none_negative(target: Any) -> bool:
+    """Whether it is known of targets that none of their class indices is negative; see ``indices_on_cpu``."""
+    classes = indices_on_cpu(target)
+    return classes is not None and min(classes, default=0) >= 0
 
 
 class TrainBatch(dict[str, Any]):
