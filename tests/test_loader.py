@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from healsg.data.foreign import wrap_loader
@@ -156,6 +156,26 @@ def test_only_small_batches_that_are_read_fast_are_read_ahead(monkeypatch: pytes
         next(plain(DatasetSource(dataset), 4).batches_for_steps(0, 0, 8))
         read[name] = dataset.read
     assert read == {"small": 32, "slow": 4, "large": 4}
+
+
+class DrawingOnDevice(nn.Module):
+    """A transform of batches on the device that draws from a global generator."""
+
+    on_device = True
+
+    def forward(self, batch: Batch, draw: Draw | None) -> Batch:
+        return batch | {"input": batch["input"] + torch.rand(len(batch["input"]), 1)}
+
+
+def test_what_a_transform_on_the_device_draws_depends_on_no_other_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on how many are read ahead, on workers, or on where the pass starts."""
+    found = []
+    for seconds, workers, start in ((0.0, 0, 0), (3600.0, 0, 0), (0.0, 1, 0), (3600.0, 0, 3)):
+        monkeypatch.setattr("healsg.data.loader.READ_AHEAD", seconds)
+        loader = plain(DatasetSource(Noisy(20)), 4, DrawingOnDevice(), workers=workers)
+        found.append([batch for batch, _ in loader.batches_for_steps(1, start, 5)][3 - start :])
+        torch.rand(7)
+    assert all(same(found[0], other) for other in found[1:])
 
 
 def test_a_loop_of_ones_own_reads_nothing_ahead() -> None:

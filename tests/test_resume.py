@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from healsg import TaskTrainer
+from healsg import BasicTask, TaskTrainer
 from healsg.cli import main
 from healsg.errors import ConfigError, RunError
 from healsg.methods.supervised import Supervised
+from healsg.metric import Accuracy
 from healsg.models.mlp import MLP
 from healsg.runs import checkpoint
 from healsg.runs.checkpoint import load
@@ -114,6 +115,42 @@ class NoisyPrediction(MLP):
         return output + torch.rand(()) + noise * random.random()
 
 
+class NoisyMetric(Accuracy):
+    """Measures a part of the samples that NumPy draws."""
+
+    def measure(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor | None:
+        chosen = torch.from_numpy(np.random.rand(len(target))) < 0.5
+        return super().measure(output[chosen], target[chosen])
+
+
+DRAWN: list[tuple[list[int], float, float]] = []
+
+
+class DrawingEpoch(BasicTask):
+    """Draws before each training pass."""
+
+    def run_epoch(self) -> Any:
+        DRAWN.append((torch.randperm(12).tolist(), float(np.random.rand()), random.random()))
+        return super().run_epoch()
+
+
+def test_a_metric_that_draws_is_the_same_in_a_resumed_run() -> None:
+    metric = "+model.metrics.part={_target_: test_resume.NoisyMetric}"
+    options = [*SHORT, "trusted=[test_resume]", metric, "runner.save_every=1", "quiet=true"]
+    goes_on_exactly([7], *options)
+
+
+def test_what_an_epoch_of_ones_own_draws_differs_by_epoch_and_is_the_same_in_another_run() -> None:
+    DRAWN.clear()
+    options = [*SHORT, "trusted=[test_resume]", "task._target_=test_resume.DrawingEpoch", "quiet=true"]
+    train(*options, "name=one")
+    train(*options, "name=two")
+    first, second = DRAWN[:3], DRAWN[3:]
+    assert first == second
+    assert len({number for _, number, _ in first}) == len({number for _, _, number in first}) == 3
+    assert len({tuple(order) for order, _, _ in first}) == 3
+
+
 def test_steps_that_draw_from_numpy_and_python_resume_exactly() -> None:
     drawing = ["trusted=[test_resume]", "method._target_=test_resume.NumpyMixup"]
     goes_on_exactly([2, 4], *SHORT, *drawing, "data.augment=none", "runner.save_every=1", "quiet=true")
@@ -122,7 +159,7 @@ def test_steps_that_draw_from_numpy_and_python_resume_exactly() -> None:
 def test_evaluations_that_draw_give_the_same_numbers_in_a_resumed_run_and_in_eval() -> None:
     drawing = ["trusted=[test_resume]", "model._target_=test_resume.NoisyPrediction"]
     options = [*SHORT, *drawing, "data.augment=none", "runner.save_every=1", "quiet=true"]
-    goes_on_exactly([2, 4], *options)
+    goes_on_exactly([2, 7], *options)
     measured = [line for line in lines("whole") if line["event"] == "epoch"]
     assert len({line["val/loss"] for line in measured}) == len(measured) == 3
     evaluated = TaskTrainer.load("whole", "trusted=[test_resume]").evaluate("test", "best")

@@ -76,9 +76,8 @@ class TaskMethod(nn.Module):
     while ``train_step`` runs. Each class declares this itself; an inherited value is ignored (``parts.declares``)."""
 
     draws_only_from_torch: ClassVar[bool] = False
-    """Whether ``train_step`` and ``evaluate`` draw random numbers from torch's generators alone and never from Python's
-    or NumPy's, which then need not be seeded before each batch. Each class declares this itself; an inherited value is
-    ignored."""
+    """Whether ``train_step`` draws random numbers from torch's generators alone and never from Python's or NumPy's,
+    which then need not be seeded before each step. Each class declares this itself; an inherited value is ignored."""
 
     takes_shards: ClassVar[bool] = False
     """Whether weights are used only through ``task.net`` and never copied, so that they can be sharded over processes.

@@ -47,7 +47,7 @@ class TaskModel:
     """Whether the network's forward pass changes none of its parameters; see ``TaskMethod.leaves_weights``."""
 
     draws_only_from_torch: ClassVar[bool] = False
-    """Whether the network and ``predict`` draw random numbers from torch's generators alone; see ``TaskMethod``."""
+    """Whether the network draws random numbers from torch's generators alone; see ``TaskMethod``."""
 
     required: ClassVar[Mapping[str, tuple[str, ...]]] = {"build": ()}
     """What a subclass has to define; see ``TaskData.required``."""

@@ -246,7 +246,8 @@ class Task(Protocol):
     """Data, model and method joined; see ``task.BasicTask``."""
 
     @property
-    def model(self) -> nn.Module: ...
+    def model(self) -> nn.Module:
+        """The network that is trained; see ``TaskMethod.extend_network``."""
 
     @property
     def config(self) -> Any: ...

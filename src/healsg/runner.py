@@ -81,6 +81,9 @@ class TaskRunner:
     constructed = False
     """Whether the constructor has been called, as that of a subclass has to."""
 
+    draws_only_from_torch: ClassVar[bool] = True
+    """The loop draws nothing; see ``TaskMethod.draws_only_from_torch``. A subclass declares it itself."""
+
     def __init__(
         self,
         epochs: Count = 60,
@@ -250,10 +253,10 @@ class TaskRunner:
             self.progress.batch(at.batch, rows)
             seed_step(self.device_setup.device, at.batch, epoch_seed, libraries)
             micro = MicroBatch(batch.samples, plan.closes(at.batch), plan.accumulate, world)
-            moved = self.device_setup.move(batch)
+            on_device = self.device_setup.move(batch)
             if self.ledger is not None:
-                self.ledger.start_batch(moved)
-            yield moved, micro
+                self.ledger.start_batch(on_device)
+            yield on_device, micro
         self.checkpointer.snapshot_done()  # what follows may change anything
 
     def eval_batches(self, task: Task, split: str) -> Iterator[dict[str, Any]]:
@@ -261,11 +264,10 @@ class TaskRunner:
         loader = task.loaders[split]
         length = len(loader)
         pass_seed = mix(task.config.seed, "evaluation", split, self.parallel.rank)
-        libraries = not draws.only_from_torch(task)
         self.progress.start_pass(split, length)
         for position, (batch, rows) in enumerate(loader.batches_for_steps(0, 0, length), 1):
             self.progress.batch(position)
-            seed_step(self.device_setup.device, position, pass_seed, libraries)
+            seed_step(self.device_setup.device, position, pass_seed, libraries=True)
             if rows:
                 yield self.device_setup.move(batch)
             self.pause(task)
@@ -398,11 +400,14 @@ class TaskRunner:
         self.best_tracker.check(task.measured_names(), directions)
         recording = self.profiling.recording(checkpointer.folder.path, task.device)
         profiled = recording if self.parallel.rank == 0 else contextlib.nullcontext()
+        epochs_seed = mix(task.config.seed, "epoch")
         with self.reporting_to(checkpointer), diagnose.explained(task, checkpointer), profiled:
             while self.epoch < self.max_epoch and self.stop_reason is None:
                 if self.pause_after is not None and self.epoch >= self.pause_after:
                     checkpointer.pause(task)
                 began = time.monotonic()
+                # for what a task's own run_epoch draws before its passes
+                seed_step(self.device_setup.device, self.epoch, epochs_seed, libraries=True)
                 results = task.run_epoch()
                 self.end_epoch(task, results, time.monotonic() - began, directions)
             checkpointer.finish(task)

@@ -53,44 +53,43 @@ def seed_device(device: torch.device, *parts: int | str, state: int = 0) -> None
         torch.mps.manual_seed(value)
 
 
-def seed_libraries(*parts: int | str, state: int = 0) -> None:
-    """Seed the global generators of Python and NumPy (if it is loaded), about 8 us."""
-    _seed_libraries(mix(*parts, state=state))
+def seed_libraries(value: int) -> None:
+    """Seed the global generators of Python and NumPy (if it is loaded) with a result of ``mix``, about 8 us."""
+    random.seed(value)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(value & 0xFFFFFFFF)
 
 
-def seed_step(device: torch.device, position: int, epoch_seed: int, libraries: bool) -> None:
-    """Seed what the step or the evaluation of the batch at ``position`` draws from.
+def seed_step(device: torch.device, position: int, pass_seed: int, libraries: bool) -> None:
+    """Seed what one step draws from: of training, of an evaluation, or, before its first batch, of an epoch.
 
     Args:
         device: of the network.
-        position: the batch's position in the pass.
-        epoch_seed: the seed of the pass.
+        position: of the batch in the pass, or of the epoch in the run.
+        pass_seed: the seed of the pass, or of all epochs.
         libraries: whether to seed Python's and NumPy's generators too; see ``training.draws.only_from_torch``.
     """
-    seed_device(device, position, state=epoch_seed)
+    seed_device(device, position, state=pass_seed)
     if libraries:
-        seed_libraries(position, state=epoch_seed)
+        seed_libraries(mix(position, state=pass_seed))
 
 
 def seed_everything(*parts: int | str) -> None:
     """Seed the global generators of Python, NumPy (if it is loaded) and torch: for the initial weights, and for data
     sets and transforms of other libraries."""
     value = mix(*parts)
-    _seed_libraries(value)
+    seed_libraries(value)
     torch.manual_seed(value)
 
 
-def seed_foreign(*parts: int | str, state: int = 0) -> None:
-    """Seed the global generators that data sets and per-sample transforms of other libraries use, once per batch."""
-    value = mix(*parts, state=state)
-    _seed_libraries(value)
+def seed_foreign(value: int) -> None:
+    """Seed the global generators that data sets and per-sample transforms of other libraries use, once per batch.
+
+    Args:
+        value: the result of ``mix``.
+    """
+    seed_libraries(value)
     torch.default_generator.manual_seed(value)
-
-
-def _seed_libraries(value: int) -> None:
-    random.seed(value)
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed(value & 0xFFFFFFFF)
 
 
 def _signed(value: int) -> int:

@@ -329,6 +329,9 @@ def jpeg_decoder() -> Callable[[Tensor], Tensor] | None:
     return lambda content: operator(content, 0, False)
 
 
+# --- the versions of tensors ------------------------------------------------------------------------------------------
+
+
 def times_written(value: Any) -> int:
     """How often a tensor has been written to, as autograd counts it; no value is read. 0 for what is no tensor, and for
     a tensor of inference mode, of which it is not counted."""

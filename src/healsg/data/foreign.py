@@ -25,7 +25,7 @@ from healsg.data.sharding import Sharding
 from healsg.data.source import Batch, DatasetSource, Reading, Source, TensorSource, as_batch, line
 from healsg.errors import DataError
 from healsg.parts import defines
-from healsg.seeding import seed_everything, seed_foreign
+from healsg.seeding import mix, seed_everything, seed_foreign
 from healsg.training.step import Samples, TrainBatch, none_negative
 
 LOOK = 5.0
@@ -95,7 +95,7 @@ class ForeignLoader:
             sampler.set_epoch(epoch)
         values, length = self._begin(), len(self)
         for position in range(length):
-            seed_foreign(self.sharding.seed, "batch", self.name, epoch, position)
+            seed_foreign(mix(self.sharding.seed, "batch", self.name, epoch, position))
             try:
                 value = self._next(values)
             except StopIteration:
@@ -147,7 +147,8 @@ class ForeignLoader:
         """The rows of a batch. Raises DataError if it has none, or is a single sample."""
         if not batch:
             raise DataError(f"the {self.name} loader yields an empty dict; give one of input and target")
-        if single := next((key for key in FIELDS[:2] if key in batch and _is_single(batch[key])), None):
+        fields = FIELDS[: 2 if _is_unbatched(self.loader) else 1]  # the target of a batch may be anything
+        if single := next((key for key in fields if key in batch and _is_single(batch[key])), None):
             kind = type(batch[single]).__name__ if not isinstance(batch[single], Tensor) else "a tensor without rows"
             way = "DataLoader(dataset, batch_size=16) joins them"
             raise DataError(f"the {self.name} loader yields single samples and no batches ({single} is {kind}); {way}")
@@ -168,8 +169,13 @@ class ForeignLoader:
         return TrainBatch(batch, samples), rows
 
 
+def _is_unbatched(loader: Any) -> bool:
+    """Whether a loader is a DataLoader that yields what its data set yields."""
+    return isinstance(loader, DataLoader) and loader.batch_size is None and loader.batch_sampler is None
+
+
 def _is_single(value: Any) -> bool:
-    """Whether a value is that of one sample, and no row of several."""
+    """Whether a value is that of one sample, instead of a row for each of several."""
     return not hasattr(value, "__len__") or isinstance(value, str) or getattr(value, "ndim", 1) == 0
 
 

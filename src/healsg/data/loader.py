@@ -23,6 +23,7 @@ from healsg.data.source import Batch, Reading, Source, TensorSource
 from healsg.data.views import Transform as Transform
 from healsg.data.views import make_views
 from healsg.data.workers import LARGEST_KEPT, Workers, prepared_ahead
+from healsg.seeding import mix, seed_foreign
 from healsg.training.step import Samples, TrainBatch, none_negative
 
 READ_AHEAD = 0.01
@@ -291,6 +292,7 @@ class Loader:
         for streams, later, staged in prepared.parts:
             for stream, draws in later.items():
                 if draws:
+                    seed_foreign(mix("on the device", stream, state=prepared.seed))
                     raw = {key: _moved(value, device) for key, value in streams[stream].items()}
                     there = {view: draw and draw.to(device) for view, draw in draws.items()}
                     streams[stream] = make_views(self.views[stream], raw, there)

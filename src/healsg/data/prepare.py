@@ -13,7 +13,7 @@ from healsg.data.slices import is_by_sample
 from healsg.data.source import Batch, DatasetSource, Reading, UnlikeSizesError, Windows
 from healsg.data.views import Draws, has_stages, is_on_device, make_views
 from healsg.errors import ConfigError, DataError
-from healsg.seeding import seed_foreign
+from healsg.seeding import mix, seed_foreign
 
 
 class Part(NamedTuple):
@@ -37,6 +37,8 @@ class Prepared(NamedTuple):
     """Samples that could not be read: stream, index in its data set, message."""
     remarks: list[str]
     """Messages of a data set about its files, found while reading."""
+    seed: int
+    """Of this position, for views that are made on the device and draw from the global generators."""
 
 
 class Preparer:
@@ -71,8 +73,9 @@ class Preparer:
         """Prepare a batch, except for the steps that need the run's process or device."""
         ordering = self.ordering
         order = ordering.of(epoch)
+        seed = mix(position, ordering.sharding.rank, state=order.foreign_state)
         if self.draws_elsewhere:
-            seed_foreign(position, ordering.sharding.rank, state=order.foreign_state)
+            seed_foreign(seed)
         part = Part({}, {}, {})
         counted = -1
         missed: list[Any] = []
@@ -87,7 +90,7 @@ class Preparer:
                 except UnlikeSizesError as unlike:
                     if self.training:
                         raise
-                    return self._one_by_one(stream, unlike.batches, missed)
+                    return self._one_by_one(stream, unlike.batches, missed, seed)
             counted = rows if counted < 0 else counted
             any_left = readable is None or len(readable) > 0
             draws = order.view_draws(stream, start, stop, readable)
@@ -95,15 +98,15 @@ class Preparer:
                 self._add(part, stream, raw, draws)
             else:
                 part.streams[stream] = raw
-        return Prepared([part], counted, missed, self.reading.new_remarks())
+        return Prepared([part], counted, missed, self.reading.new_remarks(), seed)
 
-    def _one_by_one(self, stream: str, batches: list[Batch], missed: list[Any]) -> Prepared:
+    def _one_by_one(self, stream: str, batches: list[Batch], missed: list[Any], seed: int) -> Prepared:
         """Samples of different sizes, for an evaluation: each becomes a batch of its own."""
         parts = []
         for raw in batches:
             parts.append(part := Part({}, {}, {}))
             self._add(part, stream, raw, dict.fromkeys(self.ordering.views[stream]))
-        return Prepared(parts, len(batches), missed, self.reading.new_remarks())
+        return Prepared(parts, len(batches), missed, self.reading.new_remarks(), seed)
 
     def _read(
         self, order: EpochOrder, stream: str, position: int, missed: list[Any]

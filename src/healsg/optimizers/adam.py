@@ -67,6 +67,7 @@ class Adam(GroupOptimizer):
     """
 
     takes_shards = True
+    draws_only_from_torch = True
 
     decoupled = False
     _step_supports_amp_scaling = True
@@ -100,6 +101,7 @@ class AdamW(Adam):
     """Adam with decoupled weight decay, bit for bit ``torch.optim.AdamW(fused=True)``; see ``Adam``."""
 
     takes_shards = True
+    draws_only_from_torch = True
 
     decoupled = True
 

@@ -32,6 +32,7 @@ class SGD(GroupOptimizer):
     """
 
     takes_shards = True
+    draws_only_from_torch = True
 
     _step_supports_amp_scaling = True
 

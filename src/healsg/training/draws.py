@@ -17,18 +17,23 @@ if TYPE_CHECKING:
 
 
 def only_from_torch(task: Task) -> bool:
-    """Whether it is certain that training steps and evaluations draw random numbers from torch's generators alone.
+    """Whether it is certain that training steps draw random numbers from torch's generators alone.
 
-    The classes of the method, the model and the criterion declare it (``TaskMethod.draws_only_from_torch``); torch's
-    own criteria draw nothing. Otherwise Python's and NumPy's generators are seeded before each batch too, since a mixup
-    with ``numpy.random.beta`` would draw other numbers in a resumed run.
+    The classes of the method, the model, the runner, the criterion and the optimizer declare it
+    (``TaskMethod.draws_only_from_torch``); torch's own criteria and optimizers draw nothing. Otherwise Python's and
+    NumPy's generators are seeded before each step too, since a mixup with ``numpy.random.beta`` would draw other
+    numbers in a resumed run.
     """
     if task.custom_network or task.custom_epoch:
         return False
-    criterion = type(task.criterion)
-    of_torch = getattr(nn, criterion.__name__, None) is criterion
-    parts = (task.task_method, task.task_model, *(() if of_torch else (task.criterion,)))
-    return all(declares(part, "draws_only_from_torch") for part in parts)
+    parts = (task.task_method, task.task_model, task.runner, task.criterion, task.optimizer)
+    return all(declares(part, "draws_only_from_torch") or _is_of_torch(part) for part in parts)
+
+
+def _is_of_torch(part: object) -> bool:
+    """Whether a criterion or an optimizer is one of torch's own, and no subclass."""
+    kind = type(part)
+    return any(getattr(package, kind.__name__, None) is kind for package in (nn, torch.optim))
 
 
 def uniform(task: Task, batch: Mapping[str, Any], purpose: str, shape: tuple[int, ...]) -> Tensor:
