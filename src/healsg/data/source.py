@@ -359,7 +359,7 @@ class DatasetSource:
         values = [batch.get(name) for name in FIELDS[:2]]
         rows = {len(value) for value in values if isinstance(value, Tensor) and value.dim()}
         if all(isinstance(value, Tensor) for value in values) and len(rows) == 1 and max(rows) < count:
-            made = f"made {max(rows)} rows from {count} samples"
+            made = f"made {max(rows)} rows of {FIELDS[0]} from {count} samples"
             way = "it must leave none out; let such a sample raise an error, and set data.on_error=skip"
             raise DataError(f"the collate function of {type(self.dataset).__name__} {made}; {way}")
 
