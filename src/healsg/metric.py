@@ -181,7 +181,9 @@ class Accuracy(Metric):
             return None
         hits = predicted(output) == target  # never for a target outside the classes
         if all_known(output, target):
-            return counted(hits.sum(), torch.where(output.amax().isnan(), math.nan, float(len(target))))
+            # on the CPU, where reading a value waits for nothing
+            rows = math.nan if math.isnan(output.amax().item()) else len(target)
+            return torch.tensor([hits.sum().item(), rows], dtype=torch.float64)
         return counted(hits.sum(), count_of(output, known(output, target)))
 
 

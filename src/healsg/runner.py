@@ -263,7 +263,7 @@ class TaskRunner:
         """The batches of an evaluation of a split, on the device; the random generators are seeded before each."""
         loader = task.loaders[split]
         length = len(loader)
-        pass_seed = mix(task.config.seed, "evaluation", split, self.parallel.rank)
+        pass_seed = mix(loader.sharding.seed, "evaluation", split, self.parallel.rank)
         self.progress.start_pass(split, length)
         for position, (batch, rows) in enumerate(loader.batches_for_steps(0, 0, length), 1):
             self.progress.batch(position)

@@ -62,18 +62,23 @@ def counts_alike(criterion: Any, targets: Tensor | None) -> bool:
         criterion: the criterion.
         targets: the targets of all samples; None where they are not known.
     """
-    if getattr(criterion, "denominator", None) is not None or getattr(criterion, "means", None) is not None:
+    if not counts_alike_if_nonnegative(criterion):
         return False
     if not weighs_classes(criterion):
         return True
-    if criterion.weight is not None or criterion.ignore_index >= 0 or targets is None:
-        return False  # torch refuses class probabilities together with an ignore_index
+    if targets is None:
+        return False
     return targets.is_floating_point() or not bool((targets == criterion.ignore_index).any())
 
 
 def counts_alike_if_nonnegative(criterion: Any) -> bool:
     """The same for targets of which none is negative (``step.none_negative``): the ignored index may be negative."""
-    return counts_alike(criterion, torch.zeros(1, dtype=torch.int64))
+    if getattr(criterion, "denominator", None) is not None or getattr(criterion, "means", None) is not None:
+        return False
+    if not weighs_classes(criterion):
+        return True
+    # torch refuses class probabilities together with an ignore_index
+    return criterion.weight is None and bool(criterion.ignore_index < 0)
 
 
 def loss_over(criterion: Any, output: Tensor, target: Tensor, classes: Tensor | None = None) -> Loss:
