@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
+from healsg.config import hydra_loader
 from healsg.config.compose import Composer
 from healsg.errors import ConfigError
 
@@ -67,3 +72,99 @@ def test_several_options_of_loggers_and_metrics_are_joined(composer: Composer) -
     composed = composer.compose(["model/metrics=[top5,classification]", "logger=[tensorboard,swanlab]"])
     assert set(composed.values["logger"]) == {"tensorboard", "swanlab"}
     assert {"top5", "f1"} <= set(composed.values["model"]["metrics"])
+
+
+# --- compositions that are done once for the chosen options ----------------------------------------------------------
+
+
+def flags_of(node: Any, key: str = "") -> dict[str, Any]:
+    """The flags of each node, such as ``struct``, which decide whether a key can be added."""
+    flags = {key: dict(node._metadata.flags or {})}
+    if OmegaConf.is_dict(node) and not node._is_none() and not node._is_missing():
+        for name in node:
+            flags |= flags_of(node._get_node(name), f"{key}.{name}")
+    return flags
+
+
+def composition(load: Any, overrides: list[str]) -> Any:
+    """All that a composition consists of, or its error."""
+    try:
+        config = load("config", overrides, RunMode.RUN, from_shell=False)
+    except Exception as error:
+        return type(error), str(error), type(error.__cause__)
+    return OmegaConf.to_yaml(config), flags_of(config)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["method=fixmatch", "data=cifar", "seed=3"],
+        ["seed=1", "seed=2", "runner.clip_norm=null", "name='a b'"],
+        ["method.optimizer.lr=0.1", "+data.added=1", "++args.a={b: 1}"],
+        ["~model.metrics", "method={ema: 0.9}", "+runner.callbacks.x={_target_: a.b}"],
+        ["model/metrics=classification", "method/optimizer=lion", "+recipe=cifar_resnet18", "data.root=${name}"],
+        ["~logger", "seed=1"],
+        ["hydra.mode=RUN", "seed=1"],
+        ["logger=[nosuch]", "seed=1"],
+        ["data.nosuch=1"],
+        ["seed=1,2"],
+    ],
+    ids=" ".join,
+)
+def test_a_composition_is_that_of_hydra_whether_its_options_were_composed_before_or_not(overrides: list[str]) -> None:
+    loader = Composer()._loader
+    expected = composition(super(hydra_loader.CheckedLoader, loader).load_configuration, overrides)
+    assert composition(loader.load_configuration, overrides) == expected
+    assert composition(loader.load_configuration, overrides) == expected
+
+
+def test_options_are_composed_once_for_all_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hydra_loader, "_chosen", {})
+    loader = type(Composer()._loader)
+    count = [0]
+    merge = loader._compose_config_from_defaults_list
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        count[0] += 1
+        return merge(*arguments, **named)
+
+    monkeypatch.setattr(loader, "_compose_config_from_defaults_list", counted)
+    for seed in range(40):  # e.g. the jobs of a sweep
+        assert Composer().compose(["model=mlp", f"seed={seed}"]).values["seed"] == seed
+    assert count[0] == 1
+    Composer().compose(["model=cnn", "seed=1"])
+    assert count[0] == 2
+
+
+def test_options_are_composed_again_where_a_file_was_changed_added_or_removed(tmp_path: Path) -> None:
+    file = tmp_path / "conf/method/mine.yaml"
+    file.parent.mkdir(parents=True)
+
+    def composed() -> Any:
+        return Composer(str(tmp_path / "conf")).compose(["method=mine"], checked=False).values["method"]
+
+    text = "defaults: [sgd, {optional extra: mine}]\nema: "
+    file.write_text(f"{text}0.1\n")
+    assert composed()["ema"] == 0.1
+    file.write_text(f"{text}0.2\n")
+    os.utime(file, ns=(1, 1))  # a time of its own, however coarse the clock of the file system is
+    assert composed()["ema"] == 0.2
+    assert "extra" not in composed()
+    added = tmp_path / "conf/method/extra/mine.yaml"
+    added.parent.mkdir()
+    added.write_text("rate: 0.5\n")
+    assert composed()["extra"] == {"rate": 0.5}
+    added.unlink()
+    assert "extra" not in composed()
+    file.unlink()
+    with pytest.raises(ConfigError, match="method=mine: no such option"):
+        composed()
+
+
+def test_a_composition_names_the_folder_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("first", "second"):
+        Path(name).mkdir()
+        with monkeypatch.context() as there:
+            there.chdir(name)
+            assert Composer().compose([]).hydra["runtime"]["cwd"] == str(tmp_path / name)

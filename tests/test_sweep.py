@@ -19,7 +19,6 @@ from healsg.commands.sweep.run import job_name
 from healsg.config.compose import Composer
 from healsg.datasets.digits import Digits
 from healsg.errors import ConfigError
-from healsg.sweeps.jobs import compose_jobs
 from helpers import Program, command, ended, epochs_of, forked, kill, wait_for
 
 TINY = ["model=mlp", "model.width=8", "runner=debug", "quiet=true", "name=sweep"]
@@ -272,37 +271,6 @@ def test_many_jobs_leave_nothing_behind(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.fixture(scope="module")
 def composer() -> Composer:
     return Composer()
-
-
-COMPOSED = [
-    ["seed=0,1,2", "model=mlp", "logger=null", "quiet=true"],
-    ["model.width='4',8,16", "model=mlp"],
-    ["seed=0,1", "model=mlp,cnn"],
-    ["+args.a=0,1,2", "seed=3"],
-    ["seed=0,1,2", "seed=7"],
-    ["runner.clip_norm=null,1,2", "data.root=${name}", "name=1"],
-]
-
-
-@pytest.mark.parametrize("given", COMPOSED, ids=" ".join)
-def test_configurations_composed_once_are_those_composed_one_by_one(given: list[str], composer: Composer) -> None:
-    rows = composer.sweep(given)
-    for line, one in zip(rows, compose_jobs(composer, rows, given), strict=True):
-        assert vars(one) == vars(composer.compose(line, checked=False))
-
-
-def test_most_jobs_are_not_composed(monkeypatch: pytest.MonkeyPatch, composer: Composer) -> None:
-    count = [0]
-    compose = composer.compose
-
-    def counted(*arguments: Any, **named: Any) -> Any:
-        count[0] += 1
-        return compose(*arguments, **named)
-
-    monkeypatch.setattr(composer, "compose", counted)
-    given = ["seed=range(0,40)", "model=mlp"]
-    assert [job.values["seed"] for job in compose_jobs(composer, composer.sweep(given), given)] == list(range(40))
-    assert count[0] == 1
 
 
 def test_data_are_read_once_for_all_jobs(monkeypatch: pytest.MonkeyPatch) -> None:

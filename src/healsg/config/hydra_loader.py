@@ -8,6 +8,7 @@ for this: everything that is used of ``hydra._internal`` is imported here.
 from __future__ import annotations
 
 import copy
+import os
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.defaults_list import create_defaults_list
@@ -25,13 +26,36 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from healsg.config.yamlfiles import parse, read_text, read_yaml
 
-_read: dict[tuple[str, Path, int, int, int], ConfigResult | None] = {}
-"""What this process has read, by provider, file, and the file's inode, time and size."""
+Stamp = tuple[Path, int, int, int]
+"""A file with its inode, time and size, by which a change is noticed."""
+
+_read: dict[tuple[str, Stamp], ConfigResult | None] = {}
+"""What this process has read, by provider and file."""
+
+
+class _ChosenOptions(NamedTuple):
+    """The composition of chosen options, before the overrides of values.
+
+    Args:
+        config: the configuration.
+        files: by ``group/option`` the file that was looked up for it; None for Hydra's own and for missing ones.
+    """
+
+    config: DictConfig
+    files: dict[str, Stamp | None]
+
+
+_chosen: dict[tuple[Any, ...], _ChosenOptions] = {}
+"""The compositions of this process, by search path, primary config and chosen options."""
 
 
 class FileSource(FileConfigSource):
@@ -61,18 +85,34 @@ class CheckedRepository(ConfigRepository):
             FileSource(source.provider, source.path) if source.scheme() == "file" else source for source in self.sources
         ]
 
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path=config_search_path)
+        self.looked_up: dict[str, Stamp | None] = {}
+        """By ``group/option`` the files that were looked up, here and in copies; None where there is no file."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CheckedRepository:
+        """Hydra copies the repository for each composition, in order to give the copy other sources."""
+        return copy.copy(self)
+
     def load_config(self, config_path: str) -> ConfigResult | None:
         """A copy of the cached content of a file: reading YAML is a third of a composition, and a process may compose
         many times, e.g. for the trials of a search."""
+        stamp = self.looked_up[config_path] = self.stamp(config_path)
         source = self._find_object_source(config_path, ObjectType.CONFIG)
-        file = self.file_of(config_path)
-        if source is None or file is None:
+        if source is None or stamp is None:
             return super().load_config(config_path)
-        status = file.stat()
-        key = (source.provider, file, status.st_ino, status.st_mtime_ns, status.st_size)
+        key = (source.provider, stamp)
         if key not in _read:
             _read[key] = super().load_config(config_path)
         return copy.deepcopy(_read[key])
+
+    def stamp(self, config_path: str) -> Stamp | None:
+        """The stamp of the file that ``group/option`` is read from; None where there is no file."""
+        file = self.file_of(config_path)
+        if file is None:
+            return None
+        status = file.stat()
+        return file, status.st_ino, status.st_mtime_ns, status.st_size
 
     def file_of(self, config_path: str) -> Path | None:
         """The file that ``group/option`` is read from; None for Hydra's own options."""
@@ -91,6 +131,58 @@ class CheckedLoader(ConfigLoaderImpl):
         super().__init__(config_search_path=config_search_path)
         self.repository = CheckedRepository(config_search_path=config_search_path)
 
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """Hydra's composition, the larger part of which depends on the chosen options alone and is done once for them.
+
+        The overrides of values are applied to a copy, which takes a tenth of the time; a search or a sweep composes for
+        each of its jobs. A composition is done again if one of its files has changed.
+        """
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        special = any(override.is_sweep_override() or override.is_hydra_override() for override in parsed)
+        if special or run_mode is not RunMode.RUN:
+            return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+        choices = list[Override]()
+        values = list[Override]()
+        for override in parsed:
+            (values if self._sets_value(override) else choices).append(override)
+        config = self._with_options(config_name, _lines(choices))
+        try:
+            self._apply_overrides_to_config(values, config)
+        except OmegaConfBaseException as error:  # as Hydra does
+            raise ConfigCompositionException() from error
+        config.hydra.overrides.task = _lines(parsed)
+        config.hydra.runtime.cwd = os.getcwd()  # noqa: PTH109 - as Hydra does
+        dirname = config.hydra.job.config.override_dirname
+        config.hydra.job.override_dirname = get_overrides_dirname(
+            parsed, kv_sep=dirname.kv_sep, item_sep=dirname.item_sep, exclude_keys=dirname.exclude_keys
+        )
+        return config
+
+    def _sets_value(self, override: Override) -> bool:
+        """Whether an override sets a value, and does not choose an option; Hydra asks the same."""
+        return isinstance(override.value(), dict) or not self.repository.group_exists(override.key_or_group)
+
+    def _with_options(self, config_name: str | None, chosen: list[str]) -> DictConfig:
+        """The composition of the options that were chosen by overrides; a copy, if its files have not changed."""
+        repository = self.repository
+        search_path = tuple((source.provider, source.path) for source in repository.sources)
+        key = (search_path, config_name, *chosen)
+        known = _chosen.get(key)
+        if known is None or any(repository.stamp(path) != stamp for path, stamp in known.files.items()):
+            repository.looked_up.clear()
+            config = super().load_configuration(config_name, chosen, RunMode.RUN, from_shell=False)
+            if config.hydra.job.env_copy:  # the environment may be another one next time
+                return config
+            known = _chosen[key] = _ChosenOptions(config, dict(repository.looked_up))
+        return copy.deepcopy(known.config)
+
     def get_group_options(
         self,
         group_name: str,
@@ -103,6 +195,11 @@ class CheckedLoader(ConfigLoaderImpl):
         if config_name is None and not overrides:
             return self.repository.get_group_options(group_name, results_filter)
         return super().get_group_options(group_name, results_filter, config_name, overrides)
+
+
+def _lines(overrides: Sequence[Override]) -> list[str]:
+    """The overrides as they were written."""
+    return [str(override.input_line) for override in overrides]
 
 
 def use_defaults_of_1_3() -> None:

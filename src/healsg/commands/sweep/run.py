@@ -29,7 +29,6 @@ from healsg.config.schema import Composed, check_init_from, verify
 from healsg.errors import BusyError, ConfigError, one_line
 from healsg.runs import acquire, redact
 from healsg.runs.folder import ROOT, RunFolder
-from healsg.sweeps.jobs import compose_jobs
 from healsg.sweeps.launcher import LOST, JobLauncher, Order
 from healsg.sweeps.sharing import SharedData
 from healsg.training.interrupt import StopSignal
@@ -218,7 +217,7 @@ def plan(composer: Composer, overrides: list[str]) -> SweepPlan:
         if any(override.startswith("name=") for override in own):
             raise ConfigError("name: applies to the entire sweep; its jobs are named automatically")
         names.append(job_name(own))
-    jobs = list(zip(names, compose_jobs(composer, lines, overrides), strict=True))
+    jobs = [(name, composer.compose(line, checked=False)) for name, line in zip(names, lines, strict=True)]
     name = jobs[0][1].values["name"] or new_sweep_name("sweep")
     problems = [_problem(name, composed) for _, composed in jobs]
     if wrong := [(job, problem) for job, problem in zip(names, problems, strict=True) if problem]:

@@ -19,7 +19,6 @@ from healsg.config.schema import Composed, check_init_from, verify
 from healsg.errors import ConfigError
 from healsg.runs import acquire, redact
 from healsg.runs.folder import ROOT, RunFolder
-from healsg.sweeps.jobs import compose_jobs
 from healsg.sweeps.launcher import LOST, JobLauncher
 from healsg.sweeps.proposals import Search, Trial
 from healsg.sweeps.space import Choice, Space, space_of, written
@@ -67,7 +66,8 @@ class SearchPlan:
 
     def composed(self, rows: Sequence[dict[str, str]]) -> list[Composed]:
         """The configurations of trials, each given by the overrides of its keys."""
-        return compose_jobs(self.composer, [_line(self.composer, self.overrides, row) for row in rows], self.overrides)
+        lines = [_line(self.composer, self.overrides, row) for row in rows]
+        return [self.composer.compose(line, checked=False) for line in lines]
 
 
 def is_search(overrides: Sequence[str]) -> bool:
