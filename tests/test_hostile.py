@@ -23,7 +23,7 @@ from healsg.config.targets import allowed, verify_origin
 from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import RunFolder
 from healsg.runs.saved_config import LARGEST, load_saved, read_saved
-from helpers import Program, command, healsg
+from helpers import HANG, Program, command, healsg
 from test_structure import code_from_data
 
 OURS = 1, 2
@@ -58,7 +58,7 @@ def judge(rows: list[dict[str, Any]]) -> int:
     wrong = [f"{row['name']}: {told}; {row['told'][-200:]}" for row in inputs if (told := trouble(row))]
     assert not wrong, "\n".join(wrong)
     assert len({row["name"] for row in inputs}) > 0.9 * len(inputs)
-    assert max(row["cpu"] for row in inputs) < 20, "an input that costs seconds"
+    assert max(row["cpu"] for row in inputs) < HANG, "an input that costs minutes"
     assert len(deliberate) >= 9
     assert all(row["seen"] for row in deliberate), "what does run is seen by the hook"
     assert sum("the canary" in row["seen"] for row in deliberate) >= 6, "and by the canary"
