@@ -33,6 +33,7 @@ from healsg.config.compose import Composer
 from healsg.errors import ConfigError, HealsgError, RunError
 from healsg.runs.folder import RunFolder
 from helpers import METHODS, beside
+from json_schema import mismatch, schemas
 
 SHORT = ["model=mlp", "model.width=16", "runner.epochs=3", "data.batch_size=256", "quiet=true"]
 STEPS = 15
@@ -199,6 +200,19 @@ def test_a_task_that_cannot_go_on_is_found(
     assert verify.run([*SHORT, "method._target_=my_methods.Forgetful", "name=own", "kills=1"]) == 1
     told = capfd.readouterr().out
     assert re.search(r"killed1 cannot go on after a kill at step \d+: .*does not fit this task: what was kept", told)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "not exact"])
+def test_json_is_of_the_published_schema(
+    exact: bool, my_methods: None, processes: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where the task is not reproducible, the runs that are to be killed are never started."""
+    options = ["runner.steps=5"] if exact else ["method._target_=my_methods.Chance"]
+    assert verify.run([*SHORT, *options, "name=own", "runs=1", "kills=1", "--json"]) == int(not exact)
+    found = json.loads(capfd.readouterr().out)
+    assert found["exact"] is exact
+    assert [row["run"] for row in found["runs"]] == ["whole", "again", "killed1"]
+    assert mismatch(found, schemas()["verify"]) == ""
 
 
 @pytest.mark.soak
