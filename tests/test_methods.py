@@ -17,7 +17,9 @@ import helpers
 from healsg import BasicTask, TaskTrainer
 from healsg.errors import ConfigError, HealsgError
 from healsg.evaluation.evaluator import evaluating
+from healsg.methods import logit_adjustment
 from healsg.methods.coteaching import left_out_share
+from healsg.methods.counts import class_counts
 from healsg.methods.elr import EarlyLearning
 from healsg.methods.labelled import LabelledSamples, is_plain
 from healsg.methods.supervised import Supervised
@@ -413,6 +415,14 @@ def test_the_attack_of_fgsm_sees_the_network_as_it_trains(monkeypatch: pytest.Mo
         options = [f"method={method}", "method.steps=1", "method.eval_steps=0", "runner.limit_batches=2"]
         trained(*IMAGES, *options, "runner.steps=2", name=method)
         assert seen == [training] * 2
+
+
+@pytest.mark.parametrize("when", ["training", "after"])
+def test_logit_adjustment_counts_the_classes_once(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[Any] = []
+    monkeypatch.setattr(logit_adjustment, "class_counts", lambda task: (counted.append(task), class_counts(task))[1])
+    trained(*SMALL, "method=logit_adjustment", f"method.when={when}", "runner.steps=1", name=when)
+    assert len(counted) == 1
 
 
 def test_logit_adjustment_in_and_after_training() -> None:

@@ -57,16 +57,11 @@ class LogitAdjustment(Supervised):
         self.tau = tau
         self.when = when
 
-    def setup(self, task: Task) -> None:
-        self.register_buffer("offset", self.log_priors(task))
-        super().setup(task)
-
-    def log_priors(self, task: Task) -> Tensor:
-        """(C,) the logarithm of each class's prior, times ``tau``."""
-        return (self.tau * priors(class_counts(task)).log()).float()
-
     def extend_network(self, task: Task, network: nn.Module) -> nn.Module:
-        return self.shifted(network, self.log_priors(task)) if self.when == "after" else network
+        """Compute ``offset``; with ``after``, replace the head by a ``ShiftedLinear`` that has it."""
+        offset = (self.tau * priors(class_counts(task)).log()).float()
+        self.register_buffer("offset", offset)
+        return self.shifted(network, offset.clone()) if self.when == "after" else network
 
     def evaluated(self, network: nn.Module) -> nn.Module:
         """With ``after``, replace the head by a ``ShiftedLinear``, whose offset a checkpoint fills in."""
