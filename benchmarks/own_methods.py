@@ -138,7 +138,7 @@ def simclr(task: BasicTask, batches: Iterator[Batch], update: Update) -> None:
 def moco(task: BasicTask, batches: Iterator[Batch], update: Update) -> None:
     method = task.task_method
     encoder, keys, heat = method.target, method.keys, method.temperature
-    place = int(method.place)
+    pointer = int(method.queue_ptr)
     followers, own = list(encoder.parameters()), list(task.model.parameters())
     for batch in batches:
         views = batch["unlabelled"]
@@ -148,10 +148,10 @@ def moco(task: BasicTask, batches: Iterator[Batch], update: Update) -> None:
         scores = torch.cat([(query * key).sum(1, keepdim=True), query @ keys.T], 1) / heat
         update(F.cross_entropy(scores, torch.zeros(len(key), dtype=torch.int64)))
         with torch.no_grad():
-            keys.index_copy_(0, (place + torch.arange(len(key))) % len(keys), key)
-            place = (place + len(key)) % len(keys)
+            keys.index_copy_(0, (pointer + torch.arange(len(key))) % len(keys), key)
+            pointer = (pointer + len(key)) % len(keys)
             torch._foreach_lerp_(followers, own, 1 - method.momentum)
-    method.place.fill_(place)
+    method.queue_ptr.fill_(pointer)
 
 
 LOOPS = {"ema": ema, "mixup": mixup, "sam": sam, "kd": kd, "fixmatch": fixmatch, "simclr": simclr, "moco": moco}

@@ -46,7 +46,7 @@ def test_imagefolder_to_be_split(tmp_path, monkeypatch):
 
     def targets(**more):
         data = ImageFolder("own", root="root", image_size=24, shift=2, val_fraction=0.25, **more)
-        return data, {split: source.chosen.tolist() for split, source in data.splits().items()}
+        return data, {split: source.indices.tolist() for split, source in data.splits().items()}
 
     data, chosen = targets(test_fraction=0.2)
     assert not data.has_val

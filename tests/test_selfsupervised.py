@@ -305,7 +305,7 @@ def test_the_queue_holds_the_newest_keys(monkeypatch: pytest.MonkeyPatch) -> Non
     method: Any = trained("moco").task_method
     newest = torch.cat(keys)[-600:].roll(2 * 1167 % 600, dims=0)
     torch.testing.assert_close(method.keys, newest)
-    assert int(method.place) == 2 * 1167 % 600
+    assert int(method.queue_ptr) == 2 * 1167 % 600
     method.enqueue(F.normalize(torch.randn(700, 8), dim=1))
     assert method.keys.shape == (600, 8)
 

@@ -114,7 +114,7 @@ def test_archives_and_files_share_test_parts_folds_and_groups(tmp_path: Path) ->
     assert main(["pack", "data=imagefolder", "data.folder=DIR", "--out", "S"]) == 0
     for more in ({"test_fraction": 0.3}, {"fold": "2/3"}, {"group": "folder", "test_fraction": 0.2}, {"labels": 6}):
         splits = [kind(folder=name, **SMALL, **more).splits() for kind, name in ((ImageFolder, "DIR"), (Shards, "S"))]
-        chosen = [{split: source.chosen.tolist() for split, source in one.items()} for one in splits]
+        chosen = [{split: source.indices.tolist() for split, source in one.items()} for one in splits]
         assert chosen[0] == chosen[1], more
 
 

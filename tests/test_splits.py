@@ -263,7 +263,7 @@ def test_groups_of_pictures(tmp_path):
         )
         parts, seen = data.splits(), set()
         for source in parts.values():
-            paths = [Path(source.dataset.paths[i]) for i in source.chosen.tolist()]
+            paths = [Path(source.dataset.paths[i]) for i in source.indices.tolist()]
             found = {path.parent.name if name == "folder" else path.stem.split("_")[0] for path in paths}
             assert not found & seen
             seen |= found

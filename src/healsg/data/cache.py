@@ -402,14 +402,14 @@ def _name(source: Source, first: Batch) -> str:
     if paths is None or not isinstance(source, DatasetSource):
         raise ConfigError(f"data.cache: the files of {type(dataset).__name__} are not known; set data.in_memory=true")
     plain = {key: value for key, value in vars(dataset).items() if isinstance(value, (int, float, str, tuple))}
-    chosen = source.chosen.tolist() if source.chosen is not None else None
+    indices = source.indices.tolist() if source.indices is not None else None
     targets = source.targets.tolist() if source.targets is not None else getattr(dataset, "targets", None)
     identity: list[Any] = [
         FORMAT,
         type(dataset).__qualname__,
         plain,
         targets.tolist() if isinstance(targets, Tensor) else targets,
-        chosen,
+        indices,
         str(first["input"].dtype),
         list(first["input"].shape),
     ]

@@ -54,8 +54,8 @@ def of_source(source: Source) -> Fingerprint:
     fingerprint: Fingerprint = {"count": len(source)}
     if isinstance(source, DatasetSource):
         fingerprint |= _of_dataset(source.dataset)
-        if source.chosen is not None:
-            fingerprint["chosen"] = _of_tensor(source.chosen)
+        if source.indices is not None:
+            fingerprint["chosen"] = _of_tensor(source.indices)
     if source.targets is not None:
         fingerprint["labels"] = _of_tensor(source.targets)
     return fingerprint

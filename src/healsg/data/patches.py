@@ -203,7 +203,7 @@ def _with_shapes(source: Source, axes: int, read: int | None) -> tuple[list[Case
 
 def _numbers_in(source: DatasetSource) -> Sequence[int]:
     """The numbers that the samples of a source have in its data set."""
-    return range(len(source)) if source.chosen is None else source.chosen.tolist()
+    return range(len(source)) if source.indices is None else source.indices.tolist()
 
 
 def _named(case: Case) -> str:

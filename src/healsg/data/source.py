@@ -127,19 +127,19 @@ class Files:
 
     Args:
         paths: of the data set.
-        chosen: (N,) int64, which of them; all where it is None.
+        indices: (N,) int64, which of them; all where it is None.
     """
 
-    def __init__(self, paths: Sequence[str], chosen: Tensor | None = None) -> None:
+    def __init__(self, paths: Sequence[str], indices: Tensor | None = None) -> None:
         self.paths = paths
-        self.chosen = chosen
+        self.indices = indices
 
     def __getitem__(self, index: int) -> str:
-        return line(str(self.paths[index if self.chosen is None else int(self.chosen[index])]))
+        return line(str(self.paths[index if self.indices is None else int(self.indices[index])]))
 
     def of(self, index: Tensor) -> Files:
         """Those of the samples at ``index`` alone."""
-        return Files(self.paths, index.cpu() if self.chosen is None else self.chosen[index.cpu()])
+        return Files(self.paths, index.cpu() if self.indices is None else self.indices[index.cpu()])
 
 
 @dataclass(frozen=True)
@@ -259,8 +259,8 @@ class DatasetSource:
             extra)`` or a dict with those names.
         collate: what joins a list of samples into a batch; torch's default where it is None.
         targets: (N,) class indices, where they are known without reading the samples.
-        chosen: (N,) int64, which samples of the data set are meant; all where it is None.
-        about: what is known of the chosen samples beside these.
+        indices: (N,) int64, which samples of the data set are meant; all where it is None.
+        about: what is known of these samples beside these.
         check: refuses a sample when it is first read in a process.
     """
 
@@ -269,21 +269,21 @@ class DatasetSource:
         dataset: Any,
         collate: Collate | None = None,
         targets: Tensor | None = None,
-        chosen: Tensor | None = None,
+        indices: Tensor | None = None,
         about: About = UNKNOWN,
         check: Check | None = None,
     ) -> None:
         self.dataset = dataset
         self.collate = stacked if collate in (None, default_collate) else collate
         self.targets = targets
-        self.chosen = chosen
+        self.indices = indices
         self.about = about
         self.check = check
         self.generators = generators_of(dataset)
         self.checked: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self.dataset) if self.chosen is None else len(self.chosen)
+        return len(self.dataset) if self.indices is None else len(self.indices)
 
     def fetch(
         self,
@@ -299,7 +299,7 @@ class DatasetSource:
         ``windows``, one a sample, are handed to the data set's ``windowed`` (see ``has_windows``).
         """
         reading = reading or Reading()
-        wanted = (index if self.chosen is None else self.chosen[index]).tolist()
+        wanted = (index if self.indices is None else self.indices[index]).tolist()
         samples = self._read(wanted, reading, draw, windows)
         places = [place for place in range(len(wanted)) if place not in reading.broken]
         while places:
@@ -369,7 +369,7 @@ class DatasetSource:
 
     def sample(self, index: int, draw: Draw | None = None) -> Batch:
         """One sample, not joined to a batch. Raises DataError that names it."""
-        number = index if self.chosen is None else int(self.chosen[index])
+        number = index if self.indices is None else int(self.indices[index])
         (sample,) = self._read([number], Reading(), draw)
         return as_batch(sample)
 
@@ -460,9 +460,9 @@ class DatasetSource:
         return line(f"sample {index} of {type(dataset).__name__}{where}")
 
     def subset(self, index: Tensor) -> DatasetSource:
-        chosen = index if self.chosen is None else self.chosen[index]
+        indices = index if self.indices is None else self.indices[index]
         targets = None if self.targets is None else self.targets[index]
-        return DatasetSource(self.dataset, self.collate, targets, chosen, self.about.of(index), self.check)
+        return DatasetSource(self.dataset, self.collate, targets, indices, self.about.of(index), self.check)
 
     def checking(self, check: Check) -> DatasetSource:
         """The same samples, each of them checked when it is first read."""
@@ -529,4 +529,4 @@ def files_of(source: Source) -> Files | None:
         return None
     paths: Any = getattr(source.dataset, "paths", None)  # of other people's data sets it may be anything
     known = hasattr(paths, "__getitem__") and hasattr(paths, "__len__") and len(paths) == len(source.dataset)
-    return Files(paths, source.chosen) if known else None
+    return Files(paths, source.indices) if known else None

@@ -140,7 +140,7 @@ class OwnPictures(Classification):
         if (source := self._parts.get(part)) is None:
             return None
         numbers = self._group_numbers(source.dataset, name)
-        return numbers if source.chosen is None else numbers[source.chosen]
+        return numbers if source.indices is None else numbers[source.indices]
 
 
 class ImageFolder(OwnPictures):

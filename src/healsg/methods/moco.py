@@ -35,8 +35,8 @@ class MoCo(SelfSupervised):
 
     keys: Tensor
     """(queue, size), the keys of earlier batches."""
-    place: Tensor
-    """The index in ``keys`` of the next key; its name is that of the buffer in checkpoints."""
+    queue_ptr: Tensor
+    """The index in ``keys`` where the next key is stored."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class MoCo(SelfSupervised):
         super().setup(task)
         self.target = self.momentum_encoder(task)
         self.register_buffer("keys", F.normalize(torch.randn(self.queue, self.size), dim=1))
-        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("queue_ptr", torch.zeros((), dtype=torch.int64))
 
     def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Tensor]:
         views = batch["unlabelled"]
@@ -85,6 +85,6 @@ class MoCo(SelfSupervised):
     def enqueue(self, keys: Tensor) -> None:
         """Replace the oldest keys by (N, size) new ones."""
         keys = keys[-self.queue :].to(self.keys.dtype)
-        slots = (self.place + torch.arange(len(keys), device=keys.device)) % self.queue
+        slots = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.queue
         self.keys.index_copy_(0, slots, keys)
-        self.place.copy_((self.place + len(keys)) % self.queue)
+        self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.queue)

@@ -223,7 +223,7 @@ def _chosen_paths(source: Source) -> list[str]:
     paths = getattr(source.dataset, "paths", None) if isinstance(source, DatasetSource) else None
     if paths is None or not isinstance(source, DatasetSource):
         return []
-    return [str(paths[index]) for index in (range(len(paths)) if source.chosen is None else source.chosen.tolist())]
+    return [str(paths[index]) for index in (range(len(paths)) if source.indices is None else source.indices.tolist())]
 
 
 def _table_findings(seen: Mapping[str, Seen]) -> Iterator[Finding]:

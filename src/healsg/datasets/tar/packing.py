@@ -194,7 +194,7 @@ def _part(data: TaskData, name: str, source: Any, most: int, masked: bool, kept:
     if kept is not None:
         source = source.subset(kept)
         groups = {group: [names[place] for place in kept.tolist()] for group, names in groups.items()}
-    numbers = range(len(source)) if source.chosen is None else source.chosen.tolist()
+    numbers = range(len(source)) if source.indices is None else source.indices.tolist()
     pictures = [_stored(source, number, dataset.stored) for number in numbers]
     masks = [_stored(source, number, dataset.stored_mask) for number in numbers] if masked else []  # type: ignore[attr-defined]
     sizes, mask_sizes = ([file.size for file in files] for files in (pictures, masks))
@@ -392,7 +392,7 @@ def _add(tar: tarfile.TarFile, part: Part, index: int, kind: Kind) -> None:
     """Write a sample: its image, its class as KEY.cls or its mask as KEY.seg.png, and further properties as
     KEY.json."""
     source = part.source
-    number = index if source.chosen is None else int(source.chosen[index])
+    number = index if source.indices is None else int(source.indices[index])
     key, name = part.keys[index], part.names[index]
     content, ending = _content(source.dataset.stored(number), name, part.sizes[index])
     facts: dict[str, Any] = {} if name == f"{key}.{ending}" else {"path": name}

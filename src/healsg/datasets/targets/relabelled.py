@@ -54,7 +54,7 @@ class RelabelledDataset(DatasetSource):
 def relabelled_dataset(source: DatasetSource, targets: Tensor | None = None) -> RelabelledDataset:
     """The samples of ``source`` with its ``targets``, or others."""
     known = source.targets if targets is None else targets
-    return RelabelledDataset(source.dataset, source.collate, known, source.chosen, source.about)
+    return RelabelledDataset(source.dataset, source.collate, known, source.indices, source.about)
 
 
 def _without_target(batch: Batch) -> Batch:
@@ -85,8 +85,8 @@ def unlabelled(source: Source, more: Source | None = None) -> Source:
         return UnlabelledTensors(inputs, inputs.new_empty(len(inputs), 0), source.joinable, about)
     if isinstance(source, DatasetSource) and (more is None or isinstance(more, DatasetSource)):
         if more is None:
-            return UnlabelledDataset(source.dataset, source.collate, None, source.chosen, about)
-        return UnlabelledDataset(ConcatDataset([_chosen(source), _chosen(more)]), source.collate, about=about)
+            return UnlabelledDataset(source.dataset, source.collate, None, source.indices, about)
+        return UnlabelledDataset(ConcatDataset([_subset(source), _subset(more)]), source.collate, about=about)
     raise _unknown(source if more is None else more)
 
 
@@ -98,8 +98,9 @@ def _hidden(source: Source) -> Tensor | None:
     return targets.cpu().long()
 
 
-def _chosen(source: DatasetSource) -> Subset[object]:
-    index = range(len(source)) if source.chosen is None else source.chosen.numpy()  # no list, which workers would copy
+def _subset(source: DatasetSource) -> Subset[object]:
+    # an array and no list, which workers would copy
+    index = range(len(source)) if source.indices is None else source.indices.numpy()
     return Subset(source.dataset, index)  # type: ignore[arg-type]
 
 
