@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from healsg.config.check import check, explain_addition, explain_option, explain_unknown, explain_word, option_of
+from healsg.config.signature import constructor
 from healsg.errors import ConfigError
+from helpers import REPOSITORY
 
 SOURCE = """
 from __future__ import annotations
@@ -186,6 +190,64 @@ def test_mistakes_are_answered_in_one_line(project: Path, key: str, value: Any, 
         run(changed(key, value), project)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
+
+
+RELATED = """
+from typing import Annotated
+from healsg.types import Count, Divides, Excludes, Range, Requires
+
+class Base:
+    def __init__(self, momentum: float = 0.9, share: Annotated[float, Excludes("amount")] | None = None,
+        amount: int | None = None): ...
+
+class Part(Base):
+    def __init__(self, nesterov: Annotated[bool, Requires("momentum")] = False, unknown: float = 1.0 + 0,
+        heads: Annotated[Count, Divides("width")] = 4, width: Count = 64,
+        depth: Annotated[int, Range(low=8, step=6)] = 8, more: Annotated[bool, Requires("unknown")] = False,
+        **common: float):
+        super().__init__(**common)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"nesterov": True}, ""),
+        ({"momentum": 0}, ""),
+        ({"nesterov": True, "momentum": 0.0}, "part.nesterov: true needs part.momentum, which is 0.0; set that, or "),
+        ({"share": 0.5, "amount": 3}, "part.share: 0.5 and part.amount=3 exclude each other; leave one out"),
+        ({"share": 0.5}, ""),
+        ({"share": None, "amount": 3}, ""),
+        ({"width": 30}, "part.heads: 4 does not divide part.width=30"),
+        ({"heads": 3, "width": 30}, ""),
+        ({"depth": 20}, ""),
+        ({"depth": 18}, "part.depth: 18 is out of range: >= 8 in steps of 6"),
+        ({"more": True}, ""),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_one_line(
+    arguments: dict[str, Any], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of base classes, and those that stand at their defaults; a default that is no literal is not known."""
+    (tmp_path / "my_related.py").write_text(RELATED)
+    (tmp_path / "my_top.py").write_text("class Top:\n    def __init__(self, part): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = {"part": {"_target_": "my_related.Part", **arguments}}
+    with pytest.raises(ConfigError) if line else contextlib.nullcontext() as caught:
+        check(config, schema_target="my_top.Top", project=[tmp_path])
+    assert caught is None or str(caught.value).startswith(line)
+
+
+def test_relations_name_arguments_of_the_same_constructor() -> None:
+    files = (REPOSITORY / "conf").rglob("*.yaml")
+    texts = [file.read_text() for file in files]
+    found = {target for text in texts for target in re.findall(r"_target_: (healsg\S+)", text)}
+    relations = []
+    for made in filter(None, map(constructor, sorted(found))):
+        for parameter in made.parameters.values():
+            relations += parameter.relations
+            assert all(relation.other in made.parameters for relation in parameter.relations), made.target
+    assert len(relations) >= 8
 
 
 def test_targets_are_checked_before_anything_else(project: Path) -> None:

@@ -481,19 +481,32 @@ def test_settings_outside_their_range_are_refused(name: str, settings: list[str]
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (["_target_=torch.optim.SGD", "momentum=0"], "Nesterov momentum requires a momentum and zero dampening"),
-        (["momentum=0"], "needs momentum above 0 and no dampening; set it to false"),
+        ("_target_=torch.optim.SGD momentum=0", "true needs method.optimizer.momentum, which is 0; set that, or "),
+        (
+            "momentum=0",
+            "true needs method.optimizer.momentum, which is 0; set that, or method.optimizer.nesterov=false",
+        ),
+        ("dampening=0.1", "true and method.optimizer.dampening=0.1 exclude each other; leave one out"),
     ],
 )
-def test_settings_that_do_not_go_together_are_one_line(
-    settings: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_settings_that_do_not_go_together_are_refused_before_a_run_starts(
+    settings: str, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = ["train", "method=sgd", *(f"method.optimizer.{setting}" for setting in settings)]
+    line = ["train", "method=sgd", *(f"method.optimizer.{setting}" for setting in settings.split())]
     assert main(line) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: method.optimizer")
-    assert said.endswith(f"{told}\n")
+    assert said.startswith(f"error: method.optimizer.nesterov: {told}")
     assert said.count("\n") == 1
+    assert not Path("runs").exists()
+    single = TaskTrainer.compose(*line[1:], "method.optimizer.nesterov=false")
+    assert single.config["method"]["optimizer"]["nesterov"] is False
+
+
+def test_what_only_torch_s_constructor_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    left_out = [f"~method.optimizer.{name}" for name in ("momentum", "dampening", "weight_decay", "nesterov")]
+    rprop = ["method.optimizer._target_=torch.optim.Rprop", "+method.optimizer.etas=[2,3]"]
+    assert main(["train", "method=sgd", *left_out, *rprop]) == 2
+    assert capsys.readouterr().err == "error: method.optimizer: Invalid eta values: 2, 3\n"
     assert not list(Path("runs").glob("*/checkpoints/*"))
 
 

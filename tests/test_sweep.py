@@ -91,6 +91,19 @@ def test_one_wrong_value_is_found_before_the_first_job_starts(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("launcher", [[], ["launcher=local"]])
+def test_settings_that_do_not_go_together_are_found_before_the_first_job_starts(
+    launcher: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    swept = ["method/optimizer=sgd", "method.optimizer.momentum=0.9,0", "seed=0,1"]
+    assert main(["train", *TINY, *launcher, "-m", *swept]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: method.optimizer.momentum=0,seed=0: method.optimizer.nesterov: true needs ")
+    assert shown.err.endswith(" (no job was started)\n")
+    assert not Path("runs").exists()
+
+
 def test_a_job_may_start_from_the_weights_of_the_one_before_it() -> None:
     sources = 'init_from=null,"runs/sweep/init_from=null/checkpoints/best.pt"'
     assert main(["train", *TINY, "-m", sources]) == 0

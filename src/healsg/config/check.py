@@ -12,7 +12,7 @@ from healsg.config import targets
 from healsg.config.names import did_you_mean
 from healsg.config.signature import ANY, NONE, Kind, Parameter, constructor, ranged
 from healsg.errors import ConfigError
-from healsg.types import Range, finite
+from healsg.types import Divides, Excludes, Range, Relation, Requires, finite
 
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "none": "null"}
 _WORDS |= {"dict": "a mapping", "list": "a list", "part": "a part", "any": "a value"}
@@ -33,6 +33,12 @@ _RANGES |= dict.fromkeys(("momentum", "betas", "rho"), _SHARE) | dict.fromkeys((
 _RANGES |= dict.fromkeys(("initial_accumulator_value", "eta_min", "min_lr", "gamma", "patience"), _FROM_ZERO)
 _RANGES |= dict.fromkeys(("step_size", "T_max", "T_0", "max_iter", "ns_steps", "total_iters"), _FROM_ONE)
 """Ranges of arguments of torch.optim and trusted packages, whose annotations have none."""
+
+_RELATIONS: dict[str, tuple[Relation, ...]] = {
+    "nesterov": (Requires("momentum"), Excludes("dampening")),
+    "fused": (Excludes("foreach"), Excludes("differentiable")),
+}
+"""Relations between arguments of torch.optim, where its constructors have both."""
 
 
 def check(
@@ -103,6 +109,35 @@ def _check_node(key: str, node: dict[str, Any], trusted: Sequence[str], project:
             _refuse(misfit(path, value, ANY))
     if node.get("_partial_") is not True and key not in _ASSEMBLED:
         _refuse_missing(key, parameters, node, last)
+    values = {name: node.get(name, parameter.default) for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        for relation in _RELATIONS.get(name, ()) if of_torch else parameter.relations:
+            _refuse(conflict(key, name, values, relation))
+
+
+def conflict(key: str, name: str, values: Mapping[str, Any], relation: Relation) -> str | None:
+    """Why the value of an argument does not go with that of another one; None if it does, or if one is not known.
+
+    Args:
+        key: of the node.
+        name: of the argument.
+        values: of all arguments, those that are not given as their defaults; ``...`` for an unknown default.
+        relation: what the argument asks of another one.
+    """
+    value = values[name]
+    other = values.get(relation.other, ...)
+    if value is ... or other is ... or not value:
+        return None
+    path = _join(key, name)
+    other_path = _join(key, relation.other)
+    if isinstance(relation, Requires) and not other:
+        off = "false" if isinstance(value, bool) else "null"
+        return f"{path}: {show(value)} needs {other_path}, which is {show(other)}; set that, or {path}={off}"
+    if isinstance(relation, Excludes) and other:
+        return f"{path}: {show(value)} and {other_path}={show(other)} exclude each other; leave one out"
+    if isinstance(relation, Divides) and isinstance(value, int) and isinstance(other, int) and other % value:
+        return f"{path}: {value} does not divide {other_path}={other}"
+    return None
 
 
 def _third_party_kind(parameter: Parameter, of_torch: bool) -> Kind:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,12 +143,14 @@ def _named(name: str, module: Module, search: Sequence[Path], depth: int) -> Kin
 
 
 class Parameter(NamedTuple):
-    """An argument. ``default`` is ``...`` if there is none, or if it is not a literal."""
+    """An argument. ``default`` is ``...`` if there is none, or if it is not a literal; ``relations`` are what its
+    annotation asks of other arguments."""
 
     name: str
     kind: Kind
     has_default: bool
     default: Any = ...
+    relations: tuple[types.Relation, ...] = ()
 
 
 class Constructor(NamedTuple):
@@ -228,15 +230,30 @@ def _signature(node: ast.FunctionDef, module: Module, search: Sequence[Path], sk
     defaults = [None] * (len(ordered) - len(node.args.defaults)) + node.args.defaults
     pairs = [*zip(ordered, defaults, strict=True), *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
     pairs = pairs[max(skip, len(node.args.posonlyargs)) :]
-    parameters = [_parameter(arg.arg, read_kind(arg.annotation, module, search), default) for arg, default in pairs]
+    parameters = [_parameter(arg.arg, arg.annotation, default, module, search) for arg, default in pairs]
     return {parameter.name: parameter for parameter in parameters}, node.args.kwarg is not None
 
 
-def _parameter(name: str, kind: Kind, default: ast.expr | None) -> Parameter:
+def _parameter(
+    name: str, annotation: ast.expr | None, default: ast.expr | None, module: Module, search: Sequence[Path]
+) -> Parameter:
+    kind = read_kind(annotation, module, search)
     value: Any = ...
     with suppress(ValueError):
         value = ast.literal_eval(default) if default else ...
-    return Parameter(name, _union([kind, NONE]) if value is None else kind, default is not None, value)
+    kind = _union([kind, NONE]) if value is None else kind
+    return Parameter(name, kind, default is not None, value, tuple(_read_relations(annotation)))
+
+
+_RELATIONS: dict[str, type[types.Relation]] = {kind.__name__: kind for kind in get_args(types.Relation)}
+
+
+def _read_relations(annotation: ast.expr | None) -> Iterator[types.Relation]:
+    """The relations in ``Annotated[..., Requires("momentum")]``, by the name of their class."""
+    for call in ast.walk(annotation) if annotation else ():
+        if isinstance(call, ast.Call) and (kind := _RELATIONS.get(ast.unparse(call.func).rpartition(".")[2])):
+            with suppress(ValueError, TypeError):
+                yield kind(*map(ast.literal_eval, call.args))
 
 
 def _fields(node: ast.ClassDef, module: Module, search: Sequence[Path]) -> dict[str, Parameter]:
@@ -251,6 +268,5 @@ def _fields(node: ast.ClassDef, module: Module, search: Sequence[Path]) -> dict[
             default = words.get("default") or words.get("default_factory")
         excluded = "init" in words and ast.unparse(words["init"]) == "False"
         if not excluded and not any(word in ast.unparse(item.annotation) for word in ("ClassVar", "KW_ONLY")):
-            kind = read_kind(item.annotation, module, search)
-            parameters[item.target.id] = _parameter(item.target.id, kind, default)
+            parameters[item.target.id] = _parameter(item.target.id, item.annotation, default, module, search)
     return parameters

@@ -17,7 +17,7 @@ from healsg.datasets.targets.matrix import read_matrix
 from healsg.datasets.targets.names import shown
 from healsg.datasets.targets.relabelled import relabelled
 from healsg.errors import ConfigError, DataError
-from healsg.types import Count, Range, Share
+from healsg.types import Count, Excludes, Range, Share
 
 LISTED_CLASSES = 100
 """Most classes for which ``run.json`` lists all counts; with more it has the smallest and the largest count."""
@@ -47,7 +47,7 @@ class Classification(LabelledData):
 
     def __init__(
         self,
-        labels_per_class: Count | None = None,
+        labels_per_class: Annotated[Count, Excludes("labels"), Excludes("fraction")] | None = None,
         imbalance: Annotated[float, Range(low=1)] | None = None,
         label_noise: Share | str = 0.0,
         balanced: bool = False,

@@ -20,7 +20,7 @@ from healsg.datasets.targets.names import alike, shown
 from healsg.datasets.targets.relabelled import unlabelled
 from healsg.errors import ConfigError, DataError
 from healsg.parts import defines
-from healsg.types import Count, Range
+from healsg.types import Count, Excludes, Range
 
 
 class LabelledData(TaskData):
@@ -49,11 +49,11 @@ class LabelledData(TaskData):
     def __init__(
         self,
         labels: Count | None = None,
-        fraction: Annotated[float, Range(low=0, high=1, open_low=True)] | None = None,
+        fraction: Annotated[float, Range(low=0, high=1, open_low=True), Excludes("labels")] | None = None,
         fold: str | None = None,
         group: str | None = None,
         in_memory: bool = False,
-        cache: bool = False,
+        cache: Annotated[bool, Excludes("in_memory")] = False,
         **common: Any,
     ) -> None:
         super().__init__(**common)

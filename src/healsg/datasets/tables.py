@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from healsg.datasets.targets.names import shown
 from healsg.errors import ConfigError, DataError
 from healsg.transforms.standard import Standardise, statistics
 from healsg.transforms.views import Augment, ImageViews
-from healsg.types import Count, Finite, Natural, NonNegative, Share
+from healsg.types import Count, Excludes, Finite, Natural, NonNegative, Share
 
 Columns = Mapping[str, Sequence[Any]]
 """A table: its columns by name, all of the same length."""
@@ -93,7 +93,7 @@ class Tables(Classification):
         self,
         target: str | list[str] = "label",
         kind: Literal["multiclass", "multilabel", "regression"] | None = None,
-        columns: list[str] | None = None,
+        columns: Annotated[list[str], Excludes("image")] | None = None,
         image: str | None = None,
         image_size: Count = 224,
         channels: Literal[1, 3] = 3,

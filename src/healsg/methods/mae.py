@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from healsg.losses.reconstruction import masked_error, normalised, patchify, ran
 from healsg.methods.selfsupervised import SelfSupervised
 from healsg.models.vit import EPSILON, TransformerLayer, VisionTransformer, ViT
 from healsg.training import draws
-from healsg.types import Count, Share
+from healsg.types import Count, Divides, Share
 
 if TYPE_CHECKING:
     from healsg.protocols import Task
@@ -83,7 +83,7 @@ class MAE(SelfSupervised):
         normalise: bool = True,
         width: Count = 64,
         depth: Count = 2,
-        heads: Count = 4,
+        heads: Annotated[Count, Divides("width")] = 4,
         **common: Any,
     ) -> None:
         super().__init__(**common)

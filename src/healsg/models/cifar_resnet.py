@@ -3,7 +3,7 @@ papers on distillation have them: resnet8x4 and resnet32x4 (Tian et al. 2020, ar
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ from healsg.errors import ConfigError
 from healsg.model import Network, TaskModel
 from healsg.models.resnet import Block, initialise, stem
 from healsg.models.wide_resnet import check_images
-from healsg.types import Count
+from healsg.types import Count, Range
 
 SMALLEST = 4
 """The side of the smallest image, in pixels: the last stage sees a quarter of it."""
@@ -64,7 +64,13 @@ class CifarResNet(TaskModel):
     leaves_weights = True
     draws_only_from_torch = True
 
-    def __init__(self, depth: Count = 8, width_factor: Count = 4, stem_width: Count = 32, **common: Any) -> None:
+    def __init__(
+        self,
+        depth: Annotated[int, Range(low=8, step=6)] = 8,
+        width_factor: Count = 4,
+        stem_width: Count = 32,
+        **common: Any,
+    ) -> None:
         super().__init__(**common)
         if depth < 8 or (depth - 2) % 6:
             raise ConfigError(f"model.depth: {depth} is not 6 n + 2 (8, 14, 20, 32, 44, 56, 110, ...)")

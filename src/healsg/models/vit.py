@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
 from healsg.model import Network, TaskModel, takes_any
-from healsg.types import Count, Positive, Share
+from healsg.types import Count, Divides, Positive, Share
 
 EPSILON = 1e-6
 """Of every LayerNorm, as in the authors' code."""
@@ -159,7 +159,7 @@ class ViT(TaskModel):
         patch: Count = 4,
         depth: Count = 12,
         width: Count = 192,
-        heads: Count = 3,
+        heads: Annotated[Count, Divides("width")] = 3,
         mlp_ratio: Positive = 4.0,
         dropout: Share = 0.0,
         stochastic_depth: Share = 0.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from healsg.data.base import DataInfo
 from healsg.errors import ConfigError
 from healsg.model import Network, TaskModel, takes_any
 from healsg.models.resnet import convolution, initialise
-from healsg.types import Count, Fraction, NonNegative, Share
+from healsg.types import Count, Fraction, NonNegative, Range, Share
 
 SMALLEST = 4
 """The side of the smallest image, in pixels: the last group sees a quarter of it."""
@@ -122,7 +122,7 @@ class WideResNet(TaskModel):
 
     def __init__(
         self,
-        depth: Count = 28,
+        depth: Annotated[int, Range(low=10, step=6)] = 28,
         widen_factor: Count = 2,
         dropout: Share = 0.0,
         negative_slope: NonNegative = 0.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from healsg.errors import ConfigError
 from healsg.optimizers.groups import GroupOptimizer
 from healsg.torch_private import fused_sgd_
-from healsg.types import Fraction, NonNegative, Share
+from healsg.types import Excludes, Fraction, NonNegative, Requires, Share
 
 
 class SGD(GroupOptimizer):
@@ -43,7 +43,7 @@ class SGD(GroupOptimizer):
         momentum: Share = 0.9,
         dampening: Fraction = 0.0,
         weight_decay: NonNegative = 5e-4,
-        nesterov: bool = True,
+        nesterov: Annotated[bool, Requires("momentum"), Excludes("dampening")] = True,
     ) -> None:
         if nesterov and (dampening or not momentum):
             raise ConfigError("method.optimizer.nesterov: needs momentum above 0 and no dampening; set it to false")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from healsg.errors import ConfigError
-from healsg.types import Fraction, NonNegative, Positive, Share
+from healsg.types import Fraction, NonNegative, Positive, Range, Share
 
 WARMUP_FROM = 0.01
 """The factor at which a warm-up begins."""
@@ -185,7 +185,7 @@ class CosineArc(Curve):
         ConfigError: ``arc`` is above 0.5, so that the learning rate would become negative.
     """
 
-    def __init__(self, arc: Fraction = 0.4375, **common: Any) -> None:
+    def __init__(self, arc: Annotated[float, Range(low=0, high=0.5)] = 0.4375, **common: Any) -> None:
         super().__init__(**common)
         self.arc = arc
         if arc > 0.5:
