@@ -265,3 +265,50 @@ if __name__ == "__main__":
     for name in ("BatchNorm1d", "BatchNorm2d"):
         setattr(nn, name, nn.Identity)
     show(table(sys.argv[1:] or METHODS, (1, 2, 3, 4), (1, 4)))
+
+
+MASKING = """
+from healsg.methods.supervised import Supervised
+
+
+class Plain(Supervised):
+    def train_step(self, task, batch):
+        target = batch["target"].masked_fill(batch["target"] % 3 == 0, -100)
+        return super().train_step(task, {**batch, "target": target})
+
+
+class Copied(Supervised):
+    def train_step(self, task, batch):
+        target = batch["target"].masked_fill(batch["target"] % 3 == 0, -100)
+        return super().train_step(task, batch | {"target": target})
+"""
+"""Steps of a user's own that hand other targets on, in a plain dict and in a copy of the batch."""
+
+
+@pytest.mark.parametrize("kind", ["Plain", "Copied"])
+def test_targets_that_a_step_replaces_are_counted_as_in_one_batch(kind: str) -> None:
+    Path("my_masking.py").write_text(MASKING)
+    target = f"method._target_=my_masking.{kind}"
+    run_all({f"{parts}": [*settings("adamw", parts), target] for parts in (1, 2)}, 1)
+    run_all({"1": [*settings("adamw", 1), target]}, 2)
+    assert difference("1-1", "1-2") < EQUAL
+    assert difference("1-1", "2-1") < EQUAL
+
+
+def test_mixed_samples_of_a_copied_batch_are_drawn_as_in_one_process() -> None:
+    Path("my_masking.py").write_text(MASKING)
+    mixed = [*settings("adamw", 1), "method._target_=my_masking.Copied", "method.mixup=0.4"]
+    for world in (1, 2):
+        run_all({"mixed": mixed}, world)
+    assert difference("1-mixed", "2-mixed") < EQUAL
+
+
+def test_a_plain_dict_cannot_be_mixed_in_several_processes() -> None:
+    """It does not know which samples of the batch a process has, so that each would mix otherwise than one alone."""
+    Path("my_masking.py").write_text(MASKING)
+    mixed = [*settings("adamw", 1), "method._target_=my_masking.Plain", "method.mixup=0.4"]
+    run_all({"mixed": mixed}, 1)
+    with pytest.raises(AssertionError):
+        run_all({"mixed": mixed}, 2)
+    told = Path("2-mixed-0.error").read_text().splitlines()[-1]
+    assert told.startswith("healsg.errors.RunError: train_step: the batch became a plain dict, "), told

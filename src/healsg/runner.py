@@ -309,8 +309,16 @@ class TaskRunner:
 
         It yields which samples of the global batch this process has; or None, changing nothing, if there is no other
         process or the others' numbers of samples are not known.
+
+        Raises:
+            RunError: there are other processes, and the batch is a plain dict, which has no ``Samples``.
         """
         samples = samples_of(batch)
+        if self.parallel.several and samples is None:
+            raise RunError(
+                "train_step: the batch became a plain dict, which does not tell which samples this process has; "
+                'copy it by batch | {"target": ...}'
+            )
         if not self.parallel.several or samples is None or samples.batch is None:
             yield None
             return

@@ -127,7 +127,8 @@ class LabelledSamples:
         labels: Tensor = batch["target"]
         if labels.ndim > 2 and getattr(output, "ndim", 3) == 2:
             require_pixels(output, labels)
-        unchanged = not isinstance(batch, TrainBatch) or batch.target_is_unchanged
+        # a plain dict is made by a train_step of the user's own, with any targets
+        unchanged = isinstance(batch, TrainBatch) and batch.target_is_unchanged
         alike = self.alike and unchanged
         pasted = mixed.pasted(labels) if mixed is not None else None
         if pasted is not None:  # the box of cutmix lies in the mask too, which stays one of labels

@@ -8,6 +8,7 @@ of a loss carries its denominator, and ``Accumulator`` computes the weights from
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -65,6 +66,15 @@ class TrainBatch(dict[str, Any]):
         self.samples = samples
         self._target = values.get("target")
         self._version = times_written(self._target)
+
+    def __or__(self, changed: Mapping[str, Any]) -> TrainBatch:  # type: ignore[override]
+        """A copy with other entries, of the same samples; a plain dict would not know these."""
+        made = self.copy()
+        made.update(changed)
+        return made
+
+    def copy(self) -> TrainBatch:
+        return copy.copy(self)
 
     @property
     def target_is_unchanged(self) -> bool:
