@@ -149,13 +149,14 @@ def test_batches_that_are_read_ahead_are_those_that_are_read_one_by_one(monkeypa
 
 def test_only_small_batches_that_are_read_fast_are_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     read = {}
-    for name, seconds, size in (("small", 3600.0, 1 << 20), ("slow", 0.0, 1 << 20), ("large", 3600.0, 1)):
+    cases = (("small", 3600.0, 1 << 20), ("slow", 0.0, 1 << 20), ("large", 3600.0, 1), ("large together", 3600.0, 400))
+    for name, seconds, size in cases:  # a batch is 192 bytes
         monkeypatch.setattr("healsg.data.loader.READ_AHEAD", seconds)
         monkeypatch.setattr("healsg.data.loader.TOGETHER", size)
         dataset = Counted(40)
         next(plain(DatasetSource(dataset), 4).batches_for_steps(0, 0, 8))
         read[name] = dataset.read
-    assert read == {"small": 32, "slow": 4, "large": 4}
+    assert read == {"small": 32, "slow": 4, "large": 4, "large together": 12}
 
 
 class DrawingOnDevice(nn.Module):
@@ -176,6 +177,17 @@ def test_what_a_transform_on_the_device_draws_depends_on_no_other_batch(monkeypa
         found.append([batch for batch, _ in loader.batches_for_steps(1, start, 5)][3 - start :])
         torch.rand(7)
     assert all(same(found[0], other) for other in found[1:])
+
+
+def test_transforms_on_the_device_draw_other_numbers_for_each_stream_and_each_rank() -> None:
+    noise = []
+    for rank in (0, 1):
+        views: Any = {stream: {"input": DrawingOnDevice()} for stream in ("labelled", "unlabelled")}
+        sources = {stream: DatasetSource(Noisy(8)) for stream in views}
+        loader = Loader(sources, views, 8, shuffle=True, flat=False, sharding=Sharding(rank=rank, world=2))
+        (batch, _), *_ = loader.batches(0)
+        noise += [batch[stream]["input"][:, 0] % 1 for stream in views]  # its first number is a whole one
+    assert len(torch.cat(noise).unique()) == 16
 
 
 def test_a_loop_of_ones_own_reads_nothing_ahead() -> None:

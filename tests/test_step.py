@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -303,6 +305,14 @@ def test_what_is_no_mean_over_samples_is_known() -> None:
     assert "Dice is no mean over samples: each accumulated batch" in Path("runs/run/train.log").read_text()
 
 
+class OwnStep(Supervised):
+    """Does not declare from which generators it draws."""
+
+
+def drawn() -> tuple[float, float, float]:
+    return float(torch.rand((), dtype=torch.float64)), float(np.random.rand()), random.random()
+
+
 # --- parts that are whole --------------------------------------------------------------------------------------------
 
 
@@ -320,6 +330,25 @@ def test_a_built_task_trains_and_evaluates_without_a_run() -> None:
     assert task.train_epoch.run()["loss"] > 0
     assert task.val_epoch.run()["loss"] < before
     assert task.runner.step_count == task.runner.steps_per_epoch
+
+
+def test_each_step_and_each_batch_of_an_evaluation_draws_its_own_numbers() -> None:
+    """By the seed, the rank, the split, the epoch and the position, from torch's generator and from others."""
+    firsts: list[tuple[float, ...]] = []
+    for rank, seed in ((0, 0), (1, 0), (0, 1)):
+        options = ["model=mlp", "data.batch_size=16", "method._target_=test_step.OwnStep", "trusted=[test_step]"]
+        task = build_task(TaskTrainer.compose(*options, f"seed={seed}", "runner.limit_batches=9").composed)
+        task.build()
+        task.runner.parallel.rank = rank
+        task.runner.plan_run(task.train_loader, seed, 1)
+        for split in ("val", "test"):
+            firsts += [drawn() for _ in task.runner.eval_batches(task, split)]
+        for _ in range(2):
+            firsts += [drawn() for _ in task.runner.train_batches(task)]
+            task.runner.next_epoch()
+    assert len(firsts) == 3 * (2 * 2 + 2 * 9), "an evaluation joins eight of its nine batches"
+    for numbers in zip(*firsts, strict=True):
+        assert len(set(numbers)) == len(firsts)
 
 
 # --- the learning rate that is logged --------------------------------------------------------------------------------
