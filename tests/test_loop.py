@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from healsg.errors import ConfigError
 from healsg.evaluation.evaluator import EvalEpoch, Evaluation
 from healsg.runs.checkpoint import load
 from healsg.training.meter import Meter
+from healsg.training.plan import Plan, Position
 from helpers import at_saves, cut_at, events, record
 
 SHORT = ["model=mlp", "model.width=16", "data.batch_size=128", "quiet=true"]
@@ -46,6 +49,31 @@ def test_steps_in_the_place_of_epochs() -> None:
         assert train("runner.steps=25", "runner.save_every=1", name=f"cut{step}")["digest"] == whole["digest"]
     train("runner.steps=40")
     assert [row["step"] for row in events("run", "epoch")] == [10, 20, 25, 35, 40]
+
+
+@pytest.mark.parametrize(("length", "accumulate"), [(5, 1), (5, 2), (6, 3)])
+@pytest.mark.parametrize("epochs", [1.0, 1.5, 3.0])
+def test_the_number_of_epochs_is_the_same_within_a_step_and_after_a_resume(
+    length: int, accumulate: int, epochs: float
+) -> None:
+    per_epoch = -(-length // accumulate)
+    plan = Plan(length=length, accumulate=accumulate, total_steps=round(epochs * per_epoch))
+    at, seen, resumed = Position(), list[int](), list[int]()
+    while at.step < plan.total_steps:
+        for _ in range(at.batch, plan.last_batch(at)):
+            at.take_batch()
+            seen.append(plan.max_epoch(at))
+            if plan.closes(at.batch):
+                at.count_update()
+                seen.append(plan.max_epoch(at))
+                again = Position()
+                again.load_state_dict(at.state_dict(), accumulate)
+                resumed.append(plan.max_epoch(again))
+        at.end_epoch()
+        seen.append(plan.max_epoch(at))
+    assert {*seen, *resumed} == {at.epoch} == {math.ceil(epochs)}
+    longer = replace(plan, total_steps=plan.total_steps + per_epoch + 1)
+    assert longer.max_epoch(at) == at.epoch + 2, "the epoch that ended early is not gone on with"
 
 
 def test_limit_batches_and_eval_every() -> None:

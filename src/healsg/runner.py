@@ -498,7 +498,7 @@ class TaskRunner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.at.load_state_dict(state)
+        self.at.load_state_dict(state, self.accumulate)
         self.pieces = state["pieces"]
         self.stop_reason = state["stop_reason"] if state["total_steps"] == self.total_steps else None
         if self.position > self.length:

@@ -44,8 +44,7 @@ class Plan:
         """Epochs of the run. If a finished run that ended within an epoch is extended, there is one more."""
         if not self.length:
             return position.epoch
-        before = position.step - -(-position.batch // self.accumulate)  # updates before the current epoch
-        return position.epoch - (before - self.total_steps) // self.steps_per_epoch
+        return position.epoch - (position.epoch_start - self.total_steps) // self.steps_per_epoch
 
 
 @dataclass
@@ -55,12 +54,15 @@ class Position:
     Args:
         epoch: completed epochs.
         step: updates made.
-        batch: micro-batches of the current epoch that have been used.
+        batch: micro-batches of the current epoch that have been used, with the one that a step is working on.
+        epoch_start: updates made before the current epoch. It is not saved, since it follows from the others wherever
+            a run is saved, which is between two updates.
     """
 
     epoch: int = 0
     step: int = 0
     batch: int = 0
+    epoch_start: int = 0
 
     def take_batch(self) -> None:
         self.batch += 1
@@ -71,11 +73,14 @@ class Position:
     def end_epoch(self) -> None:
         self.epoch += 1
         self.batch = 0
+        self.epoch_start = self.step
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "step": self.step, "position": self.batch}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], accumulate: int) -> None:
+        """Load a saved position; ``accumulate`` is the number of micro-batches per update."""
         self.epoch = state["epoch"]
         self.step = state["step"]
         self.batch = state["position"]
+        self.epoch_start = self.step - -(-self.batch // accumulate)

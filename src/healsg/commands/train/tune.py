@@ -366,4 +366,4 @@ def _endless(task: BasicTask) -> Generator[tuple[TrainBatch, MicroBatch], None, 
     while True:
         yield from task.runner.train_batches(task)
         task.runner.meter.clear()
-        task.runner.at.load_state_dict(start)
+        task.runner.at.load_state_dict(start, task.runner.accumulate)
