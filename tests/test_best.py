@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from healsg import TaskTrainer
+from healsg.callbacks import EarlyStopping
 from healsg.methods.supervised import Supervised
 from healsg.metric import Metric, counted
 from healsg.models.mlp import MLP
@@ -44,6 +47,27 @@ def test_the_best_checkpoint_evaluated_again_gives_its_value(kind: str) -> None:
     assert record("run")["test"]["test/loss"] == TaskTrainer.load("run").evaluate("test", "best")["loss"]
 
 
+class Shadow(Supervised):
+    """Is evaluated by a copy of the network that follows it, which is a part of the method."""
+
+    def setup(self, task: Any) -> None:
+        super().setup(task)
+        self.shadow = copy.deepcopy(task.model).requires_grad_(False)
+
+    def after_update(self, task: Any) -> None:
+        for mine, other in zip(self.shadow.parameters(), task.model.parameters(), strict=True):
+            mine.lerp_(other, 0.2)
+
+    def eval_model(self, task: Any) -> torch.nn.Module:
+        return self.shadow
+
+
+def test_the_last_weights_of_a_network_that_the_method_holds_are_evaluated() -> None:
+    train(*SHORT, "method._target_=test_best.Shadow", "trusted=[test_best]", "runner.epochs=2", "name=run")
+    trainer = TaskTrainer.load("run", "trusted=[test_best]")
+    assert trainer.evaluate("val", "last")["loss"] == events("run", "epoch")[-1]["val/loss"]
+
+
 def test_the_best_checkpoint_of_a_resumed_run_is_that_of_its_epoch() -> None:
     """Killed after the best epoch, and before the next one could be."""
     options = [*SHORT, *FIRST_IS_BEST, "runner.save_every=1"]
@@ -70,6 +94,25 @@ def test_of_equal_numbers_the_one_with_the_lower_loss_is_best_and_else_the_first
 
 
 # --- an early stop ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "min_delta", "ends"),
+    [
+        ([0.5, 0.5, 0.5], 0.0, 3),
+        ([0.5, 0.6, 0.6, 0.6], 0.0, 4),
+        ([0.5, 0.75, 0.75], 0.25, 3),
+        ([0.5, 0.4, 0.6, math.nan, 0.1], 0.0, 5),
+        ([0.5, 0.6, 0.7, 0.8], 0.0, None),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_early_stop_counts_evaluations_without_a_gain_of_more_than_min_delta(
+    values: list[float], min_delta: float, ends: int | None, sign: int
+) -> None:
+    stopping = EarlyStopping(2, min_delta)
+    reasons = [stopping.on_epoch_end({"val/a": sign * value}, "val/a", sign) for value in values]
+    assert next((number for number, reason in enumerate(reasons, 1) if reason), None) == ends
 
 
 class Killed(Metric):

@@ -16,7 +16,9 @@ import pytest
 from healsg import TaskTrainer
 from healsg.errors import RunError
 from healsg.runs import checkpoint
+from healsg.runs.folder import RunFolder
 from healsg.runs.metrics_log import MetricsLog, recovered
+from healsg.runs.restoring import resumable
 from helpers import at_saves, copies, lines, record, train
 
 OPTIONS = ["model=mlp", "model.width=16", "runner.epochs=3", "data.batch_size=256", "method=adamw"]
@@ -144,6 +146,25 @@ def test_lines_that_are_taken_away_in_mid_run_are_written_again(cut: Path, way: 
     assert "removed or replaced during the run" in Path("runs/run/train.log").read_text()
 
 
+def test_lines_that_were_written_again_are_those_of_this_run_from_then_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics_log = MetricsLog(path)
+    metrics_log.write({"event": "step", "step": 1})
+    path.unlink()
+    metrics_log.check()
+    assert "removed or replaced" in caplog.text
+    caplog.clear()
+    file = path.stat().st_ino
+    metrics_log.write({"event": "step", "step": 2})
+    metrics_log.check()
+    assert not caplog.text
+    assert path.stat().st_ino == file
+    assert [json.loads(text)["step"] for text in path.read_text().splitlines()] == [1, 2]
+    metrics_log.close("stopped")
+
+
 @pytest.mark.parametrize("change", ["emptied", "appended"])
 def test_lines_that_are_changed_in_mid_run_end_it_in_a_line(change: str) -> None:
     def disturb(folder: Any, step: int) -> None:
@@ -220,6 +241,11 @@ def test_a_kill_between_best_and_last_is_no_damage() -> None:
         shutil.copy(f"runs/{later}/checkpoints/best.pt", run / "checkpoints/best.pt")
         assert resumed(run)["digest"] == record("whole")["digest"]
         assert checkpoint.load(run / "checkpoints/best.pt")["best"] == record("whole")["best"]
+    run = Path(shutil.copytree("runs/cut10", "runs/changed"))
+    shutil.copy("runs/cut15/checkpoints/best.pt", run / "checkpoints/best.pt")
+    resumed(run, "method.label_smoothing=0.1", "resume.force=true")
+    told = "with other settings the run comes to no such epoch again"
+    assert "the best of the epochs to come is taken" in (run / "train.log").read_text(), told
 
 
 # --- last.pt and previous.pt -----------------------------------------------------------------------------------------
@@ -236,6 +262,22 @@ def broken_writes(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
         put(self, content)
 
     monkeypatch.setattr(checkpoint._Hashed, "_put", full)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_run_that_has_trained_goes_on_from_its_first_state_if_no_later_one_is_left(
+    tmp_path: Path, trained: bool
+) -> None:
+    """It is then still bound to its settings and data; one that has made no update begins anew."""
+    folder = RunFolder(tmp_path / "run")
+    folder.checkpoints.mkdir(parents=True)
+    folder.note(trained=trained)
+    first = {"model": {}, "runner": {"step": 0, "monitor": {"best": None}}}
+    checkpoint.save(folder.previous, first)
+    folder.last.write_bytes(b"damaged")
+    path, state = resumable(folder)
+    assert path == folder.previous
+    assert (state is not None) is trained
 
 
 @pytest.mark.parametrize("after", [0, 3, 10**6])

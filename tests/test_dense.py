@@ -453,6 +453,16 @@ def monai_noise() -> Any:
     return transforms.Compose([transforms.RandGaussianNoise(1.0), transforms.RandFlip(0.5, 0)])
 
 
+def test_a_sample_that_comes_again_in_an_epoch_is_read_with_other_random_numbers() -> None:
+    sources = {stream: DatasetSource(Noisy(numpy_noise())) for stream in ("labelled", "unlabelled")}
+    views: Any = {stream: {"input": None} for stream in sources}
+    loader = Loader(sources, views, 4, shuffle=True, flat=False, ratio={"unlabelled": 2})
+    streams = [batch["unlabelled"] for batch, _ in loader.batches(0)]
+    index, input = (torch.cat([stream[key] for stream in streams]) for key in ("index", "input"))
+    assert index.bincount().tolist() == [2] * 8
+    assert len(input.flatten().unique()) == input.numel()
+
+
 @pytest.mark.parametrize("make", [numpy_noise, monai_noise])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_generators_of_other_peoples_transforms_are_seeded_by_sample(make: Any, workers: int) -> None:

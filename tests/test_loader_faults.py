@@ -447,6 +447,21 @@ def test_a_record_names_the_first_and_counts_all() -> None:
     assert skipped_samples({}, Reading("skip"), told) == told
 
 
+def test_samples_with_one_message_are_counted_each_also_after_a_resume() -> None:
+    reading = Reading("skip")
+    for index in range(3):
+        reading.skip((0, index), "it is broken")
+    assert skipped_samples({}, reading) == {"number": 3, "first": ["it is broken"] * 3}
+    assert skipped_samples({}, reading, {"number": 1, "first": ["it is broken"]})["number"] == 3
+
+
+def test_a_process_that_reads_copies_counts_none_of_them_though_one_is_broken() -> None:
+    """The last batch has two samples, which two processes cannot share where each needs two."""
+    loader = loader_of(Faulty(10, broken(8)), shuffle=False)
+    parts = [loader.sharded(Sharding(rank=rank, world=2, min_rows=2)) for rank in (0, 1)]
+    assert [[rows for _, rows in dealt(part)] for part in parts] == [[2, 2, 1], [2, 2, 0]]
+
+
 def test_what_is_too_large_takes_no_memory() -> None:
     kinds = fake_data.odd_pictures(Path.cwd())
     assert {"bomb.png", "strip.png"} <= set(kinds)

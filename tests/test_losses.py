@@ -367,6 +367,13 @@ def test_a_plain_average_is_the_mean() -> None:
         near(parameter, torch.stack([row[place] for row in seen[2:]]).mean(dim=0))
 
 
+def test_a_plain_average_begins_anew_in_a_run_that_is_made_longer() -> None:
+    """Its start is a share of the run, which then lies after the weights that were averaged already."""
+    mine = averaging.Average(network())
+    shares = [float(mine.next_share(begun)) for begun in (False, True, True, False, True, True, True)]
+    assert shares == pytest.approx([1, 1, 1 / 2, 1, 1, 1 / 2, 1 / 3])
+
+
 def layers_of(model: nn.Module) -> list[list[str]]:
     names = {parameter: name for name, parameter in model.named_parameters()}
     return [[names[parameter] for parameter in layer] for layer in layers.layers(model)]

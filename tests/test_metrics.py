@@ -273,6 +273,13 @@ def test_too_sure_and_not_sure_enough_do_not_cancel_out() -> None:
         assert measured(CalibrationError, output, target, size) == pytest.approx((0.9 + 0.4) / 2)
 
 
+def test_a_probability_between_two_bins_is_in_the_lower_one() -> None:
+    """0.5 of two bins, which are (0, 0.5] and (0.5, 1]; in one bin with 0.9 it would give 0.2."""
+    output = torch.tensor([[0.0, 0.0], [math.log(9), 0.0]], dtype=torch.float64)
+    found = measured(lambda: CalibrationError(2), output, torch.tensor([0, 1]))
+    assert found == pytest.approx((0.5 + 0.9) / 2)
+
+
 @pytest.mark.parametrize(("scores", "wanted"), [([0, 0, 0, 0], 0.5), ([0, 1, 1, 2], 0.875), ([2, 1, 1, 0], 0.125)])
 def test_equal_scores_count_half(scores: list[float], wanted: float) -> None:
     assert area(torch.tensor(scores, dtype=torch.float64), torch.tensor([False, False, True, True])) == wanted

@@ -309,8 +309,10 @@ def test_a_method_may_train_and_evaluate_another_network(own: Any, method: str) 
     assert run.evaluate()["acc"] == record("own")["test"]["test/acc"], "with the weights of both of its parts"
 
 
-def rates(rate: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(NETWORK.parameters(), lr=rate)
+def rates(*given: Any) -> torch.optim.Optimizer:
+    """Of the weight and, where there is a second one, of the bias."""
+    parameters = zip(NETWORK.parameters(), given, strict=False)
+    return torch.optim.SGD([{"params": [parameter], "lr": rate} for parameter, rate in parameters])
 
 
 @pytest.mark.parametrize(
@@ -324,6 +326,7 @@ def rates(rate: Any) -> torch.optim.Optimizer:
         (lambda value: returned.optimizer(value, NETWORK), torch.optim.Adam, "build_optimizer: gave the class Adam"),
         (lambda rate: returned.optimizer(rates(rate), NETWORK), math.nan, "build_optimizer: its lr is nan, which"),
         (lambda rate: returned.optimizer(rates(rate), NETWORK), torch.tensor(math.inf), "its lr is inf"),
+        (lambda rate: returned.optimizer(rates(0.1, rate), NETWORK), math.nan, "build_optimizer: its lr is nan, which"),
         (returned.scheduler, torch.optim.lr_scheduler.StepLR, "build_scheduler: gave the class StepLR"),
         (returned.epoch_numbers, {"train": {}, "own": 3.0}, "run_epoch: gave float for 'own'"),
         (returned.epoch_numbers, {"own": {"a": torch.ones(2)}}, "run_epoch: own/a: is Tensor; give a number"),

@@ -135,6 +135,13 @@ class Clamping(BasicTask):
         return network
 
 
+class Remembering(BasicTask):
+    """Saves a number beside what every task saves."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"own": {"updates": self.runner.step_count}}
+
+
 class OwnUpdate(TaskRunner):
     """A runner whose update is its own, and knows nothing of saving."""
 
@@ -172,6 +179,7 @@ OWN = {
     "momentum": ["model=cnn", "method=adamw", "method.ema=0.9", "runner.accumulate=2"],
     "stepped": ["task._target_=test_saving.Stepped", "trusted=[test_saving]", "runner.eval_every=2"],
     "without buffers": ["task._target_=test_saving.WithoutBuffers", "trusted=[test_saving]", "method=sgd"],
+    "remembering": ["task._target_=test_saving.Remembering", "trusted=[test_saving]", "model=mlp"],
     "clamping": ["task._target_=test_saving.Clamping", "trusted=[test_saving]"],
     "runner": ["runner._target_=test_saving.OwnUpdate", "trusted=[test_saving]", "method/scheduler=constant"],
     "swapping": ["method._target_=test_saving.Swapping", "trusted=[test_saving]", "model=cnn"],

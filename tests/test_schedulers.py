@@ -119,6 +119,17 @@ def test_the_first_factor_applies_before_the_first_step_and_groups_keep_their_ra
     assert rates[0] == 0
 
 
+@pytest.mark.parametrize("curve", [Constant, Step, MultiStep, Cosine, CosineArc, OneCycle, Poly])
+def test_an_epoch_that_ends_after_the_run_has_the_factor_of_its_end(curve: type[Curve]) -> None:
+    """As in a run of 12 updates that was made longer twice: it has three epochs of up to 5, which ended at 4 and 8."""
+    optimizer = sgd()
+    made = curve(interval="epoch")
+    schedule = made.build(optimizer, 12, 5)
+    for _ in range(4):
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * made.factor(1.0))
+
+
 def test_a_tensor_learning_rate_is_filled_in_place() -> None:
     rate = torch.tensor(0.5)
     optimizer = SGD([torch.nn.Parameter(torch.ones(2))], lr=rate)

@@ -194,6 +194,19 @@ def test_trials_that_failed_are_not_gone_on_with() -> None:
     assert trials.promoted(6, 1, [1, None]) == [0, 2]
 
 
+def test_a_rung_is_decided_by_the_epochs_up_to_it_though_a_trial_has_gone_on() -> None:
+    trials = trials_of(Grid(rungs=2, factor=2))
+    trials.propose(range(2), 1)
+    for number, values in enumerate(([0.5, 0.9], [0.7, 0.6])):
+        end(trials, number, max(values))
+        rows = [{"event": "epoch", "epoch": at, "step": at, "val/acc": acc} for at, acc in enumerate(values, 1)]
+        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (trials.folder.path / trials.job(number) / "metrics.jsonl").write_text(lines)
+    assert [trial.value for trial in trials.all(1)] == [0.5, 0.7]
+    assert [trial.value for trial in trials.all()] == [0.9, 0.7]
+    assert trials.promoted(2, 1, [1, None]) == [1]
+
+
 class Noting(Grid):
     """Notes what it is told of the trials before each."""
 

@@ -123,6 +123,13 @@ def check_hidden(folder: Path, *screens: Path) -> int:
     return len(files)
 
 
+def test_a_secret_that_is_set_during_the_run_is_hidden_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "it says plain-words-alone here"
+    assert redact.text(line) == line
+    monkeypatch.setenv("SOME_PASSWORD", "plain-words-alone")
+    assert redact.text(line) == f"it says {redact.HIDDEN} here"
+
+
 def test_secrets_are_in_no_file_and_on_no_screen() -> None:
     repository()
     line = [*TINY, *GIVEN, "task._target_=parts.Talkative", "record_patch=true", "name=run"]

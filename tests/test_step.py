@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from healsg import BasicTask, TaskTrainer
 from healsg.build import build_task
 from healsg.errors import ConfigError
 from healsg.methods.supervised import Supervised
+from healsg.models.mlp import MLP
 from healsg.runner import TaskRunner
 from healsg.runs.checkpoint import load
-from healsg.training.step import MicroBatch, TrainBatch
+from healsg.training.draws import only_from_torch
+from healsg.training.step import Accumulator, Mean, MicroBatch, Samples, TrainBatch, joined_samples, weighted_sum
 from helpers import events
 
 
@@ -298,15 +301,66 @@ def test_ignored_targets_weigh_nothing(softened: str | None, kind: str) -> None:
     assert steps[2] > 0
 
 
+def test_two_streams_whose_update_is_not_known_in_advance_are_each_a_mean() -> None:
+    """As of a loader of one's own, over accumulated batches: 4 and 8 rows, of which the batches alone are known."""
+    weight = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    values = torch.arange(24, dtype=torch.float64).view(2, 12)
+    accumulator = Accumulator(nominal=4)
+    for part in values:
+        first, second = Samples(4, batch=4), Samples(8, batch=8)
+        loss = Mean((weight[0] * part[:4]).mean(), first) + Mean((weight[1] * part[4:]).mean(), second)
+        weights = accumulator.weights(loss, MicroBatch(first, parts=2))
+        weighted_sum(loss, weights).backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None
+    accumulator.weigh([weight.grad], 1)
+    assert weight.grad.tolist() == pytest.approx([values[:, :4].mean().item(), values[:, 4:].mean().item()])
+
+
+def test_the_samples_of_two_streams_that_are_joined_add_up_where_they_are_known() -> None:
+    assert joined_samples(Samples(2, 1, 4, 8), Samples(3, 2, 6, 13)) == Samples(5, 0, 10, 21)
+    assert joined_samples(Samples(2, 1, 4), Samples(3, 2, 6, 13)) == Samples(5, 0, 10, None)
+    assert joined_samples(Samples(2, 1), Samples(3, 2, 6, 13)) == Samples(5, 0, None, None)
+
+
+@pytest.mark.parametrize("count", [3.0, torch.tensor(3.0)], ids=["number", "tensor"])
+def test_a_process_that_computes_on_copies_adds_nothing_to_any_denominator(count: Any) -> None:
+    mean = Mean(torch.ones(()), count)
+    assert mean.counted(MicroBatch(Samples(0, batch=1), processes=2)) == 0
+    assert mean.counted(MicroBatch(Samples(1, batch=1), processes=2)) == 3
+
+
+class OwnStep(Supervised):
+    """Does not declare from which generators it draws."""
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """Named as that of torch, and may draw from any generator."""
+
+
+@pytest.mark.parametrize(
+    ("changed", "only"),
+    [
+        ({}, True),
+        ({"custom_epoch": True}, False),
+        ({"custom_network": True}, False),
+        ({"criterion": CrossEntropyLoss()}, False),
+        ({"task_method": OwnStep(optimizer=torch.optim.SGD)}, False),
+        ({"criterion": lambda output, target: output.sum()}, False),
+    ],
+)
+def test_only_parts_that_say_so_and_torchs_own_draw_from_torch_alone(changed: dict[str, Any], only: bool) -> None:
+    parts = {"task_method": Supervised(optimizer=torch.optim.SGD), "task_model": MLP(), "runner": TaskRunner()}
+    weight = nn.Parameter(torch.ones(1))
+    parts |= {"criterion": nn.CrossEntropyLoss(), "optimizer": torch.optim.SGD([weight], lr=0.1)}
+    task: Any = SimpleNamespace(**{"custom_epoch": False, "custom_network": False, **parts, **changed})
+    assert only_from_torch(task) is only
+
+
 def test_what_is_no_mean_over_samples_is_known() -> None:
     with pytest.raises(ConfigError, match=r"^runner.auto_accumulate: Dice is no mean over samples"):
         train(*of_task("WithDice"), "runner.auto_accumulate=true")
     assert train(*of_task("WithDice"), "runner.steps=4", "runner.accumulate=2")["status"] == "finished"
     assert "Dice is no mean over samples: each accumulated batch" in Path("runs/run/train.log").read_text()
-
-
-class OwnStep(Supervised):
-    """Does not declare from which generators it draws."""
 
 
 def drawn() -> tuple[float, float, float]:

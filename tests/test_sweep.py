@@ -229,6 +229,7 @@ def test_a_repeated_value_is_one_job(capsys: pytest.CaptureFixture[str]) -> None
     assert "job 2 of 2" in shown
     assert main(["train", *TINY, "-m", "method.optimizer.lr=10e-4,1", "seed=1.0"]) == 2
     assert main(["train", *TINY, "-m", "method.optimizer.lr=10e-4,1,1.0", "seed=1"]) == 0
+    assert [row["job"] for row in table()][-1] == "method.optimizer.lr=1", "named after the first of them"
     assert "3 jobs were given; 1 repeat" in capsys.readouterr().out
 
 

@@ -220,7 +220,7 @@ def test_trusted_packages_may_give_functions_and_nothing_beyond_themselves(proje
     allowed("torch.utils.data.DataLoader", ["torch.utils.data"])
 
 
-@pytest.mark.parametrize("name", ["os.py", "torch/__init__.py", "json.py", "healsg/__init__.py", "yaml.py"])
+@pytest.mark.parametrize("name", ["os.py", "torch/__init__.py", "json.py", "healsg/__init__.py", "yaml.py", "time.py"])
 def test_a_module_that_hides_an_installed_one_is_refused(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
