@@ -100,7 +100,7 @@ def test_a_run_that_was_forced_is_of_its_new_configuration_from_the_first_moment
 def test_a_finished_run_may_grow_and_go_on_growing(cut: Path) -> None:
     longer = train(*OPTIONS, "name=whole", "runner.epochs=5", "runner.max_time=0")
     assert longer["status"] == "stopped"
-    assert train(*OPTIONS, "name=whole", "runner.epochs=5")["status"] == "finished"
+    assert train(*OPTIONS, "name=whole", "runner.epochs=6")["status"] == "finished"
     assert record("whole")["id"] == record("cut10")["id"]
 
 

@@ -142,9 +142,12 @@ class Counted(Noisy):
 
 def test_batches_that_are_read_ahead_are_those_that_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("healsg.data.loader.READ_AHEAD", 3600.0)
-    loader = plain(DatasetSource(Noisy(41)), 4)
-    for start, stop in ((0, 10), (0, 11), (3, 7), (10, 11)):
-        assert same(list(loader.batches_for_steps(2, start, stop)), dealt(loader, 2)[start:stop])
+    samples = numbered(41)
+    dataset = TensorDataset(samples.input, samples.target)
+    other = DataLoader(dataset, batch_sampler=[range(first, first + 4) for first in range(11)])
+    for loader in (plain(DatasetSource(Noisy(41)), 4), plain(samples, 4), wrap_loader(other, "train")):
+        for start, stop in ((0, 10), (0, 11), (3, 7), (10, 11)):
+            assert same(list(loader.batches_for_steps(2, start, stop)), dealt(loader, 2)[start:stop])
 
 
 def test_only_small_batches_that_are_read_fast_are_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
