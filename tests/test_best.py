@@ -85,7 +85,7 @@ def test_of_equal_numbers_the_one_with_the_lower_loss_is_best_and_else_the_first
         rows = [
             {"val/acc": acc, "val/loss": loss, "epoch": place, "step": place} for place, (acc, loss) in enumerate(pairs)
         ]
-        return [monitor.better(row, known) for row in rows]
+        return [monitor.update(row, known) for row in rows]
 
     assert epochs((0.5, 1.0), (0.5, 1.0), (0.5, 1.1), (0.5, 0.9), (0.4, 0.1), (0.6, 9.0)) == [
         *(True, False, False, True, False, True)

@@ -206,7 +206,7 @@ def test_between_equals_one_without_a_loss_is_not_better() -> None:
     monitor, known = BestTracker("val/acc", "auto"), {"acc": True}
     lines = [(0.5, 2.0), (0.5, float("nan")), (0.5, 2.0), (0.5, 1.0), (float("inf"), 1.0)]
     better = [
-        monitor.better({"val/acc": acc, "val/loss": loss, "epoch": place, "step": place}, known)
+        monitor.update({"val/acc": acc, "val/loss": loss, "epoch": place, "step": place}, known)
         for place, (acc, loss) in enumerate(lines)
     ]
     assert better == [True, False, False, True, False]

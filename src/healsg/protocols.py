@@ -229,13 +229,13 @@ class Runner(Protocol):
 
     def tick(self, task: Task) -> None: ...
 
-    def measured(
-        self,
-        task: Task,
-        results: Mapping[str, Mapping[str, float]],
-        seconds: float,
-        directions: Mapping[str, bool | None],
-    ) -> tuple[dict[str, Any], bool]: ...
+    def epoch_numbers(
+        self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float
+    ) -> dict[str, Any]: ...
+
+    def step_epoch_schedule(
+        self, task: Task, numbers: Mapping[str, Any], directions: Mapping[str, bool | None]
+    ) -> None: ...
 
     def next_epoch(self) -> None: ...
 

@@ -439,37 +439,35 @@ class TaskRunner:
     ) -> None:
         """Finish an epoch: log its line, step the schedule, compare with the best, ask the callbacks, then save.
 
-        The arguments are those of ``measured``.
+        Args:
+            task: the trained task.
+            results: the numbers of each split by name, as ``run_epoch`` returned them.
+            seconds: the duration of the epoch.
+            directions: of the task's metrics.
         """
-        numbers, best = self.measured(task, results, seconds, directions)
+        numbers = self.epoch_numbers(task, results, seconds)
+        self.step_epoch_schedule(task, numbers, directions)
+        best = self.best_tracker.update(numbers, directions)
         name, sign = self.best_tracker.resolve(numbers, directions)
         reasons = [callback.on_epoch_end(numbers, name, sign) for callback in self.callbacks.values()]
         self.stop_reason = next((reason for reason in reasons if reason), None)
         self.next_epoch()
         self.checkpointer.end_epoch(task, numbers, best)
 
-    def measured(
-        self,
-        task: Task,
-        results: Mapping[str, Mapping[str, float]],
-        seconds: float,
-        directions: Mapping[str, bool | None],
-    ) -> tuple[dict[str, Any], bool]:
-        """The line of an epoch, and whether it is the best so far; also steps a schedule whose interval is an epoch.
-
-        Args:
-            task: the trained task.
-            results: of each split by name.
-            seconds: of the epoch.
-            directions: the task's.
-        """
+    def epoch_numbers(self, task: Task, results: Mapping[str, Mapping[str, float]], seconds: float) -> dict[str, Any]:
+        """The line of an epoch in ``metrics.jsonl``; the arguments are those of ``end_epoch``. Raises RunError if
+        ``run_epoch`` returned anything else than numbers by split."""
         rows = returned.epoch_numbers(results)
         numbers: dict[str, Any] = {"event": "epoch", "epoch": self.epoch + 1, "step": self.step_count, **rows}
-        numbers |= {"lr": self.last_rate(task), "seconds": round(seconds, 3)}
+        return numbers | {"lr": self.last_rate(task), "seconds": round(seconds, 3)}
+
+    def step_epoch_schedule(
+        self, task: Task, numbers: Mapping[str, Any], directions: Mapping[str, bool | None]
+    ) -> None:
+        """Step a schedule whose interval is an epoch; ``numbers`` is the line of the epoch."""
         if task.interval == "epoch":
             name, sign = self.best_tracker.resolve(numbers, directions)
             task.step_scheduler(numbers.get(name), sign)
-        return numbers, self.best_tracker.better(numbers, directions)
 
     def last_rate(self, task: Task) -> float:
         """The learning rate of the last update, of the first parameter group."""

@@ -74,8 +74,8 @@ class BestTracker:
             raise ConfigError(f"runner.monitor: {name} does not say whether more of it is better; {ways}")
         return 1 if higher_is_better else -1
 
-    def better(self, numbers: Mapping[str, Any], directions: Directions) -> bool:
-        """Whether an epoch is better than the best so far, which it then replaces.
+    def update(self, numbers: Mapping[str, Any], directions: Directions) -> bool:
+        """Replace the best epoch so far if this one is better; returns whether it is.
 
         Ties are decided by the lower ``val/loss``. A value that is not finite is never the best.
         """

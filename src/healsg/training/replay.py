@@ -91,7 +91,10 @@ def _epoch(task: Task, exempt: set[str], gradients: list[str]) -> None:
         task.train_epoch.finish_step(micro, scalars, updated)
     train = runner.meter.finish()
     results = {"train": train, "val": task.val_epoch.run() if runner.eval_due() else {}}
-    runner.measured(task, results, 0.0, task.directions())
+    directions = task.directions()
+    numbers = runner.epoch_numbers(task, results, 0.0)
+    runner.step_epoch_schedule(task, numbers, directions)
+    runner.best_tracker.update(numbers, directions)
     runner.next_epoch()
 
 
