@@ -17,6 +17,7 @@ from healsg.data.info import DataInfo, require_outputs
 from healsg.errors import RunError
 from healsg.metric import Metric, computed, precise
 from healsg.torch_private import OneVolumeConvolutions, uncompiled
+from healsg.training.averaging import restored_modes
 from healsg.training.denominator import counts_alike_if_nonnegative, loss_over, weighs_classes
 from healsg.training.device import compiled
 from healsg.training.step import none_negative
@@ -96,6 +97,11 @@ def worst_first(cases: Mapping[str, Mapping[str, float]], most: int | None = Non
     return sorted(cases, key=rank)[:most]
 
 
+def without_half(output: Tensor) -> Tensor:
+    """An output as metrics get it: float32 instead of bf16 or fp16, any other type as it is."""
+    return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+
+
 def in_units(output: Tensor, info: DataInfo | None) -> Tensor:
     """The outputs of a network in the unit of their targets: undoes the scaling of a regression's targets."""
     scale = {} if info is None else info.preprocessing
@@ -152,7 +158,7 @@ class EvalEpoch:
                 with runner.device_setup.autocast():
                     output = task.task_model.predict(model, batch)
                 _require_scores(output, scored)
-                output = output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+                output = without_half(output)
                 loss.update(output, batch["target"])
                 output = in_units(output, task.data_info)
                 for metric in metrics.values():
@@ -186,18 +192,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     for evaluation, and their rounding would differ from that of ``healsg eval``. On the CPU the 3D convolutions of a
     single volume or window take the same kernels as those of several; see ``OneVolumeConvolutions``.
     """
-    modes = {module: module.training for module in model.modules()}
-    is_3d = any(isinstance(module, nn.Conv3d) for module in modes)
-    model.eval()
-    try:
-        with (
-            uncompiled([block for block in compiled if block in modes]),
-            OneVolumeConvolutions() if is_3d else contextlib.nullcontext(),
-        ):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    modules = set(model.modules())
+    is_3d = any(isinstance(module, nn.Conv3d) for module in modules)
+    with (
+        restored_modes(model),
+        uncompiled([block for block in compiled if block in modules]),
+        OneVolumeConvolutions() if is_3d else contextlib.nullcontext(),
+    ):
+        model.eval()
+        yield
 
 
 def table_of(metrics: Mapping[str, Metric]) -> dict[str, dict[str, float]]:

@@ -13,7 +13,7 @@ from healsg.config.schema import Composed
 from healsg.data.info import DataInfo, saved_info
 from healsg.data.loader import Loader
 from healsg.errors import ConfigError, RunError, one_line
-from healsg.evaluation.evaluator import evaluating, in_units
+from healsg.evaluation.evaluator import evaluating, in_units, without_half
 from healsg.evaluation.heat_maps import Explainer, explainer_of
 from healsg.model import Network, TaskModel
 from healsg.runs.folder import RunFolder
@@ -69,14 +69,15 @@ class Predictor:
         """Predict.
 
         Args:
-            given: an array or tensor (N, ...) of samples as the data set stores them (images of bytes, numbers as in
-                the table); a table of columns by name; a picture, a folder or a list of pictures, a .csv file.
+            given: an array or tensor (N, ...) of samples as the data set stores them (uint8 images, numbers as in the
+                table); a table as a dict of columns; the path of an image, of a folder or of a .csv file, or a list of
+                images.
             batch_size: samples of one forward pass.
-            features: whether features are wanted too.
+            features: whether to return features too.
 
         Raises:
             DataError: the samples cannot be read, or do not fit the network.
-            ConfigError: features are wanted of a network that has none.
+            ConfigError: features are requested of a network that has none.
         """
         from healsg.datasets.new_samples import prepared
 
@@ -89,22 +90,22 @@ class Predictor:
             for batch, _ in loader.batches(0):
                 batch = self.device_setup.move(batch)
                 with self.device_setup.autocast():
-                    outputs.append(_whole(self.task_model.predict(self.network, batch)))
+                    outputs.append(without_half(self.task_model.predict(self.network, batch)).cpu())
                     if isinstance(self.network, Network) and features:
-                        hidden.append(_whole(self.network.features(batch["input"])))
+                        hidden.append(without_half(self.network.features(batch["input"])).cpu())
         output = in_units(torch.cat(outputs), self.info)
         found = torch.cat(hidden) if features else None
         if self.info.dense:
             overlapping = bool(self.info.regions)
             probabilities = output.sigmoid() if overlapping else output.softmax(dim=1)
             return Prediction(output, probabilities, None, found, output > 0 if overlapping else output.argmax(dim=1))
-        return Prediction(output, *self._meaning(output), found)
+        return Prediction(output, *self._classified(output), found)
 
     def explainer(self) -> Explainer:
-        """What tells where the network looks, of pictures as ``prepared`` gives them.
+        """Makes saliency maps of this network's inputs; see ``heat_maps``.
 
         Raises:
-            ConfigError: it takes no pictures, or is neither convolutional nor a vision transformer.
+            ConfigError: the network does not classify images, or is neither convolutional nor a vision transformer.
         """
         if self.info.dense or self.info.input_names or len(self.info.input_shape) != 3:
             takes = f"{', '.join(self.info.input_names[:3])}, ..." if self.info.input_names else self.info.input_shape
@@ -124,7 +125,7 @@ class Predictor:
             return explainer_of(self.network, predict, self.device_setup.move({"input": example})["input"])
 
     def heat_maps(self, given: Any, classes: Tensor, explainer: Explainer) -> Tensor:
-        """Where the network looked in each sample of one batch: (N, H, W) in 0..1, on the CPU.
+        """The saliency map of each sample of one batch: (N, H, W) in [0, 1], on the CPU.
 
         Args:
             given: samples as the data set stores them, (N, C, H, W).
@@ -140,17 +141,18 @@ class Predictor:
             return explainer(self.device_setup.move(batch)["input"], classes)
 
     def scores(self, input: Tensor) -> Tensor:
-        """What the network gives of inputs as it sees them, float32 or wider, on the device.
+        """The network's outputs for preprocessed inputs, in float32 or wider, on the device.
 
         Args:
-            input: (N, C, *spatial), prepared, on any device.
+            input: (N, C, *spatial), on any device.
         """
         batch = self.device_setup.move({"input": input})
         with evaluating(self.network), torch.no_grad(), self.device_setup.autocast():
             output: Tensor = self.task_model.predict(self.network, batch)
-        return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+        return without_half(output)
 
-    def _meaning(self, output: Tensor) -> tuple[Tensor | None, list[str] | list[list[str]] | None]:
+    def _classified(self, output: Tensor) -> tuple[Tensor | None, list[str] | list[list[str]] | None]:
+        """The probabilities and the predicted classes of outputs (N, C); None for a regression."""
         names = self.info.class_names or tuple(map(str, range(self.info.num_classes)))
         if self.info.kind == "multiclass":
             return output.softmax(dim=1), [names[index] for index in output.argmax(dim=1).flatten().tolist()]
@@ -160,11 +162,6 @@ class Predictor:
         return None, None
 
 
-def _whole(output: Tensor) -> Tensor:
-    """On the CPU, in at least float32, as metrics see it."""
-    return (output.float() if output.dtype in (torch.bfloat16, torch.float16) else output).cpu()
-
-
 def network_of_run(
     composed: Composed, info: DataInfo, state: dict[str, Any], samples: bool = False
 ) -> tuple[BasicTask, nn.Module]:
@@ -172,15 +169,15 @@ def network_of_run(
 
     Args:
         composed: the run's configuration.
-        info: of the data that the weights were trained on.
-        state: what ``best.pt`` or ``last.pt`` holds.
-        samples: whether the task is to have the data set of ``composed``, of which an evaluation reads one split.
+        info: the description of the data that the weights were trained on.
+        state: the content of ``best.pt`` or ``last.pt``.
+        samples: whether the task gets the data set of ``composed``, so that an evaluation can read a split of it.
 
     Returns:
-        The task, whose loaders are not made, and the network on the CPU, in evaluation mode, without gradients.
+        The task, without loaders, and the network on the CPU, in evaluation mode, without gradients.
 
     Raises:
-        RunError: the weights do not fit, as where a method of one's own changes the network and has no ``evaluated``.
+        RunError: the weights do not fit, e.g. because a user's method changes the network but not in ``evaluated``.
         ConfigError: a part cannot be made.
     """
     task = build_task(composed, info, samples)
@@ -199,7 +196,8 @@ def network_of_run(
 
 
 def _evaluated_weights(task: BasicTask, state: dict[str, Any]) -> dict[str, Any]:
-    """The weights that are evaluated: all that ``best.pt`` holds, and a part of ``last.pt``. Raises RunError."""
+    """The weights that are evaluated: those of ``best.pt``, or the part of ``last.pt`` that the method selects. Raises
+    RunError."""
     weights: dict[str, Any] | None = state["model"]
     if "method" in state:
         weights = task.task_method.evaluated_weights(state["model"], state["method"])
@@ -209,7 +207,8 @@ def _evaluated_weights(task: BasicTask, state: dict[str, Any]) -> dict[str, Any]
 
 
 def best_of(folder: RunFolder) -> tuple[DataInfo | None, dict[str, Any]]:
-    """What the best weights of a run mean, and the checkpoint that holds them. Raises RunError."""
+    """The description of the data of a run's best weights, None if there is none, and their checkpoint. Raises
+    RunError."""
     state = weights_state(folder, "best")
     try:
         return saved_info(state), state

@@ -41,16 +41,14 @@ class AttentionTransfer(Distilled):
         self.weight = weight
         self.layers = layers
         self.teacher_layers = teacher_layers
-        self.teacher_modules: list[str] = []
-        """The layers of the teacher, one for each of the student; chosen by ``with_heads``."""
 
-    def with_heads(self, task: Task, network: nn.Module, student: Probe, teacher: Probe) -> Student:
-        layers, self.teacher_modules = self.layer_pairs(student, teacher, "maps")
-        for pair in zip(layers, self.teacher_modules, strict=True):
+    def with_heads(self, task: Task, network: nn.Module, student: Probe, teacher: Probe) -> tuple[nn.Module, list[str]]:
+        layers, teacher_layers = self.layer_pairs(student, teacher, "maps")
+        for pair in zip(layers, teacher_layers, strict=True):
             axes = len(student.shapes[pair[0]]), len(teacher.shapes[pair[1]])
             if min(axes) < 3 or axes[0] != axes[1]:
                 raise ConfigError(f"method.layers: {pair[0]} and the teacher's {pair[1]} are no maps (N, C, ...) alike")
-        return Student(network, layers, [nn.Identity() for _ in layers])
+        return Student(network, layers, [nn.Identity() for _ in layers]), teacher_layers
 
     def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         input, mixed = self.labelled.inputs(task, batch)

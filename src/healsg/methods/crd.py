@@ -78,14 +78,12 @@ class CRD(Distilled):
         self.momentum = momentum
         self.layers = layers
         self.teacher_layers = teacher_layers
-        self.teacher_modules: list[str] = []
-        """The layers of the teacher, one for each of the student; chosen by ``with_heads``."""
         self.seen: list[tuple[Tensor, Tensor, bool]] = []
         """Of the update: the index and the embeddings of its samples, and whether they are this process's own."""
 
-    def with_heads(self, task: Task, network: nn.Module, student: Probe, teacher: Probe) -> Student:
+    def with_heads(self, task: Task, network: nn.Module, student: Probe, teacher: Probe) -> tuple[nn.Module, list[str]]:
         kind = "features" if student.features() and teacher.features() else "maps"
-        layers, self.teacher_modules = self.layer_pairs(student, teacher, kind, last=True)
+        layers, teacher_layers = self.layer_pairs(student, teacher, kind, last=True)
         targets = labelled_targets(task)
         begin = torch.rand(2, len(targets), self.dim)
         self.register_buffer("memory", F.normalize(2 * begin - 1, dim=2))
@@ -94,8 +92,9 @@ class CRD(Distilled):
         self.register_buffer("counts", class_counts(task), persistent=False)
         if len(layers) > 1:
             raise ConfigError(f"method.layers: {', '.join(layers)} are several; name one module")
-        sizes = student.shapes[layers[0]][1], teacher.shapes[self.teacher_modules[0]][1]
-        return Student(network, layers, [Embedding(sizes[0], self.dim)], Embedding(sizes[1], self.dim))
+        sizes = student.shapes[layers[0]][1], teacher.shapes[teacher_layers[0]][1]
+        heads = [Embedding(sizes[0], self.dim)]
+        return Student(network, layers, heads, Embedding(sizes[1], self.dim)), teacher_layers
 
     def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         input, _ = self.labelled.inputs(task, batch)

@@ -54,17 +54,15 @@ class FitNet(Distilled):
         self.alpha = alpha
         self.layers = layers
         self.teacher_layers = teacher_layers
-        self.teacher_modules: list[str] = []
-        """The layers of the teacher, one for each of the student; chosen by ``with_heads``."""
 
-    def with_heads(self, task: Task, network: nn.Module, student: Probe, teacher: Probe) -> Student:
+    def with_heads(self, task: Task, network: nn.Module, student: Probe, teacher: Probe) -> tuple[nn.Module, list[str]]:
         kind = "maps" if student.maps() and teacher.maps() else "features"
-        layers, self.teacher_modules = self.layer_pairs(student, teacher, kind, last=True)
-        shapes = student.shapes[layers[0]], teacher.shapes[self.teacher_modules[0]]
+        layers, teacher_layers = self.layer_pairs(student, teacher, kind, last=True)
+        shapes = student.shapes[layers[0]], teacher.shapes[teacher_layers[0]]
         if len(layers) > 1 or len({len(shape) for shape in shapes}) > 1:
-            names = f"{layers} and {self.teacher_modules}"
+            names = f"{layers} and {teacher_layers}"
             raise ConfigError(f"method.layers: {names} give {shapes}; name one pair of maps of as many axes")
-        return Student(network, layers, [Regressor(shapes[0][1], shapes[1][1])])
+        return Student(network, layers, [Regressor(shapes[0][1], shapes[1][1])]), teacher_layers
 
     def train_step(self, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
         input, mixed = self.labelled.inputs(task, batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -34,9 +34,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("healsg")
 
-_student: ContextVar[bool] = ContextVar("student", default=True)
-"""Whether a distillation method loads its teacher: not while a task is built only for its trained network, which may
-itself be a teacher."""
+_loads_teacher: ContextVar[bool] = ContextVar("loads_teacher", default=True)
+"""Whether a distillation method loads its teacher; see ``without_teacher``."""
+
+
+@contextlib.contextmanager
+def without_teacher() -> Iterator[None]:
+    """A context in which a task is built for its trained network alone. A network that was itself distilled does not
+    need its teacher then."""
+    token = _loads_teacher.set(False)
+    try:
+        yield
+    finally:
+        _loads_teacher.reset(token)
 
 
 # --- the network of a run --------------------------------------------------------------------------------------------
@@ -52,11 +62,8 @@ def task_of(folder: RunFolder, like: Task) -> BasicTask:
     deterministic = str(torch.are_deterministic_algorithms_enabled()).lower()
     settings = [f"runner.precision={precision}", f"runner.deterministic={deterministic}", "runner.device=cpu"]
     settings += ["runner.compile=false", "runner.cuda_graph=false", f"runner.threads={torch.get_num_threads()}"]
-    token = _student.set(False)
-    try:
+    with without_teacher():
         return build_task(load_saved(folder, [*settings, *trusted(like)]))
-    finally:
-        _student.reset(token)
 
 
 def trusted(like: Task) -> list[str]:
@@ -83,12 +90,8 @@ def network_of(folder: RunFolder, like: Task) -> nn.Module:
                 rescale_inputs(network, *scale)
             return network
     task = task_of(folder, like)
-    token = _student.set(False)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            task.build(fresh_weights=False, training=False)
-    finally:
-        _student.reset(token)
+    with without_teacher(), torch.random.fork_rng(devices=[]):
+        task.build(fresh_weights=False, training=False)
     restore_weights(task, state, "best")
     return task.task_method.eval_model(task).eval().requires_grad_(False)
 
@@ -187,12 +190,13 @@ class Distilled(TaskMethod):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.run = teacher
+        self.teacher_run = teacher
         self.start = current_folder()
+        """The folder that a relative path of the teacher's run refers to."""
         self.labelled = LabelledSamples(label_smoothing, mixup, cutmix, random_erasing)
         self.teacher: nn.Module = nn.Identity()
         self.teacher_modules: list[str] = []
-        """The modules of the teacher whose outputs are used, by name."""
+        """The modules of the teacher whose outputs are used, by name, once the network is built (``with_heads``)."""
 
     def check(self, task: Task) -> None:
         super().check(task)
@@ -200,18 +204,18 @@ class Distilled(TaskMethod):
         self.labelled.check(task, name)
         if self.whole_samples:
             self.labelled.refuse_mixing(f"{name} needs each sample as it is")
-        if _student.get():
+        if _loads_teacher.get():
             self.check_teacher(task)
 
     def check_teacher(self, task: Task) -> None:
         """Check that the run exists, has weights, and was trained on the same classes and inputs. Raises
         ConfigError."""
-        if not self.run:
+        if not self.teacher_run:
             raise ConfigError(
                 f"method.teacher: is missing; {type(self).__name__} learns from a run: method.teacher=RUN"
             )
         try:
-            folder = find(self.run, self.start)
+            folder = find(self.teacher_run, self.start)
             load_saved(folder, trusted(task))
             if not safefiles.require(folder.best):
                 raise RunError(f"{folder.shown} has no best weights yet; train it first")
@@ -220,16 +224,16 @@ class Distilled(TaskMethod):
         except (RunError, ConfigError) as error:
             raise ConfigError(f"method.teacher: {one_line(error)}") from error
         if task.info and info:
-            require_same_meaning(self.run, info, task.info)
+            require_same_meaning(self.teacher_run, info, task.info)
         if folder.record.get("status") != "finished":
             log.warning("method.teacher: %s is not finished; the best weights that it has teach", folder.shown)
 
     def extend_network(self, task: Task, network: nn.Module) -> nn.Module:
         """Load the teacher, and put heads on the student's network where the method has some."""
-        if not self.run or not _student.get():
+        if not self.teacher_run or not _loads_teacher.get():
             return network
         try:
-            self.teacher = network_of(find(self.run, self.start), task)
+            self.teacher = network_of(find(self.teacher_run, self.start), task)
         except HealsgError as error:
             raise ConfigError(f"method.teacher: {one_line(error)}") from error
         samples = some_samples(task)
@@ -237,25 +241,26 @@ class Distilled(TaskMethod):
             teacher = probe(self.teacher, samples)
         except RuntimeError as error:
             reason = f"cannot take samples of {tuple(samples.shape[1:])}: {one_line(error)}"
-            raise ConfigError(f"method.teacher: {self.run} {reason}") from error
+            raise ConfigError(f"method.teacher: {self.teacher_run} {reason}") from error
         student = probe(network, samples)
-        require_same("outputs", self.run, teacher.output[1:], student.output[1:])
-        return self.with_heads(task, network, student, teacher)
+        require_same("outputs", self.teacher_run, teacher.output[1:], student.output[1:])
+        extended, self.teacher_modules = self.with_heads(task, network, student, teacher)
+        return extended
 
     def setup(self, task: Task) -> None:
         super().setup(task)
         self.labelled.setup(task)
 
-    def with_heads(self, task: Task, network: nn.Module, student: Probe, teacher: Probe) -> nn.Module:
-        """The student's network with trained heads on its inner outputs; sets ``teacher_modules``. By default the
-        network itself.
+    def with_heads(self, task: Task, network: nn.Module, student: Probe, teacher: Probe) -> tuple[nn.Module, list[str]]:
+        """The student's network with trained heads on its inner outputs, and the names of the teacher's modules whose
+        outputs they are compared with. By default the network itself, and none.
 
         Args:
             task: the student's task.
             network: the student's.
-            student, teacher: the outputs of both networks' modules.
+            student, teacher: the output shapes of both networks' modules.
         """
-        return network
+        return network, []
 
     def layer_pairs(self, student: Probe, teacher: Probe, kind: str, last: bool = False) -> tuple[list[str], list[str]]:
         """The modules of both networks, in pairs: those named, else all or the last of a kind, paired from the last.
