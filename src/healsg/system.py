@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -135,9 +135,31 @@ def program(module: str, function: str) -> list[str]:
     return [sys.executable, "-P", "-c", text, str(Path(__file__).parents[1])]
 
 
+def take_command_line(command: list[str]) -> None:
+    """In a process that a command has started: the command line of that command becomes this process's own.
+
+    ``run.json`` records it as the way to start the run again, and its secrets are redacted.
+    """
+    sys.argv = command
+
+
 def kill(number: int) -> None:
     """Kill a process; none of its code, such as signal handlers, runs any more."""
     os.kill(number, _KILL)
+
+
+@contextlib.contextmanager
+def killed_after(child: subprocess.Popen[Any], seconds: float) -> Iterator[None]:
+    """A context in which a child process is killed if the context lasts longer than this."""
+    import threading
+
+    timer = threading.Timer(seconds, child.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def kill_family(child: subprocess.Popen[Any]) -> None:

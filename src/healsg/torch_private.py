@@ -172,6 +172,14 @@ def step_is_watched(optimizer: Any) -> bool:
         return True
 
 
+def declare_unfused(optimizer: Any) -> None:
+    """Make an optimizer of torch's use kernels that are not fused. A ``GradScaler`` then unscales the gradients itself
+    and skips an update by not calling the step."""
+    optimizer._step_supports_amp_scaling = False
+    for group in optimizer.param_groups:
+        group["fused"] = False
+
+
 # --- compilation -----------------------------------------------------------------------------------------------------
 
 

@@ -126,14 +126,10 @@ class Client(Logger):
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        killer = threading.Timer(seconds, self.process.kill)
-        killer.daemon = True
-        killer.start()
         answer = ""
-        with contextlib.suppress(BrokenPipeError):
+        with system.killed_after(self.process, seconds), contextlib.suppress(BrokenPipeError):
             self._send({"init": init, "timeout": seconds, "pid": os.getpid()})
             answer = self.process.stdout.readline() if self.process.stdout else ""
-        killer.cancel()
         url, trouble = json.loads(answer) if answer else ("", f"no answer within {seconds:g} s")
         if trouble:
             self.process.communicate()

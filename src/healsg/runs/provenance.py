@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import threading
 from pathlib import Path
 from typing import Any
 
+from healsg import system
 from healsg.errors import ConfigError
 from healsg.runs import patch as patches
 from healsg.runs import redact
@@ -147,16 +147,11 @@ def _git(top: Path, *words: str, accept: tuple[int, ...] = (0,)) -> bytes:
         line, stdin=null, stdout=subprocess.PIPE, stderr=null, cwd=top, env=_environment()
     ) as process:
         assert process.stdout is not None
-        killer = threading.Timer(SECONDS, process.kill)
-        killer.daemon = True
-        killer.start()
-        try:
+        with system.killed_after(process, SECONDS):
             output: bytes = process.stdout.read(LARGEST + 1)
             if len(output) > LARGEST:
                 process.kill()
             status = process.wait()
-        finally:
-            killer.cancel()
     if status not in accept and len(output) <= LARGEST:
         raise subprocess.CalledProcessError(status, line[0])
     return output

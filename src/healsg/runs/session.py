@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from healsg import distributed, safefiles
+from healsg import distributed, logs, safefiles
 from healsg.build import leaf
 from healsg.config.schema import Composed
 from healsg.errors import HealsgError, Stopped
@@ -167,16 +167,9 @@ def _logging(folder: RunFolder, screen: logging.Handler, is_first_rank: bool) ->
         file = _LogFile(folder.path / "train.log", encoding="utf-8")
         file.setFormatter(_Line("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(file)
-    level, propagate = log.level, log.propagate
-    log.setLevel(logging.DEBUG)
-    log.propagate = False
-    for handler in handlers:
-        log.addHandler(handler)
     try:
-        yield
+        with logs.handled_by(handlers, logging.DEBUG):
+            yield
     finally:
         for handler in handlers:
-            log.removeHandler(handler)
             handler.close()
-        log.setLevel(level)
-        log.propagate = propagate

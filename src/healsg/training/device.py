@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from healsg import system
 from healsg.errors import ConfigError
 from healsg.parts import defines
-from healsg.torch_private import is_compiled, prepare_compilation
+from healsg.torch_private import declare_unfused, is_compiled, prepare_compilation
 from healsg.training.layout import image_dims, prefers_channels_last
 from healsg.training.parallel import Parallel
 from healsg.training.step import TrainBatch
@@ -213,9 +213,7 @@ class DeviceSetup:
         skipped.
         """
         if self.scaler and isinstance(optimizer, torch.optim.SGD):
-            optimizer._step_supports_amp_scaling = False
-            for group in optimizer.param_groups:
-                group["fused"] = False
+            declare_unfused(optimizer)
 
 
 def repeated(model: nn.Module) -> list[nn.Module]:

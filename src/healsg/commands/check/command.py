@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from healsg import logs
 from healsg.commands.terminal import layout
 from healsg.commands.terminal.flags import Flags, page_file
 from healsg.commands.terminal.tables import show, show_json
@@ -141,27 +142,18 @@ def _named(data: TaskData, parts: Mapping[str, Source]) -> dict[str, Source]:
 
 @contextlib.contextmanager
 def _messages() -> Iterator[list[tuple[int, str]]]:
-    """The log records of the data set and the task within the context: (level, text)."""
-    heard: list[tuple[int, str]] = []
+    """The log messages of the data set and the task within the context: (level, text)."""
+    messages: list[tuple[int, str]] = []
 
-    class Heard(logging.Handler):
+    class Collecting(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            heard.append((record.levelno, redact.text(record.getMessage())))
+            messages.append((record.levelno, redact.text(record.getMessage())))
 
-    log, handler = logging.getLogger("healsg"), Heard()
-    level, propagate = log.level, log.propagate
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(handler)
-    try:
-        yield heard
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        log.propagate = propagate
+    with logs.handled_by([Collecting()], logging.INFO):
+        yield messages
 
 
-# --- what is said ----------------------------------------------------------------------------------------------------
+# --- the report ------------------------------------------------------------------------------------------------------
 
 
 def _answer(

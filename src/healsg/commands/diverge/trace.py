@@ -134,7 +134,7 @@ def rank() -> int:
 def main() -> int:
     """Train with a trace, according to the plan on standard input; returns the exit status of ``healsg train``."""
     plan = yaml.safe_load(sys.stdin.buffer)
-    sys.argv = plan["command"]  # run.json records it as the run's command line
+    system.take_command_line(plan["command"])
     composed = Composed.of_plain(plan["composed"])
     try:
         return int(TracedTrainer(composed, plan, RunFolder(Path(plan["folder"]))).train()["exit"])

@@ -135,7 +135,7 @@ class Job:
 def own_job() -> Job:
     """The job of this rank; its secrets are redacted from now on."""
     job = yaml.safe_load(os.environ.pop(JOB))
-    sys.argv = job["command"]  # run.json records it as the run's command line
+    system.take_command_line(job["command"])
     folder = None if job["folder"] is None else RunFolder(Path(job["folder"]))
     return Job(Composed.of_plain(job["composed"]), folder, job["began"], job["traced"])
 

@@ -6,12 +6,12 @@ import json
 import os
 import queue
 import signal
-import sys
 import threading
 from typing import Any
 
 import yaml
 
+from healsg import system
 from healsg.commands.sweep.run import run_job
 from healsg.config.schema import Composed
 from healsg.sweeps.sharing import SharedData
@@ -53,7 +53,7 @@ def main() -> int:
         shared = SharedData()
         while (given := orders.next()) is not None:
             stop_signal.restart_clock()
-            sys.argv = given["command"]
+            system.take_command_line(given["command"])
             composed = Composed.of_plain(yaml.safe_load(given["composed"]))
             row = run_job(given["name"], given["job"], composed, bool(given["sound"]), shared)
             print(json.dumps(row), file=answers, flush=True)

@@ -222,7 +222,7 @@ def _text(value: Any) -> str:
 def measure() -> int:
     """Measure the task given on standard input; the rows are written to a file. Returns the exit status."""
     request = yaml.safe_load(sys.stdin.buffer)
-    sys.argv = request["command"]
+    system.take_command_line(request["command"])
     composed = Composed.of_plain(request["composed"])
 
     def work() -> int:
