@@ -184,8 +184,8 @@ def test_other_labels_are_another_cache(pictures: Path) -> None:
     held = []
     for labels in ([0] * len(paths), [1] * len(paths)):
         source = DatasetSource(Pictures(paths, labels, 8, 3), targets=torch.tensor(labels))
-        cached = cache.hold(source, "train", 0, Reading(), pictures.parent / "cache")
-        held.append(cached.fetch(torch.arange(len(paths)))["target"].tolist())
+        held_in_file = cache.cached(source, "train", 0, Reading(), pictures.parent / "cache")
+        held.append(held_in_file.fetch(torch.arange(len(paths)))["target"].tolist())
     assert held == [[0] * len(paths), [1] * len(paths)]
 
 

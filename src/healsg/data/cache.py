@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -9,7 +10,7 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,20 +41,32 @@ CHUNK = 64
 FORMAT = 3
 """The version of the cache's format; caches of other versions are not used."""
 
-SUMS, LAYOUT = "sums", "layout"
+SUMS = "sums"
+"""The file with the checksum of each sample."""
+LAYOUT = "layout"
+"""The file with the sizes of each sample, as JSON, in a cache of samples of different sizes."""
 FILES = ("input", "target", SUMS)
-"""The files of a cache; for samples of different sizes also ``LAYOUT``, the sizes of each as JSON."""
+"""The files of every cache."""
 
 LOOKED_AT = 64
 """Samples whose checksums are verified when a cache is opened; the others are verified when they are first read."""
 
 
-def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path | None, unlike: bool = False) -> Source:
+def cached(
+    source: Source, part: str, workers: int, reading: Reading, cache: Path | None, differing_sizes: bool = False
+) -> Source:
     """The samples of ``source`` as tensors in memory, or in a file below ``cache`` if given.
 
     Each sample is read once, so that a data set with random reading yields the same samples in every epoch. The results
-    of a run are the same as without a cache, since evaluation uses the same batches. Samples of different sizes, such
-    as volumes, are stored one by one if ``unlike`` allows them.
+    of a run are the same as without a cache, since evaluation uses the same batches.
+
+    Args:
+        source: the samples.
+        part: the name of the part, for messages.
+        workers: processes that read.
+        reading: receives what is remarked about the files.
+        cache: the folder of all caches; None keeps the samples in memory.
+        differing_sizes: whether samples may differ in size, as volumes do; they are then stored one by one.
 
     Raises:
         ConfigError: the samples do not fit into memory, or have no files to identify a cache by.
@@ -66,41 +79,59 @@ def hold(source: Source, part: str, workers: int, reading: Reading, cache: Path 
         raise ConfigError(
             f"data.in_memory: samples have {', '.join(sorted(unsupported))} beside input and target; set it to false"
         )
-    sizes = {key: first[key].nbytes * len(source) for key in ("input", "target")}
-    detail = f"{len(source)} {part} samples are {_bytes(sum(sizes.values()))}"
+    size = sum(first[key].nbytes * len(source) for key in ("input", "target"))
+    detail = f"{len(source)} {part} samples are {_bytes(size)}"
     about = replace(source.about if isinstance(source, DatasetSource) else About(), files=files_of(source))
     if cache is None:
-        if (free := available()) is not None and sum(sizes.values()) > 0.9 * free:
-            raise ConfigError(
-                f"data.in_memory: {detail}, and {_bytes(free)} are free; set data.cache=true in its place"
-            )
+        free = available()
+        if free is not None and size > 0.9 * free:
+            raise ConfigError(f"data.in_memory: {detail}, and {_bytes(free)} are free; set data.cache=true instead")
         log.info("data.in_memory: %s%s", detail, f" of {_bytes(free)} free" if free is not None else "")
-        try:
-            tensors = {key: torch.empty((len(source), *first[key].shape[1:]), dtype=first[key].dtype) for key in sizes}
-            _fill(tensors, source, workers, reading, widens=True)
-        except UnlikeSizesError:
-            if not unlike:
-                raise
-            apart = _in_memory_apart(source, workers, reading, free)
-            return DatasetSource(apart, targets=source.targets, about=about)
-        return TensorSource(tensors["input"], tensors["target"], False, about)
+        return _in_memory(source, first, workers, reading, differing_sizes, about, free)
     folder = cache / _name(source, first)
     if distributed.processes().local_rank == 0 and not folder.is_dir():
         log.info("data.cache: %s, written to %s", detail, folder)
         try:
             _write(folder, first, source, lambda tensors: _fill(tensors, source, workers, reading))
         except UnlikeSizesError:
-            if not unlike:
+            if not differing_sizes:
                 raise
-            _write_apart(folder, first, source, workers, reading)
+            _write_apart(folder, source, workers, reading)
     distributed.meet()  # a barrier would time out if writing took longer than runner.timeout
+    return _opened(folder, source, first, about)
+
+
+def _in_memory(
+    source: Source,
+    first: Batch,
+    workers: int,
+    reading: Reading,
+    differing_sizes: bool,
+    about: About,
+    free: int | None,
+) -> Source:
+    """The samples as tensors in memory; ``free`` is the available memory in bytes, None if it is not known."""
+    shapes = {key: (len(source), *first[key].shape[1:]) for key in ("input", "target")}
+    try:
+        tensors = {key: torch.empty(shape, dtype=first[key].dtype) for key, shape in shapes.items()}
+        _fill(tensors, source, workers, reading, widens=True)
+    except UnlikeSizesError:
+        if not differing_sizes:
+            raise
+        apart = _in_memory_apart(source, workers, reading, free)
+        return DatasetSource(apart, targets=source.targets, about=about)
+    return TensorSource(tensors["input"], tensors["target"], False, about)
+
+
+def _opened(folder: Path, source: Source, first: Batch, about: About) -> Source:
+    """The samples in an existing cache, memory-mapped. Raises DataError if it is damaged."""
     safefiles.require(folder, safefiles.FOLDER)
     verified = torch.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).round().long().tolist()
     if (folder / LAYOUT).exists():
         mapped_apart = _opened_apart(folder, first, len(source))
         mapped_apart.check(verified)
         return DatasetSource(mapped_apart, targets=source.targets, about=about)
-    tensors = {key: _mapped(folder / key, first[key], len(source), shared=False) for key in sizes}
+    tensors = {key: _mapped(folder / key, first[key], len(source), shared=False) for key in ("input", "target")}
     sums = _mapped(folder / SUMS, torch.zeros(1, dtype=torch.int64), len(source), shared=False)
     targets = tensors["target"].clone() if source.targets is None else source.targets
     mapped = Mapped(**tensors, sums=sums, folder=folder)
@@ -249,7 +280,7 @@ def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Rea
                 if not widens and wider != rows.dtype:
                     raise DataError(
                         f"data.cache: samples are of two types, {rows.dtype} and {batch[key].dtype}, such as pictures "
-                        "of 8 and of 16 bits; convert them to one, or set data.in_memory=true in its place"
+                        "of 8 and of 16 bits; convert them to one, or set data.in_memory=true instead"
                     )
                 if wider != rows.dtype:
                     tensors[key] = tensor.to(wider)
@@ -297,17 +328,14 @@ def _in_memory_apart(source: Source, workers: int, reading: Reading, free: int |
             detail = (
                 f"the first {len(inputs)} of {len(source)} samples are {_bytes(used)}, and {_bytes(free)} were free"
             )
-            raise ConfigError(f"data.in_memory: {detail}; set data.cache=true in its place")
+            raise ConfigError(f"data.in_memory: {detail}; set data.cache=true instead")
     return Apart(inputs, targets)
 
 
-def _write_apart(folder: Path, first: Batch, source: Source, workers: int, reading: Reading) -> None:
-    """Create the folder of a cache of samples of different sizes in one atomic step."""
-    temporary = _temporary(folder)
+def _write_apart(folder: Path, source: Source, workers: int, reading: Reading) -> None:
+    """Create the folder of a cache of samples of different sizes. Raises DataError if the disk is full."""
     sizes, sums = [], []
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+    with _created(folder, (*FILES, LAYOUT)) as temporary:
         with (temporary / "input").open("xb") as inputs, (temporary / "target").open("xb") as targets:
             for input, target in _read_apart(source, workers, reading):
                 for file, value in ((inputs, input), (targets, target)):
@@ -316,15 +344,6 @@ def _write_apart(folder: Path, first: Batch, source: Source, workers: int, readi
                 sums.append(checksum(input, target))
         (temporary / SUMS).write_bytes(torch.tensor(sums, dtype=torch.int64).numpy().tobytes())
         (temporary / LAYOUT).write_text(json.dumps(sizes))
-        for name in (*FILES, LAYOUT):
-            with (temporary / name).open("rb") as written:
-                os.fsync(written.fileno())
-        temporary.replace(folder)
-    except OSError as error:
-        if not folder.is_dir():
-            raise DataError(f"data.cache: {folder} cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _opened_apart(folder: Path, first: Batch, count: int) -> Apart:
@@ -356,12 +375,38 @@ def _temporary(folder: Path) -> Path:
     return safefiles.temporary_name(folder)
 
 
-def _write(folder: Path, first: Batch, source: Source, fill: Callable[[dict[str, Tensor]], None]) -> None:
-    """Create the folder of a cache in one atomic step. Raises DataError if the disk is full."""
+@contextlib.contextmanager
+def _created(folder: Path, files: Sequence[str]) -> Iterator[Path]:
+    """A context that creates the folder of a cache in one atomic step: yields a temporary folder to write ``files`` in.
+
+    Raises DataError if the disk is full.
+    """
     temporary = _temporary(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()  # a new folder, so that nobody can have planted a link in it
+        yield temporary
+        for name in files:  # so that a cache under its final name is on disk completely
+            with (temporary / name).open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(folder)
+    except OSError as error:
+        if not folder.is_dir():  # otherwise another run has created it meanwhile
+            raise DataError(f"data.cache: {folder} cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # which does not follow a link
+
+
+def _write(folder: Path, first: Batch, source: Source, fill: Callable[[dict[str, Tensor]], None]) -> None:
+    """Create the folder of a cache. Raises DataError if the disk is full.
+
+    Args:
+        folder: to create.
+        first: the first sample, as a batch.
+        source: all samples.
+        fill: writes the samples into the memory-mapped tensors that it gets by key.
+    """
+    with _created(folder, FILES) as temporary:
         tensors = {}
         rows = {**first, SUMS: torch.zeros(1, dtype=torch.int64)}
         for key in FILES:
@@ -372,19 +417,7 @@ def _write(folder: Path, first: Batch, source: Source, fill: Callable[[dict[str,
         fill(tensors)
         for number, sample in enumerate(zip(tensors["input"], tensors["target"], strict=True)):
             sums[number] = checksum(*sample)
-        del tensors, sums
-        for name in FILES:  # so that a cache under its final name is on disk completely
-            with (temporary / name).open("rb") as file:
-                os.fsync(file.fileno())
-        temporary.replace(folder)
-    except OSError as error:
-        if not folder.is_dir():  # otherwise another run has created it meanwhile
-            raise DataError(f"data.cache: {folder} cannot be written ({error.strerror})") from error
-    finally:
-        for key in FILES if temporary.is_dir() else ():
-            (temporary / key).unlink(missing_ok=True)
-        if temporary.is_dir():
-            temporary.rmdir()
+        del tensors, sums  # unmapped, so that the files can be synced and renamed
 
 
 def _mapped(path: Path, like: Tensor, count: int, shared: bool) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from healsg.data import splits
 from healsg.data.base import Needs, TaskData, case_numbers
-from healsg.data.cache import hold
+from healsg.data.cache import cached
 from healsg.data.loader import Loader
 from healsg.data.source import Source
 from healsg.data.splits import stratified_split
@@ -99,7 +99,7 @@ class LabelledData(TaskData):
         if source is None or not (self.in_memory or self.cache):
             return source
         folder = self.root / "cache" if self.cache else None
-        return hold(source, part, self.workers, self.reading, folder, self.info.dense)
+        return cached(source, part, self.workers, self.reading, folder, self.info.dense)
 
     def thinned(self, train: Source) -> Source:
         """The training samples to use, of those that are not held out: by default all of them."""
