@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import fake_data
-from healsg import TaskTrainer
+from healsg import TaskTrainer, system
 from healsg.data import cache
 from healsg.data.source import DatasetSource, Reading, TensorSource, files_of
 from healsg.datasets.imagefolder import ImageFolder, Pictures
@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused_with_an_estimate(pictures: Path, monkeypat
 
 
 def test_free_memory_is_told() -> None:
-    free = cache.available()
+    free = system.available_memory()
     assert free is None or 1 << 20 < free < 1 << 50
 
 

@@ -342,7 +342,7 @@ def test_no_more_than_a_batch_is_held(asked: Answer, monkeypatch: pytest.MonkeyP
         living[1] = max(living)
         return torch.zeros(channels, size, size, dtype=torch.uint8)
 
-    write = command.Answers._rows
+    write = command.PredictedRows._rows
 
     def rows(self: Any, batch: Any, read: Any) -> Any:
         made = write(self, batch, read)
@@ -350,7 +350,7 @@ def test_no_more_than_a_batch_is_held(asked: Answer, monkeypatch: pytest.MonkeyP
         return made
 
     monkeypatch.setattr(samples, "decode", decode)
-    monkeypatch.setattr(command.Answers, "_rows", rows)
+    monkeypatch.setattr(command.PredictedRows, "_rows", rows)
     assert asked("run0", "pics/train", "pics/test", "--batch-size=4", "--json")[0] == 0
     assert living == [0, 4]
 

@@ -97,7 +97,7 @@ def make_data(composed: Composed) -> TaskData:
 
 def _add_project_to_path(composed: Composed) -> None:
     """Append the user's project folders to ``sys.path`` if a target lies in one of their modules."""
-    tops = {target.split(".")[0] for target in targets.named(composed.values)}
+    tops = {target.split(".")[0] for target in targets.targets_in(composed.values)}
     if any(module and module.file for module in (targets.find_module(top, composed.project) for top in tops)):
         sys.path += [str(folder) for folder in composed.project if str(folder) not in sys.path]
 
@@ -122,11 +122,11 @@ def make(node: dict[str, Any], key: str, composed: Composed, kind: type, partial
         raise ConfigError(f"{key}: names no part; give it a _target_")
     trusted = composed.values.get("trusted") or []
     try:
-        for target in targets.named(node):
+        for target in targets.targets_in(node):
             targets.verify_origin(get_object(target), target, trusted, composed.project)
         part = get_object(node["_target_"])
         if issubclass(part, kind) if inspect.isclass(part) else not partial:
-            torchvision = any(str(target).startswith("torchvision.models.") for target in targets.named(node))
+            torchvision = any(str(target).startswith("torchvision.models.") for target in targets.targets_in(node))
             with weights_only() if torchvision else contextlib.nullcontext():
                 instance = instantiate(node, _convert_="all", _partial_=partial, **_allow_list(node, instantiate))
             if partial:
@@ -150,7 +150,7 @@ def _allow_list(node: dict[str, Any], instantiate: Callable[..., Any]) -> dict[s
     """The keyword argument by which Hydra 1.4 allows the targets of a checked node; empty for earlier versions."""
     if "_execution_whitelist_" not in inspect.signature(instantiate).parameters:
         return {}
-    return {"_execution_whitelist_": list(targets.named(node))}
+    return {"_execution_whitelist_": list(targets.targets_in(node))}
 
 
 @contextlib.contextmanager

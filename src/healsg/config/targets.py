@@ -24,11 +24,11 @@ from healsg.config.names import did_you_mean, is_below
 from healsg.config.packages import GROUP, RESERVED, added
 from healsg.errors import ConfigError
 
-_ROOMS = "datasets models methods metrics transforms optimizers schedulers losses loggers callbacks launchers searches "
-_ROOMS += "task runner data model method"
-PARTS = (*(f"healsg.{name}." for name in _ROOMS.split()), "torch.nn.", "torch.optim.", "torchvision.transforms.")
+_MODULES = "datasets models methods metrics transforms optimizers schedulers losses loggers callbacks launchers "
+_MODULES += "searches task runner data model method"
+PARTS = (*(f"healsg.{name}." for name in _MODULES.split()), "torch.nn.", "torch.optim.", "torchvision.transforms.")
 _NO_PARTS = tuple(f"torch.nn.{name}." for name in ("utils", "parallel", "cpp", "attention", "modules._functions"))
-_PLACES = (
+_ALLOWED = (
     "parts come from healsg, torch.nn, torch.optim, torchvision.models, torchvision.transforms, "
     f"modules in the current directory, installed packages with an entry point {GROUP}, or packages named in "
     "trusted=[...]"
@@ -187,12 +187,12 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
             yield from _statements(getattr(node, field, ()))
 
 
-def named(node: Any) -> Iterator[Any]:
+def targets_in(node: Any) -> Iterator[Any]:
     """Every ``_target_`` in a node of a configuration, at any depth."""
     if isinstance(node, dict) and "_target_" in node:
         yield node["_target_"]
     for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from named(inner)
+        yield from targets_in(inner)
 
 
 def allowed(target: Any, trusted: Sequence[str] = (), project: Sequence[Path] = ()) -> None:
@@ -207,13 +207,13 @@ def allowed(target: Any, trusted: Sequence[str] = (), project: Sequence[Path] = 
     _refuse_shadow(parts[0], project)
     family = _family(target, trusted, project)
     if family is None:
-        raise ConfigError(f"{target} is not a part; {_PLACES}")
+        raise ConfigError(f"{target} is not a part; {_ALLOWED}")
     (module, rest), found = split(target, project), resolve(target, project)
     if len(rest) > 1 and not (family == "trusted" and module and not module.file):
         raise ConfigError(f"{target} is not a part: a part is one name in a module, and {rest[0]} is no module")
     home = _family(found.path, trusted, project)
     if home is None:
-        raise ConfigError(f"{target} is not a part: it is {found.path}; {_PLACES}")
+        raise ConfigError(f"{target} is not a part: it is {found.path}; {_ALLOWED}")
     syntax = ast.ClassDef | ast.FunctionDef if home == "builder" else ast.ClassDef
     if not (found.name if home == "trusted" else isinstance(found.node, syntax)):
         hint = f"; a part of your own is a class, or name its module in trusted=[{parts[0]}]" * (family == "project")
@@ -228,7 +228,7 @@ def verify_origin(part: Any, target: str, trusted: Sequence[str] = (), project: 
     origin = f"{getattr(part, '__module__', None)}.{getattr(part, '__qualname__', '?')}"
     family = _family(origin, trusted, project)
     if family is None or not (inspect.isclass(part) or (inspect.isfunction(part) and family in ("trusted", "builder"))):
-        raise ConfigError(f"{target} is not a part: it is {origin}; {_PLACES}")
+        raise ConfigError(f"{target} is not a part: it is {origin}; {_ALLOWED}")
     file = getattr(sys.modules.get(part.__module__), "__file__", None)
     if family == "project" and not any(Path(file or "/").resolve().is_relative_to(home.resolve()) for home in project):
         raise ConfigError(f"{target}: {file} was imported, which lies outside {', '.join(map(str, project))}")

@@ -83,7 +83,7 @@ def cached(
     detail = f"{len(source)} {part} samples are {_bytes(size)}"
     about = replace(source.about if isinstance(source, DatasetSource) else About(), files=files_of(source))
     if cache is None:
-        free = available()
+        free = system.available_memory()
         if free is not None and size > 0.9 * free:
             raise ConfigError(f"data.in_memory: {detail}, and {_bytes(free)} are free; set data.cache=true instead")
         log.info("data.in_memory: %s%s", detail, f" of {_bytes(free)} free" if free is not None else "")
@@ -227,20 +227,6 @@ def checksum(input: Tensor, target: Tensor) -> int:
 
 def _unchanged(batch: Any) -> Any:
     return batch
-
-
-def available() -> int | None:
-    """The available memory in bytes, within the limit of this control group; None on systems other than Linux."""
-    try:
-        rows = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(row.split()[1]) * 1024 for row in rows if row.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None
-    try:
-        group = Path("/sys/fs/cgroup")
-        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no limit is the word "max"
-        return free
 
 
 def _fill(tensors: dict[str, Tensor], source: Source, workers: int, reading: Reading, widens: bool = False) -> None:

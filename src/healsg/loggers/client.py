@@ -35,24 +35,24 @@ CLOSING = 4.0
 """Seconds that the end of a run waits for its client to have sent the rest."""
 
 
-class FarEnd(Protocol):
-    """The client's run, in its own process."""
+class ClientRun(Protocol):
+    """A run at the service, in the client's own process."""
 
     url: str
 
     def log(self, numbers: dict[str, Any]) -> None:
-        """A line of numbers by name, ``step`` among them."""
+        """Log numbers by name, ``step`` among them."""
 
     def media(self, entry: dict[str, Any], path: Path) -> None:
-        """An image, a table or a plot: its line in ``media.jsonl``, and its file."""
+        """Log an image, a table or a plot, given as its line in ``media.jsonl`` and its file."""
 
     def finish(self, failed: bool) -> None:
-        """The run has ended."""
+        """End the run."""
 
 
 class Client(Logger):
-    """The side in the run's process. ``NAME.json`` in the run's folder stores the id with which a resumed run
-    continues.
+    """A logger that sends the run's numbers and media to a client in a process of its own. ``NAME.json`` in the run's
+    folder stores the id with which a resumed run continues.
 
     Args:
         project, group, name: names of the project, of the group of runs, and of the run; None is the run's own name.
@@ -75,7 +75,7 @@ class Client(Logger):
         """The command that uploads the curves later; known once the run is open."""
 
     def prepare(self, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-        """The client's folder and the run's id; what both are to be opened with."""
+        """Create the client's folder and the run's id; returns the arguments with which the client opens the run."""
         names = {"project": self.project, "group": self.group, "name": self.name or record.get("name")}
         path = folder / f"{self.title}.json"
         key = _known_id(path) or self.assigned_id() or uuid.uuid4().hex[:8]
@@ -161,16 +161,16 @@ def plain_id(identifier: Any) -> str | None:
 
 
 def _trusted_folder() -> Path:
-    """Where the client is started: it takes settings, such as the server to which the key is sent, from the file
-    ``wandb/settings`` of the current directory, which may be a run from somebody else."""
+    """The directory in which the client is started. The client takes settings, such as the server that gets the key,
+    from the file ``wandb/settings`` there; so it must not be a run folder, which may come from somebody else."""
     here = current_folder()
     return here if here.is_dir() and not within_run(here) else Path("/")
 
 
-# --- the far end -----------------------------------------------------------------------------------------------------
+# --- the client's process ---------------------------------------------------------------------------------------------
 
 
-def serve(title: str, open_run: Callable[[dict[str, Any]], FarEnd]) -> None:
+def serve(title: str, open_run: Callable[[dict[str, Any]], ClientRun]) -> None:
     """Open the run, and log the messages from stdin until the finish message or until the run's process is gone.
 
     Args:
@@ -182,7 +182,7 @@ def serve(title: str, open_run: Callable[[dict[str, Any]], FarEnd]) -> None:
     os.dup2(2, 1)
     order = json.loads(orders.readline())
     temporary = tempfile.mkdtemp(prefix=f"healsg-{title}-")
-    os.environ["TMPDIR"] = tempfile.tempdir = temporary  # clients leave files there to an exit that does not happen
+    os.environ["TMPDIR"] = tempfile.tempdir = temporary  # clients remove their files at an exit that does not happen
     try:
         run = open_run(order)
         answer = [run.url, ""]
@@ -197,7 +197,7 @@ def serve(title: str, open_run: Callable[[dict[str, Any]], FarEnd]) -> None:
         message = json.loads(text)
         if "finish" in message:
             break
-        pass_on(run, message, sent)
+        log_message(run, message, sent)
     threading.Timer(60, _exit, (1, temporary)).start()
     run.finish(message.get("finish", "failed") == "failed")
     _exit(0, temporary)
@@ -209,7 +209,7 @@ def _exit(status: int, temporary: str) -> None:
     os._exit(status)
 
 
-def pass_on(run: FarEnd, message: dict[str, Any], sent: Sent) -> None:
+def log_message(run: ClientRun, message: dict[str, Any], sent: Sent) -> None:
     """Log one message, unless it was logged before."""
     if "media" not in message:
         if sent.add(message["key"]):
@@ -224,10 +224,10 @@ def pass_on(run: FarEnd, message: dict[str, Any], sent: Sent) -> None:
 
 
 class Sent:
-    """What the runs of one id were shown, so that lines that a resumed run writes again are not shown twice.
+    """The lines that were sent under one id, so that those which a resumed run writes again are not logged twice.
 
     Args:
-        path: a line for each; it may end in a truncated line.
+        path: the file with the key of each; its last line may be truncated.
     """
 
     def __init__(self, path: Path) -> None:
@@ -237,7 +237,7 @@ class Sent:
         self.file.write("\n")
 
     def add(self, key: str | None) -> bool:
-        """Whether this is new, or has no key; from now on it is known."""
+        """Add a line's key; returns whether it is new. A line without a key is always new."""
         if key is None:
             return True
         key = json.dumps(key)

@@ -66,7 +66,7 @@ class SwanLab(Client):
 
 
 class SwanLabRun:
-    """The side in the client's process. ``order`` holds the settings with which to open the run."""
+    """A run of SwanLab (``ClientRun``), opened with the settings in ``order``."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         import swanlab

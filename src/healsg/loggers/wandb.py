@@ -75,7 +75,7 @@ class Wandb(Client):
 
 
 class WandbRun:
-    """The side in the client's process. ``order`` holds the settings with which to open the run."""
+    """A run of Weights & Biases (``ClientRun``), opened with the settings in ``order``."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         import wandb

@@ -87,7 +87,7 @@ def load_saved(folder: RunFolder, overrides: Sequence[str], parts: Mapping[str, 
     if hidden := next((key for key, value in flat(plain) if redact.HIDDEN in str(value)), None):
         raise ConfigError(f"{hidden}: is hidden in {folder.shown / 'config.yaml'}; give it again: {hidden}=...")
     run_folders = [path.resolve() for path in (folder.path, absolute(ROOT))]
-    inside = next((target for target in targets.named(plain) if any(_within(_files(target), run_folders))), None)
+    inside = next((target for target in targets.targets_in(plain) if any(_within(_files(target), run_folders))), None)
     if inside is not None:
         raise ConfigError(f"{inside} is not a part: its file lies in a run's own folder")
     projects = project_folders()

@@ -83,7 +83,7 @@ def _read(arguments: list[str]) -> Namespace:
     )
     flags.add_argument(
         "--tta",
-        type=_moved,
+        type=_augmentations,
         default="",
         metavar="flips,shifts",
         help="test-time augmentation: average over flipped images or volumes, over shifted ones, or over both",
@@ -179,7 +179,7 @@ def _count(value: str) -> int:
     return int(value)
 
 
-def _moved(value: str) -> list[str]:
+def _augmentations(value: str) -> list[str]:
     """The value of ``--tta``. Raises ConfigError."""
     names = [name for name in value.split(",") if name]
     if unknown := next((name for name in names if name not in ("flips", "shifts")), None):
@@ -212,15 +212,16 @@ def predict(request: Request) -> int:
     batch_size = request.batch_size or (configured if isinstance(configured, int) else 64)
     explanations = Explanations(ensemble, request.out) if request.explain and request.out else None
     writer = _writer(request, ensemble, batch_size)
-    found = Answers(ensemble, request, batch_size, explanations)
-    found.write(samples, writer)
-    return _end(writer, request, found)
+    rows = PredictedRows(ensemble, request, batch_size, explanations)
+    rows.write(samples, writer)
+    return _end(writer, request, rows)
 
 
-def _end(writer: Writer, request: Request, answers: Answers) -> int:
+def _end(writer: Writer, request: Request, predicted: PredictedRows) -> int:
+    """Finish the file and report it; returns the exit status."""
     from healsg.evaluation.writers import File
 
-    samples, unreadable = answers.samples, answers.unreadable
+    samples, unreadable = predicted.samples, predicted.unreadable
     if isinstance(writer, File):
         writer.finish()
         samples, unreadable = len(writer.done), writer.unreadable
@@ -266,7 +267,7 @@ def _features_of(ensemble: Ensemble) -> int:
 
 
 def _identity(folder: RunFolder, which: str) -> dict[str, Any]:
-    """The identity of a run's weights."""
+    """What identifies a run's weights: the run, its id, which checkpoint, and the checkpoint's SHA-256."""
     path = folder.best if which == "best" else folder.last
     try:
         with safefiles.open_to_read(path) as file:
@@ -276,8 +277,8 @@ def _identity(folder: RunFolder, which: str) -> dict[str, Any]:
     return {"run": str(folder.shown), "id": folder.record.get("id"), "checkpoint": which, "sha256": digest}
 
 
-class Answers:
-    """The ensemble's predictions, batch by batch; only one batch is in memory at a time.
+class PredictedRows:
+    """The rows of the ensemble's predictions, batch by batch; only one batch is in memory at a time.
 
     Args:
         ensemble: the networks.
@@ -297,16 +298,19 @@ class Answers:
         self.inputs: list[DataInfo] = []
         """The distinct ways in which the networks read samples."""
         self.of_member: list[int] = []
+        """For each network, the index in ``inputs`` of how it reads samples."""
         for info in infos:
             same = [index for index, other in enumerate(self.inputs) if _reads_alike(info, other)]
             if not same:
                 self.inputs.append(info)
             self.of_member.append(same[0] if same else len(self.inputs) - 1)
         self.samples = 0
+        """Rows written so far."""
         self.unreadable = 0
+        """Those of them that have an error instead of a prediction."""
 
     def write(self, samples: Iterator[Sample], writer: Writer) -> None:
-        """Pass a row of each sample to the writer that it does not have yet. Raises ConfigError."""
+        """Write a row for each sample for which the writer has none yet. Raises ConfigError."""
         from healsg.evaluation.writers import key_of, printable
 
         done: set[int] = getattr(writer, "done", set())
@@ -334,9 +338,8 @@ class Answers:
             return line(error) or type(error).__name__
 
     def _rows(self, batch: Sequence[Sample], read: Sequence[list[Any] | str]) -> list[Row]:
+        """The rows of a batch; ``read`` is the result of ``_read`` for each of its samples."""
         import torch
-
-        from healsg.evaluation.writers import Row, printable
 
         whole = [tensors for tensors in read if not isinstance(tensors, str)]
         stacked = [
@@ -351,23 +354,32 @@ class Answers:
                 readable = [one for one, tensors in zip(batch, read, strict=True) if not isinstance(tensors, str)]
                 pictures = self.explanations.draw(readable, batches, found)
         rows = []
-        index = 0
+        index = 0  # among the samples that could be read
         for sample, tensors in zip(batch, read, strict=True):
-            name = printable(sample.file)
             if isinstance(tensors, str) or found is None:
-                rows.append(Row(name, sample.row, error=printable(str(tensors))))
-                continue
-            numbers = found.outputs if found.probabilities is None else found.probabilities
-            if not numbers[index].isfinite().all():
-                rows.append(Row(name, sample.row, error="the network's outputs are no finite numbers; is the input?"))
+                rows.append(_row_of_error(sample, str(tensors)))
+            else:
+                rows.append(_row_of_prediction(sample, found, index, pictures[index]))
                 index += 1
-                continue
-            classes = None if found.classes is None else found.classes[index]
-            features = () if found.features is None else found.features[index].tolist()
-            row = Row(name, sample.row, classes, numbers[index].tolist(), features, explained=pictures[index])
-            rows.append(row)
-            index += 1
         return rows
+
+
+def _row_of_error(sample: Sample, error: str) -> Row:
+    from healsg.evaluation.writers import Row, printable
+
+    return Row(printable(sample.file), sample.row, error=printable(error))
+
+
+def _row_of_prediction(sample: Sample, found: Prediction, index: int, picture: str) -> Row:
+    """The row of a sample: its prediction is at ``index`` of ``found``, its saliency map in the file ``picture``."""
+    from healsg.evaluation.writers import Row, printable
+
+    numbers = (found.outputs if found.probabilities is None else found.probabilities)[index]
+    if not numbers.isfinite().all():
+        return _row_of_error(sample, "the network's outputs are no finite numbers; is the input?")
+    classes = None if found.classes is None else found.classes[index]
+    features = () if found.features is None else found.features[index].tolist()
+    return Row(printable(sample.file), sample.row, classes, numbers.tolist(), features, explained=picture)
 
 
 def _reads_alike(one: DataInfo, other: DataInfo) -> bool:

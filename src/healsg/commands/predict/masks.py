@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from healsg.evaluation.predictor import Predictor
 
 
-TOLD = 1 << 28
-"""Size of intermediate files in bytes from which a volume's needs are reported before its prediction."""
+REPORTED = 1 << 28
+"""The size of intermediate files, in bytes, from which the memory and disk space that a volume needs are printed before
+its prediction."""
 
 
 def predict_masks(request: Request, members: Sequence[tuple[str, Predictor]], runs: Sequence[dict[str, Any]]) -> int:
@@ -58,10 +59,8 @@ def predict_masks(request: Request, members: Sequence[tuple[str, Predictor]], ru
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             memory, disk = segmenter.needs(scan)
-            if disk > TOLD:
-                detail = (
-                    f"about {memory >> 20} MiB of memory beside the network's, {disk >> 20} MiB of the disk meanwhile"
-                )
+            if disk > REPORTED:
+                detail = f"about {memory >> 20} MiB of memory besides the network's, and {disk >> 20} MiB of disk space"
                 print(f"{scan.files[0]}: takes {detail}", file=sys.stderr, flush=True)
             facts = segmenter.write(scan, path)
         except DataError as error:
