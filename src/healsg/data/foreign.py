@@ -28,10 +28,10 @@ from healsg.parts import defines
 from healsg.seeding import mix, seed_everything, seed_foreign
 from healsg.training.step import Samples, TrainBatch, none_negative
 
-LOOK = 5.0
-"""Seconds between two looks at the workers of a DataLoader."""
+POLL = 5.0
+"""Seconds after which a DataLoader that waits for a batch checks whether its workers are alive."""
 ENDING = 5.0
-"""Seconds, at most, from when a worker's connection is closed to when its process has ended."""
+"""The most seconds between the moment when a worker's connection is closed and the end of its process."""
 
 
 class ForeignLoader:
@@ -42,11 +42,11 @@ class ForeignLoader:
     takes its rows of a batch. An error of the loader becomes a DataError that names the batch.
 
     Args:
-        loader: any iterable of batches; with ``sampler.set_epoch`` it is told the epoch.
-        name: of the split.
-        reading: its ``timeout`` counts, in seconds, for a DataLoader without one of its own.
-        sharding: this process's part of a batch; all of it where it is None.
-        look: see ``look``; for a loader that has it already.
+        loader: any iterable of batches; if its sampler has ``set_epoch``, that is called with the epoch.
+        name: the name of the split.
+        reading: its ``timeout``, in seconds, applies to a DataLoader without one of its own.
+        sharding: this process's shard of a batch; None for whole batches.
+        poll: the attribute ``poll``, if it has been set for this loader already.
     """
 
     in_memory = False
@@ -58,19 +58,19 @@ class ForeignLoader:
         name: str,
         reading: Reading | None = None,
         sharding: Sharding | None = None,
-        look: float | None = None,
+        poll: float | None = None,
     ) -> None:
         self.loader = loader
         self.name = name
         self.reading = reading or Reading()
         self.sharding = sharding or Sharding()
         self.timeout = self.reading.timeout
-        self.look = _let_look(loader, self.timeout) if look is None else look
-        """Seconds after which torch looks whether its workers live; 0 where the loader is left as it is."""
+        self.poll = _set_poll(loader, self.timeout) if poll is None else poll
+        """Seconds after which torch checks whether the workers are alive; 0 if the loader is left as it is."""
 
     def sharded(self, sharding: Sharding) -> ForeignLoader:
-        """The same loader, of whose batches this process takes the rows that ``sharding`` gives it."""
-        return ForeignLoader(self.loader, self.name, self.reading, sharding, self.look)
+        """The same loader, with this process's shard of each batch."""
+        return ForeignLoader(self.loader, self.name, self.reading, sharding, self.poll)
 
     def __len__(self) -> int:
         limit = self.sharding.limit
@@ -89,6 +89,8 @@ class ForeignLoader:
         return (batch for batch, _ in self.batches(0))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, int]]:
+        """The batches of ``epoch`` from position ``start``, each with the rows of this rank that count. Earlier batches
+        are read and skipped."""
         seed_everything(self.sharding.seed, "loader", self.name, epoch)
         sampler = getattr(self.loader, "sampler", None)
         if sampler is not None and hasattr(sampler, "set_epoch"):
@@ -116,19 +118,21 @@ class ForeignLoader:
         return batches if stop >= len(self) else islice(batches, stop - start)
 
     def _next(self, values: Iterator[Any]) -> Any:
+        """The next batch. Raises TimeoutError after ``data.timeout``; an alarm of torch before that only means that its
+        workers are alive."""
         waited = 0.0
         while True:
             try:
                 return next(values)
             except RuntimeError as error:
-                waited += self.look
-                if not self.look or "timed out after" not in str(error):
+                waited += self.poll
+                if not self.poll or "timed out after" not in str(error):
                     raise
                 if 0 < self.timeout <= waited:
                     raise TimeoutError(f"none for {self.timeout:g} seconds (data.timeout)") from error
 
     def _lost(self, error: Exception) -> bool:
-        """Whether a worker's connection was closed, rather than that its data set raised such an error."""
+        """Whether an error means that a worker's connection was closed, and was not raised by its data set."""
         workers = getattr(self.loader, "num_workers", 0)
         return bool(workers) and isinstance(error, (EOFError, ConnectionError)) and not _is_of_data_set(error)
 
@@ -139,12 +143,12 @@ class ForeignLoader:
             raise DataError(f"the {self.name} loader cannot begin: {_cause(error)}") from error
 
     def counted(self, batch: Batch, rows: int, position: int) -> TrainBatch:
-        """See ``Loader.counted``; what ``batches`` gives knows its samples already."""
+        """See ``Loader.counted``; the batches of ``batches`` have their ``Samples`` already."""
         assert isinstance(batch, TrainBatch)
         return batch
 
     def _size(self, batch: Batch) -> int:
-        """The rows of a batch. Raises DataError if it has none, or is a single sample."""
+        """The number of rows of a batch. Raises DataError if it is empty, or a single sample."""
         if not batch:
             raise DataError(f"the {self.name} loader yields an empty dict; give one of input and target")
         fields = FIELDS[: 2 if _is_unbatched(self.loader) else 1]  # the target of a batch may be anything
@@ -170,30 +174,37 @@ class ForeignLoader:
 
 
 def _is_unbatched(loader: Any) -> bool:
-    """Whether a loader is a DataLoader that yields what its data set yields."""
+    """Whether a loader is a DataLoader that does not form batches: it yields the items of its data set."""
     return isinstance(loader, DataLoader) and loader.batch_size is None and loader.batch_sampler is None
 
 
 def _is_single(value: Any) -> bool:
-    """Whether a value is that of one sample, instead of a row for each of several."""
+    """Whether a value belongs to one sample, instead of having a row for each of several samples."""
     return not hasattr(value, "__len__") or isinstance(value, str) or getattr(value, "ndim", 1) == 0
 
 
-def _let_look(loader: Any, timeout: float) -> float:
-    """Let torch look for dead workers of a DataLoader every few seconds, which it does when a batch is late; without a
-    timeout it never does. The seconds, or 0 where the loader is none of torch's or has a timeout of its own."""
+def _set_poll(loader: Any, timeout: float) -> float:
+    """Set the timeout of a user's DataLoader that has none, so that torch detects dead workers.
+
+    torch checks whether its workers are alive only when a batch is late, and without a timeout no batch ever is. The
+    ``timeout`` of a DataLoader can be set after its construction, unlike most of its attributes.
+
+    Returns:
+        The seconds; 0 if the loader is not a DataLoader with workers, or has a timeout of its own.
+    """
     if not isinstance(loader, DataLoader) or not loader.num_workers or loader.timeout or loader.persistent_workers:
         return 0.0
-    seconds = min(timeout or LOOK, LOOK)
+    seconds = min(timeout or POLL, POLL)
     loader.timeout = seconds
     return seconds
 
 
 def _end_of_worker(error: Exception) -> Exception:
-    """torch's error for a worker that has ended, where its closed connection, ``error``, was found first.
+    """torch's error for a worker that has ended, whose closed connection, ``error``, was noticed first; else ``error``.
 
-    torch raises it from its handler of SIGCHLD, at any point of the main thread: unless it is waited for, it interrupts
-    whatever handles ``error``. In another thread, which it does not reach, this waits in vain.
+    torch raises its error from its handler of SIGCHLD, at any point of the main thread: unless it is awaited here, it
+    interrupts the code that handles ``error``. It is not raised in other threads, where ``error`` is returned after
+    ``ENDING`` seconds.
     """
     try:
         deadline = time.monotonic() + ENDING
@@ -205,17 +216,17 @@ def _end_of_worker(error: Exception) -> Exception:
 
 
 def _cause(error: Exception) -> str:
-    """What went wrong, on one line, also where a worker sent its whole traceback."""
+    """The cause of an error on one line, without the traceback that a worker sends with it."""
     return str(error).strip().splitlines()[-1] if _is_of_data_set(error) else line(error)
 
 
 def _is_of_data_set(error: Exception) -> bool:
-    """Whether a worker caught an error of its data set and sent it."""
+    """Whether an error was raised by a data set in a worker, which sent it."""
     return str(error).lstrip().startswith("Caught ")
 
 
 def _rows(value: Any) -> int | None:
-    """How many rows a tensor or list holds; None for what holds none."""
+    """The number of rows of a tensor or list; None for any other value."""
     return value.shape[0] if isinstance(value, Tensor) and value.dim() else len(value) if type(value) is list else None
 
 
@@ -223,17 +234,17 @@ AnyLoader = Loader | ForeignLoader
 
 
 def wrap_loader(loader: Any, name: str, reading: Reading | None = None) -> AnyLoader:
-    """A loader of HEALSg for what ``build_dataloader`` returned for the split ``name``.
+    """HEALSg's loader for a loader that ``build_dataloader`` returned.
 
     A plain map-style ``DataLoader`` becomes a ``Loader`` with its data set, batch size, collate function, ``drop_last``
     and workers; random and sequential sampling follow our seeds. With a ``DistributedSampler``, the batch size is that
     of one process. Any other iterable becomes a ``ForeignLoader``.
 
     Args:
-        loader: what was returned.
-        name: of the split.
-        reading: what the task's settings say of broken samples and of workers; the loader's own timeout and prefetch
-            factor come first.
+        loader: the returned one.
+        name: the name of its split.
+        reading: the task's settings for unreadable samples and workers; the loader's own timeout and prefetch factor
+            take precedence.
 
     Raises:
         DataError: it is no loader, or its data set is empty or has no length.
@@ -244,6 +255,11 @@ def wrap_loader(loader: Any, name: str, reading: Reading | None = None) -> AnyLo
         raise DataError(f"build_dataloader: {type(loader).__name__} for {name} is no loader; wrap it in a DataLoader")
     if not _is_plain(loader):
         return ForeignLoader(loader, name, reading)
+    return _rebuilt(loader, name, reading or Reading())
+
+
+def _rebuilt(loader: Any, name: str, reading: Reading) -> Loader:
+    """A ``Loader`` with the settings of a plain ``DataLoader``; see ``wrap_loader``."""
     source: Source
     dataset = loader.dataset
     collate = loader.collate_fn
@@ -257,7 +273,6 @@ def wrap_loader(loader: Any, name: str, reading: Reading | None = None) -> AnyLo
         source = TensorSource(*dataset.tensors)
     else:
         source = DatasetSource(dataset, collate)
-    reading = reading or Reading()
     return Loader(
         {"labelled": source},
         {"labelled": {"input": None}},
@@ -273,6 +288,7 @@ def wrap_loader(loader: Any, name: str, reading: Reading | None = None) -> AnyLo
 
 
 def _is_plain(loader: Any) -> bool:
+    """Whether a loader is a map-style DataLoader whose batches are all its samples, in their order or shuffled."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
     if loader.batch_size is None:  # it has a batch_sampler of its own, or none

@@ -27,12 +27,12 @@ Collate = Callable[[list[Any]], Any]
 Check = Callable[[Batch, int], None]
 """Checks a sample, given with its index in its data set. Raises DataError, whose message may start with the file."""
 Windows = Sequence[Sequence[float]]
-"""By sample the numbers in [0, 1) that choose a part of it; what they mean, the data set says."""
+"""For each sample the numbers in [0, 1) that select a part of it; the data set defines their meaning."""
 
 
 @dataclass
 class Reading:
-    """How a task's samples are read, and what happened in this process as they were read.
+    """The settings for reading a task's samples, and a record of the reading in this process.
 
     Args:
         on_error, max_errors, timeout, prefetch: the arguments of ``TaskData``.
@@ -43,19 +43,20 @@ class Reading:
     timeout: float = 600.0
     prefetch: int = 2
     skipped: dict[tuple[int, int], str] = field(default_factory=dict)
-    """Why a sample was left out, by the id of its data set and its index."""
+    """The reasons why samples were skipped, by the id of their data set and their index."""
     broken: dict[int, tuple[int, str]] = field(default_factory=dict)
     """The samples of the last batch that could not be read: by position in the batch, their index and the message."""
     at: Any = field(default_factory=lambda: [0, -1, 0])
-    """What is being read: the number of the stream, the index in its data set, and how many more samples in the same
-    call. In a worker this is memory that its parent reads, to name the sample if the worker is lost."""
+    """The sample that is being read: the number of the stream, the index in its data set, and the number of further
+    samples in the same call. In a worker this is memory that its parent reads, to name the sample if the worker is
+    lost."""
     remarks: dict[str, bool] = field(default_factory=dict)
-    """What was found in the files that the user should know, and whether it was logged."""
+    """Remarks about the files for the user, and whether each was logged."""
     sent: set[str] = field(default_factory=set)
     """The remarks that a worker has sent to its parent."""
 
     def of_loader(self, timeout: float, prefetch: int | None) -> Reading:
-        """The same with a loader's own timeout and prefetch factor, where it has any."""
+        """The same with a loader's own timeout and prefetch factor, if it has them."""
         return replace(self, timeout=timeout or self.timeout, prefetch=prefetch or self.prefetch)
 
     def anew(self) -> Reading:
@@ -63,21 +64,21 @@ class Reading:
         return Reading(self.on_error, self.max_errors, self.timeout, self.prefetch)
 
     def begin(self, stream: int) -> None:
-        """A batch of stream number ``stream`` is read next."""
+        """Called before a batch of stream number ``stream`` is read."""
         self.at[0] = stream
         self.broken = {}
 
     def begin_fetch(self) -> None:
-        """Samples of the stream are read next, none of which is broken so far."""
+        """Called before samples of the stream are read in one call."""
         self.broken = {}
         self.at[2] = 0
 
     def write_to(self, at: Any) -> None:
-        """Record what is being read in ``at`` from here on, which is shared with another process."""
+        """Record the sample that is being read in ``at`` from now on, memory that is shared with another process."""
         self.at = at
 
     def skip(self, sample: tuple[int, int], message: str) -> None:
-        """Log that a sample is left out, once. Raises DataError if there are too many."""
+        """Log, once, that a sample is skipped. Raises DataError if there are too many."""
         if sample not in self.skipped:
             self.skipped[sample] = message
             if len(self.skipped) > self.max_errors:
@@ -85,7 +86,7 @@ class Reading:
             log.warning("left out: %s", message)
 
     def remark(self, text: str) -> None:
-        """Record what a data set found in a sample, such as an orientation, until it is logged."""
+        """Record a data set's remark about a sample, e.g. its orientation, until it is logged."""
         self.remarks.setdefault(text, False)
 
     def new_remarks(self) -> list[str]:
@@ -103,7 +104,7 @@ class Reading:
 
 
 class Source(Protocol):
-    """Samples by index. ``targets`` holds the labels where they are known without reading samples (for splits)."""
+    """Samples by index. ``targets`` are the labels if they are known without reading the samples, as splits need."""
 
     @property
     def targets(self) -> Tensor | None: ...
@@ -114,20 +115,20 @@ class Source(Protocol):
         """The batch of the samples at ``index`` ((N,) int64): ``input``, ``target`` and ``index``.
 
         Args:
-            draw: the samples' own randomness in this epoch, for what is drawn as a sample is read, such as a patch of
-                a volume; None where nothing is random. What is read is then a pure function of (seed, epoch, index).
+            draw: the samples' random numbers in this epoch, e.g. for the position of a patch in a volume; None if
+                nothing is random. A sample is then a pure function of (seed, epoch, index).
         """
 
     def subset(self, index: Tensor) -> Source:
-        """The samples at ``index`` alone, renumbered from 0."""
+        """Only the samples at ``index``, renumbered from 0."""
 
 
 class Files:
-    """The files of N samples, some of those that a data set has.
+    """The files of N samples, which may be a part of a data set.
 
     Args:
-        paths: of the data set.
-        indices: (N,) int64, which of them; all where it is None.
+        paths: of all samples of the data set.
+        indices: (N,) int64, the indices of the N samples; None for all.
     """
 
     def __init__(self, paths: Sequence[str], indices: Tensor | None = None) -> None:
@@ -138,21 +139,21 @@ class Files:
         return line(str(self.paths[index if self.indices is None else int(self.indices[index])]))
 
     def of(self, index: Tensor) -> Files:
-        """Those of the samples at ``index`` alone."""
+        """The files of the samples at ``index``."""
         return Files(self.paths, index.cpu() if self.indices is None else self.indices[index.cpu()])
 
 
 @dataclass(frozen=True)
 class About:
-    """What is known of the N samples of a source beside inputs and targets; a set gives what it knows.
+    """Facts about the N samples of a source besides inputs and targets; each is None if it is not known.
 
     Args:
-        cases: of each sample, its name, patient and geometry. Samples of one name are parts of one case, such as the
-            slices of a volume, and stay on one side of a split.
-        strata: (N,) int64 numbers by which samples are shared evenly where there is no class for each.
-        hidden: (N,) int64 classes of samples whose batches hold no target, -1 where they are not known. They are for
-            what is told after the fact (a ledger of pseudo-labels); no batch has them.
-        files: of samples that are held in memory or in a cache.
+        cases: for each sample its name, patient and geometry. Samples with the same name are parts of one case, such as
+            the slices of a volume, and are not separated by a split.
+        strata: (N,) int64 strata for stratified splits, for samples without a class each.
+        hidden: (N,) int64 classes of unlabelled samples, -1 if unknown. No batch contains them: they are compared with
+            pseudo-labels after the training (``training.pseudo_labels``).
+        files: the files of samples that are held in memory or in a cache.
     """
 
     cases: Sequence[Case] | None = None
@@ -161,7 +162,7 @@ class About:
     files: Files | None = None
 
     def of(self, index: Tensor) -> About:
-        """The same of the samples at ``index`` alone."""
+        """The facts about the samples at ``index``."""
         places = index.tolist()
         cases = None if self.cases is None else [self.cases[place] for place in places]
         strata, hidden = (None if one is None else one[index.cpu()] for one in (self.strata, self.hidden))
@@ -178,11 +179,11 @@ UNKNOWN = About()
 
 
 class UnlikeSizesError(DataError):
-    """Samples that cannot be joined into one batch, since their sizes differ.
+    """Samples cannot be joined into one batch because their sizes differ.
 
     Args:
-        message: what a training run says of it.
-        batches: each of the samples as a batch of its own, as an evaluation takes them.
+        message: for a training run, which cannot use them.
+        batches: each sample as a batch of its own, for an evaluation.
     """
 
     def __init__(self, message: str, batches: list[Batch]) -> None:
@@ -191,11 +192,11 @@ class UnlikeSizesError(DataError):
 
 
 class OddSampleError(DataError):
-    """A sample that cannot be joined with its batch, whose other samples agree with each other.
+    """One sample cannot be joined with its batch, whose other samples agree with each other.
 
     Args:
-        message: which one, and why.
-        place: its place among the samples.
+        message: the sample and the reason.
+        place: its position in the batch.
     """
 
     def __init__(self, message: str, place: int) -> None:
@@ -209,9 +210,9 @@ class TensorSource:
     Args:
         input: the inputs.
         target: the targets.
-        joinable: whether small batches may be evaluated several at once. Where that is a choice of the user's, it must
-            not be: the size of a batch changes a network's numbers in the eighth digit.
-        about: what is known of the samples beside these.
+        joinable: whether an evaluation may join small batches. The size of a batch changes a network's outputs in the
+            eighth digit, so it is False for samples that are in memory only by the user's choice (``data.in_memory``).
+        about: further facts about the samples.
     """
 
     def __init__(self, input: Tensor, target: Tensor, joinable: bool = True, about: About = UNKNOWN) -> None:
@@ -238,7 +239,7 @@ class TensorSource:
         return TensorSource(self.input[index], self.target[index], self.joinable, self.about.of(index))
 
     def fits(self, device: torch.device) -> bool:
-        """Whether the samples take at most half of what is free on ``device``."""
+        """Whether the samples take at most half of the free memory of ``device``."""
         wanted = self.input.nbytes + self.target.nbytes
         return device.type != "cuda" or wanted <= torch.cuda.mem_get_info(device)[0] // 2
 
@@ -248,20 +249,20 @@ class TensorSource:
 
 
 class DatasetSource:
-    """Samples of a map-style data set, put together by a collate function.
+    """Samples of a map-style data set, joined by a collate function.
 
-    A data set whose reading is random by itself is seeded sample by sample: one with a method ``drawn(index, draw)``
-    gets the draw of the sample, one whose transforms keep generators of their own (MONAI's, albumentations', a
-    ``numpy.random.Generator``) has these seeded before each sample is read.
+    A data set that draws random numbers as it reads is seeded for each sample: if it has a method
+    ``drawn(index, draw)``, that gets the sample's random numbers; if its transforms have their own generators (MONAI's,
+    albumentations', a ``numpy.random.Generator``), these are seeded before each sample is read.
 
     Args:
         dataset: anything with ``__len__`` and ``__getitem__`` that yields ``(input, target)``, ``(input, target,
             extra)`` or a dict with those names.
-        collate: what joins a list of samples into a batch; torch's default where it is None.
-        targets: (N,) class indices, where they are known without reading the samples.
+        collate: joins a list of samples into a batch; None is torch's ``default_collate``.
+        targets: (N,) class indices, if they are known without reading the samples.
         indices: (N,) int64, which samples of the data set are meant; all where it is None.
-        about: what is known of these samples beside these.
-        check: refuses a sample when it is first read in a process.
+        about: further facts about these samples.
+        check: called for each sample when a process first reads it; raises DataError.
     """
 
     def __init__(
@@ -293,10 +294,17 @@ class DatasetSource:
         draw: Draw | None = None,
         windows: Windows | None = None,
     ) -> Batch:
-        """See ``Source``. Raises DataError that names the sample, or leaves it out as ``reading`` says;
-        UnlikeSizesError where they cannot be joined for their sizes.
+        """See ``Source.fetch``.
 
-        ``windows``, one a sample, are handed to the data set's ``windowed`` (see ``has_windows``).
+        Args:
+            index: (N,) int64.
+            reading: whether an unreadable sample is skipped.
+            draw: see ``Source.fetch``.
+            windows: one per sample, passed to the data set's ``windowed`` (see ``has_windows``).
+
+        Raises:
+            DataError: a sample, which is named, cannot be read and is not to be skipped.
+            UnlikeSizesError: the samples cannot be joined because of their sizes.
         """
         reading = reading or Reading()
         wanted = (index if self.indices is None else self.indices[index]).tolist()
@@ -315,9 +323,18 @@ class DatasetSource:
         return {"index": index[:0]}
 
     def _joined(self, samples: Any, index: Tensor, numbers: Sequence[int]) -> Batch:
-        """The batch of samples, which have these indices in the data set: a list of them or, for a collate function of
-        one's own, whatever ``__getitems__`` gave. Raises OddSampleError where one of them does not fit,
-        UnlikeSizesError, and DataError."""
+        """The batch of samples that have been read.
+
+        Args:
+            samples: a list or, for a user's collate function, whatever ``__getitems__`` returned.
+            index: (N,) their indices in this source.
+            numbers: their indices in the data set.
+
+        Raises:
+            OddSampleError: one of them does not fit the others.
+            UnlikeSizesError: their sizes differ.
+            DataError: the collate function fails for another reason.
+        """
         try:
             batch = as_batch(self.collate(samples))
         except Exception as error:
@@ -341,7 +358,7 @@ class DatasetSource:
         return self.completed(self.about.added(batch))
 
     def _apart(self, samples: Sequence[Any], index: Tensor, numbers: Sequence[int]) -> list[Batch]:
-        """Each sample as a batch of its own. Raises OddSampleError where one of them makes none."""
+        """Each sample as a batch of its own. Raises OddSampleError for one that the collate function cannot take."""
         batches = []
         for place, sample in enumerate(samples):
             try:
@@ -351,10 +368,10 @@ class DatasetSource:
         return batches
 
     def _require_rows(self, batch: Batch, count: int) -> None:
-        """Raise DataError if the collate function has left out samples, so that it is not known which are in the batch.
+        """Raise DataError if the collate function has left out samples: it is then unknown which ones a batch contains.
 
-        It may make several rows of each, and the rows of an input alone may be something else, such as the steps of
-        sequences: only input and target that are short by the same number tell that samples are missing.
+        A collate function may make several rows of a sample, and the first axis of an input may be another one, such as
+        the steps of sequences. So samples are missing only if input and target have the same, smaller number of rows.
         """
         values = [batch.get(name) for name in FIELDS[:2]]
         rows = {len(value) for value in values if isinstance(value, Tensor) and value.dim()}
@@ -364,24 +381,24 @@ class DatasetSource:
             raise DataError(f"the collate function of {type(self.dataset).__name__} {made}; {way}")
 
     def completed(self, batch: Batch) -> Batch:
-        """A batch as it is given out; a subclass leaves its targets out, or replaces them."""
+        """The batch that ``fetch`` returns; a subclass overrides this to remove or replace the targets."""
         return batch
 
     def sample(self, index: int, draw: Draw | None = None) -> Batch:
-        """One sample, not joined to a batch. Raises DataError that names it."""
+        """One sample, not joined to a batch. Raises DataError, which names it."""
         number = index if self.indices is None else int(self.indices[index])
         (sample,) = self._read([number], Reading(), draw)
         return as_batch(sample)
 
     @property
     def draws(self) -> bool:
-        """Whether reading a sample takes random numbers: its data set has a method ``drawn``, or generators. The
+        """Whether reading a sample needs random numbers: its data set has a method ``drawn``, or generators. The
         ``fetch`` of a subclass may use them too."""
         return type(self) is not DatasetSource or bool(self.generators) or hasattr(self.dataset, "drawn")
 
     @property
     def has_windows(self) -> bool:
-        """Whether the data set reads a part of a sample that is chosen by numbers: it has a method ``windowed``."""
+        """Whether the data set can read a part of a sample, selected by ``Windows``: it has a method ``windowed``."""
         return callable(getattr(self.dataset, "windowed", None))
 
     def _read(
@@ -434,7 +451,7 @@ class DatasetSource:
         return not self.generators and windows is None and self.check is None and not drawn
 
     def _one(self, number: int, place: int, seed: int, draw: Draw | None, window: Sequence[float] | None) -> Any:
-        """A sample by its number in the data set, checked when it is first read."""
+        """A sample by its index in the data set, checked when it is first read."""
         self.generators.seed(seed)
         if window is not None:
             sample = self.dataset.windowed(number, window)
@@ -448,7 +465,7 @@ class DatasetSource:
         return sample
 
     def name(self, index: int) -> str:
-        """How a message calls a sample: its index in the data set and, where that knows one, its file."""
+        """The name of a sample in messages: its index in the data set and, if known, its file."""
         dataset, path = self.dataset, None
         with contextlib.suppress(Exception):  # other people's attributes may be anything
             while isinstance(dataset, Subset):
@@ -465,13 +482,12 @@ class DatasetSource:
         return DatasetSource(self.dataset, self.collate, targets, indices, self.about.of(index), self.check)
 
     def checking(self, check: Check) -> DatasetSource:
-        """The same samples, each of them checked when it is first read."""
+        """The same samples, each checked when it is first read."""
         return copied(self, {"check": check, "checked": set()})
 
 
 def _one_each(samples: Any, wanted: Sequence[int], dataset: Any) -> bool:
-    """Whether what ``__getitems__`` gave for several indices has no sample that is None. Raises DataError if it did not
-    give one for each."""
+    """Whether none of the samples that ``__getitems__`` returned is None. Raises DataError if their number is wrong."""
     if not isinstance(samples, Sequence) or len(samples) != len(wanted):
         given = f"{len(samples)} samples" if isinstance(samples, Sequence) else type(samples).__name__
         raise DataError(f"{type(dataset).__name__}.__getitems__: gave {given} for {len(wanted)} indices; give one each")
@@ -483,18 +499,18 @@ def _is_dense(value: Any) -> bool:
 
 
 def stacked(samples: list[Any]) -> Any:
-    """What torch's ``default_collate`` makes of samples; tensors in tuples without its many questions."""
+    """The result of torch's ``default_collate``, computed faster for tuples of tensors."""
     if type(samples[0]) is not tuple:
         return default_collate(samples)
     try:
         columns = list(zip(*samples, strict=True))
     except ValueError:
-        return default_collate(samples)  # which says that they are not of one length
+        return default_collate(samples)  # whose error says that the lengths differ
     return [torch.stack(row) if _is_dense(row[0]) else default_collate(row) for row in columns]  # type: ignore[arg-type]
 
 
 def _unlike_sizes(samples: Sequence[Any]) -> str:
-    """The different sizes of images or volumes, for a message; empty where they are of one size, or are none."""
+    """The different sizes of images or volumes, for a message; empty if all have one size, or are something else."""
     try:
         sizes = dict.fromkeys(tuple(as_batch(sample)["input"].shape) for sample in samples)
     except (DataError, KeyError, AttributeError):
@@ -506,7 +522,7 @@ def _unlike_sizes(samples: Sequence[Any]) -> str:
 
 def as_batch(value: Any) -> Batch:
     """The one place where a loader's ``(input, target)``, ``(input, target, extra)`` or dict becomes a batch."""
-    if not isinstance(value, (tuple, list)) and isinstance(value, Mapping):  # asking for a Mapping is slow
+    if not isinstance(value, (tuple, list)) and isinstance(value, Mapping):  # isinstance of a Mapping is slow
         return dict(value)
     if isinstance(value, Sequence) and len(value) in (2, 3):
         return dict(zip(FIELDS, value, strict=False))
@@ -515,18 +531,18 @@ def as_batch(value: Any) -> Batch:
 
 
 def line(message: BaseException | str) -> str:
-    """An error, or what is said of one, on one line that can be printed."""
+    """An error, or a message about one, on one printable line."""
     bare = isinstance(message, (str, HealsgError))
     text = f"{message}" if bare else f"{type(message).__name__}: {message}".removesuffix(": ")
     return " ".join(text.encode(errors="backslashreplace").decode().split())
 
 
 def files_of(source: Source) -> Files | None:
-    """The files of a source's samples, by their index; None where it does not know them."""
+    """The files of a source's samples, by index; None if they are not known."""
     if isinstance(source, (TensorSource, DatasetSource)) and source.about.files is not None:
         return source.about.files
     if not isinstance(source, DatasetSource):
         return None
-    paths: Any = getattr(source.dataset, "paths", None)  # of other people's data sets it may be anything
+    paths: Any = getattr(source.dataset, "paths", None)  # an attribute of a user's data set may be anything
     known = hasattr(paths, "__getitem__") and hasattr(paths, "__len__") and len(paths) == len(source.dataset)
     return Files(paths, source.indices) if known else None
