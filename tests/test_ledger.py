@@ -13,7 +13,7 @@ import torch
 import fake_data
 from healsg.cli import main
 from healsg.commands.ledger.command import Read, forgotten, forgotten_by_epoch
-from healsg.commands.ledger.guesses import Guesses, facts_of_guesses
+from healsg.commands.ledger.pseudo_labels import PseudoLabels, facts_of_pseudo_labels
 from healsg.data.source import TensorSource
 from healsg.evaluation.label_errors import candidates, thresholds
 from healsg.runs.folder import RunFolder
@@ -197,7 +197,7 @@ def test_a_semi_supervised_run_keeps_what_it_took_its_samples_for(capsys: pytest
     source, whole = task.train_loader.sources["unlabelled"], task.task_data.read("train")
     assert set(source.fetch(torch.arange(3))) == {"input", "index"}, "no batch has the true classes"
     known = {one.numpy().tobytes(): int(target) for one, target in zip(whole.input, whole.target, strict=True)}
-    read = Guesses(RunFolder(Path("runs/kept")))
+    read = PseudoLabels(RunFolder(Path("runs/kept")))
     assert read.targets.tolist() == [known[one.numpy().tobytes()] for one in source.input]
     dealt = read.label >= 0
     assert dealt.all(), "an epoch deals each unlabelled sample"
@@ -246,7 +246,7 @@ def test_guesses_by_difficulty() -> None:
         halves = np.array([sure, [1 if one > 0.6 else 0 if one >= 0 else -1 for one in sure]], "<f2")
         content += halves.tobytes() + np.array(label, "<i4").tobytes()
     (place / "epochs.bin").write_bytes(content)
-    found = facts_of_guesses(RunFolder(Path("runs/made")), 9)
+    found = facts_of_pseudo_labels(RunFolder(Path("runs/made")), 9)
     assert (found["samples"], found["known"]) == (4, 3)
     assert [one["right"] for one in found["epochs"]] == pytest.approx([1 / 3, 1.0])
     assert [one["right_of_learned"] for one in found["epochs"]] == pytest.approx([1 / 2, 1.0])
@@ -280,7 +280,7 @@ def test_every_semi_supervised_method_keeps_the_same_bytes_over_workers_and_stop
     assert main(["resume", "cut"]) == 0
     assert written("workers") == written("whole") == written("cut")
     assert record("workers")["digest"] == record("whole")["digest"] == record("cut")["digest"]
-    read = Guesses(RunFolder(Path("runs/whole")))
+    read = PseudoLabels(RunFolder(Path("runs/whole")))
     assert (read.label >= 0).all()
     assert ((read.confidence > 0) & (read.confidence <= 1)).all()
     assert all(

@@ -173,7 +173,7 @@ class Case:
                 total_steps=progress[1],
                 epoch=0,
                 drawn_together=nullcontext_of,
-                guessed=lambda *given: None,
+                record_pseudo_labels=lambda *given: None,
             ),
         )
         method.setup(self.task)  # type: ignore[arg-type]
@@ -380,10 +380,10 @@ def test_mixmatch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", [FixMatch, FlexMatch, FreeMatch, SoftMatch, UDA, PseudoLabel, MeanTeacher, MixMatch])
 def test_a_method_tells_what_it_takes_its_samples_for(kind: type[SemiSupervised]) -> None:
     """So that a ledger compares it with the true classes, after the fact."""
-    assert kind.guesses
+    assert kind.records_pseudo_labels
     case = Case(made(kind))
     told: list[Any] = []
-    case.task.runner.guessed = lambda *given: told.append(given)
+    case.task.runner.record_pseudo_labels = lambda *given: told.append(given)
     logs = case.step()
     ((stream, scores, *weight),) = told
     assert stream["index"] is case.index

@@ -205,7 +205,7 @@ class TaskMethod(nn.Module):
             The scalars with their counts, and whether the weights were updated.
         """
         self.before_step(task)
-        with task.runner.forward(task, micro):
+        with task.runner.forward_context(task, micro):
             logs = self.train_step(task, batch)
         return task.runner.update(task, logs, micro)
 

@@ -20,13 +20,13 @@ from healsg.seeding import mix, seed_device, seed_step
 from healsg.training import diagnose, draws, memory, returned
 from healsg.training.best import BestTracker, Mode
 from healsg.training.device import Compile, DeviceSetup, Precision, clear_gradients
-from healsg.training.guesses import GuessLedger, ledger_of
 from healsg.training.ledger import Ledger
 from healsg.training.meter import Meter
 from healsg.training.parallel import Parallel
 from healsg.training.plan import Plan, Position
 from healsg.training.profiling import Profiling
 from healsg.training.progress import Progress
+from healsg.training.pseudo_labels import PseudoLabelLedger, ledger_of
 from healsg.training.step import (
     Accumulator,
     MicroBatch,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class TaskRunner:
-    """The loop. Its verbs are what a method's step is made of: ``forward``, ``backward``, ``update``.
+    """The loop. Its verbs are what a method's step is made of: ``forward_context``, ``backward``, ``update``.
 
     Args:
         epochs, steps: passes over the training data, or updates instead of them.
@@ -165,7 +165,7 @@ class TaskRunner:
         self.keep_best = keep_best
         self.keep_last = keep_last
         self.profiling = Profiling(profile)
-        self.ledger: Ledger | GuessLedger | None = None
+        self.ledger: Ledger | PseudoLabelLedger | None = None
         """The records of the samples in this epoch, once the task is built for training."""
 
     # --- how long the run is, and how far ----------------------------------------------------------------------------
@@ -299,7 +299,7 @@ class TaskRunner:
         self.pieces *= 2
         return micro.rows // self.pieces >= self.plan.min_rows
 
-    def forward(self, task: Task, micro: MicroBatch) -> contextlib.AbstractContextManager[Any]:
+    def forward_context(self, task: Task, micro: MicroBatch) -> contextlib.AbstractContextManager[Any]:
         """The context of a forward pass: autocast, and no gradient synchronisation before the update's last batch."""
         return self.parallel.forward_context(task.net, micro.closes, micro.samples.rows, self.device_setup.autocast())
 
@@ -341,7 +341,9 @@ class TaskRunner:
         torch.autograd.backward(self.device_setup.scaler.scale(total) if self.device_setup.scaler else total)
         return scalars
 
-    def guessed(self, unlabelled: Mapping[str, Any], scores: torch.Tensor, weight: torch.Tensor | None = None) -> None:
+    def record_pseudo_labels(
+        self, unlabelled: Mapping[str, Any], scores: torch.Tensor, weight: torch.Tensor | None = None
+    ) -> None:
         """Record the pseudo-labels of unlabelled samples in the ledger, if there is one.
 
         Args:
@@ -349,7 +351,7 @@ class TaskRunner:
             scores: (N, C); the pseudo-label of a sample is the class with the largest score.
             weight: (N,) weight of each pseudo-label in the loss; None is 1.
         """
-        if isinstance(self.ledger, GuessLedger):
+        if isinstance(self.ledger, PseudoLabelLedger):
             self.ledger.add(unlabelled["index"], scores, weight)
 
     def update(self, task: Task, logs: dict[str, Any], micro: MicroBatch) -> tuple[dict[str, Any], bool]:

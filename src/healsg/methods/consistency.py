@@ -28,29 +28,29 @@ if TYPE_CHECKING:
 class SemiSupervised(TaskMethod):
     """Learn from labelled samples and from views of unlabelled ones.
 
-    The labelled samples come as ``data.augment`` makes them. One forward pass a step covers all samples, so that
+    The labelled samples are augmented as ``data.augment`` says. One forward pass covers all samples of a step, so that
     BatchNorm's statistics are those of all of them.
 
     Args:
         unlabelled_ratio: unlabelled samples per labelled sample in a batch; the papers' mu.
-        unlabelled_weight: of the unlabelled samples' loss; the papers' lambda_u.
+        unlabelled_weight: the weight of the unlabelled samples' loss; the papers' lambda_u.
         ema: the decay of the moving average of the weights, which is evaluated. Not needed with an optimizer that
             averages the weights itself.
-        label_smoothing, random_erasing: of the labelled samples (see ``LabelledSamples``).
-        mixup, cutmix: 0; unlabelled samples have no targets to mix.
+        label_smoothing, random_erasing: options of the labelled samples (see ``LabelledSamples``).
+        mixup, cutmix: must be 0, since unlabelled samples have no targets to mix.
         common: the arguments of TaskMethod.
     """
 
     leaves_weights = True
 
     views: ClassVar[tuple[str, ...]] = ("weak", "strong")
-    """Of the unlabelled samples."""
+    """The views of the unlabelled samples."""
 
     dense: ClassVar[bool] = False
-    """Whether targets may be masks, of which each pixel is then predicted and compared by itself."""
+    """Whether the method supports masks as targets; each pixel is then a sample of its own."""
 
-    guesses: ClassVar[bool] = False
-    """Whether ``train_step`` reports its pseudo-labels (``runner.guessed``), so that a ledger can record them."""
+    records_pseudo_labels: ClassVar[bool] = False
+    """Whether ``train_step`` calls ``runner.record_pseudo_labels``, so that a ledger can be kept."""
 
     replaces_criterion: ClassVar[bool] = False
     """Whether ``train_step`` replaces ``task.criterion`` by its own loss on class probabilities."""
@@ -94,7 +94,13 @@ class SemiSupervised(TaskMethod):
 
 
 def refuse_masks(name: str, dense: bool, regions: bool) -> None:
-    """Raises ConfigError if the method does not support these masks."""
+    """Raise ConfigError if the method does not support masks, or not with ``regions``.
+
+    Args:
+        name: the name of the method.
+        dense: whether it supports masks.
+        regions: whether the outputs are overlapping regions.
+    """
     if not dense:
         raise ConfigError(f"method: {name} learns one class a sample; mean_teacher, cps and fixmatch learn masks")
     if regions:
@@ -102,7 +108,7 @@ def refuse_masks(name: str, dense: bool, regions: bool) -> None:
 
 
 def require_one_geometry(task: Task, views: Sequence[str]) -> None:
-    """Raises ConfigError if a view of unlabelled samples with masks has its own geometric transform, so that the
+    """Raise ConfigError if a view of unlabelled samples with masks has its own geometric transform, so that the
     predictions of two views do not correspond pixel by pixel."""
     if not isinstance(task.train_loader, Loader) or len(views) < 2:
         return
@@ -115,10 +121,7 @@ def require_one_geometry(task: Task, views: Sequence[str]) -> None:
 
 
 def unlabelled_source(task: Task) -> Source | None:
-    """The unlabelled samples; None if the task has a loader of another type.
-
-    Raises ConfigError where there are none.
-    """
+    """The unlabelled samples; None if the task has a loader of another type. Raises ConfigError if there are none."""
     loader = task.train_loader
     if isinstance(loader, Loader) and "unlabelled" not in loader.sources:
         name = type(task.task_method).__name__
@@ -134,7 +137,7 @@ def class_number(task: Task) -> int:
 
 
 def forward_together(network: nn.Module, *inputs: Tensor) -> tuple[Any, ...]:
-    """The network's outputs of several batches, from one forward pass, so that BatchNorm sees them as one.
+    """The network's outputs for several batches, from one forward pass, so that BatchNorm's statistics are common.
 
     If the network returns a list (deep supervision) or a tuple (two networks) of outputs, so does each batch.
     """
@@ -150,13 +153,13 @@ def split_output(output: Any, sizes: list[int]) -> tuple[Any, ...]:
 
 
 def finest(output: Tensor | Sequence[Tensor]) -> Tensor:
-    """The output at the resolution of the input, where deep supervision gives several, the finest first."""
+    """The output at the resolution of the input: the first of several with deep supervision, else the only one."""
     return output if isinstance(output, Tensor) else output[0]
 
 
 def inside(batch: dict[str, Any]) -> Tensor | None:
-    """(N, *spatial) bool: the pixels of unlabelled patches that lie inside their cases; None where all do, or for
-    samples without pixels. The data set stores this map in place of the unknown masks (see ``Patches``), 1 inside."""
+    """(N, *spatial) bool: which pixels of unlabelled patches lie inside their cases; None if all do, or if targets are
+    not masks. The data set stores this map as the target, in place of the unknown masks (see ``Patches``), 1 inside."""
     known = batch.get("target")
     return None if known is None or known.dim() < 3 else known == 1
 
@@ -165,20 +168,20 @@ def masked_mean(losses: Tensor, mask: Tensor, batch: dict[str, Any], counted: Te
     """``mean(losses * mask)``, a mean over all samples (or pixels) of a batch, selected or not.
 
     Args:
-        losses: (N,) the samples' own, or (N, *spatial) those of pixels.
-        mask: of the same shape, 1 for a sample that counts and 0 for one that does not, or a weight between.
+        losses: (N,) one per sample, or (N, *spatial) one per pixel.
+        mask: of the same shape, the weight of each, from 0 to 1.
         batch: the stream of the samples.
-        counted: (N, *spatial) bool, the pixels that the mean is over; None is all.
+        counted: (N, *spatial) bool, the pixels in the denominator; None for all.
     """
     return mean_over(losses * mask, batch, counted)
 
 
 def mean_over(values: Tensor, batch: dict[str, Any], counted: Tensor | None = None) -> Mean:
-    """The mean over a batch's samples of floating-point values (N,) or (N, *spatial), such as the mask of those that
-    are selected. Where ``counted`` is given, a sample's own mean is that over its counted pixels, 0 where it has none.
+    """The mean over a batch's samples of floating-point values (N,) or (N, *spatial), such as the mask of the selected
+    ones. With ``counted``, the mean of a sample is taken over its counted pixels, and is 0 if it has none.
 
-    It is a mean over samples and not over pixels: the number of pixels in later micro-batches is not known, and any
-    split of a batch must give the same step.
+    It is a mean over samples and not over pixels: any split of a batch must give the same step, and the number of
+    pixels in later micro-batches is not known.
     """
     if counted is None:
         return Mean(values.mean(), samples_of(batch))
@@ -193,12 +196,12 @@ def probabilities(output: Tensor) -> Tensor:
 
 
 def sum_over_all(values: Tensor, rows: int | None = None) -> tuple[Tensor, Tensor]:
-    """The sum over samples of all processes, in double precision, and their number, a scalar; every process must call
-    it.
+    """The sum of values over the samples of all processes, in double precision, and the number of samples, a scalar;
+    every process must call it.
 
     Args:
         values: (N, ...).
-        rows: how many of them count, the first ones; all by default.
+        rows: only the first ``rows`` of them are counted; None for all.
     """
     rows = len(values) if rows is None else rows
     total = precise(values[:rows]).sum(dim=0)
@@ -207,6 +210,6 @@ def sum_over_all(values: Tensor, rows: int | None = None) -> tuple[Tensor, Tenso
 
 
 def mean_over_all(values: Tensor, rows: int | None = None) -> Tensor:
-    """The mean over samples of all processes; see ``sum_over_all``."""
+    """The mean of values over the samples of all processes; see ``sum_over_all``."""
     total, count = sum_over_all(values, rows)
     return total / count

@@ -41,7 +41,7 @@ class CrossPseudoSupervision(SemiSupervised):
     """
 
     dense = True
-    guesses = True
+    records_pseudo_labels = True
 
     views = ("weak",)
 
@@ -76,7 +76,8 @@ class CrossPseudoSupervision(SemiSupervised):
         supervised = self.labelled.loss(task.criterion, labelled, first)
         supervised = supervised + self.labelled.loss(task.criterion, labelled, second)
 
-        task.runner.guessed(unlabelled, finest(second_weak), self.counted(finest(second_weak)))  # the evaluated one's
+        scores = finest(second_weak)  # from which the first network learns, the one that is evaluated
+        task.runner.record_pseudo_labels(unlabelled, scores, self.counted(scores))
 
         known = labelled_pixels(task, labelled)
         on_labelled = self.crossed(finest(first), finest(second), labelled, known)

@@ -31,7 +31,7 @@ class FixMatch(SemiSupervised):
     """
 
     dense = True
-    guesses = True
+    records_pseudo_labels = True
 
     def __init__(self, threshold: Fraction = 0.95, **common: Any) -> None:
         super().__init__(**common)
@@ -45,11 +45,12 @@ class FixMatch(SemiSupervised):
 
         confidence, label = probabilities(finest(weak)).max(dim=1)
         confident = (confidence >= self.threshold).to(confidence.dtype)
-        task.runner.guessed(unlabelled, finest(weak), confident)
-        consistency = masked_mean(hard_cross_entropy(finest(strong), label), confident, unlabelled, inside(unlabelled))
+        task.runner.record_pseudo_labels(unlabelled, finest(weak), confident)
+        counted = inside(unlabelled)
+        consistency = masked_mean(hard_cross_entropy(finest(strong), label), confident, unlabelled, counted)
         return {
             "loss": supervised + self.unlabelled_weight * consistency,
             "supervised": supervised,
             "unlabelled": consistency.detach(),
-            "selected": mean_over(confident, unlabelled, inside(unlabelled)),
+            "selected": mean_over(confident, unlabelled, counted),
         }

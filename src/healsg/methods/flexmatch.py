@@ -37,7 +37,7 @@ class FlexMatch(SemiSupervised):
         common: the arguments of SemiSupervised.
     """
 
-    guesses = True
+    records_pseudo_labels = True
 
     remembered: Tensor
     """(samples,) the class of each unlabelled sample when it was last predicted confidently; -1 for none yet."""
@@ -67,7 +67,7 @@ class FlexMatch(SemiSupervised):
         confidence, label = probabilities(weak).max(dim=1)
         thresholds = curriculum_thresholds(self.remembered, output.shape[1], self.threshold).to(confidence.dtype)
         confident = (confidence > thresholds[label]).to(confidence.dtype)
-        task.runner.guessed(unlabelled, weak, confident)
+        task.runner.record_pseudo_labels(unlabelled, weak, confident)
         consistency = masked_mean(hard_cross_entropy(strong, label), confident, unlabelled)
         self.note(unlabelled, torch.where(confidence > self.threshold, label, -1))
         return {

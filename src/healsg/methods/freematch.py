@@ -41,7 +41,7 @@ class FreeMatch(SemiSupervised):
         common: the arguments of SemiSupervised.
     """
 
-    guesses = True
+    records_pseudo_labels = True
     local_to_micro_batch: ClassVar[Mapping[str, str]] = {
         "averages": "thresholds and fairness take in the averages of a micro-batch (of all processes)"
     }
@@ -75,7 +75,7 @@ class FreeMatch(SemiSupervised):
         thresholds = class_thresholds(self.marginal, self.confidence).to(confidence.dtype)
         confident = confidence >= thresholds[label]
         mask = confident.to(confidence.dtype)
-        task.runner.guessed(unlabelled, weak, mask)
+        task.runner.record_pseudo_labels(unlabelled, weak, mask)
         consistency = masked_mean(hard_cross_entropy(strong, label), mask, unlabelled)
 
         all_strong, all_confident = gather(log_softmax(strong).exp(), rows), gather(confident, rows)

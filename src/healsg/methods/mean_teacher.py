@@ -36,7 +36,7 @@ class MeanTeacher(SemiSupervised):
     """
 
     dense = True
-    guesses = True
+    records_pseudo_labels = True
 
     views = ("input", "weak")
 
@@ -71,7 +71,7 @@ class MeanTeacher(SemiSupervised):
         with torch.no_grad():
             scores = self.eval_model(task)(unlabelled["weak"])
             teacher = probabilities(scores)
-        task.runner.guessed(unlabelled, scores)
+        task.runner.record_pseudo_labels(unlabelled, scores)
         distance = mean_over(squared_distance(finest(student), teacher), unlabelled, inside(unlabelled))
         growth = sigmoid_ramp(task.runner.step_count / task.runner.total_steps, self.ramp)
         loss = supervised + growth * self.unlabelled_weight * distance

@@ -42,7 +42,7 @@ class MixMatch(SemiSupervised):
     }
 
     replaces_criterion = True
-    guesses = True
+    records_pseudo_labels = True
     views = ("weak", "input")
 
     def __init__(
@@ -68,7 +68,7 @@ class MixMatch(SemiSupervised):
             guess = sharpen((probabilities(first) + probabilities(second)) / 2, self.temperature)
             target = self.labelled.class_probabilities(labelled["target"], guess[:1].expand(len(input), -1))
 
-        task.runner.guessed(unlabelled, guess.log())
+        task.runner.record_pseudo_labels(unlabelled, guess.log())
 
         with task.runner.drawn_together(batch) as together:
             samples = samples_of(unlabelled)

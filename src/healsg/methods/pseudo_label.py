@@ -27,7 +27,7 @@ class PseudoLabel(SemiSupervised):
     """
 
     views = ("weak",)
-    guesses = True
+    records_pseudo_labels = True
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class PseudoLabel(SemiSupervised):
 
         confidence, label = probabilities(weak).max(dim=1)
         confident = (confidence >= self.threshold).to(confidence.dtype)
-        task.runner.guessed(unlabelled, weak, confident)
+        task.runner.record_pseudo_labels(unlabelled, weak, confident)
         pseudo = masked_mean(hard_cross_entropy(weak, label), confident, unlabelled)
         growth = linear_ramp(task.runner.step_count / task.runner.total_steps, self.ramp_start, self.ramp_end)
         return {

@@ -54,7 +54,7 @@ class SAM(Supervised):
         runner = task.runner
         self.before_step(task)
         weights: list[Tensor] = [weight for weight in task.model.parameters() if weight.requires_grad]
-        with runner.forward(task, micro):
+        with runner.forward_context(task, micro):
             logs = self.train_step(task, batch)
         gradient = self.gradient(task, loss_of(logs["loss"]).value, weights)
 
@@ -63,13 +63,15 @@ class SAM(Supervised):
             foreach_add_(weights, ascent(gradient, self.rho))
         epoch_seed = mix(runner.plan.seed, runner.epoch)
         seed_step(task.device, runner.position, epoch_seed, not only_from_torch(task))  # as in the first pass
-        with runner.forward(task, micro), fixed_statistics(task.model):
+        with runner.forward_context(task, micro), fixed_statistics(task.model):
             worst = loss_of(self.train_step(task, batch)["loss"])
         gradient = self.gradient(task, worst.value, weights)
         with torch.no_grad():
             foreach_copy_(weights, before)
 
-        # The runner's backward pass, with loss scaling and gradient synchronisation, then uses this gradient.
+        # The runner's backward pass, with loss scaling and gradient synchronisation, then uses this gradient. A loss of
+        # several terms has a single gradient here, which is weighted by the denominator of the first term where
+        # micro-batches or processes are combined.
         first, *_ = worst.terms
         loss = Mean(WithGradient.apply(worst.value.detach(), gradient, *weights), first.over)
         _, moved = runner.update(task, logs | {"loss": loss}, micro)

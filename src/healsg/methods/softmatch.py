@@ -42,7 +42,7 @@ class SoftMatch(SemiSupervised):
         common: the arguments of SemiSupervised.
     """
 
-    guesses = True
+    records_pseudo_labels = True
     local_to_micro_batch: ClassVar[Mapping[str, str]] = {
         "averages": "the weights take in the averages of a micro-batch (of all processes)"
     }
@@ -76,7 +76,7 @@ class SoftMatch(SemiSupervised):
         label = predicted.argmax(dim=1)
         confidence = self.confidence(predicted, rows_of(unlabelled, predicted))
         weight = truncated_gaussian(confidence, self.mean, self.variance, self.deviations)
-        task.runner.guessed(unlabelled, weak, weight)
+        task.runner.record_pseudo_labels(unlabelled, weak, weight)
         consistency = masked_mean(hard_cross_entropy(strong, label), weight, unlabelled)
         return {
             "loss": supervised + self.unlabelled_weight * consistency,

@@ -29,7 +29,7 @@ class UDA(SemiSupervised):
     """
 
     replaces_criterion = True
-    guesses = True
+    records_pseudo_labels = True
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class UDA(SemiSupervised):
 
         predicted = probabilities(weak)
         confident = (predicted.amax(dim=1) > self.threshold).to(predicted.dtype)
-        task.runner.guessed(unlabelled, weak, confident)
+        task.runner.record_pseudo_labels(unlabelled, weak, confident)
         consistency = masked_mean(cross_entropy(strong, sharpen(predicted, self.temperature)), confident, unlabelled)
         return {
             "loss": supervised + self.unlabelled_weight * consistency,

@@ -8,7 +8,7 @@ import numpy as np
 
 from healsg.commands.ledger.errors import errors_of, runs_of, show_errors
 from healsg.commands.ledger.files import Array, described, epochs_of, names_of, targets_of
-from healsg.commands.ledger.guesses import facts_of_guesses, show_guesses
+from healsg.commands.ledger.pseudo_labels import facts_of_pseudo_labels, show_pseudo_labels
 from healsg.commands.terminal.flags import Flags
 from healsg.commands.terminal.tables import show, show_json
 from healsg.errors import ConfigError
@@ -45,12 +45,12 @@ def run(arguments: list[str]) -> int:
         show_json(suspects) if args.json else show_errors(suspects, args.top)
         return 0
     folder = find(args.runs[0])
-    guesses = described(folder).get("kind") == "guesses"
-    facts = facts_of_guesses(folder, args.top) if guesses else facts_of(folder, args.top)
+    of_pseudo_labels = described(folder).get("kind") == "guesses"
+    facts = facts_of_pseudo_labels(folder, args.top) if of_pseudo_labels else facts_of(folder, args.top)
     if args.json:
         show_json(facts)
-    elif guesses:
-        show_guesses(facts)
+    elif of_pseudo_labels:
+        show_pseudo_labels(facts)
     else:
         _print(facts)
     return 0

@@ -1,9 +1,9 @@
 """The ledger of semi-supervised methods: the pseudo-label of each unlabelled sample in every epoch, its confidence and
 its weight (``runner.ledger=true``).
 
-A method passes the scores of its pseudo-labels to ``runner.guessed``, so that they cost no forward pass. The true
-classes, if the data set knows them, are written from the source directly into a file next to the pseudo-labels, and are
-compared when the ledger is read: no batch and no step contains them.
+A method passes the scores of its pseudo-labels to ``runner.record_pseudo_labels``, so that they cost no forward pass.
+The true classes, if the data set knows them, are written from the source directly into a file next to the
+pseudo-labels, and are compared when the ledger is read: no batch and no step contains them.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ COLUMNS = {"confidence": (torch.float16, -1), "weight": (torch.float16, -1), "la
 """What is recorded of each sample, and the value if it did not occur in this epoch."""
 
 
-def ledger_of(task: Task) -> Ledger | GuessLedger:
+def ledger_of(task: Task) -> Ledger | PseudoLabelLedger:
     """The ledger for the task's method. Raises ConfigError if the method or the data do not support one."""
-    if getattr(task.task_method, "guesses", False):
-        return GuessLedger(task)
+    if getattr(task.task_method, "records_pseudo_labels", False):
+        return PseudoLabelLedger(task)
     ledger = Ledger(task)
     ledger.watch(task.net)
     return ledger
 
 
-class GuessLedger:
+class PseudoLabelLedger:
     """The pseudo-labels of the unlabelled samples in one epoch.
 
     ``ledger/epochs.bin`` holds one epoch after the other, little-endian and without a header: for each, N float16

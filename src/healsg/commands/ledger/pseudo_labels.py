@@ -17,8 +17,8 @@ SHOWN = 7
 """Epochs shown in a table."""
 
 
-class Guesses:
-    """The pseudo-labels of a semi-supervised run; see ``training.guesses.GuessLedger``.
+class PseudoLabels:
+    """The pseudo-labels of a semi-supervised run; see ``training.pseudo_labels.PseudoLabelLedger``.
 
     ``confidence`` and ``weight`` are (E, N), nan if a sample did not occur in an epoch, and ``label`` (E, N), -1 in
     that case; ``targets`` (N,) the true classes, -1 if unknown; ``difficulty`` (N,) is 1 minus the mean confidence over
@@ -44,7 +44,7 @@ class Guesses:
         sums = np.where(occurred, 1 - halves[:, :count], 0).sum(axis=0)
         self.difficulty = np.where(times > 0, sums / np.maximum(times, 1), np.nan)
         self.judged = occurred & (self.targets >= 0)
-        """(E, N) whether the correctness of a guess is known."""
+        """(E, N) whether it is known if a pseudo-label is right."""
         self.right = self.judged & (self.label == self.targets)
 
     def named(self, label: int) -> str:
@@ -58,9 +58,9 @@ def ratio(numerator: Array, denominator: Array) -> float | None:
     return float(np.nansum(numerator)) / total if total else None
 
 
-def facts_of_guesses(folder: RunFolder, top: int) -> dict[str, Any]:
+def facts_of_pseudo_labels(folder: RunFolder, top: int) -> dict[str, Any]:
     """The analysis of such a ledger, as plain values."""
-    read = Guesses(folder)
+    read = PseudoLabels(folder)
     occurred = read.label >= 0
     epochs: list[dict[str, Any]] = [
         {
@@ -93,7 +93,7 @@ def facts_of_guesses(folder: RunFolder, top: int) -> dict[str, Any]:
     }
 
 
-def _by_difficulty(read: Guesses, seen: Array, epochs: list[int]) -> list[dict[str, Any]]:
+def _by_difficulty(read: PseudoLabels, seen: Array, epochs: list[int]) -> list[dict[str, Any]]:
     """For each group of samples, easiest first, the share of correct pseudo-labels in each epoch."""
     order = seen[np.argsort(read.difficulty[seen], kind="stable")]
     return [
@@ -108,14 +108,14 @@ def _by_difficulty(read: Guesses, seen: Array, epochs: list[int]) -> list[dict[s
     ]
 
 
-def _last(read: Guesses) -> Array:
+def _last(read: PseudoLabels) -> Array:
     """(N,) the last epoch, from 0, in which each sample occurred; 0 if it never did."""
     occurred = read.label >= 0
     index: Array = len(occurred) - 1 - occurred[::-1].argmax(axis=0)
     return np.where(occurred.any(axis=0), index, 0)
 
 
-def _most_confidently_wrong(read: Guesses) -> Array:
+def _most_confidently_wrong(read: PseudoLabels) -> Array:
     """The samples whose last pseudo-label is wrong, the most confident first."""
     last, every = _last(read), np.arange(read.label.shape[1])
     wrong = read.judged[last, every] & ~read.right[last, every]
@@ -123,7 +123,7 @@ def _most_confidently_wrong(read: Guesses) -> Array:
     return np.argsort(-confidence, kind="stable")[: int(wrong.sum())]
 
 
-def _sample(read: Guesses, number: int) -> dict[str, Any]:
+def _sample(read: PseudoLabels, number: int) -> dict[str, Any]:
     last = int(_last(read)[number])
     return {
         "index": number,
@@ -136,8 +136,8 @@ def _sample(read: Guesses, number: int) -> dict[str, Any]:
     }
 
 
-def show_guesses(facts: dict[str, Any]) -> None:
-    """Print the result of ``facts_of_guesses``."""
+def show_pseudo_labels(facts: dict[str, Any]) -> None:
+    """Print the result of ``facts_of_pseudo_labels``."""
     epochs = facts["epochs"]
     print(f"{facts['run']}: {facts['samples']} unlabelled samples, {len(epochs)} epochs")
     if facts["known"] < facts["samples"]:
