@@ -209,7 +209,7 @@ def test_eval_refuses_classes_that_the_weights_do_not_know(run: str, capsys: pyt
 def test_eval_keeps_the_order_of_classes(run: str, caplog: pytest.LogCaptureFixture) -> None:
     """Where ``data.classes`` gives another order, the run's own counts."""
     assert evaluate(run, "data.classes=[dog,cat]") == evaluate(run)
-    assert "data.classes: the weights were trained with cat, dog, and this order counts" in caplog.text
+    assert "data.classes: the weights were trained with cat, dog; the outputs are in this order" in caplog.text
     caplog.clear()
     evaluate(run, "data.classes=[cat,dog]")
     assert "data.classes" not in caplog.text

@@ -215,7 +215,7 @@ def test_a_data_set_gives_one_sample_for_each_index(given: Any, words: str) -> N
         def __getitems__(self, index: list[int]) -> Any:
             return given
 
-    with pytest.raises(DataError, match=rf"^Short.__getitems__: gave {words} for 4 indices; give one each$"):
+    with pytest.raises(DataError, match=rf"^Short.__getitems__: returned {words} for 4 indices; give one each$"):
         dealt(loader_of(Short(4, {}), on_error="raise"))
 
 

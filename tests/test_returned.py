@@ -242,7 +242,7 @@ def one_epoch(run: Any) -> None:
         ("OtherParameters", "build_optimizer: none of its parameters belongs to the network"),
         ("Double", "the input of the batch is float64"),
         ("Keys", "the batch has image, label, index, and no input"),
-        ("NoNumbers", "run_epoch: gave NoneType"),
+        ("NoNumbers", "run_epoch: returned NoneType"),
         ("NoParts", "task: own.NoParts.__init__ cannot take the parts of a task"),
     ],
 )
@@ -319,20 +319,24 @@ def rates(*given: Any) -> torch.optim.Optimizer:
 @pytest.mark.parametrize(
     ("check", "value", "words"),
     [
-        (returned.network, torch.nn.Linear, "build_model: gave the class Linear"),
+        (returned.network, torch.nn.Linear, "build_model: returned the class Linear"),
         (returned.network, torch.nn.LazyLinear(2), "build_model: the shape of weight is not known yet"),
-        (returned.criterion, torch.nn.CrossEntropyLoss, "build_criterion: gave the class CrossEntropyLoss"),
-        (returned.criterion, None, "build_criterion: gave NoneType"),
-        (lambda value: returned.optimizer(value, NETWORK), [], "build_optimizer: gave list; return one"),
-        (lambda value: returned.optimizer(value, NETWORK), torch.optim.Adam, "build_optimizer: gave the class Adam"),
+        (returned.criterion, torch.nn.CrossEntropyLoss, "build_criterion: returned the class CrossEntropyLoss"),
+        (returned.criterion, None, "build_criterion: returned NoneType"),
+        (lambda value: returned.optimizer(value, NETWORK), [], "build_optimizer: returned list; return one"),
+        (
+            lambda value: returned.optimizer(value, NETWORK),
+            torch.optim.Adam,
+            "build_optimizer: returned the class Adam",
+        ),
         (lambda rate: returned.optimizer(rates(rate), NETWORK), math.nan, "build_optimizer: its lr is nan, which"),
         (lambda rate: returned.optimizer(rates(rate), NETWORK), torch.tensor(math.inf), "its lr is inf"),
         (lambda rate: returned.optimizer(rates(0.1, rate), NETWORK), math.nan, "build_optimizer: its lr is nan, which"),
-        (returned.scheduler, torch.optim.lr_scheduler.StepLR, "build_scheduler: gave the class StepLR"),
-        (returned.epoch_numbers, {"train": {}, "own": 3.0}, "run_epoch: gave float for 'own'"),
+        (returned.scheduler, torch.optim.lr_scheduler.StepLR, "build_scheduler: returned the class StepLR"),
+        (returned.epoch_numbers, {"train": {}, "own": 3.0}, "run_epoch: returned float for 'own'"),
         (returned.epoch_numbers, {"own": {"a": torch.ones(2)}}, "run_epoch: own/a: is Tensor; give a number"),
-        (returned.explain_step, None, "train_step: gave NoneType"),
-        (returned.explain_step, {"mine": LOSS}, "train_step: gave mine, and no loss"),
+        (returned.explain_step, None, "train_step: returned NoneType"),
+        (returned.explain_step, {"mine": LOSS}, "train_step: returned mine, and no loss"),
         (returned.explain_step, {"loss": 3.0}, "the loss: is float"),
         (returned.explain_step, {"loss": LOSS.detach()}, "the loss: has no gradient"),
         (returned.explain_step, {"loss": LOSS + Mean(torch.ones(2), 3)}, "the loss: has the shape (2,)"),
@@ -395,7 +399,7 @@ def test_a_metric_may_give_a_number_of_torch_or_numpy(value: Any, plain: Any) ->
 
 @pytest.mark.parametrize("measured", [3, torch.tensor(1.0)])
 def test_a_metric_that_measures_no_vector_is_one_line(measured: Any) -> None:
-    with pytest.raises(HealsgError, match=r"Share.measure: gave .*; return a vector of sums"):
+    with pytest.raises(HealsgError, match=r"Share.measure: returned .*; return a vector of sums"):
         Share(measured, 0.0).update(torch.zeros(1), torch.zeros(1))
 
 

@@ -90,7 +90,7 @@ class Metric:
         if measured is not None:
             if not isinstance(measured, Tensor) or not measured.dim():
                 way = "return a vector of sums, the last of which is the count, such as torch.stack([hits, count])"
-                raise RunError(f"{type(self).__name__}.measure: gave {_described(measured)}; {way}")
+                raise RunError(f"{type(self).__name__}.measure: returned {_described(measured)}; {way}")
             self.state = measured if self.state is None else self.merge(self.state, measured)
 
     def packed(self) -> Any:
@@ -152,7 +152,7 @@ def plain(value: Any, name: str) -> Any:
 def directions_of(metrics: Mapping[str, Metric]) -> dict[str, bool | None]:
     """Whether a higher value is better, by name of a metric, or of each of its named numbers if they differ."""
     if not isinstance(metrics, Mapping):
-        raise ConfigError(f"metrics: gave {type(metrics).__name__}; return a dict of metrics by name")
+        raise ConfigError(f"metrics: returned {type(metrics).__name__}; return a dict of metrics by name")
     directions: dict[str, bool | None] = {}
     for name, metric in metrics.items():
         if isinstance(metric, type):

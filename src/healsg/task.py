@@ -107,22 +107,22 @@ class BasicTask:
 
     @property
     def info(self) -> DataInfo | None:
-        """What is known about the data before they are read; None if the task builds its own loaders."""
+        """The ``DataInfo`` that is known before the data are read; None if the task builds its own loaders."""
         return None if self.custom_loaders else self.task_data.info
 
     @cached_property
     def custom_loaders(self) -> bool:
-        """Whether the task builds its own loaders, so that nothing is asked of ``task_data``."""
+        """Whether the task builds its own loaders, so that ``task_data`` is not used."""
         return defines(self, BasicTask, "build_dataloader")
 
     @cached_property
     def custom_network(self) -> bool:
-        """Whether the task builds its own network, so that ``task_model`` builds none."""
+        """Whether the task builds its own network, instead of ``task_model``."""
         return defines(self, BasicTask, "build_model")
 
     @cached_property
     def custom_epoch(self) -> bool:
-        """Whether the task has its own ``run_epoch``, so that it is known only afterwards what an epoch measures."""
+        """Whether the task has its own ``run_epoch``; the names of its numbers are then known only after an epoch."""
         return defines(self, BasicTask, "run_epoch")
 
     @cached_property
@@ -199,7 +199,7 @@ class BasicTask:
             self._build_training()
 
     def _build_data(self, data_info: DataInfo | None) -> None:
-        """The loaders, which read the data, and ``data_info``, which is fitted on them; see ``build``."""
+        """Create the loaders, which read the data, and ``data_info``, which is fitted on them; see ``build``."""
         if data_info is not None and self.info is not None:
             self.task_data = self.task_data.restored(data_info)
         seed_everything(self.config.seed, "data")
@@ -278,8 +278,8 @@ class BasicTask:
             published = model.pretrained()
             if published is None and fresh_weights:
                 log.warning(
-                    "method: %s is for a network that has been trained, and %s begins with random weights; "
-                    "init_from=RUN or init_from=FILE (a checkpoint, a PyTorch state dict, safetensors) gives it some",
+                    "method: %s is for a trained network, and %s starts with random weights; load some by "
+                    "init_from=RUN or init_from=FILE (a checkpoint, a PyTorch state dict, safetensors)",
                     type(method).__name__,
                     type(model).__name__,
                 )
@@ -287,7 +287,7 @@ class BasicTask:
         self.task_model = model if fresh_weights else model.untrained()
 
     def _build_training(self) -> None:
-        """What training needs besides: the network as a step calls it, the ledger, the optimizer, the schedule."""
+        """Create what only training needs: the network as a step calls it, the ledger, the optimizer, the schedule."""
         runner = self.runner
         setup = runner.device_setup
         self.net = setup.wrap(self.model, runner.compile, runner.cuda_graph, runner.find_unused_parameters)
@@ -297,15 +297,13 @@ class BasicTask:
         self.scheduler = returned.scheduler(self.build_scheduler())
         setup.keep_freed_memory()
 
-    def facts(self) -> dict[str, Any]:
-        """The facts about the parts for ``run.json``; what a user should know about them is logged as well."""
-        custom_loaders = self.info is None
+    def log_facts(self) -> None:
+        """Log what a user should know about the data, the network and the processes before training starts."""
         for line in data_lines(self.loaders, self.info):
             log.info("%s", line)
         for line in data_warnings(self.loaders):
             log.warning("%s", line)
-        left_out = self.train_loader.left_out
-        if left_out:
+        if left_out := self.train_loader.left_out:
             log.info("data.drop_last: %d samples of each epoch do not fill an update and are left out", left_out)
         if isinstance(self.train_loader, ForeignLoader):
             log.info("the train loader is not a plain one: seeded each epoch, skipped forward when a run is resumed")
@@ -315,13 +313,17 @@ class BasicTask:
             log.info("runner.shard: there is one process, which holds all weights")
         for line in self.task_model.omissions(self.info) if self.info else ():
             log.info("%s", line)
-        if not custom_loaders and self.task_data.val_is_test:
+        if self.info is not None and self.task_data.val_is_test:
             log.info("the test part serves as val: the best checkpoint is chosen on it")
+
+    def facts(self) -> dict[str, Any]:
+        """The facts about the parts for ``run.json``."""
+        custom_loaders = self.info is None
         return {
             "device": str(self.device),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "val_is_test": None if custom_loaders else self.task_data.val_is_test,
-            "samples_left_out": left_out,
+            "samples_left_out": self.train_loader.left_out,
             **({} if custom_loaders else self.task_data.facts()),
         }
 

@@ -129,6 +129,7 @@ class TaskTrainer:
         """
         info = None if state is None else saved_info(state)
         task.build(threads=folder.record.get("threads"), fresh_weights=state is None, data_info=info)
+        task.log_facts()
         return task.facts() | {"threads": torch.get_num_threads(), "description": self.description}
 
     def _forecast(self) -> dict[str, Any]:
@@ -258,7 +259,7 @@ class TaskTrainer:
             info = saved_info(state)
         if info is None:
             raise RunError(
-                f"{self.folder.shown}: its task has loaders of its own, and does not say how inputs are made"
+                f"{self.folder.shown}: its task builds its own loaders, and no preprocessing of inputs is known"
             )
         if which == "best":
             task, network = network_of_run(self.composed, info, state)
@@ -324,6 +325,6 @@ def _require_trained_classes(data: Any, saved: Any, info: DataInfo) -> None:
     named, known = [str(name) for name in given], list(info.class_names)
     trained = f"data.classes: the weights were trained with {', '.join(known)}"
     if sorted(named) != sorted(known):
-        raise ConfigError(f"{trained}, and an evaluation changes nothing in that; leave it out")
+        raise ConfigError(f"{trained}, which an evaluation cannot change; leave it out")
     if named != known:
-        log.warning("%s, and this order counts", trained)
+        log.warning("%s; the outputs are in this order", trained)

@@ -380,12 +380,12 @@ def _require_source(source: Any, name: str) -> None:
     """Raise DataError for samples that are no ``Source``.
 
     Args:
-        source: what ``read`` gave.
-        name: of that call, for the message.
+        source: the result of ``read``.
+        name: the name of that call, for the message.
     """
     if not hasattr(source, "fetch") or not hasattr(source, "subset"):
         way = "return TensorSource(input, target), or DatasetSource(dataset)"
-        raise DataError(f"{name}: gave {type(source).__name__}; {way}")
+        raise DataError(f"{name}: returned {type(source).__name__}; {way}")
     if isinstance(source, TensorSource):
         held = next((part for part in (source.input, source.target) if not isinstance(part, Tensor)), None)
         if held is not None:

@@ -339,7 +339,7 @@ class DatasetSource:
             batch = as_batch(self.collate(samples))
         except Exception as error:
             if not isinstance(samples, Sequence):
-                given = f"what {type(self.dataset).__name__}.__getitems__ gave"
+                given = f"what {type(self.dataset).__name__}.__getitems__ returned"
                 raise DataError(f"{given} cannot be made a batch: {line(error)}") from error
             if len(samples) == 1:
                 raise OddSampleError(f"{self.name(numbers[0])} cannot be made a batch: {line(error)}", 0) from error
@@ -490,7 +490,9 @@ def _one_each(samples: Any, wanted: Sequence[int], dataset: Any) -> bool:
     """Whether none of the samples that ``__getitems__`` returned is None. Raises DataError if their number is wrong."""
     if not isinstance(samples, Sequence) or len(samples) != len(wanted):
         given = f"{len(samples)} samples" if isinstance(samples, Sequence) else type(samples).__name__
-        raise DataError(f"{type(dataset).__name__}.__getitems__: gave {given} for {len(wanted)} indices; give one each")
+        raise DataError(
+            f"{type(dataset).__name__}.__getitems__: returned {given} for {len(wanted)} indices; give one each"
+        )
     return all(sample is not None for sample in samples)
 
 

@@ -176,10 +176,10 @@ def _scored_classes(info: DataInfo | None, criterion: Any) -> DataInfo | None:
 
 
 def _require_scores(output: Any, scored: DataInfo | None) -> None:
-    """Raise RunError unless ``predict`` gave a tensor, and ConfigError unless that has an output for each class of
+    """Raise RunError unless ``predict`` returned a tensor, and ConfigError unless that has an output for each class of
     ``scored``."""
     if not isinstance(output, Tensor):
-        raise RunError(f"model: predict gave {type(output).__name__}, not a tensor with a row for each sample")
+        raise RunError(f"model: predict returned {type(output).__name__}, not a tensor with a row for each sample")
     if scored is not None and output.dim() > 1:
         require_outputs(output.shape[1], scored)
 

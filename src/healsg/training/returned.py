@@ -23,10 +23,10 @@ def _kind(value: Any) -> str:
 
 
 def loaders(value: Any) -> dict[str, Any]:
-    """What ``build_dataloader`` gave, by split. Raises DataError if it is not loaders, or has none for training."""
+    """The loaders that ``build_dataloader`` returned, by split. Raises DataError if there is none for training."""
     way = "return (train, val) or a dict by split"
     if not isinstance(value, (Mapping, tuple, list)):
-        raise DataError(f"build_dataloader: gave one {type(value).__name__}; {way}")
+        raise DataError(f"build_dataloader: returned one {type(value).__name__}; {way}")
     by_split = value if isinstance(value, Mapping) else dict(zip(("train", "val", "test"), value, strict=False))
     found = {split: loader for split, loader in by_split.items() if loader is not None}
     if "train" not in found:
@@ -35,9 +35,9 @@ def loaders(value: Any) -> dict[str, Any]:
 
 
 def network(value: Any) -> nn.Module:
-    """What ``build_model`` gave. Raises ConfigError if it is no network, or one whose weights have no shapes yet."""
+    """The network that ``build_model`` returned. Raises ConfigError if it is none, or its weights lack shapes."""
     if not isinstance(value, nn.Module):
-        raise ConfigError(f"build_model: gave {_kind(value)}; return a torch.nn.Module")
+        raise ConfigError(f"build_model: returned {_kind(value)}; return a torch.nn.Module")
     lazy = next((name for name, weight in value.named_parameters() if is_lazy(weight)), None)
     if lazy is not None:
         way = "call the network on one batch of inputs before it is returned"
@@ -46,15 +46,16 @@ def network(value: Any) -> nn.Module:
 
 
 def criterion(value: Any) -> Any:
-    """What ``build_criterion`` gave. Raises ConfigError if it cannot be called with ``(output, target)``."""
+    """The criterion that ``build_criterion`` returned. Raises ConfigError if it cannot be called."""
     if isinstance(value, type) or not callable(value):
-        raise ConfigError(f"build_criterion: gave {_kind(value)}; return a loss, such as torch.nn.CrossEntropyLoss()")
+        way = "return a loss, such as torch.nn.CrossEntropyLoss()"
+        raise ConfigError(f"build_criterion: returned {_kind(value)}; {way}")
     return value
 
 
 def require_classes(loaders: Mapping[str, Any], info: DataInfo | None, criterion: Any) -> None:
-    """Raise DataError for a known target that is none of the classes, if the criterion would fail on it: a criterion of
-    class indices takes no other value than these and its ``ignore_index``, and metrics leave those out."""
+    """Raise DataError for a target that is not a class index, if the criterion would fail on it: such a criterion takes
+    only class indices and its ``ignore_index``, while metrics skip all other targets."""
     if info is None or info.kind != "multiclass" or not weighs_classes(criterion):
         return
     for split, loader in loaders.items():
@@ -70,18 +71,19 @@ def require_classes(loaders: Mapping[str, Any], info: DataInfo | None, criterion
 
 
 def optimizer(value: Any, model: nn.Module, *others: Any) -> Optimizer:
-    """What ``build_optimizer`` gave.
+    """The optimizer that ``build_optimizer`` returned.
 
     Args:
-        value: that.
+        value: the returned value.
         model: the network.
-        others: what else may have parameters to be learned: the criterion, the method.
+        others: other modules that may have trained parameters: the criterion, the method.
 
-    Raises ConfigError if it is no optimizer, or one that would change none of these or make them NaN.
+    Raises:
+        ConfigError: it is no optimizer, it has no parameter of these modules, or a setting of it is not finite.
     """
     if isinstance(value, type) or not (hasattr(value, "param_groups") and hasattr(value, "step")):
         way = "for several, join their parameters as groups of one"
-        raise ConfigError(f"build_optimizer: gave {_kind(value)}; return one torch.optim.Optimizer ({way})")
+        raise ConfigError(f"build_optimizer: returned {_kind(value)}; return one torch.optim.Optimizer ({way})")
     parts = [part for part in (model, *others) if isinstance(part, nn.Module)]
     learned = {id(weight) for part in parts for weight in part.parameters()}
     held = [weight for group in value.param_groups for weight in group["params"]]
@@ -99,37 +101,37 @@ def optimizer(value: Any, model: nn.Module, *others: Any) -> Optimizer:
 
 
 def scheduler(value: Any) -> Any:
-    """What ``build_scheduler`` gave. Raises ConfigError if it is neither a schedule nor None."""
+    """The schedule that ``build_scheduler`` returned. Raises ConfigError if it is neither a schedule nor None."""
     if value is None:
         return None
     lacking = [name for name in ("step", "state_dict", "load_state_dict") if not hasattr(value, name)]
     if isinstance(value, type) or lacking:
-        raise ConfigError(f"build_scheduler: gave {_kind(value)}; return one of torch.optim.lr_scheduler, or None")
+        raise ConfigError(f"build_scheduler: returned {_kind(value)}; return one of torch.optim.lr_scheduler, or None")
     return value
 
 
 def epoch_numbers(results: Any) -> dict[str, Any]:
-    """The numbers that ``run_epoch`` gave as plain values, named ``<split>/<name>``. Raises RunError if it gave
+    """The numbers that ``run_epoch`` returned, as plain values named ``<split>/<name>``. Raises RunError if it returned
     anything else than a dict of dicts of numbers."""
     shape = 'return {"train": self.train_epoch.run(), "val": self.val_epoch.run()}'
     if not isinstance(results, Mapping):
-        raise RunError(f"run_epoch: gave {_kind(results)}; {shape}")
+        raise RunError(f"run_epoch: returned {_kind(results)}; {shape}")
     rows: dict[str, Any] = {}
     for split, row in results.items():
         if not isinstance(row, Mapping):
-            raise RunError(f"run_epoch: gave {_kind(row)} for {split!r}, not its numbers by name; {shape}")
+            raise RunError(f"run_epoch: returned {_kind(row)} for {split!r}, not its numbers by name; {shape}")
         for name, value in row.items():
             rows[f"{split}/{name}"] = plain(value, f"run_epoch: {split}/{name}")
     return rows
 
 
 def explain_step(logs: Any) -> None:
-    """Raise RunError if the error of a step lies in what ``train_step`` returned; called after an error alone."""
+    """After an error in a step: raise RunError if what ``train_step`` returned is its cause."""
     way = 'return {"loss": loss}, a scalar tensor that has a gradient'
     if not isinstance(logs, Mapping):
-        raise RunError(f"train_step: gave {_kind(logs)}; {way}")
+        raise RunError(f"train_step: returned {_kind(logs)}; {way}")
     if "loss" not in logs:
-        raise RunError(f"train_step: gave {', '.join(map(str, logs)) or 'nothing'}, and no loss; {way}")
+        raise RunError(f"train_step: returned {', '.join(map(str, logs)) or 'nothing'}, and no loss; {way}")
     terms = [term.value for term in logs["loss"].terms] if isinstance(logs["loss"], Loss) else [logs["loss"]]
     for term in terms:
         if not isinstance(term, Tensor):
@@ -143,7 +145,7 @@ def explain_step(logs: Any) -> None:
 
 
 def explain_scalars(logs: Mapping[str, Any]) -> None:
-    """Raise RunError for a named value of a step that is no number; called after an error alone."""
+    """After an error in reading scalars: raise RunError for one that is not a number."""
     for name, value in logs.items():
         if isinstance(value, Tensor) and value.numel() != 1:
             raise RunError(f"train_step: {name!r} has the shape {tuple(value.shape)}; give scalars, such as its mean")
@@ -152,7 +154,7 @@ def explain_scalars(logs: Mapping[str, Any]) -> None:
 
 
 def explain_types(batch: Mapping[str, Any], error: Exception) -> None:
-    """Raise DataError if the error of a step is the number type of a batch's input or target."""
+    """After an error in a step: raise DataError if the type of a batch's input or target is its cause."""
     input = batch.get("input")
     target = batch.get("target")
     message = str(error)
@@ -164,7 +166,7 @@ def explain_types(batch: Mapping[str, Any], error: Exception) -> None:
 
 
 def explain_key(batch: Mapping[str, Any], error: KeyError) -> None:
-    """Raise DataError if the error of a step is that a batch of an own loader lacks what the method takes from it."""
+    """After an error in a step: raise DataError if a user's loader gives batches without ``input`` or ``target``."""
     key = error.args[0] if error.args else None
     if key in ("input", "target") and key not in batch:
         names = ", ".join(map(str, batch))
