@@ -310,7 +310,7 @@ class Contrastive(Supervised):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["runner.accumulate=2"], "takes batches apart by itself"),
+        (["runner.accumulate=2"], "splits batches by itself"),
         (["trusted=[test_faults]", "method._target_=test_faults.Contrastive"], "is no mean over samples"),
     ],
 )

@@ -592,7 +592,7 @@ OWN_REFUSED = {
     "Columns method=ldam_drw": "method: LDAM needs a network that ends in a linear layer",
     "Columns method=pgd": "method: PGD needs to know how images are normalised",
     "Margin method.mixup=0.2": r"method\.mixup: MultiMarginLoss takes no class probabilities; set it to 0",
-    "Margin method=gce": "method: GeneralisedCrossEntropy has a loss of its own for one class a sample",
+    "Margin method=gce": "method: GeneralisedCrossEntropy has its own loss for one class a sample",
     "Foreign method=class_balanced": "method: ClassBalanced needs the classes of all training samples",
 }
 

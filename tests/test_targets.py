@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from healsg.config import targets
-from healsg.config.targets import allowed, named, resolve, verify_origin
+from healsg.config.targets import allowed, resolve, targets_in, verify_origin
 from healsg.errors import ConfigError
 from helpers import HANG
 
@@ -284,4 +284,4 @@ def test_the_origin_of_what_was_imported(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_every_target_of_a_node_is_found() -> None:
     node = {"_target_": "a.A", "x": [{"_target_": "b.B"}, 3], "y": {"z": {"_target_": None}}}
-    assert list(named(node)) == ["a.A", "b.B", None]
+    assert list(targets_in(node)) == ["a.A", "b.B", None]

@@ -88,7 +88,7 @@ class TaskModel:
         return loss
 
     def metrics(self, info: DataInfo | None) -> dict[str, Metric]:
-        """The metrics of an evaluation by name, beside the loss. ``info`` is None where a task brings its own data.
+        """The metrics of an evaluation by name, beside the loss. ``info`` is None if a task brings its own data.
 
         Raises ConfigError for one that is not for this kind of task.
         """

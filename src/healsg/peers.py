@@ -117,7 +117,7 @@ class Peers:
 
         Args:
             text: the error.
-            where: the position of this process; None where the error is that another process is missing.
+            where: the position of this process; None if the error is that another process is missing.
         """
         value = json.dumps({"rank": self.rank, "where": where, "text": text})
         try:
@@ -361,7 +361,7 @@ class Peers:
         return [rank for rank, (_, since) in sorted(self._seen.items()) if now > since + seconds]
 
     def _missing(self, seconds: float) -> int | None:
-        """The lowest rank without a heartbeat in the last ``seconds``; None where there is none."""
+        """The lowest rank without a heartbeat in the last ``seconds``; None if there is none."""
         return next(iter(self._silent_ranks(seconds)), None)
 
     def _furthest_behind(self) -> int | None:

@@ -159,7 +159,7 @@ class Draw:
 
     @property
     def host(self) -> Draw:
-        """The same draws on the CPU, where they were before ``to``: they can be read without waiting for a device."""
+        """The same draws on the CPU, if they were before ``to``: they can be read without waiting for a device."""
         return self if self._host is None else self._host
 
     def bits(self, which: int) -> Tensor:

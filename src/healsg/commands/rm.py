@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _folders(name: str, everything: list[Listed], root: Path) -> list[Path]:
-    """The folders of a run, or of the jobs of a sweep. Raises RunError where there is none."""
+    """The folders of a run, or of the jobs of a sweep. Raises RunError if there is none."""
     jobs = [one.path for one in named(everything, name, root)]
     folders = jobs or [find(short_name(name, root), root=root).path]
     for folder in folders:

@@ -104,7 +104,7 @@ def choices_of(folder: RunFolder) -> dict[str, str]:
 
 
 def changes(values: dict[str, Any], choices: dict[str, str], config_dir: str | None) -> list[dict[str, Any]]:
-    """The settings that differ from the defaults of the chosen parts. Raises ConfigError where one is not there."""
+    """The settings that differ from the defaults of the chosen parts. Raises ConfigError if one is not there."""
     composer = Composer(config_dir)
     catalogue = Catalogue(composer)
     usual = catalogue.usual()

@@ -140,7 +140,7 @@ class Patches:
 
 
 def padding(sources: Iterable[Source], size: tuple[int, ...], read: int | None = READ) -> str:
-    """One line on how many cases are smaller than a patch, and are padded; empty where none is.
+    """One line on how many cases are smaller than a patch, and are padded; empty if none is.
 
     A network may need that, so as many voxels as round the largest case up to a multiple of ``ROUNDING`` are taken.
 

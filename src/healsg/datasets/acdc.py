@@ -100,7 +100,7 @@ def _patient(number: int) -> str:
 
 
 def _patients(folder: Path, part: str) -> list[CaseFiles]:
-    """The volumes with masks of all ``patientNNN`` in a folder. Raises DataError where there are none."""
+    """The volumes with masks of all ``patientNNN`` in a folder. Raises DataError if there are none."""
     cases = []
     for patient in sorted(one for one in folder.iterdir() if re.fullmatch(r"patient\d{3}", one.name) and one.is_dir()):
         files = {stem(path): path for path in volumes_in(patient)}

@@ -74,7 +74,7 @@ def _compact(outline: Any) -> Any:
 
 
 def drawn(pair: Pair, ignore: int | None = None) -> Array:
-    """(H, W) int32: the category of the last object over each pixel, 0 where there is none.
+    """(H, W) int32: the category of the last object over each pixel, 0 if there is none.
 
     Args:
         pair: a picture and its objects; the polygons of an object are joined, holes are in run lengths.

@@ -31,9 +31,9 @@ class HuggingFace(Tables):
 
     Args:
         name: of the set, or the file or folder, relative to the current directory or else to ``root``.
-        config: the set's configuration (subset), where it has several.
+        config: the set's configuration (subset), if it has several.
         revision: the set's version, a commit or a branch.
-        train, val, test: the set's own names of the parts; None where there is none.
+        train, val, test: the set's own names of the parts; None if there is none.
         common: the arguments of Tables.
     """
 
@@ -74,7 +74,7 @@ class HuggingFace(Tables):
         return None if found is None else {name: self._column(found, name) for name in found.column_names}
 
     def _read_files(self, path: Path, split: str) -> Any:
-        """The parquet files of a part as one Arrow table; None where there are none."""
+        """The parquet files of a part as one Arrow table; None if there are none."""
         from pyarrow import ArrowException, concat_tables, parquet
 
         files = [path] if path.is_file() else sorted(path.rglob(f"{split}*.parquet"))
@@ -90,7 +90,7 @@ class HuggingFace(Tables):
             raise DataError(f"{path}: its {split} part cannot be read as parquet ({line(error)})") from error
 
     def _downloaded(self, split: str) -> Any:
-        """A part of a set of the hub as one Arrow table, from its cache or the network; None where it has none."""
+        """A part of a set of the hub as one Arrow table, from its cache or the network; None if it has none."""
         import datasets
 
         cache = str(self.root.absolute() / "huggingface")

@@ -60,7 +60,7 @@ class OwnPictures(Classification):
         padding: fill of pixels outside the image, ``zero`` or ``reflect``.
         mean: each channel's mean, with full intensity as 1; None is ImageNet's.
         std: each channel's standard deviation, with full intensity as 1; None is ImageNet's.
-        test_fraction: the share of the training images used as test part where there is none.
+        test_fraction: the share of the training images used as test part if there is none.
         classes: the class names in order, such as [none, mild, moderate, severe]; must be complete.
         decoder: of JPEGs; all give equal pixels. ``auto`` is torchvision, the faster one, from 5000 images on.
         common: the arguments of Classification.
@@ -148,7 +148,7 @@ class ImageFolder(OwnPictures):
 
     These may also be called ``training``, ``valid``, ``validation`` and ``testing``. Without them, ``folder/<class>/``
     is split by ``val_fraction`` and ``test_fraction``, stratified by class. The classes are the names of the
-    training part's folders, ordered as numbers where they are numbers, else as text; ``val`` and ``test`` need not have
+    training part's folders, ordered as numbers if they are numbers, else as text; ``val`` and ``test`` need not have
     all of them.
     """
 
@@ -156,7 +156,7 @@ class ImageFolder(OwnPictures):
 
     @property
     def info(self) -> DataInfo:
-        """Known from the names of the class folders. Raises DataError where there are none."""
+        """Known from the names of the class folders. Raises DataError if there are none."""
         classes, order = self._classes_and_order
         shape = (self.channels, self.image_size, self.image_size)
         return DataInfo(shape, len(classes), class_names=classes, class_order=order, preprocessing=PICTURE)

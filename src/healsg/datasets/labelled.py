@@ -78,7 +78,7 @@ class LabelledData(TaskData):
     def groups(self, name: str, part: str = "train") -> Tensor | None:
         """(N,) int64 for the samples of ``part``, as ``read`` gives them: samples of one group have the same number.
 
-        None where ``part`` has no such numbers. Raises ConfigError where the set has no groups of that ``name``.
+        None if ``part`` has no such numbers. Raises ConfigError if the set has no groups of that ``name``.
         """
         raise ConfigError(f"data.group: {type(self).__name__} knows no groups, {name!r} neither; leave it out")
 
@@ -112,7 +112,7 @@ class LabelledData(TaskData):
     def layers_of(self, source: Source, key: str) -> Tensor:
         """(N,) int64 a number from 0 on for each sample, of which ``labels`` keeps a share each: here its stratum.
 
-        Raises DataError, naming ``data.key``, where there is none.
+        Raises DataError, naming ``data.key``, if there is none.
         """
         numbers: Tensor = torch.unique(self.strata(source), return_inverse=True)[1]
         return numbers
@@ -170,7 +170,7 @@ class LabelledData(TaskData):
         return (splits.fold_of(layers, folds, self.split_seed) == number - 1).nonzero().flatten()
 
     def _held_groups(self, layers: Tensor, name: str) -> Tensor:
-        """(N,) whether a sample's group is held out. Raises DataError where the published parts share a group."""
+        """(N,) whether a sample's group is held out. Raises DataError if the published parts share a group."""
         groups, tested = self.groups(name), self.groups(name, "test")
         if groups is None or len(groups) != len(layers):
             raise DataError(f"data.group: {name} is not known of each training sample")
@@ -196,7 +196,7 @@ class LabelledData(TaskData):
         return train.subset(chosen)
 
     def label_amounts(self, train: Source) -> Tensor | None:
-        """(L,) samples, or cases, of each of the layers that keep their labels; None where all do.
+        """(L,) samples, or cases, of each of the layers that keep their labels; None if all do.
 
         Raises ConfigError for too many, or too few to give each one.
         """

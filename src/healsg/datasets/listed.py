@@ -15,7 +15,7 @@ class Listed(Segmentation):
     arguments are those of Segmentation."""
 
     def listed(self) -> set[str] | None:
-        """The groups of the cases that keep their masks; None where ``labels`` draws them, as elsewhere."""
+        """The groups of the cases that keep their masks; None if ``labels`` draws them, as elsewhere."""
         raise NotImplementedError
 
     def layers_of(self, source: Source, key: str) -> Tensor:

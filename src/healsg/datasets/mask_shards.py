@@ -33,7 +33,7 @@ class MaskShards(MaskedPictures):
         root: see TaskData.
         ignore: the label of pixels that are excluded from loss and metrics; None is what ``healsg pack`` wrote, else
             none.
-        image: the extension of the images where samples have several; None where each has one.
+        image: the extension of the images where samples have several; None if each has one.
         mask: the first part of the masks' extension: ``seg`` means KEY.seg.png, KEY.seg.tif, ...
         common: the arguments of MaskedPictures.
     """

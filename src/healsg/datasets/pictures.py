@@ -126,7 +126,7 @@ def parsed(path: Path, parse: Callable[[str], Listed]) -> Listed:
 def of_folders(folder: Path, suffix: str, classes: Sequence[str]) -> Listed:
     """The files with an ending of ``folder/<class>/``, by class and name, as torchvision lists them.
 
-    Raises DataError that names the folder where it is missing, a class in it is, or one has no files.
+    Raises DataError that names the folder if it is missing, a class in it is, or one has no files.
     """
     from torchvision.datasets.folder import make_dataset
 

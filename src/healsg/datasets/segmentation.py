@@ -77,7 +77,7 @@ class Segmentation(LabelledData):
         patches_per_case: patches of each case in a training epoch.
         samples_per_epoch: patches of a training epoch in the place of ``patches_per_case``; each case gives as many.
         foreground: the share of patches around a pixel of a foreground class that is drawn evenly.
-        ignore: the label of pixels that count in no loss and no metric; None where all count.
+        ignore: the label of pixels that count in no loss and no metric; None if all count.
         regions: overlapping regions in the place of classes, by name the labels of each; None has one class a pixel.
         common: the arguments of LabelledData.
     """

@@ -62,7 +62,7 @@ class Tables(Classification):
 
     Numeric columns are standardised by the mean and standard deviation of the training samples that are not held out;
     missing values become the mean. The statistics are fitted when a run starts, and later come from its checkpoint (see
-    ``restored``). The classes are the different values of ``target`` in the training part, as numbers where they are
+    ``restored``). The classes are the different values of ``target`` in the training part, as numbers if they are
     numbers, else in the order of text.
 
     Args:
@@ -80,7 +80,7 @@ class Tables(Classification):
         padding: fill of pixels outside the image, ``zero`` or ``reflect``.
         noise: standard deviation of Gaussian noise on each standardised column of a training sample.
         classes: the labels in their order, such as [none, mild, moderate, severe]: all that the training part has.
-        test_fraction: the share of the training rows used as test part where there is none.
+        test_fraction: the share of the training rows used as test part if there is none.
         missing_labels: what a row without a label means (empty, ``NA``, ``nan``, ``null``, ``?``): stop, leave the row
             out, or take such a word for a class of that name.
         decoder: of pictures that are JPEGs; see ``ImageFolder``.
@@ -141,7 +141,7 @@ class Tables(Classification):
     # --- what a subclass gives --------------------------------------------------------------------------------------
 
     def table(self, part: str) -> Columns | None:
-        """The table of ``train``, ``val`` or ``test``; None where there is none. It is called once."""
+        """The table of ``train``, ``val`` or ``test``; None if there is none. It is called once."""
         raise NotImplementedError
 
     def pictures(self, values: Sequence[Any], targets: Tensor) -> Any:
@@ -270,7 +270,7 @@ class Tables(Classification):
         """The same rows with the classes, the input columns and the statistics of ``saved``, instead of those of the
         tables.
 
-        Raises DataError where the tables have other classes, or lack a column.
+        Raises DataError if the tables have other classes, or lack a column.
         """
         scaling = saved_scaling(saved, self.noise) if saved.input_names else self._scaling
         made = self.as_new(_saved=saved, _unread={}, _scaling=scaling)

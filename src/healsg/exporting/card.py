@@ -46,9 +46,9 @@ class Facts:
         info: what inputs and outputs mean.
         to: the format.
         versions: of what the export was made with, by package.
-        agreement: how well a fresh process reproduced the validation split; None where weights alone were written.
+        agreement: how well a fresh process reproduced the validation split; None if weights alone were written.
         accuracy: of the exported network on the validation split; None for tasks without accuracy.
-        test_samples: of the test split; None where they are not known.
+        test_samples: of the test split; None if they are not known.
         licences: a line for each source of published weights.
     """
 

@@ -74,7 +74,7 @@ class RayLauncher(JobLauncher):
             self._ray = None
 
     def _connected(self) -> tuple[Any, Any]:
-        """Ray, connected, and the task. Raises ConfigError where there is no such cluster, or no such option."""
+        """Ray, connected, and the task. Raises ConfigError if there is no such cluster, or no such option."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 

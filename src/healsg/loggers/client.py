@@ -147,7 +147,7 @@ class Client(Logger):
 
 
 def _known_id(path: Path) -> str | None:
-    """The id in ``NAME.json``; None where there is none, or one that is unsafe in a printed command."""
+    """The id in ``NAME.json``; None if there is none, or one that is unsafe in a printed command."""
     try:
         known = json.loads(read_bytes(path, 1 << 16))["id"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -156,7 +156,7 @@ def _known_id(path: Path) -> str | None:
 
 
 def plain_id(identifier: Any) -> str | None:
-    """An id as it is; None where it is none, or unsafe in a printed command."""
+    """An id as it is; None if it is none, or unsafe in a printed command."""
     return identifier if isinstance(identifier, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", identifier) else None
 
 

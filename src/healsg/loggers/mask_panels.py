@@ -49,7 +49,7 @@ def panel(
     spacing: Sequence[float] = (),
     scale: tuple[Any, Any] = (None, None),
 ) -> Array | None:
-    """(H, W, 3) uint8; None where the input cannot be shown.
+    """(H, W, 3) uint8; None if the input cannot be shown.
 
     Args:
         input: (C, H, W), or (C, X, Y, Z).
@@ -86,7 +86,7 @@ def _volume_rows(
 
 
 def telling_plane(codes: Array, axis: int) -> int:
-    """The plane across an axis that has most errors, else most foreground; the middle one where there is none."""
+    """The plane across an axis that has most errors, else most foreground; the middle one if there is none."""
     others = tuple(at for at in range(codes.ndim) if at != axis)
     for counted in (codes > RIGHT, codes > 0):
         along = counted.sum(axis=others)

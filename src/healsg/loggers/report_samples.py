@@ -24,12 +24,12 @@ def whole_number(value: Any) -> bool:
 
 
 def numbers(value: Any, count: int) -> list[int] | None:
-    """``value`` where it is a list of ``count`` natural numbers."""
+    """``value`` if it is a list of ``count`` natural numbers."""
     return value if isinstance(value, list) and len(value) == count and all(map(whole_number, value)) else None
 
 
 def names_of(samples: dict[str, Any]) -> list[str]:
-    """The names of the classes; their indices where they have none."""
+    """The names of the classes; their indices if they have none."""
     names = samples.get("classes")
     count = len(samples["true"]) if isinstance(samples.get("true"), list) else 0
     if isinstance(names, list) and (len(names) == count or not count) and all(isinstance(name, str) for name in names):

@@ -68,7 +68,7 @@ class SampleCollector:
     Other outputs, such as regression, are ignored.
 
     Args:
-        info: what the outputs mean; None where the task has loaders of its own.
+        info: what the outputs mean; None if the task has loaders of its own.
     """
 
     def __init__(self, info: DataInfo | None) -> None:
@@ -175,7 +175,7 @@ class SampleCollector:
     def write(self, folder: Path, split: str, loader: Any) -> None:
         """Write the collected data, if any, into the run's folder; every process must call it. See ``finish``.
 
-        Raises OSError where it cannot be written.
+        Raises OSError if it cannot be written.
         """
         self.finish(split, loader)
         if self.found:

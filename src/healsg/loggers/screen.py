@@ -69,7 +69,7 @@ class Display:
         """Restore the terminal. May be called twice."""
 
     def write(self, text: str, style: str = "") -> None:
-        """One text on lines of its own, in the style of this name where there are any."""
+        """One text on lines of its own, in the style of this name if there are any."""
         self.stream.write(text + "\n")
         self.stream.flush()
 
@@ -77,7 +77,7 @@ class Display:
         return f"{line.get('epoch', self.progress.epoch)}/{self.progress.max_epoch or '?'}"
 
     def handler(self) -> logging.Handler:
-        """A handler that shows what is logged, above the live line where there is one."""
+        """A handler that shows what is logged, above the live line if there is one."""
         return _Handler(self)
 
     def __enter__(self) -> Display:
@@ -192,7 +192,7 @@ class Pace:
         self.first = (0.0, 0)
 
     def look(self, progress: Progress, now: float) -> tuple[float | None, float | None]:
-        """Samples a second and seconds left, each None where it is not known."""
+        """Samples a second and seconds left, each None if it is not known."""
         if progress.phase != "train":
             self.recent.clear()
         self.recent.append((now, progress.samples))
@@ -250,7 +250,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def make_display(progress: Progress, *, quiet: bool = False, stream: TextIO | None = None) -> Display:
-    """The display that suits ``stream`` (stdout where it is None): ``Quiet`` if requested, ``Live`` on a terminal that
+    """The display that suits ``stream`` (stdout if it is None): ``Quiet`` if requested, ``Live`` on a terminal that
     moves its cursor, else ``Plain``."""
     stream = stream or sys.stdout
     if quiet:

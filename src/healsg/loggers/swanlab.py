@@ -19,7 +19,7 @@ log = logging.getLogger("healsg")
 
 
 class SwanLab(Client):
-    """Curves for SwanLab: at its server, or in the run's folder ``swanlab``; refused where it is not installed.
+    """Curves for SwanLab: at its server, or in the run's folder ``swanlab``; refused if it is not installed.
 
     The API key is handled by the client (``swanlab login`` or SWANLAB_API_KEY). ``swanlab.json`` stores the id with
     which a resumed run continues.
@@ -28,7 +28,7 @@ class SwanLab(Client):
         project: the project's name.
         group: the group under which runs are shown together.
         name: the run's name at the service; None is the run's own name.
-        mode: ``online``, or ``offline`` where there is no key or no network (for ``swanlab sync``), ``local`` (for
+        mode: ``online``, or ``offline`` if there is no key or no network (for ``swanlab sync``), ``local`` (for
             ``swanlab watch``, on this machine alone) or ``disabled``.
         timeout: seconds to wait for the server before the run continues offline.
     """

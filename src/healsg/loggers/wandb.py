@@ -21,7 +21,7 @@ log = logging.getLogger("healsg")
 
 
 class Wandb(Client):
-    """Curves at Weights & Biases, or in the run's folder ``wandb`` where there is no key or no network.
+    """Curves at Weights & Biases, or in the run's folder ``wandb`` if there is no key or no network.
 
     The client runs in a process of its own: it may hang, crash or print without the run noticing. The client handles
     the API key (``wandb login`` or WANDB_API_KEY). ``wandb.json`` stores the id with which a resumed run continues.

@@ -92,7 +92,7 @@ def margins(counts: Tensor, largest: float) -> Tensor:
 
 
 def require_pixels(output: Tensor, target: Tensor) -> None:
-    """Raises ConfigError where ``output`` is not (N, C, *spatial) for masks (N, *spatial), or for their probabilities.
+    """Raises ConfigError if ``output`` is not (N, C, *spatial) for masks (N, *spatial), or for their probabilities.
 
     Which networks have an output for each pixel is not known before they have given one.
     """

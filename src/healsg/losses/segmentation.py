@@ -13,7 +13,7 @@ mixing. All criteria have these arguments:
     binary decision of its own: sigmoid instead of softmax.
 
 Each criterion declares its denominator for ``healsg.training.denominator``: ``mean_over_samples``,
-``denominator(output, target)``, or ``means(output, target)`` where it is a sum of means with different denominators.
+``denominator(output, target)``, or ``means(output, target)`` if it is a sum of means with different denominators.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class MaskLoss(nn.CrossEntropyLoss):
     pixels that are not ignored, 0 where all are. Class probabilities (N, C, *spatial) count all pixels.
 
     Args:
-        ignore: the label of pixels that do not count; None where all do.
+        ignore: the label of pixels that do not count; None if all do.
     """
 
     divides_as_torch = True

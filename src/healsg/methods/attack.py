@@ -79,7 +79,7 @@ class Attack(nn.Module):
     def setup(self, task: Task) -> None:
         """Find the raw image's unit and bounds in normalised inputs, ``(image - mean) / std``.
 
-        Raises ConfigError where the data do not say how they are normalised.
+        Raises ConfigError if the data do not say how they are normalised.
         """
         method = type(task.task_method).__name__
         transform: Any = task.task_data.transform("input", "val") if task.info else None

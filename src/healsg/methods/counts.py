@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def labelled_targets(task: Task) -> Tensor:
     """(N,) classes of the training samples, int64 on the CPU, by their index.
 
-    Raises ConfigError where they are not known without reading samples, or a sample does not have exactly one class.
+    Raises ConfigError if they are not known without reading samples, or a sample does not have exactly one class.
     """
     loader, method = task.train_loader, type(task.task_method).__name__
     source = loader.sources.get("labelled") if isinstance(loader, Loader) else None

@@ -87,7 +87,7 @@ class CrossPseudoSupervision(SemiSupervised):
         return {"loss": loss, "supervised": supervised, "unlabelled": on_unlabelled.detach()}
 
     def counted(self, output: Tensor) -> Tensor | None:
-        """(N, *spatial) 1 for the predictions that are labels of the other network; None where all are."""
+        """(N, *spatial) 1 for the predictions that are labels of the other network; None if all are."""
         if not self.threshold:
             return None
         confidence = probabilities(output).amax(dim=1)
@@ -109,7 +109,7 @@ class CrossPseudoSupervision(SemiSupervised):
 
 
 def labelled_pixels(task: Task, batch: dict[str, Any]) -> Tensor | None:
-    """(N, *spatial) bool: the pixels of labelled samples that are not to be ignored; None where all count."""
+    """(N, *spatial) bool: the pixels of labelled samples that are not to be ignored; None if all count."""
     if task.info is None or not task.info.dense or task.info.ignore is None:
         return None
     counted: Tensor = batch["target"] != task.info.ignore

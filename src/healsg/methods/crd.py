@@ -35,7 +35,7 @@ class CRD(Distilled):
     (section 3.1, equations 17 to 19).
 
     A memory bank holds both networks' embeddings of all training samples by index: 2 x samples x ``dim`` numbers.
-    Without ``layers`` the features before the head are embedded, or the last maps where they are not found.
+    Without ``layers`` the features before the head are embedded, or the last maps if they are not found.
 
     Args:
         weight: of the contrastive loss, added to the labels' loss; 0.8 in the paper.

@@ -209,7 +209,7 @@ class DivideMix(Supervised):
 
 def divided_losses(output: Tensor, target: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The cross entropy of the samples with a label, the squared distance of the others, each a mean over its own
-    samples and 0 where it has none, and the divergence of the mean prediction from a uniform distribution (equations 9
+    samples and 0 if it has none, and the divergence of the mean prediction from a uniform distribution (equations 9
     to 11).
 
     Args:

@@ -60,12 +60,11 @@ class LabelledSamples:
         return bool(self.mixup or self.cutmix)
 
     def check(self, task: Task, one_class: str | None) -> None:
-        """Refuse data of another kind, before they are read.
+        """Check that the options suit the data, before these are read. Raises ConfigError.
 
         Args:
-            one_class: the name of the method where it needs one class a sample, whatever its loss.
-
-        Raises ConfigError.
+            task: the task.
+            one_class: the name of a method that needs one class per sample, whatever its loss; None for any other.
         """
         shape = task.info.input_shape if task.info else (1, 1, 1)
         if self.cutmix and len(shape) < 3:
@@ -79,26 +78,28 @@ class LabelledSamples:
             raise ConfigError(f"{key} needs one class a sample, and this task is {task.info.kind}")
 
     def refuse_mixing(self, reason: str) -> None:
-        """Raises ConfigError where samples are mixed, with the reason why a method cannot have that."""
+        """Raise ConfigError, with the method's reason, if samples are mixed."""
         if self.mixes:
             key = "mixup" if self.mixup else "cutmix"
             raise ConfigError(f"method.{key}: {reason}; set it to 0")
 
     def setup(self, task: Task, own_loss: str | None = None) -> None:
-        """Look at the criterion and the training targets.
+        """Determine how the criterion weighs the samples, from the criterion and the training targets.
 
         Args:
+            task: the task, with its loaders and criterion.
             own_loss: the name of the method if its own loss replaces the criterion.
 
-        Raises ConfigError where the criterion does not fit the method or its options.
+        Raises:
+            ConfigError: the criterion does not fit the method or its options.
         """
         softened = {"label_smoothing": self.label_smoothing, "mixup": self.mixup, "cutmix": self.cutmix}
         if task.info and task.info.dense and not self.mixup:
-            softened["cutmix"] = 0.0  # the box is pasted into the mask too, which stays one of labels
+            softened["cutmix"] = 0.0  # the box is pasted into the mask, whose labels stay class indices
         key = next((key for key, value in softened.items() if value), None)
         if own_loss and not is_plain(task.criterion):
-            conflict = f"has a loss of its own for one class a sample, and the model brings {task.criterion}"
-            raise ConfigError(f"method: {own_loss} {conflict}; method=supervised uses that")
+            conflict = f"has its own loss for one class a sample, and cannot use the model's, {task.criterion}"
+            raise ConfigError(f"method: {own_loss} {conflict}; method=supervised does")
         if key and not takes_probabilities(task.criterion):
             raise ConfigError(
                 f"method.{key}: {type(task.criterion).__name__} takes no class probabilities; set it to 0"
@@ -109,7 +110,7 @@ class LabelledSamples:
             report_batch_criterion(task)
 
     def inputs(self, task: Task, batch: dict[str, Any]) -> tuple[Tensor, Mixing | None]:
-        """The network's input for a batch, and how its samples were mixed; None where they were not."""
+        """The network's input for a batch, and how its samples were mixed; None for unmixed ones."""
         input: Tensor = batch["input"]
         if not (self.random_erasing or self.mixup or self.cutmix):
             return input, None
@@ -123,7 +124,8 @@ class LabelledSamples:
     def loss(
         self, criterion: nn.Module, batch: dict[str, Any], output: Tensor, mixed: Mixing | None = None
     ) -> Tensor | Loss:
-        """The criterion's loss, a mean over the samples of the batch; ``step.Mean`` where it is over something else."""
+        """The criterion's loss: a tensor if it is a mean over the samples of the batch, else a ``step.Loss`` with its
+        denominator."""
         labels: Tensor = batch["target"]
         if labels.ndim > 2 and getattr(output, "ndim", 3) == 2:
             require_pixels(output, labels)
@@ -131,7 +133,7 @@ class LabelledSamples:
         unchanged = isinstance(batch, TrainBatch) and batch.target_is_unchanged
         alike = self.alike and unchanged
         pasted = mixed.pasted(labels) if mixed is not None else None
-        if pasted is not None:  # the box of cutmix lies in the mask too, which stays one of labels
+        if pasted is not None:  # CutMix pastes its box into a mask, whose labels then need no mixing
             labels = pasted
             mixed = None
         target = labels
@@ -154,7 +156,7 @@ class LabelledSamples:
             target: (N, ...) class indices, or probabilities (N, C, ...), which are not smoothed.
             output: (N, C, ...) the network's logits.
             mixed: how the samples were mixed.
-            criterion: where some targets may be ignored, what ignores them: they become 0 for every class.
+            criterion: the criterion if it may ignore some targets, which then become 0 for every class; else None.
         """
         left_out = None if criterion is None else ignored(criterion, target)
         if left_out is None:
@@ -166,7 +168,7 @@ class LabelledSamples:
 
 
 def training_targets(task: Task) -> Tensor | None:
-    """The targets of all labelled training samples, where they are known without reading samples."""
+    """The targets of all labelled training samples; None if they are not known without reading samples."""
     sources = getattr(task.train_loader, "sources", {})
     source = sources.get("labelled")
     return None if source is None else source.targets

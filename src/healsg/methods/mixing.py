@@ -34,9 +34,9 @@ class Mixing(NamedTuple):
     partner: Tensor
     share: Tensor
     samples: Samples | None = None
-    """Which of all processes' samples these are; None where there is one process."""
+    """Which of all processes' samples these are; None if there is one process."""
     pixels: Tensor | None = None
-    """(*spatial) the share that each pixel keeps, 0 or 1 where a box was pasted; None where all keep ``share``."""
+    """(*spatial) the share that each pixel keeps, 0 or 1 where a box was pasted; None if all keep ``share``."""
 
     def others(self, values: Tensor) -> Tensor:
         """The partners' inputs or class probabilities, of (N, ...) own ones."""
@@ -55,7 +55,7 @@ class Mixing(NamedTuple):
         return torch.lerp(self.others(values), values, shares)
 
     def pasted(self, mask: Tensor) -> Tensor | None:
-        """Masks (N, *spatial) of labels with the partners' box in them; None where that is not what was done to the
+        """Masks (N, *spatial) of labels with the partners' box in them; None if that is not what was done to the
         inputs, or targets have no place."""
         if self.pixels is None or self.pixels.dtype != torch.bool or mask.shape[1:] != self.pixels.shape:
             return None

@@ -96,7 +96,7 @@ class StreamMixing(NamedTuple):
     """How the samples of several streams, one after the other, were mixed with those of all streams and processes.
 
     ``partner`` and ``share``, (N,) each, are those of this process's samples; ``streams`` say which samples of each
-    stream it has, None where there is one process.
+    stream it has, None if there is one process.
     """
 
     partner: Tensor

@@ -99,7 +99,7 @@ def network_of(folder: RunFolder, like: Task) -> nn.Module:
 def rescaling(teacher: DataInfo, student: DataInfo) -> tuple[Tensor, Tensor] | None:
     """The factor and offset that turn inputs normalised as ``student`` into inputs normalised as ``teacher``.
 
-    They broadcast to a sample: (C, 1, ...) or (F,). None where both normalisations are the same, or one is not known.
+    They broadcast to a sample: (C, 1, ...) or (F,). None if both normalisations are the same, or one is not known.
     """
     numbers = [info.preprocessing.get(key) for info in (teacher, student) for key in ("mean", "std")]
     if any(not isinstance(one, (list, tuple)) or len(one) != student.input_shape[0] for one in numbers):
@@ -267,7 +267,7 @@ class Distilled(TaskMethod):
 
         Args:
             kind: ``maps`` or ``features``.
-            last: whether the last pair alone is taken where none is named.
+            last: whether the last pair alone is taken if none is named.
 
         Raises:
             ConfigError: no module was found, or they cannot be paired.

@@ -33,7 +33,7 @@ class Gathered(Metric):
         """Bytes that this process keeps."""
 
     def rows(self, output: Tensor, target: Tensor) -> tuple[Tensor, ...] | None:
-        """What is kept of a batch: tensors of N rows; None where the metric does not apply."""
+        """What is kept of a batch: tensors of N rows; None if the metric does not apply."""
         raise NotImplementedError
 
     def value(self, state: Any) -> Any:
@@ -65,7 +65,7 @@ class Gathered(Metric):
         return math.nan if state is None else self.value(state)
 
     def joined(self, states: Sequence[tuple[Tensor, ...] | None]) -> tuple[Tensor, ...] | None:
-        """The samples of all processes; None where one of them could not keep its own."""
+        """The samples of all processes; None if one of them could not keep its own."""
         kept = [state for state in states if state is not None]
         if len(kept) < len(states):
             return None

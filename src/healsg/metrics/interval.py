@@ -10,7 +10,7 @@ Z95 = 1.959963984540054
 
 def wilson(hits: float, count: float) -> tuple[float, float]:
     """The 95 % interval of a share of ``count`` independent samples by Wilson's score (Wilson 1927; equation 4 of Brown
-    et al. 2001): the whole range where there are none."""
+    et al. 2001): the whole range if there are none."""
     if count <= 0:
         return 0.0, 1.0
     share = hits / count

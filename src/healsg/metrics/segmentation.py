@@ -361,7 +361,7 @@ class CaseMetric(Gathered):
     def rows(
         self, output: Tensor, target: Tensor, spacing: Sequence[Spacing] | None = None
     ) -> tuple[Tensor, ...] | None:
-        """See ``Gathered``. ``spacing``: the size of a pixel of each case, in mm; 1 where it is None."""
+        """See ``Gathered``. ``spacing``: the size of a pixel of each case, in mm; 1 if it is None."""
         raise NotImplementedError
 
     def update(self, output: Tensor, target: Tensor, spacing: Sequence[Spacing] | None = None) -> None:

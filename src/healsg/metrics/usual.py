@@ -34,7 +34,7 @@ def usual(info: DataInfo | None) -> dict[str, Metric]:
 def with_chosen(info: DataInfo | None, chosen: Mapping[str, Metric]) -> dict[str, Metric]:
     """New metrics for one evaluation: the default ones and those ``chosen``, which override one of the same name.
 
-    Those of ``omissions`` are not among them. ``info`` is None where it is not known. Raises ConfigError for what is no
+    Those of ``omissions`` are not among them. ``info`` is None if it is not known. Raises ConfigError for what is no
     metric or is for another kind of task.
     """
     kind = info.kind if info else "multiclass"

@@ -14,7 +14,7 @@ from healsg.models.unet import CONVOLUTION, DenseNetwork
 
 
 class ForeignDense(DenseNetwork):
-    """Such a network. In training it gives a list of outputs, the finest first, where it has several; in evaluation the
+    """Such a network. In training it gives a list of outputs, the finest first, if it has several; in evaluation the
     finest.
 
     Args:
@@ -69,7 +69,7 @@ def try_out(network: nn.Module, info: DataInfo) -> Any:
 
 
 def require_masks(network: ForeignDense, info: DataInfo) -> ForeignDense:
-    """The network. Raises ConfigError where its output is no mask of the input's size."""
+    """The network. Raises ConfigError if its output is no mask of the input's size."""
     made = try_out(network, info)
     expected = (1, info.num_classes, *info.input_shape[1:])
     if not isinstance(made, Tensor) or tuple(made.shape) != expected:

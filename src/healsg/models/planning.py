@@ -90,7 +90,7 @@ class Layout:
         batch: samples.
         values: that the maps of one sample have; see ``Budget``.
         limited: what bounds the batch: ``memory``, ``data`` or ``least``.
-        coarsest: the axis that the spacing treats apart; None where there is none.
+        coarsest: the axis that the spacing treats apart; None if there is none.
         covered: the share of a median case that a patch has.
     """
 
@@ -124,7 +124,7 @@ def planned(
         count: of the network.
         budget: of the network.
         memory: of the device, in GB.
-        spacing: of the common space, where it is given; None takes the median's rule.
+        spacing: of the common space, if it is given; None takes the median's rule.
 
     Raises:
         ConfigError: nothing fits into the memory.
@@ -172,7 +172,7 @@ def target_spacing(spacings: np.ndarray, shapes: np.ndarray) -> tuple[np.ndarray
     cases would lose slices to the median. It stays coarser than the other axes.
 
     Returns:
-        The spacing, and the axis of thick slices, None where there is none.
+        The spacing, and the axis of thick slices, None if there is none.
     """
     target = np.percentile(spacings, 50, axis=0)
     median = np.percentile(shapes, 50, axis=0)

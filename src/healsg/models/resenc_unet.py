@@ -41,7 +41,7 @@ AVERAGE: dict[int, Any] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 class ResidualBlock(nn.Module):
-    """``leaky(residual(x) + shortcut(x))`` with two convolutions; a shortcut averages where there is a stride, and is a
+    """``leaky(residual(x) + shortcut(x))`` with two convolutions; a shortcut averages if there is a stride, and is a
     1x1 convolution where the channels change (ResNet-D, He et al. 2019, arXiv 1812.01187).
 
     Args:

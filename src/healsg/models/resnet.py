@@ -162,7 +162,7 @@ class ResNet(TaskModel):
         width: channels of the first stage; 64 in the paper.
         stem: ``large`` is the paper's 7x7 of stride 2 with a max-pool, ``small`` a plain 3x3; ``auto`` takes the
             small one where a side is shorter than 64 pixels.
-        dim: spatial dimensions; those of the data where it is None.
+        dim: spatial dimensions; those of the data if it is None.
         zero_init_residual: initialise each block as the identity.
         preactivation: norm and ReLU before each convolution instead of after it (He et al. 2016).
         common: the arguments of TaskModel.

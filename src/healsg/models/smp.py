@@ -116,7 +116,7 @@ def _said(error: Exception) -> str:
 
 
 def file_of(weights: str | None) -> Path | None:
-    """The file that ``weights`` names; None where it is a name of published ones."""
+    """The file that ``weights`` names; None if it is a name of published ones."""
     if not weights:
         return None
     path = current_folder() / Path(weights).expanduser()

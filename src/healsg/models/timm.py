@@ -23,7 +23,7 @@ HEADS = ("head", "head.fc", "fc", "classifier")
 
 
 def set_apart(network: Any, info: DataInfo, name: str) -> TorchvisionNetwork:
-    """Split a timm network into a body, which pools, and its last linear layer, re-initialised where it has another
+    """Split a timm network into a body, which pools, and its last linear layer, re-initialised if it has another
     number of outputs. A network that does not end in one linear layer is left unchanged and has no features."""
     last, classes = network.get_classifier(), network.num_classes
     head = as_linear(last)
@@ -41,7 +41,7 @@ def set_apart(network: Any, info: DataInfo, name: str) -> TorchvisionNetwork:
 
 
 def as_linear(layer: Any) -> nn.Linear | None:
-    """A network's last layer as a linear one; None where it is neither that nor a convolution of one pixel."""
+    """A network's last layer as a linear one; None if it is neither that nor a convolution of one pixel."""
     if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1) or layer.groups != 1:
         return layer if isinstance(layer, nn.Linear) else None
     made = nn.Linear(layer.in_channels, layer.out_channels, layer.bias is not None)

@@ -30,7 +30,7 @@ class TorchvisionNetwork(Network):
 
     Args:
         body: the network with its last linear layer replaced by the identity, or the whole network.
-        head: that layer; None where a network does not end in one (SqueezeNet), which then has no features.
+        head: that layer; None if a network does not end in one (SqueezeNet), which then has no features.
         name: what torchvision calls the network.
     """
 
@@ -42,7 +42,7 @@ class TorchvisionNetwork(Network):
         self.name = name
 
     def features(self, input: Tensor) -> Tensor:
-        """(N, 3, height, width) to (N, num_features). Raises ConfigError where the network has none."""
+        """(N, 3, height, width) to (N, num_features). Raises ConfigError if the network has none."""
         if not self.num_features:
             raise ConfigError(
                 f"model.name: {self.name} does not end in a linear layer, so it has no features for this method; "
@@ -59,7 +59,7 @@ class TorchvisionNetwork(Network):
 
 
 def last_linear(network: nn.Module) -> str | None:
-    """The name of the last linear layer, which is a classifier's head; None where there is none."""
+    """The name of the last linear layer, which is a classifier's head; None if there is none."""
     names = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     return names[-1] if names else None
 
@@ -170,7 +170,7 @@ class Torchvision(TaskModel):
 
     @property
     def _file(self) -> Path:
-        """The file that ``weights`` names where it is not torchvision's name of some."""
+        """The file that ``weights`` names if it is not torchvision's name of some."""
         return Path(self.weights or "").expanduser()
 
     def _made(self, info: DataInfo) -> Any:

@@ -104,7 +104,7 @@ class TorchvisionSegmentation(DenseModel):
             raise self._refused(info, error) from error
 
     def _published(self) -> Any:
-        """The network with torchvision's weights, which have a second output where there is one."""
+        """The network with torchvision's weights, which have a second output if there is one."""
         from torchvision import models
 
         try:
@@ -137,7 +137,7 @@ def _heads(body: nn.Module) -> tuple[str, ...]:
 
 
 def _fit(body: nn.Module, name: str, classes: int) -> None:
-    """Give a layer of scores another number of outputs where it has not this one."""
+    """Replace a layer of scores by one with ``classes`` outputs, unless it has as many."""
     old: Any = body.get_submodule(name)
     if old.out_channels != classes:
         body.set_submodule(name, nn.Conv2d(old.in_channels, classes, old.kernel_size))

@@ -194,7 +194,7 @@ class DenseNetwork(Network):
 
 class UNetwork(DenseNetwork):
     """Encoder, decoder and ``head``, the 1x1 convolution that makes the finest output. In training it gives a list of
-    outputs, the finest first, where it has coarser ones; in evaluation the finest alone.
+    outputs, the finest first, if it has coarser ones; in evaluation the finest alone.
 
     Args:
         encoder: stages, finest first.
@@ -280,7 +280,7 @@ class DenseModel(TaskModel):
         return DeepSupervision(loss) if self.deeply_supervised else loss
 
     def predict(self, network: nn.Module, batch: Mapping[str, Any]) -> Any:
-        """The scores of ``batch["input"]``: at once where it has the size of a training sample, else in windows of that
+        """The scores of ``batch["input"]``: at once if it has the size of a training sample, else in windows of that
         size, image by image."""
         input = batch["input"]
         window = next((part.window for part in network.modules() if isinstance(part, DenseNetwork)), None)
@@ -317,7 +317,7 @@ class PyramidModel(DenseModel):
         deep_supervision: outputs at the coarser resolutions too, except the two coarsest, in training only.
         norm: ``instance`` or ``batch``.
         dropout: probability of dropping a channel in training.
-        dim: spatial dimensions; those of the data where it is None.
+        dim: spatial dimensions; those of the data if it is None.
         common: the arguments of DenseModel.
     """
 

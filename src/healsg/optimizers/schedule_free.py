@@ -103,7 +103,7 @@ class ScheduleFreeAdamW(GroupOptimizer):
 
     @torch.no_grad()
     def averaged(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """x of each of ``parameters``: what is to be evaluated; themselves where they have not moved."""
+        """x of each of ``parameters``: what is to be evaluated; themselves if they have not moved."""
         near = {weight: group["betas"][0] for group in self.param_groups for weight in group["params"]}
         found = []
         for parameter in parameters:

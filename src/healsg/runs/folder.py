@@ -214,7 +214,7 @@ class RunFolder:
         return self.last_checkpoint()[1]
 
     def last_checkpoint(self) -> tuple[Path, dict[str, Any] | None]:
-        """The newest intact checkpoint: its file and its state, None where no save was ever completed.
+        """The newest intact checkpoint: its file, and its state, which is None if no save was ever completed.
 
         Raises:
             RunError: there are checkpoints, but none of them is intact.

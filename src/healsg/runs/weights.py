@@ -103,7 +103,7 @@ def renamed(tensors: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[
 
     Returns:
         The tensors under the names with the most matches; and a description of the change for the report, which is
-        empty where there was none.
+        empty if there was none.
     """
     best, change = tensors, ""
     most = len(fitting(tensors, state))

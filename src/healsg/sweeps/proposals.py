@@ -20,7 +20,7 @@ class Trial:
         number: from 0 on; also the name of its folder.
         parameters: its values by key.
         status: ``finished``, ``failed``, or ``open`` where its run has yet to end.
-        value: of the objective, where it is finished.
+        value: of the objective, if it is finished.
     """
 
     number: int

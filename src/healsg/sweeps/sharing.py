@@ -23,7 +23,7 @@ class SharedData:
         self._data: TaskData | None = None
 
     def of(self, composed: Composed) -> TaskData:
-        """The data set of a job. Raises ConfigError where it cannot be made."""
+        """The data set of a job. Raises ConfigError if it cannot be made."""
         from healsg.build import make_data
 
         settings = composed.values["data"]

@@ -86,7 +86,7 @@ class Trials:
 
         Args:
             numbers: of the round.
-            epoch: of the first rung, by whose numbers they are proposed; None where that is the end.
+            epoch: of the first rung, by whose numbers they are proposed; None if that is the end.
         """
         before = self.all(epoch)
         for number in numbers[max(0, len(self.rows) - numbers[0]) :]:

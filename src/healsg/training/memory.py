@@ -28,9 +28,9 @@ log = logging.getLogger("healsg")
 
 
 def check(runner: Runner, method: Method) -> None:
-    """Raise ConfigError if gradients are to be accumulated where that is not possible."""
+    """Raise ConfigError if gradients are to be accumulated but cannot be."""
     if runner.cuda_graph and (runner.accumulate > 1 or runner.auto_accumulate):
-        raise ConfigError("runner.cuda_graph: a graph that runs again takes the gradients' memory; do not accumulate")
+        raise ConfigError("runner.cuda_graph: a replayed graph overwrites the gradients; do not accumulate them")
     if runner.cuda_graph and runner.compile == "regional":
         raise ConfigError("runner.cuda_graph: needs the network compiled as a whole; set runner.compile=true")
     if not runner.auto_accumulate:
@@ -38,9 +38,9 @@ def check(runner: Runner, method: Method) -> None:
     reason = "runner.auto_accumulate: works in one process; set data.batch_size and runner.accumulate"
     runner.parallel.require_single_process(reason)
     if runner.accumulate > 1:
-        raise ConfigError("runner.auto_accumulate: takes batches apart by itself; leave runner.accumulate at 1")
+        raise ConfigError("runner.auto_accumulate: splits batches by itself; leave runner.accumulate at 1")
     if not method.mean_over_samples or method.custom_step:
-        why = f"the loss of {type(method).__name__} is no mean over samples, so that half a batch is another loss"
+        why = f"the loss of {type(method).__name__} is not a mean over samples, so a batch cannot be split"
         raise ConfigError(f"runner.auto_accumulate: {why}; set it to false")
 
 

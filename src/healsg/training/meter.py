@@ -19,41 +19,41 @@ from healsg.training.step import counts_of
 class Meter:
     """Means of the named scalars of training steps, weighted by their counts (``step.reported``).
 
-    ``add`` keeps references to device scalars; ``flush`` reads them all in one transfer and folds them in, step by step
-    in double precision, so that the sums are the same bits wherever a save or a log line happened to flush.
+    ``add`` keeps references to device scalars; ``flush`` reads them all in one transfer and adds them up, step by step
+    in double precision, so that the sums do not depend on when a save or a log line flushed.
 
     Args:
-        parallel: the processes whose steps are added up; one alone where it is None.
+        parallel: the processes whose steps are averaged; None is a single one.
     """
 
     def __init__(self, parallel: Parallel | None = None) -> None:
         self.parallel = parallel or Parallel()
         self.pending: list[dict[str, Any]] = []
         self.sums: dict[str, float] = {}
-        """Of the epoch, by name: the sum of mean times count and, under ``count``, that of the counts."""
+        """The sums over the epoch, by name: of mean times count and, under ``count``, of the counts."""
         self.window: dict[str, float] = {}
-        """The same since the last line of steps."""
+        """The same since the last step line."""
         self._counts: dict[str, str] = {}
-        """``counts_of`` the scalars that were folded in last, which hardly ever change."""
+        """``counts_of`` the scalars of the last flush; kept, since their names hardly ever change."""
         self._names: list[str] = []
-        """The names of these scalars."""
+        """The names of the scalars of the last flush."""
 
     def clear(self) -> None:
-        """Forget the epoch; what the next line of steps shows goes on."""
+        """Start a new epoch; the means of the next step line are not affected."""
         self.sums = {}
 
     def add(self, logs: dict[str, Any]) -> None:
-        """Remember one step: its scalars (0-dimensional tensors) and its ``count``, the weight of its batch."""
+        """Add a step: its scalars (0-dimensional tensors) and its ``count``, the weight of its batch."""
         self.pending.append({k: v.detach() if isinstance(v, Tensor) else v for k, v in logs.items()})
 
     def flush(self) -> None:
-        """Fold in what is pending: the one place of the training pass that waits for the device."""
+        """Read the pending scalars and add them up: the only place in the training pass that waits for the device."""
         if not self.pending:
             return
         steps, names = self.pending, self.pending[0].keys()
         for logs in steps:
             if logs.keys() != names:
-                raise RunError(f"train_step returned {', '.join(names)}, now {', '.join(logs)}; keep one set")
+                raise RunError(f"train_step returned {', '.join(names)}, now {', '.join(logs)}; return the same names")
         if self._names != [*names]:
             self._names = [*names]
             self._counts = counts_of(names)
@@ -73,7 +73,7 @@ class Meter:
             raise NotFiniteError(f"train/loss ({losses[step] / columns[counts['loss']][step]})", len(losses) - 1 - step)
 
     def _read(self, steps: list[dict[str, Any]], counts: dict[str, str]) -> dict[str, list[float]]:
-        """By name a number for each step: its scalars times their counts, and the counts, summed over processes."""
+        """By name one number per step: the scalars times their counts, and the counts, each summed over processes."""
         if not steps[0]["loss"].is_cpu:
             return self._read_together(steps, counts)
         columns = _weighted(steps, counts)
@@ -83,7 +83,7 @@ class Meter:
         return columns
 
     def _read_together(self, steps: list[dict[str, Any]], counts: dict[str, str]) -> dict[str, list[float]]:
-        """The same of scalars on a device, in one transfer and its widest type, summed over processes."""
+        """The same for scalars on a device, in one transfer and in its widest floating-point type."""
         device, names = steps[0]["loss"].device, [*counts, *(name for name in steps[0] if name not in counts)]
         widest = torch.float32 if device.type == "mps" else torch.float64
         cells = [torch.as_tensor(logs[name], dtype=widest, device=device) for logs in steps for name in names]
@@ -94,13 +94,13 @@ class Meter:
         return dict(zip(names, self.parallel.sum(table).t().tolist(), strict=True))
 
     def recent(self) -> dict[str, float]:
-        """The means since the last call: what a log line of steps shows."""
+        """The means since the last call, for a step line."""
         self.flush()
         window, self.window = self.window, {}
         return _means(window)
 
     def finish(self) -> dict[str, float]:
-        """The means of the whole epoch, also after a resume in its middle."""
+        """The means of the whole epoch, including the part before a resume."""
         self.flush()
         return _means(self.sums)
 
@@ -119,7 +119,7 @@ def _means(sums: dict[str, float]) -> dict[str, float]:
 
 
 def _weighted(steps: list[dict[str, Any]], counts: dict[str, str]) -> dict[str, list[float]]:
-    """By name a number for each step: its scalars times their counts, and the counts themselves."""
+    """By name one number per step: the scalars times their counts, and the counts themselves."""
     columns = {name: [float(logs[name]) for logs in steps] for name in steps[0]}
     for name, count in counts.items():
         pairs = zip(columns[name], columns[count], strict=True)

@@ -128,7 +128,7 @@ class ImageTransform:
         mean: each channel's mean, with ``maximum`` as 1.
         std: each channel's standard deviation, with ``maximum`` as 1.
         padding: fill of pixels that a shift leaves empty, ``zero`` or ``reflect``.
-        size: the images' shorter side in pixels, where it is known; a shift must be smaller.
+        size: the images' shorter side in pixels, if it is known; a shift must be smaller.
         maximum: the stored value of full intensity, 255 for uint8.
         alternate: flip each image every other epoch; see ``random_flip``.
         outside: the label of a mask's pixels that a shift brings in with ``zero`` padding.

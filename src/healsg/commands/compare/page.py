@@ -114,7 +114,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _mean(curve: Curve) -> tuple[Points, Band]:
-    """The mean by epoch, and the interval where there are several values."""
+    """The mean by epoch, and the interval if there are several values."""
     epochs = sorted(curve)
     every = -(-len(epochs) // MOST_EPOCHS) or 1
     points: Points = []

@@ -171,7 +171,7 @@ def entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def checkpoints(first: RunFolder, second: RunFolder) -> str:
-    """How the last checkpoints differ; empty if they are equal. Raises RunError where both have none."""
+    """How the last checkpoints differ; empty if they are equal. Raises RunError if both have none."""
     states = [folder.last_state() for folder in (first, second)]
     if states[0] is None or states[1] is None:
         lacking = [str(folder.shown) for folder, state in zip((first, second), states, strict=True) if state is None]

@@ -226,7 +226,7 @@ def largest_batch(small: tuple[int, int], large: tuple[int, int], available: int
         available: bytes that a step may take in all.
 
     Returns:
-        The rows; None where memory does not grow with them by more than it varies.
+        The rows; None if memory does not grow with them by more than it varies.
     """
     slope = (large[1] - small[1]) / (large[0] - small[0]) if large[0] > small[0] else 0.0
     if slope * large[0] < 1 << 21:

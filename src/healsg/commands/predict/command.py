@@ -148,7 +148,7 @@ def _request(args: Namespace) -> Request:
 
 
 def _runs_in(name: str) -> list[RunFolder]:
-    """The run of this name, or those of the sweep of this name; none where it is neither. Raises RunError."""
+    """The run of this name, or those of the sweep of this name; none if it is neither. Raises RunError."""
     if is_run(name):
         return [find(name)]
     for folder in (current_folder() / name, current_folder() / ROOT / name):

@@ -31,7 +31,7 @@ class Target:
         tolerance: how far below the published number still passes.
         first: the recipe that must run before; None for none.
         gives: the setting that gets the name of that run, such as ``method.teacher``.
-        measured: what this project measured; None where it never ran the recipe.
+        measured: what this project measured; None if it never ran the recipe.
         without: the overrides that switch the method off. Such a recipe passes where it reaches the published number
             and gains over the same recipe with these overrides; None if the number alone shows the gain.
     """

@@ -29,7 +29,7 @@ class NewData(TaskData):
         return DataInfo(input_shape=(1, 8, 8), num_classes=2, class_names=("left", "right"))
 
     def read(self, part: str) -> TensorSource | None:
-        """The samples of ``train``, ``val`` or ``test``; None where there are none.
+        """The samples of ``train``, ``val`` or ``test``; None if there are none.
 
         Where val gives None, ``val_fraction`` of the training part is split off for it. Samples that lie in files are
         better read one by one: ``healsg.data.source.DatasetSource`` around any map-style data set.

@@ -122,7 +122,7 @@ def plan_search(composer: Composer, overrides: list[str]) -> SearchPlan:
 
 
 def _pauses(search: Search, composed: Composed) -> Sequence[int | None]:
-    """The epoch of each rung. Raises ConfigError where there are not enough epochs."""
+    """The epoch of each rung. Raises ConfigError if there are not enough epochs."""
     runner = composed.values["runner"]
     if search.rungs > 1 and runner["steps"] is not None:
         raise ConfigError("runner.steps: the rungs of a search count epochs; set runner.epochs")

@@ -31,7 +31,7 @@ def write_page(
         trials: the best first; those without a number last.
         space: what is searched over.
         better: ``max`` or ``min``.
-        best: the command that trains the best trial by itself; empty where there is none.
+        best: the command that trains the best trial by itself; empty if there is none.
     """
     having = [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
     sections = [f"<h1>Search {text_of(name)}</h1>"]

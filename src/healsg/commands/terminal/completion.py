@@ -68,7 +68,7 @@ complete -c healsg -a '(healsg --complete (commandline -opc)[2..-1] (commandline
 
 
 def script(shells: list[str]) -> str:
-    """The script for a shell. Raises ConfigError where it is not one of those known."""
+    """The script for a shell. Raises ConfigError if it is not one of those known."""
     if len(shells) != 1 or shells[0] not in SCRIPTS:
         given = " ".join(shells) or "no shell"
         raise ConfigError(f"--completion: {given} is given; there is {', '.join(SCRIPTS)}")

@@ -98,7 +98,7 @@ def _plain(value: Any) -> Any:
 def page_file(path: str | None) -> Path | None:
     """The file of ``--page FILE``, checked for writing before the work; None if not given.
 
-    Raises ConfigError where no file can be written there, or something else than a file would be replaced.
+    Raises ConfigError if no file can be written there, or something else than a file would be replaced.
     """
     if not path:
         return None

@@ -232,7 +232,7 @@ def orientation_of(opened: Image.Image) -> int:
 
 
 def as_shown(pixels: np.ndarray[Any, Any], orientation: int) -> np.ndarray[Any, Any]:
-    """Pixels, (H, W) or (H, W, C), turned as an EXIF orientation of 1 to 8 says; a copy where they are turned."""
+    """Pixels, (H, W) or (H, W, C), turned as an EXIF orientation of 1 to 8 says; a copy if they are turned."""
     if orientation == 1:
         return pixels
     if orientation in (2, 3, 7, 8):
@@ -314,7 +314,7 @@ def _content(picture: str | BytesIO) -> np.ndarray[Any, Any] | None:
 
 
 def _decoded(content: np.ndarray[Any, Any], shape: tuple[int, int, int]) -> np.ndarray[Any, Any] | None:
-    """The pixels (H, W, C) of a JPEG's bytes by torchvision; None where it gives none of ``shape``, (C, H, W)."""
+    """The pixels (H, W, C) of a JPEG's bytes by torchvision; None if it gives none of ``shape``, (C, H, W)."""
     decode_jpeg = torch_private.jpeg_decoder()
     if decode_jpeg is None:
         return None
@@ -326,7 +326,7 @@ def _decoded(content: np.ndarray[Any, Any], shape: tuple[int, int, int]) -> np.n
 
 
 def _plain(opened: Image.Image, channels: int, remark: Remark) -> Image.Image:
-    """A loaded picture of 8 bits a channel as RGB or L, composited on white where it is transparent."""
+    """A loaded picture of 8 bits a channel as RGB or L, composited on white if it is transparent."""
     from PIL import Image
 
     mode = "RGB" if channels == 3 else "L"

@@ -47,7 +47,7 @@ class PathList(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
-        position = range(len(self))[index]  # from the end where it is negative; IndexError beyond
+        position = range(len(self))[index]  # from the end if it is negative; IndexError beyond
         begin, end = self.offsets[position : position + 2].tolist()
         return self.content[begin:end].numpy().tobytes().decode("utf-8", "surrogatepass")
 

@@ -39,7 +39,7 @@ def filled(polygon: Sequence[float], height: int, width: int) -> Array:
 
 
 def runs_filled(counts: Sequence[int], height: int, width: int) -> Array:
-    """(H, W) bool of run lengths, column by column, outside and inside in turn. Raises ValueError where they do not add
+    """(H, W) bool of run lengths, column by column, outside and inside in turn. Raises ValueError if they do not add
     up to the mask."""
     lengths = np.asarray(counts, dtype=np.int64)
     if (lengths < 0).any() or lengths.sum() != height * width:

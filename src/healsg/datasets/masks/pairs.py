@@ -59,7 +59,7 @@ def paired_pictures(folder: Path) -> list[Pair]:
 
 
 def _by_name(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
-    """Files by their names. Raises DataError where two have one name."""
+    """Files by their names. Raises DataError if two have one name."""
     found: dict[str, Path] = {}
     for name, path in named:
         if other := found.get(name):

@@ -160,7 +160,7 @@ def _rows(path: Path) -> Iterator[tuple[list[str], str]]:
 
 
 def _column(path: Path, info: DataInfo, image_column: str | None) -> str | None:
-    """The column of pictures that is read; None where the input is columns of numbers. Raises DataError."""
+    """The column of pictures that is read; None if the input is columns of numbers. Raises DataError."""
     try:
         header, problem = next(_rows(path), ([], "is empty"))
     except OSError as error:

@@ -17,7 +17,7 @@ from healsg.errors import ConfigError, DataError
 def read_mat(path: Path, sums: Sums, names: tuple[str, ...]) -> list[np.ndarray[Any, Any]]:
     """The arrays called ``names`` in the file ``path``, which must be the published one, in this order.
 
-    Raises ConfigError where SciPy is missing, DataError that names the file where it is damaged or lacks one of them.
+    Raises ConfigError if SciPy is missing, DataError that names the file if it is damaged or lacks one of them.
     """
     if find_spec("scipy") is None:
         raise ConfigError(f"data: {path.name} is a MATLAB file; install what reads it with: pip install 'healsg[mat]'")
@@ -35,7 +35,7 @@ def read_mat(path: Path, sums: Sums, names: tuple[str, ...]) -> list[np.ndarray[
 
 
 def labels_of(array: np.ndarray[Any, Any], path: Path, lowest: int, highest: int) -> np.ndarray[Any, Any]:
-    """Labels stored as a row or a column, as (N,) int64. Raises DataError where one is not within the bounds."""
+    """Labels stored as a row or a column, as (N,) int64. Raises DataError if one is not within the bounds."""
     line_up = array.dtype.kind in "iu" and array.size == max(array.shape, default=0)
     labels = array.astype(np.int64).reshape(-1) if line_up else np.array([lowest - 1])
     if not np.all((lowest <= labels) & (labels <= highest)):

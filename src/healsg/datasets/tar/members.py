@@ -164,7 +164,7 @@ class TarFiles:
         self._opened: OrderedDict[int, int] = OrderedDict()
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        """``size`` bytes of an archive, by its number. Raises DataError where it was changed or cut meanwhile."""
+        """``size`` bytes of an archive, by its number. Raises DataError if it was changed or cut meanwhile."""
         content = os.pread(self._descriptor(number), size, offset)
         while len(content) < size and (
             more := os.pread(self._descriptor(number), size - len(content), offset + len(content))

@@ -74,7 +74,7 @@ class Notes:
     masks: MaskNotes | None = None
 
     def archives(self, folder: Path) -> dict[str, list[Path]]:
-        """By part the archives in ``folder``. Raises DataError where one is missing or has another size."""
+        """By part the archives in ``folder``. Raises DataError if one is missing or has another size."""
         found: dict[str, list[Path]] = {}
         for part, archives in self.parts.items():
             for archive in archives:

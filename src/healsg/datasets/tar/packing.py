@@ -157,7 +157,7 @@ def plan_packing(data: TaskData, most: int) -> Plan:
 def _readable(data: TaskData, source: Source, part: str) -> Tensor:
     """The places of a part's samples that can be read, each of which is: the others are named, and left out.
 
-    Raises DataError where more are left out than ``data.max_errors``, or all.
+    Raises DataError if more are left out than ``data.max_errors``, or all.
     """
     if not isinstance(source, DatasetSource):
         return torch.arange(len(source))

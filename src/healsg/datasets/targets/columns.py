@@ -38,7 +38,7 @@ def numbers(name: str, values: Sequence[Any]) -> Tensor:
 
 
 def number(value: Any) -> float:
-    """A value as a number; true and false are 1 and 0. Raises ValueError or TypeError where it is none."""
+    """A value as a number; true and false are 1 and 0. Raises ValueError or TypeError if it is none."""
     if value is None:
         return float("nan")
     text = value.strip().lower() if isinstance(value, str) else value

@@ -26,7 +26,7 @@ def read_matrix(name: str, classes: int, folders: Sequence[Path]) -> Tensor:
         folders: where it may lie; the first that has it counts.
 
     Raises:
-        DataError: where there is no such file, or it holds no such matrix.
+        DataError: if there is no such file, or it holds no such matrix.
     """
     candidates = [folder / Path(name).expanduser() for folder in folders]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)

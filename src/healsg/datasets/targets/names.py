@@ -10,7 +10,7 @@ SHOWN = 8
 
 
 def shown(names: Sequence[str], most: int = SHOWN) -> str:
-    """Names for a message, the first of them where there are many: ``'a', 'b' and 5 more``."""
+    """Names for a message, the first of them if there are many: ``'a', 'b' and 5 more``."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more
 

@@ -178,7 +178,7 @@ def decathlon(path: Path, folder: Path | None = None) -> CaseList:
 
     Args:
         path: the list.
-        folder: to which its files are relative; the list's own where it is None.
+        folder: to which its files are relative; the list's own if it is None.
 
     Raises:
         DataError: one line that names the list, and the entry or the file.

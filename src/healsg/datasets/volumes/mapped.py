@@ -162,7 +162,7 @@ def _nrrd_layout(path: Path, head: bytes, channels: int) -> Layout | None:
 
 
 def _unpacked(blocks: Iterator[bytes], array: Array) -> Array:
-    """Fill an array with bytes. Raises EOFError where they are too few; any further are not looked at."""
+    """Fill an array with bytes. Raises EOFError if they are too few; any further are not looked at."""
     buffer = array.reshape(-1).view(np.uint8)
     at = 0
     for block in blocks:
