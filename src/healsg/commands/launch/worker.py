@@ -55,7 +55,7 @@ def main() -> int:
             stop_signal.restart_clock()
             system.take_command_line(given["command"])
             composed = Composed.of_plain(yaml.safe_load(given["composed"]))
-            row = run_job(given["name"], given["job"], composed, bool(given["sound"]), shared)
+            row = run_job(given["name"], given["job"], composed, bool(given["verified"]), shared)
             print(json.dumps(row), file=answers, flush=True)
             if stop_signal.received is not None:
                 return 128 + stop_signal.received

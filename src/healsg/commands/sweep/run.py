@@ -118,7 +118,7 @@ def discard_empty_jobs(folder: RunFolder, jobs: Jobs) -> None:
 
 
 def run_jobs(
-    name: str, jobs: Jobs, sound: bool, launcher: JobLauncher | None, stop_signal: StopSignal
+    name: str, jobs: Jobs, verified: bool, launcher: JobLauncher | None, stop_signal: StopSignal
 ) -> Iterator[Row]:
     """Train the jobs; yields a row for each as it ends, and ends early after a stop signal.
 
@@ -127,7 +127,7 @@ def run_jobs(
     Args:
         name: of the sweep.
         jobs: by name.
-        sound: whether their configurations are checked already.
+        verified: whether their configurations have been checked.
         launcher: what runs them; None runs them one after the other in this process.
         stop_signal: of the command.
     """
@@ -141,9 +141,9 @@ def run_jobs(
                 yield row
         chosen = [(job, left[job]) for job in ready]
         if launcher is None:
-            rows = _one_by_one(name, chosen, sound, stop_signal, len(jobs) - len(left))
+            rows = _one_by_one(name, chosen, verified, stop_signal, len(jobs) - len(left))
         else:
-            rows = _at_once(name, chosen, sound, stop_signal, launcher)
+            rows = _at_once(name, chosen, verified, stop_signal, launcher)
         for row in rows:
             if row["status"] != BUSY:
                 del left[row["job"]]
@@ -171,14 +171,14 @@ def _continued(composed: Composed) -> Composed:
     return replace(composed, values=composed.values | {"fresh": False})
 
 
-def _one_by_one(name: str, jobs: Jobs, sound: bool, stop_signal: StopSignal, before: int) -> Iterator[Row]:
+def _one_by_one(name: str, jobs: Jobs, verified: bool, stop_signal: StopSignal, before: int) -> Iterator[Row]:
     shared = SharedData()
     for number, (job, composed) in enumerate(jobs, 1):
         if stop_signal.agreed():
             break
         stop_signal.restart_clock()
         say(f"job {before + number} of {before + len(jobs)}: {job}")
-        row = {"job": job, **run_job(name, job, composed, sound, shared)}
+        row = {"job": job, **run_job(name, job, composed, verified, shared)}
         freeze_imports()  # so that they are not traversed after each job
         yield row
         if row["status"] == "failed" and not distributed.recovered():
@@ -187,8 +187,8 @@ def _one_by_one(name: str, jobs: Jobs, sound: bool, stop_signal: StopSignal, bef
             break
 
 
-def _at_once(name: str, jobs: Jobs, sound: bool, stop_signal: StopSignal, launcher: JobLauncher) -> Iterator[Row]:
-    orders = [order(name, job, composed, sound) for job, composed in jobs]
+def _at_once(name: str, jobs: Jobs, verified: bool, stop_signal: StopSignal, launcher: JobLauncher) -> Iterator[Row]:
+    orders = [order(name, job, composed, verified) for job, composed in jobs]
     for index, answer in launcher.results(orders, lambda: stop_signal.received):
         row = {"job": jobs[index][0], **answer}
         if row["status"] != BUSY:
@@ -196,17 +196,17 @@ def _at_once(name: str, jobs: Jobs, sound: bool, stop_signal: StopSignal, launch
         yield row
 
 
-def order(name: str, job: str, composed: Composed, sound: bool) -> Order:
+def order(name: str, job: str, composed: Composed, verified: bool) -> Order:
     """The order of a job, for a worker.
 
     Args:
         name: of the sweep.
         job: the name of its folder there.
         composed: its configuration.
-        sound: whether it is checked already.
+        verified: whether it has been checked.
     """
     made = yaml.safe_dump(composed.as_plain())
-    return {"name": name, "job": job, "composed": made, "sound": sound, "command": sys.argv}
+    return {"name": name, "job": job, "composed": made, "verified": verified, "command": sys.argv}
 
 
 def plan(composer: Composer, overrides: list[str]) -> SweepPlan:
@@ -311,19 +311,19 @@ def job_name(overrides: list[str]) -> str:
     return f"{head}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
-def run_job(name: str, job: str, composed: Composed, sound: bool, shared: SharedData | None = None) -> Row:
+def run_job(name: str, job: str, composed: Composed, verified: bool, shared: SharedData | None = None) -> Row:
     """Train one job in ``runs/<name>/<job>/``; a failure is reported at once and does not end the sweep.
 
     Args:
         name: of the sweep.
         job: its folder's name.
         composed: its configuration.
-        sound: whether it is checked already.
+        verified: whether it has been checked.
         shared: the data that one job has read for the next.
     """
     folder = RunFolder(ROOT / name / job)
     try:
-        if row := finished(folder, composed, sound):
+        if row := finished(folder, composed, verified):
             return row
         count = processes.process_count(composed)
         return ended(launch(composed, folder, InProcesses(count) if count > 1 else InThisProcess(shared)))
@@ -337,13 +337,13 @@ def run_job(name: str, job: str, composed: Composed, sound: bool, shared: Shared
         gc.collect()
 
 
-def finished(folder: RunFolder, composed: Composed, sound: bool) -> Row | None:
+def finished(folder: RunFolder, composed: Composed, verified: bool) -> Row | None:
     """The row of an already finished job.
 
     Raises ConfigError for a configuration that is wrong, RunError if the job's folder is not a run's.
     """
     safefiles.require(folder.path, safefiles.FOLDER)
-    if not sound:
+    if not verified:
         verify(composed)
     record = composed_once(lambda: folder.record)
     if record.get("status") != "finished" or composed.values["fresh"] or acquire.changed(folder, composed.values):
