@@ -107,7 +107,7 @@ def test_cross_entropy_is_torchs(shape: tuple[int, ...], weights: list[float] | 
     given = None if weights is None else torch.tensor(weights, dtype=torch.float64)
     wanted = F.cross_entropy(output, target, given, ignore_index=IGNORE)
     same(dense.CrossEntropy(IGNORE, class_weights=weights)(output, target), wanted, 1e-12)
-    same(dense.Focal(0.0, IGNORE)(output, target), F.cross_entropy(output, target, ignore_index=IGNORE), 1e-12)
+    same(dense.Focal(0.0, ignore=IGNORE)(output, target), F.cross_entropy(output, target, ignore_index=IGNORE), 1e-12)
 
 
 def test_a_perfect_prediction_has_no_loss_and_dice_is_the_share_of_overlap() -> None:
@@ -131,7 +131,7 @@ def test_the_hardest_pixels_are_those_of_each_sample_that_count() -> None:
     for sample in range(3):
         valid = losses[sample][target[sample] != IGNORE].sort(descending=True).values
         wanted.append(valid[: int(len(valid) * 0.25)].mean())
-    same(dense.TopK(0.25, IGNORE)(output, target), torch.stack(wanted).mean(), 1e-12)
+    same(dense.TopK(0.25, ignore=IGNORE)(output, target), torch.stack(wanted).mean(), 1e-12)
 
 
 def test_the_skeleton_of_a_bar_is_its_middle() -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -230,7 +231,8 @@ class DenseLoss(nn.Module):
             raise ConfigError(f"data.regions: {regions} names no label for some output; give each a list of labels")
         if class_weights is not None and regions is not None and len(class_weights) != len(regions):
             raise ConfigError(f"class_weights: {len(class_weights)} weights for {len(regions)} regions")
-        self.ignore, self.regions = ignore, regions
+        self.ignore = ignore
+        self.regions = regions
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("weights", weights, persistent=False)
 
@@ -316,18 +318,12 @@ class Focal(PixelLoss):
 
     Args:
         gamma: the focusing parameter; 0 is the cross entropy.
-        ignore, regions, class_weights: see ``DenseLoss``; the weights are the paper's alpha, and not part of the
+        common: the arguments of ``DenseLoss``; the class weights are the paper's alpha, and not part of the
             denominator.
     """
 
-    def __init__(
-        self,
-        gamma: NonNegative = 2.0,
-        ignore: int | None = None,
-        regions: Regions | None = None,
-        class_weights: Sequence[NonNegative] | None = None,
-    ) -> None:
-        super().__init__(ignore, regions, class_weights)
+    def __init__(self, gamma: NonNegative = 2.0, **common: Any) -> None:
+        super().__init__(**common)
         self.gamma = gamma
 
     def pixels(self, output: Tensor, truth: Tensor) -> Tensor:
@@ -344,20 +340,14 @@ class TopK(DenseLoss):
     batch is split.
 
     Args:
-        share: of the pixels that are not ignored.
-        ignore, regions, class_weights: see ``DenseLoss``.
+        share: the share of hardest pixels among those that are not ignored.
+        common: the arguments of ``DenseLoss``.
     """
 
     mean_over_samples = True
 
-    def __init__(
-        self,
-        share: Kept = 0.1,
-        ignore: int | None = None,
-        regions: Regions | None = None,
-        class_weights: Sequence[NonNegative] | None = None,
-    ) -> None:
-        super().__init__(ignore, regions, class_weights)
+    def __init__(self, share: Kept = 0.1, **common: Any) -> None:
+        super().__init__(**common)
         self.share = share
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
@@ -374,19 +364,11 @@ class OverlapLoss(DenseLoss):
             over samples: each batch of each process has its own loss, and these are averaged.
         background: whether to include the first class.
         smooth: added to numerator and denominator.
-        ignore, regions, class_weights: see ``DenseLoss``.
+        common: the arguments of ``DenseLoss``.
     """
 
-    def __init__(
-        self,
-        batch: bool = False,
-        background: bool = False,
-        smooth: Positive = 1e-5,
-        ignore: int | None = None,
-        regions: Regions | None = None,
-        class_weights: Sequence[NonNegative] | None = None,
-    ) -> None:
-        super().__init__(ignore, regions, class_weights)
+    def __init__(self, batch: bool = False, background: bool = False, smooth: Positive = 1e-5, **common: Any) -> None:
+        super().__init__(**common)
         self.batch = batch
         self.background = background
         self.smooth = smooth
@@ -416,22 +398,13 @@ class Tversky(OverlapLoss):
 
     Args:
         alpha, beta: the weights of false positives and of false negatives.
-        others: see ``OverlapLoss``.
+        common: the arguments of ``OverlapLoss``.
     """
 
-    def __init__(
-        self,
-        alpha: NonNegative = 0.3,
-        beta: NonNegative = 0.7,
-        batch: bool = False,
-        background: bool = False,
-        smooth: Positive = 1e-5,
-        ignore: int | None = None,
-        regions: Regions | None = None,
-        class_weights: Sequence[NonNegative] | None = None,
-    ) -> None:
-        super().__init__(batch, background, smooth, ignore, regions, class_weights)
-        self.alpha, self.beta = alpha, beta
+    def __init__(self, alpha: NonNegative = 0.3, beta: NonNegative = 0.7, **common: Any) -> None:
+        super().__init__(**common)
+        self.alpha = alpha
+        self.beta = beta
 
     def class_losses(self, overlap: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:
         return tversky(overlap, predicted, truth, self.alpha, self.beta, self.smooth)
@@ -530,7 +503,7 @@ class DiceCrossEntropy(Combined):
     ) -> None:
         parts: dict[str, nn.Module] = {
             "cross_entropy": CrossEntropy(ignore, regions, class_weights),
-            "dice": Dice(batch, background, smooth, ignore, regions),
+            "dice": Dice(batch, background, smooth, ignore=ignore, regions=regions),
         }
         super().__init__(parts, {"cross_entropy": cross_entropy_weight, "dice": dice_weight})
 
