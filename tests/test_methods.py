@@ -177,7 +177,7 @@ def test_the_plain_average_and_its_statistics(monkeypatch: pytest.MonkeyPatch) -
     ends: list[dict[str, Tensor]] = []
 
     def note(task: BasicTask) -> None:
-        if task.runner.position == task.runner.length:
+        if task.runner.batch_count == task.runner.length:
             ends.append(copy.deepcopy(dict(task.model.named_parameters())))
 
     after_each_update(monkeypatch, note)

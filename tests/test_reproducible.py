@@ -306,7 +306,7 @@ def test_another_seed_drops_other_units() -> None:
 
     def outputs(task: BasicTask) -> torch.Tensor:
         next(task.runner.train_batches(task))  # which seeds what the step draws from
-        task.runner.at.batch = 0
+        task.runner.position.batch = 0
         with torch.no_grad():
             return task.net.train()(batch)
 

@@ -347,7 +347,7 @@ def test_mean_teacher() -> None:
     near(case.step()["loss"], case.supervised() + 10.0 * math.exp(-5 * 0.25) * distance)
     assert case.calls == [LABELLED + UNLABELLED]
     task: Any = case.task
-    task.runner.position, task.runner.length = 1, 10
+    task.runner.batch_count, task.runner.length = 1, 10
     with torch.no_grad():
         case.method.after_update(task)
     near(case.method.eval_model(task).weight, 0.5 * first + 0.5 * case.network.weight.detach())  # type: ignore[arg-type]

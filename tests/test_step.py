@@ -121,7 +121,7 @@ def test_fp16_skips_an_overflow_and_counts_it(optimizer: str, monkeypatch: pytes
     def train_step(self: Supervised, task: BasicTask, batch: dict[str, Any]) -> dict[str, Tensor]:
         weights.append(task.model.head.weight.detach().clone())  # type: ignore[union-attr, operator]
         output = task.net(batch["input"])
-        return {"loss": task.criterion(output, batch["target"]) * (1e38 if task.runner.position == 3 else 1.0)}
+        return {"loss": task.criterion(output, batch["target"]) * (1e38 if task.runner.batch_count == 3 else 1.0)}
 
     monkeypatch.setattr(Supervised, "train_step", train_step)
     options = ["runner.precision=fp16", "runner.steps=6", f"method/optimizer={optimizer}", "runner.save_every=1"]

@@ -220,7 +220,7 @@ class TaskMethod(nn.Module):
         if average is None:
             return
         runner = task.runner
-        epoch_ends = runner.position == runner.length or runner.step_count == runner.total_steps
+        epoch_ends = runner.batch_count == runner.length or runner.step_count == runner.total_steps
         swa_has_begun = runner.step_count >= self.swa * runner.total_steps
         if self.swa:
             if not epoch_ends:

@@ -149,7 +149,7 @@ class TaskRunner:
         self.progress = Progress()
         self.plan = Plan(accumulate=accumulate)
         """The length of the run, once the train loader is there (``plan_run``)."""
-        self.at = Position()
+        self.position = Position()
         """How far the run is."""
         self.accumulator = Accumulator(parallel=self.parallel)
         self.pieces = 1
@@ -173,17 +173,17 @@ class TaskRunner:
     @property
     def epoch(self) -> int:
         """Completed epochs."""
-        return self.at.epoch
+        return self.position.epoch
 
     @property
     def step_count(self) -> int:
         """Updates made so far."""
-        return self.at.step
+        return self.position.step
 
     @property
-    def position(self) -> int:
+    def batch_count(self) -> int:
         """Micro-batches of the current epoch that have been used."""
-        return self.at.batch
+        return self.position.batch
 
     @property
     def length(self) -> int:
@@ -203,7 +203,7 @@ class TaskRunner:
     @property
     def max_epoch(self) -> int:
         """Epochs in the whole run."""
-        return self.plan.max_epoch(self.at)
+        return self.plan.max_epoch(self.position)
 
     # --- assembly ----------------------------------------------------------------------------------------------------
 
@@ -241,18 +241,18 @@ class TaskRunner:
     def train_batches(self, task: Task) -> Iterator[tuple[TrainBatch, MicroBatch]]:
         """The remaining batches of this epoch, on the device; the random generators are seeded before each."""
         plan = self.plan
-        at = self.at
+        position = self.position
         loader = task.train_loader
         world = self.parallel.world
-        epoch_seed = mix(plan.seed, at.epoch)
+        epoch_seed = mix(plan.seed, position.epoch)
         self.progress.start_epoch(task.epoch, plan.length)
         libraries = not draws.only_from_torch(task)
-        for values, rows in loader.batches_for_steps(at.epoch, at.batch, plan.last_batch(at)):
-            batch = loader.counted(values, rows, at.batch)
-            at.take_batch()
-            self.progress.batch(at.batch, rows)
-            seed_step(self.device_setup.device, at.batch, epoch_seed, libraries)
-            micro = MicroBatch(batch.samples, plan.closes(at.batch), plan.accumulate, world)
+        for values, rows in loader.batches_for_steps(position.epoch, position.batch, plan.last_batch(position)):
+            batch = loader.counted(values, rows, position.batch)
+            position.take_batch()
+            self.progress.batch(position.batch, rows)
+            seed_step(self.device_setup.device, position.batch, epoch_seed, libraries)
+            micro = MicroBatch(batch.samples, plan.closes(position.batch), plan.accumulate, world)
             on_device = self.device_setup.move(batch)
             if self.ledger is not None:
                 self.ledger.start_batch(on_device)
@@ -322,11 +322,11 @@ class TaskRunner:
         if not self.parallel.several or samples is None or samples.batch is None:
             yield None
             return
-        seed_device(self.device_setup.device, self.position, state=mix(self.plan.shared_seed, self.epoch))
+        seed_device(self.device_setup.device, self.batch_count, state=mix(self.plan.shared_seed, self.epoch))
         try:
             yield samples
         finally:
-            seed_device(self.device_setup.device, "own", self.position, state=mix(self.plan.seed, self.epoch))
+            seed_device(self.device_setup.device, "own", self.batch_count, state=mix(self.plan.seed, self.epoch))
 
     def backward(self, logs: dict[str, Any], micro: MicroBatch) -> dict[str, Any]:
         """Accumulate the gradient of ``logs["loss"]``; returns the step's scalars with their counts."""
@@ -389,8 +389,8 @@ class TaskRunner:
         self.accumulator.clear()
         if task.scheduler is not None and task.interval == "update":
             task.scheduler.step()
-        self.at.count_update()
-        self.progress.update(self.at.step)
+        self.position.count_update()
+        self.progress.update(self.position.step)
         return scalars, True
 
     # --- the loop ----------------------------------------------------------------------------------------------------
@@ -476,7 +476,7 @@ class TaskRunner:
         return task.learning_rate if self.rate is None else float(self.rate)
 
     def next_epoch(self) -> None:
-        self.at.end_epoch()
+        self.position.end_epoch()
         self.meter.clear()
 
     # --- state -------------------------------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ class TaskRunner:
         ledger = self.ledger.state_dict() if self.ledger is not None else {}
         return {
             **({"ledger": ledger} if ledger else {}),
-            **self.at.state_dict(),
+            **self.position.state_dict(),
             "pieces": self.pieces,
             "total_steps": self.total_steps,
             "stop_reason": self.stop_reason,
@@ -498,11 +498,11 @@ class TaskRunner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.at.load_state_dict(state, self.accumulate)
+        self.position.load_state_dict(state, self.accumulate)
         self.pieces = state["pieces"]
         self.stop_reason = state["stop_reason"] if state["total_steps"] == self.total_steps else None
-        if self.position > self.length:
-            raise RunError(f"the run stopped at batch {self.position} of an epoch, which has only {self.length} now")
+        if self.batch_count > self.length:
+            raise RunError(f"the run stopped at batch {self.batch_count} of an epoch, which has only {self.length} now")
         self.rate = state["rate"]
         if self.ledger is not None:
             self.ledger.load_state_dict(state.get("ledger", {}))

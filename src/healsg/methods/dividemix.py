@@ -118,7 +118,7 @@ class DivideMix(Supervised):
 
     def before_step(self, task: Task) -> None:
         super().before_step(task)
-        if task.runner.position == 1 and not self.warms_up(task):
+        if task.runner.batch_count == 1 and not self.warms_up(task):
             self.divide(task)
 
     def warms_up(self, task: Task) -> bool:

@@ -62,7 +62,7 @@ class SAM(Supervised):
         with torch.no_grad():
             foreach_add_(weights, ascent(gradient, self.rho))
         epoch_seed = mix(runner.plan.seed, runner.epoch)
-        seed_step(task.device, runner.position, epoch_seed, not only_from_torch(task))  # as in the first pass
+        seed_step(task.device, runner.batch_count, epoch_seed, not only_from_torch(task))  # as in the first pass
         with runner.forward_context(task, micro), fixed_statistics(task.model):
             worst = loss_of(self.train_step(task, batch)["loss"])
         gradient = self.gradient(task, worst.value, weights)

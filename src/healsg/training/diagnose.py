@@ -66,8 +66,8 @@ def _device_lost(task: Task, error: Exception) -> RunError:
 def _not_finite(task: Task, checkpointer: Checkpointer, error: NotFiniteError) -> RunError:
     """The error that names the step and, if the replay finds it, the tensor."""
     runner = task.runner
-    position = runner.position - error.batches
-    step = runner.step_count - -(-runner.position // runner.accumulate) + -(-position // runner.accumulate)
+    batch = runner.batch_count - error.batches  # of the epoch, from 1, in which the loss was not finite
+    step = runner.step_count - -(-runner.batch_count // runner.accumulate) + -(-batch // runner.accumulate)
     checkpointer.writer.close()
     state, first = None, None
     with contextlib.suppress(Exception):  # an error in the replay must not hide the original one

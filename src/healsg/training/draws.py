@@ -53,7 +53,7 @@ def uniform(task: Task, batch: Mapping[str, Any], purpose: str, shape: tuple[int
         samples = samples_of(batch)
         first = samples.first if samples is not None else 0
         index = torch.arange(first, first + shape[0], device=task.device)
-        key = mix(runner.position, state=key)
+        key = mix(runner.batch_count, state=key)
     return uniform_of(index.to(task.device), key, shape[1:])
 
 

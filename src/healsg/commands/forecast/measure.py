@@ -162,7 +162,7 @@ def _steps(
         if len(found) > 1:
             starts.append(found.pop(0))
         again += found
-        if task.runner.position < task.runner.length:
+        if task.runner.batch_count < task.runner.length:
             break
         task.runner.meter.finish()
         task.runner.next_epoch()

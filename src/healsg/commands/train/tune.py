@@ -362,8 +362,8 @@ def _steps_of(composed: Composed, shared: SharedData) -> Iterator[tuple[BasicTas
 
 def _endless(task: BasicTask) -> Generator[tuple[TrainBatch, MicroBatch], None, None]:
     """The training batches of the first epoch in an endless loop, since a run may be shorter than the measurement."""
-    start = task.runner.at.state_dict()
+    start = task.runner.position.state_dict()
     while True:
         yield from task.runner.train_batches(task)
         task.runner.meter.clear()
-        task.runner.at.load_state_dict(start, task.runner.accumulate)
+        task.runner.position.load_state_dict(start, task.runner.accumulate)
