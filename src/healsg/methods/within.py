@@ -39,8 +39,9 @@ def outputs_of(network: nn.Module, names: Sequence[str] | None = None) -> Iterat
 
 @dataclass(frozen=True)
 class Probe:
-    """The output shapes (N, C, ...) of a network's modules for two samples, in the order in
-    which they finish."""
+    """The output shapes (N, C, ...) of a network's modules for two samples, in the order in which they finish; and that
+    of the network.
+    """
 
     shapes: dict[str, tuple[int, ...]]
     output: tuple[int, ...]

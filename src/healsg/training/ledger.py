@@ -38,6 +38,13 @@ COLUMNS = {"loss": (torch.float16, -1), "confidence": (torch.float16, -1), "corr
 """The recorded values of each sample, and the value if it did not occur in this epoch."""
 
 
+def require_whole_batches(task: Task) -> None:
+    """Raise ConfigError if batches are split, over processes or by ``auto_accumulate``: a ledger needs whole ones."""
+    task.runner.parallel.require_single_process("runner.ledger: works in one process")
+    if task.runner.auto_accumulate:
+        raise ConfigError("runner.ledger: runner.auto_accumulate splits batches; set one of them to false")
+
+
 class Ledger:
     """The recorded values of one epoch, by sample.
 
@@ -69,12 +76,10 @@ class Ledger:
 
     @staticmethod
     def _check(task: Task, loader: Any) -> None:
-        task.runner.parallel.require_single_process("runner.ledger: works in one process")
+        require_whole_batches(task)
         flat = task.task_method.needs.flat  # type: ignore[attr-defined]
         if task.info is None or task.info.kind != "multiclass" or not flat or not isinstance(loader, Loader):
             raise ConfigError("runner.ledger: needs one class a sample, and a method that takes labelled samples alone")
-        if task.runner.auto_accumulate:
-            raise ConfigError("runner.ledger: runner.auto_accumulate takes batches apart; set one of them to false")
 
     def watch(self, net: nn.Module) -> None:
         """Register a forward hook on ``net``."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from healsg.data.loader import Loader
 from healsg.data.source import DatasetSource, TensorSource
 from healsg.errors import ConfigError
-from healsg.training.ledger import PENDING, Ledger
+from healsg.training.ledger import PENDING, Ledger, require_whole_batches
 from healsg.training.ledger_files import EpochColumns, LedgerFiles
 
 if TYPE_CHECKING:
@@ -54,11 +54,9 @@ class PseudoLabelLedger:
 
     def __init__(self, task: Task) -> None:
         loader = task.train_loader
-        task.runner.parallel.require_single_process("runner.ledger: works in one process")
+        require_whole_batches(task)
         if task.info is None or task.info.kind != "multiclass" or not isinstance(loader, Loader):
-            raise ConfigError("runner.ledger: needs one class a sample, and loaders that healsg makes")
-        if task.runner.auto_accumulate:
-            raise ConfigError("runner.ledger: runner.auto_accumulate takes batches apart; set one of them to false")
+            raise ConfigError("runner.ledger: needs one class a sample, and HEALSg's own loaders")
         self.source = loader.sources["unlabelled"]
         source = self.source
         known = source.about.hidden if isinstance(source, (TensorSource, DatasetSource)) else None
@@ -68,7 +66,7 @@ class PseudoLabelLedger:
         self.waiting = 0
 
     def start_batch(self, batch: Mapping[str, Any]) -> None:
-        """A batch is about to be trained on; the method reports its pseudo-labels by ``add``."""
+        """Does nothing: the method reports the pseudo-labels of a batch itself, by ``add``."""
 
     def add(self, index: Tensor, scores: Tensor, weight: Tensor | None) -> None:
         """Record a batch's pseudo-labels.
