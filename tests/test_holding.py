@@ -128,7 +128,7 @@ def test_a_cache_is_read_again_and_made_anew_for_other_files(pictures: Path, mon
 
 
 def test_what_does_not_fit_is_refused_with_an_estimate(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "available", lambda: 10_000)
+    monkeypatch.setattr(system, "available_memory", lambda: 10_000)
     with pytest.raises(ConfigError, match=r"data.in_memory: 30 train samples are 23.3 kB, and 10 kB are free; set"):
         data(pictures, in_memory=True).splits()
 

@@ -17,7 +17,7 @@ PACKAGE = REPOSITORY / "src/healsg"
 LAYERS: Mapping[str, tuple[str, ...]] = {
     "ground": (
         *("errors.py", "types.py", "paths.py", "seeding.py", "console.py", "safefiles.py", "peers.py"),
-        *("system.py", "torch_private.py"),
+        *("system.py", "logs.py", "torch_private.py"),
         *("distributed.py", "callbacks.py", "parts.py"),
         # values of a step, and the files of a run's folder, which name nothing that lies higher
         *("training/__init__.py", "training/plan.py", "training/progress.py", "training/step.py"),
