@@ -214,7 +214,7 @@ def test_eval_keeps_the_order_of_classes(run: str, caplog: pytest.LogCaptureFixt
     evaluate(run, "data.classes=[cat,dog]")
     assert "data.classes" not in caplog.text
     for classes in ("cat,dog,bird", "cat"):
-        told = r"^data\.classes: the weights were trained with cat, dog, and an evaluation"
+        told = r"^data\.classes: the weights were trained with cat, dog, which an evaluation"
         with pytest.raises(ConfigError, match=told):
             evaluate(run, f"data.classes=[{classes}]")
 
@@ -390,9 +390,9 @@ def test_other_files_are_refused_in_one_line(kind: str, capfd: pytest.CaptureFix
 @pytest.mark.parametrize("method", ["finetune", "linear_probe", "lora"])
 def test_random_weights_are_warned_of(method: str, run: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *TABLE, f"method={method}", "runner.epochs=1", "name=random"]) == 0
-    assert "is for a network that has been trained" in capsys.readouterr().out
+    assert "is for a trained network" in capsys.readouterr().out
     assert main(["train", *TABLE, f"method={method}", "runner.epochs=1", "init_from=run", "name=tuned"]) == 0
-    assert "is for a network that has been trained" not in capsys.readouterr().out
+    assert "is for a trained network" not in capsys.readouterr().out
 
 
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:

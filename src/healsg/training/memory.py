@@ -40,7 +40,7 @@ def check(runner: Runner, method: Method) -> None:
     if runner.accumulate > 1:
         raise ConfigError("runner.auto_accumulate: splits batches by itself; leave runner.accumulate at 1")
     if not method.mean_over_samples or method.custom_step:
-        why = f"the loss of {type(method).__name__} is not a mean over samples, so a batch cannot be split"
+        why = f"the loss of {type(method).__name__} is no mean over samples, so a batch cannot be split"
         raise ConfigError(f"runner.auto_accumulate: {why}; set it to false")
 
 
