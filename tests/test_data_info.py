@@ -16,7 +16,7 @@ from torch import nn
 import fake_tables
 from healsg import DataInfo, TaskTrainer
 from healsg.cli import main
-from healsg.data.info import order_classes
+from healsg.data.info import differing_inputs, order_classes
 from healsg.datasets.csv import Csv
 from healsg.datasets.imagefolder import ImageFolder
 from healsg.errors import ConfigError, DataError, HealsgError, RunError
@@ -289,6 +289,15 @@ def test_other_inputs_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     assert main(["eval", "run", "data.mean=[0.5,0.5,0.5]"]) == 0
     told = "the weights were trained on other inputs: mean [0.485, 0.456, 0.406] there, [0.5, 0.5, 0.5] here"
     assert [record for record in caplog.records if told in record.message]
+
+
+def test_inputs_differ_only_in_what_both_sides_declare() -> None:
+    """A file of an earlier version, or another kind of set, may declare less."""
+    one = DataInfo((2,), 3, preprocessing={"mean": [1.0], "std": [2.0]})
+    assert list(differing_inputs(one, DataInfo((2,), 3, preprocessing={"mean": (1.0,)}))) == []
+    assert list(differing_inputs(DataInfo((2,), 3), one)) == list(differing_inputs(one, DataInfo((2,), 3))) == []
+    other = DataInfo((2,), 3, preprocessing={"std": [3.0]})
+    assert list(differing_inputs(one, other)) == ["std [2] there, [3] here"]
 
 
 # --- init_from -------------------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from healsg.cli import main
-from healsg.errors import RunError
+from healsg.errors import BusyError, RunError
 from healsg.runs import acquire
 from healsg.runs.folder import RunFolder
+from healsg.system import ProcessLock
 from helpers import HANG, command, healsg
 from test_signals import ended, ending, forked, record, undisturbed, wait_for
 
@@ -181,6 +182,25 @@ def test_a_file_in_the_place_of_the_folder(capsys: pytest.CaptureFixture[str]) -
     Path("runs").touch()
     assert main(["train", *LINE]) == 1
     assert capsys.readouterr().err.startswith("error: runs")
+
+
+def test_a_lock_whose_file_its_last_holder_has_just_removed_is_taken_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock on the removed file would keep nobody else away."""
+    take, folder = ProcessLock.acquire, RunFolder(FOLDER)
+    removed = list[Path]()
+
+    def removed_before(self: ProcessLock, wait: bool = False) -> None:
+        if not removed:
+            removed.append(FOLDER / ".lock")
+            removed[0].unlink()
+        take(self, wait)
+
+    monkeypatch.setattr(ProcessLock, "acquire", removed_before)
+    folder.lock()
+    assert removed[0].exists()
+    with pytest.raises(BusyError, match="is being trained by"):
+        RunFolder(FOLDER).lock()
+    folder.unlock()
 
 
 def test_a_child_that_a_killed_run_had_just_begun_is_waited_for() -> None:

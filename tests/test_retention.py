@@ -30,6 +30,14 @@ def test_the_best_are_ranked_by_value_then_loss_then_the_earlier_epoch() -> None
     assert Retention(2, None).kept_epochs() == []
 
 
+@pytest.mark.parametrize("loss", [None, math.nan, math.inf])
+def test_of_equal_epochs_one_without_a_loss_comes_last(loss: float | None) -> None:
+    retention = Retention(None, 1)
+    retention.add(1, 0.9, 1, loss)
+    retention.add(2, 0.9, 1, 5.0)
+    assert retention.kept_epochs() == [2]
+
+
 def test_an_epoch_without_a_number_is_never_among_the_best() -> None:
     retention = Retention(None, 5)
     for epoch, value in enumerate([0.5, math.nan, 0.9, None, math.inf], 1):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from healsg import BasicTask, TaskTrainer
 from healsg.build import build_task
 from healsg.errors import ConfigError
+from healsg.evaluation.evaluator import Loss
 from healsg.methods.supervised import Supervised
 from healsg.models.mlp import MLP
 from healsg.runner import TaskRunner
@@ -232,6 +233,18 @@ def test_an_evaluation_does_not_depend_on_the_batch() -> None:
         task.build()
         losses.append(task.val_epoch.run()["loss"])
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-12)
+
+
+@pytest.mark.parametrize("ignored", [2, -100])
+def test_an_ignored_class_counts_in_no_batch_of_an_evaluation(ignored: int) -> None:
+    """In a batch of it alone, in one with others, and in one without it."""
+    criterion = nn.CrossEntropyLoss(ignore_index=ignored)
+    output = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = torch.tensor([ignored, ignored, ignored, 0, ignored, 3, 1, 0, 3])
+    loss = Loss(criterion)
+    for rows in torch.arange(9).split(3):
+        loss.update(output[rows], target[rows])
+    assert loss.of([loss.packed()]) == pytest.approx(criterion(output, target).item())
 
 
 def test_smoothed_and_weighted_is_torchs() -> None:
