@@ -316,6 +316,11 @@ def rates(*given: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD([{"params": [parameter], "lr": rate} for parameter, rate in parameters])
 
 
+def grouped(settings: dict[str, Any]) -> torch.optim.Optimizer:
+    group = {"params": NETWORK.parameters(), **settings}
+    return returned.optimizer(torch.optim.SGD([group], lr=0.1, momentum=0.9), NETWORK)
+
+
 @pytest.mark.parametrize(
     ("check", "value", "words"),
     [
@@ -331,6 +336,12 @@ def rates(*given: Any) -> torch.optim.Optimizer:
         ),
         (lambda rate: returned.optimizer(rates(rate), NETWORK), math.nan, "build_optimizer: its lr is nan, which"),
         (lambda rate: returned.optimizer(rates(rate), NETWORK), torch.tensor(math.inf), "its lr is inf"),
+        (grouped, {"lr": None}, "build_optimizer: a group of parameters has lr=None, which is not a number; leave"),
+        (
+            grouped,
+            {"lr": "0.1"},
+            "build_optimizer: a group of parameters has lr='0.1', which is not a number",
+        ),
         (lambda rate: returned.optimizer(rates(0.1, rate), NETWORK), math.nan, "build_optimizer: its lr is nan, which"),
         (returned.scheduler, torch.optim.lr_scheduler.StepLR, "build_scheduler: returned the class StepLR"),
         (returned.epoch_numbers, {"train": {}, "own": 3.0}, "run_epoch: returned float for 'own'"),
@@ -350,6 +361,7 @@ def test_what_cannot_be_used_is_named_by_what_returned_it(check: Any, value: Any
 
 
 def test_what_can_be_used_is_passed_on() -> None:
+    assert grouped({"lr": np.float32(0.5), "foreach": None}).param_groups[0]["lr"] == 0.5
     task_loss = NETWORK(torch.ones(3, 2)).mean() + 2 * Mean(LOSS, 3)
     returned.explain_step({"loss": task_loss, "other": 3})
     returned.explain_scalars({"loss": torch.ones(1), "count": 3})

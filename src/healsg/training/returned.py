@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -79,7 +80,8 @@ def optimizer(value: Any, model: nn.Module, *others: Any) -> Optimizer:
         others: other modules that may have trained parameters: the criterion, the method.
 
     Raises:
-        ConfigError: it is no optimizer, it has no parameter of these modules, or a setting of it is not finite.
+        ConfigError: it is no optimizer, it has no parameter of these modules, or a group of it has no learning rate or
+            a setting that is not finite.
     """
     if isinstance(value, type) or not (hasattr(value, "param_groups") and hasattr(value, "step")):
         way = "for several, join their parameters as groups of one"
@@ -93,6 +95,10 @@ def optimizer(value: Any, model: nn.Module, *others: Any) -> Optimizer:
         way = "give it self.model.parameters()"
         raise ConfigError(f"build_optimizer: none of its parameters belongs to the network; {way}")
     for group in value.param_groups:
+        rate = group.get("lr")
+        if not isinstance(rate, (Real, Tensor)):
+            way = "leave it out of the group for that of the optimizer" if "lr" in group else "the loop logs it"
+            raise ConfigError(f"build_optimizer: a group of parameters has lr={rate!r}, which is not a number; {way}")
         for name in ("lr", "weight_decay"):
             if isinstance(group.get(name), (int, float, Tensor)) and not math.isfinite(group[name]):
                 raise ConfigError(f"build_optimizer: its {name} is {float(group[name])}, which is not a finite number")
