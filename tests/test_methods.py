@@ -27,7 +27,7 @@ from healsg.runner import TaskRunner
 from healsg.runs.checkpoint import load
 from healsg.training.averaging import Average
 from healsg.training.layers import Freezing
-from healsg.training.step import MicroBatch, TrainBatch
+from healsg.training.step import MicroBatch, Samples, TrainBatch
 from helpers import METHODS, beside, goes_on_exactly, lines, record, taken
 from test_cost import watch
 
@@ -440,7 +440,7 @@ def test_logit_adjustment_in_and_after_training() -> None:
             evaluated = task.model(input)
         with torch.no_grad():
             plain = task.model.train()(input)
-            loss = method.train_step(task, {"input": input, "target": target})["loss"]
+            loss = method.train_step(task, TrainBatch({"input": input, "target": target}, Samples(4)))["loss"]
         if when == "after":
             torch.testing.assert_close(evaluated, plain - offset.float())
             torch.testing.assert_close(loss, F.cross_entropy(plain, target))

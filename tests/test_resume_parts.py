@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -113,6 +115,45 @@ class OwnSchedule(BasicTask):
 def test_the_schedules_of_torch_go_on(schedule: str) -> None:
     own = ["task._target_=test_resume_parts.OwnSchedule", "trusted=[test_resume_parts]"]
     goes_on_exactly([5], *SHORT, *own, f"+args.schedule='{schedule}'")
+
+
+class Jitter(lr_scheduler.ExponentialLR):
+    """A schedule of one's own that draws its rates from the generators of Python, NumPy and torch."""
+
+    def __init__(self, optimizer: Any, interval: str) -> None:
+        self.interval = interval
+        super().__init__(optimizer, 0.9)
+
+    def step(self, epoch: int | None = None) -> None:
+        super().step()
+        for group in self.optimizer.param_groups:
+            group["lr"] *= 0.5 + (random.random() + float(np.random.rand()) + float(torch.rand(()))) / 3
+
+
+class OwnJitter(BasicTask):
+    def build_scheduler(self) -> Any:
+        return Jitter(self.optimizer, self.config.args.interval)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")  # a resume after the last step of the first epoch
+@pytest.mark.parametrize("eval_every", [1, 2])
+@pytest.mark.parametrize("interval", ["update", "epoch"])
+def test_a_schedule_that_draws_random_numbers_goes_on(interval: str, eval_every: int) -> None:
+    """Also after an epoch without an evaluation, which would seed the generators for its batches."""
+    own = ["task._target_=test_resume_parts.OwnJitter", "trusted=[test_resume_parts]", f"+args.interval={interval}"]
+    goes_on_exactly(None, *SHORT, *own, "runner.epochs=3", f"runner.eval_every={eval_every}")
+
+
+class Impatient(Callback):
+    """Stops when a number that it draws says so."""
+
+    def on_epoch_end(self, numbers: dict[str, Any], monitor: str, sign: int) -> str | None:
+        return "enough" if numbers["epoch"] > 3 and random.random() < 0.5 else None
+
+
+def test_a_callback_that_draws_random_numbers_goes_on() -> None:
+    own = ["+runner.callbacks.own._target_=test_resume_parts.Impatient", "trusted=[test_resume_parts]"]
+    goes_on_exactly([5, 7], *SHORT, "runner.epochs=12", "runner.eval_every=20", *own)
 
 
 @pytest.mark.parametrize(("features", "size"), [(30, 50), (75, 10), (7, 5), (64, 3)])

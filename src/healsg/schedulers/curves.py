@@ -42,6 +42,7 @@ class Schedule:
         steps_per_epoch: updates of an epoch.
     """
 
+    draws_only_from_torch = True
     needs_metric = False
 
     def __init__(self, curve: Curve, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> None:

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 def only_from_torch(task: Task) -> bool:
     """Whether it is certain that training steps draw random numbers from torch's generators alone.
 
-    The classes of the method, the model, the runner, the criterion and the optimizer declare it
-    (``TaskMethod.draws_only_from_torch``); torch's own criteria and optimizers draw nothing. Otherwise Python's and
-    NumPy's generators are seeded before each step too, since a mixup with ``numpy.random.beta`` would draw other
-    numbers in a resumed run.
+    The classes of the method, the model, the runner, the criterion, the optimizer and a schedule that is stepped with
+    each update declare it (``TaskMethod.draws_only_from_torch``); torch's own criteria and optimizers draw nothing.
+    Otherwise Python's and NumPy's generators are seeded before each step too, since a mixup with ``numpy.random.beta``
+    would draw other numbers in a resumed run.
     """
     if task.custom_network or task.custom_epoch:
         return False
-    parts = (task.task_method, task.task_model, task.runner, task.criterion, task.optimizer)
+    parts: list[object] = [task.task_method, task.task_model, task.runner, task.criterion, task.optimizer]
+    if task.scheduler is not None and task.interval == "update":
+        parts.append(task.scheduler)
     return all(declares(part, "draws_only_from_torch") or _is_of_torch(part) for part in parts)
 
 
