@@ -17,6 +17,7 @@ import pytest
 
 from healsg import TaskTrainer
 from healsg.cli import main
+from healsg.commands.terminal import effect
 from healsg.errors import HealsgError
 from healsg.runs import checkpoint
 from helpers import Program, command, healsg
@@ -171,6 +172,40 @@ def test_a_saved_configuration_is_data(tmp_path: Path, program: Program, monkeyp
     assert not Path("harm").exists()
     (folder / "config.yaml").write_text(true)
     assert program(healsg("eval", "run")).returncode == 0
+
+
+# --- settings without an effect --------------------------------------------------------------------------------------
+
+LEFT_OUT = ["method.optimizer.lr=3", "method.optimizer={lr: 3}", "+method.scheduler.warmup=0.1", "method.ema=0.9"]
+LEFT_OUT += ["method.mixup=0.2", "runner.epochs=9", "runner.compile=true", "runner.processes=2"]
+
+
+def test_settings_that_have_no_effect_without_training_are_refused(program: Program, here: Here) -> None:
+    trained(program)
+    commands = {
+        "eval": ["eval", "run"],
+        "predict": ["predict", "run", "nothing.csv"],
+        "export": ["export", "run", "--out", "exported"],
+        "serve": ["serve", "run"],
+    }
+    for setting in LEFT_OUT:
+        key = "method.optimizer.lr" if "lr" in setting else setting.partition("=")[0].lstrip("+")
+        for command_name, line in commands.items():
+            way = f"error: {key}: has no effect in healsg {command_name}, which trains nothing"
+            refused(here(*line, setting), 2, way, "; leave it out")
+    refused(here("eval", "run", "runner.epochs=9"), 2, "of runner, device, precision,")
+
+
+def test_settings_that_have_an_effect_without_training_are_taken(program: Program, here: Here) -> None:
+    trained(program, "method=simclr", "runner.limit_batches=2")
+    few = here("eval", "run", "method.neighbours=1")
+    many = here("eval", "run", "method.neighbours=500", "runner.precision=fp64", "runner.threads=1")
+    assert (few.returncode, many.returncode) == (0, 0), few.stderr + many.stderr
+    assert few.stdout != many.stdout
+
+
+def test_the_settings_that_have_an_effect_are_arguments_of_the_runner() -> None:
+    assert {*effect.RUNNER, *effect.CHECKED} <= effect.arguments("healsg.runner.TaskRunner")
 
 
 # --- disks ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from healsg import safefiles
+from healsg.commands.terminal.effect import require_effect
 from healsg.commands.terminal.flags import Flags
 from healsg.config.schema import Composed
 from healsg.errors import ConfigError, DataError, RunError, one_line
@@ -55,6 +56,7 @@ def run(arguments: list[str]) -> int:
     if safefiles.kind_of(out):
         raise ConfigError(f"--out: {out} is there already; name a folder that is not, or remove it")
     composed = load_saved(folder, [*PLAIN, *args.settings])
+    require_effect("export", args.settings)
     facts = export(folder, composed, args.to, out, args.checkpoint)
     print(json.dumps(finite(facts), ensure_ascii=False) if args.json else _summary(facts))
     return 0

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 
+from healsg.commands.terminal.effect import require_effect
 from healsg.commands.terminal.flags import Flags
 from healsg.errors import ConfigError, RunError
 from healsg.runs.folder import find
@@ -41,6 +42,7 @@ def run(arguments: list[str]) -> int:
     args = flags.read(arguments)
     folder = find(args.run)
     composed = load_saved(folder, args.settings)
+    require_effect("serve", args.settings)
     check_packages()
     share_one_heap()  # the thread that answers differs from request to request
     listening = listen(args.host, args.port)

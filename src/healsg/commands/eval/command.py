@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from healsg.commands.terminal import tables
 from healsg.commands.terminal.arguments import composed_once
+from healsg.commands.terminal.effect import require_effect
 from healsg.commands.terminal.flags import Flags, page_file
 from healsg.commands.terminal.parts import with_parts
 from healsg.errors import ConfigError
@@ -50,6 +51,7 @@ def run(arguments: list[str]) -> int:
     page = page_file(args.page)
     folder = composed_once(lambda: find(args.run))
     composed = composed_once(lambda: with_parts(folder, overrides, GROUPS, args.config_dir))
+    composed_once(lambda: require_effect("eval", overrides))
     from healsg import distributed
     from healsg.runs.evaluations import write_evaluation
     from healsg.trainer import TaskTrainer

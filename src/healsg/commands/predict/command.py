@@ -16,6 +16,7 @@ from healsg import safefiles
 from healsg.commands.predict.explanations import Explanations
 from healsg.commands.predict.masks import predict_masks
 from healsg.commands.predict.request import UNREADABLE, Request
+from healsg.commands.terminal.effect import require_effect
 from healsg.commands.terminal.flags import Flags, require_writable
 from healsg.config.names import did_you_mean
 from healsg.errors import ConfigError, RunError, one_line
@@ -191,6 +192,7 @@ def _augmentations(value: str) -> list[str]:
 def predict(request: Request) -> int:
     """Predict, and write as it goes; returns the exit status. Raises HealsgError."""
     composed = [load_saved(folder, request.overrides) for folder in request.runs]
+    require_effect("predict", request.overrides)
     from healsg.datasets.new_samples.samples import samples_of
     from healsg.evaluation.ensemble import Ensemble
     from healsg.trainer import TaskTrainer

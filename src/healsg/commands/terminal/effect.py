@@ -1,0 +1,46 @@
+"""Which settings of a run have an effect when its weights are only used, and not trained further."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from healsg.config.overrides import parse
+from healsg.config.signature import constructor
+from healsg.config.values import flat
+from healsg.errors import ConfigError
+
+RUNNER = ("device", "precision", "channels_last", "threads", "deterministic", "limit_batches", "timeout")
+"""The arguments of TaskRunner that have an effect where nothing is trained."""
+
+CHECKED = ("monitor", "mode")
+"""Those that are checked nonetheless where the whole task is built, so that they may follow a change of the metrics."""
+
+
+def require_effect(command: str, overrides: Sequence[str]) -> None:
+    """Raise ConfigError for an override that a command which trains nothing would ignore.
+
+    These are the arguments that every method has (optimizer, schedule, averages, freezing), those for labelled samples
+    of a step (mixup), and those of ``TaskRunner`` that only matter to the loop. The further arguments of a method may
+    have an effect, such as the neighbours of a k-NN evaluation, and so may those of a user's own runner.
+
+    Args:
+        command: its name, for the message.
+        overrides: changes of the run's settings.
+    """
+    without = {
+        "method": arguments("healsg.methods.supervised.Supervised"),
+        "runner": arguments("healsg.runner.TaskRunner") - {*RUNNER, *CHECKED},
+    }
+    for override in parse(overrides):
+        for key, _ in flat(override.value(), override.key_or_group):
+            node, _, name = key.partition(".")
+            if name.split(".")[0] in without.get(node, ()):
+                has = f"; of runner, {', '.join(RUNNER)} have one" if node == "runner" else ""
+                raise ConfigError(f"{key}: has no effect in healsg {command}, which trains nothing{has}; leave it out")
+
+
+def arguments(target: str) -> set[str]:
+    """The names of the arguments of a constructor, those of its base classes included."""
+    found = constructor(target)
+    assert found is not None
+    return set(found.parameters)
