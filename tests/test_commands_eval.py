@@ -81,7 +81,8 @@ def test_eval_with_other_settings(program: Program, here: Here) -> None:
     usual = json.loads(here("eval", "runs/run").stdout)["metrics"]
     changes = [
         "data.batch_size=7",
-        "method.optimizer.lr=1e-3",
+        "method.scheduler=null",
+        "method.optimizer._target_=torch.optim.AdamW",
         "data.root='a b'",
         "runner.callbacks={}",
         "+args.x=1e-3",
@@ -205,7 +206,7 @@ def test_settings_that_have_an_effect_without_training_are_taken(program: Progra
 
 
 def test_the_settings_that_have_an_effect_are_arguments_of_the_runner() -> None:
-    assert {*effect.RUNNER, *effect.CHECKED} <= effect.arguments("healsg.runner.TaskRunner")
+    assert {*effect.RUNNER, *effect.BUILT} <= effect.arguments("healsg.runner.TaskRunner")
 
 
 # --- disks ---------------------------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from healsg.errors import ConfigError
 RUNNER = ("device", "precision", "channels_last", "threads", "deterministic", "limit_batches", "timeout")
 """The arguments of TaskRunner that have an effect where nothing is trained."""
 
-CHECKED = ("monitor", "mode")
-"""Those that are checked nonetheless where the whole task is built, so that they may follow a change of the metrics."""
+BUILT = ("callbacks", "monitor", "mode")
+"""Those that have none, but are built or checked with the runner: a callback may be missing on this machine, and the
+monitor follows a change of the metrics."""
 
 
 def require_effect(command: str, overrides: Sequence[str]) -> None:
@@ -21,7 +22,8 @@ def require_effect(command: str, overrides: Sequence[str]) -> None:
 
     These are the arguments that every method has (optimizer, schedule, averages, freezing), those for labelled samples
     of a step (mixup), and those of ``TaskRunner`` that only matter to the loop. The further arguments of a method may
-    have an effect, such as the neighbours of a k-NN evaluation, and so may those of a user's own runner.
+    have an effect, such as the neighbours of a k-NN evaluation, and so may those of a user's own runner. Another
+    ``_target_`` or ``method.scheduler=null`` is accepted, since the class of the run may be missing on this machine.
 
     Args:
         command: its name, for the message.
@@ -29,10 +31,13 @@ def require_effect(command: str, overrides: Sequence[str]) -> None:
     """
     without = {
         "method": arguments("healsg.methods.supervised.Supervised"),
-        "runner": arguments("healsg.runner.TaskRunner") - {*RUNNER, *CHECKED},
+        "runner": arguments("healsg.runner.TaskRunner") - {*RUNNER, *BUILT},
     }
     for override in parse(overrides):
-        for key, _ in flat(override.value(), override.key_or_group):
+        values = dict(flat(override.value(), override.key_or_group))
+        if any(key.endswith("._target_") for key in values) or values == {"method.scheduler": None}:
+            continue
+        for key in values:
             node, _, name = key.partition(".")
             if name.split(".")[0] in without.get(node, ()):
                 has = f"; of runner, {', '.join(RUNNER)} have one" if node == "runner" else ""
