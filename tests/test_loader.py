@@ -363,7 +363,7 @@ def test_each_micro_batch_knows_the_samples_of_its_whole_update() -> None:
     loader = streams(numbered(10), numbered(100), Sharding(accumulate=2))
     updates: dict[int, list[tuple[Any, Any]]] = {}
     for position, (batch, rows) in enumerate(loader.batches(0)):
-        made = loader.counted(batch, rows, position)
+        made = loader.as_train_batch(batch, rows, position)
         own = tuple(made[stream].samples.update for stream in ("labelled", "unlabelled"))
         updates.setdefault(position // 2, []).append(own)
     assert updates == {update: [(8, 24)] * 2 for update in range(4)} | {4: [(2, 4)]}, "the last update is a rest"

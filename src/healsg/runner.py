@@ -248,7 +248,7 @@ class TaskRunner:
         self.progress.start_epoch(task.epoch, plan.length)
         libraries = not draws.only_from_torch(task)
         for values, rows in loader.batches_for_steps(position.epoch, position.batch, plan.last_batch(position)):
-            batch = loader.counted(values, rows, position.batch)
+            batch = loader.as_train_batch(values, rows, position.batch)
             position.take_batch()
             self.progress.batch(position.batch, rows)
             seed_step(self.device_setup.device, position.batch, epoch_seed, libraries)

@@ -142,8 +142,8 @@ class ForeignLoader:
         except Exception as error:
             raise DataError(f"the {self.name} loader cannot begin: {_cause(error)}") from error
 
-    def counted(self, batch: Batch, rows: int, position: int) -> TrainBatch:
-        """See ``Loader.counted``; the batches of ``batches`` have their ``Samples`` already."""
+    def as_train_batch(self, batch: Batch, rows: int, position: int) -> TrainBatch:
+        """See ``Loader.as_train_batch``; the batches of ``batches`` have their ``Samples`` already."""
         assert isinstance(batch, TrainBatch)
         return batch
 

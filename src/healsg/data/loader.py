@@ -255,7 +255,7 @@ class Loader:
             if error is not None:
                 raise error
 
-    def counted(self, batch: Batch, rows: int, position: int) -> TrainBatch:
+    def as_train_batch(self, batch: Batch, rows: int, position: int) -> TrainBatch:
         """A batch as a training step gets it.
 
         Args:
