@@ -57,7 +57,7 @@ def test_cuda_graphs_are_torchs_own_and_need_a_gpu(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match=r"^runner.cuda_graph: needs a GPU that has CUDA, and this run is on cpu$"):
         train(*MLP, "runner.cuda_graph=true", "runner.device=cpu")
     for more in ("runner.accumulate=2", "runner.auto_accumulate=true"):
-        with pytest.raises(ConfigError, match=r"^runner.cuda_graph: .*; do not accumulate$"):
+        with pytest.raises(ConfigError, match=r"^runner.cuda_graph: .*; do not accumulate them$"):
             train(*MLP, "runner.cuda_graph=true", more)
     with pytest.raises(ConfigError, match=r"^runner.cuda_graph: .*; set runner.compile=true$"):
         train(*MLP, "runner.cuda_graph=true", "runner.compile=regional")

@@ -144,7 +144,7 @@ def test_cases_are_kept_at_the_end_and_shown_worst_first(asked: Answer, capsys: 
 
 
 def test_what_a_large_volume_takes_is_told_before(asked: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("healsg.commands.predict.masks.TOLD", 0)
+    monkeypatch.setattr("healsg.commands.predict.masks.REPORTED", 0)
     status, _, told = asked("run0", "scans/images/case1.nii.gz", "--out", "masks")
     assert status == 0
     assert "case1.nii.gz: takes about " in told.splitlines()[0]

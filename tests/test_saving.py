@@ -149,7 +149,7 @@ class OwnUpdate(TaskRunner):
         scalars = self.backward(logs, micro)
         task.optimizer.step()
         task.optimizer.zero_grad()
-        self.at.count_update()
+        self.position.count_update()
         return scalars, True
 
 

@@ -365,7 +365,7 @@ def test_schedule_free_weights_are_the_evaluated_ones(method: str) -> None:
     [
         (["method=mae"], r"method: mae hides patches from a transformer, not MLP; model=vit"),
         (["method=mae", *VIT, "model.patch=8"], r"method: mae hides some of .* patches, two or more; set model\.patch"),
-        (["method=mae", *VIT, "method.heads=3"], r"method\.heads: 3 heads do not divide method\.width=64"),
+        (["method=mae", *VIT, "method.heads=3"], r"method\.heads: 3 does not divide method\.width=64"),
         (["method=vicreg", "data.balanced=true"], r"data\.balanced: the method learns without labels; leave it out"),
         (["method=simclr", "runner.auto_accumulate=true"], r"the loss of SimCLR is no mean over samples"),
         (["method=byol", "task._target_=test_selfsupervised.Own"], r"BYOL needs views of the samples; .* own has none"),

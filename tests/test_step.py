@@ -364,7 +364,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 def test_only_parts_that_say_so_and_torchs_own_draw_from_torch_alone(changed: dict[str, Any], only: bool) -> None:
     parts = {"task_method": Supervised(optimizer=torch.optim.SGD), "task_model": MLP(), "runner": TaskRunner()}
     weight = nn.Parameter(torch.ones(1))
-    parts |= {"criterion": nn.CrossEntropyLoss(), "optimizer": torch.optim.SGD([weight], lr=0.1)}
+    parts |= {"criterion": nn.CrossEntropyLoss(), "optimizer": torch.optim.SGD([weight], lr=0.1), "scheduler": None}
     task: Any = SimpleNamespace(**{"custom_epoch": False, "custom_network": False, **parts, **changed})
     assert only_from_torch(task) is only
 
