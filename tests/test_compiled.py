@@ -18,6 +18,10 @@ from healsg.runs.checkpoint import load
 from healsg.training.device import DeviceSetup, repeated
 from helpers import lines, stopping_at
 
+# A process whose first backward pass is torch's own, of a graph that it compiles, cannot be forked for training any more,
+# as tests that come after these do.
+torch.ones(1, requires_grad=True).sum().backward()
+
 MLP = ["model=mlp", "model.width=16"]
 VIT = ["model=vit", "model.depth=4", "model.width=12", "model.heads=2"]
 LAST = 19
