@@ -18,8 +18,8 @@ from healsg.runs.checkpoint import load
 from healsg.training.device import DeviceSetup, repeated
 from helpers import lines, stopping_at
 
-# A process whose first backward pass is torch's own, of a graph that it compiles, cannot be forked for training any more,
-# as tests that come after these do.
+# A process whose first backward pass is that of a graph which torch compiles cannot be forked for training any more, as
+# tests that come after these do.
 torch.ones(1, requires_grad=True).sum().backward()
 
 MLP = ["model=mlp", "model.width=16"]
