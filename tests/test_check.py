@@ -13,6 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from healsg.config.check import check, explain_addition, explain_option, explain_unknown, explain_word, option_of
+from healsg.config.compose import Composer
 from healsg.config.signature import constructor
 from healsg.errors import ConfigError
 from helpers import REPOSITORY
@@ -202,7 +203,7 @@ class Base:
 
 class Part(Base):
     def __init__(self, nesterov: Annotated[bool, Requires("momentum")] = False, unknown: float = 1.0 + 0,
-        heads: Annotated[Count, Divides("width")] = 4, width: Count = 64,
+        heads: Annotated[Count, Divides(other="width")] = 4, width: Count = 64,
         depth: Annotated[int, Range(low=8, step=6)] = 8, more: Annotated[bool, Requires("unknown")] = False,
         **common: float):
         super().__init__(**common)
@@ -223,18 +224,39 @@ class Part(Base):
         ({"depth": 20}, ""),
         ({"depth": 18}, "part.depth: 18 is out of range: >= 8 in steps of 6"),
         ({"more": True}, ""),
+        ({"nesterov": True, "momentum": 0.0, "_partial_": True}, "part.nesterov: true needs part.momentum"),
+        ({"width": 30, "_partial_": True}, ""),
     ],
 )
 def test_arguments_that_do_not_go_together_are_one_line(
     arguments: dict[str, Any], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those of base classes, and those that stand at their defaults; a default that is no literal is not known."""
+    """Also those of base classes, and those that stand at their defaults; a default that is no literal is not known,
+    and one of a partial may be replaced by its caller."""
     (tmp_path / "my_related.py").write_text(RELATED)
     (tmp_path / "my_top.py").write_text("class Top:\n    def __init__(self, part): ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     config = {"part": {"_target_": "my_related.Part", **arguments}}
     with pytest.raises(ConfigError) if line else contextlib.nullcontext() as caught:
         check(config, schema_target="my_top.Top", project=[tmp_path])
+    assert caught is None or str(caught.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "line"),
+    [
+        (
+            "_target_: torch.optim.SGD, nesterov: true",
+            "method.optimizer.nesterov: true needs method.optimizer.momentum",
+        ),
+        ("_target_: torch.optim.SGD, nesterov: true, momentum: 0.9", ""),
+        ("_target_: torch.optim.Muon, momentum: 0.0", ""),
+    ],
+)
+def test_the_optimizer_is_called_with_the_parameters_alone(optimizer: str, line: str) -> None:
+    override = f"+method.optimizer={{{optimizer}, _partial_: true, lr: 0.1}}"
+    with pytest.raises(ConfigError) if line else contextlib.nullcontext() as caught:
+        Composer().compose(["~method.optimizer", override])
     assert caught is None or str(caught.value).startswith(line)
 
 

@@ -178,7 +178,8 @@ def test_a_saved_configuration_is_data(tmp_path: Path, program: Program, monkeyp
 # --- settings without an effect --------------------------------------------------------------------------------------
 
 LEFT_OUT = ["method.optimizer.lr=3", "method.optimizer={lr: 3}", "+method.scheduler.warmup=0.1", "method.ema=0.9"]
-LEFT_OUT += ["method.mixup=0.2", "runner.epochs=9", "runner.compile=true", "runner.processes=2"]
+LEFT_OUT += ["method.mixup=0.2", "runner.epochs=9", "runner.compile=true", "runner.processes=2", "name=other"]
+LEFT_OUT += ["init_from=other", "fresh=true"]
 
 
 def test_settings_that_have_no_effect_without_training_are_refused(program: Program, here: Here) -> None:
@@ -195,6 +196,8 @@ def test_settings_that_have_no_effect_without_training_are_refused(program: Prog
             way = f"error: {key}: has no effect in healsg {command_name}, which trains nothing"
             refused(here(*line, setting), 2, way, "; leave it out")
     refused(here("eval", "run", "runner.epochs=9"), 2, "of runner, device, precision,")
+    assert here("eval", "run", "runner.limit_batches=1").returncode == 0
+    refused(here(*commands["predict"], "runner.limit_batches=1"), 2, "runner.limit_batches: has no effect in healsg")
 
 
 def test_settings_that_have_an_effect_without_training_are_taken(program: Program, here: Here) -> None:
@@ -206,7 +209,7 @@ def test_settings_that_have_an_effect_without_training_are_taken(program: Progra
 
 
 def test_the_settings_that_have_an_effect_are_arguments_of_the_runner() -> None:
-    assert {*effect.RUNNER, *effect.BUILT} <= effect.arguments("healsg.runner.TaskRunner")
+    assert {*effect.RUNNER, *effect.PASS, *effect.BUILT} <= effect.arguments("healsg.runner.TaskRunner")
 
 
 # --- disks ---------------------------------------------------------------------------------------------------------

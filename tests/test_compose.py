@@ -168,3 +168,26 @@ def test_a_composition_names_the_folder_of_the_command(tmp_path: Path, monkeypat
         with monkeypatch.context() as there:
             there.chdir(name)
             assert Composer().compose([]).hydra["runtime"]["cwd"] == str(tmp_path / name)
+
+
+def test_a_search_path_in_a_primary_config_is_searched_in_each_composition(tmp_path: Path) -> None:
+    (tmp_path / "cd").mkdir()
+    (tmp_path / "extra/args").mkdir(parents=True)
+    (tmp_path / "cd/mine.yaml").write_text(
+        f"defaults: [config, _self_]\nhydra: {{searchpath: ['file://{tmp_path}/extra']}}\n"
+    )
+    composer = Composer(str(tmp_path / "cd"), "mine")
+    option = tmp_path / "extra/args/big.yaml"
+    for size in (7, 78):
+        option.write_text(f"size: {size}\n")
+        assert composer.compose(["+args=big"], checked=False).values["args"] == {"size": size}
+        assert composer.compose(["+args=big", "args.size=8"], checked=False).values["args"] == {"size": 8}
+
+
+def test_an_option_that_is_named_by_the_environment_is_chosen_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [config, {override data: '${oc.env:CHOSEN,digits}'}, _self_]\n")
+    for chosen in ("digits", "synthetic"):
+        monkeypatch.setenv("CHOSEN", chosen)
+        assert Composer(str(tmp_path), "mine").compose(["seed=1"], checked=False).choices["data"] == chosen

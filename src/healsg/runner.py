@@ -410,21 +410,23 @@ class TaskRunner:
         self.best_tracker.check(task.measured_names(), directions)
         recording = self.profiling.recording(checkpointer.folder.path, task.device)
         profiled = recording if self.parallel.rank == 0 else contextlib.nullcontext()
-        device = self.device_setup.device
-        epoch_seed, end_seed = mix(task.config.seed, "epoch"), mix(task.config.seed, "epoch end")
         with self.reporting_to(checkpointer), diagnose.explained(task, checkpointer), profiled:
             while self.epoch < self.max_epoch and self.stop_reason is None:
                 if self.pause_after is not None and self.epoch >= self.pause_after:
                     checkpointer.pause(task)
                 began = time.monotonic()
-                # for what a task's own run_epoch draws before its passes
-                seed_step(device, self.epoch, epoch_seed, libraries=True)
+                self.seed_epoch(task, "epoch")
                 results = task.run_epoch()
                 seconds = time.monotonic() - began
-                # for what the schedule and the callbacks draw: a run resumed after the last step has seeded nothing yet
-                seed_step(device, self.epoch, end_seed, libraries=True)
+                self.seed_epoch(task, "epoch end")
                 self.end_epoch(task, results, seconds, directions)
             checkpointer.finish(task)
+
+    def seed_epoch(self, task: Task, purpose: str) -> None:
+        """Seed what is drawn outside of steps and evaluations: by a task's own ``run_epoch`` before its passes, and at
+        the end of an epoch, which a resumed run may reach without a step, by the schedule and the callbacks."""
+        seed = mix(task.train_loader.sharding.seed, purpose)
+        seed_step(self.device_setup.device, self.epoch, seed, libraries=True)
 
     def eval_due(self) -> bool:
         """Whether this epoch ends with an evaluation."""

@@ -24,6 +24,9 @@ DEEPEST = 32
 _ASSEMBLED = ("task",)
 """Nodes whose remaining arguments are passed when the task is assembled."""
 
+_OPTIMIZER = "method.optimizer"
+"""The partial that is called with the parameters alone; callers of others may give further arguments."""
+
 _SHARE = Range(0, 1, open_high=True)
 _UNIT = Range(0, 1)
 _FROM_ZERO = Range(low=0)
@@ -38,7 +41,7 @@ _RELATIONS: dict[str, tuple[Relation, ...]] = {
     "nesterov": (Requires("momentum"), Excludes("dampening")),
     "fused": (Excludes("foreach"), Excludes("differentiable")),
 }
-"""Relations between arguments of torch.optim, where its constructors have both."""
+"""Relations between arguments of torch.optim, for constructors that have all of them: the momentum of Muon may be 0."""
 
 
 def check(
@@ -107,11 +110,16 @@ def _check_node(key: str, node: dict[str, Any], trusted: Sequence[str], project:
             raise ConfigError(f"{path}: {last} takes no {name}{near}")
         else:
             _refuse(misfit(path, value, ANY))
-    if node.get("_partial_") is not True and key not in _ASSEMBLED:
+    partial = node.get("_partial_") is True
+    if not partial and key not in _ASSEMBLED:
         _refuse_missing(key, parameters, node, last)
-    values = {name: node.get(name, parameter.default) for name, parameter in parameters.items()}
+    may_be_given_later = partial and key != _OPTIMIZER
+    values = {name: node.get(name, ... if may_be_given_later else one.default) for name, one in parameters.items()}
     for name, parameter in parameters.items():
-        for relation in _RELATIONS.get(name, ()) if of_torch else parameter.relations:
+        relations = _RELATIONS.get(name, ()) if of_torch else parameter.relations
+        if of_torch and any(relation.other not in parameters for relation in relations):
+            continue
+        for relation in relations:
             _refuse(conflict(key, name, values, relation))
 
 

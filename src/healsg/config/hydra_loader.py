@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,16 +43,23 @@ _read: dict[tuple[str, Stamp], ConfigResult | None] = {}
 """What this process has read, by provider and file."""
 
 
+_CHANGING = object()
+"""In the place of a stamp, and equal to none."""
+
+_RESOLVER = re.compile(r"\$\{[^{}]*:")
+"""An interpolation that calls a resolver, such as ``${oc.env:DATA}``."""
+
+
 class _ChosenOptions(NamedTuple):
     """The composition of chosen options, before the overrides of values.
 
     Args:
         config: the configuration.
-        files: by ``group/option`` the file that was looked up for it; None for Hydra's own and for missing ones.
+        files: ``CheckedRepository.looked_up`` of it.
     """
 
     config: DictConfig
-    files: dict[str, Stamp | None]
+    files: dict[str, object]
 
 
 _chosen: dict[tuple[Any, ...], _ChosenOptions] = {}
@@ -79,16 +87,17 @@ class FileSource(FileConfigSource):
 class CheckedRepository(ConfigRepository):
     """The configuration files on the search path. Raises ConfigError for one that would expand beyond the limits."""
 
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path=config_search_path)
+        self.looked_up: dict[str, object] = {}
+        """By ``group/option`` the stamp of the file that was looked up, here or in a copy; None where there is no file,
+        and ``_CHANGING`` where its defaults list depends on more than the files."""
+
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
         super().initialize_sources(config_search_path)
         self.sources = [
             FileSource(source.provider, source.path) if source.scheme() == "file" else source for source in self.sources
         ]
-
-    def __init__(self, config_search_path: ConfigSearchPath) -> None:
-        super().__init__(config_search_path=config_search_path)
-        self.looked_up: dict[str, Stamp | None] = {}
-        """By ``group/option`` the files that were looked up, here and in copies; None where there is no file."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CheckedRepository:
         """Hydra copies the repository for each composition, in order to give the copy other sources."""
@@ -97,14 +106,18 @@ class CheckedRepository(ConfigRepository):
     def load_config(self, config_path: str) -> ConfigResult | None:
         """A copy of the cached content of a file: reading YAML is a third of a composition, and a process may compose
         many times, e.g. for the trials of a search."""
-        stamp = self.looked_up[config_path] = self.stamp(config_path)
+        stamp = self.stamp(config_path)
+        self.looked_up[config_path] = stamp
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is None or stamp is None:
             return super().load_config(config_path)
         key = (source.provider, stamp)
         if key not in _read:
             _read[key] = super().load_config(config_path)
-        return copy.deepcopy(_read[key])
+        result = copy.deepcopy(_read[key])
+        if result is not None and any(map(_RESOLVER.search, map(repr, result.defaults_list or ()))):
+            self.looked_up[config_path] = _CHANGING
+        return result
 
     def stamp(self, config_path: str) -> Stamp | None:
         """The stamp of the file that ``group/option`` is read from; None where there is no file."""
@@ -142,11 +155,14 @@ class CheckedLoader(ConfigLoaderImpl):
         """Hydra's composition, the larger part of which depends on the chosen options alone and is done once for them.
 
         The overrides of values are applied to a copy, which takes a tenth of the time; a search or a sweep composes for
-        each of its jobs. A composition is done again if one of its files has changed.
+        each of its jobs. A composition is done again if one of its files has changed, and as a whole if the search path
+        is extended by ``hydra.searchpath``.
         """
         parsed = OverridesParser.create().parse_overrides(overrides)
         special = any(override.is_sweep_override() or override.is_hydra_override() for override in parsed)
-        if special or run_mode is not RunMode.RUN:
+        primary = None if config_name is None else self.repository.load_config(config_name)
+        extended = primary is not None and OmegaConf.select(primary.config, "hydra.searchpath") is not None
+        if special or extended or run_mode is not RunMode.RUN:
             return super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         choices = list[Override]()
         values = list[Override]()

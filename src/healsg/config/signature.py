@@ -253,7 +253,8 @@ def _read_relations(annotation: ast.expr | None) -> Iterator[types.Relation]:
     for call in ast.walk(annotation) if annotation else ():
         if isinstance(call, ast.Call) and (kind := _RELATIONS.get(ast.unparse(call.func).rpartition(".")[2])):
             with suppress(ValueError, TypeError):
-                yield kind(*map(ast.literal_eval, call.args))
+                named = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+                yield kind(*map(ast.literal_eval, call.args), **named)
 
 
 def _fields(node: ast.ClassDef, module: Module, search: Sequence[Path]) -> dict[str, Parameter]:

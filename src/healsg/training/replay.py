@@ -77,6 +77,7 @@ def _epoch(task: Task, exempt: set[str], gradients: list[str]) -> None:
         gradients: filled with the names of parameters whose gradient is not finite at an update.
     """
     runner = task.runner
+    runner.seed_epoch(task, "epoch")
     task.net.train()
     for batch, micro in runner.train_batches(task):
         step = runner.step_count + 1
@@ -92,6 +93,7 @@ def _epoch(task: Task, exempt: set[str], gradients: list[str]) -> None:
     train = runner.meter.finish()
     results = {"train": train, "val": task.val_epoch.run() if runner.eval_due() else {}}
     directions = task.directions()
+    runner.seed_epoch(task, "epoch end")
     numbers = runner.epoch_numbers(task, results, 0.0)
     runner.step_epoch_schedule(task, numbers, directions)
     runner.best_tracker.update(numbers, directions)

@@ -9,8 +9,14 @@ from healsg.config.signature import constructor
 from healsg.config.values import flat
 from healsg.errors import ConfigError
 
-RUNNER = ("device", "precision", "channels_last", "threads", "deterministic", "limit_batches", "timeout")
+RUNNER = ("device", "precision", "channels_last", "threads", "deterministic")
 """The arguments of TaskRunner that have an effect where nothing is trained."""
+
+PASS = ("limit_batches", "timeout")
+"""Those that have one on a pass over a split besides, as in ``healsg eval``."""
+
+TOP = ("name", "init_from", "fresh", "search", "launcher")
+"""Settings of the whole run that have none."""
 
 BUILT = ("callbacks", "monitor", "mode")
 """Those that have none, but are built or checked with the runner: a callback may be missing on this machine, and the
@@ -29,9 +35,10 @@ def require_effect(command: str, overrides: Sequence[str]) -> None:
         command: its name, for the message.
         overrides: changes of the run's settings.
     """
+    acting = [*RUNNER, *PASS] if command == "eval" else list(RUNNER)
     without = {
         "method": arguments("healsg.methods.supervised.Supervised"),
-        "runner": arguments("healsg.runner.TaskRunner") - {*RUNNER, *BUILT},
+        "runner": arguments("healsg.runner.TaskRunner") - {*acting, *BUILT},
     }
     for override in parse(overrides):
         values = dict(flat(override.value(), override.key_or_group))
@@ -39,8 +46,8 @@ def require_effect(command: str, overrides: Sequence[str]) -> None:
             continue
         for key in values:
             node, _, name = key.partition(".")
-            if name.split(".")[0] in without.get(node, ()):
-                has = f"; of runner, {', '.join(RUNNER)} have one" if node == "runner" else ""
+            if node in TOP or name.split(".")[0] in without.get(node, ()):
+                has = f"; of runner, {', '.join(acting)} have one" if node == "runner" else ""
                 raise ConfigError(f"{key}: has no effect in healsg {command}, which trains nothing{has}; leave it out")
 
 
