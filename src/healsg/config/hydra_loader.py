@@ -173,12 +173,13 @@ class CheckedLoader(ConfigLoaderImpl):
             self._apply_overrides_to_config(values, config)
         except OmegaConfBaseException as error:  # as Hydra does
             raise ConfigCompositionException() from error
-        config.hydra.overrides.task = _lines(parsed)
-        config.hydra.runtime.cwd = os.getcwd()  # noqa: PTH109 - as Hydra does
         dirname = config.hydra.job.config.override_dirname
-        config.hydra.job.override_dirname = get_overrides_dirname(
+        name = get_overrides_dirname(
             parsed, kv_sep=dirname.kv_sep, item_sep=dirname.item_sep, exclude_keys=dirname.exclude_keys
         )
+        OmegaConf.update(config, "hydra.overrides.task", _lines(parsed), merge=False)
+        OmegaConf.update(config, "hydra.runtime.cwd", os.getcwd())  # noqa: PTH109 - as Hydra does
+        OmegaConf.update(config, "hydra.job.override_dirname", name)
         return config
 
     def _sets_value(self, override: Override) -> bool:

@@ -91,7 +91,7 @@ class Curve:
         self.warmup, self.interval = warmup, interval
 
     def shape(self, progress: float) -> float:
-        """The factor after the warm-up, at ``progress`` of the whole run: a function of it alone, which draws nothing."""
+        """The factor after the warm-up, a function of ``progress``, the share of the whole run, which draws nothing."""
         raise NotImplementedError
 
     def rest(self, progress: float) -> float:
