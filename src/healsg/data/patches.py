@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -187,7 +187,7 @@ def _with_shapes(source: Source, axes: int, read: int | None) -> tuple[list[Case
         return ([replace(case, shape=shape) for case in cases], True) if len(shape) == axes else ([], True)
     if not isinstance(source, DatasetSource):
         return [], True
-    cases = source.about.cases or [Case(source.name(place)) for place in _numbers_in(source)]
+    cases = source.about.cases or [Case(source.name(place)) for place in source.numbers]
     known = [case for case in cases if len(case.shape) == axes]
     if len(known) == len(cases):
         return known, True
@@ -199,11 +199,6 @@ def _with_shapes(source: Source, axes: int, read: int | None) -> tuple[list[Case
             shape = tuple(torch.as_tensor(source.sample(place)["input"]).shape[1:])
             found += [replace(cases[place], shape=shape)] if len(shape) == axes else []
     return known + found, len(known) + len(found) == len(cases)
-
-
-def _numbers_in(source: DatasetSource) -> Sequence[int]:
-    """The numbers that the samples of a source have in its data set."""
-    return range(len(source)) if source.indices is None else source.indices.tolist()
 
 
 def _named(case: Case) -> str:

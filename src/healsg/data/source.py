@@ -286,6 +286,11 @@ class DatasetSource:
     def __len__(self) -> int:
         return len(self.dataset) if self.indices is None else len(self.indices)
 
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The indices of all samples in the data set."""
+        return range(len(self)) if self.indices is None else self.indices.tolist()
+
     def fetch(
         self,
         index: Tensor,

@@ -165,7 +165,7 @@ def _reference_masks(predictor: Predictor, loader: Loader, folder: Path) -> tupl
     """The raw images of a split, as files, and the masks that HEALSg predicts for them."""
     source = next(iter(loader.sources.values()))
     if isinstance(source, DatasetSource) and isinstance(source.dataset, (MaskedFiles, ShardMasks)):
-        numbers = range(len(source)) if source.indices is None else source.indices.tolist()
+        numbers = source.numbers
         paths = [_picture_file(source.dataset, number, folder) for number in numbers]
         segmenter = Segmenter([("the run", predictor)])
         masks = []
@@ -205,7 +205,7 @@ def _reference_masks_of_volumes(predictor: Predictor, loader: Loader, folder: Pa
             "healsg export: masks of volumes are proved on NIfTI files, read as they lie; this set is none, or held in "
             "memory or a cache: data.in_memory=false data.cache=false"
         )
-    numbers = range(len(source)) if source.indices is None else source.indices.tolist()
+    numbers = source.numbers
     paths = []
     for images in (source.dataset.cases[number].images for number in numbers):
         if len(images) > 1 or extension(images[0]) not in NIFTI:

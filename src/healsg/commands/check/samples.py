@@ -142,7 +142,7 @@ def _read_tensors(source: TensorSource, info: DataInfo) -> Seen:
 
 
 def _read_files(seen: Seen, split: str, source: DatasetSource, info: DataInfo) -> None:
-    numbers = range(len(source)) if source.indices is None else source.indices.tolist()
+    numbers = source.numbers
     paths = _paths_of(source.dataset)
     targets = None
     if source.targets is not None and source.targets.dim() == 1 and not source.targets.is_floating_point():

@@ -70,7 +70,7 @@ def volume_facts(sources: Mapping[str, Source]) -> list[VolumeFacts]:
     found = []
     for split, source in sources.items():
         if isinstance(source, DatasetSource) and isinstance(source.dataset, PreparedCases):
-            numbers = range(len(source)) if source.indices is None else source.indices.tolist()
+            numbers = source.numbers
             for case in (source.dataset.cases[number] for number in numbers):
                 try:
                     found.append(_look(split, case, source.dataset.preparation))

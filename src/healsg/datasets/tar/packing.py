@@ -194,7 +194,7 @@ def _part(data: TaskData, name: str, source: Any, most: int, masked: bool, kept:
     if kept is not None:
         source = source.subset(kept)
         groups = {group: [names[place] for place in kept.tolist()] for group, names in groups.items()}
-    numbers = range(len(source)) if source.indices is None else source.indices.tolist()
+    numbers = source.numbers
     pictures = [_stored(source, number, dataset.stored) for number in numbers]
     masks = [_stored(source, number, dataset.stored_mask) for number in numbers] if masked else []  # type: ignore[attr-defined]
     sizes, mask_sizes = ([file.size for file in files] for files in (pictures, masks))
