@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from healsg.training.device import Compile, DeviceSetup
     from healsg.training.meter import Meter
     from healsg.training.parallel import Parallel
-    from healsg.training.plan import Plan
+    from healsg.training.plan import Plan, Position
     from healsg.training.progress import Progress
     from healsg.training.step import Accumulator, MicroBatch, Samples, TrainBatch
 
@@ -169,6 +169,8 @@ class Runner(Protocol):
     def ledger(self) -> SampleLedger | None: ...
 
     # --- how far the run is
+
+    position: Position
 
     @property
     def epoch(self) -> int: ...

@@ -67,7 +67,7 @@ def _not_finite(task: Task, checkpointer: Checkpointer, error: NotFiniteError) -
     """The error that names the step and, if the replay finds it, the tensor."""
     runner = task.runner
     batch = runner.batch_count - error.batches  # of the epoch, from 1, in which the loss was not finite
-    step = runner.step_count - -(-runner.batch_count // runner.accumulate) + -(-batch // runner.accumulate)
+    step = runner.position.epoch_start + -(-batch // runner.accumulate)
     checkpointer.writer.close()
     state, first = None, None
     with contextlib.suppress(Exception):  # an error in the replay must not hide the original one
